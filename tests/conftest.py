@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the genuine MNIST and CIFAR-10 files, or a skip that says how to give it."""
+    named = os.environ.get("NORMBENCH_TEST_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not (folder / "mnist").is_dir() or not (folder / "cifar-10-batches-py").is_dir():
+        pytest.skip(
+            f"no genuine data in {folder}: set NORMBENCH_TEST_DATA to a folder with "
+            "mnist/ and cifar-10-batches-py/"
+        )
+    return folder
+
+
+@pytest.fixture
+def tmp_store(tmp_path: Path) -> Path:
+    """An empty folder for a store of runs."""
+    store = tmp_path / "runs"
+    store.mkdir()
+    return store
