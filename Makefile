@@ -1,0 +1,69 @@
+# From nothing but Python 3.11 to 3.13, make and pip: every target sets up .venv by itself.
+PYTHON ?= python3
+# What pytest is given: make test ARGS="-m slow", make test ARGS="tests/norms -x".
+ARGS ?=
+# make lock UPGRADE=--upgrade takes the newest releases; without it the pinned ones are kept.
+UPGRADE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# What builds the sources that come without a wheel (antlr4-python3-runtime, promise) and our own.
+BUILD_TOOLS := hatchling setuptools wheel
+UV_VERSION := 0.13.8
+# fewest: the same versions on every Python, so that what was tested on one holds for all.
+PIN = $(VENV)-lock/bin/uv pip compile --no-config --quiet $(UPGRADE) --universal \
+	--fork-strategy fewest --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock"
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+define CHECK_PYTHON
+@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "normbench needs Python 3.11 to 3.13;" \
+	"$(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo not one that runs):" \
+	"try make PYTHON=python3.12" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint types lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+quickstart: $(STAMP) ## train 3 norms x 3 batch sizes on real digits (no download) and print the table
+	$(BIN)/normbench sweep dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 epochs=5 \
+		store=.quickstart/runs
+	$(BIN)/normbench report .quickstart/runs --out .quickstart/report
+
+test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style and formatting with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check types with pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock: ## pin every dependency by hash, for all supported Pythons (UPGRADE=--upgrade)
+	$(CHECK_PYTHON)
+	@test -x $(VENV)-lock/bin/pip || $(PYTHON) -m venv $(VENV)-lock
+	@$(VENV)-lock/bin/pip install --quiet uv==$(UV_VERSION)
+	@echo $(BUILD_TOOLS) | tr ' ' '\n' | $(PIN) - --output-file requirements-build.lock
+	@$(PIN) pyproject.toml --extra dev --constraints requirements-build.lock \
+		--output-file requirements.lock
+
+clean: ## remove the environment, the caches and what quickstart made
+	rm -rf $(VENV) $(VENV)-lock .quickstart build dist .pytest_cache .ruff_cache .hypothesis
+	find normbench tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --no-build-isolation: what builds a package is pinned by hash like what is built.
+$(STAMP): requirements-build.lock requirements.lock pyproject.toml
+	$(CHECK_PYTHON)
+	@echo "setting up $(VENV): downloads about 1 GB the first time, and takes a few minutes"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --require-hashes -r requirements-build.lock
+	@$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
