@@ -1,0 +1,1 @@
+"""The networks: each builds a ``keras.Model`` out of a ``Norm`` that it is handed."""

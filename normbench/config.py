@@ -1,0 +1,384 @@
+"""The config of a run: composed from ``conf/`` by Hydra, checked, and named by its signature."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from normbench.errors import UserError, nearest, unknown
+
+SCHEMA = 1
+"""Version of the meaning of a config; part of every signature, raised when numbers would change."""
+
+_MARK = "launch"  # metadata key of fields that cannot change a run's numbers
+
+
+def _launch() -> Any:
+    return field(metadata={_MARK: True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run's numbers, and where the run is kept.
+
+    Groups are plain dicts with a ``name``, mostly a ``_target_`` (dotted path of what they
+    build) and options. The other fields are values; ``conf/config.yaml`` holds their defaults.
+    """
+
+    dataset: dict[str, Any]
+    arch: dict[str, Any]
+    norm: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    batch: int
+    epochs: int
+    seed: int
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    backend: Literal["tensorflow", "jax"]
+    label_smoothing: float
+    eval_batch: int
+    max_loss: float
+    store: str = _launch()
+
+    def __post_init__(self) -> None:
+        _at_least("batch", self.batch, 1)
+        _at_least("epochs", self.epochs, 1)
+        _at_least("eval_batch", self.eval_batch, 1)
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be in 0..4294967295, got {self.seed}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
+        if not self.max_loss > 0:
+            raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
+        scaling = self.optimizer.get("scaling", "none")
+        if scaling not in ("linear", "sqrt", "none"):
+            raise unknown("optimizer.scaling", str(scaling), ("linear", "sqrt", "none"))
+
+    @property
+    def norm_name(self) -> str:
+        """The normalization with its weight parametrization, as ``gn_ws``."""
+        weight = self.norm.get("weight", {}).get("name", "none")
+        return self.norm["name"] if weight == "none" else f"{self.norm['name']}_{weight}"
+
+    @property
+    def signature(self) -> str:
+        """Eight hex digits that two configs share exactly when their numbers must be equal."""
+        tree = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if not each.metadata.get(_MARK)
+        }
+        text = json.dumps(
+            {"schema": SCHEMA, **_without_own_targets(tree)},
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder."""
+        return (
+            f"{self.dataset['name']}-{self.arch['name']}-{self.norm_name}"
+            f"-b{self.batch}-s{self.seed}-{self.signature}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain nested dicts, in the order of the fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Config:
+        """Build a config from what :meth:`to_dict` gave; unknown or missing keys are refused."""
+        known = {each.name for each in fields(cls)}
+        for key in tree:
+            if key not in known:
+                raise unknown("key", str(key), known)
+        for key in known - set(tree):
+            raise UserError(f"the config lacks the key {key!r}")
+        hints = typing.get_type_hints(cls)
+        checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
+        return cls(**copy.deepcopy(checked))
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """Compose one run's config from ``conf/`` and command-line overrides.
+
+    Args:
+        overrides: Hydra overrides such as ``norm=gn_ws``, ``batch=16``, ``norm.groups=4``.
+        config_dir: A further folder with groups like those of ``conf/``, searched as well.
+
+    Raises:
+        UserError: An unknown key, name or value, a value of the wrong type or out of range, or
+            an override that names several values.
+    """
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line!r} names several values: one run takes one "
+                "(normbench sweep takes several)"
+            )
+    return compose_parsed(parse(overrides), config_dir)
+
+
+def parse(overrides: Sequence[str]) -> list[Any]:
+    """Parse overrides by Hydra's own grammar into Hydra ``Override`` objects."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.extend(parser.parse_overrides([text]))
+        except HydraException as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read {text!r}: write key=value ({reason})") from None
+    return parsed
+
+
+def compose_parsed(overrides: Sequence[Any], config_dir: str | Path | None = None) -> Config:
+    """As :func:`compose`, of overrides already parsed and each naming one value."""
+    groups = group_options(config_dir)
+    chosen: list[str] = []
+    values: list[tuple[str, Any]] = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups:
+            if override.is_delete():
+                raise UserError(f"{override.input_line!r}: a group cannot be removed, only chosen")
+            _check_option(key, override.value(), groups[key])
+            chosen.append(override.input_line)
+        elif override.is_delete():
+            raise UserError(f"{override.input_line!r}: a key cannot be removed, only set")
+        else:
+            values.append((key, override.value()))
+    directory = None if config_dir is None else str(Path(config_dir).resolve())
+    tree = copy.deepcopy(_compose_groups(tuple(chosen), directory))
+    for key, value in values:
+        _set(tree, key, _plain(value), groups)
+    return Config.from_dict(_resolved(tree))
+
+
+def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
+    """Return every group (as ``norm`` or ``norm/weight``) with the names it offers, sorted."""
+    options: dict[str, set[str]] = {}
+    for root in _roots(config_dir):
+        for file in root.rglob("*.yaml"):
+            group = file.parent.relative_to(root).as_posix()
+            if group != ".":
+                options.setdefault(group, set()).add(file.stem)
+    return {group: sorted(names) for group, names in sorted(options.items())}
+
+
+def target(path: str) -> Any:
+    """Import what a ``_target_`` names.
+
+    Raises:
+        UserError: No such module, or nothing of that name in it.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise UserError(f"_target_ {path!r}: there is no module {error.name!r}") from None
+        raise
+    if not hasattr(module, name):
+        raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
+    return getattr(module, name)
+
+
+def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
+    """Return a group's options: all of it but its name, its target and ``not_options``."""
+    return {
+        key: value
+        for key, value in group.items()
+        if key not in ("name", "_target_", *not_options)
+    }
+
+
+def conf_dir() -> Path:
+    """Return the folder ``conf/``: the one in the installed package, else the checkout's."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def _roots(config_dir: str | Path | None) -> list[Path]:
+    roots = [conf_dir()]
+    if config_dir is not None:
+        extra = Path(config_dir).resolve()
+        if not extra.is_dir():
+            raise UserError(f"--config-dir {str(config_dir)!r} is no folder")
+        roots.append(extra)
+    return roots
+
+
+@lru_cache(maxsize=4096)
+def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> Any:
+    """Compose one choice of groups; cells of a sweep that share it compose it once."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    overrides = list(chosen)
+    if config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{config_dir}]")
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            tree = hydra_compose("config", overrides)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(tree, False)
+    return tree
+
+
+def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
+    for name in value if isinstance(value, list) else [value]:
+        if str(name) not in options:
+            raise unknown(group, str(name), options)
+
+
+def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -> None:
+    """Set ``key`` in the composed ``tree`` after checking that it exists and what it holds."""
+    from omegaconf import OmegaConf
+
+    known = dict(_leaves(OmegaConf.to_container(tree)))
+    if key not in known:
+        raise _unknown_key(key, value, list(known), groups)
+    if key.endswith("_target_") or key.endswith(".name"):
+        group = key.rpartition(".")[0].replace(".", "/")
+        raise UserError(f"{key!r} is decided by the choice of {group}; choose {group}=NAME")
+    OmegaConf.update(tree, key, _like(key, value, known[key]))
+
+
+def _unknown_key(
+    key: str, value: Any, known: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> UserError:
+    """Say what may be set where ``key`` was tried, and which key was most likely meant."""
+    as_group = key.replace(".", "/")
+    if as_group in groups:
+        return UserError(f"{key!r} is a group: choose {as_group}={value}")
+    settable = [k for k in known if k.rpartition(".")[2] not in ("name", "_target_")]
+    inside = [k for k in settable if k.startswith(key + ".")]
+    if inside:
+        return UserError(f"{key!r} is a group of keys: set one of {', '.join(inside)}")
+    parent, _, last = key.rpartition(".")
+    siblings = [k for k in settable if k.rpartition(".")[0] == parent]
+    if not parent:
+        siblings += [group for group in groups if "/" not in group]
+    elsewhere = [k for k in settable if k.rpartition(".")[2] == last]
+    near = nearest(last, [k.rpartition(".")[2] for k in siblings])
+    beside = [k for k in siblings if k.rpartition(".")[2] == near]
+    close = next(iter([*elsewhere, *beside]), None)
+    hint = f": did you mean {close!r}?" if close else ""
+    allowed = ", ".join(sorted(siblings or settable))
+    return UserError(f"unknown key {key!r}{hint} (allowed: {allowed})")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _like(key: str, value: Any, default: Any) -> Any:
+    """Return ``value`` as the type that the default in ``conf/`` has, or refuse it."""
+    if isinstance(value, str) and value.startswith("${"):
+        return value
+    if default is None or value is None and "." in key:
+        return value  # optional: what it may hold is checked by the part that takes it
+    if isinstance(default, str) and default.startswith("${"):
+        return value
+    if isinstance(default, list):
+        items = value if isinstance(value, list) else [value]
+        return [_like(key, item, default[0]) if default else item for item in items]
+    if isinstance(default, dict):
+        return value
+    return _typed(key, value, type(default))
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """Return ``value`` checked against a type hint, whole numbers made float where asked."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise unknown(key, str(value), allowed)
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key} must be a group of keys, got {value!r}")
+        return dict(value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [each for each in typing.get_args(hint) if each is not type(None)]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and (whole or isinstance(value, float)):
+        if not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, got {value}")
+        return float(value)
+    if hint is int and whole or hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and (isinstance(value, str) or whole):
+        return str(value)
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    raise UserError(f"{key} must be {wanted.get(hint, hint)}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Turn what Hydra's parser gives (quoted strings, nested lists) into plain values."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _resolved(tree: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def _without_own_targets(tree: Any) -> Any:
+    """Drop the paths inside this package: where a file lies does not change a number."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        key: _without_own_targets(value)
+        for key, value in tree.items()
+        if not (key == "_target_" and str(value).startswith("normbench."))
+    }
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{key} must be at least {least}, got {value}")

@@ -1,0 +1,92 @@
+"""Initial weights drawn on the host, so that every backend starts from the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+import numpy as np
+
+_streams: ContextVar[tuple[int, list[int]] | None] = ContextVar("streams", default=None)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, each initial value drawn takes the next stream of ``seed``."""
+    token = _streams.set((seed, [0]))
+    try:
+        yield
+    finally:
+        _streams.reset(token)
+
+
+def _generator() -> np.random.Generator:
+    current = _streams.get()
+    if current is None:
+        return np.random.default_rng()
+    seed, count = current
+    count[0] += 1
+    return np.random.Generator(np.random.Philox(key=[seed, count[0]]))
+
+
+@keras.saving.register_keras_serializable("normbench")
+class Normal(keras.initializers.Initializer):
+    """Gaussian with mean 0 and a fixed deviation.
+
+    Args:
+        deviation: Standard deviation.
+    """
+
+    def __init__(self, deviation: float) -> None:
+        self.deviation = float(deviation)
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        values = _generator().standard_normal(tuple(shape)) * self._scale(tuple(shape))
+        return keras.ops.convert_to_tensor(values.astype(np.float32), dtype=dtype or "float32")
+
+    def _scale(self, shape: tuple[int, ...]) -> float:
+        return self.deviation
+
+    def get_config(self) -> dict[str, Any]:
+        return {"deviation": self.deviation}
+
+
+@keras.saving.register_keras_serializable("normbench")
+class HeNormal(Normal):
+    """Gaussian with variance 2/fan-in (He et al. 2015, eq. 10), for weights before a ReLU.
+
+    Not truncated, as in the paper; Keras's ``he_normal`` cuts it at two deviations. The fan-in
+    of a kernel (..., I, O) is all but its last axis; of a depthwise one, (H, W, C, M), it is H·W.
+
+    Args:
+        depthwise: Whether the kernels are depthwise ones.
+    """
+
+    def __init__(self, depthwise: bool = False) -> None:
+        super().__init__(1.0)
+        self.depthwise = bool(depthwise)
+
+    def _scale(self, shape: tuple[int, ...]) -> float:
+        fan_in = math.prod(shape[:-2] if self.depthwise else shape[:-1])
+        return math.sqrt(2.0 / fan_in)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"depthwise": self.depthwise}
+
+
+@keras.saving.register_keras_serializable("normbench")
+class LecunNormal(Normal):
+    """Gaussian with variance 1/fan-in (LeCun et al. 1998, eq. 16), for a linear output."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def _scale(self, shape: tuple[int, ...]) -> float:
+        return math.sqrt(1.0 / math.prod(shape[:-1]))
+
+    def get_config(self) -> dict[str, Any]:
+        return {}

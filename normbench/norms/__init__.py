@@ -1,0 +1,37 @@
+"""Normalizations and weight parametrizations as plain Keras 3 layers.
+
+Usable without the rest of the package: ``from normbench.norms import GroupNormalization``.
+Importing this package imports nothing heavy; a layer's module, and Keras with it, is imported
+when the layer is first asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def _public() -> dict[str, str]:
+    """Map each public class of the package to its module, read from the files' ``__all__``."""
+    found: dict[str, str] = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem.startswith("_"):
+            continue
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                found.update(dict.fromkeys(ast.literal_eval(node.value), file.stem))
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in _public():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_public()[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_public()])

@@ -1,0 +1,140 @@
+"""The ``Norm`` that a network is built with: which normalization goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from normbench.norms._parametrization import (
+    ParametrizedConv2D,
+    ParametrizedDepthwiseConv2D,
+    WeightParametrization,
+)
+
+PLACES = ("stem", "pre", "mid", "post", "shortcut", "head")
+"""Where a network normalizes: after the stem, after a block's first, inner and last convolution,
+on the shortcut, and before the head."""
+
+LayerFactory = Callable[..., keras.layers.Layer]
+
+
+class Norm:
+    """Makes the normalizations and convolutions of one network.
+
+    A network never asks which normalization it has; it calls ``norm(x, place)`` where it
+    normalizes and ``norm.conv(…, place=…)`` for a convolution that this place follows.
+
+    Args:
+        layer: Makes a normalization layer, called with ``name=``; None for none.
+        parametrization: Makes a fresh :class:`WeightParametrization` for a convolution; None
+            for kernels as they are stored.
+        places: What to use in some places instead of ``layer``.
+
+    Raises:
+        ValueError: A name in ``places`` that is no place.
+    """
+
+    def __init__(
+        self,
+        layer: LayerFactory | None,
+        parametrization: Callable[[], WeightParametrization] | None = None,
+        places: Mapping[str, LayerFactory | None] | None = None,
+    ) -> None:
+        self._layers = {place: layer for place in PLACES}
+        for place, other in (places or {}).items():
+            self._layers[self._known(place)] = other
+        self._parametrization = parametrization
+
+    def __call__(self, x: Any, place: str, name: str) -> Any:
+        """Normalize ``x``, (N, ..., C), as this place asks for."""
+        make = self._layers[self._known(place)]
+        return x if make is None else make(name=name)(x)
+
+    def normalizes(self, place: str) -> bool:
+        """Whether anything normalizes at this place; if not, a convolution before it has a bias."""
+        return self._layers[self._known(place)] is not None
+
+    def conv(
+        self,
+        filters: int,
+        kernel_size: int,
+        *,
+        place: str | None,
+        name: str,
+        strides: int = 1,
+        padding: str = "same",
+        groups: int = 1,
+        use_bias: bool | None = None,
+        kernel_initializer: Any = None,
+    ) -> keras.layers.Layer:
+        """Make a convolution under the chosen weight parametrization.
+
+        Args:
+            filters: Output channels.
+            kernel_size: Height and width.
+            place: The normalization that follows; None where none does.
+            name: The layer's name.
+            strides: Of both axes.
+            padding: "same" or "valid".
+            groups: Groups of channels convolved apart.
+            use_bias: By default just where no normalization follows to make it redundant.
+            kernel_initializer: He et al. 2015 by default.
+        """
+        options = self._conv_options(place, use_bias)
+        options.update(
+            strides=strides,
+            padding=padding,
+            groups=groups,
+            name=name,
+            kernel_initializer=kernel_initializer or _he_normal(depthwise=False),
+        )
+        if self._parametrization is None:
+            return keras.layers.Conv2D(filters, kernel_size, **options)
+        return ParametrizedConv2D(
+            filters, kernel_size, parametrization=self._parametrization(), **options
+        )
+
+    def depthwise_conv(
+        self,
+        kernel_size: int,
+        *,
+        place: str | None,
+        name: str,
+        strides: int = 1,
+        padding: str = "same",
+        depth_multiplier: int = 1,
+        use_bias: bool | None = None,
+    ) -> keras.layers.Layer:
+        """Make a depthwise convolution under the chosen weight parametrization; as :meth:`conv`."""
+        options = self._conv_options(place, use_bias)
+        options.update(
+            strides=strides,
+            padding=padding,
+            depth_multiplier=depth_multiplier,
+            name=name,
+            depthwise_initializer=_he_normal(depthwise=True),
+        )
+        if self._parametrization is None:
+            return keras.layers.DepthwiseConv2D(kernel_size, **options)
+        return ParametrizedDepthwiseConv2D(
+            kernel_size, parametrization=self._parametrization(), **options
+        )
+
+    def _conv_options(self, place: str | None, use_bias: bool | None) -> dict[str, Any]:
+        if use_bias is None:
+            use_bias = place is None or not self.normalizes(place)
+        return {"use_bias": use_bias}
+
+    @staticmethod
+    def _known(place: str) -> str:
+        if place not in PLACES:
+            raise ValueError(f"unknown place {place!r} (allowed: {', '.join(PLACES)})")
+        return place
+
+
+def _he_normal(depthwise: bool) -> keras.initializers.Initializer:
+    from normbench.initializers import HeNormal
+
+    return HeNormal(depthwise=depthwise)
