@@ -1,0 +1,224 @@
+"""Files that are whole or absent: atomic replacement, strict JSON, and appended lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import secrets
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from normbench.errors import NormbenchError
+
+
+class StoreError(NormbenchError):
+    """A file of the store that cannot be read or written; names the file and the reason."""
+
+
+def cannot(verb: str, path: Path, error: OSError) -> StoreError:
+    """Turn an ``OSError`` into one line: what could not be done to which file, and why."""
+    return StoreError(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it: NaN and infinities become None.
+
+    NumPy scalars and 0-d arrays become Python numbers, tuples become lists, paths become strings.
+    Anything else JSON has no word for is left as it is, and refused when it is written.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return plain(value.item())
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Write strict JSON.
+
+    Raises:
+        ValueError: a NaN or an infinity (pass the value through ``plain`` where that is meant).
+        TypeError: something JSON has no word for.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: without it a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace ``path`` by what ``write`` puts into the binary file it is handed.
+
+    Whatever happens on the way (a full disk, a kill, a power cut), ``path`` holds either all of
+    the old content or all of the new.
+
+    Raises:
+        StoreError: the file cannot be written; the old one is untouched.
+    """
+    # A name of its own for every attempt; the leading dot and ".tmp" let `sweep_temporary` find it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, atomically."""
+    data = text.encode()
+    write_atomic(path, lambda file: file.write(data))
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove the temporary files that a killed writer left in ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """Return the content of ``path``, or None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in ``path``, or None where there is no such file.
+
+    Raises:
+        StoreError: the file cannot be read or does not hold one JSON object.
+    """
+    data = read_bytes(path)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise StoreError(f"cannot read {path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"cannot read {path}: a JSON object expected, not {type(value).__name__}")
+    return value
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object on ``line``, or None where it holds none (no proper prefix does)."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the lines of a JSON-lines file, each as its bytes and its object.
+
+    A last line that is torn (its writer died) is left out; no file is an empty list.
+
+    Raises:
+        StoreError: a line before the last is no JSON object, or the file cannot be read.
+    """
+    lines = (read_bytes(path) or b"").splitlines()
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append((line, row))
+        elif number < len(lines):
+            raise StoreError(f"cannot read {path}: line {number} is not a JSON object")
+    return rows
+
+
+def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | None]:
+    """Find where the sound lines of a JSON-lines file end, reading no more than its tail.
+
+    Returns:
+        the offset after the last sound line, whether that line ends in a line feed, and its
+        object (None where there is no such line).
+    """
+    size = file.seek(0, os.SEEK_END)
+    reach = 1 << 13
+    while True:
+        start = max(0, size - reach)
+        file.seek(start)
+        lines = file.read(size - start).splitlines(keepends=True)
+        if start == 0 or len(lines) > 2:  # the first may be cut, so the last two are whole
+            break
+        reach *= 8
+    if not lines:
+        return 0, True, None
+    row = _row(lines[-1])
+    if row is not None:
+        return size, lines[-1].endswith(b"\n"), row
+    return size - len(lines[-1]), True, _row(lines[-2]) if len(lines) > 1 else None
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """Return the last sound line's object without reading the whole file; None if none."""
+    try:
+        with path.open("rb") as file:
+            return _sound_tail(file)[2]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append ``value`` as one line of JSON, durable on return; a torn last line goes first.
+
+    Raises:
+        StoreError: it cannot be written; the lines already there stay, with nothing after them.
+    """
+    data = dumps(value).encode() + b"\n"
+    try:
+        fresh = not path.exists()
+        with path.open("a+b", buffering=0) as file:
+            end, ended, _ = _sound_tail(file)
+            if not ended:
+                data = b"\n" + data
+            try:
+                file.truncate(end)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+        if fresh:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
