@@ -11,11 +11,23 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from normbench.errors import UserError, nearest, unknown
+from normbench.targets import options_of, target
+
+__all__ = [
+    "SCHEMA",
+    "Config",
+    "compose",
+    "compose_parsed",
+    "conf_dir",
+    "group_options",
+    "options_of",
+    "parse",
+    "target",
+]
 
 SCHEMA = 1
 """Version of the meaning of a config; part of every signature, raised when numbers would change."""
@@ -180,35 +192,6 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
             if group != ".":
                 options.setdefault(group, set()).add(file.stem)
     return {group: sorted(names) for group, names in sorted(options.items())}
-
-
-def target(path: str) -> Any:
-    """Import what a ``_target_`` names.
-
-    Raises:
-        UserError: No such module, or nothing of that name in it.
-    """
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(f"_target_ {path!r}: there is no module {error.name!r}") from None
-        raise
-    if not hasattr(module, name):
-        raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
-    return getattr(module, name)
-
-
-def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
-    """Return a group's options: all of it but its name, its target and ``not_options``."""
-    return {
-        key: value
-        for key, value in group.items()
-        if key not in ("name", "_target_", *not_options)
-    }
 
 
 def conf_dir() -> Path:

@@ -1,0 +1,47 @@
+"""From the names and options in a config to the ``Norm`` that a network is built with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from normbench.norms.norm import Norm
+from normbench.targets import check_options, options_of, target
+
+_STRUCTURE = ("weight", "places", "place", "bfn")
+"""Keys of a norm's group that are no options of its layer."""
+
+
+def make_norm(spec: Mapping[str, Any]) -> Norm:
+    """Make the ``Norm`` that the group ``norm`` of a config describes.
+
+    Args:
+        spec: ``name``, ``_target_`` (dotted path of a layer; None for no normalization) and that
+            layer's options; ``weight``, a group of the same form for the weight parametrization;
+            optionally ``places``, a group of the same form for each place that differs; and, as
+            one more such place, ``bfn`` at ``place``.
+
+    Raises:
+        UserError: A ``_target_`` that does not exist, or options that it does not take.
+        ValueError: An unknown place.
+    """
+    placed = dict(spec.get("places") or {})
+    if spec.get("bfn"):
+        placed[spec["place"]] = spec["bfn"]
+    return Norm(
+        _factory("norm", spec),
+        _factory("norm/weight", spec.get("weight") or {}),
+        {place: _factory(f"norm at {place}", other) for place, other in placed.items()},
+    )
+
+
+def _factory(kind: str, spec: Mapping[str, Any]) -> Any:
+    """Return a callable that makes what ``spec`` describes, or None where it names nothing."""
+    path = spec.get("_target_")
+    if path is None:
+        return None
+    made = target(path)
+    options = options_of(spec, *_STRUCTURE)
+    check_options(f"{kind}={spec.get('name')}", made, options)
+    return partial(made, **options)
