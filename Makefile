@@ -56,7 +56,7 @@ lock: ## pin every dependency by hash, for all supported Pythons (UPGRADE=--upgr
 
 clean: ## remove the environment, the caches and what quickstart made
 	rm -rf $(VENV) $(VENV)-lock .quickstart build dist .pytest_cache .ruff_cache .hypothesis
-	find normbench tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --no-build-isolation: what builds a package is pinned by hash like what is built.
 $(STAMP): requirements-build.lock requirements.lock pyproject.toml
