@@ -1,0 +1,209 @@
+"""What the command line calls: report, diff, export, and the table a sweep ends with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normbench.errors import NormbenchError, UserError
+from normbench.report import content, lists, provenance, render
+from normbench.report.content import DRAWN, Section
+from normbench.report.frame import Frames, as_store, load
+from normbench.report.grid import DIVERGED_RULE
+from normbench.report.table import Table
+
+if TYPE_CHECKING:
+    import rich.table
+
+    from normbench.store import Store
+
+Say = Callable[[str], None]
+
+MANIFEST = ".normbench-report.json"
+"""Names the files that a report wrote, so that the next one can take away what it does not."""
+
+
+def report(
+    store: Store | Path | str,
+    where: str | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    metric: str = "test_acc",
+    baseline: str | None = None,
+    target: float | None = None,
+    out: Path | str = "report",
+    say: Say = print,
+) -> Path:
+    """Write tables, figures and a page on the runs of a store.
+
+    Args:
+        store: The store, or its folder.
+        where: A filter on runs (:mod:`normbench.report.where`).
+        by: Columns of the config: rows, then columns of the tables; further ones part studies.
+        metric: What is compared (:data:`normbench.report.metrics.METRICS`).
+        baseline: The row that the others are compared with; ``bn`` where there is one.
+        target: A validation accuracy, a fraction, for the table of steps to reach it.
+        out: The folder to write to.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The page, ``index.html`` in ``out``.
+
+    Raises:
+        UserError: Something asked for does not exist, or no run is left.
+        NormbenchError: The store does not exist, or ``out`` cannot be written.
+    """
+    asked = content.request(where, by, metric, baseline, target)
+    everything = load(store)
+    frames, notes = content.chosen(everything, asked)
+    for line in _opening(everything, frames, asked.where, notes):
+        say(line)
+    if frames.runs.empty:
+        raise UserError(_nothing(everything, asked.where))
+    made, more = content.sections(frames, asked)
+    for note in more:
+        say(f"note: {note}")
+    for section in made:
+        told: set[str] = set()
+        for table in section.main:
+            fresh = replace(table, notes=[note for note in table.notes if note not in told])
+            told.update(table.notes)
+            say(text(render.terminal(fresh)) + "\n")
+        for finding in section.findings:
+            say(f"• {finding.text}")
+    drawn = made[:DRAWN]
+    if len(made) > len(drawn):
+        say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
+    for section in drawn:
+        section.drawings = content.draw(section, target)
+    try:
+        page = _write(Path(out), frames, made, asked, notes + more)
+    except OSError as error:
+        raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
+    say(f"report: {page}")
+    return page
+
+
+def summary_table(store: Store | Path | str) -> rich.table.Table:
+    """Return the test accuracy of a store's largest study, norm × batch, for a terminal.
+
+    Raises:
+        UserError: The store has no runs.
+    """
+    frames = load(store)
+    if frames.runs.empty:
+        raise UserError(_nothing(frames, None))
+    made, _ = content.sections(frames, content.Request())
+    return render.terminal(made[0].main[0])
+
+
+def text(renderable: object, width: int | None = None) -> str:
+    """Return what rich would print, with colours where the terminal shows them."""
+    from rich.console import Console
+
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get().rstrip("\n")
+
+
+def _opening(
+    everything: Frames, frames: Frames, where: str | None, notes: Sequence[str]
+) -> list[str]:
+    lines = [f"{everything.root}: {provenance.counts(everything)}"]
+    if where:
+        lines.append(f"--where {where!r} keeps {provenance.counts(frames)}")
+    lines += provenance.unfinished(frames)
+    lines += [f"left out: {item}" for item in everything.left_out]
+    lines += [f"mixed: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    return lines + [f"note: {note}" for note in notes]
+
+
+def _nothing(frames: Frames, where: str | None) -> str:
+    if where and not frames.runs.empty:
+        return f"--where {where!r} keeps none of the {len(frames.runs)} runs of {frames.root}"
+    return f"there are no runs in {frames.root}: make some with normbench run or normbench sweep"
+
+
+def _write(
+    out: Path,
+    frames: Frames,
+    made: Sequence[Section],
+    asked: content.Request,
+    notes: Sequence[str],
+) -> Path:
+    from normbench.report.figures import style
+
+    out.mkdir(parents=True, exist_ok=True)
+    written = frames.write(out / "data")
+    for section in made:
+        part = section.study.slug if len(made) > 1 else ""
+        for table in section.tables:
+            written += write_table(table, out / "tables" / part)
+        for drawing in section.drawings:
+            written += style.save(drawing, out / "figures" / part)
+    written += write_table(lists.run_list(frames), out / "tables", ("md",))
+    page = out / "report.md"
+    page.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
+    _forget(out, [*written, page])
+    return page
+
+
+def write_table(
+    table: Table, folder: Path, kinds: Sequence[str] = ("md", "csv", "tex")
+) -> list[Path]:
+    """Write a table as Markdown, CSV and LaTeX; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers = {"md": render.markdown, "csv": render.csv, "tex": render.latex}
+    paths = []
+    for kind in kinds:
+        path = folder / f"{table.slug}.{kind}"
+        path.write_text(makers[kind](table), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _markdown(
+    frames: Frames,
+    made: Sequence[Section],
+    asked: content.Request,
+    notes: Sequence[str],
+) -> str:
+    lines = ["# Report", "", f"{provenance.counts(frames)}.", ""]
+    lines += [f"- {line}" for line in provenance.unfinished(frames, named=len(frames.runs))]
+    lines += [f"- left out: {item}" for item in frames.left_out]
+    lines += [f"- mixed: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    lines += [f"- {note}" for note in notes]
+    if asked.where:
+        lines.append(f"- only runs with `{asked.where}`")
+    for section in made:
+        part = f"{section.study.slug}/" if len(made) > 1 else ""
+        lines += ["", f"## {section.study.title}", ""]
+        lines += [f"- {finding.text}" for finding in section.findings]
+        for drawing in section.drawings:
+            lines += ["", f"![{drawing.caption}](figures/{part}{drawing.slug}.png)"]
+            lines += ["", f"*{drawing.caption}*"]
+        for table in section.tables:
+            lines += ["", render.markdown(table, "###").rstrip()]
+    lines += ["", "## Rules", "", DIVERGED_RULE, ""]
+    return "\n".join(lines)
+
+
+def _forget(out: Path, written: Sequence[Path]) -> None:
+    """Remove what an earlier report wrote here and this one did not, then list what is here."""
+    manifest = out / MANIFEST
+    now = {path.relative_to(out).as_posix() for path in written}
+    try:
+        before = set(json.loads(manifest.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        before = set()
+    for name in before - now:
+        path = (out / name).resolve()
+        if path.is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+    manifest.write_text(json.dumps(sorted(now), indent=0), encoding="utf-8")
+
+
+__all__ = ["as_store", "report", "summary_table", "write_table"]

@@ -1,0 +1,168 @@
+"""What a report says, before it is written: for each study its tables, figures and findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from normbench.errors import unknown
+from normbench.report import lists, tables, targets, where
+from normbench.report.findings import Finding, findings
+from normbench.report.frame import Frames
+from normbench.report.grid import Grid, build, default_baseline
+from normbench.report.metrics import METRICS, Metric, metric
+from normbench.report.references import matching
+from normbench.report.study import Study, parse_by, studies
+from normbench.report.table import Table
+
+if TYPE_CHECKING:
+    from normbench.report.figures.style import Drawing
+
+AT_BEST = {
+    "test_acc": "best_val_test_acc",
+    "test_err": "best_val_test_err",
+    "test_loss": "best_val_test_loss",
+}
+"""Metrics of the final epoch, and the same at the best validation epoch."""
+
+DRAWN = 12
+"""Studies that get figures; the tables of all are written."""
+
+
+@dataclass
+class Section:
+    """One study of a report."""
+
+    study: Study
+    grid: Grid
+    tables: list[Table] = field(default_factory=list)
+    drawings: list[Drawing] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def main(self) -> list[Table]:
+        """The tables that a terminal shows."""
+        return self.tables[:2]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked as far as can be without the store."""
+
+    where: str | None = None
+    by: tuple[str, ...] = ("norm", "batch")
+    metric: str = "test_acc"
+    baseline: str | None = None
+    target: float | None = None
+
+
+def request(
+    where: str | None,
+    by: str | Sequence[str],
+    metric_name: str,
+    baseline: str | None,
+    target: float | None,
+) -> Request:
+    """Gather what was asked for.
+
+    Raises:
+        UserError: The metric is unknown.
+    """
+    metric(metric_name)
+    return Request(where, parse_by(by), metric_name, baseline, target)
+
+
+def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
+    """Return the runs that were asked for, and notes on what was asked for and is not there.
+
+    Raises:
+        UserError: The filter or the target cannot be read.
+    """
+    notes: list[str] = []
+    if asked.target is not None:
+        frames = targets.add(frames, asked.target)
+    if asked.where:
+        kept = where.select(asked.where, frames.runs)
+        notes += kept.notes
+        frames = frames.select(kept.kept)
+    return frames, notes
+
+
+def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
+    """Part the runs into studies and make the tables and findings of each; figures are separate.
+
+    Raises:
+        UserError: A column of ``by`` is unknown, no study has the baseline, or the metric needs
+            a target.
+    """
+    found = studies(frames, asked.by)
+    shown = metric(asked.metric, frames.runs.columns)
+    notes: list[str] = []
+    if asked.baseline is not None and found:
+        rows = {str(row) for study in found for row in study.rows}
+        if asked.baseline not in rows:
+            raise unknown("baseline", asked.baseline, rows)
+    made = []
+    for study in found:
+        has = asked.baseline is None or asked.baseline in map(str, study.rows)
+        baseline = default_baseline(study, asked.baseline) if has else None
+        if not has:
+            notes.append(f"{study.title}: no run of the baseline {asked.baseline!r}")
+        made.append(_section(study, shown, baseline, asked.target))
+    return made, notes
+
+
+def draw(section: Section, target: float | None = None) -> list[Drawing]:
+    """Draw the figures of a study, the main one first."""
+    from normbench.report.figures import batch
+
+    study, grid = section.study, section.grid
+    known = matching(study.runs)
+    return [batch.draw(grid, known if grid.metric.name.startswith("test_") else ())]
+
+
+def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
+    grid = build(study, shown, baseline)
+    made = [tables.matrix(grid)]
+    if shown.name in AT_BEST:
+        made.append(tables.matrix(build(study, METRICS[AT_BEST[shown.name]], baseline)))
+    if baseline is not None and len(study.rows) > 1:
+        made += [tables.differences(grid), tables.comparisons(grid)]
+        improvement = tables.improvement(grid)
+        made += [improvement] if improvement else []
+    selection = lists.selection(study)
+    made += [selection] if selection else []
+    others = ["val_acc", "gap", "images_per_s", "train_seconds"]
+    if target is not None:
+        others = ["steps_to_target", "epochs_to_target", "seconds_to_target", *others]
+    for name in others:
+        if name != shown.name and _present(study.runs, name):
+            made.append(_titled(tables.matrix(build(study, METRICS[name])), name, target))
+    made.append(lists.summary(study))
+    return Section(study, grid, made, [], findings(grid))
+
+
+def _present(runs: pd.DataFrame, name: str) -> bool:
+    return name.endswith("_to_target") or bool(runs[name].notna().any())
+
+
+def _titled(table: Table, name: str, target: float | None) -> Table:
+    """Say in the table which target was to be reached, and who is missing."""
+    if target is None or not name.endswith("_to_target"):
+        return table
+    note = (
+        f"Target: validation accuracy of {100 * target:g} %, looked at after each epoch. Runs "
+        "that never reach it have no value; the mean is over those that do."
+    )
+    return Table(
+        table.slug,
+        table.title.replace("the target", f"{100 * target:g} % validation accuracy"),
+        table.headers,
+        table.rows,
+        [*table.notes, note],
+        table.data,
+        table.span,
+    )

@@ -1,0 +1,1 @@
+"""The figures of a report: each module draws one kind and returns a :class:`style.Drawing`."""

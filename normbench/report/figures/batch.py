@@ -1,0 +1,179 @@
+"""A metric against batch size (or any other column factor), as the Group Norm paper's figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+
+from normbench.report import labels
+from normbench.report.figures import style
+from normbench.report.grid import Cell, Grid
+from normbench.report.references import Reference
+
+
+@style.styled
+def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> style.Drawing:
+    """Draw the mean of each row against the columns, with the 95 % interval as a band.
+
+    A cell with diverged runs whose mean falls below what the others span stands as a cross at
+    the edge. Published results of the same configuration are hollow stars with a dotted line.
+    """
+    study, shown = grid.study, grid.metric
+    height = 2.3 + style.legend_height(len(study.rows)) + 0.3 * bool(references)
+    figure, axes = style.new(style.COLUMN, height)
+    axis = axes[0, 0]
+    place = _places(grid)
+    low, high = _limits(grid, references)
+    points = []
+    for row in study.rows:
+        look = style.look(study.row_factor, row, study.rows)
+        cells = [grid.get(row, column) for column in study.columns]
+        x = np.array([place[column] for column in study.columns])
+        mean, lower, upper = _lines(cells, shown.scale)
+        outside = ~((mean >= low) & (mean <= high))
+        inside = np.where(outside, np.nan, mean)
+        axis.fill_between(
+            x,
+            np.where(outside, np.nan, lower),
+            np.where(outside, np.nan, upper),
+            facecolor=to_rgba(look.colour, 0.13),
+            edgecolor=to_rgba(look.colour, 0.45),
+            linewidth=0.4,
+        )
+        axis.plot(
+            x,
+            inside,
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.dashes,
+            label=study.row(row) if _any(cells) else "_",
+            markeredgecolor=style.PAPER,
+            markeredgewidth=0.4,
+        )
+        edge = low if shown.higher_is_better is not False else high
+        for where, cell, away in zip(x, cells, outside, strict=True):
+            if cell is None or not (cell.sample.n or cell.all_diverged):
+                continue
+            y = edge if away else cell.sample.mean * shown.scale
+            if away:
+                axis.plot(where, y, marker="x", color=look.colour, clip_on=False, zorder=5)
+            points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
+    _draw_references(axis, references, shown.scale, shown.name)
+    if math.isfinite(low) and high > low:
+        axis.set_ylim(low, high)
+    _column_axis(axis, grid)
+    axis.set_ylabel(shown.axis)
+    style.legend(figure, axis)
+    factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
+    return style.Drawing(
+        slug or f"{shown.name}-by-{study.column_factor or 'all'}",
+        f"{shown.label} against {factor}: {study.title}. {_band(grid)}{_crosses(grid, low, high)}"
+        + "".join(f" Star: {known.text}." for known in references),
+        figure,
+        points,
+    )
+
+
+def hover(grid: Grid, cell: Cell) -> str:
+    """Return what the page says of a cell: names, mean, interval, number of seeds."""
+    study, shown = grid.study, grid.metric
+    where = f"{labels.factor(study.column_factor).lower()} " if study.column_factor else ""
+    text = f"{study.row(cell.row)}, {where}{study.column(cell.column)}: "
+    if cell.all_diverged:
+        return text + "all runs diverged"
+    unit = f" {shown.unit}" if shown.unit else ""
+    text += f"{shown.show(cell.sample.mean)}"
+    text += f" ± {shown.show(cell.sample.half_width)}" if cell.sample.half_width >= 0 else ""
+    seeds = f"{cell.sample.n} seeds" if cell.sample.n > 1 else "1 seed"
+    diverged = f", {cell.diverged} diverged" if cell.diverged else ""
+    return f"{text}{unit} ({seeds}{diverged})"
+
+
+def _any(cells: Sequence[Cell | None]) -> bool:
+    return any(cell is not None and (cell.sample.n or cell.all_diverged) for cell in cells)
+
+
+def _places(grid: Grid) -> dict[object, float]:
+    columns = grid.study.columns
+    if grid.study.numeric_columns:
+        return {column: float(column) for column in columns}
+    return {column: float(place) for place, column in enumerate(columns)}
+
+
+def _column_axis(axis: Axes, grid: Grid) -> None:
+    study = grid.study
+    if study.numeric_columns and all(column > 0 for column in study.columns):
+        style.log2_axis(axis, study.columns)
+    elif not study.numeric_columns:
+        axis.set_xticks(range(len(study.columns)), [study.column(c) for c in study.columns])
+        axis.set_xlim(-0.4, len(study.columns) - 0.6)
+    if study.column_factor:
+        axis.set_xlabel(
+            labels.factor(study.column_factor)
+            + (" (images a step)" if study.column_factor == "batch" else "")
+        )
+
+
+def _lines(cells: Sequence[Cell | None], scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    found = [(c.sample.mean, c.sample.low, c.sample.high) if c else (math.nan,) * 3 for c in cells]
+    mean, low, high = (scale * np.array(each) for each in zip(*found, strict=True))
+    return mean, low, high
+
+
+def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
+    """Return limits of y that show the cells without divergence, wide intervals cut."""
+    every = [cell for cell in grid.cells.values() if cell.sample.n and not cell.all_diverged]
+    clean = [cell for cell in every if not cell.diverged] or every
+    if not clean:
+        return math.nan, math.nan
+    scale = grid.metric.scale
+    means = [scale * cell.sample.mean for cell in clean]
+    means += [scale * _value(known, grid.metric.name) for known in references]
+    span = (max(means) - min(means)) or 0.05 * abs(means[0]) or 1.0
+    ends = [scale * e for c in clean for e in (c.sample.low, c.sample.high) if math.isfinite(e)]
+    low = max(min([*means, *ends]), min(means) - 0.6 * span) - 0.06 * span
+    high = min(max([*means, *ends]), max(means) + 0.6 * span) + 0.06 * span
+    if grid.metric.unit == "%":
+        low, high = max(low, 0.0), min(high, 100.0 + 0.02 * span)
+    return low, high
+
+
+def _draw_references(axis: Axes, references: Sequence[Reference], scale: float, name: str) -> None:
+    for known in references:
+        y = scale * _value(known, name)
+        axis.axhline(y, color=style.INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
+        axis.plot(
+            known.batch,
+            y,
+            marker="*",
+            markersize=8,
+            markerfacecolor="none",
+            markeredgecolor=style.INK,
+            linestyle="none",
+            zorder=6,
+            label="published",
+        )
+
+
+def _value(known: Reference, name: str) -> float:
+    return known.test_err if name.endswith("err") else 1.0 - known.test_err
+
+
+def _band(grid: Grid) -> str:
+    if all(cell.sample.n < 2 for cell in grid.cells.values()):
+        return "One seed: no interval."
+    return f"Mean and 95 % t interval over seeds (n = {grid.seeds})."
+
+
+def _crosses(grid: Grid, low: float, high: float) -> str:
+    scale = grid.metric.scale
+    away = [
+        c
+        for c in grid.cells.values()
+        if c.diverged and c.sample.n and not low <= scale * c.sample.mean <= high
+    ]
+    return " Cross at the edge: beyond it, with diverged runs." if away else ""

@@ -1,0 +1,207 @@
+"""Findings in plain words, each no stronger than the test behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from normbench.report import labels
+from normbench.report.grid import Cell, Grid
+from normbench.report.improvement import improvements
+from normbench.report.statistics import ALPHA, Difference
+from normbench.report.tables import p_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, how well it is supported, and the cells that it speaks of.
+
+    Attributes:
+        text: The sentence.
+        strength: ``significant``, ``suggestive``, ``undetected``, ``untested``, ``overall``,
+            ``diverged`` or ``note``.
+        cells: The (row, column) of each cell.
+    """
+
+    text: str
+    strength: str
+    cells: tuple[tuple[Any, Any], ...] = ()
+
+
+_ORDER = ("significant", "overall", "diverged", "suggestive", "undetected", "untested", "note")
+
+
+def findings(grid: Grid) -> list[Finding]:
+    """Return what the statistics of a grid support, the strongest first."""
+    found = _diverged(grid)
+    if grid.metric.higher_is_better is not None and grid.baseline is not None:
+        family = sum(1 for c in grid.cells.values() if c.baseline is not None and c.baseline.tested)
+        for row in grid.study.rows:
+            cells = [c for c in grid.cells.values() if c.row == row and c.baseline is not None]
+            found += _row(grid, row, cells, family)
+        found += _overall(grid)
+        found += _power(grid, family)
+    elif grid.metric.higher_is_better is not None and len(grid.study.rows) > 1:
+        found.append(
+            Finding(
+                "There is no baseline among the rows, so nothing was tested against one: name "
+                "one with --baseline.",
+                "note",
+            )
+        )
+    return sorted(found, key=lambda finding: _ORDER.index(finding.strength))
+
+
+def _row(grid: Grid, row: Any, cells: Sequence[Cell], family: int) -> list[Finding]:
+    name, base = grid.study.row(row), grid.study.row(grid.baseline)
+    found = []
+    tested = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
+    for cell, difference in tested:
+        if difference.significant:
+            found.append(_significant(grid, cell, difference, name, base, family))
+    maybe = [(c, d) for c, d in tested if d.p < ALPHA and not d.significant]
+    if maybe:
+        each = "; ".join(
+            f"{_at(grid, [c])} {_signed(grid, d)} {_unit(grid)}, p = {p_text(d.p)}"
+            for c, d in maybe
+        )
+        found.append(
+            Finding(
+                f"{name} differs from {base} {each}: taken alone, below 0.05, but not after "
+                f"correction for {family} comparisons. A hint, to be settled with more seeds.",
+                "suggestive",
+                _keys(maybe),
+            )
+        )
+    nothing = [(c, d) for c, d in tested if d.p >= ALPHA and not d.significant]
+    if nothing:
+        low = min(d.low for _, d in nothing) * grid.metric.scale
+        high = max(d.high for _, d in nothing) * grid.metric.scale
+        digits = grid.metric.digits
+        found.append(
+            Finding(
+                f"No difference between {name} and {base} is detectable "
+                f"{_at(grid, [c for c, _ in nothing])}: the 95 % intervals of the difference lie "
+                f"within {low:+.{digits}f} to {high:+.{digits}f} {_unit(grid)}.".replace("  ", " "),
+                "undetected",
+                _keys(nothing),
+            )
+        )
+    single = [c for c in cells if c.baseline is not None and c.baseline.n == 1 and not c.diverged]
+    if single:
+        found.append(
+            Finding(
+                f"{name} and {base} share one seed {_at(grid, single)}: what chance does there "
+                "cannot be told, and no difference is claimed.",
+                "untested",
+                tuple((c.row, c.column) for c in single),
+            )
+        )
+    return found
+
+
+def _significant(
+    grid: Grid, cell: Cell, difference: Difference, name: str, base: str, family: int
+) -> Finding:
+    better = (difference.mean > 0) == bool(grid.metric.higher_is_better)
+    size = f"{grid.metric.show(abs(difference.mean))} ± {grid.metric.show(difference.half_width)}"
+    over = f" over {family} comparisons" if family > 1 else ""
+    text = (
+        (
+            f"{name} {'beats' if better else 'falls behind'} {base} {_at(grid, [cell])} by {size} "
+            f"{_unit(grid)} of {grid.metric.label.lower()} (95 % interval, {difference.n} seeds; "
+            f"p = {p_text(difference.p_corrected)} after Holm's correction{over})."
+        )
+        .replace("p = <", "p <")
+        .replace("  ", " ")
+    )
+    return Finding(text, "significant", ((cell.row, cell.column),))
+
+
+def _overall(grid: Grid) -> list[Finding]:
+    found = []
+    base = grid.study.row(grid.baseline)
+    for row, result in improvements(grid).items():
+        if result.tasks < 2 or math.isnan(result.low):
+            continue
+        over = labels.several(grid.study.column_factor, result.tasks)
+        name = grid.study.row(row)
+        if result.probability in (0.0, 1.0):
+            side = "better" if result.probability else "worse"
+            text = f"At each of {over}, every run of {name} did {side} than every run of {base}."
+        else:
+            verdict = ""
+            if result.low <= 0.5 <= result.high:
+                verdict = ", which does not rule out an even chance"
+            text = (
+                f"Over {over}, a run of {name} does better than one of {base} with probability "
+                f"{result.probability:.2f} (95 % bootstrap interval {result.low:.2f} to "
+                f"{result.high:.2f}){verdict}."
+            )
+        cells = tuple((row, column) for column in grid.study.columns if grid.get(row, column))
+        found.append(Finding(text, "overall", cells))
+    return found
+
+
+def _diverged(grid: Grid) -> list[Finding]:
+    found = []
+    for row in grid.study.rows:
+        cells = [c for c in grid.cells.values() if c.row == row and c.diverged]
+        if not cells:
+            continue
+        factor = labels.factor(grid.study.column_factor).lower() if grid.study.column_factor else ""
+        each = ", ".join(
+            f"{c.diverged} of {c.sample.n + c.unvalued} runs"
+            + (f" at {factor} {grid.study.column(c.column)}" if factor else "")
+            for c in cells
+        )
+        found.append(
+            Finding(
+                f"{grid.study.row(row)} diverged in {each}.",
+                "diverged",
+                tuple((c.row, c.column) for c in cells),
+            )
+        )
+    return found
+
+
+def _power(grid: Grid, family: int) -> list[Finding]:
+    """Say what the tests could have found: a missing difference may be a lack of seeds."""
+    counts = [c.baseline.n for c in grid.cells.values() if c.baseline and c.baseline.tested]
+    if not counts or max(counts) > 9:
+        return []
+    n = max(set(counts), key=counts.count)
+    needed = float(stats.t.isf(ALPHA / 2 / family, n - 1)) / math.sqrt(n)
+    return [
+        Finding(
+            f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, the first "
+            f"difference to pass must be at least {needed:.1f} times its own standard deviation "
+            "between seeds: what is not detected here may well exist.",
+            "note",
+        )
+    ]
+
+
+def _at(grid: Grid, cells: Sequence[Cell]) -> str:
+    if not grid.study.column_factor:
+        return ""
+    names = [grid.study.column(cell.column) for cell in cells]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"at {labels.factor(grid.study.column_factor).lower()} {listed}"
+
+
+def _signed(grid: Grid, difference: Difference) -> str:
+    mean = f"by {difference.mean * grid.metric.scale:+.{grid.metric.digits}f}"
+    return f"{mean} ± {grid.metric.show(difference.half_width)}"
+
+
+def _unit(grid: Grid) -> str:
+    return grid.metric.difference_unit
+
+
+def _keys(pairs: Sequence[tuple[Cell, Difference]]) -> tuple[tuple[Any, Any], ...]:
+    return tuple((cell.row, cell.column) for cell, _ in pairs)

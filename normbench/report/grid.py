@@ -1,0 +1,204 @@
+"""One metric over a study: a cell for each row and column, compared with the baseline.
+
+Which runs enter: finished ones with their value; diverged ones by the rule in
+:data:`DIVERGED_RULE`; failed, running and interrupted ones do not, and are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from normbench.errors import unknown
+from normbench.report.metrics import Metric
+from normbench.report.rows import chance
+from normbench.report.statistics import ALPHA, Difference, Sample, holm, paired, sample
+from normbench.report.study import Study
+
+DIVERGED_RULE = (
+    "A diverged run enters accuracies and errors at chance level (1/classes), in means and in the "
+    "bootstraps, so that a method is not rewarded for losing its bad runs. A cell with such a run "
+    "gets no t interval and no t test, neither against it nor for it: its values are not nearly "
+    "normal. In losses, times and gaps a diverged run has no value and is left out. Either way it "
+    "is counted beside the cell."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one row and column.
+
+    Attributes:
+        row, column: Values of the factors.
+        values: Value by seed of the runs that enter.
+        runs: Names of all runs of the cell, in every state, ordered by seed.
+        diverged: How many diverged.
+        pending: How many failed, run or were interrupted.
+        unvalued: How many ended without a value of the metric (target not reached, or diverged).
+        sample: Mean, standard deviation, interval over ``values``.
+        best: Whether the mean is the best of its column.
+        tied: Whether it was tested against the best and is not significantly worse.
+        baseline: The difference to the baseline's cell of the same column, paired by seed.
+        mixed: Whether the runs come from more than one commit or set of versions.
+    """
+
+    row: Any
+    column: Any
+    values: Mapping[int, float]
+    runs: tuple[str, ...]
+    diverged: int
+    pending: int
+    unvalued: int
+    sample: Sample
+    mixed: bool
+    best: bool = False
+    tied: bool = False
+    baseline: Difference | None = None
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether no run of the cell got to its end."""
+        return self.diverged > 0 and self.diverged >= self.sample.n + self.unvalued
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a study for one metric, by (row, column); combinations without runs lack."""
+
+    study: Study
+    metric: Metric
+    baseline: Any
+    cells: dict[tuple[Any, Any], Cell] = field(default_factory=dict)
+
+    def get(self, row: Any, column: Any) -> Cell | None:
+        """Return a cell, None where there are no runs."""
+        return self.cells.get((row, column))
+
+    @property
+    def seeds(self) -> str:
+        """The number of runs a cell has, as ``3`` or ``1 to 3``."""
+        counts = {cell.sample.n for cell in self.cells.values() if cell.sample.n}
+        if not counts:
+            return "0"
+        return f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
+    """Describe every cell, mark the best of each column, compare each with the baseline's.
+
+    P-values against the baseline are corrected over all cells of the study; those against the
+    best of a column, within the column.
+
+    Raises:
+        UserError: No row is named like the baseline.
+    """
+    if baseline is not None and baseline not in study.rows:
+        raise unknown("baseline", str(baseline), map(str, study.rows))
+    groups = dict(list(study.runs.groupby(["row", "column"], sort=False)))
+    cells = {
+        (row, column): _cell(row, column, groups[row, column], metric)
+        for row in study.rows
+        for column in study.columns
+        if (row, column) in groups
+    }
+    for column in study.columns:
+        _mark(cells, column, metric)
+    if baseline is not None:
+        _compare(cells, baseline, metric)
+    return Grid(study, metric, baseline, cells)
+
+
+def default_baseline(study: Study, asked: str | None) -> Any:
+    """Return the row asked for, else ``bn`` where there is one, else None.
+
+    Raises:
+        UserError: No row is named as asked.
+    """
+    named = {str(row): row for row in study.rows}
+    if asked is None:
+        return named.get("bn")
+    if asked not in named:
+        raise unknown("baseline", asked, named)
+    return named[asked]
+
+
+def _cell(row: Any, column: Any, part: pd.DataFrame, metric: Metric) -> Cell:
+    part = part.sort_values(["seed", "name"])
+    ended = part[part["status"].isin(["finished", "diverged"])]
+    values: dict[int, float] = {}
+    for run in ended[["seed", "status", "dataset", "classes", metric.name]].itertuples(index=False):
+        value = float(run[4])
+        if run.status == "diverged":
+            value = _worst(metric, str(run.dataset), run.classes)
+        if not math.isnan(value):
+            values[int(run.seed)] = value
+    diverged = int((ended["status"] == "diverged").sum())
+    return Cell(
+        row,
+        column,
+        values,
+        tuple(part["name"]),
+        diverged,
+        len(part) - len(ended),
+        len(ended) - len(values),
+        _sample(values, metric, diverged),
+        mixed(ended),
+    )
+
+
+def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sample:
+    """Describe the values; runs at chance level forbid a t interval."""
+    described = sample(list(values.values()))
+    if diverged and metric.worst:
+        return replace(described, low=math.nan, high=math.nan)
+    return described
+
+
+def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
+    """Compare two cells; without interval and test where a run entered at chance level."""
+    found = paired(first.values, second.values)
+    if metric.worst and (first.diverged or second.diverged):
+        nothing = math.nan
+        return Difference(found.n, found.mean, nothing, nothing, nothing, nothing)
+    return found
+
+
+def mixed(runs: pd.DataFrame) -> bool:
+    """Whether runs come from more than one commit, dirty state or set of versions."""
+    columns = [c for c in runs.columns if c in ("commit", "dirty") or c.startswith("version.")]
+    return any(runs[column].nunique(dropna=False) > 1 for column in columns)
+
+
+def _worst(metric: Metric, dataset: str, classes: float) -> float:
+    if metric.worst is None:
+        return math.nan
+    guess = chance(dataset, classes)
+    return guess if metric.worst == "chance" else 1.0 - guess
+
+
+def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> None:
+    """Mark the best cell of a column and those that are not significantly worse."""
+    inside = [c for c in cells.values() if c.column == column and c.sample.n and not c.all_diverged]
+    if metric.higher_is_better is None or len(inside) < 2:
+        return
+    sign = 1.0 if metric.higher_is_better else -1.0
+    top = max(inside, key=lambda cell: sign * cell.sample.mean)
+    others = [cell for cell in inside if cell is not top]
+    found = [_paired(top, cell, metric) for cell in others]
+    corrected = holm([difference.p for difference in found])
+    for cell, p in zip(others, corrected, strict=True):
+        equal = cell.sample.mean == top.sample.mean
+        cells[cell.row, column] = replace(cell, best=equal, tied=not equal and p >= ALPHA)
+    cells[top.row, column] = replace(top, best=True)
+
+
+def _compare(cells: dict[tuple[Any, Any], Cell], baseline: Any, metric: Metric) -> None:
+    places = [place for place in cells if place[0] != baseline and (baseline, place[1]) in cells]
+    found = [_paired(cells[p], cells[baseline, p[1]], metric) for p in places]
+    corrected = holm([difference.p for difference in found])
+    for place, difference, p in zip(places, found, corrected, strict=True):
+        cells[place] = replace(cells[place], baseline=replace(difference, p_corrected=p))

@@ -1,0 +1,115 @@
+"""How norms and other names are written in print, and in which order they stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+NORMS = {
+    "none": "No norm",
+    "bn": "BN",
+    "bn_ws": "BN+WS",
+    "gn": "GN",
+    "gn_ws": "GN+WS",
+    "ln": "LN",
+    "ln_ws": "LN+WS",
+    "in": "IN",
+    "in_ws": "IN+WS",
+    "rms": "RMS",
+    "bn_center": "BN (mean only)",
+    "bn_noaffine": "BN (no affine)",
+    "brn": "Batch Renorm",
+    "ghost_bn": "Ghost BN",
+    "sync_bn": "Sync BN",
+    "precise_bn": "Precise BN",
+    "pn": "PN",
+    "frn": "FRN",
+    "evonorm_s0": "EvoNorm-S0",
+    "evonorm_b0": "EvoNorm-B0",
+    "switchable": "SwitchNorm",
+    "iternorm": "IterNorm",
+    "dyt": "DyT",
+    "lrn": "LRN",
+    "bcn": "BCN",
+    "xbn": "XBN",
+    "gn_tfa": "GN (tfa)",
+    "gn_ws_regularizer": "GN+WS as regularizer",
+    "gn_ws_assign": "GN+WS by assignment",
+    "scaled_ws": "Scaled WS",
+    "none_ws": "WS",
+    "none_scaled_ws": "Scaled WS",
+}
+"""Printed name of each norm, in the order of tables."""
+
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "digits": "Digits",
+}
+
+FACTORS = {
+    "batch": "Batch size",
+    "norm": "Norm",
+    "dataset": "Data set",
+    "arch": "Architecture",
+    "optimizer": "Optimizer",
+    "schedule": "Schedule",
+    "seed": "Seed",
+    "epochs": "Epochs",
+    "norm.groups": "Groups",
+}
+
+
+def norm(name: str) -> str:
+    """Return the printed name of a norm; options in brackets stay, an unknown name stays."""
+    base, bracket, options = name.partition(" (")
+    return NORMS.get(base, base) + bracket + options
+
+
+def value(factor: str, raw: Any) -> str:
+    """Return a value of a factor as it is printed."""
+    if factor == "norm":
+        return norm(str(raw))
+    if factor == "dataset":
+        base, bracket, options = str(raw).partition(" (")
+        return DATASETS.get(base, base) + bracket + options
+    return plain(raw)
+
+
+def plain(raw: Any) -> str:
+    """Return any value as a text: whole numbers without a point, a missing one as a dash."""
+    if raw is None or raw != raw:
+        return "–"
+    if isinstance(raw, float):
+        return f"{raw:g}"
+    return str(raw)
+
+
+def several(name: str, count: int) -> str:
+    """Return ``6 batch sizes``; of a factor without a plural, ``6 values of dropout``."""
+    if name in ("batch", "norm", "dataset", "arch", "optimizer", "schedule", "seed"):
+        word = factor(name).lower()
+        return f"{count} {word}{'' if count == 1 else 's'}"
+    return f"{count} values of {factor(name).lower()}"
+
+
+def factor(name: str) -> str:
+    """Return the printed name of a factor."""
+    return FACTORS.get(name, name)
+
+
+def ordered(name: str, values: Iterable[Any]) -> list[Any]:
+    """Sort the values of a factor: norms as in tables, numbers by size, texts by alphabet."""
+    known = {key: place for place, key in enumerate(NORMS)}
+
+    def key(raw: Any) -> tuple[int, float, str]:
+        if isinstance(raw, str):
+            place = known.get(raw.partition(" (")[0], len(known)) if name == "norm" else 0
+            return 1, place, raw
+        number = float(raw) if raw is not None else math.nan
+        return (2, 0.0, "") if math.isnan(number) else (0, number, "")
+
+    return sorted(values, key=key)

@@ -1,0 +1,70 @@
+"""Published results, each with its source and the configuration that it was measured in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+_HE_2016 = "He et al. 2016, Deep Residual Learning, table 6"
+_ZAGORUYKO_2016 = "Zagoruyko & Komodakis 2016, Wide Residual Networks, table 5"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published test error.
+
+    Attributes:
+        dataset, arch, norm, batch: What was trained, by normbench's names.
+        epochs: Passes over the training set in the publication; a run matches from 90 % of it.
+        test_err: Published test error, a fraction.
+        source: Publication and table.
+    """
+
+    dataset: str
+    arch: str
+    norm: str
+    batch: int
+    epochs: int
+    test_err: float
+    source: str
+
+    @property
+    def text(self) -> str:
+        """What a figure writes beside the mark."""
+        return f"{self.source}: {100 * self.test_err:.2f} % error"
+
+
+# He et al.: 64k steps of 128 images on 45,000 of CIFAR-10's training images, 5,000 held out;
+# 4 pixels padded, random crop, horizontal flip.
+REFERENCES = (
+    Reference("cifar10", "resnet20", "bn", 128, 182, 0.0875, _HE_2016),
+    Reference("cifar10", "resnet32", "bn", 128, 182, 0.0751, _HE_2016),
+    Reference("cifar10", "resnet56", "bn", 128, 182, 0.0697, _HE_2016),
+    Reference("cifar10", "wrn28_10", "bn", 128, 200, 0.0400, _ZAGORUYKO_2016),
+)
+
+_AUGMENTED = {"dataset.crop_padding": 4, "dataset.flip": True}
+
+
+def matching(runs: pd.DataFrame) -> list[Reference]:
+    """Return the publications whose configuration finished runs of the frame share.
+
+    Asked are data set (all of its training images, padded crop and flip), network, norm, batch
+    size, no label smoothing, and at least 90 % of the published number of epochs.
+    """
+    finished = runs[runs["status"] == "finished"].to_dict("records")
+    return [known for known in REFERENCES if any(_matches(known, run) for run in finished)]
+
+
+def _matches(known: Reference, run: Mapping[Any, Any]) -> bool:
+    size = run.get("dataset.train_size")
+    return (
+        all(run.get(key) == getattr(known, key) for key in ("dataset", "arch", "norm", "batch"))
+        and all(run.get(key) == value for key, value in _AUGMENTED.items())
+        and bool(pd.isna(size))
+        and float(run.get("label_smoothing") or 0.0) == 0.0
+        and float(run.get("epochs") or 0) >= 0.9 * known.epochs
+    )

@@ -1,0 +1,120 @@
+"""The statistics of a report: intervals over seeds, paired differences, corrected p-values.
+
+Intervals are two-sided 95 % intervals of Student's t. Differences are paired by seed: the same
+seed gives both runs the same order of images and, as far as shapes agree, the same start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+ALPHA = 0.05
+
+_SPREAD = 1e-12  # relative; below it the differences are equal but for rounding
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean, spread and interval of one cell. ``low`` and ``high`` are NaN with fewer than two."""
+
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval: what stands after ±."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, first minus second.
+
+    Attributes:
+        n: Seeds that both have.
+        mean, low, high: Mean difference and its 95 % interval (NaN with fewer than two seeds).
+        effect: Cohen's d of the differences (mean over standard deviation), with Hedges's
+            correction for small samples; NaN with fewer than three seeds.
+        p: Two-sided p-value of the paired t test. NaN where it cannot be tested: one seed, or
+            differences without any spread, for which the test is undefined.
+        p_corrected: ``p`` after Holm's correction over the family of comparisons, NaN as ``p``.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    effect: float
+    p: float
+    p_corrected: float = math.nan
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is a p-value."""
+        return not math.isnan(self.p)
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.p_corrected < ALPHA
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+
+def sample(values: Sequence[float] | np.ndarray) -> Sample:
+    """Describe values of one cell: mean, standard deviation (n − 1), t interval of the mean."""
+    array = np.asarray(values, dtype=float)
+    n = len(array)
+    if n == 0:
+        return Sample(0, math.nan, math.nan, math.nan, math.nan)
+    mean = float(array.mean())
+    if n == 1:
+        return Sample(1, mean, math.nan, math.nan, math.nan)
+    sd = float(array.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * sd / math.sqrt(n)
+    return Sample(n, mean, sd, mean - half, mean + half)
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """Compare two cells given as value by seed, over the seeds that both have."""
+    seeds = sorted(first.keys() & second.keys())
+    pairs = np.array([(first[seed], second[seed]) for seed in seeds], dtype=float).reshape(-1, 2)
+    differences = pairs[:, 0] - pairs[:, 1]
+    described = sample(differences)
+    n, mean, sd = described.n, described.mean, described.sd
+    scale = float(np.abs(pairs).max(initial=0.0))
+    if n < 2 or sd <= _SPREAD * scale:
+        return Difference(n, mean, described.low, described.high, math.nan, math.nan)
+    statistic = mean / (sd / math.sqrt(n))
+    p = float(2.0 * stats.t.sf(abs(statistic), n - 1))
+    effect = _unbiased(n - 1) * mean / sd if n > 2 else math.nan
+    return Difference(n, mean, described.low, described.high, effect, p)
+
+
+def _unbiased(degrees: int) -> float:
+    """Hedges's (1981) factor, which takes the bias of small samples out of Cohen's d."""
+    logarithm = math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)
+    return math.exp(logarithm) / math.sqrt(degrees / 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct a family of p-values (Holm 1979, step-down); NaN stay NaN and do not count."""
+    tested = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(sorted(tested)):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[place] = largest
+    return corrected

@@ -1,0 +1,188 @@
+"""Which runs belong together: a study is what differs in its rows, its columns and its seeds only.
+
+A store may hold several networks, data sets or learning rates. Averaging over them would compare
+what is not comparable, so runs are parted into studies by every config key that varies and that
+neither the rows nor the columns decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from normbench.errors import UserError, unknown
+from normbench.report import labels
+from normbench.report.frame import Frames
+from normbench.report.rows import GROUPS, is_config
+
+_FREE = ("seed", "store", "eval_batch")  # may differ within a cell: none is what is compared
+_FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that differ in ``by`` and their seeds only.
+
+    Attributes:
+        by: The factors, one or two: rows, then columns.
+        context: What parts this study from the others of the store, by config key; the data set
+            and the architecture always.
+        rows, columns: Values of the factors, in the order of tables. With one factor
+            ``columns`` is ``[""]``.
+        runs: Their rows of the runs frame, in every state, with ``row`` and ``column`` added.
+        curves: Their rows of the curves frame.
+    """
+
+    by: tuple[str, ...]
+    context: dict[str, Any]
+    rows: list[Any]
+    columns: list[Any]
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """What the study is about, as ``ResNet8 on Digits, optimizer.lr 0.1``."""
+        parts = [f"{self.context['arch']} on {labels.value('dataset', self.context['dataset'])}"]
+        parts += [
+            f"{key} {labels.plain(value)}"
+            for key, value in self.context.items()
+            if key not in ("dataset", "arch")
+        ]
+        return ", ".join(parts)
+
+    @property
+    def slug(self) -> str:
+        """The title as part of a file name."""
+        values = [labels.plain(value) for value in self.context.values()]
+        kept = "-".join(values).lower()
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in kept)
+
+    @property
+    def row_factor(self) -> str:
+        """The factor that tells rows apart."""
+        return self.by[0]
+
+    @property
+    def column_factor(self) -> str:
+        """The factor that tells columns apart; empty with one factor."""
+        return self.by[1] if len(self.by) > 1 else ""
+
+    def row(self, value: Any) -> str:
+        """Return a row's printed name."""
+        return labels.value(self.row_factor, value)
+
+    def column(self, value: Any) -> str:
+        """Return a column's printed name."""
+        return labels.value(self.column_factor, value) if self.column_factor else "all"
+
+    @property
+    def numeric_columns(self) -> bool:
+        """Whether the columns lie on an axis of numbers."""
+        return all(isinstance(column, int | float) for column in self.columns)
+
+
+def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study]:
+    """Part the runs into studies, the largest first.
+
+    Raises:
+        UserError: ``by`` names no column of the config, or one twice.
+    """
+    factors = list(parse_by(by))
+    offered = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
+    if not factors:
+        raise UserError("--by needs at least one column, as --by norm,batch")
+    for place, name in enumerate(factors):
+        if name not in offered:
+            raise unknown("column in --by", name, offered)
+        if name in factors[:place]:
+            raise UserError(f"--by names {name!r} twice")
+    if frames.runs.empty:
+        return []
+    first, second = factors[0], factors[1] if len(factors) > 1 else ""
+    runs = frames.runs.copy()
+    runs["row"] = _variants(runs, first)
+    runs["column"] = _variants(runs, second) if second else ""
+    keys = _context(runs, factors)
+    found = []
+    for values, part in runs.groupby(keys, dropna=False, sort=True):
+        curves = frames.curves[frames.curves["run"].isin(part["name"])]
+        found.append(
+            Study(
+                tuple(factors[:2]),
+                dict(zip(keys, map(_value, values), strict=True)),
+                labels.ordered(first, map(_value, part["row"].unique())),
+                labels.ordered(second, map(_value, part["column"].unique())),
+                part.reset_index(drop=True),
+                curves.reset_index(drop=True),
+            )
+        )
+    return sorted(found, key=lambda study: -len(study.runs))
+
+
+def parse_by(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Read ``norm,batch``."""
+    parts = text.split(",") if isinstance(text, str) else text
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _variants(runs: pd.DataFrame, factor: str) -> pd.Series:
+    """Return the values of a factor; a group's options are added where one name has several."""
+    values = runs[factor]
+    if factor not in GROUPS:
+        missing = values.isna()
+        return values.astype(object).where(~missing, "–") if missing.any() else values
+    result = values.astype(object)
+    options = [column for column in runs.columns if column.startswith(f"{factor}.")]
+    for name, part in runs.groupby(factor):
+        varying = [column for column in options if part[column].nunique(dropna=False) > 1]
+        if factor == "norm" and "norm.weight.name" in varying:
+            varying.remove("norm.weight.name")
+        if varying:
+            result.loc[part.index] = [
+                f"{name} ({', '.join(_option(factor, row, c) for c in varying)})"
+                for _, row in part[varying].iterrows()
+            ]
+    return result
+
+
+def _option(factor: str, row: pd.Series, column: str) -> str:
+    return f"{column.removeprefix(factor + '.')}={labels.plain(row[column])}"
+
+
+def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """Return the keys that part the runs: those that vary while rows and columns stay the same."""
+    inside = tuple(f"{name}." for name in by[:2] if name in GROUPS)
+    config = [
+        column
+        for column in runs.columns
+        if is_config(column)
+        and column not in (*by[:2], *_FREE, "row", "column")
+        and not column.startswith(inside or ("\0",))
+    ]
+    keys = [key for key in ("dataset", "arch") if key in config]
+    keys += by[2:]
+    rest = sorted(config, key=lambda c: (_FIRST.index(c) if c in _FIRST else len(_FIRST), "." in c))
+    for column in rest:
+        if column in keys or runs[column].nunique(dropna=False) < 2:
+            continue
+        if column.endswith("seed") and not _varies(runs, ["seed"], column):
+            continue
+        if _varies(runs, ["row", "column", *keys], column):
+            keys.append(column)
+    return keys
+
+
+def _varies(runs: pd.DataFrame, given: list[str], column: str) -> bool:
+    """Whether a column takes several values where all of ``given`` are the same."""
+    pairs = runs[[*given, column]].drop_duplicates()
+    return bool(pairs.duplicated(given).any())
+
+
+def _value(raw: Any) -> Any:
+    """Return a plain Python value of a NumPy one; whole floats become integers."""
+    raw = raw.item() if hasattr(raw, "item") else raw
+    return int(raw) if isinstance(raw, float) and raw.is_integer() else raw

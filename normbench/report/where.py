@@ -1,0 +1,203 @@
+"""``--where 'norm in [bn, gn] and batch <= 64'``: a filter over runs, parsed and never executed.
+
+The text is Python's expression syntax, read by :mod:`ast` and walked here over a closed list of
+forms: comparisons, ``in``, ``and``, ``or``, ``not``, parentheses and lists. Left of a comparison
+stands a column of the runs frame. On the right stand numbers, quoted texts, ``true``, ``false``,
+``none`` where no text of that name is a value of the column, other columns of numbers, and bare
+names, which are texts.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from normbench.errors import UserError, nearest, unknown
+
+LONGEST = 2000
+"""Characters a filter may have: what nests deeper would exhaust Python's parser."""
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_HINT = 'write e.g. "norm in [bn, gn] and batch <= 64"'
+
+
+@dataclass
+class Filter:
+    """Which runs a text keeps.
+
+    Attributes:
+        kept: A boolean for each row of the runs frame.
+        notes: Values asked for that no run has, each as a sentence with the nearest one.
+    """
+
+    kept: pd.Series
+    notes: list[str] = field(default_factory=list)
+
+
+def select(text: str, runs: pd.DataFrame) -> Filter:
+    """Apply a filter to the runs frame.
+
+    Raises:
+        UserError: The text cannot be read, names no column, compares a text with a number, or
+            keeps no run because a value in it does not exist.
+    """
+    if len(text) > LONGEST:
+        raise UserError(f"--where is longer than {LONGEST} characters")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        raise UserError(f"cannot read --where {text!r}: {reason}; {_HINT}") from None
+    walker = _Walker(text, runs)
+    kept = walker.boolean(tree)
+    if walker.notes and not kept.any():
+        raise UserError(f"--where {text!r} keeps no run: {'; '.join(walker.notes)}")
+    return Filter(kept, walker.notes)
+
+
+class _Walker:
+    def __init__(self, text: str, runs: pd.DataFrame) -> None:
+        self.text = text
+        self.runs = runs
+        self.notes: list[str] = []
+
+    def boolean(self, node: ast.expr) -> pd.Series:
+        if isinstance(node, ast.BoolOp):
+            join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            kept = self.boolean(node.values[0])
+            for value in node.values[1:]:
+                kept = join(kept, self.boolean(value))
+            return kept
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self.boolean(node.operand)
+        if isinstance(node, ast.Compare):
+            return self._chain(node)
+        if isinstance(node, ast.Name | ast.Attribute):
+            column = self.runs[self._column(node)]
+            if column.dtype in (bool, "boolean"):
+                return column.fillna(False).astype(bool)
+        raise self._refuse(node, "is no comparison")
+
+    def _chain(self, node: ast.Compare) -> pd.Series:
+        """Evaluate ``16 <= batch < 64`` as Python does, each pair in turn."""
+        kept = pd.Series(True, index=self.runs.index)
+        left = node.left
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            kept &= self._pair(left, op, right)
+            left = right
+        return kept
+
+    def _pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
+        if not isinstance(left, ast.Name | ast.Attribute):
+            turned = _turned(op)
+            if turned is None or not isinstance(right, ast.Name | ast.Attribute):
+                raise self._refuse(left, "is no column")
+            left, op, right = right, turned, left
+        name = self._column(left)
+        column = self.runs[name]
+        if isinstance(op, ast.In | ast.NotIn):
+            if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+                raise self._refuse(right, "is no list such as [bn, gn]")
+            asked = [self._value(item, name) for item in right.elts]
+            kept = pd.Series(False, index=self.runs.index)
+            for value in asked:
+                kept |= self._equal(name, value)
+            return kept if isinstance(op, ast.In) else ~kept
+        if type(op) not in _COMPARE:
+            raise UserError(f"cannot read --where {self.text!r}: use ==, !=, <, <=, >, >=, in")
+        value = self._value(right, name)
+        if isinstance(op, ast.Eq | ast.NotEq):
+            kept = self._equal(name, value)
+            return kept if isinstance(op, ast.Eq) else ~kept
+        if not pd.api.types.is_numeric_dtype(column) or column.dtype in (bool, "boolean"):
+            raise UserError(f"--where: {name!r} is not a number and has no order; use == or in")
+        if isinstance(value, str) or value is None:
+            raise UserError(f"--where: {name!r} is a number and cannot be compared to {value!r}")
+        return _COMPARE[type(op)](column, value).fillna(False).astype(bool)
+
+    def _equal(self, name: str, value: Any) -> pd.Series:
+        column = self.runs[name]
+        if isinstance(value, pd.Series):
+            return (column == value).fillna(False).astype(bool)
+        if value is None:
+            return column.isna()
+        numeric = pd.api.types.is_numeric_dtype(column) and column.dtype not in (bool, "boolean")
+        if numeric and isinstance(value, str):
+            raise UserError(f"--where: {name!r} is a number and cannot be compared to {value!r}")
+        if not numeric and column.dtype not in (bool, "boolean"):
+            value = str(value)
+            present = column.dropna().unique()
+            if value not in present:
+                close = nearest(value, present)
+                hint = f" (did you mean {close!r}?)" if close else ""
+                self.notes.append(f"no run has {name} {value!r}{hint}")
+        return (column == value).fillna(False).astype(bool)
+
+    def _column(self, node: ast.Name | ast.Attribute) -> str:
+        name = _dotted(node)
+        if name is None:
+            raise self._refuse(node, "is no column")
+        if name not in self.runs.columns:
+            raise unknown("column in --where", name, self.runs.columns)
+        return name
+
+    def _value(self, node: ast.expr, column: str) -> Any:
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            value = self._value(node.operand, column)
+            if isinstance(value, int | float):
+                return -value
+            raise self._refuse(node, "is no number")
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str | int | float | bool) or node.value is None:
+                return self._text_of(column, node) if node.value is None else node.value
+            raise self._refuse(node, "is neither number nor text")
+        name = _dotted(node) if isinstance(node, ast.Name | ast.Attribute) else None
+        if name is None:
+            raise self._refuse(node, "is no value (put a text with signs in it in quotes)")
+        if name.lower() in ("true", "false"):
+            return name.lower() == "true"
+        if name.lower() in ("none", "null"):
+            return self._text_of(column, node)
+        other = self.runs[name] if name in self.runs.columns else None
+        numbers = pd.api.types.is_numeric_dtype
+        if other is not None and numbers(other) and numbers(self.runs[column]):
+            return other
+        return name
+
+    def _text_of(self, column: str, node: ast.expr) -> str | None:
+        """Read ``none``: a text where the column may hold it (``norm``), else a missing value."""
+        text = ast.unparse(node).lower()
+        return text if column == "norm" or (self.runs[column] == text).any() else None
+
+    def _refuse(self, node: ast.expr, why: str) -> UserError:
+        part = ast.get_source_segment(self.text.strip(), node) or ast.unparse(node)
+        return UserError(f"cannot read --where {self.text!r}: {part!r} {why}; {_HINT}")
+
+
+def _dotted(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        inside = _dotted(node.value)
+        return None if inside is None else f"{inside}.{node.attr}"
+    return None
+
+
+def _turned(op: ast.cmpop) -> ast.cmpop | None:
+    """The operator that says the same with both sides exchanged."""
+    pairs = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
+    if isinstance(op, ast.Eq | ast.NotEq):
+        return op
+    return pairs[type(op)]() if type(op) in pairs else None
