@@ -22,7 +22,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name most like ``name``, or None when nothing is close."""
     pool = list(allowed)
     folded = {candidate.lower(): candidate for candidate in pool}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    cutoff = 0.5 if len(name) < 4 else 0.6  # one wrong letter of two is half
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
     if not close and len(name) > 1:
         close = [text for text in folded if name.lower() in text]
     return folded[close[0]] if close else None

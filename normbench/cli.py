@@ -1,0 +1,243 @@
+"""The command line. Imports nothing heavy until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from normbench.arguments import parse, parser
+from normbench.errors import NormbenchError, UserError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 where a run or the environment failed; 2 for a mistake in what was asked for; 130
+        where it was interrupted.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse(given)
+        if arguments.command is None:
+            parser().print_help()
+            return 0
+        signal.signal(signal.SIGTERM, _interrupt)
+        return _COMMANDS[arguments.command](arguments, ["normbench", *given])
+    except NormbenchError as error:
+        if "--debug" in given:
+            raise
+        print(f"normbench: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("normbench: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"normbench: {reason} (--debug shows the traceback)", file=sys.stderr)
+        return 1
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) if isinstance(error, NormbenchError) else (lines or [""])[0]
+
+
+def _run(arguments: Namespace, command: list[str]) -> int:
+    from normbench.config import compose
+    from normbench.store import Store
+
+    config = compose(arguments.overrides, arguments.config_dir)
+    if arguments.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        return 0
+    _keep_quiet()
+    from normbench.engine.training import train
+    from normbench.screen import RunScreen
+
+    with RunScreen() as screen:
+        outcome = train(
+            config,
+            Store(config.store),
+            observer=screen,
+            command=command,
+            must_exist=arguments.resume,
+        )
+    if not outcome.trained:
+        print(f"the run exists, nothing was trained: {_in_short(outcome.summary)}")
+        print(f"  folder  {outcome.run.path}")
+    return 0
+
+
+def _in_short(summary: dict[str, Any]) -> str:
+    if summary.get("status") == "diverged":
+        return f"diverged in epoch {summary.get('diverged_epoch')}"
+    return f"finished, test accuracy {100 * summary['test_acc']:.2f} %"
+
+
+def _sweep(arguments: Namespace, command: list[str]) -> int:
+    from normbench.store import Store
+    from normbench.sweep.grid import expand
+
+    configs = expand(arguments.overrides, arguments.config_dir)
+    stores = {config.store for config in configs}
+    if len(stores) > 1:
+        raise UserError(f"a sweep has one store, not {', '.join(sorted(stores))}")
+    store = Store(stores.pop())
+    if arguments.dry_run:
+        for config in configs:
+            print(f"{store.run(config).status:<12} {config.run_name}")
+        return 0
+    _keep_quiet()
+    from normbench.screen import RunScreen
+    from normbench.sweep.inline import run_inline
+
+    def observer(index: int) -> Any:
+        print(f"[{index + 1}/{len(configs)}]", flush=True)
+        return RunScreen()
+
+    cells = run_inline(configs, store, observer, command)
+    counts = {result: sum(cell.result == result for cell in cells) for result in
+              ("trained", "diverged", "skipped", "locked", "failed")}
+    print(f"{len(cells)} cells: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+    for cell in cells:
+        if cell.reason:
+            print(f"  {cell.result} {cell.config.run_name}: {cell.reason}", file=sys.stderr)
+    return 1 if counts["failed"] else 0
+
+
+def _report(arguments: Namespace, command: list[str]) -> int:
+    from normbench.report.commands import report
+
+    report(
+        arguments.store,
+        where=arguments.where,
+        by=arguments.by,
+        metric=arguments.metric,
+        baseline=arguments.baseline,
+        target=arguments.target,
+        out=arguments.out,
+    )
+    return 0
+
+
+def _list(arguments: Namespace, command: list[str]) -> int:
+    from normbench.screen import Console, rows, runs_table
+    from normbench.store import Store
+
+    runs = Store(arguments.store).runs()
+    if arguments.json:
+        import json
+
+        print(json.dumps(rows(runs), indent=1))
+        return 0
+    if not runs:
+        print(f"no runs in {arguments.store}: normbench run makes one")
+        return 0
+    Console().print(runs_table(runs))
+    return 0
+
+
+def _show(arguments: Namespace, command: list[str]) -> int:
+    from normbench.screen import Console, run_details
+    from normbench.store import Store
+
+    Console().print(run_details(Store(arguments.store).find(arguments.run)))
+    return 0
+
+
+def _norms(arguments: Namespace, command: list[str]) -> int:
+    raise NotImplementedError
+
+
+def _data(arguments: Namespace, command: list[str]) -> int:
+    from normbench.data import commands
+
+    sources = _sources(arguments.config_dir)
+    if arguments.action == "list":
+        from normbench.screen import Console, datasets_table
+
+        Console().print(datasets_table(commands.list_datasets(sources)))
+        return 0
+    if arguments.name not in sources:
+        from normbench.errors import unknown
+
+        raise unknown("dataset", arguments.name, sources)
+    _keep_quiet()
+    source = sources[arguments.name]
+    if arguments.action == "prepare":
+        commands.prepare(source, say=print)
+    else:
+        commands.import_from(source, arguments.path, say=print)
+    return 0
+
+
+def _sources(config_dir: str | None) -> dict[str, Any]:
+    """Every data set of ``conf/dataset/`` with its source."""
+    from normbench.config import compose, group_options
+    from normbench.targets import target
+
+    names = group_options(config_dir)["dataset"]
+    paths = {n: compose([f"dataset={n}"], config_dir).dataset["_target_"] for n in names}
+    return {name: target(path)() for name, path in paths.items()}
+
+
+def _doctor(arguments: Namespace, command: list[str]) -> int:
+    from normbench.data.commands import list_datasets
+    from normbench.doctor import collect, render
+    from normbench.screen import Console
+
+    listed = list_datasets(_sources(arguments.config_dir))
+    findings = collect(datasets=[(each["name"], each["state"]) for each in listed])
+    Console().print(render(findings))
+    return 0
+
+
+def _diff(arguments: Namespace, command: list[str]) -> int:
+    from normbench.report.commands import diff
+
+    diff(arguments.store, *arguments.runs, out=arguments.out)
+    return 0
+
+
+def _export(arguments: Namespace, command: list[str]) -> int:
+    from normbench.report.commands import export
+
+    export(arguments.store, arguments.where, arguments.out, arguments.format)
+    return 0
+
+
+def _keep_quiet() -> None:
+    """Keep TensorFlow's start-up messages off the screen; must come before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+_COMMANDS: dict[str, Callable[[Namespace, list[str]], int]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "report": _report,
+    "list": _list,
+    "show": _show,
+    "norms": _norms,
+    "data": _data,
+    "doctor": _doctor,
+    "diff": _diff,
+    "export": _export,
+}

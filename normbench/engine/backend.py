@@ -1,0 +1,117 @@
+"""The backend of this process: chosen once, before Keras is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from normbench.errors import NormbenchError
+
+if TYPE_CHECKING:
+    from normbench.engine.loop import Loop
+
+
+def start(backend: str, precision: str) -> dict[str, Any]:
+    """Make this process run Keras on ``backend`` under the dtype policy ``precision``.
+
+    On a CPU the backend is told to compute in a fixed order; on a GPU that would cost speed.
+
+    Returns:
+        What a run's record says of it: backend, precision, jit_compile, deterministic, threads.
+
+    Raises:
+        NormbenchError: Keras already runs on another backend here, or the backend is missing.
+    """
+    running = _running_backend()
+    if running not in (None, backend):
+        raise NormbenchError(
+            f"this process already runs Keras on {running}: start another for backend={backend}"
+        )
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with _native_messages_held():
+        try:
+            import keras
+        except ModuleNotFoundError as error:
+            if backend == "jax" and error.name in ("jax", "jaxlib"):
+                raise NormbenchError("backend=jax needs JAX: pip install 'normbench[jax]'") from None
+            raise
+        deterministic = _order_tensorflow() if backend == "tensorflow" else _jax_on_cpu()
+    keras.config.set_dtype_policy(precision)
+    keras.config.set_image_data_format("channels_last")
+    return {
+        "backend": backend,
+        "precision": precision,
+        "jit_compile": backend == "jax",
+        "deterministic": deterministic,
+        "threads": _threads(),
+    }
+
+
+def loop_class(backend: str) -> type[Loop]:
+    """Return the :class:`Loop` of a backend."""
+    if backend == "tensorflow":
+        from normbench.engine.tensorflow_loop import TensorFlowLoop
+
+        return TensorFlowLoop
+    from normbench.engine.jax_loop import JaxLoop
+
+    return JaxLoop
+
+
+@contextmanager
+def _native_messages_held() -> Iterator[None]:
+    """Hold back what native code writes to standard error while a backend starts.
+
+    TensorFlow greets with messages that no setting silences and that would tear a live screen;
+    they are shown where the start fails.
+    """
+    sys.stderr.flush()
+    try:
+        real = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(real, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def _jax_on_cpu() -> bool:
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+def _order_tensorflow() -> bool:
+    import tensorflow as tf
+
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    if on_cpu:
+        tf.config.experimental.enable_op_determinism()
+    tf.config.list_logical_devices()  # starts the devices, with their messages, here
+    return on_cpu
+
+
+def _running_backend() -> str | None:
+    module = sys.modules.get("keras")
+    return None if module is None else module.config.backend()
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

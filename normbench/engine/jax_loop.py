@@ -1,0 +1,192 @@
+"""The loop on JAX: an epoch's steps as one ``lax`` loop over a functional state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax import lax
+
+from normbench.engine import loop
+from normbench.engine.loop import Loop, Plan, Steps
+from normbench.engine.loss import correct, cross_entropy
+from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+
+State = dict[str, Any]
+
+
+class JaxLoop(Loop):
+    """A :class:`Loop` that passes its state through compiled functions."""
+
+    backend = "jax"
+
+    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+        self.model = model
+        self.plan = plan
+        self._splits = {
+            name: (jnp.asarray(split.images), jnp.asarray(split.labels))
+            for name in ("train", "validation", "test")
+            if len((split := getattr(dataset, name)).labels)
+        }
+        self._count = int(self._splits["train"][0].shape[0])
+        self._steps = self._count // plan.batch
+        self._variables = list(model.trainable_variables)
+        self._shapes = [tuple(v.shape) for v in self._variables]
+        self._decayed = jnp.asarray(loop.decay_mask(self._variables))
+        self._state: State = {
+            # Copies: the compiled steps take the state's memory over, the model keeps its own.
+            "trainable": [jnp.array(v.value) for v in self._variables],
+            "other": [jnp.array(v.value) for v in model.non_trainable_variables],
+            "slots": [jnp.zeros_like(self._decayed) for _ in range(plan.optimizer.slots)],
+            "step": jnp.int32(0),
+            "scale": (jnp.float32(2.0**15), jnp.int32(0)),
+        }
+        self._epoch: Any = None
+        self._draw = jax.jit(self._draw_epoch)
+        self._run = jax.jit(self._run_steps, donate_argnums=0)
+        self._score = jax.jit(self._score_split)
+
+    def compile(self) -> None:
+        self.begin_epoch(0)
+        self.train(0, np.zeros(0, np.float32))
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._epoch = self._draw(jnp.int32(epoch))
+
+    def train(self, first: int, rates: np.ndarray) -> Steps:
+        count = len(rates)
+        padded = np.zeros(self._steps, np.float32)
+        padded[:count] = rates
+        self._state, history = self._run(
+            self._state, self._splits["train"], self._epoch, jnp.int32(first), jnp.int32(count),
+            jnp.asarray(padded),
+        )
+        loss, hits, norms = (np.asarray(values)[:count] for values in history)
+        return Steps(loss, hits, norms)
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        images, labels = self._splits[split]
+        losses, hits = self._score(self._state["trainable"], self._state["other"], images, labels)
+        count = int(labels.shape[0])
+        return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = self._state
+        values = dict(
+            zip(
+                [id(v) for v in [*self._variables, *self.model.non_trainable_variables]],
+                [*state["trainable"], *state["other"]],
+                strict=True,
+            )
+        )
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        named = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}
+        named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(state["slots"])})
+        named["optimizer/step"] = state["step"]
+        if self.plan.scaled_loss:
+            named["loss_scale/factor"], named["loss_scale/finite_steps"] = state["scale"]
+        return {name: np.array(value) for name, value in named.items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        given = {id(v): state[name] for name, v in zip(names, variables, strict=True)}
+        slots = len(self._state["slots"])
+        scale = self._state["scale"]
+        if self.plan.scaled_loss:
+            scale = (state["loss_scale/factor"], state["loss_scale/finite_steps"])
+        self._state = {
+            "trainable": [jnp.array(given[id(v)]) for v in self._variables],
+            "other": [jnp.array(given[id(v)]) for v in self.model.non_trainable_variables],
+            "slots": [jnp.array(state[f"optimizer/slot{i}"]) for i in range(slots)],
+            "step": jnp.array(state["optimizer/step"]),
+            "scale": (jnp.array(scale[0]), jnp.array(scale[1])),
+        }
+
+    def devices(self) -> list[str]:
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+
+    def _draw_epoch(self, epoch: Any) -> Any:
+        order = epoch_order(self.plan.seed, epoch, self._count)
+        return order, *epoch_words(self.plan.seed, AUGMENT, epoch, self._count)
+
+    def _run_steps(
+        self, state: State, data: Any, epoch: Any, first: Any, count: Any, rates: Any
+    ) -> tuple[State, Any]:
+        history = (
+            jnp.zeros(self._steps, jnp.float32),
+            jnp.zeros(self._steps, jnp.int32),
+            jnp.zeros(self._steps, jnp.float32),
+        )
+
+        def body(index: Any, carried: Any) -> Any:
+            state, history = carried
+            state, values = self._one_step(state, data, epoch, first + index, rates[index])
+            return state, tuple(h.at[index].set(v) for h, v in zip(history, values, strict=True))
+
+        return lax.fori_loop(0, count, body, (state, history))
+
+    def _one_step(
+        self, state: State, data: Any, epoch: Any, position: Any, rate: Any
+    ) -> tuple[State, Any]:
+        plan, batch = self.plan, self.plan.batch
+        start = position * batch
+        chosen, word0, word1 = (lax.dynamic_slice(each, (start,), (batch,)) for each in epoch)
+        images, labels = data
+        pixels = plan.images.augmented(images[chosen], (word0, word1))
+        labels = labels[chosen]
+
+        def objective(trainable: Any) -> Any:
+            logits, other, losses = self.model.stateless_call(
+                trainable, state["other"], plan.images.scaled(pixels), training=True,
+                return_losses=True,
+            )
+            loss = jnp.mean(cross_entropy(logits, labels, plan.smoothing))
+            for each in losses:
+                loss += each.astype(jnp.float32)
+            minimized = loss * state["scale"][0] if plan.scaled_loss else loss
+            return minimized, (loss, logits, other)
+
+        (_, (loss, logits, other)), gradients = jax.value_and_grad(objective, has_aux=True)(
+            state["trainable"]
+        )
+        weights, slots, scale, norm = loop.updated(
+            plan, loop.flat(state["trainable"]), loop.flat(gradients), state["slots"], rate,
+            state["step"], self._decayed, state["scale"],
+        )
+        parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
+        new = {
+            "trainable": parts,
+            "other": other,
+            "slots": slots,
+            "step": state["step"] + 1,
+            "scale": scale,
+        }
+        return new, (loss, correct(logits, labels), norm)
+
+    def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
+        """Losses of each full batch and of the rest; counts of correct images."""
+        count, batch = int(images.shape[0]), self.plan.eval_batch
+        full = count // batch
+
+        def score(pixels: Any, labels: Any) -> Any:
+            logits, _ = self.model.stateless_call(
+                trainable, other, self.plan.images.scaled(pixels), training=False
+            )
+            return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
+
+        def body(hits: Any, part: Any) -> Any:
+            loss, right = score(*part)
+            return hits + right, loss
+
+        shape = (full, batch, *images.shape[1:])
+        parts = (images[: full * batch].reshape(shape), labels[: full * batch].reshape(full, batch))
+        hits, losses = lax.scan(body, jnp.int32(0), parts)
+        if count % batch:
+            loss, right = score(images[full * batch :], labels[full * batch :])
+            losses, hits = jnp.append(losses, loss), hits + right
+        return losses, hits

@@ -1,0 +1,175 @@
+"""What the loops of all backends share: their interface, the update, the names of their state."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from normbench.engine.images import Images
+
+GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What some consecutive training steps gave; each array has one entry a step.
+
+    Attributes:
+        loss: Mean over the mini-batch of what was minimized, float32.
+        correct: Images whose label had the highest logit, int32.
+        grad_norm: Euclidean norm of the gradient over all weights, without weight decay, float32.
+    """
+
+    loss: np.ndarray
+    correct: np.ndarray
+    grad_norm: np.ndarray
+
+    @classmethod
+    def none(cls) -> Steps:
+        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+    def then(self, later: Steps) -> Steps:
+        """These steps followed by ``later``."""
+        return Steps(
+            np.concatenate([self.loss, later.loss]),
+            np.concatenate([self.correct, later.correct]),
+            np.concatenate([self.grad_norm, later.grad_norm]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a loop must know besides the model and the data.
+
+    Attributes:
+        batch: Images a step.
+        eval_batch: Images a step of evaluation.
+        seed: Of the order of the images and of augmentation.
+        smoothing: Of the labels, in the training loss alone.
+        optimizer: Has ``slots`` and ``update`` as :class:`normbench.engine.optimizer.SGD`.
+        images: Augmentation and scaling.
+        scaled_loss: Whether gradients are computed in float16, so that the loss must be scaled.
+    """
+
+    batch: int
+    eval_batch: int
+    seed: int
+    smoothing: float
+    optimizer: Any
+    images: Images
+    scaled_loss: bool
+
+
+class Loop(ABC):
+    """Training and evaluation of one model on data that lives on the device.
+
+    State is the model's variables, the optimizer's slots and count, and the loss scale.
+    """
+
+    backend: str
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Trace and compile without taking a step."""
+
+    @abstractmethod
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the order and augmentation of an epoch, counted from 0."""
+
+    @abstractmethod
+    def train(self, first: int, rates: np.ndarray) -> Steps:
+        """Take ``len(rates)`` steps of the epoch from its step ``first`` on.
+
+        Args:
+            first: Steps of the epoch taken before.
+            rates: Learning rate of each step, float32.
+        """
+
+    @abstractmethod
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Return mean cross-entropy and accuracy (0..1) over a split, in inference mode."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a loop of the same model needs to go on exactly."""
+
+    @abstractmethod
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what :meth:`state` gave."""
+
+    @abstractmethod
+    def devices(self) -> list[str]:
+        """Name the devices that are used."""
+
+
+def flat(tensors: list[Any]) -> Any:
+    """Lay tensors end to end: float32 (P,)."""
+    return ops.concatenate([ops.reshape(ops.cast(each, "float32"), (-1,)) for each in tensors])
+
+
+def unflat(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
+    """Undo :func:`flat`."""
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = ops.split(vector, list(np.cumsum(sizes)[:-1]))
+    return [ops.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def decay_mask(variables: list[Any]) -> np.ndarray:
+    """1 for each weight that weight decay applies to, else 0: float32 (P,)."""
+    from normbench.engine.optimizer import is_decayed
+
+    return np.concatenate(
+        [np.full(math.prod(v.shape), float(is_decayed(v)), np.float32) for v in variables]
+    )
+
+
+def updated(
+    plan: Plan, weights: Any, gradient: Any, slots: list[Any], rate: Any, step: Any, decayed: Any,
+    scale: tuple[Any, Any],
+) -> tuple[Any, list[Any], tuple[Any, Any], Any]:
+    """One step of the optimizer over flat vectors, guarded by the loss scale where there is one.
+
+    With a scaled loss, a step whose gradient is not finite is left out and the scale halved;
+    it doubles after ``GROWTH_STEPS`` finite ones (Micikevicius et al. 2018, section 3.2).
+
+    Returns:
+        The weights, the slots, the scale with its count of finite steps, and the norm of the
+        gradient.
+    """
+    if not plan.scaled_loss:
+        norm = ops.sqrt(ops.sum(ops.square(gradient)))
+        weights, slots = plan.optimizer.update(weights, gradient, slots, rate, step, decayed)
+        return weights, slots, scale, norm
+    factor, finite_steps = scale
+    gradient = gradient / factor
+    norm = ops.sqrt(ops.sum(ops.square(gradient)))
+    finite = ops.isfinite(norm)
+    new_weights, new_slots = plan.optimizer.update(weights, gradient, slots, rate, step, decayed)
+    weights = ops.where(finite, new_weights, weights)
+    slots = [ops.where(finite, new, old) for new, old in zip(new_slots, slots, strict=True)]
+    finite_steps = ops.where(finite, finite_steps + 1, 0)
+    grown = finite_steps >= GROWTH_STEPS
+    factor = ops.where(finite, ops.where(grown, factor * 2.0, factor), factor * 0.5)
+    finite_steps = ops.where(grown, 0, finite_steps)
+    return weights, slots, (factor, finite_steps), norm
+
+
+def constrained(variables: list[Any], values: list[Any]) -> list[Any]:
+    """Pass each new value through its variable's Keras constraint, where it has one."""
+    return [
+        value if variable.constraint is None else variable.constraint(value)
+        for variable, value in zip(variables, values, strict=True)
+    ]
+
+
+def variable_names(variables: list[Any]) -> list[str]:
+    """Name a model's variables for a checkpoint: their paths, made unique by their position."""
+    return [f"model/{index:03d}/{variable.path}" for index, variable in enumerate(variables)]

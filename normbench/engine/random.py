@@ -1,0 +1,68 @@
+"""Random words from (seed, stream, epoch, position): the same on every backend and machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+SHUFFLE = 0
+AUGMENT = 1
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The counter-based generator Threefry-2x32 with 20 rounds (Salmon et al. 2011, section 4.2).
+
+    A word depends on its key and counter alone, so any epoch's choices can be had without the
+    ones before: what a resumed run needs to go on exactly.
+
+    Args:
+        key: Two uint32 tensors of shapes that broadcast with the counter's.
+        counter: Two uint32 tensors.
+
+    Returns:
+        Two uint32 tensors of the broadcast shape.
+    """
+    key0, key1 = (ops.cast(word, "uint32") for word in key)
+    parity = ops.bitwise_xor(ops.bitwise_xor(key0, key1), _word(0x1BD11BDA))
+    keys = (key0, key1, parity)
+    x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = ops.bitwise_or(
+                ops.bitwise_left_shift(x1, _word(rotation)),
+                ops.bitwise_right_shift(x1, _word(32 - rotation)),
+            )
+            x1 = ops.bitwise_xor(x1, x0)
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + _word(group + 1)
+    return x0, x1
+
+
+def epoch_words(seed: int, stream: int, epoch: Any, count: int) -> tuple[Any, Any]:
+    """Two uint32 words, each (count,), for each position of an epoch.
+
+    Args:
+        seed: Of the run, 0..2**32 - 1.
+        stream: What the words are for, so that two uses of a seed share none.
+        epoch: Scalar integer tensor.
+        count: Positions in the epoch.
+    """
+    positions = ops.cast(ops.arange(count, dtype="int32"), "uint32")
+    epochs = ops.broadcast_to(ops.cast(epoch, "uint32"), (count,))
+    return threefry2x32((_word(seed), _word(stream)), (epochs, positions))
+
+
+def epoch_order(seed: int, epoch: Any, count: int) -> Any:
+    """The order of ``count`` images in an epoch: a permutation, int32 (count,)."""
+    words, _ = epoch_words(seed, SHUFFLE, epoch, count)
+    # 31 bits: sorting unsigned words is not offered everywhere. Equal words keep their order.
+    return ops.cast(ops.argsort(ops.cast(ops.bitwise_right_shift(words, _word(1)), "int32")), "int32")
+
+
+def _word(value: int) -> Any:
+    return ops.convert_to_tensor(np.uint32(value), dtype="uint32")

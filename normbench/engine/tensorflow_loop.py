@@ -1,0 +1,174 @@
+"""The loop on TensorFlow: an epoch's steps as one graph, with no Python between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from normbench.engine import loop
+from normbench.engine.loop import Loop, Plan, Steps
+from normbench.engine.loss import correct, cross_entropy
+from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+
+
+class TensorFlowLoop(Loop):
+    """A :class:`Loop` that keeps its state in TensorFlow variables."""
+
+    backend = "tensorflow"
+
+    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+        self.model = model
+        self.plan = plan
+        self._splits = {
+            name: (tf.constant(split.images), tf.constant(split.labels))
+            for name in ("train", "validation", "test")
+            if len((split := getattr(dataset, name)).labels)
+        }
+        self._count = int(self._splits["train"][0].shape[0])
+        self._variables = list(model.trainable_variables)
+        self._shapes = [tuple(v.shape) for v in self._variables]
+        self._decayed = tf.constant(loop.decay_mask(self._variables))
+        size = int(self._decayed.shape[0])
+        self._slots = [
+            tf.Variable(tf.zeros(size), trainable=False) for _ in range(plan.optimizer.slots)
+        ]
+        self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
+        self._finite_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._order = tf.Variable(tf.zeros(self._count, tf.int32), trainable=False)
+        self._words = [
+            tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
+        ]
+        self._draw = tf.function(self._draw_epoch, autograph=False)
+        self._run = tf.function(self._run_steps, autograph=False)
+        self._score = tf.function(self._score_split, autograph=False)
+
+    def compile(self) -> None:
+        self.begin_epoch(0)
+        self.train(0, np.zeros(0, np.float32))
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._draw(tf.constant(epoch, tf.int32))
+
+    def train(self, first: int, rates: np.ndarray) -> Steps:
+        loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
+        return Steps(loss.numpy(), hits.numpy(), norms.numpy())
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        images, labels = self._splits[split]
+        losses, hits = self._score(images, labels)
+        count = int(labels.shape[0])
+        return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: np.array(value) for name, value in self._named_state().items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        for name, variable in self._named_state().items():
+            variable.assign(state[name])
+
+    def devices(self) -> list[str]:
+        gpus = tf.config.list_logical_devices("GPU")
+        return [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+
+    def _named_state(self) -> dict[str, Any]:
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        named = {name: v.value for name, v in zip(names, variables, strict=True)}
+        named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(self._slots)})
+        named["optimizer/step"] = self._step
+        if self.plan.scaled_loss:
+            named["loss_scale/factor"] = self._scale
+            named["loss_scale/finite_steps"] = self._finite_steps
+        return named
+
+    def _draw_epoch(self, epoch: Any) -> None:
+        seed = self.plan.seed
+        self._order.assign(epoch_order(seed, epoch, self._count))
+        words = epoch_words(seed, AUGMENT, epoch, self._count)
+        for kept, drawn in zip(self._words, words, strict=True):
+            kept.assign(drawn)
+
+    def _run_steps(self, first: Any, rates: Any) -> tuple[Any, Any, Any]:
+        count = tf.shape(rates)[0]
+        histories = tuple(
+            tf.TensorArray(dtype, size=count) for dtype in (tf.float32, tf.int32, tf.float32)
+        )
+
+        def body(index: Any, histories: Any) -> Any:
+            values = self._one_step(first + index, rates[index])
+            written = [h.write(index, v) for h, v in zip(histories, values, strict=True)]
+            return index + 1, tuple(written)
+
+        _, histories = tf.while_loop(
+            lambda index, _: index < count, body, (tf.constant(0), histories),
+            parallel_iterations=1,
+        )
+        return tuple(history.stack() for history in histories)
+
+    def _one_step(self, position: Any, rate: Any) -> tuple[Any, Any, Any]:
+        plan, batch = self.plan, self.plan.batch
+        images, labels = self._splits["train"]
+        chosen = tf.slice(self._order, [position * batch], [batch])
+        words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
+        pixels = plan.images.augmented(tf.gather(images, chosen), (words[0], words[1]))
+        labels = tf.gather(labels, chosen)
+        with tf.GradientTape() as tape:
+            logits = self.model(plan.images.scaled(pixels), training=True)
+            loss = tf.reduce_mean(cross_entropy(logits, labels, plan.smoothing))
+            if self.model.losses:
+                loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+            minimized = loss * self._scale if plan.scaled_loss else loss
+        gradients = tape.gradient(
+            minimized,
+            [v.value for v in self._variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        weights, slots, scale, norm = loop.updated(
+            plan,
+            loop.flat(self._variables),
+            loop.flat(gradients),
+            [slot.read_value() for slot in self._slots],
+            rate,
+            self._step.read_value(),
+            self._decayed,
+            (self._scale.read_value(), self._finite_steps.read_value()),
+        )
+        parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
+        for variable, part in zip(self._variables, parts, strict=True):
+            variable.value.assign(part)
+        for kept, slot in zip(self._slots, slots, strict=True):
+            kept.assign(slot)
+        self._step.assign_add(1)
+        if plan.scaled_loss:
+            self._scale.assign(scale[0])
+            self._finite_steps.assign(scale[1])
+        return loss, correct(logits, labels), norm
+
+    def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """Losses of each full batch and of the rest; counts of correct images."""
+        count, batch = int(images.shape[0]), self.plan.eval_batch
+        full = count // batch
+
+        def score(pixels: Any, labels: Any) -> tuple[Any, Any]:
+            logits = self.model(self.plan.images.scaled(pixels), training=False)
+            return tf.reduce_sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
+
+        def body(index: Any, losses: Any, hits: Any) -> Any:
+            start = index * batch
+            pixels = tf.slice(images, [start, 0, 0, 0], [batch, *images.shape[1:]])
+            loss, right = score(pixels, tf.slice(labels, [start], [batch]))
+            return index + 1, losses.write(index, loss), hits + right
+
+        losses = tf.TensorArray(tf.float32, size=full)
+        _, losses, hits = tf.while_loop(
+            lambda index, *_: index < full, body, (0, losses, 0), parallel_iterations=1
+        )
+        losses = losses.stack()
+        if count % batch:
+            loss, right = score(images[full * batch :], labels[full * batch :])
+            losses, hits = tf.concat([losses, loss[None]], 0), hits + right
+        return losses, hits

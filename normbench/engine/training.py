@@ -1,0 +1,326 @@
+"""``train``: one run from its config to the evidence in its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from normbench.config import SCHEMA, Config
+from normbench.engine import backend
+from normbench.engine.observer import Observer
+from normbench.errors import NormbenchError, UserError
+from normbench.provenance import collect, utc_now
+from normbench.store import Run, Store
+from normbench.targets import check_options, options_of, target
+
+log = logging.getLogger("normbench")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call of :func:`train`.
+
+    Attributes:
+        run: The run's folder.
+        trained: Whether anything was trained; False where the run was complete already.
+        summary: Of the complete run; its ``status`` is finished or diverged.
+    """
+
+    run: Run
+    trained: bool
+    summary: dict[str, Any]
+
+
+def train(
+    config: Config,
+    store: Store | None = None,
+    *,
+    observer: Observer | None = None,
+    command: Sequence[str] | None = None,
+    must_exist: bool = False,
+) -> Outcome:
+    """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
+
+    A complete run is not trained again. One that was cut off goes on from its last checkpoint,
+    on a CPU to the same bits as if it had not been.
+
+    Args:
+        config: Of the run.
+        store: Where it is kept; ``config.store`` by default.
+        observer: Is told how it goes.
+        command: What the record names as the command; this process's by default.
+        must_exist: Refuse to begin a run that has no folder yet.
+
+    Raises:
+        UserError: The config cannot be trained; nothing was written.
+        RunLocked: Another process trains this very run.
+        NormbenchError: The backend is missing, or the store cannot be written.
+        KeyboardInterrupt: Passed on, after a checkpoint.
+    """
+    store = Store(config.store) if store is None else store
+    run = store.run(config)
+    command = list(sys.argv if command is None else command)
+    status = run.status
+    if status in ("finished", "diverged"):
+        return Outcome(run, False, run.summary or {})
+    if status == "missing" and must_exist:
+        raise UserError(f"there is no run {run.name} in {store.root} to resume")
+    if status == "running":
+        with run.lock(command):  # says who trains it, unless that ended just now
+            pass
+    record = {"engine": backend.start(config.backend, config.precision)}
+    prepared = _prepare(config)
+    with run.lock(command):
+        if run.status in ("finished", "diverged"):
+            return Outcome(run, False, run.summary or {})
+        with _logged(run):
+            return _train_locked(run, config, prepared, record, observer or Observer(), command)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run is trained with, all of it checked before anything is written."""
+
+    dataset: Any
+    model: Any
+    loop: Any
+    rates: np.ndarray
+    steps_per_epoch: int
+
+
+def _prepare(config: Config) -> _Prepared:
+    from normbench.data.split import load
+    from normbench.engine import schedule
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+
+    source = target(config.dataset["_target_"])()
+    dataset = load(
+        source,
+        config.dataset["validation"],
+        config.dataset["split_seed"],
+        config.dataset["train_size"],
+    )
+    count = len(dataset.train.labels)
+    if config.batch > count:
+        raise UserError(
+            f"batch={config.batch} is larger than the training set of {dataset.name} "
+            f"({count} images after validation is held out)"
+        )
+    steps = count // config.batch
+    kind = f"optimizer={config.optimizer['name']}"
+    make = target(config.optimizer["_target_"])
+    options = options_of(config.optimizer, "lr", "base_batch", "scaling")
+    check_options(kind, make, options)
+    optimizer = make(**options)
+    if not config.optimizer["lr"] > 0:
+        raise UserError(f"optimizer.lr must be above 0, got {config.optimizer['lr']:g}")
+    peak = schedule.peak(
+        config.optimizer["lr"],
+        config.batch,
+        config.optimizer["base_batch"],
+        config.optimizer["scaling"],
+    )
+    course = target(config.schedule["_target_"])
+    check_options(
+        f"schedule={config.schedule['name']}",
+        course,
+        {"steps": None, **options_of(config.schedule)},
+    )
+    factors = course(steps * config.epochs, **options_of(config.schedule))
+    model = build_model(config, dataset.shape, dataset.classes)
+    plan = Plan(
+        batch=config.batch,
+        eval_batch=config.eval_batch,
+        seed=config.seed,
+        smoothing=config.label_smoothing,
+        optimizer=optimizer,
+        images=Images(
+            mean=np.asarray(dataset.mean, np.float32),
+            std=np.asarray(dataset.std, np.float32),
+            crop_padding=config.dataset["crop_padding"],
+            flip=config.dataset["flip"],
+        ),
+        scaled_loss=config.precision == "mixed_float16",
+    )
+    loop = backend.loop_class(config.backend)(model, dataset, plan)
+    rates = (np.float64(peak) * factors).astype(np.float32)
+    return _Prepared(dataset, model, loop, rates, steps)
+
+
+def _train_locked(
+    run: Run,
+    config: Config,
+    prepared: _Prepared,
+    record: dict[str, Any],
+    observer: Observer,
+    command: list[str],
+) -> Outcome:
+
+    began = time.perf_counter()
+    earlier = run.meta if run.exists else None
+    provenance = collect(command) | record | {"devices": prepared.loop.devices()}
+    meta = _begin(run, config, earlier, provenance)
+    try:
+        summary = _trained(run, config, prepared, meta, observer)
+        summary["wall_seconds"] = _wall_seconds(earlier) + time.perf_counter() - began
+        run.write_summary(summary)
+    except KeyboardInterrupt:
+        log.info("interrupted")
+        _end(run, meta, "interrupted", None, time.perf_counter() - began)
+        observer.on_end({"status": "interrupted"}, run.path)
+        raise
+    except Exception as failure:
+        log.error("%s", traceback.format_exc())
+        error = {"type": type(failure).__name__, "message": str(failure)}
+        try:
+            _end(run, meta, "failed", error, time.perf_counter() - began)
+        except NormbenchError as another:  # a full disk must not hide what ended the run
+            log.error("%s", another)
+        observer.on_end({"status": "failed", "error": error}, run.path)
+        raise
+    _end(run, meta, summary["status"], None, time.perf_counter() - began)
+    observer.on_end(summary, run.path)
+    return Outcome(run, True, summary)
+
+
+def _trained(
+    run: Run, config: Config, prepared: _Prepared, meta: dict[str, Any], observer: Observer
+) -> dict[str, Any]:
+    """Train what is left of the run and return its summary."""
+    from normbench.engine.model import parameter_count
+    from normbench.engine.session import Diverged, Session
+
+    began = time.perf_counter()
+    session = Session(
+        run,
+        config,
+        prepared.loop,
+        prepared.rates,
+        prepared.steps_per_epoch,
+        bool(len(prepared.dataset.validation.labels)),
+        observer,
+    )
+    # Compiled first: tracing takes no step, and what it draws is replaced by what is restored.
+    prepared.loop.compile()
+    log.info("compiled in %.1f s", time.perf_counter() - began)
+    if session.restore():
+        meta["sessions"][-1]["from_epoch"] = session.epoch
+        run.update_meta(sessions=meta["sessions"])
+        log.info("resumed after epoch %d, step %d of the next", session.epoch, len(session.partial))
+    parameters = parameter_count(prepared.model)
+    observer.on_start(
+        {
+            "name": run.name,
+            "parameters": parameters,
+            "images": len(prepared.dataset.train.labels),
+            "steps_per_epoch": prepared.steps_per_epoch,
+            "epochs": config.epochs,
+            "devices": prepared.loop.devices(),
+            "resumed_from": session.epoch,
+        }
+    )
+    try:
+        session.train()
+        summary = {"status": "finished"} | session.conclude()
+    except Diverged as divergence:
+        log.info("%s", divergence)
+        summary = {"status": "diverged"} | _unknown_results(session)
+        summary |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
+    return summary | _totals(run, parameters)
+
+
+def _begin(
+    run: Run, config: Config, earlier: dict[str, Any] | None, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what the run is and that it runs; sessions before this one are kept."""
+    now = utc_now()
+    session = {
+        "started": now,
+        "ended": None,
+        "host": provenance["host"],
+        "pid": os.getpid(),
+        "from_epoch": 0,
+        "seconds": None,
+    }
+    meta = {
+        "status": "running",
+        "signature": config.signature,
+        "started": (earlier or {}).get("started", now),
+        "ended": None,
+        **provenance,
+        "error": None,
+        "sessions": [*(earlier or {}).get("sessions", []), session],
+    }
+    run.create(
+        {**config.to_dict(), "signature": config.signature, "schema": SCHEMA}, meta
+    )
+    return meta
+
+
+def _end(
+    run: Run, meta: dict[str, Any], status: str, error: dict[str, Any] | None, seconds: float
+) -> None:
+    now = utc_now()
+    meta["sessions"][-1].update(ended=now, seconds=round(seconds, 3))
+    run.update_meta(status=status, ended=now, error=error, sessions=meta["sessions"])
+
+
+def _totals(run: Run, parameters: int) -> dict[str, Any]:
+    rows = run.metrics()
+    last = rows[-1] if rows else {}
+    seconds = sum(row["train_seconds"] for row in rows)
+    images = last.get("images_seen", 0)
+    return {
+        "epochs": last.get("epoch", 0),
+        "steps": last.get("step", 0),
+        "images_seen": images,
+        **{key: last.get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc")},
+        "parameters": parameters,
+        "train_seconds": seconds,
+        "images_per_s": images / seconds if seconds else None,
+    }
+
+
+def _unknown_results(session: Any) -> dict[str, Any]:
+    """Results that a diverged run lacks: it has no final epoch to test."""
+    return {
+        "test_loss": None,
+        "test_acc": None,
+        "best_val_epoch": session.best["epoch"],
+        "best_val_acc": session.best["val_acc"],
+        "best_val_test_loss": None,
+        "best_val_test_acc": None,
+        "weights_sha256": None,
+    }
+
+
+def _wall_seconds(earlier: dict[str, Any] | None) -> float:
+    """Seconds of the sessions before; one that was killed did not say and counts none."""
+    return sum(each.get("seconds") or 0.0 for each in (earlier or {}).get("sessions", []))
+
+
+@contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    """Append what the package logs to the run's ``log.txt``."""
+    handler = logging.FileHandler(run.log_path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

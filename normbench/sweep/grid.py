@@ -1,0 +1,55 @@
+"""The grid: overrides that name several values, expanded into one config a cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from normbench.config import Config, compose_parsed, group_options, parse
+from normbench.errors import UserError, unknown
+
+
+def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
+    """Expand Hydra's sweep grammar: choices, ``range(…)`` and ``glob(…)``.
+
+    The last override varies fastest. Cells that come out the same are one cell.
+
+    Args:
+        overrides: As ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``.
+        config_dir: A further folder with config groups.
+
+    Raises:
+        UserError: An unknown name, or an interval, which names no finite set of values.
+    """
+    groups = group_options(config_dir)
+    axes = [_values(override, groups) for override in parse(overrides)]
+    cells: dict[str, Config] = {}
+    for combination in itertools.product(*axes):
+        config = compose_parsed(combination, config_dir)
+        cells.setdefault(config.run_name, config)
+    return list(cells.values())
+
+
+def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
+    """The overrides of one value each that an override stands for."""
+    from hydra.core.override_parser.types import ValueType
+
+    if not override.is_sweep_override():
+        return [override]
+    key = override.get_key_element()
+    if override.value_type == ValueType.INTERVAL_SWEEP:
+        raise UserError(
+            f"{override.input_line!r}: an interval names no finite set of values; "
+            "use range(start, stop, step) or list them"
+        )
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        options = groups.get(override.key_or_group)
+        if options is None:
+            raise unknown("group for glob", override.key_or_group, groups)
+        names = override.value().filter(options)
+        if not names:
+            raise UserError(f"{override.input_line!r} matches none of {', '.join(options)}")
+        return parse([f"{key}={name}" for name in names])
+    return parse([f"{key}={text}" for text in override.sweep_string_iterator()])
