@@ -377,7 +377,7 @@ def test_of_many_takers_at_once_one_trains_and_lookers_harm_nobody(tmp_store: Pa
         assert [said(process) for process in takers] == ["ready", "ready"]
         counts = [said(process).split() for process in takers]
         assert all(len(count) == 2 and count[0].isdigit() for count in counts), counts
-        assert all(int(taken) > 0 for taken, _ in counts)
+        assert sum(int(taken) for taken, _ in counts) > 1
     finally:
         for process in [looker, *takers]:
             process.kill()

@@ -1,0 +1,90 @@
+"""Formats: how numbers are written for a person, the same wherever they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+#: Shown where a number is not known.
+UNKNOWN = "–"
+
+
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Return whether ``value`` is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """Write a fraction as a percentage: 0.5678 is ``56.78%``."""
+    return f"{100 * fraction:.{digits}f}%" if is_known(fraction) else UNKNOWN
+
+
+def count(value: float | None) -> str:
+    """Write a count with its thousands apart: ``45,000``; below 10, a fraction keeps two digits."""
+    if not is_known(value):
+        return UNKNOWN
+    return f"{value:.2g}" if value < 10 and value != int(value) else f"{round(value):,}"
+
+
+def small(value: float | None) -> str:
+    """Write a loss, a rate or a norm: ``0.3142``, ``1.8832``, ``123.46``, ``2.00e-05``."""
+    if not is_known(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:.2f}"
+    return f"{value:.2e}"
+
+
+def clock(seconds: float | None) -> str:
+    """Write a time still to run: ``0:09``, ``4:32``, ``1:04:32``, ``2d 03h``."""
+    if not is_known(seconds):
+        return UNKNOWN
+    whole = max(0, round(seconds))
+    if whole >= 2 * 86400:
+        return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time that was taken: ``0.42 s``, ``12.3 s``, ``4 min 32 s``, ``2 h 04 min``."""
+    if not is_known(seconds):
+        return UNKNOWN
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def age(seconds: float | None) -> str:
+    """Write how long ago something was, in its largest unit: ``40s``, ``5m``, ``3h``, ``12d``."""
+    if not is_known(seconds):
+        return UNKNOWN
+    whole = max(0, int(seconds))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def size(number: int) -> str:
+    """Write a number of bytes: ``512 B``, ``1.5 MiB``."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def failure(error: Mapping[str, Any]) -> str:
+    """Write a failure (``type`` and ``message``) in one line: the message's first, cut at 200."""
+    lines = str(error.get("message") or "").strip().splitlines()
+    text = f"{error.get('type')}: {lines[0].strip()}" if lines else str(error.get("type"))
+    return text if len(text) <= 200 else text[:199] + "…"

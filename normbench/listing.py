@@ -1,0 +1,395 @@
+"""Listings of runs: a store's runs as rows and as a table, and one run in full."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normbench.formats import UNKNOWN, age, count, duration, failure, percent, size, small
+from normbench.store import Run, StoreError
+
+STATUS_STYLE = {
+    "finished": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "diverged": "magenta",
+    "failed": "red",
+    "unreadable": "red",
+    "missing": "dim",
+}
+
+#: A run's name where no part of it holds a dash; otherwise its config says what is what.
+_NAME = re.compile(
+    r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
+    r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
+)
+
+_PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
+
+
+def _parts(run: Run) -> dict[str, Any]:
+    """The parts of a run's name."""
+    match = _NAME.fullmatch(run.name)
+    if match:
+        return {**match.groupdict(), "batch": int(match["batch"]), "seed": int(match["seed"])}
+    config = run.config or {}
+    parts = {key: config.get(key) for key in _PARTS}
+    return {
+        key: value.get("name") if isinstance(value, dict) else value for key, value in parts.items()
+    }
+
+
+def _since(stamp: Any, now: datetime) -> float | None:
+    """Seconds from an ISO-8601 time until ``now``; None where there is no such time."""
+    try:
+        return (now - datetime.fromisoformat(stamp)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+def _row(run: Run, now: datetime) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": run.name, **dict.fromkeys(_PARTS)}
+    row |= dict.fromkeys(
+        ("status", "epoch", "epochs", "val_acc", "test_acc", "best_val_epoch", "best_val_acc")
+    )
+    row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
+    row |= {"path": str(run.path), "problem": None}
+    try:
+        row |= _parts(run)
+        row["status"] = run.status
+        summary = run.summary or {}
+        if row["status"] == "finished":
+            row["epochs"] = summary.get("epochs")
+            last: Mapping[str, Any] = summary
+            row["epoch"] = summary.get("epochs")
+        else:
+            row["epochs"] = (run.config or {}).get("epochs")
+            last = run.last_metrics() or {}
+            row["epoch"] = last.get("epoch", 0)
+        row["val_acc"] = summary.get("val_acc", last.get("val_acc"))
+        row["images_per_s"] = summary.get("images_per_s", last.get("images_per_s"))
+        for key in ("test_acc", "best_val_epoch", "best_val_acc", "parameters"):
+            row[key] = summary.get(key)
+        meta = run.meta or {}
+        row["started"], row["ended"] = meta.get("started"), meta.get("ended")
+        row["age_seconds"] = _since(row["ended"] or last.get("time") or row["started"], now)
+        error = meta.get("error")
+        if row["status"] == "failed" and error:
+            row["problem"] = failure(error)
+    except StoreError as error:
+        row["status"], row["problem"] = "unreadable", str(error)
+    return row
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    texts = [str(row[key] or "") for key in ("dataset", "arch", "norm")]
+    numbers = [row[key] if isinstance(row[key], int) else -1 for key in ("batch", "seed")]
+    return (*texts, *numbers, row["name"])
+
+
+def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any]]:
+    """Return what is worth listing of runs, a dict each, ready for JSON.
+
+    Sorted by data set, network, norm, batch size and seed. A run whose files cannot be read has
+    the status ``unreadable`` and says why in ``problem``; so does a failed one. Unknown is None;
+    accuracies are fractions, ``age_seconds`` is since the run last did something.
+    """
+    now = datetime.now(UTC) if now is None else now
+    return sorted((_row(run, now) for run in runs), key=_order)
+
+
+def tsv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as tab-separated text with a line of names; unknown is empty."""
+
+    def cell(value: Any) -> str:
+        return "" if value is None else " ".join(str(value).split())
+
+    names = list(rows[0]) if rows else []
+    lines = [names, *([cell(row[name]) for name in names] for row in rows)]
+    return "".join("\t".join(line) + "\n" for line in lines if names)
+
+
+def _epoch_cell(row: Mapping[str, Any]) -> str:
+    if row["epoch"] is None:
+        return UNKNOWN
+    return f"{row['epoch']}/{row['epochs']}" if row["epochs"] is not None else str(row["epoch"])
+
+
+class _Column(NamedTuple):
+    heading: str
+    write: Callable[[Mapping[str, Any]], str]
+    right: bool = True
+    #: Where room is short the column with the highest number goes first; 0 stays.
+    spare: int = 0
+    gives_way: bool = False
+
+
+def _table(
+    columns: Sequence[_Column],
+    rows: Sequence[Mapping[str, Any]],
+    width: int,
+    style: Callable[[Mapping[str, Any], str], str],
+) -> Table:
+    """Return a table of at most ``width`` columns; ``style`` is asked with a row and a heading."""
+    cells = {
+        column.heading: [column.heading, *(column.write(row) for row in rows)] for column in columns
+    }
+    needs = {heading: max(map(cell_len, texts)) for heading, texts in cells.items()}
+    shown = list(columns)
+    gap = 2 if sum(needs.values()) + 2 * (len(shown) - 1) <= width else 1
+    while sum(needs[column.heading] + gap for column in shown) - gap > width:
+        least = max(shown, key=lambda column: column.spare)
+        if not least.spare:
+            break
+        shown.remove(least)
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for column in shown:
+        # Only names give way where it is still too wide: rich narrows columns that may wrap first.
+        justify = "right" if column.right else "left"
+        table.add_column(column.heading, justify=justify, no_wrap=not column.gives_way)
+    for index, row in enumerate(rows, start=1):
+        table.add_row(
+            *(
+                Text(
+                    cells[column.heading][index],
+                    style(row, column.heading),
+                    no_wrap=True,
+                    overflow="ellipsis",
+                )
+                for column in shown
+            )
+        )
+    return table
+
+
+def _or_unknown(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: UNKNOWN if row[key] is None else str(row[key])
+
+
+_RUN_COLUMNS = (
+    _Column("dataset", lambda row: row["dataset"] or row["name"], right=False, gives_way=True),
+    _Column("arch", _or_unknown("arch"), right=False, gives_way=True),
+    _Column("norm", _or_unknown("norm"), right=False, gives_way=True),
+    _Column("batch", _or_unknown("batch")),
+    _Column("seed", _or_unknown("seed")),
+    _Column("status", _or_unknown("status"), right=False),
+    _Column("epoch", _epoch_cell, spare=1),
+    _Column("val acc", lambda row: percent(row["val_acc"]), spare=2),
+    _Column("test acc", lambda row: percent(row["test_acc"])),
+    _Column("images/s", lambda row: count(row["images_per_s"]), spare=4),
+    _Column("age", lambda row: age(row["age_seconds"]), spare=5),
+    _Column("signature", _or_unknown("signature"), right=False, spare=3),
+)
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
+    """Return rows (of `rows`) as a table that fits ``width`` columns (the terminal's where None).
+
+    Where room is short, columns go in the order age, images/s, signature, val acc, epoch.
+    """
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return STATUS_STYLE.get(row["status"], "") if heading == "status" else ""
+
+    return _table(_RUN_COLUMNS, rows, Console().width if width is None else width, style)
+
+
+def runs_table(runs: Iterable[Run], width: int | None = None) -> Table:
+    """Return a store's runs as a table (see `rows_table`)."""
+    return rows_table(rows(runs), width)
+
+
+def _epoch_seconds(row: Mapping[str, Any]) -> float | None:
+    seconds = row.get("train_seconds")
+    return None if seconds is None else seconds + (row.get("eval_seconds") or 0)
+
+
+_EPOCH_COLUMNS = (
+    _Column("epoch", lambda row: str(row.get("epoch"))),
+    _Column("lr", lambda row: small(row.get("lr")), spare=4),
+    _Column("train loss", lambda row: small(row.get("train_loss")), spare=1),
+    _Column("train acc", lambda row: percent(row.get("train_acc")), spare=2),
+    _Column("val loss", lambda row: small(row.get("val_loss")), spare=3),
+    _Column("val acc", lambda row: percent(row.get("val_acc"))),
+    _Column("images/s", lambda row: count(row.get("images_per_s")), spare=5),
+    _Column("time", lambda row: duration(_epoch_seconds(row)), spare=6),
+)
+
+
+def epochs_table(
+    metrics: Sequence[Mapping[str, Any]], width: int, best: int | None = None
+) -> Table:
+    """Return epochs (rows of ``metrics.jsonl``) as a table that fits ``width`` columns.
+
+    Args:
+        best: the epoch whose validation accuracy is set off.
+    """
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return "bold green" if heading == "val acc" and row.get("epoch") == best else ""
+
+    table = _table(_EPOCH_COLUMNS, metrics, width, style)
+    table.header_style = "dim"
+    return table
+
+
+_STATE_STYLE = {"ready": "green", "built in": "green", "missing": "yellow"}
+
+_DATASET_COLUMNS = (
+    _Column("dataset", lambda row: row["name"], right=False),
+    _Column("title", lambda row: row["title"], right=False, spare=1, gives_way=True),
+    _Column("train", lambda row: count(row["train"])),
+    _Column("test", lambda row: count(row["test"])),
+    _Column("shape", lambda row: "×".join(map(str, row["shape"])), right=False, spare=3),
+    _Column("classes", lambda row: str(row["classes"]), spare=2),
+    _Column("state", lambda row: row["state"], right=False),
+    _Column("where", lambda row: str(row["where"] or ""), right=False, spare=4, gives_way=True),
+)
+
+
+def datasets_table(datasets: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
+    """Return data sets as a table that fits ``width`` columns (the terminal's where None).
+
+    Args:
+        datasets: rows with ``name``, ``title``, ``train``, ``test``, ``shape``, ``classes``,
+            ``state`` and ``where``.
+    """
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return _STATE_STYLE.get(row["state"], "red") if heading == "state" else ""
+
+    return _table(_DATASET_COLUMNS, datasets, Console().width if width is None else width, style)
+
+
+def _grid(pairs: Iterable[tuple[str, Any]]) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in pairs:
+        grid.add_row(key, value if isinstance(value, Text) else Text(str(value)))
+    return grid
+
+
+def _value(value: Any) -> str:
+    """A config's value in one line: a group is its name and its options."""
+    if not isinstance(value, dict):
+        return "null" if value is None else str(value)
+    options = [
+        f"{key}={_value(item)}" for key, item in value.items() if key not in ("name", "_target_")
+    ]
+    return "  ".join([str(value["name"])] * ("name" in value) + options)
+
+
+def _git(state: Mapping[str, Any] | None) -> str:
+    if not state:
+        return "not a git checkout"
+    return f"{str(state.get('commit'))[:12]}{' with changes' if state.get('dirty') else ''}"
+
+
+def _provenance(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = [("started", meta.get("started")), ("ended", meta.get("ended"))]
+    sessions = meta.get("sessions") or []
+    if len(sessions) > 1:
+        pairs.append(
+            (
+                "sessions",
+                f"{len(sessions)}, the last from epoch "
+                f"{sessions[-1].get('from_epoch')} on {sessions[-1].get('host')}",
+            )
+        )
+    pairs.append(("command", " ".join(map(str, meta.get("command") or [])) or None))
+    pairs.append(("commit", _git(meta.get("git"))))
+    if "git_folder" in meta:
+        pairs.append(("folder's commit", _git(meta["git_folder"])))
+    versions = (meta.get("versions") or {}).items()
+    pairs.append(("versions", "  ".join(f"{name} {number}" for name, number in versions) or None))
+    pairs += [("host", meta.get("host")), ("processor", meta.get("processor"))]
+    pairs.append(("devices", ", ".join(map(str, meta.get("devices") or [])) or None))
+    engine = (meta.get("engine") or {}).items()
+    pairs.append(("engine", "  ".join(f"{key}={value}" for key, value in engine) or None))
+    return [(key, str(value)) for key, value in pairs if value is not None]
+
+
+def _state(run: Run) -> list[tuple[str, Any]]:
+    status = run.status
+    pairs: list[tuple[str, Any]] = [("status", Text(status, STATUS_STYLE.get(status, "")))]
+    error = (run.meta or {}).get("error")
+    if error and status == "failed":
+        pairs.append(("error", failure(error)))
+    owner = run.owner
+    if owner:
+        said = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}"
+        pairs.append(("owner", said))
+    return [*pairs, ("folder", run.path)]
+
+
+_ACCURACIES = ("train_acc", "val_acc", "test_acc", "best_val_acc", "best_val_test_acc")
+
+
+def _summary(run: Run) -> list[tuple[str, str]]:
+    def write(key: str, value: Any) -> str:
+        if key in _ACCURACIES:
+            return percent(value)
+        if key.endswith("_seconds"):
+            return duration(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return count(value)
+        return (
+            small(value) if isinstance(value, float) else UNKNOWN if value is None else str(value)
+        )
+
+    return [(key, write(key, value)) for key, value in (run.summary or {}).items()]
+
+
+def _checkpoints(run: Run) -> list[tuple[str, str]]:
+    pairs = []
+    for name, best in (("last", False), ("best", True)):
+        info = run.checkpoint_info(best)
+        if info is not None:
+            path = run.path / "checkpoint" / f"{name}.npz"
+            after = f"after epoch {info['epoch']}, " if "epoch" in info else ""
+            pairs.append((name, f"{after}{size(path.stat().st_size)}"))
+    return pairs
+
+
+def run_details(run: Run, width: int | None = None) -> Group:
+    """Return all there is to say of one run: state, config, provenance, epochs, summary, files.
+
+    What cannot be read is said in its place, so that a damaged run can be looked at, too.
+    """
+    width = Console().width if width is None else width
+    shown: list[RenderableType] = [Text(run.name, "bold")]
+
+    def last_epochs() -> Table | None:
+        metrics = run.metrics()
+        known = [row for row in metrics if row.get("val_acc") is not None]
+        best = max(known, key=lambda row: row["val_acc"])["epoch"] if known else None
+        return epochs_table(metrics[-5:], width - 2, best) if metrics else None
+
+    def part(title: str, make: Any) -> None:
+        try:
+            made = make()
+        except StoreError as error:
+            made = Text(str(error), "red")
+        if isinstance(made, list):
+            made = _grid(made) if made else None
+        if made is not None:
+            if title:
+                shown.append(Text(title, "bold"))
+            shown.append(Padding(made, (0, 0, 0, 2), expand=False))
+
+    part("", lambda: _state(run))
+    part("summary", lambda: _summary(run))
+    part("last epochs", last_epochs)
+    part("config", lambda: [(key, _value(value)) for key, value in (run.config or {}).items()])
+    part("provenance", lambda: _provenance(run.meta or {}))
+    part("checkpoints", lambda: _checkpoints(run))
+    return Group(*shown)

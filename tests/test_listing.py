@@ -1,0 +1,275 @@
+"""Listings: what is told of a store's runs and of one run, sound or damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+
+from normbench.listing import datasets_table, rows, run_details, runs_table, tsv
+from normbench.store import Run, Store
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
+SUMMARY = {
+    "status": "finished",
+    "epochs": 30,
+    "val_acc": 0.95,
+    "test_acc": 0.941,
+    "best_val_epoch": 28,
+    "best_val_acc": 0.953,
+    "parameters": 272474,
+    "images_per_s": 1234.5,
+    "wall_seconds": 400.0,
+    "train_loss": 0.0123,
+    "weights_sha256": "ab" * 32,
+    "test_loss": None,
+}
+
+
+def make(
+    store: Store, norm: str = "gn_ws", batch: int = 16, signature: str = "3fa2b1c0", epochs: int = 2
+) -> Run:
+    """An interrupted run of ``epochs`` epochs."""
+    run = store.run(f"digits-resnet8-{norm}-b{batch}-s0-{signature}")
+    config = {
+        "dataset": {"name": "digits", "_target_": "x.Digits", "validation": 360},
+        "arch": {"name": "resnet8"},
+        "norm": {"name": norm, "groups": None},
+        "batch": batch,
+        "epochs": 30,
+        "seed": 0,
+    }
+    meta = {
+        "status": "running",
+        "signature": signature,
+        "started": "2026-11-21T08:00:00Z",
+        "git": {"commit": "0123456789abcdef" * 2 + "01234567", "dirty": True},
+        "versions": {"python": "3.11.7", "keras": "3.15.1"},
+        "host": "node7",
+        "devices": ["CPU:0"],
+        "command": ["normbench", "run"],
+        "engine": {"backend": "tensorflow", "jit_compile": False},
+        "error": None,
+    }
+    run.create(config, meta)
+    for epoch in range(1, epochs + 1):
+        run.append_metrics(
+            {
+                "epoch": epoch,
+                "val_acc": 0.5 + epoch / 100,
+                "train_loss": 1.0 / epoch,
+                "images_per_s": 1000.0,
+                "train_seconds": 10.0,
+                "eval_seconds": 2.5,
+                "time": f"2026-11-21T11:{30 + epoch:02d}:00Z",
+            }
+        )
+    return run
+
+
+def text_of(renderable: RenderableType, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_rows_of_every_status(tmp_store: Path) -> None:
+    store = Store(tmp_store)
+    finished = make(store, "bn", 16, "00000001")
+    finished.write_summary(SUMMARY)
+    finished.update_meta(status="finished", ended="2026-11-21T11:00:00Z")
+    make(store, "bn", 128, "00000002")
+    failed = make(store, "gn", 2, "00000003", epochs=0)
+    failed.update_meta(status="failed", error={"type": "OOM", "message": "no room\nstack"})
+    diverged = make(store, "gn", 16, "00000004", epochs=3)
+    diverged.write_summary({**SUMMARY, "status": "diverged", "epochs": 3, "test_acc": None})
+    running = make(store, "in", 16, "00000005")
+    damaged = make(store, "none", 16, "00000006")
+    (damaged.path / "meta.json").write_text("{")
+    with running.lock([]):
+        listed = rows(store.runs(), NOW)
+    assert json.loads(json.dumps(listed, allow_nan=False)) == listed
+    keys = ("norm", "batch", "status", "epoch", "epochs", "val_acc", "test_acc")
+    assert [tuple(row[key] for key in keys) for row in listed] == [
+        ("bn", 16, "finished", 30, 30, 0.95, 0.941),
+        ("bn", 128, "interrupted", 2, 30, 0.52, None),  # after 16, not before it
+        ("gn", 2, "failed", 0, 30, None, None),
+        ("gn", 16, "diverged", 3, 30, 0.95, None),
+        ("in", 16, "running", 2, 30, 0.52, None),
+        ("none", 16, "unreadable", None, None, None, None),
+    ]
+    assert listed[0] == {
+        "name": finished.name,
+        "dataset": "digits",
+        "arch": "resnet8",
+        "norm": "bn",
+        "batch": 16,
+        "seed": 0,
+        "signature": "00000001",
+        "status": "finished",
+        "epoch": 30,
+        "epochs": 30,
+        "val_acc": 0.95,
+        "test_acc": 0.941,
+        "best_val_epoch": 28,
+        "best_val_acc": 0.953,
+        "images_per_s": 1234.5,
+        "parameters": 272474,
+        "started": "2026-11-21T08:00:00Z",
+        "ended": "2026-11-21T11:00:00Z",
+        "age_seconds": 3600.0,
+        "path": str(finished.path),
+        "problem": None,
+    }
+    assert [row["age_seconds"] for row in listed[1:3]] == [28 * 60.0, 4 * 3600.0]
+    assert listed[2]["problem"] == "OOM: no room"
+    assert "meta.json: not JSON" in listed[5]["problem"]
+
+
+def test_parts_with_a_dash_are_read_from_the_config(tmp_store: Path) -> None:
+    run = Store(tmp_store).run("my-data-mlp-gn-b4-s1-3fa2b1c0")
+    run.create(
+        {"dataset": {"name": "my-data"}, "arch": {"name": "mlp"}, "norm": {"name": "gn"}}
+        | {"batch": 4, "seed": 1},
+        {"signature": "3fa2b1c0", "status": "running"},
+    )
+    (row,) = rows([run])
+    keys = ("dataset", "arch", "norm", "batch", "seed", "signature")
+    assert [row[key] for key in keys] == ["my-data", "mlp", "gn", 4, 1, "3fa2b1c0"]
+    assert row["age_seconds"] is None
+
+
+def test_tsv_has_a_line_of_names_and_nothing_that_breaks_a_line(tmp_store: Path) -> None:
+    run = make(Store(tmp_store))
+    listed = rows([run], NOW)
+    listed[0]["problem"] = "a\tb\nc"
+    names, values = (line.split("\t") for line in tsv(listed).splitlines())
+    row = dict(zip(names, values, strict=True))
+    assert row["name"] == run.name
+    assert row["problem"] == "a b c"
+    assert row["test_acc"] == ""
+    assert row["val_acc"] == "0.52"
+    assert tsv([]) == ""
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_table_fits(tmp_store: Path, width: int) -> None:
+    store = Store(tmp_store)
+    for index, norm in enumerate(("bn", "gn_ws")):
+        run = make(store, norm, 16 << index, f"0000000{index}")
+        run.write_summary(SUMMARY)
+    lines = text_of(runs_table(store.runs(), width), width).splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    for part in ("digits", "resnet8", "gn_ws", "32", "finished", "94.10%"):
+        assert part in lines[2]
+    heading = lines[0]
+    assert ("signature" in heading) == (width >= 80)
+    assert ("age" in heading) == (width >= 100)
+    assert ("95.00%" in lines[1]) == (width >= 80)
+
+
+def test_a_long_name_is_cut_rather_than_wrapped(tmp_store: Path) -> None:
+    run = Store(tmp_store).run("x" * 90)
+    run.create({}, {"signature": "3fa2b1c0", "status": "running"})
+    lines = text_of(runs_table([run], 80), 80).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("xxxx")
+    assert "interrupted" in lines[1]
+
+
+def test_an_empty_store_is_a_heading() -> None:
+    assert text_of(runs_table([], 100)).split()[:3] == ["dataset", "arch", "norm"]
+
+
+def test_details_of_a_finished_run(tmp_store: Path) -> None:
+    run = make(Store(tmp_store), epochs=7)
+    run.save_checkpoint({"w": np.zeros(1000)}, {"epoch": 7})
+    run.write_summary(SUMMARY)
+    run.update_meta(status="finished", git_folder=None)
+    lines = text_of(run_details(run, 100), 300).splitlines()
+    text = "\n".join(lines)
+    assert lines[0] == run.name
+    for part in (
+        "  status  finished",
+        f"  folder  {run.path}",
+        "  test_acc        94.10%",
+        "  wall_seconds    6 min 40 s",
+        "  train_loss      0.0123",
+        "  parameters      272,474",
+        "  test_loss       –",
+        "  dataset    digits  validation=360",
+        "  norm       gn_ws  groups=null",
+        "  epochs     30",
+        "0123456789ab with changes",
+        "not a git checkout",
+        "python 3.11.7  keras 3.15.1",
+        "backend=tensorflow  jit_compile=False",
+        "  last  after epoch 7, 8.",
+    ):
+        assert part in text, part
+    epochs = lines[lines.index("last epochs") + 2 : lines.index("config")]
+    assert [line.split()[0] for line in epochs] == ["3", "4", "5", "6", "7"]
+    assert "12.5 s" in epochs[-1]
+
+
+def test_details_name_the_owner_the_error_and_the_sessions(tmp_store: Path) -> None:
+    run = make(Store(tmp_store), epochs=0)
+    sessions: list[dict[str, Any]] = [{"from_epoch": 0}, {"from_epoch": 4, "host": "node9"}]
+    run.update_meta(sessions=sessions)
+    with run.lock(["x"]):
+        text = text_of(run_details(run))
+        assert "running" in text
+        assert f"process {os.getpid()} on " in text
+    run.update_meta(status="failed", error={"type": "OOM", "message": "no room\nstack"})
+    text = text_of(run_details(run))
+    assert "OOM: no room" in text
+    assert "2, the last from epoch 4 on node9" in text
+    assert "last epochs" not in text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "meta.json", "metrics.jsonl", "summary.json"])
+def test_details_of_a_damaged_run_say_what_is_wrong_in_its_place(
+    tmp_store: Path, name: str
+) -> None:
+    run = make(Store(tmp_store))
+    run.write_summary(SUMMARY)
+    (run.path / name).write_bytes(b"{\n{\n{\n")
+    text = text_of(run_details(run, 100), 200)
+    assert f"cannot read {run.path / name}" in text
+    assert ("94.10%" in text) == (name != "summary.json")
+    assert ("node7" in text) == (name != "meta.json")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_data_sets_with_their_state(width: int) -> None:
+    fashion = {
+        "name": "fashion_mnist",
+        "title": "Fashion-MNIST",
+        "train": 60000,
+        "test": 10000,
+        "shape": (28, 28, 1),
+        "classes": 10,
+        "state": "missing",
+        "where": None,
+    }
+    digits = {**fashion, "name": "digits", "title": "Digits", "state": "built in"}
+    where = Path("/data/tensorflow_datasets/fashion_mnist/3.0.1")
+    ready = {**fashion, "state": "ready", "where": where}
+    lines = text_of(datasets_table([digits, fashion, ready], width), width).splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= width
+    for part in ("fashion_mnist", "60,000", "10,000", "missing"):
+        assert part in lines[2]
+    assert "built in" in lines[1]
+    assert (str(where) in lines[3]) == (width == 120)
+    assert ("28×28×1" in lines[1]) == (width >= 80)

@@ -1,0 +1,301 @@
+"""The screen of a run: what is seen on a terminal of any width, in a log, and at the end."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from normbench.screen import RunScreen
+
+NAME = "fashion_mnist-resnet20-gn_ws-b16-s0-3fa2b1c0"
+PATH = f"runs/{NAME}"
+INFO = {
+    "name": NAME,
+    "parameters": 272474,
+    "images": 45000,
+    "steps_per_epoch": 2813,
+    "epochs": 30,
+    "devices": ["CPU:0"],
+    "resumed_from": None,
+}
+SUMMARY = {
+    "status": "finished",
+    "epochs": 30,
+    "test_acc": 0.9123,
+    "test_loss": 0.3321,
+    "val_acc": 0.92,
+    "val_loss": 0.31,
+    "best_val_epoch": 27,
+    "best_val_acc": 0.923,
+    "best_val_test_acc": 0.9101,
+    "wall_seconds": 4033.2,
+    "train_seconds": 3900.0,
+    "images_per_s": 1204.2,
+}
+
+
+def row(epoch: int, val_acc: float | None = 0.5, seconds: float = 10.0) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "train_loss": 1.25,
+        "train_acc": 0.5625,
+        "val_loss": 1.5,
+        "val_acc": val_acc,
+        "lr": 0.05,
+        "images_per_s": 1204.3,
+        "train_seconds": seconds,
+        "eval_seconds": 2.0,
+    }
+
+
+def plain() -> tuple[RunScreen, io.StringIO]:
+    file = io.StringIO()
+    return RunScreen(Console(file=file, width=80)), file
+
+
+def drawn(screen: RunScreen, width: int) -> list[str]:
+    """The live region as a terminal of ``width`` columns shows it."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    lines = console.render_lines(screen, console.options, pad=False)
+    return ["".join(segment.text for segment in line).rstrip() for line in lines]
+
+
+@pytest.fixture
+def live() -> Any:
+    """A started screen on a terminal, and what it wrote there."""
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
+    with RunScreen(console) as screen:
+        screen.on_start(INFO)
+        yield screen, file
+
+
+# --- plain lines ---------------------------------------------------------------------------------
+
+
+def test_a_log_has_one_line_for_the_start_one_an_epoch_and_the_end() -> None:
+    screen, file = plain()
+    with screen:
+        screen.on_start({**INFO, "epochs": 2})
+        for epoch in (1, 2):
+            for step in range(0, 2813, 100):
+                screen.on_progress(epoch, step, 2813, 1.5, 0.4, 1200.0)
+            screen.on_epoch(row(epoch))
+        screen.on_end(SUMMARY, PATH)
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert text.splitlines() == [
+        f"{NAME}: 272,474 parameters, 45,000 images, 2 epochs of 2,813 steps, on CPU:0",
+        "epoch 1/2  lr 0.0500  train loss 1.2500 acc 56.25%  val loss 1.5000 acc 50.00%  "
+        "1,204 images/s  12.0 s  0:12 left",
+        "epoch 2/2  lr 0.0500  train loss 1.2500 acc 56.25%  val loss 1.5000 acc 50.00%  "
+        "1,204 images/s  12.0 s",
+        f"finished  {NAME}",
+        "  test accuracy 91.23%  loss 0.3321  after the final epoch (30)",
+        "  val accuracy  92.00%  loss 0.3100  best 92.30% at epoch 27 (test 91.01%)",
+        "  time          1 h 07 min  training 1 h 05 min, 1,204 images/s",
+        f"  folder        {PATH}",
+    ]
+
+
+def test_a_name_is_never_taken_for_markup() -> None:
+    screen, file = plain()
+    screen.on_start({**INFO, "name": "a[bold]-b:smile:"})
+    screen.on_end({"status": "finished"}, "runs/[red]x")
+    assert "a[bold]-b:smile:: 272,474" in file.getvalue()
+    assert file.getvalue().endswith("folder        runs/[red]x\n")
+
+
+def test_a_resumed_run_says_so_and_counts_on() -> None:
+    screen, file = plain()
+    screen.on_start({**INFO, "resumed_from": 12})
+    screen.on_epoch(row(13))
+    start, epoch = file.getvalue().splitlines()
+    assert start.endswith("on CPU:0, resumed after epoch 12")
+    assert epoch.startswith("epoch 13/30  ")
+    assert epoch.endswith("12.0 s  3:24 left")  # 17 epochs of 12 s
+
+
+def test_diverged_interrupted_and_failed_ends() -> None:
+    screen, file = plain()
+    screen.on_start(INFO)
+    screen.on_epoch(row(1, val_acc=0.25))
+    screen.on_epoch(row(2, val_acc=0.5))
+    screen.on_epoch({**row(3, val_acc=math.nan), "val_loss": math.nan})
+    file.truncate(0)
+    file.seek(0)
+    screen.on_end(
+        {"status": "diverged", "diverged_epoch": 4, "diverged_step": 9001, "val_acc": None}, PATH
+    )
+    screen.on_end({"status": "interrupted"}, PATH)
+    error = {"type": "ResourceExhaustedError", "message": "OOM when allocating\n\nstack"}
+    screen.on_end({"status": "failed", "error": error}, PATH)
+    assert file.getvalue().splitlines() == [
+        f"diverged  {NAME}",
+        "  diverged at   epoch 4, step 9,001",
+        f"  folder        {PATH}",
+        f"interrupted  {NAME}",
+        "  completed     3 of 30 epochs",
+        "  to go on      the same command again",
+        f"  folder        {PATH}",
+        f"failed  {NAME}",
+        "  error         ResourceExhaustedError: OOM when allocating",
+        f"  folder        {PATH}",
+    ]
+
+
+def test_an_end_without_a_summary_s_numbers_shows_the_last_epoch_s() -> None:
+    screen, file = plain()
+    screen.on_start(INFO)
+    for epoch, val_acc in ((1, 0.25), (2, 0.75), (3, 0.5)):
+        screen.on_epoch(row(epoch, val_acc))
+    screen.on_end({"status": "interrupted"}, PATH)
+    assert "  val accuracy  50.00%  loss 1.5000  best 75.00% at epoch 2" in file.getvalue()
+
+
+def test_numbers_that_are_not_known_are_dashes() -> None:
+    screen, file = plain()
+    screen.on_start({"name": "a"})
+    nothing = dict.fromkeys(row(1), None)
+    screen.on_epoch({**nothing, "epoch": 1})
+    screen.on_epoch({"epoch": 2})
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "a: – parameters, – images, – epochs of – steps"
+    assert "train loss – acc –" in lines[1]
+    assert lines[1].replace("1/", "2/") == lines[2]
+    screen = RunScreen(Console(file=io.StringIO(), force_terminal=True))
+    with screen:
+        screen.on_start({"name": "a"})
+        screen.on_progress(1, 5, 10, float("nan"), None, 3.0)
+        assert "loss      –" in drawn(screen, 80)[-1]
+
+
+@pytest.mark.parametrize("setting", ["no terminal", "dumb terminal"])
+def test_what_cannot_keep_a_live_line_gets_plain_ones(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb" if setting == "dumb terminal" else "xterm-256color")
+    file = io.StringIO()
+    with RunScreen(Console(file=file, force_terminal=setting == "dumb terminal")) as screen:
+        screen.on_start(INFO)
+        screen.on_epoch(row(1))
+    assert "epoch  1/30  lr" in file.getvalue()
+    assert "\x1b[?25l" not in file.getvalue()
+
+
+# --- the live region -----------------------------------------------------------------------------
+
+
+def test_what_comes_before_the_run_is_shown_on_a_terminal_only() -> None:
+    file = io.StringIO()
+    with RunScreen(Console(file=file, force_terminal=True, width=80)) as screen:
+        screen.waits_for("TensorFlow")
+        screen.on_start(INFO)
+        assert "TensorFlow …" in file.getvalue()
+        screen.on_epoch(row(1))
+    assert file.getvalue().count("\x1b[?25h") == 2
+    screen, file = plain()
+    with screen:
+        screen.waits_for("TensorFlow")
+    assert file.getvalue() == ""
+
+
+def test_before_the_first_step_it_says_that_it_starts(live: Any) -> None:
+    screen, file = live
+    assert "272,474 parameters, 45,000 images, 30 epochs of 2,813 steps" in file.getvalue()
+    (line,) = drawn(screen, 80)
+    assert line.startswith(" 1/30  ")
+    assert "starting, 0:0" in line
+
+
+def test_the_live_line_has_epoch_loss_accuracies_speed_and_time_left(live: Any) -> None:
+    screen, _ = live
+    screen.on_epoch(row(1, 0.5))
+    screen.on_progress(2, 1000, 2813, 0.98765, 0.654, 1250.0)
+    *_, line = drawn(screen, 80)
+    for part in (" 2/30 ", "loss 0.9877", "acc 65.4%", "val 50.0%", "1,250 img/s", "5:44 left"):
+        assert part in line, line
+    *_, wide = drawn(screen, 120)
+    assert "step 1,000/2,813" in wide
+    assert "1,250 images/s" in wide
+    screen.on_progress(2, 2813, 2813, 0.98765, 0.654, 1250.0)
+    assert "evaluating" in drawn(screen, 120)[-1]
+
+
+def test_the_bar_grows_with_the_run(live: Any) -> None:
+    screen, _ = live
+
+    def filled() -> float:
+        console = Console(file=io.StringIO(), width=120, force_terminal=True)
+        (line,) = console.render_lines(screen, console.options, pad=False)[-1:]
+        bar = [s for s in line if s.style and "bar.complete" in str(s.style)] or [
+            s for s in line if set(s.text) <= {"━", "╸"} and s.text
+        ][:1]
+        return sum(len(s.text) for s in bar)
+
+    lengths = []
+    for epoch in (2, 10, 20, 29):
+        screen.on_progress(epoch, 1400, 2813, 1.0, 0.5, 1000.0)
+        lengths.append(filled())
+    assert lengths == sorted(set(lengths)), lengths
+
+
+@pytest.mark.parametrize("width", range(30, 131, 10))
+def test_it_fits_every_width_on_one_line_each(live: Any, width: int) -> None:
+    screen, _ = live
+    for epoch in range(1, 9):
+        screen.on_epoch(row(epoch))
+    screen.on_progress(9, 1234, 2813, 0.5, 0.75, 104250.0)
+    lines = drawn(screen, width)
+    assert len(lines) == 7  # a heading, five epochs, the live line
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    assert [line.split()[0] for line in lines[1:]] == ["4", "5", "6", "7", "8", "9/30"]
+    assert lines[-1].endswith(" left")
+    assert "50.00%" in lines[-2]
+
+
+def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
+    screen, _ = live
+    screen.on_progress(1, 0, 2813, 1.0, 0.1, 1000.0)
+    assert screen._left() == pytest.approx(30 * 45)
+    screen.on_progress(1, 2813, 2813, 1.0, 0.1, 1000.0)
+    assert screen._left() == pytest.approx(29 * 45)
+    for epoch, seconds in enumerate((100.0, 8.0, 10.0, 12.0), start=1):  # the first one compiles
+        screen.on_epoch(row(epoch, seconds=seconds))
+    assert screen._left() == pytest.approx(26 * 12)
+    screen.on_progress(5, 2813 // 2, 2813, 1.0, 0.1, 1.0)
+    assert screen._left() == pytest.approx(25.5 * 12, rel=1e-3)
+
+
+def test_the_end_leaves_the_last_epochs_and_the_summary_and_gives_the_terminal_back() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
+    with RunScreen(console) as screen:
+        screen.on_start({**INFO, "epochs": 2})
+        screen.on_epoch(row(1))
+        screen.on_epoch(row(2))
+        screen.on_end(SUMMARY, PATH)
+        screen.close()
+    text = file.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+    assert drawn(screen, 80)[-1].split()[0] == "2"  # no live line is left
+    assert text.rstrip().endswith(PATH)
+    assert 0 < text.rindex("56.25%") < text.rindex("finished")
+
+
+def test_an_exception_gives_the_terminal_back() -> None:
+    file = io.StringIO()
+
+    def train() -> None:
+        with RunScreen(Console(file=file, force_terminal=True)) as screen:
+            screen.on_start(INFO)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
