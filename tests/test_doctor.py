@@ -1,0 +1,300 @@
+"""The doctor: what it finds on good, bare and broken machines, and how to mend them."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from normbench import doctor, provenance
+from normbench.doctor import Check, collect, exit_code, lacking, render, run_probe
+from normbench.store import Store
+
+GOOD: dict[str, Any] = {
+    "nvml": {"error": "ModuleNotFoundError: No module named 'pynvml'", "seconds": 0.0},
+    "tensorflow": {"version": "2.21.0", "cuda": False, "gpus": [], "seconds": 8.0},
+    "keras": {"version": "3.15.1", "backend": "tensorflow", "seconds": 0.1},
+    "jax": {"version": "0.10.2", "seconds": 1.0},
+}
+H100 = {"name": "NVIDIA H100 80GB HBM3", "total": 81559 << 20, "free": 80000 << 20}
+
+
+def look(
+    store: Path, found: dict[str, Any] | None = None, driver: Any = None, datasets: Any = ()
+) -> dict[tuple[str, str], Check]:
+    """The findings of a machine where the frameworks say ``found``, by section and item."""
+    checks = collect(store, datasets, lambda: found or GOOD, lambda: driver or [])
+    by_item = {(each.section, each.item): each for each in checks}
+    assert len(by_item) == len(checks)
+    assert all(each.text and "\n" not in each.text for each in checks)
+    return by_item
+
+
+def shown(checks: list[Check], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(render(checks))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_good_machine_can_train(tmp_store: Path) -> None:
+    checks = look(tmp_store)
+    assert exit_code(checks.values()) == 0
+    assert checks["frameworks", "TensorFlow"].text == "2.21.0 (imports in 8.0 s)"
+    assert checks["frameworks", "Keras"].text == "3.15.1, backend tensorflow (imports in 0.1 s)"
+    assert checks["GPUs", "none"] == Check("GPUs", "none", "ok", "runs train on the CPU")
+    here = ".".join(map(str, sys.version_info[:3]))
+    assert checks["machine", "Python"].text == f"{here} ({sys.executable})"
+    assert checks["machine", "processor"].text == provenance.processor()
+    assert "GiB" in checks["machine", "memory"].text
+    text = shown(list(checks.values()))
+    assert text.rstrip().endswith("everything that a run needs is here")
+    named = [line.split()[0] for line in text.splitlines()[:-2] if line[:1].strip()]
+    assert named == ["machine", "frameworks", "GPUs", "store", "extras"]  # once each
+
+
+def test_frameworks_that_do_not_import_are_missing_with_the_reason(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {**GOOD, "tensorflow": {"error": "ImportError: libcublas.so.12", "seconds": 1.0}}
+    monkeypatch.setattr(doctor, "version", lambda name: "2.21.0" if name == "tensorflow" else None)
+    checks = look(tmp_store, broken)
+    tensorflow = checks["frameworks", "TensorFlow"]
+    assert tensorflow.state == "missing"
+    assert tensorflow.text == "2.21.0 does not import: ImportError: libcublas.so.12"
+    assert exit_code(checks.values()) == 1
+    assert lacking(checks.values()) == [tensorflow]
+    last = shown(list(checks.values())).rstrip().splitlines()[-1]
+    assert last == "missing for any run: frameworks TensorFlow"
+
+    bare = {**GOOD, "keras": {"error": "ModuleNotFoundError: No module named 'keras'"}}
+    keras = look(tmp_store, bare)["frameworks", "Keras"]
+    assert keras.state == "missing"
+    assert keras.text == "not installed: pip install 'normbench'"
+
+
+def test_frameworks_that_take_the_process_down_are_missing(tmp_store: Path) -> None:
+    checks = look(tmp_store, {"error": "importing the frameworks ended with killed by SIGILL"})
+    assert "SIGILL" in checks["frameworks", "TensorFlow"].text
+    assert exit_code(checks.values()) == 1
+    assert checks["GPUs", "none"].state == "ok"
+
+
+def test_gpus_with_their_memory(tmp_store: Path) -> None:
+    seen = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0"}
+    found = {**GOOD, "tensorflow": {**GOOD["tensorflow"], "cuda": True, "gpus": [seen]}}
+    checks = look(tmp_store, found, [H100])
+    assert checks["GPUs", "driver's 0"].text == "NVIDIA H100 80GB HBM3, 79.6 GiB, 78.1 GiB free"
+    assert checks["GPUs", "TensorFlow's 0"].text == f"{H100['name']}, compute capability 9.0"
+    assert ("GPUs", "TensorFlow") not in checks
+    both = look(tmp_store, {**found, "nvml": [H100, H100]})
+    assert both["GPUs", "driver's 1"].text.startswith("NVIDIA H100 80GB HBM3, 79.6 GiB")
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_a_warning_with_the_remedy(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    check = look(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
+    assert check.state == "warn"
+    assert "built without CUDA: pip install 'normbench[gpu]'" in check.text
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    check = look(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
+    assert check.text == "hidden from TensorFlow by CUDA_VISIBLE_DEVICES='-1'"
+
+
+def test_nvidia_smi_is_read_and_may_be_absent_or_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.nvidia_smi() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 80000'\necho 'Tesla, X, [N/A], [N/A]'\n"
+    )
+    program.chmod(0o755)
+    assert doctor.nvidia_smi() == [H100, {"name": "Tesla, X", "total": None, "free": None}]
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert doctor.nvidia_smi() == []
+
+
+def test_data_sets_say_how_to_get_them_and_are_not_needed_for_a_run(tmp_store: Path) -> None:
+    states = [("cifar10", "missing"), ("digits", "built in"), ("mnist", "ready")]
+    states.append(("cifar100", "damaged: train.npy is short"))
+    checks = look(tmp_store, datasets=lambda: states)
+    assert [checks["data", name].state for name, _ in states] == ["missing", "ok", "ok", "warn"]
+    text = checks["data", "cifar10"].text
+    assert text == "normbench data prepare cifar10 (or import cifar10 --from PATH)"
+    assert exit_code(checks.values()) == 0
+    assert "absent" in shown(list(checks.values()))
+    listed = look(tmp_store, datasets=states)  # a list serves as well
+    assert [check for key, check in listed.items() if key[0] == "data"] == [
+        checks["data", name] for name, _ in states
+    ]
+
+
+def test_extras_name_their_install_command(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"jax": "0.10.2", "submitit": "1.5.3"}
+    monkeypatch.setattr(doctor, "version", there.get)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    broken = {**GOOD, "jax": {"error": "ImportError: jaxlib is too old"}}
+    checks = look(tmp_store, broken)
+    assert checks["extras", "ray"] == Check(
+        "extras", "ray", "missing", "pip install 'normbench[ray]' for sweeps over Ray"
+    )
+    assert checks["extras", "jax"].state == "warn"
+    assert checks["extras", "jax"].text.endswith("does not import: ImportError: jaxlib is too old")
+    assert checks["extras", "slurm"].text == "1.5.3; no sbatch on this machine"
+    assert checks["machine", "git"].state == "warn"
+    assert exit_code(checks.values()) == 0
+    if sys.version_info >= (3, 12):
+        assert "no release for Python 3.12" in checks["extras", "tfa"].text
+    else:
+        assert "pip install 'normbench[tfa]'" in checks["extras", "tfa"].text
+
+
+def test_every_extra_of_the_doctor_is_an_extra_of_the_package() -> None:
+    import tomllib
+
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    for extra, (distribution, _) in doctor.EXTRAS.items():
+        assert any(line.startswith(distribution) for line in extras[extra]), extra
+    assert "gpu" in extras
+
+
+def test_a_store_is_tried_not_just_looked_at(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = tmp_store / "deep" / "runs"
+    assert look(fresh)["store", str(fresh)].text == "made by the first run"
+    assert not fresh.parent.exists()
+
+    Store(tmp_store).run("a-3fa2b1c0").create({}, {"signature": "3fa2b1c0"})
+    for index in range(5):
+        (tmp_store / f"note{index}.txt").touch()
+    checks = look(tmp_store)
+    assert checks["store", str(tmp_store)].text == "1 runs"
+    assert checks["store", "note0.txt"].state == "warn"
+    assert checks["store", "others"].text == "2 more that are no runs"
+    assert [path.name for path in tmp_store.iterdir() if path.name.startswith(".")] == []
+
+    file = tmp_store / "note0.txt"
+    check = look(file)["store", str(file)]
+    assert check.state == "missing"
+    assert "use store=PATH" in check.text
+
+    def no_locks(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(doctor.fcntl, "flock", no_locks)
+    checks = look(tmp_store)
+    assert checks["store", str(tmp_store)].state == "missing"
+    assert "No locks available" in checks["store", str(tmp_store)].text
+    assert exit_code(checks.values()) == 1
+
+
+def test_little_memory_disk_and_onednn_switched_off_are_warnings(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(doctor, "_memory_limit", lambda: 1 << 30)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 << 20))
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    checks = look(tmp_store)
+    assert checks["machine", "memory"].state == "warn"
+    assert "this container may use 1.0 GiB" in checks["machine", "memory"].text
+    assert checks["store", "free space"] == Check("store", "free space", "warn", "5.0 MiB")
+    assert checks["machine", "oneDNN"].state == "warn"
+    assert exit_code(checks.values()) == 0
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_folds_rather_than_cuts(tmp_store: Path, width: int) -> None:
+    checks = list(look(tmp_store, datasets=[("cifar10", "missing")]).values())
+    text = shown(checks, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+# --- the process that imports the frameworks ------------------------------------------------------
+
+
+@pytest.fixture
+def fake_frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose tensorflow.py, keras.py and jax.py stand before the installed ones."""
+    (tmp_path / "keras.py").write_text(
+        "from types import SimpleNamespace\n__version__ = '3.0'\n"
+        "backend = SimpleNamespace(backend=lambda: 'jax')\n"
+    )
+    (tmp_path / "jax.py").write_text("raise RuntimeError('jaxlib\\nis old')\n")
+    (tmp_path / "pynvml.py").write_text("raise ImportError('none')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_the_probe_reports_what_imports_and_what_raises(fake_frameworks: Path) -> None:
+    (fake_frameworks / "tensorflow.py").write_text(
+        "import sys\n"
+        "from types import SimpleNamespace as N\n"
+        "print('noise on standard output', flush=True)\n"
+        "sys.stdout.write('and no line feed')\n"
+        "__version__ = '2.99'\n"
+        "test = N(is_built_with_cuda=lambda: True)\n"
+        "details = {'device_name': 'H100', 'compute_capability': (9, 0)}\n"
+        "config = N(list_physical_devices=lambda kind: [N(name='g')],\n"
+        "           experimental=N(get_device_details=lambda device: details))\n"
+    )
+    found = run_probe()
+    assert found["tensorflow"].pop("seconds") < 5
+    assert found["tensorflow"] == {
+        "version": "2.99",
+        "cuda": True,
+        "gpus": [{"name": "H100", "capability": "9.0"}],
+    }
+    assert found["keras"]["backend"] == "jax"
+    assert found["jax"]["error"] == "RuntimeError: jaxlib"
+    assert found["nvml"]["error"] == "ImportError: none"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os; os.abort()", "killed by SIGABRT"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os, sys; print('no AVX', file=sys.stderr, flush=True); os._exit(3)", "no AVX"),
+    ],
+)
+def test_a_crash_while_importing_is_contained(
+    fake_frameworks: Path, code: str, reason: str
+) -> None:
+    (fake_frameworks / "tensorflow.py").write_text(code + "\n")
+    found = run_probe()
+    assert list(found) == ["error"]
+    assert reason in found["error"]
+    assert "\n" not in found["error"]
+
+
+def test_an_import_that_hangs_is_ended(fake_frameworks: Path) -> None:
+    (fake_frameworks / "tensorflow.py").write_text("import time; time.sleep(60)\n")
+    began = time.monotonic()
+    assert run_probe(timeout=1) == {"error": "importing the frameworks took more than 1 s"}
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_the_real_frameworks_are_found() -> None:
+    found = run_probe()
+    assert found["tensorflow"]["version"] == provenance.version("tensorflow")
+    assert found["keras"]["version"] == provenance.version("keras")
+    assert found["keras"]["backend"] == os.environ.get("KERAS_BACKEND", "tensorflow")
