@@ -77,7 +77,7 @@ def report(
     if len(made) > len(drawn):
         say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
     for section in drawn:
-        section.drawings = content.draw(section, target)
+        section.drawings = content.draw(section)
     try:
         page = _write(Path(out), frames, made, asked, notes + more)
     except OSError as error:
@@ -135,6 +135,7 @@ def _write(
     notes: Sequence[str],
 ) -> Path:
     from normbench.report.figures import style
+    from normbench.report.page.build import build
 
     out.mkdir(parents=True, exist_ok=True)
     written = frames.write(out / "data")
@@ -145,9 +146,10 @@ def _write(
         for drawing in section.drawings:
             written += style.save(drawing, out / "figures" / part)
     written += write_table(lists.run_list(frames), out / "tables", ("md",))
-    page = out / "report.md"
-    page.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
-    _forget(out, [*written, page])
+    markdown, page = out / "report.md", out / "index.html"
+    markdown.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
+    page.write_text(build(frames, made, asked, notes, out), encoding="utf-8")
+    _forget(out, [*written, markdown, page])
     return page
 
 

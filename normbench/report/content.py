@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from normbench.errors import unknown
-from normbench.report import lists, tables, targets, where
+from normbench.report import improvement, lists, tables, targets, where
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -27,6 +27,13 @@ AT_BEST = {
     "test_loss": "best_val_test_loss",
 }
 """Metrics of the final epoch, and the same at the best validation epoch."""
+
+_MIRRORED = {"test_acc": "test_err", "val_acc": "val_err"}
+_CURVES = (
+    ("val_acc", "train_acc", False),
+    ("val_loss", "train_loss", True),
+    ("grad_norm", "", True),
+)
 
 DRAWN = 12
 """Studies that get figures; the tables of all are written."""
@@ -115,13 +122,39 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
     return made, notes
 
 
-def draw(section: Section, target: float | None = None) -> list[Drawing]:
-    """Draw the figures of a study, the main one first."""
-    from normbench.report.figures import batch
+def draw(section: Section) -> list[Drawing]:
+    """Draw the figures of a study, the main ones first."""
+    from normbench.report.figures import batch, curves, heatmap, profile, rate, time
 
     study, grid = section.study, section.grid
-    known = matching(study.runs)
-    return [batch.draw(grid, known if grid.metric.name.startswith("test_") else ())]
+    shown, runs = grid.metric, study.runs
+    known = matching(runs) if shown.name in ("test_acc", "test_err") else []
+    drawings = [batch.draw(grid, known)]
+    if shown.name in _MIRRORED:
+        drawings.append(batch.draw(build(study, METRICS[_MIRRORED[shown.name]]), known))
+    compared = grid.baseline is not None and shown.higher_is_better is not None
+    if compared and any(c.baseline is not None and c.baseline.n for c in grid.cells.values()):
+        drawings.append(heatmap.draw(grid))
+    seconds = build(study, METRICS["train_seconds"])
+    timed = any(cell.sample.n for cell in seconds.cells.values())
+    if timed and shown.name != "train_seconds":
+        drawings.append(time.draw(grid, seconds))
+    if runs["images_per_s"].notna().any() and shown.name != "images_per_s":
+        drawings.append(batch.draw(build(study, METRICS["images_per_s"]), zero=True))
+    if compared and len(study.columns) > 1:
+        found = improvement.improvements(grid)
+        drawings += [profile.draw_improvements(grid, found)] if found else []
+    if shown.higher_is_better is not None and len(study.rows) > 1:
+        shares = improvement.profiles(grid)
+        drawings += [profile.draw_profiles(grid, shares)] if shares else []
+    ended = runs.loc[runs["status"].isin(["finished", "diverged"]), "name"]
+    drawn = study.curves[study.curves["run"].isin(ended)]
+    for name, second, log in _CURVES:
+        if drawn[name].notna().any():
+            drawings.append(curves.draw(study, name, second, log=log))
+    if drawn["lr"].notna().any():
+        drawings.append(rate.draw(study))
+    return drawings
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
@@ -131,8 +164,8 @@ def _section(study: Study, shown: Metric, baseline: object, target: float | None
         made.append(tables.matrix(build(study, METRICS[AT_BEST[shown.name]], baseline)))
     if baseline is not None and len(study.rows) > 1:
         made += [tables.differences(grid), tables.comparisons(grid)]
-        improvement = tables.improvement(grid)
-        made += [improvement] if improvement else []
+        chances = tables.improvement(grid)
+        made += [chances] if chances else []
     selection = lists.selection(study)
     made += [selection] if selection else []
     others = ["val_acc", "gap", "images_per_s", "train_seconds"]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from normbench.errors import unknown
@@ -98,12 +99,12 @@ def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
     """
     if baseline is not None and baseline not in study.rows:
         raise unknown("baseline", str(baseline), map(str, study.rows))
-    groups = dict(list(study.runs.groupby(["row", "column"], sort=False)))
+    values = pd.to_numeric(study.runs[metric.name], errors="coerce").to_numpy(float)
     cells = {
-        (row, column): _cell(row, column, groups[row, column], metric)
+        (row, column): _cell(study, row, column, values, metric)
         for row in study.rows
         for column in study.columns
-        if (row, column) in groups
+        if (row, column) in study.groups
     }
     for column in study.columns:
         _mark(cells, column, metric)
@@ -126,27 +127,30 @@ def default_baseline(study: Study, asked: str | None) -> Any:
     return named[asked]
 
 
-def _cell(row: Any, column: Any, part: pd.DataFrame, metric: Metric) -> Cell:
-    part = part.sort_values(["seed", "name"])
-    ended = part[part["status"].isin(["finished", "diverged"])]
+def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric) -> Cell:
+    places, mixed = study.groups[row, column]
+    runs = study.runs
+    status = runs["status"].to_numpy()[places]
     values: dict[int, float] = {}
-    for run in ended[["seed", "status", "dataset", "classes", metric.name]].itertuples(index=False):
-        value = float(run[4])
-        if run.status == "diverged":
-            value = _worst(metric, str(run.dataset), run.classes)
+    for place, state in zip(places, status, strict=True):
+        value = float(known[place]) if state == "finished" else math.nan
+        if state == "diverged" and metric.worst:
+            guess = chance(str(runs["dataset"].iat[place]), float(runs["classes"].iat[place]))
+            value = guess if metric.worst == "chance" else 1.0 - guess
         if not math.isnan(value):
-            values[int(run.seed)] = value
-    diverged = int((ended["status"] == "diverged").sum())
+            values[int(runs["seed"].iat[place])] = value
+    diverged = int((status == "diverged").sum())
+    ended = int((status == "finished").sum()) + diverged
     return Cell(
         row,
         column,
         values,
-        tuple(part["name"]),
+        tuple(runs["name"].to_numpy()[places]),
         diverged,
-        len(part) - len(ended),
-        len(ended) - len(values),
+        len(places) - ended,
+        ended - len(values),
         _sample(values, metric, diverged),
-        mixed(ended),
+        mixed,
     )
 
 
@@ -165,19 +169,6 @@ def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
         nothing = math.nan
         return Difference(found.n, found.mean, nothing, nothing, nothing, nothing)
     return found
-
-
-def mixed(runs: pd.DataFrame) -> bool:
-    """Whether runs come from more than one commit, dirty state or set of versions."""
-    columns = [c for c in runs.columns if c in ("commit", "dirty") or c.startswith("version.")]
-    return any(runs[column].nunique(dropna=False) > 1 for column in columns)
-
-
-def _worst(metric: Metric, dataset: str, classes: float) -> float:
-    if metric.worst is None:
-        return math.nan
-    guess = chance(dataset, classes)
-    return guess if metric.worst == "chance" else 1.0 - guess
 
 
 def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> None:

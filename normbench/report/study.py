@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from normbench.errors import UserError, unknown
@@ -20,6 +22,18 @@ from normbench.report.rows import GROUPS, is_config
 
 _FREE = ("seed", "store", "eval_batch")  # may differ within a cell: none is what is compared
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
+
+
+class Group(NamedTuple):
+    """The runs of one row and column, ordered by seed.
+
+    Attributes:
+        places: Their places in ``Study.runs``.
+        mixed: Whether those that ended come from more than one commit or set of versions.
+    """
+
+    places: np.ndarray
+    mixed: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,19 @@ class Study:
     columns: list[Any]
     runs: pd.DataFrame
     curves: pd.DataFrame
+
+    @cached_property
+    def groups(self) -> dict[tuple[Any, Any], Group]:
+        """The runs of each row and column that has any."""
+        ended = self.runs["status"].isin(["finished", "diverged"]).to_numpy()
+        origin = self.runs.groupby(_origin(self.runs), dropna=False).ngroup().to_numpy()
+        order = self.runs.sort_values(["seed", "name"], kind="stable")
+        found = {}
+        for key, part in order.groupby(["row", "column"], sort=False):
+            places = part.index.to_numpy()
+            mixed = len(set(origin[places[ended[places]]])) > 1
+            found[_value(key[0]), _value(key[1])] = Group(places, mixed)
+        return found
 
     @property
     def title(self) -> str:
@@ -174,6 +201,11 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
         if _varies(runs, ["row", "column", *keys], column):
             keys.append(column)
     return keys
+
+
+def _origin(runs: pd.DataFrame) -> list[str]:
+    """Return the columns that say which code made a run."""
+    return [c for c in runs.columns if c in ("commit", "dirty") or c.startswith("version.")]
 
 
 def _varies(runs: pd.DataFrame, given: list[str], column: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.lines import Line2D
 
 from normbench.report import labels
 from normbench.report.figures import style
@@ -16,11 +17,12 @@ from normbench.report.references import Reference
 
 
 @style.styled
-def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> style.Drawing:
+def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False) -> style.Drawing:
     """Draw the mean of each row against the columns, with the 95 % interval as a band.
 
     A cell with diverged runs whose mean falls below what the others span stands as a cross at
-    the edge. Published results of the same configuration are hollow stars with a dotted line.
+    the edge. With ``zero`` the axis of y starts at 0. Published results of the same configuration
+    are hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
     height = 2.3 + style.legend_height(len(study.rows)) + 0.3 * bool(references)
@@ -28,7 +30,8 @@ def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> st
     axis = axes[0, 0]
     place = _places(grid)
     low, high = _limits(grid, references)
-    points = []
+    low = 0.0 if zero else low
+    points, handles, crossed = [], [], False
     for row in study.rows:
         look = style.look(study.row_factor, row, study.rows)
         cells = [grid.get(row, column) for column in study.columns]
@@ -40,7 +43,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> st
             x,
             np.where(outside, np.nan, lower),
             np.where(outside, np.nan, upper),
-            facecolor=to_rgba(look.colour, 0.13),
+            facecolor=to_rgba(look.colour, 0.13 if len(study.rows) < 5 else 0.08),
             edgecolor=to_rgba(look.colour, 0.45),
             linewidth=0.4,
         )
@@ -48,18 +51,20 @@ def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> st
             x,
             inside,
             color=look.colour,
-            marker=look.marker,
             linestyle=look.dashes,
-            label=study.row(row) if _any(cells) else "_",
-            markeredgecolor=style.PAPER,
-            markeredgewidth=0.4,
+            **style.mark(look),
         )
+        if _any(cells):
+            handles.append(style.handle(look, study.row(row)))
         edge = low if shown.higher_is_better is not False else high
         for where, cell, away in zip(x, cells, outside, strict=True):
             if cell is None or not (cell.sample.n or cell.all_diverged):
                 continue
             y = edge if away else cell.sample.mean * shown.scale
+            if away and shown.worst is None:
+                continue
             if away:
+                crossed = True
                 axis.plot(where, y, marker="x", color=look.colour, clip_on=False, zorder=5)
             points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
     _draw_references(axis, references, shown.scale, shown.name)
@@ -67,11 +72,17 @@ def draw(grid: Grid, references: Sequence[Reference] = (), slug: str = "") -> st
         axis.set_ylim(low, high)
     _column_axis(axis, grid)
     axis.set_ylabel(shown.axis)
-    style.legend(figure, axis)
+    handles += [_published(known) for known in references[:1]]
+    if crossed:
+        cross = style.Look(style.INK, "x")
+        handles.append(style.handle(cross, "beyond, with diverged runs", line=False))
+        handles[-1].set_markeredgecolor(style.INK)
+        handles[-1].set_markeredgewidth(1.0)
+    style.legend(figure, handles)
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
-        slug or f"{shown.name}-by-{study.column_factor or 'all'}",
-        f"{shown.label} against {factor}: {study.title}. {_band(grid)}{_crosses(grid, low, high)}"
+        f"{shown.name}-by-{study.column_factor or 'all'}",
+        f"{shown.label} against {factor}: {study.title}. {_band(grid)}"
         + "".join(f" Star: {known.text}." for known in references),
         figure,
         points,
@@ -94,7 +105,7 @@ def hover(grid: Grid, cell: Cell) -> str:
 
 
 def _any(cells: Sequence[Cell | None]) -> bool:
-    return any(cell is not None and (cell.sample.n or cell.all_diverged) for cell in cells)
+    return any(cell is not None and cell.sample.n for cell in cells)
 
 
 def _places(grid: Grid) -> dict[object, float]:
@@ -146,17 +157,23 @@ def _draw_references(axis: Axes, references: Sequence[Reference], scale: float, 
     for known in references:
         y = scale * _value(known, name)
         axis.axhline(y, color=style.INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
-        axis.plot(
-            known.batch,
-            y,
-            marker="*",
-            markersize=8,
-            markerfacecolor="none",
-            markeredgecolor=style.INK,
-            linestyle="none",
-            zorder=6,
-            label="published",
-        )
+        star = _published(known)
+        star.set_data([known.batch], [y])
+        star.set_zorder(6)
+        axis.add_line(star)
+
+
+def _published(known: Reference) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        marker="*",
+        markersize=8,
+        markerfacecolor="none",
+        markeredgecolor=style.INK,
+        linestyle="none",
+        label=f"published ({labels.norm(known.norm)})",
+    )
 
 
 def _value(known: Reference, name: str) -> float:
@@ -167,13 +184,3 @@ def _band(grid: Grid) -> str:
     if all(cell.sample.n < 2 for cell in grid.cells.values()):
         return "One seed: no interval."
     return f"Mean and 95 % t interval over seeds (n = {grid.seeds})."
-
-
-def _crosses(grid: Grid, low: float, high: float) -> str:
-    scale = grid.metric.scale
-    away = [
-        c
-        for c in grid.cells.values()
-        if c.diverged and c.sample.n and not low <= scale * c.sample.mean <= high
-    ]
-    return " Cross at the edge: beyond it, with diverged runs." if away else ""

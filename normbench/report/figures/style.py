@@ -12,18 +12,28 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import IO, Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 COLUMN = 3.4
 """Width of a column of a two-column paper, inches."""
 
 PAGE = 7.0
 """Width of both columns, inches."""
+
+KINDS = ("png", "svg", "pdf")
+"""Files written of each figure."""
 
 INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
 """Text and axes, grid lines, background; the page exchanges them in a dark setting."""
@@ -32,7 +42,7 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, WINE, INDIGO, OLIVE, TEAL, SAND)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 _KNOWN = {
@@ -42,15 +52,15 @@ _KNOWN = {
     "bn_ws": (SKY, "D"),
     "ln": (PURPLE, "v"),
     "in": (ORANGE, "P"),
-    "none": (GREY, "X"),
+    "none": (GREY, "h"),
     "rms": (WINE, "<"),
     "brn": (INDIGO, ">"),
     "frn": (OLIVE, "p"),
     "xbn": (TEAL, "*"),
-    "bcn": (SAND, "h"),
+    "bcn": (SAND, "8"),
     "ln_ws": (PURPLE, "^"),
     "in_ws": (ORANGE, "^"),
-    "bn_center": (BLUE, "X"),
+    "bn_center": (BLUE, "<"),
     "bn_noaffine": (BLUE, "s"),
     "ghost_bn": (SKY, "o"),
     "sync_bn": (BLUE, "D"),
@@ -63,7 +73,7 @@ _KNOWN = {
     "dyt": (SAND, "v"),
     "lrn": (GREY, "s"),
     "gn_tfa": (VERMILION, "o"),
-    "gn_ws_regularizer": (VERMILION, "X"),
+    "gn_ws_regularizer": (VERMILION, "<"),
     "gn_ws_assign": (VERMILION, "D"),
     "scaled_ws": (GREEN, "D"),
     "none_ws": (GREEN, "o"),
@@ -83,6 +93,7 @@ _RC: Any = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "figure.titlesize": 8,
     "figure.titleweight": "bold",
     "text.color": INK,
@@ -154,10 +165,16 @@ class Drawing:
     points: list[Point] = field(default_factory=list)
     wide: bool = False
 
+    def settle(self) -> None:
+        """Make the layout, once: every file and the page then agree on it."""
+        if self.figure.get_layout_engine() is not None:
+            with mpl.rc_context(_RC):
+                self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
+
     def hits(self) -> list[Hit]:
         """Return where the points lie, after the layout is made."""
-        with mpl.rc_context(_RC):
-            self.figure.draw_without_rendering()
+        self.settle()
         width, height = self.figure.get_size_inches() * self.figure.dpi
         found = []
         for point in self.points:
@@ -214,11 +231,37 @@ def log2_axis(axes: Axes, values: Sequence[float]) -> None:
         axes.tick_params(axis="x", labelrotation=45)
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Put the legend of ``axes`` below the whole figure, where it hides nothing."""
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)))
+def mark(look: Look) -> dict[str, Any]:
+    """Return how a marker is drawn: with a thin rim of paper, crosses a little larger."""
+    size = 5.4 if look.marker in "P*" else 4.2
+    rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.3}
+    return {"marker": look.marker, "markersize": size, **rim}
+
+
+def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = "") -> None:
+    """Put a legend below the whole figure, where it hides nothing, to be read line by line."""
+    if not handles:
+        return
+    lines = -(-len(handles) // width)
+    columns = -(-len(handles) // lines)
+    # Matplotlib fills a legend column by column.
+    order = [handles[i] for start in range(columns) for i in range(start, len(handles), columns)]
+    figure.legend(handles=order, loc="outside lower center", ncols=columns, title=title or None)
+
+
+def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) -> Line2D:
+    """Return an entry of a legend."""
+    drawn = mark(look) if marker else {}
+    return Line2D(
+        [], [], color=look.colour, linestyle=look.dashes if line else "none", label=label, **drawn
+    )
+
+
+def plain_log(axis: Any) -> None:
+    """Label a logarithmic axis at 1, 2, 5 of each decade with plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_height(entries: int, columns: int = 4) -> float:
@@ -226,12 +269,16 @@ def legend_height(entries: int, columns: int = 4) -> float:
     return 0.16 * -(-entries // columns) + 0.08
 
 
+def minus(text: str) -> str:
+    """Return a text with true minus signs."""
+    return text.replace("-", "−")
+
+
 @styled
-def save(
-    drawing: Drawing, folder: Path, kinds: Sequence[str] = ("png", "svg", "pdf")
-) -> list[Path]:
+def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """Write a drawing: PNG at 300 dots an inch, SVG, PDF; the same input gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawing.settle()
     written = []
     for kind in kinds:
         path = folder / f"{drawing.slug}.{kind}"
@@ -241,3 +288,9 @@ def save(
         )
         written.append(path)
     return written
+
+
+@styled
+def write_svg(drawing: Drawing, file: IO[str]) -> None:
+    """Write a drawing as SVG to an open file."""
+    drawing.figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,0 +1,114 @@
+"""A heat map of the differences to the baseline, rows × columns."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import Normalize
+
+from normbench.report import labels
+from normbench.report.figures import style
+from normbench.report.grid import Grid
+
+_LIGHT, _DARK = "#ffffff", "#000000"
+
+
+@style.styled
+def draw(grid: Grid) -> style.Drawing:
+    """Draw the paired differences to the baseline; green-blue is better, brown worse.
+
+    Significant ones (Holm) are starred, cells with diverged runs say so, cells that cannot be
+    compared are empty. The colours end at the largest difference between cells without divergence.
+    """
+    study, shown = grid.study, grid.metric
+    rows = [row for row in study.rows if row != grid.baseline and _compared(grid, row)]
+    values = np.full((len(rows), len(study.columns)), np.nan)
+    clean = []
+    for i, row in enumerate(rows):
+        for j, column in enumerate(study.columns):
+            cell = grid.get(row, column)
+            if cell is not None and cell.baseline is not None and cell.baseline.n:
+                values[i, j] = cell.baseline.mean * shown.scale
+                if not cell.diverged:
+                    clean.append(abs(values[i, j]))
+    limit = max(clean, default=0.0) or 1.0
+    width = style.COLUMN if len(study.columns) <= 6 else style.PAGE
+    figure, axes = style.new(width, 0.85 + 0.27 * len(rows))
+    axis = axes[0, 0]
+    colours = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
+        bad=style.GRID
+    )
+    norm = Normalize(-limit, limit)
+    image = axis.pcolormesh(values, cmap=colours, norm=norm, edgecolors=style.PAPER, linewidth=1.0)
+    points = []
+    for i, row in enumerate(rows):
+        for j, column in enumerate(study.columns):
+            cell = grid.get(row, column)
+            if math.isnan(values[i, j]) or cell is None or cell.baseline is None:
+                continue
+            text = f"{values[i, j]:+.{_digits(limit)}f}" + (
+                "*" if cell.baseline.significant else ""
+            )
+            text = "div." if cell.diverged else text
+            red, green, blue, _ = colours(norm(values[i, j]))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+            axis.text(
+                j + 0.5,
+                i + 0.5,
+                style.minus(text),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color=_DARK if dark else _LIGHT,
+            )
+            hovered = _hover(grid, row, column)
+            points.append(style.Point(axis, j + 0.5, i + 0.5, hovered, (row, column)))
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [study.row(row) for row in rows])
+    axis.set_xticks(np.arange(len(study.columns)) + 0.5, [study.column(c) for c in study.columns])
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.invert_yaxis()
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if study.column_factor:
+        axis.set_xlabel(labels.factor(study.column_factor))
+    bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
+    bar.set_label(f"Difference to {study.row(grid.baseline)}{unit}")
+    return style.Drawing(
+        f"{shown.name}-heatmap",
+        f"{shown.label}, difference to {study.row(grid.baseline)}{unit}: {study.title}. Green-blue "
+        "is better, brown worse. *: p < 0.05 after Holm's correction; div.: with diverged runs.",
+        figure,
+        points,
+        wide=width > style.COLUMN,
+    )
+
+
+def _compared(grid: Grid, row: object) -> bool:
+    """Whether any cell of the row has seeds in common with the baseline's."""
+    cells = [grid.get(row, column) for column in grid.study.columns]
+    return any(c is not None and c.baseline is not None and c.baseline.n for c in cells)
+
+
+def _digits(limit: float) -> int:
+    return max(0, min(3, 1 - math.floor(math.log10(limit)))) if limit < 10 else 1
+
+
+def _hover(grid: Grid, row: object, column: object) -> str:
+    cell = grid.cells[row, column]
+    found, shown = cell.baseline, grid.metric
+    assert found is not None
+    text = f"{grid.study.row(row)} − {grid.study.row(grid.baseline)}"
+    if grid.study.column_factor:
+        text += f" at {grid.study.column(column)}"
+    text += f": {found.mean * shown.scale:+.{shown.digits}f}"
+    if found.half_width >= 0:
+        text += f" ± {shown.show(found.half_width)}"
+    text += f" {shown.difference_unit}".rstrip()
+    if found.tested:
+        text += f", p = {found.p:.3g}, corrected {found.p_corrected:.3g}"
+    return text

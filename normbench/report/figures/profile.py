@@ -1,0 +1,126 @@
+"""Performance profiles and probabilities of improvement over all columns (Agarwal et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgba
+
+from normbench.report import labels
+from normbench.report.bootstrap import Improvement, Profile
+from normbench.report.figures import style
+from normbench.report.grid import Grid
+
+
+@style.styled
+def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
+    """Draw the share of runs better than each value, with the 95 % bootstrap band."""
+    study, shown = grid.study, grid.metric
+    sign = 1.0 if shown.higher_is_better else -1.0
+    figure, axes = style.new(style.COLUMN, 2.3 + style.legend_height(len(profiles)))
+    axis = axes[0, 0]
+    handles = []
+    for row, profile in profiles.items():
+        look = style.look(study.row_factor, row, study.rows)
+        x = sign * profile.thresholds * shown.scale
+        axis.fill_between(
+            x,
+            100 * profile.low,
+            100 * profile.high,
+            step="post",
+            facecolor=to_rgba(look.colour, 0.13),
+            linewidth=0,
+        )
+        axis.plot(
+            x,
+            100 * profile.share,
+            color=look.colour,
+            linestyle=look.dashes,
+            drawstyle="steps-post",
+        )
+        handles.append(style.handle(look, study.row(row), marker=False))
+    middle = _middle(profiles)
+    if middle is not None:
+        low, high = sorted(sign * shown.scale * end for end in middle)
+        axis.set_xlim(low, high)
+    if sign < 0:
+        axis.invert_xaxis()
+    axis.set_ylim(-2, 102)
+    axis.set_xlabel(f"{shown.label} τ" + (f" ({shown.unit})" if shown.unit else ""))
+    axis.set_ylabel("Runs better than τ (%)")
+    style.legend(figure, handles)
+    return style.Drawing(
+        f"{shown.name}-profiles",
+        f"Performance profiles over {_tasks(grid)}: {study.title}. Share of runs whose "
+        f"{shown.label.lower()} is better than τ, the mean over tasks, with 95 % bands from a "
+        "stratified bootstrap (Agarwal et al. 2021).",
+        figure,
+    )
+
+
+@style.styled
+def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawing:
+    """Draw each row's probability of doing better than the baseline, with its 95 % interval."""
+    study = grid.study
+    figure, axes = style.new(style.COLUMN, 0.75 + 0.24 * len(found))
+    axis = axes[0, 0]
+    base = study.row(grid.baseline)
+    points = []
+    for place, (row, result) in enumerate(found.items()):
+        look = style.look(study.row_factor, row, study.rows)
+        if np.isfinite(result.low):
+            axis.plot([result.low, result.high], [place, place], color=look.colour, linewidth=2.0)
+        axis.plot(
+            result.probability,
+            place,
+            color=look.colour,
+            **style.mark(look),
+        )
+        text = f"{study.row(row)}: {result.probability:.2f}"
+        if np.isfinite(result.low):
+            text += f" ({result.low:.2f} to {result.high:.2f})"
+        points.append(style.Point(axis, result.probability, place, text, (row, None)))
+    axis.axvline(0.5, color=style.INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+    axis.set_yticks(range(len(found)), [_named(grid, row, found[row].tasks) for row in found])
+    axis.set_ylim(len(found) - 0.5, -0.5)
+    axis.set_xlim(-0.03, 1.03)
+    axis.grid(False, axis="y")
+    axis.set_xlabel(f"Probability of a better run than {base}'s")
+    return style.Drawing(
+        f"{grid.metric.name}-improvement",
+        f"Probability that a run does better in {grid.metric.label.lower()} than one of {base}, "
+        f"over {_tasks(grid)}: {study.title}. Bars: 95 % stratified bootstrap intervals; dashed: "
+        "an even chance. In brackets: tasks shared with the baseline, where not all.",
+        figure,
+        points,
+    )
+
+
+def _named(grid: Grid, row: Any, tasks: int) -> str:
+    """Name a row; with the number of tasks where it is not all of them."""
+    every = len(grid.study.columns)
+    return grid.study.row(row) + (f" ({tasks} of {every})" if tasks < every else "")
+
+
+def _tasks(grid: Grid) -> str:
+    if not grid.study.column_factor:
+        return "one task"
+    return labels.several(grid.study.column_factor, len(grid.study.columns))
+
+
+def _middle(profiles: dict[Any, Profile]) -> tuple[float, float] | None:
+    """Return the range of thresholds over which not all shares are 0 or 1, diverged runs aside."""
+    moving = [p.thresholds[(p.share > 0.0) & (p.share < 1.0)] for p in profiles.values()]
+    every = np.concatenate(moving) if moving else np.array([])
+    if not len(every):
+        return None
+    low, high = float(every.min()), float(every.max())
+    # Where no run lies for a quarter of the range, those below it are runs at chance level.
+    steps = np.concatenate([p.thresholds[1:][np.diff(p.share) != 0] for p in profiles.values()])
+    steps = np.sort(steps)
+    gaps = np.diff(steps)
+    if len(gaps) and gaps.max() > 0.25 * (high - low):
+        low = float(steps[int(gaps.argmax()) + 1])
+    margin = 0.03 * (high - low) or 1e-3
+    return low - margin, high + margin

@@ -1,0 +1,43 @@
+"""The learning rate against epochs."""
+
+from __future__ import annotations
+
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report import labels
+from normbench.report.figures import curves, style
+from normbench.report.study import Study
+
+_SAME = 1e-6  # relative
+
+
+@style.styled
+def draw(study: Study) -> style.Drawing:
+    """Draw the learning rate: one line for each column where all rows share it, else panels."""
+    joined = curves.joined(study)
+    spread = joined.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
+    if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():
+        return curves.draw(study, "lr")
+    columns = [column for column in study.columns if (joined["column"] == column).any()]
+    figure, axes = style.new(style.COLUMN, 2.25 + style.legend_height(len(columns), 6))
+    axis = axes[0, 0]
+    handles = []
+    for column in columns:
+        look = style.look(study.column_factor, column, columns)
+        own = joined[joined["column"] == column].groupby("epoch")["lr"].mean()
+        axis.plot(own.index, own, color=look.colour)
+        handles.append(style.handle(look, study.column(column), marker=False))
+    if joined["lr"].min() > 0 and len(columns) > 1:
+        axis.set_yscale("log")
+        style.plain_log(axis.yaxis)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_xlabel("Epoch")
+    axis.set_ylabel("Learning rate")
+    factor = labels.factor(study.column_factor).lower() if study.column_factor else ""
+    style.legend(figure, handles if factor else [], 6, labels.factor(study.column_factor))
+    return style.Drawing(
+        "lr-curves",
+        f"Learning rate at the end of each epoch{f' by {factor}' if factor else ''}, the same for "
+        f"all rows: {study.title}.",
+        figure,
+    )

@@ -1,0 +1,99 @@
+"""A metric against the training time that it took."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+
+from normbench.report import labels
+from normbench.report.figures import style
+from normbench.report.figures.batch import hover
+from normbench.report.grid import Cell, Grid
+
+
+@style.styled
+def draw(grid: Grid, seconds: Grid) -> style.Drawing:
+    """Draw each cell at its mean training time and its mean metric, with 95 % intervals.
+
+    Args:
+        grid: The metric.
+        seconds: ``train_seconds`` of the same study.
+    """
+    study, shown = grid.study, grid.metric
+    figure, axes = style.new(style.COLUMN, 2.4 + style.legend_height(len(study.rows)))
+    axis = axes[0, 0]
+    points, times, handles, ends = [], [], [], []
+    for row in study.rows:
+        look = style.look(study.row_factor, row, study.rows)
+        pairs = [_pair(grid, seconds, row, column) for column in study.columns]
+        known = [pair for pair in pairs if pair is not None]
+        if not known:
+            continue
+        x = [time.sample.mean for _, time in known]
+        y = [cell.sample.mean * shown.scale for cell, _ in known]
+        axis.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5)
+        axis.errorbar(
+            x,
+            y,
+            xerr=[max(time.sample.half_width, 0.0) for _, time in known],
+            yerr=[max(cell.sample.half_width * shown.scale, 0.0) for cell, _ in known],
+            color=look.colour,
+            linestyle="none",
+            elinewidth=0.6,
+            **style.mark(look),
+        )
+        handles.append(style.handle(look, study.row(row), line=False))
+        times += x
+        for (cell, time), across, up in zip(known, x, y, strict=True):
+            text = f"{hover(grid, cell)}, {time.sample.mean:.1f} s of training"
+            points.append(style.Point(axis, across, up, text, (row, cell.column)))
+        if study.column_factor and len(known) > 1:
+            names = [study.column(cell.column) for cell, _ in known]
+            ends += [(x[i], y[i], names[i], look.colour, 3.0 if i == 0 else -7.5) for i in (0, -1)]
+    if times and max(times) > 4 * min(times):
+        axis.set_xscale("log")
+        style.plain_log(axis.xaxis)
+    _label(axis, ends)
+    axis.set_xlabel("Training time (s)")
+    axis.set_ylabel(shown.axis)
+    style.legend(figure, handles)
+    factor = labels.factor(study.column_factor).lower() if study.column_factor else ""
+    order = (
+        f" Points are joined in order of {factor}; the ends are labelled where there is room."
+        if factor
+        else ""
+    )
+    return style.Drawing(
+        f"{shown.name}-by-time",
+        f"{shown.label} against training time, evaluation left out: {study.title}. Bars: 95 % t "
+        f"intervals.{order} Cells with diverged runs are left out.",
+        figure,
+        points,
+    )
+
+
+def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None:
+    """Write the column beside the ends of each row, but not over another such label."""
+    axis.autoscale_view()
+    taken: list[tuple[float, float]] = []
+    for x, y, text, colour, lift in ends:
+        across, up = axis.transData.transform((x, y))
+        if any(abs(across - a) < 16 and abs(up - b) < 9 for a, b in taken):
+            continue
+        taken.append((across, up))
+        axis.annotate(
+            text,
+            (x, y),
+            xytext=(3.0, lift),
+            textcoords="offset points",
+            fontsize=5.5,
+            color=colour,
+            path_effects=[withStroke(linewidth=1.2, foreground=style.PAPER)],
+        )
+
+
+def _pair(grid: Grid, seconds: Grid, row: object, column: object) -> tuple[Cell, Cell] | None:
+    cell, time = grid.get(row, column), seconds.get(row, column)
+    if cell is None or time is None or cell.diverged or not cell.sample.n or not time.sample.n:
+        return None
+    return cell, time

@@ -1,0 +1,1 @@
+"""The page: one HTML file that holds the whole report and needs no network."""

@@ -1,0 +1,217 @@
+"""Builds the page from the sections of a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+import normbench
+from normbench.report import labels, lists, provenance, reproduce
+from normbench.report.content import Request, Section
+from normbench.report.figures import style
+from normbench.report.frame import Frames
+from normbench.report.grid import DIVERGED_RULE
+from normbench.report.page import svg
+from normbench.report.rows import is_config
+from normbench.report.table import Entry, Table
+
+_HERE = Path(__file__).parent
+_MAIN = 3  # figures at the top of a study
+_FILTERED = 10  # rows from which a table gets a field to filter it
+
+
+@dataclass(frozen=True)
+class Names:
+    """The ids of cells in the page, by study and (row, column), and by the runs of a cell."""
+
+    by_key: dict[tuple[int, Any, Any], str]
+    by_runs: dict[tuple[str, ...], str]
+    of_run: dict[str, str]
+    titles: dict[str, str]
+
+
+def build(
+    frames: Frames, made: Sequence[Section], asked: Request, notes: Sequence[str], out: Path
+) -> str:
+    """Return the page.
+
+    Args:
+        frames: The runs reported.
+        made: The studies, with their figures drawn.
+        asked: What the report was asked for.
+        notes: What the reader must know of the request.
+        out: The folder of the report, from which links to files are relative.
+    """
+    names = _names(made)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(
+        link=lambda entry: names.by_runs.get(entry.runs, ""), is_number=_is_number, minus=_minus
+    )
+    light, dark = svg.variables()
+    return environment.get_template("template.html").render(
+        version=normbench.__version__,
+        store=str(frames.root),
+        counts=provenance.counts(frames),
+        unfinished=provenance.unfinished(frames, named=len(frames.runs)),
+        left_out=frames.left_out,
+        mixtures=provenance.mixtures(frames.runs),
+        notes=notes,
+        asked=asked,
+        sections=[_section(i, section, names, len(made)) for i, section in enumerate(made)],
+        runs=_runs(frames, names, out),
+        details=Markup(_script_json(_details(frames, names))),
+        common=_common(frames.runs),
+        commands=reproduce.commands(frames.runs),
+        report_command=reproduce.report_command(frames.root, asked),
+        environment=provenance.environment(frames.runs),
+        rule=DIVERGED_RULE,
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        light=Markup(light),
+        dark=Markup(dark),
+    )
+
+
+def _names(made: Sequence[Section]) -> Names:
+    names = Names({}, {}, {}, {})
+    for i, section in enumerate(made):
+        for j, (key, cell) in enumerate(section.grid.cells.items()):
+            name = f"c{i}-{j}"
+            names.by_key[i, key[0], key[1]] = name
+            names.by_runs[cell.runs] = name
+            names.of_run.update(dict.fromkeys(cell.runs, name))
+            study = section.study
+            where = study.row(cell.row)
+            if study.column_factor:
+                factor = labels.factor(study.column_factor).lower()
+                where += f", {factor} {study.column(cell.column)}"
+            names.titles[name] = where + (f" ({study.title})" if len(made) > 1 else "")
+    return names
+
+
+def _section(place: int, section: Section, names: Names, count: int) -> dict[str, Any]:
+    def target(key: Any) -> str:
+        return names.by_key.get((place, key[0], key[1]), "")
+
+    folder = f"{section.study.slug}/" if count > 1 else ""
+    figures = [
+        {
+            "svg": Markup(svg.inline(drawing, f"f{place}-{number}", target)),
+            "caption": drawing.caption,
+            "wide": drawing.wide,
+            "href": f"figures/{folder}{drawing.slug}",
+            "kinds": style.KINDS,
+        }
+        for number, drawing in enumerate(section.drawings)
+    ]
+    tables = [_table(table, f"tables/{folder}{table.slug}") for table in section.tables]
+    findings = [
+        {
+            "text": _minus(finding.text),
+            "strength": finding.strength,
+            "cells": [(name, names.titles[name]) for name in map(target, finding.cells) if name],
+        }
+        for finding in section.findings
+    ]
+    return {
+        "id": f"study-{place}",
+        "title": section.study.title,
+        "findings": findings,
+        "main_figures": figures[:_MAIN],
+        "more_figures": figures[_MAIN:],
+        "main_tables": tables[: len(section.main)],
+        "more_tables": tables[len(section.main) :],
+    }
+
+
+def _table(table: Table, href: str) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "headers": table.headers,
+        "span": table.span,
+        "rows": table.rows,
+        "notes": table.notes,
+        "filtered": len(table.rows) >= _FILTERED,
+        "href": href,
+        "numeric": [
+            any(row[place].value is not None for row in table.rows)
+            for place in range(len(table.headers))
+        ],
+    }
+
+
+def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
+    """Return the list of runs, those of a cell together; the first of each carries its id."""
+    listed = lists.run_list(frames)
+    order = {name: place for place, name in enumerate(names.titles)}
+    rows = []
+    seen: set[str] = set()
+    keyed = [(names.of_run.get(row[0].text, ""), row) for row in listed.rows]
+    for cell, row in sorted(keyed, key=lambda pair: order.get(pair[0], len(order))):
+        folder = os.path.relpath(frames.root / row[0].text, out)
+        rows.append(
+            {
+                "cell": cell,
+                "id": cell if cell and cell not in seen else "",
+                "name": row[0].text,
+                "href": Path(folder).as_posix(),
+                "entries": row[1:],
+            }
+        )
+        seen.add(cell)
+    table = _table(listed, "tables/runs")
+    return {"headers": listed.headers, "rows": rows, "numeric": table["numeric"]}
+
+
+def _details(frames: Frames, names: Names) -> dict[str, Any]:
+    """Return what the page shows of each run on demand: what differs, origin, command, error."""
+    runs = frames.runs
+    varying = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) > 1]
+    columns = [*varying, "commit", "host", "started", "ended", "signature", "weights_sha256"]
+    columns += [c for c in ("diverged_epoch", "error_type", "error_message") if c in runs]
+    found = {}
+    for record in runs.to_dict("records"):
+        facts = {c: labels.plain(record[c]) for c in columns if c in record and _known(record[c])}
+        found[record["name"]] = {
+            "facts": facts,
+            "command": shlex.join(json.loads(record["command"])),
+        }
+    return {"runs": found, "cells": names.titles}
+
+
+def _common(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the config keys that all runs share."""
+    shared = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) == 1]
+    return [(c, labels.plain(runs[c].iloc[0])) for c in shared if _known(runs[c].iloc[0])]
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value is not pd.NA and value == value
+
+
+def _is_number(entry: Entry) -> bool:
+    return entry.value is not None
+
+
+def _minus(text: str) -> str:
+    """Give numbers below zero a true minus sign."""
+    return "".join(
+        "−" if c == "-" and text[i + 1 : i + 2].isdigit() and text[i - 1 : i] in ("", " ") else c
+        for i, c in enumerate(text)
+    )
+
+
+def _script_json(value: Any) -> str:
+    """Return JSON that cannot end the script element that it stands in."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,82 @@
+"""A drawing as inline SVG: its colours follow the page's light or dark, its values are marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from io import StringIO
+from typing import Any
+
+from normbench.report.figures import style
+
+_VARIABLES = {style.INK: "--ink", style.GRID: "--grid", style.PAPER: "--paper"} | {
+    colour: f"--s-{colour[1:]}" for colour in style.COLOURS
+}
+
+DARK = {
+    style.BLUE: "#4ea6e6",
+    style.VERMILION: "#f08040",
+    style.GREEN: "#2fc496",
+    style.PURPLE: "#e39ac3",
+    style.SKY: "#8acdf5",
+    style.ORANGE: "#f2b83a",
+    style.GREY: "#a2a2a8",
+    style.WINE: "#d0699f",
+    style.INDIGO: "#8f8fea",
+    style.OLIVE: "#c3c35a",
+    style.TEAL: "#6fd0c2",
+    style.SAND: "#d8c468",
+}
+"""Each colour of a series, lighter, for a dark page."""
+
+
+def variables() -> tuple[str, str]:
+    """Return the CSS declarations of the series' colours, for a light and for a dark page."""
+    light = "".join(f"--s-{colour[1:]}:{colour};" for colour in style.COLOURS)
+    dark = "".join(f"--s-{colour[1:]}:{DARK[colour]};" for colour in style.COLOURS)
+    return light, dark
+
+
+def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) -> str:
+    """Return a drawing as an ``<svg>`` element.
+
+    Args:
+        drawing: The figure and its values.
+        prefix: Put before every id, so that several drawings can stand in one page.
+        target: Gives the id of a cell's runs in the page by the key of a point; empty for none.
+    """
+    drawing.settle()
+    raw = StringIO()
+    style.write_svg(drawing, raw)
+    text = raw.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    for colour, variable in _VARIABLES.items():
+        text = re.sub(re.escape(colour), f"var({variable})", text, flags=re.I)
+    width, height = _size(text)
+    head = (
+        f'<svg class="figure" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{escape(drawing.caption)}" xmlns="http://www.w3.org/2000/svg" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    body = text[text.index(">") + 1 : text.rindex("</svg>")]
+    marks = []
+    for hit in drawing.hits():
+        where = target(hit.key)
+        link = f' data-cell="{where}"' if where else ""
+        marks.append(
+            f'<circle class="hit" cx="{hit.x * width:.1f}" cy="{hit.y * height:.1f}" r="3.5" '
+            f'data-tip="{escape(hit.text)}"{link}/>'
+        )
+    return f"{head}{body}{''.join(marks)}</svg>"
+
+
+def _size(text: str) -> tuple[float, float]:
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    if found is None:
+        raise ValueError("Matplotlib wrote an SVG without a viewBox")
+    return float(found[1]), float(found[2])
