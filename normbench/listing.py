@@ -336,6 +336,8 @@ _ACCURACIES = ("train_acc", "val_acc", "test_acc", "best_val_acc", "best_val_tes
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     def write(key: str, value: Any) -> str:
+        if key == "images_per_s":
+            return count(value)
         if key in _ACCURACIES:
             return percent(value)
         if key.endswith("_seconds"):

@@ -112,7 +112,9 @@ class RunScreen(Observer):
             f"{count(info.get('epochs'))} epochs of {count(info.get('steps_per_epoch'))} steps",
         ]
         if info.get("devices"):
-            facts.append("on " + ", ".join(map(str, info["devices"])))
+            facts.append(
+                "on " + ", ".join(str(d).removeprefix("/device:") for d in info["devices"])
+            )
         if self._done:
             facts.append(f"resumed after epoch {self._done}")
         if self._wants_live:

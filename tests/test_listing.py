@@ -197,7 +197,7 @@ def test_details_of_a_finished_run(tmp_store: Path) -> None:
     run.write_summary(SUMMARY)
     run.update_meta(status="finished", git_folder=None)
     lines = text_of(run_details(run, 100), 300).splitlines()
-    text = "\n".join(lines)
+    text = "\n".join(line.rstrip() for line in lines)
     assert lines[0] == run.name
     for part in (
         "  status  finished",
@@ -206,6 +206,7 @@ def test_details_of_a_finished_run(tmp_store: Path) -> None:
         "  wall_seconds    6 min 40 s",
         "  train_loss      0.0123",
         "  parameters      272,474",
+        "  images_per_s    1,234\n",
         "  test_loss       –",
         "  dataset    digits  validation=360",
         "  norm       gn_ws  groups=null",

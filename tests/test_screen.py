@@ -19,7 +19,7 @@ INFO = {
     "images": 45000,
     "steps_per_epoch": 2813,
     "epochs": 30,
-    "devices": ["CPU:0"],
+    "devices": ["/device:CPU:0"],
     "resumed_from": None,
 }
 SUMMARY = {
