@@ -1,0 +1,106 @@
+"""What a data set is to the rest of normbench: a source of uint8 images and their labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from normbench.errors import NormbenchError, UserError
+
+Say = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+class MissingData(UserError):
+    """A data set that is not on this machine; the message says how to get it."""
+
+
+class DamagedData(NormbenchError):
+    """A data set that is on this machine, but not whole; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All images of a data set, train and test as published; arrays may be read-only.
+
+    Attributes:
+        train_images: uint8 [N, H, W, C], 0..255.
+        train_labels: int32 [N], 0..classes-1.
+        test_images: uint8 [M, H, W, C].
+        test_labels: int32 [M].
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+class Source(ABC):
+    """A data set by name.
+
+    A subclass needs no more than the class attributes and `arrays`; it may live in any package,
+    and is used by naming it in the ``_target_`` of a file in ``conf/dataset/``. The order of the
+    images must be the same on every machine, because the splits are drawn by position.
+    """
+
+    name: ClassVar[str]
+    """What ``dataset=`` picks, in lower case."""
+    title: ClassVar[str]
+    """How the data set is called in sentences and tables."""
+    classes: ClassVar[int]
+    shape: ClassVar[tuple[int, int, int]]
+    """Height, width, channels."""
+    class_names: ClassVar[tuple[str, ...]]
+    train_count: ClassVar[int]
+    test_count: ClassVar[int]
+
+    @abstractmethod
+    def arrays(self, data_dir: str | Path | None = None) -> Arrays:
+        """Return all images.
+
+        Args:
+            data_dir: The data folder; None for the usual one of the source.
+
+        Raises:
+            MissingData: the data set is not on this machine.
+            DamagedData: it is, but not whole.
+        """
+
+    def location(self, data_dir: str | Path | None = None) -> Path | None:
+        """Return the folder that holds the data set, or None where there is none."""
+        return None
+
+    def state(self, data_dir: str | Path | None = None) -> str:
+        """Return ``ready``, ``missing``, ``built in``, or ``damaged: <why>``."""
+        return "missing" if self.location(data_dir) is None else "ready"
+
+    def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path | None:
+        """Download the data set into the data folder, and return where it is.
+
+        Raises:
+            UserError: this source cannot be downloaded.
+            NormbenchError: the download failed; nothing is left of it.
+        """
+        raise UserError(f"{self.name} cannot be downloaded by normbench: {type(self).__name__}"
+                        " does not say how (no `prepare`)")  # fmt: skip
+
+    def import_from(
+        self, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
+    ) -> Path | None:
+        """Bring the data set from files on disk into the data folder, and return where it is.
+
+        Raises:
+            UserError: the files are not this data set, or not whole; nothing is left behind.
+        """
+        raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__}"
+                        " does not say how (no `import_from`)")  # fmt: skip

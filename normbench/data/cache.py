@@ -1,0 +1,84 @@
+"""Arrays in one file, written atomically and read memory-mapped.
+
+Layout: the magic bytes, the length of the header as a little-endian uint64, a JSON header with the
+arrays' names, dtypes, shapes and offsets, then each array in C order on a page boundary. One file,
+so that one rename replaces all of it while readers keep the one they have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_MAGIC = b"NBARRAY1"
+_PAGE = 4096
+
+
+def _up(offset: int) -> int:
+    """Round up to a page."""
+    return -(-offset // _PAGE) * _PAGE
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write arrays and what they are about, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; an older one is untouched.
+    """
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries = []
+    # The header holds the offsets and its length moves them: leave it room to spare.
+    start = _up(len(json.dumps(about)) + 512 * (len(whole) + 1))
+    for name, array in whole.items():
+        entries.append(
+            {"name": name, "dtype": array.dtype.str, "shape": array.shape, "offset": start}
+        )
+        start = _up(start + array.nbytes)
+    header = json.dumps({"about": about, "arrays": entries, "size": start}).encode()
+    head = _MAGIC + len(header).to_bytes(8, "little") + header
+    if entries and len(head) > entries[0]["offset"]:
+        raise ValueError("the names and shapes of the arrays do not fit into the header")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(head)
+            for entry, array in zip(entries, whole.values(), strict=True):
+                file.seek(entry["offset"])
+                file.write(array.reshape(-1).view(np.uint8).data)
+            file.truncate(start)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Return what the arrays are about and the arrays, memory-mapped and read-only.
+
+    None where there is no such file, or not a whole one: a cache is made again, not mended.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if path.stat().st_size != header["size"]:
+            return None
+        mapped = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError):
+        return None
+    arrays = {}
+    for entry in header["arrays"]:
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        end = entry["offset"] + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        # A plain array over the map: indexing a memmap object costs more, and gains nothing.
+        arrays[entry["name"]] = np.asarray(mapped[entry["offset"] : end]).view(dtype).reshape(shape)
+    return header["about"], arrays

@@ -1,0 +1,66 @@
+"""The digits that scikit-learn ships: 1,797 real handwritten digits, 8×8, grey; needs no network.
+
+Source: E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, 1998 (its test set), as ``sklearn.datasets.load_digits``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from normbench.data.base import Arrays, Say, Source, silent
+from normbench.errors import UserError
+
+TEST_PER_CLASS = 36
+_LEVELS = 16  # a pixel is the number of inked dots, 0..16, in a 4×4 block of the scan
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Return the positions of the test images, sorted: of each class, 36 evenly spaced ones.
+
+    The set has no test part of its own. Evenly spaced within each class, in the file's order, the
+    test images come from all along it (it goes through the writers one after another), and every
+    class has as many.
+    """
+    chosen = []
+    for label in range(10):
+        of_class = np.flatnonzero(labels == label)
+        steps = (2 * np.arange(TEST_PER_CLASS) + 1) * len(of_class) // (2 * TEST_PER_CLASS)
+        chosen.append(of_class[steps])
+    return np.sort(np.concatenate(chosen))
+
+
+class Digits(Source):
+    """scikit-learn's digits: https://scikit-learn.org/stable/datasets/toy_dataset.html."""
+
+    name = "digits"
+    title = "Digits"
+    classes = 10
+    shape = (8, 8, 1)
+    class_names = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    train_count = 1437
+    test_count = 360
+
+    def arrays(self, data_dir: str | Path | None = None) -> Arrays:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        levels = np.asarray(bunch["images"])
+        images = np.rint(levels * (255 / _LEVELS)).astype(np.uint8)[..., None]
+        labels = np.asarray(bunch["target"]).astype(np.int32)
+        test = np.zeros(len(labels), bool)
+        test[held_out(labels)] = True
+        return Arrays(images[~test], labels[~test], images[test], labels[test])
+
+    def state(self, data_dir: str | Path | None = None) -> str:
+        return "built in"
+
+    def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> None:
+        say("Digits comes with scikit-learn: there is nothing to prepare")
+
+    def import_from(
+        self, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
+    ) -> None:
+        raise UserError("digits comes with scikit-learn: there is nothing to import")

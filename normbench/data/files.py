@@ -1,0 +1,35 @@
+"""Files that a user hands over: reading and naming them in messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from normbench.errors import UserError
+
+
+def read(path: Path) -> bytes:
+    """Return the bytes of ``path``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def listing(folder: Path, most: int = 5) -> str:
+    """Return the first names in ``folder`` for a message: ``a, b, c and 7 more``, or ``nothing``.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,166 @@
+"""The idx files of the MNIST family: unpacked, checked against what is published, and decoded.
+
+Format: two zero bytes, a type byte (0x08, unsigned byte), the number of dimensions, each dimension
+as a big-endian uint32, then the bytes in C order (http://yann.lecun.com/exdb/mnist/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from normbench.data.checksums import IDX_NAMES, IDX_SETS, IdxFile
+from normbench.data.files import listing, read
+from normbench.errors import UserError
+
+_GZIP = b"\x1f\x8b"
+_UNSIGNED_BYTE = 0x08
+_MOST = 1 << 28  # no file of the family unpacks to more
+
+
+def header(data: bytes) -> tuple[tuple[int, ...], int] | None:
+    """Return the dimensions an idx file states and the length of its header, or None: no idx."""
+    if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
+        return None
+    end = 4 + 4 * data[3]
+    if data[3] == 0 or len(data) < end:
+        return None
+    return tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, end, 4)), end
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Return the uint8 array in a whole idx file.
+
+    Raises:
+        ValueError: ``data`` is not an idx file of unsigned bytes, or not whole.
+    """
+    found = header(data)
+    if found is None:
+        raise ValueError("not an idx file of unsigned bytes")
+    shape, start = found
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def unpack(data: bytes, path: Path, official: int | None = None) -> bytes:
+    """Return what is inside a gzip file; data that is not gzip is returned as it is.
+
+    Args:
+        data: The bytes of the file.
+        path: Its path, for messages.
+        official: Bytes of the official packed file, for messages.
+
+    Raises:
+        UserError: the gzip stream is truncated or corrupted.
+    """
+    if not data.startswith(_GZIP):
+        return data
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        inside = stream.decompress(data, _MOST)
+    except zlib.error as error:
+        raise UserError(f"{path} is corrupted: {error} ({len(data)} bytes)") from error
+    if not stream.eof:
+        if stream.unconsumed_tail:
+            raise UserError(f"{path} unpacks to more than {_MOST} bytes: no file of this data set")
+        of = f"{len(data)} of {official}" if official and len(data) < official else f"{len(data)}"
+        raise UserError(f"{path} is truncated at {of} bytes: its gzip stream does not end")
+    if stream.unused_data:
+        raise UserError(f"{path} has {len(stream.unused_data)} foreign bytes after its gzip stream")
+    return inside
+
+
+def _owner(data: bytes) -> tuple[str, str] | None:
+    """Return (data set, file name) of the known idx file that ``data`` is."""
+    digest = hashlib.sha256(data).hexdigest()
+    for name, (_, files) in IDX_SETS.items():
+        for file, known in files.items():
+            if known.sha256 == digest:
+                return name, file
+    return None
+
+
+def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) -> UserError:
+    """Say what is wrong with a file whose content is not the published one."""
+    owner = _owner(data)
+    if owner is not None:
+        name, other = owner
+        owner_title = IDX_SETS[name][0]
+        if owner_title == title:
+            return UserError(f"{path} holds {title}'s {other}, not {file}: rename it")
+        return UserError(
+            f"{path} is a file of {owner_title} ({other}), not of {title}: "
+            f"normbench data import {name} --from {path.parent}"
+        )
+    found = header(data)
+    if found is None:
+        return UserError(
+            f"{path} is not an idx file of unsigned bytes: it starts with "
+            f"{data[:4].hex() or 'nothing'}, not with 0000080{len(expected.shape)}"
+        )
+    shape, start = found
+    if shape != expected.shape:
+        said, wanted = ("x".join(map(str, s)) for s in (shape, expected.shape))
+        return UserError(f"{path} holds {said} values, {title}'s {file} has {wanted}")
+    whole = start + int(np.prod(shape, dtype=np.int64))
+    if len(data) < whole:
+        return UserError(f"{path} is truncated at {len(data)} of {whole} bytes (unpacked)")
+    if len(data) > whole:
+        return UserError(f"{path} has {len(data) - whole} bytes too many ({whole} expected)")
+    return UserError(
+        f"{path} is corrupted, or not {title}: its content has sha256 "
+        f"{hashlib.sha256(data).hexdigest()[:16]}…, published is {expected.sha256[:16]}…"
+    )
+
+
+def _find(folder: Path, file: str) -> Path | None:
+    """Return the file called ``file`` in ``folder``, packed or not, under one of its names."""
+    for name in (file, file.replace("-idx", ".idx")):
+        for candidate in (folder / f"{name}.gz", folder / name):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def read_family(
+    path: Path, files: Mapping[str, IdxFile], title: str, folders: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """Read the four files of a data set of the MNIST family.
+
+    Args:
+        path: Their folder, or one of the four.
+        files: What is published of each, by name.
+        title: How the data set is called in messages.
+        folders: Sub-folders of ``path`` to look into as well.
+
+    Returns:
+        Each file's uint8 array by name, [N, H, W] or [N]; its content is the published one.
+
+    Raises:
+        UserError: a file is missing, unreadable, truncated, corrupted or another data set's.
+    """
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    start = path if path.is_dir() else path.parent
+    for folder in (start, *(start / name for name in folders)):
+        if any(_find(folder, file) for file in IDX_NAMES):
+            break
+    else:
+        raise UserError(
+            f"{start} holds no {title}: expected {', '.join(IDX_NAMES)}, each with or without "
+            f".gz; found {listing(start)}"
+        )
+    arrays = {}
+    for file in IDX_NAMES:
+        found = _find(folder, file)
+        if found is None:
+            raise UserError(f"{folder} lacks {file} (with or without .gz), which {title} needs")
+        expected = files[file]
+        data = unpack(read(found), found, expected.packed)
+        if hashlib.sha256(data).hexdigest() != expected.sha256:
+            raise _wrong(found, data, file, expected, title)
+        arrays[file] = decode(data)
+    return arrays

@@ -1,0 +1,186 @@
+"""Train, validation and test splits of a source, the same on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from normbench.data.base import Source
+from normbench.errors import UserError
+
+_CHUNK = 1 << 24  # pixels a histogram takes at once: bincount makes 8 bytes of each
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels; the arrays may be read-only.
+
+    Attributes:
+        images: uint8 [N, H, W, C], 0..255.
+        labels: int32 [N].
+        indices: int64 [N], ascending: the images' positions in the source's train (or test) part.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A source, split.
+
+    Attributes:
+        name: As in ``dataset=``.
+        classes: Number of classes.
+        class_names: One a class.
+        shape: Height, width, channels.
+        train: What is trained on.
+        validation: Held out of the published training images; for every choice that is made.
+        test: The published test images.
+        mean: float32 [C], of ``train.images`` scaled to 0..1.
+        std: float32 [C], population standard deviation of the same.
+    """
+
+    name: str
+    classes: int
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    train: Split
+    validation: Split
+    test: Split
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return positions in an order of which every beginning is stratified.
+
+    Within each class the order is that of ``keys``. The r-th of a class of n stands at (r + ½)/n,
+    so each beginning of the order has every class in proportion, to within rounding (Webster's
+    method), and a longer beginning contains a shorter one.
+    """
+    by_class = np.lexsort((keys, labels))
+    sorted_labels = labels[by_class]
+    _, first, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(first, counts)
+    place = (2 * rank + 1) / (2 * np.repeat(counts, counts))
+    return by_class[np.lexsort((keys[by_class], place))]
+
+
+def split_indices(
+    labels: np.ndarray, validation: int, split_seed: int, train_size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the training and the validation images out of a source's train part.
+
+    Both are stratified by class. A larger ``validation`` contains a smaller one of the same seed,
+    and a larger ``train_size`` a smaller one of the same seed and ``validation``.
+
+    Args:
+        labels: int [N], of all images of the train part.
+        validation: Images to hold out.
+        split_seed: Decides which. The draw is the raw output of PCG64, which NumPy keeps the same
+            on every platform and in every release (NEP 19).
+        train_size: Images to train on; None for all that are not held out.
+
+    Returns:
+        Positions of the training and of the validation images, int64, each ascending; disjoint.
+
+    Raises:
+        UserError: these sizes cannot be had, or the seed is negative.
+    """
+    classes = len(np.unique(labels))
+    _between(
+        "validation",
+        validation,
+        classes,
+        len(labels) - classes,
+        f"of the {len(labels)} training images, at least one a class on either side",
+    )
+    rest = len(labels) - validation
+    if train_size is not None:
+        _between(
+            "train_size",
+            train_size,
+            classes,
+            rest,
+            f"or null for all: {validation} of the {len(labels)} training images are held out",
+        )
+    if isinstance(split_seed, bool) or not isinstance(split_seed, int) or split_seed < 0:
+        raise UserError(f"split_seed {split_seed!r} is not a whole number from 0 up")
+    keys = np.random.PCG64(np.random.SeedSequence(split_seed)).random_raw(len(labels))
+    order = _stratified_order(labels, keys)
+    held_out, kept = order[:validation], np.sort(order[validation:])
+    if train_size is not None:
+        kept = kept[_stratified_order(labels[kept], keys[kept])[:train_size]]
+    return np.sort(kept), np.sort(held_out)
+
+
+def _between(name: str, value: int, least: int, most: int, why: str) -> None:
+    """Refuse a size that is not a whole number in ``least``..``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{name} {value!r} is not possible: allowed {least}..{most} ({why})")
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each channel's mean and standard deviation, of pixels scaled to 0..1.
+
+    From a histogram of the 256 levels, in whole numbers: exact but for one rounding at the end.
+
+    Args:
+        images: uint8 [N, H, W, C].
+
+    Returns:
+        mean and population standard deviation, float32 [C].
+    """
+    levels = np.arange(256)
+    pixels = images.reshape(-1, images.shape[-1])
+    means, stds = [], []
+    for channel in range(pixels.shape[1]):
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, len(pixels), _CHUNK):
+            part = pixels[start : start + _CHUNK, channel]
+            histogram += np.bincount(part, minlength=256)
+        # Python's whole numbers: the square of the sum does not fit int64 for a large set.
+        count, total, squares = (
+            int(histogram.sum()), int(histogram @ levels), int(histogram @ levels**2)
+        )  # fmt: skip
+        means.append(total / (255 * count))
+        stds.append((squares * count - total * total) ** 0.5 / (255 * count))
+    return np.array(means, np.float32), np.array(stds, np.float32)
+
+
+def load(
+    source: Source,
+    validation: int,
+    split_seed: int,
+    train_size: int | None = None,
+    data_dir: str | Path | None = None,
+) -> Dataset:
+    """Load a source and split it; see `split_indices` for the arguments.
+
+    Raises:
+        MissingData: the data set is not on this machine.
+        DamagedData: it is, but not whole.
+        UserError: these sizes cannot be had.
+    """
+    arrays = source.arrays(data_dir)
+    kept, held_out = split_indices(arrays.train_labels, validation, split_seed, train_size)
+    train = Split(arrays.train_images[kept], arrays.train_labels[kept], kept)
+    mean, std = channel_statistics(train.images)
+    return Dataset(
+        name=source.name,
+        classes=source.classes,
+        class_names=source.class_names,
+        shape=source.shape,
+        train=train,
+        validation=Split(arrays.train_images[held_out], arrays.train_labels[held_out], held_out),
+        test=Split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,253 @@
+"""What needs tensorflow-datasets and TensorFlow, as a process: see `normbench.data.tfds_process`.
+
+``python -m normbench.data.tfds_child ACTION ANSWER`` reads its arguments as one line of JSON and
+writes its answer, or the error that a person can act on, to the file ANSWER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normbench.data import cache, tfds_folder
+from normbench.errors import NormbenchError, UserError
+
+_TIMEOUT = (5.0, 15.0)  # seconds to connect and to answer, when asking whether a host is there
+
+
+def _examples(
+    split: str, arrays: dict[str, np.ndarray], with_id: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield examples under the keys that tfds's own CIFAR and MNIST builders give them.
+
+    The key decides where an example goes when tfds shuffles on writing, so the files come out the
+    same as those of a download.
+    """
+    for index in range(len(arrays["image"])):
+        example: dict[str, Any] = {
+            key: array[index] if key == "image" else int(array[index])
+            for key, array in arrays.items()
+        }
+        if with_id:
+            example["id"] = f"{split}_{index:05d}"
+        yield index, example
+
+
+def write(
+    name: str,
+    data_dir: str,
+    arrays: str,
+    label_names: dict[str, list[str]],
+    cache_path: str,
+) -> dict[str, Any]:
+    """Write examples as tfds's own builder would, read them back, compare, and cache them.
+
+    Args:
+        name: The data set as tfds calls it; its own builder gives features and description.
+        data_dir: The data folder to write into.
+        arrays: A file of `normbench.data.cache` with ``<split>/<feature>`` arrays.
+        label_names: Names of the classes of a label, where the builder reads them from its files.
+        cache_path: Where to write the array cache.
+
+    Returns:
+        ``folder``, the folder written, and ``version``.
+    """
+    import tensorflow_datasets as tfds
+
+    stored = cache.read(Path(arrays))
+    if stored is None:
+        raise NormbenchError(f"{arrays} is not whole")
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in stored[1].items():
+        split, _, feature = key.partition("/")
+        splits.setdefault(split, {})[feature] = array
+
+    def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        for label, names in label_names.items():
+            self.info.features[label].names = names
+        with_id = "id" in self.info.features
+        return {split: _examples(split, data, with_id) for split, data in splits.items()}
+
+    published: Any = tfds.builder_cls(name)
+    builder_class: Any = types.new_class(
+        published.__name__,
+        (published,),
+        {"skip_registration": True},
+        lambda namespace: namespace.update(
+            _split_generators=split_generators, __module__=published.__module__
+        ),
+    )
+    tfds.disable_progress_bar()
+    builder = builder_class(data_dir=data_dir)
+    builder.download_and_prepare()
+    folder = Path(builder.data_dir)
+    read = _decode(folder)
+    for split, data in splits.items():
+        _compare(split, data, {key: read[f"{split}_{key}s"] for key in ("image", "label")}, folder)
+    _cache(folder, read, Path(cache_path))
+    return {"folder": str(folder), "version": folder.name}
+
+
+def _rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the examples as rows of bytes, sorted."""
+    flat = np.concatenate([labels.astype("<i4").view(np.uint8).reshape(len(labels), 4),
+                           images.reshape(len(images), -1)], axis=1)  # fmt: skip
+    return np.sort(np.ascontiguousarray(flat).view(f"V{flat.shape[1]}").ravel())
+
+
+def _compare(
+    split: str, meant: dict[str, np.ndarray], read: dict[str, np.ndarray], folder: Path
+) -> None:
+    """Check that what was read back is what was meant to be written, in whatever order.
+
+    Raises:
+        NormbenchError: it is not.
+    """
+    if meant["image"].shape != read["image"].shape or not np.array_equal(
+        _rows(meant["image"], meant["label"]), _rows(read["image"], read["label"])
+    ):
+        raise NormbenchError(f"what was read back from {folder} is not what was written ({split})")
+
+
+def _reach(builder: Any, manual: Path) -> None:
+    """Ask each host for the first file that has to come from it.
+
+    tfds itself would try for minutes on a machine without a network.
+
+    Raises:
+        NormbenchError: a host cannot be reached, or does not have the file.
+    """
+    import requests
+
+    asked = set()
+    for url, known in (builder.url_infos or {}).items():
+        host = url.split("/")[2]
+        if host in asked or (known.filename and (manual / known.filename).is_file()):
+            continue
+        asked.add(host)
+        try:
+            with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
+                if answer.status_code != 200:
+                    raise NormbenchError(f"{url} answers with HTTP {answer.status_code}")
+        except requests.exceptions.Timeout as error:
+            raise NormbenchError(f"{host} does not answer") from error
+        except requests.exceptions.ConnectionError as error:
+            raise NormbenchError(f"{host} cannot be reached from this machine") from error
+        except requests.exceptions.RequestException as error:
+            raise NormbenchError(f"{url} cannot be downloaded: {type(error).__name__}") from error
+
+
+def prepare(name: str, data_dir: str, work: str, manual: str, cache_path: str) -> dict[str, Any]:
+    """Have tfds download and prepare a data set, and cache its arrays.
+
+    Args:
+        name: The data set as tfds calls it.
+        data_dir: The data folder to write into.
+        work: Where downloads and what is extracted from them go; used for this data set alone,
+            because tfds takes an extracted file of the same name for the one it looks for, and the
+            files of MNIST and Fashion-MNIST have the same names.
+        manual: A folder in which tfds looks for files before it downloads them.
+        cache_path: Where to write the array cache.
+
+    Returns:
+        ``folder``, the folder written, and ``version``.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"tensorflow-datasets knows no data set {name!r}") from error
+    _reach(builder, Path(manual))
+    tfds.disable_progress_bar()
+    builder.download_and_prepare(
+        download_dir=Path(work) / "downloads",
+        download_config=tfds.download.DownloadConfig(
+            extract_dir=Path(work) / "extracted",
+            manual_dir=manual if Path(manual).is_dir() else None,
+            try_download_gcs=False,
+        ),
+    )
+    folder = Path(builder.data_dir)
+    _cache(folder, _decode(folder), Path(cache_path))
+    return {"folder": str(folder), "version": folder.name}
+
+
+def _decode(folder: Path) -> dict[str, np.ndarray]:
+    """Read a prepared folder: ``<split>_images`` uint8 [N, H, W, C], ``<split>_labels`` int32 [N].
+
+    The order is that of the files, shard after shard; where the examples have an ``id``
+    (CIFAR), it is the order of the ids, which is that of the published files.
+    """
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(folder)
+    features = builder.info.features
+    if features is None or not {"image", "label"} <= set(features):
+        raise NormbenchError(f"{folder} has no image and label in its features")
+    reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    arrays = {}
+    for split in ("train", "test"):
+        count = builder.info.splits[split].num_examples
+        images = np.empty((count, *features["image"].shape), np.uint8)
+        labels = np.empty(count, np.int32)
+        ids: list[bytes] = []
+        data = builder.as_dataset(split=split, shuffle_files=False, read_config=reading)
+        start = 0
+        for batch in data.batch(1000).as_numpy_iterator():
+            end = start + len(batch["label"])
+            images[start:end], labels[start:end] = batch["image"], batch["label"]
+            ids.extend(batch.get("id", ()))
+            start = end
+        if start != count:
+            raise NormbenchError(f"{folder} has {start} images in {split!r}, not {count}")
+        if ids:
+            order = np.argsort(np.array(ids), kind="stable")
+            images, labels = images[order], labels[order]
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
+    return arrays
+
+
+def _cache(folder: Path, arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write the array cache of a folder."""
+    cache.write(path, arrays, {"fingerprint": tfds_folder.fingerprint(folder)})
+
+
+def decode(folder: str, cache_path: str) -> dict[str, Any]:
+    """Read a prepared folder into the array cache."""
+    _cache(Path(folder), _decode(Path(folder)), Path(cache_path))
+    return {"folder": folder}
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent to close our input, which the system does if it dies, and end."""
+    # Not through sys.stdin, whose lock this thread would hold while the interpreter shuts down.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def main(action: str, answer: str) -> int:
+    """Carry out one action; anything but an error of ours ends in a traceback."""
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    actions = {"write": write, "prepare": prepare, "decode": decode}
+    try:
+        said: dict[str, Any] = {"result": actions[action](**request)}
+    except NormbenchError as error:
+        said = {"error": str(error), "user": isinstance(error, UserError)}
+    Path(answer).write_text(json.dumps(said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""The folder in which tensorflow-datasets keeps a prepared data set: found, checked, told apart.
+
+``<data folder>/<name>/<version>/`` holds ``dataset_info.json``, ``features.json`` and a TFRecord
+file a shard. Nothing here imports tensorflow-datasets or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+INFO = "dataset_info.json"
+HIDDEN = ".normbench"
+"""What normbench keeps in a data folder: array caches, locks, data sets on their way in."""
+
+_RECORD_OVERHEAD = 16  # TFRecord: length (8), its CRC (4), the data's CRC (4)
+
+
+def root(data_dir: str | Path | None = None) -> Path:
+    """Return the data folder: ``data_dir``, else ``TFDS_DATA_DIR``, else tfds's own default."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or Path("~") / "tensorflow_datasets"
+    return Path(chosen).expanduser().absolute()
+
+
+def _version(name: str) -> tuple[int, ...] | None:
+    """Parse a version folder's name."""
+    return tuple(map(int, name.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", name) else None
+
+
+def find(name: str, version: str, data_dir: str | Path | None = None) -> Path | None:
+    """Return the folder of a prepared data set, or None.
+
+    ``version`` is taken where it is there, else the newest of the same major version (tfds keeps
+    the examples of one major version the same).
+    """
+    base = root(data_dir) / name
+    exact = base / version
+    if (exact / INFO).is_file():
+        return exact
+    wanted = _version(version)
+    if wanted is None or not base.is_dir():
+        return None
+    others = [
+        (parsed, path)
+        for path in base.iterdir()
+        if (parsed := _version(path.name)) and parsed[0] == wanted[0] and (path / INFO).is_file()
+    ]
+    return max(others)[1] if others else None
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    """Return what ``dataset_info.json`` says.
+
+    Raises:
+        ValueError: it is not readable; the message names it.
+    """
+    try:
+        info = json.loads((folder / INFO).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{folder / INFO} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / INFO} is not JSON: {error}") from error
+    if not isinstance(info, dict) or not isinstance(info.get("splits"), list):
+        raise ValueError(f"{folder / INFO} names no splits")
+    return info
+
+
+def _shards(folder: Path, name: str, split: dict[str, Any], file_format: str) -> list[Path]:
+    """Return the files of a split."""
+    template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    count = len(split["shardLengths"])
+    return [
+        folder / template.format(
+            DATASET=name, SPLIT=split["name"], FILEFORMAT=file_format,
+            SHARD_INDEX=f"{index:05d}", NUM_SHARDS=f"{count:05d}",
+            SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def damage(folder: Path, counts: dict[str, int]) -> str | None:
+    """Say what is wrong with a prepared folder, from the sizes of its files; None: nothing seen.
+
+    Args:
+        folder: The folder of one version.
+        counts: The images that each split must have.
+    """
+    try:
+        info = _info(folder)
+    except ValueError as error:
+        return str(error)
+    file_format = info.get("fileFormat", "tfrecord")
+    splits = {split.get("name"): split for split in info["splits"]}
+    for name, expected in counts.items():
+        split = splits.get(name)
+        if split is None:
+            return f"{folder / INFO} has no split {name!r}"
+        held = sum(map(int, split.get("shardLengths", ())))
+        if held != expected:
+            return f"{folder / INFO} has {held} images in {name!r}, not {expected}"
+        sizes = 0
+        for shard in _shards(folder, info["name"], split, file_format):
+            if not shard.is_file():
+                return f"{shard} is missing"
+            sizes += shard.stat().st_size
+        whole = int(split.get("numBytes", 0)) + _RECORD_OVERHEAD * held
+        if file_format == "tfrecord" and "numBytes" in split and sizes != whole:
+            return f"the files of {name!r} in {folder} have {sizes} bytes, not {whole}"
+    return None
+
+
+def fingerprint(folder: Path) -> list[list[Any]]:
+    """Return what changes whenever a file of the folder is written again: names, sizes, times."""
+    files = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        status = entry.stat()
+        files.append([entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return files

@@ -1,0 +1,90 @@
+"""Runs what needs tensorflow-datasets in a process of its own.
+
+A run that takes its images from the array cache never imports TensorFlow for them; importing and
+preparing take no GPU, and TensorFlow's own log lines stay out of the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import normbench
+from normbench.errors import NormbenchError, UserError
+
+_TICK = 5.0
+"""Seconds between two looks at how far the process is."""
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the child: the same package, no GPU, few words."""
+    package = str(Path(normbench.__file__).resolve().parents[1])
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {
+        "PYTHONPATH": package if not path else package + os.pathsep + path,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+def run(
+    action: str, request: dict[str, Any], tick: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Carry out an action of `normbench.data.tfds_child` and return what it answers.
+
+    Args:
+        action: ``write``, ``prepare`` or ``decode``.
+        request: Its keyword arguments; strings, numbers, lists and dicts.
+        tick: Called every few seconds while the process runs.
+
+    Raises:
+        NormbenchError: the action failed; the message is the reason that the process gave.
+    """
+    with tempfile.TemporaryDirectory(prefix="normbench-") as folder:
+        answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
+        with log.open("wb") as output:
+            # Its standard input is a pipe that closes when this process dies, which ends it too.
+            child = subprocess.Popen(
+                [sys.executable, "-m", "normbench.data.tfds_child", action, str(answer)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+            try:
+                assert child.stdin is not None
+                # A child that died at once has closed its end; its log says why.
+                with suppress(BrokenPipeError):
+                    child.stdin.write(json.dumps(request).encode() + b"\n")
+                    child.stdin.flush()
+                while True:
+                    try:
+                        child.wait(_TICK)
+                        break
+                    except subprocess.TimeoutExpired:
+                        if tick is not None:
+                            tick()
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+                if child.stdin is not None:
+                    with suppress(BrokenPipeError):
+                        child.stdin.close()
+        if answer.is_file():
+            said = json.loads(answer.read_bytes())
+            if "error" in said:
+                raise (UserError if said["user"] else NormbenchError)(said["error"])
+            return said["result"]
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1].strip() if lines else "it said nothing"
+        raise NormbenchError(
+            f"tensorflow-datasets could not {action} the data set (exit {child.returncode}): {last}"
+        )
