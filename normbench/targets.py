@@ -33,9 +33,7 @@ def target(path: str) -> Any:
 def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
     """Return a group's options: all of it but its name, its target and ``not_options``."""
     return {
-        key: value
-        for key, value in group.items()
-        if key not in ("name", "_target_", *not_options)
+        key: value for key, value in group.items() if key not in ("name", "_target_", *not_options)
     }
 
 
