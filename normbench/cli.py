@@ -73,6 +73,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     from normbench.screen import RunScreen
 
     with RunScreen() as screen:
+        screen.waits_for("starting Keras")
         outcome = train(
             config,
             Store(config.store),
@@ -139,7 +140,9 @@ def _report(arguments: Namespace, command: list[str]) -> int:
 
 
 def _list(arguments: Namespace, command: list[str]) -> int:
-    from normbench.screen import Console, rows, runs_table
+    from rich.console import Console
+
+    from normbench.listing import rows, runs_table, tsv
     from normbench.store import Store
 
     runs = Store(arguments.store).runs()
@@ -151,12 +154,17 @@ def _list(arguments: Namespace, command: list[str]) -> int:
     if not runs:
         print(f"no runs in {arguments.store}: normbench run makes one")
         return 0
-    Console().print(runs_table(runs))
+    if sys.stdout.isatty():
+        Console().print(runs_table(runs))
+    else:  # a pipe has no width
+        print(tsv(rows(runs)))
     return 0
 
 
 def _show(arguments: Namespace, command: list[str]) -> int:
-    from normbench.screen import Console, run_details
+    from rich.console import Console
+
+    from normbench.listing import run_details
     from normbench.store import Store
 
     Console().print(run_details(Store(arguments.store).find(arguments.run)))
@@ -172,7 +180,9 @@ def _data(arguments: Namespace, command: list[str]) -> int:
 
     sources = _sources(arguments.config_dir)
     if arguments.action == "list":
-        from normbench.screen import Console, datasets_table
+        from rich.console import Console
+
+        from normbench.listing import datasets_table
 
         Console().print(datasets_table(commands.list_datasets(sources)))
         return 0
@@ -200,14 +210,15 @@ def _sources(config_dir: str | None) -> dict[str, Any]:
 
 
 def _doctor(arguments: Namespace, command: list[str]) -> int:
+    from rich.console import Console
+
     from normbench.data.commands import list_datasets
-    from normbench.doctor import collect, render
-    from normbench.screen import Console
+    from normbench.doctor import collect, exit_code, render
 
     listed = list_datasets(_sources(arguments.config_dir))
     findings = collect(datasets=[(each["name"], each["state"]) for each in listed])
     Console().print(render(findings))
-    return 0
+    return exit_code(findings)
 
 
 def _diff(arguments: Namespace, command: list[str]) -> int:

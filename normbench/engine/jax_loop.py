@@ -28,8 +28,11 @@ class JaxLoop(Loop):
         self.plan = plan
         self._splits = {
             name: (jnp.asarray(split.images), jnp.asarray(split.labels))
-            for name in ("train", "validation", "test")
-            if len((split := getattr(dataset, name)).labels)
+            for name, split in (
+                ("train", dataset.train),
+                ("validation", dataset.validation),
+                ("test", dataset.test),
+            )
         }
         self._count = int(self._splits["train"][0].shape[0])
         self._steps = self._count // plan.batch

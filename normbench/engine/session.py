@@ -36,7 +36,6 @@ class Session:
         loop: On the run's model and data.
         rates: Learning rate of each step of the whole run, float32.
         steps_per_epoch: Steps of an epoch; a last part smaller than a batch is left out.
-        has_validation: Whether there are images held out.
         observer: Is told how it goes.
     """
 
@@ -47,7 +46,6 @@ class Session:
         loop: Loop,
         rates: np.ndarray,
         steps_per_epoch: int,
-        has_validation: bool,
         observer: Observer,
     ) -> None:
         self.run = run
@@ -55,7 +53,6 @@ class Session:
         self.loop = loop
         self.rates = rates
         self.steps_per_epoch = steps_per_epoch
-        self.has_validation = has_validation
         self.observer = observer
         self.epoch = 0  # completed
         self.partial = Steps.none()  # steps taken in the epoch in progress
@@ -132,13 +129,13 @@ class Session:
 
     def _finish_epoch(self) -> None:
         began = time.perf_counter()
-        val = self.loop.evaluate("validation") if self.has_validation else (math.nan, math.nan)
+        val = self.loop.evaluate("validation")
         row = self._row(val=val, eval_seconds=time.perf_counter() - began)
         self.epoch += 1
         self.partial, self.partial_seconds = Steps.none(), 0.0
         # First the row, then the checkpoint: going on from the one before drops the row again.
         self.run.append_metrics(row)
-        if self.has_validation and (self.best["epoch"] is None or val[1] > self.best["val_acc"]):
+        if self.best["epoch"] is None or val[1] > self.best["val_acc"]:
             self.best = {"epoch": self.epoch, "val_acc": val[1]}
             self.checkpoint(best=True)
         self.checkpoint()

@@ -24,8 +24,11 @@ class TensorFlowLoop(Loop):
         self.plan = plan
         self._splits = {
             name: (tf.constant(split.images), tf.constant(split.labels))
-            for name in ("train", "validation", "test")
-            if len((split := getattr(dataset, name)).labels)
+            for name, split in (
+                ("train", dataset.train),
+                ("validation", dataset.validation),
+                ("test", dataset.test),
+            )
         }
         self._count = int(self._splits["train"][0].shape[0])
         self._variables = list(model.trainable_variables)
@@ -42,8 +45,10 @@ class TensorFlowLoop(Loop):
         self._words = [
             tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
         ]
-        self._draw = tf.function(self._draw_epoch, autograph=False)
-        self._run = tf.function(self._run_steps, autograph=False)
+        number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
+        self._draw = tf.function(self._draw_epoch, [number], autograph=False)
+        # Any number of steps is one signature: another length must not mean another trace.
+        self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
         self._score = tf.function(self._score_split, autograph=False)
 
     def compile(self) -> None:
@@ -64,7 +69,7 @@ class TensorFlowLoop(Loop):
         return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
 
     def state(self) -> dict[str, np.ndarray]:
-        return {name: np.array(value) for name, value in self._named_state().items()}
+        return {name: value.numpy() for name, value in self._named_state().items()}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         for name, variable in self._named_state().items():

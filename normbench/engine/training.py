@@ -208,7 +208,6 @@ def _trained(
         prepared.loop,
         prepared.rates,
         prepared.steps_per_epoch,
-        bool(len(prepared.dataset.validation.labels)),
         observer,
     )
     # Compiled first: tracing takes no step, and what it draws is replaced by what is restored.

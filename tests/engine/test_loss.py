@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from normbench.engine.loss import correct, cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_its_formula(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(7, 5)) * 8, rng.integers(0, 5, 7)
+    target = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    shifted = logits - logits.max(1, keepdims=True)
+    expected = -(target * (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))).sum(1)
+    got = cross_entropy(
+        ops.convert_to_tensor(logits.astype(np.float32)),
+        ops.convert_to_tensor(labels.astype(np.int32)),
+        smoothing,
+    )
+    np.testing.assert_allclose(ops.convert_to_numpy(got), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_of_large_logits_is_finite():
+    logits = ops.convert_to_tensor(np.array([[1e4, -1e4]], np.float32))
+    got = cross_entropy(logits, ops.convert_to_tensor(np.array([1], np.int32)), 0.0)
+    assert float(got[0]) == 2e4
+
+
+def test_correct_counts_hits():
+    logits = ops.convert_to_tensor(np.array([[1, 2], [3, 0], [0, 1]], np.float32))
+    assert int(correct(logits, ops.convert_to_tensor(np.array([1, 0, 0], np.int32)))) == 2

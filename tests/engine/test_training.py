@@ -1,0 +1,280 @@
+"""Whole runs: what they leave, how they go on after being cut off, how they end badly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from normbench.engine.observer import Observer
+from normbench.engine.training import train
+from normbench.errors import UserError
+from normbench.store import RunLocked, Store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
+
+
+class Interrupting(Observer):
+    """Presses Ctrl-C once ``step`` steps of ``epoch`` are done, or the epoch is complete."""
+
+    def __init__(self, epoch, step=None):
+        self.epoch, self.step = epoch, step
+
+    def on_progress(self, epoch, step, *rest):
+        if self.step is not None and epoch == self.epoch and step >= self.step:
+            self.epoch = None
+            raise KeyboardInterrupt
+
+    def on_epoch(self, row):
+        if self.step is None and row["epoch"] == self.epoch:
+            self.epoch = None
+            raise KeyboardInterrupt
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+
+
+def test_a_run_leaves_its_evidence(small):
+    config = small()
+    outcome = train(config)
+    run = outcome.run
+    assert outcome.trained
+    assert run.name == config.run_name
+    assert run.status == "finished"
+    kept = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert kept.pop("signature") == config.signature
+    assert kept.pop("schema") == 1
+    assert kept == config.to_dict()
+    meta = run.meta
+    assert meta["engine"] == {
+        "backend": "tensorflow",
+        "precision": "float32",
+        "jit_compile": False,
+        "deterministic": True,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    assert meta["devices"] == ["/device:CPU:0"]
+    assert meta["sessions"][0]["from_epoch"] == 0
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [10, 20]
+    assert [row["images_seen"] for row in rows] == [160, 320]
+    summary = run.summary
+    assert summary["parameters"] == 5142  # by hand: 44 + 304 + 944 + 3,680 + 170
+    assert summary["train_loss"] == rows[-1]["train_loss"]
+    for key in ("train_acc", "val_acc", "test_acc", "best_val_test_acc"):
+        assert 0 <= summary[key] <= 1
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert summary["wall_seconds"] >= summary["train_seconds"] > 0
+
+
+def test_the_same_command_twice_trains_once(small):
+    config = small()
+    first = train(config)
+    written = (first.run.path / "summary.json").stat().st_mtime_ns
+    second = train(config)
+    assert not second.trained
+    assert second.summary == json.loads((first.run.path / "summary.json").read_text())
+    assert (first.run.path / "summary.json").stat().st_mtime_ns == written
+
+
+def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
+    config = small("norm=bn_ws")
+    one = train(config)
+    two = train(config, Store(tmp_path / "other"))
+    assert one.summary["weights_sha256"] == two.summary["weights_sha256"]
+    assert timeless(one.run.metrics()) == timeless(two.run.metrics())
+
+
+@pytest.mark.parametrize(
+    ("norm", "where"),
+    [("bn", (1, 1)), ("bn", (2, 4)), ("gn", (2, 9)), ("gn_ws", (2, 4)), ("gn_ws", (1, None))],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    small, tmp_path, norm, where, monkeypatch
+):
+    # Looks at progress after every step, so that the interrupt falls inside the epoch.
+    monkeypatch.setattr("normbench.engine.session.CHUNK_SECONDS", 1e-9)
+    config = small(f"norm={norm}")
+    whole = train(config, Store(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, observer=Interrupting(*where))
+    run = Store(config.store).run(config)
+    assert run.status == "interrupted"
+    outcome = train(config)
+    assert outcome.trained
+    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
+    assert timeless([outcome.summary]) == timeless([whole.summary])
+    assert len(outcome.run.meta["sessions"]) == 2
+
+
+def start(config, *more):
+    command = [sys.executable, "-m", "normbench", "run"]
+    tree = config.to_dict()
+    return subprocess.Popen(
+        [
+            *command,
+            "dataset=digits",
+            f"dataset.train_size={tree['dataset']['train_size']}",
+            f"dataset.validation={tree['dataset']['validation']}",
+            "arch=resnet8",
+            f"arch.width={tree['arch']['width']}",
+            f"norm={config.norm_name}",
+            f"batch={config.batch}",
+            f"epochs={config.epochs}",
+            f"store={config.store}",
+            *more,
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "norm", ["bn_ws", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bn", "gn", "gn_ws"))]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(small, tmp_path, norm):
+    groups = ["norm.groups=2"] if norm[0] == "g" else []
+    config = small(f"norm={norm}", "epochs=60")
+    run = Store(config.store).run(config)
+    process = start(config, *groups)
+    try:
+        wait_for(lambda: process.poll() is not None or len(run.metrics()) >= 3)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert run.status == "interrupted"
+    assert run.summary is None
+    killed_at = run.metrics()[-1]["epoch"]
+    assert 3 <= killed_at < 60
+    outcome = train(config)
+    assert outcome.run.meta["sessions"][1]["from_epoch"] >= killed_at - 1
+    whole = train(config, Store(tmp_path / "whole"))
+    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
+
+
+def test_two_processes_never_train_the_same_run(small):
+    config = small("norm=bn", "epochs=2000")
+    run = Store(config.store).run(config)
+    process = start(config)
+    try:
+        wait_for(lambda: process.poll() is not None or run.status == "running")
+        with pytest.raises(RunLocked, match=rf"{run.name}.*{process.pid}"):
+            train(config)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert run.status == "interrupted"
+
+
+def test_divergence_is_kept_as_a_result(small):
+    config = small("norm=none", "optimizer.lr=1e6", "epochs=3")
+    outcome = train(config)
+    assert outcome.run.status == "diverged"
+    summary = outcome.summary
+    assert summary["diverged_epoch"] == 1
+    assert summary["test_acc"] is None
+    rows = outcome.run.metrics()
+    assert len(rows) == 1
+    assert rows[0]["val_acc"] is None
+    assert rows[0]["step"] == summary["diverged_step"] - 1
+    assert not train(config).trained
+
+
+def test_a_failure_is_recorded_and_can_be_resumed(small, monkeypatch):
+    config = small()
+
+    def broken(self, split):
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("normbench.engine.tensorflow_loop.TensorFlowLoop.evaluate", broken)
+        with pytest.raises(RuntimeError):
+            train(config)
+    run = Store(config.store).run(config)
+    assert run.status == "failed"
+    assert run.meta["error"] == {"type": "RuntimeError", "message": "the device is gone"}
+    assert "the device is gone" in run.log_path.read_text()
+    assert train(config).run.status == "finished"
+    assert run.meta["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch=161", "batch=161 is larger than the training set of digits"),
+        ("norm.groups=3", "groups=3 does not divide the 4 channels"),
+        ("arch.depth=9", "arch.depth must be 6n"),
+        ("dataset.validation=5000", "validation"),
+        ("optimizer.momentum=1", "optimizer.momentum must be in"),
+        ("optimizer.lr=0", "optimizer.lr must be above 0"),
+        ("schedule.warmup=1", "schedule.warmup"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(small, override, message):
+    config = small(override)
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not Store(config.store).run(config).path.exists()
+
+
+def test_resume_refuses_to_begin(small):
+    with pytest.raises(UserError, match="to resume"):
+        train(small(), must_exist=True)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_learns_and_resumes_to_the_same_bits(small, tmp_path, precision):
+    config = small(f"precision={precision}", "epochs=3")
+    whole = train(config, Store(tmp_path / "whole"))
+    assert whole.summary["train_loss"] < whole.run.metrics()[0]["train_loss"]
+    with pytest.raises(KeyboardInterrupt):
+        train(config, observer=Interrupting(2))
+    assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+def test_the_best_epoch_is_tested_beside_the_last(small):
+    outcome = train(small("epochs=6", "optimizer.lr=0.8", "schedule=constant"))
+    rows = outcome.run.metrics()
+    best = int(np.argmax([row["val_acc"] for row in rows])) + 1
+    assert outcome.summary["best_val_epoch"] == best
+    assert outcome.summary["best_val_acc"] == rows[best - 1]["val_acc"]
+
+
+def test_jax_trains_the_same_curve(small, tmp_path):
+    """Same weights at the start, same order of images: equal losses but for rounding."""
+    pytest.importorskip("jax")
+    config = small("norm=bn_ws")
+    reference = train(config).run.metrics()
+    jax = small("norm=bn_ws", "backend=jax", f"store={tmp_path / 'jax'}")
+    process = start(jax, "backend=jax")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    rows = Store(jax.store).run(jax).metrics()
+    # Twenty steps: rounding differs by 1e-7 a step and grows with each.
+    for key in ("train_loss", "val_loss", "grad_norm"):
+        np.testing.assert_allclose(
+            [row[key] for row in rows], [row[key] for row in reference], rtol=2e-3
+        )
