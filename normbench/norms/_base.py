@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -15,11 +15,22 @@ class ChannelAffine(keras.layers.Layer):
 
     Statistics, γ and β stay in float32 under every dtype policy; the output has the policy's
     compute dtype.
+
+    Attributes:
+        formula: What the layer computes, in one line.
+        computed_over: What its statistics are taken over: batch, space, channels.
+        parameters: What it learns.
+        state: What it keeps without learning it.
+        source: Where it was published.
     """
 
-    def __init__(
-        self, epsilon: float, center: bool, scale: bool, **kwargs: Any
-    ) -> None:
+    formula: ClassVar[str]
+    computed_over: ClassVar[str]
+    parameters: ClassVar[str] = "γ, β: one each a channel"
+    state: ClassVar[str] = "none"
+    source: ClassVar[str]
+
+    def __init__(self, epsilon: float, center: bool, scale: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not epsilon >= 0:
             raise ValueError(f"epsilon must be 0 or more, got {epsilon}")
@@ -34,27 +45,40 @@ class ChannelAffine(keras.layers.Layer):
             raise ValueError(
                 f"{self.name} needs an input (N, ..., C) of known channels, got {input_shape}"
             )
-        self.gamma = self._channel_weight("gamma", channels, "ones") if self.scale else None
-        self.beta = self._channel_weight("beta", channels, "zeros") if self.center else None
+        self.gamma = self.channel_weight("gamma", channels, "ones") if self.scale else None
+        self.beta = self.channel_weight("beta", channels, "zeros") if self.center else None
         self.built = True
 
-    def _channel_weight(
-        self, name: str, channels: int, initializer: str, trainable: bool = True
+    def channel_weight(
+        self, name: str, channels: int, initializer: Any, trainable: bool = True
     ) -> Any:
+        """Add a weight (C,) that stays in float32 under every dtype policy."""
+        return self.float_weight(name, (channels,), initializer, trainable)
+
+    def float_weight(
+        self, name: str, shape: tuple[int, ...], initializer: Any, trainable: bool = True
+    ) -> Any:
+        """Add a weight that stays in float32 under every dtype policy."""
         return self.add_weight(
             name=name,
-            shape=(channels,),
+            shape=shape,
             initializer=initializer,
             dtype="float32",
             autocast=False,
             trainable=trainable,
+            # Replicas that see different images keep one state, the mean of theirs.
+            aggregation="none" if trainable else "mean",
         )
 
     def affine(self, channels: int) -> tuple[Any, Any]:
         """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
-        gamma = ops.ones((channels,)) if self.gamma is None else value_of(self.gamma)
-        beta = ops.zeros((channels,)) if self.beta is None else value_of(self.beta)
+        gamma = ops.ones((channels,), "float32") if self.gamma is None else value_of(self.gamma)
+        beta = ops.zeros((channels,), "float32") if self.beta is None else value_of(self.beta)
         return gamma, beta
+
+    def as_input(self, outputs: Any, inputs: Any) -> Any:
+        """Give ``outputs``, (N, S, C), the shape of the inputs and the compute dtype."""
+        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
         return tuple(input_shape)
@@ -66,3 +90,71 @@ class ChannelAffine(keras.layers.Layer):
             "center": self.center,
             "scale": self.scale,
         }
+
+
+class BatchStatistics(ChannelAffine):
+    """A layer that normalizes with a mini-batch in training and moving averages in inference."""
+
+    computed_over = "batch, space"
+
+    def __init__(
+        self, momentum: float, epsilon: float, center: bool, scale: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in 0..1, got {momentum}")
+        self.momentum = float(momentum)
+
+    def follow(self, moving: Any, new: Any, momentum: Any = None) -> None:
+        """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one."""
+        momentum = self.momentum if momentum is None else momentum
+        old = ops.convert_to_tensor(moving)
+        moving.assign(old * momentum + ops.stop_gradient(new) * (1.0 - momentum))
+
+    def unbiased_factor(self, count: Any) -> Any:
+        """m/(m−1) for the m values that each channel has in the mini-batch."""
+        if not isinstance(count, float):
+            return count / ops.maximum(count - 1.0, 1.0)
+        if count == 1:
+            raise ValueError(
+                f"{self.name} has one value a channel in a mini-batch, so no unbiased variance: "
+                "use a larger batch or unbiased=False"
+            )
+        return count / (count - 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "momentum": self.momentum}
+
+
+def groups_dividing(
+    layer: str, channels: int, groups: int | None, channels_per_group: int | None
+) -> int:
+    """Return the number of groups, given either it or the channels of one.
+
+    Raises:
+        ValueError: It does not divide the channels.
+    """
+    name, value = ("groups", groups) if groups else ("channels_per_group", channels_per_group)
+    if not value or channels % value:
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        raise ValueError(
+            f"{name}={value} does not divide the {channels} channels of {layer} "
+            f"(allowed: {', '.join(map(str, divisors))})"
+        )
+    return value if groups else channels // value
+
+
+def check_groups(groups: Any, channels_per_group: Any) -> None:
+    """Refuse anything but exactly one of the two, a whole number of at least 1.
+
+    Raises:
+        ValueError: Both or neither given, or a value that is no such number.
+    """
+    if (groups is None) == (channels_per_group is None):
+        raise ValueError(
+            "exactly one of groups and channels_per_group must be given, got "
+            f"groups={groups} and channels_per_group={channels_per_group}"
+        )
+    for name, value in (("groups", groups), ("channels_per_group", channels_per_group)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -7,21 +7,24 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import ChannelAffine
-from normbench.norms._statistics import batch_standardize, flatten_places
+from normbench.norms._base import BatchStatistics
+from normbench.norms._fused import apply_statistics, batch_standardize
+from normbench.norms._statistics import flatten_places
 
 __all__ = ["BatchNormalization"]
 
 
 @keras.saving.register_keras_serializable("normbench")
-class BatchNormalization(ChannelAffine):
+class BatchNormalization(BatchStatistics):
     """Batch Normalization (Ioffe & Szegedy 2015, algorithms 1 and 2).
 
-    In training each channel is standardized with the mean and the biased variance of the
-    mini-batch over images and places; in inference with moving averages of both.
+    y = γ·(x − μ)/sqrt(σ² + ε) + β. In training μ and σ² are each channel's mean and biased
+    variance in the mini-batch, over images and places; in inference moving averages of both.
 
     Keras's layer keeps the biased variance in its moving average; the paper (algorithm 2, step
-    10) and PyTorch the unbiased one, m/(m−1) times it. ``unbiased`` chooses.
+    10) and PyTorch the unbiased one, m/(m−1) times it. ``unbiased`` chooses. The paper averages
+    over several mini-batches after training where all three keep a moving average; for that see
+    :class:`PreciseBatchNormalization`.
 
     Args:
         momentum: Weight of the old moving statistics, as in Keras (PyTorch's is one minus it).
@@ -38,6 +41,10 @@ class BatchNormalization(ChannelAffine):
         ValueError: ``momentum`` outside [0, 1].
     """
 
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β"
+    state = "moving mean, moving variance: one each a channel"
+    source = "Ioffe & Szegedy 2015, algorithms 1 and 2 (arXiv 1502.03167)"
+
     def __init__(
         self,
         momentum: float = 0.99,
@@ -47,17 +54,14 @@ class BatchNormalization(ChannelAffine):
         unbiased: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in 0..1, got {momentum}")
-        self.momentum = float(momentum)
+        super().__init__(momentum, epsilon, center, scale, **kwargs)
         self.unbiased = bool(unbiased)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         channels = int(input_shape[-1] or 0)
-        self.moving_mean = self._channel_weight("moving_mean", channels, "zeros", trainable=False)
-        self.moving_variance = self._channel_weight(
+        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
+        self.moving_variance = self.channel_weight(
             "moving_variance", channels, "ones", trainable=False
         )
 
@@ -65,33 +69,29 @@ class BatchNormalization(ChannelAffine):
         x = flatten_places(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
         if training and self.trainable:
-            outputs, mean, variance = batch_standardize(x, gamma, beta, self.epsilon)
-            self._update(mean, variance, x)
+            outputs, mean, variance, count = self.standardize(x, gamma, beta)
+            self.update(mean, variance, count)
         else:
-            inverse = ops.rsqrt(ops.convert_to_tensor(self.moving_variance) + self.epsilon)
-            # Centred first: x·a + (β − μ·a) would lose digits where |μ| is far above σ.
-            outputs = (x - ops.convert_to_tensor(self.moving_mean)) * (inverse * gamma) + beta
-        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
-
-    def _update(self, mean: Any, variance: Any, x: Any) -> None:
-        if self.unbiased:
-            variance = variance * self._correction(x)
-        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            old = ops.convert_to_tensor(moving)
-            moving.assign(old * self.momentum + new * (1.0 - self.momentum))
-
-    def _correction(self, x: Any) -> Any:
-        """m/(m−1) for the m values that each channel has in the mini-batch."""
-        if x.shape[0] is None or x.shape[1] is None:
-            count = ops.cast(ops.shape(x)[0] * ops.shape(x)[1], "float32")
-            return count / ops.maximum(count - 1.0, 1.0)
-        count = x.shape[0] * x.shape[1]
-        if count == 1:
-            raise ValueError(
-                f"{self.name} has one value a channel in a mini-batch, so no unbiased variance: "
-                "use a larger batch or unbiased=False"
+            outputs = apply_statistics(
+                x,
+                ops.convert_to_tensor(self.moving_mean),
+                ops.convert_to_tensor(self.moving_variance),
+                gamma,
+                beta,
+                self.epsilon,
             )
-        return count / (count - 1)
+        return self.as_input(outputs, inputs)
+
+    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+        """Return what :func:`batch_standardize` does: outputs, mean, biased variance, count."""
+        return batch_standardize(x, gamma, beta, self.epsilon)
+
+    def update(self, mean: Any, variance: Any, count: Any) -> None:
+        """Let the state follow a mini-batch's mean and biased variance over ``count`` values."""
+        if self.unbiased:
+            variance = variance * self.unbiased_factor(count)
+        self.follow(self.moving_mean, mean)
+        self.follow(self.moving_variance, variance)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "momentum": self.momentum, "unbiased": self.unbiased}
+        return {**super().get_config(), "unbiased": self.unbiased}

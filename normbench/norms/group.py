@@ -5,105 +5,142 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
-from normbench.norms._base import ChannelAffine
+from normbench.norms._base import ChannelAffine, check_groups, groups_dividing
 from normbench.norms._statistics import flatten_places, group_standardize
 
 __all__ = ["GroupNormalization", "InstanceNormalization", "LayerNormalization"]
 
 
+class _Grouped(ChannelAffine):
+    """A layer that standardizes each image by groups of channels."""
+
+    def __init__(
+        self, epsilon: float = 1e-3, center: bool = True, scale: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        self.groups_of(int(input_shape[-1] or 0))
+
+    def groups_of(self, channels: int) -> int:
+        """Return the number of groups for so many channels."""
+        raise NotImplementedError
+
+    def call(self, inputs: Any) -> Any:
+        channels = int(inputs.shape[-1])
+        outputs = group_standardize(
+            flatten_places(inputs), *self.affine(channels), self.groups_of(channels), self.epsilon
+        )
+        return self.as_input(outputs, inputs)
+
+
 @keras.saving.register_keras_serializable("normbench")
-class GroupNormalization(ChannelAffine):
+class GroupNormalization(_Grouped):
     """Group Normalization (Wu & He 2018, eq. 2–6).
 
-    Each image's channels are split into groups of neighbours; each group is standardized over
-    its channels and all places, then every channel is scaled and shifted. The output of an
-    image does not depend on the others; training and inference are the same.
+    y = γ·(x − μ)/sqrt(σ² + ε) + β. Each image's channels are split into groups of neighbours; μ
+    and σ² are a group's mean and biased variance over its channels and all places. γ and β are
+    one for each channel. The output of an image does not depend on the others; training and
+    inference are the same.
 
-    Differs from Keras's layer of that name in speed only: equal within rounding at the same
-    epsilon.
+    Equal to Keras's, tfa's and PyTorch's layer within rounding at the same epsilon (the paper's
+    code and PyTorch have 1e-5, Keras and tfa 1e-3 by default).
 
     Args:
-        groups: Number of groups; must divide the channels.
+        groups: Number of groups; must divide the channels. By default 32, as in the paper, if
+            ``channels_per_group`` is not given.
+        epsilon: Added to the biased variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        channels_per_group: Channels of a group (the paper's table 3), in place of ``groups``.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+
+    Raises:
+        ValueError: ``groups`` and ``channels_per_group`` both given, either below 1, or not
+            dividing the channels.
+    """
+
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image's group of channels"
+    computed_over = "space, channels"
+    source = "Wu & He 2018, equations 2–6 (arXiv 1803.08494)"
+
+    def __init__(
+        self,
+        groups: int | None = None,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        channels_per_group: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        if groups is None and channels_per_group is None:
+            groups = 32
+        check_groups(groups, channels_per_group)
+        self.groups = groups
+        self.channels_per_group = channels_per_group
+
+    def groups_of(self, channels: int) -> int:
+        return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "channels_per_group": self.channels_per_group,
+        }
+
+
+@keras.saving.register_keras_serializable("normbench")
+class LayerNormalization(_Grouped):
+    """Layer Normalization (Ba et al. 2016, eq. 3) of an image over places and channels.
+
+    y = γ·(x − μ)/sqrt(σ² + ε) + β with an image's mean and biased variance. γ and β are one for
+    each channel, as Wu & He 2018 apply it to images; the paper has one for each unit. Keras's
+    LayerNormalization standardizes over the last axis alone by default, which here is
+    :class:`PositionalNormalization`; this one over all axes but the first.
+
+    Args:
         epsilon: Added to the biased variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
     Input and output: (N, ..., C), any float dtype; computed in float32.
-
-    Raises:
-        ValueError: ``groups`` below 1 or not dividing the channels.
     """
 
-    def __init__(
-        self,
-        groups: int = 32,
-        epsilon: float = 1e-3,
-        center: bool = True,
-        scale: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
-        if not isinstance(groups, int) or groups < 1:
-            raise ValueError(f"groups must be a whole number of at least 1, got {groups!r}")
-        self.groups = groups
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image"
+    computed_over = "space, channels"
+    source = "Ba et al. 2016, equation 3 (arXiv 1607.06450)"
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        self._groups_of(int(input_shape[-1] or 0))
-
-    def _groups_of(self, channels: int) -> int:
-        if channels % self.groups:
-            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-            raise ValueError(
-                f"groups={self.groups} does not divide the {channels} channels of {self.name} "
-                f"(allowed: {', '.join(map(str, divisors))})"
-            )
-        return self.groups
-
-    def call(self, inputs: Any) -> Any:
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
-        outputs = group_standardize(
-            flatten_places(inputs), gamma, beta, self._groups_of(channels), self.epsilon
-        )
-        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "groups": self.groups}
-
-
-class _FixedGroups(GroupNormalization):
-    """Group Normalization whose number of groups is decided by the layer, not the user."""
-
-    def __init__(
-        self, epsilon: float = 1e-3, center: bool = True, scale: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(groups=1, epsilon=epsilon, center=center, scale=scale, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["groups"]
-        return config
+    def groups_of(self, channels: int) -> int:
+        return 1
 
 
 @keras.saving.register_keras_serializable("normbench")
-class LayerNormalization(_FixedGroups):
-    """Layer Normalization (Ba et al. 2016, eq. 3) of an image over places and channels.
-
-    γ and β are one for each channel, as Wu & He 2018 apply it to images. Keras's
-    LayerNormalization standardizes over the last axis alone by default; this one over all axes
-    but the first.
-    """
-
-
-@keras.saving.register_keras_serializable("normbench")
-class InstanceNormalization(_FixedGroups):
+class InstanceNormalization(_Grouped):
     """Instance Normalization (Ulyanov et al. 2016, eq. 4): each image's channel over places.
 
-    Where an input has no places, or one, every value is its own mean and the output is β.
+    y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of an image's channel. The
+    paper has no γ and β; they are usual since (Dumoulin et al. 2017).
+
+    Where an input has no places, or one, every value is its own mean: the output is β whatever
+    the input, the gradient to the input 0 and that to γ too. PyTorch refuses such an input in
+    training.
+
+    Args:
+        epsilon: Added to the biased variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
     """
 
-    def _groups_of(self, channels: int) -> int:
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image's channel"
+    computed_over = "space"
+    source = "Ulyanov et al. 2016, equation 4 (arXiv 1607.08022)"
+
+    def groups_of(self, channels: int) -> int:
         return channels

@@ -1,0 +1,181 @@
+"""Batch Normalization, and the properties that Ioffe & Szegedy 2015 derive for it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from normbench.norms import BatchNormalization
+
+
+def reference(x, gamma, beta, epsilon=1e-5):
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    variance = ((x - mean) ** 2).mean(axes)
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
+def test_training(case, check):
+    check(BatchNormalization(epsilon=1e-5, dtype=case.dtype), reference, case)
+
+
+def test_inference(case, check):
+    layer = BatchNormalization(epsilon=1e-5, dtype=case.dtype)
+    layer.build(case.shape)
+    random = np.random.default_rng(3)
+    mean = (5 * random.standard_normal(case.channels)).astype(np.float32)
+    variance = random.uniform(0.1, 3, case.channels).astype(np.float32)
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(variance)
+
+    def formula(x, gamma, beta):
+        return (x - mean.astype("f8")) / np.sqrt(variance.astype("f8") + 1e-5) * gamma + beta
+
+    check(layer, formula, case, training=False)
+    np.testing.assert_array_equal(layer.moving_mean, mean)
+
+
+@pytest.mark.parametrize(
+    "options", [{"center": False}, {"scale": False}, {"center": 0, "scale": 0}]
+)
+def test_without_affine(options, go):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    layer = BatchNormalization(epsilon=1e-5, **options)
+    got = go(layer, x, training=True)
+    assert {v.name for v in layer.trainable_variables} == {
+        name for name, option in (("gamma", "scale"), ("beta", "center")) if options.get(option, 1)
+    }
+    np.testing.assert_allclose(got.outputs, reference(x.astype("f8"), 1.0, 0.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_moving_statistics_after_several_steps(unbiased, offset, go):
+    layer = BatchNormalization(momentum=0.8, unbiased=unbiased)
+    random = np.random.default_rng(0)
+    mean, variance = np.zeros(6), np.ones(6)
+    for _ in range(4):
+        x = (offset + random.standard_normal((3, 5, 7, 6)) * np.arange(1, 7)).astype(np.float32)
+        got = go(layer, x, training=True)
+        mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2), dtype="f8")
+        factor = 105 / 104 if unbiased else 1
+        variance = 0.8 * variance + 0.2 * x.var((0, 1, 2), dtype="f8") * factor
+    np.testing.assert_allclose(got.state["moving_mean"], mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got.state["moving_variance"], variance, rtol=2e-6)
+
+
+def test_frozen_layer_normalizes_with_its_moving_statistics(go):
+    x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
+    layer = BatchNormalization(epsilon=0.0)
+    layer.trainable = False
+    got = go(layer, x, training=True)
+    np.testing.assert_array_equal(got.outputs, x)
+    np.testing.assert_array_equal(got.state["moving_mean"], 0)
+
+
+def test_one_value_a_channel_has_no_unbiased_variance(go):
+    with pytest.raises(ValueError, match="one value a channel"):
+        go(BatchNormalization(unbiased=True), np.ones((1, 1, 1, 3), np.float32), training=True)
+    got = go(BatchNormalization(), np.full((1, 1, 1, 3), 7, np.float32), training=True)
+    np.testing.assert_array_equal(got.outputs, 0)
+    np.testing.assert_array_equal(got.d_inputs, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_equal_values_do_not_add_up_to_noise(dtype, go):
+    """Summed one by one in float32, 50,176 times 1.7 have a mean 4e-4 off."""
+    x = np.full((16, 56, 56, 2), 1.7, np.float32)
+    layer = BatchNormalization(epsilon=1e-5, dtype=dtype)
+    got = go(layer, x, training=True)
+    np.testing.assert_allclose(got.outputs, 0, atol=1e-3)
+    assert got.state["moving_mean"] == pytest.approx([0.017] * 2, rel=4e-3)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
+def test_impossible_momentum_is_refused(momentum):
+    with pytest.raises(ValueError, match="momentum must be in"):
+        BatchNormalization(momentum=momentum)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_kerases_layer(training, go, shaken):
+    x = np.random.default_rng(0).standard_normal((4, 5, 6, 8)).astype(np.float32)
+    upstream = np.random.default_rng(1).standard_normal(x.shape)
+    ours, theirs = BatchNormalization(), keras.layers.BatchNormalization()
+    runs = []
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        shaken(layer)
+        go(layer, x, upstream, training=True)
+        runs.append(go(layer, x, upstream, training=training))
+    np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-5)
+    np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=1e-5)
+    for name in ("gamma", "beta"):
+        np.testing.assert_allclose(
+            runs[0].d_weights[name], runs[1].d_weights[name], atol=1e-4, err_msg=name
+        )
+    for name, value in runs[0].state.items():
+        np.testing.assert_allclose(value, runs[1].state[name], rtol=1e-5, atol=1e-6)
+
+
+def test_equals_pytorchs_layer_with_the_unbiased_variance(go):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
+    theirs = torch.nn.BatchNorm2d(3, eps=1e-5, momentum=0.1)
+    expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    got = go(BatchNormalization(0.9, 1e-5, unbiased=True), x, training=True)
+    np.testing.assert_allclose(got.outputs, expected, atol=1e-5)
+    np.testing.assert_allclose(got.state["moving_variance"], theirs.running_var, rtol=1e-5)
+
+
+# --- the theory of section 3.3: BN(Wu) = BN((aW)u) and its gradients --------------------------
+
+
+def linear_then_bn(weights, u, upstream, go):
+    """Outputs of BN(uW), and their gradients to u and to W."""
+    dense = keras.layers.Dense(weights.shape[1], use_bias=False)
+    model = keras.Sequential([keras.Input(u.shape[1:]), dense, BatchNormalization(epsilon=0.0)])
+    dense.kernel.assign(weights)
+    got = go(model, u, upstream, training=True)
+    return got.outputs, got.d_inputs, got.d_weights["kernel"]
+
+
+@pytest.mark.parametrize("a", [2.0**-10, 0.3, 7.0, 2.0**10])
+def test_scale_of_the_weights_is_cancelled(a, go):
+    random = np.random.default_rng(0)
+    u, upstream = random.standard_normal((12, 6)), random.standard_normal((12, 4))
+    weights = random.standard_normal((6, 4))
+    u, weights = u.astype(np.float32), weights.astype(np.float32)
+    plain = linear_then_bn(weights, u, upstream, go)
+    scaled = linear_then_bn(np.float32(a) * weights, u, upstream, go)
+    np.testing.assert_allclose(scaled[0], plain[0], atol=2e-5)
+    np.testing.assert_allclose(scaled[1], plain[1], atol=2e-5)  # ∂BN((aW)u)/∂u = ∂BN(Wu)/∂u
+    np.testing.assert_allclose(a * scaled[2], plain[2], atol=5e-5)  # ∂/∂(aW) = 1/a · ∂/∂W
+
+
+def test_bias_of_the_layer_before_is_redundant(go):
+    x = np.random.default_rng(0).standard_normal((6, 3, 3, 4)).astype(np.float32)
+    plain = go(BatchNormalization(), x, x, training=True)
+    moved = go(BatchNormalization(), x + np.float32([1, -2, 4, 0.5]), x, training=True)
+    np.testing.assert_allclose(moved.outputs, plain.outputs, atol=2e-6)
+    np.testing.assert_allclose(plain.d_inputs.sum((0, 1, 2)), 0, atol=1e-4)
+
+
+SHARED = BatchNormalization(epsilon=0.0)
+"""One layer for all of hypothesis's examples, so that a compiling backend compiles it once."""
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    mean=st.floats(-100, 100),
+    deviation=st.floats(0.01, 100),
+)
+def test_normalized_values_sum_to_0_with_mean_square_1(seed, mean, deviation, go):
+    x = mean + deviation * np.random.default_rng(seed).standard_normal((4, 3, 2, 5))
+    outputs = go(SHARED, x.astype(np.float32), training=True).outputs
+    np.testing.assert_allclose(outputs.sum((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose((outputs**2).mean((0, 1, 2)), 1, rtol=1e-4)

@@ -1,0 +1,191 @@
+"""Group, Layer and Instance Normalization."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from normbench.norms import GroupNormalization, InstanceNormalization, LayerNormalization
+
+
+def groups_for(channels: int) -> int:
+    return 4 if channels % 4 == 0 else 1
+
+
+def reference(x, groups, gamma, beta, epsilon=1e-5):
+    images, channels = x.shape[0], x.shape[-1]
+    split = x.reshape(images, -1, groups, channels // groups)
+    mean = split.mean(axis=(1, 3), keepdims=True)
+    variance = ((split - mean) ** 2).mean(axis=(1, 3), keepdims=True)
+    return ((split - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * gamma + beta
+
+
+def images(seed: int = 0, shape: tuple[int, ...] = (2, 5, 3, 8)) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# --- against the formula ----------------------------------------------------------------------
+
+
+def test_group(case, check):
+    groups = groups_for(case.channels)
+    layer = GroupNormalization(groups, epsilon=1e-5, dtype=case.dtype)
+    check(layer, lambda x, gamma, beta: reference(x, groups, gamma, beta), case)
+
+
+def test_layer(case, check):
+    layer = LayerNormalization(epsilon=1e-5, dtype=case.dtype)
+    check(layer, lambda x, gamma, beta: reference(x, 1, gamma, beta), case)
+
+
+def test_instance(case, check):
+    layer = InstanceNormalization(epsilon=1e-5, dtype=case.dtype)
+    check(layer, lambda x, gamma, beta: reference(x, case.channels, gamma, beta), case)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 4), (3, 4)])
+def test_instance_of_one_place_is_beta(shape, go, shaken):
+    layer = InstanceNormalization()
+    layer.build(shape)
+    shaken(layer)
+    x = 1e3 * images(0, shape)
+    got = go(layer, x, images(1, shape))
+    beta = np.broadcast_to(keras.ops.convert_to_numpy(layer.beta), shape)
+    np.testing.assert_allclose(got.outputs, beta, rtol=1e-6)
+    np.testing.assert_allclose(got.d_inputs, 0, atol=1e-5)  # of dy·γ/σ, which is about 60
+    np.testing.assert_allclose(got.d_weights["gamma"], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_large_images_lose_no_digits(offset, go):
+    """Of 12,544 values about 1000, a sum in float32 alone gives a mean off by 1e-3."""
+    x = offset + images(0, (1, 112, 112, 2))
+    got = go(GroupNormalization(2, epsilon=1e-5), x)
+    expected = reference(x.astype("f8"), 2, 1.0, 0.0)
+    np.testing.assert_allclose(got.outputs, expected, atol=5e-6)
+
+
+def test_large_constant_images_give_beta(go):
+    got = go(GroupNormalization(2, epsilon=1e-5), np.full((1, 112, 112, 4), 1000.1, np.float32))
+    np.testing.assert_allclose(got.outputs, 0, atol=1e-3)
+
+
+# --- against other libraries ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (GroupNormalization(4), lambda: keras.layers.GroupNormalization(4)),
+        (InstanceNormalization(), lambda: keras.layers.GroupNormalization(-1)),
+        (LayerNormalization(), lambda: keras.layers.GroupNormalization(1)),
+    ],
+    ids=["group", "instance", "layer"],
+)
+def test_equals_kerases_layer(ours, theirs, go, shaken):
+    x, upstream = images(), images(1)
+    runs = []
+    for layer in (ours, theirs()):
+        layer.build(x.shape)
+        shaken(layer)
+        runs.append(go(layer, x, upstream))
+    np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=2e-6)
+    np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=5e-6)
+    for name, gradient in runs[0].d_weights.items():
+        np.testing.assert_allclose(gradient, runs[1].d_weights[name], atol=2e-5)
+
+
+def test_equals_pytorchs_layer(go):
+    torch = pytest.importorskip("torch")
+    x = images()
+    theirs = torch.nn.GroupNorm(4, 8)(torch.tensor(x.transpose(0, 3, 1, 2)))
+    got = go(GroupNormalization(4, epsilon=1e-5), x)
+    np.testing.assert_allclose(
+        got.outputs, theirs.detach().numpy().transpose(0, 2, 3, 1), atol=2e-6
+    )
+
+
+# --- what defines them ------------------------------------------------------------------------
+
+SHARED = {
+    "group": GroupNormalization(4, epsilon=0.0),
+    "layer": LayerNormalization(epsilon=0.0),
+    "instance": InstanceNormalization(epsilon=0.0),
+}
+"""One layer each for all of hypothesis's examples, so that a compiling backend compiles it once."""
+
+
+@pytest.mark.parametrize("name", SHARED)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), factor=st.floats(1, 2))
+def test_scale_of_the_input_is_cancelled(name, seed, power, factor, go):
+    x = images(seed)
+    scale = np.float32(factor * 2.0**power)
+    plain, scaled = go(SHARED[name], x), go(SHARED[name], scale * x)
+    np.testing.assert_allclose(scaled.outputs, plain.outputs, atol=1e-5)
+    np.testing.assert_allclose(scale * scaled.d_inputs, plain.d_inputs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), shift=st.floats(-30, 30))
+def test_shift_of_the_input_is_cancelled(name, seed, shift, go):
+    x = images(seed)
+    moved = go(SHARED[name], x + np.float32(shift)).outputs
+    np.testing.assert_allclose(moved, go(SHARED[name], x).outputs, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(4)))
+def test_order_of_the_groups_does_not_matter(seed, order, go):
+    x = images(seed)
+    channels = np.arange(8).reshape(4, 2)[list(order)].ravel()
+    outputs = go(SHARED["group"], x).outputs
+    np.testing.assert_allclose(
+        go(SHARED["group"], x[..., channels]).outputs, outputs[..., channels], atol=1e-6
+    )
+
+
+def test_channels_of_a_group_are_neighbours(go):
+    x = images()
+    changed = x.copy()
+    changed[..., 3] *= 7
+    moved = go(SHARED["group"], changed).outputs != go(SHARED["group"], x).outputs
+    assert moved[..., 2:4].any(axis=(0, 1, 2)).all()
+    assert not moved[..., [0, 1, 4, 5, 6, 7]].any()
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def test_channels_per_group_is_another_way_to_say_groups(go):
+    x = images()
+    np.testing.assert_array_equal(
+        go(GroupNormalization(channels_per_group=2), x).outputs,
+        go(GroupNormalization(groups=4), x).outputs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 3}, r"groups=3 does not divide the 8 channels of .* \(allowed: 1, 2, 4, 8\)"),
+        ({"channels_per_group": 3}, "channels_per_group=3 does not divide the 8 channels"),
+        ({"groups": 16}, "groups=16 does not divide the 8 channels"),
+        ({"groups": 2, "channels_per_group": 4}, "exactly one of groups and channels_per_group"),
+        ({"groups": 0}, "groups must be a whole number of at least 1, got 0"),
+        ({"groups": 2.0}, "groups must be a whole number of at least 1, got 2.0"),
+        ({"groups": 2, "epsilon": -1e-5}, "epsilon must be 0 or more"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GroupNormalization(**options).build((None, 4, 4, 8))
+
+
+def test_unknown_channels_are_refused():
+    with pytest.raises(ValueError, match="known channels"):
+        LayerNormalization().build((None, 4, 4, None))
