@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
 
 if TYPE_CHECKING:
+    from normbench.report.bootstrap import Improvement
     from normbench.report.figures.style import Drawing
 
 AT_BEST = {
@@ -45,9 +46,10 @@ class Section:
 
     study: Study
     grid: Grid
-    tables: list[Table] = field(default_factory=list)
+    tables: list[Table]
+    findings: list[Finding]
+    chances: dict[Any, Improvement]
     drawings: list[Drawing] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
 
     @property
     def main(self) -> list[Table]:
@@ -142,8 +144,8 @@ def draw(section: Section) -> list[Drawing]:
     if runs["images_per_s"].notna().any() and shown.name != "images_per_s":
         drawings.append(batch.draw(build(study, METRICS["images_per_s"]), zero=True))
     if compared and len(study.columns) > 1:
-        found = improvement.improvements(grid)
-        drawings += [profile.draw_improvements(grid, found)] if found else []
+        chances = section.chances
+        drawings += [profile.draw_improvements(grid, chances)] if chances else []
     if shown.higher_is_better is not None and len(study.rows) > 1:
         shares = improvement.profiles(grid)
         drawings += [profile.draw_profiles(grid, shares)] if shares else []
@@ -159,13 +161,13 @@ def draw(section: Section) -> list[Drawing]:
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
     grid = build(study, shown, baseline)
+    chances = improvement.improvements(grid)
     made = [tables.matrix(grid)]
     if shown.name in AT_BEST:
         made.append(tables.matrix(build(study, METRICS[AT_BEST[shown.name]], baseline)))
     if baseline is not None and len(study.rows) > 1:
         made += [tables.differences(grid), tables.comparisons(grid)]
-        chances = tables.improvement(grid)
-        made += [chances] if chances else []
+        made += [tables.improvement(grid, chances)] if chances else []
     selection = lists.selection(study)
     made += [selection] if selection else []
     others = ["val_acc", "gap", "images_per_s", "train_seconds"]
@@ -175,7 +177,7 @@ def _section(study: Study, shown: Metric, baseline: object, target: float | None
         if name != shown.name and _present(study.runs, name):
             made.append(_titled(tables.matrix(build(study, METRICS[name])), name, target))
     made.append(lists.summary(study))
-    return Section(study, grid, made, [], findings(grid))
+    return Section(study, grid, made, findings(grid, chances), chances)
 
 
 def _present(runs: pd.DataFrame, name: str) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from normbench.report import labels
+from normbench.report.bootstrap import Improvement
 from normbench.report.grid import Cell, Grid
-from normbench.report.improvement import improvements
-from normbench.report.statistics import ALPHA, Difference
+from normbench.report.statistics import ALPHA, Difference, t_quantile
 from normbench.report.tables import p_text
 
 
@@ -35,15 +33,20 @@ class Finding:
 _ORDER = ("significant", "overall", "diverged", "suggestive", "undetected", "untested", "note")
 
 
-def findings(grid: Grid) -> list[Finding]:
-    """Return what the statistics of a grid support, the strongest first."""
+def findings(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
+    """Return what the statistics of a grid support, the strongest first.
+
+    Args:
+        grid: One metric over a study.
+        chances: The probability of improvement of each row that has one.
+    """
     found = _diverged(grid)
     if grid.metric.higher_is_better is not None and grid.baseline is not None:
         family = sum(1 for c in grid.cells.values() if c.baseline is not None and c.baseline.tested)
         for row in grid.study.rows:
             cells = [c for c in grid.cells.values() if c.row == row and c.baseline is not None]
             found += _row(grid, row, cells, family)
-        found += _overall(grid)
+        found += _overall(grid, chances)
         found += _power(grid, family)
     elif grid.metric.higher_is_better is not None and len(grid.study.rows) > 1:
         found.append(
@@ -122,10 +125,10 @@ def _significant(
     return Finding(text, "significant", ((cell.row, cell.column),))
 
 
-def _overall(grid: Grid) -> list[Finding]:
+def _overall(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
     found = []
     base = grid.study.row(grid.baseline)
-    for row, result in improvements(grid).items():
+    for row, result in chances.items():
         if result.tasks < 2 or math.isnan(result.low):
             continue
         over = labels.several(grid.study.column_factor, result.tasks)
@@ -175,7 +178,7 @@ def _power(grid: Grid, family: int) -> list[Finding]:
     if not counts or max(counts) > 9:
         return []
     n = max(set(counts), key=counts.count)
-    needed = float(stats.t.isf(ALPHA / 2 / family, n - 1)) / math.sqrt(n)
+    needed = float(t_quantile(1 - ALPHA / 2 / family, n - 1)) / math.sqrt(n)
     return [
         Finding(
             f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, the first "

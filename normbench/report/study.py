@@ -70,6 +70,12 @@ class Study:
             found[_value(key[0]), _value(key[1])] = Group(places, mixed)
         return found
 
+    @cached_property
+    def columns_of_runs(self) -> dict[str, np.ndarray]:
+        """The columns of ``runs`` that each cell asks for, as arrays."""
+        names = ("name", "status", "seed", "dataset", "classes")
+        return {name: self.runs[name].to_numpy() for name in names}
+
     @property
     def title(self) -> str:
         """What the study is about, as ``ResNet8 on Digits, optimizer.lr 0.1``."""

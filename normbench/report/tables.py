@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from normbench.report import labels
+from normbench.report.bootstrap import Improvement
 from normbench.report.grid import Cell, Grid
-from normbench.report.improvement import improvements
 from normbench.report.metrics import Metric
 from normbench.report.table import EMPTY, Entry, Table, entry, number, usual_count
 
@@ -115,11 +117,8 @@ def comparisons(grid: Grid) -> Table:
     )
 
 
-def improvement(grid: Grid) -> Table | None:
+def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
     """The probability that a run does better than one of the baseline, over all columns."""
-    found = improvements(grid)
-    if not found:
-        return None
     rows = []
     for row, result in found.items():
         interval = f"{result.low:.2f} to {result.high:.2f}"

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from normbench.report import labels
+from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
 from normbench.report.metrics import METRICS, Metric
-from normbench.report.statistics import CONFIDENCE
 from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
 _DOTTED = (0, (1, 1.2))
 _HOVERED = 10  # epochs of a curve that the page names
+
+
+class _How(NamedTuple):
+    """Which metric is drawn, against what."""
+
+    shown: Metric
+    x: str
+
 
 _OTHER = {
     "lr": Metric("lr", "Learning rate", digits=4),
@@ -42,9 +49,12 @@ def draw(
         x: ``epoch`` or ``images_seen``.
         log: Whether y is logarithmic.
     """
-    shown = METRICS.get(name) or _OTHER[name]
+    how = _How(METRICS.get(name) or _OTHER[name], x)
+    shown = how.shown
     curves = joined(study)
-    panels = [column for column in study.columns if (curves["column"] == column).any()]
+    found = bands(curves, name, x)
+    thin = bands(curves, second, x) if second else {}
+    panels = [c for c in study.columns if any(column == c for _, column in found)]
     count = max(len(panels), 1)
     wide = min(count, PANELS)
     tall = -(-count // wide)
@@ -53,24 +63,24 @@ def draw(
     axes = grid.ravel()
     points = []
     for axis, column in zip(axes, panels, strict=False):
-        inside = curves[curves["column"] == column]
         for row in study.rows:
-            own = inside[inside["row"] == row]
-            points += _series(axis, study, row, column, own, (shown, name, second, x))
+            key = (row, column)
+            if key in found:
+                points += _series(axis, study, key, found[key], thin.get(key), how)
         if study.column_factor:
             factor = labels.factor(study.column_factor)
             axis.set_title(f"{factor} {study.column(column)}")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    _scale(axes[: len(panels)], curves, name, second, shown, log)
+    _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
     for place, axis in enumerate(axes[: len(panels)]):
         if place % wide == 0:
             axis.set_ylabel(shown.axis.replace("Validation ", "").capitalize())
         if place + wide >= len(panels):
             axis.set_xlabel(_X[x][0])
             axis.tick_params(labelbottom=True)
-    present = set(curves["row"])
+    present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
     style.legend(figure, _handles(study, rows, second), 8 if count > 1 else 4)
     pair = "validation (solid) and training (dotted)" if second else ""
@@ -85,97 +95,53 @@ def draw(
     )
 
 
-def joined(study: Study) -> pd.DataFrame:
-    """Return the epochs of the ended runs with their row, column and seed."""
-    ended = study.runs[study.runs["status"].isin(["finished", "diverged"])]
-    places = ended[["name", "row", "column", "seed"]].rename(columns={"name": "run"})
-    return study.curves.merge(places, on="run")
-
-
-def mean_and_band(own: pd.DataFrame, name: str, x: str = "epoch") -> pd.DataFrame:
-    """Return ``mean``, ``low`` and ``high`` of a column by ``x``, over the runs that have it."""
-    grouped = own.groupby(x)[name].agg(["mean", "std", "count"])
-    grouped = grouped[grouped["count"] > 0]
-    n = grouped["count"].to_numpy(float)
-    with np.errstate(invalid="ignore"):
-        factor = stats.t.ppf(0.5 + CONFIDENCE / 2, np.maximum(n - 1, np.nan_to_num(n > 1)))
-        half = np.where(n > 1, factor * grouped["std"] / np.sqrt(n), np.nan)
-    return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)
-
-
 def _series(
-    axis: Axes, study: Study, row: Any, column: Any, own: pd.DataFrame, how: tuple
+    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, thin: Band | None, how: _How
 ) -> list[style.Point]:
-    shown, name, second, x = how
-    if own.empty:
-        return []
-    look = style.look(study.row_factor, row, study.rows)
-    band = mean_and_band(own, name, x)
-    along = band.index.to_numpy(float) * _X[x][1]
-    scale = shown.scale
+    """Draw one curve, and return where the page names its values."""
+    look = style.look(study.row_factor, key[0], study.rows)
+    factor, scale = _X[how.x][1], how.shown.scale
     axis.fill_between(
-        along,
-        band["low"] * scale,
-        band["high"] * scale,
+        band.x * factor,
+        band.low * scale,
+        band.high * scale,
         facecolor=to_rgba(look.colour, 0.15),
         linewidth=0,
     )
-    axis.plot(along, band["mean"] * scale, color=look.colour, linestyle=look.dashes, linewidth=1.0)
-    if second:
-        thin = mean_and_band(own, second, x)
-        axis.plot(
-            thin.index.to_numpy(float) * _X[x][1],
-            thin["mean"] * scale,
-            color=look.colour,
-            linestyle=_DOTTED,
-            linewidth=0.8,
-        )
-    if band.empty:
-        return []
-    picked = np.unique(np.linspace(0, len(band) - 1, _HOVERED).round().astype(int))
-    return [
-        style.Point(
-            axis,
-            float(along[place]),
-            float(band["mean"].iloc[place] * scale),
-            _hover(study, row, column, shown, band, place, x),
-            (row, column),
-        )
-        for place in picked
-    ]
+    line = {"color": look.colour, "linewidth": 1.0}
+    axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line)
+    if thin is not None:
+        line["linewidth"] = 0.8
+        axis.plot(thin.x * factor, thin.mean * scale, linestyle=_DOTTED, **line)
+    picked = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
+    where = f", {study.column(key[1])}" if study.column_factor else ""
+    named = f"{study.row(key[0])}{where}, {how.x.replace('_', ' ')}"
+    points = []
+    for place in picked:
+        x, mean = float(band.x[place]), float(band.mean[place])
+        half = float(band.high[place] - band.low[place]) / 2
+        spread = f" ± {how.shown.show(half)}" if half >= 0 else ""
+        text = f"{named} {x:g}: {how.shown.show(mean)}{spread} {how.shown.unit}".rstrip()
+        points.append(style.Point(axis, x * factor, mean * scale, text, key))
+    return points
 
 
-def _hover(
-    study: Study, row: Any, column: Any, shown: Metric, band: pd.DataFrame, place: int, x: str
-) -> str:
-    found = band.iloc[place]
-    unit = f" {shown.unit}" if shown.unit else ""
-    half = (found["high"] - found["low"]) / 2
-    spread = f" ± {shown.show(half)}" if half >= 0 else ""
-    where = f", {study.column(column)}" if study.column_factor else ""
-    at = f"{x.replace('_', ' ')} {band.index[place]:g}"
-    return f"{study.row(row)}{where}, {at}: {shown.show(found['mean'])}{spread}{unit}"
-
-
-def _scale(
-    axes: Any, curves: pd.DataFrame, name: str, second: str, shown: Metric, log: bool
-) -> None:
+def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
     """Choose the range of y: an accuracy from where the curves are after a third of the way."""
     if log:
         for axis in axes:
             axis.set_yscale("log")
             style.plain_log(axis.yaxis)
         return
-    if shown.unit != "%" or curves.empty:
+    if shown.unit != "%" or not drawn:
         return
-    late = curves[curves["epoch"] >= 0.3 * curves["epoch"].max()]
-    columns = [column for column in (name, second) if column]
-    means = late.groupby(["row", "column", "epoch"])[columns].mean() * shown.scale
-    low, high = means.min().min(), means.max().max()
-    if np.isfinite(low) and high > low:
-        margin = 0.06 * (high - low)
+    start = 0.3 * max(band.x.max() for band in drawn)
+    late = [band.mean[band.x >= start] * shown.scale for band in drawn]
+    means = np.concatenate(late)
+    if len(means) and means.max() > means.min():
+        margin = 0.06 * (means.max() - means.min())
         for axis in axes:
-            axis.set_ylim(max(low - margin, 0), min(high + margin, 101))
+            axis.set_ylim(max(means.min() - margin, 0), min(means.max() + margin, 101))
 
 
 def _handles(study: Study, rows: list[Any], second: str) -> list[Line2D]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.ticker import MaxNLocator
 
 from normbench.report import labels
+from normbench.report.bands import joined
 from normbench.report.figures import curves, style
 from normbench.report.study import Study
 
@@ -14,20 +15,20 @@ _SAME = 1e-6  # relative
 @style.styled
 def draw(study: Study) -> style.Drawing:
     """Draw the learning rate: one line for each column where all rows share it, else panels."""
-    joined = curves.joined(study)
-    spread = joined.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
+    rates = joined(study)
+    spread = rates.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
     if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():
         return curves.draw(study, "lr")
-    columns = [column for column in study.columns if (joined["column"] == column).any()]
+    columns = [column for column in study.columns if (rates["column"] == column).any()]
     figure, axes = style.new(style.COLUMN, 2.25 + style.legend_height(len(columns), 6))
     axis = axes[0, 0]
     handles = []
     for column in columns:
         look = style.look(study.column_factor, column, columns)
-        own = joined[joined["column"] == column].groupby("epoch")["lr"].mean()
+        own = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
         axis.plot(own.index, own, color=look.colour)
         handles.append(style.handle(look, study.column(column), marker=False))
-    if joined["lr"].min() > 0 and len(columns) > 1:
+    if rates["lr"].min() > 0 and len(columns) > 1:
         axis.set_yscale("log")
         style.plain_log(axis.yaxis)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

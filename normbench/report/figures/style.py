@@ -11,8 +11,9 @@ import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -164,13 +165,26 @@ class Drawing:
     figure: Figure
     points: list[Point] = field(default_factory=list)
     wide: bool = False
+    _svg: str = ""
+    _settled: bool = False
 
     def settle(self) -> None:
         """Make the layout, once: every file and the page then agree on it."""
-        if self.figure.get_layout_engine() is not None:
+        if not self._settled:
             with mpl.rc_context(_RC):
                 self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
+            self._settled = True
+
+    def svg(self) -> str:
+        """Return the figure as an SVG document."""
+        if not self._svg:
+            self.settle()
+            raw = StringIO()
+            with mpl.rc_context(_RC):
+                self.figure.savefig(raw, format="svg", metadata={"Date": None})
+            self._svg = raw.getvalue()
+        return self._svg
 
     def hits(self) -> list[Hit]:
         """Return where the points lie, after the layout is made."""
@@ -282,15 +296,10 @@ def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[P
     written = []
     for kind in kinds:
         path = folder / f"{drawing.slug}.{kind}"
-        metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        drawing.figure.savefig(
-            path, dpi=300 if kind == "png" else "figure", metadata=metadata[kind]
-        )
+        if kind == "svg":
+            path.write_text(drawing.svg(), encoding="utf-8")
+        else:
+            metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
+            drawing.figure.savefig(path, dpi=300, metadata=metadata)
         written.append(path)
     return written
-
-
-@styled
-def write_svg(drawing: Drawing, file: IO[str]) -> None:
-    """Write a drawing as SVG to an open file."""
-    drawing.figure.savefig(file, format="svg", metadata={"Date": None})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from html import escape
-from io import StringIO
 from typing import Any
 
 from normbench.report.figures import style
@@ -46,10 +45,7 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
         prefix: Put before every id, so that several drawings can stand in one page.
         target: Gives the id of a cell's runs in the page by the key of a point; empty for none.
     """
-    drawing.settle()
-    raw = StringIO()
-    style.write_svg(drawing, raw)
-    text = raw.getvalue()
+    text = drawing.svg()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)

@@ -1,0 +1,51 @@
+"""Curves of the runs of a cell as one: mean and interval over seeds at every epoch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from normbench.report.statistics import CONFIDENCE, t_quantile
+from normbench.report.study import Study
+
+
+class Band(NamedTuple):
+    """A mean curve; ``low`` and ``high`` are NaN where fewer than two runs have a value."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def joined(study: Study) -> pd.DataFrame:
+    """Return the epochs of the finished and diverged runs with their row and column."""
+    ended = study.runs[study.runs["status"].isin(["finished", "diverged"])]
+    places = ended[["name", "row", "column"]].rename(columns={"name": "run"})
+    return study.curves.merge(places, on="run")
+
+
+def bands(curves: pd.DataFrame, name: str, x: str = "epoch") -> dict[tuple[Any, Any], Band]:
+    """Return the band of a column of the curves for each (row, column), with 95 % t intervals.
+
+    Args:
+        curves: What :func:`joined` gives.
+        name: A column of numbers.
+        x: The column that runs along the curve.
+    """
+    table = curves.groupby(["row", "column", x], sort=True)[name].agg(["mean", "std", "count"])
+    table = table[table["count"] > 0].reset_index()
+    n = table["count"].to_numpy(float)
+    factor = np.full(len(n), np.nan)
+    several = n > 1
+    factor[several] = t_quantile(0.5 + CONFIDENCE / 2, n[several] - 1) / np.sqrt(n[several])
+    half = factor * table["std"].to_numpy(float)
+    mean, along = table["mean"].to_numpy(float), table[x].to_numpy(float)
+    return {
+        (key[0], key[1]): Band(
+            along[places], mean[places], (mean - half)[places], (mean + half)[places]
+        )
+        for key, places in table.groupby(["row", "column"], sort=False).indices.items()
+    }
