@@ -37,7 +37,8 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
     try:
         norm = make_norm(config.norm)
         with seeded(config.seed):
-            return build(norm, input_shape, classes, **options)
+            model = build(norm, input_shape, classes, **options)
+        norm.check_used()
     except (ValueError, TypeError) as error:
         raise UserError(
             f"norm={config.norm_name} cannot be built into arch={config.arch['name']} at "

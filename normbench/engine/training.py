@@ -77,8 +77,9 @@ def train(
     if status == "running":
         with run.lock(command):  # says who trains it, unless that ended just now
             pass
+    dataset = _load(config)  # before the backend: what is missing is said within a second
     record = {"engine": backend.start(config.backend, config.precision)}
-    prepared = _prepare(config)
+    prepared = _prepare(config, dataset)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
@@ -97,16 +98,11 @@ class _Prepared:
     steps_per_epoch: int
 
 
-def _prepare(config: Config) -> _Prepared:
+def _load(config: Config) -> Any:
     from normbench.data.split import load
-    from normbench.engine import schedule
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
 
-    source = target(config.dataset["_target_"])()
     dataset = load(
-        source,
+        target(config.dataset["_target_"])(),
         config.dataset["validation"],
         config.dataset["split_seed"],
         config.dataset["train_size"],
@@ -117,7 +113,16 @@ def _prepare(config: Config) -> _Prepared:
             f"batch={config.batch} is larger than the training set of {dataset.name} "
             f"({count} images after validation is held out)"
         )
-    steps = count // config.batch
+    return dataset
+
+
+def _prepare(config: Config, dataset: Any) -> _Prepared:
+    from normbench.engine import schedule
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+
+    steps = len(dataset.train.labels) // config.batch
     kind = f"optimizer={config.optimizer['name']}"
     make = target(config.optimizer["_target_"])
     options = options_of(config.optimizer, "lr", "base_batch", "scaling")

@@ -1,0 +1,298 @@
+"""Training speed of ResNet-20 on 32×32 images: this engine beside its peers, in one run.
+
+    python benchmarks/train_step.py [--batches 16 128] [--norms none bn gn gn_ws] [--rounds 5]
+
+Contenders, each in a process of its own that sits idle while another is measured:
+  engine          normbench: epoch loop, augmentation and optimizer in one compiled function
+  keras           the same network from Keras's own layers, trained by ``fit`` from arrays
+  torch           PyTorch, eager, channels_last (where it is installed)
+  torch.compile   the same, compiled
+The peers are given images already scaled and not augmented, which is in their favour.
+Prints images/s, medians over interleaved rounds with their range, and ratios to ``keras``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+IMAGES = 1024
+CLASSES = 10
+Epoch = Callable[[int], None]  # trains on about that many images
+
+
+def random_images():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    return images, rng.integers(0, CLASSES, IMAGES).astype(np.int32)
+
+
+def engine(norm: str, batch: int, precision: str) -> Epoch:
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from normbench.config import compose
+    from normbench.engine import backend
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+    from normbench.engine.optimizer import SGD
+
+    config = compose([f"norm={norm}", f"batch={batch}", f"precision={precision}"])
+    backend.start(config.backend, config.precision)
+    images, labels = random_images()
+    split = SimpleNamespace(images=images, labels=labels)
+    data = SimpleNamespace(train=split, validation=split, test=split)
+    plan = Plan(
+        batch=batch,
+        eval_batch=500,
+        seed=0,
+        smoothing=0.0,
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4),
+        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
+        scaled_loss=False,
+    )
+    loop = backend.loop_class("tensorflow")(build_model(config, (32, 32, 3), CLASSES), data, plan)
+    loop.compile()
+
+    def epoch(count: int) -> None:
+        while count > 0:
+            steps = min(max(1, count // batch), IMAGES // batch)
+            loop.begin_epoch(0)
+            loop.train(0, np.full(steps, 0.01, np.float32))
+            count -= steps * batch
+
+    return epoch
+
+
+def keras_fit(norm: str, batch: int, precision: str) -> Epoch:
+    import keras
+    import numpy as np
+    from keras import layers, ops
+
+    keras.config.set_dtype_policy(precision)
+
+    class StandardizedConv2D(layers.Conv2D):
+        def call(self, inputs):
+            mean, variance = ops.moments(self.kernel, axes=(0, 1, 2), keepdims=True)
+            return self.convolution_op(inputs, (self.kernel - mean) * ops.rsqrt(variance + 1e-5))
+
+    def conv(x, filters, size, strides=1):
+        kind = StandardizedConv2D if norm.endswith("_ws") else layers.Conv2D
+        return kind(filters, size, strides=strides, padding="same", use_bias=norm == "none",
+                    kernel_initializer="he_normal")(x)
+
+    def normalized(x):
+        if norm.startswith("gn"):
+            return layers.GroupNormalization(8, epsilon=1e-5)(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x) if norm == "bn" else x
+
+    x = inputs = keras.Input((32, 32, 3))
+    x = layers.ReLU()(normalized(conv(x, 16, 3)))
+    for stage in range(3):
+        for block in range(3):
+            filters, strides = 16 * 2**stage, 2 if stage and not block else 1
+            y = layers.ReLU()(normalized(conv(x, filters, 3, strides)))
+            y = normalized(conv(y, filters, 3))
+            if strides != 1:
+                x = normalized(conv(x, filters, 1, strides))
+            x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(CLASSES, dtype="float32")(x))
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    images, labels = random_images()
+    scaled = ((images / 255 - 0.5) / 0.25).astype(np.float32)
+
+    def epoch(count: int) -> None:
+        while count > 0:
+            part = min(max(batch, count - count % batch), IMAGES)
+            model.fit(scaled[:part], labels[:part], batch_size=batch, verbose=0)
+            count -= part
+
+    return epoch
+
+
+def torch_eager(norm: str, batch: int, precision: str, compiled: bool = False) -> Epoch:
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class StandardizedConv2d(nn.Conv2d):
+        def forward(self, x):
+            w = self.weight
+            mean = w.mean((1, 2, 3), keepdim=True)
+            variance = w.var((1, 2, 3), keepdim=True, unbiased=False)
+            w = (w - mean) * torch.rsqrt(variance + 1e-5)
+            return F.conv2d(x, w, self.bias, self.stride, self.padding)
+
+    def conv(channels, filters, size, stride=1):
+        kind = StandardizedConv2d if norm.endswith("_ws") else nn.Conv2d
+        return kind(channels, filters, size, stride, size // 2, bias=norm == "none")
+
+    def normalized(filters):
+        if norm.startswith("gn"):
+            return nn.GroupNorm(8, filters)
+        return nn.BatchNorm2d(filters) if norm == "bn" else nn.Identity()
+
+    class Block(nn.Module):
+        def __init__(self, channels, filters, stride):
+            super().__init__()
+            self.body = nn.Sequential(
+                conv(channels, filters, 3, stride), normalized(filters), nn.ReLU(),
+                conv(filters, filters, 3), normalized(filters),
+            )
+            self.shortcut = nn.Identity() if stride == 1 else nn.Sequential(
+                conv(channels, filters, 1, stride), normalized(filters)
+            )
+
+        def forward(self, x):
+            return F.relu(self.shortcut(x) + self.body(x))
+
+    parts: list[nn.Module] = [conv(3, 16, 3), normalized(16), nn.ReLU()]
+    channels = 16
+    for stage in range(3):
+        for block in range(3):
+            parts.append(Block(channels, 16 * 2**stage, 2 if stage and not block else 1))
+            channels = 16 * 2**stage
+    model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    forward = torch.compile(model) if compiled else model
+    images, labels = random_images()
+    scaled = torch.tensor(((images / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2))
+    scaled = scaled.to(memory_format=torch.channels_last)
+    targets = torch.tensor(labels.astype(np.int64))
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
+
+    def epoch(count: int) -> None:
+        while count > 0:
+            chosen = torch.randint(0, IMAGES, (batch,))
+            with half:
+                loss = F.cross_entropy(forward(scaled[chosen]), targets[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            count -= batch
+
+    return epoch
+
+
+def torch_compiled(norm: str, batch: int, precision: str) -> Epoch:
+    return torch_eager(norm, batch, precision, compiled=True)
+
+
+CONTENDERS = {
+    "keras": keras_fit,
+    "engine": engine,
+    "torch": torch_eager,
+    "torch.compile": torch_compiled,
+}
+
+
+def serve(name: str) -> None:
+    """Obey lines ``build NORM BATCH PRECISION`` and ``go SECONDS``; answer each with a line."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    epoch: Epoch = lambda count: None  # noqa: E731
+    images = 0
+    for line in sys.stdin:
+        words = line.split()
+        if words[0] == "build":
+            epoch = CONTENDERS[name](words[1], int(words[2]), words[3])
+            epoch(2 * int(words[2]))
+            began = time.perf_counter()
+            epoch(256)
+            images = max(128, round(256 / (time.perf_counter() - began)))
+            print("ready", file=answers)
+        else:
+            count = max(256, round(images * float(words[1])))
+            count -= count % 256
+            began = time.perf_counter()
+            epoch(count)
+            print(count / (time.perf_counter() - began), file=answers)
+
+
+class Contender:
+    """A process that serves one contender."""
+
+    def __init__(self, name: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        )
+
+    def ask(self, line: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"a contender died at: {line}")
+        return answer
+
+
+def processor() -> str:
+    from normbench.provenance import processor
+
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
+    options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
+    options.add_argument("--precision", default="float32")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    options.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.serve:
+        serve(given.serve)
+        return
+    has_torch = importlib.util.find_spec("torch") is not None
+    names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
+    print(f"ResNet-20, 32×32, {given.precision}, {processor()}; images/s, median of "
+          f"{given.rounds} (range); × is the ratio to keras\n")
+    print("| norm | batch | " + " | ".join(names) + " |")
+    print("| --- | ---: |" + " ---: |" * len(names), flush=True)
+    contenders = {name: Contender(name) for name in names}
+    for batch in given.batches:
+        for norm in given.norms:
+            for each in contenders.values():
+                each.ask(f"build {norm} {batch} {given.precision}")
+            rates: dict[str, list[float]] = {name: [] for name in names}
+            for _ in range(given.rounds):
+                for name, each in contenders.items():
+                    rates[name].append(float(each.ask(f"go {given.seconds}")))
+            base = statistics.median(rates["keras"])
+            cells = [
+                f"{statistics.median(r):.0f} ({min(r):.0f}–{max(r):.0f})"
+                + ("" if name == "keras" else f" ×{statistics.median(r) / base:.2f}")
+                for name, r in rates.items()
+            ]
+            print(f"| {norm} | {batch} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
