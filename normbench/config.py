@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from normbench import placement
 from normbench.errors import UserError, nearest, unknown
 from normbench.targets import options_of, target
 
@@ -177,10 +178,34 @@ def compose_parsed(overrides: Sequence[Any], config_dir: str | Path | None = Non
         else:
             values.append((key, override.value()))
     directory = None if config_dir is None else str(Path(config_dir).resolve())
-    tree = copy.deepcopy(_compose_groups(tuple(chosen), directory))
+    composed, norm_file = _compose_groups(tuple(chosen), directory)
+    tree = copy.deepcopy(composed)
+    placing = [(key, value) for key, value in values if placement.names_placement(key, tree.norm)]
+    _place(tree, norm_file, placing, groups["norm"], directory)
     for key, value in values:
-        _set(tree, key, _plain(value), groups)
+        if (key, value) not in placing:
+            _set(tree, key, _plain(value), groups)
     return Config.from_dict(_resolved(tree))
+
+
+def _place(
+    tree: Any,
+    norm_file: str,
+    placing: Sequence[tuple[str, Any]],
+    names: Sequence[str],
+    config_dir: str | None,
+) -> None:
+    """Turn the names of normalizations that ``tree.norm`` places into their full options."""
+    from omegaconf import OmegaConf
+
+    def options_of_norm(name: str) -> dict[str, Any]:
+        composed, _ = _compose_groups((f"norm={name}",), config_dir)
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(composed.norm))
+
+    for key, value in placing:
+        OmegaConf.update(tree, key, _plain(value), merge=False)
+    norm = typing.cast("dict[str, Any]", OmegaConf.to_container(tree.norm))
+    tree.norm = placement.expand(norm, norm_file, names, options_of_norm, _like)
 
 
 def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
@@ -211,8 +236,12 @@ def _roots(config_dir: str | Path | None) -> list[Path]:
 
 
 @lru_cache(maxsize=4096)
-def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> Any:
-    """Compose one choice of groups; cells of a sweep that share it compose it once."""
+def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
+    """Compose one choice of groups; cells of a sweep that share it compose it once.
+
+    Returns:
+        The config, and the name of the file that was chosen for the group ``norm``.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -222,13 +251,15 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> Any:
         overrides.append(f"hydra.searchpath=[file://{config_dir}]")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            tree = hydra_compose("config", overrides)
+            tree = hydra_compose("config", overrides, return_hydra_config=True)
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from None
     from omegaconf import OmegaConf
 
     OmegaConf.set_struct(tree, False)
-    return tree
+    norm_file = tree.hydra.runtime.choices["norm"]
+    del tree["hydra"]
+    return tree, norm_file
 
 
 def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
@@ -244,9 +275,10 @@ def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -
     known = dict(_leaves(OmegaConf.to_container(tree)))
     if key not in known:
         raise _unknown_key(key, value, list(known), groups)
-    if key.endswith("_target_") or key.endswith(".name"):
-        group = key.rpartition(".")[0].replace(".", "/")
-        raise UserError(f"{key!r} is decided by the choice of {group}; choose {group}=NAME")
+    if key.endswith(("_target_", ".name")):
+        chosen = key.rpartition(".")[0]
+        chosen = chosen.replace(".", "/") if chosen.replace(".", "/") in groups else chosen
+        raise UserError(f"{key!r} is decided by the choice of {chosen}; choose {chosen}=NAME")
     OmegaConf.update(tree, key, _like(key, value, known[key]))
 
 
@@ -287,7 +319,7 @@ def _like(key: str, value: Any, default: Any) -> Any:
     """Return ``value`` as the type that the default in ``conf/`` has, or refuse it."""
     if isinstance(value, str) and value.startswith("${"):
         return value
-    if default is None or value is None and "." in key:
+    if default is None or (value is None and "." in key):
         return value  # optional: what it may hold is checked by the part that takes it
     if isinstance(default, str) and default.startswith("${"):
         return value
@@ -320,7 +352,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}")
         return float(value)
-    if hint is int and whole or hint is bool and isinstance(value, bool):
+    if (hint is int and whole) or (hint is bool and isinstance(value, bool)):
         return value
     if hint is str and (isinstance(value, str) or whole):
         return str(value)

@@ -7,15 +7,13 @@ from typing import Any
 
 import keras
 
+from normbench.errors import nearest
 from normbench.norms._parametrization import (
     ParametrizedConv2D,
     ParametrizedDepthwiseConv2D,
     WeightParametrization,
 )
-
-PLACES = ("stem", "pre", "mid", "post", "shortcut", "head")
-"""Where a network normalizes: after the stem, after a block's first, inner and last convolution,
-on the shortcut, and before the head."""
+from normbench.places import PLACES
 
 LayerFactory = Callable[..., keras.layers.Layer]
 
@@ -42,19 +40,35 @@ class Norm:
         parametrization: Callable[[], WeightParametrization] | None = None,
         places: Mapping[str, LayerFactory | None] | None = None,
     ) -> None:
-        self._layers = {place: layer for place in PLACES}
+        self._layers = dict.fromkeys(PLACES, layer)
         for place, other in (places or {}).items():
             self._layers[self._known(place)] = other
+        self._asked_for = tuple(places or ())
+        self._used: set[str] = set()
         self._parametrization = parametrization
 
     def __call__(self, x: Any, place: str, name: str) -> Any:
         """Normalize ``x``, (N, ..., C), as this place asks for."""
         make = self._layers[self._known(place)]
+        self._used.add(place)
         return x if make is None else make(name=name)(x)
 
     def normalizes(self, place: str) -> bool:
         """Whether anything normalizes at this place; if not, a convolution before it has a bias."""
         return self._layers[self._known(place)] is not None
+
+    def check_used(self) -> None:
+        """Refuse, once the network is built, places that it never normalizes at.
+
+        Raises:
+            ValueError: A place that was asked for, and that the network does not have.
+        """
+        for place in self._asked_for:
+            if place not in self._used:
+                has = ", ".join(each for each in PLACES if each in self._used) or "nowhere"
+                raise ValueError(
+                    f"the network never normalizes at the place {place!r} (it does at: {has})"
+                )
 
     def conv(
         self,
@@ -130,7 +144,9 @@ class Norm:
     @staticmethod
     def _known(place: str) -> str:
         if place not in PLACES:
-            raise ValueError(f"unknown place {place!r} (allowed: {', '.join(PLACES)})")
+            near = nearest(place, PLACES)
+            hint = f": did you mean {near!r}?" if near else ""
+            raise ValueError(f"unknown place {place!r}{hint} (allowed: {', '.join(PLACES)})")
         return place
 
 
