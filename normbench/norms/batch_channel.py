@@ -1,0 +1,113 @@
+"""Batch-Channel Normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import groups_dividing
+from normbench.norms._fused import apply_statistics
+from normbench.norms._statistics import flatten_places, group_standardize, moments, value_of
+from normbench.norms.batch import BatchNormalization
+
+__all__ = ["BatchChannelNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class BatchChannelNormalization(BatchNormalization):
+    """Batch-Channel Normalization (Qiao et al. 2019b, arXiv 1911.09738, algorithm 1).
+
+    Batch Normalization of each channel, then normalization of each image over places and the
+    channels of a group. The first keeps channels from being all but switched off (the paper's
+    elimination singularities), which a normalization over channels alone does not; the second
+    makes up for the first one's estimates.
+
+    For micro-batches, where a mini-batch's statistics are poor, the first part normalizes with
+    moving averages in training, too: the averages move first, μ̂ towards the mini-batch's mean
+    and σ̂² towards its mean squared distance from the old μ̂ (so the authors' code), and no
+    gradient passes through them. Inference is the same either way.
+
+    As in the authors' code, the second part has a scale and a shift for each group, where Group
+    Normalization has them for each channel. Their Batch Normalization's update rate is
+    ``1 − momentum``, and follows the learning rate for micro-batches; here it is constant.
+
+    Args:
+        groups: Groups of channels of the second part; must divide the channels.
+        micro_batch: Whether training normalizes with the moving averages.
+        momentum: Weight of the old moving statistics.
+        epsilon: Added to the variances of both parts.
+        center: Whether to add a shift, in both parts.
+        scale: Whether to multiply by a scale, in both parts.
+        unbiased: Whether the moving variance averages the unbiased variance; without effect
+            where ``micro_batch``.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_mean`` and ``moving_variance``, float32 (C,).
+
+    Raises:
+        ValueError: ``momentum`` outside [0, 1], or groups that do not divide the channels.
+    """
+
+    formula = "y = GN(z), z = γ·(x − μ)/√(σ² + ε) + β; with micro_batch, μ and σ² the moving ones"
+    computed_over = "batch, space; then space, channels"
+    parameters = "γ, β: one each a channel, and one each a group"
+    source = "Qiao et al. 2019, algorithm 1 (arXiv 1911.09738)"
+
+    def __init__(
+        self,
+        groups: int = 32,
+        micro_batch: bool = False,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        unbiased: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, unbiased, **kwargs)
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups must be a whole number of at least 1, got {groups!r}")
+        self.groups = groups
+        self.micro_batch = bool(micro_batch)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        groups_dividing(self.name, int(input_shape[-1] or 0), self.groups, None)
+        shape = (self.groups,)
+        self.group_gamma = self.float_weight("group_gamma", shape, "ones") if self.scale else None
+        self.group_beta = self.float_weight("group_beta", shape, "zeros") if self.center else None
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = ops.cast(flatten_places(inputs), "float32")
+        gamma, beta = self.affine(int(inputs.shape[-1]))
+        if training and self.trainable and not self.micro_batch:
+            y, mean, variance, count = self.standardize(x, gamma, beta)
+            self.update(mean, variance, count)
+        else:
+            if training and self.trainable:
+                self._move_averages(x)
+            mean = ops.stop_gradient(ops.convert_to_tensor(self.moving_mean))
+            variance = ops.stop_gradient(ops.convert_to_tensor(self.moving_variance))
+            y = apply_statistics(x, mean, variance, gamma, beta, self.epsilon)
+        return self.as_input(self._over_channels(y), inputs)
+
+    def _move_averages(self, x: Any) -> None:
+        """Move the averages towards the mini-batch's mean and mean square about the old mean."""
+        mean, variance = (each[0] for each in moments(x[None], int(x.shape[-1])))
+        distance = mean - ops.convert_to_tensor(self.moving_mean)
+        self.follow(self.moving_mean, mean)
+        self.follow(self.moving_variance, variance + ops.square(distance))
+
+    def _over_channels(self, x: Any) -> Any:
+        size = int(x.shape[-1]) // self.groups
+        ones = ops.ones((self.groups,), "float32")
+        gamma = ones if self.group_gamma is None else value_of(self.group_gamma)
+        beta = ones * 0.0 if self.group_beta is None else value_of(self.group_beta)
+        return group_standardize(
+            x, ops.repeat(gamma, size), ops.repeat(beta, size), self.groups, self.epsilon
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "groups": self.groups, "micro_batch": self.micro_batch}
