@@ -37,6 +37,9 @@ quickstart: $(STAMP) ## train 3 norms x 3 batch sizes on real digits (no downloa
 	$(BIN)/normbench report .quickstart/runs --out .quickstart/report
 
 test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
+ifeq ($(ARGS),)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/norms
+endif
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## check style and formatting with ruff

@@ -57,7 +57,7 @@ def engine(norm: str, batch: int, precision: str) -> Epoch:
         eval_batch=500,
         seed=0,
         smoothing=0.0,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4),
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
         images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
         scaled_loss=False,
     )

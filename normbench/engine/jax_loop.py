@@ -13,6 +13,7 @@ from jax import lax
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy
+from normbench.norms.precise_batch import recomputed_layers
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 
 State = dict[str, Any]
@@ -50,6 +51,7 @@ class JaxLoop(Loop):
         self._epoch: Any = None
         self._draw = jax.jit(self._draw_epoch)
         self._run = jax.jit(self._run_steps, donate_argnums=0)
+        self._recompute = jax.jit(self._see_training_images)
         self._score = jax.jit(self._score_split)
 
     def compile(self) -> None:
@@ -69,6 +71,29 @@ class JaxLoop(Loop):
         )
         loss, hits, norms = (np.asarray(values)[:count] for values in history)
         return Steps(loss, hits, norms)
+
+    def recompute(self) -> None:
+        layers = recomputed_layers(self.model)
+        if not layers:
+            return
+        variables = self.model.non_trainable_variables
+
+        def pass_on(values: list[Any]) -> None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+        pass_on(self._state["other"])
+        for layer in layers:
+            layer.begin()
+        other = [jnp.array(variable.value) for variable in variables]
+        pass_on(
+            self._recompute(
+                self._state["trainable"], other, self._splits["train"][0], self._epoch[0]
+            )
+        )
+        for layer in layers:
+            layer.finish()
+        self._state["other"] = [jnp.array(variable.value) for variable in variables]
 
     def evaluate(self, split: str) -> tuple[float, float]:
         images, labels = self._splits[split]
@@ -158,8 +183,18 @@ class JaxLoop(Loop):
             state["trainable"]
         )
         weights, slots, scale, norm = loop.updated(
-            plan, loop.flat(state["trainable"]), loop.flat(gradients), state["slots"], rate,
-            state["step"], self._decayed, state["scale"],
+            plan,
+            loop.flat(state["trainable"]),
+            loop.flat(
+                loop.clipped(
+                    plan, self._variables, state["trainable"], gradients, state["scale"][0]
+                )
+            ),
+            state["slots"],
+            rate,
+            state["step"],
+            self._decayed,
+            state["scale"],
         )
         parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
         new = {
@@ -170,6 +205,16 @@ class JaxLoop(Loop):
             "scale": scale,
         }
         return new, (loss, correct(logits, labels), norm)
+
+    def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
+        batch = self.plan.batch
+
+        def body(index: Any, other: Any) -> Any:
+            chosen = lax.dynamic_slice(order, (index * batch,), (batch,))
+            pixels = self.plan.images.scaled(images[chosen])
+            return self.model.stateless_call(trainable, other, pixels, training=True)[1]
+
+        return lax.fori_loop(0, self._steps, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
         """Losses of each full batch and of the rest; counts of correct images."""

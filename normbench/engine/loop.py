@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from normbench.engine.clipping import adaptively_clipped
 from normbench.engine.images import Images
 
 GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
@@ -94,6 +95,14 @@ class Loop(ABC):
         """
 
     @abstractmethod
+    def recompute(self) -> None:
+        """Recompute the population statistics of the layers that ask for it, if any does.
+
+        From the training images in the order of the epoch, not augmented, in mini-batches of the
+        training's size.
+        """
+
+    @abstractmethod
     def evaluate(self, split: str) -> tuple[float, float]:
         """Return mean cross-entropy and accuracy (0..1) over a split, in inference mode."""
 
@@ -160,6 +169,16 @@ def updated(
     factor = ops.where(finite, ops.where(grown, factor * 2.0, factor), factor * 0.5)
     finite_steps = ops.where(grown, 0, finite_steps)
     return weights, slots, (factor, finite_steps), norm
+
+
+def clipped(
+    plan: Plan, variables: list[Any], weights: list[Any], gradients: list[Any], scale: Any
+) -> list[Any]:
+    """Clip gradients of the loss times ``scale`` where the optimizer asks for it."""
+    if not plan.optimizer.agc:
+        return gradients
+    factor = scale if plan.scaled_loss else 1.0
+    return adaptively_clipped(variables, weights, gradients, plan.optimizer.agc, factor)
 
 
 def constrained(variables: list[Any], values: list[Any]) -> list[Any]:

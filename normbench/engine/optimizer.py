@@ -28,17 +28,21 @@ class SGD:
         momentum: m, weight of the old velocity, in [0, 1).
         nesterov: Whether to use Nesterov's form.
         weight_decay: λ, of kernels alone.
+        agc: Largest norm of a unit's gradient as a share of its weights' (adaptive gradient
+            clipping, :mod:`normbench.engine.clipping`); 0 for no clipping.
     """
 
     momentum: float
     nesterov: bool
     weight_decay: float
+    agc: float
 
     slots: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _share("momentum", self.momentum)
         _not_negative("weight_decay", self.weight_decay)
+        _not_negative("agc", self.agc)
 
     def update(
         self, weights: Tensor, gradient: Tensor, slots: list[Tensor], rate: Tensor, step: Tensor,
@@ -69,12 +73,14 @@ class AdamW:
         beta2: Weight of the old second moment, in [0, 1).
         epsilon: Added to the root of the second moment.
         weight_decay: λ, of kernels alone; w loses η·λ·w a step.
+        agc: As for :class:`SGD`.
     """
 
     beta1: float
     beta2: float
     epsilon: float
     weight_decay: float
+    agc: float
 
     slots: ClassVar[int] = 2
 
@@ -82,6 +88,7 @@ class AdamW:
         _share("beta1", self.beta1)
         _share("beta2", self.beta2)
         _not_negative("weight_decay", self.weight_decay)
+        _not_negative("agc", self.agc)
 
     def update(
         self, weights: Tensor, gradient: Tensor, slots: list[Tensor], rate: Tensor, step: Tensor,

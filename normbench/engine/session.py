@@ -129,6 +129,7 @@ class Session:
 
     def _finish_epoch(self) -> None:
         began = time.perf_counter()
+        self.loop.recompute()
         val = self.loop.evaluate("validation")
         row = self._row(val=val, eval_seconds=time.perf_counter() - began)
         self.epoch += 1

@@ -11,6 +11,7 @@ import tensorflow as tf
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy
+from normbench.norms.precise_batch import recomputed_layers
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 
 
@@ -49,6 +50,7 @@ class TensorFlowLoop(Loop):
         self._draw = tf.function(self._draw_epoch, [number], autograph=False)
         # Any number of steps is one signature: another length must not mean another trace.
         self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
+        self._recompute = tf.function(self._see_training_images, autograph=False)
         self._score = tf.function(self._score_split, autograph=False)
 
     def compile(self) -> None:
@@ -61,6 +63,16 @@ class TensorFlowLoop(Loop):
     def train(self, first: int, rates: np.ndarray) -> Steps:
         loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
         return Steps(loss.numpy(), hits.numpy(), norms.numpy())
+
+    def recompute(self) -> None:
+        layers = recomputed_layers(self.model)
+        if not layers:
+            return
+        for layer in layers:
+            layer.begin()
+        self._recompute()
+        for layer in layers:
+            layer.finish()
 
     def evaluate(self, split: str) -> tuple[float, float]:
         images, labels = self._splits[split]
@@ -135,7 +147,7 @@ class TensorFlowLoop(Loop):
         weights, slots, scale, norm = loop.updated(
             plan,
             loop.flat(self._variables),
-            loop.flat(gradients),
+            loop.flat(loop.clipped(plan, self._variables, self._variables, gradients, self._scale)),
             [slot.read_value() for slot in self._slots],
             rate,
             self._step.read_value(),
@@ -152,6 +164,18 @@ class TensorFlowLoop(Loop):
             self._scale.assign(scale[0])
             self._finite_steps.assign(scale[1])
         return loss, correct(logits, labels), norm
+
+    def _see_training_images(self) -> None:
+        batch, images = self.plan.batch, self._splits["train"][0]
+
+        def body(index: Any) -> Any:
+            chosen = tf.slice(self._order, [index * batch], [batch])
+            self.model(self.plan.images.scaled(tf.gather(images, chosen)), training=True)
+            return (index + 1,)
+
+        tf.while_loop(
+            lambda index: index < self._count // batch, body, (0,), parallel_iterations=1
+        )
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """Losses of each full batch and of the rest; counts of correct images."""

@@ -48,7 +48,7 @@ def test_sgd_equals_torch(problem, nesterov):
             group["lr"] = rate
             part.grad = torch.tensor(given)
         reference.step()
-    got = run(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.01), *problem)
+    got = run(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.01, agc=0.0), *problem)
     np.testing.assert_allclose(
         got, np.concatenate([part.detach().numpy() for part in parts]), rtol=2e-6
     )
@@ -62,7 +62,7 @@ def test_sgd_equals_its_formula(problem, nesterov):
         g = gradient + 0.01 * decayed * w
         v = 0.9 * v + g
         w = w - rate * (g + 0.9 * v if nesterov else v)
-    got = run(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.01), *problem)
+    got = run(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.01, agc=0.0), *problem)
     np.testing.assert_allclose(got, w, rtol=2e-6)
 
 
@@ -73,12 +73,12 @@ def test_adamw_equals_its_formula(problem):
         m, s = 0.9 * m + 0.1 * g, 0.99 * s + 0.01 * g * g
         adam = (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.99**t)) + 1e-8)
         w = w - rate * (adam + 0.05 * decayed * w)
-    got = run(AdamW(beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.05), *problem)
+    got = run(AdamW(beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.05, agc=0.0), *problem)
     np.testing.assert_allclose(got, w, rtol=1e-5)
 
 
 def test_values_out_of_range_are_refused():
     with pytest.raises(UserError, match=r"optimizer\.momentum must be in \[0, 1\), got 1"):
-        SGD(momentum=1.0, nesterov=False, weight_decay=0.0)
+        SGD(momentum=1.0, nesterov=False, weight_decay=0.0, agc=0.0)
     with pytest.raises(UserError, match="weight_decay"):
-        SGD(momentum=0.9, nesterov=False, weight_decay=-1.0)
+        SGD(momentum=0.9, nesterov=False, weight_decay=-1.0, agc=0.0)

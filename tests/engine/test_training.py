@@ -278,3 +278,35 @@ def test_jax_trains_the_same_curve(small, tmp_path):
         np.testing.assert_allclose(
             [row[key] for row in rows], [row[key] for row in reference], rtol=2e-3
         )
+
+
+def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp_path):
+    """The kept statistics of the first layer equal those of all images through its kernel."""
+    config = small("norm=precise_bn", "epochs=1", "norm.unbiased=false")
+    whole = train(config, Store(tmp_path / "whole"))
+    arrays, _ = whole.run.load_checkpoint()
+    kept = {n.split("/", 2)[2]: v for n, v in arrays.items() if n.startswith("model/")}
+
+    from normbench.data.split import load
+    from normbench.targets import target
+
+    source = target(config.dataset["_target_"])()
+    data = load(source, 100, config.dataset["split_seed"], 160)
+    scaled = (data.train.images / 255.0 - data.mean) / data.std
+    kernel = kept["stem_conv/kernel"].astype(np.float64)
+    padded = np.pad(scaled, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    outputs = sum(
+        padded[:, i : i + 8, j : j + 8, :] @ kernel[i, j] for i in range(3) for j in range(3)
+    )
+    np.testing.assert_allclose(
+        kept["stem_norm/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        kept["stem_norm/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4
+    )
+
+
+def test_adaptive_clipping_trains_what_has_no_normalization(small):
+    outcome = train(small("norm=none_scaled_ws", "optimizer.agc=0.01", "epochs=3"))
+    rows = outcome.run.metrics()
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]

@@ -1,0 +1,56 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from keras import ops
+
+from normbench.engine.clipping import adaptively_clipped
+
+
+def variable(name, shape, layer="conv"):
+    return SimpleNamespace(name=name, path=f"{layer}/{name}", shape=shape)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("kernel", (3, 3, 4, 5), (0, 1, 2)),
+        ("kernel", (6, 5), (0,)),
+        ("depthwise_kernel", (3, 3, 4, 2), (0, 1)),
+        ("gain", (5,), (0,)),
+    ],
+)
+def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, scale):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=shape).astype(np.float32)
+    gradient = (rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))).astype(np.float32)
+    gradient *= 0.1
+    norms = np.sqrt((gradient.astype(np.float64) ** 2).sum(axes, keepdims=True))
+    most = 0.1 * np.maximum(np.sqrt((weight.astype(np.float64) ** 2).sum(axes, keepdims=True)), 1e-3)
+    expected = gradient * np.where(norms > most, most / norms, 1.0)
+    (got,) = adaptively_clipped(
+        [variable(name, shape)],
+        [ops.convert_to_tensor(weight)],
+        [ops.convert_to_tensor(gradient * np.float32(scale))],
+        0.1,
+        scale,
+    )
+    np.testing.assert_allclose(ops.convert_to_numpy(got) / scale, expected, rtol=1e-5)
+    assert (norms > most).any()
+
+
+def test_the_head_and_small_gradients_are_left_alone():
+    weight, gradient = np.ones((3, 2), np.float32), np.full((3, 2), 50, np.float32)
+    head = variable("kernel", (3, 2), "logits")
+    (got,) = adaptively_clipped([head], [weight], [gradient], 0.01, 1.0)
+    assert got is gradient
+    (got,) = adaptively_clipped([variable("kernel", (3, 2))], [weight], [weight * 1e-4], 0.01, 1.0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(got), weight * 1e-4)
+
+
+def test_weights_at_zero_can_move():
+    zero = np.zeros((3, 2), np.float32)
+    (got,) = adaptively_clipped([variable("kernel", (3, 2))], [zero], [zero + 1], 0.1, 1.0)
+    norms = np.sqrt((ops.convert_to_numpy(got) ** 2).sum(0))
+    np.testing.assert_allclose(norms, 0.1 * 1e-3, rtol=1e-5)
