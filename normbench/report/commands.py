@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normbench.errors import NormbenchError, UserError
+from normbench.errors import NormbenchError, UserError, unknown
 from normbench.report import content, lists, provenance, render
 from normbench.report.content import DRAWN, Section
 from normbench.report.frame import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
+from normbench.report.study import parse_by, studies
 from normbench.report.table import Table
 
 if TYPE_CHECKING:
-    import rich.table
+    import rich.console
 
     from normbench.store import Store
 
@@ -86,8 +87,10 @@ def report(
     return page
 
 
-def summary_table(store: Store | Path | str) -> rich.table.Table:
-    """Return the test accuracy of a store's largest study, norm × batch, for a terminal.
+def summary_table(store: Store | Path | str) -> rich.console.RenderableType:
+    """Return the test accuracy of a store's largest study, norm × batch, to print in a terminal.
+
+    ``rich.console.Console().print(summary_table(store))``.
 
     Raises:
         UserError: The store has no runs.
@@ -97,6 +100,100 @@ def summary_table(store: Store | Path | str) -> rich.table.Table:
         raise UserError(_nothing(frames, None))
     made, _ = content.sections(frames, content.Request())
     return render.terminal(made[0].main[0])
+
+
+def diff(
+    store: Store | Path | str,
+    run_a: str,
+    run_b: str,
+    out: Path | str | None = None,
+    say: Say = print,
+) -> None:
+    """Say what two runs do not share; with ``out``, write it there with their curves overlaid.
+
+    Args:
+        store: The store, or its folder.
+        run_a, run_b: A name, the unique start of one, or a signature.
+        out: The folder to write ``diff.md`` and ``curves.png`` (svg, pdf) to.
+        say: Takes each line meant for the user.
+
+    Raises:
+        UserError: There is no such run, or more than one.
+        NormbenchError: A run cannot be read, or ``out`` cannot be written.
+    """
+    from normbench.report import diff as comparing
+
+    store = as_store(store)
+    pair = comparing.pair(store.find(run_a), store.find(run_b))
+    for line in comparing.named(pair):
+        say(line)
+    for table in comparing.tables(pair):
+        say(text(render.terminal(table)) + "\n")
+    if out is not None:
+        try:
+            written = comparing.write(pair, Path(out))
+        except OSError as error:
+            raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
+        say(f"diff: {written[0]}")
+
+
+FORMATS = ("md", "csv", "tex", "parquet")
+"""Formats of :func:`export`."""
+
+
+def export(
+    store: Store | Path | str,
+    where: str | None = None,
+    out: Path | str | None = None,
+    format: str | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    say: Say = print,
+) -> Path | None:
+    """Write one table of all cells of a store, for the appendix of a paper.
+
+    Args:
+        store: The store, or its folder.
+        where: A filter on runs.
+        out: The file to write; None says the table instead.
+        format: One of :data:`FORMATS`; by default the suffix of ``out``, else ``md``. ``csv``
+            and ``parquet`` hold the unrounded numbers.
+        by: Columns of the config that make a cell.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The file, None where there is none.
+
+    Raises:
+        UserError: An unknown format, filter or column; Parquet without a file; no run is left.
+        NormbenchError: The store does not exist, or ``out`` cannot be written.
+    """
+    path = None if out is None else Path(out)
+    kind = format or (path.suffix.lstrip(".") if path is not None and path.suffix else "md")
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if kind == "parquet" and path is None:
+        raise UserError("format parquet needs a file: name one with --out")
+    asked = content.Request(where, parse_by(by))
+    everything = load(store)
+    frames, notes = content.chosen(everything, asked)
+    if frames.runs.empty:
+        raise UserError(_nothing(everything, where))
+    for note in notes:
+        say(f"note: {note}")
+    table = lists.summary(*studies(frames, asked.by))
+    if path is None:
+        say(_rendered(table, kind).rstrip())
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "parquet":
+            table.data.to_parquet(path, index=False)
+        else:
+            path.write_text(_rendered(table, kind), encoding="utf-8")
+    except OSError as error:
+        raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    say(f"export: {path} ({len(table.rows)} cells)")
+    return path
 
 
 def text(renderable: object, width: int | None = None) -> str:
@@ -158,13 +255,17 @@ def write_table(
 ) -> list[Path]:
     """Write a table as Markdown, CSV and LaTeX; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    makers = {"md": render.markdown, "csv": render.csv, "tex": render.latex}
     paths = []
     for kind in kinds:
         path = folder / f"{table.slug}.{kind}"
-        path.write_text(makers[kind](table), encoding="utf-8")
+        path.write_text(_rendered(table, kind), encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def _rendered(table: Table, kind: str) -> str:
+    makers = {"md": render.markdown, "csv": render.csv, "tex": render.latex}
+    return makers[kind](table)
 
 
 def _markdown(
@@ -206,6 +307,3 @@ def _forget(out: Path, written: Sequence[Path]) -> None:
         if path.is_relative_to(out.resolve()):
             path.unlink(missing_ok=True)
     manifest.write_text(json.dumps(sorted(now), indent=0), encoding="utf-8")
-
-
-__all__ = ["as_store", "report", "summary_table", "write_table"]

@@ -173,7 +173,12 @@ def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
 
 def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> None:
     """Mark the best cell of a column and those that are not significantly worse."""
-    inside = [c for c in cells.values() if c.column == column and c.sample.n and not c.all_diverged]
+    # A mean over the runs that have a value is no match for one over all of them.
+    inside = [
+        cell
+        for cell in cells.values()
+        if cell.column == column and cell.sample.n and not cell.unvalued and not cell.all_diverged
+    ]
     if metric.higher_is_better is None or len(inside) < 2:
         return
     sign = 1.0 if metric.higher_is_better else -1.0

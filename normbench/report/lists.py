@@ -66,63 +66,88 @@ def selection(study: Study) -> Table | None:
     )
 
 
-def summary(study: Study) -> Table:
-    """A line a cell, as for the appendix of a paper."""
-    names = ("test_acc", "best_val_test_acc", "val_acc", "gap", "images_per_s", "train_seconds")
-    grids = {name: build(study, METRICS[name]) for name in names}
-    first = grids["test_acc"]
+_SUMMARY = {
+    "test_acc": "Test (%)",
+    "best_val_test_acc": "Test, best val. epoch (%)",
+    "val_acc": "Val. (%)",
+    "gap": "Gap (points)",
+    "images_per_s": "Images/s",
+    "train_seconds": "Training (s)",
+}
+
+
+def summary(*studies: Study) -> Table:
+    """A line a cell, as for the appendix of a paper; several studies are told apart by columns.
+
+    What parts the studies (the data set, the network, a learning rate) stands first in each line.
+    """
+    several = len(studies) > 1
+    keys = list(dict.fromkeys(key for study in studies for key in study.context)) if several else []
+    keys = [key for key in keys if len({str(study.context.get(key)) for study in studies}) > 1]
+    found = [_summary_lines(study, keys) for study in studies]
+    lines = [line for rows, _ in found for line in rows]
+    data = pd.DataFrame([values for _, part in found for values in part])
+    first = studies[0]
+    headers = [
+        *map(labels.factor, keys),
+        labels.factor(first.row_factor),
+        labels.factor(first.column_factor) if first.column_factor else "",
+        "Seeds",
+        "Runs",
+        *_SUMMARY.values(),
+    ]
+    place = headers.index("Runs")
+    if all(set(line[place].text.split()[1::2]) == {"finished"} for line in lines):
+        headers.pop(place)
+        lines = [[*line[:place], *line[place + 1 :]] for line in lines]
+    return Table(
+        "summary",
+        "All cells" if several else f"All cells: {first.title}",
+        headers,
+        lines,
+        [
+            "Mean over seeds ± half of the 95 % t interval; accuracies at the final epoch, test "
+            "also at the epoch of best validation accuracy. The gap is training minus test "
+            "accuracy; training accuracy is taken while the network trains, on augmented images "
+            "where there are any."
+        ],
+        data,
+    )
+
+
+def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], list[dict]]:
+    grids = {name: build(study, METRICS[name]) for name in _SUMMARY}
+    context = [Entry(labels.value(key, study.context.get(key))) for key in keys]
     rows, data = [], []
-    for place, cell in first.cells.items():
-        inside = study.runs[(study.runs["row"] == place[0]) & (study.runs["column"] == place[1])]
+    for place, cell in grids["test_acc"].cells.items():
+        inside = study.runs.iloc[study.groups[place].places]
         seeds = sorted(int(seed) for seed in inside["seed"])
         counts = inside["status"].value_counts()
         state = ", ".join(f"{count} {status}" for status, count in counts.items())
+        cells = {name: grid.cells[place] for name, grid in grids.items()}
+        usual = cell.sample.n
         rows.append(
             [
+                *context,
                 Entry(study.row(place[0])),
                 Entry(study.column(place[1]), number(place[1])),
                 Entry(_ranges(seeds), len(seeds), runs=cell.runs),
                 Entry(state),
-                *(
-                    entry(_unmarked(grids[name].cells[place]), METRICS[name], cell.sample.n)
-                    for name in names
-                ),
+                *(entry(_unmarked(each), METRICS[name], usual) for name, each in cells.items()),
             ]
         )
-        line: dict[str, Any] = {
-            "row": place[0],
-            "column": place[1],
-            "seeds": _ranges(seeds),
-            "runs": len(inside),
-            "status": state,
-        }
-        for name in names:
-            found = grids[name].cells[place].sample
-            line |= {
-                f"{name}_n": found.n,
-                f"{name}_mean": found.mean,
-                f"{name}_sd": found.sd,
-                f"{name}_low": found.low,
-                f"{name}_high": found.high,
-            }
+        line: dict[str, Any] = {key: study.context.get(key) for key in study.context}
+        line[study.row_factor] = place[0]
+        if study.column_factor:
+            line[study.column_factor] = place[1]
+        line |= {"seeds": " ".join(map(str, seeds)), "runs": len(inside), "status": state}
+        for name, each in cells.items():
+            line |= {f"{name}_{key}": getattr(each.sample, key) for key in _SAMPLE}
         data.append(line)
-    return Table(
-        "summary",
-        f"All cells: {study.title}",
-        [
-            labels.factor(study.row_factor),
-            labels.factor(study.column_factor) if study.column_factor else "",
-            "Seeds",
-            "Runs",
-            *(METRICS[name].axis for name in names),
-        ],
-        rows,
-        [
-            "Mean over seeds ± half of the 95 % t interval; accuracies at the final epoch unless "
-            "the heading says otherwise. The gap is training minus test accuracy."
-        ],
-        pd.DataFrame(data),
-    )
+    return rows, data
+
+
+_SAMPLE = ("n", "mean", "sd", "low", "high")
 
 
 def run_list(frames: Frames) -> Table:

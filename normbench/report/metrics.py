@@ -73,7 +73,7 @@ METRICS: dict[str, Metric] = {
         _loss("val_loss", "Validation loss"),
         _loss("train_loss", "Training loss"),
         _loss("best_val_test_loss", "Test loss at the best validation epoch"),
-        Metric("gap", "Generalization gap", "points", 100.0, 2, False),
+        Metric("gap", "Generalization gap", "points", 100.0, 2, None),
         Metric("images_per_s", "Throughput", "images/s", 1.0, 0, True),
         Metric("train_seconds", "Training time", "s", 1.0, 1, False),
         Metric("wall_seconds", "Wall time", "s", 1.0, 1, False),

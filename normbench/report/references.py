@@ -55,7 +55,9 @@ def matching(runs: pd.DataFrame) -> list[Reference]:
     Asked are data set (all of its training images, padded crop and flip), network, norm, batch
     size, no label smoothing, and at least 90 % of the published number of epochs.
     """
-    finished = runs[runs["status"] == "finished"].to_dict("records")
+    networks = {known.arch for known in REFERENCES}
+    kept = (runs["status"] == "finished") & runs["arch"].isin(networks)
+    finished = runs[kept].to_dict("records")
     return [known for known in REFERENCES if any(_matches(known, run) for run in finished)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from normbench.report.table import Entry, Table
 
 if TYPE_CHECKING:
-    import rich.table
+    import rich.console
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -31,19 +31,19 @@ _LATEX = {
 }
 
 
-def terminal(table: Table) -> rich.table.Table:
-    """Return the table for a rich console, narrow enough for six columns of values in 80.
+def terminal(table: Table) -> rich.console.RenderableType:
+    """Return what a rich console prints of the table: title, rows, notes.
 
-    The best of a column is bold, ties have a dagger; remarks stand on a line of their own.
+    Six columns of values fit into 80 characters. The best of a column is bold, ties have a
+    dagger, remarks stand on a line of their own.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     shown = RichTable(
-        title=escape(_titled(table)),
-        title_justify="left",
-        title_style="bold",
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=0,
@@ -56,10 +56,8 @@ def terminal(table: Table) -> rich.table.Table:
         )
     for row in table.rows:
         shown.add_row(*map(_terminal_entry, row))
-    if table.notes:
-        shown.caption = escape("\n".join(table.notes))
-        shown.caption_justify = "left"
-    return shown
+    notes = [Text(note, "dim") for note in table.notes]
+    return Group(Text(_titled(table), "bold"), *([shown] if table.rows else []), *notes)
 
 
 def _terminal_entry(each: Entry) -> str:
@@ -78,6 +76,8 @@ def _titled(table: Table) -> str:
 def markdown(table: Table, heading: str = "##") -> str:
     """Return the table as GitHub-flavoured Markdown under a heading, the notes below it."""
     lines = [f"{heading} {table.title}", ""] if heading else []
+    if not table.rows:
+        return "\n".join([*lines, *table.notes, ""])
     if table.span:
         lines += [f"Columns: {table.span.lower()}.", ""]
     body = [[_markdown_entry(each) for each in row] for row in table.rows]
@@ -117,20 +117,17 @@ def csv(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Return the table for LaTeX with the packages booktabs and threeparttable.
-
-    The caption is the title, the notes stand below the table.
-    """
+    """Return the table for LaTeX with the package booktabs; the caption is the title."""
     columns = "l" + "".join(
         "r" if _numeric(table, p) else "l" for p in range(1, len(table.headers))
     )
     lines = [
-        "% needs \\usepackage{booktabs,threeparttable}",
+        "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
+        *(["  \\small", "  \\setlength{\\tabcolsep}{4pt}"] if len(table.headers) > 6 else []),
         f"  \\caption{{{latex_text(table.title)}.}}",
         f"  \\label{{tab:{re.sub('[^a-z0-9]+', '-', table.slug.lower()).strip('-')}}}",
-        "  \\begin{threeparttable}",
         f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
     ]
@@ -142,22 +139,42 @@ def latex(table: Table) -> str:
         ]
     lines.append(f"    {' & '.join(map(latex_text, table.headers))} \\\\")
     lines.append("    \\midrule")
-    lines += [f"    {' & '.join(map(_latex_entry, row))} \\\\" for row in table.rows]
+    remarks: dict[str, str] = {}
+    for row in table.rows:
+        entries = [_latex_entry(each, remarks) for each in row]
+        lines.append(f"    {' & '.join(entries)} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}"]
-    if table.notes:
-        notes = [f"    \\item {latex_text(note)}" for note in table.notes]
-        lines += ["  \\begin{tablenotes}\\footnotesize", *notes, "  \\end{tablenotes}"]
-    lines += ["  \\end{threeparttable}", "\\end{table}", ""]
+    if table.notes or remarks:
+        lines += ["", "  \\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize"]
+        lines += [f"    {latex_text(note)}" for note in table.notes]
+        explained = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
+        lines += [f"    {'; '.join(explained)}."] if explained else []
+        lines += ["  \\end{minipage}"]
+    lines += ["\\end{table}", ""]
     return "\n".join(lines)
 
 
-def _latex_entry(each: Entry) -> str:
-    text = latex_text(each.plain)
+def _latex_entry(each: Entry, remarks: dict[str, str]) -> str:
+    """Return an entry; its remark becomes a letter, explained below the table."""
+    text = latex_text(each.text)
     if each.best:
-        return f"\\textbf{{{text}}}"
-    return f"{text}{_LATEX['†']}" if each.tied else text
+        text = f"\\textbf{{{text}}}"
+    signs = [_LATEX["†"]] if each.tied else []
+    if each.remark:
+        signs.append(_raised(remarks.setdefault(each.remark, _letter(len(remarks)))))
+    return text + "".join(signs)
+
+
+def _letter(place: int) -> str:
+    """Return a, b, …, z, aa, ab, …"""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
+
+
+def _raised(sign: str) -> str:
+    return f"\\textsuperscript{{{sign}}}"
 
 
 def latex_text(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)

@@ -76,9 +76,11 @@ def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
         return EMPTY
     total = cell.sample.n + cell.unvalued
     if cell.all_diverged:
-        return Entry("diverged", remark=f"{cell.diverged} of {total}", runs=cell.runs)
+        return Entry("diverged", remark=_all_of(total), runs=cell.runs)
     n = cell.sample.n
     if n == 0:
+        if cell.unvalued and metric.name.endswith("_to_target"):
+            return Entry("not reached", remark=f"by {_all_of(total)}", runs=cell.runs)
         waiting = f"{cell.pending} not ended" if cell.pending else "no value"
         return Entry("–", remark=waiting, runs=cell.runs)
     text = metric.show(cell.sample.mean)
@@ -87,13 +89,19 @@ def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
     remarks = []
     if cell.diverged:
         remarks.append(f"{cell.diverged} of {total} diverged")
-    if n == 1:
+    if cell.unvalued > cell.diverged:
+        remarks.append(f"{n} of {total} runs")
+    elif n == 1:
         remarks.append("1 seed")
     elif n != usual and not cell.diverged:
         remarks.append(f"n = {n}")
     if cell.mixed:
         remarks.append("mixed versions")
     return Entry(text, cell.sample.mean, cell.best, cell.tied, ", ".join(remarks), runs=cell.runs)
+
+
+def _all_of(total: int) -> str:
+    return f"all {total} runs" if total > 1 else "1 run"
 
 
 def usual_count(grid: Grid) -> int:

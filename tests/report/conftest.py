@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -288,3 +289,15 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
 def motley(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds runs in every state, and folders that are none."""
     return write_motley(tmp_path_factory.mktemp("motley") / "runs")
+
+
+@pytest.fixture(scope="session")
+def synth() -> SimpleNamespace:
+    """The makers of this file, which tests cannot import."""
+    return SimpleNamespace(
+        config=config,
+        write_run=write_run,
+        write_grid=write_grid,
+        settle=settle,
+        versions=VERSIONS,
+    )

@@ -1,0 +1,154 @@
+"""Two runs side by side: what their configs, origins, results and curves do not share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from normbench.errors import NormbenchError
+from normbench.report import labels
+from normbench.report.metrics import METRICS
+from normbench.report.rows import columns, is_config, is_provenance, read
+from normbench.report.table import EMPTY, Entry, Table, number
+
+if TYPE_CHECKING:
+    from normbench.store import Run
+
+_RESULTS = (
+    "test_acc",
+    "best_val_test_acc",
+    "val_acc",
+    "train_acc",
+    "test_loss",
+    "val_loss",
+    "train_loss",
+    "gap",
+    "best_val_epoch",
+    "images_per_s",
+    "train_seconds",
+    "wall_seconds",
+    "parameters",
+)
+_ALSO = ("status", "epochs_done", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs as read: their rows, as in the runs frame, and the columns of their epochs."""
+
+    first: dict[str, Any]
+    second: dict[str, Any]
+    first_curve: dict[str, np.ndarray]
+    second_curve: dict[str, np.ndarray]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the runs."""
+        return self.first["name"], self.second["name"]
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of the pair in a sentence."""
+        sums = [row.get("weights_sha256") for row in (self.first, self.second)]
+        if sums[0] and sums[0] == sums[1]:
+            return "The final weights are the same to the last bit."
+        if sums[0] and sums[1]:
+            return "The final weights differ. Two single runs say nothing about chance."
+        return "At least one of the runs has no final weights."
+
+
+def pair(first: Run, second: Run) -> Pair:
+    """Read two runs.
+
+    Raises:
+        NormbenchError: One of them cannot be read.
+    """
+    rows, curves = [], []
+    for run in (first, second):
+        row, epochs, problem = read(run)
+        if row is None:
+            raise NormbenchError(f"cannot read the run {run.name}: {problem}")
+        rows.append(row)
+        curves.append(columns(run.name, epochs))
+    return Pair(rows[0], rows[1], curves[0], curves[1])
+
+
+def tables(pair: Pair) -> list[Table]:
+    """Return what differs: in the config, in the origin, in the results."""
+    keys = [*dict.fromkeys((*pair.first, *pair.second))]
+    config = [key for key in keys if is_config(key)]
+    origin = [key for key in keys if is_provenance(key)]
+    return [
+        _texts(pair, "config", "What differs in the config", config),
+        _texts(pair, "origin", "What differs in the origin", origin),
+        _results(pair),
+    ]
+
+
+def _texts(pair: Pair, slug: str, title: str, keys: list[str]) -> Table:
+    rows, data = [], []
+    for key in keys:
+        ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
+        if ours != theirs:
+            rows.append([Entry(key), Entry(ours), Entry(theirs)])
+            data.append({"key": key, "first": ours, "second": theirs})
+    title = title if rows else title.replace("What", "Nothing")
+    return Table(slug, title, ["Key", "First", "Second"], rows, [], pd.DataFrame(data))
+
+
+def _results(pair: Pair) -> Table:
+    rows, data = [], []
+    for key in _ALSO:
+        ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
+        rows.append([Entry(key), Entry(_cut(ours)), Entry(_cut(theirs)), EMPTY])
+        data.append({"key": key, "first": ours, "second": theirs})
+    for name in _RESULTS:
+        shown = METRICS[name]
+        ours, theirs = (number(row.get(name)) for row in (pair.first, pair.second))
+        if ours is None and theirs is None:
+            continue
+        entries = [EMPTY if v is None else Entry(shown.show(v), v) for v in (ours, theirs)]
+        change = EMPTY
+        if ours is not None and theirs is not None:
+            text = f"{(theirs - ours) * shown.scale:+.{shown.digits}f}"
+            change = Entry(text, theirs - ours)
+        rows.append([Entry(shown.axis), *entries, change])
+        data.append({"key": name, "first": ours, "second": theirs})
+    headers = ["Result", "First", "Second", "Second − first"]
+    return Table("results", "Results", headers, rows, [pair.verdict], pd.DataFrame(data))
+
+
+def write(pair: Pair, out: Path) -> list[Path]:
+    """Write the tables and the curves of a pair to a folder; return the files."""
+    from normbench.report import render
+    from normbench.report.figures import overlay, style
+
+    out.mkdir(parents=True, exist_ok=True)
+    drawing = overlay.draw(pair)
+    written = style.save(drawing, out)
+    lines = ["# Two runs", "", *(f"- {name}" for name in named(pair)), ""]
+    lines += [render.markdown(table) for table in tables(pair)]
+    lines += [f"![{drawing.caption}]({drawing.slug}.png)", ""]
+    page = out / "diff.md"
+    page.write_text("\n".join(lines), encoding="utf-8")
+    return [page, *written]
+
+
+def named(pair: Pair) -> list[str]:
+    """Return a line for each run: which is the first, which the second."""
+    return [f"first: {pair.names[0]}", f"second: {pair.names[1]}"]
+
+
+def _shown(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "–" if value is None or value == "" else labels.plain(value)
+
+
+def _cut(text: str) -> str:
+    """Shorten a checksum to what tells two apart."""
+    return f"{text[:12]}…" if len(text) == 64 else text

@@ -1,0 +1,84 @@
+"""The curves of two runs in the same axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report import labels
+from normbench.report.figures import style
+
+if TYPE_CHECKING:
+    from normbench.report.diff import Pair
+
+_DOTTED = (0, (1, 1.2))
+_PANELS = (
+    ("val_acc", "train_acc", "Accuracy (%)", 100.0, False),
+    ("val_loss", "train_loss", "Loss", 1.0, True),
+    ("lr", "", "Learning rate", 1.0, False),
+    ("grad_norm", "", "Gradient norm", 1.0, True),
+)
+
+
+@style.styled
+def draw(pair: Pair) -> style.Drawing:
+    """Draw accuracy, loss, learning rate and gradient norm of two runs against epochs."""
+    figure, grid = style.new(style.PAGE, 3.9, 2, 2)
+    looks = _looks(pair)
+    for axis, panel in zip(grid.ravel(), _PANELS, strict=True):
+        for curve, look in zip((pair.first_curve, pair.second_curve), looks, strict=True):
+            _line(axis, curve, panel, look)
+        axis.set_ylabel(panel[2])
+        axis.set_xlabel("Epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if panel[4] and axis.lines:
+            axis.set_yscale("log")
+            style.plain_log(axis.yaxis)
+    handles = [
+        style.handle(look, name, marker=False)
+        for look, name in zip(looks, _names(pair), strict=True)
+    ]
+    for dashes, label in (("-", "validation"), (_DOTTED, "training")):
+        handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
+    style.legend(figure, handles)
+    caption = f"Curves of {pair.names[0]} and {pair.names[1]}."
+    return style.Drawing("curves", caption, figure, wide=True)
+
+
+def _line(axis: Axes, curve: dict[str, np.ndarray], panel: tuple, look: style.Look) -> None:
+    name, second, _, scale, _ = panel
+    for column, dashes, width in ((name, look.dashes, 1.2), (second, _DOTTED, 0.9)):
+        if column and column in curve and np.isfinite(curve[column].astype(float)).any():
+            axis.plot(
+                curve["epoch"].astype(float),
+                curve[column].astype(float) * scale,
+                color=look.colour,
+                linestyle=dashes,
+                linewidth=width,
+            )
+
+
+def _looks(pair: Pair) -> list[style.Look]:
+    """Give each run its norm's colour; of two with the same norm the second is in ink, dashed."""
+    looks = [style.look("norm", row.get("norm")) for row in (pair.first, pair.second)]
+    if looks[0].colour == looks[1].colour:
+        looks[1] = style.Look(style.INK, looks[1].marker, (0, (4, 1.5)))
+    return looks
+
+
+def _names(pair: Pair) -> list[str]:
+    """Name the runs by what tells them apart, if that is short."""
+    parts: list[list[str]] = [[], []]
+    for key in ("dataset", "arch", "norm", "batch", "seed"):
+        values: list[Any] = [row.get(key) for row in (pair.first, pair.second)]
+        if values[0] != values[1] or key == "norm":
+            for part, value in zip(parts, values, strict=True):
+                text = labels.value(key, value)
+                part.append(text if key in ("dataset", "arch", "norm") else f"{key} {text}")
+    first, second = (", ".join(part) for part in parts)
+    if first == second:
+        return [f"first ({pair.first['signature']})", f"second ({pair.second['signature']})"]
+    return [first, second]
