@@ -9,6 +9,7 @@ then only by an unpickler that knows NumPy arrays and nothing else.
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import tarfile
 import zlib
@@ -124,13 +125,18 @@ def _read_archive(path: Path, names: Iterable[str], official: int | None) -> dic
                 if len(data) != member.size:  # what tarfile does at the end of a cut file
                     raise EOFError(f"{member.name} ends at {len(data)} of {member.size} bytes")
                 files[name] = data
+            # tarfile stops without a word at a damaged header; the checksum at the end tells.
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass
     except (EOFError, tarfile.ReadError) as error:
         # tarfile tells a cut archive from what is no archive only in its words.
         if isinstance(error, tarfile.ReadError) and "end of data" not in str(error):
-            raise UserError(f"{path} is not a tar archive, packed or not") from error
+            raise UserError(
+                f"{path} is not a tar archive (packed or not), or is corrupted from its start"
+            ) from error
         of = f"{size} of {official}" if official and size < official else f"{size}"
         raise UserError(f"{path} is truncated at {of} bytes") from error
-    except (OSError, zlib.error) as error:
+    except (OSError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} is corrupted, or cannot be read: {reason}") from error
     return files

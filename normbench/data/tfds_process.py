@@ -34,6 +34,15 @@ def _environment() -> dict[str, str]:
     }
 
 
+def _reason(log: str) -> str:
+    """Return the line of a log that says why: the exception of its last traceback, or its last."""
+    _, traceback, after = log.rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if line.strip()]
+    if traceback:  # an exception may have several lines; the first is the one after the frames
+        lines = [line for line in lines if not line.startswith(" ")][:1]
+    return lines[-1].strip().rstrip(":") if lines else "it said nothing"
+
+
 def run(
     action: str, request: dict[str, Any], tick: Callable[[], None] | None = None
 ) -> dict[str, Any]:
@@ -83,8 +92,7 @@ def run(
             if "error" in said:
                 raise (UserError if said["user"] else NormbenchError)(said["error"])
             return said["result"]
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else "it said nothing"
         raise NormbenchError(
-            f"tensorflow-datasets could not {action} the data set (exit {child.returncode}): {last}"
+            f"tensorflow-datasets could not {action} the data set (exit {child.returncode}): "
+            f"{_reason(log.read_text(errors='replace'))}"
         )

@@ -161,10 +161,15 @@ class TfdsSource(Source):
                 "manual": str(root / "downloads" / "manual"),
             }
 
+            said = 0
+
             def progress() -> None:
+                nonlocal said
                 files = (work / "downloads").rglob("*")
-                size = sum(file.stat().st_size for file in files if file.is_file())
-                say(f"{self.title}: {size / _MIB:.0f} MiB downloaded")
+                size = sum(file.stat().st_size for file in files if file.is_file()) // _MIB
+                if size > said:
+                    said = size
+                    say(f"{self.title}: {size} MiB downloaded")
 
             try:
                 return self._make("prepare", request, root, partial, say, progress)

@@ -1,0 +1,84 @@
+"""The array file: whole or absent, memory-mapped, read-only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from normbench.data import cache
+
+
+def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
+    arrays = {
+        "images": np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), np.uint8),
+        "labels": np.arange(7, dtype=np.int32),
+        "scalars": np.array(2.5),
+        "none": np.empty((0, 4), np.float32),
+        "transposed": np.arange(12).reshape(3, 4).T,
+    }
+    cache.write(tmp_path / "a", arrays, {"of": ["x", 1]})
+    found = cache.read(tmp_path / "a")
+    assert found is not None
+    about, read = found
+    assert about == {"of": ["x", 1]}
+    assert list(read) == list(arrays)
+    for name, array in arrays.items():
+        assert read[name].dtype == array.dtype
+        np.testing.assert_array_equal(read[name], array)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_they_are_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+    cache.write(tmp_path / "a", {"x": np.zeros(3)}, {})
+    found = cache.read(tmp_path / "a")
+    assert found is not None
+    array = found[1]["x"]
+    assert type(array) is np.ndarray
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+
+
+def test_a_reader_keeps_its_file_when_it_is_replaced(tmp_path: Path) -> None:
+    cache.write(tmp_path / "a", {"x": np.full(5000, 1)}, {})
+    old = cache.read(tmp_path / "a")
+    cache.write(tmp_path / "a", {"x": np.full(9000, 2)}, {})
+    new = cache.read(tmp_path / "a")
+    assert old is not None
+    assert new is not None
+    assert old[1]["x"].tolist() == [1] * 5000
+    assert new[1]["x"].tolist() == [2] * 9000
+
+
+@pytest.mark.parametrize("change", ["cut", "grown", "other", "empty", "absent", "folder"])
+def test_what_is_not_a_whole_file_is_no_cache(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a"
+    cache.write(path, {"x": np.arange(5000)}, {})
+    data = path.read_bytes()
+    if change in ("absent", "folder"):
+        path.unlink()
+    if change == "folder":
+        path.mkdir()
+    changed = {"cut": data[:-1], "grown": data + b"x", "other": b"else" * 99, "empty": b""}
+    if change in changed:
+        path.write_bytes(changed[change])
+    assert cache.read(path) is None
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    cache.write(path, {"x": np.arange(3)}, {})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.write(path, {"x": np.arange(9)}, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    found = cache.read(path)
+    assert found is not None
+    assert found[1]["x"].tolist() == [0, 1, 2]

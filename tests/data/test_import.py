@@ -1,0 +1,46 @@
+"""A small CIFAR-10 through tensorflow-datasets itself: import, then plain `tfds.load`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def test_an_imported_folder_is_tfds_s_own(tiny_cifar: Any, tmp_path: Path) -> None:
+    tiny = tiny_cifar("python")
+    root = tmp_path / "tfds"
+    said: list[str] = []
+    folder = tiny.source.import_from(tiny.write(tmp_path / "files"), root, said.append)
+    assert folder == root / "cifar10" / "3.0.2"
+    assert said[0].startswith("CIFAR-10: all files are the published python version")
+    assert said[-1] == f"CIFAR-10 is ready: {folder}"
+
+    arrays = tiny.source.arrays(root)
+    np.testing.assert_array_equal(arrays.train_images, tiny.train["image"])
+    np.testing.assert_array_equal(arrays.train_labels, tiny.train["label"])
+    np.testing.assert_array_equal(arrays.test_images, tiny.test["image"])
+
+    import tensorflow_datasets as tfds
+
+    data: Any
+    data, info = tfds.load("cifar10", data_dir=str(root), download=False, with_info=True)
+    assert info.features["label"].names == list(tiny.source.class_names)
+    assert info.splits["train"].num_examples == 60
+    for split, meant in (("train", tiny.train), ("test", tiny.test)):
+        examples = sorted(data[split].as_numpy_iterator(), key=lambda e: e["id"])
+        assert [e["id"].decode() for e in examples] == [
+            f"{split}_{i:05d}" for i in range(len(meant["label"]))
+        ]
+        np.testing.assert_array_equal([e["image"] for e in examples], meant["image"])
+        np.testing.assert_array_equal([e["label"] for e in examples], meant["label"])
+    pairs: Any = tfds.load(
+        "cifar10", data_dir=str(root), download=False, split="test", as_supervised=True
+    )
+    image, label = next(iter(pairs))
+    assert image.shape == (32, 32, 3)
+    assert label.shape == ()
+    module = json.loads((folder / "dataset_info.json").read_text())["moduleName"]
+    assert module == "tensorflow_datasets.image_classification.cifar"
