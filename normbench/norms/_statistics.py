@@ -58,15 +58,19 @@ def standardize(
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
         values = ops.cast(x, "float32")
-        centred = values
-        rough = rest = ops.zeros_like(over_places(values[:, :1, :1]))
         if subtract_mean:
             rough = rounded(shared(over_places(values)))
             centred = values - _wide(rough)
             rest = shared(over_places(centred))
-        variance = shared(squares_over_places(centred)) - ops.square(rest)
-        # What is measured and taken out is a difference of roundings: it can be a hair below 0.
-        variance = ops.maximum(variance, 0.0)
+            mean = rough + rest
+            # Between roundings the difference can be a hair below 0.
+            variance = shared(squares_over_places(centred)) - ops.square(rest)
+            variance = ops.maximum(variance, 0.0)
+        else:
+            rough = rest = 0.0
+            centred = values
+            variance = shared(squares_over_places(values))
+            mean = ops.zeros_like(variance)
         inverse = ops.rsqrt(variance + epsilon)
         scale = inverse * gamma
         y = centred * _wide(scale)
@@ -99,7 +103,7 @@ def standardize(
                 dx = dx - centred * _wide(slope)
             return ops.cast(dx, dtype), d_gamma, d_beta
 
-        return (ops.cast(y, dtype), rough + rest, variance), gradient
+        return (ops.cast(y, dtype), mean, variance), gradient
 
     return function(x, gamma, beta)
 
@@ -141,7 +145,7 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     @ops.custom_gradient
     def function(x: Tensor) -> Any:
         values = ops.cast(x, "float32")
-        rough = share(over_places(values), groups, count)
+        rough = rounded(share(over_places(values), groups, count))
         centred = values - _wide(rough)
         rest = share(over_places(centred), groups, count)
         variance = share(squares_over_places(centred), groups, count) - ops.square(rest)

@@ -266,7 +266,10 @@ class Checker:
         assert expected.shape == x.shape
         unit = FLOAT32_ROUNDINGS * EPSILON["float32"] * terms
         half = 0.0 if dtype == "float32" else EPSILON[dtype]
-        self.close("outputs", got.outputs, expected, half, unit * np.abs(expected).max())
+        if dtype == "float16":  # has no number above 65504
+            expected = np.where(np.abs(expected) > 65504, np.sign(expected) * np.inf, expected)
+        finite = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+        self.close("outputs", got.outputs, expected, half, unit * finite)
 
         deviation = np.sqrt(getattr(layer, "epsilon", 0.0) + values["x"].var())
         scales = np.abs(values.get("gamma", np.ones(1))).max()
@@ -294,8 +297,7 @@ class Checker:
 
     @staticmethod
     def close(name: str, actual: Array, expected: Array, relative: float, absolute: float) -> None:
-        """Assert that two arrays agree, and that neither holds a NaN or an infinity."""
-        assert np.isfinite(expected).all(), f"the reference's {name} are not finite"
+        """Assert that two arrays agree, and that neither holds a NaN."""
         np.testing.assert_allclose(
             actual, expected, rtol=relative, atol=absolute, equal_nan=False, err_msg=name
         )

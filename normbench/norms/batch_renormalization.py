@@ -1,0 +1,140 @@
+"""Batch Renormalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import BatchStatistics
+from normbench.norms._fused import apply_statistics, batch_standardize
+from normbench.norms._statistics import flatten_places, moments
+
+__all__ = ["BatchRenormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class BatchRenormalization(BatchStatistics):
+    """Batch Renormalization (Ioffe 2017, algorithm 1).
+
+    In training y = γ·((x − μ_B)/σ_B·r + d) + β with the mini-batch's mean and deviation
+    σ_B = sqrt(σ²_B + ε), r = σ_B/σ clipped to [1/r_max, r_max] and d = (μ_B − μ)/σ clipped to
+    [−d_max, d_max], where μ and σ are the moving statistics before this step; no gradient flows
+    through r and d. Unclipped, that is what inference does: y = γ·(x − μ)/σ + β.
+
+    The bounds are relaxed with the steps taken: r_max is 1 up to the first of ``r_steps`` and
+    rises linearly to ``r_max`` at the second; d_max goes from 0 to ``d_max`` over ``d_steps`` in
+    the same way. Until then the layer is Batch Normalization. The defaults are the paper's (its
+    section 4.2, for 130,000 steps and more): fit them to the length of your training.
+
+    As in the paper, and in Keras's ``renorm=True``, the deviation is averaged, not the variance.
+    Two things differ from the paper, which does not say how the averages start: during the first
+    1/(1 − momentum) steps they are plain averages of all mini-batches so far, and the first step
+    has r = 1 and d = 0. Keras's layer clips with fixed bounds (none by default) and starts from 0
+    and 1.
+
+    Args:
+        momentum: Weight of the old moving statistics (the paper's 1 − α).
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        r_max: Final bound of r, at least 1.
+        d_max: Final bound of d, at least 0.
+        r_steps: First and last step of r's relaxation.
+        d_steps: First and last step of d's relaxation.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_mean`` and ``moving_deviation``, float32 (C,); ``steps``, float32.
+
+    Raises:
+        ValueError: An option outside its range, or steps that are not two ascending numbers.
+    """
+
+    formula = "y = γ·((x − μ_B)/σ_B·r + d) + β, r = clip(σ_B/σ), d = clip((μ_B − μ)/σ)"
+    state = "moving mean, moving deviation: one each a channel; steps taken"
+    source = "Ioffe 2017, algorithm 1 (arXiv 1702.03275)"
+
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        r_steps: Sequence[float] = (5000, 40000),
+        d_steps: Sequence[float] = (5000, 25000),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, **kwargs)
+        if not r_max >= 1:
+            raise ValueError(f"r_max must be at least 1, got {r_max}")
+        if not d_max >= 0:
+            raise ValueError(f"d_max must be at least 0, got {d_max}")
+        self.r_max, self.d_max = float(r_max), float(d_max)
+        self.r_steps, self.d_steps = _span("r_steps", r_steps), _span("d_steps", d_steps)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
+        self.moving_deviation = self.channel_weight(
+            "moving_deviation", channels, "ones", trainable=False
+        )
+        self.steps = self.float_weight("steps", (), "zeros", trainable=False)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = flatten_places(inputs)
+        channels = int(inputs.shape[-1])
+        gamma, beta = self.affine(channels)
+        mean = ops.convert_to_tensor(self.moving_mean)
+        deviation = ops.convert_to_tensor(self.moving_deviation)
+        if training and self.trainable:
+            steps = ops.convert_to_tensor(self.steps)
+            batch_mean, variance = moments(x[None], channels)
+            batch_mean = ops.stop_gradient(batch_mean[0])
+            batch_deviation = ops.sqrt(ops.stop_gradient(variance[0]) + self.epsilon)
+            r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)
+            outputs, *_ = batch_standardize(x, gamma * r, beta + gamma * d, self.epsilon)
+            momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
+            self.follow(self.moving_mean, batch_mean, momentum)
+            self.follow(self.moving_deviation, batch_deviation, momentum)
+            self.steps.assign(steps + 1.0)
+        else:
+            outputs = apply_statistics(x, mean, ops.square(deviation), gamma, beta, 0.0)
+        return self.as_input(outputs, inputs)
+
+    def _corrections(
+        self, batch_mean: Any, batch_deviation: Any, mean: Any, deviation: Any, steps: Any
+    ) -> tuple[Any, Any]:
+        """r and d, clipped as far as the steps taken allow."""
+        started = steps > 0
+        mean = ops.where(started, mean, batch_mean)
+        deviation = ops.where(started, deviation, batch_deviation)
+        r_max = 1.0 + (self.r_max - 1.0) * _progress(steps, self.r_steps)
+        d_max = self.d_max * _progress(steps, self.d_steps)
+        r = ops.clip(batch_deviation / deviation, 1.0 / r_max, r_max)
+        return r, ops.clip((batch_mean - mean) / deviation, -d_max, d_max)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "r_max": self.r_max,
+            "d_max": self.d_max,
+            "r_steps": list(self.r_steps),
+            "d_steps": list(self.d_steps),
+        }
+
+
+def _span(name: str, steps: Sequence[float]) -> tuple[float, float]:
+    if len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
+        raise ValueError(f"{name} must be two ascending numbers of steps, got {list(steps)}")
+    return float(steps[0]), float(steps[1])
+
+
+def _progress(steps: Any, span: tuple[float, float]) -> Any:
+    """How much of ``span`` is over: 0 up to its start, 1 from its end on."""
+    start, end = span
+    return ops.clip((steps - start) / max(end - start, 1.0), 0.0, 1.0)

@@ -1,0 +1,110 @@
+"""Ghost Batch Normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._statistics import count_of, standardize
+from normbench.norms.batch import BatchNormalization
+
+__all__ = ["GhostBatchNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class GhostBatchNormalization(BatchNormalization):
+    """Ghost Batch Normalization (Hoffer et al. 2017, algorithm 1).
+
+    Batch Normalization of each run of ``virtual_batch`` images in the mini-batch on its own, so
+    that a large mini-batch is normalized as small ones would be. In inference, moving averages.
+
+    As in the paper the moving averages follow the virtual batches one after the other, so that
+    ``momentum`` weighs images alike for any size of the mini-batch. The paper averages the
+    deviation; this layer, like Batch Normalization, the variance.
+
+    Args:
+        virtual_batch: Images normalized together; must divide the mini-batch.
+        momentum: Weight of the old moving statistics at each virtual batch.
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        unbiased: As for :class:`BatchNormalization`.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_mean`` and ``moving_variance``, float32 (C,).
+
+    Raises:
+        ValueError: ``virtual_batch`` below 1 or not dividing the mini-batch, ``momentum`` outside
+            [0, 1]. Where TensorFlow learns the size of the mini-batch only when it runs,
+            ``tf.errors.InvalidArgumentError`` instead.
+    """
+
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of a part of the mini-batch"
+    source = "Hoffer, Hubara & Soudry 2017, algorithm 1 (arXiv 1705.08741)"
+
+    def __init__(
+        self,
+        virtual_batch: int = 32,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        unbiased: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, unbiased, **kwargs)
+        if not isinstance(virtual_batch, int) or virtual_batch < 1:
+            raise ValueError(
+                f"virtual_batch must be a whole number of at least 1, got {virtual_batch!r}"
+            )
+        self.virtual_batch = virtual_batch
+
+    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+        images, places, channels = x.shape
+        size = self.virtual_batch
+        refusal = f"virtual_batch={size} does not divide the mini-batch of {self.name}"
+        if images is None:
+            x = _checked(x, size, refusal)
+        elif images % size:
+            raise ValueError(
+                f"{refusal}, {images} images: choose a batch that is a multiple of {size}, or a "
+                "virtual_batch that divides it"
+            )
+        shape = (
+            -1 if images is None else images // size,
+            size,
+            ops.shape(x)[1] if places is None else places,
+            channels,
+        )
+        parts = ops.reshape(x, shape)
+        y, mean, variance = standardize(parts, gamma, beta, int(channels), self.epsilon)
+        return ops.reshape(y, ops.shape(x)), mean, variance, count_of(parts, int(channels))
+
+    def update(self, mean: Any, variance: Any, count: Any) -> None:
+        if self.unbiased:
+            variance = variance * self.unbiased_factor(count)
+        # The same as following each virtual batch in turn: the last weighs 1 − momentum, the one
+        # before that times momentum, and so on.
+        parts = ops.shape(mean)[0]
+        age = ops.cast(parts - 1 - ops.arange(parts), "float32")[:, None]
+        weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
+        kept = ops.power(self.momentum, ops.cast(parts, "float32"))
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(
+                ops.convert_to_tensor(moving) * kept
+                + ops.sum(ops.stop_gradient(new) * weight, axis=0)
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "virtual_batch": self.virtual_batch}
+
+
+def _checked(x: Any, size: int, refusal: str) -> Any:
+    """Have TensorFlow refuse, when it runs, a mini-batch that ``size`` does not divide."""
+    import tensorflow as tf
+
+    rest = tf.math.floormod(tf.shape(x)[0], size)
+    with tf.control_dependencies([tf.debugging.assert_equal(rest, 0, message=refusal)]):
+        return tf.identity(x)

@@ -1,0 +1,93 @@
+"""Batch Normalization over all replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from normbench.norms._fused import batch_standardize
+from normbench.norms.batch import BatchNormalization
+
+__all__ = ["SynchronizedBatchNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class SynchronizedBatchNormalization(BatchNormalization):
+    """Batch Normalization with the statistics of all replicas' mini-batches (Peng et al. 2018).
+
+    Where a mini-batch is split over devices, Batch Normalization takes each device's part on its
+    own; this layer sums the statistics, and in the gradient the sums behind it, over all of them.
+    The replicas' parts may differ in size. On one device it is Batch Normalization.
+
+    When the sums are taken over replicas:
+
+    * TensorFlow: when the layer runs in a replica of a ``tf.distribute`` strategy, such as
+      ``MirroredStrategy``, that keeps more than one in sync.
+    * JAX: when the axis ``axis_name`` is mapped, by ``jax.pmap``, ``jax.vmap`` or
+      ``jax.shard_map(check_vma=False)``. Under ``jax.jit`` with a sharded batch (Keras's
+      ``DataParallel``) there is nothing to do: an array there is the whole mini-batch, and Batch
+      Normalization is synchronized by itself.
+
+    Gradients to γ and β are each replica's own part, to be summed like all others.
+
+    Keras's layer with ``synchronized=True`` does this on TensorFlow alone and with
+    E[x²] − E[x]², which in float32 loses the variance where |mean| is far above the deviation;
+    PyTorch's ``SyncBatchNorm`` needs GPUs.
+
+    Args:
+        momentum: Weight of the old moving statistics.
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        unbiased: As for :class:`BatchNormalization`, of the values on all replicas.
+        axis_name: The mapped axis on JAX.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_mean`` and ``moving_variance``, float32 (C,).
+
+    Raises:
+        ValueError: ``momentum`` outside [0, 1].
+    """
+
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² over all replicas"
+    source = "Peng et al. 2018, section 3.3 (arXiv 1711.07240)"
+
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        unbiased: bool = False,
+        axis_name: str = "replicas",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, unbiased, **kwargs)
+        self.axis_name = axis_name
+
+    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+        return batch_standardize(x, gamma, beta, self.epsilon, across=self._sum_over_replicas())
+
+    def _sum_over_replicas(self) -> Callable[[Any], Any] | None:
+        """What sums a tensor over the replicas; None where there is one."""
+        if keras.backend.backend() == "jax":
+            import jax
+
+            try:
+                jax.lax.axis_size(self.axis_name)
+            except NameError:  # the axis is not mapped
+                return None
+            return lambda values: jax.lax.psum(values, self.axis_name)
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return None
+        return lambda values: context.all_reduce(
+            tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(values)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "axis_name": self.axis_name}
