@@ -272,7 +272,7 @@ def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -
     """Set ``key`` in the composed ``tree`` after checking that it exists and what it holds."""
     from omegaconf import OmegaConf
 
-    known = dict(_leaves(OmegaConf.to_container(tree)))
+    known = dict(_leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
     if key not in known:
         raise _unknown_key(key, value, list(known), groups)
     if key.endswith(("_target_", ".name")):

@@ -40,7 +40,7 @@ class Norm:
         parametrization: Callable[[], WeightParametrization] | None = None,
         places: Mapping[str, LayerFactory | None] | None = None,
     ) -> None:
-        self._layers = dict.fromkeys(PLACES, layer)
+        self._layers: dict[str, LayerFactory | None] = dict.fromkeys(PLACES, layer)
         for place, other in (places or {}).items():
             self._layers[self._known(place)] = other
         self._asked_for = tuple(places or ())

@@ -38,11 +38,11 @@ class ScaledWeightStandardization(WeightParametrization):
         epsilon: Least value of var·fan-in in the divisor.
     """
 
-    formula = "γ·g·(W − mean W)/√max(var W·fan-in, ε)"
+    formula = "Ŵ = γ·g·(W − mean W)/√max(var W·fan-in, ε)"
     computed_over = "kernel places, input channels"
-    parameters = "g (output channels)"
+    parameters = "g: one a filter"
     state = "none"
-    source = "Brock et al. 2021 (arXiv 2102.06171), eq. 1"
+    source = "Brock et al. 2021, equation 1 (arXiv 2102.06171)"
     centred = True
 
     def __init__(self, gamma: float = 1.0, gain: bool = True, epsilon: float = 1e-4) -> None:

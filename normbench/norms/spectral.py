@@ -46,11 +46,11 @@ class SpectralNormalization(WeightParametrization):
         ValueError: ``iterations`` below 1.
     """
 
-    formula = "W/σ(W), σ the largest singular value"
+    formula = "Ŵ = W/σ(W), σ the largest singular value"
     computed_over = "the whole kernel"
     parameters = "none"
-    state = "u (output channels)"
-    source = "Miyato et al. 2018, algorithm 1"
+    state = "u: one a filter"
+    source = "Miyato et al. 2018, algorithm 1 (arXiv 1802.05957)"
 
     def __init__(self, iterations: int = 1) -> None:
         if not isinstance(iterations, int) or iterations < 1:

@@ -40,11 +40,11 @@ class WeightNormalization(WeightParametrization):
     first mini-batch; PyTorch's ``weight_norm`` begins as this does.
     """
 
-    formula = "g·W/‖W‖"
+    formula = "Ŵ = g·W/‖W‖"
     computed_over = "kernel places, input channels"
-    parameters = "g (output channels)"
+    parameters = "g: one a filter"
     state = "none"
-    source = "Salimans & Kingma 2016, eq. 2"
+    source = "Salimans & Kingma 2016, equation 2 (arXiv 1602.07868)"
 
     def build(self, layer: Any, shape: tuple[int, ...], depthwise: bool) -> None:
         super().build(layer, shape, depthwise)
@@ -68,8 +68,8 @@ class CenteredWeightNormalization(WeightNormalization):
     first g is ‖c‖, so that the layer begins as the one with the stored kernel centred.
     """
 
-    formula = "g·(W − mean W)/‖W − mean W‖"
-    source = "Huang et al. 2017, section 3"
+    formula = "Ŵ = g·(W − mean W)/‖W − mean W‖"
+    source = "Huang et al. 2017, section 3 (arXiv 1710.02338)"
     centred = True
 
 

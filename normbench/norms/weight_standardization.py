@@ -30,11 +30,11 @@ class WeightStandardization(WeightParametrization):
         epsilon: Added to the variance.
     """
 
-    formula = "(W − mean W)/√(var W + ε)"
+    formula = "Ŵ = (W − mean W)/√(var W + ε)"
     computed_over = "kernel places, input channels"
     parameters = "none"
     state = "none"
-    source = "Qiao et al. 2019, eq. 5–7"
+    source = "Qiao et al. 2019, equations 5–7 (arXiv 1903.10520)"
     centred = True
 
     def __init__(self, epsilon: float = 1e-5) -> None:

@@ -87,11 +87,11 @@ class WSAsRegularizer(WeightParametrization):
         ValueError: Any other ``returns``; in ``build``, a layer with a regularizer of its own.
     """
 
-    formula = "W; to the loss is added Σ (W − mean W)/(dev W + ε), which is 0"
+    formula = "Ŵ = W; added to the loss: Σ (W − mean W)/(dev W + ε), which is 0"
     computed_over = "kernel places, input channels"
     parameters = "none"
     state = "none"
-    source = "a question about Qiao et al. 2019; wrong: standardizes nothing"
+    source = "WRONG, for study: a question about Qiao et al. 2019 (arXiv 1903.10520)"
 
     def __init__(self, epsilon: float = 1e-5, returns: str = "sum") -> None:
         self.epsilon = float(epsilon)
@@ -136,7 +136,7 @@ class WSAssign(WeightParametrization):
     computed_over = "kernel places, input channels"
     parameters = "none"
     state = "none"
-    source = "an answer about Qiao et al. 2019; wrong: not in the gradient"
+    source = "WRONG, for study: an answer about Qiao et al. 2019 (arXiv 1903.10520)"
     centred = True
 
     def __init__(self, epsilon: float = 1e-4) -> None:

@@ -1,0 +1,174 @@
+"""The catalogue page: what it says comes from the classes and the files, and from nowhere else."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from normbench.config import compose, group_options
+from normbench.errors import UserError
+from normbench.headers import header
+from normbench.norms.page import FIELDS, Catalogue, details, page, rows
+from normbench.targets import options_of, target
+
+GROUPS = group_options()
+
+
+def catalogue_of(config_dir: Path | None = None) -> Catalogue:
+    groups = group_options(config_dir)
+    return Catalogue(
+        groups["norm"],
+        groups["norm/weight"],
+        lambda choice: compose([choice], config_dir).norm,
+        lambda group, name: header(group, name, config_dir),
+    )
+
+
+CATALOGUE = catalogue_of()
+
+
+def text_of(shown: Any, width: int = 100) -> str:
+    file = io.StringIO()
+    Console(width=width, file=file).print(shown)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", GROUPS["norm"])
+def test_every_norm_is_described_in_full(name: str) -> None:
+    entry = CATALOGUE.norm(name)
+    spec = compose([f"norm={name}"]).norm
+    assert entry.summary, f"conf/norm/{name}.yaml has no comment at its top"
+    for field in FIELDS:
+        said = getattr(entry, field)
+        assert said
+        assert "not said" not in said
+        assert "\n" not in said
+    if spec["_target_"] is not None:
+        made = target(spec["_target_"])  # what Python says is what was read from the source
+        assert made.computed_over in entry.computed_over
+        assert made.source in entry.source
+        assert made.state == "none" or made.state in entry.state
+    own = {f"norm.{key}" for key in options_of(spec, "weight", "bfn", "places")}
+    assert own <= {option.key for option in entry.options}
+
+
+@pytest.mark.parametrize("name", GROUPS["norm/weight"])
+def test_every_weight_parametrization_is_described_in_full(name: str) -> None:
+    entry = CATALOGUE.weight(name)
+    spec = compose([f"norm/weight={name}"]).norm["weight"]
+    assert entry.summary
+    if spec["_target_"] is not None:
+        made = target(spec["_target_"])
+        assert [getattr(entry, field) for field in FIELDS] == [getattr(made, f) for f in FIELDS]
+        assert [o.key for o in entry.options] == [f"norm.weight.{o}" for o in options_of(spec)]
+        assert all(option.about for option in entry.options)
+
+
+def test_a_pair_says_what_both_of_its_parts_do() -> None:
+    entry = CATALOGUE.entry("gn_ws")
+    norm, weight = CATALOGUE.entry("gn"), CATALOGUE.weight("ws")
+    assert entry.formula == f"{norm.formula}; kernels: {weight.formula}"
+    assert entry.state == "none"
+    assert entry.parameters == norm.parameters  # ws has none
+    assert entry.has_weight
+    assert "norm.weight.epsilon" in {option.key for option in entry.options}
+
+
+def test_a_placement_says_what_is_where() -> None:
+    entry = CATALOGUE.entry("xbn")
+    assert entry.computed_over == "batch, space; at mid: space, channels"
+    assert entry.source.startswith("Huang et al. 2022")
+    keys = {option.key: option.value for option in entry.options}
+    assert keys["norm.place"] == "mid"
+    assert keys["norm.bfn.groups"] == compose(["norm=xbn"]).norm["bfn"]["groups"]
+
+
+def test_scale_and_shift_that_are_off_are_left_out() -> None:
+    entry = CATALOGUE.entry("bn_noaffine")
+    assert entry.formula == "y = (x − μ)/√(σ² + ε)"
+    assert entry.parameters == "none"
+
+
+def test_wrong_ones_are_known_as_such() -> None:
+    wrong = {name for name in CATALOGUE.weights if CATALOGUE.weight(name).is_wrong}
+    assert wrong == {"ws_assign", "ws_regularizer"}
+    assert CATALOGUE.entry("gn_ws_assign").is_wrong
+    assert not CATALOGUE.entry("gn_ws").is_wrong
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown norm 'gn_wss': did you mean 'gn_ws'\?"):
+        CATALOGUE.entry("gn_wss")
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_the_page_shows_every_name_at_any_width(width: int) -> None:
+    shown = text_of(page(CATALOGUE), width)
+    words = set(shown.split())
+    assert {*GROUPS["norm"], *GROUPS["norm/weight"]} <= words
+    assert max(map(len, shown.splitlines())) <= width
+    assert len(rows(CATALOGUE)) == len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
+
+
+def test_details_show_each_option_as_it_is_set() -> None:
+    shown = text_of(details(CATALOGUE.entry("gn_ws")))
+    assert "norm.groups" in shown
+    assert "Number of groups; must divide the channels" in shown
+    assert "norm.weight.epsilon" in shown
+    assert "y = γ·(x − μ)/√(σ² + ε) + β" in shown
+    (line,) = (each for each in shown.splitlines() if each.startswith("norm.center"))
+    assert line.split()[:2] == ["norm.center", "true"]
+
+
+def test_a_normalization_from_outside_the_package_is_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_norms.py").write_text(
+        "from normbench.norms.group import GroupNormalization as Grouped\n"
+        "class Mine(Grouped):\n"
+        '    """Mine.\n\n    Args:\n'
+        '        factor: Of the output,\n            in two lines.\n    """\n'
+        '    formula = "y = GN(x)" "/2"\n'
+        '    source: str = "ours"\n'
+        '    state = " ".join(["no", "state"])\n'
+    )
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text(
+        "# One of ours.\ndefaults: [{weight: none}, _self_]\nname: mine\n"
+        "_target_: outside_norms.Mine\nfactor: 2\ngroups: 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = catalogue_of(tmp_path).entry("mine")
+    assert entry.summary == "One of ours."
+    assert entry.formula == "y = GN(x)/2"
+    assert entry.source == "ours"
+    assert entry.state == "no state"  # computed: found by importing the class
+    assert entry.computed_over == "space, channels"  # its base's
+    about = {option.key: option.about for option in entry.options}
+    assert about["norm.factor"] == "Of the output, in two lines."
+    assert about["norm.groups"].startswith("Number of groups")
+    (tmp_path / "norm" / "yours.yaml").write_text("name: yours\n_target_: outside_norms.Yours\n")
+    with pytest.raises(UserError, match=r"outside_norms\.Yours': there is no such class"):
+        catalogue_of(tmp_path).entry("yours")
+
+
+def test_the_page_needs_no_keras() -> None:
+    program = (
+        "import sys\n"
+        "from normbench.config import compose\n"
+        "from normbench.headers import header\n"
+        "from normbench.norms.page import Catalogue\n"
+        "c = Catalogue(['gn_ws', 'xbn'], ['ws'], lambda o: compose([o]).norm, header)\n"
+        "c.norm('gn_ws'), c.norm('xbn'), c.weight('ws')\n"
+        "print(*sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == ""
