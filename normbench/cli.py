@@ -172,7 +172,28 @@ def _show(arguments: Namespace, command: list[str]) -> int:
 
 
 def _norms(arguments: Namespace, command: list[str]) -> int:
-    raise NotImplementedError
+    from rich.console import Console
+
+    from normbench.config import compose, group_options, header
+    from normbench.norms.page import Catalogue, details, page, rows
+
+    folder = arguments.config_dir
+    groups = group_options(folder)
+    catalogue = Catalogue(
+        groups["norm"],
+        groups["norm/weight"],
+        lambda override: compose([override], folder).norm,
+        lambda group, name: header(group, name, folder),
+    )
+    if arguments.name:
+        Console().print(details(catalogue.entry(arguments.name)))
+    elif sys.stdout.isatty():
+        Console().print(page(catalogue))
+    else:
+        from normbench.listing import tsv
+
+        print(tsv(rows(catalogue)))
+    return 0
 
 
 def _data(arguments: Namespace, command: list[str]) -> int:
