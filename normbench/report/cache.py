@@ -113,7 +113,7 @@ def _stamp(folder: Path, now: int) -> str:
         except FileNotFoundError:
             parts.append("-")
             continue
-        if max(found.st_mtime_ns, found.st_ctime_ns) > now - _SETTLED_NS:
+        if found.st_mtime_ns > now - _SETTLED_NS:
             return ""
         parts.append(f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}")
     return " ".join(parts)

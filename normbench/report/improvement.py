@@ -40,19 +40,22 @@ def improvements(grid: Grid) -> dict[Any, Improvement]:
 
 
 def profiles(grid: Grid, points: int = 121) -> dict[Any, Profile]:
-    """Return each row's performance profile over the columns that all rows have.
+    """Return the performance profile, over all columns, of each row that has runs in all of them.
 
     Thresholds run over all scores seen, in stored units; a loss or a time is negated, so that a
     higher score is better throughout.
     """
-    shared = [
+    if grid.metric.higher_is_better is None:
+        return {}
+    columns = [
         column
         for column in grid.study.columns
-        if all(len(_scores(grid, row, column)) for row in grid.study.rows)
+        if any(len(_scores(grid, row, column)) for row in grid.study.rows)
     ]
-    if not shared or grid.metric.higher_is_better is None:
+    scores = {row: [_scores(grid, row, column) for column in columns] for row in grid.study.rows}
+    scores = {row: tasks for row, tasks in scores.items() if all(map(len, tasks))}
+    if len(scores) < 2:
         return {}
-    scores = {row: [_scores(grid, row, column) for column in shared] for row in grid.study.rows}
     every = np.concatenate([task for tasks in scores.values() for task in tasks])
     margin = 0.02 * (every.max() - every.min()) or 1e-9
     thresholds = np.linspace(every.min() - margin, every.max() + margin, points)

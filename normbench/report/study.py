@@ -43,7 +43,7 @@ class Study:
     Attributes:
         by: The factors, one or two: rows, then columns.
         context: What parts this study from the others of the store, by config key; the data set
-            and the architecture always.
+            and the architecture always, unless they are factors.
         rows, columns: Values of the factors, in the order of tables. With one factor
             ``columns`` is ``[""]``.
         runs: Their rows of the runs frame, in every state, with ``row`` and ``column`` added.
@@ -78,20 +78,24 @@ class Study:
 
     @property
     def title(self) -> str:
-        """What the study is about, as ``ResNet8 on Digits, optimizer.lr 0.1``."""
-        parts = [f"{self.context['arch']} on {labels.value('dataset', self.context['dataset'])}"]
+        """What the study is about, as ``resnet8 on Digits, optimizer.lr 0.1``."""
+        arch, dataset = self.context.get("arch"), self.context.get("dataset")
+        parts = [str(arch)] if arch else []
+        if dataset:
+            name = labels.value("dataset", dataset)
+            parts = [f"{arch} on {name}" if arch else name]
         parts += [
             f"{key} {labels.plain(value)}"
             for key, value in self.context.items()
             if key not in ("dataset", "arch")
         ]
-        return ", ".join(parts)
+        return ", ".join(parts) or "all runs"
 
     @property
     def slug(self) -> str:
         """The title as part of a file name."""
         values = [labels.plain(value) for value in self.context.values()]
-        kept = "-".join(values).lower()
+        kept = "-".join(values).lower() or "all"
         return "".join(c if c.isalnum() or c in "._-" else "_" for c in kept)
 
     @property
@@ -141,7 +145,8 @@ def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study
     runs["column"] = _variants(runs, second) if second else ""
     keys = _context(runs, factors)
     found = []
-    for values, part in runs.groupby(keys, dropna=False, sort=True):
+    parts = runs.groupby(keys, dropna=False, sort=True) if keys else [((), runs)]
+    for values, part in parts:
         curves = frames.curves[frames.curves["run"].isin(part["name"])]
         found.append(
             Study(
@@ -197,7 +202,7 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
         and not column.startswith(inside or ("\0",))
     ]
     keys = [key for key in ("dataset", "arch") if key in config]
-    keys += by[2:]
+    keys += [name for name in by[2:] if name not in keys]
     rest = sorted(config, key=lambda c: (_FIRST.index(c) if c in _FIRST else len(_FIRST), "." in c))
     for column in rest:
         if column in keys or runs[column].nunique(dropna=False) < 2:

@@ -50,9 +50,7 @@ def test_paired_difference_is_that_of_scipy(n: int) -> None:
     low, high = known.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-10)
     difference = ours - theirs
-    exact = special.gamma((n - 1) / 2) / (
-        math.sqrt((n - 1) / 2) * special.gamma((n - 2) / 2)
-    )
+    exact = special.gamma((n - 1) / 2) / (math.sqrt((n - 1) / 2) * special.gamma((n - 2) / 2))
     cohen = difference.mean() / difference.std(ddof=1)
     assert found.effect == pytest.approx(exact * cohen, rel=1e-10)
 
@@ -81,7 +79,8 @@ def closed_testing(p_values: list[float]) -> list[float]:
     """Holm by its definition: closed testing with Bonferroni over every intersection."""
     places = range(len(p_values))
     subsets = [
-        subset for size in range(1, len(p_values) + 1)
+        subset
+        for size in range(1, len(p_values) + 1)
         for subset in itertools.combinations(places, size)
     ]
     return [

@@ -54,7 +54,7 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
         f"{shown.name}-profiles",
         f"Performance profiles over {_tasks(grid)}: {study.title}. Share of runs whose "
         f"{shown.label.lower()} is better than τ, the mean over tasks, with 95 % bands from a "
-        "stratified bootstrap (Agarwal et al. 2021).",
+        f"stratified bootstrap (Agarwal et al. 2021).{_absent(grid, profiles)}",
         figure,
     )
 
@@ -95,6 +95,12 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
         figure,
         points,
     )
+
+
+def _absent(grid: Grid, profiles: dict[Any, Profile]) -> str:
+    """Name the rows without a profile."""
+    names = [grid.study.row(row) for row in grid.study.rows if row not in profiles]
+    return f" Left out, since they lack runs: {', '.join(names)}." if names else ""
 
 
 def _named(grid: Grid, row: Any, tasks: int) -> str:

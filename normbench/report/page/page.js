@@ -6,6 +6,11 @@
   const tip = document.getElementById("tip");
   let cell = "";
 
+  const closeDetails = (table) => {
+    for (const row of table.querySelectorAll("tr.detail")) row.remove();
+    for (const button of table.querySelectorAll(".more")) button.setAttribute("aria-expanded", "false");
+  };
+
   // --- sorting: numbers by their unrounded value, texts by alphabet, empty ones last
   const valueOf = (row, place) => {
     const data = row.cells[place];
@@ -70,13 +75,7 @@
     lead(link.dataset.cell);
     history.replaceState(null, "", link.getAttribute("href"));
   });
-  if (details.cells[location.hash.slice(1)]) lead(location.hash.slice(1));
-
   // --- a run's config, origin and command
-  const closeDetails = (table) => {
-    for (const row of table.querySelectorAll("tr.detail")) row.remove();
-    for (const button of table.querySelectorAll(".more")) button.setAttribute("aria-expanded", "false");
-  };
   list.addEventListener("click", (event) => {
     const button = event.target.closest(".more");
     if (!button) return;
@@ -103,6 +102,8 @@
     data.append(facts);
     row.after(box);
   });
+
+  if (details.cells[location.hash.slice(1)]) lead(location.hash.slice(1));
 
   // --- values of figures under the pointer: the nearest within 24 pixels
   const REACH = 24;

@@ -1,0 +1,183 @@
+"""The figures: that what is drawn is what was computed, and nothing is cut off or hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from normbench.report import load
+from normbench.report.bands import bands, joined
+from normbench.report.figures import batch, curves, heatmap, profile, rate, time
+from normbench.report.grid import Grid, build
+from normbench.report.improvement import improvements, profiles
+from normbench.report.metrics import METRICS
+from normbench.report.references import REFERENCES
+from normbench.report.statistics import sample
+from normbench.report.study import Study, studies
+
+
+@pytest.fixture(scope="module")
+def study(motley: Path) -> Study:
+    (found,) = studies(load(motley, cached=False))
+    return found
+
+
+@pytest.fixture(scope="module")
+def grid(study: Study) -> Grid:
+    return build(study, METRICS["test_acc"], "bn")
+
+
+def test_points_lie_at_the_means(grid: Grid) -> None:
+    drawing = batch.draw(grid)
+    axis = drawing.figure.axes[0]
+    lines = {tuple(line.get_xdata()): line for line in axis.lines if len(line.get_xdata()) == 6}
+    drawn = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) == 6]
+    assert lines
+    expected = [100 * grid.cells["gn", column].sample.mean for column in grid.study.columns]
+    assert any(np.allclose(y, expected) for y in drawn)
+    assert axis.get_xscale() == "log"
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
+        "16",
+        "32",
+        "64",
+        "128",
+        "256",
+        "512",
+    ]
+    assert axis.get_ylabel() == "Test accuracy (%)"
+
+
+def test_diverged_cells_stand_at_the_edge_and_are_explained(grid: Grid) -> None:
+    drawing = batch.draw(grid)
+    axis = drawing.figure.axes[0]
+    low = axis.get_ylim()[0]
+    assert low > 80
+    texts = {point.key: point for point in drawing.points}
+    assert texts["none", 16].y == low
+    assert "1 diverged" in texts["none", 16].text
+    names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert "beyond, with diverged runs" in names
+    assert "IN" not in names
+    hits = drawing.hits()
+    assert all(0 <= hit.x <= 1 and 0 <= hit.y <= 1 for hit in hits)
+
+
+def test_throughput_starts_at_zero_and_has_no_crosses(study: Study) -> None:
+    drawing = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
+    assert drawing.figure.axes[0].get_ylim()[0] == 0
+    assert ("none", 512) not in {point.key for point in drawing.points}
+
+
+def test_published_results_are_marked_with_their_source(grid: Grid) -> None:
+    drawing = batch.draw(grid, REFERENCES[:1])
+    assert "He et al. 2016" in drawing.caption
+    assert "8.75 % error" in drawing.caption
+    names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert "published (BN)" in names
+    stars = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
+    assert [float(star.get_ydata()[0]) for star in stars] == [pytest.approx(91.25)]
+
+
+def test_bands_are_t_intervals_of_each_epoch(study: Study) -> None:
+    found = bands(joined(study), "val_acc")["gn", 64]
+    names = study.runs[(study.runs["row"] == "gn") & (study.runs["column"] == 64)]["name"]
+    own = study.curves[study.curves["run"].isin(names)]
+    for place, epoch in enumerate(found.x):
+        known = sample(own[own["epoch"] == epoch]["val_acc"].to_numpy())
+        assert found.mean[place] == pytest.approx(known.mean)
+        assert found.low[place] == pytest.approx(known.low)
+        assert found.high[place] == pytest.approx(known.high)
+
+
+def test_a_diverged_run_counts_until_it_diverges(study: Study) -> None:
+    found = bands(joined(study), "val_acc")["none", 512]
+    assert list(found.x) == [1]
+
+
+def test_curves_have_a_panel_for_each_batch_size(study: Study) -> None:
+    drawing = curves.draw(study, "val_acc", "train_acc")
+    titles = [axis.get_title() for axis in drawing.figure.axes if axis.get_visible()]
+    assert titles == [f"Batch size {b}" for b in (16, 32, 64, 128, 256, 512)]
+    against = curves.draw(study, "val_loss", x="images_seen", log=True)
+    assert against.figure.axes[0].get_yscale() == "log"
+    assert against.figure.axes[-1].get_xlabel() == "Images seen (thousands)"
+    assert max(against.figure.axes[0].lines[0].get_xdata()) == pytest.approx(24.0)
+
+
+def test_one_line_a_batch_size_where_all_share_the_rate(
+    study: Study, grid: Grid, synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    drawing = rate.draw(study)
+    assert len(drawing.figure.axes) == 1
+    assert len(drawing.figure.axes[0].lines) == 6
+    # A norm with a rate of its own: panels.
+    path = synth.write_run(tmp_store, synth.config("bn", 16, 0, epochs=4)) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"lr": 0', '"lr": 1'))
+    synth.write_run(tmp_store, synth.config("gn", 16, 0, epochs=4))
+    (other,) = studies(load(tmp_store))
+    assert len(rate.draw(other).figure.axes[0].lines) == 2
+
+
+def test_heat_map_shows_differences_and_leaves_empty_rows_out(grid: Grid) -> None:
+    drawing = heatmap.draw(grid)
+    axis = drawing.figure.axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["No norm", "GN", "GN+WS", "LN"]
+    texts = [text.get_text() for text in axis.texts]
+    expected = f"{100 * grid.cells['gn', 16].baseline.mean:+.1f}"
+    assert expected in texts
+    assert texts.count("div.") == 2
+
+
+def test_time_leaves_diverged_cells_out(study: Study, grid: Grid) -> None:
+    drawing = time.draw(grid, build(study, METRICS["train_seconds"]))
+    rows = {point.key[0] for point in drawing.points}
+    assert rows == {"bn", "gn", "gn_ws", "ln"}
+    assert "s of training" in drawing.points[0].text
+
+
+def test_profiles_and_improvements(grid: Grid) -> None:
+    found = profiles(grid)
+    assert set(found) == {"bn", "gn", "gn_ws"}
+    drawing = profile.draw_profiles(grid, found)
+    assert "Left out, since they lack runs: No norm, LN, IN." in drawing.caption
+    chances = improvements(grid)
+    drawing = profile.draw_improvements(grid, chances)
+    names = [tick.get_text() for tick in drawing.figure.axes[0].get_yticklabels()]
+    assert names == ["No norm (2 of 6)", "GN", "GN+WS", "LN (1 of 6)"]
+
+
+@pytest.mark.parametrize("norms", [("bn",), ("bn", "gn", "gn_ws", "ln", "in", "none", "bn_ws")])
+def test_nothing_is_cut_off_at_the_edges(
+    grid: Grid, norms: tuple[str, ...], synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    root = synth.write_grid(tmp_store, norms, (16, 128, 1024), 2, 4)
+    (study,) = studies(load(root))
+    whole = build(study, METRICS["test_acc"], "bn")
+    drawings = [
+        batch.draw(whole),
+        curves.draw(study, "val_acc", "train_acc"),
+        rate.draw(study),
+        time.draw(whole, build(study, METRICS["train_seconds"])),
+    ]
+    for drawing in drawings:
+        drawing.settle()
+        figure = drawing.figure
+        inside = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert inside.x0 >= -0.02
+        assert inside.y0 >= -0.02
+        assert inside.x1 <= width + 0.02
+        assert inside.y1 <= height + 0.02
+
+
+def test_columns_that_are_no_numbers(grid: Grid, synth: SimpleNamespace, tmp_store: Path) -> None:
+    root = tmp_store
+    for dataset in ("digits", "mnist"):
+        synth.write_grid(root, ("bn", "gn"), (64,), 2, 3, dataset=dataset)
+    (study,) = studies(load(root), ("norm", "dataset"))
+    drawing = batch.draw(build(study, METRICS["test_acc"], "bn"))
+    ticks = [tick.get_text() for tick in drawing.figure.axes[0].get_xticklabels()]
+    assert ticks == ["Digits", "MNIST"]

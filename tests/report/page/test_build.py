@@ -1,0 +1,188 @@
+"""The page: one file, no network, every number leads to its runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from normbench.report import load
+from normbench.report.content import Request, draw, sections
+from normbench.report.figures import style
+from normbench.report.page import svg
+from normbench.report.page.build import build
+
+VOID = {"meta", "input", "br", "hr", "img", "link", "rect", "use", "circle", "path", "stop"}
+
+
+class Reader(HTMLParser):
+    """Collects ids, links and what is left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[dict[str, str | None]] = []
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.rows: list[dict[str, str | None]] = []
+        self.hits: list[dict[str, str | None]] = []
+        self.errors: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if tag == "a":
+            self.links.append(found)
+        if tag == "tr" and "data-run" in found:
+            self.rows.append(found)
+        if found.get("class") == "hit":
+            self.hits.append(found)
+        self.sources += [str(found[k]) for k in ("src", "xlink:href") if found.get(k)]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+
+@pytest.fixture(scope="module")
+def page(motley: Path) -> str:
+    frames = load(motley, cached=False)
+    asked = Request(target=None)
+    made, _ = sections(frames, asked)
+    made[0].drawings = [d for d in draw(made[0]) if not d.slug.endswith("-curves")]
+    return build(frames, made, asked, ["a note"], motley.parent / "out")
+
+
+@pytest.fixture(scope="module")
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+def test_it_is_well_formed(read: Reader) -> None:
+    assert read.errors == []
+    assert read.open == []
+    assert len(read.ids) == len(set(read.ids))
+
+
+def test_it_needs_no_network(page: str, read: Reader) -> None:
+    assert all(source.startswith(("#", "data:")) for source in read.sources)
+    without = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
+    assert not re.search(r"https?://", without)
+    assert "@import" not in page
+    assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
+
+
+def test_links_inside_lead_somewhere(read: Reader) -> None:
+    inside = [str(a["href"])[1:] for a in read.links if str(a.get("href", "")).startswith("#")]
+    assert len(inside) > 60
+    assert set(inside) <= set(read.ids)
+
+
+def test_every_run_is_listed_once_with_its_config(read: Reader, motley: Path) -> None:
+    names = [str(row["data-run"]) for row in read.rows]
+    assert sorted(names) == list(load(motley, cached=False).runs["name"])
+    targets = [str(a["href"]) for a in read.links if str(a["href"]).endswith("config.yaml")]
+    assert len(targets) == 63
+    for target in targets:
+        assert (motley.parent / "out" / target).resolve().is_file()
+
+
+def test_values_under_the_pointer_lead_to_their_runs(read: Reader) -> None:
+    cells = {row["data-cell"] for row in read.rows}
+    assert len(read.hits) > 50
+    assert {hit["data-cell"] for hit in read.hits if "data-cell" in hit} <= cells
+    assert any("GN+WS, batch size 16" in str(hit["data-tip"]) for hit in read.hits)
+
+
+def test_details_are_json_that_cannot_end_the_script(page: str) -> None:
+    text = page.split('id="details">')[1].split("</script>")[0]
+    details = json.loads(text)
+    assert "<" not in text
+    run = next(iter(details["runs"].values()))
+    assert run["command"].startswith("normbench run ")
+    assert "batch" in run["facts"]
+    assert len(details["cells"]) == 24
+
+
+def test_texts_of_a_store_are_escaped(motley: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(motley, root)
+    (root / "<b>bold<").mkdir()
+    frames = load(root, cached=False)
+    made, _ = sections(frames, Request())
+    text = build(frames, made, Request(where="norm != '<i>'"), ["<u>note"], tmp_path)
+    assert "<b>bold<" not in text
+    assert "&lt;b&gt;bold&lt;" in text
+    assert "<i>" not in text
+    assert "<u>note" not in text
+
+
+def test_colours_follow_the_page() -> None:
+    figure, axes = style.styled(style.new)(style.COLUMN, 2.0)
+    axes[0, 0].plot([1, 2], [1, 2], color=style.BLUE)
+    text = svg.inline(style.Drawing("x", 'A "line" & more', figure), "p", lambda key: "")
+    assert style.INK not in text
+    assert "var(--ink)" in text
+    assert f"var(--s-{style.BLUE[1:]})" in text
+    assert all(name.startswith("p-") for name in re.findall(r'\bid="([^"]*)"', text))
+    assert 'aria-label="A &quot;line&quot; &amp; more"' in text
+    assert set(svg.DARK) == set(style.COLOURS)
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    path = tmp_path / "index.html"
+    # What a reader would see go wrong: an error in the script, or a page wider than the window.
+    probe = (
+        "<script>addEventListener('error', (e) => document.title = 'ERROR ' + e.message);"
+        "addEventListener('load', () => document.title += ' ' + "
+        "document.documentElement.scrollWidth + ' ' + "
+        "[...document.querySelectorAll('tr[data-run]')].filter((r) => !r.hidden).length)</script>"
+    )
+    path.write_text(page.replace("<style>", f"{probe}<style>", 1), encoding="utf-8")
+    done = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--dump-dom",
+            f"{path.as_uri()}#c0-1",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    word, _, wide, rows = title[1].rsplit(" ", 3)
+    assert word == "normbench"
+    assert int(wide) <= max(width, 500)
+    assert int(rows) == 2

@@ -1,0 +1,259 @@
+"""The commands end to end: what they write, say and refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from normbench.errors import NormbenchError, UserError
+from normbench.report import commands, load
+
+
+class Written(SimpleNamespace):
+    out: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def written(motley: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The report on a store with everything in it."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(out.parent / "cache"))
+        page = commands.report(motley, target=0.93, out=out, say=said.append)
+    assert page == out / "index.html"
+    return Written(out=out, said=said)
+
+
+def test_everything_is_written(written: Written) -> None:
+    names = {path.relative_to(written.out).as_posix() for path in written.out.rglob("*.*")}
+    assert names >= {
+        "index.html",
+        "report.md",
+        "data/runs.parquet",
+        "data/curves.csv",
+        "tables/test_acc.md",
+        "tables/test_acc.csv",
+        "tables/test_acc.tex",
+        "tables/best_val_test_acc.md",
+        "tables/test_acc-differences.tex",
+        "tables/steps_to_target.md",
+        "tables/gap.csv",
+        "tables/summary.tex",
+        "tables/runs.md",
+    }
+    figures = {path.stem for path in (written.out / "figures").iterdir()}
+    assert figures == {
+        "test_acc-by-batch",
+        "test_err-by-batch",
+        "test_acc-heatmap",
+        "test_acc-by-time",
+        "images_per_s-by-batch",
+        "test_acc-improvement",
+        "test_acc-profiles",
+        "val_acc-curves",
+        "val_loss-curves",
+        "lr-curves",
+        "grad_norm-curves",
+    }
+    for stem in figures:
+        for kind in ("png", "svg", "pdf"):
+            assert (written.out / "figures" / f"{stem}.{kind}").stat().st_size > 2000
+    manifest = json.loads((written.out / commands.MANIFEST).read_text())
+    assert set(manifest) == names - {commands.MANIFEST}
+
+
+def test_every_run_is_accounted_for(written: Written) -> None:
+    said = "\n".join(written.said)
+    assert "63 runs: 57 finished, 3 diverged, 2 interrupted, 1 failed" in said
+    for word in ("holiday-pictures", "notes.txt", "not JSON", "no config.yaml"):
+        assert sum(word in line for line in written.said if line.startswith("left out")) >= 1
+    text = (written.out / "report.md").read_text()
+    assert text.count("- left out: ") == 4
+    assert "digits-resnet8-ln-b128-s0" in text
+    assert "A diverged run enters" in text
+
+
+def test_csv_and_frames_agree(written: Written, motley: Path) -> None:
+    lines = list(csv.DictReader((written.out / "tables" / "test_acc.csv").open()))
+    runs = load(motley).runs
+    for line in lines:
+        if line["diverged"] == "0" and int(line["n"]) > 0:
+            own = runs[(runs["norm"] == line["norm"]) & (runs["batch"] == int(line["batch"]))]
+            assert float(line["mean"]) == pytest.approx(own["test_acc"].mean())
+    kept = pd.read_parquet(written.out / "data" / "curves.parquet")
+    pd.testing.assert_frame_equal(kept, load(motley).curves)
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: what is looked at is everything else."""
+    monkeypatch.setattr(commands.content, "draw", lambda section: [])
+
+
+def test_a_second_report_takes_the_first_ones_files_away(
+    grid: Callable[..., Path],
+    synth: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
+    synth.write_grid(root, ("bn",), (16,), 2, 3, dataset="mnist")
+    out = tmp_path / "out"
+    commands.report(root, out=out, say=lambda line: None)
+    assert (out / "tables" / "mnist-resnet8" / "summary.md").exists()
+    (out / "tables" / "mine.md").write_text("my own notes")
+    commands.report(root, "dataset == digits", target=0.5, out=out, say=lambda line: None)
+    assert not (out / "tables" / "mnist-resnet8" / "summary.md").exists()
+    assert (out / "tables" / "summary.md").exists()
+    assert (out / "tables" / "mine.md").exists()
+
+
+def test_a_manifest_cannot_name_files_elsewhere(
+    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
+    precious = tmp_path / "precious.txt"
+    precious.write_text("keep")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / commands.MANIFEST).write_text(json.dumps(["../precious.txt", str(precious)]))
+    commands.report(root, out=out, say=lambda line: None)
+    assert precious.read_text() == "keep"
+
+
+def test_a_running_sweep_is_reported(
+    synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    synth.write_run(tmp_store, synth.config("bn", 16, 0), status="running", stop=3)
+    synth.write_run(tmp_store, synth.config("bn", 16, 1), status="running", stop=0)
+    said: list[str] = []
+    commands.report(tmp_store, out=tmp_path / "out", say=said.append)
+    assert any("2 runs: 2 interrupted" in line for line in said)
+    assert "2 not ended" in "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"metric": "test_ac"}, "did you mean 'test_acc'"),
+        ({"by": "norm,bach"}, "did you mean 'batch'"),
+        ({"baseline": "gnws"}, "did you mean 'gn_ws'"),
+        ({"target": 93.0}, "write 0.93"),
+        ({"where": "norm == xbn"}, "no run has norm 'xbn'"),
+        ({"where": "batch > 4096"}, "keeps none of the 63 runs"),
+        ({"metric": "steps_to_target"}, "unknown metric"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(
+    motley: Path, tmp_path: Path, options: dict, says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        commands.report(motley, out=tmp_path / "out", say=lambda line: None, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(
+    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NormbenchError, match="cannot write the report"):
+        commands.report(root, out=tmp_path / "file" / "out", say=lambda line: None)
+
+
+def test_the_table_that_a_sweep_ends_with(motley: Path, tmp_store: Path) -> None:
+    shown = commands.text(commands.summary_table(motley), 80)
+    assert "Test accuracy (%): resnet8 on Digits" in shown
+    with pytest.raises(UserError, match="there are no runs"):
+        commands.summary_table(tmp_store)
+
+
+def test_diff_names_what_differs(motley: Path, tmp_path: Path) -> None:
+    names = load(motley).runs
+    first = names[(names["norm"] == "bn") & (names["batch"] == 16)]["name"].iloc[0]
+    second = names[(names["norm"] == "gn") & (names["batch"] == 16)]["name"].iloc[0]
+    said: list[str] = []
+    commands.diff(motley, first, second, tmp_path / "diff", say=said.append)
+    text = (tmp_path / "diff" / "diff.md").read_text()
+    assert "| norm.groups | –" in text
+    assert "| batch" not in text
+    assert "weights differ" in text
+    assert (tmp_path / "diff" / "curves.png").stat().st_size > 10_000
+    said.clear()
+    commands.diff(motley, first, first, say=said.append)
+    assert "same to the last bit" in "\n".join(said)
+    assert "Nothing differs in the config" in "\n".join(said)
+    with pytest.raises(UserError):
+        commands.diff(motley, first, "no-such-run", say=said.append)
+
+
+def test_diff_of_runs_without_results(
+    synth: SimpleNamespace, tmp_store: Path, tmp_path: Path
+) -> None:
+    a = synth.write_run(tmp_store, synth.config("bn", 16, 0), status="running", stop=0)
+    b = synth.write_run(tmp_store, synth.config("bn", 16, 1), status="diverged", stop=2)
+    said: list[str] = []
+    commands.diff(tmp_store, a.name, b.name, tmp_path / "diff", say=said.append)
+    assert "no final weights" in "\n".join(said) or "differ" in "\n".join(said)
+    (a / "meta.json").write_text("{")
+    with pytest.raises(NormbenchError):
+        commands.diff(tmp_store, a.name, b.name, say=said.append)
+
+
+@pytest.mark.parametrize("kind", ["md", "csv", "tex", "parquet"])
+def test_export_in_each_format(motley: Path, tmp_path: Path, kind: str) -> None:
+    path = commands.export(
+        motley, "norm in [bn, gn]", tmp_path / f"table.{kind}", say=lambda line: None
+    )
+    assert path is not None
+    if kind == "parquet":
+        assert len(pd.read_parquet(path)) == 12
+    elif kind == "csv":
+        assert len(pd.read_csv(path)) == 12
+    else:
+        assert path.read_text().count("GN") >= 6
+
+
+def test_export_of_several_studies_tells_them_apart(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    synth.write_grid(root, ("bn",), (16,), 2, 3, dataset="mnist")
+    said: list[str] = []
+    assert commands.export(root, say=said.append) is None
+    text = "\n".join(said)
+    assert "Data set" in text
+    assert "MNIST" in text
+    assert "Digits" in text
+
+
+def test_export_refuses(motley: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown format 'docx'"):
+        commands.export(motley, out=tmp_path / "x.docx")
+    with pytest.raises(UserError, match="needs a file"):
+        commands.export(motley, format="parquet")
+
+
+def test_a_copied_store_reports_the_same_tables(
+    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=3, epochs=3)
+    shutil.copytree(root, tmp_path / "copy")
+    for source, out in ((root, "one"), (tmp_path / "copy", "two")):
+        commands.report(source, out=tmp_path / out, say=lambda line: None)
+    for path in (tmp_path / "one" / "tables").glob("*.tex"):
+        assert path.read_text() == (tmp_path / "two" / "tables" / path.name).read_text()

@@ -1,0 +1,52 @@
+"""Mixtures of code, libraries and machines are said; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from normbench.report import load
+from normbench.report.provenance import counts, environment, mixtures, unfinished
+
+
+def test_one_origin_is_no_mixture(motley: Path) -> None:
+    assert mixtures(load(motley).runs) == []
+    shown = dict(environment(load(motley).runs))
+    assert shown["keras"] == "3.15.1"
+    assert shown["engine.threads"] == "2"
+
+
+def test_each_mixture_is_told_with_its_counts(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=3, epochs=3)
+    newer = synth.versions | {"keras": "3.15.2"}
+    synth.write_run(
+        root,
+        synth.config("gn", 16, 0, epochs=3),
+        commit="a" * 40,
+        versions=newer,
+        processor="AMD EPYC",
+    )
+    # A run that failed made no number: its origin mixes nothing.
+    synth.write_run(
+        root, synth.config("ln", 16, 0, epochs=3), commit="b" * 40, status="failed", stop=1
+    )
+    found = mixtures(load(root).runs)
+    assert found == [
+        "runs come from 2 commits: 4f9d2c1e8b (3 runs), aaaaaaaaaa (1 runs)",
+        "runs come from 2 versions of keras: 3.15.1 (3 runs), 3.15.2 (1 runs)",
+        "runs come from 2 processors (times cannot be compared): Intel(R) Xeon(R) Processor @ "
+        "2.20GHz (3 runs), AMD EPYC (1 runs)",
+    ]
+
+
+def test_states_are_counted_and_named(motley: Path) -> None:
+    frames = load(motley)
+    assert counts(frames) == "63 runs: 57 finished, 3 diverged, 2 interrupted, 1 failed"
+    lines = unfinished(frames)
+    assert [line.partition(":")[0] for line in lines] == ["diverged", "failed", "interrupted"]
+    assert "(ResourceExhaustedError)" in lines[1]
+    assert "(epoch 9 of 20)" in lines[2]
+    assert unfinished(frames, named=1)[0].endswith("and 2 more")

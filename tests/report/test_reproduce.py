@@ -1,0 +1,45 @@
+"""The commands that a report gives for its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from normbench.report import load
+from normbench.report.content import Request
+from normbench.report.reproduce import commands, report_command
+
+
+def frame(*argv: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"command": [json.dumps(each) for each in argv]})
+
+
+def test_a_full_grid_is_told_as_one_sweep(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=3, epochs=3)
+    assert commands(load(root).runs) == [
+        (
+            "normbench sweep norm=bn,gn_ws batch=16,128 seed=0,1,2 dataset=digits arch=resnet8 "
+            "epochs=3",
+            12,
+        )
+    ]
+
+
+def test_what_is_no_grid_is_listed() -> None:
+    runs = [["normbench", "run", "norm=bn", "batch=16"], ["normbench", "run", "norm=gn", "batch=8"]]
+    assert [count for _, count in commands(frame(*runs))] == [1, 1]
+    sweep = ["/opt/bin/normbench", "sweep", "norm=bn,gn"]
+    assert commands(frame(sweep, sweep)) == [("normbench sweep norm=bn,gn", 2)]
+    resumed = ["normbench", "run", "norm=bn", "--resume"]
+    assert len(commands(frame(runs[0], resumed))) == 2
+
+
+def test_the_report_is_made_again_by_its_own_command() -> None:
+    asked = Request("norm in [bn, gn]", ("arch", "batch"), "test_err", "gn", 0.9)
+    assert report_command(Path("my runs"), asked) == (
+        "normbench report 'my runs' --where 'norm in [bn, gn]' --by arch,batch "
+        "--metric test_err --baseline gn --target 0.9"
+    )

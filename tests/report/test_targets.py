@@ -1,0 +1,40 @@
+"""Steps, epochs and seconds to an accuracy, against a walk through the files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from normbench.errors import UserError
+from normbench.report import load
+from normbench.report.targets import add
+
+
+def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:
+    found = add(load(motley), 0.93).runs.set_index("name")
+    reached = 0
+    for name, row in found.iterrows():
+        lines = (motley / str(name) / "metrics.jsonl").read_text().splitlines()
+        epochs = [json.loads(line) for line in lines if line.endswith("}")]
+        seconds = 0.0
+        for epoch in epochs:
+            seconds += epoch["train_seconds"]
+            if epoch["val_acc"] is not None and epoch["val_acc"] >= 0.93:
+                assert row["steps_to_target"] == epoch["step"]
+                assert row["epochs_to_target"] == epoch["epoch"]
+                assert row["seconds_to_target"] == pytest.approx(seconds)
+                reached += 1
+                break
+        else:
+            assert math.isnan(row["steps_to_target"])
+    assert 0 < reached < len(found)
+
+
+def test_a_percentage_is_refused_with_the_fraction(motley: Path) -> None:
+    with pytest.raises(UserError, match=r"write 0\.9 for 90 %"):
+        add(load(motley), 90)
+    with pytest.raises(UserError, match="above 0"):
+        add(load(motley), 0)
