@@ -31,8 +31,8 @@ endef
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-quickstart: $(STAMP) ## train 3 norms x 3 batch sizes on real digits (no download) and print the table
-	$(BIN)/normbench sweep dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 epochs=5 \
+quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (no download), and report
+	$(BIN)/normbench sweep dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 seed=0,1,2 epochs=5 \
 		store=.quickstart/runs
 	$(BIN)/normbench report .quickstart/runs --out .quickstart/report
 

@@ -51,7 +51,10 @@ class TensorFlowLoop(Loop):
         # Any number of steps is one signature: another length must not mean another trace.
         self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
         self._recompute = tf.function(self._see_training_images, autograph=False)
-        self._score = tf.function(self._score_split, autograph=False)
+        # Of any number of images, for one trace to serve both splits and their last batches.
+        any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
+        any_labels = tf.TensorSpec([None], tf.int32)
+        self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
 
     def compile(self) -> None:
         self.begin_epoch(0)
@@ -178,26 +181,18 @@ class TensorFlowLoop(Loop):
         )
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Losses of each full batch and of the rest; counts of correct images."""
-        count, batch = int(images.shape[0]), self.plan.eval_batch
-        full = count // batch
+        """The loss of each batch, the last one as small as it comes; the images that are right."""
+        count, batch = tf.shape(labels)[0], self.plan.eval_batch
 
-        def score(pixels: Any, labels: Any) -> tuple[Any, Any]:
-            logits = self.model(self.plan.images.scaled(pixels), training=False)
-            return tf.reduce_sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
+        def body(start: Any, losses: Any, hits: Any) -> Any:
+            stop = tf.minimum(start + batch, count)
+            logits = self.model(self.plan.images.scaled(images[start:stop]), training=False)
+            chosen = labels[start:stop]
+            loss = tf.reduce_sum(cross_entropy(logits, chosen, 0.0))
+            return stop, losses.write(start // batch, loss), hits + correct(logits, chosen)
 
-        def body(index: Any, losses: Any, hits: Any) -> Any:
-            start = index * batch
-            pixels = tf.slice(images, [start, 0, 0, 0], [batch, *images.shape[1:]])
-            loss, right = score(pixels, tf.slice(labels, [start], [batch]))
-            return index + 1, losses.write(index, loss), hits + right
-
-        losses = tf.TensorArray(tf.float32, size=full)
+        losses = tf.TensorArray(tf.float32, size=(count + batch - 1) // batch)
         _, losses, hits = tf.while_loop(
-            lambda index, *_: index < full, body, (0, losses, 0), parallel_iterations=1
+            lambda start, *_: start < count, body, (0, losses, 0), parallel_iterations=1
         )
-        losses = losses.stack()
-        if count % batch:
-            loss, right = score(images[full * batch :], labels[full * batch :])
-            losses, hits = tf.concat([losses, loss[None]], 0), hits + right
-        return losses, hits
+        return losses.stack(), hits
