@@ -1,0 +1,84 @@
+"""Dynamic Tanh, which stands in for a normalization and takes no statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import ChannelAffine
+from normbench.norms._statistics import first, flatten_places, value_of
+
+__all__ = ["DynamicTanh"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class DynamicTanh(ChannelAffine):
+    """Dynamic Tanh (DyT; Zhu et al. 2025, eq. 2).
+
+    y = γ·tanh(α·x) + β, with one learned α a layer. No statistics: each value is squashed on its
+    own, so that training and inference, and any two batches, are treated the same. ε does not
+    occur. The paper puts it where Transformers have Layer Normalization, and finds it weaker
+    where ResNets have Batch Normalization (its section 7).
+
+    Args:
+        alpha: Initial value of α; the paper's is 0.5 everywhere but in language models.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Weights: α, float32 scalar; γ and β, float32 (C,).
+
+    Raises:
+        ValueError: ``alpha`` is not finite.
+    """
+
+    formula = "y = γ·tanh(α·x) + β"
+    computed_over = "nothing"
+    parameters = "α: one a layer; γ, β: one each a channel"
+    source = "Zhu et al. 2025, equation 2 (arXiv 2503.10622)"
+
+    def __init__(
+        self, alpha: float = 0.5, center: bool = True, scale: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(epsilon=0.0, center=center, scale=scale, **kwargs)
+        if not abs(alpha) < float("inf"):
+            raise ValueError(f"alpha must be a finite number, got {alpha}")
+        self.initial_alpha = float(alpha)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        initial = keras.initializers.Constant(self.initial_alpha)
+        self.alpha = self.float_weight("alpha", (), initial)
+
+    def call(self, inputs: Any) -> Any:
+        gamma, beta = self.affine(int(inputs.shape[-1]))
+        outputs = _dynamic_tanh(flatten_places(inputs), value_of(self.alpha), gamma, beta)
+        return self.as_input(outputs, inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**super().get_config(), "alpha": self.initial_alpha}
+        del config["epsilon"]
+        return config
+
+
+def _dynamic_tanh(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
+    """γ·tanh(α·x) + β of x, (N, S, C), with one pass back for all four gradients."""
+    dtype = x.dtype
+
+    @ops.custom_gradient
+    def function(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
+        squashed = ops.tanh(ops.cast(x, "float32") * alpha)
+
+        def gradient(*upstream: Any) -> Any:
+            dy = ops.cast(first(upstream), "float32")
+            inner = dy * (1.0 - ops.square(squashed)) * gamma
+            d_alpha = ops.sum(inner * ops.cast(x, "float32"))
+            d_gamma = ops.sum(ops.sum(dy * squashed, axis=1), axis=0)
+            d_beta = ops.sum(ops.sum(dy, axis=1), axis=0)
+            return ops.cast(inner * alpha, dtype), d_alpha, d_gamma, d_beta
+
+        return ops.cast(squashed * gamma + beta, dtype), gradient
+
+    return function(x, alpha, gamma, beta)
