@@ -66,8 +66,9 @@ def tensorflow_piece(make: Callable[[], Any] | None, shape: Any, batch: int, tra
     return lambda times: repeat(tf.constant(times)).numpy() and None
 
 
-def torch_piece(make: Callable[[], Any] | None, shape: Any, batch: int, train: bool,
-                half: bool) -> Timed:
+def torch_piece(
+    make: Callable[[], Any] | None, shape: Any, batch: int, train: bool, half: bool
+) -> Timed:
     """The same in PyTorch, channels_last, eager."""
     import torch
     from torch import nn
@@ -165,8 +166,10 @@ def main() -> None:
         has_torch = True
     except ModuleNotFoundError:
         has_torch = False
-    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, batch {given.batch}; ms that the "
-          f"normalization adds (whole piece over the piece without), median of {rounds}\n")
+    print(
+        f"{processor()}, {len(os.sched_getaffinity(0))} cores, batch {given.batch}; ms that the "
+        f"normalization adds (whole piece over the piece without), median of {rounds}\n"
+    )
     print("| shape | precision | pass | norm | ours | Keras | PyTorch | ours / Keras |")
     print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for precision in given.precisions:

@@ -88,8 +88,14 @@ def keras_fit(norm: str, batch: int, precision: str) -> Epoch:
 
     def conv(x, filters, size, strides=1):
         kind = StandardizedConv2D if norm.endswith("_ws") else layers.Conv2D
-        return kind(filters, size, strides=strides, padding="same", use_bias=norm == "none",
-                    kernel_initializer="he_normal")(x)
+        return kind(
+            filters,
+            size,
+            strides=strides,
+            padding="same",
+            use_bias=norm == "none",
+            kernel_initializer="he_normal",
+        )(x)
 
     def normalized(x):
         if norm.startswith("gn"):
@@ -152,11 +158,16 @@ def torch_eager(norm: str, batch: int, precision: str, compiled: bool = False) -
         def __init__(self, channels, filters, stride):
             super().__init__()
             self.body = nn.Sequential(
-                conv(channels, filters, 3, stride), normalized(filters), nn.ReLU(),
-                conv(filters, filters, 3), normalized(filters),
+                conv(channels, filters, 3, stride),
+                normalized(filters),
+                nn.ReLU(),
+                conv(filters, filters, 3),
+                normalized(filters),
             )
-            self.shortcut = nn.Identity() if stride == 1 else nn.Sequential(
-                conv(channels, filters, 1, stride), normalized(filters)
+            self.shortcut = (
+                nn.Identity()
+                if stride == 1
+                else nn.Sequential(conv(channels, filters, 1, stride), normalized(filters))
             )
 
         def forward(self, x):
@@ -272,8 +283,10 @@ def main() -> None:
         return
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
-    print(f"ResNet-20, 32×32, {given.precision}, {processor()}; images/s, median of "
-          f"{given.rounds} (range); × is the ratio to keras\n")
+    print(
+        f"ResNet-20, 32×32, {given.precision}, {processor()}; images/s, median of "
+        f"{given.rounds} (range); × is the ratio to keras\n"
+    )
     print("| norm | batch | " + " | ".join(names) + " |")
     print("| --- | ---: |" + " ---: |" * len(names), flush=True)
     contenders = {name: Contender(name) for name in names}

@@ -115,8 +115,10 @@ def _sweep(arguments: Namespace, command: list[str]) -> int:
         return RunScreen()
 
     cells = run_inline(configs, store, observer, command)
-    counts = {result: sum(cell.result == result for cell in cells) for result in
-              ("trained", "diverged", "skipped", "locked", "failed")}
+    counts = {
+        result: sum(cell.result == result for cell in cells)
+        for result in ("trained", "diverged", "skipped", "locked", "failed")
+    }
     print(f"{len(cells)} cells: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
     for cell in cells:
         if cell.reason:

@@ -11,8 +11,13 @@ from normbench.cli import main
 @pytest.fixture
 def small_run(tmp_store):
     return [
-        "dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=8",
-        "batch=16", "epochs=1", f"store={tmp_store}",
+        "dataset=digits",
+        "dataset.train_size=160",
+        "arch=resnet8",
+        "arch.width=8",
+        "batch=16",
+        "epochs=1",
+        f"store={tmp_store}",
     ]
 
 
@@ -53,8 +58,11 @@ def test_missing_data_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     assert main(["run", "norm=gn_ws", "batch=16"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    for way in ("normbench data prepare cifar10", "normbench data import cifar10 --from",
-                "dataset=digits"):
+    for way in (
+        "normbench data prepare cifar10",
+        "normbench data import cifar10 --from",
+        "dataset=digits",
+    ):
         assert way in error
 
 

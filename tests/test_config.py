@@ -55,9 +55,18 @@ def test_signature_is_blind_to_what_cannot_change_numbers(override):
 @pytest.mark.parametrize(
     "override",
     [
-        "batch=64", "seed=1", "epochs=3", "norm=gn", "norm.epsilon=0.01", "optimizer.lr=0.2",
-        "precision=mixed_bfloat16", "backend=jax", "dataset.train_size=1000",
-        "schedule=step", "arch.width=8", "label_smoothing=0.1",
+        "batch=64",
+        "seed=1",
+        "epochs=3",
+        "norm=gn",
+        "norm.epsilon=0.01",
+        "optimizer.lr=0.2",
+        "precision=mixed_bfloat16",
+        "backend=jax",
+        "dataset.train_size=1000",
+        "schedule=step",
+        "arch.width=8",
+        "label_smoothing=0.1",
     ],
 )
 def test_signature_sees_what_changes_numbers(override):

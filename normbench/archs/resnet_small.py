@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from normbench.initializers import LecunNormal
 from normbench.errors import UserError
+from normbench.initializers import LecunNormal
 from normbench.norms.norm import Norm
 
 

@@ -40,7 +40,9 @@ def start(backend: str, precision: str) -> dict[str, Any]:
             import keras
         except ModuleNotFoundError as error:
             if backend == "jax" and error.name in ("jax", "jaxlib"):
-                raise NormbenchError("backend=jax needs JAX: pip install 'normbench[jax]'") from None
+                raise NormbenchError(
+                    "backend=jax needs JAX: pip install 'normbench[jax]'"
+                ) from None
             raise
         deterministic = _order_tensorflow() if backend == "tensorflow" else _jax_on_cpu()
     keras.config.set_dtype_policy(precision)

@@ -13,8 +13,8 @@ from jax import lax
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy
-from normbench.norms.precise_batch import recomputed_layers
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+from normbench.norms.precise_batch import recomputed_layers
 
 State = dict[str, Any]
 
@@ -66,7 +66,11 @@ class JaxLoop(Loop):
         padded = np.zeros(self._steps, np.float32)
         padded[:count] = rates
         self._state, history = self._run(
-            self._state, self._splits["train"], self._epoch, jnp.int32(first), jnp.int32(count),
+            self._state,
+            self._splits["train"],
+            self._epoch,
+            jnp.int32(first),
+            jnp.int32(count),
             jnp.asarray(padded),
         )
         loss, hits, norms = (np.asarray(values)[:count] for values in history)
@@ -170,7 +174,10 @@ class JaxLoop(Loop):
 
         def objective(trainable: Any) -> Any:
             logits, other, losses = self.model.stateless_call(
-                trainable, state["other"], plan.images.scaled(pixels), training=True,
+                trainable,
+                state["other"],
+                plan.images.scaled(pixels),
+                training=True,
                 return_losses=True,
             )
             loss = jnp.mean(cross_entropy(logits, labels, plan.smoothing))

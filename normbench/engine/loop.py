@@ -141,7 +141,13 @@ def decay_mask(variables: list[Any]) -> np.ndarray:
 
 
 def updated(
-    plan: Plan, weights: Any, gradient: Any, slots: list[Any], rate: Any, step: Any, decayed: Any,
+    plan: Plan,
+    weights: Any,
+    gradient: Any,
+    slots: list[Any],
+    rate: Any,
+    step: Any,
+    decayed: Any,
     scale: tuple[Any, Any],
 ) -> tuple[Any, list[Any], tuple[Any, Any], Any]:
     """One step of the optimizer over flat vectors, guarded by the loss scale where there is one.

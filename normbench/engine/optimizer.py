@@ -45,7 +45,12 @@ class SGD:
         _not_negative("agc", self.agc)
 
     def update(
-        self, weights: Tensor, gradient: Tensor, slots: list[Tensor], rate: Tensor, step: Tensor,
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        slots: list[Tensor],
+        rate: Tensor,
+        step: Tensor,
         decayed: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the weights and slots after a step; all float32 (P,) but ``rate`` and ``step``.
@@ -91,7 +96,12 @@ class AdamW:
         _not_negative("agc", self.agc)
 
     def update(
-        self, weights: Tensor, gradient: Tensor, slots: list[Tensor], rate: Tensor, step: Tensor,
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        slots: list[Tensor],
+        rate: Tensor,
+        step: Tensor,
         decayed: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`SGD.update`."""

@@ -61,7 +61,9 @@ def epoch_order(seed: int, epoch: Any, count: int) -> Any:
     """The order of ``count`` images in an epoch: a permutation, int32 (count,)."""
     words, _ = epoch_words(seed, SHUFFLE, epoch, count)
     # 31 bits: sorting unsigned words is not offered everywhere. Equal words keep their order.
-    return ops.cast(ops.argsort(ops.cast(ops.bitwise_right_shift(words, _word(1)), "int32")), "int32")
+    return ops.cast(
+        ops.argsort(ops.cast(ops.bitwise_right_shift(words, _word(1)), "int32")), "int32"
+    )
 
 
 def _word(value: int) -> Any:

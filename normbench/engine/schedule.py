@@ -43,9 +43,7 @@ def cosine(steps: int, *, warmup: float, final: float) -> np.ndarray:
     return _warmed(course, warmup)
 
 
-def step(
-    steps: int, *, warmup: float, milestones: Sequence[float], factor: float
-) -> np.ndarray:
+def step(steps: int, *, warmup: float, milestones: Sequence[float], factor: float) -> np.ndarray:
     """Drops by ``factor`` at ``milestones``, shares of all steps; else as :func:`cosine`."""
     for milestone in milestones:
         if not 0 < milestone < 1:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy
-from normbench.norms.precise_batch import recomputed_layers
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+from normbench.norms.precise_batch import recomputed_layers
 
 
 class TensorFlowLoop(Loop):
@@ -124,7 +124,9 @@ class TensorFlowLoop(Loop):
             return index + 1, tuple(written)
 
         _, histories = tf.while_loop(
-            lambda index, _: index < count, body, (tf.constant(0), histories),
+            lambda index, _: index < count,
+            body,
+            (tf.constant(0), histories),
             parallel_iterations=1,
         )
         return tuple(history.stack() for history in histories)
@@ -176,9 +178,7 @@ class TensorFlowLoop(Loop):
             self.model(self.plan.images.scaled(tf.gather(images, chosen)), training=True)
             return (index + 1,)
 
-        tf.while_loop(
-            lambda index: index < self._count // batch, body, (0,), parallel_iterations=1
-        )
+        tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """The loss of each batch, the last one as small as it comes; the images that are right."""

@@ -124,7 +124,7 @@ def _prepare(config: Config, dataset: Any) -> _Prepared:
 
     steps = len(dataset.train.labels) // config.batch
     kind = f"optimizer={config.optimizer['name']}"
-    make = target(config.optimizer["_target_"])
+    make: Any = target(config.optimizer["_target_"])
     options = options_of(config.optimizer, "lr", "base_batch", "scaling")
     check_options(kind, make, options)
     optimizer = make(**options)
@@ -136,7 +136,7 @@ def _prepare(config: Config, dataset: Any) -> _Prepared:
         config.optimizer["base_batch"],
         config.optimizer["scaling"],
     )
-    course = target(config.schedule["_target_"])
+    course: Any = target(config.schedule["_target_"])
     check_options(
         f"schedule={config.schedule['name']}",
         course,
@@ -158,7 +158,8 @@ def _prepare(config: Config, dataset: Any) -> _Prepared:
         ),
         scaled_loss=config.precision == "mixed_float16",
     )
-    loop = backend.loop_class(config.backend)(model, dataset, plan)
+    make_loop: Any = backend.loop_class(config.backend)
+    loop = make_loop(model, dataset, plan)
     rates = (np.float64(peak) * factors).astype(np.float32)
     return _Prepared(dataset, model, loop, rates, steps)
 
@@ -266,9 +267,7 @@ def _begin(
         "error": None,
         "sessions": [*(earlier or {}).get("sessions", []), session],
     }
-    run.create(
-        {**config.to_dict(), "signature": config.signature, "schema": SCHEMA}, meta
-    )
+    run.create({**config.to_dict(), "signature": config.signature, "schema": SCHEMA}, meta)
     return meta
 
 

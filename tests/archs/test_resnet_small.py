@@ -36,8 +36,9 @@ def test_convolutions_have_a_bias_just_where_nothing_normalizes():
     assert not biases(build(norm, (8, 8, 1), 10, depth=8, width=4))
 
 
-@pytest.mark.parametrize("bad", [{"depth": 9, "width": 4}, {"depth": 2, "width": 4},
-                                 {"depth": 8, "width": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"depth": 9, "width": 4}, {"depth": 2, "width": 4}, {"depth": 8, "width": 0}]
+)
 def test_impossible_shapes_are_refused(bad):
     with pytest.raises(UserError, match=r"arch\."):
         build(Norm(None), (8, 8, 1), 10, **bad)

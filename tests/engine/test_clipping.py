@@ -27,7 +27,8 @@ def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, s
     gradient = (rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))).astype(np.float32)
     gradient *= 0.1
     norms = np.sqrt((gradient.astype(np.float64) ** 2).sum(axes, keepdims=True))
-    most = 0.1 * np.maximum(np.sqrt((weight.astype(np.float64) ** 2).sum(axes, keepdims=True)), 1e-3)
+    weights = np.sqrt((weight.astype(np.float64) ** 2).sum(axes, keepdims=True))
+    most = 0.1 * np.maximum(weights, 1e-3)
     expected = gradient * np.where(norms > most, most / norms, 1.0)
     (got,) = adaptively_clipped(
         [variable(name, shape)],

@@ -13,7 +13,11 @@ def run(optimizer, weights, gradients, decayed):
     weights = ops.convert_to_tensor(weights)
     for step, (rate, gradient) in enumerate(zip(RATES, gradients, strict=True)):
         weights, slots = optimizer.update(
-            weights, ops.convert_to_tensor(gradient), slots, rate, ops.convert_to_tensor(step),
+            weights,
+            ops.convert_to_tensor(gradient),
+            slots,
+            rate,
+            ops.convert_to_tensor(step),
             ops.convert_to_tensor(decayed),
         )
     return ops.convert_to_numpy(weights)
@@ -30,7 +34,7 @@ def problem():
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_equals_torch(problem, nesterov):
     torch = pytest.importorskip("torch")
-    weights, gradients, decayed = problem
+    weights, gradients, _ = problem
     parts = [torch.nn.Parameter(torch.tensor(each)) for each in np.split(weights, 2)]
     reference = torch.optim.SGD(
         [

@@ -7,9 +7,7 @@ from normbench.engine import schedule
 from normbench.errors import UserError
 
 
-@pytest.mark.parametrize(
-    ("scaling", "expected"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)]
-)
+@pytest.mark.parametrize(("scaling", "expected"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
 def test_peak_scales_with_the_batch(scaling, expected):
     assert schedule.peak(0.1, 512, 128, scaling) == pytest.approx(expected)
 

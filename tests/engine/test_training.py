@@ -98,9 +98,7 @@ def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
     ("norm", "where"),
     [("bn", (1, 1)), ("bn", (2, 4)), ("gn", (2, 9)), ("gn_ws", (2, 4)), ("gn_ws", (1, None))],
 )
-def test_an_interrupted_run_goes_on_to_the_same_bits(
-    small, tmp_path, norm, where, monkeypatch
-):
+def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, where, monkeypatch):
     # Looks at progress after every step, so that the interrupt falls inside the epoch.
     monkeypatch.setattr("normbench.engine.session.CHUNK_SECONDS", 1e-9)
     config = small(f"norm={norm}")
@@ -301,9 +299,7 @@ def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp
     np.testing.assert_allclose(
         kept["stem_norm/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_allclose(
-        kept["stem_norm/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4
-    )
+    np.testing.assert_allclose(kept["stem_norm/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4)
 
 
 def test_adaptive_clipping_trains_what_has_no_normalization(small):

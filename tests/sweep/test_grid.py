@@ -10,7 +10,10 @@ def cells(*overrides):
 
 def test_choices_and_ranges_multiply_with_the_last_fastest():
     assert cells("norm=bn,gn", "batch=16", "seed=range(0,2)") == [
-        ("bn", 16, 0), ("bn", 16, 1), ("gn", 16, 0), ("gn", 16, 1),
+        ("bn", 16, 0),
+        ("bn", 16, 1),
+        ("gn", 16, 0),
+        ("gn", 16, 1),
     ]
 
 
