@@ -214,7 +214,7 @@ def _opening(
         lines.append(f"--where {where!r} keeps {provenance.counts(frames)}")
     lines += provenance.unfinished(frames)
     lines += [f"left out: {item}" for item in everything.left_out]
-    lines += [f"mixed: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    lines += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
     return lines + [f"note: {note}" for note in notes]
 
 
@@ -277,7 +277,7 @@ def _markdown(
     lines = ["# Report", "", f"{provenance.counts(frames)}.", ""]
     lines += [f"- {line}" for line in provenance.unfinished(frames, named=len(frames.runs))]
     lines += [f"- left out: {item}" for item in frames.left_out]
-    lines += [f"- mixed: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    lines += [f"- origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
     lines += [f"- {note}" for note in notes]
     if asked.where:
         lines.append(f"- only runs with `{asked.where}`")

@@ -151,11 +151,11 @@ def draw(section: Section) -> list[Drawing]:
         drawings += [profile.draw_profiles(grid, shares)] if shares else []
     ended = runs.loc[runs["status"].isin(["finished", "diverged"]), "name"]
     drawn = study.curves[study.curves["run"].isin(ended)]
+    if drawn["lr"].notna().any():
+        drawings.append(rate.draw(study))
     for name, second, log in _CURVES:
         if drawn[name].notna().any():
             drawings.append(curves.draw(study, name, second, log=log))
-    if drawn["lr"].notna().any():
-        drawings.append(rate.draw(study))
     return drawings
 
 

@@ -152,7 +152,8 @@ _SAMPLE = ("n", "mean", "sd", "low", "high")
 
 def run_list(frames: Frames) -> Table:
     """A line a run, whatever its state."""
-    columns = [c for c in ("dataset", "arch", "norm", "batch", "seed") if c in frames.runs]
+    columns = ["norm", "batch", "seed"]
+    columns = [c for c in ("dataset", "arch") if frames.runs[c].nunique() > 1] + columns
     shown = ("test_acc", "best_val_test_acc", "val_acc", "train_acc")
     rows = []
     for record in frames.runs.to_dict("records"):
@@ -177,11 +178,11 @@ def run_list(frames: Frames) -> Table:
             *map(labels.factor, columns),
             "Epochs done",
             "Test (%)",
-            "Test at best validation (%)",
-            "Validation (%)",
-            "Training (%)",
+            "Test, best val. epoch (%)",
+            "Val. (%)",
+            "Train (%)",
             "Images/s",
-            "Training time (s)",
+            "Training (s)",
         ],
         rows,
         [],

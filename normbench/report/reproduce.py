@@ -19,16 +19,14 @@ LISTED = 200
 def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
     """Return each command that is recorded, with how many runs it made, as few as will do.
 
-    Runs made one by one whose commands form a full grid are told as the one sweep that makes
-    them all; the recorded command of each run stands with the run.
+    Runs made one by one whose commands form full grids are told as the sweeps that make them
+    all; the recorded command of each run stands with the run.
     """
-    recorded = Counter(tuple(json.loads(text)) for text in runs["command"] if text != "[]")
-    if not recorded:
-        return []
-    sweep = _as_sweep(list(recorded)) if len(recorded) > 1 else None
-    if sweep is not None:
-        return [(shlex.join(sweep), sum(recorded.values()))]
-    found = [(shlex.join(_short(command)), count) for command, count in recorded.most_common()]
+    recorded = Counter(_short(tuple(json.loads(text))) for text in runs["command"] if text != "[]")
+    found = [
+        (shlex.join(command), sum(recorded[each] for each in made))
+        for command, made in _fewest(list(recorded))
+    ]
     rest = sum(count for _, count in found[LISTED:])
     return found[:LISTED] + ([("… and others", rest)] if rest else [])
 
@@ -55,23 +53,63 @@ def _short(command: tuple[str, ...]) -> tuple[str, ...]:
     return ("normbench" if program == "__main__.py" else program, *command[1:])
 
 
-def _as_sweep(recorded: list[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the sweep that is the same as these ``normbench run`` commands, if there is one."""
-    found: list[dict[str, str]] = []
-    for command in map(_short, recorded):
-        if len(command) < 2 or command[1] != "run":
-            return None
-        options = [part.partition("=") for part in command[2:]]
-        if any(not equal or key.startswith("-") for key, equal, _ in options):
-            return None
-        found.append({key: value for key, _, value in options})
-    keys = list(found[0])
-    if any(set(options) != set(keys) for options in found):
+Command = tuple[str, ...]
+Told = list[tuple[Command, list[Command]]]  # a command, and the recorded ones that it stands for
+
+
+def _fewest(recorded: list[Command]) -> Told:
+    """Return the shortest list of commands that stands for all that were recorded."""
+    single: Told = [(command, [command]) for command in recorded]
+    options = {command: _options(command) for command in recorded}
+    first = next(iter(options.values()), None)
+    if (
+        len(recorded) < 2
+        or first is None
+        or any(found is None or set(found) != set(first) for found in options.values())
+    ):
+        return single
+    known = {command: found for command, found in options.items() if found is not None}
+    sweep = _grid(known)
+    if sweep is not None:
+        return [(sweep, recorded)]
+    return min((_by_key(known, key) for key in first), key=len, default=single)
+
+
+def _by_key(known: dict[Command, dict[str, str]], key: str) -> Told:
+    """Part commands by the value of a key; values with the same grid beside it share a sweep."""
+    parts: dict[str, list[Command]] = {}
+    for command, options in known.items():
+        parts.setdefault(options[key], []).append(command)
+    alike: dict[frozenset, list[Command]] = {}
+    for made in parts.values():
+        rest = frozenset(
+            tuple(sorted((k, v) for k, v in known[command].items() if k != key)) for command in made
+        )
+        alike.setdefault(rest, []).extend(made)
+    told: Told = []
+    for made in alike.values():
+        sweep = _grid({command: known[command] for command in made}) if len(made) > 1 else None
+        told += [(sweep, made)] if sweep else [(command, [command]) for command in made]
+    return told
+
+
+def _options(command: Command) -> dict[str, str] | None:
+    """Return what a ``normbench run`` command sets; None for any other command."""
+    if len(command) < 2 or command[1] != "run":
         return None
-    values = {key: sorted({options[key] for options in found}, key=_natural) for key in keys}
-    if math.prod(map(len, values.values())) != len({tuple(sorted(o.items())) for o in found}):
+    parts = [part.partition("=") for part in command[2:]]
+    if any(not equal or key.startswith("-") or "," in value for key, equal, value in parts):
         return None
-    if any("," in value for each in values.values() for value in each):
+    return {key: value for key, _, value in parts}
+
+
+def _grid(known: dict[Command, dict[str, str]]) -> Command | None:
+    """Return the sweep that makes the same runs as these commands, if there is one."""
+    keys = next(iter(known.values()))
+    values = {key: sorted({o[key] for o in known.values()}, key=_natural) for key in keys}
+    if math.prod(map(len, values.values())) != len(
+        {tuple(sorted(o.items())) for o in known.values()}
+    ):
         return None
     return ("normbench", "sweep", *(f"{key}={','.join(each)}" for key, each in values.items()))
 

@@ -28,6 +28,18 @@ def test_a_full_grid_is_told_as_one_sweep(grid: Callable[..., Path]) -> None:
     ]
 
 
+def test_grids_side_by_side_are_told_as_few_sweeps() -> None:
+    runs = [
+        ["normbench", "run", f"norm={norm}", f"batch={batch}"]
+        for norm, batches in (("bn", (16, 32)), ("gn", (16, 32)), ("ln", (64,)))
+        for batch in batches
+    ]
+    assert commands(frame(*runs)) == [
+        ("normbench sweep norm=bn,gn batch=16,32", 4),
+        ("normbench run norm=ln batch=64", 1),
+    ]
+
+
 def test_what_is_no_grid_is_listed() -> None:
     runs = [["normbench", "run", "norm=bn", "batch=16"], ["normbench", "run", "norm=gn", "batch=8"]]
     assert [count for _, count in commands(frame(*runs))] == [1, 1]

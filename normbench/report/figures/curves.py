@@ -83,8 +83,8 @@ def draw(
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
     style.legend(figure, _handles(study, rows, second), 8 if count > 1 else 4)
-    pair = "validation (solid) and training (dotted)" if second else ""
-    what = f"{shown.label.replace('Validation ', '').capitalize()} {pair}".strip()
+    what = shown.label.replace("Validation ", "").capitalize()
+    what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
         f"{name}-curves",
         f"{what} against {_X[x][0].lower()}: {study.title}. Mean and 95 % t interval over seeds; "
@@ -129,9 +129,13 @@ def _series(
 def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
     """Choose the range of y: an accuracy from where the curves are after a third of the way."""
     if log:
+        means = np.concatenate([band.mean for band in drawn]) if drawn else np.ones(1)
+        means = means[means > 0] * shown.scale
         for axis in axes:
             axis.set_yscale("log")
             style.plain_log(axis.yaxis)
+            if len(means):  # an interval that ends below zero has no place on this axis
+                axis.set_ylim(means.min() / 1.25, means.max() * 1.25)
         return
     if shown.unit != "%" or not drawn:
         return

@@ -63,10 +63,10 @@
     filter(list, document.querySelector("input[data-for=run-list]").value);
   };
   back.addEventListener("click", () => show(""));
-  const lead = (name) => {
+  const lead = (name, behavior = "smooth") => {
     document.querySelector("input[data-for=run-list]").value = "";
     show(name);
-    document.getElementById("runs").scrollIntoView();
+    document.getElementById("runs").scrollIntoView({ behavior });
   };
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-cell]");
@@ -103,7 +103,7 @@
     row.after(box);
   });
 
-  if (details.cells[location.hash.slice(1)]) lead(location.hash.slice(1));
+  if (details.cells[location.hash.slice(1)]) lead(location.hash.slice(1), "instant");
 
   // --- values of figures under the pointer: the nearest within 24 pixels
   const REACH = 24;
