@@ -9,6 +9,8 @@ from typing import Any
 from normbench.norms.norm import Norm
 from normbench.targets import check_options, options_of, target
 
+__all__ = ["make_norm"]
+
 _STRUCTURE = ("weight", "places", "place", "bfn")
 """Keys of a norm's group that are no options of its layer."""
 

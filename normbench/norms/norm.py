@@ -15,6 +15,8 @@ from normbench.norms._parametrization import (
 )
 from normbench.places import PLACES
 
+__all__ = ["Norm", "ParametrizedConv2D", "ParametrizedDepthwiseConv2D", "WeightParametrization"]
+
 LayerFactory = Callable[..., keras.layers.Layer]
 
 

@@ -29,7 +29,7 @@ DEPTHWISE_SHAPES = [(3, 2, 3, 2), (5, 3, 1, 1)]
 CASES = [
     *((shape, False, "float32") for shape in SHAPES),
     *((shape, True, "float32") for shape in DEPTHWISE_SHAPES),
-    *((SHAPES[0], False, policy) for policy in ("mixed_bfloat16", "mixed_float16")),
+    (SHAPES[0], False, "mixed_float16"),
     (DEPTHWISE_SHAPES[0], True, "mixed_bfloat16"),
 ]
 
@@ -247,7 +247,7 @@ def test_wn_and_sn_ignore_the_scale_of_the_kernel(kernel: np.ndarray, scale: flo
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_sn_divides_by_the_largest_singular_value_of_the_blocks(groups: int) -> None:
-    layer = norms.SNConv2D(6, 3, groups=groups, iterations=20)
+    layer = norms.SNConv2D(6, 3, groups=groups, iterations=8)
     layer.build((None, 8, 8, 4))
     random = np.random.default_rng(4)
     # A filter far longer than the others: power iteration then needs few steps.
@@ -263,7 +263,7 @@ def test_sn_divides_by_the_largest_singular_value_of_the_blocks(groups: int) -> 
         np.linalg.svd(depthwise[:, :, c].reshape(9, 2).astype("f8"))[1][0] for c in range(4)
     )
     np.testing.assert_allclose(
-        mapped_by("SN", depthwise, True, iterations=20), depthwise / sigma, rtol=1e-4
+        mapped_by("SN", depthwise, True, iterations=8), depthwise / sigma, rtol=1e-4
     )
 
 
@@ -321,7 +321,7 @@ def test_sn_equals_pytorchs_once_both_have_converged() -> None:
     kernel = np.random.default_rng(7).normal(size=(3, 3, 2, 4)).astype("f4")
     conv = torch.nn.Conv2d(2, 4, 3, bias=False)
     conv.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
-    normed = torch.nn.utils.parametrizations.spectral_norm(conv, n_power_iterations=200)
+    normed = torch.nn.utils.parametrizations.spectral_norm(conv, n_power_iterations=80)
     wanted = normed.weight.detach().numpy().transpose(2, 3, 1, 0)
     np.testing.assert_allclose(
         mapped_by("SN", kernel, iterations=100), wanted, rtol=1e-4, atol=1e-6
