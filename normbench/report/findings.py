@@ -60,7 +60,7 @@ def findings(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
 
 
 def _row(grid: Grid, row: Any, cells: Sequence[Cell], family: int) -> list[Finding]:
-    name, base = grid.study.row(row), grid.study.row(grid.baseline)
+    name, base = grid.study.in_words(row), grid.study.in_words(grid.baseline)
     found = []
     tested = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
     sure = [(c, d) for c, d in tested if d.significant]
@@ -145,12 +145,12 @@ def _sizes(grid: Grid, pairs: Sequence[tuple[Cell, Difference]]) -> str:
 
 def _overall(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
     found = []
-    base = grid.study.row(grid.baseline)
+    base = grid.study.in_words(grid.baseline)
     for row, result in chances.items():
         if result.tasks < 2 or math.isnan(result.low):
             continue
         over = labels.several(grid.study.column_factor, result.tasks)
-        name = grid.study.row(row)
+        name = grid.study.in_words(row)
         if result.probability in (0.0, 1.0):
             side = "better" if result.probability else "worse"
             text = f"At each of {over}, every run of {name} did {side} than every run of {base}."
@@ -182,7 +182,7 @@ def _diverged(grid: Grid) -> list[Finding]:
         )
         found.append(
             Finding(
-                f"{grid.study.row(row)} diverged in {each}.",
+                f"{grid.study.in_words(row)} diverged in {each}.",
                 "diverged",
                 tuple((c.row, c.column) for c in cells),
             )

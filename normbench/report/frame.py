@@ -200,14 +200,23 @@ def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
+def _status(run: Run) -> str | None:
+    """Return a run's state, None where a file that decides it became unreadable meanwhile."""
+    try:
+        return run.status
+    except NormbenchError:
+        return None
+
+
 def _with_status(runs: pd.DataFrame, found: Iterable[Run]) -> pd.DataFrame:
     """Ask anew for the state of runs without a summary: a lock decides it, not a file."""
     open_ones = ~runs["status"].isin(["finished", "diverged"])
     if open_ones.any():
         by_name = {run.name: run for run in found}
         runs = runs.copy()
-        names = runs.loc[open_ones, "name"]
-        runs.loc[open_ones, "status"] = [by_name[name].status for name in names]
+        now = [_status(by_name[name]) for name in runs.loc[open_ones, "name"]]
+        kept = runs.loc[open_ones, "status"]
+        runs.loc[open_ones, "status"] = [new or old for new, old in zip(now, kept, strict=True)]
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
     return runs

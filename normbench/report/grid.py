@@ -21,11 +21,11 @@ from normbench.report.statistics import ALPHA, Difference, Sample, holm, paired,
 from normbench.report.study import Study
 
 DIVERGED_RULE = (
-    "A diverged run enters accuracies and errors at chance level (1/classes), in means and in the "
-    "bootstraps, so that a method is not rewarded for losing its bad runs. A cell with such a run "
-    "gets no t interval and no t test, neither against it nor for it: its values are not nearly "
-    "normal. In losses, times and gaps a diverged run has no value and is left out. Either way it "
-    "is counted beside the cell."
+    "A diverged run enters accuracies and errors at chance level (1/classes; 0 where the number "
+    "of classes is unknown), in means and in the bootstraps, so that a method is not rewarded for "
+    "losing its bad runs. A cell with such a run gets no t interval and no t test, neither "
+    "against it nor for it: its values are not nearly normal. In losses, times and gaps a "
+    "diverged run has no value and is left out. Either way it is counted beside the cell."
 )
 
 

@@ -112,6 +112,18 @@ class Study:
         """Return a row's printed name."""
         return labels.value(self.row_factor, value)
 
+    def in_words(self, value: Any) -> str:
+        """Return a row's name as it stands in a sentence: a number with its factor."""
+        if isinstance(value, int | float):
+            return f"{labels.factor(self.row_factor).lower()} {self.row(value)}"
+        return self.row(value)
+
+    @property
+    def legend_title(self) -> str:
+        """What a legend of the rows needs above it: the factor, where the rows are numbers."""
+        numbers = any(isinstance(row, int | float) for row in self.rows)
+        return labels.factor(self.row_factor) if numbers else ""
+
     def column(self, value: Any) -> str:
         """Return a column's printed name."""
         return labels.value(self.column_factor, value) if self.column_factor else "all"

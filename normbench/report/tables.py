@@ -39,7 +39,7 @@ def matrix(grid: Grid, slug: str = "") -> Table:
 
 def differences(grid: Grid) -> Table:
     """Rows × columns of the paired difference to the baseline, significant ones starred."""
-    base = grid.study.row(grid.baseline)
+    base = grid.study.in_words(grid.baseline)
     rows = []
     for row in grid.study.rows:
         if row == grid.baseline:
@@ -92,7 +92,7 @@ def comparisons(grid: Grid) -> Table:
                 Entry(p_text(found.p_corrected), number(found.p_corrected), best=found.significant),
             ]
         )
-    base = grid.study.row(grid.baseline)
+    base = grid.study.in_words(grid.baseline)
     return Table(
         f"{grid.metric.name}-comparisons",
         f"{grid.metric.label} against {base}, paired by seed: {grid.study.title}",
@@ -134,7 +134,7 @@ def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
                 Entry(str(result.tasks), result.tasks),
             ]
         )
-    base = grid.study.row(grid.baseline)
+    base = grid.study.in_words(grid.baseline)
     data = pd.DataFrame([{"row": row, **vars(result)} for row, result in found.items()])
     return Table(
         f"{grid.metric.name}-improvement",

@@ -25,7 +25,9 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     are hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
-    height = 2.3 + style.legend_height(len(study.rows)) + 0.3 * bool(references)
+    height = (
+        2.3 + style.legend_height([study.row(row) for row in study.rows]) + 0.3 * bool(references)
+    )
     figure, axes = style.new(style.COLUMN, height)
     axis = axes[0, 0]
     place = _places(grid)
@@ -39,23 +41,27 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
         mean, lower, upper = _lines(cells, shown.scale)
         outside = ~((mean >= low) & (mean <= high))
         inside = np.where(outside, np.nan, mean)
-        axis.fill_between(
-            x,
-            np.where(outside, np.nan, lower),
-            np.where(outside, np.nan, upper),
-            facecolor=to_rgba(look.colour, 0.13 if len(study.rows) < 5 else 0.08),
-            edgecolor=to_rgba(look.colour, 0.45),
-            linewidth=0.4,
-        )
+        if study.numeric_columns:
+            axis.fill_between(
+                x,
+                np.where(outside, np.nan, lower),
+                np.where(outside, np.nan, upper),
+                facecolor=to_rgba(look.colour, 0.13 if len(study.rows) < 5 else 0.08),
+                edgecolor=to_rgba(look.colour, 0.45),
+                linewidth=0.4,
+            )
+        else:  # nothing lies between names: bars, side by side
+            x = x + _aside(study.rows.index(row), len(study.rows))
+            axis.vlines(x, lower, upper, color=look.colour, linewidth=0.8)
         axis.plot(
             x,
             inside,
             color=look.colour,
-            linestyle=look.dashes,
+            linestyle=look.dashes if study.numeric_columns else "none",
             **style.mark(look),
         )
         if _any(cells):
-            handles.append(style.handle(look, study.row(row)))
+            handles.append(style.handle(look, study.row(row), line=study.numeric_columns))
         edge = low if shown.higher_is_better is not False else high
         for where, cell, away in zip(x, cells, outside, strict=True):
             if cell is None or not (cell.sample.n or cell.all_diverged):
@@ -66,6 +72,14 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
             if away:
                 crossed = True
                 axis.plot(where, y, marker="x", color=look.colour, clip_on=False, zorder=5)
+                axis.annotate(
+                    "div.",
+                    (where, y),
+                    xytext=(4.0, 2.5 if y == low else -7.0),
+                    textcoords="offset points",
+                    fontsize=5.5,
+                    color=look.colour,
+                )
             points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
     _draw_references(axis, references, shown.scale, shown.name)
     if math.isfinite(low) and high > low:
@@ -73,16 +87,12 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     _column_axis(axis, grid)
     axis.set_ylabel(shown.axis)
     handles += [_published(known) for known in references[:1]]
-    if crossed:
-        cross = style.Look(style.INK, "x")
-        handles.append(style.handle(cross, "beyond, with diverged runs", line=False))
-        handles[-1].set_markeredgecolor(style.INK)
-        handles[-1].set_markeredgewidth(1.0)
-    style.legend(figure, handles)
+    style.legend(figure, handles, title=study.legend_title)
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
         f"{shown.name}-by-{study.column_factor or 'all'}",
         f"{shown.label} against {factor}: {study.title}. {_band(grid)}"
+        + (" Cross (div.): beyond the axis, with diverged runs." if crossed else "")
         + "".join(f" Star: {known.text}." for known in references),
         figure,
         points,
@@ -102,6 +112,11 @@ def hover(grid: Grid, cell: Cell) -> str:
     seeds = f"{cell.sample.n} seeds" if cell.sample.n > 1 else "1 seed"
     diverged = f", {cell.diverged} diverged" if cell.diverged else ""
     return f"{text}{unit} ({seeds}{diverged})"
+
+
+def _aside(place: int, count: int) -> float:
+    """Return how far a row's points stand from the middle of a column of names."""
+    return 0.0 if count < 2 else 0.5 * (place / (count - 1) - 0.5)
 
 
 def _any(cells: Sequence[Cell | None]) -> bool:

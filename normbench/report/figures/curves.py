@@ -82,7 +82,7 @@ def draw(
             axis.tick_params(labelbottom=True)
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
-    style.legend(figure, _handles(study, rows, second), 8 if count > 1 else 4)
+    style.legend(figure, _handles(study, rows, second), 8, study.legend_title)
     what = shown.label.replace("Validation ", "").capitalize()
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(

@@ -72,16 +72,18 @@ def draw(grid: Grid) -> style.Drawing:
     axis.invert_yaxis()
     for spine in axis.spines.values():
         spine.set_visible(False)
+    axis.set_ylabel(study.legend_title)
     if study.column_factor:
         axis.set_xlabel(labels.factor(study.column_factor))
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
-    bar.set_label(f"Difference to {study.row(grid.baseline)}{unit}")
+    bar.set_label(f"Difference to {study.in_words(grid.baseline)}{unit}")
     return style.Drawing(
         f"{shown.name}-heatmap",
-        f"{shown.label}, difference to {study.row(grid.baseline)}{unit}: {study.title}. Green-blue "
-        "is better, brown worse. *: p < 0.05 after Holm's correction; div.: with diverged runs.",
+        f"{shown.label}, difference to {study.in_words(grid.baseline)}{unit}: {study.title}. "
+        "Green-blue is better, brown worse. *: p < 0.05 after Holm's correction; div.: with "
+        "diverged runs.",
         figure,
         points,
         wide=width > style.COLUMN,
@@ -102,7 +104,7 @@ def _hover(grid: Grid, row: object, column: object) -> str:
     cell = grid.cells[row, column]
     found, shown = cell.baseline, grid.metric
     assert found is not None
-    text = f"{grid.study.row(row)} − {grid.study.row(grid.baseline)}"
+    text = f"{grid.study.row(row)} − {grid.study.in_words(grid.baseline)}"
     if grid.study.column_factor:
         text += f" at {grid.study.column(column)}"
     text += f": {found.mean * shown.scale:+.{shown.digits}f}"

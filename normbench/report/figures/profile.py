@@ -18,7 +18,9 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
     """Draw the share of runs better than each value, with the 95 % bootstrap band."""
     study, shown = grid.study, grid.metric
     sign = 1.0 if shown.higher_is_better else -1.0
-    figure, axes = style.new(style.COLUMN, 2.3 + style.legend_height(len(profiles)))
+    figure, axes = style.new(
+        style.COLUMN, 2.3 + style.legend_height([study.row(row) for row in profiles])
+    )
     axis = axes[0, 0]
     handles = []
     for row, profile in profiles.items():
@@ -49,7 +51,7 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
     axis.set_ylim(-2, 102)
     axis.set_xlabel(f"{shown.label} τ" + (f" ({shown.unit})" if shown.unit else ""))
     axis.set_ylabel("Runs better than τ (%)")
-    style.legend(figure, handles)
+    style.legend(figure, handles, title=study.legend_title)
     return style.Drawing(
         f"{shown.name}-profiles",
         f"Performance profiles over {_tasks(grid)}: {study.title}. Share of runs whose "
@@ -65,7 +67,7 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
     study = grid.study
     figure, axes = style.new(style.COLUMN, 0.75 + 0.24 * len(found))
     axis = axes[0, 0]
-    base = study.row(grid.baseline)
+    base = study.in_words(grid.baseline)
     points = []
     for place, (row, result) in enumerate(found.items()):
         look = style.look(study.row_factor, row, study.rows)
@@ -83,6 +85,7 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
         points.append(style.Point(axis, result.probability, place, text, (row, None)))
     axis.axvline(0.5, color=style.INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
     axis.set_yticks(range(len(found)), [_named(grid, row, found[row].tasks) for row in found])
+    axis.set_ylabel(study.legend_title)
     axis.set_ylim(len(found) - 0.5, -0.5)
     axis.set_xlim(-0.03, 1.03)
     axis.grid(False, axis="y")

@@ -20,7 +20,9 @@ def draw(study: Study) -> style.Drawing:
     if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():
         return curves.draw(study, "lr")
     columns = [column for column in study.columns if (rates["column"] == column).any()]
-    figure, axes = style.new(style.COLUMN, 2.25 + style.legend_height(len(columns), 6))
+    figure, axes = style.new(
+        style.COLUMN, 2.25 + style.legend_height([study.column(c) for c in columns], width=6)
+    )
     axis = axes[0, 0]
     handles = []
     for column in columns:

@@ -43,6 +43,8 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, WINE, INDIGO, OLIVE, TEAL, SAND)
+_HANDLE, _LETTER = 0.42, 0.058  # inches of a legend's entry, and of a letter in it
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
@@ -256,8 +258,8 @@ def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = 
     """Put a legend below the whole figure, where it hides nothing, to be read line by line."""
     if not handles:
         return
-    lines = -(-len(handles) // width)
-    columns = -(-len(handles) // lines)
+    names = [str(handle.get_label()) for handle in handles]
+    columns = _legend_columns(names, figure.get_size_inches()[0], width)
     # Matplotlib fills a legend column by column.
     order = [handles[i] for start in range(columns) for i in range(start, len(handles), columns)]
     figure.legend(handles=order, loc="outside lower center", ncols=columns, title=title or None)
@@ -278,9 +280,21 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_height(entries: int, columns: int = 4) -> float:
-    """Return the inches that a legend of so many entries takes."""
-    return 0.16 * -(-entries // columns) + 0.08
+def legend_height(names: Sequence[str], inches: float = COLUMN, width: int = 4) -> float:
+    """Return the inches of height that a legend of these names takes in a figure so wide."""
+    return 0.16 * -(-len(names) // _legend_columns(names, inches, width)) + 0.08
+
+
+def _legend_columns(names: Sequence[str], inches: float, width: int) -> int:
+    """Return the number of columns, at most ``width``, of a legend that fits into the figure."""
+    for lines in range(1, len(names) + 1):
+        columns = -(-len(names) // lines)
+        needed = sum(
+            _HANDLE + _LETTER * max(map(len, names[first::columns])) for first in range(columns)
+        )
+        if columns <= width and needed <= inches:
+            return columns
+    return 1
 
 
 def minus(text: str) -> str:

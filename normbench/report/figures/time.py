@@ -20,7 +20,9 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         seconds: ``train_seconds`` of the same study.
     """
     study, shown = grid.study, grid.metric
-    figure, axes = style.new(style.COLUMN, 2.4 + style.legend_height(len(study.rows)))
+    figure, axes = style.new(
+        style.COLUMN, 2.4 + style.legend_height([study.row(row) for row in study.rows])
+    )
     axis = axes[0, 0]
     points, times, handles, ends = [], [], [], []
     for row in study.rows:
@@ -31,7 +33,8 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
             continue
         x = [time.sample.mean for _, time in known]
         y = [cell.sample.mean * shown.scale for cell, _ in known]
-        axis.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5)
+        if study.numeric_columns:
+            axis.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5)
         axis.errorbar(
             x,
             y,
@@ -56,8 +59,9 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     _label(axis, ends)
     axis.set_xlabel("Training time (s)")
     axis.set_ylabel(shown.axis)
-    style.legend(figure, handles)
-    factor = labels.factor(study.column_factor).lower() if study.column_factor else ""
+    style.legend(figure, handles, title=study.legend_title)
+    joined = study.column_factor and study.numeric_columns
+    factor = labels.factor(study.column_factor).lower() if joined else ""
     order = (
         f" Points are joined in order of {factor}; the ends are labelled where there is room."
         if factor

@@ -58,9 +58,10 @@ def test_diverged_cells_stand_at_the_edge_and_are_explained(grid: Grid) -> None:
     texts = {point.key: point for point in drawing.points}
     assert texts["none", 16].y == low
     assert "1 diverged" in texts["none", 16].text
+    assert [text.get_text() for text in axis.texts] == ["div.", "div."]
+    assert "Cross (div.)" in drawing.caption
     names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert "beyond, with diverged runs" in names
-    assert "IN" not in names
+    assert sorted(names) == sorted(["No norm", "BN", "GN", "GN+WS", "LN"])
     hits = drawing.hits()
     assert all(0 <= hit.x <= 1 and 0 <= hit.y <= 1 for hit in hits)
 
@@ -154,9 +155,12 @@ def test_nothing_is_cut_off_at_the_edges(
     grid: Grid, norms: tuple[str, ...], synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     root = synth.write_grid(tmp_store, norms, (16, 128, 1024), 2, 4)
+    if "gn" in norms:
+        synth.write_grid(root, ("gn",), (16, 128), 2, 4, norm__groups=4)
     (study,) = studies(load(root))
     whole = build(study, METRICS["test_acc"], "bn")
     drawings = [
+        batch.draw(grid),
         batch.draw(whole),
         curves.draw(study, "val_acc", "train_acc"),
         rate.draw(study),
