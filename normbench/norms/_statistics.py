@@ -162,6 +162,25 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return function(x)
 
 
+def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of sets of equal size put together along ``axis``, which is kept.
+
+    Args:
+        mean: Of each set, (N, C).
+        variance: Of each set, (N, C).
+        axis: 0 puts images together, 1 channels.
+
+    Returns:
+        (1, C) or (N, 1), by autodifferentiable operations.
+    """
+    # Differences to one set's mean are exact where all are alike.
+    pivot = mean[:1] if axis == 0 else mean[:, :1]
+    apart = mean - pivot
+    offset = ops.mean(apart, axis=axis, keepdims=True)
+    between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
+    return pivot + offset, ops.mean(variance, axis=axis, keepdims=True) + between
+
+
 def over_places(values: Tensor) -> Tensor:
     """Sum (A, B, S, C) to (A, C)."""
     # Two steps, places first: on a CPU one reduction over both runs on a single core.

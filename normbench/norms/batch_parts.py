@@ -113,7 +113,7 @@ class BatchScaling(BatchStatistics):
         )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        x = flatten_places(inputs)
+        x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
         variance = ops.convert_to_tensor(self.moving_variance)

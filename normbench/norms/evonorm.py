@@ -1,0 +1,152 @@
+"""The evolved normalization-activation layers EvoNorm-S0 and EvoNorm-B0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
+from normbench.norms._channelwise import per_channel
+from normbench.norms._statistics import flatten_places, moments, pooled, value_of
+
+__all__ = ["EvoNormB0", "EvoNormS0"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class EvoNormS0(ChannelAffine):
+    """EvoNorm-S0 (Liu et al. 2020, table 2): batch-free normalization and activation in one.
+
+    y = γ·x·sigmoid(v·x)/sqrt(σ² + ε) + β, σ² being the biased variance of a group of an image's
+    channels over its channels and all places, and v learned for each channel, starting at 1. It
+    is Group Normalization's division with a Swish in place of x; no mean is subtracted.
+
+    The layer contains its activation. A network that applies its ReLU after it all the same
+    computes max(y, 0), which the paper's does not. Without its activation the layer is no more
+    than x/sqrt(σ² + ε), so there is no option to leave it out.
+
+    Args:
+        groups: Number of groups; must divide the channels. By default 32, as in the paper, if
+            ``channels_per_group`` is not given.
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        channels_per_group: Channels of a group, in place of ``groups``.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+
+    Raises:
+        ValueError: As for :class:`GroupNormalization`.
+    """
+
+    formula = "y = γ·x·sigmoid(v·x)/√(σ² + ε) + β, σ² of an image's group of channels"
+    computed_over = "space, channels"
+    parameters = "γ, β, v: one each a channel"
+    source = "Liu, Brock, Simonyan & Le 2020, table 2 (arXiv 2004.02967)"
+
+    def __init__(
+        self,
+        groups: int | None = None,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        channels_per_group: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        if groups is None and channels_per_group is None:
+            groups = 32
+        check_groups(groups, channels_per_group)
+        self.groups = groups
+        self.channels_per_group = channels_per_group
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self._groups_of(channels)
+        self.v = self.channel_weight("v", channels, "ones")
+
+    def _groups_of(self, channels: int) -> int:
+        return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
+
+    def call(self, inputs: Any) -> Any:
+        x = ops.cast(flatten_places(inputs), "float32")
+        channels = int(inputs.shape[-1])
+        gamma, beta = self.affine(channels)
+        _, variance = moments(x[:, None], self._groups_of(channels))
+        gate = ops.sigmoid(per_channel(x, None, value_of(self.v), ops.zeros_like(beta)))
+        y = per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
+        return self.as_input(y, inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "channels_per_group": self.channels_per_group,
+        }
+
+
+@keras.saving.register_keras_serializable("normbench")
+class EvoNormB0(BatchStatistics):
+    """EvoNorm-B0 (Liu et al. 2020, table 2): normalization and activation in one.
+
+    y = γ·x/max(sqrt(σ²_B + ε), v·x + sqrt(σ²_I + ε)) + β. σ²_B is the biased variance of a
+    channel in the mini-batch over images and places (in inference a moving average of it), σ²_I
+    that of an image's channel over places, and v is learned for each channel, starting at 1.
+
+    The layer contains its activation: it is nonlinear in x through the max. A network that
+    applies its ReLU after it all the same computes max(y, 0), which the paper's does not.
+
+    Args:
+        momentum: Weight of the old moving variance.
+        epsilon: Added to the variances.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_variance``, float32 (C,).
+
+    Raises:
+        ValueError: ``momentum`` outside [0, 1].
+    """
+
+    formula = "y = γ·x/max(√(σ²_B + ε), v·x + √(σ²_I + ε)) + β"
+    parameters = "γ, β, v: one each a channel"
+    state = "moving variance: one a channel"
+    source = "Liu, Brock, Simonyan & Le 2020, table 2 (arXiv 2004.02967)"
+
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, **kwargs)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self.v = self.channel_weight("v", channels, "ones")
+        self.moving_variance = self.channel_weight(
+            "moving_variance", channels, "ones", trainable=False
+        )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = ops.cast(flatten_places(inputs), "float32")
+        channels = int(inputs.shape[-1])
+        gamma, beta = self.affine(channels)
+        mean, variance = moments(x[:, None], channels)
+        if training and self.trainable:
+            _, batch_variance = pooled(mean, variance, axis=0)
+            self.follow(self.moving_variance, batch_variance[0])
+        else:
+            batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
+        deviation = ops.sqrt(batch_variance + self.epsilon)
+        own = ops.sqrt(variance + self.epsilon)
+        # max(a, b) = a + relu(b − a), whose gradients need no reduction but those of a and b.
+        above = ops.relu(per_channel(x, None, value_of(self.v), own - deviation))
+        divisor = per_channel(above, None, ops.ones_like(gamma), deviation)
+        return self.as_input(per_channel(x / divisor, None, gamma, beta), inputs)

@@ -1,0 +1,95 @@
+"""Filter Response Normalization with its Thresholded Linear Unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import ChannelAffine
+from normbench.norms._channelwise import per_channel
+from normbench.norms._statistics import flatten_places, group_standardize, value_of
+
+__all__ = ["FilterResponseNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class FilterResponseNormalization(ChannelAffine):
+    """Filter Response Normalization (Singh & Krishnan 2020, eq. 1–3) and TLU (eq. 4).
+
+    y = γ·x/sqrt(ν² + ε) + β, ν² being the mean of x² over the places of an image's channel; then
+    max(y, τ) with a learned threshold τ for each channel, the Thresholded Linear Unit. No mean is
+    subtracted; no image depends on another.
+
+    TLU takes the place of the activation. A network that applies its ReLU after this layer all
+    the same computes max(y, τ, 0): thresholds below 0 then have no effect. Leave TLU out with
+    ``tlu=False``.
+
+    Where an image has few places the paper learns ε for each channel, ε + abs(ε_l), ε_l starting
+    at 1e-4 (section 3.3): ``learned_epsilon``. Of a single place x/sqrt(x²) is only x's sign.
+    tfa's layer has the learned ε, but a separate TLU and γ, β as here.
+
+    Args:
+        epsilon: Added to the mean square.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        tlu: Whether the Thresholded Linear Unit follows.
+        learned_epsilon: Whether to add a learned abs(ε_l) to ``epsilon``.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    """
+
+    formula = "y = max(γ·x/√(ν² + ε) + β, τ), ν² = mean(x²) of an image's channel"
+    computed_over = "space"
+    parameters = "γ, β, τ: one each a channel"
+    source = "Singh & Krishnan 2020, equations 1–4 (arXiv 1911.09737)"
+
+    def __init__(
+        self,
+        epsilon: float = 1e-6,
+        center: bool = True,
+        scale: bool = True,
+        tlu: bool = True,
+        learned_epsilon: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        self.tlu = bool(tlu)
+        self.learned_epsilon = bool(learned_epsilon)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self.tau = self.channel_weight("tau", channels, "zeros") if self.tlu else None
+        self.extra_epsilon = (
+            self.channel_weight("extra_epsilon", channels, keras.initializers.Constant(1e-4))
+            if self.learned_epsilon
+            else None
+        )
+
+    def call(self, inputs: Any) -> Any:
+        # float32 from here to the end: rounding in between would add up.
+        x = ops.cast(flatten_places(inputs), "float32")
+        channels = int(inputs.shape[-1])
+        gamma, beta = self.affine(channels)
+        tau = value_of(self.tau) if self.tau is not None else None
+        shift = beta if tau is None else beta - tau
+        if self.extra_epsilon is None:
+            y = group_standardize(x, gamma, shift, channels, self.epsilon, subtract_mean=False)
+        else:
+            epsilon = self.epsilon + ops.abs(value_of(self.extra_epsilon))
+            squares = ops.sum(ops.square(x), axis=1)
+            places = ops.cast(ops.shape(x)[1], "float32")
+            y = per_channel(x, None, gamma * ops.rsqrt(squares / places + epsilon), shift)
+        if tau is not None:
+            # max(y, τ) = relu(y − τ) + τ, whose gradients need no reduction but τ's.
+            y = per_channel(ops.relu(y), None, ops.ones((channels,), "float32"), tau)
+        return self.as_input(y, inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "tlu": self.tlu,
+            "learned_epsilon": self.learned_epsilon,
+        }

@@ -1,0 +1,48 @@
+"""Positional Normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from normbench.norms._base import ChannelAffine
+from normbench.norms._positions import position_standardize
+from normbench.norms._statistics import flatten_places
+
+__all__ = ["PositionalNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class PositionalNormalization(ChannelAffine):
+    """Positional Normalization (Li et al. 2019, eq. 2–3): over the channels at each place.
+
+    y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of the C channels at one
+    place of one image. This is what Keras's LayerNormalization does on images by default, and
+    transformers to each token. Of a single channel the output is β.
+
+    The paper's moment shortcut, which hands μ and σ to a later layer of a generator as its β and
+    γ, is no part of it; the paper has γ and β as an option.
+
+    Args:
+        epsilon: Added to the biased variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    """
+
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of the channels at a place"
+    computed_over = "channels"
+    source = "Li, Wu, Weinberger & Belongie 2019, equations 2–3 (arXiv 1907.04312)"
+
+    def __init__(
+        self, epsilon: float = 1e-5, center: bool = True, scale: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+
+    def call(self, inputs: Any) -> Any:
+        outputs = position_standardize(
+            flatten_places(inputs), *self.affine(int(inputs.shape[-1])), self.epsilon
+        )
+        return self.as_input(outputs, inputs)

@@ -1,0 +1,61 @@
+"""Root Mean Square Normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from normbench.norms._base import ChannelAffine
+from normbench.norms._positions import position_standardize
+from normbench.norms._statistics import flatten_places, group_standardize
+
+__all__ = ["RMSNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class RMSNormalization(ChannelAffine):
+    """Root Mean Square Normalization (Zhang & Sennrich 2019, eq. 4): no mean is subtracted.
+
+    y = γ·x/sqrt(mean(x²) + ε) + β, the mean over an image's places and channels, as
+    :class:`LayerNormalization` takes its statistics here; with ``per_position`` over the channels
+    at each place, as transformers and Keras's RMSNormalization do. γ is one for each channel.
+
+    β is the bias that the paper adds after the gain; Keras's layer and most transformers leave it
+    out. The paper has no ε. Its partial variant, over the first p % of the values, is not provided.
+
+    Args:
+        epsilon: Added to the mean square.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+        per_position: Whether to take the mean square at each place on its own.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    """
+
+    formula = "y = γ·x/√(mean(x²) + ε) + β"
+    computed_over = "space, channels"
+    source = "Zhang & Sennrich 2019, equation 4 (arXiv 1910.07467)"
+
+    def __init__(
+        self,
+        epsilon: float = 1e-6,
+        center: bool = True,
+        scale: bool = True,
+        per_position: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        self.per_position = bool(per_position)
+
+    def call(self, inputs: Any) -> Any:
+        x = flatten_places(inputs)
+        gamma, beta = self.affine(int(inputs.shape[-1]))
+        if self.per_position:
+            outputs = position_standardize(x, gamma, beta, self.epsilon, subtract_mean=False)
+        else:
+            outputs = group_standardize(x, gamma, beta, 1, self.epsilon, subtract_mean=False)
+        return self.as_input(outputs, inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "per_position": self.per_position}

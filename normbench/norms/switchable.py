@@ -1,0 +1,87 @@
+"""Switchable Normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._base import BatchStatistics
+from normbench.norms._channelwise import per_channel
+from normbench.norms._statistics import flatten_places, moments, pooled, value_of
+
+__all__ = ["SwitchableNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class SwitchableNormalization(BatchStatistics):
+    """Switchable Normalization (Luo et al. 2019, eq. 3–5).
+
+    y = γ·(x − Σ w_k·μ_k)/sqrt(Σ w'_k·σ²_k + ε) + β, k being Instance, Layer and Batch
+    Normalization in this order, with their means and biased variances. The weights w and w' are
+    softmaxes of three learned numbers each, shared by all channels and equal at the start.
+
+    In inference Batch Normalization's statistics are moving averages, as the authors' code has
+    it; the paper averages over mini-batches with the weights held still. That code takes the
+    unbiased variance of an instance, the paper and this layer the biased one.
+
+    Args:
+        momentum: Weight of the old moving statistics.
+        epsilon: Added to the mixed variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32.
+    State: ``moving_mean`` and ``moving_variance``, float32 (C,).
+
+    Raises:
+        ValueError: ``momentum`` outside [0, 1].
+    """
+
+    formula = "y = γ·(x − Σ w_k·μ_k)/√(Σ w'_k·σ²_k + ε) + β, k of in, ln, bn"
+    computed_over = "batch, space, channels"
+    parameters = "γ, β: one each a channel; λ, λ' behind w, w': three each"
+    state = "moving mean, moving variance: one each a channel"
+    source = "Luo et al. 2019, equations 3–5 (arXiv 1806.10779)"
+
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, **kwargs)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self.mean_logits = self.float_weight("mean_logits", (3,), "ones")
+        self.variance_logits = self.float_weight("variance_logits", (3,), "ones")
+        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
+        self.moving_variance = self.channel_weight(
+            "moving_variance", channels, "ones", trainable=False
+        )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = ops.cast(flatten_places(inputs), "float32")
+        channels = int(inputs.shape[-1])
+        gamma, beta = self.affine(channels)
+        mean, variance = moments(x[:, None], channels)
+        layer_mean, layer_variance = pooled(mean, variance, axis=1)
+        if training and self.trainable:
+            batch_mean, batch_variance = pooled(mean, variance, axis=0)
+            self.follow(self.moving_mean, batch_mean[0])
+            self.follow(self.moving_variance, batch_variance[0])
+        else:
+            batch_mean = ops.convert_to_tensor(self.moving_mean)[None]
+            batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
+        # As the weights sum to 1 this is Σ w_k·μ_k, and exact where all three means are alike.
+        w = ops.softmax(value_of(self.mean_logits))
+        mixed_mean = mean + w[1] * (layer_mean - mean) + w[2] * (batch_mean - mean)
+        w = ops.softmax(value_of(self.variance_logits))
+        mixed = w[0] * variance + w[1] * layer_variance + w[2] * batch_variance
+        scale = gamma * ops.rsqrt(mixed + self.epsilon)
+        return self.as_input(per_channel(x, mixed_mean, scale, beta), inputs)
