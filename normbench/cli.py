@@ -176,7 +176,8 @@ def _show(arguments: Namespace, command: list[str]) -> int:
 def _norms(arguments: Namespace, command: list[str]) -> int:
     from rich.console import Console
 
-    from normbench.config import compose, group_options, header
+    from normbench.config import compose, group_options
+    from normbench.headers import header
     from normbench.norms.page import Catalogue, details, page, rows
 
     folder = arguments.config_dir

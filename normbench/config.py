@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import json
 import math
 import types
@@ -218,17 +217,6 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
             if group != ".":
                 options.setdefault(group, set()).add(file.stem)
     return {group: sorted(names) for group, names in sorted(options.items())}
-
-
-def header(group: str, name: str, config_dir: str | Path | None = None) -> str:
-    """Return the comment at the top of a group's file, as one line."""
-    for root in reversed(_roots(config_dir)):
-        file = root / group / f"{name}.yaml"
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
-            return " ".join(line.lstrip("# ").rstrip() for line in comment)
-    raise unknown(group, name, group_options(config_dir).get(group, []))
 
 
 def conf_dir() -> Path:

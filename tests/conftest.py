@@ -9,6 +9,11 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# XLA compiles each of many small programs once: quick to compile is what is wanted.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at home says
 
 REPOSITORY = Path(__file__).resolve().parent.parent
