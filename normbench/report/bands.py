@@ -27,14 +27,21 @@ def joined(study: Study) -> pd.DataFrame:
     return study.curves.merge(places, on="run")
 
 
-def bands(curves: pd.DataFrame, name: str, x: str = "epoch") -> dict[tuple[Any, Any], Band]:
+def bands(
+    curves: pd.DataFrame, name: str, x: str = "epoch", *, log: bool = False
+) -> dict[tuple[Any, Any], Band]:
     """Return the band of a column of the curves for each (row, column), with 95 % t intervals.
 
     Args:
         curves: What :func:`joined` gives.
         name: A column of numbers.
         x: The column that runs along the curve.
+        log: Whether mean and interval are taken of the logarithm, as for a logarithmic axis: the
+            mean is then geometric, and no end of an interval is below zero.
     """
+    if log:
+        positive = curves[name].where(curves[name] > 0)
+        curves = curves.assign(**{name: np.log(positive)})
     table = curves.groupby(["row", "column", x], sort=True)[name].agg(["mean", "std", "count"])
     table = table[table["count"] > 0].reset_index()
     n = table["count"].to_numpy(float)
@@ -43,9 +50,10 @@ def bands(curves: pd.DataFrame, name: str, x: str = "epoch") -> dict[tuple[Any, 
     factor[several] = t_quantile(0.5 + CONFIDENCE / 2, n[several] - 1) / np.sqrt(n[several])
     half = factor * table["std"].to_numpy(float)
     mean, along = table["mean"].to_numpy(float), table[x].to_numpy(float)
+    drawn = [mean, mean - half, mean + half]
+    if log:
+        drawn = [np.exp(each) for each in drawn]
     return {
-        (key[0], key[1]): Band(
-            along[places], mean[places], (mean - half)[places], (mean + half)[places]
-        )
+        (key[0], key[1]): Band(along[places], *(each[places] for each in drawn))
         for key, places in table.groupby(["row", "column"], sort=False).indices.items()
     }

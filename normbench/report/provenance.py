@@ -63,7 +63,7 @@ def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
             values = runs[column].dropna().astype(str).replace("", "none").value_counts()
             several = len(values) > 1
             texts = [
-                f"{value} ({count} runs)" if several else str(value)
+                f"{value} ({_runs(count)})" if several else str(value)
                 for value, count in values.items()
             ]
             found.append((column.removeprefix("version."), ", ".join(texts)))
@@ -73,8 +73,12 @@ def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
 def _add(found: list[str], what: str, values: pd.Series) -> None:
     tally = values.dropna().astype(str).value_counts()
     if len(tally) > 1:
-        each = ", ".join(f"{value} ({count} runs)" for value, count in tally.items())
+        each = ", ".join(f"{value} ({_runs(count)})" for value, count in tally.items())
         found.append(f"runs come from {len(tally)} {what}: {each}")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' if count != 1 else ''}"
 
 
 def _described(run: dict) -> str:

@@ -35,10 +35,10 @@ def test_each_mixture_is_told_with_its_counts(
     )
     found = mixtures(load(root).runs)
     assert found == [
-        "runs come from 2 commits: 4f9d2c1e8b (3 runs), aaaaaaaaaa (1 runs)",
-        "runs come from 2 versions of keras: 3.15.1 (3 runs), 3.15.2 (1 runs)",
+        "runs come from 2 commits: 4f9d2c1e8b (3 runs), aaaaaaaaaa (1 run)",
+        "runs come from 2 versions of keras: 3.15.1 (3 runs), 3.15.2 (1 run)",
         "runs come from 2 processors (times cannot be compared): Intel(R) Xeon(R) Processor @ "
-        "2.20GHz (3 runs), AMD EPYC (1 runs)",
+        "2.20GHz (3 runs), AMD EPYC (1 run)",
     ]
 
 

@@ -75,8 +75,9 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
                 axis.annotate(
                     "div.",
                     (where, y),
-                    xytext=(4.0, 2.5 if y == low else -7.0),
+                    xytext=(0.0, 4.0 if y == low else -9.5),
                     textcoords="offset points",
+                    ha="center",
                     fontsize=5.5,
                     color=look.colour,
                 )

@@ -19,6 +19,7 @@ from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
 _DOTTED = (0, (1, 1.2))
+_LATE = 0.3  # share of the way from which an accuracy's range is chosen
 _HOVERED = 10  # epochs of a curve that the page names
 
 
@@ -52,8 +53,8 @@ def draw(
     how = _How(METRICS.get(name) or _OTHER[name], x)
     shown = how.shown
     curves = joined(study)
-    found = bands(curves, name, x)
-    thin = bands(curves, second, x) if second else {}
+    found = bands(curves, name, x, log=log)
+    thin = bands(curves, second, x, log=log) if second else {}
     panels = [c for c in study.columns if any(column == c for _, column in found)]
     count = max(len(panels), 1)
     wide = min(count, PANELS)
@@ -70,7 +71,7 @@ def draw(
         if study.column_factor:
             factor = labels.factor(study.column_factor)
             axis.set_title(f"{factor} {study.column(column)}")
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
@@ -87,8 +88,8 @@ def draw(
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
         f"{name}-curves",
-        f"{what} against {_X[x][0].lower()}: {study.title}. Mean and 95 % t interval over seeds; "
-        "a diverged run counts until it diverges.",
+        f"{what} against {_X[x][0].lower()}: {study.title}. Mean and 95 % t interval over seeds"
+        f"{' of the logarithm' if log else ''}; a diverged run counts until it diverges.",
         figure,
         points,
         wide=count > 1,
@@ -127,25 +128,26 @@ def _series(
 
 
 def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
-    """Choose the range of y: an accuracy from where the curves are after a third of the way."""
+    """Choose the range of y: by the means, and for accuracies by the later part of the curves."""
+    if not drawn or not (log or shown.unit == "%"):
+        return
+    means = np.concatenate([band.mean for band in drawn]) * shown.scale
     if log:
-        means = np.concatenate([band.mean for band in drawn]) if drawn else np.ones(1)
-        means = means[means > 0] * shown.scale
-        for axis in axes:
+        low, high = means.min() / 1.25, means.max() * 1.25
+    else:
+        start = _LATE * max(band.x.max() for band in drawn)
+        late = np.concatenate([band.mean[band.x >= start] for band in drawn]) * shown.scale
+        last = min(band.mean[-1] for band in drawn if band.x[-1] >= start) * shown.scale
+        low, high = min(np.quantile(late, 0.05), last), late.max()
+        # Half as much again below, where the early and the worst curves are.
+        span = high - low
+        low, high = max(low - 0.5 * span, 0.0), min(high + 0.06 * span, 101.0)
+    for axis in axes:
+        if log:
             axis.set_yscale("log")
-            style.plain_log(axis.yaxis)
-            if len(means):  # an interval that ends below zero has no place on this axis
-                axis.set_ylim(means.min() / 1.25, means.max() * 1.25)
-        return
-    if shown.unit != "%" or not drawn:
-        return
-    start = 0.3 * max(band.x.max() for band in drawn)
-    late = [band.mean[band.x >= start] * shown.scale for band in drawn]
-    means = np.concatenate(late)
-    if len(means) and means.max() > means.min():
-        margin = 0.06 * (means.max() - means.min())
-        for axis in axes:
-            axis.set_ylim(max(means.min() - margin, 0), min(means.max() + margin, 101))
+            style.plain_log(axis.yaxis, low, high)
+        if high > low:
+            axis.set_ylim(low, high)
 
 
 def _handles(study: Study, rows: list[Any], second: str) -> list[Line2D]:

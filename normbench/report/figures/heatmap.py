@@ -35,7 +35,11 @@ def draw(grid: Grid) -> style.Drawing:
                     clean.append(abs(values[i, j]))
     limit = max(clean, default=0.0) or 1.0
     width = style.COLUMN if len(study.columns) <= 6 else style.PAGE
-    figure, axes = style.new(width, 0.85 + 0.27 * len(rows))
+    unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
+    legend = f"Difference to {study.in_words(grid.baseline)}{unit}"
+    # As tall as the rows need, and as the words along the colour bar do.
+    height = max(0.85 + 0.27 * len(rows), 0.5 + 0.062 * len(legend))
+    figure, axes = style.new(width, height)
     axis = axes[0, 0]
     colours = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
         bad=style.GRID
@@ -77,8 +81,7 @@ def draw(grid: Grid) -> style.Drawing:
         axis.set_xlabel(labels.factor(study.column_factor))
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
-    unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
-    bar.set_label(f"Difference to {study.in_words(grid.baseline)}{unit}")
+    bar.set_label(legend)
     return style.Drawing(
         f"{shown.name}-heatmap",
         f"{shown.label}, difference to {study.in_words(grid.baseline)}{unit}: {study.title}. "

@@ -33,10 +33,10 @@ def draw(pair: Pair) -> style.Drawing:
             _line(axis, curve, panel, look)
         axis.set_ylabel(panel[2])
         axis.set_xlabel("Epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         if panel[4] and axis.lines:
             axis.set_yscale("log")
-            style.plain_log(axis.yaxis)
+            style.plain_log(axis.yaxis, *axis.get_ylim())
     handles = [
         style.handle(look, name, marker=False)
         for look, name in zip(looks, _names(pair), strict=True)

@@ -42,7 +42,7 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
             drawstyle="steps-post",
         )
         handles.append(style.handle(look, study.row(row), marker=False))
-    middle = _middle(profiles)
+    middle = _middle(profiles, any(cell.diverged for cell in grid.cells.values()))
     if middle is not None:
         low, high = sorted(sign * shown.scale * end for end in middle)
         axis.set_xlim(low, high)
@@ -72,7 +72,8 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
     for place, (row, result) in enumerate(found.items()):
         look = style.look(study.row_factor, row, study.rows)
         if np.isfinite(result.low):
-            axis.plot([result.low, result.high], [place, place], color=look.colour, linewidth=2.0)
+            ends = [result.low, result.high]
+            axis.plot(ends, [place, place], color=look.colour, linewidth=2.0, solid_capstyle="butt")
         axis.plot(
             result.probability,
             place,
@@ -118,7 +119,7 @@ def _tasks(grid: Grid) -> str:
     return labels.several(grid.study.column_factor, len(grid.study.columns))
 
 
-def _middle(profiles: dict[Any, Profile]) -> tuple[float, float] | None:
+def _middle(profiles: dict[Any, Profile], diverged: bool) -> tuple[float, float] | None:
     """Return the range of thresholds over which not all shares are 0 or 1, diverged runs aside."""
     moving = [p.thresholds[(p.share > 0.0) & (p.share < 1.0)] for p in profiles.values()]
     every = np.concatenate(moving) if moving else np.array([])
@@ -129,7 +130,7 @@ def _middle(profiles: dict[Any, Profile]) -> tuple[float, float] | None:
     steps = np.concatenate([p.thresholds[1:][np.diff(p.share) != 0] for p in profiles.values()])
     steps = np.sort(steps)
     gaps = np.diff(steps)
-    if len(gaps) and gaps.max() > 0.25 * (high - low):
+    if diverged and len(gaps) and gaps.max() > 0.25 * (high - low):
         low = float(steps[int(gaps.argmax()) + 1])
     margin = 0.03 * (high - low) or 1e-3
     return low - margin, high + margin

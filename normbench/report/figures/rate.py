@@ -30,10 +30,8 @@ def draw(study: Study) -> style.Drawing:
         own = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
         axis.plot(own.index, own, color=look.colour)
         handles.append(style.handle(look, study.column(column), marker=False))
-    if rates["lr"].min() > 0 and len(columns) > 1:
-        axis.set_yscale("log")
-        style.plain_log(axis.yaxis)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("Epoch")
     axis.set_ylabel("Learning rate")
     factor = labels.factor(study.column_factor).lower() if study.column_factor else ""

@@ -273,9 +273,10 @@ def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) ->
     )
 
 
-def plain_log(axis: Any) -> None:
-    """Label a logarithmic axis at 1, 2, 5 of each decade with plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def plain_log(axis: Any, low: float, high: float) -> None:
+    """Label a logarithmic axis with plain numbers: decades, and 2 and 5 in a short range."""
+    short = high < 50 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

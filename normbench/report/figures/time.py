@@ -55,7 +55,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
             ends += [(x[i], y[i], names[i], look.colour, 3.0 if i == 0 else -7.5) for i in (0, -1)]
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
-        style.plain_log(axis.xaxis)
+        style.plain_log(axis.xaxis, min(times), max(times))
     _label(axis, ends)
     axis.set_xlabel("Training time (s)")
     axis.set_ylabel(shown.axis)

@@ -93,6 +93,17 @@ def test_bands_are_t_intervals_of_each_epoch(study: Study) -> None:
         assert found.high[place] == pytest.approx(known.high)
 
 
+def test_a_logarithmic_band_is_of_the_logarithm(study: Study) -> None:
+    found = bands(joined(study), "val_loss", log=True)["gn", 64]
+    names = study.runs[(study.runs["row"] == "gn") & (study.runs["column"] == 64)]["name"]
+    own = study.curves[study.curves["run"].isin(names)]
+    known = sample(np.log(own[own["epoch"] == 7]["val_loss"].to_numpy()))
+    place = list(found.x).index(7)
+    assert found.mean[place] == pytest.approx(np.exp(known.mean))
+    assert found.low[place] == pytest.approx(np.exp(known.low))
+    assert (found.low > 0).all()
+
+
 def test_a_diverged_run_counts_until_it_diverges(study: Study) -> None:
     found = bands(joined(study), "val_acc")["none", 512]
     assert list(found.x) == [1]
@@ -161,6 +172,8 @@ def test_nothing_is_cut_off_at_the_edges(
     whole = build(study, METRICS["test_acc"], "bn")
     drawings = [
         batch.draw(grid),
+        heatmap.draw(grid),
+        *([heatmap.draw(whole)] if len(study.rows) > 1 else []),
         batch.draw(whole),
         curves.draw(study, "val_acc", "train_acc"),
         rate.draw(study),
