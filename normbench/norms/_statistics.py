@@ -193,10 +193,12 @@ def squares_over_places(values: Tensor) -> Tensor:
     if keras.backend.backend() != "tensorflow":
         return over_places(ops.square(values))
     import tensorflow as tf
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-    # One pass; the square of each value is not written to memory.
-    norms = tf.raw_ops.EuclideanNorm(input=values, axis=2)
-    sums = ops.square(norms)
+    if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return over_places(ops.square(values))
+    # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
+    sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
     return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
 
 

@@ -1,0 +1,246 @@
+"""What holds for every activation normalization that conf/norm/ names, or for a whole kind."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+from normbench.config import conf_dir
+from normbench.targets import target
+
+SHAPE = (16, 3, 4, 16)
+BACKEND = keras.backend.backend()
+
+
+def spec_of(path: Path) -> dict[str, Any]:
+    """A layer's target and options, without Hydra; empty where it is no layer of its own."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    first, *others = tree.pop("defaults")
+    if others != ["_self_"]:
+        return {}  # a pair with a weight parametrization
+    return tree if isinstance(first, dict) else spec_of(path.with_name(f"{first}.yaml")) | tree
+
+
+SPECS = {path.stem: spec_of(path) for path in sorted((conf_dir() / "norm").glob("*.yaml"))}
+NAMES = [
+    name
+    for name, spec in SPECS.items()
+    if spec.get("_target_") and "bfn" not in spec and name != "minmax_reshape"
+]
+assert len(NAMES) > 25
+
+
+def make(name: str, **options: Any) -> Any:
+    """The layer as ``norm=<name>`` makes it."""
+    if name.endswith("_tfa") and (BACKEND != "tensorflow" or not find_spec("tensorflow_addons")):
+        pytest.skip("tensorflow-addons is not installed, or not for this backend")
+    given = {k: v for k, v in SPECS[name].items() if k not in ("name", "_target_")}
+    return target(SPECS[name]["_target_"])(**given, **options)
+
+
+@cache
+def used(name: str) -> tuple[Any, Any]:
+    """A layer with random weights and a state from some steps, and a function that calls it."""
+    layer = make(name)
+    layer.build(SHAPE)
+    random = np.random.default_rng(0)
+    for variable in layer.trainable_variables:
+        value = keras.ops.convert_to_numpy(variable.value)
+        noise = random.standard_normal(value.shape)
+        variable.assign(value + 0.3 * noise.astype(np.float32))
+
+    def call(x: Any, training: bool) -> np.ndarray:
+        options = {"training": training} if layer._call_has_training_arg else {}
+        if BACKEND == "jax":
+            import jax
+
+            function = compiled.setdefault(
+                training, jax.jit(lambda t, o, x: layer.stateless_call(t, o, x, **options))
+            )
+            weights = layer.trainable_variables, layer.non_trainable_variables
+            outputs, state = function(*([v.value for v in some] for some in weights), x)
+            for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+                variable.assign(value)
+        else:
+            outputs = layer(x, **options)
+        return keras.ops.convert_to_numpy(outputs)
+
+    compiled: dict[bool, Any] = {}
+    for seed in range(2):
+        call(images(seed), True)
+    return layer, call
+
+
+def images(seed: int = 0) -> np.ndarray:
+    return (1 + np.random.default_rng(seed).standard_normal(SHAPE)).astype(np.float32)
+
+
+def sees_the_batch(name: str, training: bool) -> bool:
+    kind = target(SPECS[name]["_target_"])
+    if "batch" not in kind.computed_over:
+        return False
+    return training or kind.state == "none"
+
+
+# --- images and their batch -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_depends_on_the_others_only_where_it_is_said_to(name, training):
+    """Batch-free normalizations never, Batch Normalization and its like in training."""
+    _, call = used(name)
+    x = images(5)
+    others = x.copy()
+    others[1:] = 3 * images(6)[1:] - 2
+    alone, among = call(x, training)[0], call(others, training)[0]
+    if sees_the_batch(name, training):
+        assert np.abs(alone - among).max() > 1e-3
+    else:
+        np.testing.assert_allclose(alone, among, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_may_come_in_any_order(name):
+    layer, call = used(name)
+    order = np.random.default_rng(7).permutation(SHAPE[0])
+    x = images(5)
+    state = [keras.ops.convert_to_numpy(v.value) for v in layer.non_trainable_variables]
+    outputs = []
+    for given in (x, x[order]):
+        for variable, value in zip(layer.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        outputs.append(call(given, True))
+    np.testing.assert_allclose(outputs[1], outputs[0][order], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_leaves_the_state_alone(name):
+    layer, call = used(name)
+    before = [keras.ops.convert_to_numpy(v.value) for v in layer.weights]
+    call(images(8), False)
+    for value, variable in zip(before, layer.weights, strict=True):
+        np.testing.assert_array_equal(value, keras.ops.convert_to_numpy(variable.value))
+
+
+# --- kept and set up --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_and_loaded_it_is_the_same(name, tmp_path):
+    layer, call = used(name)
+    model = keras.Sequential([keras.Input(SHAPE[1:]), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    (other,) = loaded.layers
+    assert type(other) is type(layer)
+    assert other.get_config() == layer.get_config()
+    assert [v.name for v in other.weights] == [v.name for v in layer.weights]
+    assert len(layer.weights) == len(model.weights)
+    options = {"training": False} if other._call_has_training_arg else {}
+    outputs = keras.ops.convert_to_numpy(other(images(3), **options))
+    np.testing.assert_allclose(outputs, call(images(3), False), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_in_conf_are_those_of_the_constructor(name):
+    config = make(name).get_config()
+    for key, value in SPECS[name].items():
+        if key not in ("name", "_target_"):
+            assert config[key] == value, key
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_keeps_weights_and_state_in_float32(name, policy):
+    layer = make(name, dtype=policy)
+    layer.build(SHAPE)
+    assert {keras.backend.standardize_dtype(v.dtype) for v in layer.weights} <= {"float32"}
+    options = {"training": True} if layer._call_has_training_arg else {}
+    outputs = layer(images(), **options)
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+    assert outputs.shape == SHAPE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_stands_in_a_functional_model(name):
+    inputs = keras.Input(SHAPE[1:])
+    outputs = make(name)(inputs)
+    assert outputs.shape == (None, *SHAPE[1:])
+    assert outputs.dtype == "float32"
+
+
+# --- TensorFlow's graphs ----------------------------------------------------------------------
+
+tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="for TensorFlow's graphs")
+
+
+def step_of(layer: Any, **options: Any) -> Any:
+    """A compiled function from images to outputs and gradients."""
+    import tensorflow as tf
+
+    training = {"training": True} if layer._call_has_training_arg else {}
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = layer(x, **training)
+        variables = [v.value for v in layer.trainable_variables]
+        return outputs, tape.gradient(outputs, [x, *variables], tf.reverse(x, [0]))
+
+    return tf.function(step, autograph=False, **options)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    import tensorflow as tf
+
+    for some, other in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(some, other, rtol=1e-4, atol=2e-4)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "frn_tfa"])  # refuses them
+def test_sizes_may_be_unknown_until_it_runs(name):
+    import tensorflow as tf
+
+    layer = make(name)
+    layer.build((None, None, None, 16))
+    unknown = [tf.TensorSpec((None, None, None, 16))]
+    x = tf.constant(images())
+    assert_same(step_of(layer, input_signature=unknown)(x), fresh_step(name)(x))
+
+
+@tensorflow_only
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_tfa")])
+def test_xla_compiles_it(name):
+    import tensorflow as tf
+
+    layer = make(name)
+    layer.build(SHAPE)
+    x = tf.constant(images())
+    assert_same(step_of(layer, jit_compile=True)(x), fresh_step(name)(x))
+
+
+def fresh_step(name: str) -> Any:
+    layer = make(name)
+    layer.build(SHAPE)
+    return step_of(layer)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_tfa")])
+def test_the_same_step_gives_the_same_bits(name):
+    import tensorflow as tf
+
+    x = tf.constant(images())
+    runs = [tf.nest.flatten(fresh_step(name)(x)) for _ in range(2)]
+    for some, other in zip(*runs, strict=True):
+        np.testing.assert_array_equal(some, other)
