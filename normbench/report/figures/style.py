@@ -43,7 +43,7 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, WINE, INDIGO, OLIVE, TEAL, SAND)
-_HANDLE, _LETTER = 0.42, 0.058  # inches of a legend's entry, and of a letter in it
+_HANDLE, _LETTER = 0.42, 0.06  # inches of a legend's entry, and of a letter in it
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))

@@ -10,7 +10,7 @@ import pytest
 
 from normbench.report import load
 from normbench.report.bands import bands, joined
-from normbench.report.figures import batch, curves, heatmap, profile, rate, time
+from normbench.report.figures import batch, curves, heatmap, profile, rate, style, time
 from normbench.report.grid import Grid, build
 from normbench.report.improvement import improvements, profiles
 from normbench.report.metrics import METRICS
@@ -182,7 +182,7 @@ def test_nothing_is_cut_off_at_the_edges(
     for drawing in drawings:
         drawing.settle()
         figure = drawing.figure
-        inside = figure.get_tightbbox()
+        inside = style.styled(figure.get_tightbbox)()
         width, height = figure.get_size_inches()
         assert inside.x0 >= -0.02
         assert inside.y0 >= -0.02
