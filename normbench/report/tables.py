@@ -144,7 +144,8 @@ def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
         [
             "P that a run drawn at random does better than one of the baseline, averaged over "
             "tasks (columns that both have); stratified bootstrap, 2,000 samples, percentile "
-            "interval (Agarwal et al. 2021). With few seeds such intervals are too narrow."
+            "interval (Agarwal et al. 2021), not corrected for the number of rows. With few seeds "
+            "such intervals are too narrow."
         ],
         data,
     )
