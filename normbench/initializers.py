@@ -33,6 +33,11 @@ def _generator() -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, count[0]]))
 
 
+def drawn_seed() -> int:
+    """Draw a seed for a layer that is random in training, such as ``keras.layers.Dropout``."""
+    return int(_generator().integers(2**31))
+
+
 @keras.saving.register_keras_serializable("normbench")
 class Normal(keras.initializers.Initializer):
     """Gaussian with mean 0 and a fixed deviation.

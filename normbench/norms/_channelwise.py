@@ -10,7 +10,7 @@ from typing import Any
 
 from keras import ops
 
-from normbench.norms._statistics import first, rounded
+from normbench.norms._statistics import count_of, first, over_places, pivot_of
 
 Tensor = Any
 
@@ -68,29 +68,24 @@ def batch_centre(x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         y, of x's shape and dtype; the mean, float32 (C,), through which no gradient flows.
     """
     dtype = x.dtype
-    images, places = x.shape[0], x.shape[1]
-    if images is None or places is None:
-        count = ops.cast(ops.shape(x)[0] * ops.shape(x)[1], "float32")
-    else:
-        count = float(images * places)
+    count = count_of(x[None], int(x.shape[-1]))
 
     def mean_of(values: Tensor) -> Tensor:
-        return ops.sum(ops.sum(values, axis=1), axis=0) / count
+        return over_places(values[None])[0] / count
 
     @ops.custom_gradient
     def function(x: Tensor, beta: Tensor) -> Any:
         values = ops.cast(x, "float32")
-        rough = rounded(mean_of(values))
-        centred = values - rough
-        # What rounding left of the mean is taken out as well.
-        rest = mean_of(centred)
+        pivot = pivot_of(values[None])[0]
+        shifted = values - pivot
+        off = mean_of(shifted)
 
         def gradient(*upstream: Tensor):
             dy = ops.cast(first(upstream), "float32")
             mean_dy = mean_of(dy)
             return ops.cast(dy - mean_dy, dtype), mean_dy * count
 
-        return (ops.cast(centred + (beta - rest), dtype), rough + rest), gradient
+        return (ops.cast(shifted + (beta - off), dtype), pivot + off), gradient
 
     return function(x, beta)
 

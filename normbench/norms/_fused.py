@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from normbench.norms._compiled import has_gpu, is_large
 from normbench.norms._statistics import count_of, standardize
 
 Tensor = Any
@@ -37,7 +38,7 @@ def batch_standardize(
         which no gradient flows; and the values a channel has, a float where that is known.
     """
     count = count_of(x[None], int(x.shape[-1]))
-    if across is None and keras.backend.backend() == "tensorflow":
+    if across is None and _has_fused(x):
         return *_fused(x, gamma, beta, epsilon, count), count
     y, mean, variance = standardize(x[None], gamma, beta, int(x.shape[-1]), epsilon, across=across)
     return y[0], mean[0], variance[0], across(count) if across else count
@@ -50,7 +51,7 @@ def apply_statistics(
 
     The dtype is x's; computed in float32.
     """
-    if keras.backend.backend() == "tensorflow":
+    if _has_fused(x):
         import tensorflow as tf
 
         y, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -68,20 +69,22 @@ def apply_statistics(
     return ops.cast(centred * (ops.rsqrt(variance + epsilon) * gamma) + beta, x.dtype)
 
 
+def _has_fused(x: Tensor) -> bool:
+    """Whether a fused operation beats ours: not for small inputs on a CPU."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    return None in x.shape or is_large(x) or has_gpu()
+
+
 def _fused(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, count: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """TensorFlow's own operation, which needs the fewest passes over memory.
-
-    It sums a channel's values in one go, in float32: of 50,000 values that are all 1.7 its mean
-    is off by 4e-4, which its division by a deviation of 0 makes an output of 0.1 instead of 0.
-    Channels that look nearly constant are therefore shifted towards 0 before.
-    """
+    """TensorFlow's own operation, which needs the fewest passes over memory."""
     import tensorflow as tf
 
-    shift = tf.stop_gradient(_near(x))
+    shifted, shift = (x, 0.0) if has_gpu() else _shifted(x)
     y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=(x - shift)[:, :, None, :],
+        x=shifted[:, :, None, :],
         scale=gamma,
         offset=beta,
         mean=[],
@@ -95,6 +98,25 @@ def _fused(
         mean + tf.cast(shift, tf.float32),
         unbiased * ((count - 1.0) / count),
     )
+
+
+def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift channels that look nearly constant towards 0; the shift itself, (C,).
+
+    On a CPU TensorFlow's operation sums a channel's values in one go, in float32: of 50,000 values
+    that are all 1.7 its mean is off by 4e-4, which its division by a deviation of 0 makes an
+    output of 0.1 instead of 0.
+    """
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def function(x: Tensor) -> Any:
+        shift = _near(x)
+        # Seldom needed, and a pass over memory.
+        shifted = tf.cond(tf.reduce_any(shift != 0), lambda: x - shift, lambda: x)
+        return (shifted, shift), lambda d_shifted, d_shift: d_shifted
+
+    return function(x)
 
 
 def _near(x: Tensor) -> Tensor:

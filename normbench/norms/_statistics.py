@@ -1,11 +1,12 @@
 """Standardization with a hand-written gradient, shared by the layers that standardize.
 
-The functions here work on images flattened to (N, S, C): N images, S places, C channels. They
-take the mean first and then the mean square of what is left, so that a mean far above the
-deviation costs no digits (E[x²] − E[x]² in float32 would lose them all). Rounding leaves the
-centred values a small mean of their own, which is measured and taken out as well (the corrected
-two-pass algorithm of Chan, Golub & LeVeque 1983, eq. 1.7): a constant input then really comes out
-as β.
+The functions here work on images flattened to (N, S, C): N images, S places, C channels. Sums of
+float32 values about 1000 are off by more than their deviation of 1 may bear, and E[x²] − E[x]²
+loses all digits there. So each channel is shifted first by a value near its mean, the mean of a
+few of its places; its mean and variance are taken of what is left, and statistics of a group are
+put together from those of its channels without a cancelling difference. A constant input then
+really comes out as β. The bound: where the sample's mean is k deviations off the channel's, the
+variance is off by k² + 1 roundings.
 
 The gradient is that of the formulas in Ioffe & Szegedy 2015, section 3, written per statistic:
 dx = a·dy − r·mean(γ·dy) − (x − μ)·r³·mean(γ·dy·(x − μ)), with r = 1/σ and a = γ·r.
@@ -20,7 +21,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from normbench.norms._compiled import inside_xla, run
+
 Tensor = Any
+
+_SAMPLES = 8
+"""Images, and places of each, that a channel's shift is the mean of."""
 
 
 def standardize(
@@ -49,63 +55,129 @@ def standardize(
         through these two.
     """
     dtype = x.dtype
-    total = across or (lambda values: values)
-    count = total(count_of(x, groups))
-
-    def shared(sums: Tensor) -> Tensor:
-        return share(total(sums), groups, count)
+    options: dict[str, Any] = {"groups": groups, "subtract_mean": subtract_mean}
+    call: Any = run
+    if across is not None:
+        options["across"] = across
+        call = _directly
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
         values = ops.cast(x, "float32")
-        if subtract_mean:
-            rough = rounded(shared(over_places(values)))
-            centred = values - _wide(rough)
-            rest = shared(over_places(centred))
-            mean = rough + rest
-            # Between roundings the difference can be a hair below 0.
-            variance = shared(squares_over_places(centred)) - ops.square(rest)
-            variance = ops.maximum(variance, 0.0)
-        else:
-            rough = rest = 0.0
-            centred = values
-            variance = shared(squares_over_places(values))
-            mean = ops.zeros_like(variance)
-        inverse = ops.rsqrt(variance + epsilon)
-        scale = inverse * gamma
-        y = centred * _wide(scale)
-        y = y + (_wide(beta - rest * scale) if subtract_mean else beta)
-        kept = centred if keras.backend.backend() == "tensorflow" else None
+        pivot = (pivot_of(values, across),) if subtract_mean else ()
+        y, mean, variance, *statistics = call(
+            _forward, values, gamma, beta, *pivot, epsilon=epsilon, **options
+        )
+        statistics = [*pivot, *statistics]
 
         def gradient(*upstream: Tensor):
+            # A compiler casts and shifts x again for nothing; to keep what it gave is not free.
+            again = values if keras.backend.backend() == "tensorflow" else ops.cast(x, "float32")
             dy = ops.cast(first(upstream), "float32")
-            # Under a compiler centring again is free, and keeping the centred values is not.
-            centred = kept
-            if centred is None:
-                centred = ops.cast(x, "float32")
-                centred = centred - _wide(rough) if subtract_mean else centred
-            sum_dy = over_places(dy)
-            sum_dy_centred = over_places(dy * centred) - rest * sum_dy
-            d_gamma = ops.sum(sum_dy_centred * inverse, axis=0)
-            d_beta = ops.sum(sum_dy, axis=0)
-            if groups == int(x.shape[-1]):
-                # γ is the group's own. The same product as in dx's first term: where a channel
-                # has a single value, its gradient is then exactly 0.
-                means = shared(sum_dy) * scale, shared(sum_dy_centred) * scale
-            else:
-                means = shared(sum_dy * gamma) * inverse, shared(sum_dy_centred * gamma) * inverse
-            slope = means[1] * ops.square(inverse)
-            dx = dy * _wide(scale)
-            if subtract_mean:
-                constant = means[0] - rest * slope
-                dx = dx - (centred * _wide(slope) + _wide(constant))
-            else:
-                dx = dx - centred * _wide(slope)
+            dx, d_gamma, d_beta = call(_backward, dy, again, gamma, *statistics, **options)
             return ops.cast(dx, dtype), d_gamma, d_beta
 
         return (ops.cast(y, dtype), mean, variance), gradient
 
     return function(x, gamma, beta)
+
+
+def _directly(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> Any:
+    return function(*tensors, **options)
+
+
+def _forward(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    pivot: Tensor | None = None,
+    *,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Outputs, mean and variance; what :func:`_backward` needs: offset, 1/deviation."""
+    if subtract_mean:
+        offset, mean, variance = _statistics(x, pivot, groups=groups, across=across)
+        inverse = ops.rsqrt(variance + epsilon)
+        scale = inverse * gamma
+        y = (x - _wide(pivot)) * _wide(scale) + _wide(offset * scale + beta)
+        return y, mean, variance, offset, inverse
+    total = across or (lambda values: values)
+    variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
+    inverse = ops.rsqrt(variance + epsilon)
+    return x * _wide(inverse * gamma) + beta, ops.zeros_like(variance), variance, inverse
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor,
+    *statistics: Tensor,
+    groups: int,
+    subtract_mean: bool,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, γ and β."""
+    total = across or (lambda values: values)
+    count = total(count_of(x, groups))
+    *shift, inverse = statistics
+    scale = inverse * gamma
+    sum_dy = over_places(dy)
+    if subtract_mean:
+        pivot, offset = shift
+        shifted = x - _wide(pivot)
+        sum_product = over_places(dy * shifted) + offset * sum_dy
+    else:
+        shifted = x
+        sum_product = over_places(dy * x)
+    d_gamma = ops.sum(sum_product * inverse, axis=0)
+    d_beta = ops.sum(sum_dy, axis=0)
+
+    def weighted_mean(sums: Tensor) -> Tensor:
+        """γ/σ times a mean over the group."""
+        if groups == int(x.shape[-1]):
+            # γ is the group's own. The same product as in dx's first term: where a channel has a
+            # single value, its gradient is then exactly 0.
+            return share(total(sums), groups, count) * scale
+        return share(total(sums * gamma), groups, count) * inverse
+
+    slope = weighted_mean(sum_product) * ops.square(inverse)
+    dx = dy * _wide(scale) - shifted * _wide(slope)
+    if subtract_mean:
+        dx = dx - _wide(weighted_mean(sum_dy) + offset * slope)
+    return dx, d_gamma, d_beta
+
+
+def _statistics(
+    x: Tensor,
+    pivot: Tensor,
+    *,
+    groups: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of float32 (A, B, S, C), each (A, C), about a pivot near each channel's mean.
+
+    Returns:
+        An offset to be added to x − pivot to centre it on its group's mean; that mean; the
+        group's biased variance.
+    """
+    channels = int(x.shape[-1])
+    total = across or (lambda values: values)
+    shifted = x - _wide(pivot)
+    count = total(count_of(x, channels))
+    off = share(total(over_places(shifted)), channels, count)
+    own = share(total(squares_over_places(shifted)), channels, count) - ops.square(off)
+    # Between roundings the difference can be a hair below 0.
+    own = ops.maximum(own, 0.0)
+    if groups == channels:
+        return -off, pivot + off, own
+    # Of the group's means as differences to one pivot, which cost no digits.
+    apart = pivot - share_first(pivot, groups)
+    offset = apart - share(apart + off, groups, channels / groups)
+    variance = share(own + ops.square(off + offset), groups, channels / groups)
+    return offset, pivot - offset, variance
 
 
 def group_standardize(
@@ -145,21 +217,28 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     @ops.custom_gradient
     def function(x: Tensor) -> Any:
         values = ops.cast(x, "float32")
-        rough = rounded(share(over_places(values), groups, count))
-        centred = values - _wide(rough)
-        rest = share(over_places(centred), groups, count)
-        variance = share(squares_over_places(centred), groups, count) - ops.square(rest)
+        pivot = pivot_of(values)
+        offset, mean, variance = run(_statistics, values, pivot, groups=groups)
 
         def gradient(*upstream: Tensor):
             d_mean, d_variance = _pair(upstream)
             slope = share(d_variance, groups, count) * 2.0
-            constant = share(d_mean, groups, count) - rest * slope
-            centred = ops.cast(x, "float32") - _wide(rough)
-            return ops.cast(centred * _wide(slope) + _wide(constant), dtype)
+            constant = share(d_mean, groups, count) + offset * slope
+            shifted = ops.cast(x, "float32") - _wide(pivot)
+            return ops.cast(shifted * _wide(slope) + _wide(constant), dtype)
 
-        return (rough + rest, ops.maximum(variance, 0.0)), gradient
+        return (mean, variance), gradient
 
     return function(x)
+
+
+def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """A value near each channel's mean in float32 (A, B, S, C), from a few places: (A, C)."""
+    total = across or (lambda values: values)
+    sample = x[:, _some(x.shape[1]), _some(x.shape[2])]
+    channels = int(x.shape[-1])
+    count = total(count_of(sample, channels))
+    return rounded(share(total(over_places(sample)), channels, count))
 
 
 def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -193,9 +272,8 @@ def squares_over_places(values: Tensor) -> Tensor:
     if keras.backend.backend() != "tensorflow":
         return over_places(ops.square(values))
     import tensorflow as tf
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-    if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if inside_xla():
         return over_places(ops.square(values))
     # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
     sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
@@ -211,6 +289,12 @@ def share(sums: Tensor, groups: int, count: Any) -> Tensor:
     means = ops.sum(ops.reshape(sums, (-1, groups, size)), axis=-1, keepdims=True) / count
     shape = (ops.shape(sums)[0], groups, size)
     return ops.reshape(ops.broadcast_to(means, shape), (-1, channels))
+
+
+def share_first(values: Tensor, groups: int) -> Tensor:
+    """Each group's first channel of (A, C), repeated for each of its channels."""
+    size = int(values.shape[-1]) // groups
+    return ops.repeat(values[:, ::size], size, axis=1)
 
 
 def count_of(x: Tensor, groups: int) -> Any:
@@ -259,10 +343,10 @@ def flatten_places(x: Tensor) -> Tensor:
 
 
 def rounded(value: Tensor) -> Tensor:
-    """Drop the last three bits of a float32 mean.
+    """Drop the last three bits of a float32 value that others are shifted by.
 
     A compiler that fuses x − sum/count computes it anew wherever it is used, with or without a
-    rounding between the two operations, so that the centred values of one place would not be
+    rounding between the two operations, so that the shifted values of one place would not be
     those of another. What has fewer bits than a product comes out the same everywhere.
     """
     if keras.backend.backend() == "jax":
@@ -272,6 +356,15 @@ def rounded(value: Tensor) -> Tensor:
     import tensorflow as tf
 
     return tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(value, tf.int32), -8), tf.float32)
+
+
+def _some(length: int | None) -> slice:
+    """Neighbouring indices of an axis, from its middle on where its length is known.
+
+    Not spread over the axis: TensorFlow copies with strides ten times slower than in a piece.
+    """
+    start = 0 if length is None or length <= _SAMPLES else length // 2 - _SAMPLES // 2
+    return slice(start, start + _SAMPLES)
 
 
 def _wide(statistic: Tensor) -> Tensor:

@@ -87,11 +87,38 @@ def test_one_value_a_channel_has_no_unbiased_variance(go):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_many_equal_values_do_not_add_up_to_noise(dtype, go):
     """Summed one by one in float32, 50,176 times 1.7 have a mean 4e-4 off."""
-    x = np.full((16, 56, 56, 2), 1.7, np.float32)
+    x = np.full((16, 56, 56, 6), 1.7, np.float32)
     layer = BatchNormalization(epsilon=1e-5, dtype=dtype)
     got = go(layer, x, training=True)
     np.testing.assert_allclose(got.outputs, 0, atol=1e-3)
-    assert got.state["moving_mean"] == pytest.approx([0.017] * 2, rel=4e-3)
+    assert got.state["moving_mean"] == pytest.approx([0.017] * 6, rel=4e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_large_inputs_take_the_fused_road_to_the_same_numbers(offset, go, shaken):
+    shape = (16, 32, 32, 16)
+    x, upstream = (np.random.default_rng(seed).standard_normal(shape) for seed in range(2))
+    x = (x + offset).astype(np.float32)
+    layer = BatchNormalization(momentum=0.0, epsilon=1e-5, unbiased=True)
+    layer.build(shape)
+    got = go(shaken(layer), x, upstream, training=True)
+    gamma = keras.ops.convert_to_numpy(layer.gamma).astype("f8")
+    beta = keras.ops.convert_to_numpy(layer.beta).astype("f8")
+    x = x.astype("f8")
+    axes = (0, 1, 2)
+    deviation = np.sqrt(x.var(axes) + 1e-5)
+    normalized = (x - x.mean(axes)) / deviation
+    upstream = upstream.astype("f4").astype("f8")
+    gradients = upstream.sum(axes), (upstream * normalized).sum(axes)
+    d_inputs = upstream - (gradients[0] + normalized * gradients[1]) / (16 * 32 * 32)
+    np.testing.assert_allclose(got.outputs, normalized * gamma + beta, atol=2e-5)
+    np.testing.assert_allclose(got.d_inputs, d_inputs * gamma / deviation, atol=2e-5)
+    np.testing.assert_allclose(got.d_weights["beta"], gradients[0], atol=2e-3)
+    np.testing.assert_allclose(got.d_weights["gamma"], gradients[1], atol=2e-3)
+    np.testing.assert_allclose(got.state["moving_mean"], x.mean(axes), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got.state["moving_variance"], x.var(axes, ddof=1), rtol=2e-5)
+    expected = (x - x.mean(axes)) / np.sqrt(x.var(axes, ddof=1) + 1e-5) * gamma + beta
+    np.testing.assert_allclose(go(layer, x.astype("f4")).outputs, expected, atol=3e-4)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])

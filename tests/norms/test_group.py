@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normbench.norms import GroupNormalization, InstanceNormalization, LayerNormalization
+from normbench.norms import (
+    GroupNormalization,
+    InstanceNormalization,
+    LayerNormalization,
+    _compiled,
+)
 
 
 def groups_for(channels: int) -> int:
@@ -65,7 +70,35 @@ def test_large_images_lose_no_digits(offset, go):
     x = offset + images(0, (1, 112, 112, 2))
     got = go(GroupNormalization(2, epsilon=1e-5), x)
     expected = reference(x.astype("f8"), 2, 1.0, 0.0)
-    np.testing.assert_allclose(got.outputs, expected, atol=5e-6)
+    np.testing.assert_allclose(got.outputs, expected, rtol=5e-6, atol=5e-6)
+
+
+def calls_of_compiled() -> int:
+    info = _compiled._compiled.cache_info()
+    return info.hits + info.misses
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles all alike")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_large_inputs_take_the_compiled_road_to_the_same_numbers(groups, dtype, go, shaken):
+    shape = (16, 32, 32, 16)
+    assert np.prod(shape) >= _compiled.WORTHWHILE
+    x, upstream = 1000 + images(0, shape), images(1, shape)
+    layer = GroupNormalization(groups, epsilon=1e-5, dtype=dtype)
+    layer.build(shape)
+    shaken(layer)
+    before = calls_of_compiled()
+    whole = go(layer, x, upstream)
+    assert calls_of_compiled() == before + 2  # forward and backward
+    parts = [go(layer, x[i : i + 4], upstream[i : i + 4]) for i in range(0, 16, 4)]
+    tolerance = 2e-5 if dtype == "float32" else 2e-2
+    for field in ("outputs", "d_inputs"):
+        expected = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_allclose(getattr(whole, field), expected, rtol=0, atol=tolerance)
+    for name, gradient in whole.d_weights.items():
+        expected = sum(part.d_weights[name] for part in parts)
+        np.testing.assert_allclose(gradient, expected, atol=2e-3)
 
 
 def test_large_constant_images_give_beta(go):
