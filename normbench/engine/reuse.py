@@ -1,0 +1,53 @@
+"""What a process keeps of one run for the next: the data set, and the compiled loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from normbench.config import Config
+from normbench.engine.program import program
+
+if TYPE_CHECKING:
+    from normbench.engine.loop import Loop
+
+
+class Kept:
+    """Keeps the last run's data set and loop, and hands them on where the next run can use them.
+
+    Reading a data set and compiling a loop take longer than many a run's training. A loop is
+    handed on only to a run of the same :func:`~normbench.engine.program.program`, after it took
+    over that run's own initial state and seed: its numbers are those of a fresh process.
+    """
+
+    def __init__(self) -> None:
+        self._dataset: tuple[str, Any] | None = None
+        self._loop: tuple[str, Loop] | None = None
+
+    def dataset(self, config: Config, load: Callable[[Config], Any]) -> Any:
+        """The data set of ``config``, loaded by ``load`` if it is not the last one."""
+        key = json.dumps(config.dataset, sort_keys=True)
+        if self._dataset is None or self._dataset[0] != key:
+            self._dataset = None  # first let go of the old one: two may not fit
+            self._dataset = (key, load(config))
+        return self._dataset[1]
+
+    def loop(self, config: Config, fresh: Loop) -> Loop:
+        """A loop that is about to begin the run of ``config``.
+
+        Args:
+            config: Of the run.
+            fresh: A new loop on the run's model, not compiled yet; it is kept if the one from
+                before cannot be used.
+        """
+        key = program(config)
+        if self._loop is None or self._loop[0] != key:
+            self._loop = (key, fresh)
+            return fresh
+        self._loop[1].restart(fresh)
+        return self._loop[1]
+
+    def forget(self) -> None:
+        """Let go of everything, as after a failure that may have left a loop half changed."""
+        self._dataset = self._loop = None
