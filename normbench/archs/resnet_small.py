@@ -64,5 +64,5 @@ def _block(norm: Norm, x: Any, filters: int, strides: int, name: str) -> Any:
     if strides != 1 or x.shape[-1] != filters:
         x = norm.conv(filters, 1, strides=strides, place="shortcut", name=f"{name}_conv0")(x)
         x = norm(x, "shortcut", name=f"{name}_norm0")
-    y = keras.layers.Add(name=f"{name}_add")([x, y])
+    y = keras.layers.Add(name=f"{name}_add")([y, x])
     return keras.layers.ReLU(name=f"{name}_relu2")(y)
