@@ -1,15 +1,18 @@
-"""Compiling a hot piece of a layer by XLA where TensorFlow would run it operation by operation."""
+"""Compiling the elementwise pieces of a layer by XLA where TensorFlow takes a pass for each step.
+
+Sums are left to TensorFlow, which is as fast or faster at them on a CPU.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import keras
 
-WORTHWHILE = 2**18
+WORTHWHILE = 2**19
 """Elements from which on memory is what takes the time, so that fewer passes over it win.
 
 Below it, on two cores of an AMD EPYC, calling a compiled or fused piece costs what it saves, and
@@ -17,22 +20,26 @@ compiling takes 0.2 s a shape.
 """
 
 
-def run(function: Callable[..., Any], *tensors: Any, **options: Any) -> Any:
-    """Call ``function(*tensors, **options)``, compiled where that is faster.
+def run(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Call ``function(*tensors)``, compiled where that is faster.
 
-    That is on TensorFlow on a CPU, for a large first tensor in float32, where all shapes are known.
+    That is on TensorFlow on a CPU, for a large first tensor in float32, where its shape is known.
     On a GPU, Keras compiles whole steps; on JAX all is compiled; what XLA compiles already is left
     alone.
 
     Args:
         function: Pure, of ``keras.ops``.
         *tensors: What it computes with.
-        **options: Hashable.
     """
-    if keras.backend.backend() != "tensorflow" or not _is_worth_it(tensors):
-        return function(*tensors, **options)
-    signature = tuple((tuple(each.shape), each.dtype) for each in tensors)
-    return _compiled(function, signature, tuple(sorted(options.items())))(*tensors)
+    if not is_compiled(tensors[0]):
+        return function(*tensors)
+    return _compiled(function, tuple((tuple(each.shape), each.dtype) for each in tensors))(*tensors)
+
+
+def is_compiled(x: Any) -> bool:
+    """Whether :func:`run` compiles for a first tensor like ``x``."""
+    tensorflow = keras.backend.backend() == "tensorflow"
+    return tensorflow and is_large(x) and not has_gpu() and not inside_xla()
 
 
 def inside_xla() -> bool:
@@ -56,14 +63,9 @@ def has_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def _is_worth_it(tensors: tuple[Any, ...]) -> bool:
-    known = all(None not in each.shape for each in tensors)
-    return known and is_large(tensors[0]) and not has_gpu() and not inside_xla()
-
-
 @cache
-def _compiled(function: Callable[..., Any], signature: Any, options: Any) -> Any:
+def _compiled(function: Callable[..., Any], signature: Any) -> Any:
     """One compiled function for each signature, so that layers of a shape share it."""
     import tensorflow as tf
 
-    return tf.function(partial(function, **dict(options)), jit_compile=True, autograph=False)
+    return tf.function(function, jit_compile=True, autograph=False)

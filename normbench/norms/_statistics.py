@@ -21,7 +21,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import inside_xla, run
+from normbench.norms._compiled import inside_xla, is_compiled, run
 
 Tensor = Any
 
@@ -55,26 +55,22 @@ def standardize(
         through these two.
     """
     dtype = x.dtype
-    options: dict[str, Any] = {"groups": groups, "subtract_mean": subtract_mean}
-    call: Any = run
-    if across is not None:
-        options["across"] = across
-        call = _directly
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
         values = ops.cast(x, "float32")
         pivot = (pivot_of(values, across),) if subtract_mean else ()
-        y, mean, variance, *statistics = call(
-            _forward, values, gamma, beta, *pivot, epsilon=epsilon, **options
+        y, mean, variance, *kept = _forward(
+            values, gamma, beta, *pivot, groups=groups, epsilon=epsilon, across=across
         )
-        statistics = [*pivot, *statistics]
 
         def gradient(*upstream: Tensor):
-            # A compiler casts and shifts x again for nothing; to keep what it gave is not free.
+            # A compiler casts x again for nothing; to keep what it gave is not free.
             again = values if keras.backend.backend() == "tensorflow" else ops.cast(x, "float32")
             dy = ops.cast(first(upstream), "float32")
-            dx, d_gamma, d_beta = call(_backward, dy, again, gamma, *statistics, **options)
+            dx, d_gamma, d_beta = _backward(
+                dy, again, gamma, *pivot, *kept, groups=groups, across=across
+            )
             return ops.cast(dx, dtype), d_gamma, d_beta
 
         return (ops.cast(y, dtype), mean, variance), gradient
@@ -82,32 +78,28 @@ def standardize(
     return function(x, gamma, beta)
 
 
-def _directly(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> Any:
-    return function(*tensors, **options)
-
-
 def _forward(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    pivot: Tensor | None = None,
-    *,
+    *pivot: Tensor,
     groups: int,
     epsilon: float,
-    subtract_mean: bool,
-    across: Callable[[Tensor], Tensor] | None = None,
+    across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, ...]:
     """Outputs, mean and variance; what :func:`_backward` needs: offset, 1/deviation."""
-    if subtract_mean:
-        offset, mean, variance = _statistics(x, pivot, groups=groups, across=across)
+    if pivot:
+        shifted = run(_shifted, x, *pivot)
+        offset, mean, variance = _statistics(shifted, *pivot, groups=groups, across=across)
         inverse = ops.rsqrt(variance + epsilon)
         scale = inverse * gamma
-        y = (x - _wide(pivot)) * _wide(scale) + _wide(offset * scale + beta)
+        y = run(_scaled, shifted, scale, offset * scale + beta)
         return y, mean, variance, offset, inverse
     total = across or (lambda values: values)
     variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
     inverse = ops.rsqrt(variance + epsilon)
-    return x * _wide(inverse * gamma) + beta, ops.zeros_like(variance), variance, inverse
+    y = run(_scaled, x, inverse * gamma, beta[None])
+    return y, ops.zeros_like(variance), variance, inverse
 
 
 def _backward(
@@ -116,8 +108,7 @@ def _backward(
     gamma: Tensor,
     *statistics: Tensor,
     groups: int,
-    subtract_mean: bool,
-    across: Callable[[Tensor], Tensor] | None = None,
+    across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, γ and β."""
     total = across or (lambda values: values)
@@ -125,13 +116,11 @@ def _backward(
     *shift, inverse = statistics
     scale = inverse * gamma
     sum_dy = over_places(dy)
-    if subtract_mean:
-        pivot, offset = shift
-        shifted = x - _wide(pivot)
-        sum_product = over_places(dy * shifted) + offset * sum_dy
-    else:
-        shifted = x
-        sum_product = over_places(dy * x)
+    # Compiled pieces shift x as they read it; others have it shifted once.
+    source = (x, *shift[:1]) if is_compiled(x) else (_shifted(x, *shift[:1]),)
+    sum_product = over_places(run(_product, dy, *source))
+    if shift:
+        sum_product = sum_product + shift[1] * sum_dy
     d_gamma = ops.sum(sum_product * inverse, axis=0)
     d_beta = ops.sum(sum_dy, axis=0)
 
@@ -144,29 +133,53 @@ def _backward(
         return share(total(sums * gamma), groups, count) * inverse
 
     slope = weighted_mean(sum_product) * ops.square(inverse)
-    dx = dy * _wide(scale) - shifted * _wide(slope)
-    if subtract_mean:
-        dx = dx - _wide(weighted_mean(sum_dy) + offset * slope)
-    return dx, d_gamma, d_beta
+    constant = weighted_mean(sum_dy) + shift[1] * slope if shift else ops.zeros_like(slope)
+    return run(_combined, dy, scale, slope, constant, *source), d_gamma, d_beta
+
+
+# What is done to each element by itself, which a compiler makes one pass of.
+
+
+def _shifted(x: Tensor, *pivot: Tensor) -> Tensor:
+    return x - _wide(pivot[0]) if pivot else x
+
+
+def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * _wide(scale) + _wide(shift)
+
+
+def _product(dy: Tensor, x: Tensor, *pivot: Tensor) -> Tensor:
+    return dy * _shifted(x, *pivot)
+
+
+def _combined(
+    dy: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, x: Tensor, *pivot: Tensor
+) -> Tensor:
+    return dy * _wide(scale) - _shifted(x, *pivot) * _wide(slope) - _wide(constant)
 
 
 def _statistics(
-    x: Tensor,
+    shifted: Tensor,
     pivot: Tensor,
     *,
     groups: int,
     across: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Statistics of float32 (A, B, S, C), each (A, C), about a pivot near each channel's mean.
+    """Statistics of x, float32 (A, B, S, C), each (A, C), from x − pivot.
+
+    Args:
+        shifted: x − pivot.
+        pivot: A value near each channel's mean, (A, C).
+        groups: Groups of neighbouring channels.
+        across: As for :func:`standardize`.
 
     Returns:
         An offset to be added to x − pivot to centre it on its group's mean; that mean; the
         group's biased variance.
     """
-    channels = int(x.shape[-1])
+    channels = int(shifted.shape[-1])
     total = across or (lambda values: values)
-    shifted = x - _wide(pivot)
-    count = total(count_of(x, channels))
+    count = total(count_of(shifted, channels))
     off = share(total(over_places(shifted)), channels, count)
     own = share(total(squares_over_places(shifted)), channels, count) - ops.square(off)
     # Between roundings the difference can be a hair below 0.
@@ -218,7 +231,7 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     def function(x: Tensor) -> Any:
         values = ops.cast(x, "float32")
         pivot = pivot_of(values)
-        offset, mean, variance = run(_statistics, values, pivot, groups=groups)
+        offset, mean, variance = _statistics(run(_shifted, values, pivot), pivot, groups=groups)
 
         def gradient(*upstream: Tensor):
             d_mean, d_variance = _pair(upstream)
