@@ -1,0 +1,85 @@
+"""How a cell of a sweep ended, and what that says of the failure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Result = Literal["trained", "diverged", "skipped", "locked", "interrupted", "failed"]
+"""``skipped``: complete already; ``locked``: another process trains it; ``interrupted``: left
+resumable on request."""
+
+Cause = Literal["", "refused", "memory", "disk", "died", "error"]
+"""Of a failure: ``refused`` before anything was trained (the config, the data set), out of
+``memory``, ``disk`` full, the worker ``died``, any other ``error``."""
+
+LOG_LINES = 12
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What became of a cell.
+
+    Attributes:
+        result: In one word.
+        cause: Of a failure.
+        error: Of a failure, in one line.
+        log: The last lines of the log that say more, or none.
+        seconds: From handing it out to its end.
+        tries: How often it was begun in this sweep.
+    """
+
+    result: Result
+    cause: Cause = ""
+    error: str = ""
+    log: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tries: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Ending:
+        return replace(cls(**{**tree, "log": ()}), log=tuple(tree["log"]))
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Say what kind of failure an exception is.
+
+    TensorFlow and JAX raise types of their own when a device's memory is spent; they are told by
+    name, so that neither is imported here.
+    """
+    from normbench.errors import UserError
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for each in chain:
+        if isinstance(each, MemoryError) or type(each).__name__ == "ResourceExhaustedError":
+            return "memory"
+        if "RESOURCE_EXHAUSTED" in str(each) and "memory" in str(each).lower():
+            return "memory"
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "disk"
+    return "refused" if isinstance(error, UserError) else "error"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and first line; of an error of ours, all it says."""
+    from normbench.errors import NormbenchError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, NormbenchError):
+        return " ".join(lines)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def last_lines(text: str, count: int = LOG_LINES) -> tuple[str, ...]:
+    """The last ``count`` lines of a log that are not empty, each cut at 300 characters."""
+    lines = [line.rstrip()[:300] for line in text.splitlines() if line.strip()]
+    return tuple(lines[-count:])

@@ -1,0 +1,183 @@
+"""The plan of a sweep: each cell with its state, what is to be done, and how long it may take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from normbench.config import Config
+from normbench.formats import failure
+from normbench.store import Run, Store, StoreError
+from normbench.sweep.estimate import Speeds
+
+State = Literal[
+    "finished", "diverged", "interrupted", "running", "failed", "unreadable", "missing", "invalid"
+]
+
+#: In the order in which they are counted and told.
+STATES: tuple[State, ...] = (
+    "finished",
+    "diverged",
+    "running",
+    "interrupted",
+    "failed",
+    "unreadable",
+    "invalid",
+    "missing",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep before it is begun.
+
+    Attributes:
+        config: Of the run.
+        name: Of its folder.
+        state: ``interrupted`` runs go on from their checkpoint; ``running`` ones belong to another
+            process; ``unreadable`` ones have damaged files; ``invalid`` ones cannot be trained.
+        todo: Whether the sweep will train it.
+        epochs: Completed so far.
+        reason: Why it failed, is unreadable or invalid, or who trains it.
+        seconds: Estimate of what is left to do; None where nothing is known.
+    """
+
+    config: Config
+    name: str
+    state: State
+    todo: bool
+    epochs: int = 0
+    reason: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, in the order of the grid."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def todo(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.todo]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The states that occur, with how often."""
+        counted = Counter(cell.state for cell in self.cells)
+        return {state: counted[state] for state in STATES if counted[state]}
+
+    def of_state(self, *states: State) -> list[Cell]:
+        return [cell for cell in self.cells if cell.state in states]
+
+    def without(self, problems: Mapping[str, str]) -> Plan:
+        """Mark the cells whose names ``problems`` explains as invalid."""
+        return Plan(
+            tuple(
+                replace(c, state="invalid", todo=False, reason=problems[c.name], seconds=None)
+                if c.name in problems
+                else c
+                for c in self.cells
+            )
+        )
+
+    def seconds(self, slots: int) -> tuple[float, int]:
+        """Estimate the time that all takes on ``slots`` places at once.
+
+        Returns:
+            The seconds of the cells whose time is known, spread over the places; and how many
+            cells it leaves out because nothing is known.
+        """
+        known = [cell.seconds for cell in self.todo if cell.seconds is not None]
+        total = max([sum(known) / max(slots, 1), *known], default=0.0)
+        return total, len(self.todo) - len(known)
+
+
+def plan(configs: Sequence[Config], store: Store, retry_failed: bool = False) -> Plan:
+    """Look up the state of each cell in the store, and estimate its time from earlier runs.
+
+    Reads files only: no framework is imported, and 2,000 cells take a few seconds.
+
+    Args:
+        configs: Of the cells, each with another run name.
+        store: Where the runs are kept.
+        retry_failed: Whether cells that failed before are to be trained.
+    """
+    cells = [_cell(config, store, retry_failed) for config in configs]
+    speeds = Speeds(store)
+    return Plan(
+        tuple(
+            replace(cell, seconds=speeds.seconds(cell.config, cell.config.epochs - cell.epochs))
+            if cell.todo
+            else cell
+            for cell in cells
+        )
+    )
+
+
+def _cell(config: Config, store: Store, retry_failed: bool) -> Cell:
+    run = store.run(config)
+    try:
+        state = run.status
+        if state == "missing":
+            return Cell(config, run.name, "missing", todo=True)
+        if state in ("finished", "diverged"):
+            return Cell(config, run.name, state, todo=False, epochs=config.epochs)
+        epochs = int((run.last_metrics() or {}).get("epoch", 0))
+        reason = _reason(run, state)
+    except StoreError as error:
+        return Cell(config, run.name, "unreadable", todo=retry_failed, reason=str(error))
+    # One that another process trains is tried last: by then it may have been left behind.
+    todo = state != "failed" or retry_failed
+    return Cell(config, run.name, state, todo, epochs, reason)
+
+
+def _reason(run: Run, state: str) -> str:
+    if state == "failed":
+        error = (run.meta or {}).get("error")
+        return failure(error) if error else "failed"
+    if state == "running":
+        owner = run.owner or {}
+        return f"trained by process {owner.get('pid')} on {owner.get('host')}"
+    return ""
+
+
+def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) -> list[str]:
+    """Say which complete cells were written by another commit or by other versions.
+
+    Args:
+        cells: Of the plan.
+        store: Where the runs are kept.
+        now: What :func:`normbench.provenance.collect` says of this process.
+
+    Returns:
+        A line for each difference, as ``5 of 12 complete cells were written by commit 1a2b3c4,
+        this is 5d6e7f8``; none where all agree.
+    """
+    complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
+    commits: Counter[str] = Counter()
+    versions: Counter[tuple[str, str]] = Counter()
+    here = _commit(now.get("git"))
+    for cell in complete:
+        meta = store.run(cell.name).meta or {}
+        if _commit(meta.get("git")) != here:
+            commits[_commit(meta.get("git"))] += 1
+        for package, number in (meta.get("versions") or {}).items():
+            if now["versions"].get(package) not in (number, None):
+                versions[(package, number)] += 1
+    of = f"of {len(complete)} complete cells"
+    lines = [
+        f"{count} {of} written by {commit}, this is {here}" for commit, count in commits.items()
+    ]
+    return lines + [
+        f"{count} {of} written with {package} {number}, this is {now['versions'][package]}"
+        for (package, number), count in sorted(versions.items())
+    ]
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    if not git or not git.get("commit"):
+        return "an installed normbench"
+    return f"commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}"

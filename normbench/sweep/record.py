@@ -1,0 +1,176 @@
+"""The record of a sweep: what was asked for, what was planned, what became of it.
+
+    runs/sweeps/<name>/
+      sweep.json      command, overrides, executor, provenance, the planned cells, start and end
+      outcome.jsonl   a line a cell that ended, appended as it ends
+      worker-*.log    what the workers wrote beside the runs' own logs
+      lock            held while the sweep goes on
+
+The truth about a run stays in its own folder; a record only says which runs belong together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from normbench import files, runlock
+from normbench.errors import UserError, nearest
+from normbench.provenance import utc_now
+from normbench.store import Store
+from normbench.sweep.ending import Ending
+from normbench.sweep.plan import Cell, Plan
+
+FOLDER = "sweeps"
+
+SCHEMA = 1
+
+
+class Record:
+    """One sweep's folder. Holds no state: it reads the files as they are now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    @classmethod
+    def begin(
+        cls,
+        store: Store,
+        plan: Plan,
+        command: Sequence[str],
+        executor: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> Record:
+        """Write the record of a sweep that is about to run.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        record = cls(store.root / FOLDER / _fresh_name(store.root / FOLDER, command))
+        try:
+            record.path.mkdir(parents=True)
+        except OSError as error:
+            raise files.cannot("make", record.path, error) from error
+        record._write(
+            {
+                "schema": SCHEMA,
+                "started": utc_now(),
+                "ended": None,
+                "result": None,
+                "executor": dict(executor),
+                **provenance,
+                "command": list(command),
+                "cells": [_planned(cell) for cell in plan.cells],
+            }
+        )
+        return record
+
+    @contextlib.contextmanager
+    def held(self, command: Sequence[str]) -> Iterator[None]:
+        """Show that the sweep goes on, until the block or this process ends."""
+        with runlock.locked(self.path / "lock", self.name, command):
+            yield
+
+    @property
+    def goes_on(self) -> bool:
+        return runlock.is_held(self.path / "lock")
+
+    def ended(self, name: str, ending: Ending) -> None:
+        """Append what became of a cell.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        line = {"name": name, **ending.to_dict(), "time": utc_now()}
+        files.append_line(self.path / "outcome.jsonl", files.plain(line))
+
+    def close(self, result: str) -> None:
+        """Write that the sweep is over: ``complete``, ``failed`` or ``interrupted``.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        self._write({**self.head, "ended": utc_now(), "result": result})
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What ``sweep.json`` says.
+
+        Raises:
+            StoreError: There is none, or it cannot be read.
+        """
+        head = files.read_json(self.path / "sweep.json")
+        if head is None:
+            raise files.StoreError(f"{self.path} is no record of a sweep: no sweep.json")
+        return head
+
+    @property
+    def endings(self) -> dict[str, Ending]:
+        """By the names of the cells, what became of those that ended."""
+        rows = [row for _, row in files.read_lines(self.path / "outcome.jsonl")]
+        return {
+            row["name"]: Ending.from_dict({k: row[k] for k in Ending.__dataclass_fields__})
+            for row in rows
+        }
+
+    def _write(self, head: Mapping[str, Any]) -> None:
+        text = files.dumps(files.plain(dict(head)), indent=1) + "\n"
+        files.write_text(self.path / "sweep.json", text)
+
+
+def records(store: Store) -> list[Record]:
+    """The records of a store's sweeps, the oldest first."""
+    folder = store.root / FOLDER
+    if not folder.is_dir():
+        return []
+    return [Record(path.parent) for path in sorted(folder.glob("*/sweep.json"))]
+
+
+def find(store: Store, name: str | None) -> Record:
+    """The record of a sweep by its name or the start of it; the last sweep's if None.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    known = records(store)
+    if not known:
+        raise UserError(f"the store {store.root} has no record of a sweep")
+    if name is None:
+        return known[-1]
+    found = [record for record in known if record.name == name] or [
+        record for record in known if record.name.startswith(name)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"sweep {name!r} could be any of {', '.join(each.name for each in found)}")
+    close = nearest(name, [record.name for record in known])
+    hint = f": did you mean {close!r}?" if close else ""
+    raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
+
+
+def _planned(cell: Cell) -> dict[str, Any]:
+    return {
+        "name": cell.name,
+        "state": cell.state,
+        "todo": cell.todo,
+        "reason": cell.reason,
+        "seconds": cell.seconds,
+    }
+
+
+def _fresh_name(folder: Path, command: Sequence[str]) -> str:
+    """The time of the start and a hash of the command; names sort by time."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:4]
+    name, count = f"{stamp}-{digest}", 1
+    while (folder / name).exists():  # twice in one second
+        count += 1
+        name = f"{stamp}-{digest}-{count}"
+    return name

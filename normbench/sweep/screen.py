@@ -1,0 +1,223 @@
+"""The screen of a sweep: a live table of what runs, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from normbench.formats import UNKNOWN, clock, count, duration, percent, small
+from normbench.store import Store, StoreError
+from normbench.sweep.ending import Ending
+from normbench.sweep.executor import Job, Watch
+from normbench.sweep.plan import Plan
+
+STYLE = {
+    "trained": "green",
+    "diverged": "magenta",
+    "skipped": "dim",
+    "locked": "cyan",
+    "interrupted": "yellow",
+    "failed": "red",
+}
+
+#: The order in which results are counted.
+RESULTS = tuple(STYLE)
+
+
+@dataclass
+class Running:
+    """A run that goes on.
+
+    Attributes:
+        where: Its slot.
+        began: In seconds of ``time.monotonic``.
+        facts: What is known of it: see :meth:`normbench.sweep.executor.Watch.progress`.
+    """
+
+    where: str
+    began: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def running_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of runs that go on: where, name, epoch, loss, accuracy, speed and time so far."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading, right in (("where", False), ("run", False), ("epoch", True), ("loss", True),
+                           ("val acc", True), ("images/s", True), ("for", True)):  # fmt: skip
+        table.add_column(
+            heading,
+            justify="right" if right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if heading == "run" else len(heading),
+        )
+    for row in rows:
+        epochs = row.get("epochs")
+        table.add_row(
+            row["where"],
+            row["name"],
+            "starting" if epochs is None else f"{row.get('epoch', 0)}/{epochs}",
+            small(row.get("loss")),
+            percent(row.get("val_acc")),
+            count(row.get("images_per_s")),
+            clock(row.get("seconds")),
+        )
+    return table
+
+
+class SweepScreen(Watch):
+    """Shows a sweep as it goes. A context manager, so that the terminal is given back.
+
+    Args:
+        plan: Of the sweep.
+        slots: Places where runs go on at the same time.
+        store: Where results are read from.
+        console: Where to write; standard output where None.
+        live: Whether to keep a live table; where None, if the console is a terminal that can.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        slots: int,
+        store: Store,
+        console: Console | None = None,
+        live: bool | None = None,
+    ) -> None:
+        self.console = Console() if console is None else console
+        capable = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._wants_live = capable if live is None else live
+        self._live: Live | None = None
+        self._slots = max(slots, 1)
+        self._store = store
+        self._estimates = {cell.name: cell.seconds for cell in plan.todo}
+        self._waiting = set(self._estimates)
+        self._total = len(self._estimates)
+        self._running: dict[str, Running] = {}
+        self._results: Counter[str] = Counter()
+        self._taken: list[float] = []
+
+    def __enter__(self) -> SweepScreen:
+        if self._wants_live:
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    # --- what the executor reports ---------------------------------------------------------------
+
+    def started(self, job: Job, where: str) -> None:
+        self._waiting.discard(job.name)
+        self._running[job.name] = Running(where, time.monotonic())
+
+    def progress(self, job: Job, facts: Mapping[str, Any]) -> None:
+        if job.name in self._running:
+            self._running[job.name].facts.update(facts)
+
+    def ended(self, job: Job, ending: Ending) -> None:
+        self._running.pop(job.name, None)
+        self._waiting.discard(job.name)
+        self._results[ending.result] += 1
+        if ending.result in ("trained", "diverged"):
+            self._taken.append(ending.seconds)
+        of = len(str(self._total))
+        line = Text(f"[{sum(self._results.values()):>{of}}/{self._total}] ", "dim")
+        line.append(f"{ending.result:<11} ", STYLE[ending.result]).append(job.name, "default")
+        line.append(self._detail(job, ending), "dim")
+        self._write(line)
+
+    def note(self, text: str) -> None:
+        self._write(Text(text, "yellow"))
+
+    def again(self, job: Job, reason: str) -> None:
+        self._running.pop(job.name, None)
+        self._waiting.add(job.name)
+        self.note(f"{job.name}: {reason}; it is tried again")
+
+    # --- how it is written -----------------------------------------------------------------------
+
+    def _write(self, text: Text) -> None:
+        # Never wrapped: the terminal does that itself, and a line of a log stays one.
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+    def _detail(self, job: Job, ending: Ending) -> str:
+        if ending.error:
+            return f"  {ending.error}"
+        if ending.result not in ("trained", "diverged"):
+            return ""
+        try:
+            summary = self._store.run(job.name).summary or {}
+        except StoreError as error:
+            return f"  {error}"
+        if ending.result == "diverged":
+            what = f"in epoch {summary.get('diverged_epoch')}"
+        else:
+            what = f"test accuracy {percent(summary.get('test_acc'))}"
+        return f"  {what}  {duration(ending.seconds)}"
+
+    def counts(self) -> str:
+        """How many cells ended how, run and wait."""
+        parts = [f"{self._results[each]} {each}" for each in RESULTS if self._results[each]]
+        parts.append(f"{len(self._running)} running")
+        parts.append(f"{len(self._waiting)} waiting")
+        return ", ".join(parts)
+
+    def left(self) -> float | None:
+        """Seconds until all is done; None while nothing is known."""
+        mean = sum(self._taken) / len(self._taken) if self._taken else None
+        now = time.monotonic()
+        total = 0.0
+        for name in self._waiting:
+            guess = self._estimates.get(name) or mean
+            if guess is None:
+                return None
+            total += guess
+        for name, run in self._running.items():
+            guess = _left_of(run, now)
+            if guess is None:
+                whole = self._estimates.get(name) or mean
+                if whole is None:
+                    return None
+                guess = max(0.0, whole - (now - run.began))
+            total += guess
+        return total / min(self._slots, max(1, len(self._running) + len(self._waiting)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the live region: the table of what runs, and under it a bar with the counts."""
+        now = time.monotonic()
+        rows = [
+            {"where": run.where, "name": name, "seconds": now - run.began, **run.facts}
+            for name, run in sorted(self._running.items(), key=lambda item: item[1].where)
+        ]
+        done = sum(self._results.values())
+        left = self.left()
+        foot = Table.grid(padding=(0, 2, 0, 0))
+        foot.add_row(
+            Text(f"{done}/{self._total}", "bold"),
+            ProgressBar(total=max(self._total, 1), completed=done, width=20),
+            Text(self.counts(), "dim"),
+            Text(f"{clock(left) if left is not None else UNKNOWN} left", "dim"),
+        )
+        yield Group(running_table(rows), foot) if rows else foot
+
+
+def _left_of(run: Running, now: float) -> float | None:
+    """Seconds that a run still takes at the speed it had so far, once it completed an epoch."""
+    epochs, epoch = run.facts.get("epochs"), run.facts.get("epoch") or 0
+    first = run.facts.get("first_epoch", 0)
+    if not epochs or epoch <= first:
+        return None
+    return (now - run.began) * (epochs - epoch) / (epoch - first)

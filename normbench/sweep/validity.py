@@ -1,0 +1,124 @@
+"""Which cells cannot be trained, found out before any is begun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from normbench.config import Config
+from normbench.errors import NormbenchError
+from normbench.store import Store
+from normbench.sweep.plan import Cell
+from normbench.targets import target
+
+Check = Callable[[Sequence[Config]], list[str]]
+"""Says of each config why it cannot be trained, an empty text where it can."""
+
+
+def problems(cells: Sequence[Cell], store: Store, check: Check) -> dict[str, str]:
+    """Find the cells that cannot be trained.
+
+    What needs no framework is looked at first. Of the rest, one config for each combination of
+    network, normalization, images, batch size and the like is handed to ``check``; a combination
+    that a run in the store was begun with needs no check.
+
+    Args:
+        cells: Those that are to be trained.
+        store: Where earlier runs are.
+        check: Builds the networks.
+
+    Returns:
+        By the names of the cells, why they cannot be trained.
+    """
+    found: dict[str, str] = {}
+    states: dict[str, str] = {}
+    for cell in cells:
+        problem = _data_problem(cell.config, states)
+        if problem:
+            found[cell.name] = problem
+    rest = [cell for cell in cells if cell.name not in found]
+    proven = {_combination(cell.config) for cell in rest if cell.state != "missing"}
+    asked: dict[str, Config] = {}
+    for cell in rest:
+        key = _combination(cell.config)
+        if key not in proven:
+            asked.setdefault(key, cell.config)
+    if asked:
+        proven = _proven(store, asked)
+        asked = {key: config for key, config in asked.items() if key not in proven}
+    answers = dict(zip(asked, check(list(asked.values())), strict=True)) if asked else {}
+    for cell in rest:
+        problem = answers.get(_combination(cell.config))
+        if problem:
+            found[cell.name] = problem
+    return found
+
+
+def _combination(config: Config) -> str:
+    """What decides whether a run can be built: its config but for what takes any value."""
+    tree = config.to_dict()
+    for key in ("seed", "store", "label", "eval_batch", "label_smoothing", "max_loss"):
+        tree.pop(key, None)
+    return json.dumps(tree, sort_keys=True)
+
+
+def _proven(store: Store, asked: Mapping[str, Config]) -> set[str]:
+    """The combinations among ``asked`` that a run of the store was begun with."""
+    wanted: dict[str, set[str]] = {}
+    for key, config in asked.items():
+        wanted.setdefault(_without_seed(config.run_name), set()).add(key)
+    found: set[str] = set()
+    for run in store.runs():
+        if not wanted.get(_without_seed(run.name), set()) - found:
+            continue  # spares the reading of most configs
+        try:
+            tree = dict(run.config or {})
+            for key in ("signature", "schema"):
+                tree.pop(key, None)
+            found.add(_combination(Config.from_dict(tree)))
+        except NormbenchError:  # an older or a damaged config proves nothing
+            continue
+    return found
+
+
+def _without_seed(run_name: str) -> str:
+    return run_name.rpartition("-s")[0]
+
+
+def _data_problem(config: Config, states: dict[str, str]) -> str:
+    """Why the data set cannot serve the run, from what its source says of itself; or nothing.
+
+    Args:
+        config: Of the run.
+        states: What was found out of the sources before; added to.
+    """
+    dataset = config.dataset
+    try:
+        source = target(dataset["_target_"])()
+        if dataset["_target_"] not in states:
+            states[dataset["_target_"]] = _state(source)
+    except NormbenchError as error:
+        return str(error)
+    if states[dataset["_target_"]]:
+        return states[dataset["_target_"]]
+    count = dataset["train_size"]
+    if count is None:
+        count = source.train_count - dataset["validation"]
+    if config.batch > count:
+        return (
+            f"batch={config.batch} is larger than the training set of {source.name} "
+            f"({count} images after validation is held out)"
+        )
+    return ""
+
+
+def _state(source: Any) -> str:
+    """What is wrong with a data set; an empty text where nothing is."""
+    state = source.state()
+    if state == "missing":
+        try:
+            source.arrays()  # raises, and says how to get them
+        except NormbenchError as error:
+            return str(error)
+    return state if state.startswith("damaged") else ""
