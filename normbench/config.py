@@ -61,6 +61,7 @@ class Config:
     label_smoothing: float
     eval_batch: int
     max_loss: float
+    label: str = _launch()
     store: str = _launch()
 
     def __post_init__(self) -> None:
@@ -169,6 +170,8 @@ def compose_parsed(overrides: Sequence[Any], config_dir: str | Path | None = Non
     for override in overrides:
         key = override.key_or_group
         if key in groups:
+            if key.partition("/")[0] not in {each.name for each in fields(Config)}:
+                raise UserError(f"{override.input_line!r} is for sweeps: normbench sweep takes it")
             if override.is_delete():
                 raise UserError(f"{override.input_line!r}: a group cannot be removed, only chosen")
             _check_option(key, override.value(), groups[key])

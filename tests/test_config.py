@@ -148,12 +148,26 @@ def test_a_further_config_folder_adds_choices(tmp_path):
         compose([], tmp_path / "none")
 
 
+OF_SWEEPS = ("experiment", "executor")
+
+
 @pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group, names in group_options().items() for name in names]
+    ("group", "name"),
+    [
+        (group, name)
+        for group, names in group_options().items()
+        for name in names
+        if group not in OF_SWEEPS
+    ],
 )
 def test_every_choice_composes(group, name):
     config = compose([f"{group}={name}"])
     assert len(config.signature) == 8
+
+
+def test_what_is_for_sweeps_is_refused_in_a_run():
+    with pytest.raises(UserError, match="normbench sweep takes it"):
+        compose(["+experiment=batch_sweep"])
 
 
 def test_parse_keeps_quotes_and_lists():

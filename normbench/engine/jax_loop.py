@@ -12,7 +12,7 @@ from jax import lax
 
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
-from normbench.engine.loss import correct, cross_entropy
+from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 from normbench.norms.precise_batch import recomputed_layers
 
@@ -59,7 +59,7 @@ class JaxLoop(Loop):
         self.train(0, np.zeros(0, np.float32))
 
     def begin_epoch(self, epoch: int) -> None:
-        self._epoch = self._draw(jnp.int32(epoch))
+        self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.plan.seed))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         count = len(rates)
@@ -142,9 +142,9 @@ class JaxLoop(Loop):
     def devices(self) -> list[str]:
         return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
 
-    def _draw_epoch(self, epoch: Any) -> Any:
-        order = epoch_order(self.plan.seed, epoch, self._count)
-        return order, *epoch_words(self.plan.seed, AUGMENT, epoch, self._count)
+    def _draw_epoch(self, epoch: Any, seed: Any) -> Any:
+        order = epoch_order(seed, epoch, self._count)
+        return order, *epoch_words(seed, AUGMENT, epoch, self._count)
 
     def _run_steps(
         self, state: State, data: Any, epoch: Any, first: Any, count: Any, rates: Any
@@ -172,21 +172,21 @@ class JaxLoop(Loop):
         pixels = plan.images.augmented(images[chosen], (word0, word1))
         labels = labels[chosen]
 
-        def objective(trainable: Any) -> Any:
-            logits, other, losses = self.model.stateless_call(
+        def minimized_of(trainable: Any) -> Any:
+            outputs, other, losses = self.model.stateless_call(
                 trainable,
                 state["other"],
                 plan.images.scaled(pixels),
                 training=True,
                 return_losses=True,
             )
-            loss = jnp.mean(cross_entropy(logits, labels, plan.smoothing))
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
             for each in losses:
                 loss += each.astype(jnp.float32)
             minimized = loss * state["scale"][0] if plan.scaled_loss else loss
-            return minimized, (loss, logits, other)
+            return minimized, (loss, logits_of(outputs), other)
 
-        (_, (loss, logits, other)), gradients = jax.value_and_grad(objective, has_aux=True)(
+        (_, (loss, logits, other)), gradients = jax.value_and_grad(minimized_of, has_aux=True)(
             state["trainable"]
         )
         weights, slots, scale, norm = loop.updated(
@@ -229,9 +229,10 @@ class JaxLoop(Loop):
         full = count // batch
 
         def score(pixels: Any, labels: Any) -> Any:
-            logits, _ = self.model.stateless_call(
+            outputs, _ = self.model.stateless_call(
                 trainable, other, self.plan.images.scaled(pixels), training=False
             )
+            logits = logits_of(outputs)
             return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
 
         def body(hits: Any, part: Any) -> Any:

@@ -58,6 +58,7 @@ class Plan:
         optimizer: Has ``slots`` and ``update`` as :class:`normbench.engine.optimizer.SGD`.
         images: Augmentation and scaling.
         scaled_loss: Whether gradients are computed in float16, so that the loss must be scaled.
+        auxiliary_weight: Of the loss of each auxiliary classifier that the model has.
     """
 
     batch: int
@@ -67,6 +68,7 @@ class Plan:
     optimizer: Any
     images: Images
     scaled_loss: bool
+    auxiliary_weight: float = 0.0
 
 
 class Loop(ABC):
@@ -76,6 +78,8 @@ class Loop(ABC):
     """
 
     backend: str
+    model: Any
+    plan: Plan
 
     @abstractmethod
     def compile(self) -> None:
@@ -113,6 +117,16 @@ class Loop(ABC):
     @abstractmethod
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Take over what :meth:`state` gave."""
+
+    def restart(self, fresh: Loop) -> None:
+        """Take over the seed and the initial state of ``fresh``, a loop of the same program.
+
+        What was compiled here then begins the run that ``fresh`` was made for; see
+        :mod:`normbench.engine.program` for what the two must share.
+        """
+        initial = fresh.state().values()  # in the same order; automatic names may differ
+        self.load(dict(zip(self.state(), initial, strict=True)))
+        self.plan = fresh.plan
 
     @abstractmethod
     def devices(self) -> list[str]:

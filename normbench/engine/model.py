@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 import keras
+import numpy as np
 
 from normbench.config import Config
+from normbench.engine.images import Images
 from normbench.errors import UserError
 from normbench.initializers import seeded
 from normbench.targets import check_options, options_of, target
+
+SEEN = 5000
+"""Training images that a data-dependent initialization is shown."""
 
 
 def build_model(config: Config, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
@@ -44,7 +49,29 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
             f"norm={config.norm_name} cannot be built into arch={config.arch['name']} at "
             f"{'×'.join(map(str, input_shape))}: {_first_line(error)}"
         ) from error
+    if len(model.outputs) > 1 and "auxiliary_weight" not in config.arch:
+        raise UserError(
+            f"arch={config.arch['name']} has auxiliary classifiers and no option auxiliary_weight"
+        )
     return model
+
+
+def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:
+    """Let the layers whose first weights depend on the data see training images.
+
+    Such a layer has a method ``initialize_from``, called with scaled images, float32 (N, H, W, C).
+
+    Args:
+        model: Built, and not trained yet.
+        pixels: uint8 (N, H, W, C), the training images; the first ``SEEN`` of them are shown.
+        images: How they are scaled.
+    """
+    layers = [each for each in model.layers if hasattr(each, "initialize_from")]
+    if not layers:
+        return
+    scaled = keras.ops.convert_to_numpy(images.scaled(np.ascontiguousarray(pixels[:SEEN])))
+    for layer in layers:
+        layer.initialize_from(scaled)
 
 
 def parameter_count(model: keras.Model) -> int:

@@ -43,11 +43,11 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, A
     return x0, x1
 
 
-def epoch_words(seed: int, stream: int, epoch: Any, count: int) -> tuple[Any, Any]:
+def epoch_words(seed: Any, stream: int, epoch: Any, count: int) -> tuple[Any, Any]:
     """Two uint32 words, each (count,), for each position of an epoch.
 
     Args:
-        seed: Of the run, 0..2**32 - 1.
+        seed: Of the run, 0..2**32 - 1; or a uint32 scalar tensor.
         stream: What the words are for, so that two uses of a seed share none.
         epoch: Scalar integer tensor.
         count: Positions in the epoch.
@@ -57,7 +57,7 @@ def epoch_words(seed: int, stream: int, epoch: Any, count: int) -> tuple[Any, An
     return threefry2x32((_word(seed), _word(stream)), (epochs, positions))
 
 
-def epoch_order(seed: int, epoch: Any, count: int) -> Any:
+def epoch_order(seed: Any, epoch: Any, count: int) -> Any:
     """The order of ``count`` images in an epoch: a permutation, int32 (count,)."""
     words, _ = epoch_words(seed, SHUFFLE, epoch, count)
     # 31 bits: sorting unsigned words is not offered everywhere. Equal words keep their order.
@@ -66,5 +66,7 @@ def epoch_order(seed: int, epoch: Any, count: int) -> Any:
     )
 
 
-def _word(value: int) -> Any:
+def _word(value: Any) -> Any:
+    if ops.is_tensor(value):
+        return value
     return ops.convert_to_tensor(np.uint32(value), dtype="uint32")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from normbench.engine import loop
 from normbench.engine.loop import Loop, Plan, Steps
-from normbench.engine.loss import correct, cross_entropy
+from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 from normbench.norms.precise_batch import recomputed_layers
 
@@ -47,7 +47,9 @@ class TensorFlowLoop(Loop):
             tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
         ]
         number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
-        self._draw = tf.function(self._draw_epoch, [number], autograph=False)
+        # The seed is an argument, so that the next run's needs no trace of its own.
+        seed = tf.TensorSpec([], tf.uint32)
+        self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
         # Any number of steps is one signature: another length must not mean another trace.
         self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
         self._recompute = tf.function(self._see_training_images, autograph=False)
@@ -61,7 +63,7 @@ class TensorFlowLoop(Loop):
         self.train(0, np.zeros(0, np.float32))
 
     def begin_epoch(self, epoch: int) -> None:
-        self._draw(tf.constant(epoch, tf.int32))
+        self._draw(tf.constant(epoch, tf.int32), tf.constant(self.plan.seed, tf.uint32))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
@@ -105,8 +107,7 @@ class TensorFlowLoop(Loop):
             named["loss_scale/finite_steps"] = self._finite_steps
         return named
 
-    def _draw_epoch(self, epoch: Any) -> None:
-        seed = self.plan.seed
+    def _draw_epoch(self, epoch: Any, seed: Any) -> None:
         self._order.assign(epoch_order(seed, epoch, self._count))
         words = epoch_words(seed, AUGMENT, epoch, self._count)
         for kept, drawn in zip(self._words, words, strict=True):
@@ -139,8 +140,8 @@ class TensorFlowLoop(Loop):
         pixels = plan.images.augmented(tf.gather(images, chosen), (words[0], words[1]))
         labels = tf.gather(labels, chosen)
         with tf.GradientTape() as tape:
-            logits = self.model(plan.images.scaled(pixels), training=True)
-            loss = tf.reduce_mean(cross_entropy(logits, labels, plan.smoothing))
+            outputs = self.model(plan.images.scaled(pixels), training=True)
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
             if self.model.losses:
                 loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
             minimized = loss * self._scale if plan.scaled_loss else loss
@@ -168,7 +169,7 @@ class TensorFlowLoop(Loop):
         if plan.scaled_loss:
             self._scale.assign(scale[0])
             self._finite_steps.assign(scale[1])
-        return loss, correct(logits, labels), norm
+        return loss, correct(logits_of(outputs), labels), norm
 
     def _see_training_images(self) -> None:
         batch, images = self.plan.batch, self._splits["train"][0]
@@ -186,7 +187,8 @@ class TensorFlowLoop(Loop):
 
         def body(start: Any, losses: Any, hits: Any) -> Any:
             stop = tf.minimum(start + batch, count)
-            logits = self.model(self.plan.images.scaled(images[start:stop]), training=False)
+            outputs = self.model(self.plan.images.scaled(images[start:stop]), training=False)
+            logits = logits_of(outputs)
             chosen = labels[start:stop]
             loss = tf.reduce_sum(cross_entropy(logits, chosen, 0.0))
             return stop, losses.write(start // batch, loss), hits + correct(logits, chosen)

@@ -17,6 +17,7 @@ import numpy as np
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
 from normbench.engine.observer import Observer
+from normbench.engine.reuse import Kept
 from normbench.errors import NormbenchError, UserError
 from normbench.provenance import collect, utc_now
 from normbench.store import Run, Store
@@ -47,6 +48,7 @@ def train(
     observer: Observer | None = None,
     command: Sequence[str] | None = None,
     must_exist: bool = False,
+    kept: Kept | None = None,
 ) -> Outcome:
     """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
 
@@ -59,6 +61,8 @@ def train(
         observer: Is told how it goes.
         command: What the record names as the command; this process's by default.
         must_exist: Refuse to begin a run that has no folder yet.
+        kept: The data set and the compiled loop of the run before in this process, for this run to
+            use where it can, and where its own are left.
 
     Raises:
         UserError: The config cannot be trained; nothing was written.
@@ -77,9 +81,12 @@ def train(
     if status == "running":
         with run.lock(command):  # says who trains it, unless that ended just now
             pass
-    dataset = _load(config)  # before the backend: what is missing is said within a second
+    kept = Kept() if kept is None else kept
+    # Before the backend: what is missing is said within a second.
+    dataset = kept.dataset(config, _load)
+    _refuse_batch(config, dataset)
     record = {"engine": backend.start(config.backend, config.precision)}
-    prepared = _prepare(config, dataset)
+    prepared = _prepare(config, dataset, kept)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
@@ -101,35 +108,53 @@ class _Prepared:
 def _load(config: Config) -> Any:
     from normbench.data.split import load
 
-    dataset = load(
+    return load(
         target(config.dataset["_target_"])(),
         config.dataset["validation"],
         config.dataset["split_seed"],
         config.dataset["train_size"],
     )
+
+
+def _refuse_batch(config: Config, dataset: Any) -> None:
     count = len(dataset.train.labels)
     if config.batch > count:
         raise UserError(
             f"batch={config.batch} is larger than the training set of {dataset.name} "
             f"({count} images after validation is held out)"
         )
+
+
+def check(config: Config, kept: Kept) -> Any:
+    """Refuse what can be refused of a config without its network.
+
+    Returns:
+        The data set; with it, :func:`normbench.engine.model.build_model` can be tried.
+
+    Raises:
+        UserError: The config cannot be trained.
+        NormbenchError: The data set is damaged.
+    """
+    dataset = kept.dataset(config, _load)
+    _refuse_batch(config, dataset)
+    _optimizer(config)
+    _rates(config, len(dataset.train.labels) // config.batch)
     return dataset
 
 
-def _prepare(config: Config, dataset: Any) -> _Prepared:
-    from normbench.engine import schedule
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
-
-    steps = len(dataset.train.labels) // config.batch
-    kind = f"optimizer={config.optimizer['name']}"
+def _optimizer(config: Config) -> Any:
     make: Any = target(config.optimizer["_target_"])
     options = options_of(config.optimizer, "lr", "base_batch", "scaling")
-    check_options(kind, make, options)
-    optimizer = make(**options)
+    check_options(f"optimizer={config.optimizer['name']}", make, options)
     if not config.optimizer["lr"] > 0:
         raise UserError(f"optimizer.lr must be above 0, got {config.optimizer['lr']:g}")
+    return make(**options)
+
+
+def _rates(config: Config, steps: int) -> np.ndarray:
+    """The learning rate of each step of the run, float32, with ``steps`` steps an epoch."""
+    from normbench.engine import schedule
+
     peak = schedule.peak(
         config.optimizer["lr"],
         config.batch,
@@ -143,6 +168,16 @@ def _prepare(config: Config, dataset: Any) -> _Prepared:
         {"steps": None, **options_of(config.schedule)},
     )
     factors = course(steps * config.epochs, **options_of(config.schedule))
+    return (np.float64(peak) * factors).astype(np.float32)
+
+
+def _prepare(config: Config, dataset: Any, kept: Kept) -> _Prepared:
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model, initialize_from
+
+    steps = len(dataset.train.labels) // config.batch
+    optimizer, rates = _optimizer(config), _rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
     plan = Plan(
         batch=config.batch,
@@ -157,11 +192,12 @@ def _prepare(config: Config, dataset: Any) -> _Prepared:
             flip=config.dataset["flip"],
         ),
         scaled_loss=config.precision == "mixed_float16",
+        auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
     )
+    initialize_from(model, dataset.train.images, plan.images)
     make_loop: Any = backend.loop_class(config.backend)
-    loop = make_loop(model, dataset, plan)
-    rates = (np.float64(peak) * factors).astype(np.float32)
-    return _Prepared(dataset, model, loop, rates, steps)
+    loop = kept.loop(config, make_loop(model, dataset, plan))
+    return _Prepared(dataset, loop.model, loop, rates, steps)
 
 
 def _train_locked(
@@ -242,7 +278,7 @@ def _trained(
         log.info("%s", divergence)
         summary = {"status": "diverged"} | _unknown_results(session)
         summary |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
-    return summary | _totals(run, parameters)
+    return summary | _totals(run, parameters, prepared.dataset.classes)
 
 
 def _begin(
@@ -279,7 +315,7 @@ def _end(
     run.update_meta(status=status, ended=now, error=error, sessions=meta["sessions"])
 
 
-def _totals(run: Run, parameters: int) -> dict[str, Any]:
+def _totals(run: Run, parameters: int, classes: int) -> dict[str, Any]:
     rows = run.metrics()
     last = rows[-1] if rows else {}
     seconds = sum(row["train_seconds"] for row in rows)
@@ -290,6 +326,7 @@ def _totals(run: Run, parameters: int) -> dict[str, Any]:
         "images_seen": images,
         **{key: last.get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc")},
         "parameters": parameters,
+        "classes": classes,
         "train_seconds": seconds,
         "images_per_s": images / seconds if seconds else None,
     }

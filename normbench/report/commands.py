@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,19 +87,35 @@ def report(
     return page
 
 
-def summary_table(store: Store | Path | str) -> rich.console.RenderableType:
-    """Return the test accuracy of a store's largest study, norm × batch, to print in a terminal.
+def summary_table(
+    store: Store | Path | str,
+    names: Collection[str] | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    metric: str = "test_acc",
+    target: float | None = None,
+) -> rich.console.RenderableType:
+    """Return a metric's table for each study of a store, the largest first, for a terminal.
 
     ``rich.console.Console().print(summary_table(store))``.
 
+    Args:
+        store: The store, or its folder.
+        names: Of the runs to show; None for all.
+        by, metric, target: As for :func:`report`.
+
     Raises:
-        UserError: The store has no runs.
+        UserError: There are no such runs, or no such column or metric.
     """
-    frames = load(store)
+    from rich.console import Group
+
+    asked = content.request(None, by, metric, None, target)
+    frames, _ = content.chosen(load(store), asked)
+    if names is not None and not frames.runs.empty:
+        frames = frames.select(frames.runs["name"].isin(names))
     if frames.runs.empty:
         raise UserError(_nothing(frames, None))
-    made, _ = content.sections(frames, content.Request())
-    return render.terminal(made[0].main[0])
+    made, _ = content.sections(frames, asked)
+    return Group(*[render.terminal(section.main[0]) for section in made])
 
 
 def diff(

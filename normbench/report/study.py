@@ -20,7 +20,7 @@ from normbench.report import labels
 from normbench.report.frame import Frames
 from normbench.report.rows import GROUPS, is_config
 
-_FREE = ("seed", "store", "eval_batch")  # may differ within a cell: none is what is compared
+_FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
 
 

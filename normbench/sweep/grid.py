@@ -9,6 +9,7 @@ from typing import Any
 
 from normbench.config import Config, compose_parsed, group_options, parse
 from normbench.errors import UserError, unknown
+from normbench.sweep.experiment import unfold
 
 
 def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
@@ -17,18 +18,21 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
     The last override varies fastest. Cells that come out the same are one cell.
 
     Args:
-        overrides: As ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``.
+        overrides: As ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``; or
+            ``+experiment=NAME``, which stands for such a list (:mod:`normbench.sweep.experiment`).
         config_dir: A further folder with config groups.
 
     Raises:
         UserError: An unknown name, or an interval, which names no finite set of values.
     """
     groups = group_options(config_dir)
-    axes = [_values(override, groups) for override in parse(overrides)]
+    _, lists = unfold(overrides, config_dir)
     cells: dict[str, Config] = {}
-    for combination in itertools.product(*axes):
-        config = compose_parsed(combination, config_dir)
-        cells.setdefault(config.run_name, config)
+    for each in lists:
+        axes = [_values(override, groups) for override in parse(each)]
+        for combination in itertools.product(*axes):
+            config = compose_parsed(combination, config_dir)
+            cells.setdefault(config.run_name, config)
     return list(cells.values())
 
 

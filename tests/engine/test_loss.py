@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.loss import correct, cross_entropy
+from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -29,3 +29,15 @@ def test_loss_of_large_logits_is_finite():
 def test_correct_counts_hits():
     logits = ops.convert_to_tensor(np.array([[1, 2], [3, 0], [0, 1]], np.float32))
     assert int(correct(logits, ops.convert_to_tensor(np.array([1, 0, 0], np.int32)))) == 2
+
+
+def test_auxiliary_classifiers_add_their_share_to_what_is_minimized():
+    rng = np.random.default_rng(0)
+    labels = ops.convert_to_tensor(rng.integers(0, 5, 7).astype(np.int32))
+    outputs = [ops.convert_to_tensor(rng.normal(size=(7, 5)).astype(np.float32)) for _ in range(3)]
+    alone = [float(ops.mean(cross_entropy(each, labels, 0.1))) for each in outputs]
+    got = float(objective(outputs, labels, 0.1, 0.3))
+    assert got == pytest.approx(alone[0] + 0.3 * (alone[1] + alone[2]), rel=1e-6)
+    assert float(objective(outputs[0], labels, 0.1, 0.3)) == pytest.approx(alone[0], rel=1e-6)
+    assert logits_of(outputs) is outputs[0]
+    assert logits_of(outputs[1]) is outputs[1]

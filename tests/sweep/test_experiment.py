@@ -1,0 +1,103 @@
+"""Experiments: named lists of overrides."""
+
+from __future__ import annotations
+
+import pytest
+
+from normbench.config import group_options
+from normbench.errors import UserError
+from normbench.sweep.experiment import load, unfold
+from normbench.sweep.grid import expand
+
+NAMES = group_options()["experiment"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_is_whole(name):
+    experiment = load(name)
+    assert experiment.title
+    for scale in ["full", *experiment.scales]:
+        cells = expand([f"+experiment={name}", f"scale={scale}"])
+        assert cells
+        assert len({cell.run_name for cell in cells}) == len(cells)
+    if experiment.scales:
+        assert len(expand([f"+experiment={name}", "scale=small"])) < len(
+            expand([f"+experiment={name}"])
+        )
+
+
+def test_an_experiment_is_what_would_be_typed():
+    typed = expand(
+        "dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 seed=0,1,2 epochs=5".split()
+    )
+    assert expand(["+experiment=quickstart"]) == typed
+    assert expand(["experiment=quickstart"]) == typed
+
+
+def test_what_is_typed_beside_it_wins():
+    cells = expand(["+experiment=quickstart", "norm=ln", "seed=7", "batch=16"])
+    assert [(c.norm_name, c.seed, c.batch) for c in cells] == [("ln", 7, 16)]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "title: a test\n"
+        "overrides: [dataset=digits, 'seed=0,1', epochs=9]\n"
+        "variants: [[label=a, norm=bn], [label=b, norm=gn, norm.groups=2]]\n"
+        "scales: {small: [epochs=1, 'seed=0']}\n"
+    )
+    return tmp_path
+
+
+def test_variants_make_cells_of_their_own_and_a_scale_changes_all(mine):
+    cells = expand(["+experiment=mine"], mine)
+    assert [(c.label, c.norm_name, c.seed, c.epochs) for c in cells] == [
+        ("a", "bn", 0, 9), ("a", "bn", 1, 9), ("b", "gn", 0, 9), ("b", "gn", 1, 9),
+    ]  # fmt: skip
+    small = expand(["+experiment=mine", "scale=small"], mine)
+    assert [(c.label, c.seed, c.epochs) for c in small] == [("a", 0, 1), ("b", 0, 1)]
+    assert small[1].norm["groups"] == 2
+
+
+def test_a_label_is_no_part_of_the_signature(mine):
+    cell = expand(["+experiment=mine", "scale=small"], mine)[0]
+    typed = expand(["dataset=digits", "norm=bn", "seed=0", "epochs=1"])[0]
+    assert cell.label != typed.label
+    assert cell.signature == typed.signature
+
+
+def test_without_an_experiment_nothing_changes():
+    assert unfold(["norm=bn,gn", "batch=16"]) == (None, [["norm=bn,gn", "batch=16"]])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+experiment=batch_swep"], "did you mean 'batch_sweep'"),
+        (["+experiment=batch_sweep", "scale=smal"], "did you mean 'small'"),
+        (["scale=small"], r"\+experiment=NAME"),
+        (["+experiment=quickstart", "+experiment=centering"], "one experiment at a time"),
+        (["+experiment=quickstart", "norm=gm"], "did you mean 'gn'"),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        expand(overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: x\n", "lacks the key 'overrides'"),
+        ("title: x\noverrides: []\nscale: {}\n", "did you mean 'scales'"),
+        ("title: x\noverrides: norm=bn\n", "must be a list of overrides"),
+        ("title: [\n", "no YAML"),
+        ("- a\n", "must be a group of keys"),
+    ],
+)
+def test_a_file_that_says_nothing_sensible_is_refused(text, message, mine):
+    (mine / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load("mine", mine)
