@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +46,24 @@ class Kept:
         key = program(config)
         if self._loop is None or self._loop[0] != key:
             self._loop = (key, fresh)
-            return fresh
-        self._loop[1].restart(fresh)
+        else:
+            self._loop[1].restart(fresh)
         return self._loop[1]
+
+    def serves(self, config: Config) -> bool:
+        """Whether the loop that is kept can be used for the run of ``config``."""
+        return self._loop is not None and self._loop[0] == program(config)
+
+    def forget_loop(self) -> None:
+        """Let go of the loop, and of what Keras and its backend keep of the model.
+
+        Keras then counts its automatic names from the start, as in a fresh process. It also has
+        TensorFlow forget how it executes functions: not to be called while a loop shall serve on.
+        """
+        self._loop = None
+        if "keras" in sys.modules:
+            sys.modules["keras"].backend.clear_session()
+        gc.collect()
 
     def forget(self) -> None:
         """Let go of everything, as after a failure that may have left a loop half changed."""

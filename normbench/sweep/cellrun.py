@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +49,8 @@ def train_cell(
             return ended("skipped")
         from normbench.engine.training import train
 
-        _clear_names()
+        if not kept.serves(config):
+            kept.forget_loop()
         outcome = train(config, store, observer=observer, command=command, kept=kept)
     except RunLocked as error:
         return ended("locked", error=str(error))
@@ -105,17 +104,10 @@ def _is_damaged(run: Run) -> bool:
     except StoreError:
         return True
     try:
-        run.config, run.meta  # noqa: B018 - reading is what may fail
-        run.metrics()
+        for read in (lambda: run.config, lambda: run.meta, run.metrics):
+            read()
         run.load_checkpoint()
         run.load_checkpoint(best=True)
     except StoreError:
         return True
     return False
-
-
-def _clear_names() -> None:
-    """Have Keras count its automatic names from the start, as in a process of the run's own."""
-    if "keras" in sys.modules:
-        sys.modules["keras"].backend.clear_session()
-    gc.collect()

@@ -1,0 +1,74 @@
+"""A loop that is used again gives the numbers of one made anew."""
+
+import pytest
+
+from normbench.engine.program import program
+from normbench.engine.reuse import Kept
+from normbench.engine.training import train
+from normbench.store import Store
+
+CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+
+
+@pytest.mark.parametrize("norm", ["bn_ws", "gn", "precise_bn"])
+def test_a_kept_loop_trains_to_the_same_bits(small, tmp_path, norm):
+    kept = Kept()
+    configs = [
+        small(f"norm={norm}", "seed=0"),
+        small(f"norm={norm}", "seed=7", "optimizer.lr=0.03", "epochs=3", "schedule=constant"),
+        small(f"norm={norm}", "seed=0", "optimizer.lr=0.03"),
+    ]
+    assert len({program(config) for config in configs}) == 1
+    loops = set()
+    for config in configs:
+        reused = train(config, kept=kept)
+        loops.add(id(kept._loop[1]))
+        alone = train(config, Store(tmp_path / "alone"))
+        assert reused.summary["weights_sha256"] == alone.summary["weights_sha256"]
+        assert timeless(reused.run.metrics()) == timeless(alone.run.metrics())
+        assert timeless([reused.summary]) == timeless([alone.summary])
+    assert len(loops) == 1
+
+
+def test_a_kept_loop_goes_on_with_an_interrupted_run(small, tmp_path):
+    from tests.engine.test_training import Interrupting
+
+    config, other = small("norm=bn"), small("norm=bn", "seed=5")
+    whole = train(config, Store(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, observer=Interrupting(1))
+    kept = Kept()
+    train(other, kept=kept)
+    outcome = train(config, kept=kept)
+    assert outcome.run.meta["sessions"][-1]["from_epoch"] == 1
+    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["batch=8", "norm.epsilon=0.01", "arch.width=8", "optimizer.momentum=0.8",
+     "dataset.split_seed=1", "label_smoothing=0.1", "eval_batch=100"],
+)  # fmt: skip
+def test_what_is_compiled_in_makes_another_program(small, override):
+    assert program(small("norm=bn")) != program(small("norm=bn", override))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=3", "epochs=9", "optimizer.lr=1.0", "optimizer.scaling=none", "schedule=step",
+     "store=elsewhere", "max_loss=10.0"],
+)  # fmt: skip
+def test_what_is_handed_anew_does_not(small, override):
+    assert program(small("norm=bn")) == program(small("norm=bn", override))
+
+
+def test_another_program_gets_a_loop_of_its_own(small):
+    kept = Kept()
+    train(small("norm=bn"), kept=kept)
+    first = kept._loop[1]
+    train(small("norm=bn", "batch=8"), kept=kept)
+    assert kept._loop[1] is not first
