@@ -17,6 +17,11 @@ A run is described by overrides, as KEY=VALUE:
   optimizer.lr=0.1   norm.groups=8   dataset.train_size=5000   ...
 `normbench run --print-config` shows them all with their values."""
 
+SHOW = """\
+A network is described by overrides, as for a run, and needs no data set on this machine:
+  normbench show arch=resnet50 norm=xbn --plot resnet50.svg
+  normbench show arch=resnet50 arch.stem=imagenet --images 224x224x3 --classes 1000"""
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that names the nearest correct word."""
@@ -58,9 +63,7 @@ def parser() -> Parser:
     _sweep(_command(commands, "sweep", "train every cell of a grid", OVERRIDES))
     _report(_command(commands, "report", "write tables, figures and a page from a store"))
     _list(_command(commands, "list", "show a store's runs as a table"))
-    show = _command(commands, "show", "show one run")
-    show.add_argument("run", help="its name, its signature, or the start of either")
-    _store(show)
+    _show(_command(commands, "show", "show one run, or the network of one", SHOW))
     _norms(_command(commands, "norms", "list the normalizations, or show one"))
     _data(_command(commands, "data", "list, prepare or import data sets"))
     doctor = _command(commands, "doctor", "say what this machine has and what is missing")
@@ -136,6 +139,20 @@ def _report(report: Parser) -> None:
 def _list(listing: Parser) -> None:
     listing.add_argument("--json", action="store_true", help="one JSON list, not a table")
     _store(listing)
+
+
+def _show(show: Parser) -> None:
+    show.add_argument(
+        "overrides",
+        nargs="+",
+        metavar="RUN|KEY=VALUE",
+        help="a run: its name, its signature, or the start of either; or a network, by overrides",
+    )
+    show.add_argument("--plot", metavar="FILE", help="draw the network (.png, .svg or .pdf)")
+    show.add_argument("--images", metavar="HxWxC", help="size of its images (the data set's)")
+    show.add_argument("--classes", type=int, help="number of its logits (the data set's)")
+    _store(show)
+    _config_dir(show)
 
 
 def _norms(norms: Parser) -> None:

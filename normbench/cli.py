@@ -164,12 +164,46 @@ def _list(arguments: Namespace, command: list[str]) -> int:
 
 
 def _show(arguments: Namespace, command: list[str]) -> int:
+    if any("=" in word for word in arguments.overrides):
+        return _show_network(arguments)
+    if len(arguments.overrides) > 1:
+        raise UserError(f"show takes one run, got {', '.join(arguments.overrides)}")
+    for option in ("plot", "images", "classes"):
+        if getattr(arguments, option) is not None:
+            raise UserError(
+                f"--{option} is for a network, as in: normbench show arch=resnet8 --{option} …"
+            )
     from rich.console import Console
 
     from normbench.listing import run_details
     from normbench.store import Store
 
-    Console().print(run_details(Store(arguments.store).find(arguments.run)))
+    Console().print(run_details(Store(arguments.store).find(arguments.overrides[0])))
+    return 0
+
+
+def _show_network(arguments: Namespace) -> int:
+    from normbench.config import compose
+
+    config = compose(arguments.overrides, arguments.config_dir)
+    _keep_quiet()
+    from normbench.modeltable import network_of, page, rows
+
+    if arguments.plot:  # before what takes seconds
+        from normbench.modelplot import check_file, save
+
+        check_file(arguments.plot)
+    shown = network_of(config, arguments.images, arguments.classes)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(page(shown))
+    else:
+        from normbench.listing import tsv
+
+        print(tsv(rows(shown)), end="")
+    if arguments.plot:
+        print(f"drawn: {save(shown, arguments.plot)}", file=sys.stderr)
     return 0
 
 

@@ -53,7 +53,11 @@ class Norm:
         """Normalize ``x``, (N, ..., C), as this place asks for."""
         make = self._layers[self._known(place)]
         self._used.add(place)
-        return x if make is None else make(name=name)(x)
+        if make is None:
+            return x
+        layer = make(name=name)
+        layer.place = place  # for who asks a built network what stands where
+        return layer(x)
 
     def normalizes(self, place: str) -> bool:
         """Whether anything normalizes at this place; if not, a convolution before it has a bias."""
