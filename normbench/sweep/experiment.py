@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Experiment:
         expected: What the source found, in one sentence.
         minutes: Expected minutes on two CPU cores by scale, measured or estimated.
         report: Options of ``normbench report`` that give the experiment's table.
+        about: The comment at the top of its file, line by line.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Experiment:
     expected: str = ""
     minutes: Mapping[str, float] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    about: tuple[str, ...] = ()
 
     def unfolded(self, scale: str, given: Sequence[str]) -> list[list[str]]:
         """Return one list of overrides a variant.
@@ -108,7 +111,8 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
     import yaml
 
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
@@ -132,6 +136,10 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
         expected=str(tree.get("expected", "")),
         minutes=tree.get("minutes") or {},
         report=tree.get("report") or {},
+        about=tuple(
+            line.removeprefix("#").removeprefix(" ")
+            for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        ),
     )
 
 

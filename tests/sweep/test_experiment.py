@@ -7,6 +7,7 @@ import pytest
 from normbench.config import group_options
 from normbench.errors import UserError
 from normbench.sweep.experiment import load, unfold
+from normbench.sweep.experimentpage import details, rows
 from normbench.sweep.grid import expand
 
 NAMES = group_options()["experiment"]
@@ -27,9 +28,8 @@ def test_every_experiment_is_whole(name):
 
 
 def test_an_experiment_is_what_would_be_typed():
-    typed = expand(
-        "dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 seed=0,1,2 epochs=5".split()
-    )
+    grid = ["norm=bn,gn,gn_ws", "batch=16,64,256", "seed=0,1,2"]
+    typed = expand(["dataset=digits", "arch=resnet8", *grid, "epochs=5"])
     assert expand(["+experiment=quickstart"]) == typed
     assert expand(["experiment=quickstart"]) == typed
 
@@ -101,3 +101,17 @@ def test_a_file_that_says_nothing_sensible_is_refused(text, message, mine):
     (mine / "experiment" / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load("mine", mine)
+
+
+def test_the_list_counts_cells_and_says_what_each_asks():
+    found = {(row["experiment"], row["scale"]): row for row in rows()}
+    assert found["quickstart", "full"]["cells"] == 27
+    assert found["batch_sweep", "full"]["cells"] == 4 * 6 * 5
+    assert all(row["asks"] for row in found.values())
+
+
+def test_one_experiment_is_shown_with_its_commands():
+    shown = details("batch_sweep")
+    assert "normbench sweep +experiment=batch_sweep scale=small" in shown
+    assert "norm=bn,gn,bn_ws,gn_ws" in shown
+    assert "full: 120" in shown

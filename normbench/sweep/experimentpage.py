@@ -1,0 +1,81 @@
+"""The list of experiments, made from ``conf/experiment/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normbench.config import group_options
+from normbench.sweep.experiment import FULL, Experiment, load
+from normbench.sweep.grid import expand
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return one row an experiment and scale: ``experiment``, ``scale``, ``cells``, ``minutes``,
+    ``asks``."""
+    found = []
+    for name in group_options(config_dir).get("experiment", []):
+        experiment = load(name, config_dir)
+        for scale in (FULL, *experiment.scales):
+            found.append(
+                {
+                    "experiment": name,
+                    "scale": scale,
+                    "cells": _cells(experiment, scale, config_dir),
+                    "minutes": experiment.minutes.get(scale),
+                    "asks": experiment.title,
+                }
+            )
+    return found
+
+
+def page(config_dir: str | Path | None = None) -> RenderableType:
+    """Return the list for a terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("experiment", "scale"):
+        table.add_column(title, no_wrap=True)
+    for title in ("cells", "minutes"):
+        table.add_column(title, justify="right")
+    table.add_column("asks")
+    last = None
+    for row in rows(config_dir):
+        first = row["experiment"] != last
+        last = row["experiment"]
+        minutes = "" if row["minutes"] is None else f"~{row['minutes']:g}"
+        table.add_row(
+            row["experiment"] if first else "",
+            row["scale"],
+            str(row["cells"]),
+            minutes,
+            row["asks"] if first else "",
+        )
+    return table
+
+
+def details(name: str, config_dir: str | Path | None = None) -> str:
+    """Return what one experiment asks, is made of, and is expected to show."""
+    experiment = load(name, config_dir)
+    lines = [*experiment.about, "", "overrides"]
+    lines += [f"  {each}" for each in experiment.overrides]
+    for variant in experiment.variants:
+        if variant:
+            lines.append(f"  variant: {' '.join(variant)}")
+    for scale, overrides in experiment.scales.items():
+        lines += [f"scale={scale}", *(f"  {each}" for each in overrides)]
+    if experiment.expected:
+        lines += ["expected", f"  {experiment.expected}"]
+    lines.append("cells")
+    for scale in (FULL, *experiment.scales):
+        minutes = experiment.minutes.get(scale)
+        time = f", about {minutes:g} minutes on two CPU cores" if minutes else ""
+        lines.append(f"  {scale}: {_cells(experiment, scale, config_dir)}{time}")
+    return "\n".join(lines)
+
+
+def _cells(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:
+    return len(expand([f"+experiment={experiment.name}", f"scale={scale}"], config_dir))
