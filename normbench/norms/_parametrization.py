@@ -1,4 +1,4 @@
-"""Convolutions whose kernel passes through a weight parametrization in the forward pass."""
+"""Layers whose kernel passes through a weight parametrization in the forward pass."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def channel_gain(layer: Any, name: str, filters: int, initializer: Any) -> Any:
 
 
 class _Parametrized(keras.layers.Layer):
-    """What the two kinds of convolution under a parametrization share.
+    """What the kinds of layers under a parametrization share.
 
     A subclass that sets ``parametrized_by`` takes that class's options among its own.
     """
@@ -127,13 +127,13 @@ class _Parametrized(keras.layers.Layer):
         kernel = self.parametrization(value_of(self.kernel), training=training)
         outputs = self._convolve(inputs, ops.cast(kernel, self.compute_dtype))
         if self.use_bias:
-            channels_first = self.data_format == "channels_first"
-            shape = (1, -1, 1, 1) if channels_first else (1, 1, 1, -1)
-            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+            channels_first = getattr(self, "data_format", None) == "channels_first"
+            bias = ops.reshape(self.bias, (1, -1, 1, 1)) if channels_first else self.bias
+            outputs = ops.add(outputs, bias)
         return outputs if self.activation is None else self.activation(outputs)
 
     def save_own_variables(self, store: Any) -> None:
-        # Keras's convolutions store kernel and bias and nothing else.
+        # Keras's layers store kernel and bias and nothing else.
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
@@ -205,3 +205,28 @@ class ParametrizedDepthwiseConv2D(_Parametrized, keras.layers.DepthwiseConv2D):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
+
+
+@keras.saving.register_keras_serializable("normbench")
+class ParametrizedDense(_Parametrized, keras.layers.Dense):
+    """Keras's Dense under a :class:`WeightParametrization`; a filter is what makes one unit.
+
+    Args:
+        units: Outputs.
+        parametrization: What the kernel passes through.
+        **kwargs: As for ``keras.layers.Dense``.
+
+    Raises:
+        TypeError: ``parametrization`` is none.
+        ValueError: In ``build``, filters too small for the parametrization.
+    """
+
+    _depthwise = False
+
+    def __init__(self, units: int, parametrization: Any = None, **kwargs: Any) -> None:
+        chosen = self._chosen(parametrization, kwargs)
+        super().__init__(units, **kwargs)
+        self.parametrization = chosen
+
+    def _convolve(self, inputs: Any, kernel: Any) -> Any:
+        return ops.matmul(inputs, kernel)

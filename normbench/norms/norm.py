@@ -10,18 +10,25 @@ import keras
 from normbench.errors import nearest
 from normbench.norms._parametrization import (
     ParametrizedConv2D,
+    ParametrizedDense,
     ParametrizedDepthwiseConv2D,
     WeightParametrization,
 )
 from normbench.places import PLACES
 
-__all__ = ["Norm", "ParametrizedConv2D", "ParametrizedDepthwiseConv2D", "WeightParametrization"]
+__all__ = [
+    "Norm",
+    "ParametrizedConv2D",
+    "ParametrizedDense",
+    "ParametrizedDepthwiseConv2D",
+    "WeightParametrization",
+]
 
 LayerFactory = Callable[..., keras.layers.Layer]
 
 
 class Norm:
-    """Makes the normalizations and convolutions of one network.
+    """Makes the normalizations, convolutions and hidden fully connected layers of one network.
 
     A network never asks which normalization it has; it calls ``norm(x, place)`` where it
     normalizes and ``norm.conv(…, place=…)`` for a convolution that this place follows.
@@ -141,6 +148,24 @@ class Norm:
         return ParametrizedDepthwiseConv2D(
             kernel_size, parametrization=self._parametrization(), **options
         )
+
+    def dense(
+        self,
+        units: int,
+        *,
+        place: str | None,
+        name: str,
+        use_bias: bool | None = None,
+        kernel_initializer: Any = None,
+    ) -> keras.layers.Layer:
+        """Make a fully connected layer under the chosen weight parametrization; as :meth:`conv`."""
+        options = self._conv_options(place, use_bias)
+        options.update(
+            name=name, kernel_initializer=kernel_initializer or _he_normal(depthwise=False)
+        )
+        if self._parametrization is None:
+            return keras.layers.Dense(units, **options)
+        return ParametrizedDense(units, parametrization=self._parametrization(), **options)
 
     def _conv_options(self, place: str | None, use_bias: bool | None) -> dict[str, Any]:
         if use_bias is None:

@@ -59,8 +59,8 @@ class SpectralNormalization(WeightParametrization):
 
     def build(self, layer: Any, shape: tuple[int, ...], depthwise: bool) -> None:
         super().build(layer, shape, depthwise)
-        self._blocks = shape[-2] if depthwise else layer.groups
-        rows = shape[-1] if depthwise else shape[-1] // layer.groups
+        self._blocks = shape[-2] if depthwise else getattr(layer, "groups", 1)
+        rows = shape[-1] if depthwise else shape[-1] // self._blocks
         self._u = layer.add_weight(
             name="u",
             shape=(self._blocks, rows),
