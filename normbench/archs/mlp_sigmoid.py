@@ -1,0 +1,58 @@
+"""The fully connected sigmoid network of the Batch Normalization paper."""
+
+from __future__ import annotations
+
+import keras
+
+from normbench.archs._options import above_zero, at_least
+from normbench.initializers import Normal
+from normbench.norms.norm import Norm
+
+
+def build(
+    norm: Norm,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    layers: int,
+    units: int,
+    deviation: float,
+) -> keras.Model:
+    """Build a network of fully connected sigmoid layers (Ioffe & Szegedy 2015, section 4.1).
+
+    The paper has three layers of 100 units and normalizes each before its sigmoid. What it plots,
+    the input of a unit of the last hidden sigmoid, is the input of the last layer whose name ends
+    in ``_sigmoid``: ``hidden3_sigmoid`` with three. Places: ``stem`` in the first layer, ``head``
+    in the last, ``mid`` between.
+
+    Args:
+        norm: Makes normalizations and fully connected layers.
+        input_shape: (H, W, C).
+        classes: Number of logits.
+        layers: Hidden layers.
+        units: Of each hidden layer.
+        deviation: Standard deviation of all weights at the start; biases start from 0.
+
+    Returns:
+        A model from (N, H, W, C) to logits (N, classes).
+
+    Raises:
+        UserError: ``layers`` or ``units`` below 1, or a ``deviation`` of 0 or below.
+    """
+    at_least("layers", layers, 1)
+    at_least("units", units, 1)
+    above_zero("deviation", deviation)
+    inputs = keras.Input(input_shape, name="images")
+    x = keras.layers.Flatten(name="flatten")(inputs)
+    for index in range(1, layers + 1):
+        place = "stem" if index == 1 else "head" if index == layers else "mid"
+        name = f"hidden{index}"
+        x = norm.dense(
+            units, place=place, kernel_initializer=Normal(deviation), name=f"{name}_dense"
+        )(x)
+        x = norm(x, place, name=f"{name}_norm")
+        x = keras.layers.Activation("sigmoid", name=f"{name}_sigmoid")(x)
+    logits = keras.layers.Dense(
+        classes, kernel_initializer=Normal(deviation), dtype="float32", name="logits"
+    )(x)
+    return keras.Model(inputs, logits, name="mlp_sigmoid")
