@@ -66,13 +66,13 @@ def network_of(config: Config, images: str | None = None, classes: int | None = 
     from normbench.engine.model import build_model
 
     shape = size_given or source.shape
-    classes = classes or source.classes
-    model = build_model(config, shape, classes)
+    logits = classes or int(source.classes)
+    model = build_model(config, shape, logits)
     return Network(
         name=f"arch={config.arch['name']} norm={config.norm_name}",
         images=shape,
-        images_of=source.title if (shape, classes) == (source.shape, source.classes) else None,
-        classes=classes,
+        images_of=source.title if (shape, logits) == (source.shape, source.classes) else None,
+        classes=logits,
         batch=config.batch,
         layers=layer_costs(model),
     )
@@ -187,7 +187,7 @@ def totals(network: Network) -> list[tuple[str, str]]:
         ("activations", f"{size(total['activation_bytes'])} an image"),
         (
             "to train",
-            f"about {size(total['kept_bytes'] * network.batch)} of activations at batch "
+            f"at least {size(total['kept_bytes'] * network.batch)} of activations at batch "
             f"{network.batch}: {size(total['kept_bytes'])} an image that the backward pass needs",
         ),
     ]

@@ -55,7 +55,7 @@ def test_rows_end_in_their_sum():
 
 def test_the_memory_to_train_is_the_kept_bytes_of_a_batch():
     said = dict(totals(NETWORK))
-    assert said["to train"].startswith("about 18.0 KiB of activations at batch 32")
+    assert said["to train"].startswith("at least 18.0 KiB of activations at batch 32")
     assert said["images"] == "4×4×1, 10 classes (Digits)"
     assert dict(totals(NETWORK._replace(images_of=None)))["images"] == "4×4×1, 10 classes"
 

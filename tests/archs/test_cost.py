@@ -171,3 +171,48 @@ def test_a_loaded_network_costs_the_same(reloaded):
         return [(each.name, each.parameters, each.multiply_adds) for each in layer_costs(of)]
 
     assert costs(reloaded(model)) == costs(model)
+
+
+def kept_by_tensorflow(model, batch):
+    """Bytes that the graph of a training step hands from its forward to its backward pass."""
+    import tensorflow as tf
+
+    def source(tensor):
+        """The tensor whose memory this one shares."""
+        shares = {"Identity", "IdentityN", "Reshape", "StridedSlice"}
+        while tensor.op.type in shares and tensor.op.inputs:
+            given = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+            if given.shape.num_elements() != tensor.shape.num_elements():
+                break
+            tensor = given
+        return tensor
+
+    @tf.function
+    def loss(images):
+        logits = model(images, training=True)
+        return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=-1))
+
+    traced = loss.get_concrete_function(tf.zeros((batch, *model.input_shape[1:])))
+    forward, _ = traced._delayed_rewrite_functions.forward_backward(1)
+    kept = {source(tensor).ref(): tensor for tensor in forward.graph.outputs}
+    return sum(each.shape.num_elements() * each.dtype.size for each in kept.values())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads TensorFlow's graphs")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arch=resnet8", "norm=none"],
+        ["arch=resnet8", "norm=bn"],
+        ["arch=resnet8", "norm=gn_ws"],
+        ["arch=resnet50", "arch.width=8", "arch.blocks=[2,1]", "norm=xbn"],
+        pytest.param(["arch=mobilenet_v2", "arch.alpha=0.1", "norm=bn"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_kept_is_what_tensorflow_keeps(overrides):
+    model = build_model(compose(overrides), (32, 32, 3), 10)
+    an_image = (kept_by_tensorflow(model, 8) - kept_by_tensorflow(model, 4)) / 4
+    estimate = sum(cost.kept_bytes for cost in layer_costs(model))
+    # What is more: the loss, and each normalization's statistics of an image.
+    assert estimate == pytest.approx(an_image, rel=0.02)
