@@ -1,0 +1,183 @@
+"""The engine with a few NumPy numbers for a network: all but the framework is the real code.
+
+``install()`` puts it in the place of Keras in this process. A run's weights follow from its seed,
+its learning rates and its steps alone, so that what a killed and resumed run ends with can be
+compared with what it should.
+
+The environment variable ``FAKE_FAULTS`` may name a folder: a file there named after a run holds
+``kind count``, and each begin of that run takes one off the count and does as the kind says:
+``raise``, ``abort``, ``kill``, ``exit``, ``memory``, ``gpu-memory``, ``disk``, ``refuse`` or
+``print``.
+Every epoch of every run is noted in ``<folder>/epochs.log``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import types
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.002"))
+
+
+class ResourceExhaustedError(Exception):
+    """Named as TensorFlow names it."""
+
+
+def install() -> None:
+    keras = types.ModuleType("keras")
+    keras.ops = types.SimpleNamespace()
+    keras.backend = types.SimpleNamespace(clear_session=lambda: None)
+    keras.Model = object
+    sys.modules["keras"] = keras
+    model = types.ModuleType("normbench.engine.model")
+    model.build_model = build_model
+    model.initialize_from = lambda *arguments: None
+    model.parameter_count = lambda model: 3
+    sys.modules["normbench.engine.model"] = model
+
+    from normbench.engine import backend
+
+    training = import_module("normbench.engine.training")
+    training._load = load
+    backend.start = start
+    backend.loop_class = lambda name: make_loop
+
+
+def load(config: Any) -> Any:
+    size = config.dataset["train_size"]
+    train = types.SimpleNamespace(labels=np.zeros(size), images=np.zeros((size, 8, 8, 1), np.uint8))
+    return types.SimpleNamespace(
+        name="digits", train=train, shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.5]
+    )
+
+
+def start(backend: str, precision: str) -> dict[str, Any]:
+    return {"backend": backend, "precision": precision, "jit_compile": False,
+            "deterministic": True, "threads": 1}  # fmt: skip
+
+
+def build_model(config: Any, shape: Any, classes: int) -> Any:
+    _do(fault_of(config.run_name))
+    return types.SimpleNamespace(config=config, weights=np.full(3, float(config.seed)))
+
+
+def fault_of(name: str) -> str:
+    """Take one off the faults that are left for a run, and return its kind."""
+    folder = os.environ.get("FAKE_FAULTS")
+    path = Path(folder or "/nonexistent") / name
+    if not path.is_file():
+        return ""
+    kind, count = path.read_text().split()
+    if count == "0":
+        return ""
+    path.write_text(f"{kind} {int(count) - 1}")
+    return kind
+
+
+def _do(kind: str) -> None:
+    if kind == "refuse":
+        from normbench.errors import UserError
+
+        raise UserError("norm=fake cannot be built")
+    if kind == "exit":
+        os._exit(3)
+    if kind == "print":
+        print("a library prints to standard output")
+        os.write(1, b"and so does native code\n")
+    _later.append(kind)
+
+
+_later: list[str] = []
+
+
+def _fail() -> None:
+    kind = _later.pop() if _later else ""
+    _later.clear()
+    if kind == "raise":
+        raise RuntimeError("something broke\nin two lines")
+    if kind == "abort":
+        os.write(2, b"F0000 xla: a check failed\n")
+        os.abort()
+    if kind == "kill":
+        os.kill(os.getpid(), 9)
+    if kind == "memory":
+        raise MemoryError("no room")
+    if kind == "gpu-memory":
+        raise ResourceExhaustedError("OOM when allocating tensor")
+    if kind == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def make_loop(model: Any, dataset: Any, plan: Any) -> Any:
+    from normbench.engine.loop import Loop, Steps
+
+    class FakeLoop(Loop):
+        backend = "tensorflow"
+
+        def __init__(self) -> None:
+            self.model, self.plan = model, plan
+            self.weights = model.weights.copy()
+            self.epoch = 0
+
+        def compile(self) -> None:
+            pass
+
+        def begin_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+            if epoch == 1:
+                _fail()  # once there is something to lose
+
+        def train(self, first: int, rates: np.ndarray) -> Steps:
+            for index, rate in enumerate(rates):
+                time.sleep(STEP_SECONDS)
+                step = self.epoch * 1000 + first + index + self.plan.seed
+                self.weights = np.sin(self.weights * 1.1 + step * float(rate) + [0, 1, 2])
+            count = len(rates)
+            return Steps(np.full(count, abs(self.weights[0]), np.float32),
+                         np.ones(count, np.int32), np.ones(count, np.float32))  # fmt: skip
+
+        def recompute(self) -> None:
+            _note_epoch(self)
+
+        def evaluate(self, split: str) -> tuple[float, float]:
+            return float(abs(self.weights[1])), float(abs(self.weights[2]))
+
+        def state(self) -> dict[str, np.ndarray]:
+            return {"model/000/weights": self.weights.copy()}
+
+        def load(self, state: dict[str, np.ndarray]) -> None:
+            self.weights = state["model/000/weights"].copy()
+
+        def devices(self) -> list[str]:
+            return ["/device:CPU:0"]
+
+    FakeLoop.__abstractmethods__ = frozenset()  # type: ignore  # what no test here asks for
+    return FakeLoop()
+
+
+def _note_epoch(loop: Any) -> None:
+    folder = os.environ.get("FAKE_FAULTS")
+    if folder:
+        with (Path(folder) / "epochs.log").open("a") as file:
+            file.write(f"{loop.plan.seed} {loop.epoch} {os.getpid()}\n")
+
+
+if __name__ == "__main__":
+    install()
+    from normbench.sweep import worker
+
+    worker.refusal = lambda config, kept, built: (
+        f"seed {config.seed} is refused"
+        if os.environ.get("FAKE_REFUSE") == str(config.seed)
+        else ""
+    )
+    worker.memory = lambda config, kept: 4 << 30
+    sys.exit(worker.main())
