@@ -285,7 +285,7 @@ def _value(value: Any) -> str:
     options = [
         f"{key}={_value(item)}" for key, item in value.items() if key not in ("name", "_target_")
     ]
-    return "  ".join([str(value["name"])] * ("name" in value) + options)
+    return "  ".join([str(value["name"]), *options] if "name" in value else options)
 
 
 def _git(state: Mapping[str, Any] | None) -> str:
