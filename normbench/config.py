@@ -162,9 +162,19 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     return parsed
 
 
-def compose_parsed(overrides: Sequence[Any], config_dir: str | Path | None = None) -> Config:
-    """As :func:`compose`, of overrides already parsed and each naming one value."""
-    groups = group_options(config_dir)
+def compose_parsed(
+    overrides: Sequence[Any],
+    config_dir: str | Path | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Config:
+    """As :func:`compose`, of overrides already parsed and each naming one value.
+
+    Args:
+        overrides: Of one run.
+        config_dir: A further folder with config groups.
+        groups: What :func:`group_options` gives; spares the cells of a sweep looking for files.
+    """
+    groups = group_options(config_dir) if groups is None else groups
     chosen: list[str] = []
     values: list[tuple[str, Any]] = []
     for override in overrides:
@@ -183,6 +193,13 @@ def compose_parsed(overrides: Sequence[Any], config_dir: str | Path | None = Non
     directory = None if config_dir is None else str(Path(config_dir).resolve())
     composed, norm_file = _compose_groups(tuple(chosen), directory)
     tree = copy.deepcopy(composed)
+    plain, known = _plain_groups(tuple(chosen), directory)
+    refers = any("${" in str(value) for _, value in values)
+    if plain is not None and not refers:
+        made = copy.deepcopy(plain)
+        for key, value in values:
+            _put(made, key, _checked(key, _plain(value), known, groups))
+        return Config.from_dict(made)
     placing = [(key, value) for key, value in values if placement.names_placement(key, tree.norm)]
     _place(tree, norm_file, placing, groups["norm"], directory)
     for key, value in values:
@@ -266,6 +283,31 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
 
 
 def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
+@lru_cache(maxsize=4096)
+def _plain_groups(
+    chosen: tuple[str, ...], config_dir: str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """A choice of groups as plain dicts, and its keys; values can be put there without OmegaConf.
+
+    None instead where one value may depend on another: a normalization that places others, and
+    interpolations.
+    """
+    from omegaconf import OmegaConf
+
+    composed, _ = _compose_groups(chosen, config_dir)
+    tree = typing.cast("dict[str, Any]", OmegaConf.to_container(composed))
+    known = dict(_leaves(tree))
+    depends = {"bfn", "places"} & set(tree["norm"]) or "${" in json.dumps(tree)
+    return (None if depends else tree), known
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    tree[last] = value
+
+
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options:
             raise unknown(group, str(name), options)
@@ -277,12 +319,19 @@ def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -
 
     known = dict(_leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
     if key not in known:
+    OmegaConf.update(tree, key, _checked(key, value, known, groups))
+
+
+def _checked(
+    key: str, value: Any, known: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+) -> Any:
+    """A value for ``key``, which must be one of the ``known`` keys, as the type it must have."""
         raise _unknown_key(key, value, list(known), groups)
     if key.endswith(("_target_", ".name")):
         chosen = key.rpartition(".")[0]
         chosen = chosen.replace(".", "/") if chosen.replace(".", "/") in groups else chosen
         raise UserError(f"{key!r} is decided by the choice of {chosen}; choose {chosen}=NAME")
-    OmegaConf.update(tree, key, _like(key, value, known[key]))
+    return _like(key, value, known[key])
 
 
 def _unknown_key(

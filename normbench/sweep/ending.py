@@ -80,6 +80,13 @@ def one_line(error: BaseException) -> str:
 
 
 def last_lines(text: str, count: int = LOG_LINES) -> tuple[str, ...]:
-    """The last ``count`` lines of a log that are not empty, each cut at 300 characters."""
+    """The last ``count`` lines of a log that are not empty, each cut at 300 characters.
+
+    Where Python wrote on its death where it was, innermost call first, the lines around the
+    beginning of that say more than its end.
+    """
     lines = [line.rstrip()[:300] for line in text.splitlines() if line.strip()]
+    fatal = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    if fatal:
+        return tuple(lines[max(0, fatal[-1] - count // 2) :][:count])
     return tuple(lines[-count:])

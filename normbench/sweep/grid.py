@@ -31,7 +31,7 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
     for each in lists:
         axes = [_values(override, groups) for override in parse(each)]
         for combination in itertools.product(*axes):
-            config = compose_parsed(combination, config_dir)
+            config = compose_parsed(combination, config_dir, groups)
             cells.setdefault(config.run_name, config)
     return list(cells.values())
 

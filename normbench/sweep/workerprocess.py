@@ -14,6 +14,9 @@ from normbench.sweep.channel import Lines, encoded
 from normbench.sweep.ending import last_lines
 from normbench.sweep.slots import Slot
 
+#: What the interpreter is told to run.
+WORKER = ["-m", "normbench.sweep.worker"]
+
 #: Seconds that a worker is given to end by itself.
 GRACE = 30.0
 
@@ -45,7 +48,7 @@ class WorkerProcess:
         shared = ",".join(map(str, slot.cores))
         with Path(log or os.devnull).open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "normbench.sweep.worker", "--cores", shared],
+                [sys.executable, "-P", *WORKER, "--cores", shared],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
