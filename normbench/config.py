@@ -61,6 +61,7 @@ class Config:
     label_smoothing: float
     eval_batch: int
     max_loss: float
+    probe: dict[str, Any] = _launch()
     label: str = _launch()
     store: str = _launch()
 
@@ -192,7 +193,6 @@ def compose_parsed(
             values.append((key, override.value()))
     directory = None if config_dir is None else str(Path(config_dir).resolve())
     composed, norm_file = _compose_groups(tuple(chosen), directory)
-    tree = copy.deepcopy(composed)
     plain, known = _plain_groups(tuple(chosen), directory)
     refers = any("${" in str(value) for _, value in values)
     if plain is not None and not refers:
@@ -200,6 +200,7 @@ def compose_parsed(
         for key, value in values:
             _put(made, key, _checked(key, _plain(value), known, groups))
         return Config.from_dict(made)
+    tree = copy.deepcopy(composed)
     placing = [(key, value) for key, value in values if placement.names_placement(key, tree.norm)]
     _place(tree, norm_file, placing, groups["norm"], directory)
     for key, value in values:
@@ -282,7 +283,6 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
     return tree, norm_file
 
 
-def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
 @lru_cache(maxsize=4096)
 def _plain_groups(
     chosen: tuple[str, ...], config_dir: str | None
@@ -308,6 +308,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
+def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options:
             raise unknown(group, str(name), options)
@@ -318,7 +319,6 @@ def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -
     from omegaconf import OmegaConf
 
     known = dict(_leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
-    if key not in known:
     OmegaConf.update(tree, key, _checked(key, value, known, groups))
 
 
@@ -326,6 +326,7 @@ def _checked(
     key: str, value: Any, known: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
 ) -> Any:
     """A value for ``key``, which must be one of the ``known`` keys, as the type it must have."""
+    if key not in known:
         raise _unknown_key(key, value, list(known), groups)
     if key.endswith(("_target_", ".name")):
         chosen = key.rpartition(".")[0]

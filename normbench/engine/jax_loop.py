@@ -105,15 +105,25 @@ class JaxLoop(Loop):
         count = int(labels.shape[0])
         return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
 
+    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
+        values = self._values()
+        outputs, _ = part.stateless_call(
+            [values[id(v)] for v in part.trainable_variables],
+            [values[id(v)] for v in part.non_trainable_variables],
+            self.plan.images.scaled(jnp.asarray(pixels)),
+            training=False,
+        )
+        return [np.asarray(each) for each in loop.listed(outputs)]
+
+    def _values(self) -> dict[int, Any]:
+        """The state's value of each of the model's variables, by the variable's id."""
+        variables = [*self._variables, *self.model.non_trainable_variables]
+        state = [*self._state["trainable"], *self._state["other"]]
+        return dict(zip([id(v) for v in variables], state, strict=True))
+
     def state(self) -> dict[str, np.ndarray]:
         state = self._state
-        values = dict(
-            zip(
-                [id(v) for v in [*self._variables, *self.model.non_trainable_variables]],
-                [*state["trainable"], *state["other"]],
-                strict=True,
-            )
-        )
+        values = self._values()
         variables = self.model.variables
         names = loop.variable_names(variables)
         named = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}

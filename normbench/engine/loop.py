@@ -111,6 +111,15 @@ class Loop(ABC):
         """Return mean cross-entropy and accuracy (0..1) over a split, in inference mode."""
 
     @abstractmethod
+    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
+        """Return what a part of the model gives for images, in inference mode.
+
+        Args:
+            part: A ``keras.Model`` made of the model's own layers, with a list of outputs.
+            pixels: uint8 (N, H, W, C).
+        """
+
+    @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a loop of the same model needs to go on exactly."""
 
@@ -131,6 +140,11 @@ class Loop(ABC):
     @abstractmethod
     def devices(self) -> list[str]:
         """Name the devices that are used."""
+
+
+def listed(outputs: Any) -> list[Any]:
+    """A model's outputs as a list, which Keras makes none of where there is one."""
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
 def flat(tensors: list[Any]) -> Any:

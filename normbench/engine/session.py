@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Session:
         rates: Learning rate of each step of the whole run, float32.
         steps_per_epoch: Steps of an epoch; a last part smaller than a batch is left out.
         observer: Is told how it goes.
+        measure: Gives what probes measure after an epoch, for its row of metrics.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Session:
         rates: np.ndarray,
         steps_per_epoch: int,
         observer: Observer,
+        measure: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.run = run
         self.config = config
@@ -54,6 +57,7 @@ class Session:
         self.rates = rates
         self.steps_per_epoch = steps_per_epoch
         self.observer = observer
+        self.measure = measure
         self.epoch = 0  # completed
         self.partial = Steps.none()  # steps taken in the epoch in progress
         self.partial_seconds = 0.0
@@ -131,7 +135,7 @@ class Session:
         began = time.perf_counter()
         self.loop.recompute()
         val = self.loop.evaluate("validation")
-        row = self._row(val=val, eval_seconds=time.perf_counter() - began)
+        row = self._row(val=val, eval_seconds=time.perf_counter() - began) | self.measure()
         self.epoch += 1
         self.partial, self.partial_seconds = Steps.none(), 0.0
         # First the row, then the checkpoint: going on from the one before drops the row again.

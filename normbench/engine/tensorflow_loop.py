@@ -85,6 +85,10 @@ class TensorFlowLoop(Loop):
         count = int(labels.shape[0])
         return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
 
+    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
+        outputs = part(self.plan.images.scaled(tf.constant(pixels)), training=False)
+        return [each.numpy() for each in loop.listed(outputs)]
+
     def state(self) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in self._named_state().items()}
 

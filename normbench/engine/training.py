@@ -103,6 +103,7 @@ class _Prepared:
     loop: Any
     rates: np.ndarray
     steps_per_epoch: int
+    probes: list[Any]
 
 
 def _load(config: Config) -> Any:
@@ -175,6 +176,7 @@ def _prepare(config: Config, dataset: Any, kept: Kept) -> _Prepared:
     from normbench.engine.images import Images
     from normbench.engine.loop import Plan
     from normbench.engine.model import build_model, initialize_from
+    from normbench.probes.probe import make_probes
 
     steps = len(dataset.train.labels) // config.batch
     optimizer, rates = _optimizer(config), _rates(config, steps)
@@ -197,7 +199,10 @@ def _prepare(config: Config, dataset: Any, kept: Kept) -> _Prepared:
     initialize_from(model, dataset.train.images, plan.images)
     make_loop: Any = backend.loop_class(config.backend)
     loop = kept.loop(config, make_loop(model, dataset, plan))
-    return _Prepared(dataset, loop.model, loop, rates, steps)
+    probes = make_probes(config.probe)
+    for probe in probes:
+        probe.check(model)
+    return _Prepared(dataset, loop.model, loop, rates, steps, probes)
 
 
 def _train_locked(
@@ -242,6 +247,7 @@ def _trained(
     """Train what is left of the run and return its summary."""
     from normbench.engine.model import parameter_count
     from normbench.engine.session import Diverged, Session
+    from normbench.probes.probe import measured
 
     began = time.perf_counter()
     session = Session(
@@ -251,6 +257,7 @@ def _trained(
         prepared.rates,
         prepared.steps_per_epoch,
         observer,
+        lambda: measured(prepared.probes, prepared.loop, prepared.dataset),
     )
     # Compiled first: tracing takes no step, and what it draws is replaced by what is restored.
     prepared.loop.compile()

@@ -126,7 +126,7 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
 
 def draw(section: Section) -> list[Drawing]:
     """Draw the figures of a study, the main ones first."""
-    from normbench.report.figures import batch, curves, heatmap, profile, rate, time
+    from normbench.report.figures import batch, curves, heatmap, percentiles, profile, rate, time
 
     study, grid = section.study, section.grid
     shown, runs = grid.metric, study.runs
@@ -156,7 +156,7 @@ def draw(section: Section) -> list[Drawing]:
     for name, second, log in _CURVES:
         if drawn[name].notna().any():
             drawings.append(curves.draw(study, name, second, log=log))
-    return drawings
+    return drawings + percentiles.draw(study)
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:

@@ -54,7 +54,7 @@ def profiles(grid: Grid, points: int = 121) -> dict[Any, Profile]:
     ]
     scores = {row: [_scores(grid, row, column) for column in columns] for row in grid.study.rows}
     scores = {row: tasks for row, tasks in scores.items() if all(map(len, tasks))}
-    if len(scores) < 2:
+    if len(scores) < 2 or not columns:
         return {}
     every = np.concatenate([task for tasks in scores.values() for task in tasks])
     margin = 0.02 * (every.max() - every.min()) or 1e-9

@@ -181,6 +181,27 @@ def test_the_table_that_a_sweep_ends_with(motley: Path, tmp_store: Path) -> None
         commands.summary_table(tmp_store)
 
 
+def test_the_table_shows_the_runs_that_are_named(motley: Path) -> None:
+    runs = load(motley).runs
+    kept = set(runs[(runs["norm"] == "bn") & (runs["status"] == "finished")]["name"])
+    shown = commands.text(commands.summary_table(motley, kept), 80)
+    assert "BN" in shown
+    assert "GN" not in shown
+    with pytest.raises(UserError, match="there are no runs"):
+        commands.summary_table(motley, [])
+
+
+def test_a_store_without_a_run_that_ended_is_reported(
+    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=1, epochs=3)
+    for file in root.glob("*/summary.json"):
+        file.unlink()
+    page = commands.report(root, out=tmp_path / "out", say=lambda line: None)
+    assert page.is_file()
+
+
 def test_diff_names_what_differs(motley: Path, tmp_path: Path) -> None:
     names = load(motley).runs
     first = names[(names["norm"] == "bn") & (names["batch"] == 16)]["name"].iloc[0]

@@ -1,0 +1,78 @@
+"""The distribution of a layer's inputs over training: percentiles against steps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report import labels
+from normbench.report.bands import bands, joined
+from normbench.report.figures import style
+from normbench.report.study import Study
+
+_MEDIAN = re.compile(r"^probe/activations/(?P<layer>.+?)(?:/unit(?P<unit>\d+))?/p50$")
+_WIDE = 3  # panels in a row
+_MOST = 12  # panels of a figure
+
+
+@style.styled
+def draw(study: Study) -> list[style.Drawing]:
+    """Draw the 15th, 50th and 85th percentiles of each layer and unit that a probe measured.
+
+    A panel for each cell of the study, a drawing for each layer and unit, as figure 1 of Ioffe &
+    Szegedy 2015; means over seeds. Nothing where no run has the probe ``activations``.
+    """
+    curves = joined(study)
+    found = [
+        (column, match)
+        for column in curves.columns
+        if (match := _MEDIAN.match(column)) and curves[column].notna().any()
+    ]
+    return [_drawing(study, curves, column.removesuffix("50"), match) for column, match in found]
+
+
+def _drawing(study: Study, curves: Any, prefix: str, match: re.Match[str]) -> style.Drawing:
+    low, middle, high = (bands(curves, f"{prefix}{at}", "step") for at in (15, 50, 85))
+    order = [(row, column) for column in study.columns for row in study.rows]
+    cells = [key for key in order if key in middle][:_MOST]
+    wide = min(len(cells), _WIDE)
+    tall = -(-len(cells) // wide)
+    width = style.COLUMN if len(cells) <= 2 else style.PAGE
+    figure, grid = style.new(width, 1.7 * tall + 0.3, tall, wide, sharex=True, sharey=True)
+    points = []
+    for place, (axis, key) in enumerate(zip(grid.ravel(), cells, strict=False)):
+        look = style.look(study.row_factor, key[0], study.rows)
+        x = middle[key].x
+        axis.fill_between(
+            x, low[key].mean, high[key].mean, facecolor=to_rgba(look.colour, 0.18), linewidth=0
+        )
+        for band, weight in ((low[key], 0.6), (middle[key], 1.3), (high[key], 0.6)):
+            axis.plot(x, band.mean, color=look.colour, linewidth=weight)
+        title = study.row(key[0])
+        if study.column_factor and len(study.columns) > 1:
+            title += f", {labels.factor(study.column_factor).lower()} {study.column(key[1])}"
+        axis.set_title(title)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if place % wide == 0:
+            axis.set_ylabel("Input")
+        if place + wide >= len(cells):
+            axis.set_xlabel("Step")
+            axis.tick_params(labelbottom=True)
+        last = [float(band.mean[-1]) for band in (low[key], middle[key], high[key])]
+        text = f"{title}, step {x[-1]:g}: {last[0]:.3g} / {last[1]:.3g} / {last[2]:.3g}"
+        points.append(style.Point(axis, float(x[-1]), last[1], text, key))
+    for axis in grid.ravel()[len(cells) :]:
+        axis.set_visible(False)
+    unit = match["unit"]
+    whose = f"unit {unit} of {match['layer']}" if unit else f"all units of {match['layer']}"
+    return style.Drawing(
+        re.sub(r"[^a-z0-9]+", "-", f"percentiles-{match['layer']}-{unit or 'all'}".lower()),
+        f"15th, 50th and 85th percentiles of the input of {whose} against steps: {study.title}. "
+        "On validation images in inference mode; mean over seeds.",
+        figure,
+        points,
+        wide=len(cells) > 2,
+    )
