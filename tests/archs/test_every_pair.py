@@ -1,0 +1,202 @@
+"""Every catalogued normalization in every network: built, trained for a step, saved and loaded.
+
+By default each norm and each network is met in a few pairs, with the compiled step run op by op;
+``pytest -m slow`` takes all of them, compiled as in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from normbench.config import Config, compose, group_options
+from normbench.engine.backend import loop_class
+from normbench.engine.images import Images
+from normbench.engine.loop import Plan
+from normbench.engine.model import build_model, initialize_from
+from normbench.engine.optimizer import SGD
+from normbench.errors import UserError
+
+BACKEND = keras.backend.backend()
+SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 16
+NORMS = group_options()["norm"]
+RESNET = ("arch.blocks=[1,1]", "arch.width=8")
+TINY: dict[str, tuple[str, ...]] = {
+    "airbench": ("arch.width=0.125",),
+    "bn_inception": ("arch.width=0.125", "arch.separable=true"),
+    "conv_encoder": ("arch.widths=[8]", "arch.halvings=1", "arch.embedding=8"),
+    "googlenet": ("arch.width=0.125", "arch.auxiliary_weight=0.3", "arch.lrn=true"),
+    "lenet": (),
+    "mlp_sigmoid": (),
+    "mobilenet_v2": ("arch.alpha=0.1",),
+    "resnet101": RESNET,
+    "resnet18": RESNET,
+    "resnet20": ("arch.depth=8", "arch.width=8"),
+    "resnet32": ("arch.depth=8", "arch.width=8"),
+    "resnet34": RESNET,
+    "resnet50": RESNET,
+    "resnet50_post": RESNET,
+    "resnet56": ("arch.depth=8", "arch.width=8"),
+    "resnet8": ("arch.width=8",),
+    "resnet_v2": ("arch.depth=11", "arch.width=8"),
+    "resnext50": (*RESNET, "arch.cardinality=4", "arch.group_width=4"),
+    "vgg11": ("arch.width=8", "arch.dropout=0.5"),
+    "vgg16": ("arch.width=8", "arch.head=full", "arch.units=16"),
+    "wrn16_4": ("arch.depth=10", "arch.widening=1", "arch.dropout=0.3"),
+    "wrn28_10": ("arch.depth=10", "arch.widening=1"),
+}
+"""Each network with the options that make it small."""
+
+BASIC = ("resnet18", "resnet20", "resnet32", "resnet34", "resnet56", "resnet8")
+BOTTLENECK = ("resnet101", "resnet50", "resnet50_post", "resnext50")
+PLAIN = ("conv_encoder", "lenet", "mlp_sigmoid", "vgg11", "vgg16")
+LACKING = {
+    "pre": (*BASIC, *PLAIN, "airbench", "wrn16_4", "wrn28_10"),
+    "post": PLAIN,
+    "head": (*BASIC, *BOTTLENECK, "airbench", "bn_inception", "vgg11"),
+}
+"""Networks that do not normalize at a place: having no bottleneck, block or hidden head."""
+NEEDED = {
+    "xbn_pre": "pre",
+    "xbn_post": "post",
+    **{norm: "head" for norm in NORMS if norm.startswith("bn_head_")},
+}
+"""Normalizations with one in a place of its own."""
+
+# Eight groups, or groups of eight channels, do not divide the 6, 84 and 100 channels of these.
+GROUPED = [
+    *("bcn", "bcn_ws", "evonorm_s0", "gn", "gn_scaled_ws", "gn_tfa", "gn_ws", "gn_ws_assign"),
+    *("gn_ws_regularizer", "iternorm"),
+]
+REFUSED = {
+    **{(norm, arch): "does not divide" for norm in GROUPED for arch in ("lenet", "mlp_sigmoid")},
+    ("xbn", "mlp_sigmoid"): "does not divide",
+    # tensorflow-addons has its layer for images alone; these have it after a dense one as well.
+    **{
+        ("frn_tfa", arch): "needs an input"
+        for arch in ("googlenet", "lenet", "mlp_sigmoid", "vgg16")
+    },
+    # It makes each place of an image one of the batch; a fully connected network has no places.
+    **{("minmax_reshape", arch): "reshape" for arch in TINY if arch != "mlp_sigmoid"},
+    **{
+        (norm, arch): f"never normalizes at the place {place!r}"
+        for norm, place in NEEDED.items()
+        for arch in LACKING[place]
+    },
+}
+"""The pairs that cannot be, and a word of the reason."""
+
+PAIRS = [(norm, arch) for norm in NORMS for arch in TINY]
+QUICK = ("conv_encoder", "mlp_sigmoid", "lenet")
+LARGE = ("bn_inception", "googlenet", "mobilenet_v2")
+"""Of so many layers that the quick tests train them, and leave saving them to their own tests."""
+
+
+def quick(index: int, norm: str) -> str:
+    """A small network for the norm of this index, the next one where they cannot be a pair."""
+    turned = [*QUICK[index % len(QUICK) :], *QUICK, "resnet50"]
+    return next(arch for arch in turned if (norm, arch) not in REFUSED)
+
+
+SOME = [
+    *((norm, quick(index, norm)) for index, norm in enumerate(NORMS)),
+    *(("bn", arch) for arch in TINY if arch not in LARGE),
+    *(pair for pair in REFUSED if pair[0] in ("gn", "minmax_reshape", "xbn_pre")),
+]
+
+
+def test_every_network_in_conf_is_among_these():
+    assert list(TINY) == group_options()["arch"]
+
+
+@pytest.mark.parametrize(("norm", "arch"), sorted(set(SOME)))
+def test_some_pairs(norm, arch, reloaded):
+    with op_by_op():
+        check(norm, arch, reloaded)
+
+
+@pytest.mark.parametrize("arch", LARGE)
+def test_large_networks(arch):
+    with op_by_op():
+        check("bn", arch, lambda model: model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "arch"), PAIRS)
+def test_every_pair(norm, arch, reloaded):
+    check(norm, arch, reloaded)
+
+
+def check(norm: str, arch: str, reloaded: Callable[[keras.Model], keras.Model]) -> None:
+    if norm.endswith("_tfa") and (BACKEND != "tensorflow" or not find_spec("tensorflow_addons")):
+        pytest.skip("tensorflow-addons is not installed, or not for this backend")
+    keras.utils.clear_session(free_memory=False)
+    config = replace(composed(f"arch={arch}", *TINY[arch]), norm=composed(f"norm={norm}").norm)
+    if (norm, arch) in REFUSED:
+        with pytest.raises(UserError, match=f"{norm} cannot be built into arch={arch}") as refused:
+            build_model(config, SHAPE, CLASSES)
+        assert REFUSED[norm, arch] in str(refused.value)
+        assert "\n" not in str(refused.value)
+        return
+    model = build_model(config, SHAPE, CLASSES)
+    train_a_step(model, config.arch.get("auxiliary_weight", 0.0))
+    reloaded(model)
+
+
+@cache
+def composed(*overrides: str) -> Config:
+    """Half of a pair's config: composing takes longer than a step."""
+    return compose(overrides)
+
+
+def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
+    """One step of the engine's loop on random images, after which every weight is a number."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (BATCH, *SHAPE), np.uint8)
+    split = SimpleNamespace(images=pixels, labels=random.integers(0, CLASSES, BATCH, np.int32))
+    images = Images(np.full(1, 0.5, np.float32), np.full(1, 0.3, np.float32), 0, False)
+    plan = Plan(
+        batch=BATCH,
+        eval_batch=BATCH,
+        seed=0,
+        smoothing=0.0,
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
+        images=images,
+        scaled_loss=False,
+        auxiliary_weight=auxiliary_weight,
+    )
+    initialize_from(model, pixels, images)
+    make = loop_class(BACKEND)
+    loop = make(model, SimpleNamespace(train=split, validation=split, test=split), plan)  # pyright: ignore[reportCallIssue]
+    before = loop.state()
+    loop.begin_epoch(0)
+    steps = loop.train(0, np.full(1, 1e-3, np.float32))
+    assert np.isfinite(steps.loss).all()
+    assert steps.grad_norm > 0
+    after = loop.state()
+    assert all(np.isfinite(value).all() for value in after.values())
+    trained = [name for name in after if name.startswith("model/") and name.endswith("kernel")]
+    assert any(not np.array_equal(before[name], after[name]) for name in trained)
+
+
+@contextmanager
+def op_by_op() -> Iterator[None]:
+    """Within it, TensorFlow runs functions without tracing them, which takes longer than a step."""
+    if BACKEND != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
