@@ -36,7 +36,7 @@ MAPPED = "#ffe9ad"
 # Inches.
 _HEIGHT, _GAP = 0.40, 0.20  # of a cell, from column to column
 _LANE, _WIRES = 0.52, 0.18  # height of a lane, and of one that only a wire runs in
-_TITLE, _SAYS = 1.35, 1.25  # left of the first column, right of the last
+_TITLE, _SAYS = 1.35, 1.4  # left of the first column, right of the last
 _PAD, _BETWEEN = 0.12, 0.26  # within a row above and below, between rows
 _WEIGHTS, _FEW, _JOIN, _OTHER = 0.86, 0.52, 0.26, 0.72  # widths of cells
 
@@ -308,7 +308,7 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
     total = rows(network)[-1]
     _text(axes, 0.14, 0.2, network.name, 10, style.INK, weight="bold", align="left")
     said = (
-        f"{by(network.images)} images, {network.classes} classes  ·  "
+        f"{by(network.images)} images, {network.classes:,} classes  ·  "
         f"{short(total['parameters'])} parameters  ·  {short(total['multiply_adds'])} multiply-adds"
     )
     _text(axes, 0.14, 0.42, said, 7.5, style.GREY, align="left")

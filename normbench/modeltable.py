@@ -181,7 +181,7 @@ def totals(network: Network) -> list[tuple[str, str]]:
     total = rows(network)[-1]
     of = f" ({network.images_of})" if network.images_of else ""
     pairs = [
-        ("images", f"{by(network.images)}, {network.classes} classes{of}"),
+        ("images", f"{by(network.images)}, {network.classes:,} classes{of}"),
         ("parameters", _both(total["parameters"])),
         ("multiply-adds", f"{_both(total['multiply_adds'])} an image"),
         ("activations", f"{size(total['activation_bytes'])} an image"),
