@@ -17,6 +17,12 @@ A run is described by overrides, as KEY=VALUE:
   optimizer.lr=0.1   norm.groups=8   dataset.train_size=5000   ...
 `normbench run --print-config` shows them all with their values."""
 
+SWEEP = """
+
+A sweep takes several values of a key (norm=bn,gn seed=range(0,5) norm=glob(gn*)), and says with
+executor=local|inline|ray|slurm what carries it out (executor.workers=2).
+`normbench sweep status [NAME] [--store runs]` shows how a sweep stands, from any terminal."""
+
 SHOW = """\
 A network is described by overrides, as for a run, and needs no data set on this machine:
   normbench show arch=resnet50 norm=xbn --plot resnet50.svg
@@ -60,11 +66,14 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"normbench {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     _run(_command(commands, "run", "train one run, or what is left of it", OVERRIDES))
-    _sweep(_command(commands, "sweep", "train every cell of a grid", OVERRIDES))
+    _sweep(_command(commands, "sweep", "train every cell of a grid", OVERRIDES + SWEEP))
     _report(_command(commands, "report", "write tables, figures and a page from a store"))
     _list(_command(commands, "list", "show a store's runs as a table"))
     _show(_command(commands, "show", "show one run, or the network of one", SHOW))
     _norms(_command(commands, "norms", "list the normalizations, or show one"))
+    experiments = _command(commands, "experiments", "list the ready-made sweeps, or show one")
+    experiments.add_argument("name", nargs="?", help="as in +experiment=NAME")
+    _config_dir(experiments)
     _data(_command(commands, "data", "list, prepare or import data sets"))
     doctor = _command(commands, "doctor", "say what this machine has and what is missing")
     _config_dir(doctor)
@@ -122,7 +131,16 @@ def _run(run: Parser) -> None:
 
 def _sweep(sweep: Parser) -> None:
     sweep.add_argument("overrides", nargs="*", metavar="KEY=VALUE[,VALUE...]")
-    sweep.add_argument("--dry-run", action="store_true", help="show the cells and stop")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="show each cell with its state and time, and stop"
+    )
+    sweep.add_argument(
+        "--retry-failed", action="store_true", help="train cells that failed before, too"
+    )
+    sweep.add_argument(
+        "--skip-invalid", action="store_true", help="leave out cells that cannot be trained"
+    )
+    sweep.add_argument("--store", default="runs", help="for status: folder of runs (runs)")
     _config_dir(sweep)
 
 

@@ -95,35 +95,25 @@ def _in_short(summary: dict[str, Any]) -> str:
 
 def _sweep(arguments: Namespace, command: list[str]) -> int:
     from normbench.store import Store
-    from normbench.sweep.grid import expand
+    from normbench.sweep.commands import status, sweep
 
-    configs = expand(arguments.overrides, arguments.config_dir)
-    stores = {config.store for config in configs}
-    if len(stores) > 1:
-        raise UserError(f"a sweep has one store, not {', '.join(sorted(stores))}")
-    store = Store(stores.pop())
-    if arguments.dry_run:
-        for config in configs:
-            print(f"{store.run(config).status:<12} {config.run_name}")
-        return 0
+    if arguments.overrides[:1] == ["status"]:
+        if len(arguments.overrides) > 2:
+            raise UserError(f"sweep status takes one name, got {arguments.overrides[1:]}")
+        name = arguments.overrides[1] if len(arguments.overrides) > 1 else None
+        return status(Store(arguments.store), name)
     _keep_quiet()
-    from normbench.screen import RunScreen
-    from normbench.sweep.inline import run_inline
-
-    def observer(index: int) -> Any:
-        print(f"[{index + 1}/{len(configs)}]", flush=True)
-        return RunScreen()
-
-    cells = run_inline(configs, store, observer, command)
-    counts = {
-        result: sum(cell.result == result for cell in cells)
-        for result in ("trained", "diverged", "skipped", "locked", "failed")
-    }
-    print(f"{len(cells)} cells: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
-    for cell in cells:
-        if cell.reason:
-            print(f"  {cell.result} {cell.config.run_name}: {cell.reason}", file=sys.stderr)
-    return 1 if counts["failed"] else 0
+    outcome = sweep(
+        arguments.overrides,
+        command,
+        config_dir=arguments.config_dir,
+        dry_run=arguments.dry_run,
+        retry_failed=arguments.retry_failed,
+        skip_invalid=arguments.skip_invalid,
+    )
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    return outcome.exit_code
 
 
 def _report(arguments: Namespace, command: list[str]) -> int:
@@ -233,6 +223,23 @@ def _norms(arguments: Namespace, command: list[str]) -> int:
     return 0
 
 
+def _experiments(arguments: Namespace, command: list[str]) -> int:
+    from normbench.sweep.experimentpage import details, page, rows
+
+    folder = arguments.config_dir
+    if arguments.name:
+        print(details(arguments.name, folder))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(page(folder))
+    else:
+        from normbench.listing import tsv
+
+        print(tsv(rows(folder)))
+    return 0
+
+
 def _data(arguments: Namespace, command: list[str]) -> int:
     from normbench.data import commands
 
@@ -305,6 +312,7 @@ _COMMANDS: dict[str, Callable[[Namespace, list[str]], int]] = {
     "list": _list,
     "show": _show,
     "norms": _norms,
+    "experiments": _experiments,
     "data": _data,
     "doctor": _doctor,
     "diff": _diff,

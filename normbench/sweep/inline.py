@@ -2,73 +2,52 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from normbench.config import Config
-from normbench.engine.observer import Observer
-from normbench.store import RunLocked, Store
-
-Result = Literal["trained", "diverged", "skipped", "failed", "locked"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What became of one cell of a sweep.
-
-    Attributes:
-        config: The cell's config.
-        result: "skipped" where the run was complete already, "locked" where another process
-            trains it.
-        reason: Of a failure, in one line.
-    """
-
-    config: Config
-    result: Result
-    reason: str = ""
+from normbench.engine.reuse import Kept
+from normbench.sweep.cellrun import train_cell
+from normbench.sweep.check import refusal
+from normbench.sweep.ending import Ending
+from normbench.sweep.executor import Executor, Job, Stop, Task, Watch
+from normbench.sweep.progress import Telling
 
 
-def run_inline(
-    configs: Sequence[Config],
-    store: Store,
-    observer_of: Callable[[int], Observer],
-    command: Sequence[str],
-) -> list[Cell]:
-    """Train each config that is not complete; a failure ends its own cell only.
+class Inline(Executor):
+    """No worker, no pipe: a debugger sees everything, and an abort of a run ends the sweep."""
 
-    Raises:
-        KeyboardInterrupt: Passed on once the running cell left a checkpoint.
-    """
-    return [
-        _cell(config, store, observer_of(index), command) for index, config in enumerate(configs)
-    ]
+    def __init__(self) -> None:
+        self._kept = Kept()
+        self._built: dict[str, str] = {}
 
+    def check(self, configs: Sequence[Config]) -> list[str]:
+        return [refusal(config, self._kept, self._built) for config in configs]
 
-def _cell(config: Config, store: Store, observer: Observer, command: Sequence[str]) -> Cell:
-    run = store.run(config)
-    if run.status in ("finished", "diverged"):
-        return Cell(config, "skipped")
-    from normbench.engine.training import train
+    def place(self, count: int) -> list[str]:
+        return ["this process"]
 
-    try:
-        outcome = train(config, store, observer=observer, command=command)
-    except RunLocked as error:
-        return Cell(config, "locked", str(error))
-    except Exception as error:
-        return Cell(config, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
-    finally:
-        _forget_models()
-    if not outcome.trained:
-        return Cell(config, "skipped")
-    return Cell(config, "diverged" if outcome.summary["status"] == "diverged" else "trained")
+    def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
+        for job in jobs:
+            if stop.requests:
+                return
+            watch.started(job, "this process")
+            watch.ended(job, self._train(job, task, watch, stop))
 
+    def _train(self, job: Job, task: Task, watch: Watch, stop: Stop) -> Ending:
+        stop.raises = True
+        try:
+            return train_cell(
+                job.config,
+                task.store,
+                observer=Telling(lambda facts: watch.progress(job, facts)),
+                command=task.command,
+                kept=self._kept,
+                mend=job.mend,
+            )
+        except KeyboardInterrupt:
+            return Ending("interrupted")
+        finally:
+            stop.raises = False
 
-def _forget_models() -> None:
-    """Let go of the last cell's graphs, which Keras and TensorFlow would keep."""
-    import sys
-
-    if "keras" in sys.modules:
-        sys.modules["keras"].backend.clear_session()
-    gc.collect()
+    def close(self) -> None:
+        self._kept.forget()
