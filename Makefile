@@ -32,8 +32,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (no download), and report
-	$(BIN)/normbench sweep dataset=digits arch=resnet8 norm=bn,gn,gn_ws batch=16,64,256 seed=0,1,2 epochs=5 \
-		store=.quickstart/runs
+	$(BIN)/normbench sweep +experiment=quickstart store=.quickstart/runs
 	$(BIN)/normbench report .quickstart/runs --out .quickstart/report
 
 test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)

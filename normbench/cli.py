@@ -113,7 +113,35 @@ def _sweep(arguments: Namespace, command: list[str]) -> int:
     )
     if outcome.interrupted:
         raise KeyboardInterrupt
+    if not arguments.dry_run:
+        _show_results(arguments, outcome)
     return outcome.exit_code
+
+
+def _show_results(arguments: Namespace, outcome: Any) -> None:
+    """Print the table of a sweep's cells that are complete, the experiment's own if it is one."""
+    from rich.console import Console
+
+    names = [cell.name for cell in outcome.plan.cells]
+    names = [name for name in names if (outcome.store.root / name / "summary.json").is_file()]
+    if not names:
+        return
+    from normbench.report.commands import summary_table
+    from normbench.sweep.experiment import unfold
+
+    experiment, _ = unfold(arguments.overrides, arguments.config_dir)
+    options = dict(experiment.report) if experiment else {}
+    shown = {key: options[key] for key in ("by", "metric", "target") if key in options}
+    console = Console()
+    console.print()
+    console.print(summary_table(outcome.store, names, **shown))
+    store = outcome.store.root
+    further = "".join(f" --{key} {value}" for key, value in options.items())
+    console.print(
+        f"normbench report {store}{further} adds statistics, figures and a page",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _report(arguments: Namespace, command: list[str]) -> int:
