@@ -84,7 +84,7 @@ def test_run_twice_list_show(small_run, tmp_store, capsys):
 
 
 def test_sweep_trains_each_cell_once_and_reports(small_run, tmp_store, tmp_path, capsys):
-    sweep = ["sweep", *small_run, "norm=bn,gn", "norm.epsilon=0.001"]
+    sweep = ["sweep", *small_run, "norm=bn,gn", "norm.epsilon=0.001", "executor=inline"]
     assert main([*sweep, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("missing") == 2
     assert main(sweep) == 0
@@ -96,11 +96,15 @@ def test_sweep_trains_each_cell_once_and_reports(small_run, tmp_store, tmp_path,
     assert (out / "index.html").is_file()
 
 
-def test_a_failed_cell_does_not_end_the_sweep(small_run, capsys):
-    assert main(["sweep", *small_run, "norm=gn", "norm.groups=3,2"]) == 1
+def test_a_cell_that_cannot_be_is_refused_before_the_others_train(small_run, tmp_store, capsys):
+    sweep = ["sweep", *small_run, "norm=gn", "norm.groups=3,2", "executor=inline"]
+    assert main(sweep) == 2
     captured = capsys.readouterr()
-    assert "1 trained, 1 failed" in captured.out
-    assert "groups=3 does not divide" in captured.err
+    assert "groups=3 does not divide" in captured.out
+    assert "1 cell cannot be trained: --skip-invalid" in captured.err
+    assert not list(tmp_store.iterdir())
+    assert main([*sweep, "--skip-invalid"]) == 0
+    assert "1 trained, 1 invalid" in capsys.readouterr().out
 
 
 def test_print_config_is_yaml(capsys):

@@ -41,6 +41,7 @@ class Outcome:
         endings: By the names of the cells, of those that were begun.
         record: Its folder; None where nothing was to be done.
         interrupted: Whether it was stopped before its end.
+        planned_only: Whether nothing more than the plan was asked for.
     """
 
     store: Store
@@ -48,6 +49,7 @@ class Outcome:
     endings: dict[str, Ending] = field(default_factory=dict)
     record: Record | None = None
     interrupted: bool = False
+    planned_only: bool = False
 
     @property
     def failed(self) -> dict[str, Ending]:
@@ -56,6 +58,8 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """1 if a cell failed, now or in an earlier sweep, or was not begun for lack of disk."""
+        if self.planned_only:
+            return 0
         left = {c.name for c in self.plan.of_state("failed", "unreadable") if not c.todo}
         undone = {c.name for c in self.plan.todo} - set(self.endings)
         return 1 if self.failed or left or undone else 0
@@ -101,7 +105,7 @@ def sweep(
             planned = planned.without(problems(planned.todo, store, executor.check))
         if dry_run:
             _show_plan(planned, len(slots), console)
-            return Outcome(store, planned)
+            return Outcome(store, planned, planned_only=True)
         _refuse_invalid(planned, skip_invalid, say)
         if not planned.todo:
             say(_counted(planned, {}))

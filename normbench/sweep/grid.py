@@ -27,12 +27,12 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
     """
     groups = group_options(config_dir)
     _, lists = unfold(overrides, config_dir)
-    cells: dict[str, Config] = {}
+    cells: dict[tuple[str, str], Config] = {}
     for each in lists:
         axes = [_values(override, groups) for override in parse(each)]
         for combination in itertools.product(*axes):
             config = compose_parsed(combination, config_dir, groups)
-            cells.setdefault(config.run_name, config)
+            cells.setdefault((config.run_name, config.store), config)
     return list(cells.values())
 
 

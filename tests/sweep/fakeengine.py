@@ -47,8 +47,28 @@ def install() -> None:
 
     training = import_module("normbench.engine.training")
     training._load = load
+    _fill_disk()
     backend.start = start
     backend.loop_class = lambda name: make_loop
+
+
+def _fill_disk() -> None:
+    """Have checkpoints fail after ``FAKE_DISK_AFTER`` of them."""
+    left = os.environ.get("FAKE_DISK_AFTER")
+    if left is None:
+        return
+    from normbench import files
+
+    count, write = [int(left)], files.write_atomic
+
+    def written(path: Path, put: Any) -> None:
+        count[0] -= path.suffix == ".npz"
+        if count[0] < 0:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise files.cannot("write", path, error) from error
+        write(path, put)
+
+    files.write_atomic = written
 
 
 def load(config: Any) -> Any:

@@ -1,0 +1,273 @@
+"""Whole sweeps by the command line's own functions, on workers of the fake engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from normbench.cli import main
+from normbench.errors import UserError
+from normbench.store import Store
+from normbench.sweep.commands import status, sweep
+from normbench.sweep.record import find, records
+
+FAKESWEEP = Path(__file__).with_name("fakesweep.py")
+
+
+@pytest.fixture
+def overrides(tmp_store):
+    return ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4", "norm=bn",
+            "batch=16", "epochs=3", f"store={tmp_store}"]  # fmt: skip
+
+
+@pytest.fixture
+def go(overrides, tmp_store, faults):
+    """Sweep with further overrides, and return the outcome, the lines and the screen's text."""
+
+    def run(*more, **options):
+        lines: list[str] = []
+        console = Console(file=Path(os.devnull).open("w"), width=160, record=True)  # noqa: SIM115
+        outcome = sweep([*overrides, *more], ["normbench", "sweep", *more], say=lines.append,
+                        console=console, **options)  # fmt: skip
+        return outcome, lines, console.export_text()
+
+    return run
+
+
+def test_a_sweep_trains_records_and_skips(go, tmp_store):
+    outcome, lines, screen = go("seed=range(0,3)", "executor.workers=2")
+    assert outcome.exit_code == 0
+    assert lines[0].startswith("3 cells: 3 to train; no earlier run tells how long")
+    assert lines[-1] == "3 cells: 3 trained"
+    assert screen.count("trained") == 3
+    assert "[3/3]" in screen
+    (record,) = records(Store(tmp_store))
+    head = record.head
+    assert head["command"] == ["normbench", "sweep", "seed=range(0,3)", "executor.workers=2"]
+    assert head["executor"]["workers"] == 2
+    assert head["result"] == "complete"
+    assert head["ended"]
+    assert [cell["state"] for cell in head["cells"]] == ["missing"] * 3
+    assert {name: each.result for name, each in record.endings.items()} == {
+        cell["name"]: "trained" for cell in head["cells"]
+    }
+    assert Store(tmp_store).foreign() == []
+    again, lines, _ = go("seed=range(0,4)")
+    assert lines[-1] == "4 cells: 1 trained, 3 skipped"
+    assert lines[0].startswith("4 cells: 3 skipped, 1 to train; about ")
+    assert again.exit_code == 0
+    _, lines, _ = go("seed=range(0,4)")
+    assert lines == ["4 cells: 4 skipped"]
+    assert len(records(Store(tmp_store))) == 2  # nothing to do is not recorded
+
+
+def test_failed_cells_are_told_and_retried_only_on_request(go, faults, tmp_store):
+    first = go("seed=range(0,2)", dry_run=True)[0].plan.cells[0].name
+    faults(first, "raise")
+    outcome, lines, screen = go("seed=range(0,2)")
+    assert outcome.exit_code == 1
+    assert lines[-1] == "2 cells: 1 trained, 1 failed"
+    assert "RuntimeError: something broke" in screen
+    assert "in two lines" in screen  # the log's last lines
+    assert "--retry-failed" in screen
+    assert find(Store(tmp_store), None).head["result"] == "failed"
+    outcome, lines, _ = go("seed=range(0,2)")
+    assert lines == ["2 cells: 1 skipped, 1 failed"]
+    assert outcome.exit_code == 1
+    outcome, lines, _ = go("seed=range(0,2)", retry_failed=True)
+    assert lines[-1] == "2 cells: 1 trained, 1 skipped"
+    assert outcome.exit_code == 0
+
+
+def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(go, tmp_store):
+    go("seed=0,1")
+    whole = Store(tmp_store).runs()[0]
+    expected = whole.summary["weights_sha256"]
+    (whole.path / "summary.json").unlink()
+    (whole.path / "checkpoint" / "last.npz").write_bytes(b"torn")
+    outcome, lines, _ = go("seed=0,1")
+    assert outcome.exit_code == 1
+    assert "last.npz" in next(iter(outcome.failed.values())).error
+    outcome, lines, _ = go("seed=0,1", retry_failed=True)
+    assert lines[-1] == "2 cells: 1 trained, 1 skipped"
+    assert whole.summary["weights_sha256"] == expected
+    aside = list(tmp_store.glob(".*.damaged-*"))
+    assert len(aside) == 1
+    assert (aside[0] / "checkpoint" / "last.npz").read_bytes() == b"torn"
+    assert len(Store(tmp_store).runs()) == 2
+
+
+def test_invalid_cells_are_found_before_anything_starts(go, tmp_store, monkeypatch):
+    monkeypatch.setenv("FAKE_REFUSE", "1")
+    with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
+        go("batch=16,161")
+    assert Store(tmp_store).runs() == []
+    outcome, lines, _ = go("batch=16,161", skip_invalid=True)
+    assert "batch=161 is larger than the training set" in lines[0]
+    assert lines[-1] == "2 cells: 1 trained, 1 invalid"
+    assert outcome.exit_code == 0
+
+
+def test_a_dry_run_shows_state_and_time_and_leaves_nothing(go, tmp_store):
+    go("seed=0")
+    before = sorted(tmp_store.rglob("*"))
+    outcome, lines, screen = go("seed=0,1", "batch=16,161", dry_run=True)
+    assert lines == []
+    assert outcome.exit_code == 0
+    rows = screen.splitlines()
+    assert rows[0].startswith("finished")
+    assert rows[1].startswith("invalid")
+    assert "batch=161 is larger" in rows[1]
+    assert rows[2].startswith("missing")
+    assert "about" in rows[2]
+    assert rows[-1].startswith("4 cells: 1 skipped, ")
+    assert sorted(tmp_store.rglob("*")) == before
+
+
+def test_a_sweep_has_one_store_and_one_executor(go):
+    with pytest.raises(UserError, match="one store"):
+        go("store=a,b")
+    with pytest.raises(UserError, match="one executor"):
+        go("executor=local,inline")
+    with pytest.raises(UserError, match="unknown executor 'lokal': did you mean 'local'"):
+        go("executor=lokal")
+    with pytest.raises(UserError, match="unknown option of executor=local 'worker': did you mean"):
+        go("executor.worker=2")
+
+
+def start(overrides, *more):
+    return subprocess.Popen(
+        [sys.executable, str(FAKESWEEP), "sweep", *overrides, *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def going(store, count=1):
+    """Whether ``count`` runs have completed an epoch."""
+    return sum((run.last_metrics() or {}).get("epoch", 0) > 0 for run in store.runs()) >= count
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_goes_on_when_started_again(overrides, faults, tmp_store, number):
+    store, grid = Store(tmp_store), ("seed=range(0,3)", "epochs=40", "executor.workers=2")
+    process = start(overrides, *grid)
+    until(lambda: going(store, 2))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    record = records(store)[-1]
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, output
+        assert "2 interrupted, 1 to train" in output
+        assert "the same command goes on from here" in output
+        assert record.head["result"] == "interrupted"
+    else:
+        assert record.head["result"] is None
+    until(lambda: not any(run.status == "running" for run in store.runs()))  # workers end alone
+    assert not record.goes_on
+    assert {run.status for run in store.runs()} == {"interrupted"}
+    process = start(overrides, *grid)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "2 to go on with" in output
+    assert {run.status for run in store.runs()} == {"finished"}
+    resumed = [run for run in store.runs() if len(run.meta["sessions"]) == 2]
+    assert len(resumed) == 2
+    assert all(run.meta["sessions"][1]["from_epoch"] > 0 for run in resumed)
+
+
+def test_two_sweeps_of_the_same_cells_train_each_once(overrides, faults, tmp_store):
+    grid = ("seed=range(0,4)", "epochs=20", "executor.workers=1")
+    both = [start(overrides, *grid) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    epochs = [line.rsplit(" ", 1)[0] for line in
+              (faults.folder / "epochs.log").read_text().splitlines()]  # fmt: skip
+    assert len(epochs) == len(set(epochs)) == 4 * 20
+    assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
+
+
+def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsys, go):
+    store = Store(tmp_store)
+    process = start(overrides, "seed=range(0,4)", "epochs=400", "executor.workers=1")
+    until(lambda: going(store))
+    console = Console(file=Path(os.devnull).open("w"), width=200, record=True)  # noqa: SIM115
+    assert status(store, None, console) == 0
+    text = console.export_text()
+    assert "going on, started" in text
+    assert "4 cells: 1 running, 3 waiting" in text
+    assert "/400" in text
+    process.kill()
+    process.communicate()
+    until(lambda: not any(run.status == "running" for run in store.runs()))
+    assert main(["sweep", "status", "--store", str(tmp_store)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cut off: its process is gone" in shown
+    assert "1 interrupted, 3 waiting" in shown
+
+
+def test_status_names_the_sweep_or_says_there_is_none(tmp_store, go, capsys):
+    assert main(["sweep", "status", "--store", str(tmp_store)]) == 2
+    assert "no record of a sweep" in capsys.readouterr().err
+    go("seed=0")
+    go("seed=1")
+    first, second = records(Store(tmp_store))
+    assert find(Store(tmp_store), None).name == second.name
+    assert find(Store(tmp_store), first.name).name == first.name
+    assert main(["sweep", "status", "nope", "--store", str(tmp_store)]) == 2
+    assert "unknown sweep 'nope'" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_every_folder_readable(go, overrides, tmp_store, monkeypatch):
+    """Writing fails from the second checkpoint of a run on, as on a disk that is full."""
+    monkeypatch.setenv("FAKE_DISK_AFTER", "2")
+    outcome, _, screen = go("seed=range(0,4)", "executor.workers=1")
+    assert outcome.exit_code == 1
+    assert len(outcome.failed) == 1
+    assert next(iter(outcome.failed.values())).cause == "disk"
+    assert "No space left on device" in next(iter(outcome.failed.values())).error
+    assert "nothing more is begun" in screen
+    for run in Store(tmp_store).runs():
+        assert run.status in ("failed", "interrupted")
+        assert run.load_checkpoint() is not None
+        run.metrics()
+    monkeypatch.delenv("FAKE_DISK_AFTER")
+    outcome, _, _ = go("seed=range(0,4)", retry_failed=True)
+    assert outcome.exit_code == 0
+    assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
+
+
+def test_the_record_survives_what_it_cannot_write(go, tmp_store, monkeypatch):
+    from normbench.files import StoreError
+    from normbench.sweep.record import Record
+
+    def refuse(self, *arguments):
+        raise StoreError("no space")
+
+    monkeypatch.setattr(Record, "ended", refuse)
+    outcome, _, screen = go("seed=range(0,2)")
+    assert outcome.exit_code == 0
+    assert screen.count("the sweep's record is not whole: no space") == 2
+
+
+def test_outcome_lines_are_strict_json(go, tmp_store):
+    go("seed=0")
+    (record,) = records(Store(tmp_store))
+    (row,) = [json.loads(line) for line in (record.path / "outcome.jsonl").open()]
+    assert row["result"] == "trained"
+    assert row["tries"] == 1
