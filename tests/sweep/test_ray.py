@@ -1,0 +1,123 @@
+"""The Ray executor on a cluster of two nodes on this machine, with the fake engine."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from normbench.errors import UserError
+from normbench.store import Store
+from normbench.sweep.executor import Stop
+from tests.sweep.conftest import Seen
+
+pytestmark = pytest.mark.ray
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'normbench[ray]'")
+
+from normbench.sweep.rayexecutor import RayExecutor  # noqa: E402
+
+INSTALL = Path(__file__).parent / "fakeraysite"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    # Ray's worker processes take the fake engine by a sitecustomize of theirs.
+    paths = [str(INSTALL), str(Path(__file__).parents[2])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False, logging_level="error",
+             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}})  # fmt: skip
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    del os.environ["PYTHONPATH"]
+
+
+@pytest.fixture
+def on_ray(cluster, faults, monkeypatch):
+    def make(**options):
+        executor = RayExecutor(**options)
+        remote = executor._remote
+
+        def with_faults(function, backend):
+            task = remote(function, backend)
+            env = {"FAKE_FAULTS": str(faults.folder), "FAKE_ENGINE": "1", "KERAS_BACKEND": backend}
+            return task.options(runtime_env={"env_vars": env})
+
+        monkeypatch.setattr(executor, "_remote", with_faults)
+        return executor
+
+    return make
+
+
+def test_runs_are_spread_over_the_nodes(grid, on_ray, carry_out, tmp_store):
+    seen = carry_out(on_ray(), grid("seed=range(0,4)", "epochs=20"))
+    assert Counter(each.result for each in seen.endings.values()) == {"trained": 4}
+    assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
+    assert len({run.meta["sessions"][0]["pid"] for run in Store(tmp_store).runs()}) >= 2
+
+
+def test_a_failure_and_a_death_are_told_apart(grid, on_ray, carry_out, faults, tmp_store):
+    configs = grid("seed=range(0,3)")
+    faults(configs[0].run_name, "raise")
+    faults(configs[1].run_name, "kill")
+    faults(configs[2].run_name, "kill", 9)
+    seen = carry_out(on_ray(retries=1), configs)
+    endings = [seen.endings[config.run_name] for config in configs]
+    assert [each.result for each in endings] == ["failed", "trained", "failed"]
+    assert endings[0].error == "RuntimeError: something broke"
+    assert endings[2].cause == "died"
+    store = Store(tmp_store)
+    assert [run["from_epoch"] for run in store.run(configs[1]).meta["sessions"]] == [0, 1]
+    assert store.run(configs[2]).status == "failed"
+
+
+def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, carry_out, tmp_store):
+    node = cluster.add_node(num_cpus=1)
+    configs = grid("seed=range(0,3)", "epochs=150")
+
+    class Losing(Seen):
+        lost = False
+
+        def idle(self):
+            going = [
+                run
+                for run in Store(tmp_store).runs()
+                if run.status == "running" and (run.last_metrics() or {}).get("epoch", 0) > 2
+            ]
+            if len(going) == 3 and not self.lost:
+                self.lost = True
+                cluster.remove_node(node, allow_graceful=False)
+
+    seen = carry_out(on_ray(retries=2), configs, Losing())
+    assert Counter(each.result for each in seen.endings.values()) == {"trained": 3}
+    sessions = [len(run.meta["sessions"]) for run in Store(tmp_store).runs()]
+    assert sorted(sessions) == [1, 1, 2]
+
+
+def test_a_stop_leaves_checkpoints(grid, on_ray, carry_out, tmp_store):
+    stop = Stop()
+
+    class Stopping(Seen):
+        def progress(self, job, facts):
+            super().progress(job, facts)
+            if facts["epoch"] > 1 and not stop.requests:
+                stop.requests = 1
+
+    seen = carry_out(on_ray(), grid("seed=range(0,4)", "epochs=300"), Stopping(), stop)
+    assert {each.result for each in seen.endings.values()} == {"interrupted"}
+    runs = Store(tmp_store).runs()
+    assert {run.meta["status"] for run in runs} == {"interrupted"}
+    assert all(run.load_checkpoint() is not None for run in runs)
+
+
+def test_options_are_checked():
+    with pytest.raises(UserError, match="gpus_per_run must be a share"):
+        RayExecutor(gpus_per_run=1.5)
+    with pytest.raises(UserError, match="cpus_per_run"):
+        RayExecutor(cpus_per_run=0)
