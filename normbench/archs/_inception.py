@@ -14,7 +14,7 @@ from normbench.initializers import HeNormal, LecunNormal, drawn_seed
 from normbench.norms.local_response import LocalResponseNormalization
 from normbench.norms.norm import Norm
 
-HALVINGS = {"imagenet": 3, "small": 0}
+HALVINGS = {"imagenet": 3, "pooled": 1, "small": 0}
 """How often each stem halves the image; the stages after it halve it twice more."""
 
 _POOLED = 5
@@ -53,11 +53,11 @@ class Parts:
         halved(self.arch, input_shape, HALVINGS[stem] + 2)
         left = halved(self.arch, input_shape, HALVINGS[stem] + 1)
         if auxiliary_weight and min(left) < _POOLED:
-            small = "" if stem == "small" else " or arch.stem=small"
+            other = "" if stem == "small" else " or arch.stem=small"
             raise UserError(
                 f"arch={self.arch} averages {_POOLED}×{_POOLED} places in its auxiliary "
                 f"classifiers, where {input_shape[0]}×{input_shape[1]} images have "
-                f"{left[0]}×{left[1]}: take arch.auxiliary_weight=0{small}"
+                f"{left[0]}×{left[1]}: take arch.auxiliary_weight=0{other}"
             )
 
     def unit(
@@ -81,11 +81,12 @@ class Parts:
         """The layers before the first module.
 
         For ``imagenet`` those of both papers: 7×7 of stride 2, pooling, 1×1, 3×3, pooling. For
-        ``small`` images the 7×7 is a 3×3 of stride 1 and nothing is pooled.
+        small images the 7×7 is a 3×3 of stride 1 without pooling; ``pooled`` keeps the second
+        pooling, ``small`` has none.
 
         Args:
             x: Images.
-            kind: "imagenet" or "small".
+            kind: "imagenet", "pooled" or "small".
             lrn: Whether to have Local Response Normalization after the first and before the
                 second pooling, with Krizhevsky et al.'s constants.
             separable: Whether the first convolution is a depthwise one to 8 times the channels of
@@ -112,7 +113,7 @@ class Parts:
         x = self.unit(x, 192, 3, "stem", "stem3")
         if lrn:
             x = LocalResponseNormalization(name="stem3_lrn")(x)
-        return pooled(x, "max", "stem3_pool", 2) if large else x
+        return x if kind == "small" else pooled(x, "max", "stem3_pool", 2)
 
     def chain(
         self, x: Any, units: Sequence[tuple[int, int, str]], name: str, strides: int = 1

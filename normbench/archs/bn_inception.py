@@ -81,8 +81,8 @@ def build(
         norm: Makes normalizations, convolutions and fully connected layers.
         input_shape: (H, W, C).
         classes: Number of logits.
-        stem: "imagenet", the paper's, for images of about 224×224; "small" with 3×3 and no
-            pooling, for about 32×32.
+        stem: "imagenet", the paper's, for images of about 224×224; for about 32×32, "small", with
+            3×3 and no pooling, or "pooled", with one pooling and a quarter of the work.
         separable: Whether the first convolution is depthwise, to 8 times the channels, and 1×1,
             as in the paper.
         width: Factor of all channels, which are rounded to multiples of 8.

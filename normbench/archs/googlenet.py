@@ -72,8 +72,8 @@ def build(
         norm: Makes normalizations, convolutions and fully connected layers.
         input_shape: (H, W, C).
         classes: Number of logits.
-        stem: "imagenet", the paper's, for images of about 224×224; "small" with 3×3 and no
-            pooling, for about 32×32.
+        stem: "imagenet", the paper's, for images of about 224×224; for about 32×32, "small", with
+            3×3 and no pooling, or "pooled", with one pooling and a quarter of the work.
         separable: Whether the first convolution is depthwise, to 8 times the channels, and 1×1: the
             paper does not say so, but its counts for that layer (2.7 K, 34 M) are those.
         width: Factor of all channels, which are rounded to multiples of 8.

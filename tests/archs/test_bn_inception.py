@@ -67,7 +67,14 @@ def test_a_separable_first_convolution_has_depth_multiplier_8(undrawn):
 
 @pytest.mark.parametrize(
     ("side", "stem", "last"),
-    [(28, "small", 7), (32, "small", 8), (224, "imagenet", 7), (32, "imagenet", 1)],
+    [
+        (28, "small", 7),
+        (32, "small", 8),
+        (28, "pooled", 4),
+        (32, "pooled", 4),
+        (224, "imagenet", 7),
+        (32, "imagenet", 1),
+    ],
 )
 def test_output_is_one_logit_a_class(side, stem, last):
     model = build(Norm(None), (side, side, 3), 7, **{**SMALL, "stem": stem})
