@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from normbench.config import Config
+from normbench.engine.interrupts import held_back
 from normbench.engine.loop import Loop, Steps
 from normbench.engine.observer import Observer
 from normbench.provenance import utc_now
@@ -101,10 +102,11 @@ class Session:
         while (first := len(self.partial)) < self.steps_per_epoch:
             last = min(first + count, self.steps_per_epoch)
             began = time.perf_counter()
-            steps = self.loop.train(first, self.rates[start + first : start + last])
-            seconds = time.perf_counter() - began
-            self.partial = self.partial.then(steps)
-            self.partial_seconds += seconds
+            with held_back():  # the weights and the steps that are counted change together
+                steps = self.loop.train(first, self.rates[start + first : start + last])
+                seconds = time.perf_counter() - began
+                self.partial = self.partial.then(steps)
+                self.partial_seconds += seconds
             count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
             self._refuse_divergence(first)
             done = len(self.partial)

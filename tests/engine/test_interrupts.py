@@ -1,0 +1,87 @@
+"""Ctrl-C in the middle of compiled steps."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from normbench.engine.interrupts import held_back
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    done = []
+
+    def work():
+        with held_back():
+            press()
+            done.append("the rest of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+    with pytest.raises(KeyboardInterrupt):  # the handler is back
+        press()
+
+
+def test_an_error_in_the_block_comes_first_and_the_handler_is_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="no"), held_back():
+        raise ValueError("no")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_thread_is_let_be():
+    seen = []
+
+    def work():
+        with held_back():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize("press_at", [2, 3])
+def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
+    small, tmp_path, monkeypatch, press_at
+):
+    from normbench.engine.tensorflow_loop import TensorFlowLoop
+    from normbench.engine.training import train
+    from normbench.store import Store
+
+    config = small("norm=bn")
+    whole = train(config, Store(tmp_path / "whole"))
+    calls, trained = [], TensorFlowLoop.train
+
+    def pressed(self, first, rates):
+        steps = trained(self, first, rates)
+        if len(rates):
+            calls.append(len(rates))
+            if len(calls) == press_at:
+                press()  # the weights have changed, and nobody has counted the steps yet
+                sum(range(1000))  # as the rest of a compiled call: where Python would raise
+        return steps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorFlowLoop, "train", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    outcome = train(config)
+    assert len(outcome.run.meta["sessions"]) == 2
+    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
