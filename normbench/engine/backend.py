@@ -52,7 +52,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         "precision": precision,
         "jit_compile": backend == "jax",
         "deterministic": deterministic,
-        "threads": _threads(),
+        "threads": _threads(backend),
     }
 
 
@@ -115,5 +115,8 @@ def _running_backend() -> str | None:
     return None if module is None else module.config.backend()
 
 
-def _threads() -> int:
+def _threads(backend: str) -> int:
+    limit = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    if backend == "tensorflow" and limit.isdigit() and int(limit):
+        return int(limit)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

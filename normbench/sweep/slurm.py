@@ -1,0 +1,135 @@
+"""The executor that hands runs to Slurm, through submitit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from normbench.config import Config
+from normbench.errors import NormbenchError, UserError, unknown
+from normbench.sweep.ending import Ending
+from normbench.sweep.executor import Job, Task, whole
+from normbench.sweep.local import Local
+from normbench.sweep.remote import Remote
+from normbench.sweep.remotecell import remote_cell
+
+CLUSTERS = ("slurm", "local", "debug")
+
+
+class Slurm(Remote):
+    """One job array, a run a job. Queueing, placing and requeueing are Slurm's and submitit's.
+
+    A job that is preempted or out of time is requeued, and goes on from the checkpoint of its
+    last epoch. The store must be a folder that all nodes see.
+
+    Args:
+        cluster: ``slurm``; or, for trying things out, submitit's ``local`` or ``debug``.
+        partition: Of Slurm; None: its default.
+        account: Likewise.
+        minutes: Of a job.
+        cpus_per_run: Cores of a job.
+        gpus_per_run: GPUs of a job.
+        memory_gb: Of a job; None: Slurm's default.
+        at_a_time: Jobs of the array that run at the same time.
+        setup: Lines of the job's script that come before Python.
+
+    Raises:
+        NormbenchError: submitit is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: str = "slurm",
+        partition: str | None = None,
+        account: str | None = None,
+        minutes: int = 240,
+        cpus_per_run: int = 2,
+        gpus_per_run: int = 0,
+        memory_gb: int | None = None,
+        at_a_time: int = 32,
+        setup: Sequence[str] = (),
+    ) -> None:
+        if cluster not in CLUSTERS:
+            raise unknown("executor.cluster", str(cluster), CLUSTERS)
+        if isinstance(setup, str) or not all(isinstance(line, str) for line in setup):
+            raise UserError(f"executor.setup must be a list of lines, got {setup!r}")
+        self._cluster = cluster
+        self._at_a_time = whole("at_a_time", at_a_time, 1)
+        self._parameters: dict[str, Any] = {
+            "timeout_min": whole("minutes", minutes, 1),
+            "cpus_per_task": whole("cpus_per_run", cpus_per_run, 1),
+            "gpus_per_node": whole("gpus_per_run", gpus_per_run, 0),
+            "slurm_array_parallelism": self._at_a_time,
+            "slurm_job_name": "normbench",
+        }
+        optional = {
+            "mem_gb": whole("memory_gb", memory_gb, 1, optional=True),
+            "slurm_partition": partition,
+            "slurm_account": account,
+            "slurm_setup": list(setup) or None,
+        }
+        self._parameters |= {key: value for key, value in optional.items() if value is not None}
+        try:
+            import submitit
+        except ModuleNotFoundError:
+            raise NormbenchError(
+                "executor=slurm needs submitit: pip install 'normbench[slurm]'"
+            ) from None
+        self._submitit: Any = submitit
+
+    def place(self, count: int) -> list[str]:
+        return [f"{self._cluster} {index}" for index in range(min(count, self._at_a_time))]
+
+    def check(self, configs: Sequence[Config]) -> list[str]:
+        """Check on the machine that submits, which need not have a GPU."""
+        with Local(workers=1, gpus=0) as here:
+            here.place(1)
+            return here.check(configs)
+
+    def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
+        folder = (task.logs or task.store.root) / "submitit"
+        executor = self._submitit.AutoExecutor(folder=folder, cluster=self._cluster)
+        executor.update_parameters(**self._parameters)
+        store = str(task.store.root.resolve())
+        with executor.batch():  # one array
+            return [
+                executor.submit(
+                    Requeued(), job.config.to_dict(), store, list(task.command), job.mend
+                )
+                for job in jobs
+            ]
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
+        done = [handle for handle in handles if handle.done()]
+        if not done:
+            time.sleep(seconds)
+        return done
+
+    def result(self, handle: Any) -> Ending:
+        try:
+            return Ending.from_dict(handle.result())
+        except Exception as error:  # submitit's, and what the job raised
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            how = f"{handle.state}: {lines[0][:300]}" if lines else str(handle.state)
+            return Ending("failed", "died", f"Slurm's job {handle.job_id} {how}")
+
+    def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
+        for handle in handles:
+            handle.cancel(check=False)
+
+
+class Requeued:
+    """A job that submitit submits again when Slurm preempts it or its time is over."""
+
+    def __call__(
+        self, tree: Mapping[str, Any], store: str, command: Sequence[str], mend: bool
+    ) -> dict[str, Any]:
+        return remote_cell(tree, store, command, mend)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """What submitit calls before the job ends; the run's own checkpoint is in the store."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *arguments)

@@ -1,0 +1,94 @@
+"""Where runs go: GPUs as CUDA counts them, shares of the cores, and the choice of an executor."""
+
+from __future__ import annotations
+
+import pytest
+
+from normbench.errors import UserError
+from normbench.sweep.executor import choose, make
+from normbench.sweep.inline import Inline
+from normbench.sweep.local import Local
+from normbench.sweep.slots import Gpu, fitting, on_cores, on_gpus, visible_gpus
+
+GIB = 1 << 30
+
+
+def driver():
+    return [{"name": "A", "total": 80 * GIB, "free": 70 * GIB},
+            {"name": "B", "total": 80 * GIB, "free": 40 * GIB},
+            {"name": "C", "total": None, "free": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("visible", "ids"),
+    [(None, ["0", "1", "2"]), ("", []), ("-1", []), ("2,0", ["2", "0"]), ("1,7,0", ["1"]),
+     ("GPU-8f3a", ["GPU-8f3a"])],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_would_see(visible, ids):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert [gpu.id for gpu in visible_gpus(driver, environment)] == ids
+
+
+def test_the_driver_is_not_asked_where_gpus_are_hidden():
+    assert visible_gpus(lambda: 1 / 0, {"CUDA_VISIBLE_DEVICES": "-1"}) == []  # type: ignore
+
+
+def test_slots_go_round_the_gpus():
+    gpus = [Gpu("0", None), Gpu("3", None)]
+    slots = on_gpus(gpus, [2, 1], most=9)
+    assert [slot.name for slot in slots] == ["gpu 0", "gpu 3", "gpu 0.1"]
+    assert [slot.device for slot in slots] == ["gpu 0", "gpu 3", "gpu 0"]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "3", "0"]
+    assert all(slot.environment["TF_FORCE_GPU_ALLOW_GROWTH"] == "true" for slot in slots)
+    assert len(on_gpus(gpus, [2, 1], most=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("free", "need", "cores", "fits"),
+    [(70, 10, 16, 6), (70, 1, 16, 8), (70, 1, 3, 3), (8, 10, 16, 1), (None, 1, 16, 1)],
+)
+def test_what_fits_on_a_gpu(free, need, cores, fits):
+    gpu = Gpu("0", None if free is None else free * GIB)
+    assert fitting(gpu, need * GIB, cores) == fits
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "shares"),
+    [(4, 2, [(0, 1), (2, 3)]), (3, 2, [(0,), (1, 2)]), (2, 1, [(0, 1)]), (1, 2, [(0,), (0,)])],
+)
+def test_cores_are_shared_out(cores, workers, shares):
+    assert [slot.cores for slot in on_cores(range(cores), workers)] == shares
+
+
+def test_the_executor_is_taken_out_of_the_overrides():
+    options, rest = choose(["norm=bn,gn", "executor.workers=3", "executor=local", "seed=0,1"])
+    assert rest == ["norm=bn,gn", "seed=0,1"]
+    assert (options["name"], options["workers"], options["retries"]) == ("local", 3, 1)
+    assert isinstance(make(options), Local)
+    options, rest = choose(["norm=bn"])
+    assert options["name"] == "local"
+    assert isinstance(make(choose(["executor=inline"])[0]), Inline)
+
+
+def test_a_further_folder_may_bring_an_executor(tmp_path):
+    (tmp_path / "executor").mkdir()
+    (tmp_path / "executor" / "mine.yaml").write_text(
+        "name: mine\n_target_: normbench.sweep.local.Local\nworkers: 1\ngpus: 0\n"
+        "jobs_per_gpu: null\nretries: 5\n"
+    )
+    options, _ = choose(["executor=mine"], tmp_path)
+    assert options["retries"] == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("executor=inlien", "unknown executor 'inlien': did you mean 'inline'"),
+        ("executor.wokers=2", "unknown option of executor=local 'wokers': did you mean 'workers'"),
+        ("executor.workers=1,2", "one executor"),
+        ("+executor.workers=1", "write executor.workers=VALUE"),
+    ],
+)
+def test_mistakes_are_told(override, message):
+    with pytest.raises(UserError, match=message.replace("+", "\\+")):
+        choose([override])
