@@ -99,7 +99,7 @@ def _row(grid: Grid, row: Any, cells: Sequence[Cell], family: int) -> list[Findi
         found.append(
             Finding(
                 f"{name} and {base} share one seed {_at(grid, single)}: what chance does there "
-                "cannot be told, and no difference is claimed.",
+                "cannot be told, and no difference is claimed.".replace(" :", ":"),
                 "untested",
                 tuple((c.row, c.column) for c in single),
             )

@@ -1,0 +1,41 @@
+"""The notebook that trains a first ablation, run from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "first_ablation.ipynb"
+
+
+def test_it_is_kept_without_outputs() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_it_runs(tmp_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    monkeypatch.setenv("NORMBENCH_STORE", str(tmp_store))
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]), prepend=os.pathsep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nbclient.NotebookClient(
+            notebook, timeout=600, resources={"metadata": {"path": str(tmp_store.parent)}}
+        ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    whole = "\n".join(
+        str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+        + str(output.get("data", {}).get("text/markdown", ""))
+        for output in outputs
+    )  # fmt: skip
+    assert "did you mean 'gn'" in whole
+    assert "'status': 'finished'" in whole
+    assert "Test accuracy (%)" in whole
+    assert "stem_norm" in whole
+    assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 1
+    assert len([path for path in tmp_store.iterdir() if path.name.startswith("digits-")]) == 13
