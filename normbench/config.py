@@ -33,11 +33,8 @@ __all__ = [
 SCHEMA = 1
 """Version of the meaning of a config; part of every signature, raised when numbers would change."""
 
-_MARK = "launch"  # metadata key of fields that cannot change a run's numbers
-
-
-def _launch() -> Any:
-    return field(metadata={_MARK: True})
+_MARK = "launch"
+_LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +58,9 @@ class Config:
     label_smoothing: float
     eval_batch: int
     max_loss: float
-    probe: dict[str, Any] = _launch()
-    label: str = _launch()
-    store: str = _launch()
+    probe: dict[str, Any] = field(metadata=_LAUNCH)
+    label: str = field(metadata=_LAUNCH)
+    store: str = field(metadata=_LAUNCH)
 
     def __post_init__(self) -> None:
         _at_least("batch", self.batch, 1)
