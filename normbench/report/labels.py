@@ -44,13 +44,20 @@ NORMS = {
     "bn_head_minmax_image": "BN, min–max an image",
     "bn_head_minmax_max_first": "BN, min–max, max first",
     "gn_tfa": "GN (tfa)",
+    "in_tfa": "IN (tfa)",
+    "frn_tfa": "FRN (tfa)",
     "gn_ws_regularizer": "GN+WS as regularizer",
     "gn_ws_assign": "GN+WS by assignment",
-    "scaled_ws": "Scaled WS",
-    "none_ws": "WS",
-    "none_scaled_ws": "Scaled WS",
+    "minmax": "Min–max",
+    "minmax_channel": "Min–max a channel",
+    "minmax_image": "Min–max an image",
+    "minmax_max_first": "Min–max, max first",
+    "minmax_reshape": "Min–max, reshaped",
 }
 """Printed name of each norm, in the order of tables."""
+
+WEIGHTS = {"ws": "WS", "scaled_ws": "Scaled WS", "wn": "WN", "cwn": "Centered WN", "sn": "SN"}
+"""Printed name of each weight parametrization, as the names of norms end in them."""
 
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -76,9 +83,23 @@ FACTORS = {
 
 
 def norm(name: str) -> str:
-    """Return the printed name of a norm; options in brackets stay, an unknown name stays."""
+    """Return the printed name of a norm; options in brackets stay, an unknown name stays.
+
+    A norm with a weight parametrization is written as both: ``bn_sn`` as BN+SN, ``none_ws`` as WS.
+    """
     base, bracket, options = name.partition(" (")
-    return NORMS.get(base, base) + bracket + options
+    return _norm(base) + bracket + options
+
+
+def _norm(name: str) -> str:
+    if name in NORMS:
+        return NORMS[name]
+    for ending in sorted(WEIGHTS, key=len, reverse=True):
+        activation = name.removesuffix(f"_{ending}")
+        if activation != name and activation in NORMS:
+            weight = WEIGHTS[ending]
+            return weight if activation == "none" else f"{NORMS[activation]}+{weight}"
+    return name
 
 
 def value(factor: str, raw: Any) -> str:
