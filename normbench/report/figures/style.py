@@ -79,7 +79,7 @@ _KNOWN = {
     "minmax_channel": (INDIGO, "^"),
     "minmax_image": (INDIGO, "o"),
     "minmax_max_first": (INDIGO, "v"),
-    "minmax_reshape": (INDIGO, "P"),
+    "minmax_reshape": (INDIGO, "<"),
     "gn_tfa": (VERMILION, "o"),
     "in_tfa": (ORANGE, "o"),
     "frn_tfa": (OLIVE, "o"),
