@@ -53,6 +53,7 @@ class JaxLoop(Loop):
         self._run = jax.jit(self._run_steps, donate_argnums=0)
         self._recompute = jax.jit(self._see_training_images)
         self._score = jax.jit(self._score_split)
+        self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def compile(self) -> None:
         self.begin_epoch(0)
@@ -105,15 +106,29 @@ class JaxLoop(Loop):
         count = int(labels.shape[0])
         return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
 
-    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
+    def inspect(
+        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+    ) -> list[np.ndarray]:
+        key = (id(part), batch_statistics)
+        if key not in self._inspections:
+
+            def function(trainable: Any, other: Any, pixels: Any) -> list[Any]:
+                scaled = self.plan.images.scaled(pixels)
+                with loop.without_dropout(part):
+                    outputs, _ = part.stateless_call(
+                        trainable, other, scaled, training=batch_statistics
+                    )
+                return loop.listed(outputs)
+
+            # The part is kept for its id to be its own.
+            self._inspections[key] = (part, jax.jit(function))
         values = self._values()
-        outputs, _ = part.stateless_call(
+        outputs = self._inspections[key][1](
             [values[id(v)] for v in part.trainable_variables],
             [values[id(v)] for v in part.non_trainable_variables],
-            self.plan.images.scaled(jnp.asarray(pixels)),
-            training=False,
+            jnp.asarray(pixels),
         )
-        return [np.asarray(each) for each in loop.listed(outputs)]
+        return [np.asarray(each) for each in outputs]
 
     def _values(self) -> dict[int, Any]:
         """The state's value of each of the model's variables, by the variable's id."""

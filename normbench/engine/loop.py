@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,13 +114,30 @@ class Loop(ABC):
         """Return mean cross-entropy and accuracy (0..1) over a split, in inference mode."""
 
     @abstractmethod
-    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
-        """Return what a part of the model gives for images, in inference mode.
+    def inspect(
+        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+    ) -> list[np.ndarray]:
+        """Return what a part of the model gives for images; nothing that is kept changes.
+
+        Compiled once for each part and mode, and kept: hand over the same part each time
+        (:meth:`part`).
 
         Args:
-            part: A ``keras.Model`` made of the model's own layers, with a list of outputs.
-            pixels: uint8 (N, H, W, C).
+            part: A ``keras.Model`` made of the model's own layers, or the model itself.
+            pixels: uint8 (N, H, W, C), one mini-batch.
+            batch_statistics: Normalize with these images' statistics, as in training, but without
+                dropout; otherwise all is as in inference.
         """
+
+    def part(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
+        """Return the part of the model that goes by ``key``; ``make(model)`` makes it, once."""
+        if key not in self._parts:
+            self._parts[key] = make(self.model)
+        return self._parts[key]
+
+    @cached_property
+    def _parts(self) -> dict[Hashable, Any]:
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
@@ -140,6 +160,23 @@ class Loop(ABC):
     @abstractmethod
     def devices(self) -> list[str]:
         """Name the devices that are used."""
+
+
+@contextmanager
+def without_dropout(part: Any) -> Iterator[None]:
+    """Have the layers of a part that drop units drop none while a function of it is traced."""
+    rates = {
+        layer: layer.rate
+        for layer in part._flatten_layers()
+        if hasattr(layer, "rate") and hasattr(layer, "seed_generator")
+    }
+    try:
+        for layer in rates:
+            layer.rate = 0.0
+        yield
+    finally:
+        for layer, rate in rates.items():
+            layer.rate = rate
 
 
 def listed(outputs: Any) -> list[Any]:

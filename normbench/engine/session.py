@@ -39,7 +39,7 @@ class Session:
         rates: Learning rate of each step of the whole run, float32.
         steps_per_epoch: Steps of an epoch; a last part smaller than a batch is left out.
         observer: Is told how it goes.
-        measure: Gives what probes measure after an epoch, for its row of metrics.
+        measure: Gives what probes measure after an epoch, counted from 1, for its row of metrics.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Session:
         rates: np.ndarray,
         steps_per_epoch: int,
         observer: Observer,
-        measure: Callable[[], dict[str, float]] = dict,
+        measure: Callable[[int], dict[str, float]] = lambda epoch: {},
     ) -> None:
         self.run = run
         self.config = config
@@ -137,7 +137,8 @@ class Session:
         began = time.perf_counter()
         self.loop.recompute()
         val = self.loop.evaluate("validation")
-        row = self._row(val=val, eval_seconds=time.perf_counter() - began) | self.measure()
+        row = self._row(val=val, eval_seconds=time.perf_counter() - began)
+        row |= self.measure(self.epoch + 1)
         self.epoch += 1
         self.partial, self.partial_seconds = Steps.none(), 0.0
         # First the row, then the checkpoint: going on from the one before drops the row again.

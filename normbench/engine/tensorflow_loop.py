@@ -57,6 +57,7 @@ class TensorFlowLoop(Loop):
         any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
+        self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def compile(self) -> None:
         self.begin_epoch(0)
@@ -85,9 +86,19 @@ class TensorFlowLoop(Loop):
         count = int(labels.shape[0])
         return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
 
-    def inspect(self, part: Any, pixels: np.ndarray) -> list[np.ndarray]:
-        outputs = part(self.plan.images.scaled(tf.constant(pixels)), training=False)
-        return [each.numpy() for each in loop.listed(outputs)]
+    def inspect(
+        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+    ) -> list[np.ndarray]:
+        key = (id(part), batch_statistics)
+        if key not in self._inspections:
+            images = tf.TensorSpec([None, *pixels.shape[1:]], tf.uint8)
+            function = tf.function(
+                lambda pixels: self._inspect(part, pixels, batch_statistics),
+                [images],
+                autograph=False,
+            )
+            self._inspections[key] = (part, function)  # the part is kept for its id to be its own
+        return [each.numpy() for each in self._inspections[key][1](tf.constant(pixels))]
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in self._named_state().items()}
@@ -184,6 +195,19 @@ class TensorFlowLoop(Loop):
             return (index + 1,)
 
         tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
+
+    def _inspect(self, part: Any, pixels: Any, batch_statistics: bool) -> list[Any]:
+        scaled = self.plan.images.scaled(pixels)
+        if not batch_statistics:
+            return loop.listed(part(scaled, training=False))
+        # What layers write as they normalize is written over again within the same call.
+        written = part.non_trainable_variables
+        kept = [variable.value.read_value() for variable in written]
+        with loop.without_dropout(part):
+            outputs = loop.listed(part(scaled, training=True))
+        for variable, value in zip(written, kept, strict=True):
+            variable.value.assign(value)
+        return outputs
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """The loss of each batch, the last one as small as it comes; the images that are right."""

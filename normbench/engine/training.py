@@ -247,7 +247,7 @@ def _trained(
     """Train what is left of the run and return its summary."""
     from normbench.engine.model import parameter_count
     from normbench.engine.session import Diverged, Session
-    from normbench.probes.probe import measured
+    from normbench.probes.probe import due, measured
 
     began = time.perf_counter()
     session = Session(
@@ -257,7 +257,9 @@ def _trained(
         prepared.rates,
         prepared.steps_per_epoch,
         observer,
-        lambda: measured(prepared.probes, prepared.loop, prepared.dataset),
+        lambda epoch: measured(
+            due(prepared.probes, epoch, config.epochs), prepared.loop, prepared.dataset
+        ),
     )
     # Compiled first: tracing takes no step, and what it draws is replaced by what is restored.
     prepared.loop.compile()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,7 +49,6 @@ class Activations(Probe):
         self.layers = tuple(layers)
         self.images = images
         self.units = tuple(units)
-        self._part: tuple[Any, Any] = (None, None)
 
     def chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
         """Return the layers whose names match, in the order of the network."""
@@ -79,9 +78,9 @@ class Activations(Probe):
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         layers = self.chosen(loop.model)
         values: dict[str, float] = {}
-        inputs = loop.inspect(
-            self._inputs(loop.model, layers), dataset.validation.images[: self.images]
-        )
+        names = tuple(layer.name for layer in layers)
+        part = loop.part(("inputs", names), lambda model: inputs_of(model, names))
+        inputs = loop.inspect(part, dataset.validation.images[: self.images])
         for layer, given in zip(layers, inputs, strict=True):
             given = np.asarray(given, np.float64)
             values[f"{layer.name}/mean"] = float(given.mean())
@@ -91,14 +90,12 @@ class Activations(Probe):
                 values |= _percentiles(f"{layer.name}/unit{unit}/p", given[..., unit])
         return values
 
-    def _inputs(self, model: keras.Model, layers: Sequence[keras.layers.Layer]) -> keras.Model:
-        """The part of a model that ends in these layers' inputs; kept while that is the model."""
-        import keras
 
-        if self._part[0] is not model:
-            part = keras.Model(model.inputs, [layer.input for layer in layers])
-            self._part = (model, part)
-        return self._part[1]
+def inputs_of(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Return the part of a model that ends in the inputs of the layers of these names."""
+    import keras
+
+    return keras.Model(model.inputs, [model.get_layer(name).input for name in names])
 
 
 def _percentiles(name: str, values: np.ndarray) -> dict[str, float]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from normbench.errors import UserError
 from normbench.targets import check_options, options_of, target
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ PREFIX = "probe"
 
 
 class Probe(ABC):
-    """Measures something of a network after each epoch, and changes nothing.
+    """Measures something of a network after an epoch, and changes nothing.
 
     Attributes:
         name: As in ``probe=``.
+        every: Epochs from one measurement to the next; the last epoch is always measured.
     """
 
     name: str
+    every: int = 1
 
     @abstractmethod
     def check(self, model: keras.Model) -> None:
@@ -58,6 +61,22 @@ def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
         check_options(f"probe={name}", kind, options)
         made.append(kind(**options))
     return made
+
+
+def checked_every(name: str, every: int) -> int:
+    """Return the option ``every`` of a probe.
+
+    Raises:
+        UserError: It is below 1.
+    """
+    if every < 1:
+        raise UserError(f"probe.{name}.every must be at least 1, got {every}")
+    return every
+
+
+def due(probes: list[Probe], epoch: int, epochs: int) -> list[Probe]:
+    """Return the probes that measure after an epoch, counted from 1, of a run of ``epochs``."""
+    return [probe for probe in probes if epoch % probe.every == 0 or epoch == epochs]
 
 
 def measured(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[str, float]:
