@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # What pytest is given: make test ARGS="-m slow", make test ARGS="tests/norms -x".
 ARGS ?=
+# Tests side by side, a file in one process; JOBS=0 runs them in this one, for a debugger.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 # make lock UPGRADE=--upgrade takes the newest releases; without it the pinned ones are kept.
 UPGRADE ?=
 
@@ -37,9 +39,9 @@ quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (
 
 test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
 ifeq ($(ARGS),)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/norms
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/norms
 endif
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## check style and formatting with ruff
 	$(BIN)/ruff check .
