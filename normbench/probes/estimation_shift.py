@@ -1,0 +1,189 @@
+"""The estimation shift of layers that keep population statistics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from normbench.errors import UserError
+from normbench.probes import minibatches
+from normbench.probes.probe import Probe, checked_every
+
+if TYPE_CHECKING:
+    import keras
+
+    from normbench.data.split import Dataset
+    from normbench.engine.loop import Loop
+    from normbench.probes.population import Keeper, Statistics
+
+_ORDER = 0
+"""Seed of the order in which validation images are put into mini-batches."""
+
+SUMMARIZED = ("mean_shift", "std_shift")
+
+
+class EstimationShift(Probe):
+    """How far the population statistics that inference uses are from the true ones, and its cost.
+
+    Huang et al. 2022 (section 3) compare the statistics μ̂, σ̂² that Batch Normalization keeps with
+    those that its input really has in inference, μ and σ², where all layers before it normalize
+    with what they keep; they find that this shift grows with depth. Here μ and σ² are taken over
+    training images, not augmented, with the weights as they are, for each layer that keeps moving
+    statistics. What a layer keeps was averaged over augmented images and over older weights, with
+    the layers before in training mode: all of that is in the shift.
+
+    With norms over channels, by layer, in the order of the network:
+
+    * ``<layer>/mean_shift`` = ‖μ̂ − μ‖₂/‖σ‖₂, in units of the input's deviation;
+    * ``<layer>/mean_shift_of_mean`` = ‖μ̂ − μ‖₂/‖μ‖₂, large where the mean is near 0;
+    * ``<layer>/std_shift`` = ‖σ̂ − σ‖₂/‖σ‖₂ and ``<layer>/variance_shift`` = ‖σ̂² − σ²‖₂/‖σ²‖₂;
+    * ``<layer>/mean_distance`` = ‖μ̂ − μ‖₂ and ``<layer>/std_distance`` = ‖σ̂ − σ‖₂;
+    * ``<layer>/depth``: convolutions and fully connected layers before it.
+
+    Over depth, of ``mean_shift`` and ``std_shift``: ``…_average``, ``…_largest``, and ``…_slope``,
+    the least-squares slope against a depth that goes from 0 at the first layer to 1 at the last.
+
+    On all validation images, ``…_loss`` and ``…_acc`` (0..1) with three kinds of statistics:
+
+    * ``population``: those that are kept;
+    * ``recomputed``: those of training images with the weights as they are, recomputed as PreciseBN
+      does (Wu & Johnson 2021, section 3), all layers before normalizing with mini-batches of
+      ``batch`` images; of images that make one mini-batch these are exact, layer by layer. Kept
+      statistics are put back, bit for bit;
+    * ``mini_batch``: those of mini-batches of the training's size, in a fixed random order, the
+      last one filled up with the first images; without dropout.
+
+    A network without such layers gets the three, which are then equal to within rounding.
+
+    Args:
+        images: Training images that the true statistics are taken over, evenly spread; all where
+            there are fewer.
+        batch: Images a step, and those normalized together when recomputing; mini-batches are of
+            one size, so that a few images may be left out.
+        every: Epochs from one measurement to the next.
+
+    Raises:
+        UserError: An option below 1; from ``check``, a layer that keeps something else than mean,
+            variance or deviation of each channel.
+    """
+
+    name = "estimation_shift"
+
+    def __init__(self, *, images: int, batch: int, every: int) -> None:
+        for option, value in (("images", images), ("batch", batch)):
+            if value < 1:
+                raise UserError(f"probe.{self.name}.{option} must be at least 1, got {value}")
+        self.images = images
+        self.batch = batch
+        self.every = checked_every(self.name, every)
+
+    def check(self, model: keras.Model) -> None:
+        from normbench.probes.population import keepers, whole
+
+        try:
+            layers = keepers(model)
+        except UserError as error:
+            raise UserError(f"probe={self.name}: {error}") from None
+        multiple = whole(layers)
+        if min(self.batch, self.images) < multiple:
+            raise UserError(
+                f"probe.{self.name}: batch and images must be at least {multiple}, the images that "
+                f"{model.name} normalizes together, got {self.batch} and {self.images}"
+            )
+
+    def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
+        from normbench.probes.population import keepers
+
+        layers = keepers(loop.model)
+        values = self._shifts(loop, dataset, layers) if layers else {}
+        validation = dataset.validation
+        population = loop.evaluate("validation")
+        order = minibatches.shuffled(len(validation.labels), _ORDER)
+        given = minibatches.logits(
+            loop, validation.images[order], loop.plan.batch, batch_statistics=True
+        )
+        for kind, (loss, accuracy) in (
+            ("population", population),
+            ("recomputed", self._recomputed(loop, dataset, layers) if layers else population),
+            ("mini_batch", minibatches.scores(given, validation.labels[order])),
+        ):
+            values |= {f"{kind}_loss": loss, f"{kind}_acc": accuracy}
+        return values
+
+    def _shifts(self, loop: Loop, dataset: Dataset, layers: list[Keeper]) -> dict[str, float]:
+        from normbench.probes.population import chosen_images, input_statistics, values_of
+
+        kept = values_of(loop, loop.state())
+        pixels = chosen_images(dataset.train.images, self.images)
+        true = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=False)
+        values: dict[str, float] = {}
+        for layer, expected in zip(layers, true, strict=True):
+            own = {"depth": float(layer.depth), **shifts(layer.read(kept), expected)}
+            values |= {f"{layer.name}/{key}": value for key, value in own.items()}
+        return _over_depth(values, layers) | values
+
+    def _recomputed(
+        self, loop: Loop, dataset: Dataset, layers: list[Keeper]
+    ) -> tuple[float, float]:
+        """Loss and accuracy on validation with statistics that are taken anew."""
+        from normbench.probes.population import chosen_images, input_statistics, replaced
+
+        pixels = chosen_images(dataset.train.images, self.images)
+        found = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=True)
+        anew: dict[int, np.ndarray] = {}
+        for layer, statistics in zip(layers, found, strict=True):
+            anew |= layer.write(statistics)
+        state = loop.state()
+        try:
+            loop.load(replaced(loop, state, anew))
+            return loop.evaluate("validation")
+        finally:
+            loop.load(state)
+
+
+def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
+    """Return the distances of estimated statistics from the true ones, as far as they are known."""
+    assert true.mean is not None
+    assert true.variance is not None
+    true_std = np.sqrt(true.variance)
+    found: dict[str, float] = {}
+    if estimated.mean is not None:
+        distance = np.linalg.norm(estimated.mean - true.mean)
+        found["mean_shift"] = _ratio(distance, true_std)
+        found["mean_shift_of_mean"] = _ratio(distance, true.mean)
+        found["mean_distance"] = float(distance)
+    if estimated.variance is not None:
+        # The deviation kept by Batch Renormalization may lie below the root of epsilon.
+        std = np.sqrt(np.maximum(estimated.variance, 0.0))
+        found["std_shift"] = _ratio(np.linalg.norm(std - true_std), true_std)
+        apart = np.linalg.norm(estimated.variance - true.variance)
+        found["variance_shift"] = _ratio(apart, true.variance)
+        found["std_distance"] = float(np.linalg.norm(std - true_std))
+    return found
+
+
+def _ratio(distance: float | np.floating, size: np.ndarray) -> float:
+    length = float(np.linalg.norm(size))
+    return float(distance) / length if length else float("nan")
+
+
+def _over_depth(values: dict[str, float], layers: list[Keeper]) -> dict[str, float]:
+    """Average, maximum and slope over depth of the values by layer."""
+    found: dict[str, float] = {}
+    for key in SUMMARIZED:
+        known = [
+            (layer.depth, values[f"{layer.name}/{key}"])
+            for layer in layers
+            if f"{layer.name}/{key}" in values
+        ]
+        if not known:
+            continue
+        depths, along = np.array(known, np.float64).T
+        found[f"{key}_average"] = float(along.mean())
+        found[f"{key}_largest"] = float(along.max())
+        if np.ptp(depths):
+            x = (depths - depths.min()) / np.ptp(depths)
+            x -= x.mean()
+            found[f"{key}_slope"] = float(x @ along / (x @ x))
+    return found

@@ -1,0 +1,196 @@
+"""The population statistics that a network's layers keep for inference, and what they stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from normbench.engine.loop import variable_names
+from normbench.errors import UserError
+from normbench.norms._statistics import flatten_places, moments
+from normbench.probes.minibatches import equal_parts, spread
+
+if TYPE_CHECKING:
+    from normbench.engine.loop import Loop
+
+KNOWN = ("moving_mean", "moving_variance", "moving_deviation")
+"""Names of the variables, (C,), that hold a mean, a variance, or the root of variance plus ε."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and variance of each channel of a layer's input, float64 (C,); None if not known."""
+
+    mean: np.ndarray | None
+    variance: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A layer that keeps population statistics.
+
+    Attributes:
+        layer: It.
+        depth: How many convolutions and fully connected layers stand before it in the network's
+            order: the same for any choice of normalizations.
+        kept: The variables that hold them, by name.
+    """
+
+    layer: Any
+    depth: int
+    kept: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    def read(self, values: Mapping[int, np.ndarray]) -> Statistics:
+        """Return what the layer keeps, given each variable's value by the variable's id."""
+        found = {name: values[id(each)].astype(np.float64) for name, each in self.kept.items()}
+        variance = found.get("moving_variance")
+        if "moving_deviation" in found:
+            variance = np.square(found["moving_deviation"]) - self.layer.epsilon
+        return Statistics(found.get("moving_mean"), variance)
+
+    def write(self, statistics: Statistics) -> dict[int, np.ndarray]:
+        """Return the values that make the layer keep ``statistics``, by the variable's id."""
+        assert statistics.mean is not None
+        assert statistics.variance is not None
+        values = {
+            "moving_mean": statistics.mean,
+            "moving_variance": statistics.variance,
+            "moving_deviation": np.sqrt(statistics.variance + self.layer.epsilon),
+        }
+        return {id(each): values[name].astype(np.float32) for name, each in self.kept.items()}
+
+
+def keepers(model: keras.Model) -> list[Keeper]:
+    """Return the layers of a network that keep population statistics, in its order.
+
+    Raises:
+        UserError: One keeps something else than :data:`KNOWN`, lies inside another layer, or is
+            used more than once.
+    """
+    order = {id(layer): place for place, layer in enumerate(model.layers)}
+    found, depth = [], 0
+    for layer in model.layers:
+        depth += hasattr(layer, "kernel")
+        if kept := _own(layer):
+            for name in kept:
+                if name not in KNOWN:
+                    raise UserError(
+                        f"{layer.name} ({type(layer).__name__}) keeps {name}, which cannot be "
+                        f"recomputed from its input (allowed: {', '.join(KNOWN)})"
+                    )
+            if len(layer._inbound_nodes) != 1:
+                raise UserError(f"{layer.name} keeps statistics and is used more than once")
+            found.append(Keeper(layer, depth, kept))
+    for layer in model._flatten_layers(include_self=False):
+        if id(layer) not in order and _own(layer):
+            raise UserError(f"{layer.name} keeps statistics and lies inside another layer")
+    return found
+
+
+def values_of(loop: Loop, state: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return the value of each of the model's variables in a loop's state, by its id."""
+    variables = loop.model.variables
+    return {
+        id(each): state[name]
+        for name, each in zip(variable_names(variables), variables, strict=True)
+    }
+
+
+def replaced(
+    loop: Loop, state: Mapping[str, np.ndarray], values: Mapping[int, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return a loop's state with other values of some of the model's variables, given by id."""
+    variables = loop.model.variables
+    names = {id(v): name for name, v in zip(variable_names(variables), variables, strict=True)}
+    return {**state, **{names[key]: value for key, value in values.items()}}
+
+
+def input_statistics(
+    loop: Loop, layers: list[Keeper], pixels: np.ndarray, *, most: int, batch_statistics: bool
+) -> list[Statistics]:
+    """Return the statistics of what layers are given for images, with the weights as they are.
+
+    Of each mini-batch in float32 about a value near the mean, put together in float64 (Chan, Golub
+    & LeVeque 1983, eq. 2.1).
+
+    Args:
+        loop: Whose model is asked.
+        layers: At least one.
+        pixels: uint8 (N, H, W, C).
+        most: Images of a mini-batch; all mini-batches are of one size, the images over left out.
+        batch_statistics: Whether layers before another normalize as in training, with the
+            mini-batch, or as in inference.
+    """
+    names = tuple(layer.name for layer in layers)
+    part = loop.part(("input statistics", names), lambda model: _moments_of(model, layers))
+    parts, size = equal_parts(len(pixels), most, whole(layers))
+    means, variances = None, None
+    for index in range(parts):
+        chosen = pixels[index * size : (index + 1) * size]
+        given = loop.inspect(part, chosen, batch_statistics=batch_statistics)
+        own = [each.astype(np.float64) for each in given]
+        if means is None or variances is None:
+            means, variances = own[::2], own[1::2]
+            continue
+        share = 1 / (index + 1)
+        for place, (mean, variance) in enumerate(zip(own[::2], own[1::2], strict=True)):
+            apart = mean - means[place]
+            means[place] = means[place] + apart * share
+            variances[place] = (
+                variances[place]
+                + (variance - variances[place]) * share
+                + np.square(apart) * (share * (1 - share))
+            )
+    assert means is not None
+    assert variances is not None
+    return [Statistics(*pair) for pair in zip(means, variances, strict=True)]
+
+
+def chosen_images(pixels: np.ndarray, wanted: int) -> np.ndarray:
+    """Return at most ``wanted`` images, spread evenly over all."""
+    return pixels[spread(len(pixels), wanted)]
+
+
+def whole(layers: list[Keeper]) -> int:
+    """What a mini-batch must be a multiple of: ghost batches divide it."""
+    return math.lcm(*(getattr(each.layer, "virtual_batch", 1) for each in layers))
+
+
+def _own(layer: Any) -> dict[str, Any]:
+    """The statistics that a layer itself keeps, not those of layers inside it."""
+    return {v.name: v for v in layer._non_trainable_variables if v.name.startswith("moving_")}
+
+
+def _moments_of(model: keras.Model, layers: list[Keeper]) -> keras.Model:
+    """A part of the model that gives mean and variance of what each layer is given."""
+    outputs = []
+    for each in layers:
+        axis = getattr(each.layer, "axis", -1)
+        outputs += _Moments(axis, name=f"{each.name}_input_moments")(each.layer.input)
+    return keras.Model(model.inputs, outputs)
+
+
+class _Moments(keras.layers.Layer):
+    """Mean and biased variance of each channel over images and places: two float32 (C,)."""
+
+    def __init__(self, axis: int, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.axis = axis
+
+    def compute_output_spec(self, inputs: Any) -> list[Any]:
+        channels = (inputs.shape[self.axis],)
+        return [keras.KerasTensor(channels, "float32") for _ in range(2)]
+
+    def call(self, inputs: Any) -> list[Any]:
+        x = ops.moveaxis(inputs, self.axis, -1)
+        return [each[0] for each in moments(flatten_places(x)[None], int(x.shape[-1]))]

@@ -1,0 +1,68 @@
+"""Small runs to be probed, on the backend that Keras has in this process (KERAS_BACKEND)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from normbench.config import compose
+from normbench.engine import backend
+from normbench.engine.images import Images
+from normbench.engine.loop import Plan
+from normbench.engine.optimizer import SGD
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    def make(*overrides: str, store: str = "runs"):
+        return compose(
+            [
+                "dataset=digits",
+                "dataset.train_size=160",
+                "dataset.validation=100",
+                "arch=mlp_sigmoid",
+                "arch.units=7",
+                "norm=bn",
+                "batch=16",
+                "epochs=2",
+                f"backend={keras.backend.backend()}",
+                f"store={tmp_path / store}",
+                *overrides,
+            ]
+        )
+
+    return make
+
+
+@pytest.fixture
+def loop_on():
+    """Make a loop on a model of one's own and random images, and their data set."""
+
+    def make(model: keras.Model, *, count: int = 48, batch: int = 16, **changes):
+        rng = np.random.default_rng(5)
+        images = rng.integers(0, 256, (count, *model.input_shape[1:]), dtype=np.uint8)
+        labels = rng.integers(0, int(model.output_shape[-1]), count).astype(np.int32)
+        split = SimpleNamespace(images=images, labels=labels)
+        channels = model.input_shape[-1]
+        dataset = SimpleNamespace(train=split, validation=split, test=split)
+        options = {
+            "batch": batch,
+            "eval_batch": 20,
+            "seed": 0,
+            "smoothing": 0.0,
+            "optimizer": SGD(momentum=0.0, nesterov=False, weight_decay=0.0, agc=0.0),
+            "images": Images(
+                np.full(channels, 0.5, np.float32), np.full(channels, 0.25, np.float32), 0, False
+            ),
+            "scaled_loss": False,
+            **changes,
+        }
+        loop_class = backend.loop_class(keras.backend.backend())
+        loop = loop_class(model, dataset, Plan(**options))
+        loop.begin_epoch(0)
+        return loop, dataset
+
+    return make
