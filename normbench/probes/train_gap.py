@@ -1,0 +1,65 @@
+"""The gap between training mode and inference mode on the same training images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from normbench.errors import UserError
+from normbench.probes import minibatches
+from normbench.probes.probe import Probe, checked_every
+
+if TYPE_CHECKING:
+    import keras
+
+    from normbench.data.split import Dataset
+    from normbench.engine.loop import Loop
+
+_ORDER = 2
+"""Seed of the order in which images are put into mini-batches."""
+
+
+class TrainGap(Probe):
+    """Loss and accuracy of the same training images in training mode and in inference mode.
+
+    Weights, images and mini-batches are the same, there is no augmentation and no dropout: what is
+    left between the two is the normalization, which uses the mini-batch's statistics in one and
+    those it keeps in the other. Mini-batches have the training's size and a fixed random order;
+    the last one is filled up with the first images.
+
+    Values: ``training_loss`` and ``inference_loss``, mean cross-entropy without label smoothing;
+    ``training_acc`` and ``inference_acc`` (0..1); ``loss_gap``, inference minus training, and
+    ``acc_gap``, training minus inference: both are above 0 where inference does worse.
+
+    Args:
+        images: Training images that are shown, evenly spread; all where there are fewer.
+        every: Epochs from one measurement to the next.
+
+    Raises:
+        UserError: An option below 1.
+    """
+
+    name = "train_gap"
+
+    def __init__(self, *, images: int, every: int) -> None:
+        if images < 1:
+            raise UserError(f"probe.{self.name}.images must be at least 1, got {images}")
+        self.images = images
+        self.every = checked_every(self.name, every)
+
+    def check(self, model: keras.Model) -> None:
+        """Every network has both modes."""
+
+    def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
+        train = dataset.train
+        chosen = minibatches.spread(len(train.labels), self.images)
+        chosen = chosen[minibatches.shuffled(len(chosen), _ORDER)]
+        pixels, labels = train.images[chosen], train.labels[chosen]
+        values: dict[str, float] = {}
+        for mode, batch_statistics in (("training", True), ("inference", False)):
+            given = minibatches.logits(
+                loop, pixels, loop.plan.batch, batch_statistics=batch_statistics
+            )
+            values[f"{mode}_loss"], values[f"{mode}_acc"] = minibatches.scores(given, labels)
+        values["loss_gap"] = values["inference_loss"] - values["training_loss"]
+        values["acc_gap"] = values["training_acc"] - values["inference_acc"]
+        return values
