@@ -53,6 +53,7 @@ class JaxLoop(Loop):
         self._run = jax.jit(self._run_steps, donate_argnums=0)
         self._recompute = jax.jit(self._see_training_images)
         self._score = jax.jit(self._score_split)
+        self._gradient = jax.jit(self._gradient_of)
         self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def compile(self) -> None:
@@ -129,6 +130,23 @@ class JaxLoop(Loop):
             jnp.asarray(pixels),
         )
         return [np.asarray(each) for each in outputs]
+
+    def weights(self) -> np.ndarray:
+        parts = [np.asarray(value).ravel() for value in self._state["trainable"]]
+        return np.concatenate(parts).astype(np.float32)
+
+    def gradients(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        weights = self.weights() if weights is None else weights
+        loss, gradient = self._gradient(
+            jnp.asarray(weights, jnp.float32),
+            self._state["other"],
+            self._state["scale"][0],
+            jnp.asarray(pixels),
+            jnp.asarray(labels, jnp.int32),
+        )
+        return float(loss), np.asarray(gradient)
 
     def _values(self) -> dict[int, Any]:
         """The state's value of each of the model's variables, by the variable's id."""
@@ -237,6 +255,27 @@ class JaxLoop(Loop):
             "scale": scale,
         }
         return new, (loss, correct(logits, labels), norm)
+
+    def _gradient_of(
+        self, weights: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any]:
+        plan = self.plan
+
+        def minimized_of(weights: Any) -> tuple[Any, Any]:
+            outputs, _, losses = self.model.stateless_call(
+                loop.unflat(weights, self._shapes),
+                other,
+                plan.images.scaled(pixels),
+                training=True,
+                return_losses=True,
+            )
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+            for each in losses:
+                loss += each.astype(jnp.float32)
+            return (loss * scale if plan.scaled_loss else loss), loss
+
+        (_, loss), gradient = jax.value_and_grad(minimized_of, has_aux=True)(weights)
+        return loss, gradient / scale if plan.scaled_loss else gradient
 
     def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
         batch = self.plan.batch

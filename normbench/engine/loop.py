@@ -78,11 +78,16 @@ class Loop(ABC):
     """Training and evaluation of one model on data that lives on the device.
 
     State is the model's variables, the optimizer's slots and count, and the loss scale.
+
+    Attributes:
+        rate: Learning rate of the last step taken, for who asks what the next would do; said by
+            who drives the loop, for a state that was loaded does not tell.
     """
 
     backend: str
     model: Any
     plan: Plan
+    rate: float | None = None
 
     @abstractmethod
     def compile(self) -> None:
@@ -127,6 +132,35 @@ class Loop(ABC):
             pixels: uint8 (N, H, W, C), one mini-batch.
             batch_statistics: Normalize with these images' statistics, as in training, but without
                 dropout; otherwise all is as in inference.
+        """
+
+    @abstractmethod
+    def weights(self) -> np.ndarray:
+        """Return the trainable weights laid end to end, as in ``model.trainable_variables``.
+
+        float32 (P,).
+        """
+
+    @abstractmethod
+    def gradients(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        """Return the training loss of a mini-batch and its gradient; nothing that is kept changes.
+
+        The loss is that which a step minimizes, label smoothing and auxiliary classifiers
+        included, without weight decay, which belongs to the optimizer, and without augmentation;
+        the gradient is as it comes, not clipped. Layers compute as in training: with the
+        mini-batch's statistics, and dropping what the present state of their random numbers says,
+        the same at each call. Compiled once for each number of images.
+
+        Args:
+            pixels: uint8 (N, H, W, C), one mini-batch.
+            labels: int32 (N,).
+            weights: Where to take it, float32 (P,) as :meth:`weights`; the present ones by default.
+
+        Returns:
+            The mean loss, and the gradient, float32 (P,). Under a loss scale that is too high for
+            them some of the gradient is not finite.
         """
 
     def part(self, key: Hashable, make: Callable[[Any], Any]) -> Any:

@@ -138,6 +138,7 @@ class Session:
         self.loop.recompute()
         val = self.loop.evaluate("validation")
         row = self._row(val=val, eval_seconds=time.perf_counter() - began)
+        self.loop.rate = row["lr"]
         row |= self.measure(self.epoch + 1)
         self.epoch += 1
         self.partial, self.partial_seconds = Steps.none(), 0.0

@@ -57,6 +57,7 @@ class TensorFlowLoop(Loop):
         any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
+        self._gradient = tf.function(self._gradient_of, autograph=False)
         self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def compile(self) -> None:
@@ -99,6 +100,18 @@ class TensorFlowLoop(Loop):
             )
             self._inspections[key] = (part, function)  # the part is kept for its id to be its own
         return [each.numpy() for each in self._inspections[key][1](tf.constant(pixels))]
+
+    def weights(self) -> np.ndarray:
+        return np.concatenate([v.numpy().ravel() for v in self._variables]).astype(np.float32)
+
+    def gradients(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        weights = self.weights() if weights is None else weights
+        loss, gradient = self._gradient(
+            tf.constant(weights, tf.float32), tf.constant(pixels), tf.constant(labels, tf.int32)
+        )
+        return float(loss), gradient.numpy()
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in self._named_state().items()}
@@ -185,6 +198,28 @@ class TensorFlowLoop(Loop):
             self._scale.assign(scale[0])
             self._finite_steps.assign(scale[1])
         return loss, correct(logits_of(outputs), labels), norm
+
+    def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
+        plan = self.plan
+        other = [v.value.read_value() for v in self.model.non_trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            # Stateless: what layers assign on the way stays in this call.
+            outputs, _, losses = self.model.stateless_call(
+                loop.unflat(weights, self._shapes),
+                other,
+                plan.images.scaled(pixels),
+                training=True,
+                return_losses=True,
+            )
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+            for each in losses:
+                loss += tf.cast(each, tf.float32)
+            minimized = loss * self._scale if plan.scaled_loss else loss
+        gradient = tape.gradient(
+            minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return loss, gradient / self._scale if plan.scaled_loss else gradient
 
     def _see_training_images(self) -> None:
         batch, images = self.plan.batch, self._splits["train"][0]

@@ -1,0 +1,134 @@
+"""Gradients at given weights: what a step would take, and nothing kept changes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from normbench.config import compose
+from normbench.engine import backend
+from normbench.engine.images import Images
+from normbench.engine.loop import Plan
+from normbench.engine.model import build_model
+from normbench.engine.optimizer import SGD
+
+NORMS = ("none", "bn", "gn_ws", "brn", "precise_bn", "bn_sn", "ghost_bn", "bn_keras", "frn")
+
+
+def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **changes):
+    arch = [] if any(each.startswith("arch=") for each in overrides) else ["arch=resnet8"]
+    width = ["arch.width=8"] if arch else []
+    config = compose([*arch, *width, f"batch={batch}", *overrides])
+    backend.start(keras.backend.backend(), config.precision)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    labels = rng.integers(0, classes, count).astype(np.int32)
+    split = SimpleNamespace(images=images, labels=labels)
+    data = SimpleNamespace(train=split, validation=split, test=split)
+    options = {
+        "batch": batch,
+        "eval_batch": 16,
+        "seed": 3,
+        "smoothing": 0.1,
+        "optimizer": SGD(momentum=momentum, nesterov=False, weight_decay=0.0, agc=0.0),
+        "images": Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 0, False),
+        "scaled_loss": config.precision == "mixed_float16",
+        "auxiliary_weight": config.arch.get("auxiliary_weight", 0.0),
+        **changes,
+    }
+    model = build_model(config, (size, size, 3), classes)
+    made = backend.loop_class(keras.backend.backend())(model, data, Plan(**options))
+    return made, split
+
+
+def first_batch(split, batch=16):
+    from normbench.engine.random import epoch_order
+
+    order = keras.ops.convert_to_numpy(epoch_order(np.uint32(3), np.int32(0), len(split.labels)))
+    return split.images[order[:batch]], split.labels[order[:batch]]
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_gradient_is_what_a_step_takes(norm):
+    loop, split = loop_of(f"norm={norm}")
+    loop.begin_epoch(0)
+    pixels, labels = first_batch(split)
+    before = loop.weights()
+    loss, gradient = loop.gradients(pixels, labels)
+    steps = loop.train(0, np.array([2.0**-6], np.float32))
+    assert loss == pytest.approx(float(steps.loss[0]), rel=1e-5)
+    assert np.linalg.norm(gradient) == pytest.approx(float(steps.grad_norm[0]), rel=1e-4)
+    taken = (before - loop.weights()) * 2.0**6
+    np.testing.assert_allclose(gradient, taken, atol=2e-4 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("norm", ["bn", "brn", "bn_sn"])
+def test_nothing_that_is_kept_changes(norm):
+    loop, split = loop_of(f"norm={norm}", momentum=0.9)
+    loop.begin_epoch(0)
+    loop.train(0, np.full(1, 0.1, np.float32))
+    before = loop.state()
+    elsewhere = loop.weights() * 0.9
+    pixels, labels = first_batch(split)
+    here = loop.gradients(pixels, labels)
+    there = loop.gradients(pixels, labels, elsewhere)
+    assert here[0] != there[0]
+    again = loop.gradients(pixels, labels)
+    assert again[0] == here[0]
+    np.testing.assert_array_equal(again[1], here[1])
+    after = loop.state()
+    assert list(before) == list(after)
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, after[name], err_msg=name)
+
+
+def test_weights_elsewhere_give_the_gradient_there():
+    """The difference quotient of the loss along a direction is the gradient's part in it."""
+    loop, split = loop_of("norm=gn", "norm.groups=2")
+    loop.begin_epoch(0)
+    pixels, labels = first_batch(split)
+    at = loop.weights() * 1.1
+    _, gradient = loop.gradients(pixels, labels, at)
+    direction = gradient / np.linalg.norm(gradient)
+    length = np.float32(2e-3)
+    ahead, _ = loop.gradients(pixels, labels, at + length * direction)
+    behind, _ = loop.gradients(pixels, labels, at - length * direction)
+    assert (ahead - behind) / (2 * length) == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(precision):
+    """Gradients of a scaled loss come unscaled, near those in float32."""
+    exact, split = loop_of("norm=gn", "norm.groups=2")
+    exact.begin_epoch(0)
+    pixels, labels = first_batch(split)
+    expected = exact.gradients(pixels, labels)
+    loop, _ = loop_of("norm=gn", "norm.groups=2", f"precision={precision}")
+    loss, gradient = loop.gradients(pixels, labels)
+    assert gradient.dtype == np.float32
+    assert loss == pytest.approx(expected[0], rel=0.02)
+    off = np.linalg.norm(gradient - expected[1]) / np.linalg.norm(expected[1])
+    assert off < (0.1 if precision == "mixed_bfloat16" else 0.05)
+
+
+def test_auxiliary_classifiers_and_dropout_are_part_of_it():
+    """Two calls drop the same units, the ones that the next step drops."""
+    loop, split = loop_of(
+        "arch=googlenet", "arch.width=0.125", "arch.auxiliary_weight=0.3", "norm=bn", size=12
+    )
+    assert len(loop.model.outputs) == 3
+    loop.begin_epoch(0)
+    pixels, labels = first_batch(split)
+    first, second = (loop.gradients(pixels, labels) for _ in range(2))
+    np.testing.assert_array_equal(first[1], second[1])
+    steps = loop.train(0, np.full(1, 2.0**-6, np.float32))
+    assert first[0] == pytest.approx(float(steps.loss[0]), rel=1e-4)
