@@ -1,15 +1,15 @@
-"""The distribution of layers' inputs over training."""
+"""The distribution of layers' inputs over training, and the units that have gone silent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from normbench.errors import UserError
-from normbench.probes.probe import Probe
+from normbench.probes.probe import Probe, checked_every
 
 if TYPE_CHECKING:
     import keras
@@ -20,41 +20,83 @@ if TYPE_CHECKING:
 PERCENTILES = (15, 50, 85)
 """Those that Ioffe & Szegedy 2015 plot (figure 1)."""
 
+_NONLINEAR = ("Activation", "ELU", "LeakyReLU", "PReLU", "ReLU")
+"""Kinds of Keras layers that are nonlinearities and nothing else."""
+
 
 class Activations(Probe):
-    """Mean, deviation and percentiles of what chosen layers are given, in inference mode.
+    """What chosen layers are given, in inference mode, on the same validation images each time.
 
-    After each epoch, on the same validation images. Ioffe & Szegedy 2015 (section 4.1, figures 1b
-    and 1c) plot the 15th, 50th and 85th percentiles of the input of one typical sigmoid of the last
-    hidden layer.
+    Values by layer, all over images, places and units (channels):
 
-    Values by layer: ``<layer>/mean``, ``<layer>/std``, ``<layer>/p15``, ``p50`` and ``p85`` over
-    images, places and units; and ``<layer>/unit<u>/p15`` … of single units (channels), over images
-    and places.
+    * ``<layer>/mean``, ``std``, and the percentiles ``p15``, ``p50``, ``p85``: Ioffe & Szegedy
+      2015 (section 4.1, figures 1b and 1c) plot those of one typical sigmoid of the last hidden
+      layer. Percentiles are of ``places`` places an image, drawn at random once and for all; the
+      rest is of all places.
+    * ``<layer>/unit<u>/p15`` … of single units, over images and places.
+    * Of a ReLU, ``<layer>/dead``: share of the units whose output is 0 at all places of all
+      images.
+    * Of a ReLU, ``<layer>/collapsed``: share of the units whose input is above 0 in at most
+      ``active`` of all places and images: eliminated in all but name. Qiao et al. 2019 (arXiv
+      1911.09738, abstract) call elimination singularities the points where "neurons become
+      consistently deactivated", and look at the normalized activations before the ReLU, which is
+      what a ReLU here is given; the paper has no threshold, this one is ours.
+    * Of a sigmoid or tanh, ``<layer>/saturated``: share of the outputs that are within ``margin``
+      of a limit, as a share of the whole range (0.05: below 0.05 or above 0.95; below −0.9 or
+      above 0.9).
 
     Args:
-        layers: Names of layers, ``*`` standing for any text.
-        images: How many validation images are shown.
+        layers: Names of layers, ``*`` standing for any text; none for every nonlinearity.
+        images: How many validation images are shown; all, where there are fewer.
         units: Those that get percentiles of their own.
+        places: Places of an image that percentiles are taken of.
+        margin: In (0, 0.5).
+        active: In [0, 1).
+        every: Epochs between two measurements.
 
     Raises:
-        UserError: ``images`` below 1.
+        UserError: An option out of its range.
     """
 
     name = "activations"
 
-    def __init__(self, *, layers: Sequence[str], images: int, units: Sequence[int]) -> None:
-        if images < 1:
-            raise UserError(f"probe.activations.images must be at least 1, got {images}")
+    def __init__(
+        self,
+        *,
+        layers: Sequence[str],
+        images: int,
+        units: Sequence[int],
+        places: int,
+        margin: float,
+        active: float,
+        every: int,
+    ) -> None:
+        for option, value in (("images", images), ("places", places)):
+            if value < 1:
+                raise UserError(f"probe.activations.{option} must be at least 1, got {value}")
+        if not 0 < margin < 0.5:
+            raise UserError(f"probe.activations.margin must be in (0, 0.5), got {margin:g}")
+        if not 0 <= active < 1:
+            raise UserError(f"probe.activations.active must be in [0, 1), got {active:g}")
         self.layers = tuple(layers)
         self.images = images
         self.units = tuple(units)
+        self.places = places
+        self.margin = margin
+        self.active = active
+        self.every = checked_every(self.name, every)
 
     def chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
-        """Return the layers whose names match, in the order of the network."""
+        """Return the layers that are measured, in the order of the network.
+
+        Layers with several inputs, and those that the images enter by, are never.
+        """
+        single = [layer for layer in model.layers if _is_given_one(layer)]
+        if not self.layers:
+            return [layer for layer in single if type(layer).__name__ in _NONLINEAR]
         return [
             layer
-            for layer in model.layers
+            for layer in single
             if any(fnmatchcase(layer.name, pattern) for pattern in self.layers)
         ]
 
@@ -66,7 +108,10 @@ class Activations(Probe):
                     f"probe.activations.layers: no layer of {model.name} is called {pattern!r} "
                     f"(it has: {', '.join(names)})"
                 )
-        for layer in self.chosen(model):
+        if not (layers := self.chosen(model)):
+            what = "no layer with one input" if self.layers else "no layer that is a nonlinearity"
+            raise UserError(f"probe.activations.layers: {what} in {model.name} is chosen")
+        for layer in layers:
             width = int(layer.input.shape[-1])
             for unit in self.units:
                 if not 0 <= unit < width:
@@ -77,27 +122,106 @@ class Activations(Probe):
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         layers = self.chosen(loop.model)
-        values: dict[str, float] = {}
         names = tuple(layer.name for layer in layers)
-        part = loop.part(("inputs", names), lambda model: inputs_of(model, names))
-        inputs = loop.inspect(part, dataset.validation.images[: self.images])
-        for layer, given in zip(layers, inputs, strict=True):
-            given = np.asarray(given, np.float64)
-            values[f"{layer.name}/mean"] = float(given.mean())
-            values[f"{layer.name}/std"] = float(given.std())
-            values |= _percentiles(f"{layer.name}/p", given)
-            for unit in self.units:
-                values |= _percentiles(f"{layer.name}/unit{unit}/p", given[..., unit])
+        part = loop.part(("activations", names, self.places, self.margin), self._part)
+        pixels = dataset.validation.images[: self.images]
+        batch = loop.plan.eval_batch
+        chunks = [
+            loop.inspect(part, pixels[start : start + batch])
+            for start in range(0, len(pixels), batch)
+        ]
+        kept = [np.concatenate(each) for each in zip(*chunks, strict=True)]
+        values: dict[str, float] = {}
+        for index, layer in enumerate(layers):
+            found = _Found(*kept[index * len(_Found._fields) : (index + 1) * len(_Found._fields)])
+            values |= {f"{layer.name}/{key}": value for key, value in self._values(layer, found)}
+        return values
+
+    def _part(self, model: keras.Model) -> keras.Model:
+        """The part of a model that ends in what is kept of each chosen layer's input."""
+        import keras
+
+        outputs = []
+        for layer in self.chosen(model):
+            outputs += _kept(layer.input, self.places, _limit(_kind(layer), self.margin))
+        return keras.Model(model.inputs, outputs)
+
+    def _values(self, layer: keras.layers.Layer, found: _Found) -> list[tuple[str, float]]:
+        mean = np.asarray(found.mean, np.float64)
+        square = np.asarray(found.variance, np.float64).mean() + mean.var()
+        values = [("mean", float(mean.mean())), ("std", float(np.sqrt(square)))]
+        values += _percentiles("p", found.sample)
+        for unit in self.units:
+            values += _percentiles(f"unit{unit}/p", found.sample[..., unit])
+        kind = _kind(layer)
+        if kind == "relu":
+            values.append(("dead", float(np.mean(found.highest.max(axis=0) <= 0))))
+            share = np.asarray(found.beyond, np.float64).mean(axis=0)
+            values.append(("collapsed", float(np.mean(share <= self.active))))
+        elif kind in ("sigmoid", "tanh"):
+            values.append(("saturated", float(np.mean(found.beyond, dtype=np.float64))))
         return values
 
 
-def inputs_of(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Return the part of a model that ends in the inputs of the layers of these names."""
-    import keras
+class _Found(NamedTuple):
+    """What is kept of a layer's input: (N, C) each but the sample, (N, K, C).
 
-    return keras.Model(model.inputs, [model.get_layer(name).input for name in names])
+    ``beyond`` is the share of the places that are above 0, or whose size is above a limit.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    highest: np.ndarray
+    beyond: np.ndarray
+    sample: np.ndarray
 
 
-def _percentiles(name: str, values: np.ndarray) -> dict[str, float]:
+def _kept(given: Any, places: int, limit: float) -> _Found:
+    """The symbolic outputs that make up a :class:`_Found`; ``limit`` 0 is for the sign."""
+    from keras import ops
+
+    size = int(np.prod(given.shape[1:-1], dtype=int))
+    values = ops.cast(ops.reshape(given, (-1, size, given.shape[-1])), "float32")
+    beyond = ops.cast(ops.abs(values) > limit if limit else values > 0, "float32")
+    sample = values
+    if size > places:
+        drawn = np.random.default_rng(0).choice(size, places, replace=False)
+        sample = ops.take(values, np.sort(drawn).astype(np.int32), axis=1)
+    return _Found(
+        ops.mean(values, axis=1),
+        ops.var(values, axis=1),
+        ops.max(values, axis=1),
+        ops.mean(beyond, axis=1),
+        sample,
+    )
+
+
+def _is_given_one(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is given one tensor of units, and is given it once."""
+    if type(layer).__name__ == "InputLayer" or len(layer._inbound_nodes) != 1:
+        return False
+    given = layer.input
+    return not isinstance(given, list | tuple | dict) and len(given.shape) > 1
+
+
+def _kind(layer: keras.layers.Layer) -> str:
+    """``relu``, ``sigmoid``, ``tanh``, or nothing for what is none of them."""
+    if type(layer).__name__ == "ReLU":
+        plain = layer.negative_slope == 0 and layer.threshold == 0  # pyright: ignore
+        return "relu" if plain else ""
+    function = getattr(getattr(layer, "activation", None), "__name__", "")
+    if type(layer).__name__ != "Activation":
+        return ""
+    return {"relu": "relu", "relu6": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}.get(function, "")
+
+
+def _limit(kind: str, margin: float) -> float:
+    """The size of an input beyond which the output is within a margin of its limit."""
+    # tanh(x) = 2·sigmoid(2x) − 1, so the same share of its range is reached at half the input.
+    logit = float(np.log((1 - margin) / margin))
+    return {"sigmoid": logit, "tanh": logit / 2}.get(kind, 0.0)
+
+
+def _percentiles(name: str, values: np.ndarray) -> list[tuple[str, float]]:
     found = np.percentile(values, PERCENTILES)
-    return {f"{name}{at}": float(each) for at, each in zip(PERCENTILES, found, strict=True)}
+    return [(f"{name}{at}", float(each)) for at, each in zip(PERCENTILES, found, strict=True)]

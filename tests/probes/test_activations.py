@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
-from normbench.config import compose
 from normbench.engine.training import train
 from normbench.errors import UserError
+from normbench.probes.activations import Activations
 from normbench.store import Store
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    def make(*overrides: str, store: str = "runs"):
-        return compose(
-            [
-                "dataset=digits",
-                "dataset.train_size=160",
-                "dataset.validation=100",
-                "arch=mlp_sigmoid",
-                "arch.units=7",
-                "norm=bn",
-                "batch=16",
-                "epochs=2",
-                f"store={tmp_path / store}",
-                *overrides,
-            ]
-        )
-
-    return make
-
 
 PROBED = ("probe=activations", "probe.activations.layers=[hidden*_sigmoid]")
 
@@ -47,7 +26,17 @@ def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny):
     assert names == {
         f"probe/activations/hidden{layer}_sigmoid/{value}"
         for layer in (1, 2, 3)
-        for value in ("mean", "std", "p15", "p50", "p85", "unit0/p15", "unit0/p50", "unit0/p85")
+        for value in (
+            "mean",
+            "std",
+            "p15",
+            "p50",
+            "p85",
+            "unit0/p15",
+            "unit0/p50",
+            "unit0/p85",
+            "saturated",
+        )
     }
     assert not any(name.startswith("probe/") for name in first.run.metrics()[0])
 
@@ -81,6 +70,7 @@ def test_values_are_those_of_the_formula(tiny):
     row = outcome.run.metrics()[-1]
     prefix = "probe/activations/hidden3_sigmoid"
     assert row[f"{prefix}/mean"] == pytest.approx(given.mean(), abs=1e-4)
+    assert row[f"{prefix}/saturated"] == np.mean((x < 0.05) | (x > 0.95))
     assert row[f"{prefix}/std"] == pytest.approx(given.std(), rel=1e-4)
     for at in (15, 50, 85):
         assert row[f"{prefix}/p{at}"] == pytest.approx(np.percentile(given, at), abs=1e-4)
@@ -94,6 +84,9 @@ def test_values_are_those_of_the_formula(tiny):
         (["probe.activations.layers=[hiden*]"], r"no layer of mlp_sigmoid is called 'hiden\*'"),
         (["probe.activations.units=[7]"], r"has units 0\.\.6, not 7"),
         (["probe.activations.images=0"], "images must be at least 1"),
+        (["probe.activations.margin=0.5"], r"margin must be in \(0, 0.5\)"),
+        (["probe.activations.layers=[images]"], "no layer with one input in mlp_sigmoid"),
+        (["probe.activations.evry=2"], "did you mean 'probe.activations.every'|evry"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
@@ -105,3 +98,70 @@ def test_mistakes_are_refused_before_anything_is_written(overrides, message, tin
 def test_unknown_probes_are_refused(tiny):
     with pytest.raises(UserError, match="did you mean 'activations'"):
         tiny("probe=activation")
+
+
+def probe(**changes):
+    options = {"layers": [], "images": 45, "units": [1], "places": 1000, "margin": 0.1,
+               "active": 0.2, "every": 1}  # fmt: skip
+    return Activations(**{**options, **changes})
+
+
+@pytest.fixture
+def convolution():
+    """A convolution, a ReLU of it, a tanh of that; units of the ReLU are dead, or nearly."""
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(5, 3, name="conv")(inputs)
+    y = keras.layers.ReLU(name="relu")(x)
+    z = keras.layers.Activation("tanh", name="tanh")(keras.layers.Add(name="add")([x, y]))
+    pooled = keras.layers.GlobalAveragePooling2D()(z)
+    model = keras.Model(inputs, keras.layers.Dense(3)(pooled), name="made")
+    kernel, bias = model.get_layer("conv").get_weights()
+    model.get_layer("conv").set_weights([kernel, bias + np.array([-90, 0, -1.2, 3, -90], "f4")])
+    return model
+
+
+def test_silent_units_are_counted_as_numpy_counts_them(convolution, loop_on):
+    loop, dataset = loop_on(convolution)
+    chosen = probe()
+    chosen.check(convolution)
+    values = chosen.measure(loop, dataset)
+    x = (dataset.validation.images[:45] / 255.0 - 0.5) / 0.25
+    kernel, bias = (each.astype("f8") for each in convolution.get_layer("conv").get_weights())
+    given = bias + sum(
+        x[:, i : i + 4, j : j + 4] @ kernel[i, j] for i in range(3) for j in range(3)
+    )
+    above = (given > 0).mean(axis=(0, 1, 2))
+    assert above[0] == above[4] == 0
+    assert 0 < above[2] < 0.45
+    assert values["relu/dead"] == pytest.approx(2 / 5)
+    assert probe(active=0.0).measure(loop, dataset)["relu/collapsed"] == pytest.approx(2 / 5)
+    assert probe(active=0.45).measure(loop, dataset)["relu/collapsed"] == pytest.approx(3 / 5)
+    outputs = np.tanh(given + np.maximum(given, 0))
+    assert values["tanh/saturated"] == pytest.approx(np.mean(np.abs(outputs) > 0.8), abs=1e-3)
+    assert values["relu/mean"] == pytest.approx(given.mean(), rel=1e-4)
+    assert values["relu/std"] == pytest.approx(given.std(), rel=1e-4)
+    assert values["relu/unit1/p50"] == pytest.approx(np.median(given[..., 1]), abs=1e-4)
+    assert {key.split("/")[0] for key in values} == {"relu", "tanh"}
+    assert "relu/saturated" not in values
+    assert "tanh/dead" not in values
+
+
+def test_percentiles_of_some_places_are_near_those_of_all(convolution, loop_on):
+    loop, dataset = loop_on(convolution)
+    whole, some = (probe(places=n).measure(loop, dataset) for n in (16, 6))
+    assert some["relu/std"] == whole["relu/std"]
+    assert some["relu/unit1/p50"] == pytest.approx(whole["relu/unit1/p50"], abs=0.3)
+    assert some["relu/unit1/p50"] != whole["relu/unit1/p50"]
+
+
+def test_layers_that_have_several_inputs_are_left_out(convolution):
+    names = [layer.name for layer in probe(layers=["*"]).chosen(convolution)]
+    assert names[:2] == ["conv", "relu"]
+    assert "add" not in names
+
+
+def test_a_network_without_nonlinearity_is_refused():
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)), name="flat")
+    with pytest.raises(UserError, match="no layer that is a nonlinearity in flat"):
+        probe(units=[]).check(model)
