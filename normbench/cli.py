@@ -7,12 +7,22 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from normbench.arguments import parse, parser
 from normbench.errors import NormbenchError, UserError
 
 INTERRUPTED = 130
+
+
+def entry() -> NoReturn:
+    """Be a process of one command: :func:`main`, and an end that a further Ctrl-C cannot spoil."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while main told of the one before
+        code = INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,6 +167,37 @@ def _report(arguments: Namespace, command: list[str]) -> int:
         out=arguments.out,
     )
     return 0
+
+
+def _diagnose(arguments: Namespace, command: list[str]) -> int:
+    from normbench.diagnosis import diagnose
+    from normbench.diagnosistable import page, rows
+    from normbench.store import Store
+
+    words = arguments.overrides
+    names = [word for word in words if "=" not in word]
+    if not names:
+        raise UserError("diagnose needs a run: its name, its signature, or the start of either")
+    _keep_quiet()
+    outcome = diagnose(
+        Store(arguments.store),
+        names,
+        [name for given in arguments.probe or () for name in given.split(",")],
+        [word for word in words if "=" in word],
+        config_dir=arguments.config_dir,
+        again=arguments.again,
+        command=command,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(page(outcome.lines))
+    else:  # a pipe has no width
+        from normbench.listing import tsv
+
+        print(tsv(rows(outcome.lines)), end="")
+    return outcome.exit_code
 
 
 def _list(arguments: Namespace, command: list[str]) -> int:
@@ -337,6 +378,7 @@ _COMMANDS: dict[str, Callable[[Namespace, list[str]], int]] = {
     "run": _run,
     "sweep": _sweep,
     "report": _report,
+    "diagnose": _diagnose,
     "list": _list,
     "show": _show,
     "norms": _norms,

@@ -101,7 +101,7 @@ def test_an_installed_wheel_composes_from_its_own_conf(unpacked: Path) -> None:
 
 def test_the_wheel_names_the_console_script_and_the_license(unpacked: Path) -> None:
     metadata = unpacked / f"normbench-{normbench.__version__}.dist-info"
-    assert "normbench = normbench.cli:main" in (metadata / "entry_points.txt").read_text()
+    assert "normbench = normbench.cli:entry" in (metadata / "entry_points.txt").read_text()
     assert "License-Expression: Apache-2.0" in (metadata / "METADATA").read_text()
     assert (metadata / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 

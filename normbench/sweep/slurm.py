@@ -13,6 +13,7 @@ from normbench.sweep.executor import Job, Task, whole
 from normbench.sweep.local import Local
 from normbench.sweep.remote import Remote
 from normbench.sweep.remotecell import remote_cell
+from normbench.sweep.slurmqueue import SlurmQueue, stop_softly
 
 CLUSTERS = ("slurm", "local", "debug")
 
@@ -78,6 +79,8 @@ class Slurm(Remote):
                 "executor=slurm needs submitit: pip install 'normbench[slurm]'"
             ) from None
         self._submitit: Any = submitit
+        self._queue = SlurmQueue() if cluster == "slurm" else None
+        self._lost: set[str] = set()
 
     def place(self, count: int) -> list[str]:
         return [f"{self._cluster} {index}" for index in range(min(count, self._at_a_time))]
@@ -102,12 +105,18 @@ class Slurm(Remote):
             ]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
-        done = [handle for handle in handles if handle.done()]
+        if self._queue is not None:
+            self._lost |= self._queue.lost(handle.job_id for handle in handles)
+        done = [handle for handle in handles if handle.job_id in self._lost or handle.done()]
         if not done:
             time.sleep(seconds)
         return done
 
     def result(self, handle: Any) -> Ending:
+        if handle.job_id in self._lost and not handle.done():
+            lines = (handle.stderr() or "").strip().splitlines()
+            end = f": {lines[-1][:300]}" if lines else ""
+            return Ending("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
         try:
             return Ending.from_dict(handle.result())
         except Exception as error:  # submitit's, and what the job raised
@@ -116,6 +125,9 @@ class Slurm(Remote):
             return Ending("failed", "died", f"Slurm's job {handle.job_id} {how}")
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
+        if self._queue is not None and not at_once:
+            stop_softly(handle.job_id for handle in handles)
+            return
         for handle in handles:
             handle.cancel(check=False)
 
