@@ -29,6 +29,12 @@ A network is described by overrides, as for a run, and needs no data set on this
   normbench show arch=resnet50 arch.stem=imagenet --images 224x224x3 --classes 1000"""
 
 
+DIAGNOSE = """\
+What probes measure inside a run (probe=NAME) is measured in the run's last and best checkpoint,
+unless it is known already, and kept beside the run; reports draw both alike:
+  normbench diagnose RUN --probe estimation_shift,train_gap probe.train_gap.images=1000"""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that names the nearest correct word."""
 
@@ -68,6 +74,7 @@ def parser() -> Parser:
     _run(_command(commands, "run", "train one run, or what is left of it", OVERRIDES))
     _sweep(_command(commands, "sweep", "train every cell of a grid", OVERRIDES + SWEEP))
     _report(_command(commands, "report", "write tables, figures and a page from a store"))
+    _diagnose(_command(commands, "diagnose", "measure in the checkpoints of runs", DIAGNOSE))
     _list(_command(commands, "list", "show a store's runs as a table"))
     _show(_command(commands, "show", "show one run, or the network of one", SHOW))
     _norms(_command(commands, "norms", "list the normalizations, or show one"))
@@ -152,6 +159,23 @@ def _report(report: Parser) -> None:
     report.add_argument("--baseline", help="what the others are compared with (bn)")
     report.add_argument("--target", type=float, help="accuracy for the table of steps to reach it")
     report.add_argument("--out", default="report", help="folder to write to (report)")
+
+
+def _diagnose(diagnose: Parser) -> None:
+    diagnose.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="RUN|KEY=VALUE",
+        help="runs: a name, a signature, or the start of either; options of probes",
+    )
+    diagnose.add_argument(
+        "--probe", action="append", metavar="NAME[,NAME...]", help="what is measured (all there is)"
+    )
+    diagnose.add_argument(
+        "--again", action="store_true", help="measure also what was measured before"
+    )
+    _store(diagnose)
+    _config_dir(diagnose)
 
 
 def _list(listing: Parser) -> None:

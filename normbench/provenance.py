@@ -104,7 +104,7 @@ def git_state(
     return {"commit": None if commit == "(initial)" else commit, "dirty": dirty}
 
 
-def _package_git() -> dict[str, Any] | None:
+def package_git() -> dict[str, Any] | None:
     """The state of normbench's checkout; None where it is installed from a wheel."""
     package = Path(normbench.__file__).resolve().parent
     # An environment inside somebody's repository must not pass for a checkout of normbench.
@@ -143,7 +143,7 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
     ``processor``, ``command`` (list of arguments).
     """
     folder = Path.cwd() if folder is None else folder
-    package = _package_git()
+    package = package_git()
     record: dict[str, Any] = {"git": package}
     here = _top(folder)
     if here is not None and (

@@ -225,7 +225,7 @@ class Run:
         self._write_json("summary.json", files.plain(dict(summary)))
 
     def reset(self) -> None:
-        """Forget what was trained, so that the run starts over: metrics, summary, checkpoints.
+        """Forget what was trained, so that the run starts over, and what was measured of it.
 
         ``config.yaml``, ``meta.json`` and the log stay. The caller holds the lock.
 
@@ -233,7 +233,7 @@ class Run:
             StoreError: something cannot be removed.
         """
         try:
-            for name in ("summary.json", "metrics.jsonl"):
+            for name in ("summary.json", "metrics.jsonl", "diagnosis.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             if (self.path / "checkpoint").exists():
                 shutil.rmtree(self.path / "checkpoint")
@@ -283,6 +283,24 @@ class Run:
             return
         kept = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
         files.write_atomic(path, lambda file: file.write(b"".join(line + b"\n" for line in kept)))
+
+    # --- diagnoses ----------------------------------------------------------------------------
+
+    def diagnoses(self) -> list[dict[str, Any]]:
+        """Return the lines of ``diagnosis.jsonl``: what probes measured in checkpoints later on.
+
+        Raises:
+            StoreError: a line before the last is torn, or the file cannot be read.
+        """
+        return [line for _, line in files.read_lines(self.path / "diagnosis.jsonl")]
+
+    def append_diagnosis(self, line: Mapping[str, Any]) -> None:
+        """Append a line to ``diagnosis.jsonl``, durable on return; NaN and infinities become null.
+
+        Raises:
+            StoreError: the file cannot be written; the lines before stay whole.
+        """
+        files.append_line(self.path / "diagnosis.jsonl", files.plain(dict(line)))
 
     # --- checkpoints --------------------------------------------------------------------------
 

@@ -83,10 +83,10 @@ def train(
             pass
     kept = Kept() if kept is None else kept
     # Before the backend: what is missing is said within a second.
-    dataset = kept.dataset(config, _load)
+    dataset = kept.dataset(config, load_dataset)
     _refuse_batch(config, dataset)
     record = {"engine": backend.start(config.backend, config.precision)}
-    prepared = _prepare(config, dataset, kept)
+    prepared = prepare(config, dataset, kept)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
@@ -95,8 +95,17 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What a run is trained with, all of it checked before anything is written."""
+class Prepared:
+    """What a run is trained with, all of it checked before anything is written.
+
+    Attributes:
+        dataset: Its three splits.
+        model: The loop's.
+        loop: In the run's initial state.
+        rates: Learning rate of each step of the run, float32.
+        steps_per_epoch: Steps of an epoch.
+        probes: Those that the config names.
+    """
 
     dataset: Any
     model: Any
@@ -106,7 +115,8 @@ class _Prepared:
     probes: list[Any]
 
 
-def _load(config: Config) -> Any:
+def load_dataset(config: Config) -> Any:
+    """Load the data set of a run, split as its config says."""
     from normbench.data.split import load
 
     return load(
@@ -136,7 +146,7 @@ def check(config: Config, kept: Kept) -> Any:
         UserError: The config cannot be trained.
         NormbenchError: The data set is damaged.
     """
-    dataset = kept.dataset(config, _load)
+    dataset = kept.dataset(config, load_dataset)
     _refuse_batch(config, dataset)
     _optimizer(config)
     _rates(config, len(dataset.train.labels) // config.batch)
@@ -172,7 +182,12 @@ def _rates(config: Config, steps: int) -> np.ndarray:
     return (np.float64(peak) * factors).astype(np.float32)
 
 
-def _prepare(config: Config, dataset: Any, kept: Kept) -> _Prepared:
+def prepare(config: Config, dataset: Any, kept: Kept) -> Prepared:
+    """Build all that a run is trained with; its backend must have been started.
+
+    Raises:
+        UserError: The config cannot be trained, or a probe of it cannot be measured.
+    """
     from normbench.engine.images import Images
     from normbench.engine.loop import Plan
     from normbench.engine.model import build_model, initialize_from
@@ -202,13 +217,13 @@ def _prepare(config: Config, dataset: Any, kept: Kept) -> _Prepared:
     probes = make_probes(config.probe)
     for probe in probes:
         probe.check(model)
-    return _Prepared(dataset, loop.model, loop, rates, steps, probes)
+    return Prepared(dataset, loop.model, loop, rates, steps, probes)
 
 
 def _train_locked(
     run: Run,
     config: Config,
-    prepared: _Prepared,
+    prepared: Prepared,
     record: dict[str, Any],
     observer: Observer,
     command: list[str],
@@ -242,7 +257,7 @@ def _train_locked(
 
 
 def _trained(
-    run: Run, config: Config, prepared: _Prepared, meta: dict[str, Any], observer: Observer
+    run: Run, config: Config, prepared: Prepared, meta: dict[str, Any], observer: Observer
 ) -> dict[str, Any]:
     """Train what is left of the run and return its summary."""
     from normbench.engine.model import parameter_count

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 import normbench
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the columns change their meaning; a cache of another format is not read."""
 
-FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json")
+FILES = ("config.yaml", "meta.json", "metrics.jsonl", "diagnosis.jsonl", "summary.json")
 _SETTLED_NS = 2_000_000_000
 _KEY = b"normbench"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +115,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     try:
         summary = run.summary
         epochs = run.metrics()
+        epochs = diagnosed(epochs, run.diagnoses())
     except NormbenchError as error:
         problem = _reason(error, run)
     if config is None or meta is None:
@@ -127,6 +128,31 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     row.update(_provenance(meta))
     row["path"] = str(run.path)
     return row, epochs, problem
+
+
+def diagnosed(
+    epochs: list[dict[str, Any]], diagnoses: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Add what was measured in checkpoints to the rows of their epochs.
+
+    What the run measured itself stays; of several diagnoses of one epoch the last counts. One of a
+    checkpoint in the middle of an epoch belongs to no row.
+    """
+    found: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
+    for line in diagnoses:
+        found.setdefault((line["epoch"], line["step"]), {})[line["probe"]] = line["values"]
+    added = [
+        {
+            f"probe/{probe}/{key}": value
+            for probe, values in found.get((row.get("epoch"), row.get("step")), {}).items()
+            for key, value in values.items()
+        }
+        for row in epochs
+    ]
+    return [
+        {**row, **{k: v for k, v in more.items() if k not in row}}
+        for row, more in zip(epochs, added, strict=True)
+    ]
 
 
 def _reason(error: NormbenchError, run: Run) -> str:

@@ -46,7 +46,7 @@ def install() -> None:
     from normbench.engine import backend
 
     training = import_module("normbench.engine.training")
-    training._load = load
+    training.load_dataset = load
     _fill_disk()
     backend.start = start
     backend.loop_class = lambda name: make_loop

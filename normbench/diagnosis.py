@@ -1,0 +1,297 @@
+"""``normbench diagnose``: what probes measure in the checkpoints that runs left.
+
+What is found stands in the run's ``diagnosis.jsonl``, a line a checkpoint and probe: ``checkpoint``
+(``last`` or ``best``), ``epoch`` and ``step`` of it, ``probe``, ``options``, ``values`` by name,
+``time`` and ``commit``. A report adds them to the run's row of that epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from normbench.config import Config, compose, group_options, parse
+from normbench.errors import NormbenchError, UserError, unknown
+from normbench.formats import duration
+
+if TYPE_CHECKING:
+    from normbench.engine.reuse import Kept
+    from normbench.engine.training import Prepared
+    from normbench.store import Run, Store
+
+CHECKPOINTS = ("last", "best")
+_SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
+
+Options = dict[str, dict[str, Any]]
+"""Of each probe: its group of the config."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run to be diagnosed: its config, and the info of each checkpoint that it has."""
+
+    run: Run
+    config: Config
+    checkpoints: Mapping[str, Mapping[str, Any]]
+    options: Options
+
+
+@dataclass
+class Outcome:
+    """What became of a call of :func:`diagnose`.
+
+    Attributes:
+        lines: By run, the lines of its ``diagnosis.jsonl`` that answer what was asked, and those
+            that the run itself measured, in their form.
+        measured: How many of them are new.
+        failures: A sentence each.
+    """
+
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    measured: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures else 0
+
+
+def diagnose(
+    store: Store,
+    names: Sequence[str],
+    probes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | None = None,
+    again: bool = False,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Measure in the checkpoints of runs what was not measured yet.
+
+    A probe's options are those of the command; else those that the run had; else the defaults.
+
+    Args:
+        store: Where the runs are.
+        names: Of runs, as :meth:`Store.find` takes them.
+        probes: Names; all that there are by default, those left out that a network refuses.
+        overrides: Options of probes, as ``probe.activations.images=100``.
+        config_dir: A further folder with config groups.
+        again: Measure also what was measured before.
+        command: For the lock of a run, to say who holds it.
+        say: Is told of each measurement and of each failure.
+
+    Raises:
+        UserError: No such run or probe, or option; a run that has no checkpoint, or whose network
+            a probe that was named refuses; runs of several backends.
+        NormbenchError: The backend is missing, or a run cannot be read.
+    """
+    offered = group_options(config_dir)["probe"]
+    for name in probes:
+        if name not in offered:
+            raise unknown("probe", name, offered)
+    wanted = list(dict.fromkeys(probes or offered))
+    groups, given = _options(wanted, overrides, config_dir)
+    targets = [_target(run, groups, given) for run in _runs(store, names)]
+    backends = sorted({each.config.backend for each in targets})
+    if len(backends) > 1:
+        raise UserError(
+            f"these runs used {' and '.join(backends)}: diagnose those of one at a time"
+        )
+
+    from normbench.engine.reuse import Kept
+
+    outcome, kept = Outcome(), Kept()
+    for each in targets:
+        try:
+            outcome.measured += _diagnose(each, again, bool(probes), kept, list(command), say)
+            outcome.lines[each.run.name] = _answers(each)
+        except UserError:
+            raise
+        except Exception as error:
+            kept.forget()
+            reason = str(error) if isinstance(error, NormbenchError) else f"{error!r}"
+            outcome.failures.append(f"{each.run.name}: {' '.join(reason.split())}")
+            say(outcome.failures[-1])
+    return outcome
+
+
+def _runs(store: Store, names: Iterable[str]) -> list[Run]:
+    found = {run.name: run for run in (store.find(name) for name in names)}
+    return list(found.values())
+
+
+def _options(
+    names: Sequence[str], overrides: Sequence[str], config_dir: str | None
+) -> tuple[Options, Options]:
+    """The groups of probes as their files and the overrides say, and what the overrides say."""
+    for override in parse(overrides):
+        group, _, rest = override.key_or_group.partition(".")
+        name = rest.partition(".")[0]
+        if group != "probe" or not rest:
+            raise UserError(
+                f"{override.input_line!r}: diagnose takes options of probes alone, as in "
+                "probe.NAME.OPTION=VALUE"
+            )
+        if name not in names:
+            raise unknown("probe", name, names)
+    groups = compose([f"probe=[{','.join(names)}]", *overrides], config_dir).probe
+    given: Options = {}
+    for override in parse(overrides):
+        _, name, option = override.key_or_group.split(".", 2)
+        option = option.partition(".")[0]
+        given.setdefault(name, {})[option] = groups[name][option]
+    return groups, given
+
+
+def _target(run: Run, groups: Options, given: Options) -> Target:
+    """Read what is known of a run without its arrays.
+
+    Raises:
+        UserError: It has no checkpoint.
+    """
+    tree = {k: v for k, v in (run.config or {}).items() if k not in ("signature", "schema")}
+    config = Config.from_dict(_SINCE | tree)
+    infos = {each: run.checkpoint_info(best=each == "best") for each in CHECKPOINTS}
+    found = {each: info for each, info in infos.items() if info is not None}
+    if not found:
+        raise UserError(f"run {run.name} has no checkpoint to diagnose")
+    options = {
+        name: {**group, **config.probe.get(name, {}), **given.get(name, {})}
+        for name, group in groups.items()
+    }
+    return Target(run, config, found, options)
+
+
+def _diagnose(
+    target: Target, again: bool, named: bool, kept: Kept, command: list[str], say: Callable
+) -> int:
+    """Measure what is due of a run, and return how much that was."""
+    if not any(_due(target, name, again) for name in target.options):
+        return 0
+    with target.run.lock(command):
+        prepared = _prepared(target, named, kept, say)
+        measured = 0
+        for probe in prepared.probes:
+            values: dict[tuple[int, int], dict[str, float]] = {}
+            for checkpoint in _due(target, probe.name, again):
+                place = _place(target.checkpoints[checkpoint])
+                if place not in values:  # the last epoch may be the best
+                    began = time.perf_counter()
+                    _restore(target, checkpoint, prepared)
+                    values[place] = probe.measure(prepared.loop, prepared.dataset)
+                    took = duration(time.perf_counter() - began)
+                    say(f"{target.run.name}: {probe.name} at epoch {place[0]} measured in {took}")
+                target.run.append_diagnosis(
+                    _line(target, checkpoint, probe.name) | {"values": values[place]} | _origin()
+                )
+                measured += 1
+    return measured
+
+
+def _due(target: Target, probe: str, again: bool) -> list[str]:
+    """The checkpoints in which a probe is to be measured."""
+    known = [] if again else [_identity(line) for line in _known(target)]
+    return [
+        each for each in target.checkpoints if _identity(_line(target, each, probe)) not in known
+    ]
+
+
+def _known(target: Target) -> list[dict[str, Any]]:
+    """What was measured of a run: lines of its diagnoses, and of what it measured itself."""
+    lines = target.run.diagnoses()
+    rows = {(row["epoch"], row["step"]): row for row in target.run.metrics()}
+    for checkpoint, info in target.checkpoints.items():
+        row = rows.get(_place(info), {})
+        for name, options in target.config.probe.items():
+            prefix = f"probe/{name}/"
+            values = {key.removeprefix(prefix): v for key, v in row.items() if key[:6] == "probe/"
+                      and key.startswith(prefix)}  # fmt: skip
+            if values:
+                line = _line(target, checkpoint, name) | {"options": _plain(options)}
+                lines.append(line | {"values": values})
+    return lines
+
+
+def _answers(target: Target) -> list[dict[str, Any]]:
+    """Of what is known of a run, the newest of each probe and checkpoint that was asked for."""
+    asked = {
+        _identity(_line(target, each, name)): None
+        for name in target.options
+        for each in target.checkpoints
+    }
+    found: dict[str, Any] = {**asked, **{_identity(line): line for line in _known(target)}}
+    return [found[key] for key in asked if found[key] is not None]
+
+
+def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None]) -> Prepared:
+    """Build what the run was trained with, and the probes that its network does not refuse."""
+    from dataclasses import replace
+
+    from normbench.engine import backend
+    from normbench.engine.training import load_dataset, prepare
+    from normbench.probes.probe import make_probes
+
+    config = replace(target.config, probe={})
+    dataset = kept.dataset(config, load_dataset)
+    backend.start(config.backend, config.precision)
+    if not kept.serves(config):
+        kept.forget_loop()
+    prepared = prepare(config, dataset, kept)
+    probes = []
+    for probe in make_probes(target.options):
+        try:
+            probe.check(prepared.model)
+            probes.append(probe)
+        except UserError as refusal:
+            if named:
+                raise
+            say(f"{target.run.name}: {probe.name} left out: {refusal}")
+    return replace(prepared, probes=probes)
+
+
+def _restore(target: Target, checkpoint: str, prepared: Prepared) -> None:
+    """Put the loop where the run was at a checkpoint, in the epoch that it had just trained."""
+    loaded = target.run.load_checkpoint(best=checkpoint == "best")
+    if loaded is None:
+        raise NormbenchError(f"the checkpoint {checkpoint} is gone")
+    arrays, info = loaded
+    epoch, step = _place(info)
+    prepared.loop.begin_epoch(max(epoch - 1, 0))
+    prepared.loop.rate = float(prepared.rates[max(step - 1, 0)])
+    prepared.loop.load({k: v for k, v in arrays.items() if not k.startswith("partial/")})
+
+
+def _line(target: Target, checkpoint: str, probe: str) -> dict[str, Any]:
+    epoch, step = _place(target.checkpoints[checkpoint])
+    return {
+        "checkpoint": checkpoint,
+        "epoch": epoch,
+        "step": step,
+        "probe": probe,
+        "options": _plain(target.options.get(probe, {})),
+    }
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A probe's options; how often a run measures them is none of a single checkpoint's."""
+    return {k: v for k, v in group.items() if k not in ("name", "_target_", "every")}
+
+
+def _origin() -> dict[str, Any]:
+    from normbench.provenance import package_git, utc_now
+
+    return {"time": utc_now(), "commit": (package_git() or {}).get("commit")}
+
+
+def _place(info: Mapping[str, Any]) -> tuple[int, int]:
+    return int(info["epoch"]), int(info["step"])
+
+
+def _identity(line: Mapping[str, Any]) -> str:
+    """What makes two measurements the same one."""
+    keys = ("checkpoint", "epoch", "step", "probe", "options")
+    return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)

@@ -1,0 +1,112 @@
+"""The values of a diagnosis as rows, and as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normbench.formats import small
+
+Lines = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By run, lines as those of its ``diagnosis.jsonl``."""
+
+_INDENT = 2
+
+
+def rows(found: Lines) -> list[dict[str, Any]]:
+    """Return a row a value: run, checkpoint, epoch, probe, name and value."""
+    return [
+        {
+            "run": run,
+            "checkpoint": line["checkpoint"],
+            "epoch": line["epoch"],
+            "probe": line["probe"],
+            "name": name,
+            "value": value,
+        }
+        for run, lines in found.items()
+        for line in lines
+        for name, value in line["values"].items()
+    ]
+
+
+def page(found: Lines, width: int | None = None) -> RenderableType:
+    """Return, for each run and probe, the values of the network and those of each layer.
+
+    Args:
+        found: What is shown.
+        width: Of the terminal; the columns that do not fit are counted below the table.
+    """
+    room = (Console().width if width is None else width) - _INDENT
+    shown: list[RenderableType] = []
+    for run, lines in found.items():
+        shown.append(Text(run, "bold"))
+        for probe in dict.fromkeys(line["probe"] for line in lines):
+            own = [line for line in lines if line["probe"] == probe]
+            parts = [_network(own), _layers(own[0], room)]
+            tables = [each for part in parts if part is not None for each in part]
+            shown += [Padding(each, (0, 0, 0, _INDENT), expand=False) for each in tables]
+        if not lines:
+            shown.append(Padding(Text("nothing was measured", "dim"), (0, 0, 0, _INDENT)))
+    return Group(*shown)
+
+
+def _where(line: Mapping[str, Any]) -> str:
+    return f"{line['checkpoint']}, epoch {line['epoch']}"
+
+
+def _network(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType] | None:
+    """Values of the whole network, a column a checkpoint."""
+    names = dict.fromkeys(name for line in lines for name in line["values"] if "/" not in name)
+    if not names:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(lines[0]["probe"], no_wrap=True)
+    for line in lines:
+        table.add_column(_where(line), justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *(small(line["values"].get(name)) for line in lines))
+    return [table]
+
+
+def _layers(line: Mapping[str, Any], room: int) -> list[RenderableType] | None:
+    """Values by layer in one checkpoint, a row a layer."""
+    values: dict[str, dict[str, Any]] = {}
+    for name, value in line["values"].items():
+        layer, slash, quantity = name.partition("/")
+        if slash:
+            values.setdefault(layer, {})[quantity] = value
+    if not values:
+        return None
+    quantities = list(dict.fromkeys(quantity for own in values.values() for quantity in own))
+    texts = {
+        (layer, quantity): small(own[quantity]) if quantity in own else ""
+        for layer, own in values.items()
+        for quantity in quantities
+    }
+    widths = [
+        max(len(quantity), *(len(texts[layer, quantity]) for layer in values))
+        for quantity in quantities
+    ]
+    heading = f"{line['probe']} by layer"
+    used = max(len(heading), *map(len, values))
+    fitting = 0
+    while fitting < len(quantities) and used + 2 + widths[fitting] <= room:
+        used += 2 + widths[fitting]
+        fitting += 1
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(heading, no_wrap=True)
+    for quantity in quantities[:fitting]:
+        table.add_column(quantity, justify="right", no_wrap=True)
+    for layer in values:
+        table.add_row(layer, *(texts[layer, quantity] for quantity in quantities[:fitting]))
+    shown: list[RenderableType] = [Text(_where(line), "dim"), table]
+    if fitting < len(quantities):
+        left = len(quantities) - fitting
+        shown.append(Text(f"{left} more columns: a wider terminal or a pipe shows them", "dim"))
+    return shown
