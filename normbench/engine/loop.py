@@ -225,6 +225,8 @@ def flat(tensors: list[Any]) -> Any:
 
 def unflat(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
     """Undo :func:`flat`."""
+    if len(shapes) == 1:  # which the backends cannot split into one part
+        return [ops.reshape(vector, shapes[0])]
     sizes = [math.prod(shape) for shape in shapes]
     parts = ops.split(vector, list(np.cumsum(sizes)[:-1]))
     return [ops.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,143 @@
+"""How large weights, gradients and updates are, and how far successive updates agree."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from normbench.errors import UserError
+from normbench.probes.probe import Probe, checked_every
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import keras
+
+    from normbench.data.split import Dataset
+    from normbench.engine.lookahead import Step
+    from normbench.engine.loop import Loop
+
+
+class Gradients(Probe):
+    """Norms of weights and gradients, relative updates, and angles between updates.
+
+    No step of the training is observed, and none is taken: after the epoch the optimizer's own
+    formula is worked out ``batches`` times in a row on copies of the weights and slots
+    (:func:`normbench.engine.lookahead.lookahead`), on the first training images as they are
+    stored, in mini-batches of the training's size, without augmentation, at the learning rate of
+    the epoch's last step. The same images come each time, from the first again where they run out.
+
+    Values, of each layer that has a kernel ``<layer>/…`` of its kernel alone, and of all weights
+    together:
+
+    * ``weight_norm``: ‖w‖, at present.
+    * ``gradient_norm``: ‖g‖ of a mini-batch's loss, without weight decay and before clipping; the
+      mean over the steps.
+    * ``relative_update``: ‖Δw‖/‖w‖ of a step, the effective learning rate; the mean.
+    * ``angle``: between the updates of successive steps, in degrees, the mean; missing where an
+      update is 0. Momentum keeps it small.
+    * ``gradient_angle``, of all weights alone: between the successive gradients themselves.
+    * ``<layer>/effective_rate``: η/‖w‖², of kernels whose scale the network does not see: what the
+      learning rate of gradient descent amounts to for the direction of such weights (van Laarhoven
+      2017, arXiv 1706.05350, section 3; Hoffer et al. 2018, arXiv 1803.01814, section 3). For an
+      optimizer that normalizes its steps, as Adam, ``relative_update`` says more.
+
+    In half precision the gradients are those of the training, with its roundings.
+
+    Args:
+        batches: Steps, at least 2.
+        every: Epochs between two measurements.
+
+    Raises:
+        UserError: An option out of its range.
+    """
+
+    name = "gradients"
+
+    def __init__(self, *, batches: int, every: int) -> None:
+        if batches < 2:
+            raise UserError(f"probe.{self.name}.batches must be at least 2, got {batches}")
+        self.batches = batches
+        self.every = checked_every(self.name, every)
+        self._invariant: tuple[object, set[str]] = (None, set())
+
+    def check(self, model: keras.Model) -> None:
+        from normbench.probes.invariance import kernels
+
+        if not kernels(model):
+            raise UserError(f"probe.{self.name}: no layer of {model.name} has a kernel")
+
+    def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
+        from normbench.engine.lookahead import lookahead
+        from normbench.probes.invariance import kernels, scale_invariant
+
+        if loop.rate is None:
+            raise ValueError("probe gradients: the loop was not told its learning rate")
+        model = loop.model
+        if self._invariant[0] is not model:
+            self._invariant = (model, scale_invariant(model))
+        batches = first_batches(dataset, loop.plan.batch, self.batches)
+        steps = lookahead(loop, batches, loop.rate)
+        values = _of_all(steps)
+        ends = np.cumsum([0, *(int(np.prod(v.shape)) for v in model.trainable_variables)])
+        for name, places in kernels(model).items():
+            own = np.concatenate([np.arange(ends[place], ends[place + 1]) for place in places])
+            values |= {f"{name}/{key}": value for key, value in _of(steps, own).items()}
+            if name in self._invariant[1]:
+                norm = values[f"{name}/weight_norm"]
+                values[f"{name}/effective_rate"] = loop.rate / norm**2 if norm else np.inf
+        return values
+
+
+def first_batches(
+    dataset: Dataset, batch: int, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Part the first training images into mini-batches, from the first again where they run out.
+
+    Yields:
+        Pixels, uint8 (``batch``, H, W, C), and labels, int32 (``batch``,), ``count`` times.
+    """
+    images, labels = dataset.train.images, dataset.train.labels
+    for index in range(count):
+        places = np.arange(index * batch, (index + 1) * batch) % len(labels)
+        yield np.asarray(images[places]), np.asarray(labels[places], np.int32)
+
+
+def norm(vector: np.ndarray) -> float:
+    """Return the Euclidean norm, summed in float64."""
+    return float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+
+
+def angle(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the angle between two vectors in degrees; NaN where one of them is 0."""
+    lengths = norm(one) * norm(other)
+    if not lengths > 0:
+        return np.nan
+    cosine = np.dot(one.astype(np.float64), other.astype(np.float64)) / lengths
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
+def _of_all(steps: list[Step]) -> dict[str, float]:
+    values = _of(steps, np.arange(len(steps[0].weights)))
+    gradients = [step.gradient for step in steps]
+    return values | {"gradient_angle": _mean_angle(gradients)}
+
+
+def _of(steps: list[Step], own: np.ndarray) -> dict[str, float]:
+    """The values of some weights, by their places."""
+    sizes = [(norm(step.update[own]), norm(step.weights[own])) for step in steps]
+    return {
+        "weight_norm": sizes[0][1],
+        "gradient_norm": float(np.mean([norm(step.gradient[own]) for step in steps])),
+        "relative_update": float(np.mean([up / w if w else np.inf for up, w in sizes])),
+        "angle": _mean_angle([step.direction[own] for step in steps]),
+    }
+
+
+def _mean_angle(vectors: list[np.ndarray]) -> float:
+    """The mean angle between neighbours; NaN, which is stored as null, where there is none."""
+    found = [angle(one, other) for one, other in pairwise(vectors)]
+    known = [each for each in found if not np.isnan(each)]
+    return float(np.mean(known)) if known else np.nan

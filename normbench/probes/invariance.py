@@ -1,0 +1,97 @@
+"""Which weights of a network may be multiplied by any positive number without changing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from normbench.engine.optimizer import is_decayed
+
+_SIZE, _FACTOR = 100.0, 4.0
+"""Deviation of what layers are tried with, large for any ε to be nothing beside it, and how many
+times as much they are given the second time."""
+
+_TOLERANCE = 1e-3
+_IMAGES = 8
+
+
+def kernels(model: keras.Model) -> dict[str, list[int]]:
+    """Return the layers with kernels, in the order of the network: the kernels' places.
+
+    Returns:
+        By a layer's name, places in ``model.trainable_variables``.
+    """
+    places = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
+    found = {}
+    for layer in model.layers:
+        own = [places[id(v)] for v in layer.trainable_variables if is_decayed(v)]
+        if own:
+            found[layer.name] = own
+    return found
+
+
+def scale_invariant(model: keras.Model) -> set[str]:
+    """Return the names of the layers whose kernels' scale the network does not see in training.
+
+    That is where the kernel passes through a parametrization that takes its scale out, or where
+    the layer is linear, has no bias, and gives what it computes only to layers that take the scale
+    of their input out. Whether they do is tried, with random numbers, so it holds for any
+    normalization; it is so up to the normalization's ε, which sees the scale.
+
+    Args:
+        model: Built from single layers; what is inside a nested model is not looked at.
+    """
+    inside = {id(operation) for operation in model.operations}
+    names = set()
+    for name in kernels(model):
+        layer = model.get_layer(name)
+        parametrization = getattr(layer, "parametrization", None)
+        if parametrization is not None and _takes_scale_out_of_kernel(layer, parametrization):
+            names.add(name)
+            continue
+        users = [n.operation for n in layer._outbound_nodes if id(n.operation) in inside]
+        linear = getattr(layer, "activation", None) in (None, keras.activations.linear)
+        plain = linear and not getattr(layer, "use_bias", False)
+        if plain and users and all(_takes_scale_out(user) for user in users):
+            names.add(name)
+    return names
+
+
+def _takes_scale_out(layer: Any) -> bool:
+    """Whether a layer gives the same for its input times a factor, in training mode."""
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer.input, list | tuple | dict):
+        return False
+    if any(size is None for size in layer.input.shape[1:]):
+        return False
+    images = max(_IMAGES, int(getattr(layer, "virtual_batch", 0)))
+    x = np.random.default_rng(0).standard_normal((images, *layer.input.shape[1:]))
+    # One more than they are: a γ of 0 would hide everything.
+    weights = [ops.convert_to_tensor(v) + 1.0 for v in layer.trainable_variables]
+    others = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
+    options = {"training": True} if layer._call_has_training_arg else {}
+
+    def given(factor: float) -> np.ndarray:
+        scaled = ops.convert_to_tensor((x * factor * _SIZE).astype(np.float32))
+        outputs, _ = layer.stateless_call(weights, others, scaled, **options)
+        return np.asarray(ops.convert_to_numpy(ops.cast(outputs, "float32")))
+
+    return _same(given(1.0), given(_FACTOR))
+
+
+def _takes_scale_out_of_kernel(layer: Any, parametrization: Any) -> bool:
+    kernel = next(v for v in layer.trainable_variables if is_decayed(v))
+    x = np.random.default_rng(0).standard_normal(tuple(kernel.shape)) * _SIZE
+
+    def given(factor: float) -> np.ndarray:
+        scaled = ops.convert_to_tensor((x * factor).astype(np.float32))
+        return np.asarray(ops.convert_to_numpy(parametrization(scaled, training=False)))
+
+    return _same(given(1.0), given(_FACTOR))
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    largest = float(np.max(np.abs(one)))
+    return largest > 0 and float(np.max(np.abs(other - one))) <= _TOLERANCE * largest
