@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from normbench.errors import unknown
-from normbench.report import improvement, lists, tables, targets, where
+from normbench.report import improvement, lists, probed, tables, targets, where
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -126,7 +126,16 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
 
 def draw(section: Section) -> list[Drawing]:
     """Draw the figures of a study, the main ones first."""
-    from normbench.report.figures import batch, curves, heatmap, percentiles, profile, rate, time
+    from normbench.report.figures import (
+        batch,
+        curves,
+        depth,
+        heatmap,
+        percentiles,
+        profile,
+        rate,
+        time,
+    )
 
     study, grid = section.study, section.grid
     shown, runs = grid.metric, study.runs
@@ -156,7 +165,7 @@ def draw(section: Section) -> list[Drawing]:
     for name, second, log in _CURVES:
         if drawn[name].notna().any():
             drawings.append(curves.draw(study, name, second, log=log))
-    return drawings + percentiles.draw(study)
+    return drawings + percentiles.draw(study) + depth.draw(study)
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
@@ -176,6 +185,8 @@ def _section(study: Study, shown: Metric, baseline: object, target: float | None
     for name in others:
         if name != shown.name and _present(study.runs, name):
             made.append(_titled(tables.matrix(build(study, METRICS[name])), name, target))
+    shifts = probed.estimation_shift(study)
+    made += [shifts] if shifts else []
     made.append(lists.summary(study))
     return Section(study, grid, made, findings(grid, chances), chances)
 

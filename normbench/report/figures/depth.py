@@ -1,0 +1,140 @@
+"""Values of layers against their depth, as the estimation shift of batch statistics."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report import labels
+from normbench.report.bands import Band, bands, joined
+from normbench.report.figures import style
+from normbench.report.study import Study
+
+PANELS = 4  # in a row of the page
+_SHIFT = re.compile(r"^probe/estimation_shift/(?P<layer>[^/]+)/(?P<quantity>[^/]+)$")
+DRAWN = {"mean_shift": "Shift of the mean", "std_shift": "Shift of the deviation"}
+"""Quantities of the probe ``estimation_shift`` that are drawn, each in a row of panels."""
+
+
+@style.styled
+def draw(study: Study) -> list[style.Drawing]:
+    """Draw the shift of population statistics against depth, a panel for each column.
+
+    A line for each row of the study that keeps such statistics, of the last epoch that each run
+    has them for; mean and 95 % interval over seeds of the logarithm. Nothing where no run has the
+    probe ``estimation_shift``.
+    """
+    values = by_layer(study)
+    found = {
+        quantity: bands(values[values["quantity"] == quantity], "value", "depth", log=True)
+        for quantity in DRAWN
+    }
+    found = {quantity: drawn for quantity, drawn in found.items() if drawn}
+    if not found:
+        return []
+    keys = {key for drawn in found.values() for key in drawn}
+    columns = [column for column in study.columns if any(key[1] == column for key in keys)]
+    rows = [row for row in study.rows if any(key[0] == row for key in keys)]
+    parts = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
+    return [
+        _drawing(study, found, rows, part, f"-{number}" if len(parts) > 1 else "")
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def by_layer(study: Study) -> pd.DataFrame:
+    """Return what the probe measured of each layer, in the last epoch that a run has it for.
+
+    Returns:
+        Columns ``run``, ``row``, ``column``, ``layer``, ``depth``, ``quantity``, ``value``.
+    """
+    curves = joined(study)
+    measured = [name for name in curves.columns if _SHIFT.match(name)]
+    known = curves[curves[measured].notna().any(axis=1)] if measured else curves.iloc[:0]
+    last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
+    lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
+    parts = lines["name"].str.extract(_SHIFT)
+    lines = lines.drop(columns="name").join(parts)
+    depths = lines[lines["quantity"] == "depth"].rename(columns={"value": "depth"})
+    values = lines[lines["quantity"] != "depth"]
+    return values.merge(depths[["run", "layer", "depth"]], on=["run", "layer"])
+
+
+def _drawing(
+    study: Study,
+    found: dict[str, dict[tuple[Any, Any], Band]],
+    rows: list[Any],
+    columns: list[Any],
+    number: str,
+) -> style.Drawing:
+    wide = len(columns) > 1
+    names = [study.row(row) for row in rows]
+    width = style.PAGE if wide else style.COLUMN
+    height = 1.7 * len(found) + 0.35 + style.legend_height(names, width)
+    figure, grid = style.new(width, height, len(found), len(columns), sharex=True, sharey="row")
+    points = []
+    for place, (quantity, drawn) in enumerate(found.items()):
+        for axis, column in zip(grid[place], columns, strict=True):
+            for row in rows:
+                if (row, column) in drawn:
+                    points += _line(axis, study, (row, column), drawn[row, column], quantity)
+            axis.set_yscale("log")
+        shown = [drawn[row, column] for row in rows for column in columns if (row, column) in drawn]
+        values = np.concatenate([band.mean for band in shown])
+        low, high = values.min() / 1.3, values.max() * 1.3
+        for axis in grid[place]:
+            style.plain_log(axis.yaxis, low, high)
+            axis.set_ylim(low, high)
+        grid[place][0].set_ylabel(DRAWN[quantity])
+    for axis, column in zip(grid[0], columns, strict=True):
+        if study.column_factor:
+            axis.set_title(f"{labels.factor(study.column_factor)} {study.column(column)}")
+    for axis in grid[-1]:
+        axis.set_xlabel("Depth (weighted layers)")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    handles = [
+        style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
+    ]
+    style.legend(figure, handles, 8, study.legend_title)
+    absent = [study.row(row) for row in study.rows if row not in rows]
+    without = f" {', '.join(absent)}: no such statistics, or not measured." if absent else ""
+    return style.Drawing(
+        f"estimation-shift{number}",
+        "Estimation shift against depth, in the last epoch that was measured: "
+        f"{study.title}. Distance of the mean and of the deviation that a layer keeps for "
+        "inference from those that its input has there on training images, over the norm of the "
+        "latter deviation (after Huang et al. 2022). Mean and 95 % t interval over seeds of the "
+        f"logarithm.{without}",
+        figure,
+        points,
+        wide=wide,
+    )
+
+
+def _line(
+    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, quantity: str
+) -> list[style.Point]:
+    look = style.look(study.row_factor, key[0], study.rows)
+    axis.fill_between(
+        band.x, band.low, band.high, facecolor=to_rgba(look.colour, 0.15), linewidth=0
+    )
+    small = {**style.mark(look), "markersize": 2.6}
+    axis.plot(band.x, band.mean, color=look.colour, linestyle=look.dashes, linewidth=0.9, **small)
+    where = f", {study.column(key[1])}" if study.column_factor else ""
+    name = DRAWN[quantity].lower()
+    return [
+        style.Point(
+            axis,
+            float(x),
+            float(mean),
+            f"{study.row(key[0])}{where}, depth {x:g}: {name} {mean:.3g}",
+            key,
+        )
+        for x, mean in zip(band.x, band.mean, strict=True)
+    ]
