@@ -8,6 +8,7 @@ What is found stands in the run's ``diagnosis.jsonl``, a line a checkpoint and p
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -238,6 +239,8 @@ def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None
     config = replace(target.config, probe={})
     dataset = kept.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
+    # That many functions are traced is no mistake where many networks are looked at.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if not kept.serves(config):
         kept.forget_loop()
     prepared = prepare(config, dataset, kept)

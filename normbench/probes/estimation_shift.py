@@ -39,7 +39,8 @@ class EstimationShift(Probe):
     * ``<layer>/mean_shift_of_mean`` = ‖μ̂ − μ‖₂/‖μ‖₂, large where the mean is near 0;
     * ``<layer>/std_shift`` = ‖σ̂ − σ‖₂/‖σ‖₂ and ``<layer>/variance_shift`` = ‖σ̂² − σ²‖₂/‖σ²‖₂;
     * ``<layer>/mean_distance`` = ‖μ̂ − μ‖₂ and ``<layer>/std_distance`` = ‖σ̂ − σ‖₂;
-    * ``<layer>/depth``: convolutions and fully connected layers before it.
+    * ``<layer>/depth``: the place, from 1 on, of the convolution or fully connected layer that it
+      follows, the same for any choice of normalizations.
 
     Over depth, of ``mean_shift`` and ``std_shift``: ``…_average``, ``…_largest``, and ``…_slope``,
     the least-squares slope against a depth that goes from 0 at the first layer to 1 at the last.

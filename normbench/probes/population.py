@@ -37,8 +37,8 @@ class Keeper:
 
     Attributes:
         layer: It.
-        depth: How many convolutions and fully connected layers stand before it in the network's
-            order: the same for any choice of normalizations.
+        depth: The place, from 1 on, of the convolution or fully connected layer whose outputs it
+            is given, among all of the network; the last of them where it is given several's.
         kept: The variables that hold them, by name.
     """
 
@@ -78,9 +78,10 @@ def keepers(model: keras.Model) -> list[Keeper]:
             used more than once.
     """
     order = {id(layer): place for place, layer in enumerate(model.layers)}
-    found, depth = [], 0
+    weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    places = {id(layer): place for place, layer in enumerate(weighted, start=1)}
+    found = []
     for layer in model.layers:
-        depth += hasattr(layer, "kernel")
         if kept := _own(layer):
             for name in kept:
                 if name not in KNOWN:
@@ -90,7 +91,7 @@ def keepers(model: keras.Model) -> list[Keeper]:
                     )
             if len(layer._inbound_nodes) != 1:
                 raise UserError(f"{layer.name} keeps statistics and is used more than once")
-            found.append(Keeper(layer, depth, kept))
+            found.append(Keeper(layer, _depth(layer, places), kept))
     for layer in model._flatten_layers(include_self=False):
         if id(layer) not in order and _own(layer):
             raise UserError(f"{layer.name} keeps statistics and lies inside another layer")
@@ -169,6 +170,15 @@ def whole(layers: list[Keeper]) -> int:
 def _own(layer: Any) -> dict[str, Any]:
     """The statistics that a layer itself keeps, not those of layers inside it."""
     return {v.name: v for v in layer._non_trainable_variables if v.name.startswith("moving_")}
+
+
+def _depth(operation: Any, places: Mapping[int, int]) -> int:
+    """The last of the places of the weighted layers that reach an operation by no other; else 0."""
+    found = 0
+    for tensor in operation._inbound_nodes[0].input_tensors:
+        above = tensor._keras_history.operation
+        found = max(found, places[id(above)] if id(above) in places else _depth(above, places))
+    return found
 
 
 def _moments_of(model: keras.Model, layers: list[Keeper]) -> keras.Model:

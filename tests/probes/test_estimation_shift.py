@@ -252,6 +252,30 @@ def test_a_layer_that_keeps_the_mean_alone():
     assert "std_shift" not in found
 
 
+def test_depth_is_the_place_of_the_layer_that_is_normalized():
+    """A shortcut's norm has the place of its own convolution, whatever stands elsewhere."""
+    from normbench.probes.population import keepers
+
+    def residual(elsewhere):
+        inputs = keras.Input((8, 8, 4))
+        x = KINDS["bn"](name="norm1")(keras.layers.Conv2D(4, 1, name="conv1")(inputs))
+        y = KINDS[elsewhere](name="norm2")(keras.layers.Conv2D(4, 1, name="conv2")(x))
+        y = keras.layers.Conv2D(4, 1, name="conv3")(keras.layers.ReLU()(y))
+        y = KINDS["bn"](name="norm3")(y)
+        x = KINDS["bn"](name="norm0")(keras.layers.Conv2D(4, 1, name="conv0")(x))
+        x = KINDS["bn"](name="after")(keras.layers.Add()([x, y]))
+        return keras.Model(inputs, x)
+
+    model = residual("bn")
+    order = [layer.name for layer in model.layers if layer.name.startswith("conv")]
+    depths = {each.name: each.depth for each in keepers(model)}
+    for place in "1230":
+        assert depths[f"norm{place}"] == order.index(f"conv{place}") + 1
+    assert depths["after"] == max(depths["norm0"], depths["norm3"])
+    others = {each.name: each.depth for each in keepers(residual("gn"))}
+    assert others == {name: depth for name, depth in depths.items() if name != "norm2"}
+
+
 PROBED = ("probe=estimation_shift", "probe.estimation_shift.images=100")
 
 

@@ -30,7 +30,7 @@ def draw(study: Study) -> list[style.Drawing]:
     has them for; mean and 95 % interval over seeds of the logarithm. Nothing where no run has the
     probe ``estimation_shift``.
     """
-    values = by_layer(study)
+    values = over_depth(study)
     found = {
         quantity: bands(values[values["quantity"] == quantity], "value", "depth", log=True)
         for quantity in DRAWN
@@ -48,11 +48,12 @@ def draw(study: Study) -> list[style.Drawing]:
     ]
 
 
-def by_layer(study: Study) -> pd.DataFrame:
-    """Return what the probe measured of each layer, in the last epoch that a run has it for.
+def over_depth(study: Study) -> pd.DataFrame:
+    """Return what the probe measured over depth, in the last epoch that a run has it for.
 
     Returns:
-        Columns ``run``, ``row``, ``column``, ``layer``, ``depth``, ``quantity``, ``value``.
+        Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean of the
+        layers where a run has several at one depth.
     """
     curves = joined(study)
     measured = [name for name in curves.columns if _SHIFT.match(name)]
@@ -63,7 +64,9 @@ def by_layer(study: Study) -> pd.DataFrame:
     lines = lines.drop(columns="name").join(parts)
     depths = lines[lines["quantity"] == "depth"].rename(columns={"value": "depth"})
     values = lines[lines["quantity"] != "depth"]
-    return values.merge(depths[["run", "layer", "depth"]], on=["run", "layer"])
+    values = values.merge(depths[["run", "layer", "depth"]], on=["run", "layer"])
+    keys = ["run", "row", "column", "depth", "quantity"]
+    return values.groupby(keys, as_index=False, sort=False)["value"].mean()
 
 
 def _drawing(
@@ -96,7 +99,7 @@ def _drawing(
         if study.column_factor:
             axis.set_title(f"{labels.factor(study.column_factor)} {study.column(column)}")
     for axis in grid[-1]:
-        axis.set_xlabel("Depth (weighted layers)")
+        axis.set_xlabel("Depth (weighted layer)")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     handles = [
         style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
