@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -58,9 +58,10 @@ class Config:
     label_smoothing: float
     eval_batch: int
     max_loss: float
-    probe: dict[str, Any] = field(metadata=_LAUNCH)
-    label: str = field(metadata=_LAUNCH)
     store: str = field(metadata=_LAUNCH)
+    probe: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
+    logger: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
+    label: str = field(default="", metadata=_LAUNCH)
 
     def __post_init__(self) -> None:
         _at_least("batch", self.batch, 1)
@@ -112,12 +113,21 @@ class Config:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
-        """Build a config from what :meth:`to_dict` gave; unknown or missing keys are refused."""
+        """Build a config from what :meth:`to_dict` gave, now or before its newest fields.
+
+        Raises:
+            UserError: A key is unknown, or one is missing that decides the numbers.
+        """
         known = {each.name for each in fields(cls)}
         for key in tree:
             if key not in known:
                 raise unknown("key", str(key), known)
-        for key in known - set(tree):
+        newer = {
+            each.name
+            for each in fields(cls)
+            if each.default is not MISSING or each.default_factory is not MISSING
+        }
+        for key in known - set(tree) - newer:
             raise UserError(f"the config lacks the key {key!r}")
         hints = typing.get_type_hints(cls)
         checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}

@@ -7,7 +7,7 @@ import json
 from normbench.config import Config
 
 #: What a loop is handed anew for each run: the seed's numbers and the learning rate of each step.
-_FREE = ("seed", "epochs", "schedule", "max_loss", "probe", "label", "store")
+_FREE = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")
 _FREE_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
 
 

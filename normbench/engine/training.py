@@ -19,6 +19,7 @@ from normbench.engine import backend
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
 from normbench.errors import NormbenchError, UserError
+from normbench.loggers.logger import LoggingObserver, make_loggers
 from normbench.provenance import collect, utc_now
 from normbench.store import Run, Store
 from normbench.targets import check_options, options_of, target
@@ -67,7 +68,8 @@ def train(
     Raises:
         UserError: The config cannot be trained; nothing was written.
         RunLocked: Another process trains this very run.
-        NormbenchError: The backend is missing, or the store cannot be written.
+        NormbenchError: The backend or what a logger writes with is missing, or the store cannot be
+            written.
         KeyboardInterrupt: Passed on, after a checkpoint.
     """
     store = Store(config.store) if store is None else store
@@ -85,13 +87,15 @@ def train(
     # Before the backend: what is missing is said within a second.
     dataset = kept.dataset(config, load_dataset)
     _refuse_batch(config, dataset)
+    loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
     prepared = prepare(config, dataset, kept)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
+        watcher = LoggingObserver(observer or Observer(), loggers, run, config)
         with _logged(run):
-            return _train_locked(run, config, prepared, record, observer or Observer(), command)
+            return _train_locked(run, config, prepared, record, watcher, command)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ def check(config: Config, kept: Kept) -> Any:
     """
     dataset = kept.dataset(config, load_dataset)
     _refuse_batch(config, dataset)
+    make_loggers(config.logger)
     _optimizer(config)
     _rates(config, len(dataset.train.labels) // config.batch)
     return dataset

@@ -26,7 +26,7 @@ STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 """Classes of the data sets that ship with normbench, for the accuracy of guessing."""
 
-_NOT_CONFIG = ("signature", "schema", "probe")
+_NOT_CONFIG = ("signature", "schema", "probe", "logger")
 _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
 FINAL = _names(
     "train_loss train_acc val_loss val_acc test_loss test_acc best_val_epoch best_val_acc "

@@ -1,0 +1,109 @@
+"""MLflow: parameters, metrics and the end of a run, written by MLflow's own client."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normbench.errors import UserError
+from normbench.loggers.logger import Logger, numbers
+
+if TYPE_CHECKING:
+    from normbench.config import Config
+    from normbench.runfolder import Run
+
+_TAG = "normbench.run"
+_AT_ONCE = 100  # parameters that MLflow takes in one call; of metrics, ten times as many
+
+
+class MLflow(Logger):
+    """A run of MLflow for each run, found again by its name when the run goes on.
+
+    Args:
+        uri: A folder, which MLflow calls its file store; or any other tracking URI of MLflow.
+        experiment: MLflow's name of the pile of runs.
+
+    Raises:
+        ModuleNotFoundError: MLflow is not installed.
+        UserError: ``uri`` or ``experiment`` is empty.
+    """
+
+    name = "mlflow"
+
+    def __init__(self, *, uri: str, experiment: str) -> None:
+        for option, value in (("uri", uri), ("experiment", experiment)):
+            if not value or not isinstance(value, str):
+                raise UserError(f"logger.mlflow.{option} must be a text, got {value!r}")
+        if "://" not in uri and not uri.startswith("databricks"):
+            # MLflow 3 has its file store only for those who ask; a database needs all of MLflow.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = Path(uri).resolve().as_uri()
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
+        self._metric: Any = Metric
+        self._param: Any = Param
+        self._experiment = experiment
+        self._id = ""
+
+    def start(self, run: Run, config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
+        experiment = self._experiment_id()
+        known = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.name}'")
+        if known:
+            self._id = known[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+            history = self._client.get_metric_history(self._id, "epoch")
+            written = {int(entry.value) for entry in history}
+            rows = [row for row in rows if row["epoch"] not in written]
+        else:
+            made = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
+            self._id = made.info.run_id
+            params = [self._param(key, str(value)[:500]) for key, value in _flat(config.to_dict())]
+            for first in range(0, len(params), _AT_ONCE):
+                self._client.log_batch(self._id, params=params[first : first + _AT_ONCE])
+        for row in rows:
+            self.row(row)
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return found.experiment_id
+        try:
+            return self._client.create_experiment(self._experiment)
+        except Exception:  # another worker was faster
+            found = self._client.get_experiment_by_name(self._experiment)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        self._log(numbers(row), int(row["step"]))
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        if not self._id:  # it failed before its first step
+            return
+        status = summary["status"]
+        values = {key: value for key, value in numbers(summary).items() if "test_" in key}
+        self._log(values, int(summary.get("steps") or 0))
+        ends = {"failed": "FAILED", "interrupted": "KILLED"}
+        self._client.set_tag(self._id, "normbench.status", status)
+        self._client.set_terminated(self._id, ends.get(status, "FINISHED"))
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        at = int(time.time() * 1000)
+        metrics = [self._metric(key, value, at, step) for key, value in values.items()]
+        for first in range(0, len(metrics), 10 * _AT_ONCE):
+            self._client.log_batch(self._id, metrics=metrics[first : first + 10 * _AT_ONCE])
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
