@@ -131,9 +131,11 @@ def draw(section: Section) -> list[Drawing]:
         curves,
         depth,
         heatmap,
+        layers,
         percentiles,
         profile,
         rate,
+        smoothness,
         time,
     )
 
@@ -165,6 +167,10 @@ def draw(section: Section) -> list[Drawing]:
     for name, second, log in _CURVES:
         if drawn[name].notna().any():
             drawings.append(curves.draw(study, name, second, log=log))
+    for name, (_, log) in curves.PROBED.items():
+        if name in drawn and drawn[name].notna().any():
+            drawings.append(curves.draw(study, name, log=log))
+    drawings += smoothness.draw(study) + layers.draw(study)
     return drawings + percentiles.draw(study) + depth.draw(study)
 
 

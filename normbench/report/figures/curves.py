@@ -30,9 +30,27 @@ class _How(NamedTuple):
     x: str
 
 
+PROBED = {
+    "probe/sharpness/eigenvalue": (Metric("sharpness", "Largest Hessian eigenvalue"), True),
+    "probe/gradients/relative_update": (
+        Metric("relative_update", "Relative update ‖Δw‖/‖w‖", digits=5),
+        True,
+    ),
+    "probe/gradients/angle": (
+        Metric("update_angle", "Angle between updates", "°", digits=1),
+        False,
+    ),
+    "probe/gradients/gradient_angle": (
+        Metric("gradient_angle", "Angle between gradients", "°", digits=1),
+        False,
+    ),
+}
+"""What probes measured of whole networks: by column, how it is shown, whether logarithmically."""
+
 _OTHER = {
     "lr": Metric("lr", "Learning rate", digits=4),
     "grad_norm": Metric("grad_norm", "Gradient norm", digits=3),
+    **{column: shown for column, (shown, _) in PROBED.items()},
 }
 _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
 
@@ -77,23 +95,29 @@ def draw(
     _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
     for place, axis in enumerate(axes[: len(panels)]):
         if place % wide == 0:
-            axis.set_ylabel(shown.axis.replace("Validation ", "").capitalize())
+            axis.set_ylabel(_headed(shown.axis))
         if place + wide >= len(panels):
             axis.set_xlabel(_X[x][0])
             axis.tick_params(labelbottom=True)
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
     style.legend(figure, _handles(study, rows, second), 8, study.legend_title)
-    what = shown.label.replace("Validation ", "").capitalize()
+    what = _headed(shown.label)
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
-        f"{name}-curves",
+        f"{shown.name}-curves",
         f"{what} against {_X[x][0].lower()}: {study.title}. Mean and 95 % t interval over seeds"
         f"{' of the logarithm' if log else ''}; a diverged run counts until it diverges.",
         figure,
         points,
         wide=count > 1,
     )
+
+
+def _headed(words: str) -> str:
+    """Words for an axis of validation and training values, with a capital."""
+    words = words.replace("Validation ", "")
+    return words[:1].upper() + words[1:]
 
 
 def _series(

@@ -1,0 +1,159 @@
+"""The loss landscape along the gradient over training, as Santurkar et al. 2018 draw it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report import labels
+from normbench.report.bands import Band, bands, joined
+from normbench.report.figures import style
+from normbench.report.study import Study
+
+_PREFIX = "probe/smoothness/"
+_MOST = 4  # rows of the study in a figure, for bands to be told apart
+_TALL = 4  # columns of the study in a figure, each a line of panels
+_HOVERED = 10
+Key = tuple[Any, Any]
+
+
+class _Panel(NamedTuple):
+    """What one panel shows: a band from ``low`` to ``high``, or a curve where they are the same."""
+
+    label: str
+    low: str
+    high: str
+
+
+PANELS = (
+    _Panel("Loss along the gradient", "loss_low", "loss_high"),
+    _Panel("Change of the gradient", "change_low", "change_high"),
+    _Panel("Effective β-smoothness", "beta", "beta"),
+)
+"""Those of figure 4 of the paper: a, b, c."""
+
+
+@style.styled
+def draw(study: Study) -> list[style.Drawing]:
+    """Draw ranges of loss and gradient change and β against steps, a line of panels a column.
+
+    A filled band reaches from the smallest to the largest value over the sizes of step, each a
+    geometric mean over seeds; the paler rim adds their 95 % intervals. Nothing where no run has
+    the probe ``smoothness``.
+    """
+    curves = joined(study)
+    names = {name for panel in PANELS for name in (panel.low, panel.high)}
+    names = {name for name in names if f"{_PREFIX}{name}" in curves.columns}
+    found = {name: bands(curves, f"{_PREFIX}{name}", "step", log=True) for name in sorted(names)}
+    keys = {key for drawn in found.values() for key in drawn}
+    rows = [row for row in study.rows if any(key[0] == row for key in keys)]
+    columns = [column for column in study.columns if any(key[1] == column for key in keys)]
+    parts = [
+        (rows[i : i + _MOST], columns[j : j + _TALL])
+        for i in range(0, len(rows), _MOST)
+        for j in range(0, len(columns), _TALL)
+    ]
+    return [
+        _drawing(study, found, *part, f"-{number}" if len(parts) > 1 else "")
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _drawing(
+    study: Study,
+    found: dict[str, dict[Key, Band]],
+    rows: list[Any],
+    columns: list[Any],
+    number: str,
+) -> style.Drawing:
+    height = 1.65 * len(columns) + 0.3 + style.legend_height([study.row(r) for r in rows])
+    figure, grid = style.new(style.PAGE, height, len(columns), len(PANELS), sharex="row")
+    points = []
+    for index, panel in enumerate(PANELS):
+        shown = []
+        for line, column in enumerate(columns):
+            axis = grid[line][index]
+            for row in rows:
+                key = (row, column)
+                if all(key in found.get(name, {}) for name in (panel.low, panel.high)):
+                    low, high = _shared(found[panel.low][key], found[panel.high][key])
+                    shown += [low.mean, high.mean]
+                    points += _series(axis, study, key, panel, low, high)
+        _ranges([line[index] for line in grid], shown)
+        grid[0][index].set_title(panel.label)
+    for line, column in enumerate(columns):
+        if study.column_factor:
+            factor = labels.factor(study.column_factor)
+            grid[line][0].set_ylabel(f"{factor} {study.column(column)}")
+    for axis in grid[-1]:
+        axis.set_xlabel("Step")
+    handles = [
+        style.handle(style.look(study.row_factor, r, study.rows), study.row(r), marker=False)
+        for r in rows
+    ]
+    style.legend(figure, handles, 8, study.legend_title)
+    return style.Drawing(
+        f"smoothness{number}",
+        "Range of the loss and of the change of the gradient over steps of several sizes along "
+        "the gradient of a training mini-batch, and effective β-smoothness, the largest change of "
+        f"the gradient over the distance moved, against steps of training: {study.title}. As "
+        "figure 4 of Santurkar et al. 2018. Geometric means over seeds, paler: 95 % t intervals "
+        "of the logarithm.",
+        figure,
+        points,
+        wide=True,
+    )
+
+
+def _shared(low: Band, high: Band) -> tuple[Band, Band]:
+    """Both bands at the steps that both have."""
+    both = np.intersect1d(low.x, high.x)
+    kept = [np.isin(band.x, both) for band in (low, high)]
+    first, second = (
+        Band(*(values[places] for values in band))
+        for band, places in zip((low, high), kept, strict=True)
+    )
+    return first, second
+
+
+def _series(
+    axis: Axes, study: Study, key: Key, panel: _Panel, low: Band, high: Band
+) -> list[style.Point]:
+    look = style.look(study.row_factor, key[0], study.rows)
+    bottom = np.where(np.isfinite(low.low), low.low, low.mean)
+    top = np.where(np.isfinite(high.high), high.high, high.mean)
+    axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.colour, 0.10), linewidth=0)
+    if panel.low == panel.high:
+        axis.plot(low.x, low.mean, color=look.colour, linestyle=look.dashes, linewidth=1.0)
+    else:
+        axis.fill_between(
+            low.x, low.mean, high.mean, facecolor=to_rgba(look.colour, 0.17), linewidth=0
+        )
+        for band in (low, high):
+            axis.plot(band.x, band.mean, color=look.colour, linestyle=look.dashes, linewidth=0.8)
+    where = f", {study.column(key[1])}" if study.column_factor else ""
+    picked = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
+    points = []
+    for place in picked:
+        x, least, most = (float(v[place]) for v in (low.x, low.mean, high.mean))
+        values = f"{least:.3g}" if panel.low == panel.high else f"{least:.3g} to {most:.3g}"
+        text = f"{study.row(key[0])}{where}, step {x:g}: {panel.label.lower()} {values}"
+        points.append(style.Point(axis, x, float(np.sqrt(least * most)), text, key))
+    return points
+
+
+def _ranges(axes: list[Axes], shown: list[np.ndarray]) -> None:
+    """The same logarithmic range for a quantity at all columns of the study."""
+    values = np.concatenate(shown) if shown else np.array([])
+    values = values[np.isfinite(values) & (values > 0)]
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if len(values):
+            low, high = values.min() / 1.3, values.max() * 1.3
+            style.plain_log(axis.yaxis, low, high)
+            axis.set_ylim(low, high)

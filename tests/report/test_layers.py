@@ -1,0 +1,191 @@
+"""The figures of what probes measured over layers, steps and epochs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import LogNorm
+
+from normbench.report.content import Request, draw, sections
+from normbench.report.figures import curves, layers, smoothness
+from normbench.report.frame import load
+from normbench.report.study import Study, studies
+
+LAYERS = ("stem_conv", "stage1_conv", "logits")
+Values = Callable[[dict[str, Any], int, int, str], dict[str, Any]]
+
+
+def store(grid: Callable[..., Path], values: Values, **options: Any) -> Path:
+    """A store whose rows have what ``values(row, seed, batch, norm)`` gives."""
+    chosen = {"norms": ("none", "bn"), "batches": (16, 32), "seeds": 2, "epochs": 3, **options}
+    root = grid(**chosen)
+    for file in root.glob("*/metrics.jsonl"):
+        _, _, rest = file.parent.name.partition("resnet8-")
+        norm, batch, seed = rest.rsplit("-", 1)[0].rsplit("-", 2)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row.update(values(row, int(seed[1:]), int(batch[1:]), norm))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def study_of(root: Path) -> Study:
+    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    return study
+
+
+def by_layer(row, seed, batch, norm):
+    values = {}
+    for depth, name in enumerate(LAYERS):
+        size = 10.0 ** (depth - 2) * row["epoch"] * (4.0 if seed else 1.0) * batch
+        values[f"probe/gradients/{name}/gradient_norm"] = size
+        values[f"probe/mine/{name}/how_far"] = float(depth)
+        values[f"probe/activations/{name}/mean"] = 1.0
+    values["probe/activations/stem_conv/dead"] = 0.25
+    values["probe/activations/stage1_conv/dead"] = None if norm == "none" else 0.5
+    values["probe/gradients/gradient_norm"] = 1.0
+    return values
+
+
+@pytest.fixture
+def mapped(grid: Callable[..., Path]) -> Study:
+    return study_of(store(grid, by_layer))
+
+
+def maps(drawing):
+    return [axis for axis in drawing.figure.axes if axis.get_title() and axis.get_visible()]
+
+
+def test_a_map_for_each_quantity_of_layers_and_a_panel_a_cell(mapped):
+    drawings = {drawing.slug: drawing for drawing in layers.draw(mapped)}
+    assert set(drawings) == {
+        "layers-gradients-gradient-norm",
+        "layers-activations-dead",
+        "layers-mine-how-far",
+    }
+    titles = [axis.get_title() for axis in maps(drawings["layers-gradients-gradient-norm"])]
+    assert titles == [
+        "No norm, batch size 16",
+        "No norm, batch size 32",
+        "BN, batch size 16",
+        "BN, batch size 32",
+    ]
+
+
+def test_cells_are_geometric_means_on_one_logarithmic_scale(mapped):
+    drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("gradient-norm"))
+    scales = set()
+    for axis in maps(drawing):
+        batch = int(axis.get_title().rsplit(" ", 1)[1])
+        (image,) = axis.collections
+        expected = np.outer([0.01, 0.1, 1.0], [1, 2, 3]) * 2.0 * batch
+        np.testing.assert_allclose(np.asarray(image.get_array()).reshape(3, 3), expected)
+        assert isinstance(image.norm, LogNorm)
+        scales.add((image.norm.vmin, image.norm.vmax))
+        assert axis.get_ylim() == (3.0, 0.0)  # the first layer on top
+    ((low, high),) = scales
+    assert low == pytest.approx(0.01 * 2 * 16)
+    assert high == pytest.approx(3 * 2 * 32)
+    points = [point for point in drawing.points if point.key == ("bn", 32)]
+    assert len(points) == 9
+    assert points[0].text == "BN, batch size 32, stem_conv, epoch 1: 0.64"
+
+
+def test_shares_are_per_cent_from_zero_and_gaps_are_grey(mapped):
+    drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("dead"))
+    for axis in maps(drawing):
+        (image,) = axis.collections
+        values = np.ma.asarray(image.get_array()).reshape(2, 3)
+        assert list(values[0]) == [25.0] * 3
+        if axis.get_title().startswith("No norm"):
+            assert values.mask[1].all()
+        else:
+            assert list(values[1]) == [50.0] * 3
+        assert (image.norm.vmin, image.norm.vmax) == (0.0, 50.0)
+
+
+def test_values_far_below_the_largest_end_the_scale(grid):
+    def values(row, seed, batch, norm):
+        return {
+            f"probe/gradients/{name}/gradient_norm": size
+            for name, size in zip(LAYERS, (1e-20, 0.0, 10.0), strict=True)
+        }
+
+    (drawing,) = layers.draw(study_of(store(grid, values)))
+    (image,) = maps(drawing)[0].collections
+    assert (image.norm.vmin, image.norm.vmax) == (pytest.approx(1e-5), pytest.approx(10.0))
+    assert "6 decades" in drawing.caption
+
+
+def test_epochs_between_measurements_are_covered(grid):
+    def values(row, seed, batch, norm):
+        measured = row["epoch"] in (2, 4, 5)
+        return {f"probe/mine/{n}/size": 1.0 if measured else None for n in LAYERS}
+
+    (drawing,) = layers.draw(study_of(store(grid, values, epochs=5)))
+    (image,) = maps(drawing)[0].collections
+    coordinates = image.get_coordinates()
+    assert list(coordinates[0, :, 0]) == [1.0, 3.0, 4.5, 5.5]
+
+
+def test_many_cells_are_parted_into_figures(grid):
+    root = store(grid, by_layer, norms=("none", "bn", "gn", "ln", "in"), seeds=1)
+    parts = [d for d in layers.draw(study_of(root)) if "gradient-norm" in d.slug]
+    assert [d.slug[-2:] for d in parts] == ["-1", "-2"]
+    assert [len(maps(d)) for d in parts] == [8, 2]
+    scales = {axis.collections[0].norm.vmax for d in parts for axis in maps(d)}
+    assert len(scales) == 1
+
+
+def along(row, seed, batch, norm):
+    factor = 4.0 if seed else 1.0
+    return {
+        "probe/smoothness/loss_low": 0.5 * factor,
+        "probe/smoothness/loss_high": 2.0 * factor,
+        "probe/smoothness/change_low": 0.1 * factor,
+        "probe/smoothness/change_high": None if row["epoch"] == 2 else 1.0 * factor,
+        "probe/smoothness/beta": row["epoch"] * factor,
+        "probe/sharpness/eigenvalue": 10.0 * factor if row["epoch"] == 3 else None,
+        "probe/gradients/angle": 30.0 + seed,
+    }
+
+
+def test_smoothness_is_a_band_from_the_least_to_the_most(grid):
+    study = study_of(store(grid, along))
+    (drawing,) = smoothness.draw(study)
+    axes = drawing.figure.axes
+    assert len(axes) == 6
+    assert [axis.get_title() for axis in axes[:3]] == [panel.label for panel in smoothness.PANELS]
+    steps = sorted(study.curves.merge(study.runs, left_on="run", right_on="name")
+                   .query("batch == 16")["step"].unique())  # fmt: skip
+    low, high = axes[0].lines[:2]
+    assert list(low.get_xdata()) == steps
+    np.testing.assert_allclose(low.get_ydata(), [1.0] * 3)
+    np.testing.assert_allclose(high.get_ydata(), [4.0] * 3)
+    assert list(axes[1].lines[0].get_xdata()) == [steps[0], steps[2]]
+    assert len(axes[2].lines) == 2
+    np.testing.assert_allclose(axes[2].lines[0].get_ydata(), [2.0, 4.0, 6.0])
+    assert {axis.get_yscale() for axis in axes} == {"log"}
+    assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["Batch size 16", "Batch size 32"]
+    assert "Santurkar" in drawing.caption
+
+
+def test_whole_network_values_are_curves_in_the_report(grid):
+    frames = load(store(grid, along), cached=False)
+    (section,), _ = sections(frames, Request())
+    slugs = [drawing.slug for drawing in draw(section)]
+    assert {"sharpness-curves", "update_angle-curves", "smoothness"} <= set(slugs)
+    sharp = curves.draw(section.study, "probe/sharpness/eigenvalue", log=True)
+    assert list(sharp.figure.axes[0].lines[0].get_xdata()) == [3]
+    assert sharp.figure.axes[0].get_ylabel() == "Largest Hessian eigenvalue"
+
+
+def test_nothing_without_probes(grid):
+    study = study_of(grid(norms=("bn",), batches=(16,), seeds=1, epochs=2))
+    assert layers.draw(study) == []
+    assert smoothness.draw(study) == []
