@@ -50,3 +50,21 @@ def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
     (study,) = studies(load(root, cached=False), ("norm", "batch"))
     assert percentiles.draw(study) == []
+
+
+def test_of_many_layers_a_few_are_drawn(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
+    for file in root.glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row |= {
+                f"probe/activations/relu{layer}/p{at}": 1.0
+                for layer in range(10)
+                for at in (15, 50, 85)
+            }
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    drawings = percentiles.draw(study)
+    names = [drawing.slug.removeprefix("percentiles-") for drawing in drawings]
+    assert names == ["relu0-all", "relu3-all", "relu6-all", "relu9-all"]
+    assert "Of 10 layers that were measured, 4 are drawn" in drawings[0].caption

@@ -59,6 +59,7 @@ class Trial:
         self.names = [compose([*self.overrides, f"seed={seed}"]).run_name for seed in range(SEEDS)]
         self.finished: dict[str, tuple[bytes, int]] = {}
         self.corrupt: set[str] = set()
+        self.output = ""  # of the last sweep
 
     @property
     def complete(self) -> bool:
@@ -93,6 +94,7 @@ class Trial:
         for fault in self.faults.glob("digits-*"):
             fault.unlink()
         assert "Traceback" not in output.split("failed", 1)[0], output
+        self.output = output
         return process.returncode
 
     def _happen(self, action: str, process: subprocess.Popen[str]) -> None:
@@ -206,7 +208,7 @@ def inject(folder: Path, rounds: int, seed: int) -> Counter[str]:
     if trial is not None:
         trial.sweep("nothing")
         trial.check()
-        assert trial.complete
+        assert trial.complete, trial.output
         assert trial.weights() == expected
     return happened
 

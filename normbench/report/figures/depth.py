@@ -100,7 +100,7 @@ def _drawing(
             axis.set_title(f"{labels.factor(study.column_factor)} {study.column(column)}")
     for axis in grid[-1]:
         axis.set_xlabel("Depth (weighted layer)")
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     handles = [
         style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
     ]
@@ -127,7 +127,8 @@ def _line(
     axis.fill_between(
         band.x, band.low, band.high, facecolor=to_rgba(look.colour, 0.15), linewidth=0
     )
-    small = {**style.mark(look), "markersize": 2.6}
+    small = style.mark(look)
+    small["markersize"] *= 0.65  # a layer's; there are many in a row
     axis.plot(band.x, band.mean, color=look.colour, linestyle=look.dashes, linewidth=0.9, **small)
     where = f", {study.column(key[1])}" if study.column_factor else ""
     name = DRAWN[quantity].lower()

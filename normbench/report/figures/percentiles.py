@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
@@ -16,6 +17,7 @@ from normbench.report.study import Study
 _MEDIAN = re.compile(r"^probe/activations/(?P<layer>.+?)(?:/unit(?P<unit>\d+))?/p50$")
 _WIDE = 3  # panels in a row
 _MOST = 12  # panels of a figure
+_LAYERS = 4  # that are drawn where a probe measured more
 
 
 @style.styled
@@ -23,7 +25,7 @@ def draw(study: Study) -> list[style.Drawing]:
     """Draw the 15th, 50th and 85th percentiles of each layer and unit that a probe measured.
 
     A panel for each cell of the study, a drawing for each layer and unit, as figure 1 of Ioffe &
-    Szegedy 2015; means over seeds. Nothing where no run has the probe ``activations``.
+    Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the depth. Nothing where no run has the probe ``activations``.
     """
     curves = joined(study)
     found = [
@@ -31,10 +33,19 @@ def draw(study: Study) -> list[style.Drawing]:
         for column in curves.columns
         if (match := _MEDIAN.match(column)) and curves[column].notna().any()
     ]
-    return [_drawing(study, curves, column.removesuffix("50"), match) for column, match in found]
+    layers = list(dict.fromkeys(match["layer"] for _, match in found))
+    spread = np.linspace(0, len(layers) - 1, min(_LAYERS, len(layers))).round().astype(int)
+    drawn = {layers[place] for place in spread}
+    return [
+        _drawing(study, curves, column.removesuffix("50"), match, len(layers))
+        for column, match in found
+        if match["layer"] in drawn
+    ]
 
 
-def _drawing(study: Study, curves: Any, prefix: str, match: re.Match[str]) -> style.Drawing:
+def _drawing(
+    study: Study, curves: Any, prefix: str, match: re.Match[str], measured: int
+) -> style.Drawing:
     low, middle, high = (bands(curves, f"{prefix}{at}", "step") for at in (15, 50, 85))
     order = [(row, column) for column in study.columns for row in study.rows]
     cells = [key for key in order if key in middle][:_MOST]
@@ -67,11 +78,17 @@ def _drawing(study: Study, curves: Any, prefix: str, match: re.Match[str]) -> st
     for axis in grid.ravel()[len(cells) :]:
         axis.set_visible(False)
     unit = match["unit"]
+    others = (
+        f" Of {measured} layers that were measured, {_LAYERS} are drawn, from the first to the "
+        "last; the curves of the exported table have all."
+        if measured > _LAYERS
+        else ""
+    )
     whose = f"unit {unit} of {match['layer']}" if unit else f"all units of {match['layer']}"
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", f"percentiles-{match['layer']}-{unit or 'all'}".lower()),
         f"15th, 50th and 85th percentiles of the input of {whose} against steps: {study.title}. "
-        "On validation images in inference mode; mean over seeds.",
+        f"On validation images in inference mode; mean over seeds.{others}",
         figure,
         points,
         wide=len(cells) > 2,
