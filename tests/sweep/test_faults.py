@@ -201,7 +201,7 @@ def inject(folder: Path, rounds: int, seed: int) -> Counter[str]:
         trial.check()
         assert code in (0, 1, 130, -signal.SIGKILL), (action, code)
         if code == 0:
-            assert trial.complete, action
+            assert trial.complete, (action, trial.output)
         if trial.complete:
             assert trial.weights() == expected
             trial = None
