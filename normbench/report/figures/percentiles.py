@@ -25,7 +25,8 @@ def draw(study: Study) -> list[style.Drawing]:
     """Draw the 15th, 50th and 85th percentiles of each layer and unit that a probe measured.
 
     A panel for each cell of the study, a drawing for each layer and unit, as figure 1 of Ioffe &
-    Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the depth. Nothing where no run has the probe ``activations``.
+    Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the depth.
+    Nothing where no run has the probe ``activations``.
     """
     curves = joined(study)
     found = [
