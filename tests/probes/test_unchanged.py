@@ -1,4 +1,4 @@
-"""That the probes of one's own weights change no bit of training, also after a resume."""
+"""That probes change no bit of training, also after a resume, and measure the same then."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ PROBES = {
     "activations": (),
     "gradients": (),
     "smoothness": (),
+    "estimation_shift": ("probe.estimation_shift.every=1", "probe.estimation_shift.batch=40"),
+    "batch_dependence": ("probe.batch_dependence.every=1", "probe.batch_dependence.sizes=[2,8]"),
+    "train_gap": ("probe.train_gap.every=1",),
     "sharpness": (
         "probe.sharpness.every=1",
         "probe.sharpness.iterations=3",
