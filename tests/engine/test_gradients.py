@@ -132,3 +132,14 @@ def test_auxiliary_classifiers_and_dropout_are_part_of_it():
     np.testing.assert_array_equal(first[1], second[1])
     steps = loop.train(0, np.full(1, 2.0**-6, np.float32))
     assert first[0] == pytest.approx(float(steps.loss[0]), rel=1e-4)
+
+
+def test_a_step_that_the_loss_scale_leaves_out_is_none():
+    from normbench.engine.lookahead import lookahead
+
+    loop, split = loop_of("norm=gn", "norm.groups=2", "precision=mixed_float16")
+    state = loop.state()
+    loop.load(state | {"loss_scale/factor": np.float32(1e38)})
+    (step,) = lookahead(loop, [first_batch(split)], 0.1)
+    assert not np.isfinite(step.gradient).all()
+    assert not step.update.any()
