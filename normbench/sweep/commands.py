@@ -119,7 +119,7 @@ def sweep(
             screen = stack.enter_context(SweepScreen(planned, len(slots), store, console))
             stop = stack.enter_context(Stop())
             watch = _Recording(screen, record, outcome)
-            executor.run(_jobs(planned), Task(store, command, record.path), watch, stop)
+            executor.run(_jobs(planned, retry_failed), Task(store, command, record.path), watch, stop)
             outcome.interrupted = bool(stop.requests)
         result = (
             "interrupted" if outcome.interrupted else "failed" if outcome.failed else "complete"
@@ -163,12 +163,13 @@ def _store_of(configs: Sequence[Config]) -> Store:
     return Store(stores.pop())
 
 
-def _jobs(planned: Plan) -> list[Job]:
-    """The jobs of a plan; what another process trains now comes last."""
+def _jobs(planned: Plan, retry_failed: bool) -> list[Job]:
+    """The jobs of a plan; what another process trains now comes last.
+
+    A half-done run may be damaged, too, where the disk was too full to record that it failed.
+    """
     cells = sorted(planned.todo, key=lambda cell: cell.state == "running")
-    return [
-        Job(cell.config, cell.name, mend=cell.state in ("failed", "unreadable")) for cell in cells
-    ]
+    return [Job(cell.config, cell.name, mend=retry_failed) for cell in cells]
 
 
 def _refuse_invalid(planned: Plan, skip: bool, say: Say) -> None:

@@ -105,6 +105,18 @@ def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(go, tmp_store):
     assert len(Store(tmp_store).runs()) == 2
 
 
+def test_a_damaged_run_that_could_not_record_its_failure_is_mended_too(go, tmp_store):
+    go("seed=0,1")
+    whole = Store(tmp_store).runs()[0]
+    expected = whole.summary["weights_sha256"]
+    (whole.path / "summary.json").unlink()
+    whole.update_meta(status="running", ended=None)
+    (whole.path / "config.yaml").write_bytes(b"\x00{torn")
+    outcome, _, _ = go("seed=0,1", retry_failed=True)
+    assert outcome.exit_code == 0
+    assert whole.summary["weights_sha256"] == expected
+
+
 def test_invalid_cells_are_found_before_anything_starts(go, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
     with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
