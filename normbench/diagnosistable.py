@@ -56,6 +56,12 @@ def page(found: Lines, width: int | None = None) -> RenderableType:
     return Group(*shown)
 
 
+def _text(value: float | None) -> str:
+    """A value as it is printed; counts, such as a depth, without a fraction."""
+    whole = value is not None and float(value).is_integer() and abs(value) < 1e6
+    return f"{value:.0f}" if whole else small(value)
+
+
 def _where(line: Mapping[str, Any]) -> str:
     return f"{line['checkpoint']}, epoch {line['epoch']}"
 
@@ -70,7 +76,7 @@ def _network(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType] | None:
     for line in lines:
         table.add_column(_where(line), justify="right", no_wrap=True)
     for name in names:
-        table.add_row(name, *(small(line["values"].get(name)) for line in lines))
+        table.add_row(name, *(_text(line["values"].get(name)) for line in lines))
     return [table]
 
 
@@ -85,7 +91,7 @@ def _layers(line: Mapping[str, Any], room: int) -> list[RenderableType] | None:
         return None
     quantities = list(dict.fromkeys(quantity for own in values.values() for quantity in own))
     texts = {
-        (layer, quantity): small(own[quantity]) if quantity in own else ""
+        (layer, quantity): _text(own[quantity]) if quantity in own else ""
         for layer, own in values.items()
         for quantity in quantities
     }
@@ -108,5 +114,6 @@ def _layers(line: Mapping[str, Any], room: int) -> list[RenderableType] | None:
     shown: list[RenderableType] = [Text(_where(line), "dim"), table]
     if fitting < len(quantities):
         left = len(quantities) - fitting
-        shown.append(Text(f"{left} more columns: a wider terminal or a pipe shows them", "dim"))
+        columns = "1 more column" if left == 1 else f"{left} more columns"
+        shown.append(Text(f"{columns}: shown by a wider terminal, or by a pipe", "dim"))
     return shown

@@ -148,20 +148,22 @@ def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
     assert true.mean is not None
     assert true.variance is not None
     true_std = np.sqrt(true.variance)
-    found: dict[str, float] = {}
+    shifts_of: dict[str, float] = {}
+    distances: dict[str, float] = {}
     if estimated.mean is not None:
-        distance = np.linalg.norm(estimated.mean - true.mean)
-        found["mean_shift"] = _ratio(distance, true_std)
-        found["mean_shift_of_mean"] = _ratio(distance, true.mean)
-        found["mean_distance"] = float(distance)
+        apart = np.linalg.norm(estimated.mean - true.mean)
+        shifts_of["mean_shift"] = _ratio(apart, true_std)
+        distances["mean_shift_of_mean"] = _ratio(apart, true.mean)
+        distances["mean_distance"] = float(apart)
     if estimated.variance is not None:
         # The deviation kept by Batch Renormalization may lie below the root of epsilon.
         std = np.sqrt(np.maximum(estimated.variance, 0.0))
-        found["std_shift"] = _ratio(np.linalg.norm(std - true_std), true_std)
+        apart = np.linalg.norm(std - true_std)
+        shifts_of["std_shift"] = _ratio(apart, true_std)
+        distances["std_distance"] = float(apart)
         apart = np.linalg.norm(estimated.variance - true.variance)
-        found["variance_shift"] = _ratio(apart, true.variance)
-        found["std_distance"] = float(np.linalg.norm(std - true_std))
-    return found
+        shifts_of["variance_shift"] = _ratio(apart, true.variance)
+    return shifts_of | distances
 
 
 def _ratio(distance: float | np.floating, size: np.ndarray) -> float:
