@@ -23,9 +23,12 @@ _KAPPA = 0.02
 _FIRST = 1e-3
 """The very first step, before any curvature is known, as a share of ‖w‖."""
 
+_NOTHING = 1e-6
+"""What is left of a product beside the largest eigenvalue where the vectors span all there is."""
+
 
 class Sharpness(Probe):
-    """The largest eigenvalue of the Hessian of the training loss, by power iteration.
+    """The largest eigenvalue of the Hessian of the training loss, by Lanczos iteration.
 
     The loss is the mean over the first ``images`` training images as they are stored, not
     augmented, in as many mini-batches of the training's size as hold them, each with its own
@@ -33,7 +36,7 @@ class Sharpness(Probe):
 
     The hand-written gradients of the normalizations have no second derivative, so the Hessian's
     product with a vector v of length 1 is a central difference of gradients in float32,
-    Hv ≈ (∇L(w + hv) − ∇L(w − hv)) / 2h, with h = κ/√λ, where λ is the last estimate: along v the
+    Hv ≈ (∇L(w + hv) − ∇L(w − hv)) / 2h, with h = κ/√λ, where λ is the largest in size so far: along v the
     loss then bends by κ²/2 nats. The rule does not change with the scale of the weights, as λ does
     (for scale-invariant weights as 1/‖w‖²). Why κ = 0.02: a gradient of norm G is rounded by
     about a hundred roundings u of float32, which is 100·u·G/(κ·√λ) of λ, and the third derivative
@@ -41,21 +44,23 @@ class Sharpness(Probe):
     risen by 1. With G ≈ √λ both are smallest near κ = (6·100·u)^⅓ ≈ 0.03, and below 10⁻³. Across
     the kinks of a ReLU it is the mean curvature over 2h.
 
-    Power iteration from a fixed random vector stops when the estimate changes by less than
-    ``tolerance`` of itself, or after ``iterations``. It finds the eigenvalue that is largest in
-    size; where that is negative, it goes on with H + |λ|·1, whose largest eigenvalue belongs to
-    the largest of H.
+    Lanczos iteration is power iteration that forgets no vector it went through: after m products
+    with the Hessian, from a fixed random vector, λ is the largest that vᵀHv gets for any v of
+    length 1 among them. Plain power iteration has nothing to tell where a negative eigenvalue is
+    nearly as large in size, as networks with normalizations have them. The m vectors are kept in
+    float32. It ends when the residual is below ``tolerance``, or after ``iterations``.
 
     Values:
 
-    * ``eigenvalue``: λ, the Rayleigh quotient vᵀHv of the last vector.
-    * ``residual``: ‖Hv − λv‖/|λ|: H has an eigenvalue within this share of λ of it.
-    * ``iterations``: products with the Hessian; the limit, where it did not settle.
+    * ``eigenvalue``: λ; if anything too low.
+    * ``residual``: ‖Hv − λv‖/|λ|: H has an eigenvalue within this share of λ of it. The error of λ
+      falls with the square of it.
+    * ``iterations``: m; the limit, where it did not settle.
 
     Args:
         images: Training images; rounded up to whole mini-batches.
-        iterations: Largest number of products, each two gradients, in each of the two phases.
-        tolerance: In (0, 1).
+        iterations: Largest number of products, each two gradients.
+        tolerance: Of the residual, in (0, 1).
         every: Epochs between two measurements.
 
     Raises:
@@ -105,7 +110,7 @@ class Sharpness(Probe):
 
 
 class Eigen(NamedTuple):
-    """What power iteration came to; see :class:`Sharpness`."""
+    """What the iteration came to; see :class:`Sharpness`."""
 
     value: float
     residual: float
@@ -130,29 +135,34 @@ def largest(
     """
     vector = np.random.default_rng(0).standard_normal(len(weights))
     vector /= norm(vector)
-    value, residual, shift, count = 0.0, np.nan, 0.0, 0
-    for phase in range(2):
-        for _ in range(iterations):
-            product = _product(gradient, weights, vector, length)
-            count += 1
-            before, value = value, float(vector @ product)
-            residual = norm(product - value * vector)
-            shifted = product + shift * vector
-            size = norm(shifted)
-            if not np.isfinite(size):
-                return Eigen(np.nan, np.nan, count)
-            if not size:  # no curvature at all
-                return Eigen(value, 0.0, count)
-            vector = shifted / size
-            length = _KAPPA / np.sqrt(max(abs(value), norm(product)))
-            if abs(value - before) <= tolerance * abs(value + shift):
-                break
-        if value >= 0 or phase:
+    basis: list[np.ndarray] = []
+    projected = np.zeros((iterations, iterations))
+    value = residual = np.nan
+    for count in range(1, min(iterations, len(weights)) + 1):
+        rest = _product(gradient, weights, vector, length)
+        if not np.isfinite(norm(rest)):
+            return Eigen(np.nan, np.nan, count)
+        basis.append(vector.astype(np.float32))  # half the memory; their roundings do no harm
+        # Twice, for what is left to be at right angles to all of them in spite of roundings.
+        for _ in range(2):
+            for index, each in enumerate(basis):
+                part = float(each @ rest)
+                projected[index, count - 1] += part
+                rest -= part * each
+        # The matrix as the vectors see it, symmetric but for the errors of differences.
+        upper = np.triu(projected[:count, :count])
+        known = upper + np.triu(upper, 1).T
+        values, vectors = np.linalg.eigh(known)
+        size, left = float(np.abs(values).max()), norm(rest)
+        if not max(size, left):  # no curvature at all
+            return Eigen(0.0, 0.0, count)
+        value = float(values[-1])
+        residual = left * abs(float(vectors[-1, -1])) / abs(value) if value else np.inf
+        if residual <= tolerance or left <= _NOTHING * size:
             break
-        shift = -value
-        vector = np.random.default_rng(1).standard_normal(len(weights))
-        vector /= norm(vector)
-    return Eigen(value, residual / abs(value) if value else np.nan, count)
+        vector = rest / left
+        length = _KAPPA / np.sqrt(max(size, left))
+    return Eigen(value, residual, len(basis))
 
 
 def _product(

@@ -40,6 +40,17 @@ def test_the_largest_eigenvalue_of_a_quadratic(eigenvalues, expected):
     assert found.residual < 0.02
 
 
+def test_few_products_do_where_negative_eigenvalues_are_as_large():
+    """Power iteration alone would waver between 10 and −9.9 for hundreds of products."""
+    bulk = np.random.default_rng(0).normal(0, 0.3, 296)
+    hessian = matrix(np.concatenate([[10.0, 6.0, -9.9, -7.0], bulk]))
+    weights = np.ones(300, np.float32)
+    found = largest(lambda at: hessian @ at.astype("f8"), weights, 1e-3, 20, 0.05)
+    assert found.value == pytest.approx(10.0, rel=0.01)
+    assert found.iterations < 20
+    assert found.residual <= 0.05
+
+
 def test_a_bound_that_is_too_low_is_told():
     hessian = matrix(np.array([7.0, 6.9, 6.8, 1.0, 0.1, 0.0]))
     found = largest(lambda at: hessian @ at.astype("f8"), np.ones(6, np.float32), 1e-3, 2, 1e-7)

@@ -1,0 +1,170 @@
+"""What probes cost a run: ResNet-20 on 32×32 images, each probe with its default options.
+
+    python benchmarks/probes.py [--norms bn gn] [--batches 16 128] [--rounds 5] [--quick]
+
+One process trains and measures by turns: some steps, then each probe once, and so on. An epoch is
+that of CIFAR-10 with a tenth held out: 45,000 images in training, 5,000 evaluated. Its seconds are
+those of its steps, at the speed of the steps before and after the probe, and of an evaluation. The
+slow-down is the probe's seconds over those of the ``every`` epochs from one measurement to the
+next; that of all together is the sum. Compiling, once a run, is shown apart. Images are random:
+what is computed takes the same time, but the iteration of sharpness may settle later.
+Prints medians over rounds with their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from types import SimpleNamespace
+from typing import Any
+
+TRAIN, VALIDATION, CLASSES = 45_000, 5_000, 10
+
+
+def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
+    """Return a loop, its data set, and the probes that can be measured in its network."""
+    import numpy as np
+
+    from normbench.config import compose, group_options
+    from normbench.engine import backend
+
+    names = sorted(group_options()["probe"])
+    config = compose(
+        [
+            f"arch={given.arch}",
+            f"norm={norm}",
+            f"batch={batch}",
+            f"backend={given.backend}",
+            f"probe=[{','.join(names)}]",
+        ]
+    )
+    backend.start(config.backend, config.precision)  # before anything imports Keras
+
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+    from normbench.engine.optimizer import SGD
+    from normbench.errors import UserError
+    from normbench.probes.probe import make_probes
+
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Any:
+        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        return SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, count, np.int32))
+
+    data = SimpleNamespace(
+        train=split(given.train), validation=split(given.validation), test=split(CLASSES)
+    )
+    data.shape, data.classes = (32, 32, 3), CLASSES
+    plan = Plan(
+        batch=batch,
+        eval_batch=config.eval_batch,
+        seed=0,
+        smoothing=0.0,
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
+        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
+        scaled_loss=False,
+    )
+    make: Any = backend.loop_class(config.backend)
+    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
+    loop.compile()
+    loop.rate = 0.01
+    kept = []
+    for probe in make_probes(config.probe):
+        try:
+            probe.check(loop.model)
+        except UserError as refusal:
+            print(f"left out: {refusal}")
+        else:
+            kept.append(probe)
+    return loop, data, kept
+
+
+def seconds_a_step(loop: Any, count: int) -> float:
+    import numpy as np
+
+    began = time.perf_counter()
+    loop.begin_epoch(0)
+    loop.train(0, np.full(count, 0.01, np.float32))
+    return (time.perf_counter() - began) / count
+
+
+def seconds_of(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(norm: str, batch: int, given: argparse.Namespace) -> None:
+    loop, data, probes = prepared(norm, batch, given)
+    seconds_a_step(loop, 2)
+    count = max(2, round(given.seconds / seconds_a_step(loop, 2)))
+    seconds_of(lambda: loop.evaluate("validation"))
+    first = {p.name: seconds_of(lambda p=p: p.measure(loop, data)) for p in probes}
+    taken: dict[str, list[float]] = {probe.name: [] for probe in probes}
+    slower: dict[str, list[float]] = {probe.name: [] for probe in probes}
+    steps = given.train // batch
+    for _ in range(given.rounds):
+        evaluation = seconds_of(lambda: loop.evaluate("validation"))
+        before = seconds_a_step(loop, count)
+        for probe in probes:
+            seconds = seconds_of(lambda probe=probe: probe.measure(loop, data))
+            after = seconds_a_step(loop, count)
+            epoch = steps * (before + after) / 2 + evaluation
+            taken[probe.name].append(seconds)
+            slower[probe.name].append(100 * seconds / (probe.every * epoch))
+            before = after
+    for probe in probes:
+        name = probe.name
+        print(
+            f"| {norm} | {batch} | {name} | {probe.every} | {shown(taken[name], 2)} | "
+            f"{max(first[name] - statistics.median(taken[name]), 0.0):.1f} | "
+            f"{shown(slower[name], 2)} |",
+            flush=True,
+        )
+    together = [sum(each) for each in zip(*slower.values(), strict=True)]
+    print(f"| {norm} | {batch} | all together | | | | {shown(together, 2)} |", flush=True)
+
+
+def shown(values: list[float], digits: int) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--norms", nargs="+", default=["bn", "gn"])
+    options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
+    options.add_argument("--backend", choices=["tensorflow", "jax"], default="tensorflow")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=3.0, help="of training between probes")
+    options.add_argument("--quick", action="store_true", help="to try it: ResNet-8, 4,500 images")
+    given = options.parse_args()
+    given.arch, given.train, given.validation = "resnet20", TRAIN, VALIDATION
+    if given.quick:
+        given.norms, given.batches = given.norms[:1], given.batches[-1:]
+        given.rounds, given.seconds = 1, 0.5
+        given.arch, given.train, given.validation = "resnet8", TRAIN // 10, VALIDATION // 10
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from normbench.provenance import processor
+
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"{given.arch}, 32×32, {given.train} images, float32, {given.backend}, {processor()}, "
+        f"{cores} cores; medians of {given.rounds} (range)\n"
+    )
+    print(
+        "| norm | batch | probe | every (epochs) | a measurement (s) | compiling (s) | "
+        "slow-down (%) |"
+    )
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
+    for norm in given.norms:
+        for batch in given.batches:
+            measure(norm, batch, given)
+
+
+if __name__ == "__main__":
+    main()
