@@ -119,7 +119,8 @@ def sweep(
             screen = stack.enter_context(SweepScreen(planned, len(slots), store, console))
             stop = stack.enter_context(Stop())
             watch = _Recording(screen, record, outcome)
-            executor.run(_jobs(planned, retry_failed), Task(store, command, record.path), watch, stop)
+            jobs = _jobs(planned, retry_failed)
+            executor.run(jobs, Task(store, command, record.path), watch, stop)
             outcome.interrupted = bool(stop.requests)
         result = (
             "interrupted" if outcome.interrupted else "failed" if outcome.failed else "complete"
