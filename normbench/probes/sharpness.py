@@ -38,7 +38,7 @@ class Sharpness(Probe):
     product with a vector v of length 1 is a central difference of gradients in float32,
     Hv ≈ (∇L(w + hv) − ∇L(w − hv)) / 2h, with h = κ/√λ, where λ is the largest in size so far:
     along its vector the loss then bends by κ²/2 nats. The rule goes with the scale of the weights,
-    as λ does (for scale-invariant weights as 1/‖w‖²). Why κ = 0.02: a gradient of norm G is rounded by
+    as λ does (for scale-invariant weights as 1/‖w‖²). Why κ = 0.02: a gradient of norm G is off by
     about a hundred roundings u of float32, which is 100·u·G/(κ·√λ) of λ, and the third derivative
     is seen as κ²/12 of λ where curvature changes over the length √(2/λ), at which the loss has
     risen by 1. With G ≈ √λ both are smallest near κ = (6·100·u)^⅓ ≈ 0.03, and below 10⁻³. Across
