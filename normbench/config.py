@@ -35,6 +35,7 @@ SCHEMA = 1
 
 _MARK = "launch"
 _LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
+_LATER = {"later": True}  # of fields that came later: their default is no part of a signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Config:
     label_smoothing: float
     eval_batch: int
     max_loss: float
+    accumulate: int | Literal["auto"] = field(default=1, metadata=_LATER)
     store: str = field(metadata=_LAUNCH)
     probe: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
     logger: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
@@ -71,11 +73,24 @@ class Config:
             raise UserError(f"seed must be in 0..4294967295, got {self.seed}")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing:g}")
+        if isinstance(self.accumulate, int):
+            _at_least("accumulate", self.accumulate, 1)
+            if self.batch % self.accumulate:
+                allowed = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+                raise UserError(
+                    f"accumulate={self.accumulate} does not divide batch={self.batch} "
+                    f"(allowed: {', '.join(map(str, allowed))}, auto)"
+                )
         if not self.max_loss > 0:
             raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
         scaling = self.optimizer.get("scaling", "none")
         if scaling not in ("linear", "sqrt", "none"):
             raise unknown("optimizer.scaling", str(scaling), ("linear", "sqrt", "none"))
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the network at once, as far as the config decides it."""
+        return self.batch // (1 if self.accumulate == "auto" else self.accumulate)
 
     @property
     def norm_name(self) -> str:
@@ -90,6 +105,7 @@ class Config:
             each.name: getattr(self, each.name)
             for each in fields(self)
             if not each.metadata.get(_MARK)
+            and not (each.metadata.get("later") and getattr(self, each.name) == each.default)
         }
         text = json.dumps(
             {"schema": SCHEMA, **_without_own_targets(tree)},
@@ -379,6 +395,8 @@ def _like(key: str, value: Any, default: Any) -> Any:
     """Return ``value`` as the type that the default in ``conf/`` has, or refuse it."""
     if isinstance(value, str) and value.startswith("${"):
         return value
+    if "." not in key and key in {each.name for each in fields(Config)}:
+        return value  # checked against the type of the field
     if default is None or (value is None and "." in key):
         return value  # optional: what it may hold is checked by the part that takes it
     if isinstance(default, str) and default.startswith("${"):
@@ -406,7 +424,14 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = [each for each in typing.get_args(hint) if each is not type(None)]
+        hints = [each for each in typing.get_args(hint) if each is not type(None)]
+        named = [each for each in hints if typing.get_origin(each) is Literal]
+        if named and isinstance(value, str):
+            words = ", ".join(map(repr, typing.get_args(named[0])))
+            if value not in typing.get_args(named[0]):
+                raise UserError(f"{key} must be a whole number or {words}, got {value!r}")
+            return value
+        (hint,) = [each for each in hints if each not in named]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if hint is float and (whole or isinstance(value, float)):
         if not math.isfinite(value):

@@ -19,8 +19,8 @@ from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import duration
 
 if TYPE_CHECKING:
+    from normbench.engine.bench import Prepared
     from normbench.engine.reuse import Kept
-    from normbench.engine.training import Prepared
     from normbench.store import Run, Store
 
 CHECKPOINTS = ("last", "best")
@@ -233,7 +233,8 @@ def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None
     from dataclasses import replace
 
     from normbench.engine import backend
-    from normbench.engine.training import load_dataset, prepare
+    from normbench.engine.bench import load_dataset, prepare
+    from normbench.engine.splitting import Splitting
     from normbench.probes.probe import make_probes
 
     config = replace(target.config, probe={})
@@ -241,9 +242,10 @@ def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None
     backend.start(config.backend, config.precision)
     # That many functions are traced is no mistake where many networks are looked at.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    if not kept.serves(config):
+    micro_batches = Splitting(config, target.run.meta).count
+    if not kept.serves(config, micro_batches):
         kept.forget_loop()
-    prepared = prepare(config, dataset, kept)
+    prepared = prepare(config, dataset, kept, micro_batches)
     probes = []
     for probe in make_probes(target.options):
         try:

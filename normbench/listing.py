@@ -313,6 +313,10 @@ def _provenance(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     pairs.append(("versions", "  ".join(f"{name} {number}" for name, number in versions) or None))
     pairs += [("host", meta.get("host")), ("processor", meta.get("processor"))]
     pairs.append(("devices", ", ".join(map(str, meta.get("devices") or [])) or None))
+    parts = meta.get("micro_batches") or []
+    if any(each["count"] > 1 for each in parts):
+        told = [f"{each['count']} from epoch {each['epoch'] + 1} on" for each in parts]
+        pairs.append(("micro-batches", ", ".join(told)))
     engine = (meta.get("engine") or {}).items()
     pairs.append(("engine", "  ".join(f"{key}={value}" for key, value in engine) or None))
     return [(key, str(value)) for key, value in pairs if value is not None]

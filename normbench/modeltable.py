@@ -73,7 +73,7 @@ def network_of(config: Config, images: str | None = None, classes: int | None = 
         images=shape,
         images_of=source.title if (shape, logits) == (source.shape, source.classes) else None,
         classes=logits,
-        batch=config.batch,
+        batch=config.micro_batch,
         layers=layer_costs(model),
     )
 

@@ -125,6 +125,10 @@ class RunScreen(Observer):
         else:
             self._write(Text(f"{info.get('name')}: {', '.join(facts)}"))
 
+    def on_note(self, text: str) -> None:
+        """Something happened that a person should know."""
+        self._write(Text(text, "yellow"))
+
     def on_progress(
         self,
         epoch: int,

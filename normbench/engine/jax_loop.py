@@ -135,10 +135,9 @@ class JaxLoop(Loop):
         parts = [np.asarray(value).ravel() for value in self._state["trainable"]]
         return np.concatenate(parts).astype(np.float32)
 
-    def gradients(
-        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    def gradient_at(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        weights = self.weights() if weights is None else weights
         loss, gradient = self._gradient(
             jnp.asarray(weights, jnp.float32),
             self._state["other"],
@@ -214,24 +213,10 @@ class JaxLoop(Loop):
         images, labels = data
         pixels = plan.images.augmented(images[chosen], (word0, word1))
         labels = labels[chosen]
-
-        def minimized_of(trainable: Any) -> Any:
-            outputs, other, losses = self.model.stateless_call(
-                trainable,
-                state["other"],
-                plan.images.scaled(pixels),
-                training=True,
-                return_losses=True,
-            )
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            for each in losses:
-                loss += each.astype(jnp.float32)
-            minimized = loss * state["scale"][0] if plan.scaled_loss else loss
-            return minimized, (loss, logits_of(outputs), other)
-
-        (_, (loss, logits, other)), gradients = jax.value_and_grad(minimized_of, has_aux=True)(
-            state["trainable"]
-        )
+        if plan.micro_batches == 1:
+            loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
+        else:
+            loss, hits, other, gradients = self._passes(state, pixels, labels)
         weights, slots, scale, norm = loop.updated(
             plan,
             loop.flat(state["trainable"]),
@@ -254,7 +239,44 @@ class JaxLoop(Loop):
             "step": state["step"] + 1,
             "scale": scale,
         }
-        return new, (loss, correct(logits, labels), norm)
+        return new, (loss, hits, norm)
+
+    def _pass(
+        self, state: State, other: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any, Any, list[Any]]:
+        """Loss, images that are right, the other variables, and the gradients of the scaled loss,
+        of one micro-batch."""
+        plan = self.plan
+
+        def minimized_of(trainable: Any) -> Any:
+            outputs, written, losses = self.model.stateless_call(
+                trainable, other, plan.images.scaled(pixels), training=True, return_losses=True
+            )
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+            for each in losses:
+                loss += each.astype(jnp.float32)
+            minimized = loss * state["scale"][0] if plan.scaled_loss else loss
+            return minimized, (loss, logits_of(outputs), written)
+
+        (_, (loss, logits, written)), gradients = jax.value_and_grad(minimized_of, has_aux=True)(
+            state["trainable"]
+        )
+        return loss, correct(logits, labels), written, gradients
+
+    def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
+        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
+        parts, size = self.plan.micro_batches, self.plan.micro_batch
+
+        def body(carried: Any, part: Any) -> Any:
+            loss, hits, other, gradients = carried
+            own_loss, own_hits, other, own = self._pass(state, other, *part)
+            added = [total + each / parts for total, each in zip(gradients, own, strict=True)]
+            return (loss + own_loss / parts, hits + own_hits, other, added), None
+
+        nothing = [jnp.zeros_like(value) for value in state["trainable"]]
+        start = (jnp.float32(0), jnp.int32(0), state["other"], nothing)
+        split = (pixels.reshape(parts, size, *pixels.shape[1:]), labels.reshape(parts, size))
+        return lax.scan(body, start, split)[0]
 
     def _gradient_of(
         self, weights: Any, other: Any, scale: Any, pixels: Any, labels: Any
@@ -278,14 +300,14 @@ class JaxLoop(Loop):
         return loss, gradient / scale if plan.scaled_loss else gradient
 
     def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
-        batch = self.plan.batch
+        batch = self.plan.micro_batch
 
         def body(index: Any, other: Any) -> Any:
             chosen = lax.dynamic_slice(order, (index * batch,), (batch,))
             pixels = self.plan.images.scaled(images[chosen])
             return self.model.stateless_call(trainable, other, pixels, training=True)[1]
 
-        return lax.fori_loop(0, self._steps, body, other)
+        return lax.fori_loop(0, self._count // batch, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
         """Losses of each full batch and of the rest; counts of correct images."""

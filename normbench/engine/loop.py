@@ -62,6 +62,9 @@ class Plan:
         images: Augmentation and scaling.
         scaled_loss: Whether gradients are computed in float16, so that the loss must be scaled.
         auxiliary_weight: Of the loss of each auxiliary classifier that the model has.
+        micro_batches: Equal parts of a batch whose gradients are computed one after the other and
+            averaged for one step. Only one part's activations are in memory at a time, and batch
+            statistics are of one part. Divides ``batch``.
     """
 
     batch: int
@@ -72,6 +75,12 @@ class Plan:
     images: Images
     scaled_loss: bool
     auxiliary_weight: float = 0.0
+    micro_batches: int = 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the network at once, and that batch statistics are of."""
+        return self.batch // self.micro_batches
 
 
 class Loop(ABC):
@@ -111,7 +120,7 @@ class Loop(ABC):
         """Recompute the population statistics of the layers that ask for it, if any does.
 
         From the training images in the order of the epoch, not augmented, in mini-batches of the
-        training's size.
+        size that training normalizes over.
         """
 
     @abstractmethod
@@ -141,7 +150,6 @@ class Loop(ABC):
         float32 (P,).
         """
 
-    @abstractmethod
     def gradients(
         self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
     ) -> tuple[float, np.ndarray]:
@@ -151,7 +159,8 @@ class Loop(ABC):
         included, without weight decay, which belongs to the optimizer, and without augmentation;
         the gradient is as it comes, not clipped. Layers compute as in training: with the
         mini-batch's statistics, and dropping what the present state of their random numbers says,
-        the same at each call. Compiled once for each number of images.
+        the same at each call. Where training splits its batches, so are more images than a part
+        has. Compiled once for each number of images.
 
         Args:
             pixels: uint8 (N, H, W, C), one mini-batch.
@@ -162,6 +171,24 @@ class Loop(ABC):
             The mean loss, and the gradient, float32 (P,). Under a loss scale that is too high for
             them some of the gradient is not finite.
         """
+        at = self.weights() if weights is None else weights
+        size = len(labels) if self.plan.micro_batches == 1 else self.plan.micro_batch
+        if len(labels) <= size:
+            return self.gradient_at(pixels, labels, at)
+        loss, gradient = 0.0, np.zeros(len(at))
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            share = len(labels[part]) / len(labels)
+            own_loss, own_gradient = self.gradient_at(pixels[part], labels[part], at)
+            loss += share * own_loss
+            gradient += share * own_gradient
+        return loss, gradient.astype(np.float32)
+
+    @abstractmethod
+    def gradient_at(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """As :meth:`gradients`, of images that go through the network at once."""
 
     def part(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
         """Return the part of the model that goes by ``key``; ``make(model)`` makes it, once."""

@@ -27,5 +27,8 @@ class Observer:
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is complete; ``row`` is its line of ``metrics.jsonl``."""
 
+    def on_note(self, text: str) -> None:
+        """Something happened that a person should know, as a batch that had to be split."""
+
     def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """The run ended with ``summary["status"]``."""

@@ -43,16 +43,28 @@ class Kept:
             fresh: A new loop on the run's model, not compiled yet; it is kept if the one from
                 before cannot be used.
         """
-        key = program(config)
-        if self._loop is None or self._loop[0] != key:
-            self._loop = (key, fresh)
-        else:
+        if self.serves(config, fresh.plan.micro_batches):
+            assert self._loop is not None
             self._loop[1].restart(fresh)
+        else:
+            self._loop = (program(config), fresh)
         return self._loop[1]
 
-    def serves(self, config: Config) -> bool:
-        """Whether the loop that is kept can be used for the run of ``config``."""
-        return self._loop is not None and self._loop[0] == program(config)
+    def serves(self, config: Config, micro_batches: int | None = None) -> bool:
+        """Whether the loop that is kept can be used for the run of ``config``.
+
+        Args:
+            config: Of the run.
+            micro_batches: Parts that its batch is split into, if that is known already.
+        """
+        if self._loop is None or self._loop[0] != program(config):
+            return False
+        return micro_batches in (None, self._loop[1].plan.micro_batches)
+
+    def make_way(self, config: Config, micro_batches: int) -> None:
+        """Let go of a loop that is kept and cannot be used for the run of ``config``."""
+        if self._loop is not None and not self.serves(config, micro_batches):
+            self.forget_loop()
 
     def forget_loop(self) -> None:
         """Let go of the loop, and of what Keras and its backend keep of the model.

@@ -104,10 +104,9 @@ class TensorFlowLoop(Loop):
     def weights(self) -> np.ndarray:
         return np.concatenate([v.numpy().ravel() for v in self._variables]).astype(np.float32)
 
-    def gradients(
-        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    def gradient_at(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        weights = self.weights() if weights is None else weights
         loss, gradient = self._gradient(
             tf.constant(weights, tf.float32), tf.constant(pixels), tf.constant(labels, tf.int32)
         )
@@ -167,17 +166,10 @@ class TensorFlowLoop(Loop):
         words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
         pixels = plan.images.augmented(tf.gather(images, chosen), (words[0], words[1]))
         labels = tf.gather(labels, chosen)
-        with tf.GradientTape() as tape:
-            outputs = self.model(plan.images.scaled(pixels), training=True)
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            if self.model.losses:
-                loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
-            minimized = loss * self._scale if plan.scaled_loss else loss
-        gradients = tape.gradient(
-            minimized,
-            [v.value for v in self._variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        if plan.micro_batches == 1:
+            loss, hits, gradients = self._pass(pixels, labels)
+        else:
+            loss, hits, gradients = self._passes(pixels, labels)
         weights, slots, scale, norm = loop.updated(
             plan,
             loop.flat(self._variables),
@@ -197,7 +189,43 @@ class TensorFlowLoop(Loop):
         if plan.scaled_loss:
             self._scale.assign(scale[0])
             self._finite_steps.assign(scale[1])
-        return loss, correct(logits_of(outputs), labels), norm
+        return loss, hits, norm
+
+    def _pass(self, pixels: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+        """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
+        plan = self.plan
+        with tf.GradientTape() as tape:
+            outputs = self.model(plan.images.scaled(pixels), training=True)
+            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+            if self.model.losses:
+                loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+            minimized = loss * self._scale if plan.scaled_loss else loss
+        gradients = tape.gradient(
+            minimized,
+            [v.value for v in self._variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return loss, correct(logits_of(outputs), labels), gradients
+
+    def _passes(self, pixels: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
+        parts, size = self.plan.micro_batches, self.plan.micro_batch
+
+        def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
+            start = index * size
+            shape = pixels.shape[1:]
+            own = self._pass(
+                tf.slice(pixels, [start, *[0] * len(shape)], [size, *shape]),
+                tf.slice(labels, [start], [size]),
+            )
+            added = [total + each / parts for total, each in zip(gradients, own[2], strict=True)]
+            return index + 1, loss + own[0] / parts, hits + own[1], added
+
+        nothing = [tf.zeros(v.shape, v.value.dtype) for v in self._variables]
+        start = (tf.constant(0), tf.constant(0.0), tf.constant(0), nothing)
+        # One at a time: their activations together are what does not fit.
+        ended = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
+        return ended[1:]
 
     def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
         plan = self.plan
@@ -222,7 +250,7 @@ class TensorFlowLoop(Loop):
         return loss, gradient / self._scale if plan.scaled_loss else gradient
 
     def _see_training_images(self) -> None:
-        batch, images = self.plan.batch, self._splits["train"][0]
+        batch, images = self.plan.micro_batch, self._splits["train"][0]
 
         def body(index: Any) -> Any:
             chosen = tf.slice(self._order, [index * batch], [batch])

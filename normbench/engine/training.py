@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
+from normbench.engine.bench import Bench, Prepared, load_dataset, refuse_batch
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
+from normbench.engine.splitting import Splitting
 from normbench.errors import NormbenchError, UserError
 from normbench.loggers.logger import LoggingObserver, make_loggers
 from normbench.provenance import collect, utc_now
 from normbench.store import Run, Store
-from normbench.targets import check_options, options_of, target
 
 log = logging.getLogger("normbench")
 
@@ -50,6 +49,7 @@ def train(
     command: Sequence[str] | None = None,
     must_exist: bool = False,
     kept: Kept | None = None,
+    may_split: bool = True,
 ) -> Outcome:
     """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
 
@@ -64,6 +64,7 @@ def train(
         must_exist: Refuse to begin a run that has no folder yet.
         kept: The data set and the compiled loop of the run before in this process, for this run to
             use where it can, and where its own are left.
+        may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
 
     Raises:
         UserError: The config cannot be trained; nothing was written.
@@ -86,160 +87,34 @@ def train(
     kept = Kept() if kept is None else kept
     # Before the backend: what is missing is said within a second.
     dataset = kept.dataset(config, load_dataset)
-    _refuse_batch(config, dataset)
+    refuse_batch(config, dataset)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
-    prepared = prepare(config, dataset, kept)
+    splitting = Splitting(config, run.meta if run.exists else None, may_split)
+    kept.make_way(config, splitting.count)
+    bench = Bench(config, dataset, kept, splitting)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
         watcher = LoggingObserver(observer or Observer(), loggers, run, config)
         with _logged(run):
-            return _train_locked(run, config, prepared, record, watcher, command)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run is trained with, all of it checked before anything is written.
-
-    Attributes:
-        dataset: Its three splits.
-        model: The loop's.
-        loop: In the run's initial state.
-        rates: Learning rate of each step of the run, float32.
-        steps_per_epoch: Steps of an epoch.
-        probes: Those that the config names.
-    """
-
-    dataset: Any
-    model: Any
-    loop: Any
-    rates: np.ndarray
-    steps_per_epoch: int
-    probes: list[Any]
-
-
-def load_dataset(config: Config) -> Any:
-    """Load the data set of a run, split as its config says."""
-    from normbench.data.split import load
-
-    return load(
-        target(config.dataset["_target_"])(),
-        config.dataset["validation"],
-        config.dataset["split_seed"],
-        config.dataset["train_size"],
-    )
-
-
-def _refuse_batch(config: Config, dataset: Any) -> None:
-    count = len(dataset.train.labels)
-    if config.batch > count:
-        raise UserError(
-            f"batch={config.batch} is larger than the training set of {dataset.name} "
-            f"({count} images after validation is held out)"
-        )
-
-
-def check(config: Config, kept: Kept) -> Any:
-    """Refuse what can be refused of a config without its network.
-
-    Returns:
-        The data set; with it, :func:`normbench.engine.model.build_model` can be tried.
-
-    Raises:
-        UserError: The config cannot be trained.
-        NormbenchError: The data set is damaged.
-    """
-    dataset = kept.dataset(config, load_dataset)
-    _refuse_batch(config, dataset)
-    make_loggers(config.logger)
-    _optimizer(config)
-    _rates(config, len(dataset.train.labels) // config.batch)
-    return dataset
-
-
-def _optimizer(config: Config) -> Any:
-    make: Any = target(config.optimizer["_target_"])
-    options = options_of(config.optimizer, "lr", "base_batch", "scaling")
-    check_options(f"optimizer={config.optimizer['name']}", make, options)
-    if not config.optimizer["lr"] > 0:
-        raise UserError(f"optimizer.lr must be above 0, got {config.optimizer['lr']:g}")
-    return make(**options)
-
-
-def _rates(config: Config, steps: int) -> np.ndarray:
-    """The learning rate of each step of the run, float32, with ``steps`` steps an epoch."""
-    from normbench.engine import schedule
-
-    peak = schedule.peak(
-        config.optimizer["lr"],
-        config.batch,
-        config.optimizer["base_batch"],
-        config.optimizer["scaling"],
-    )
-    course: Any = target(config.schedule["_target_"])
-    check_options(
-        f"schedule={config.schedule['name']}",
-        course,
-        {"steps": None, **options_of(config.schedule)},
-    )
-    factors = course(steps * config.epochs, **options_of(config.schedule))
-    return (np.float64(peak) * factors).astype(np.float32)
-
-
-def prepare(config: Config, dataset: Any, kept: Kept) -> Prepared:
-    """Build all that a run is trained with; its backend must have been started.
-
-    Raises:
-        UserError: The config cannot be trained, or a probe of it cannot be measured.
-    """
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model, initialize_from
-    from normbench.probes.probe import make_probes
-
-    steps = len(dataset.train.labels) // config.batch
-    optimizer, rates = _optimizer(config), _rates(config, steps)
-    model = build_model(config, dataset.shape, dataset.classes)
-    plan = Plan(
-        batch=config.batch,
-        eval_batch=config.eval_batch,
-        seed=config.seed,
-        smoothing=config.label_smoothing,
-        optimizer=optimizer,
-        images=Images(
-            mean=np.asarray(dataset.mean, np.float32),
-            std=np.asarray(dataset.std, np.float32),
-            crop_padding=config.dataset["crop_padding"],
-            flip=config.dataset["flip"],
-        ),
-        scaled_loss=config.precision == "mixed_float16",
-        auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
-    )
-    initialize_from(model, dataset.train.images, plan.images)
-    make_loop: Any = backend.loop_class(config.backend)
-    loop = kept.loop(config, make_loop(model, dataset, plan))
-    probes = make_probes(config.probe)
-    for probe in probes:
-        probe.check(model)
-    return Prepared(dataset, loop.model, loop, rates, steps, probes)
+            return _train_locked(run, config, bench, record, watcher, command)
 
 
 def _train_locked(
     run: Run,
     config: Config,
-    prepared: Prepared,
+    bench: Bench,
     record: dict[str, Any],
     observer: Observer,
     command: list[str],
 ) -> Outcome:
-
     began = time.perf_counter()
     earlier = run.meta if run.exists else None
-    provenance = collect(command) | record | {"devices": prepared.loop.devices()}
-    meta = _begin(run, config, earlier, provenance)
+    provenance = collect(command) | record | {"devices": bench.prepared.loop.devices()}
+    meta = _begin(run, config, earlier, provenance, bench.splitting)
     try:
-        summary = _trained(run, config, prepared, meta, observer)
+        summary = _trained_split(run, config, bench, meta, observer)
         summary["wall_seconds"] = _wall_seconds(earlier) + time.perf_counter() - began
         run.write_summary(summary)
     except KeyboardInterrupt:
@@ -256,9 +131,31 @@ def _train_locked(
             log.error("%s", another)
         observer.on_end({"status": "failed", "error": error}, run.path)
         raise
+    finally:
+        bench.close()
     _end(run, meta, summary["status"], None, time.perf_counter() - began)
     observer.on_end(summary, run.path)
     return Outcome(run, True, summary)
+
+
+def _trained_split(
+    run: Run, config: Config, bench: Bench, meta: dict[str, Any], observer: Observer
+) -> dict[str, Any]:
+    """As :func:`_trained`; where memory is short and ``accumulate=auto``, with smaller parts."""
+    while True:
+        try:
+            return _trained(run, config, bench.prepared, meta, observer)
+        except Exception as failure:
+            kept = run.checkpoint_info()
+            if not bench.splitting.splits(failure, kept["epoch"] if kept else 0):
+                raise
+        # Here the failure is gone, and with it what its traceback held on to.
+        said = f"memory is short: from here on {bench.splitting.words}"
+        log.info("%s", said)
+        observer.on_note(f"{said}, which batch statistics are of")
+        meta["micro_batches"] = bench.splitting.history
+        run.update_meta(micro_batches=meta["micro_batches"])
+        bench.again()
 
 
 def _trained(
@@ -307,11 +204,16 @@ def _trained(
         log.info("%s", divergence)
         summary = {"status": "diverged"} | _unknown_results(session)
         summary |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
+    summary["micro_batches"] = prepared.loop.plan.micro_batches
     return summary | _totals(run, parameters, prepared.dataset.classes)
 
 
 def _begin(
-    run: Run, config: Config, earlier: dict[str, Any] | None, provenance: dict[str, Any]
+    run: Run,
+    config: Config,
+    earlier: dict[str, Any] | None,
+    provenance: dict[str, Any],
+    splitting: Splitting,
 ) -> dict[str, Any]:
     """Write what the run is and that it runs; sessions before this one are kept."""
     now = utc_now()
@@ -329,6 +231,7 @@ def _begin(
         "started": (earlier or {}).get("started", now),
         "ended": None,
         **provenance,
+        "micro_batches": splitting.history,
         "error": None,
         "sessions": [*(earlier or {}).get("sessions", []), session],
     }

@@ -97,10 +97,12 @@ class LoggingObserver(Observer):
         self._loggers = list(loggers)
         self._run = run
         self._config = config
+        self._started = False
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         self._observer.on_start(info)
-        if self._loggers:
+        if self._loggers and not self._started:  # a batch that is split starts once more
+            self._started = True
             self._tell("start", self._run, self._config, self._run.metrics())
 
     def on_progress(self, *progress: Any) -> None:
@@ -109,6 +111,9 @@ class LoggingObserver(Observer):
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self._observer.on_epoch(row)
         self._tell("row", row)
+
+    def on_note(self, text: str) -> None:
+        self._observer.on_note(text)
 
     def on_end(self, summary: Mapping[str, Any], path: Any) -> None:
         self._observer.on_end(summary, path)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 import normbench
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the columns change their meaning; a cache of another format is not read."""
 
 FILES = ("config.yaml", "meta.json", "metrics.jsonl", "diagnosis.jsonl", "summary.json")

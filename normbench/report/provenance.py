@@ -51,7 +51,25 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
     for column in ("engine.jit_compile", "engine.deterministic", "engine.threads"):
         if column in ended:
             _add(found, f"settings of {column}", ended[column])
-    return found
+    return [*found, *_split(ended)]
+
+
+def _split(runs: pd.DataFrame) -> list[str]:
+    """Name the runs whose batches went through the network in parts."""
+    if "micro_batches" not in runs:
+        return []
+    parts = runs[runs["micro_batches"].fillna(1) > 1].to_dict("records")
+    if not parts:
+        return []
+    each = [
+        f"{run['name']} in {run['micro_batches']:g} of {run['batch'] / run['micro_batches']:g}"
+        for run in parts
+    ]
+    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
+    return [
+        "batches went through the network in micro-batches, which batch statistics are then of: "
+        f"{', '.join(each[:_NAMED])}{more}"
+    ]
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:

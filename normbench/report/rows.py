@@ -31,7 +31,7 @@ _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
 FINAL = _names(
     "train_loss train_acc val_loss val_acc test_loss test_acc best_val_epoch best_val_acc "
     "best_val_test_acc best_val_test_loss steps images_seen parameters train_seconds "
-    "wall_seconds images_per_s diverged_epoch diverged_step"
+    "wall_seconds images_per_s diverged_epoch diverged_step micro_batches"
 )
 CURVE_NUMBERS = _names(
     "epoch step images_seen train_loss train_acc val_loss val_acc lr grad_norm grad_norm_max "
@@ -121,6 +121,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     if config is None or meta is None:
         return None, [], "config.yaml or meta.json is missing"
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
+    row.setdefault("accumulate", 1)  # which older runs do not name
     row["signature"] = meta.get("signature") or config.get("signature")
     row["epochs_done"] = _last(epochs, "epoch", summary)
     row.update(_final(summary))

@@ -22,6 +22,7 @@ def train_cell(
     command: Sequence[str],
     kept: Kept,
     mend: bool = False,
+    may_split: bool = True,
 ) -> Ending:
     """Train a run unless it is complete; no failure of it leaves this function.
 
@@ -32,6 +33,7 @@ def train_cell(
         command: What its record names as the command.
         kept: Of the run before in this process.
         mend: Set the run's folder aside and begin anew if its files are damaged.
+        may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
 
     Raises:
         KeyboardInterrupt: Passed on; the run was left resumable.
@@ -51,7 +53,9 @@ def train_cell(
 
         if not kept.serves(config):
             kept.forget_loop()
-        outcome = train(config, store, observer=observer, command=command, kept=kept)
+        outcome = train(
+            config, store, observer=observer, command=command, kept=kept, may_split=may_split
+        )
     except RunLocked as error:
         return ended("locked", error=str(error))
     except Exception as error:

@@ -20,16 +20,16 @@ def refusal(config: Config, kept: Kept, built: dict[str, str]) -> str:
         built: What was found out before of networks, with their normalization, images and batch
             size; added to, so that each is built once.
     """
-    from normbench.engine import backend, training
+    from normbench.engine import backend, bench
 
     try:
         backend.start(config.backend, config.precision)
-        dataset = training.check(config, kept)
+        dataset = bench.check(config, kept)
     except NormbenchError as error:
         return str(error)
     tree = config.to_dict()
-    keys = ("arch", "norm", "dataset", "batch", "precision")
-    key = json.dumps({key: tree[key] for key in keys}, sort_keys=True)
+    keys = ("arch", "norm", "dataset", "precision")
+    key = json.dumps([config.micro_batch, {key: tree[key] for key in keys}], sort_keys=True)
     if key not in built:
         try:
             _build(config, dataset)
@@ -52,7 +52,7 @@ def _build(config: Config, dataset: Any) -> None:
     def build() -> None:
         model = build_model(config, dataset.shape, dataset.classes)
         # Of a fixed size: some normalizations take no mini-batch of just any size.
-        model(keras.KerasTensor((config.batch, *dataset.shape), "float32"), training=True)
+        model(keras.KerasTensor((config.micro_batch, *dataset.shape), "float32"), training=True)
 
     try:
         with keras.StatelessScope():
@@ -71,11 +71,11 @@ def memory(config: Config, kept: Kept) -> int:
     import keras
     import numpy as np
 
-    from normbench.engine import backend, training
+    from normbench.engine import backend, bench
     from normbench.engine.model import build_model
 
     backend.start(config.backend, config.precision)
-    dataset = training.check(config, kept)
+    dataset = bench.check(config, kept)
     with keras.StatelessScope():
         model = build_model(config, dataset.shape, dataset.classes)
     splits = (dataset.train, dataset.validation, dataset.test)
@@ -87,7 +87,7 @@ def memory(config: Config, kept: Kept) -> int:
         for tensor in node.output_tensors
     )
     itemsize = 4 if config.precision == "float32" else 2
-    return OWN + 2 * images + 4 * 4 * weights + 3 * itemsize * config.batch * outputs
+    return OWN + 2 * images + 4 * 4 * weights + 3 * itemsize * config.micro_batch * outputs
 
 
 OWN = 3 << 29

@@ -141,6 +141,8 @@ class Dispatch:
                 "store": str(self._task.store.root),
                 "command": list(self._task.command),
                 "mend": job.mend,
+                # First with less beside it, for that changes no number.
+                "may_split": attempt.out_of_memory or self._room[slot.device] == 1,
             }
         )
 

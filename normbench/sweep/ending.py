@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from normbench.engine.memory import chain, is_out_of_memory
+
 Result = Literal["trained", "diverged", "skipped", "locked", "interrupted", "failed"]
 """``skipped``: complete already; ``locked``: another process trains it; ``interrupted``: left
 resumable on request."""
@@ -47,23 +49,12 @@ class Ending:
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Say what kind of failure an exception is.
-
-    TensorFlow and JAX raise types of their own when a device's memory is spent; they are told by
-    name, so that neither is imported here.
-    """
+    """Say what kind of failure an exception is."""
     from normbench.errors import UserError
 
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for each in chain:
-        if isinstance(each, MemoryError) or type(each).__name__ == "ResourceExhaustedError":
-            return "memory"
-        if "RESOURCE_EXHAUSTED" in str(each) and "memory" in str(each).lower():
-            return "memory"
+    if is_out_of_memory(error):
+        return "memory"
+    for each in chain(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
             return "disk"
     return "refused" if isinstance(error, UserError) else "error"

@@ -166,6 +166,8 @@ class SweepScreen(Watch):
             what = f"in epoch {summary.get('diverged_epoch')}"
         else:
             what = f"test accuracy {percent(summary.get('test_acc'))}"
+        if (parts := summary.get("micro_batches", 1)) > 1:
+            what += f", batch in {parts} parts"
         return f"  {what}  {duration(ending.seconds)}"
 
     def counts(self) -> str:

@@ -2,7 +2,8 @@
 
 Standard input brings messages, standard output carries them (:mod:`normbench.sweep.channel`):
 
-    {"do": "train", "config": …, "store": …, "command": …, "mend": …}
+    {"do": "train", "config": …, "store": …, "command": …, "mend": …,
+     "may_split": …}
         answered by {"event": "progress", …} any number of times, then {"event": "ended", …}
     {"do": "check", "config": …}
         answered by {"event": "answer", "problem": why it cannot be trained, or an empty text}
@@ -105,6 +106,7 @@ class Worker:
                 command=message["command"],
                 kept=self._kept,
                 mend=message["mend"],
+                may_split=message["may_split"],
             )
             self._training = False
         except KeyboardInterrupt:

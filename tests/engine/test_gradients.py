@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import keras
 import numpy as np
 import pytest
 
-from normbench.config import compose
-from normbench.engine import backend
-from normbench.engine.images import Images
-from normbench.engine.loop import Plan
-from normbench.engine.model import build_model
-from normbench.engine.optimizer import SGD
+from tests.engine.tinyloop import first_batch, loop_of
 
 NORMS = ("none", "bn", "gn_ws", "brn", "precise_bn", "bn_sn", "ghost_bn", "bn_keras", "frn")
-
-
-def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **changes):
-    arch = [] if any(each.startswith("arch=") for each in overrides) else ["arch=resnet8"]
-    width = ["arch.width=8"] if arch else []
-    config = compose([*arch, *width, f"batch={batch}", *overrides])
-    backend.start(keras.backend.backend(), config.precision)
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = rng.integers(0, classes, count).astype(np.int32)
-    split = SimpleNamespace(images=images, labels=labels)
-    data = SimpleNamespace(train=split, validation=split, test=split)
-    options = {
-        "batch": batch,
-        "eval_batch": 16,
-        "seed": 3,
-        "smoothing": 0.1,
-        "optimizer": SGD(momentum=momentum, nesterov=False, weight_decay=0.0, agc=0.0),
-        "images": Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 0, False),
-        "scaled_loss": config.precision == "mixed_float16",
-        "auxiliary_weight": config.arch.get("auxiliary_weight", 0.0),
-        **changes,
-    }
-    model = build_model(config, (size, size, 3), classes)
-    made = backend.loop_class(keras.backend.backend())(model, data, Plan(**options))
-    return made, split
-
-
-def first_batch(split, batch=16):
-    from normbench.engine.random import epoch_order
-
-    order = keras.ops.convert_to_numpy(epoch_order(np.uint32(3), np.int32(0), len(split.labels)))
-    return split.images[order[:batch]], split.labels[order[:batch]]
 
 
 @pytest.fixture(autouse=True)

@@ -45,8 +45,8 @@ def install() -> None:
 
     from normbench.engine import backend
 
-    training = import_module("normbench.engine.training")
-    training.load_dataset = load
+    for name in ("bench", "training"):
+        import_module(f"normbench.engine.{name}").load_dataset = load
     _fill_disk()
     backend.start = start
     backend.loop_class = lambda name: make_loop
@@ -154,6 +154,9 @@ def make_loop(model: Any, dataset: Any, plan: Any) -> Any:
             self.epoch = epoch
             if epoch == 1:
                 _fail()  # once there is something to lose
+            room = os.environ.get("FAKE_ROOM")
+            if room and plan.micro_batch > int(room):
+                raise ResourceExhaustedError("OOM when allocating tensor")
 
         def train(self, first: int, rates: np.ndarray) -> Steps:
             for index, rate in enumerate(rates):

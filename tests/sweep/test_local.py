@@ -206,7 +206,7 @@ def test_a_worker_ends_with_a_checkpoint_when_its_sweep_is_gone(grid, faults, tm
     (config,) = grid("epochs=500")
     worker = WorkerProcess(Slot("cpu 0", "cpu"))
     worker.send({"do": "train", "config": config.to_dict(), "store": str(tmp_store),
-                 "command": [], "mend": False})  # fmt: skip
+                 "command": [], "mend": False, "may_split": True})  # fmt: skip
     while not any(m.get("facts", {}).get("epoch", 0) > 1 for m in worker.read() or []):
         pass
     worker.close()  # as the kernel does when the sweep dies: the pipes' other ends are gone
@@ -253,6 +253,23 @@ def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, carry_out):
     seen = carry_out(executor, configs)
     assert {ending.result for ending in seen.endings.values()} == {"trained"}
     assert seen.agains == ["no memory on gpu 0, from now on 2 runs there"]
+
+
+def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, carry_out, monkeypatch):
+    monkeypatch.setenv("FAKE_ROOM", "8")
+    configs = grid("batch=16", "accumulate=auto,1", "seed=0")
+    executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=2)
+    seen = carry_out(executor, configs)
+    auto, whole = configs
+    assert sorted(seen.agains) == [
+        "no memory on gpu 0, from now on 1 run there",
+        "no memory on gpu 0, from now on 1 run there",
+    ]
+    assert seen.endings[whole.run_name].cause == "memory"
+    assert seen.endings[auto.run_name].result == "trained"
+    run = Store(auto.store).run(auto)
+    assert run.summary["micro_batches"] == 2
+    assert run.meta["micro_batches"] == [{"epoch": 0, "count": 2}]
 
 
 @pytest.mark.parametrize(
