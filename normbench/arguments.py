@@ -132,6 +132,9 @@ def _run(run: Parser) -> None:
     run.add_argument(
         "--resume", action="store_true", help="go on with a run that exists; never begin one"
     )
+    run.add_argument(
+        "--multirun", action="store_true", help="hand over to Hydra's own sweeper and launcher"
+    )
     run.add_argument("--print-config", action="store_true", help="show the config and stop")
     _config_dir(run)
 

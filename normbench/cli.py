@@ -69,6 +69,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(arguments: Namespace, command: list[str]) -> int:
+    if arguments.multirun:
+        return _multirun(arguments)
     from normbench.config import compose
     from normbench.store import Store
 
@@ -94,6 +96,17 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     if not outcome.trained:
         print(f"the run exists, nothing was trained: {_in_short(outcome.summary)}")
         print(f"  folder  {outcome.run.path}")
+    return 0
+
+
+def _multirun(arguments: Namespace) -> int:
+    for option in ("resume", "print_config"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option.replace('_', '-')} is for one run, --multirun for several")
+    _keep_quiet()
+    from normbench.multirun import multirun
+
+    multirun(arguments.overrides, arguments.config_dir)
     return 0
 
 

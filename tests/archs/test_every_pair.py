@@ -132,6 +132,7 @@ def test_large_networks(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "arch"), PAIRS)
 def test_every_pair(norm, arch, reloaded):
+    keras.utils.clear_session()  # and all that the pair before left: a thousand do not fit
     check(norm, arch, reloaded)
 
 
