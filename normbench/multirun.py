@@ -7,6 +7,7 @@ same, so that a run which is complete is not trained again here either.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -50,12 +51,15 @@ def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
 @contextmanager
 def _called_with(arguments: list[str]) -> Iterator[None]:
     """Have Hydra, which asks the process, see these arguments and leave errors to us."""
+    from hydra.core.global_hydra import GlobalHydra
+
     argv, said = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
+        GlobalHydra.instance().clear()
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         if said is not None:
@@ -77,6 +81,19 @@ def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
     expand(finite, config_dir)
 
 
+@contextmanager
+def _beside_hydra() -> Iterator[None]:
+    """Let another config be composed while Hydra runs a job, which it takes for a mistake."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    kept = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = kept
+
+
 def train_job(tree: Any) -> float | None:
     """Train the run of one of Hydra's jobs.
 
@@ -90,15 +107,18 @@ def train_job(tree: Any) -> float | None:
     from normbench.screen import RunScreen
 
     settings = HydraConfig.get()
+    logging.getLogger("normbench").propagate = False  # what is for the log file only
     folders = [path.removeprefix("file://") for path in settings.searchpath]
     try:
-        config = compose(list(settings.overrides.task), folders[0] if folders else None)
+        with _beside_hydra():
+            config = compose(list(settings.overrides.task), folders[0] if folders else None)
         if not _kept.serves(config):
             _kept.forget_loop()
         # Jobs that run side by side cannot share a live line.
         alone = settings.runtime.choices["hydra/launcher"] == "basic"
         with RunScreen(live=None if alone else False) as screen:
-            outcome = train(config, observer=screen, kept=_kept)
+            command = ["normbench", "run", *settings.overrides.task]
+            outcome = train(config, observer=screen, command=command, kept=_kept)
     except Exception as error:
         _kept.forget()
         lines = str(error).splitlines() or [type(error).__name__]

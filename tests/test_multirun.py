@@ -1,0 +1,88 @@
+"""``normbench run --multirun``: Hydra's own launchers carry out runs that the store knows."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from normbench.cli import main
+from normbench.store import Store
+
+SMALL = ("dataset=digits", "dataset.train_size=160", "arch=mlp_sigmoid", "epochs=1")
+
+
+@pytest.fixture
+def multirun(tmp_store, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*overrides: str) -> int:
+        return main(["run", "--multirun", *SMALL, f"store={tmp_store}", *overrides])
+
+    return call
+
+
+def trained(store):
+    return {run.name.rpartition("-")[0]: run.status for run in Store(store).runs()}
+
+
+def test_every_job_is_a_run_of_the_store(multirun, tmp_store, capfd):
+    assert multirun("norm=bn,ln", "batch=16,32") == 0
+    names = {
+        f"digits-mlp_sigmoid-{norm}-b{batch}-s0" for norm in ("bn", "ln") for batch in (16, 32)
+    }
+    assert trained(tmp_store) == dict.fromkeys(names, "finished")
+    assert Store(tmp_store).foreign() == []
+    one = Store(tmp_store).find("digits-mlp_sigmoid-bn-b16")
+    assert one.meta["command"][:2] == ["normbench", "run"]
+    assert {"norm=bn", "batch=16"} <= set(one.meta["command"])
+    capfd.readouterr()
+    assert multirun("norm=bn", "batch=16,32") == 0
+    assert capfd.readouterr().out.count("the run exists, nothing was trained") == 2
+
+
+def test_the_others_run_where_one_is_refused(multirun, tmp_store, capfd):
+    assert multirun("norm=bn", "batch=161,32", "seed=0") == 2
+    assert trained(tmp_store) == {"digits-mlp_sigmoid-bn-b32-s0": "finished"}
+    assert "batch=161 is larger than the training set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["norm=bn,lm"], "unknown norm 'lm'"),
+        (["norm=gn", "norm.group=4,8"], "did you mean 'norm.groups'?"),
+        (["+experiment=quickstart"], "is for sweeps: normbench sweep takes it"),
+        (["executor=local"], "is for sweeps: normbench sweep takes it"),
+        (["norm=bn,ln", "hydra/launcher=nobody"], "Could not find 'hydra/launcher/nobody'"),
+        (["norm=bn,ln", "--resume"], "--resume is for one run, --multirun for several"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_begun(
+    multirun, tmp_store, capfd, overrides, says
+):
+    assert multirun(*overrides) == 2
+    error = capfd.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert trained(tmp_store) == {}
+
+
+def test_groups_of_the_users_own_are_found(multirun, tmp_store, tmp_path):
+    folder = tmp_path / "own" / "norm"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults:\n  - ln\n  - _self_\nname: mine\nepsilon: 0.5\n")
+    assert multirun("norm=mine,ln", "batch=32", "--config-dir", str(folder.parent)) == 0
+    assert set(trained(tmp_store)) == {f"digits-mlp_sigmoid-{n}-b32-s0" for n in ("mine", "ln")}
+
+
+@pytest.mark.skipif(
+    find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_joblib_launcher") is None,
+    reason="hydra-joblib-launcher is not installed",
+)
+def test_another_launcher_carries_them_out(multirun, tmp_store):
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert multirun("norm=bn,ln", "batch=32", *joblib) == 0
+    assert trained(tmp_store) == {
+        f"digits-mlp_sigmoid-{n}-b32-s0": "finished" for n in ("bn", "ln")
+    }
