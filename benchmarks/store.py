@@ -1,0 +1,203 @@
+"""How reading a store grows with it: list, sweep status, sweep --dry-run and report.
+
+    python benchmarks/store.py [--runs 18 1008 10008] [--epochs 100] [--keep FOLDER]
+
+Makes stores of synthetic runs (three normalizations, six batch sizes, as many seeds as it takes;
+all files of a run but its checkpoints, curves of so many epochs), and calls each command as a
+process of its own: seconds from start to end, and the most memory that it held, in MiB. The
+report is called twice: with an empty cache, and with the one that it left. Each row is one call,
+but for those under two seconds, of which three are made and the median is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GRID = ("norm=bn,gn,gn_ws", "batch=16,32,64,128,256,512", "dataset=digits", "arch=resnet8")
+CELLS = 18  # of the grid, a seed
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one process took."""
+
+    seconds: float
+    mebibytes: float
+
+
+def called(arguments: Sequence[str], environment: Mapping[str, str]) -> Call:
+    """Run one command of normbench to its end.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "normbench", *arguments],
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **environment},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(f"{' '.join(arguments)}: {''.join(last)}")
+    return Call(seconds, usage.ru_maxrss / 1024)
+
+
+def repeated(arguments: Sequence[str], environment: Mapping[str, str]) -> Call:
+    first = called(arguments, environment)
+    if first.seconds > 2:
+        return first
+    calls = [first, *(called(arguments, environment) for _ in range(2))]
+    return Call(
+        statistics.median(each.seconds for each in calls), max(each.mebibytes for each in calls)
+    )
+
+
+def overrides(root: Path, seeds: int, epochs: int) -> list[str]:
+    return [*GRID, f"seed=range(0,{seeds})", f"epochs={epochs}", f"store={root}"]
+
+
+def fill(root: Path, seeds: int, epochs: int) -> None:
+    """Write a store of complete runs, and the record of the sweep that they would be of."""
+    from normbench.provenance import collect
+    from normbench.store import Store
+    from normbench.sweep.ending import Ending
+    from normbench.sweep.grid import expand
+    from normbench.sweep.plan import plan
+    from normbench.sweep.record import Record
+
+    configs = expand(overrides(root, seeds, epochs))
+    store = Store(root)
+    command = ["normbench", "sweep", *GRID]
+    provenance = collect(command)
+    record = Record.begin(store, plan(configs, store, False), command, {}, provenance)
+    rng = np.random.default_rng(0)
+    for config in configs:
+        run = store.run(config)
+        meta = {
+            "status": "finished",
+            "signature": config.signature,
+            "started": "2026-01-01T00:00:00Z",
+            "ended": "2026-01-01T00:01:00Z",
+            **provenance,
+            "devices": ["/device:CPU:0"],
+            "engine": {"backend": "tensorflow", "precision": "float32"},
+            "error": None,
+            "sessions": [{"host": provenance["host"], "pid": 1, "from_epoch": 0, "seconds": 60.0}],
+        }
+        run.create(config.to_dict(), meta)
+        rows = list(curve(config.batch, epochs, rng))
+        (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        last = rows[-1]
+        kept = ("train_loss", "train_acc", "val_loss", "val_acc", "images_seen", "images_per_s")
+        run.write_summary(
+            {
+                "status": "finished",
+                **{key: last[key] for key in kept},
+                "test_loss": last["val_loss"],
+                "test_acc": last["val_acc"],
+                "best_val_epoch": epochs,
+                "best_val_acc": last["val_acc"],
+                "best_val_test_loss": last["val_loss"],
+                "best_val_test_acc": last["val_acc"],
+                "weights_sha256": "0" * 64,
+                "epochs": epochs,
+                "steps": last["step"],
+                "parameters": 78_000,
+                "classes": 10,
+                "train_seconds": 50.0,
+                "wall_seconds": 60.0,
+            }
+        )
+        record.ended(run.name, Ending("trained", seconds=60.0))
+    record.close("complete")
+
+
+def curve(batch: int, epochs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """The rows of a run that learns."""
+    steps = 1237 // batch
+    noise = rng.normal(0, 0.005, (epochs, 2))
+    for epoch in range(1, epochs + 1):
+        left = float(np.exp(-5 * epoch / epochs))
+        yield {
+            "epoch": epoch,
+            "step": epoch * steps,
+            "images_seen": epoch * steps * batch,
+            "train_loss": 2.3 * left + abs(float(noise[epoch - 1, 0])),
+            "train_acc": 0.99 - 0.89 * left + float(noise[epoch - 1, 0]),
+            "val_loss": 2.3 * left + 0.1,
+            "val_acc": 0.97 - 0.87 * left + float(noise[epoch - 1, 1]),
+            "lr": 0.1 * left,
+            "grad_norm": 1.0 + left,
+            "grad_norm_max": 2.0 + left,
+            "images_per_s": 1000.0,
+            "train_seconds": 0.5,
+            "eval_seconds": 0.1,
+            "time": "2026-01-01T00:00:30Z",
+        }
+
+
+def measure(root: Path, seeds: int, epochs: int) -> list[tuple[str, Call]]:
+    store = str(root)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = {"XDG_CACHE_HOME": f"{scratch}/cache"}
+        report = ["report", store, "--out", f"{scratch}/report"]
+        return [
+            ("list", repeated(["list", "--store", store], cache)),
+            ("sweep status", repeated(["sweep", "status", "--store", store], cache)),
+            (
+                "sweep --dry-run",
+                repeated(["sweep", *overrides(root, seeds, epochs), "--dry-run"], cache),
+            ),
+            ("report, first", called(report, cache)),
+            ("report, again", called(report, cache)),
+        ]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--runs", type=int, nargs="+", default=[18, 1008, 10008])
+    options.add_argument("--epochs", type=int, default=100)
+    options.add_argument("--keep", type=Path, help="folder for the stores; a temporary one if none")
+    given = options.parse_args()
+    from normbench.provenance import processor
+
+    print(f"{processor()}, {os.cpu_count()} cores\n")
+    print("| runs | command | seconds | ms a run | MiB |\n| ---: | --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as scratch:
+        for wanted in given.runs:
+            seeds = max(1, round(wanted / CELLS))
+            root = (given.keep or Path(scratch)) / f"runs{seeds * CELLS}"
+            if not root.is_dir():
+                root.mkdir(parents=True)
+                fill(root, seeds, given.epochs)
+            for name, call in measure(root, seeds, given.epochs):
+                each = 1000 * call.seconds / (seeds * CELLS)
+                print(
+                    f"| {seeds * CELLS} | {name} | {call.seconds:.2f} | {each:.2f} | "
+                    f"{call.mebibytes:.0f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
