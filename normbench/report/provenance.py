@@ -62,7 +62,8 @@ def _split(runs: pd.DataFrame) -> list[str]:
     if not parts:
         return []
     each = [
-        f"{run['name']} in {run['micro_batches']:g} of {run['batch'] / run['micro_batches']:g}"
+        f"{run['name']} in {run['micro_batches']:g} of "
+        f"{run['batch'] / run['micro_batches']:g} images"
         for run in parts
     ]
     more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,19 @@ def test_each_mixture_is_told_with_its_counts(
         "runs come from 2 versions of keras: 3.15.1 (3 runs), 3.15.2 (1 run)",
         "runs come from 2 processors (times cannot be compared): Intel(R) Xeon(R) Processor @ "
         "2.20GHz (3 runs), AMD EPYC (1 run)",
+    ]
+
+
+def test_batches_that_were_split_are_told(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    run = sorted(root.glob("*-s1-*"))[0]
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "micro_batches": 4}))
+    runs = load(root).runs
+    assert set(runs["accumulate"]) == {1}  # which runs of before do not name
+    assert mixtures(runs) == [
+        "batches went through the network in micro-batches, which batch statistics are then of: "
+        f"{run.name} in 4 of 4 images"
     ]
 
 

@@ -1,0 +1,136 @@
+"""What each normalization costs a network's training step, over the same network with none.
+
+    python benchmarks/norm_cost.py [--norms bn gn …] [--arch resnet20] [--batch 16] [--quick]
+
+Trains the network with each normalization of the catalogue by turns with the one that has none, in
+one process: augmentation, forward, backward and update, as a run does. The ratio is that of the
+seconds of a step, each to the mean of the measurements of ``none`` before and after it; medians
+over rounds with their range. Images are random, 32×32. Those that the network or the batch cannot
+have are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from types import SimpleNamespace
+from typing import Any
+
+IMAGES, CLASSES = 4096, 10
+
+
+def made(norm: str, given: argparse.Namespace, data: Any) -> Any:
+    """Return the compiled loop of one normalization.
+
+    Raises:
+        UserError: The network cannot have it.
+    """
+    import numpy as np
+
+    from normbench.config import compose
+    from normbench.engine import backend
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+    from normbench.engine.optimizer import SGD
+
+    config = compose(
+        [
+            f"arch={given.arch}",
+            f"norm={norm}",
+            f"batch={given.batch}",
+            f"precision={given.precision}",
+            f"backend={given.backend}",
+        ]
+    )
+    backend.start(config.backend, config.precision)
+    plan = Plan(
+        batch=given.batch,
+        eval_batch=config.eval_batch,
+        seed=0,
+        smoothing=0.0,
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
+        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
+        scaled_loss=False,
+    )
+    make: Any = backend.loop_class(config.backend)
+    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
+    loop.compile()
+    return loop
+
+
+def seconds_a_step(loop: Any, count: int) -> float:
+    import numpy as np
+
+    loop.begin_epoch(0)
+    began = time.perf_counter()
+    # A rate of 0 leaves the weights as they are, so that none gets numbers that cost more.
+    loop.train(0, np.zeros(count, np.float32))
+    return (time.perf_counter() - began) / count
+
+
+def random_data() -> Any:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    split = SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, IMAGES, np.int32))
+    return SimpleNamespace(train=split, validation=split, test=split)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--norms", nargs="+", help="all of the catalogue if left out")
+    options.add_argument("--arch", default="resnet20")
+    options.add_argument("--batch", type=int, default=16)
+    options.add_argument("--precision", default="float32")
+    options.add_argument("--backend", choices=["tensorflow", "jax"], default="tensorflow")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    options.add_argument("--quick", action="store_true", help="to try it: two of them, one round")
+    given = options.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from normbench.config import group_options
+    from normbench.provenance import processor
+
+    norms = given.norms or [name for name in group_options()["norm"] if name != "none"]
+    if given.quick:
+        norms, given.rounds, given.seconds = norms[:2], 1, 0.2
+    data = random_data()
+    none = made("none", given, data)
+    seconds_a_step(none, 2)
+    count = max(2, round(given.seconds / seconds_a_step(none, 2)))
+    count = min(count, IMAGES // given.batch)
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"{processor()}, {cores} cores, {given.arch}, batch {given.batch}, {given.precision}, "
+        f"{given.backend}; medians of {given.rounds} (range)\n"
+    )
+    print("| norm | images/s | ms a step | over none |\n| --- | ---: | ---: | ---: |", flush=True)
+    for norm in norms:
+        try:
+            loop = made(norm, given, data)
+            seconds_a_step(loop, 2)
+        except Exception as error:
+            print(f"| {norm} | {str(error).splitlines()[0][:100]} | | |", flush=True)
+            continue
+        own, ratios = [], []
+        before = seconds_a_step(none, count)
+        for _ in range(given.rounds):
+            own.append(seconds_a_step(loop, count))
+            after = seconds_a_step(none, count)
+            ratios.append(2 * own[-1] / (before + after))
+            before = after
+        step, ratio = statistics.median(own), statistics.median(ratios)
+        print(
+            f"| {norm} | {given.batch / step:.0f} | {1000 * step:.1f} | "
+            f"{ratio:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |",
+            flush=True,
+        )
+        del loop
+
+
+if __name__ == "__main__":
+    main()
