@@ -52,6 +52,7 @@ class Bench:
 
     def __init__(self, config: Config, dataset: Any, kept: Kept, splitting: Splitting) -> None:
         self._make = lambda: prepare(config, dataset, kept, splitting.count)
+        self._auto = config.accumulate == "auto"
         self._kept = kept
         self.splitting = splitting
         self.prepared = self._make()
@@ -64,7 +65,7 @@ class Bench:
 
     def close(self) -> None:
         """Leave nothing to the next run that was made for a batch split by ``auto``."""
-        if len(self.splitting.history) > 1 or self.splitting.count > 1:
+        if self._auto and self.splitting.count > 1:
             self._kept.forget_loop()
 
 

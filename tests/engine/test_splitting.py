@@ -9,6 +9,7 @@ from normbench.config import Config, compose
 from normbench.engine import backend
 from normbench.engine.memory import is_out_of_memory
 from normbench.engine.observer import Observer
+from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
 from normbench.engine.training import train
 from normbench.errors import UserError
@@ -103,6 +104,24 @@ def test_a_run_that_goes_on_keeps_its_parts(small, short_of_memory):
     outcome = train(config)
     assert outcome.summary["micro_batches"] == 4
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+def test_what_was_compiled_serves_the_next_run_of_as_many_parts(small):
+    kept = Kept()
+    train(small("accumulate=4"), kept=kept)
+    assert kept.serves(small("accumulate=4", "seed=1"), 4)
+    assert not kept.serves(small("accumulate=2"), 2)
+    again = train(small("accumulate=4", "seed=1"), kept=kept)
+    alone = train(small("accumulate=4", "seed=1"), Store(small().store + "-alone"))
+    assert again.summary["weights_sha256"] == alone.summary["weights_sha256"]
+
+
+def test_a_run_that_was_split_leaves_nothing_to_the_next(small, short_of_memory):
+    kept = Kept()
+    assert train(small("accumulate=auto"), kept=kept).summary["micro_batches"] == 4
+    assert not kept.serves(small("accumulate=auto", "seed=1"))
+    short_of_memory["limit"] = 1000
+    assert train(small("accumulate=auto", "seed=1"), kept=kept).summary["micro_batches"] == 1
 
 
 @pytest.mark.parametrize("overrides", [(), ("accumulate=2",)])

@@ -12,7 +12,7 @@ from normbench.engine.training import train
 PROBES = {
     "activations": (),
     "gradients": (),
-    "smoothness": (),
+    "smoothness": ("probe.smoothness.every=1",),
     "estimation_shift": ("probe.estimation_shift.every=1", "probe.estimation_shift.batch=40"),
     "batch_dependence": ("probe.batch_dependence.every=1", "probe.batch_dependence.sizes=[2,8]"),
     "train_gap": ("probe.train_gap.every=1",),
