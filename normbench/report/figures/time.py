@@ -24,7 +24,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         style.COLUMN, 2.4 + style.legend_height([study.row(row) for row in study.rows])
     )
     axis = axes[0, 0]
-    points, times, handles, ends = [], [], [], []
+    points, times, heights, handles, ends = [], [], [], [], []
     for row in study.rows:
         look = style.look(study.row_factor, row, study.rows)
         pairs = [_pair(grid, seconds, row, column) for column in study.columns]
@@ -47,6 +47,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         )
         handles.append(style.handle(look, study.row(row), line=False))
         times += x
+        heights += y
         for (cell, time), across, up in zip(known, x, y, strict=True):
             text = f"{hover(grid, cell)}, {time.sample.mean:.1f} s of training"
             points.append(style.Point(axis, across, up, text, (row, cell.column)))
@@ -56,6 +57,11 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
         style.plain_log(axis.xaxis, min(times), max(times))
+    # An interval may reach below 0 where what it is of cannot.
+    if times and axis.get_xlim()[0] < 0:
+        axis.set_xlim(left=0)
+    if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
+        axis.set_ylim(bottom=0)
     _label(axis, ends)
     axis.set_xlabel("Training time (s)")
     axis.set_ylabel(shown.axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,21 @@ def test_time_leaves_diverged_cells_out(study: Study, grid: Grid) -> None:
     rows = {point.key[0] for point in drawing.points}
     assert rows == {"bn", "gn", "gn_ws", "ln"}
     assert "s of training" in drawing.points[0].text
+
+
+def test_time_and_accuracy_have_no_room_below_zero(synth: SimpleNamespace, tmp_store: Path) -> None:
+    root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 2, 3)
+    for seed, run in enumerate(sorted(root.glob("*-b16-*"))):  # of two so unlike, a wide interval
+        path = run / "summary.json"
+        summary = json.loads(path.read_text())
+        summary |= {"train_seconds": 30.0 + 20 * (seed % 2), "test_acc": 0.2 + 0.3 * (seed % 2)}
+        path.write_text(json.dumps(summary))
+    (study,) = studies(load(root, cached=False))
+    seconds = build(study, METRICS["train_seconds"])
+    axis = time.draw(build(study, METRICS["test_acc"], "bn"), seconds).figure.axes[0]
+    assert seconds.cells["bn", 16].sample.half_width > 100
+    assert axis.get_xlim()[0] >= 0
+    assert axis.get_ylim()[0] == 0
 
 
 def test_profiles_and_improvements(grid: Grid) -> None:
