@@ -1,4 +1,4 @@
-"""Ctrl-C held back for as long as what goes on must not be torn in two."""
+"""Ctrl-C: held back where what goes on must not be torn in two, and never lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,51 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+_asked: list[int] = []
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within it, :func:`raise_lost` raises again an interrupt that did not get through.
+
+    Python prints and drops what a signal's handler raises while a finalizer or a callback from C
+    runs, and there are many of them while a network is traced. Outside of the main thread, which no
+    signal interrupts, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+
+    def remembering(handler: Any) -> Any:
+        def handle(number: int, frame: Any) -> None:
+            try:
+                handler(number, frame)
+            except BaseException:  # one that raises nothing wants nothing to end
+                _asked.append(number)
+                raise
+
+        return handle
+
+    for number in _HELD:
+        handler = signal.getsignal(number)
+        if callable(handler):  # not ignored, nor left to the system
+            before[number] = handler
+            signal.signal(number, remembering(handler))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def raise_lost() -> None:
+    """Raise KeyboardInterrupt if an interrupt came within :func:`remembered` and work goes on."""
+    if _asked:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -22,7 +67,7 @@ def held_back() -> Iterator[None]:
         return
     waiting: list[tuple[int, Any]] = []
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _HELD:
         if callable(signal.getsignal(number)):  # not ignored, nor left to the system
             before[number] = signal.signal(number, lambda *signalled: waiting.append(signalled))
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normbench.config import Config
-from normbench.engine.interrupts import held_back
+from normbench.engine.interrupts import held_back, raise_lost
 from normbench.engine.loop import Loop, Steps
 from normbench.engine.observer import Observer
 from normbench.provenance import utc_now
@@ -107,6 +107,7 @@ class Session:
                 seconds = time.perf_counter() - began
                 self.partial = self.partial.then(steps)
                 self.partial_seconds += seconds
+            raise_lost()
             count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
             self._refuse_divergence(first)
             done = len(self.partial)

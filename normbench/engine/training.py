@@ -15,6 +15,7 @@ from typing import Any
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
 from normbench.engine.bench import Bench, Prepared, load_dataset, refuse_batch
+from normbench.engine.interrupts import remembered
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
@@ -97,7 +98,7 @@ def train(
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
         watcher = LoggingObserver(observer or Observer(), loggers, run, config)
-        with _logged(run):
+        with _logged(run), remembered():
             return _train_locked(run, config, bench, record, watcher, command)
 
 

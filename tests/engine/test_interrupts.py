@@ -6,7 +6,10 @@ import threading
 
 import pytest
 
-from normbench.engine.interrupts import held_back
+from normbench.engine.interrupts import held_back, raise_lost, remembered
+from normbench.engine.observer import Observer
+from normbench.engine.training import train
+from normbench.store import Store
 
 
 def press():
@@ -42,6 +45,53 @@ def test_what_is_ignored_stays_ignored():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Finalized:
+    """Python drops what is raised while this runs."""
+
+    def __del__(self):
+        press()
+        len("the handler runs here")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_got_lost_is_raised_again():
+    before = signal.getsignal(signal.SIGINT)
+    with remembered():
+        raise_lost()
+        Finalized()
+        with pytest.raises(KeyboardInterrupt):
+            raise_lost()
+    assert signal.getsignal(signal.SIGINT) is before
+    raise_lost()  # what was before is over
+
+
+def test_a_handler_that_ends_nothing_is_left_at_that():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *signalled: seen.append(signalled))
+    try:
+        with remembered():
+            press()
+            raise_lost()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_ends_though_its_interrupt_got_lost(small):
+    class Unlucky(Observer):
+        def on_start(self, info):
+            Finalized()
+
+    config = small()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, observer=Unlucky())
+    run = Store(config.store).run(config)
+    assert run.status == "interrupted"
+    assert run.checkpoint_info()["step"] == 1
+    assert train(config).summary["status"] == "finished"
 
 
 def test_another_thread_is_let_be():
