@@ -18,7 +18,9 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-IMAGES, CLASSES = 4096, 10
+from common import compiled_loop, machine, random_split
+
+IMAGES = 4096
 
 
 def made(norm: str, given: argparse.Namespace, data: Any) -> Any:
@@ -27,14 +29,7 @@ def made(norm: str, given: argparse.Namespace, data: Any) -> Any:
     Raises:
         UserError: The network cannot have it.
     """
-    import numpy as np
-
     from normbench.config import compose
-    from normbench.engine import backend
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
-    from normbench.engine.optimizer import SGD
 
     config = compose(
         [
@@ -45,20 +40,7 @@ def made(norm: str, given: argparse.Namespace, data: Any) -> Any:
             f"backend={given.backend}",
         ]
     )
-    backend.start(config.backend, config.precision)
-    plan = Plan(
-        batch=given.batch,
-        eval_batch=config.eval_batch,
-        seed=0,
-        smoothing=0.0,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
-        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
-        scaled_loss=False,
-    )
-    make: Any = backend.loop_class(config.backend)
-    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
-    loop.compile()
-    return loop
+    return compiled_loop(config, data)
 
 
 def seconds_a_step(loop: Any, count: int) -> float:
@@ -69,15 +51,6 @@ def seconds_a_step(loop: Any, count: int) -> float:
     # A rate of 0 leaves the weights as they are, so that none gets numbers that cost more.
     loop.train(0, np.zeros(count, np.float32))
     return (time.perf_counter() - began) / count
-
-
-def random_data() -> Any:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-    split = SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, IMAGES, np.int32))
-    return SimpleNamespace(train=split, validation=split, test=split)
 
 
 def main() -> None:
@@ -93,19 +66,18 @@ def main() -> None:
     given = options.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from normbench.config import group_options
-    from normbench.provenance import processor
 
     norms = given.norms or [name for name in group_options()["norm"] if name != "none"]
     if given.quick:
         norms, given.rounds, given.seconds = norms[:2], 1, 0.2
-    data = random_data()
+    split = random_split(IMAGES)
+    data = SimpleNamespace(train=split, validation=split, test=split)
     none = made("none", given, data)
     seconds_a_step(none, 2)
     count = max(2, round(given.seconds / seconds_a_step(none, 2)))
     count = min(count, IMAGES // given.batch)
-    cores = len(os.sched_getaffinity(0))
     print(
-        f"{processor()}, {cores} cores, {given.arch}, batch {given.batch}, {given.precision}, "
+        f"{machine()}, {given.arch}, batch {given.batch}, {given.precision}, "
         f"{given.backend}; medians of {given.rounds} (range)\n"
     )
     print("| norm | images/s | ms a step | over none |\n| --- | ---: | ---: | ---: |", flush=True)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from common import machine
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 SHAPES = {  # height, width, channels, kernel
@@ -158,7 +160,6 @@ def main() -> None:
     rounds, seconds = (1, 0.05) if given.quick else (given.rounds, given.seconds)
 
     from normbench.engine import backend
-    from normbench.provenance import processor
 
     try:
         import torch  # noqa: F401
@@ -167,7 +168,7 @@ def main() -> None:
     except ModuleNotFoundError:
         has_torch = False
     print(
-        f"{processor()}, {len(os.sched_getaffinity(0))} cores, batch {given.batch}; ms that the "
+        f"{machine()}, batch {given.batch}; ms that the "
         f"normalization adds (whole piece over the piece without), median of {rounds}\n"
     )
     print("| shape | precision | pass | norm | ours | Keras | PyTorch | ours / Keras |")

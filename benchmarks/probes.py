@@ -20,15 +20,14 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-TRAIN, VALIDATION, CLASSES = 45_000, 5_000, 10
+from common import CLASSES, compiled_loop, machine, random_split
+
+TRAIN, VALIDATION = 45_000, 5_000
 
 
 def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     """Return a loop, its data set, and the probes that can be measured in its network."""
-    import numpy as np
-
     from normbench.config import compose, group_options
-    from normbench.engine import backend
 
     names = sorted(group_options()["probe"])
     config = compose(
@@ -40,38 +39,19 @@ def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any
             f"probe=[{','.join(names)}]",
         ]
     )
-    backend.start(config.backend, config.precision)  # before anything imports Keras
+    data = SimpleNamespace(
+        train=random_split(given.train, 0),
+        validation=random_split(given.validation, 1),
+        test=random_split(CLASSES, 2),
+        shape=(32, 32, 3),
+        classes=CLASSES,
+    )
+    loop = compiled_loop(config, data)
+    loop.rate = 0.01
 
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
-    from normbench.engine.optimizer import SGD
     from normbench.errors import UserError
     from normbench.probes.probe import make_probes
 
-    rng = np.random.default_rng(0)
-
-    def split(count: int) -> Any:
-        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        return SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, count, np.int32))
-
-    data = SimpleNamespace(
-        train=split(given.train), validation=split(given.validation), test=split(CLASSES)
-    )
-    data.shape, data.classes = (32, 32, 3), CLASSES
-    plan = Plan(
-        batch=batch,
-        eval_batch=config.eval_batch,
-        seed=0,
-        smoothing=0.0,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
-        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
-        scaled_loss=False,
-    )
-    make: Any = backend.loop_class(config.backend)
-    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
-    loop.compile()
-    loop.rate = 0.01
     kept = []
     for probe in make_probes(config.probe):
         try:
@@ -149,12 +129,9 @@ def main() -> None:
         given.rounds, given.seconds = 1, 0.5
         given.arch, given.train, given.validation = "resnet8", TRAIN // 10, VALIDATION // 10
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from normbench.provenance import processor
-
-    cores = len(os.sched_getaffinity(0))
     print(
-        f"{given.arch}, 32×32, {given.train} images, float32, {given.backend}, {processor()}, "
-        f"{cores} cores; medians of {given.rounds} (range)\n"
+        f"{given.arch}, 32×32, {given.train} images, float32, {given.backend}, {machine()}; "
+        f"medians of {given.rounds} (range)\n"
     )
     print(
         "| norm | batch | probe | every (epochs) | a measurement (s) | compiling (s) | "

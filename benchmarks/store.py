@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import machine
 
 GRID = ("norm=bn,gn,gn_ws", "batch=16,32,64,128,256,512", "dataset=digits", "arch=resnet8")
 CELLS = 18  # of the grid, a seed
@@ -179,9 +180,7 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=100)
     options.add_argument("--keep", type=Path, help="folder for the stores; a temporary one if none")
     given = options.parse_args()
-    from normbench.provenance import processor
-
-    print(f"{processor()}, {os.cpu_count()} cores\n")
+    print(f"{machine()}\n")
     print("| runs | command | seconds | ms a run | MiB |\n| ---: | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as scratch:
         for wanted in given.runs:

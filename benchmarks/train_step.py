@@ -22,17 +22,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from common import CLASSES, compiled_loop, machine, random_split
+
 IMAGES = 1024
-CLASSES = 10
 Epoch = Callable[[int], None]  # trains on about that many images
-
-
-def random_images():
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-    return images, rng.integers(0, CLASSES, IMAGES).astype(np.int32)
 
 
 def engine(norm: str, batch: int, precision: str) -> Epoch:
@@ -41,28 +34,11 @@ def engine(norm: str, batch: int, precision: str) -> Epoch:
     import numpy as np
 
     from normbench.config import compose
-    from normbench.engine import backend
-    from normbench.engine.images import Images
-    from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
-    from normbench.engine.optimizer import SGD
 
-    config = compose([f"norm={norm}", f"batch={batch}", f"precision={precision}"])
-    backend.start(config.backend, config.precision)
-    images, labels = random_images()
-    split = SimpleNamespace(images=images, labels=labels)
+    split = random_split(IMAGES)
     data = SimpleNamespace(train=split, validation=split, test=split)
-    plan = Plan(
-        batch=batch,
-        eval_batch=500,
-        seed=0,
-        smoothing=0.0,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
-        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
-        scaled_loss=False,
-    )
-    loop = backend.loop_class("tensorflow")(build_model(config, (32, 32, 3), CLASSES), data, plan)
-    loop.compile()
+    config = compose([f"norm={norm}", f"batch={batch}", f"precision={precision}"])
+    loop = compiled_loop(config, data)
 
     def epoch(count: int) -> None:
         while count > 0:
@@ -119,13 +95,13 @@ def keras_fit(norm: str, batch: int, precision: str) -> Epoch:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    images, labels = random_images()
-    scaled = ((images / 255 - 0.5) / 0.25).astype(np.float32)
+    split = random_split(IMAGES)
+    scaled = ((split.images / 255 - 0.5) / 0.25).astype(np.float32)
 
     def epoch(count: int) -> None:
         while count > 0:
             part = min(max(batch, count - count % batch), IMAGES)
-            model.fit(scaled[:part], labels[:part], batch_size=batch, verbose=0)
+            model.fit(scaled[:part], split.labels[:part], batch_size=batch, verbose=0)
             count -= part
 
     return epoch
@@ -185,10 +161,12 @@ def torch_eager(norm: str, batch: int, precision: str, compiled: bool = False) -
         model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     forward = torch.compile(model) if compiled else model
-    images, labels = random_images()
-    scaled = torch.tensor(((images / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2))
+    split = random_split(IMAGES)
+    scaled = torch.tensor(
+        ((split.images / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2)
+    )
     scaled = scaled.to(memory_format=torch.channels_last)
-    targets = torch.tensor(labels.astype(np.int64))
+    targets = torch.tensor(split.labels.astype(np.int64))
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
 
     def epoch(count: int) -> None:
@@ -263,12 +241,6 @@ class Contender:
         return answer
 
 
-def processor() -> str:
-    from normbench.provenance import processor
-
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
@@ -284,7 +256,7 @@ def main() -> None:
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
     print(
-        f"ResNet-20, 32×32, {given.precision}, {processor()}; images/s, median of "
+        f"ResNet-20, 32×32, {given.precision}, {machine()}; images/s, median of "
         f"{given.rounds} (range); × is the ratio to keras\n"
     )
     print("| norm | batch | " + " | ".join(names) + " |")

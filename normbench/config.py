@@ -395,9 +395,9 @@ def _like(key: str, value: Any, default: Any) -> Any:
     """Return ``value`` as the type that the default in ``conf/`` has, or refuse it."""
     if isinstance(value, str) and value.startswith("${"):
         return value
-    if "." not in key and key in {each.name for each in fields(Config)}:
-        return value  # checked against the type of the field
-    if default is None or (value is None and "." in key):
+    if "." not in key:
+        return value  # checked against the type of its field
+    if default is None or value is None:
         return value  # optional: what it may hold is checked by the part that takes it
     if isinstance(default, str) and default.startswith("${"):
         return value

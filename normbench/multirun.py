@@ -73,11 +73,13 @@ def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
     from normbench.sweep.grid import expand
 
     own = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
+    finite = []
     for override in parse(own):
         if override.key_or_group in ("experiment", "executor"):
             raise UserError(f"{override.input_line!r} is for sweeps: normbench sweep takes it")
-    # An interval is for a sweeper that draws from it; what it draws is checked in its job.
-    finite = [o for o in own if parse([o])[0].value_type != ValueType.INTERVAL_SWEEP]
+        # An interval is for a sweeper that draws from it; what it draws is checked in its job.
+        if override.value_type != ValueType.INTERVAL_SWEEP:
+            finite.append(override.input_line)
     expand(finite, config_dir)
 
 

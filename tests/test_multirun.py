@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -13,10 +15,31 @@ SMALL = ("dataset=digits", "dataset.train_size=160", "arch=mlp_sigmoid", "epochs
 
 
 @pytest.fixture
-def multirun(tmp_store, monkeypatch, tmp_path):
+def hydras_logging(monkeypatch):
+    """Undo afterwards what Hydra does to a process's logging, and keep pytest's files open.
+
+    Hydra's set-up closes every handler there is. absl's, which Keras brings, then closes its
+    stream unless that is the present ``sys.stderr``: here it may be pytest's own.
+    """
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+
+    def protect() -> None:
+        absl = sys.modules.get("absl.logging")
+        if absl is not None:
+            monkeypatch.setattr(absl.get_absl_handler().python_handler, "stream", sys.stderr)
+
+    yield protect
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+
+
+@pytest.fixture
+def multirun(hydras_logging, tmp_store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*overrides: str) -> int:
+        hydras_logging()
         return main(["run", "--multirun", *SMALL, f"store={tmp_store}", *overrides])
 
     return call

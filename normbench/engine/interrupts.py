@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[..., Any]
+
 _asked: list[int] = []
+
+
+@contextmanager
+def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM go to what ``wrapped`` makes of their handlers.
+
+    Outside of the main thread, which no signal interrupts, it does nothing.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # not ignored, nor left to the system
+                before[number] = handler
+                signal.signal(number, wrapped(handler))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -17,15 +38,10 @@ def remembered() -> Iterator[None]:
     """Within it, :func:`raise_lost` raises again an interrupt that did not get through.
 
     Python prints and drops what a signal's handler raises while a finalizer or a callback from C
-    runs, and there are many of them while a network is traced. Outside of the main thread, which no
-    signal interrupts, it does nothing.
+    runs, and there are many of them while a network is traced.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {}
 
-    def remembering(handler: Any) -> Any:
+    def remembering(handler: Handler) -> Handler:
         def handle(number: int, frame: Any) -> None:
             try:
                 handler(number, frame)
@@ -35,16 +51,10 @@ def remembered() -> Iterator[None]:
 
         return handle
 
-    for number in _HELD:
-        handler = signal.getsignal(number)
-        if callable(handler):  # not ignored, nor left to the system
-            before[number] = handler
-            signal.signal(number, remembering(handler))
     try:
-        yield
+        with _handled_by(remembering):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _asked.clear()
 
 
@@ -60,20 +70,16 @@ def held_back() -> Iterator[None]:
 
     Python handles a signal between any two of its instructions: after a compiled step has changed
     the weights, say, and before it is counted. A checkpoint written then would go on with other
-    numbers. Outside of the main thread, which no signal interrupts, it does nothing.
+    numbers.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[tuple[int, Any]] = []
-    before = {}
-    for number in _HELD:
-        if callable(signal.getsignal(number)):  # not ignored, nor left to the system
-            before[number] = signal.signal(number, lambda *signalled: waiting.append(signalled))
+    waiting: list[Callable[[], Any]] = []
+
+    def waits(handler: Handler) -> Handler:
+        return lambda *signalled: waiting.append(lambda: handler(*signalled))
+
     try:
-        yield
+        with _handled_by(waits):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number, frame in waiting:
-            before[number](number, frame)
+        for handle in waiting:
+            handle()

@@ -246,22 +246,24 @@ class JaxLoop(Loop):
     ) -> tuple[Any, Any, Any, list[Any]]:
         """Loss, images that are right, the other variables, and the gradients of the scaled loss,
         of one micro-batch."""
-        plan = self.plan
-
-        def minimized_of(trainable: Any) -> Any:
-            outputs, written, losses = self.model.stateless_call(
-                trainable, other, plan.images.scaled(pixels), training=True, return_losses=True
-            )
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            for each in losses:
-                loss += each.astype(jnp.float32)
-            minimized = loss * state["scale"][0] if plan.scaled_loss else loss
-            return minimized, (loss, logits_of(outputs), written)
-
-        (_, (loss, logits, written)), gradients = jax.value_and_grad(minimized_of, has_aux=True)(
-            state["trainable"]
+        (_, (loss, logits, written)), gradients = jax.value_and_grad(self._minimized, has_aux=True)(
+            state["trainable"], other, state["scale"][0], pixels, labels
         )
         return loss, correct(logits, labels), written, gradients
+
+    def _minimized(
+        self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, tuple[Any, Any, Any]]:
+        """The scaled loss of images that go through at once; the loss, logits, other variables."""
+        plan = self.plan
+        outputs, written, losses = self.model.stateless_call(
+            trainable, other, plan.images.scaled(pixels), training=True, return_losses=True
+        )
+        loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+        for each in losses:
+            loss += each.astype(jnp.float32)
+        minimized = loss * scale if plan.scaled_loss else loss
+        return minimized, (loss, logits_of(outputs), written)
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
         """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
@@ -281,23 +283,13 @@ class JaxLoop(Loop):
     def _gradient_of(
         self, weights: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any]:
-        plan = self.plan
-
         def minimized_of(weights: Any) -> tuple[Any, Any]:
-            outputs, _, losses = self.model.stateless_call(
-                loop.unflat(weights, self._shapes),
-                other,
-                plan.images.scaled(pixels),
-                training=True,
-                return_losses=True,
-            )
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            for each in losses:
-                loss += each.astype(jnp.float32)
-            return (loss * scale if plan.scaled_loss else loss), loss
+            trainable = loop.unflat(weights, self._shapes)
+            minimized, (loss, _, _) = self._minimized(trainable, other, scale, pixels, labels)
+            return minimized, loss
 
         (_, loss), gradient = jax.value_and_grad(minimized_of, has_aux=True)(weights)
-        return loss, gradient / scale if plan.scaled_loss else gradient
+        return loss, gradient / scale if self.plan.scaled_loss else gradient
 
     def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
         batch = self.plan.micro_batch

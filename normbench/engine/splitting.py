@@ -37,22 +37,20 @@ class Splitting:
         self.history: list[dict[str, int]] = [dict(each) for each in known]
         self.count: int = self.history[-1]["count"]
 
-    def splits(self, error: BaseException, epoch: int) -> bool:
-        """Split further after an error, if it is one that this can help against.
+    def helps_against(self, error: BaseException) -> bool:
+        """Whether what ended the training is a lack of memory that smaller parts may end."""
+        return self._may_split and self.count < self._batch and is_out_of_memory(error)
+
+    def split(self, epoch: int) -> None:
+        """Split further, into at least twice as many parts: a little smaller would hardly help.
 
         Args:
-            error: What ended the training.
-            epoch: Completed epochs from which it goes on.
+            epoch: Completed epochs from which the training goes on.
         """
-        larger = [n for n in range(self.count + 1, self._batch + 1) if self._batch % n == 0]
-        if not (self._may_split and larger and is_out_of_memory(error)):
-            return False
-        # At least twice as many: a part that is hardly smaller would hardly help.
-        self.count = next((n for n in larger if n >= 2 * self.count), larger[-1])
+        self.count = next(n for n in range(2 * self.count, self._batch + 1) if self._batch % n == 0)
         if self.history[-1]["epoch"] == epoch:
             self.history.pop()  # nothing was trained with it
         self.history.append({"epoch": epoch, "count": self.count})
-        return True
 
     @property
     def words(self) -> str:

@@ -147,15 +147,15 @@ def _trained_split(
         try:
             return _trained(run, config, bench.prepared, meta, observer)
         except Exception as failure:
-            kept = run.checkpoint_info()
-            if not bench.splitting.splits(failure, kept["epoch"] if kept else 0):
+            if not bench.splitting.helps_against(failure):
                 raise
         # Here the failure is gone, and with it what its traceback held on to.
+        kept = run.checkpoint_info()
+        bench.splitting.split(kept["epoch"] if kept else 0)
         said = f"memory is short: from here on {bench.splitting.words}"
         log.info("%s", said)
         observer.on_note(f"{said}, which batch statistics are of")
-        meta["micro_batches"] = bench.splitting.history
-        run.update_meta(micro_batches=meta["micro_batches"])
+        run.update_meta(micro_batches=bench.splitting.history)
         bench.again()
 
 

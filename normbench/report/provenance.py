@@ -29,8 +29,7 @@ def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
         if part.empty:
             continue
         names = [_described(run) for run in part.to_dict("records")]
-        more = f" and {len(names) - named} more" if len(names) > named else ""
-        lines.append(f"{status}: {', '.join(names[:named])}{more}")
+        lines.append(f"{status}: {_listed(names, named)}")
     return lines
 
 
@@ -66,10 +65,9 @@ def _split(runs: pd.DataFrame) -> list[str]:
         f"{run['batch'] / run['micro_batches']:g} images"
         for run in parts
     ]
-    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
     return [
         "batches went through the network in micro-batches, which batch statistics are then of: "
-        f"{', '.join(each[:_NAMED])}{more}"
+        f"{_listed(each, _NAMED)}"
     ]
 
 
@@ -94,6 +92,11 @@ def _add(found: list[str], what: str, values: pd.Series) -> None:
     if len(tally) > 1:
         each = ", ".join(f"{value} ({_runs(count)})" for value, count in tally.items())
         found.append(f"runs come from {len(tally)} {what}: {each}")
+
+
+def _listed(names: list[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _runs(count: int) -> str:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.engine.tinyloop import first_batch, loop_of
+from tests.engine.tinyloop import first_batch, gradient_and_step, loop_of
 
 RATES = np.full(1, 0.05, np.float32)  # one step: in a second, roundings decide which unit is on
 
@@ -63,15 +63,10 @@ def test_moving_statistics_move_once_a_part():
 @pytest.mark.parametrize("norm", ["bn", "gn_ws", "bn_sn"])
 def test_the_gradient_that_probes_ask_for_is_of_the_same_parts(norm):
     loop, split = loop_of(f"norm={norm}", micro_batches=4)
-    loop.begin_epoch(0)
-    pixels, labels = first_batch(split)
-    before = loop.weights()
-    loss, gradient = loop.gradients(pixels, labels)
-    steps = loop.train(0, np.array([2.0**-6], np.float32))
+    loss, gradient, steps, taken = gradient_and_step(loop, split)
     assert loss == pytest.approx(float(steps.loss[0]), rel=1e-5)
     if norm == "bn_sn":  # whose power iteration goes on from part to part
         return
-    taken = (before - loop.weights()) * 2.0**6
     np.testing.assert_allclose(gradient, taken, atol=2e-4 * np.abs(gradient).max())
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.engine.tinyloop import first_batch, loop_of
+from tests.engine.tinyloop import first_batch, gradient_and_step, loop_of
 
 NORMS = ("none", "bn", "gn_ws", "brn", "precise_bn", "bn_sn", "ghost_bn", "bn_keras", "frn")
 
@@ -20,14 +20,9 @@ def float32():
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_gradient_is_what_a_step_takes(norm):
     loop, split = loop_of(f"norm={norm}")
-    loop.begin_epoch(0)
-    pixels, labels = first_batch(split)
-    before = loop.weights()
-    loss, gradient = loop.gradients(pixels, labels)
-    steps = loop.train(0, np.array([2.0**-6], np.float32))
+    loss, gradient, steps, taken = gradient_and_step(loop, split)
     assert loss == pytest.approx(float(steps.loss[0]), rel=1e-5)
     assert np.linalg.norm(gradient) == pytest.approx(float(steps.grad_norm[0]), rel=1e-4)
-    taken = (before - loop.weights()) * 2.0**6
     np.testing.assert_allclose(gradient, taken, atol=2e-4 * np.abs(gradient).max())
 
 

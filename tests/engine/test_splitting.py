@@ -152,15 +152,17 @@ def test_a_part_of_one_image_is_the_end(small, short_of_memory):
 
 def test_other_errors_split_nothing(small):
     splitting = Splitting(small("accumulate=auto"), None)
-    assert not splitting.splits(RuntimeError("something else"), 0)
-    assert splitting.splits(MemoryError(), 0)
+    assert not splitting.helps_against(RuntimeError("something else"))
+    assert splitting.helps_against(MemoryError())
+    splitting.split(0)
     assert splitting.count == 2
 
 
 def test_the_next_count_divides_the_batch(small):
     splitting = Splitting(small("batch=45", "accumulate=auto"), None)
     counts = []
-    while splitting.splits(MemoryError(), 0):
+    while splitting.helps_against(MemoryError()):
+        splitting.split(0)
         counts.append(splitting.count)
     assert counts == [3, 9, 45]
 

@@ -15,15 +15,19 @@ from normbench.engine.model import build_model
 from normbench.engine.optimizer import SGD
 
 
+def random_split(seed, count, shape, classes):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    labels = rng.integers(0, classes, count).astype(np.int32)
+    return SimpleNamespace(images=images, labels=labels)
+
+
 def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **changes):
     arch = [] if any(each.startswith("arch=") for each in overrides) else ["arch=resnet8"]
     width = ["arch.width=8"] if arch else []
     config = compose([*arch, *width, f"batch={batch}", *overrides])
     backend.start(keras.backend.backend(), config.precision)
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = rng.integers(0, classes, count).astype(np.int32)
-    split = SimpleNamespace(images=images, labels=labels)
+    split = random_split(1, count, (size, size, 3), classes)
     data = SimpleNamespace(train=split, validation=split, test=split)
     options = {
         "batch": batch,
@@ -46,3 +50,13 @@ def first_batch(split, batch=16):
 
     order = keras.ops.convert_to_numpy(epoch_order(np.uint32(3), np.int32(0), len(split.labels)))
     return split.images[order[:batch]], split.labels[order[:batch]]
+
+
+def gradient_and_step(loop, split):
+    """The loss and gradient of the first mini-batch; the step taken on it, and what it took off."""
+    loop.begin_epoch(0)
+    pixels, labels = first_batch(split)
+    before = loop.weights()
+    loss, gradient = loop.gradients(pixels, labels)
+    steps = loop.train(0, np.array([2.0**-6], np.float32))
+    return loss, gradient, steps, (before - loop.weights()) * 2.0**6

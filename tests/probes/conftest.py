@@ -13,6 +13,7 @@ from normbench.engine import backend
 from normbench.engine.images import Images
 from normbench.engine.loop import Plan
 from normbench.engine.optimizer import SGD
+from tests.engine.tinyloop import random_split
 
 
 @pytest.fixture
@@ -42,10 +43,7 @@ def loop_on():
     """Make a loop on a model of one's own and random images, and their data set."""
 
     def make(model: keras.Model, *, count: int = 48, batch: int = 16, **changes):
-        rng = np.random.default_rng(5)
-        images = rng.integers(0, 256, (count, *model.input_shape[1:]), dtype=np.uint8)
-        labels = rng.integers(0, int(model.output_shape[-1]), count).astype(np.int32)
-        split = SimpleNamespace(images=images, labels=labels)
+        split = random_split(5, count, model.input_shape[1:], int(model.output_shape[-1]))
         channels = model.input_shape[-1]
         dataset = SimpleNamespace(train=split, validation=split, test=split)
         options = {

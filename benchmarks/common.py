@@ -1,0 +1,64 @@
+"""What the benchmarks share: random images, a loop over them, and the machine in words."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normbench.config import Config
+
+CLASSES = 10
+
+
+def random_split(count: int, seed: int = 0) -> Any:
+    """Return random images, uint8 (``count``, 32, 32, 3), and labels, int32."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, count, np.int32))
+
+
+def compiled_loop(config: Config, data: Any) -> Any:
+    """Start the backend of a config, and return a compiled loop on its network, as a run has it.
+
+    Args:
+        config: Says network, batch, precision and backend.
+        data: Three splits.
+
+    Raises:
+        UserError: The network cannot be built.
+    """
+    from normbench.engine import backend
+
+    backend.start(config.backend, config.precision)  # before anything imports Keras
+
+    import numpy as np
+
+    from normbench.engine.images import Images
+    from normbench.engine.loop import Plan
+    from normbench.engine.model import build_model
+    from normbench.engine.optimizer import SGD
+
+    plan = Plan(
+        batch=config.batch,
+        eval_batch=config.eval_batch,
+        seed=0,
+        smoothing=0.0,
+        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
+        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
+        scaled_loss=False,
+    )
+    make: Any = backend.loop_class(config.backend)
+    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
+    loop.compile()
+    return loop
+
+
+def machine() -> str:
+    """Return the processor and how many of its cores this process may use."""
+    from normbench.provenance import processor
+
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
