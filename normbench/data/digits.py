@@ -6,6 +6,7 @@ Repository, 1998 (its test set), as ``sklearn.datasets.load_digits``.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,23 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+def _table() -> np.ndarray:
+    """Return levels and label of each digit, (1797, 65), as ``sklearn.datasets.load_digits``.
+
+    From scikit-learn's file, where that lies where it always did: to import scikit-learn takes
+    longer than many a run on these images.
+    """
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([np.asarray(bunch["data"]), np.asarray(bunch["target"])])
+
+
 class Digits(Source):
     """scikit-learn's digits: https://scikit-learn.org/stable/datasets/toy_dataset.html."""
 
@@ -44,12 +62,10 @@ class Digits(Source):
     test_count = 360
 
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        levels = np.asarray(bunch["images"])
-        images = np.rint(levels * (255 / _LEVELS)).astype(np.uint8)[..., None]
-        labels = np.asarray(bunch["target"]).astype(np.int32)
+        table = _table()
+        levels = table[:, :-1].reshape(-1, *self.shape)
+        images = np.rint(levels * (255 / _LEVELS)).astype(np.uint8)
+        labels = table[:, -1].astype(np.int32)
         test = np.zeros(len(labels), bool)
         test[held_out(labels)] = True
         return Arrays(images[~test], labels[~test], images[test], labels[test])

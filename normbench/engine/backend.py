@@ -14,6 +14,9 @@ from normbench.errors import NormbenchError
 if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
+_OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
+"""What Keras and TensorFlow import if it is there, for uses that no run has: 2 of 4 seconds."""
+
 
 def start(backend: str, precision: str) -> dict[str, Any]:
     """Make this process run Keras on ``backend`` under the dtype policy ``precision``.
@@ -35,7 +38,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with _native_messages_held():
+    with _native_messages_held(), _hidden([each for each in _OPTIONAL if each != backend]):
         try:
             import keras
         except ModuleNotFoundError as error:
@@ -92,6 +95,23 @@ def _native_messages_held() -> Iterator[None]:
         finally:
             os.dup2(real, 2)
             os.close(real)
+
+
+@contextmanager
+def _hidden(packages: list[str]) -> Iterator[None]:
+    """Let packages that nothing has imported yet seem to be missing.
+
+    Not in a notebook or at a prompt, where Keras's uses of them may be wanted later.
+    """
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    hidden = [] if interactive else [each for each in packages if each not in sys.modules]
+    modules: dict[str, Any] = sys.modules
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for each in hidden:
+            del modules[each]
 
 
 def _jax_on_cpu() -> bool:

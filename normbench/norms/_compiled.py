@@ -1,45 +1,48 @@
-"""Compiling the elementwise pieces of a layer by XLA where TensorFlow takes a pass for each step.
-
-Sums are left to TensorFlow, which is as fast or faster at them on a CPU.
-"""
+"""One graph for what layers of a shape compute, compiled by XLA where that is faster."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import keras
 
-WORTHWHILE = 2**19
-"""Elements from which on memory is what takes the time, so that fewer passes over it win.
+WORTHWHILE = 2**17
+"""Elements from which on a compiled or fused operation's fewer passes over memory win.
 
-Below it, on two cores of an AMD EPYC, calling a compiled or fused piece costs what it saves, and
-compiling takes 0.2 s a shape.
+Below it, on two cores of an AMD EPYC, calling one costs what it saves, and compiling takes 0.2 s a
+shape.
 """
 
 
-def run(function: Callable[..., Any], *tensors: Any) -> Any:
-    """Call ``function(*tensors)``, compiled where that is faster.
+def per_shape(function: Callable[..., Any], x: Any) -> Callable[..., Any]:
+    """Return a function that does what ``function`` does, made the quickest for inputs like ``x``.
 
-    That is on TensorFlow on a CPU, for a large first tensor in float32, where its shape is known.
-    On a GPU, Keras compiles whole steps; on JAX all is compiled; what XLA compiles already is left
-    alone.
+    On TensorFlow, in a graph, layers of one shape share one trace of it: tracing is most of what it
+    takes to begin a run. On a CPU XLA compiles it where ``x`` is large, which saves passes over
+    memory. On a GPU Keras compiles whole steps; on JAX all is compiled; what XLA compiles already
+    is left alone.
 
     Args:
-        function: Pure, of ``keras.ops``.
-        *tensors: What it computes with.
+        function: Pure, of ``keras.ops``: any number of tensors and, by keyword, of hashable
+            constants.
+        x: A tensor.
     """
-    if not is_compiled(tensors[0]):
-        return function(*tensors)
-    return _compiled(function, tuple((tuple(each.shape), each.dtype) for each in tensors))(*tensors)
+    if keras.backend.backend() != "tensorflow" or None in x.shape or inside_xla():
+        return function
+    import tensorflow as tf
 
+    by_xla = is_large(x) and not has_gpu()
+    if tf.executing_eagerly() and not by_xla:
+        return function
 
-def is_compiled(x: Any) -> bool:
-    """Whether :func:`run` compiles for a first tensor like ``x``."""
-    tensorflow = keras.backend.backend() == "tensorflow"
-    return tensorflow and is_large(x) and not has_gpu() and not inside_xla()
+    def call(*tensors: Any, **constants: Any) -> Any:
+        signature = tuple((tuple(each.shape), each.dtype) for each in tensors)
+        return _graph(function, by_xla, signature, tuple(constants.items()))(*tensors)
+
+    return call
 
 
 def inside_xla() -> bool:
@@ -64,8 +67,9 @@ def has_gpu() -> bool:
 
 
 @cache
-def _compiled(function: Callable[..., Any], signature: Any) -> Any:
-    """One compiled function for each signature, so that layers of a shape share it."""
+def _graph(function: Callable[..., Any], by_xla: bool, signature: Any, constants: Any) -> Any:
+    """One graph for each signature, so that layers of a shape share it."""
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True, autograph=False)
+    whole = partial(function, **dict(constants))
+    return tf.function(whole, jit_compile=by_xla or None, autograph=False)

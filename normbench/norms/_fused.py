@@ -40,8 +40,10 @@ def batch_standardize(
     count = count_of(x[None], int(x.shape[-1]))
     if across is None and _has_fused(x):
         return *_fused(x, gamma, beta, epsilon, count), count
-    y, mean, variance = standardize(x[None], gamma, beta, int(x.shape[-1]), epsilon, across=across)
-    return y[0], mean[0], variance[0], across(count) if across else count
+    y, mean, variance = standardize(
+        ops.expand_dims(x, 0), gamma, beta, int(x.shape[-1]), epsilon, across=across
+    )
+    return ops.squeeze(y, 0), mean[0], variance[0], across(count) if across else count
 
 
 def apply_statistics(
@@ -55,7 +57,7 @@ def apply_statistics(
         import tensorflow as tf
 
         y, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x[:, :, None, :],
+            x=tf.expand_dims(x, 2),
             scale=gamma,
             offset=beta,
             mean=mean,
@@ -84,7 +86,7 @@ def _fused(
 
     shifted, shift = (x, 0.0) if has_gpu() else _shifted(x)
     y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=shifted[:, :, None, :],
+        x=tf.expand_dims(shifted, 2),
         scale=gamma,
         offset=beta,
         mean=[],

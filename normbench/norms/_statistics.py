@@ -21,7 +21,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import inside_xla, is_compiled, run
+from normbench.norms._compiled import inside_xla, per_shape
 
 Tensor = Any
 
@@ -54,26 +54,22 @@ def standardize(
         mean square), float32 (A, C), repeated for each channel of a group. No gradient flows
         through these two.
     """
-    dtype = x.dtype
+    whole = {"groups": groups, "across": across}
+    forward, backward = _forward, _backward
+    # Replicas are asked for their sums in the middle of it: not to be moved into another graph.
+    if across is None:
+        forward, backward = per_shape(_forward, x), per_shape(_backward, x)
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-        values = ops.cast(x, "float32")
-        pivot = (pivot_of(values, across),) if subtract_mean else ()
-        y, mean, variance, *kept = _forward(
-            values, gamma, beta, *pivot, groups=groups, epsilon=epsilon, across=across
+        y, mean, variance, *kept = forward(
+            x, gamma, beta, epsilon=epsilon, subtract_mean=subtract_mean, **whole
         )
 
         def gradient(*upstream: Tensor):
-            # A compiler casts x again for nothing; to keep what it gave is not free.
-            again = values if keras.backend.backend() == "tensorflow" else ops.cast(x, "float32")
-            dy = ops.cast(first(upstream), "float32")
-            dx, d_gamma, d_beta = _backward(
-                dy, again, gamma, *pivot, *kept, groups=groups, across=across
-            )
-            return ops.cast(dx, dtype), d_gamma, d_beta
+            return backward(x, first(upstream), gamma, *kept, **whole)
 
-        return (ops.cast(y, dtype), mean, variance), gradient
+        return (y, mean, variance), gradient
 
     return function(x, gamma, beta)
 
@@ -82,43 +78,49 @@ def _forward(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    *pivot: Tensor,
+    *,
     groups: int,
     epsilon: float,
+    subtract_mean: bool,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """Outputs, mean and variance; what :func:`_backward` needs: offset, 1/deviation."""
-    if pivot:
-        shifted = run(_shifted, x, *pivot)
-        offset, mean, variance = _statistics(shifted, *pivot, groups=groups, across=across)
-        inverse = ops.rsqrt(variance + epsilon)
-        scale = inverse * gamma
-        y = run(_scaled, shifted, scale, offset * scale + beta)
-        return y, mean, variance, offset, inverse
+    """Outputs, mean and variance; then what :func:`_backward` needs, 1/deviation last."""
+    dtype = x.dtype
+    x = ops.cast(x, "float32")
     total = across or (lambda values: values)
-    variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
+    if not subtract_mean:
+        variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
+        inverse = ops.rsqrt(variance + epsilon)
+        y = x * _wide(inverse * gamma) + beta
+        return ops.cast(y, dtype), ops.zeros_like(variance), variance, inverse
+    pivot = pivot_of(x, across)
+    shifted = x - _wide(pivot)
+    offset, mean, variance = _statistics(shifted, pivot, groups=groups, across=across)
     inverse = ops.rsqrt(variance + epsilon)
-    y = run(_scaled, x, inverse * gamma, beta[None])
-    return y, ops.zeros_like(variance), variance, inverse
+    scale = inverse * gamma
+    y = shifted * _wide(scale) + _wide(offset * scale + beta)
+    return ops.cast(y, dtype), mean, variance, pivot, offset, inverse
 
 
 def _backward(
-    dy: Tensor,
     x: Tensor,
+    dy: Tensor,
     gamma: Tensor,
     *statistics: Tensor,
     groups: int,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, γ and β."""
+    """Gradients to x, of its dtype, and to γ and β."""
+    dtype = x.dtype
+    x, dy = ops.cast(x, "float32"), ops.cast(dy, "float32")
     total = across or (lambda values: values)
     count = total(count_of(x, groups))
     *shift, inverse = statistics
     scale = inverse * gamma
+    if shift:
+        x = x - _wide(shift[0])
     sum_dy = over_places(dy)
-    # Compiled pieces shift x as they read it; others have it shifted once.
-    source = (x, *shift[:1]) if is_compiled(x) else (_shifted(x, *shift[:1]),)
-    sum_product = over_places(run(_product, dy, *source))
+    sum_product = over_places(dy * x)
     if shift:
         sum_product = sum_product + shift[1] * sum_dy
     d_gamma = ops.sum(sum_product * inverse, axis=0)
@@ -133,29 +135,10 @@ def _backward(
         return share(total(sums * gamma), groups, count) * inverse
 
     slope = weighted_mean(sum_product) * ops.square(inverse)
-    constant = weighted_mean(sum_dy) + shift[1] * slope if shift else ops.zeros_like(slope)
-    return run(_combined, dy, scale, slope, constant, *source), d_gamma, d_beta
-
-
-# What is done to each element by itself, which a compiler makes one pass of.
-
-
-def _shifted(x: Tensor, *pivot: Tensor) -> Tensor:
-    return x - _wide(pivot[0]) if pivot else x
-
-
-def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * _wide(scale) + _wide(shift)
-
-
-def _product(dy: Tensor, x: Tensor, *pivot: Tensor) -> Tensor:
-    return dy * _shifted(x, *pivot)
-
-
-def _combined(
-    dy: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, x: Tensor, *pivot: Tensor
-) -> Tensor:
-    return dy * _wide(scale) - _shifted(x, *pivot) * _wide(slope) - _wide(constant)
+    dx = dy * _wide(scale) - x * _wide(slope)
+    if shift:
+        dx = dx - _wide(weighted_mean(sum_dy) + shift[1] * slope)
+    return ops.cast(dx, dtype), d_gamma, d_beta
 
 
 def _statistics(
@@ -209,7 +192,9 @@ def group_standardize(
     Returns:
         (N, S, C), of x's dtype.
     """
-    y, _, _ = standardize(x[:, None], gamma, beta, groups, epsilon, subtract_mean)
+    # Not x[:, None], whose gradient on TensorFlow is a pass over memory.
+    sets = ops.expand_dims(x, 1)
+    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean)
     return ops.squeeze(y, axis=1)
 
 
@@ -231,7 +216,7 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     def function(x: Tensor) -> Any:
         values = ops.cast(x, "float32")
         pivot = pivot_of(values)
-        offset, mean, variance = _statistics(run(_shifted, values, pivot), pivot, groups=groups)
+        offset, mean, variance = _statistics(values - _wide(pivot), pivot, groups=groups)
 
         def gradient(*upstream: Tensor):
             d_mean, d_variance = _pair(upstream)

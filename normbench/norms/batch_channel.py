@@ -95,7 +95,7 @@ class BatchChannelNormalization(BatchNormalization):
 
     def _move_averages(self, x: Any) -> None:
         """Move the averages towards the mini-batch's mean and mean square about the old mean."""
-        mean, variance = (each[0] for each in moments(x[None], int(x.shape[-1])))
+        mean, variance = (each[0] for each in moments(ops.expand_dims(x, 0), int(x.shape[-1])))
         distance = mean - ops.convert_to_tensor(self.moving_mean)
         self.follow(self.moving_mean, mean)
         self.follow(self.moving_variance, variance + ops.square(distance))

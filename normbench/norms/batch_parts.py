@@ -118,7 +118,7 @@ class BatchScaling(BatchStatistics):
         gamma, beta = self.affine(channels)
         variance = ops.convert_to_tensor(self.moving_variance)
         if training and self.trainable:
-            _, variance = moments(x[None], channels)
+            _, variance = moments(ops.expand_dims(x, 0), channels)
             variance = variance[0]
             factor = self.unbiased_factor(count_of(x[None], channels)) if self.unbiased else 1.0
             self.follow(self.moving_variance, variance * factor)

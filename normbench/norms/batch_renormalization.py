@@ -93,7 +93,7 @@ class BatchRenormalization(BatchStatistics):
         deviation = ops.convert_to_tensor(self.moving_deviation)
         if training and self.trainable:
             steps = ops.convert_to_tensor(self.steps)
-            batch_mean, variance = moments(x[None], channels)
+            batch_mean, variance = moments(ops.expand_dims(x, 0), channels)
             batch_mean = ops.stop_gradient(batch_mean[0])
             batch_deviation = ops.sqrt(ops.stop_gradient(variance[0]) + self.epsilon)
             r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)

@@ -74,7 +74,7 @@ class EvoNormS0(ChannelAffine):
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        _, variance = moments(x[:, None], self._groups_of(channels))
+        _, variance = moments(ops.expand_dims(x, 1), self._groups_of(channels))
         gate = ops.sigmoid(per_channel(x, None, value_of(self.v), ops.zeros_like(beta)))
         y = per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
         return self.as_input(y, inputs)
@@ -138,7 +138,7 @@ class EvoNormB0(BatchStatistics):
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        mean, variance = moments(x[:, None], channels)
+        mean, variance = moments(ops.expand_dims(x, 1), channels)
         if training and self.trainable:
             _, batch_variance = pooled(mean, variance, axis=0)
             self.follow(self.moving_variance, batch_variance[0])

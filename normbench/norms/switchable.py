@@ -69,7 +69,7 @@ class SwitchableNormalization(BatchStatistics):
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        mean, variance = moments(x[:, None], channels)
+        mean, variance = moments(ops.expand_dims(x, 1), channels)
         layer_mean, layer_variance = pooled(mean, variance, axis=1)
         if training and self.trainable:
             batch_mean, batch_variance = pooled(mean, variance, axis=0)

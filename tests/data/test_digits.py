@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,3 +72,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_scikit_learn_is_asked_where_its_file_lies_elsewhere(monkeypatch: Any) -> None:
+    from_file = Digits().arrays()
+    monkeypatch.setattr("normbench.data.digits.find_spec", lambda name: None)
+    asked = Digits().arrays()
+    for name, values in vars(asked).items():
+        np.testing.assert_array_equal(values, getattr(from_file, name))

@@ -27,6 +27,21 @@ def test_at_each_position(case, check):
     check(layer, reference, case)
 
 
+def test_large_inputs_have_the_same_numbers_as_their_parts(go, shaken):
+    rng = np.random.default_rng(0)
+    x, upstream = (rng.standard_normal((16, 32, 32, 16)).astype(np.float32) for _ in range(2))
+    layer = RMSNormalization(epsilon=1e-5)
+    layer.build(x.shape)
+    whole = go(shaken(layer), x, upstream)
+    parts = [go(layer, x[i : i + 4], upstream[i : i + 4]) for i in range(0, 16, 4)]
+    for field in ("outputs", "d_inputs"):
+        expected = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_allclose(getattr(whole, field), expected, rtol=0, atol=2e-5)
+    for name, gradient in whole.d_weights.items():
+        expected = sum(part.d_weights[name] for part in parts)
+        np.testing.assert_allclose(gradient, expected, atol=2e-3)
+
+
 def test_equals_kerases_layer_at_each_position(go, shaken):
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     runs = []

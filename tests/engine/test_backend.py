@@ -1,0 +1,37 @@
+"""The start of a backend in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import pytest
+
+START = """
+import sys
+from normbench.engine import backend
+backend.start("tensorflow", "float32")
+print(*sorted(name for name in %r if name in sys.modules))
+import pandas, sklearn, matplotlib
+import keras
+print(keras.layers.Dense(2)(pandas.DataFrame([[1.0, 2.0]]).to_numpy()).shape)
+"""
+PACKAGES = ("jax", "matplotlib", "pandas", "sklearn")
+
+
+def started(*first: str) -> list[str]:
+    code = "\n".join(first) + START % (PACKAGES,)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
+def test_what_no_run_needs_is_not_imported_and_can_be_later():
+    assert started() == ["", "(1, 2)"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
+def test_what_is_there_already_and_a_prompt_are_left_alone():
+    assert "pandas" in started("import pandas")[0]
+    assert "sklearn" in started("import sys", "sys.ps1 = '>>> '")[0]
