@@ -1,11 +1,11 @@
-"""Training speed of ResNet-20 on 32×32 images: this engine beside its peers, in one run.
+"""Training speed of a network on 32×32 images: this engine beside its peers, in one run.
 
-    python benchmarks/train_step.py [--batches 16 128] [--norms none bn gn gn_ws] [--rounds 5]
+    python benchmarks/train_step.py [--arch resnet20] [--batches 16 128] [--norms none bn gn gn_ws]
 
 Contenders, each in a process of its own that sits idle while another is measured:
   engine          normbench: epoch loop, augmentation and optimizer in one compiled function
-  keras           the same network from Keras's own layers, trained by ``fit`` from arrays
-  torch           PyTorch, eager, channels_last (where it is installed)
+  keras           the same network with Keras's own layers, trained by ``fit`` from arrays
+  torch           the same in PyTorch, eager, channels_last (where it is installed)
   torch.compile   the same, compiled
 The peers are given images already scaled and not augmented, which is in their favour.
 Prints images/s, medians over interleaved rounds with their range, and ratios to ``keras``.
@@ -21,14 +21,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from common import CLASSES, compiled_loop, machine, random_split
 
+ARCHS = ("resnet20", "resnet50", "mobilenet_v2")
 IMAGES = 1024
 Epoch = Callable[[int], None]  # trains on about that many images
 
 
-def engine(norm: str, batch: int, precision: str) -> Epoch:
+def engine(arch: str, norm: str, batch: int, precision: str) -> Epoch:
     from types import SimpleNamespace
 
     import numpy as np
@@ -37,7 +39,7 @@ def engine(norm: str, batch: int, precision: str) -> Epoch:
 
     split = random_split(IMAGES)
     data = SimpleNamespace(train=split, validation=split, test=split)
-    config = compose([f"norm={norm}", f"batch={batch}", f"precision={precision}"])
+    config = compose([f"arch={arch}", f"norm={norm}", f"batch={batch}", f"precision={precision}"])
     loop = compiled_loop(config, data)
 
     def epoch(count: int) -> None:
@@ -50,46 +52,12 @@ def engine(norm: str, batch: int, precision: str) -> Epoch:
     return epoch
 
 
-def keras_fit(norm: str, batch: int, precision: str) -> Epoch:
+def keras_fit(arch: str, norm: str, batch: int, precision: str) -> Epoch:
     import keras
     import numpy as np
-    from keras import layers, ops
 
     keras.config.set_dtype_policy(precision)
-
-    class StandardizedConv2D(layers.Conv2D):
-        def call(self, inputs):
-            mean, variance = ops.moments(self.kernel, axes=(0, 1, 2), keepdims=True)
-            return self.convolution_op(inputs, (self.kernel - mean) * ops.rsqrt(variance + 1e-5))
-
-    def conv(x, filters, size, strides=1):
-        kind = StandardizedConv2D if norm.endswith("_ws") else layers.Conv2D
-        return kind(
-            filters,
-            size,
-            strides=strides,
-            padding="same",
-            use_bias=norm == "none",
-            kernel_initializer="he_normal",
-        )(x)
-
-    def normalized(x):
-        if norm.startswith("gn"):
-            return layers.GroupNormalization(8, epsilon=1e-5)(x)
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x) if norm == "bn" else x
-
-    x = inputs = keras.Input((32, 32, 3))
-    x = layers.ReLU()(normalized(conv(x, 16, 3)))
-    for stage in range(3):
-        for block in range(3):
-            filters, strides = 16 * 2**stage, 2 if stage and not block else 1
-            y = layers.ReLU()(normalized(conv(x, filters, 3, strides)))
-            y = normalized(conv(y, filters, 3))
-            if strides != 1:
-                x = normalized(conv(x, filters, 1, strides))
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(inputs, layers.Dense(CLASSES, dtype="float32")(x))
+    model = keras_network(arch, norm)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -107,56 +75,51 @@ def keras_fit(norm: str, batch: int, precision: str) -> Epoch:
     return epoch
 
 
-def torch_eager(norm: str, batch: int, precision: str, compiled: bool = False) -> Epoch:
+def keras_network(arch: str, norm: str) -> Any:
+    """The network that the config names, of nothing but Keras's layers (and a post's WS)."""
+    from keras import layers, ops
+
+    from normbench.config import compose
+    from normbench.norms.norm import Norm
+    from normbench.targets import options_of, target
+
+    class StandardizedConv2D(layers.Conv2D):
+        def call(self, inputs):
+            mean, variance = ops.moments(self.kernel, axes=(0, 1, 2), keepdims=True)
+            return self.convolution_op(inputs, (self.kernel - mean) * ops.rsqrt(variance + 1e-5))
+
+    class PlainNorm(Norm):
+        def conv(self, filters, kernel_size, *, place, name, strides=1, **ignored):
+            kind = StandardizedConv2D if norm.endswith("_ws") else layers.Conv2D
+            bias = place is None or not self.normalizes(place)
+            return kind(
+                filters,
+                kernel_size,
+                strides=strides,
+                padding="same",
+                use_bias=bias,
+                kernel_initializer="he_normal",
+                name=name,
+            )
+
+    kinds = {
+        "none": None,
+        "bn": lambda name: layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name),
+        "gn": lambda name: layers.GroupNormalization(8, epsilon=1e-5, name=name),
+    }
+    config = compose([f"arch={arch}"])
+    build = target(config.arch["_target_"])
+    made = PlainNorm(kinds[norm.removesuffix("_ws")])
+    return build(made, (32, 32, 3), CLASSES, **options_of(config.arch))
+
+
+def torch_eager(arch: str, norm: str, batch: int, precision: str, compiled: bool = False) -> Epoch:
     import numpy as np
     import torch
-    from torch import nn
     from torch.nn import functional as F
+    from torch_networks import NETWORKS
 
-    class StandardizedConv2d(nn.Conv2d):
-        def forward(self, x):
-            w = self.weight
-            mean = w.mean((1, 2, 3), keepdim=True)
-            variance = w.var((1, 2, 3), keepdim=True, unbiased=False)
-            w = (w - mean) * torch.rsqrt(variance + 1e-5)
-            return F.conv2d(x, w, self.bias, self.stride, self.padding)
-
-    def conv(channels, filters, size, stride=1):
-        kind = StandardizedConv2d if norm.endswith("_ws") else nn.Conv2d
-        return kind(channels, filters, size, stride, size // 2, bias=norm == "none")
-
-    def normalized(filters):
-        if norm.startswith("gn"):
-            return nn.GroupNorm(8, filters)
-        return nn.BatchNorm2d(filters) if norm == "bn" else nn.Identity()
-
-    class Block(nn.Module):
-        def __init__(self, channels, filters, stride):
-            super().__init__()
-            self.body = nn.Sequential(
-                conv(channels, filters, 3, stride),
-                normalized(filters),
-                nn.ReLU(),
-                conv(filters, filters, 3),
-                normalized(filters),
-            )
-            self.shortcut = (
-                nn.Identity()
-                if stride == 1
-                else nn.Sequential(conv(channels, filters, 1, stride), normalized(filters))
-            )
-
-        def forward(self, x):
-            return F.relu(self.shortcut(x) + self.body(x))
-
-    parts: list[nn.Module] = [conv(3, 16, 3), normalized(16), nn.ReLU()]
-    channels = 16
-    for stage in range(3):
-        for block in range(3):
-            parts.append(Block(channels, 16 * 2**stage, 2 if stage and not block else 1))
-            channels = 16 * 2**stage
-    model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
-    model = model.to(memory_format=torch.channels_last)
+    model = NETWORKS[arch](norm, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -182,8 +145,8 @@ def torch_eager(norm: str, batch: int, precision: str, compiled: bool = False) -
     return epoch
 
 
-def torch_compiled(norm: str, batch: int, precision: str) -> Epoch:
-    return torch_eager(norm, batch, precision, compiled=True)
+def torch_compiled(arch: str, norm: str, batch: int, precision: str) -> Epoch:
+    return torch_eager(arch, norm, batch, precision, compiled=True)
 
 
 CONTENDERS = {
@@ -195,23 +158,24 @@ CONTENDERS = {
 
 
 def serve(name: str) -> None:
-    """Obey lines ``build NORM BATCH PRECISION`` and ``go SECONDS``; answer each with a line."""
+    """Obey ``build ARCH NORM BATCH PRECISION`` and ``go SECONDS``; answer each with a line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     epoch: Epoch = lambda count: None  # noqa: E731
-    images = 0
+    images, batch = 0, 1
     for line in sys.stdin:
         words = line.split()
         if words[0] == "build":
-            epoch = CONTENDERS[name](words[1], int(words[2]), words[3])
-            epoch(2 * int(words[2]))
+            batch = int(words[3])
+            epoch = CONTENDERS[name](words[1], words[2], batch, words[4])
+            epoch(2 * batch)
+            trial = 4 * batch
             began = time.perf_counter()
-            epoch(256)
-            images = max(128, round(256 / (time.perf_counter() - began)))
+            epoch(trial)
+            images = max(1, round(trial / (time.perf_counter() - began)))
             print("ready", file=answers)
         else:
-            count = max(256, round(images * float(words[1])))
-            count -= count % 256
+            count = max(2, round(images * float(words[1]) / batch)) * batch
             began = time.perf_counter()
             epoch(count)
             print(count / (time.perf_counter() - began), file=answers)
@@ -243,6 +207,7 @@ class Contender:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--arch", choices=ARCHS, default="resnet20")
     options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
     options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
     options.add_argument("--precision", default="float32")
@@ -256,7 +221,7 @@ def main() -> None:
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
     print(
-        f"ResNet-20, 32×32, {given.precision}, {machine()}; images/s, median of "
+        f"{given.arch}, 32×32, {given.precision}, {machine()}; images/s, median of "
         f"{given.rounds} (range); × is the ratio to keras\n"
     )
     print("| norm | batch | " + " | ".join(names) + " |")
@@ -265,7 +230,7 @@ def main() -> None:
     for batch in given.batches:
         for norm in given.norms:
             for each in contenders.values():
-                each.ask(f"build {norm} {batch} {given.precision}")
+                each.ask(f"build {given.arch} {norm} {batch} {given.precision}")
             rates: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(given.rounds):
                 for name, each in contenders.items():
