@@ -1,0 +1,88 @@
+"""TensorFlow and JAX train alike: same weights, order, augmentation; losses equal but for rounding.
+
+Each backend trains a hundred steps in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+NORMS = ("none", "bn", "gn", "gn_ws")
+NETWORKS = {"mlp_sigmoid arch.units=96": 1e-4, "resnet8": 5e-2}
+"""Networks, and what their losses may differ by.
+
+Rounding, 1e-7, grows slowly in a smooth network. A unit of a ReLU may be 1e-8 on one backend and
+0 on the other, one in some hundred steps: from there on each trains on by its own gradient.
+"""
+STEPS = 100
+KEYS = ("start", "end", "loss", "grad_norm")
+TRAIN = """
+import sys
+import numpy as np
+from normbench.config import compose
+from normbench.engine import backend
+from normbench.engine.bench import load_dataset, prepare
+from normbench.engine.reuse import Kept
+
+name, file, steps, *cells = sys.argv[1:]
+kept, found = Kept(), {}
+for cell in cells:
+    arch, norm = cell.split(":")
+    config = compose([
+        "dataset=digits", "dataset.crop_padding=1", "dataset.flip=true", "batch=12", "seed=3",
+        *f"arch={arch}".split(), f"norm={norm}", f"backend={name}",
+    ])
+    dataset = kept.dataset(config, load_dataset)
+    backend.start(config.backend, config.precision)
+    loop = prepare(config, dataset, Kept(), 1).loop
+    start = loop.weights()
+    loop.begin_epoch(0)
+    taken = loop.train(0, np.full(int(steps), 0.005, np.float32))
+    values = {
+        "start": start, "end": loop.weights(), "loss": taken.loss, "grad_norm": taken.grad_norm
+    }
+    found |= {f"{cell}/{key}": value for key, value in values.items()}
+np.savez(file, **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    pytest.importorskip("jax")
+    folder = tmp_path_factory.mktemp("curves")
+    cells = [f"{arch}:{norm}" for arch in NETWORKS for norm in NORMS]
+    found = []
+    for name in ("tensorflow", "jax"):
+        file = folder / f"{name}.npz"
+        done = subprocess.run(
+            [sys.executable, "-c", TRAIN, name, str(file), str(STEPS), *cells],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "KERAS_BACKEND": name},
+        )
+        assert done.returncode == 0, done.stderr
+        with np.load(file) as arrays:
+            found.append(dict(arrays))
+    return found
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts both by itself")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("arch", "tolerance"), NETWORKS.items())
+def test_a_hundred_steps_are_the_same_but_for_rounding(arch, norm, tolerance, curves):
+    ours, theirs = ({k: arrays[f"{arch}:{norm}/{k}"] for k in KEYS} for arrays in curves)
+    np.testing.assert_array_equal(ours["start"], theirs["start"])
+    # The first step sees the same images, augmented alike, in the same order.
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_allclose(ours[key][0], theirs[key][0], rtol=2e-6)
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=tolerance)
+    moved = np.linalg.norm(ours["end"] - ours["start"])
+    assert moved > 0.01
+    assert np.linalg.norm(ours["end"] - theirs["end"]) < 10 * tolerance * moved
+    assert ours["loss"][-20:].mean() < ours["loss"][:20].mean()
