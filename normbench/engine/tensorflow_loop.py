@@ -59,10 +59,18 @@ class TensorFlowLoop(Loop):
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
         self._gradient = tf.function(self._gradient_of, autograph=False)
         self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
+        self._is_compiled = False
 
     def compile(self) -> None:
         self.begin_epoch(0)
-        self.train(0, np.zeros(0, np.float32))
+        if self._is_compiled:
+            return
+        # XLA compiles its parts when they are first used: in a step that is taken back, so that no
+        # run's training time has it.
+        before = self.state()
+        self.train(0, np.zeros(1, np.float32))
+        self.load(before)
+        self._is_compiled = True
 
     def begin_epoch(self, epoch: int) -> None:
         self._draw(tf.constant(epoch, tf.int32), tf.constant(self.plan.seed, tf.uint32))
