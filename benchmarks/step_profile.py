@@ -97,7 +97,11 @@ def limits(model: Any, batch: int) -> dict[str, tuple[float, float]]:
     """Multiply-adds and bytes (float32) of each part in a step, at the least."""
     import math
 
+    from normbench.archs.cost import layer_costs
+    from normbench.engine.model import parameter_count
+
     kinds = kinds_of(model)
+    costs = {cost.name: cost for cost in layer_costs(model)}
     work = {part: [0.0, 0.0] for part in PARTS}
     for layer in model.layers:
         part = kinds.get(layer.name)
@@ -106,20 +110,19 @@ def limits(model: Any, batch: int) -> dict[str, tuple[float, float]]:
         outputs = batch * math.prod(layer.output.shape[1:])
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
         read = batch * sum(math.prod(each.shape[1:]) for each in inputs)
-        weights = sum(math.prod(each.shape) for each in layer.trainable_variables)
         if part == "convolution":
-            kernel = math.prod(layer.kernel.shape)
-            work[part][0] += 3 * kernel * outputs / layer.output.shape[-1]
+            cost = costs[layer.name]
+            work[part][0] += 3 * batch * cost.multiply_adds
             # Forward: input, output; to the input: dy, dx; to the kernel: dy, input.
-            work[part][1] += 4 * (3 * read + 3 * outputs + 4 * weights)
+            work[part][1] += 4 * (3 * read + 3 * outputs + 4 * cost.parameters)
         elif part == "normalization":
             work[part][1] += 4 * (2 * read + 3 * outputs)  # x, y; x, dy, dx
         elif part == "activation":
             work[part][1] += 4 * (2 * read + 3 * outputs)  # x, y; y, dy, dx
         else:
             work[part][1] += 4 * (read + outputs)  # its gradient is handed on as it is
-    parameters = sum(math.prod(each.shape) for each in model.trainable_variables)
-    work["the rest"][1] += 4 * 5 * parameters  # weights and velocity in and out, gradient in
+    # Weights and velocity in and out, gradient in.
+    work["the rest"][1] += 4 * 5 * parameter_count(model)
     return {part: (each[0], each[1]) for part, each in work.items()}
 
 

@@ -100,7 +100,7 @@ class Loop(ABC):
 
     @abstractmethod
     def compile(self) -> None:
-        """Trace and compile without taking a step."""
+        """Trace and compile; the state is left as it was."""
 
     @abstractmethod
     def begin_epoch(self, epoch: int) -> None:

@@ -179,7 +179,7 @@ def _trained(
             due(prepared.probes, epoch, config.epochs), prepared.loop, prepared.dataset
         ),
     )
-    # Compiled first: tracing takes no step, and what it draws is replaced by what is restored.
+    # Compiled first: it leaves the state as it was, and what it draws is drawn anew.
     prepared.loop.compile()
     log.info("compiled in %.1f s", time.perf_counter() - began)
     if session.restore():
