@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from normbench.engine import threads
 from normbench.errors import NormbenchError
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ _OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
 def start(backend: str, precision: str) -> dict[str, Any]:
     """Make this process run Keras on ``backend`` under the dtype policy ``precision``.
 
-    On a CPU the backend is told to compute in a fixed order; on a GPU that would cost speed.
+    On a CPU the backend is told to compute in a fixed order, which on a GPU would cost speed, and
+    TensorFlow to divide its threads (:mod:`normbench.engine.threads`).
 
     Returns:
-        What a run's record says of it: backend, precision, jit_compile, deterministic, threads.
+        What a run's record says of it: backend, precision, jit_compile, deterministic, threads,
+        shards.
 
     Raises:
         NormbenchError: Keras already runs on another backend here, or the backend is missing.
@@ -47,15 +50,16 @@ def start(backend: str, precision: str) -> dict[str, Any]:
                     "backend=jax needs JAX: pip install 'normbench[jax]'"
                 ) from None
             raise
-        deterministic = _order_tensorflow() if backend == "tensorflow" else _jax_on_cpu()
+        computes = _started_tensorflow() if backend == "tensorflow" else _started_jax()
+    if not threads.are_divided(computes["shards"]):
+        threads.warn()
     keras.config.set_dtype_policy(precision)
     keras.config.set_image_data_format("channels_last")
     return {
         "backend": backend,
         "precision": precision,
         "jit_compile": backend == "jax",
-        "deterministic": deterministic,
-        "threads": _threads(backend),
+        **computes,
     }
 
 
@@ -114,29 +118,26 @@ def _hidden(packages: list[str]) -> Iterator[None]:
             del modules[each]
 
 
-def _jax_on_cpu() -> bool:
+def _started_jax() -> dict[str, Any]:
     import jax
 
-    return jax.default_backend() == "cpu"
+    on_cpu = jax.default_backend() == "cpu"
+    return {"deterministic": on_cpu, "threads": threads.cores(), "shards": 1}
 
 
-def _order_tensorflow() -> bool:
+def _started_tensorflow() -> dict[str, Any]:
     import tensorflow as tf
 
     on_cpu = not tf.config.list_physical_devices("GPU")
+    count = threads.available()
+    shards = threads.shards(count) if on_cpu else 1
     if on_cpu:
         tf.config.experimental.enable_op_determinism()
+        threads.divide(shards)
     tf.config.list_logical_devices()  # starts the devices, with their messages, here
-    return on_cpu
+    return {"deterministic": on_cpu, "threads": count, "shards": shards}
 
 
 def _running_backend() -> str | None:
     module = sys.modules.get("keras")
     return None if module is None else module.config.backend()
-
-
-def _threads(backend: str) -> int:
-    limit = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    if backend == "tensorflow" and limit.isdigit() and int(limit):
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from normbench.engine import loop
+from normbench.engine import loop, threads
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+from normbench.engine.shards import forward
 from normbench.norms.precise_batch import recomputed_layers
 
 
@@ -32,6 +33,8 @@ class TensorFlowLoop(Loop):
             )
         }
         self._count = int(self._splits["train"][0].shape[0])
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._shards = 1 if on_gpu else threads.shards(threads.available())
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
         self._decayed = tf.constant(loop.decay_mask(self._variables))
@@ -58,7 +61,7 @@ class TensorFlowLoop(Loop):
         any_labels = tf.TensorSpec([None], tf.int32)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
         self._gradient = tf.function(self._gradient_of, autograph=False)
-        self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
+        self._inspections: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._is_compiled = False
 
     def compile(self) -> None:
@@ -98,11 +101,12 @@ class TensorFlowLoop(Loop):
     def inspect(
         self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
     ) -> list[np.ndarray]:
-        key = (id(part), batch_statistics)
+        shards = min(self._shards, len(pixels))
+        key = (id(part), batch_statistics, shards)
         if key not in self._inspections:
             images = tf.TensorSpec([None, *pixels.shape[1:]], tf.uint8)
             function = tf.function(
-                lambda pixels: self._inspect(part, pixels, batch_statistics),
+                lambda pixels: self._inspect(part, pixels, batch_statistics, shards),
                 [images],
                 autograph=False,
             )
@@ -203,10 +207,8 @@ class TensorFlowLoop(Loop):
         """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
         plan = self.plan
         with tf.GradientTape() as tape:
-            outputs = self.model(plan.images.scaled(pixels), training=True)
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            if self.model.losses:
-                loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+            outputs = self._forward(pixels)
+            loss = self._loss(outputs, labels)
             minimized = loss * self._scale if plan.scaled_loss else loss
         gradients = tape.gradient(
             minimized,
@@ -214,6 +216,15 @@ class TensorFlowLoop(Loop):
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return loss, correct(logits_of(outputs), labels), gradients
+
+    def _loss(self, outputs: Any, labels: Any) -> Any:
+        loss = objective(outputs, labels, self.plan.smoothing, self.plan.auxiliary_weight)
+        if self.model.losses:
+            loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+        return loss
+
+    def _forward(self, pixels: Any) -> Any:
+        return forward(self.model, self.plan.images.scaled(pixels), self._shards, training=True)
 
     def _passes(self, pixels: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
         """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
@@ -237,20 +248,15 @@ class TensorFlowLoop(Loop):
 
     def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
         plan = self.plan
+        variables = [*self._variables, *self.model.non_trainable_variables]
         other = [v.value.read_value() for v in self.model.non_trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            # Stateless: what layers assign on the way stays in this call.
-            outputs, _, losses = self.model.stateless_call(
-                loop.unflat(weights, self._shapes),
-                other,
-                plan.images.scaled(pixels),
-                training=True,
-                return_losses=True,
-            )
-            loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
-            for each in losses:
-                loss += tf.cast(each, tf.float32)
+            given = [*loop.unflat(weights, self._shapes), *other]
+            # What layers assign on the way stays in this call.
+            mapping = list(zip(variables, given, strict=True))
+            with keras.StatelessScope(mapping, collect_losses=True):
+                loss = self._loss(self._forward(pixels), labels)
             minimized = loss * self._scale if plan.scaled_loss else loss
         gradient = tape.gradient(
             minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -262,20 +268,20 @@ class TensorFlowLoop(Loop):
 
         def body(index: Any) -> Any:
             chosen = tf.slice(self._order, [index * batch], [batch])
-            self.model(self.plan.images.scaled(tf.gather(images, chosen)), training=True)
+            self._forward(tf.gather(images, chosen))
             return (index + 1,)
 
         tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
 
-    def _inspect(self, part: Any, pixels: Any, batch_statistics: bool) -> list[Any]:
+    def _inspect(self, part: Any, pixels: Any, batch_statistics: bool, shards: int) -> list[Any]:
         scaled = self.plan.images.scaled(pixels)
         if not batch_statistics:
-            return loop.listed(part(scaled, training=False))
+            return loop.listed(forward(part, scaled, shards, training=False))
         # What layers write as they normalize is written over again within the same call.
         written = part.non_trainable_variables
         kept = [variable.value.read_value() for variable in written]
         with loop.without_dropout(part):
-            outputs = loop.listed(part(scaled, training=True))
+            outputs = loop.listed(forward(part, scaled, shards, training=True))
         for variable, value in zip(written, kept, strict=True):
             variable.value.assign(value)
         return outputs
@@ -294,6 +300,9 @@ class TensorFlowLoop(Loop):
 
         losses = tf.TensorArray(tf.float32, size=(count + batch - 1) // batch)
         _, losses, hits = tf.while_loop(
-            lambda start, *_: start < count, body, (0, losses, 0), parallel_iterations=1
+            lambda start, *_: start < count,
+            body,
+            (0, losses, 0),
+            parallel_iterations=self._shards,  # batches side by side: one needs nothing of another
         )
         return losses.stack(), hits

@@ -39,6 +39,11 @@ class ChannelAffine(keras.layers.Layer):
         self.scale = bool(scale)
         self.supports_masking = True
 
+    @property
+    def treats_images_alone(self) -> bool:
+        """Whether the outputs of a batch are those of its parts, and no state is kept."""
+        return "batch" not in self.computed_over and not self.non_trainable_variables
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         channels = input_shape[-1]
         if len(input_shape) < 2 or channels is None:

@@ -89,6 +89,7 @@ class _Parametrized(keras.layers.Layer):
     """
 
     parametrized_by: ClassVar[type[WeightParametrization] | None] = None
+    treats_images_alone: ClassVar[bool] = True
     _depthwise: ClassVar[bool]
     parametrization: WeightParametrization
 
@@ -124,11 +125,20 @@ class _Parametrized(keras.layers.Layer):
         return super().add_weight(*args, **kwargs)
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
+        return self.call_with_shards([inputs], training)[0]
+
+    def call_with_shards(self: Any, shards: list[Any], training: bool = False) -> list[Any]:
+        """As a call with each part of a batch, but the kernel is mapped once."""
         kernel = self.parametrization(value_of(self.kernel), training=training)
-        outputs = self._convolve(inputs, ops.cast(kernel, self.compute_dtype))
+        kernel = ops.cast(kernel, self.compute_dtype)
+        return [self._outputs(ops.cast(each, self.compute_dtype), kernel) for each in shards]
+
+    def _outputs(self: Any, inputs: Any, kernel: Any) -> Any:
+        outputs = self._convolve(inputs, kernel)
         if self.use_bias:
             channels_first = getattr(self, "data_format", None) == "channels_first"
-            bias = ops.reshape(self.bias, (1, -1, 1, 1)) if channels_first else self.bias
+            bias = ops.cast(self.bias, self.compute_dtype)
+            bias = ops.reshape(bias, (1, -1, 1, 1)) if channels_first else bias
             outputs = ops.add(outputs, bias)
         return outputs if self.activation is None else self.activation(outputs)
 

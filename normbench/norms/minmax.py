@@ -44,6 +44,10 @@ class _MinMax(ChannelAffine):
             raise ValueError(f"epsilon must be above 0, got {epsilon}")
         self.over = _checked(self.computed_over.split(", ") if over is None else over)
 
+    @property
+    def treats_images_alone(self) -> bool:
+        return "batch" not in self.over
+
     def call(self, inputs: Any) -> Any:
         axes = [_AXES[name] for name in self.over]
         outputs = _min_max(flatten_places(inputs), axes, self.epsilon, self.by_range)

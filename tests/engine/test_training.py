@@ -1,7 +1,6 @@
 """Whole runs: what they leave, how they go on after being cut off, how they end badly."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from normbench.engine import threads
 from normbench.engine.observer import Observer
 from normbench.engine.training import train
 from normbench.errors import UserError
@@ -59,7 +59,8 @@ def test_a_run_leaves_its_evidence(small):
         "precision": "float32",
         "jit_compile": False,
         "deterministic": True,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": threads.available(),
+        "shards": threads.shards(threads.available()),
     }
     assert meta["devices"] == ["/device:CPU:0"]
     assert meta["sessions"][0]["from_epoch"] == 0

@@ -1,0 +1,119 @@
+"""A batch divided into shards, and a network's way through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+_ALONE = frozenset(
+    {
+        layers.Activation,
+        layers.Add,
+        layers.AveragePooling2D,
+        layers.Concatenate,
+        layers.Conv2D,
+        layers.Dense,
+        layers.DepthwiseConv2D,
+        layers.Flatten,
+        layers.GlobalAveragePooling2D,
+        layers.GlobalMaxPooling2D,
+        layers.Identity,
+        layers.LeakyReLU,
+        layers.MaxPooling2D,
+        layers.Multiply,
+        layers.ReLU,
+        layers.Rescaling,
+        layers.Reshape,
+        layers.SeparableConv2D,
+        layers.ZeroPadding2D,
+    }
+)
+"""Keras's layers, and no subclass of theirs, that treat each image by itself and keep nothing."""
+
+
+class Shards:
+    """A batched tensor as its parts, in order; to Keras's trees it is one value."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    @classmethod
+    def of(cls, batch: Any, count: int) -> Shards:
+        """Divide a batch, (N, ...), into at most ``count`` parts as equal as can be.
+
+        Where N is known only when a graph runs, it must be at least ``count``.
+        """
+        images = batch.shape[0]
+        if images is None:
+            images = tf.shape(batch)[0]
+        else:
+            count = min(count, images)
+        edges = [images * index // count for index in range(count + 1)]
+        sizes = [stop - start for start, stop in pairwise(edges)]
+        return cls([batch] if count == 1 else tf.split(batch, sizes, num=count))
+
+    def joined(self) -> Any:
+        """The batch whole."""
+        return self.parts[0] if len(self.parts) == 1 else tf.concat(self.parts, 0)
+
+
+def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> Any:
+    """Return what a model gives for a batch that goes through it in shards.
+
+    As ``model(images, training=training)``, whose every layer is called: those that treat each
+    image by itself with each shard, those that do not with the whole batch, once. The results
+    differ by rounding, where operations add in another order for fewer images.
+
+    Args:
+        model: Functional; any other is called with the whole batch.
+        images: float32 (N, H, W, C).
+        count: Shards.
+        training: As for the model.
+    """
+    walk = getattr(model, "_run_through_graph", None)
+    if count == 1 or walk is None:
+        return model(images, training=training)
+    outputs = walk([Shards.of(images, count)], lambda layer: _over_shards(layer, count, training))
+    return keras.tree.map_structure(Shards.joined, outputs)
+
+
+def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
+    """A layer as a function of structures of shards."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if getattr(layer, "_call_has_training_arg", False):
+            kwargs["training"] = training
+        given = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, Shards)]
+
+        def handed(part: Callable[[Shards], Any]) -> Any:
+            chosen = lambda each: part(each) if isinstance(each, Shards) else each  # noqa: E731
+            own_args, own_kwargs = keras.tree.map_structure(chosen, (args, kwargs))
+            return layer(*own_args, **own_kwargs)
+
+        if not _treats_images_alone(layer):
+            outputs = handed(Shards.joined)
+            return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
+        if hasattr(layer, "call_with_shards"):
+            with keras.name_scope(layer.name):
+                return Shards(layer.call_with_shards(given[0].parts, training))
+        each = [handed(lambda shards, i=i: shards.parts[i]) for i in range(len(given[0].parts))]
+        return keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
+
+    return call
+
+
+def _treats_images_alone(layer: Any) -> bool:
+    """Whether calling a layer with each shard is calling it with the batch."""
+    if getattr(layer, "activity_regularizer", None) is not None:
+        return False
+    if hasattr(layer, "treats_images_alone"):
+        return layer.treats_images_alone
+    if type(layer) not in _ALONE or getattr(layer, "axis", -1) == 0:
+        return False
+    function = getattr(layer, "activation", None)  # anybody's could look at all images
+    return function is None or function.__module__.startswith("keras.")

@@ -1,0 +1,152 @@
+"""A network's way through a batch in shards is that through the batch whole."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from normbench.config import compose, group_options
+from normbench.engine.model import build_model, initialize_from
+from normbench.errors import NormbenchError
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("shards are TensorFlow's", allow_module_level=True)
+
+import tensorflow as tf
+
+from normbench.engine.images import Images
+from normbench.engine.shards import Shards, forward
+from normbench.norms.batch import BatchNormalization
+from normbench.norms.weight_standardization import WSConv2D
+from tests.engine.tinyloop import loop_of, random_split
+
+SHAPE = (8, 8, 3)
+
+
+@keras.saving.register_keras_serializable("normbench_tests")
+class LessBatchMean(keras.layers.Layer):
+    """Anybody's layer, of which nothing is known: it looks at all images, and adds a loss."""
+
+    calls = 0
+
+    def call(self, inputs):
+        type(self).calls += 1
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(inputs)))
+        return inputs - keras.ops.mean(inputs, axis=0, keepdims=True)
+
+
+def images_of(count, seed=0):
+    return tf.constant(np.random.default_rng(seed).normal(size=(count, *SHAPE)), tf.float32)
+
+
+def outcome(model, images, count, training=True):
+    """Outputs, gradients and the state left of a pass; the model is as it was afterwards."""
+    before = [v.numpy() for v in model.variables]
+    with tf.GradientTape() as tape:
+        outputs = forward(model, images, count, training=training)
+        flat = keras.tree.flatten(outputs)
+        loss = sum(tf.reduce_sum(tf.sin(tf.cast(y, tf.float32))) for y in flat)
+        loss += sum(model.losses)
+    trained = [v.value for v in model.trainable_variables]
+    gradients = tape.gradient(loss, trained, unconnected_gradients="zero")
+    after = [v.numpy() for v in model.non_trainable_variables]
+    for variable, value in zip(model.variables, before, strict=True):
+        variable.assign(value)
+    return [y.numpy() for y in flat], [g.numpy() for g in gradients], after
+
+
+def assert_equal(given, wanted, tolerance=2e-5):
+    for own, whole in zip(given, wanted, strict=True):
+        for a, b in zip(own, whole, strict=True):
+            absolute = tolerance * max(1, np.abs(b).max())
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=absolute)
+
+
+def network():
+    """Branches, a layer that sees the batch, dropout, a state, two outputs and a regularizer."""
+    inputs = keras.Input(SHAPE)
+    x = WSConv2D(6, 3, padding="same", kernel_regularizer="l2")(inputs)
+    x = BatchNormalization()(x)
+    y = keras.layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    y = LessBatchMean()(y)
+    x = keras.layers.Add()([x, y])
+    x = keras.layers.Concatenate()([x, keras.layers.Dropout(0.5, seed=1)(y)])
+    along_images = keras.layers.Concatenate(axis=0)([x, x])
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    own = keras.layers.Dense(3, activation=lambda z: z / (1 + keras.ops.mean(keras.ops.abs(z))))
+    return keras.Model(inputs, [own(pooled), keras.layers.GlobalMaxPooling2D()(along_images)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("images", "count"), [(6, 2), (7, 3), (5, 4), (2, 4), (1, 2)])
+def test_outputs_gradients_losses_and_state_are_those_of_the_batch(images, count, training):
+    model, batch = network(), images_of(images)
+    whole = outcome(model, batch, 1, training)
+    LessBatchMean.calls = 0
+    assert_equal(outcome(model, batch, count, training), whole)
+    assert LessBatchMean.calls == 1
+
+
+def test_a_number_of_images_that_only_the_graph_knows():
+    model = network()
+    traced = tf.function(
+        lambda images: forward(model, images, 3, training=False),
+        [tf.TensorSpec([None, *SHAPE])],
+    )
+    for count in (3, 8):
+        batch = images_of(count)
+        for a, b in zip(traced(batch), model(batch, training=False), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_shards_are_as_equal_as_can_be_and_lose_nothing():
+    batch = tf.range(11)
+    shards = Shards.of(batch, 4)
+    assert [len(part) for part in shards.parts] == [2, 3, 3, 3]
+    assert shards.joined().numpy().tolist() == list(range(11))
+
+
+def test_a_model_that_is_no_graph_of_layers_gets_its_batch():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, inputs):
+            return self.dense(inputs - keras.ops.mean(inputs, axis=0))
+
+    model, batch = Own(), tf.constant([[1.0, 2.0], [5.0, 7.0]])
+    np.testing.assert_array_equal(forward(model, batch, 2, training=True), model(batch))
+
+
+@pytest.mark.parametrize("norm", group_options()["norm"])
+def test_every_normalization(norm):
+    config = compose(["arch=resnet8", "arch.width=8", f"norm={norm}", "batch=16"])
+    try:
+        model = build_model(config, SHAPE, 4)
+    except NormbenchError as error:
+        pytest.skip(str(error))
+    scale = Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 0, False)
+    split = random_split(1, 16, SHAPE, 4)
+    initialize_from(model, split.images, scale)
+    batch = scale.scaled(tf.constant(split.images))
+    # A ReLU's unit that a rounding carries over 0 is a gradient more or less.
+    assert_equal(outcome(model, batch, 2), outcome(model, batch, 1), 1e-3)
+
+
+def test_a_step_a_gradient_and_an_inspection_of_a_loop_in_shards():
+    given = []
+    for shards in (1, 2):
+        loop, split = loop_of("norm=bn", count=32, batch=16)
+        loop._shards = shards
+        loop.begin_epoch(0)
+        loss, gradient = loop.gradients(split.images[:16], split.labels[:16])
+        inside = loop.inspect(loop.model, split.images[:5])[0]
+        alone = loop.inspect(loop.model, split.images[:1])[0]
+        steps = loop.train(0, np.full(2, 0.05, np.float32))
+        given.append(
+            (loss, gradient, inside, alone, steps.loss, loop.weights(), loop.evaluate("test"))
+        )
+    for one, two in zip(*given, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
