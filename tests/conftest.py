@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ os.environ.setdefault(
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at home says
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Start the backend as a run does, if tests need one, before any of them computes.
+
+    Tests compare runs of this process with those of another to the last bit, which the division of
+    TensorFlow's threads decides, and that is made once.
+    """
+    if "keras" in sys.modules:
+        from normbench.engine import backend, threads
+
+        record = backend.start(os.environ["KERAS_BACKEND"], "float32")
+        assert threads.are_divided(record["shards"]), "a test module computes as it is imported"
 
 
 @pytest.fixture(scope="session")
