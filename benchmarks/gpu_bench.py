@@ -14,20 +14,42 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 COMPILED = ("engine", "compile", "compile-reduce-overhead")
 EAGER = ("eager", "eager-channels-last")
-# The experiment batch_sweep (conf/experiment/batch_sweep.yaml) on CIFAR-10 less its validation.
-STUDY_NORMS = ("bn", "gn", "bn_ws", "gn_ws")
-STUDY_BATCHES = (16, 32, 64, 128, 256, 512)
-STUDY_IMAGES = 45_000
+CIFAR_IMAGES = 50_000  # of its training set, validation included
 
 
 class Lost(Exception):
     """A contender gave no figure; the message says why."""
+
+
+class Study(NamedTuple):
+    """What the experiment ``batch_sweep`` trains, as its file says."""
+
+    norms: list[str]
+    batches: list[int]
+    seeds: int
+    epochs: int
+    images: int  # an epoch
+
+    @classmethod
+    @cache
+    def read(cls) -> Study:
+        from normbench.sweep.grid import expand
+
+        configs = expand(["+experiment=batch_sweep"])
+        return cls(
+            list(dict.fromkeys(each.norm_name for each in configs)),
+            list(dict.fromkeys(each.batch for each in configs)),
+            len({each.seed for each in configs}),
+            configs[0].epochs,
+            CIFAR_IMAGES - configs[0].dataset["validation"],
+        )
 
 
 class Cell(NamedTuple):
@@ -70,11 +92,11 @@ class Settings:
     epochs: int
     rehearsal: bool
     parts: Sequence[str]
-    images: int = STUDY_IMAGES
+    images: int = field(default_factory=lambda: Study.read().images)
     widths: dict[str, float] = field(default_factory=dict)  # of narrower networks, by their arch
     runs: Sequence[int] = (1, 2, 4, 8)  # at once
-    study_norms: Sequence[str] = STUDY_NORMS
-    study_batches: Sequence[int] = STUDY_BATCHES
+    study_norms: Sequence[str] = field(default_factory=lambda: Study.read().norms)
+    study_batches: Sequence[int] = field(default_factory=lambda: Study.read().batches)
     copied: int = 2**28  # float32 numbers, 1 GiB
     side: int = 8192
     data_limit: int | None = None

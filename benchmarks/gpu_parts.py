@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gpu_bench import EAGER, Bench, Cell, Figure, Lost, Report
+from gpu_bench import EAGER, Bench, Cell, Figure, Lost, Report, Study
 
 SIDE_BY_SIDE = 128
 """Largest batch at which networks of all norms are held in GPU memory at once."""
-STUDY_SEEDS, STUDY_EPOCHS = 5, 100  # of the experiment batch_sweep
 STUDY_HOURS = 3.0
 
 
@@ -191,7 +190,8 @@ def _study_hours(bench: Bench, rates: dict[str, dict[int, float]], ready: list[f
     if cells < len(settings.study_norms) * len(settings.study_batches):
         report.say("\nThe study's hours need all of its cells.")
         return
-    trained = STUDY_SEEDS * STUDY_EPOCHS * settings.images
+    study = Study.read()
+    trained = study.seeds * study.epochs * settings.images
 
     def hours(gain: float) -> float:
         # Together they are no faster than the GPU is when one run has all it can use.
@@ -202,7 +202,7 @@ def _study_hours(bench: Bench, rates: dict[str, dict[int, float]], ready: list[f
         ) / 3600  # fmt: skip
 
     report.say(
-        f"\n{cells * STUDY_SEEDS} runs of {STUDY_EPOCHS} epochs of {settings.images:,} images, "
+        f"\n{cells * study.seeds} runs of {study.epochs} epochs of {settings.images:,} images, "
         f"training alone (no evaluation), one at a time: {hours(1):.2f} h; to make its {cells} "
         f"programs ready, {sum(ready) / 60:.1f} min more."
     )

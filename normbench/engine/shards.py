@@ -65,9 +65,9 @@ class Shards:
 def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> Any:
     """Return what a model gives for a batch that goes through it in shards.
 
-    As ``model(images, training=training)``, whose every layer is called: those that treat each
-    image by itself with each shard, those that do not with the whole batch, once. The results
-    differ by rounding, where operations add in another order for fewer images.
+    As ``model(images, training=training)``, whose every layer is called: with each shard if it
+    treats each image by itself, with all of them if it ``takes_shards``, else with the batch, put
+    together. The results differ by rounding: operations add in another order.
 
     Args:
         model: Functional; any other is called with the whole batch.
@@ -95,12 +95,12 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
             own_args, own_kwargs = keras.tree.map_structure(chosen, (args, kwargs))
             return layer(*own_args, **own_kwargs)
 
+        if getattr(layer, "takes_shards", False) and _is_plain(layer):
+            with keras.name_scope(layer.name):
+                return Shards(layer.call_with_shards(given[0].parts, training))
         if not _treats_images_alone(layer):
             outputs = handed(Shards.joined)
             return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
-        if hasattr(layer, "call_with_shards"):
-            with keras.name_scope(layer.name):
-                return Shards(layer.call_with_shards(given[0].parts, training))
         each = [handed(lambda shards, i=i: shards.parts[i]) for i in range(len(given[0].parts))]
         return keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
 
@@ -109,11 +109,14 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
 
 def _treats_images_alone(layer: Any) -> bool:
     """Whether calling a layer with each shard is calling it with the batch."""
-    if getattr(layer, "activity_regularizer", None) is not None:
-        return False
     if hasattr(layer, "treats_images_alone"):
-        return layer.treats_images_alone
-    if type(layer) not in _ALONE or getattr(layer, "axis", -1) == 0:
+        return layer.treats_images_alone and _is_plain(layer)
+    return type(layer) in _ALONE and getattr(layer, "axis", -1) != 0 and _is_plain(layer)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether nobody's own function of a layer's outputs could look at all images."""
+    function = getattr(layer, "activation", None)
+    if function is not None and not function.__module__.startswith("keras."):
         return False
-    function = getattr(layer, "activation", None)  # anybody's could look at all images
-    return function is None or function.__module__.startswith("keras.")
+    return getattr(layer, "activity_regularizer", None) is None

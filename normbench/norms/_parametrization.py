@@ -88,8 +88,8 @@ class _Parametrized(keras.layers.Layer):
     A subclass that sets ``parametrized_by`` takes that class's options among its own.
     """
 
+    takes_shards: ClassVar[bool] = True
     parametrized_by: ClassVar[type[WeightParametrization] | None] = None
-    treats_images_alone: ClassVar[bool] = True
     _depthwise: ClassVar[bool]
     parametrization: WeightParametrization
 
