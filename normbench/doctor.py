@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import normbench
+from normbench.engine import threads
 from normbench.formats import size
 from normbench.frameworks import MARK
 from normbench.provenance import processor, version
@@ -149,7 +150,7 @@ def _machine() -> Iterator[Check]:
     yield Check("machine", "platform", "ok", platform.platform())
     yield Check("machine", "processor", "ok", processor())
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    usable = threads.cores()
     text = str(cores) if usable == cores else f"{usable} of {cores} may be used"
     yield Check("machine", "cores", "ok", text)
     present = _instructions()

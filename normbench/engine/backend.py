@@ -129,13 +129,12 @@ def _started_tensorflow() -> dict[str, Any]:
     import tensorflow as tf
 
     on_cpu = not tf.config.list_physical_devices("GPU")
-    count = threads.available()
-    shards = threads.shards(count) if on_cpu else 1
+    shards = threads.tensorflow_shards()
     if on_cpu:
         tf.config.experimental.enable_op_determinism()
         threads.divide(shards)
     tf.config.list_logical_devices()  # starts the devices, with their messages, here
-    return {"deterministic": on_cpu, "threads": count, "shards": shards}
+    return {"deterministic": on_cpu, "threads": threads.available(), "shards": shards}
 
 
 def _running_backend() -> str | None:

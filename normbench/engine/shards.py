@@ -109,9 +109,8 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
 
 def _treats_images_alone(layer: Any) -> bool:
     """Whether calling a layer with each shard is calling it with the batch."""
-    if hasattr(layer, "treats_images_alone"):
-        return layer.treats_images_alone and _is_plain(layer)
-    return type(layer) in _ALONE and getattr(layer, "axis", -1) != 0 and _is_plain(layer)
+    of_keras = type(layer) in _ALONE and getattr(layer, "axis", -1) != 0
+    return getattr(layer, "treats_images_alone", of_keras) and _is_plain(layer)
 
 
 def _is_plain(layer: Any) -> bool:

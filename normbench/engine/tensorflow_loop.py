@@ -33,8 +33,7 @@ class TensorFlowLoop(Loop):
             )
         }
         self._count = int(self._splits["train"][0].shape[0])
-        on_gpu = bool(tf.config.list_logical_devices("GPU"))
-        self._shards = 1 if on_gpu else threads.shards(threads.available())
+        self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
         self._decayed = tf.constant(loop.decay_mask(self._variables))

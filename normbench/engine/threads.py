@@ -36,6 +36,13 @@ def shards(threads: int) -> int:
     return max(count for count in range(1, MOST_SHARDS + 1) if threads % count == 0)
 
 
+def tensorflow_shards() -> int:
+    """Into how many shards TensorFlow takes a batch here: one on a GPU, which is not divided."""
+    import tensorflow as tf
+
+    return 1 if tf.config.list_physical_devices("GPU") else shards(available())
+
+
 def divide(shards: int) -> None:
     """Have TensorFlow give each shard its own threads, which it does unless it is in use already.
 
