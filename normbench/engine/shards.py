@@ -95,7 +95,7 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
             own_args, own_kwargs = keras.tree.map_structure(chosen, (args, kwargs))
             return layer(*own_args, **own_kwargs)
 
-        if getattr(layer, "takes_shards", False) and _is_plain(layer):
+        if _takes_shards(layer):
             with keras.name_scope(layer.name):
                 return Shards(layer.call_with_shards(given[0].parts, training))
         if not _treats_images_alone(layer):
@@ -105,6 +105,15 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
         return keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
 
     return call
+
+
+def _takes_shards(layer: Any) -> bool:
+    """Whether a layer has a way of its own through shards, that of the call it has."""
+    if not getattr(layer, "takes_shards", False):
+        return False
+    # Not one derived from such a layer with a call of its own.
+    names = next(vars(kind) for kind in type(layer).__mro__ if "call" in vars(kind))
+    return "call_with_shards" in names and _is_plain(layer)
 
 
 def _treats_images_alone(layer: Any) -> bool:

@@ -17,7 +17,9 @@ shape.
 """
 
 
-def per_shape(function: Callable[..., Any], x: Any) -> Callable[..., Any]:
+def per_shape(
+    function: Callable[..., Any], x: Any, by_xla: bool | None = None
+) -> Callable[..., Any]:
     """Return a function that does what ``function`` does, made the quickest for inputs like ``x``.
 
     On TensorFlow, in a graph, layers of one shape share one trace of it: tracing is most of what it
@@ -29,18 +31,19 @@ def per_shape(function: Callable[..., Any], x: Any) -> Callable[..., Any]:
         function: Pure, of ``keras.ops``: any number of tensors and, by keyword, of hashable
             constants.
         x: A tensor.
+        by_xla: Whether XLA is to compile it on a CPU; by default where ``x`` is large.
     """
     if keras.backend.backend() != "tensorflow" or None in x.shape or inside_xla():
         return function
     import tensorflow as tf
 
-    by_xla = is_large(x) and not has_gpu()
-    if tf.executing_eagerly() and not by_xla:
+    compiled = (is_large(x) if by_xla is None else by_xla) and not has_gpu()
+    if tf.executing_eagerly() and not compiled:
         return function
 
     def call(*tensors: Any, **constants: Any) -> Any:
         signature = tuple((tuple(each.shape), each.dtype) for each in tensors)
-        return _graph(function, by_xla, signature, tuple(constants.items()))(*tensors)
+        return _graph(function, compiled, signature, tuple(constants.items()))(*tensors)
 
     return call
 

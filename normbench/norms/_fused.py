@@ -8,42 +8,47 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import has_gpu, is_large
+from normbench.norms._compiled import has_gpu, inside_xla
 from normbench.norms._statistics import count_of, standardize
 
 Tensor = Any
 
-_SAMPLE = 256
-"""Places of the first image that are looked at to see whether a channel is nearly constant."""
-
 
 def batch_standardize(
-    x: Tensor,
+    parts: list[Tensor],
     gamma: Tensor,
     beta: Tensor,
     epsilon: float,
     across: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Any]:
+) -> tuple[list[Tensor], Tensor, Tensor, Any]:
     """Standardize each channel over images and places, then scale and shift.
 
     Args:
-        x: Any float dtype, (N, S, C); computed in float32.
+        parts: The mini-batch: each any float dtype, (n, S, C); computed in float32. More than
+            one only where TensorFlow computes on a CPU, and without ``across``.
         gamma: float32, (C,).
         beta: float32, (C,).
         epsilon: Added to the variance.
         across: Sums a tensor over the replicas that hold parts of the mini-batch.
 
     Returns:
-        y, (N, S, C) of x's dtype; the mini-batch's mean and biased variance, float32 (C,), through
-        which no gradient flows; and the values a channel has, a float where that is known.
+        y, of the parts' shapes and dtypes; the mini-batch's mean and biased variance, float32
+        (C,), through which no gradient flows; and the values a channel has, a float where that is
+        known.
     """
+    if across is None and _on_cpu():
+        from normbench.norms._parts import standardize_parts
+
+        return standardize_parts(parts, gamma, beta, epsilon)
+    (x,) = parts
     count = count_of(x[None], int(x.shape[-1]))
-    if across is None and _has_fused(x):
-        return *_fused(x, gamma, beta, epsilon, count), count
+    if across is None and _on_gpu():
+        y, mean, variance = _fused(x, gamma, beta, epsilon, count)
+        return [y], mean, variance, count
     y, mean, variance = standardize(
         ops.expand_dims(x, 0), gamma, beta, int(x.shape[-1]), epsilon, across=across
     )
-    return ops.squeeze(y, 0), mean[0], variance[0], across(count) if across else count
+    return [ops.squeeze(y, 0)], mean[0], variance[0], across(count) if across else count
 
 
 def apply_statistics(
@@ -53,40 +58,33 @@ def apply_statistics(
 
     The dtype is x's; computed in float32.
     """
-    if _has_fused(x):
-        import tensorflow as tf
+    if _on_cpu() or _on_gpu():
+        from normbench.norms._parts import apply_fused
 
-        y, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.expand_dims(x, 2),
-            scale=gamma,
-            offset=beta,
-            mean=mean,
-            variance=variance,
-            epsilon=epsilon,
-            is_training=False,
-        )
-        return tf.squeeze(y, axis=2)
+        return apply_fused(x, mean, variance, gamma, beta, epsilon)
     # Centred first: x·a + (β − μ·a) would lose digits where |μ| is far above σ.
     centred = ops.cast(x, "float32") - mean
     return ops.cast(centred * (ops.rsqrt(variance + epsilon) * gamma) + beta, x.dtype)
 
 
-def _has_fused(x: Tensor) -> bool:
-    """Whether a fused operation beats ours: not for small inputs on a CPU."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    return None in x.shape or is_large(x) or has_gpu()
+def _on_cpu() -> bool:
+    """Whether TensorFlow's own operations will compute, on a CPU, and not XLA."""
+    return keras.backend.backend() == "tensorflow" and not has_gpu() and not inside_xla()
+
+
+def _on_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU."""
+    return keras.backend.backend() == "tensorflow" and has_gpu()
 
 
 def _fused(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, count: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """TensorFlow's own operation, which needs the fewest passes over memory."""
+    """A GPU's own operation: outputs, mean and biased variance."""
     import tensorflow as tf
 
-    shifted, shift = (x, 0.0) if has_gpu() else _shifted(x)
     y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.expand_dims(shifted, 2),
+        x=tf.expand_dims(x, 2),
         scale=gamma,
         offset=beta,
         mean=[],
@@ -94,40 +92,5 @@ def _fused(
         epsilon=epsilon,
         is_training=True,
     )
-    mean, unbiased = tf.stop_gradient(mean), tf.stop_gradient(unbiased)
-    return (
-        tf.squeeze(y, axis=2),
-        mean + tf.cast(shift, tf.float32),
-        unbiased * ((count - 1.0) / count),
-    )
-
-
-def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift channels that look nearly constant towards 0; the shift itself, (C,).
-
-    On a CPU TensorFlow's operation sums a channel's values in one go, in float32: of 50,000 values
-    that are all 1.7 its mean is off by 4e-4, which its division by a deviation of 0 makes an
-    output of 0.1 instead of 0.
-    """
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def function(x: Tensor) -> Any:
-        shift = _near(x)
-        # Seldom needed, and a pass over memory.
-        shifted = tf.cond(tf.reduce_any(shift != 0), lambda: x - shift, lambda: x)
-        return (shifted, shift), lambda d_shifted, d_shift: d_shifted
-
-    return function(x)
-
-
-def _near(x: Tensor) -> Tensor:
-    """A value near all of a channel's, (C,), or 0 where the first image's differ too much.
-
-    Where it is not 0, x minus it is exact for all values within a factor of two of it, in any
-    float dtype, and no farther off than x's deviation where it is not.
-    """
-    sample = x[0, :_SAMPLE]
-    candidate = sample[0]
-    spread = ops.max(ops.abs(sample - candidate), axis=0)
-    return ops.where(spread < ops.abs(candidate) / 2, candidate, ops.zeros_like(candidate))
+    variance = tf.stop_gradient(unbiased) * ((count - 1.0) / count)
+    return tf.squeeze(y, axis=2), tf.stop_gradient(mean), variance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -44,6 +44,7 @@ class BatchNormalization(BatchStatistics):
     formula = "y = γ·(x − μ)/√(σ² + ε) + β"
     state = "moving mean, moving variance: one each a channel"
     source = "Ioffe & Szegedy 2015, algorithms 1 and 2 (arXiv 1502.03167)"
+    takes_shards: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,25 +67,26 @@ class BatchNormalization(BatchStatistics):
         )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        x = flatten_places(inputs)
-        gamma, beta = self.affine(int(inputs.shape[-1]))
+        return self.call_with_shards([inputs], training)[0]
+
+    def call_with_shards(self, shards: list[Any], training: bool | None = None) -> list[Any]:
+        """As a call with a batch, given as its parts."""
+        parts = [flatten_places(ops.cast(each, self.compute_dtype)) for each in shards]
+        gamma, beta = self.affine(int(shards[0].shape[-1]))
         if training and self.trainable:
-            outputs, mean, variance, count = self.standardize(x, gamma, beta)
+            outputs, mean, variance, count = self.standardize(parts, gamma, beta)
             self.update(mean, variance, count)
         else:
-            outputs = apply_statistics(
-                x,
-                ops.convert_to_tensor(self.moving_mean),
-                ops.convert_to_tensor(self.moving_variance),
-                gamma,
-                beta,
-                self.epsilon,
-            )
-        return self.as_input(outputs, inputs)
+            mean = ops.convert_to_tensor(self.moving_mean)
+            variance = ops.convert_to_tensor(self.moving_variance)
+            outputs = [
+                apply_statistics(x, mean, variance, gamma, beta, self.epsilon) for x in parts
+            ]
+        return [self.as_input(y, x) for y, x in zip(outputs, shards, strict=True)]
 
-    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
         """Return what :func:`batch_standardize` does: outputs, mean, biased variance, count."""
-        return batch_standardize(x, gamma, beta, self.epsilon)
+        return batch_standardize(parts, gamma, beta, self.epsilon)
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         """Let the state follow a mini-batch's mean and biased variance over ``count`` values."""

@@ -83,7 +83,7 @@ class BatchChannelNormalization(BatchNormalization):
         x = ops.cast(flatten_places(inputs), "float32")
         gamma, beta = self.affine(int(inputs.shape[-1]))
         if training and self.trainable and not self.micro_batch:
-            y, mean, variance, count = self.standardize(x, gamma, beta)
+            (y,), mean, variance, count = self.standardize([x], gamma, beta)
             self.update(mean, variance, count)
         else:
             if training and self.trainable:

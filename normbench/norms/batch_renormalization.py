@@ -97,7 +97,7 @@ class BatchRenormalization(BatchStatistics):
             batch_mean = ops.stop_gradient(batch_mean[0])
             batch_deviation = ops.sqrt(ops.stop_gradient(variance[0]) + self.epsilon)
             r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)
-            outputs, *_ = batch_standardize(x, gamma * r, beta + gamma * d, self.epsilon)
+            (outputs,), *_ = batch_standardize([x], gamma * r, beta + gamma * d, self.epsilon)
             momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
             self.follow(self.moving_mean, batch_mean, momentum)
             self.follow(self.moving_deviation, batch_deviation, momentum)

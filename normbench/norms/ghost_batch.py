@@ -43,6 +43,7 @@ class GhostBatchNormalization(BatchNormalization):
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of a part of the mini-batch"
     source = "Hoffer, Hubara & Soudry 2017, algorithm 1 (arXiv 1705.08741)"
+    takes_shards = False
 
     def __init__(
         self,
@@ -61,7 +62,8 @@ class GhostBatchNormalization(BatchNormalization):
             )
         self.virtual_batch = virtual_batch
 
-    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+        (x,) = parts
         images, places, channels = x.shape
         size = self.virtual_batch
         refusal = f"virtual_batch={size} does not divide the mini-batch of {self.name}"
@@ -78,9 +80,9 @@ class GhostBatchNormalization(BatchNormalization):
             ops.shape(x)[1] if places is None else places,
             channels,
         )
-        parts = ops.reshape(x, shape)
-        y, mean, variance = standardize(parts, gamma, beta, int(channels), self.epsilon)
-        return ops.reshape(y, ops.shape(x)), mean, variance, count_of(parts, int(channels))
+        sets = ops.reshape(x, shape)
+        y, mean, variance = standardize(sets, gamma, beta, int(channels), self.epsilon)
+        return [ops.reshape(y, ops.shape(x))], mean, variance, count_of(sets, int(channels))
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         if self.unbiased:

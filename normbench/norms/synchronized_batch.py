@@ -53,6 +53,7 @@ class SynchronizedBatchNormalization(BatchNormalization):
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² over all replicas"
     source = "Peng et al. 2018, section 3.3 (arXiv 1711.07240)"
+    takes_shards = False
 
     def __init__(
         self,
@@ -67,8 +68,9 @@ class SynchronizedBatchNormalization(BatchNormalization):
         super().__init__(momentum, epsilon, center, scale, unbiased, **kwargs)
         self.axis_name = axis_name
 
-    def standardize(self, x: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
-        return batch_standardize(x, gamma, beta, self.epsilon, across=self._sum_over_replicas())
+    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+        across = self._sum_over_replicas()
+        return batch_standardize(parts, gamma, beta, self.epsilon, across=across)
 
     def _sum_over_replicas(self) -> Callable[[Any], Any] | None:
         """What sums a tensor over the replicas; None where there is one."""

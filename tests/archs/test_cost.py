@@ -180,12 +180,8 @@ def kept_by_tensorflow(model, batch):
     def source(tensor):
         """The tensor whose memory this one shares."""
         shares = {"ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze", "StridedSlice"}
-        # Fused Batch Normalization shifts what is nearly constant, and else takes it as it is.
-        choices = {"If", "StatelessIf"}
-        while tensor.op.type in shares | choices and tensor.op.inputs:
+        while tensor.op.type in shares and tensor.op.inputs:
             given = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
-            if tensor.op.type in choices:
-                given = next(each for each in tensor.op.inputs if each.shape == tensor.shape)
             if given.shape.num_elements() != tensor.shape.num_elements():
                 break
             tensor = given
@@ -200,12 +196,7 @@ def kept_by_tensorflow(model, batch):
     forward, _ = traced._delayed_rewrite_functions.forward_backward(1)
     kept = {source(tensor).ref(): tensor for tensor in forward.graph.outputs}
 
-    def size(tensor):
-        if tensor.op.type == "FusedBatchNormV3" and tensor.value_index == 5:
-            return 0  # a GPU's scratch memory, of unknown shape; on a CPU it is empty
-        return tensor.shape.num_elements() * tensor.dtype.size
-
-    return sum(size(tensor) for tensor in kept.values())
+    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in kept.values())
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads TensorFlow's graphs")

@@ -36,6 +36,14 @@ class LessBatchMean(keras.layers.Layer):
         return inputs - keras.ops.mean(inputs, axis=0, keepdims=True)
 
 
+@keras.saving.register_keras_serializable("normbench_tests")
+class OfFewImages(BatchNormalization):
+    """Derived from a layer that takes shards, but with a call of its own."""
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training) / keras.ops.shape(inputs)[0]
+
+
 def images_of(count, seed=0):
     return tf.constant(np.random.default_rng(seed).normal(size=(count, *SHAPE)), tf.float32)
 
@@ -98,6 +106,12 @@ def test_a_number_of_images_that_only_the_graph_knows():
         batch = images_of(count)
         for a, b in zip(traced(batch), model(batch, training=False), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_derived_layer_with_a_call_of_its_own_gets_its_batch():
+    inputs = keras.Input(SHAPE)
+    model, batch = keras.Model(inputs, OfFewImages()(inputs)), images_of(4)
+    assert_equal(outcome(model, batch, 2), outcome(model, batch, 1))
 
 
 def test_shards_are_as_equal_as_can_be_and_lose_nothing():
