@@ -24,6 +24,12 @@ def cannot(verb: str, path: Path, error: OSError) -> StoreError:
     return StoreError(f"cannot {verb} {path}: {error.strerror or error}")
 
 
+def user_cache() -> Path:
+    """The folder for what can be made again: of ``XDG_CACHE_HOME``, else of the user's home."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "normbench"
+
+
 def plain(value: Any) -> Any:
     """Return ``value`` as strict JSON can hold it: NaN and infinities become None.
 

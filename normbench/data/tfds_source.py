@@ -15,6 +15,7 @@ from normbench.data import cache, tfds_folder, tfds_process
 from normbench.data.base import Arrays, DamagedData, MissingData, Say, Source, silent
 from normbench.data.staging import publish, staging
 from normbench.errors import NormbenchError, UserError
+from normbench.files import user_cache
 
 _SCHEMA = 1  # of the array cache: raise it when the arrays made of the same folder change
 _MIB = 1 << 20
@@ -112,9 +113,8 @@ class TfdsSource(Source):
         """
         file = f"{self.name}-{folder.name}.v{_SCHEMA}.arrays"
         beside = folder.parents[1] / tfds_folder.HIDDEN / file
-        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-        return beside, Path(home) / "normbench" / where / file
+        return beside, user_cache() / where / file
 
     def _cached(self, folder: Path) -> Arrays | None:
         """Return the cached arrays of a folder, or None where there are none, or older ones."""

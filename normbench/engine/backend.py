@@ -122,6 +122,10 @@ def _started_jax() -> dict[str, Any]:
     import jax
 
     on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu:
+        from normbench.engine import compilation_cache
+
+        compilation_cache.keep()
     return {"deterministic": on_cpu, "threads": threads.cores(), "shards": 1}
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import normbench
+from normbench.files import user_cache
 
 FORMAT = 3
 """Raised when the columns change their meaning; a cache of another format is not read."""
@@ -99,9 +100,8 @@ def _format() -> list[str]:
 
 
 def _folder(root: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return Path(base) / "normbench" / "report" / name
+    return user_cache() / "report" / name
 
 
 def _stamp(folder: Path, now: int) -> str:
