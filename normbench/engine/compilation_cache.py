@@ -1,12 +1,11 @@
 """What JAX compiles, kept on disk for processes to come.
 
-For a GPU a network's step takes from half a minute to minutes to compile; a sweep's workers, and
-the sweep of tomorrow, then read it instead. What was chosen by timing on the GPU is kept with it,
+For a GPU, where XLA times kernels to choose between them, compiling takes longest; a sweep's
+workers, and the sweep of tomorrow, then read what one has compiled. The choices are kept with it,
 so that a run that goes on computes as it did before.
 
-Not for a CPU, where it would save seconds: code compiled for one processor, or by another jaxlib,
-is run on the next after no more than a line in the log, and may crash there (jax-ml/jax issue
-38445).
+Not for a CPU, where it would save seconds: what was compiled for one processor is run on another
+after no more than a line in the log, and may crash there (jax-ml/jax issue 38445).
 """
 
 from __future__ import annotations
