@@ -378,7 +378,8 @@ def _unknown_key(
     beside = [k for k in siblings if k.rpartition(".")[2] == near]
     close = next(iter([*elsewhere, *beside]), None)
     hint = f": did you mean {close!r}?" if close else ""
-    allowed = ", ".join(sorted(siblings or settable))
+    # A group may be a key too, as a list of names.
+    allowed = ", ".join(sorted(set(siblings or settable)))
     return UserError(f"unknown key {key!r}{hint} (allowed: {allowed})")
 
 

@@ -125,6 +125,13 @@ def test_a_mistake_is_one_line_that_names_it(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def test_each_allowed_key_is_named_once():
+    with pytest.raises(UserError) as caught:
+        compose(["bacth=16"])
+    allowed = str(caught.value).partition("(allowed: ")[2].rstrip(")").split(", ")
+    assert len(allowed) == len(set(allowed)) > 10
+
+
 def test_from_dict_refuses_unknown_and_missing_keys():
     tree = compose().to_dict()
     with pytest.raises(UserError, match="unknown key 'bathc': did you mean 'batch'"):
