@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +58,7 @@ def compiled_loop(config: Config, data: Any) -> Any:
 
 def machine() -> str:
     """Return the processor and how many of its cores this process may use."""
+    from normbench.engine import threads
     from normbench.provenance import processor
 
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{processor()}, {threads.cores()} cores"

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +31,8 @@ IMAGES = 4096
 PARTS = ("convolution", "normalization", "activation", "residual addition", "the rest")
 XLA = "CpuExecutable::ExecuteAsyncOnStream"
 """One call of what normalizations have compiled."""
+SHARED = re.compile(r"PartitionedCall(_\d+)?")
+"""What normalizations of a shape share a trace of; a gradient's bears no layer's name."""
 
 
 def part_of(operation: str, kinds: dict[str, str]) -> str:
@@ -44,7 +47,7 @@ def part_of(operation: str, kinds: dict[str, str]) -> str:
         part = kinds.get(word) or kinds.get(word.rpartition("_")[0])
         if part:
             return part
-    return "the rest"
+    return "normalization" if any(map(SHARED.fullmatch, path.split("/"))) else "the rest"
 
 
 def kinds_of(model: Any) -> dict[str, str]:
@@ -153,6 +156,7 @@ def main() -> None:
     given = options.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from normbench.config import compose
+    from normbench.engine import threads
 
     names = [f"{name}={getattr(given, name)}" for name in ("arch", "norm", "batch")]
     split = random_split(max(IMAGES, given.batch * given.steps))
@@ -161,7 +165,7 @@ def main() -> None:
     adds, copied = rates()
     seconds, parts = profiled(loop, given.steps)
     work = limits(loop.model, given.batch)
-    cores = len(os.sched_getaffinity(0))
+    cores = threads.cores()
     print(
         f"{machine()}, {given.arch}, {given.norm}, batch {given.batch}, float32: "
         f"{1000 * seconds:.1f} ms a step; {2 * adds / 1e9:.0f} GFLOP/s, {copied / 1e9:.0f} GB/s\n"

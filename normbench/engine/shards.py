@@ -112,8 +112,8 @@ def _takes_shards(layer: Any) -> bool:
     if not getattr(layer, "takes_shards", False):
         return False
     # Not one derived from such a layer with a call of its own.
-    names = next(vars(kind) for kind in type(layer).__mro__ if "call" in vars(kind))
-    return "call_with_shards" in names and _is_plain(layer)
+    own = next(vars(kind) for kind in type(layer).__mro__ if "call" in vars(kind))
+    return "call_with_shards" in own and _is_plain(layer)
 
 
 def _treats_images_alone(layer: Any) -> bool:

@@ -26,9 +26,16 @@ def available() -> int:
     return cores()
 
 
-def cores() -> int:
+def core_ids() -> list[int]:
     """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(core_ids())
 
 
 def shards(threads: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 WORTHWHILE = 2**17
-"""Elements from which on a compiled or fused operation's fewer passes over memory win.
+"""Elements from which on a compiled operation's fewer passes over memory win.
 
 Below it, on two cores of an AMD EPYC, calling one costs what it saves, and compiling takes 0.2 s a
 shape.

@@ -1,4 +1,4 @@
-"""Batch statistics by the backend's own fused operation where it has one, else by ours."""
+"""Batch Normalization by TensorFlow's own fused operations where it computes, else by ours."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients to γ and β, and to the parts; given the parts, and the gradients of the outputs."""
     half = len(tensors) // 2
-    values = [tf.cast(each, tf.float32) for each in tensors[:half]]
+    parts = tensors[:half]
+    values = [tf.cast(each, tf.float32) for each in parts]
     upstream = [tf.cast(each, tf.float32) for each in tensors[half:]]
     values = tf.cond(
         tf.reduce_any(shift != 0), lambda: [each - shift for each in values], lambda: values
@@ -129,11 +130,8 @@ def _backward(
             own - apply_fused(x, mean, variance, scale * d_gamma, scale * d_beta, epsilon)
             for own, x in zip(gradients, values, strict=True)
         ]
-    return (
-        d_gamma,
-        d_beta,
-        *(tf.cast(dx, x.dtype) for dx, x in zip(gradients, tensors, strict=False)),
-    )
+    gradients = [tf.cast(dx, x.dtype) for dx, x in zip(gradients, parts, strict=True)]
+    return (d_gamma, d_beta, *gradients)
 
 
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

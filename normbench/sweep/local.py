@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from normbench.config import Config
+from normbench.engine import threads
 from normbench.sweep.dispatch import LOOK, Dispatch
 from normbench.sweep.executor import Executor, Job, Stop, Task, Watch, whole
-from normbench.sweep.slots import Gpu, Slot, cores, fitting, on_cores, on_gpus, visible_gpus
+from normbench.sweep.slots import Gpu, Slot, fitting, on_cores, on_gpus, visible_gpus
 from normbench.sweep.workerprocess import WorkerProcess
 
 
@@ -50,7 +51,7 @@ class Local(Executor):
             most = min(count, self._most or count)
             self._slots = on_gpus(self._gpus, [per] * len(self._gpus), most)
         else:
-            available = cores()
+            available = threads.core_ids()
             self._slots = on_cores(available, min(count, self._most or len(available)))
         return [slot.name for slot in self._slots]
 
@@ -87,7 +88,7 @@ class Local(Executor):
         need = max((need for need in needs if need), default=None)
         if need is None:
             return
-        share = max(1, len(cores()) // len(self._gpus))
+        share = max(1, threads.cores() // len(self._gpus))
         per = [fitting(gpu, need, share) for gpu in self._gpus]
         self._slots = on_gpus(self._gpus, per, min(len(jobs), self._most or len(jobs)))
         watch.note(f"about {need / 2**30:.1f} GiB a run: {max(per)} at a time on a GPU")

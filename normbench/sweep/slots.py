@@ -70,13 +70,6 @@ def visible_gpus(
     return gpus
 
 
-def cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def on_gpus(gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int) -> list[Slot]:
     """Lay out slots on GPUs, the first of every GPU before the second of any.
 

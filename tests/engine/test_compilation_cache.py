@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import pytest
 
+from normbench.engine.compilation_cache import _drop_broken, keep
 from tests.conftest import REPOSITORY
 
 if keras.backend.backend() != "jax":
@@ -60,8 +61,6 @@ def test_a_program_is_read_again_and_computes_the_same_bits(tmp_path):
 
 
 def test_what_a_dying_machine_left_is_dropped(tmp_path):
-    from normbench.engine.compilation_cache import _drop_broken
-
     for name in ("whole", "empty", "unstamped", "stamp-empty"):
         (tmp_path / f"{name}-cache").write_bytes(b"" if name == "empty" else b"program")
         if name != "unstamped":
@@ -89,8 +88,6 @@ def settings():
 
 
 def test_what_the_user_has_set_stays(tmp_path, settings):
-    from normbench.engine.compilation_cache import keep
-
     settings.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     assert keep(tmp_path / "ours") is None
     assert settings.jax_compilation_cache_dir == str(tmp_path / "own")
@@ -101,16 +98,12 @@ def test_what_the_user_has_set_stays(tmp_path, settings):
 
 
 def test_by_default_it_is_the_users_cache_folder(tmp_path, settings, monkeypatch):
-    from normbench.engine.compilation_cache import keep
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert keep() == tmp_path / "normbench" / "jax"
     assert settings.jax_compilation_cache_dir == os.fspath(tmp_path / "normbench" / "jax")
 
 
 def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path, settings, caplog):
-    from normbench.engine.compilation_cache import keep
-
     (tmp_path / "file").touch()
     caplog.set_level("INFO", "normbench")
     assert keep(tmp_path / "file" / "folder") is None

@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import pytest
 
+from normbench.engine import threads
 from normbench.errors import UserError
 from normbench.store import Store
 from normbench.sweep.executor import Stop
 from normbench.sweep.local import Local
-from normbench.sweep.slots import Gpu, cores
+from normbench.sweep.slots import Gpu
 from tests.sweep.conftest import Seen
 
 
@@ -44,7 +45,7 @@ def test_every_job_is_carried_out_once_by_workers_that_are_kept(grid, faults, ca
 
 
 def test_a_worker_is_pinned_to_its_share_of_the_cores(grid, faults, carry_out, monkeypatch):
-    available = cores()
+    available = threads.core_ids()
     slots = pool(workers=2)
     slots.place(2)
     shares = [slot.cores for slot in slots._slots]
@@ -237,7 +238,7 @@ def test_check_asks_each_worker_and_survives_its_death(grid, faults, monkeypatch
 def test_gpus_get_one_run_each_and_more_where_memory_allows(grid, faults, carry_out):
     gpus = [Gpu("0", 40 << 30), Gpu("3", 5 << 30)]
     configs = grid("seed=range(0,8)")
-    most = 9 if len(cores()) >= 4 else None
+    most = 9 if threads.cores() >= 4 else None
     executor = Local(list_gpus=lambda: gpus, workers=most)
     seen = carry_out(executor, configs)
     assert {ending.result for ending in seen.endings.values()} == {"trained"}
