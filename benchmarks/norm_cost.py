@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from types import SimpleNamespace
 from typing import Any
 
-from common import compiled_loop, machine, random_split
+from common import compiled_loop, machine, random_split, seconds_a_step
 
 IMAGES = 4096
 
@@ -41,16 +40,6 @@ def made(norm: str, given: argparse.Namespace, data: Any) -> Any:
         ]
     )
     return compiled_loop(config, data)
-
-
-def seconds_a_step(loop: Any, count: int) -> float:
-    import numpy as np
-
-    loop.begin_epoch(0)
-    began = time.perf_counter()
-    # A rate of 0 leaves the weights as they are, so that none gets numbers that cost more.
-    loop.train(0, np.zeros(count, np.float32))
-    return (time.perf_counter() - began) / count
 
 
 def main() -> None:

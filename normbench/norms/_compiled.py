@@ -48,6 +48,11 @@ def per_shape(
     return call
 
 
+def on_cpu() -> bool:
+    """Whether TensorFlow's own operations will compute, on a CPU, and not XLA."""
+    return keras.backend.backend() == "tensorflow" and not has_gpu() and not inside_xla()
+
+
 def inside_xla() -> bool:
     """Whether TensorFlow is tracing what XLA will compile."""
     import tensorflow as tf

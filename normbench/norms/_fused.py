@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import has_gpu, inside_xla
+from normbench.norms._compiled import has_gpu, on_cpu
 from normbench.norms._statistics import count_of, standardize
 
 Tensor = Any
@@ -36,7 +36,7 @@ def batch_standardize(
         (C,), through which no gradient flows; and the values a channel has, a float where that is
         known.
     """
-    if across is None and _on_cpu():
+    if across is None and on_cpu():
         from normbench.norms._parts import standardize_parts
 
         return standardize_parts(parts, gamma, beta, epsilon)
@@ -58,18 +58,13 @@ def apply_statistics(
 
     The dtype is x's; computed in float32.
     """
-    if _on_cpu() or _on_gpu():
+    if on_cpu() or _on_gpu():
         from normbench.norms._parts import apply_fused
 
         return apply_fused(x, mean, variance, gamma, beta, epsilon)
     # Centred first: x·a + (β − μ·a) would lose digits where |μ| is far above σ.
     centred = ops.cast(x, "float32") - mean
     return ops.cast(centred * (ops.rsqrt(variance + epsilon) * gamma) + beta, x.dtype)
-
-
-def _on_cpu() -> bool:
-    """Whether TensorFlow's own operations will compute, on a CPU, and not XLA."""
-    return keras.backend.backend() == "tensorflow" and not has_gpu() and not inside_xla()
 
 
 def _on_gpu() -> bool:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from normbench.norms._filters import as_matrix, filters_of
+from normbench.norms._pointwise import Pointwise
 from normbench.norms._statistics import value_of
 from normbench.targets import parameters_of
 
@@ -158,7 +159,7 @@ class _Parametrized(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("normbench")
-class ParametrizedConv2D(_Parametrized, keras.layers.Conv2D):
+class ParametrizedConv2D(_Parametrized, Pointwise, keras.layers.Conv2D):
     """Keras's Conv2D under a :class:`WeightParametrization`.
 
     Args:

@@ -14,6 +14,7 @@ from normbench.norms._parametrization import (
     ParametrizedDepthwiseConv2D,
     WeightParametrization,
 )
+from normbench.norms._pointwise import PointwiseConv2D
 from normbench.places import PLACES
 
 __all__ = [
@@ -118,7 +119,8 @@ class Norm:
             kernel_initializer=kernel_initializer or _he_normal(depthwise=False),
         )
         if self._parametrization is None:
-            return keras.layers.Conv2D(filters, kernel_size, **options)
+            kind = PointwiseConv2D if kernel_size == 1 else keras.layers.Conv2D
+            return kind(filters, kernel_size, **options)
         return ParametrizedConv2D(
             filters, kernel_size, parametrization=self._parametrization(), **options
         )
