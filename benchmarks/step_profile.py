@@ -16,11 +16,13 @@ measured in this run, say what a part would take at least:
 from __future__ import annotations
 
 import argparse
+import bisect
 import collections
 import os
 import re
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,15 +32,16 @@ from common import compiled_loop, machine, random_split
 IMAGES = 4096
 PARTS = ("convolution", "normalization", "activation", "residual addition", "the rest")
 XLA = "CpuExecutable::ExecuteAsyncOnStream"
-"""One call of what normalizations have compiled."""
+"""One call of what normalizations, or the optimizer's update, have compiled."""
+ADDS_UP = re.compile(r"reduce|ynn|dot")
+"""Words in the names of XLA's kernels that add values up, as all calls of normalizations do, and
+none of the optimizer's."""
 SHARED = re.compile(r"PartitionedCall(_\d+)?")
 """What normalizations of a shape share a trace of; a gradient's bears no layer's name."""
 
 
 def part_of(operation: str, kinds: dict[str, str]) -> str:
     """The part that an operation, ``…/layer_1/…:Type``, is counted to."""
-    if operation == XLA:
-        return "normalization"
     path, _, kind = operation.partition(":")
     if "Conv" in kind:  # also one that an activation was fused with, which it is named after
         return "convolution"
@@ -89,10 +92,19 @@ def profiled(loop: Any, steps: int) -> tuple[float, dict[str, float]]:
     parts: dict[str, float] = collections.Counter()
     for plane in space.planes:
         for line in plane.lines:
-            for event in line.events:
-                name = plane.event_metadata[event.metadata_id].name
-                if name == XLA or "/body/" in name:
-                    parts[part_of(name, kinds)] += event.duration_ps / 1e12 / steps
+            events = [(plane.event_metadata[e.metadata_id].name, e) for e in line.events]
+            sums = sorted(event.offset_ps for name, event in events if ADDS_UP.search(name))
+            for name, event in events:
+                if name == XLA:
+                    end = event.offset_ps + event.duration_ps
+                    at = bisect.bisect_left(sums, event.offset_ps)
+                    adds_up = at < len(sums) and sums[at] < end
+                    part = "normalization" if adds_up else "the rest"
+                elif "/body/" in name:
+                    part = part_of(name, kinds)
+                else:
+                    continue
+                parts[part] += event.duration_ps / 1e12 / steps
     return seconds, parts
 
 
@@ -130,21 +142,28 @@ def limits(model: Any, batch: int) -> dict[str, tuple[float, float]]:
 
 
 def rates() -> tuple[float, float]:
-    """Multiply-adds and bytes a second of this machine."""
+    """Multiply-adds and bytes a second of this machine, of all its cores."""
     import tensorflow as tf
+
+    from normbench.engine import threads
+
+    # An operation has the threads of one shard: one for each computes at a time.
+    shards = threads.tensorflow_shards()
 
     def best(function: Any) -> float:
         times = []
-        for _ in range(8):
-            began = time.perf_counter()
-            function().numpy()
-            times.append(time.perf_counter() - began)
-        return min(times)
+        with ThreadPoolExecutor(shards) as pool:
+            for _ in range(8):
+                began = time.perf_counter()
+                list(pool.map(lambda shard: function(shard).numpy(), range(shards)))
+                times.append(time.perf_counter() - began)
+        return min(times) / shards
 
     square = tf.ones((2048, 2048))
-    long, sums = tf.ones(2**26), tf.Variable(tf.zeros(2**26))
-    adds = 2048**3 / best(lambda: tf.matmul(square, square)[0])
-    return adds, 3 * 4 * 2**26 / best(lambda: sums.assign_add(long).sparse_read([0]))
+    long = tf.ones(2**26)
+    sums = [tf.Variable(tf.zeros(2**26)) for _ in range(shards)]
+    adds = 2048**3 / best(lambda _: tf.matmul(square, square)[0])
+    return adds, 3 * 4 * 2**26 / best(lambda shard: sums[shard].assign_add(long).sparse_read([0]))
 
 
 def main() -> None:

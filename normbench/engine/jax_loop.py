@@ -217,18 +217,18 @@ class JaxLoop(Loop):
             loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
         else:
             loss, hits, other, gradients = self._passes(state, pixels, labels)
-        weights, slots, scale, norm = loop.updated(
+        gradients = loop.clipped(
+            plan, self._variables, state["trainable"], gradients, state["scale"][0]
+        )
+        # One part: it is all one program of XLA's.
+        (weights,), (slots,), scale, norm = loop.updated(
             plan,
-            loop.flat(state["trainable"]),
-            loop.flat(
-                loop.clipped(
-                    plan, self._variables, state["trainable"], gradients, state["scale"][0]
-                )
-            ),
-            state["slots"],
+            [loop.flat(state["trainable"])],
+            [loop.flat(gradients)],
+            [state["slots"]],
             rate,
             state["step"],
-            self._decayed,
+            [self._decayed],
             state["scale"],
         )
         parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))

@@ -15,6 +15,7 @@ from keras import ops
 
 from normbench.engine.clipping import adaptively_clipped
 from normbench.engine.images import Images
+from normbench.norms._compiled import per_shape
 
 GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
 
@@ -270,39 +271,65 @@ def decay_mask(variables: list[Any]) -> np.ndarray:
 
 def updated(
     plan: Plan,
-    weights: Any,
-    gradient: Any,
-    slots: list[Any],
+    weights: list[Any],
+    gradients: list[Any],
+    slots: list[list[Any]],
     rate: Any,
     step: Any,
-    decayed: Any,
+    decayed: list[Any],
     scale: tuple[Any, Any],
-) -> tuple[Any, list[Any], tuple[Any, Any], Any]:
-    """One step of the optimizer over flat vectors, guarded by the loss scale where there is one.
+) -> tuple[list[Any], list[list[Any]], tuple[Any, Any], Any]:
+    """One step of the optimizer over parts, guarded by the loss scale where there is one.
 
     With a scaled loss, a step whose gradient is not finite is left out and the scale halved;
     it doubles after ``GROWTH_STEPS`` finite ones (Micikevicius et al. 2018, section 3.2).
+
+    Args:
+        plan: Has the optimizer.
+        weights: All of them, as vectors, each float32 (P,).
+        gradients: Of the loss times its scale, as the weights are.
+        slots: For each part, what the optimizer keeps of it, float32 (P,).
+        rate: The learning rate, float32 scalar.
+        step: Steps taken before this one, int32 scalar.
+        decayed: For each part, 1 where weight decay applies, else 0.
+        scale: The scale of the loss, and the finite steps since it last changed.
 
     Returns:
         The weights, the slots, the scale with its count of finite steps, and the norm of the
         gradient.
     """
-    if not plan.scaled_loss:
-        norm = ops.sqrt(ops.sum(ops.square(gradient)))
-        weights, slots = plan.optimizer.update(weights, gradient, slots, rate, step, decayed)
-        return weights, slots, scale, norm
     factor, finite_steps = scale
-    gradient = gradient / factor
-    norm = ops.sqrt(ops.sum(ops.square(gradient)))
-    finite = ops.isfinite(norm)
-    new_weights, new_slots = plan.optimizer.update(weights, gradient, slots, rate, step, decayed)
-    weights = ops.where(finite, new_weights, weights)
-    slots = [ops.where(finite, new, old) for new, old in zip(new_slots, slots, strict=True)]
-    finite_steps = ops.where(finite, finite_steps + 1, 0)
-    grown = finite_steps >= GROWTH_STEPS
-    factor = ops.where(finite, ops.where(grown, factor * 2.0, factor), factor * 0.5)
-    finite_steps = ops.where(grown, 0, finite_steps)
-    return weights, slots, (factor, finite_steps), norm
+    if plan.scaled_loss:
+        gradients = [gradient / factor for gradient in gradients]
+    norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+    guard = [ops.isfinite(norm)] if plan.scaled_loss else []
+    new_weights, new_slots = [], []
+    for part, gradient, its_slots, its_decayed in zip(
+        weights, gradients, slots, decayed, strict=True
+    ):
+        update = per_shape(_part_updated, part)
+        tensors = (part, gradient, rate, step, its_decayed, *its_slots, *guard)
+        part, *its_slots = update(*tensors, optimizer=plan.optimizer)
+        new_weights.append(part)
+        new_slots.append(its_slots)
+    if guard:
+        finite_steps = ops.where(guard[0], finite_steps + 1, 0)
+        grown = finite_steps >= GROWTH_STEPS
+        factor = ops.where(guard[0], ops.where(grown, factor * 2.0, factor), factor * 0.5)
+        finite_steps = ops.where(grown, 0, finite_steps)
+    return new_weights, new_slots, (factor, finite_steps), norm
+
+
+def _part_updated(
+    weights: Any, gradient: Any, rate: Any, step: Any, decayed: Any, *rest: Any, optimizer: Any
+) -> list[Any]:
+    """Weights and slots after a step; given, last, the slots, and whether they are to change."""
+    slots, guard = list(rest[: optimizer.slots]), rest[optimizer.slots :]
+    new, new_slots = optimizer.update(weights, gradient, slots, rate, step, decayed)
+    if not guard:
+        return [new, *new_slots]
+    olds = [weights, *slots]
+    return [ops.where(guard[0], a, b) for a, b in zip([new, *new_slots], olds, strict=True)]
 
 
 def clipped(

@@ -13,6 +13,8 @@ from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 from normbench.engine.shards import forward
+from normbench.engine.weight_parts import LARGE, WeightParts
+from normbench.norms._compiled import has_gpu
 from normbench.norms.precise_batch import recomputed_layers
 
 
@@ -36,10 +38,13 @@ class TensorFlowLoop(Loop):
         self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
-        self._decayed = tf.constant(loop.decay_mask(self._variables))
-        size = int(self._decayed.shape[0])
+        self._weight_parts = WeightParts(self._shapes, None if has_gpu() else LARGE)
+        decayed = self._weight_parts.divided(loop.decay_mask(self._variables))
+        # A weight by itself is decayed or not: one number.
+        self._decayed = [tf.constant(each if np.ptp(each) else each[0]) for each in decayed]
         self._slots = [
-            tf.Variable(tf.zeros(size), trainable=False) for _ in range(plan.optimizer.slots)
+            [tf.Variable(tf.zeros(len(each)), trainable=False) for _ in range(plan.optimizer.slots)]
+            for each in decayed
         ]
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
@@ -124,21 +129,30 @@ class TensorFlowLoop(Loop):
         return float(loss), gradient.numpy()
 
     def state(self) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in self._named_state().items()}
+        state = {name: value.numpy() for name, value in self._named_state().items()}
+        for index, slot in enumerate(zip(*self._slots, strict=True)):
+            state[f"optimizer/slot{index}"] = self._weight_parts.joined(
+                [each.numpy() for each in slot]
+            )
+        return state
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         for name, variable in self._named_state().items():
             variable.assign(state[name])
+        for index, slot in enumerate(zip(*self._slots, strict=True)):
+            parts = self._weight_parts.divided(state[f"optimizer/slot{index}"])
+            for variable, part in zip(slot, parts, strict=True):
+                variable.assign(part)
 
     def devices(self) -> list[str]:
         gpus = tf.config.list_logical_devices("GPU")
         return [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
 
     def _named_state(self) -> dict[str, Any]:
+        """All but the slots."""
         variables = self.model.variables
         names = loop.variable_names(variables)
         named = {name: v.value for name, v in zip(names, variables, strict=True)}
-        named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(self._slots)})
         named["optimizer/step"] = self._step
         if self.plan.scaled_loss:
             named["loss_scale/factor"] = self._scale
@@ -181,21 +195,23 @@ class TensorFlowLoop(Loop):
             loss, hits, gradients = self._pass(pixels, labels)
         else:
             loss, hits, gradients = self._passes(pixels, labels)
+        gradients = loop.clipped(plan, self._variables, self._variables, gradients, self._scale)
         weights, slots, scale, norm = loop.updated(
             plan,
-            loop.flat(self._variables),
-            loop.flat(loop.clipped(plan, self._variables, self._variables, gradients, self._scale)),
-            [slot.read_value() for slot in self._slots],
+            self._weight_parts.vectors(self._variables),
+            self._weight_parts.vectors(gradients),
+            [[slot.read_value() for slot in part] for part in self._slots],
             rate,
             self._step.read_value(),
             self._decayed,
             (self._scale.read_value(), self._finite_steps.read_value()),
         )
-        parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
-        for variable, part in zip(self._variables, parts, strict=True):
-            variable.value.assign(part)
-        for kept, slot in zip(self._slots, slots, strict=True):
-            kept.assign(slot)
+        values = loop.constrained(self._variables, self._weight_parts.tensors(weights))
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.value.assign(value)
+        for kept, part in zip(self._slots, slots, strict=True):
+            for variable, value in zip(kept, part, strict=True):
+                variable.assign(value)
         self._step.assign_add(1)
         if plan.scaled_loss:
             self._scale.assign(scale[0])
