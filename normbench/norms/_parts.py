@@ -1,10 +1,11 @@
-"""A mini-batch, in one part or several, standardized by TensorFlow's operations on a CPU.
+"""A mini-batch, in one part or several, standardized on a CPU with TensorFlow.
 
-TensorFlow's fused Batch Normalization reads memory least often, but takes its statistics by adding
-up a channel's values in one go, in float32: of 128 images of 32×32 the variance is off by 7e-4,
-and of equal values it is noise. So the statistics are ours, a sum for each image before their sum,
-and the fused operation applies them. Where a channel's mean is far above its deviation, its values
-are shifted by it first, for E[x²] − E[x]² loses digits there.
+TensorFlow's fused Batch Normalization takes its statistics by adding up a channel's values in one
+go, in float32: of 128 images of 32×32 the variance is off by 7e-4, and of equal values it is noise.
+So the statistics are ours, a sum for each image before their sum. What applies them, and goes back,
+is the fused operation where inputs are small or their rows short, else a few passes over memory
+that XLA compiles. Where a channel's mean is far above its deviation, its values are shifted by it
+first, for E[x²] − E[x]² loses digits there.
 
 The parts are taken side by side; what is taken over all of them is a few numbers a channel.
 """
@@ -15,7 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from normbench.norms._compiled import per_shape
+from normbench.norms._compiled import is_large, per_shape
+from normbench.norms._passes import applied, gradient_sums, input_gradient, moment_sums
 from normbench.norms._statistics import count_of, over_places, squares_over_places
 
 Tensor = Any
@@ -26,6 +28,10 @@ _FAR = 2.0
 Up to there the difference of squares has at most 1 + 2² times their roundings. What convolutions
 of ResNet-20 and MobileNetV2 give stays below it, at the start and in training on CIFAR-10.
 """
+
+
+_LANES = 32
+"""Numbers that a row, which XLA makes a loop of, should have at least."""
 
 
 def standardize_parts(
@@ -44,8 +50,9 @@ def standardize_parts(
         through which no gradient flows; and the values a channel has, a float where it is known.
         Of y only first derivatives are defined.
     """
-    forward = per_shape(_forward, parts[0], by_xla=False)
-    backward = per_shape(_backward, parts[0], by_xla=False)
+    passes = _pay(parts[0])
+    forward = per_shape(_forward_in_passes if passes else _forward, parts[0], by_xla=False)
+    backward = per_shape(_backward_in_passes if passes else _backward, parts[0], by_xla=False)
 
     @tf.custom_gradient
     def function(gamma: Tensor, beta: Tensor, *parts: Tensor) -> Any:
@@ -59,6 +66,12 @@ def standardize_parts(
 
     *outputs, mean, variance = function(gamma, beta, *parts)
     return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance), _count(parts)
+
+
+def _pay(x: Tensor) -> bool:
+    """Whether passes that XLA compiles are quicker than TensorFlow's operations, as measured."""
+    # Half precision those would convert to float32 first, and the results back: more passes.
+    return is_large(x) and (x.dtype != tf.float32 or int(x.shape[-1]) >= _LANES)
 
 
 def apply_fused(
@@ -81,7 +94,7 @@ def _forward(gamma: Tensor, beta: Tensor, *parts: Tensor, epsilon: float) -> tup
     """Outputs; then a shift, and mean and variance of the parts less the shift."""
     values = [tf.cast(each, tf.float32) for each in parts]
     mean, variance = _moments(values)
-    shift = tf.where(tf.square(mean) > _FAR**2 * variance, mean, tf.zeros_like(mean))
+    shift = _shift(mean, variance)
 
     def shifted() -> tuple[Tensor, ...]:
         less = [each - shift for each in values]
@@ -132,6 +145,81 @@ def _backward(
         ]
     gradients = [tf.cast(dx, x.dtype) for dx, x in zip(gradients, parts, strict=True)]
     return (d_gamma, d_beta, *gradients)
+
+
+def _forward_in_passes(
+    gamma: Tensor, beta: Tensor, *parts: Tensor, epsilon: float
+) -> tuple[Tensor, ...]:
+    """As :func:`_forward`."""
+    rows = _Rows(parts)
+    folded = [rows.folded(each) for each in parts]
+
+    def moments(shift: Tensor) -> tuple[Tensor, Tensor]:
+        lanes = rows.lanes(shift)
+        sums = [per_shape(moment_sums, each)(each, lanes) for each in folded]
+        mean, square = rows.means(sums)
+        return mean, tf.maximum(square - tf.square(mean), 0.0)
+
+    near = moments(tf.zeros_like(gamma))
+    shift = _shift(*near)
+    mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    lanes = [rows.lanes(each) for each in (shift, mean, scale, beta)]
+    outputs = [per_shape(applied, each)(each, *lanes) for each in folded]
+    outputs = [tf.reshape(y, x.shape) for y, x in zip(outputs, parts, strict=True)]
+    return (*outputs, shift, mean, variance)
+
+
+def _backward_in_passes(
+    gamma: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *tensors: Tensor, epsilon: float
+) -> tuple[Tensor, ...]:
+    """As :func:`_backward`."""
+    half = len(tensors) // 2
+    rows = _Rows(tensors[:half])
+    folded = [rows.folded(each) for each in tensors]
+    pairs = list(zip(folded[:half], folded[half:], strict=True))
+    lanes = [rows.lanes(each) for each in (shift, mean)]
+    sums = [per_shape(gradient_sums, x)(x, dy, *lanes) for x, dy in pairs]
+    mean_dy, mean_product = rows.means(sums)
+    deviation = tf.math.rsqrt(variance + epsilon)
+    slope = tf.square(deviation) * mean_product
+    lanes += [rows.lanes(each) for each in (gamma * deviation, mean_dy, slope)]
+    gradients = [per_shape(input_gradient, x)(x, dy, *lanes) for x, dy in pairs]
+    gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, tensors, strict=False)]
+    return (deviation * mean_product * rows.count, mean_dy * rows.count, *gradients)
+
+
+class _Rows:
+    """Parts, (n, S, C), as rows long enough for a processor's vectors: of some places, not one."""
+
+    def __init__(self, parts: Any) -> None:
+        _, places, self._channels = parts[0].shape
+        self._times = 1
+        while self._times * self._channels < _LANES and places % (2 * self._times) == 0:
+            self._times *= 2
+        self.count = _count(list(parts))
+
+    def folded(self, x: Tensor) -> Tensor:
+        """Each row of S/t of what had C."""
+        images, places, channels = x.shape
+        return tf.reshape(x, (images, places // self._times, self._times * channels))
+
+    def lanes(self, values: Tensor) -> Tensor:
+        """What a row meets of (C,)."""
+        return tf.tile(values, [self._times])
+
+    def means(self, sums: list[Any]) -> tuple[Tensor, Tensor]:
+        """Means, (C,), of two sums of each image's rows of each part."""
+        first, second = (
+            tf.add_n([tf.reduce_sum(tf.reshape(e, (-1, self._channels)), 0) for e in each])
+            for each in zip(*sums, strict=True)
+        )
+        return first / self.count, second / self.count
+
+
+def _shift(mean: Tensor, variance: Tensor) -> Tensor:
+    """What a channel is to be shifted by: its mean where that is far from 0, else 0."""
+    return tf.where(tf.square(mean) > _FAR**2 * variance, mean, tf.zeros_like(mean))
 
 
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

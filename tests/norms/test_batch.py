@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normbench.norms import BatchNormalization
+from normbench.norms import BatchNormalization, _compiled
 
 
 def reference(x, gamma, beta, epsilon=1e-5):
@@ -131,7 +131,8 @@ class InShards(BatchNormalization):
     """Batch Normalization as an engine calls it that divides batches, unevenly here."""
 
     def call(self, inputs, training=None):
-        parts = [inputs[:1], inputs[1:]]
+        first = max(1, len(inputs) // 3)
+        parts = [inputs[:first], inputs[first:]]
         return keras.ops.concatenate(self.call_with_shards(parts, training), axis=0)
 
 
@@ -142,6 +143,27 @@ def test_shards(training, case, check):
         pytest.skip("one image makes no two shards")
     formula = reference if training else lambda x, gamma, beta: x / np.sqrt(1 + 1e-5) * gamma + beta
     check(InShards(epsilon=1e-5, dtype=case.dtype), formula, case, training=training)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Has XLA compile what is done with inputs of any size, as with large ones."""
+    monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
+    monkeypatch.setattr("normbench.norms._parts._pay", lambda x: True)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("layer", [BatchNormalization, InShards])
+def test_in_passes(layer, case, check, passes):
+    if layer is InShards and case.shape[0] == 1:
+        pytest.skip("one image makes no two shards")
+    check(layer(epsilon=1e-5, dtype=case.dtype), reference, case, training=True)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("layer", [BatchNormalization, InShards])
+def test_in_passes_channels_at_any_distance_from_0(layer, go, passes):
+    test_channels_at_any_distance_from_0(layer, go)
 
 
 @on_tensorflow
@@ -156,9 +178,11 @@ def test_state_after_shards_is_that_after_the_batch(go):
 
 
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
-def test_variance_of_many_positive_values(layer, go):
+@pytest.mark.parametrize("channels", [4, 32])
+def test_variance_of_many_positive_values(layer, channels, go):
     """TensorFlow's fused Batch Normalization adds them up in one go: off by 7e-4 at this size."""
-    x = np.random.default_rng(0).standard_normal((128, 32, 32, 4)).clip(0).astype(np.float32)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((128, 32, 32, channels)).clip(0).astype(np.float32)
     got = go(layer(momentum=0.0, epsilon=1e-5), x, x, training=True)
     x = x.astype("f8")
     np.testing.assert_allclose(got.state["moving_variance"], x.var((0, 1, 2)), rtol=2e-6)
