@@ -11,16 +11,15 @@ from typing import Any
 
 from keras import ops
 
-Tensor = Any
+from normbench.norms._statistics import sum_of_rows
 
-_SLICES = 8
-"""Of an image's places, added side by side: a sum of its rows that a processor's vectors take."""
+Tensor = Any
 
 
 def moment_sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Sum x − shift, and its square, over places: (n, S, C) and (C,) to two float32 (n, C)."""
     values = ops.cast(x, "float32") - shift
-    return _over_places(values), _over_places(ops.square(values))
+    return sum_of_rows(values), sum_of_rows(ops.square(values))
 
 
 def applied(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def gradient_sums(x: Tensor, dy: Tensor, shift: Tensor, mean: Tensor) -> tuple[T
     """Sum dy, and dy·(x − shift − mean), over places: to two float32 (n, C)."""
     centred = (ops.cast(x, "float32") - shift) - mean
     dy = ops.cast(dy, "float32")
-    return _over_places(dy), _over_places(dy * centred)
+    return sum_of_rows(dy), sum_of_rows(dy * centred)
 
 
 def input_gradient(
@@ -49,11 +48,3 @@ def input_gradient(
     centred = (ops.cast(x, "float32") - shift) - mean
     gradient = (ops.cast(dy, "float32") - mean_dy) - centred * slope
     return ops.cast(gradient * scale, x.dtype)
-
-
-def _over_places(values: Tensor) -> Tensor:
-    places = values.shape[1]
-    if places % _SLICES == 0:
-        rows = places // _SLICES
-        values = sum(values[:, i * rows : (i + 1) * rows] for i in range(_SLICES))
-    return ops.sum(values, axis=1)

@@ -258,11 +258,24 @@ def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return pivot + offset, ops.mean(variance, axis=axis, keepdims=True) + between
 
 
+_SLICES = 8
+"""Of an image's places, added side by side."""
+
+
 def over_places(values: Tensor) -> Tensor:
     """Sum (A, B, S, C) to (A, C)."""
     # Two steps, places first: on a CPU one reduction over both runs on a single core.
-    sums = ops.sum(values, axis=2)
+    sums = sum_of_rows(values)
     return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
+
+
+def sum_of_rows(values: Tensor) -> Tensor:
+    """Sum (..., S, C) to (..., C)."""
+    rows = values.shape[-2]
+    if keras.backend.backend() == "tensorflow" and inside_xla() and rows and rows % _SLICES == 0:
+        # Side by side XLA adds whole rows, one after the other it reads memory number by number.
+        values = sum(ops.split(values, _SLICES, axis=-2))
+    return ops.sum(values, axis=-2)
 
 
 def squares_over_places(values: Tensor) -> Tensor:
