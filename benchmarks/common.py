@@ -68,6 +68,26 @@ def seconds_a_step(loop: Any, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
+def by_turns(
+    loop: Any, peer: Any, count: int, rounds: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Measure two loops alternately, ``count`` steps at a time.
+
+    Returns:
+        A loop's seconds a step in each round; its peer's after each; and the first over the mean
+        of the peer's before and after it.
+    """
+    own, peers, ratios = [], [], []
+    before = seconds_a_step(peer, count)
+    for _ in range(rounds):
+        own.append(seconds_a_step(loop, count))
+        after = seconds_a_step(peer, count)
+        ratios.append(2 * own[-1] / (before + after))
+        peers.append(after)
+        before = after
+    return own, peers, ratios
+
+
 def machine() -> str:
     """Return the processor and how many of its cores this process may use."""
     from normbench.engine import threads

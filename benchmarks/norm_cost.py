@@ -17,7 +17,7 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
-from common import compiled_loop, machine, random_split, seconds_a_step
+from common import by_turns, compiled_loop, machine, random_split, seconds_a_step
 
 IMAGES = 4096
 
@@ -77,13 +77,7 @@ def main() -> None:
         except Exception as error:
             print(f"| {norm} | {str(error).splitlines()[0][:100]} | | |", flush=True)
             continue
-        own, ratios = [], []
-        before = seconds_a_step(none, count)
-        for _ in range(given.rounds):
-            own.append(seconds_a_step(loop, count))
-            after = seconds_a_step(none, count)
-            ratios.append(2 * own[-1] / (before + after))
-            before = after
+        own, _, ratios = by_turns(loop, none, count, given.rounds)
         step, ratio = statistics.median(own), statistics.median(ratios)
         print(
             f"| {norm} | {given.batch / step:.0f} | {1000 * step:.1f} | "

@@ -16,7 +16,7 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
-from common import compiled_loop, machine, random_split, seconds_a_step
+from common import by_turns, compiled_loop, machine, random_split, seconds_a_step
 
 IMAGES = 1024
 
@@ -60,15 +60,9 @@ def measured(arch: str, batch: int, given: argparse.Namespace, data: Any) -> lis
     seconds_a_step(theirs, 2)
     count = max(2, round(given.seconds / seconds_a_step(theirs, 2)))
     count = min(count, IMAGES // batch)
-    steps, peers, ratios = [], [], []
-    before = seconds_a_step(theirs, count)
-    for _ in range(given.rounds):
-        steps.append(seconds_a_step(ours, count))
-        after = seconds_a_step(theirs, count)
-        ratios.append((before + after) / 2 / steps[-1])
-        peers.append(after)
-        before = after
-    gain = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    steps, peers, ratios = by_turns(ours, theirs, count, given.rounds)
+    gains = [1 / ratio for ratio in ratios]
+    gain = f"{statistics.median(gains):.2f} ({min(gains):.2f}–{max(gains):.2f})"
     return [*(f"{batch / statistics.median(each):.1f}" for each in (peers, steps)), gain]
 
 

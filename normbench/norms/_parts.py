@@ -157,8 +157,7 @@ def _forward_in_passes(
     def moments(shift: Tensor) -> tuple[Tensor, Tensor]:
         lanes = rows.lanes(shift)
         sums = [per_shape(moment_sums, each)(each, lanes) for each in folded]
-        mean, square = rows.means(sums)
-        return mean, tf.maximum(square - tf.square(mean), 0.0)
+        return _with_variance(*rows.means(sums))
 
     near = moments(tf.zeros_like(gamma))
     shift = _shift(*near)
@@ -175,7 +174,8 @@ def _backward_in_passes(
 ) -> tuple[Tensor, ...]:
     """As :func:`_backward`."""
     half = len(tensors) // 2
-    rows = _Rows(tensors[:half])
+    parts = tensors[:half]
+    rows = _Rows(parts)
     folded = [rows.folded(each) for each in tensors]
     pairs = list(zip(folded[:half], folded[half:], strict=True))
     lanes = [rows.lanes(each) for each in (shift, mean)]
@@ -185,7 +185,7 @@ def _backward_in_passes(
     slope = tf.square(deviation) * mean_product
     lanes += [rows.lanes(each) for each in (gamma * deviation, mean_dy, slope)]
     gradients = [per_shape(input_gradient, x)(x, dy, *lanes) for x, dy in pairs]
-    gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, tensors, strict=False)]
+    gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, parts, strict=True)]
     return (deviation * mean_product * rows.count, mean_dy * rows.count, *gradients)
 
 
@@ -227,6 +227,11 @@ def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     count = _count(parts)
     mean = tf.add_n([over_places(each[None])[0] for each in parts]) / count
     square = tf.add_n([squares_over_places(each[None])[0] for each in parts]) / count
+    return _with_variance(mean, square)
+
+
+def _with_variance(mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean, and the variance it makes with the mean of the squares."""
     return mean, tf.maximum(square - tf.square(mean), 0.0)
 
 

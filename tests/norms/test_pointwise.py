@@ -13,9 +13,8 @@ from normbench import norms
 from normbench.norms._compiled import on_cpu
 from normbench.norms._pointwise import Pointwise, PointwiseConv2D
 from normbench.norms.norm import Norm
+from tests.norms.conftest import EPSILON, FLOAT32_ROUNDINGS
 
-EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-FLOAT32_ROUNDINGS = 64
 SHAPES = [(4, 6, 6, 16), (1, 5, 3, 7), (2, 1, 1, 1), (3, 7, 4, 130)]
 
 
