@@ -48,14 +48,14 @@ def measured(arch: str, batch: int, given: argparse.Namespace, data: Any) -> lis
     chosen = [f"arch={arch}", f"norm={given.norm}", f"batch={batch}"]
     config = compose([*chosen, f"precision={given.precision}"])
     ours = compiled_loop(config, data)
-    from normbench.norms._pointwise import Pointwise
+    from normbench.norms._convolution import Convolution
 
-    own = Pointwise.convolution_op
-    del Pointwise.convolution_op
+    own = Convolution.convolution_op
+    del Convolution.convolution_op
     try:
         theirs = compiled_loop(config, data)
     finally:
-        Pointwise.convolution_op = own
+        Convolution.convolution_op = own
     seconds_a_step(ours, 2)
     seconds_a_step(theirs, 2)
     count = max(2, round(given.seconds / seconds_a_step(theirs, 2)))

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from normbench.norms._convolution import Convolution, depthwise, finished
 from normbench.norms._filters import as_matrix, filters_of
-from normbench.norms._pointwise import Pointwise
 from normbench.norms._statistics import value_of
 from normbench.targets import parameters_of
 
@@ -132,16 +132,8 @@ class _Parametrized(keras.layers.Layer):
         """As a call with each part of a batch, but the kernel is mapped once."""
         kernel = self.parametrization(value_of(self.kernel), training=training)
         kernel = ops.cast(kernel, self.compute_dtype)
-        return [self._outputs(ops.cast(each, self.compute_dtype), kernel) for each in shards]
-
-    def _outputs(self: Any, inputs: Any, kernel: Any) -> Any:
-        outputs = self._convolve(inputs, kernel)
-        if self.use_bias:
-            channels_first = getattr(self, "data_format", None) == "channels_first"
-            bias = ops.cast(self.bias, self.compute_dtype)
-            bias = ops.reshape(bias, (1, -1, 1, 1)) if channels_first else bias
-            outputs = ops.add(outputs, bias)
-        return outputs if self.activation is None else self.activation(outputs)
+        given = [ops.cast(each, self.compute_dtype) for each in shards]
+        return [finished(self, self._convolve(each, kernel)) for each in given]
 
     def save_own_variables(self, store: Any) -> None:
         # Keras's layers store kernel and bias and nothing else.
@@ -159,7 +151,7 @@ class _Parametrized(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("normbench")
-class ParametrizedConv2D(_Parametrized, Pointwise, keras.layers.Conv2D):
+class ParametrizedConv2D(_Parametrized, Convolution, keras.layers.Conv2D):
     """Keras's Conv2D under a :class:`WeightParametrization`.
 
     Args:
@@ -208,14 +200,7 @@ class ParametrizedDepthwiseConv2D(_Parametrized, keras.layers.DepthwiseConv2D):
         self.parametrization = chosen
 
     def _convolve(self, inputs: Any, kernel: Any) -> Any:
-        return ops.depthwise_conv(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
+        return depthwise(self, inputs, kernel)
 
 
 @keras.saving.register_keras_serializable("normbench")

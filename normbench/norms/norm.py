@@ -8,13 +8,13 @@ from typing import Any
 import keras
 
 from normbench.errors import nearest
+from normbench.norms._convolution import Conv2D, DepthwiseConv2D
 from normbench.norms._parametrization import (
     ParametrizedConv2D,
     ParametrizedDense,
     ParametrizedDepthwiseConv2D,
     WeightParametrization,
 )
-from normbench.norms._pointwise import PointwiseConv2D
 from normbench.places import PLACES
 
 __all__ = [
@@ -119,8 +119,7 @@ class Norm:
             kernel_initializer=kernel_initializer or _he_normal(depthwise=False),
         )
         if self._parametrization is None:
-            kind = PointwiseConv2D if kernel_size == 1 else keras.layers.Conv2D
-            return kind(filters, kernel_size, **options)
+            return Conv2D(filters, kernel_size, **options)
         return ParametrizedConv2D(
             filters, kernel_size, parametrization=self._parametrization(), **options
         )
@@ -146,7 +145,7 @@ class Norm:
             depthwise_initializer=_he_normal(depthwise=True),
         )
         if self._parametrization is None:
-            return keras.layers.DepthwiseConv2D(kernel_size, **options)
+            return DepthwiseConv2D(kernel_size, **options)
         return ParametrizedDepthwiseConv2D(
             kernel_size, parametrization=self._parametrization(), **options
         )

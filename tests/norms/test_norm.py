@@ -50,7 +50,7 @@ def test_a_norm_normalizes_and_convolves_as_it_is_told() -> None:
     assert norm.conv(4, 3, place=None, name="d").use_bias
     assert not norm.conv(4, 3, place=None, name="e", use_bias=False).use_bias
     assert isinstance(norm.depthwise_conv(3, place="mid", name="f"), ParametrizedDepthwiseConv2D)
-    assert type(Norm(None).conv(4, 3, place="mid", name="g")) is keras.layers.Conv2D
+    assert isinstance(Norm(None).conv(4, 3, place="mid", name="g"), keras.layers.Conv2D)
     first, second = (norm.conv(4, 3, place="mid", name=n).parametrization for n in "hi")
     assert first is not second
 

@@ -1,17 +1,18 @@
-"""Convolutions of 1×1 as matrix products, against float64 and Keras's own layer."""
+"""Convolutions that are computed in another way than Keras's, against float64 and its layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
 
 from normbench import norms
 from normbench.norms._compiled import on_cpu
-from normbench.norms._pointwise import Pointwise, PointwiseConv2D
+from normbench.norms._convolution import Conv2D, Convolution, DepthwiseConv2D
 from normbench.norms.norm import Norm
 from tests.norms.conftest import EPSILON, FLOAT32_ROUNDINGS
 
@@ -36,7 +37,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     go: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
-    layer = made(PointwiseConv2D, shape, strides=strides, dtype=policy)
+    layer = made(Conv2D, shape, strides=strides, dtype=policy)
     random = np.random.default_rng(0)
     x = random.normal(size=shape) * (1e-3 if distribution == "tiny" else 1)
     x = np.asarray(ops.convert_to_numpy(ops.cast(x + 100 * (distribution == "far"), dtype)), "f8")
@@ -73,6 +74,46 @@ def test_values_and_gradients_are_those_of_the_formula(
 
 
 @pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        (Conv2D, 1),
+        (Conv2D, 3),
+        (Conv2D, 5),
+        (norms.WSConv2D, 3),
+        (DepthwiseConv2D, 3),
+        (DepthwiseConv2D, 5),
+        (norms.WSDepthwiseConv2D, 3),
+    ],
+)
+def test_strides_over_one_place_decide_nothing(go: Any, kind: Any, size: int) -> None:
+    shape = (3, 1, 1, 8)
+    # By itself a layer of Keras's does not take half precision on JAX, only in a network.
+    half = keras.backend.backend() == "tensorflow"
+    options = {"dtype": "mixed_bfloat16" if half else "float32", "padding": "same"}
+    sizes = (size,) if "Depthwise" in kind.__name__ else (4, size)
+    layers = [kind(*sizes, strides=strides, **options) for strides in (1, 2)]
+    random = np.random.default_rng(0)
+    for layer in layers:
+        layer.build(shape)
+    for weights in zip(*(layer.weights for layer in layers), strict=True):
+        value = random.normal(size=weights[0].shape)
+        for weight in weights:
+            weight.assign(value)
+    x = random.normal(size=shape).astype(ml_dtypes.bfloat16 if half else np.float32)
+    dy = random.normal(size=layers[0].compute_output_shape(shape))
+    plain = go(layers[0], x, dy)
+    for _ in range(20):
+        # In memory that TensorFlow gives back, for what reads it without having written there.
+        for length in (2, 8, 32, 64, 128, 256, 512, 1024, 4096, 65536):
+            ops.convert_to_numpy(ops.full((length,), np.nan, "bfloat16"))
+        strided = go(layers[1], x, dy)
+        np.testing.assert_array_equal(strided.outputs, plain.outputs)
+        np.testing.assert_array_equal(strided.d_inputs, plain.d_inputs)
+        for name, gradient in plain.d_weights.items():
+            np.testing.assert_array_equal(strided.d_weights[name], gradient, name)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"use_bias": False},
@@ -87,15 +128,36 @@ def test_values_and_gradients_are_those_of_the_formula(
 )
 def test_is_keras_s_layer(options: dict[str, Any]) -> None:
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 6)).astype(np.float32)
-    own = made(PointwiseConv2D, x.shape, **options)
+    own = made(Conv2D, x.shape, **options)
     theirs = made(keras.layers.Conv2D, x.shape, **options)
     assert [each.shape for each in own.weights] == [each.shape for each in theirs.weights]
     inputs = keras.Input((None, None, 6))
     assert own(inputs).shape == theirs(inputs).shape
     np.testing.assert_allclose(own(x), theirs(x), rtol=1e-5, atol=1e-5)
     config = theirs.get_config()
-    assert PointwiseConv2D.from_config(own.get_config()).get_config() == own.get_config()
+    assert Conv2D.from_config(own.get_config()).get_config() == own.get_config()
     assert own.get_config() == {**config, "name": own.name}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"strides": 2, "padding": "same", "use_bias": False},
+        {"depth_multiplier": 2, "dilation_rate": 2},
+    ],
+    ids=str,
+)
+def test_depthwise_is_keras_s_layer(options: dict[str, Any]) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 7, 8, 6)).astype(np.float32)
+    own, theirs = (kind(3, **options) for kind in (DepthwiseConv2D, keras.layers.DepthwiseConv2D))
+    for layer in (own, theirs):
+        layer.build(x.shape)
+    own.set_weights(theirs.get_weights())
+    inputs = keras.Input((None, None, 6))
+    assert own(inputs).shape == theirs(inputs).shape
+    np.testing.assert_allclose(own(x), theirs(x), rtol=1e-6, atol=1e-6)
+    assert own.get_config() == {**theirs.get_config(), "name": own.name}
 
 
 def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,28 +170,29 @@ def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.Mon
     original = ops.matmul
     monkeypatch.setattr(ops, "matmul", matmul)
     x = np.ones((1, 2, 2, 3), np.float32)
-    for kind in (PointwiseConv2D, norms.WNConv2D):
+    for kind in (Conv2D, norms.WNConv2D):
         layer = made(kind, x.shape)
         products.clear()
         layer(x)
         assert bool(products) == on_cpu()
     products.clear()
-    made(PointwiseConv2D, x.shape, kernel_size=2)(x)
-    made(PointwiseConv2D, x.shape, strides=2)(x)
+    made(Conv2D, x.shape, kernel_size=2)(x)
+    made(Conv2D, x.shape, strides=2)(x)
     made(keras.layers.Conv2D, x.shape)(x)
     assert not products
 
 
 def test_networks_have_it() -> None:
     norm = Norm(None)
-    assert type(norm.conv(4, 1, place="mid", name="a")) is PointwiseConv2D
-    assert type(norm.conv(4, 3, place="mid", name="b")) is keras.layers.Conv2D
-    assert issubclass(norms.WSConv2D, Pointwise)
+    assert type(norm.conv(4, 1, place="mid", name="a")) is Conv2D
+    assert type(norm.conv(4, 3, place="mid", name="b")) is Conv2D
+    assert type(norm.depthwise_conv(3, place="mid", name="c")) is DepthwiseConv2D
+    assert issubclass(norms.WSConv2D, Convolution)
 
 
 def test_is_saved_with_a_network(tmp_path: Any) -> None:
     inputs = keras.Input((4, 4, 3))
-    model = keras.Model(inputs, PointwiseConv2D(2, 1, strides=2)(inputs))
+    model = keras.Model(inputs, Conv2D(2, 1, strides=2)(inputs))
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

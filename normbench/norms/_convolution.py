@@ -1,0 +1,96 @@
+"""Keras's convolutions, computed another way where that is quicker, or where theirs goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.norms._compiled import on_cpu
+
+
+def strides_over(layer: Any, inputs: Any) -> tuple[int, ...]:
+    """The strides of a convolution over ``inputs``, (N, H, W, C): 1 where these have one place.
+
+    There they decide nothing. But in bfloat16 on a CPU the gradient of a kernel with strides is
+    not a number at times: TensorFlow 2.21's oneDNN reads memory that nobody wrote.
+    """
+    if layer.data_format == "channels_last" and tuple(inputs.shape[1:3]) == (1, 1):
+        return (1, 1)
+    return layer.strides
+
+
+class Convolution(keras.layers.Layer):
+    """Mixed into a Conv2D: a kernel of 1×1 multiplies the matrix of all places.
+
+    On a CPU TensorFlow's convolution is slower, the gradient of its kernel most of all:
+    `benchmarks/pointwise.py`. Where it is not, with strides, and for other kernels, groups,
+    backends and devices, Keras's is taken.
+    """
+
+    def convolution_op(self: Any, inputs: Any, kernel: Any) -> Any:
+        """Return ``inputs``, (N, H, W, C), convolved with ``kernel``, (k, k, C / groups, F)."""
+        strides = strides_over(self, inputs)
+        product = (
+            self.kernel_size == (1, 1)
+            and strides == (1, 1)
+            and self.groups == 1
+            and self.data_format == "channels_last"
+            and on_cpu()
+        )
+        if not product:
+            return ops.conv(
+                inputs,
+                kernel,
+                strides=strides,
+                padding=self.padding,
+                dilation_rate=self.dilation_rate,
+                data_format=self.data_format,
+            )
+        channels, filters = kernel.shape[2:]
+        places = ops.reshape(inputs, (-1, channels))
+        y = ops.matmul(places, ops.reshape(kernel, (channels, filters)))
+        return ops.reshape(y, (*ops.shape(inputs)[:3], filters))
+
+
+@keras.saving.register_keras_serializable("normbench")
+class Conv2D(Convolution, keras.layers.Conv2D):
+    """Keras's Conv2D, as a matrix product where it is of 1×1, without strides or groups.
+
+    With TensorFlow on a CPU only. The results differ from Keras's by rounding.
+    """
+
+    treats_images_alone = True
+
+
+def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
+    """Return ``inputs``, (N, H, W, C), convolved with a DepthwiseConv2D's kernel, (k, k, C, M)."""
+    return ops.depthwise_conv(
+        inputs,
+        kernel,
+        strides=strides_over(layer, inputs),
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def finished(layer: Any, outputs: Any) -> Any:
+    """Add a layer's bias to what it convolved or multiplied, and activate that."""
+    if layer.use_bias:
+        bias = ops.cast(layer.bias, layer.compute_dtype)
+        if getattr(layer, "data_format", None) == "channels_first":
+            bias = ops.reshape(bias, (1, -1, 1, 1))
+        outputs = ops.add(outputs, bias)
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+@keras.saving.register_keras_serializable("normbench")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras's DepthwiseConv2D, whose gradient is a number also where an image is one place."""
+
+    treats_images_alone = True
+
+    def call(self, inputs: Any) -> Any:
+        return finished(self, depthwise(self, inputs, self.kernel))
