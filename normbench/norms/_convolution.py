@@ -58,7 +58,8 @@ class Convolution(keras.layers.Layer):
 class Conv2D(Convolution, keras.layers.Conv2D):
     """Keras's Conv2D, as a matrix product where it is of 1×1, without strides or groups.
 
-    With TensorFlow on a CPU only. The results differ from Keras's by rounding.
+    With TensorFlow on a CPU only. The results differ from Keras's by rounding. Its gradient is a
+    number also where an image is one place; see :func:`strides_over`.
     """
 
     treats_images_alone = True
