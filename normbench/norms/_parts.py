@@ -12,11 +12,12 @@ The parts are taken side by side; what is taken over all of them is a few number
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
 
-from normbench.norms._compiled import is_large, per_shape
+from normbench.norms._compiled import per_shape
 from normbench.norms._passes import applied, gradient_sums, input_gradient, moment_sums
 from normbench.norms._statistics import count_of, over_places, squares_over_places
 
@@ -29,6 +30,12 @@ Up to there the difference of squares has at most 1 + 2² times their roundings.
 of ResNet-20 and MobileNetV2 give stays below it, at the start and in training on CIFAR-10.
 """
 
+
+_WORTHWHILE = 2**15
+"""Elements of a part from which on passes that XLA compiles win: fewer than of other layers.
+
+TensorFlow's operations here are not one but several, for half precision with conversions.
+"""
 
 _LANES = 32
 """Numbers that a row, which XLA makes a loop of, should have at least."""
@@ -70,8 +77,7 @@ def standardize_parts(
 
 def _pay(x: Tensor) -> bool:
     """Whether passes that XLA compiles are quicker than TensorFlow's operations, as measured."""
-    # Half precision those would convert to float32 first, and the results back: more passes.
-    return is_large(x) and (x.dtype != tf.float32 or int(x.shape[-1]) >= _LANES)
+    return None not in x.shape and math.prod(x.shape) >= _WORTHWHILE
 
 
 def apply_fused(
@@ -94,14 +100,14 @@ def _forward(gamma: Tensor, beta: Tensor, *parts: Tensor, epsilon: float) -> tup
     """Outputs; then a shift, and mean and variance of the parts less the shift."""
     values = [tf.cast(each, tf.float32) for each in parts]
     mean, variance = _moments(values)
-    shift = _shift(mean, variance)
+    shift, far = _shift(mean, variance)
 
     def shifted() -> tuple[Tensor, ...]:
         less = [each - shift for each in values]
         return (*less, *_moments(less))
 
     *values, mean, variance = tf.cond(
-        tf.reduce_any(shift != 0), shifted, lambda: (*values, mean, variance)
+        tf.reduce_any(far), shifted, lambda: (*values, mean, variance)
     )
     outputs = [apply_fused(each, mean, variance, gamma, beta, epsilon) for each in values]
     outputs = [tf.cast(y, x.dtype) for y, x in zip(outputs, parts, strict=True)]
@@ -156,15 +162,15 @@ def _forward_in_passes(
 
     def moments(shift: Tensor) -> tuple[Tensor, Tensor]:
         lanes = rows.lanes(shift)
-        sums = [per_shape(moment_sums, each)(each, lanes) for each in folded]
+        sums = [per_shape(moment_sums, each, by_xla=True)(each, lanes) for each in folded]
         return _with_variance(*rows.means(sums))
 
     near = moments(tf.zeros_like(gamma))
-    shift = _shift(*near)
-    mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
+    shift, far = _shift(*near)
+    mean, variance = tf.cond(tf.reduce_any(far), lambda: moments(shift), lambda: near)
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     lanes = [rows.lanes(each) for each in (shift, mean, scale, beta)]
-    outputs = [per_shape(applied, each)(each, *lanes) for each in folded]
+    outputs = [per_shape(applied, each, by_xla=True)(each, *lanes) for each in folded]
     outputs = [tf.reshape(y, x.shape) for y, x in zip(outputs, parts, strict=True)]
     return (*outputs, shift, mean, variance)
 
@@ -179,12 +185,12 @@ def _backward_in_passes(
     folded = [rows.folded(each) for each in tensors]
     pairs = list(zip(folded[:half], folded[half:], strict=True))
     lanes = [rows.lanes(each) for each in (shift, mean)]
-    sums = [per_shape(gradient_sums, x)(x, dy, *lanes) for x, dy in pairs]
+    sums = [per_shape(gradient_sums, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
     mean_dy, mean_product = rows.means(sums)
     deviation = tf.math.rsqrt(variance + epsilon)
     slope = tf.square(deviation) * mean_product
     lanes += [rows.lanes(each) for each in (gamma * deviation, mean_dy, slope)]
-    gradients = [per_shape(input_gradient, x)(x, dy, *lanes) for x, dy in pairs]
+    gradients = [per_shape(input_gradient, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
     gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, parts, strict=True)]
     return (deviation * mean_product * rows.count, mean_dy * rows.count, *gradients)
 
@@ -209,17 +215,20 @@ class _Rows:
         return tf.tile(values, [self._times])
 
     def means(self, sums: list[Any]) -> tuple[Tensor, Tensor]:
-        """Means, (C,), of two sums of each image's rows of each part."""
-        first, second = (
-            tf.add_n([tf.reduce_sum(tf.reshape(e, (-1, self._channels)), 0) for e in each])
-            for each in zip(*sums, strict=True)
-        )
+        """Means, (C,), of two sums of each part's rows."""
+        first, second = (self._by_channel(tf.add_n(list(each))) for each in zip(*sums, strict=True))
         return first / self.count, second / self.count
 
+    def _by_channel(self, sums: Tensor) -> Tensor:
+        """(C,) of what a row has."""
+        return sums if self._times == 1 else tf.reduce_sum(tf.reshape(sums, (self._times, -1)), 0)
 
-def _shift(mean: Tensor, variance: Tensor) -> Tensor:
-    """What a channel is to be shifted by: its mean where that is far from 0, else 0."""
-    return tf.where(tf.square(mean) > _FAR**2 * variance, mean, tf.zeros_like(mean))
+
+def _shift(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """What a channel is to be shifted by, its mean where that is far from 0, else 0; and where."""
+    far = tf.square(mean) > _FAR**2 * variance
+    # A product: choosing takes ten times as long.
+    return mean * tf.cast(far, tf.float32), far
 
 
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

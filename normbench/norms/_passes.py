@@ -1,8 +1,6 @@
 """Batch Normalization of large inputs on a CPU in passes over memory, which XLA compiles.
 
-Each reads what it needs once, in its own dtype, and writes no more than its result. What a channel
-has is added up for each image; the images' sums, which are few, are for the caller to add: XLA
-would join both sums into one, which reads memory column by column.
+Each reads what it needs in its own dtype, and writes no more than its result.
 """
 
 from __future__ import annotations
@@ -11,15 +9,13 @@ from typing import Any
 
 from keras import ops
 
-from normbench.norms._statistics import sum_of_rows
-
 Tensor = Any
 
 
 def moment_sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum x − shift, and its square, over places: (n, S, C) and (C,) to two float32 (n, C)."""
+    """Sum x − shift, and its square, over (n, S): (n, S, C) and (C,) to two float32 (C,)."""
     values = ops.cast(x, "float32") - shift
-    return sum_of_rows(values), sum_of_rows(ops.square(values))
+    return _sum(values), _sum(ops.square(values))
 
 
 def applied(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
@@ -29,10 +25,10 @@ def applied(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tensor)
 
 
 def gradient_sums(x: Tensor, dy: Tensor, shift: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum dy, and dy·(x − shift − mean), over places: to two float32 (n, C)."""
+    """Sum dy, and dy·(x − shift − mean), over (n, S): to two float32 (C,)."""
     centred = (ops.cast(x, "float32") - shift) - mean
     dy = ops.cast(dy, "float32")
-    return sum_of_rows(dy), sum_of_rows(dy * centred)
+    return _sum(dy), _sum(dy * centred)
 
 
 def input_gradient(
@@ -48,3 +44,16 @@ def input_gradient(
     centred = (ops.cast(x, "float32") - shift) - mean
     gradient = (ops.cast(dy, "float32") - mean_dy) - centred * slope
     return ops.cast(gradient * scale, x.dtype)
+
+
+_SLICES = 8
+"""Of all rows, added side by side."""
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum (n, S, C) to (C,)."""
+    images, places, channels = values.shape
+    if images * places % _SLICES == 0:
+        # Whole stretches of memory, one beside the other; else XLA may go through it in steps.
+        values = sum(ops.unstack(ops.reshape(values, (_SLICES, -1)), _SLICES, axis=0))
+    return ops.sum(ops.reshape(values, (-1, channels)), axis=0)
