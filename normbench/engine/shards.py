@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from normbench.engine.rectifier import is_rectifier, rectified
+
 _ALONE = frozenset(
     {
         layers.Activation,
@@ -76,7 +78,8 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
         training: As for the model.
     """
     walk = getattr(model, "_run_through_graph", None)
-    if count == 1 or walk is None:
+    # Half precision gains from it even whole.
+    if walk is None or (count == 1 and model.compute_dtype == "float32"):
         return model(images, training=training)
     outputs = walk([Shards.of(images, count)], lambda layer: _over_shards(layer, count, training))
     return keras.tree.map_structure(Shards.joined, outputs)
@@ -101,6 +104,8 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
         if not _treats_images_alone(layer):
             outputs = handed(Shards.joined)
             return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
+        if is_rectifier(layer):
+            return Shards([rectified(layer, part) for part in given[0].parts])
         each = [handed(lambda shards, i=i: shards.parts[i]) for i in range(len(given[0].parts))]
         return keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
 

@@ -1,0 +1,121 @@
+"""ReLU by the bits of half precision gives what a formula, and Keras's layer, give."""
+
+from __future__ import annotations
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("JAX compiles ReLU with what is around it", allow_module_level=True)
+
+import tensorflow as tf
+
+from normbench.engine.rectifier import is_rectifier, rectified
+from normbench.engine.shards import forward
+from normbench.norms import _compiled
+from normbench.norms.batch import BatchNormalization
+
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def traced(function, x, dy):
+    """Outputs and the gradient to x, from a graph; and the kinds of its operations."""
+
+    @tf.function
+    def graph(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return y, tape.gradient(y, x, dy)
+
+    concrete = graph.get_concrete_function(x, dy)
+    kinds = {each.type for each in concrete.graph.get_operations()}
+    y, dx = concrete(x, dy)
+    return y.numpy(), dx.numpy(), kinds
+
+
+@pytest.mark.parametrize("ceiling", [None, 6.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number(dtype, ceiling):
+    x = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
+    x = np.stack([x, x[::-1]]).reshape(2, 2**7, 2**9)
+    dy = np.random.default_rng(0).standard_normal(x.shape).astype(DTYPES[dtype])
+    layer = keras.layers.ReLU(ceiling, dtype=dtype)
+    y, dx, kinds = traced(lambda x: rectified(layer, x), tf.constant(x), tf.constant(dy))
+    assert not any(kind.startswith("Relu") for kind in kinds)
+    top = np.inf if ceiling is None else ceiling
+    wide = x.astype(np.float64)
+    np.testing.assert_array_equal(y.astype(np.float64), np.clip(wide, 0, top))
+    passes = (wide > 0) & ((wide < top) | (ceiling is None))
+    np.testing.assert_array_equal(dx, np.where(passes, dy, 0))
+
+
+@pytest.mark.parametrize("ceiling", [None, 6.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("shape", [(1, 3), (5, 8, 8, 3), (2, 64, 64, 16)])
+def test_as_keras(shape, dtype, ceiling):
+    x, dy = (tf.cast(3 * tf.random.stateless_normal(shape, (i, 0)), dtype) for i in (0, 1))
+    layer = keras.layers.ReLU(ceiling, dtype=dtype)
+    own, keras_own = traced(lambda x: rectified(layer, x), x, dy), traced(layer, x, dy)
+    np.testing.assert_array_equal(own[0], keras_own[0])
+    np.testing.assert_array_equal(own[1], keras_own[1])
+    large = np.prod(shape) >= _compiled.WORTHWHILE and dtype != "float32"
+    assert any(kind.startswith("Relu") for kind in own[2]) != large
+
+
+def test_the_layer_s_dtype_is_the_result_s():
+    layer = keras.layers.ReLU(dtype="bfloat16")
+    x = tf.random.stateless_normal((2, 2**16), (0, 0))
+    y, dx, _ = traced(lambda x: rectified(layer, x), x, tf.ones(x.shape, "bfloat16"))
+    assert (y.dtype, dx.dtype) == (DTYPES["bfloat16"], np.float32)
+    np.testing.assert_array_equal(dx, x > 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "wanted"),
+    [
+        (keras.layers.ReLU(), True),
+        (keras.layers.ReLU(6), True),
+        (keras.layers.ReLU(1.0), False),
+        (keras.layers.ReLU(negative_slope=0.1), False),
+        (keras.layers.ReLU(threshold=0.5), False),
+        (keras.layers.LeakyReLU(), False),
+        (type("Own", (keras.layers.ReLU,), {})(), False),
+    ],
+)
+def test_which_layers_are_meant(layer, wanted):
+    assert is_rectifier(layer) == wanted
+
+
+@pytest.fixture
+def mixed():
+    """Layers that are made compute in bfloat16."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_network(count, normalized, monkeypatch, mixed):
+    """In it a convolution's ReLU stays TensorFlow's, which takes both in one."""
+    monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
+    shape = (8, 8, 3)
+    inputs = keras.Input(shape)
+    x = keras.layers.Conv2D(4, 3, use_bias=not normalized)(inputs)
+    x = BatchNormalization()(x) if normalized else x
+    x = keras.layers.ReLU()(x)
+    y = keras.layers.Conv2D(4, 3, padding="same", use_bias=not normalized)(x)
+    y = BatchNormalization()(y) if normalized else y
+    model = keras.Model(inputs, keras.layers.ReLU(6.0)(keras.layers.Add()([x, y])))
+    images = tf.random.stateless_normal((4, *shape), (0, 0))
+    dy = tf.cast(tf.random.stateless_normal((4, 6, 6, 4), (1, 0)), "bfloat16")
+    own = traced(lambda x: forward(model, x, count, training=True), images, dy)
+    keras_own = traced(lambda x: model(x, training=True), images, dy)
+    assert ("Relu" in own[2], "Relu6" in own[2]) == (not normalized, not normalized)
+    assert "ReluGrad" not in own[2]
+    for a, b in zip(own[:2], keras_own[:2], strict=True):
+        np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=0.02)
