@@ -2,10 +2,10 @@
 
 TensorFlow's fused Batch Normalization takes its statistics by adding up a channel's values in one
 go, in float32: of 128 images of 32×32 the variance is off by 7e-4, and of equal values it is noise.
-So the statistics are ours, a sum for each image before their sum. What applies them, and goes back,
-is the fused operation where inputs are small or their rows short, else a few passes over memory
-that XLA compiles. Where a channel's mean is far above its deviation, its values are shifted by it
-first, for E[x²] − E[x]² loses digits there.
+So the statistics are ours, sums of parts before their sum. What applies them, and goes back, is the
+fused operation where inputs are small, else a few passes over memory that XLA compiles. Where a
+channel's mean is far above its deviation, its values are shifted by it first, for E[x²] − E[x]²
+loses digits there.
 
 The parts are taken side by side; what is taken over all of them is a few numbers a channel.
 """
@@ -29,7 +29,6 @@ _FAR = 2.0
 Up to there the difference of squares has at most 1 + 2² times their roundings. What convolutions
 of ResNet-20 and MobileNetV2 give stays below it, at the start and in training on CIFAR-10.
 """
-
 
 _WORTHWHILE = 2**15
 """Elements of a part from which on passes that XLA compiles win: fewer than of other layers.
