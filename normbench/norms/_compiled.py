@@ -61,9 +61,9 @@ def inside_xla() -> bool:
     return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def is_large(x: Any) -> bool:
-    """Whether a tensor has at least :data:`WORTHWHILE` elements, as far as can be told."""
-    return None not in x.shape and math.prod(x.shape) >= WORTHWHILE
+def is_large(x: Any, elements: int | None = None) -> bool:
+    """Whether a tensor has as many elements, by default :data:`WORTHWHILE`, as far as is known."""
+    return None not in x.shape and math.prod(x.shape) >= (elements or WORTHWHILE)
 
 
 @cache

@@ -12,12 +12,11 @@ The parts are taken side by side; what is taken over all of them is a few number
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import tensorflow as tf
 
-from normbench.norms._compiled import per_shape
+from normbench.norms._compiled import is_large, per_shape
 from normbench.norms._passes import applied, gradient_sums, input_gradient, moment_sums
 from normbench.norms._statistics import count_of, over_places, squares_over_places
 
@@ -76,7 +75,7 @@ def standardize_parts(
 
 def _pay(x: Tensor) -> bool:
     """Whether passes that XLA compiles are quicker than TensorFlow's operations, as measured."""
-    return None not in x.shape and math.prod(x.shape) >= _WORTHWHILE
+    return is_large(x, _WORTHWHILE)
 
 
 def apply_fused(
@@ -99,14 +98,14 @@ def _forward(gamma: Tensor, beta: Tensor, *parts: Tensor, epsilon: float) -> tup
     """Outputs; then a shift, and mean and variance of the parts less the shift."""
     values = [tf.cast(each, tf.float32) for each in parts]
     mean, variance = _moments(values)
-    shift, far = _shift(mean, variance)
+    shift = _shift(mean, variance)
 
     def shifted() -> tuple[Tensor, ...]:
         less = [each - shift for each in values]
         return (*less, *_moments(less))
 
     *values, mean, variance = tf.cond(
-        tf.reduce_any(far), shifted, lambda: (*values, mean, variance)
+        tf.reduce_any(shift != 0), shifted, lambda: (*values, mean, variance)
     )
     outputs = [apply_fused(each, mean, variance, gamma, beta, epsilon) for each in values]
     outputs = [tf.cast(y, x.dtype) for y, x in zip(outputs, parts, strict=True)]
@@ -165,8 +164,8 @@ def _forward_in_passes(
         return _with_variance(*rows.means(sums))
 
     near = moments(tf.zeros_like(gamma))
-    shift, far = _shift(*near)
-    mean, variance = tf.cond(tf.reduce_any(far), lambda: moments(shift), lambda: near)
+    shift = _shift(*near)
+    mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     lanes = [rows.lanes(each) for each in (shift, mean, scale, beta)]
     outputs = [per_shape(applied, each, by_xla=True)(each, *lanes) for each in folded]
@@ -214,20 +213,19 @@ class _Rows:
         return tf.tile(values, [self._times])
 
     def means(self, sums: list[Any]) -> tuple[Tensor, Tensor]:
-        """Means, (C,), of two sums of each part's rows."""
-        first, second = (self._by_channel(tf.add_n(list(each))) for each in zip(*sums, strict=True))
+        """Means, (C,), of two sums of each stretch of each part's rows."""
+        first, second = (
+            tf.add_n([tf.reduce_sum(tf.reshape(e, (-1, self._channels)), 0) for e in each])
+            for each in zip(*sums, strict=True)
+        )
         return first / self.count, second / self.count
 
-    def _by_channel(self, sums: Tensor) -> Tensor:
-        """(C,) of what a row has."""
-        return sums if self._times == 1 else tf.reduce_sum(tf.reshape(sums, (self._times, -1)), 0)
 
-
-def _shift(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """What a channel is to be shifted by, its mean where that is far from 0, else 0; and where."""
+def _shift(mean: Tensor, variance: Tensor) -> Tensor:
+    """What a channel is to be shifted by: its mean where that is far from 0, else 0."""
     far = tf.square(mean) > _FAR**2 * variance
     # A product: choosing takes ten times as long.
-    return mean * tf.cast(far, tf.float32), far
+    return mean * tf.cast(far, tf.float32)
 
 
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

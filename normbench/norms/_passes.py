@@ -1,6 +1,8 @@
 """Batch Normalization of large inputs on a CPU in passes over memory, which XLA compiles.
 
-Each reads what it needs in its own dtype, and writes no more than its result.
+Each reads what it needs in its own dtype, and writes no more than its result. What a channel has is
+added up in stretches; their sums, which are few, are for the caller to add: XLA would join both
+sums into one.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ Tensor = Any
 
 
 def moment_sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum x − shift, and its square, over (n, S): (n, S, C) and (C,) to two float32 (C,)."""
+    """Sums of x − shift, and of its square: (n, S, C) and (C,) to two float32 (stretches, C)."""
     values = ops.cast(x, "float32") - shift
-    return _sum(values), _sum(ops.square(values))
+    return _sums(values), _sums(ops.square(values))
 
 
 def applied(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
@@ -25,10 +27,10 @@ def applied(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tensor)
 
 
 def gradient_sums(x: Tensor, dy: Tensor, shift: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum dy, and dy·(x − shift − mean), over (n, S): to two float32 (C,)."""
+    """Sums of dy, and of dy·(x − shift − mean): to two float32 (stretches, C)."""
     centred = (ops.cast(x, "float32") - shift) - mean
     dy = ops.cast(dy, "float32")
-    return _sum(dy), _sum(dy * centred)
+    return _sums(dy), _sums(dy * centred)
 
 
 def input_gradient(
@@ -48,12 +50,22 @@ def input_gradient(
 
 _SLICES = 8
 """Of all rows, added side by side."""
+_STRETCHES, _LEAST = 64, 64
+"""What the rows are then added up in, at most; and the rows of one, fewer of which XLA is slow at.
+
+Many, for the roundings of a sum are as many as what it adds.
+"""
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Sum (n, S, C) to (C,)."""
+def _sums(values: Tensor) -> Tensor:
+    """Sum stretches of (n, S, C), as many as pay, to (stretches, C)."""
     images, places, channels = values.shape
-    if images * places % _SLICES == 0:
-        # Whole stretches of memory, one beside the other; else XLA may go through it in steps.
+    rows = images * places
+    if rows % _SLICES == 0:
+        # Whole pieces of memory, one beside the other; else XLA may go through it in steps.
         values = sum(ops.unstack(ops.reshape(values, (_SLICES, -1)), _SLICES, axis=0))
-    return ops.sum(ops.reshape(values, (-1, channels)), axis=0)
+        rows //= _SLICES
+    stretches = 1
+    while stretches < _STRETCHES and rows % (2 * stretches * _LEAST) == 0:
+        stretches *= 2
+    return ops.sum(ops.reshape(values, (stretches, -1, channels)), axis=1)

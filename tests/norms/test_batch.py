@@ -195,6 +195,17 @@ def test_variance_of_many_positive_values(layer, channels, go):
     np.testing.assert_allclose(got.d_weights["gamma"], slope * x[..., 0].size, rtol=2e-6)
 
 
+@on_tensorflow
+@pytest.mark.parametrize("images", [32, 512])
+def test_roundings_do_not_grow_with_the_batch(images, go):
+    """A sum in one go has as many as it has terms."""
+    x = np.random.default_rng(0).standard_normal((images, 32, 32, 32), np.float32).clip(0)
+    got = go(BatchNormalization(momentum=0.0), x, training=True)
+    np.testing.assert_allclose(
+        got.state["moving_variance"], x.var((0, 1, 2), dtype=np.float64), rtol=5e-7
+    )
+
+
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
 def test_channels_at_any_distance_from_0(layer, go):
     """Those that are far are shifted, those that are near in the same batch are not."""
