@@ -33,9 +33,8 @@ IMAGES = 4096
 PARTS = ("convolution", "normalization", "activation", "residual addition", "the rest")
 XLA = "CpuExecutable::ExecuteAsyncOnStream"
 """One call of what normalizations, or the optimizer's update, have compiled."""
-ADDS_UP = re.compile(r"reduce|ynn|dot")
-"""Words in the names of XLA's kernels that add values up, as all calls of normalizations do, and
-none of the optimizer's."""
+UPDATE = "_part_updated"
+"""The optimizer's, in the name of the module that its kernels are of."""
 SHARED = re.compile(r"PartitionedCall(_\d+)?")
 """What normalizations of a shape share a trace of; a gradient's bears no layer's name."""
 
@@ -69,6 +68,14 @@ def kinds_of(model: Any) -> dict[str, str]:
     return kinds
 
 
+def module_of(event: Any, plane: Any) -> str:
+    """The module that a kernel of XLA's is of, named after its function; "" of another event."""
+    for stat in event.stats:
+        if plane.stat_metadata[stat.metadata_id].name == "hlo_module":
+            return stat.str_value or plane.stat_metadata[stat.ref_value].name
+    return ""
+
+
 def profiled(loop: Any, steps: int) -> tuple[float, dict[str, float]]:
     """Seconds of a step, not profiled; and of each part in one that is, over all cores."""
     import numpy as np
@@ -92,14 +99,16 @@ def profiled(loop: Any, steps: int) -> tuple[float, dict[str, float]]:
     parts: dict[str, float] = collections.Counter()
     for plane in space.planes:
         for line in plane.lines:
-            events = [(plane.event_metadata[e.metadata_id].name, e) for e in line.events]
-            sums = sorted(event.offset_ps for name, event in events if ADDS_UP.search(name))
-            for name, event in events:
+            kernels = sorted((e.offset_ps, module_of(e, plane)) for e in line.events)
+            kernels = [each for each in kernels if each[1]]
+            for event in line.events:
+                name = plane.event_metadata[event.metadata_id].name
                 if name == XLA:
-                    end = event.offset_ps + event.duration_ps
-                    at = bisect.bisect_left(sums, event.offset_ps)
-                    adds_up = at < len(sums) and sums[at] < end
-                    part = "normalization" if adds_up else "the rest"
+                    at = bisect.bisect_left(kernels, (event.offset_ps, ""))
+                    within = kernels[at : at + 1]
+                    named = bool(within) and within[0][0] < event.offset_ps + event.duration_ps
+                    normalizes = named and UPDATE not in within[0][1]
+                    part = "normalization" if normalizes else "the rest"
                 elif "/body/" in name:
                     part = part_of(name, kinds)
                 else:

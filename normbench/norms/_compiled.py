@@ -80,4 +80,5 @@ def _graph(function: Callable[..., Any], by_xla: bool, signature: Any, constants
     import tensorflow as tf
 
     whole = partial(function, **dict(constants))
+    whole.__name__ = function.__name__  # type: ignore[attr-defined]  # for a profile to say
     return tf.function(whole, jit_compile=by_xla or None, autograph=False)
