@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,7 @@ class Group:
         def stacked(trees: list[Any]) -> Any:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-        self.loop, self.seeds = loop, seeds
+        self.loop = loop
         self.data = loop._splits["train"]
         # As a run: the data order is the seed's. All start from the same weights.
         self.epochs = [loop._draw(jnp.int32(0), jnp.uint32(seed)) for seed in range(seeds)]
@@ -104,23 +105,10 @@ def main() -> None:
         "| arch | norm | batch | apart, ms | together, ms | gain | compiling, s | losses differ |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    for arch in given.archs:
-        for norm in given.norms:
-            for batch in given.batches:
-                row = measured(
-                    compose(
-                        [
-                            f"arch={arch}",
-                            f"norm={norm}",
-                            f"batch={batch}",
-                            f"precision={given.precision}",
-                            "backend=jax",
-                        ]
-                    ),
-                    data,
-                    given,
-                )
-                print(f"| {arch} | {norm} | {batch} | {row} |", flush=True)
+    for arch, norm, batch in product(given.archs, given.norms, given.batches):
+        cell = [f"arch={arch}", f"norm={norm}", f"batch={batch}"]
+        config = compose([*cell, f"precision={given.precision}", "backend=jax"])
+        print(f"| {arch} | {norm} | {batch} | {measured(config, data, given)} |", flush=True)
 
 
 def measured(config: Any, data: Any, given: argparse.Namespace) -> str:
