@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -52,11 +53,7 @@ class Record:
         Raises:
             StoreError: It cannot be written.
         """
-        record = cls(store.root / FOLDER / _fresh_name(store.root / FOLDER, command))
-        try:
-            record.path.mkdir(parents=True)
-        except OSError as error:
-            raise files.cannot("make", record.path, error) from error
+        record = cls(_fresh_folder(store.root / FOLDER, command))
         record._write(
             {
                 "schema": SCHEMA,
@@ -165,12 +162,25 @@ def _planned(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _fresh_name(folder: Path, command: Sequence[str]) -> str:
-    """The time of the start and a hash of the command; names sort by time."""
+def _fresh_folder(parent: Path, command: Sequence[str]) -> Path:
+    """Make a folder named by the time of the start and a hash of the command.
+
+    The names sort by time. Another process may ask in the same second for the same command: the
+    making itself tells who was first, for a look beforehand would let both through.
+
+    Raises:
+        StoreError: It cannot be made.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:4]
-    name, count = f"{stamp}-{digest}", 1
-    while (folder / name).exists():  # twice in one second
-        count += 1
-        name = f"{stamp}-{digest}-{count}"
-    return name
+    path = parent / f"{stamp}-{digest}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for count in itertools.count(2):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+            path = parent / f"{stamp}-{digest}-{count}"
+    except OSError as error:
+        raise files.cannot("make", path, error) from error
+    return path
