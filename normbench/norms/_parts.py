@@ -29,12 +29,6 @@ Up to there the difference of squares has at most 1 + 2² times their roundings.
 of ResNet-20 and MobileNetV2 give stays below it, at the start and in training on CIFAR-10.
 """
 
-_WORTHWHILE = 2**15
-"""Elements of a part from which on passes that XLA compiles win: fewer than of other layers.
-
-TensorFlow's operations here are not one but several, for half precision with conversions.
-"""
-
 _LANES = 32
 """Numbers that a row, which XLA makes a loop of, should have at least."""
 
@@ -55,7 +49,7 @@ def standardize_parts(
         through which no gradient flows; and the values a channel has, a float where it is known.
         Of y only first derivatives are defined.
     """
-    passes = _pay(parts[0])
+    passes = is_large(parts[0])
     forward = per_shape(_forward_in_passes if passes else _forward, parts[0], by_xla=False)
     backward = per_shape(_backward_in_passes if passes else _backward, parts[0], by_xla=False)
 
@@ -71,11 +65,6 @@ def standardize_parts(
 
     *outputs, mean, variance = function(gamma, beta, *parts)
     return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance), _count(parts)
-
-
-def _pay(x: Tensor) -> bool:
-    """Whether passes that XLA compiles are quicker than TensorFlow's operations, as measured."""
-    return is_large(x, _WORTHWHILE)
 
 
 def apply_fused(

@@ -258,8 +258,10 @@ def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return pivot + offset, ops.mean(variance, axis=axis, keepdims=True) + between
 
 
-_SLICES = 8
-"""Of an image's places, added side by side."""
+_SLICES = (8, 4, 2)
+"""Of an image's places, added side by side: the first that leaves rows enough."""
+_LEAST = 64
+"""Rows to be added one after the other, fewer of which XLA is slow at."""
 
 
 def over_places(values: Tensor) -> Tensor:
@@ -272,9 +274,12 @@ def over_places(values: Tensor) -> Tensor:
 def sum_of_rows(values: Tensor) -> Tensor:
     """Sum (..., S, C) to (..., C)."""
     rows = values.shape[-2]
-    if keras.backend.backend() == "tensorflow" and inside_xla() and rows and rows % _SLICES == 0:
+    if keras.backend.backend() == "tensorflow" and inside_xla() and rows:
         # Side by side XLA adds whole rows, one after the other it reads memory number by number.
-        values = sum(ops.split(values, _SLICES, axis=-2))
+        for slices in _SLICES:
+            if rows % slices == 0 and rows // slices >= _LEAST:
+                values = sum(ops.split(values, slices, axis=-2))
+                break
     return ops.sum(values, axis=-2)
 
 
