@@ -14,6 +14,7 @@ Prints images/s, medians over interleaved rounds with their range, and ratios to
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -202,6 +203,7 @@ class Contender:
     """A process that serves one contender."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name],
             stdin=subprocess.PIPE,
@@ -214,12 +216,19 @@ class Contender:
     def ask(self, line: str) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # no answer then
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
         if not answer:
-            raise SystemExit(f"a contender died at: {line}")
+            raise SystemExit(f"{self.name} died at: {line}")
         return answer
+
+    def close(self) -> None:
+        """End it, and with it whatever its library keeps of a cell."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def main() -> None:
@@ -243,15 +252,17 @@ def main() -> None:
     )
     print("| norm | batch | " + " | ".join(names) + " |")
     print("| --- | ---: |" + " ---: |" * len(names), flush=True)
-    contenders = {name: Contender(name) for name in names}
     for batch in given.batches:
         for norm in given.norms:
+            contenders = {name: Contender(name) for name in names}
             for each in contenders.values():
                 each.ask(f"build {given.arch} {norm} {batch} {given.precision}")
             rates: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(given.rounds):
                 for name, each in contenders.items():
                     rates[name].append(float(each.ask(f"go {given.seconds}")))
+            for each in contenders.values():
+                each.close()
             base = statistics.median(rates["keras"])
             cells = [
                 f"{statistics.median(r):.0f} ({min(r):.0f}–{max(r):.0f})"
