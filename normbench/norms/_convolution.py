@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import on_cpu
+from normbench.norms._compiled import on_cpu, per_shape
 
 
 def strides_over(layer: Any, inputs: Any) -> tuple[int, ...]:
@@ -62,7 +62,45 @@ class Conv2D(Convolution, keras.layers.Conv2D):
     number also where an image is one place; see :func:`strides_over`.
     """
 
-    treats_images_alone = True
+    takes_shards = True
+
+    def call(self, inputs: Any) -> Any:
+        return self.call_with_shards([inputs])[0]
+
+    def call_with_shards(self, shards: list[Any], training: bool = False) -> list[Any]:
+        """As a call with each part of a batch, but the kernel is rounded once."""
+        given = [ops.cast(each, self.compute_dtype) for each in shards]
+        kernels = for_each(ops.convert_to_tensor(self.kernel), len(shards), self.compute_dtype)
+        return [
+            finished(self, self.convolution_op(x, kernel))
+            for x, kernel in zip(given, kernels, strict=True)
+        ]
+
+
+def for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
+    """Return a kernel in a dtype, for each shard; its gradient adds up theirs in float32.
+
+    In one pass: else that of each is written in float32 first, where a shard has few images more
+    memory than all else.
+    """
+    if shards == 1 or keras.backend.standardize_dtype(kernel.dtype) == dtype:
+        return [ops.cast(kernel, dtype)] * shards
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def function(kernel: Any) -> Any:
+        def gradient(*upstream: Any) -> Any:
+            rows = [tf.reshape(each, [-1]) for each in upstream]
+            return tf.reshape(per_shape(_added, rows[0])(*rows), kernel.shape)
+
+        return [tf.cast(kernel, dtype)] * shards, gradient
+
+    return function(kernel)
+
+
+def _added(*tensors: Any) -> Any:
+    """Add up tensors of any dtype in float32."""
+    return sum(ops.cast(each, "float32") for each in tensors)
 
 
 def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:

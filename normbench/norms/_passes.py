@@ -11,6 +11,8 @@ from typing import Any
 
 from keras import ops
 
+from normbench.norms._statistics import slices_of
+
 Tensor = Any
 
 
@@ -48,24 +50,22 @@ def input_gradient(
     return ops.cast(gradient * scale, x.dtype)
 
 
-_SLICES = 8
-"""Of all rows, added side by side."""
 _STRETCHES, _LEAST = 64, 64
-"""What the rows are then added up in, at most; and the rows of one, fewer of which XLA is slow at.
+"""What rows are added up in, at most, and the rows of one.
 
-Many, for the roundings of a sum are as many as what it adds.
+Many, for the roundings of a sum are as many as what it adds; but of fewer rows XLA is slow.
 """
 
 
 def _sums(values: Tensor) -> Tensor:
     """Sum stretches of (n, S, C), as many as pay, to (stretches, C)."""
     images, places, channels = values.shape
-    rows = images * places
-    if rows % _SLICES == 0:
-        # Whole pieces of memory, one beside the other; else XLA may go through it in steps.
-        values = sum(ops.unstack(ops.reshape(values, (_SLICES, -1)), _SLICES, axis=0))
-        rows //= _SLICES
-    stretches = 1
-    while stretches < _STRETCHES and rows % (2 * stretches * _LEAST) == 0:
+    slices = slices_of(images * places)
+    if slices == 1:
+        return ops.sum(values, axis=1)
+    # Whole pieces of memory; not of each image, which takes XLA steps.
+    rows = sum(ops.unstack(ops.reshape(values, (slices, -1)), slices, axis=0))
+    count, stretches = images * places // slices, 1
+    while stretches < _STRETCHES and count % (2 * stretches * _LEAST) == 0:
         stretches *= 2
-    return ops.sum(ops.reshape(values, (stretches, -1, channels)), axis=1)
+    return ops.sum(ops.reshape(rows, (stretches, -1, channels)), axis=1)

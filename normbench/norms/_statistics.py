@@ -259,9 +259,16 @@ def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 _SLICES = (8, 4, 2)
-"""Of an image's places, added side by side: the first that leaves rows enough."""
 _LEAST = 64
-"""Rows to be added one after the other, fewer of which XLA is slow at."""
+
+
+def slices_of(rows: int) -> int:
+    """The slices that rows of memory are best divided in, for XLA on a CPU to add them up; or 1.
+
+    Slices it adds side by side, whole rows at a time; what is left it adds row after row, number
+    by number, and ten times slower where that is less than 64 rows.
+    """
+    return next((n for n in _SLICES if rows % n == 0 and rows // n >= _LEAST), 1)
 
 
 def over_places(values: Tensor) -> Tensor:
@@ -275,11 +282,9 @@ def sum_of_rows(values: Tensor) -> Tensor:
     """Sum (..., S, C) to (..., C)."""
     rows = values.shape[-2]
     if keras.backend.backend() == "tensorflow" and inside_xla() and rows:
-        # Side by side XLA adds whole rows, one after the other it reads memory number by number.
-        for slices in _SLICES:
-            if rows % slices == 0 and rows // slices >= _LEAST:
-                values = sum(ops.split(values, slices, axis=-2))
-                break
+        slices = slices_of(rows)
+        if slices > 1:
+            values = sum(ops.split(values, slices, axis=-2))
     return ops.sum(values, axis=-2)
 
 
