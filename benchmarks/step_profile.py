@@ -32,9 +32,17 @@ from common import compiled_loop, machine, random_split
 IMAGES = 4096
 PARTS = ("convolution", "normalization", "activation", "residual addition", "the rest")
 XLA = "CpuExecutable::ExecuteAsyncOnStream"
-"""One call of what normalizations, or the optimizer's update, have compiled."""
-UPDATE = "_part_updated"
-"""The optimizer's, in the name of the module that its kernels are of."""
+"""One call of what normalizations, and few others, have compiled."""
+OTHERS = {
+    "_part_updated": "the rest",
+    "_added": "convolution",
+    "_clipped": "activation",
+    "_passed": "activation",
+}
+"""Parts that others are of, by what is in the name of the module of their kernels.
+
+The optimizer's update; the kernel's gradients of all shards; ReLU and its gradient.
+"""
 SHARED = re.compile(r"PartitionedCall(_\d+)?")
 """What normalizations of a shape share a trace of; a gradient's bears no layer's name."""
 
@@ -76,6 +84,11 @@ def module_of(event: Any, plane: Any) -> str:
     return ""
 
 
+def part_of_module(module: str) -> str:
+    """The part that what XLA has compiled is counted to."""
+    return next((part for name, part in OTHERS.items() if name in module), "normalization")
+
+
 def profiled(loop: Any, steps: int) -> tuple[float, dict[str, float]]:
     """Seconds of a step, not profiled; and of each part in one that is, over all cores."""
     import numpy as np
@@ -107,8 +120,7 @@ def profiled(loop: Any, steps: int) -> tuple[float, dict[str, float]]:
                     at = bisect.bisect_left(kernels, (event.offset_ps, ""))
                     within = kernels[at : at + 1]
                     named = bool(within) and within[0][0] < event.offset_ps + event.duration_ps
-                    normalizes = named and UPDATE not in within[0][1]
-                    part = "normalization" if normalizes else "the rest"
+                    part = part_of_module(within[0][1]) if named else "the rest"
                 elif "/body/" in name:
                     part = part_of(name, kinds)
                 else:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from normbench.norms._compiled import on_cpu, per_shape
+from normbench.norms._statistics import value_of
 
 
 def strides_over(layer: Any, inputs: Any) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class Conv2D(Convolution, keras.layers.Conv2D):
     def call_with_shards(self, shards: list[Any], training: bool = False) -> list[Any]:
         """As a call with each part of a batch, but the kernel is rounded once."""
         given = [ops.cast(each, self.compute_dtype) for each in shards]
-        kernels = for_each(ops.convert_to_tensor(self.kernel), len(shards), self.compute_dtype)
+        kernels = for_each(value_of(self.kernel), len(shards), self.compute_dtype)
         return [
             finished(self, self.convolution_op(x, kernel))
             for x, kernel in zip(given, kernels, strict=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from keras import ops
 
-from normbench.norms._statistics import first
+from normbench.norms._compiled import per_shape
+from normbench.norms._statistics import first, sum_of_rows
 
 Tensor = Any
 
@@ -35,22 +36,31 @@ def lengths(matrix: Tensor, centred: bool) -> Tensor:
 
 def standardized(matrix: Tensor, epsilon: float) -> Tensor:
     """Each filter of (K, F) to mean 0 and deviation 1: c/√(mean(c²) + ε), c = w − mean(w)."""
-    share = 1.0 / int(matrix.shape[0])
+    forward, backward = per_shape(_standardized, matrix), per_shape(_gradient, matrix)
 
     @ops.custom_gradient
     def standardize(w: Tensor):
-        c = w - ops.mean(w, axis=0, keepdims=True)
-        inverse = ops.rsqrt(ops.mean(ops.square(c), axis=0, keepdims=True) + epsilon)
-        y = c * inverse
-
-        def gradient(*upstream: Tensor):
-            dy = first(upstream)
-            slope = ops.sum(dy * y, axis=0, keepdims=True) * share
-            return (dy - ops.mean(dy, axis=0, keepdims=True) - y * slope) * inverse
-
-        return y, gradient
+        y, inverse = forward(w, epsilon=epsilon)
+        return y, lambda *upstream: backward(first(upstream), y, inverse)
 
     return standardize(matrix)
+
+
+def _standardized(w: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
+    """What :func:`standardized` returns, and 1/√(mean(c²) + ε), (F,)."""
+    c = w - _mean(w)
+    inverse = ops.rsqrt(_mean(ops.square(c)) + epsilon)
+    return c * inverse, inverse
+
+
+def _gradient(dy: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient to w."""
+    return (dy - _mean(dy) - y * _mean(dy * y)) * inverse
+
+
+def _mean(matrix: Tensor) -> Tensor:
+    """Of each filter of (K, F): (F,)."""
+    return sum_of_rows(matrix) * (1.0 / int(matrix.shape[0]))
 
 
 def scaled_to(matrix: Tensor, length: Tensor, centred: bool, least: float) -> Tensor:

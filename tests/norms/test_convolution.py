@@ -197,3 +197,35 @@ def test_is_saved_with_a_network(tmp_path: Any) -> None:
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(x), model(x))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="shards are TensorFlow's")
+@pytest.mark.parametrize("filters", [5, 2048])  # few weights, and so many that XLA adds them up
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_shards_share_a_kernel_and_add_up_its_gradients_in_float32(
+    dtype: str, filters: int
+) -> None:
+    import tensorflow as tf
+
+    shape = (6, 4, 4, 16)
+    layer = made(Conv2D, shape, filters, dtype=f"mixed_{dtype}")
+    parts = [tf.cast(tf.random.stateless_normal((n, *shape[1:]), (0, n)), dtype) for n in (2, 4)]
+
+    def shards() -> list[Any]:
+        return layer.call_with_shards(parts)
+
+    def alone() -> list[Any]:
+        return [layer(part) for part in parts]
+
+    found = []
+    for way in (shards, alone):
+        with tf.GradientTape() as tape:
+            outputs = way()
+            loss = sum(tf.reduce_sum(tf.cast(tf.square(y), tf.float32)) for y in outputs)
+        found.append((outputs, tape.gradient(loss, layer.kernel.value)))
+    for one, other in zip(*(outputs for outputs, _ in found), strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(one, "f4"), np.asarray(other, "f4"))
+    # A layer called with each has its gradients made float32 before they are added.
+    assert found[0][1].dtype == tf.float32
+    np.testing.assert_array_equal(found[0][1], found[1][1])
