@@ -60,7 +60,7 @@ def _gradient(dy: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
 
 def _mean(matrix: Tensor) -> Tensor:
     """Of each filter of (K, F): (F,)."""
-    return sum_of_rows(matrix) * (1.0 / int(matrix.shape[0]))
+    return sum_of_rows(matrix) / int(matrix.shape[0])
 
 
 def scaled_to(matrix: Tensor, length: Tensor, centred: bool, least: float) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from normbench.norms._statistics import slices_of
+from normbench.norms._statistics import LEAST_ROWS, slices_of
 
 Tensor = Any
 
@@ -50,11 +50,8 @@ def input_gradient(
     return ops.cast(gradient * scale, x.dtype)
 
 
-_STRETCHES, _LEAST = 64, 64
-"""What rows are added up in, at most, and the rows of one.
-
-Many, for the roundings of a sum are as many as what it adds; but of fewer rows XLA is slow.
-"""
+_STRETCHES = 64
+"""What rows are added up in, at most: many, for a sum's roundings are as many as what it adds."""
 
 
 def _sums(values: Tensor) -> Tensor:
@@ -66,6 +63,6 @@ def _sums(values: Tensor) -> Tensor:
     # Whole pieces of memory; not of each image, which takes XLA steps.
     rows = sum(ops.unstack(ops.reshape(values, (slices, -1)), slices, axis=0))
     count, stretches = images * places // slices, 1
-    while stretches < _STRETCHES and count % (2 * stretches * _LEAST) == 0:
+    while stretches < _STRETCHES and count % (2 * stretches * LEAST_ROWS) == 0:
         stretches *= 2
     return ops.sum(ops.reshape(rows, (stretches, -1, channels)), axis=1)

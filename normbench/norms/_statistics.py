@@ -259,16 +259,17 @@ def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 _SLICES = (8, 4, 2)
-_LEAST = 64
+
+LEAST_ROWS = 64
+"""Rows that XLA on a CPU adds up one after the other as fast as memory; fewer ten times slower."""
 
 
 def slices_of(rows: int) -> int:
     """The slices that rows of memory are best divided in, for XLA on a CPU to add them up; or 1.
 
-    Slices it adds side by side, whole rows at a time; what is left it adds row after row, number
-    by number, and ten times slower where that is less than 64 rows.
+    Slices it adds side by side, several rows at a time; what is left it adds row after row.
     """
-    return next((n for n in _SLICES if rows % n == 0 and rows // n >= _LEAST), 1)
+    return next((n for n in _SLICES if rows % n == 0 and rows // n >= LEAST_ROWS), 1)
 
 
 def over_places(values: Tensor) -> Tensor:

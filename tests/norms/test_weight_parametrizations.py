@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 from normbench import norms
+from normbench.norms import _compiled
+from normbench.norms._filters import standardized
 from normbench.norms._parametrization import ParametrizedConv2D
 
 NAMES = ("WS", "ScaledWS", "WN", "CWN", "SN")
@@ -181,6 +183,36 @@ def test_a_mean_far_above_the_deviation_costs_little(name: str, depthwise: bool)
     expected = reference(name, layer, depthwise)(kernel.astype("f8"), *gains)
     mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel)))
     np.testing.assert_allclose(mapped, expected, atol=2e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles all alike")
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize("shape", [(3, 3, 64, 64), (1, 1, 2048, 32), (3, 3, 7, 600)], ids=str)
+def test_large_kernels_are_standardized_by_what_xla_compiles(
+    shape: tuple[int, ...], mean: float
+) -> None:
+    import tensorflow as tf
+
+    assert np.prod(shape) >= _compiled.WORTHWHILE
+    random = np.random.default_rng(3)
+    kernel, dy = (
+        matrix(random.normal(m, 1, shape).astype("f4"), depthwise=False) for m in (mean, 0)
+    )
+    given = tf.constant(kernel)
+    before = _compiled._graph.cache_info()
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        y = standardized(given, 1e-5)
+    dw = tape.gradient(y, given, dy)
+    after = _compiled._graph.cache_info()
+    assert after.hits + after.misses == before.hits + before.misses + 2  # forward, backward
+    w, upstream = kernel.astype("f8"), dy.astype("f8")
+    inverse = 1 / np.sqrt(w.var(0) + 1e-5)
+    expected = (w - w.mean(0)) * inverse
+    expected_dw = upstream - upstream.mean(0) - expected * (upstream * expected).mean(0)
+    tolerance = 4e-4 if mean else 2e-6  # of 1000 a rounding is 6e-5
+    np.testing.assert_allclose(y, expected, atol=tolerance)
+    np.testing.assert_allclose(dw, expected_dw * inverse, atol=tolerance)
 
 
 @pytest.mark.parametrize(("value", "depthwise"), [(0.0, False), (0.25, False), (0.25, True)])
