@@ -7,13 +7,12 @@ are TensorFlow's, but that it takes subnormal numbers for 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from keras import layers
 
-from normbench.norms._compiled import is_large, on_cpu, per_shape
+from normbench.norms._compiled import in_a_row, is_large, on_cpu
 
 Tensor = Any
 
@@ -38,17 +37,10 @@ def rectified(layer: Any, x: Tensor) -> Tensor:
 
     @tf.custom_gradient
     def function(x: Tensor) -> Any:
-        y = by_tensorflow(x) if _folds(x) else _in_a_row(_clipped, x, ceiling=ceiling)
-        return y, lambda dy: _in_a_row(_passed, dy, y, ceiling=ceiling)
+        y = by_tensorflow(x) if _folds(x) else in_a_row(_clipped, x, ceiling=ceiling)
+        return y, lambda dy: in_a_row(_passed, dy, y, ceiling=ceiling)
 
     return function(x)
-
-
-def _in_a_row(function: Callable[..., Tensor], *tensors: Tensor, **constants: Any) -> Tensor:
-    """Call a function with tensors of a shape as rows: along more axes XLA goes step by step."""
-    shape = tensors[0].shape
-    rows = [tf.reshape(each, [-1]) for each in tensors]
-    return tf.reshape(per_shape(function, rows[0])(*rows, **constants), shape)
 
 
 def _folds(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import keras
+from keras import ops
 
 WORTHWHILE = 2**15
 """Elements from which on a compiled operation's fewer passes over memory win.
@@ -48,6 +49,15 @@ def per_shape(
     return call
 
 
+def in_a_row(function: Callable[..., Any], *tensors: Any, **constants: Any) -> Any:
+    """Call, :func:`per_shape`, what works number by number with tensors of a shape as rows.
+
+    Along more axes XLA goes through half precision step by step.
+    """
+    rows = [ops.reshape(each, (-1,)) for each in tensors]
+    return ops.reshape(per_shape(function, rows[0])(*rows, **constants), tensors[0].shape)
+
+
 def on_cpu() -> bool:
     """Whether TensorFlow's own operations will compute, on a CPU, and not XLA."""
     return keras.backend.backend() == "tensorflow" and not has_gpu() and not inside_xla()
@@ -62,7 +72,7 @@ def inside_xla() -> bool:
 
 
 def is_large(x: Any) -> bool:
-    """Whether a tensor has :data:`WORTHWHILE` elements, as far as is known."""
+    """Whether a tensor has at least :data:`WORTHWHILE` elements, as far as is known."""
     return None not in x.shape and math.prod(x.shape) >= WORTHWHILE
 
 

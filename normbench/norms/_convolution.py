@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from normbench.norms._compiled import on_cpu, per_shape
+from normbench.norms._compiled import in_a_row, on_cpu
 from normbench.norms._statistics import value_of
 
 
@@ -70,15 +71,19 @@ class Conv2D(Convolution, keras.layers.Conv2D):
 
     def call_with_shards(self, shards: list[Any], training: bool = False) -> list[Any]:
         """As a call with each part of a batch, but the kernel is rounded once."""
-        given = [ops.cast(each, self.compute_dtype) for each in shards]
-        kernels = for_each(value_of(self.kernel), len(shards), self.compute_dtype)
-        return [
-            finished(self, self.convolution_op(x, kernel))
-            for x, kernel in zip(given, kernels, strict=True)
-        ]
+        return over_shards(self, shards, value_of(self.kernel), self.convolution_op)
 
 
-def for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
+def over_shards(
+    layer: Any, shards: list[Any], kernel: Any, convolve: Callable[[Any, Any], Any]
+) -> list[Any]:
+    """What a layer gives for each shard: ``convolve`` of it and the kernel, bias, activation."""
+    given = [ops.cast(each, layer.compute_dtype) for each in shards]
+    kernels = _for_each(kernel, len(shards), layer.compute_dtype)
+    return [finished(layer, convolve(x, own)) for x, own in zip(given, kernels, strict=True)]
+
+
+def _for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
     """Return a kernel in a dtype, for each shard; its gradient adds up theirs in float32.
 
     In one pass: else that of each is written in float32 first, where a shard has few images more
@@ -91,8 +96,7 @@ def for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
     @tf.custom_gradient
     def function(kernel: Any) -> Any:
         def gradient(*upstream: Any) -> Any:
-            rows = [tf.reshape(each, [-1]) for each in upstream]
-            return tf.reshape(per_shape(_added, rows[0])(*rows), kernel.shape)
+            return in_a_row(_added, *upstream)
 
         return [tf.cast(kernel, dtype)] * shards, gradient
 

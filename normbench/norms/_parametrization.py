@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from normbench.norms._convolution import Convolution, depthwise, finished, for_each
+from normbench.norms._convolution import Convolution, depthwise, over_shards
 from normbench.norms._filters import as_matrix, filters_of
 from normbench.norms._statistics import value_of
 from normbench.targets import parameters_of
@@ -131,11 +131,7 @@ class _Parametrized(keras.layers.Layer):
     def call_with_shards(self: Any, shards: list[Any], training: bool = False) -> list[Any]:
         """As a call with each part of a batch, but the kernel is mapped once."""
         kernel = self.parametrization(value_of(self.kernel), training=training)
-        given = [ops.cast(each, self.compute_dtype) for each in shards]
-        kernels = for_each(kernel, len(shards), self.compute_dtype)
-        return [
-            finished(self, self._convolve(x, each)) for x, each in zip(given, kernels, strict=True)
-        ]
+        return over_shards(self, shards, kernel, self._convolve)
 
     def save_own_variables(self, store: Any) -> None:
         # Keras's layers store kernel and bias and nothing else.
