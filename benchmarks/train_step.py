@@ -160,28 +160,22 @@ CONTENDERS = {
 }
 
 
-def serve(name: str) -> None:
-    """Obey ``build ARCH NORM BATCH PRECISION`` and ``go SECONDS``; answer each with a line."""
+def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
+    """Say ``ready``, then to each line, a number of seconds, the images/s of about that long."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
-    epoch: Epoch = lambda count: None  # noqa: E731
-    images, batch = 0, 1
+    epoch = CONTENDERS[name](arch, norm, batch, precision)
+    epoch(2 * batch)
+    images = rate(epoch, batch)
+    if images > batch:  # more than a step a second
+        images = rate(epoch, 4 * batch)
+    give_memory_back()
+    print("ready", file=answers)
     for line in sys.stdin:
-        words = line.split()
-        if words[0] == "build":
-            batch = int(words[3])
-            epoch = CONTENDERS[name](words[1], words[2], batch, words[4])
-            epoch(2 * batch)
-            images = max(1, round(rate(epoch, batch)))
-            if images > batch:  # more than a step a second
-                images = max(1, round(rate(epoch, 4 * batch)))
-            answer = "ready"
-        else:
-            epoch(batch)  # what the caches and the allocator have lost meanwhile
-            steps = max(1, round(images * float(words[1]) / batch))
-            answer = str(rate(epoch, steps * batch))
+        epoch(batch)  # what the caches and the allocator have lost meanwhile
+        images_a_second = rate(epoch, max(1, round(images * float(line) / batch)) * batch)
         give_memory_back()
-        print(answer, file=answers)
+        print(images_a_second, file=answers)
 
 
 def rate(epoch: Epoch, count: int) -> float:
@@ -200,28 +194,33 @@ def give_memory_back() -> None:
 
 
 class Contender:
-    """A process that serves one contender."""
+    """A process that serves one contender of a cell; made when that is ready."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *cell: str) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name],
+            [sys.executable, __file__, "--serve", name, *cell],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
         )
+        self._answer()
 
-    def ask(self, line: str) -> str:
+    def rate(self, seconds: float) -> float:
+        """Images/s, of about that long."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # no answer then
-            self.process.stdin.write(line + "\n")
+            self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
         answer = self.process.stdout.readline().strip()
         if not answer:
-            raise SystemExit(f"{self.name} died at: {line}")
+            raise SystemExit(f"{self.name} died")
         return answer
 
     def close(self) -> None:
@@ -239,10 +238,11 @@ def main() -> None:
     options.add_argument("--precision", default="float32")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    options.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
+    options.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.serve:
-        serve(given.serve)
+        name, arch, norm, batch, precision = given.serve
+        serve(name, arch, norm, int(batch), precision)
         return
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
@@ -254,13 +254,12 @@ def main() -> None:
     print("| --- | ---: |" + " ---: |" * len(names), flush=True)
     for batch in given.batches:
         for norm in given.norms:
-            contenders = {name: Contender(name) for name in names}
-            for each in contenders.values():
-                each.ask(f"build {given.arch} {norm} {batch} {given.precision}")
+            cell = (given.arch, norm, str(batch), given.precision)
+            contenders = {name: Contender(name, *cell) for name in names}
             rates: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(given.rounds):
                 for name, each in contenders.items():
-                    rates[name].append(float(each.ask(f"go {given.seconds}")))
+                    rates[name].append(each.rate(given.seconds))
             for each in contenders.values():
                 each.close()
             base = statistics.median(rates["keras"])
