@@ -7,6 +7,7 @@ are TensorFlow's, but that it takes subnormal numbers for 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,21 +27,39 @@ def is_rectifier(layer: Any) -> bool:
     return layer.max_value in (None, _SIX)
 
 
-def rectified(layer: Any, x: Tensor) -> Tensor:
-    """Return what a rectifier gives for x, of any shape and dtype."""
+def rectified(
+    layer: Any, x: Tensor, addends: Sequence[Tensor] | None = None, uses: int = 1
+) -> list[Tensor]:
+    """Return what a rectifier gives for x, of any shape and dtype, once for each use of it.
+
+    Args:
+        layer: The rectifier.
+        x: Its input.
+        addends: What x is the sum of, of one shape, if x is used nowhere else: one pass adds and
+            rectifies then.
+        uses: How many there are. Their gradients are added up in the pass through the rectifier.
+    """
     half = layer.compute_dtype in ("bfloat16", "float16")
     if not half or tf.executing_eagerly() or not is_large(x) or not on_cpu():
-        return layer(x)
-    x = tf.cast(x, layer.compute_dtype)
+        return [layer(x)] * uses
     ceiling = layer.max_value
-    by_tensorflow = tf.nn.relu if ceiling is None else tf.nn.relu6
+    folds = _folds(x)
 
     @tf.custom_gradient
-    def function(x: Tensor) -> Any:
-        y = by_tensorflow(x) if _folds(x) else in_a_row(_clipped, x, ceiling=ceiling)
-        return y, lambda dy: in_a_row(_passed, dy, y, ceiling=ceiling)
+    def function(*addends: Tensor) -> Any:
+        if folds:
+            y = (tf.nn.relu if ceiling is None else tf.nn.relu6)(*addends)
+        else:
+            y = in_a_row(_clipped, *addends, ceiling=ceiling)
 
-    return function(x)
+        def gradient(*upstream: Tensor) -> Any:
+            dx = in_a_row(_passed, y, *upstream, ceiling=ceiling)
+            return [dx] * len(addends)
+
+        return [y] * uses, gradient
+
+    given = [x] if addends is None or folds else addends
+    return function(*(tf.cast(each, layer.compute_dtype) for each in given))
 
 
 def _folds(x: Tensor) -> bool:
@@ -51,8 +70,9 @@ def _folds(x: Tensor) -> bool:
     return operation.type == "BiasAdd"
 
 
-def _clipped(x: Tensor, *, ceiling: float | None) -> Tensor:
-    """Return max(x, 0), or what of it is at most a ceiling; what is no number stays."""
+def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:
+    """Return max(sum, 0), or what of it is at most a ceiling; what is no number stays."""
+    x = _sum(addends)
     bits = _bits(x)
     lowest, highest = _bits_of(float("-inf"), x.dtype), _bits_of(float("inf"), x.dtype)
     # Of negative numbers the integers fall towards 0, beyond -infinity are those of no number.
@@ -63,13 +83,42 @@ def _clipped(x: Tensor, *, ceiling: float | None) -> Tensor:
     return tf.bitcast(kept, x.dtype)
 
 
-def _passed(dy: Tensor, y: Tensor, *, ceiling: float | None) -> Tensor:
-    """Return dy where 0 < y, and y is below the ceiling, else 0."""
+def _passed(y: Tensor, *upstream: Tensor, ceiling: float | None) -> Tensor:
+    """Return the sum of y's gradients where 0 < y, and y is below the ceiling, else 0."""
+    dy = _sum(upstream)
     bits = _bits(y)
     passes = (bits > 0) & (bits <= _bits_of(float("inf"), y.dtype))
     if ceiling is not None:
         passes &= bits < _bits_of(ceiling, y.dtype)
     return tf.bitcast(tf.where(passes, _bits(dy), tf.zeros_like(bits)), dy.dtype)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Add up tensors of one dtype in float32 and round once."""
+    if len(tensors) == 1:
+        return tensors[0]
+    dtype = tensors[0].dtype
+    if dtype != tf.bfloat16:
+        return tf.cast(sum(tf.cast(each, tf.float32) for each in tensors), dtype)
+    return _to_bfloat16(sum(_of_bfloat16(each) for each in tensors))
+
+
+def _of_bfloat16(x: Tensor) -> Tensor:
+    """As a cast to float32, which XLA does number by number on a CPU without such instructions."""
+    bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
+    return tf.bitcast(tf.bitwise.left_shift(bits, _word(16)), tf.float32)
+
+
+def _to_bfloat16(x: Tensor) -> Tensor:
+    """As a cast of float32: to the nearest, of two to the even one."""
+    bits = tf.bitcast(x, tf.uint32)
+    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _word(16)), _word(1))
+    rounded = tf.bitwise.right_shift(bits + _word(0x7FFF) + odd, _word(16))
+    return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
+
+
+def _word(value: int) -> Tensor:
+    return tf.constant(value, tf.uint32)
 
 
 def _bits(x: Tensor) -> Tensor:

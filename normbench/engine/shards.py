@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -39,10 +40,20 @@ _ALONE = frozenset(
 
 
 class Shards:
-    """A batched tensor as its parts, in order; to Keras's trees it is one value."""
+    """A batched tensor as its parts, in order; to Keras's trees it is one value.
+
+    Attributes:
+        parts: The parts.
+        addends: What each part is the sum of, where nothing else is computed of the parts.
+    """
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
+        self.addends: list[list[Any]] | None = None
+
+    def taken(self) -> Shards:
+        """For one use of it."""
+        return self
 
     @classmethod
     def of(cls, batch: Any, count: int) -> Shards:
@@ -64,6 +75,17 @@ class Shards:
         return self.parts[0] if len(self.parts) == 1 else tf.concat(self.parts, 0)
 
 
+class _Forked(Shards):
+    """One whose every use takes parts of its own, so that their gradients arrive apart."""
+
+    def __init__(self, copies: list[list[Any]]) -> None:
+        super().__init__(copies[0])
+        self._left = copies[1:]
+
+    def taken(self) -> Shards:
+        return Shards(self._left.pop() if self._left else self.parts)
+
+
 def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> Any:
     """Return what a model gives for a batch that goes through it in shards.
 
@@ -73,22 +95,43 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
 
     Args:
         model: Functional; any other is called with the whole batch.
-        images: float32 (N, H, W, C).
+        images: float32 (N, H, W, C), or shards of them.
         count: Shards.
         training: As for the model.
     """
+    shards = images if isinstance(images, Shards) else Shards.of(images, count)
     walk = getattr(model, "_run_through_graph", None)
     # Half precision gains from it even whole.
     if walk is None or (count == 1 and model.compute_dtype == "float32"):
-        return model(images, training=training)
-    outputs = walk([Shards.of(images, count)], lambda layer: _over_shards(layer, count, training))
-    return keras.tree.map_structure(Shards.joined, outputs)
+        return model(shards.joined(), training=training)
+    uses = _uses(model)
+    outputs = walk(
+        [shards],
+        lambda layer: _over_shards(layer, count, training, uses.get(layer, 0)),
+    )
+    return keras.tree.map_structure(lambda each: each.taken().joined(), outputs)
 
 
-def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
-    """A layer as a function of structures of shards."""
+def _uses(model: Any) -> dict[Any, int]:
+    """How often what a layer gives is used, of those that a model calls once and for a tensor."""
+    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    read = Counter(id(each) for node in nodes for each in node.input_tensors)
+    read.update(id(each) for each in model.outputs)
+    calls = Counter(node.operation for node in nodes)
+    return {
+        node.operation: read[id(node.outputs[0])]
+        for node in nodes
+        if calls[node.operation] == 1 and len(node.outputs) == 1
+    }
+
+
+def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[..., Any]:
+    """A layer as a function of structures of shards; ``uses`` is 0 where it isn't known."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = keras.tree.map_structure(
+            lambda each: each.taken() if isinstance(each, Shards) else each, (args, kwargs)
+        )
         if getattr(layer, "_call_has_training_arg", False):
             kwargs["training"] = training
         given = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, Shards)]
@@ -105,9 +148,18 @@ def _over_shards(layer: Any, count: int, training: bool) -> Callable[..., Any]:
             outputs = handed(Shards.joined)
             return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
         if is_rectifier(layer):
-            return Shards([rectified(layer, part) for part in given[0].parts])
+            addends = given[0].addends or [None] * len(given[0].parts)
+            copies = [
+                rectified(layer, part, sum_of, max(1, uses))
+                for part, sum_of in zip(given[0].parts, addends, strict=True)
+            ]
+            return _Forked([list(parts) for parts in zip(*copies, strict=True)])
         each = [handed(lambda shards, i=i: shards.parts[i]) for i in range(len(given[0].parts))]
-        return keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
+        outputs = keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
+        same_shape = len({each.parts[0].shape for each in given}) == 1
+        if type(layer) is layers.Add and uses == 1 and same_shape:
+            outputs.addends = [list(each) for each in zip(*(g.parts for g in given), strict=True)]
+        return outputs
 
     return call
 

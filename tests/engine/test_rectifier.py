@@ -43,7 +43,7 @@ def test_every_number(dtype, ceiling):
     x = np.stack([x, x[::-1]]).reshape(2, 2**7, 2**9)
     dy = np.random.default_rng(0).standard_normal(x.shape).astype(DTYPES[dtype])
     layer = keras.layers.ReLU(ceiling, dtype=dtype)
-    y, dx, kinds = traced(lambda x: rectified(layer, x), tf.constant(x), tf.constant(dy))
+    y, dx, kinds = traced(lambda x: rectified(layer, x)[0], tf.constant(x), tf.constant(dy))
     assert not any(kind.startswith("Relu") for kind in kinds)
     top = np.inf if ceiling is None else ceiling
     wide = x.astype(np.float64)
@@ -58,7 +58,7 @@ def test_every_number(dtype, ceiling):
 def test_as_keras(shape, dtype, ceiling):
     x, dy = (tf.cast(3 * tf.random.stateless_normal(shape, (i, 0)), dtype) for i in (0, 1))
     layer = keras.layers.ReLU(ceiling, dtype=dtype)
-    own, keras_own = traced(lambda x: rectified(layer, x), x, dy), traced(layer, x, dy)
+    own, keras_own = traced(lambda x: rectified(layer, x)[0], x, dy), traced(layer, x, dy)
     np.testing.assert_array_equal(own[0], keras_own[0])
     np.testing.assert_array_equal(own[1], keras_own[1])
     large = np.prod(shape) >= _compiled.WORTHWHILE and dtype != "float32"
@@ -68,9 +68,35 @@ def test_as_keras(shape, dtype, ceiling):
 def test_the_layer_s_dtype_is_the_result_s():
     layer = keras.layers.ReLU(dtype="bfloat16")
     x = tf.random.stateless_normal((2, 2**16), (0, 0))
-    y, dx, _ = traced(lambda x: rectified(layer, x), x, tf.ones(x.shape, "bfloat16"))
+    y, dx, _ = traced(lambda x: rectified(layer, x)[0], x, tf.ones(x.shape, "bfloat16"))
     assert (y.dtype, dx.dtype) == (DTYPES["bfloat16"], np.float32)
     np.testing.assert_array_equal(dx, x > 0)
+
+
+@pytest.mark.parametrize("ceiling", [None, 6.0])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float32"])
+def test_a_sum_and_several_uses(dtype, ceiling):
+    """Added up in float32 and rounded once, as TensorFlow does, for any number and none."""
+    a, b, *upstream = (
+        tf.cast(3 * tf.random.stateless_normal((2, 2**7, 2**9), (i, 0)), dtype) for i in range(4)
+    )
+    if dtype != "float32":
+        numbers = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
+        a = np.stack([numbers, np.roll(numbers, 999)]).reshape(a.shape)
+        a = tf.constant(np.where(np.abs(a.astype("f4")) < 2e-38, 0, a))  # TensorFlow's ReLU does so
+    layer = keras.layers.ReLU(ceiling, dtype=dtype)
+
+    @tf.function
+    def graph(by_keras):
+        with tf.GradientTape() as tape:
+            tape.watch([a, b])
+            x = a + b
+            ys = [layer(x)] * 2 if by_keras else rectified(layer, x, [a, b], 2)
+        return *ys, *tape.gradient(ys, [a, b], upstream)
+
+    for own, keras_own in zip(graph(False), graph(True), strict=True):
+        own, keras_own = (tf.cast(each, "float32").numpy() for each in (own, keras_own))
+        np.testing.assert_array_equal(own, keras_own)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +143,63 @@ def test_a_network(count, normalized, monkeypatch, mixed):
     keras_own = traced(lambda x: model(x, training=True), images, dy)
     assert ("Relu" in own[2], "Relu6" in own[2]) == (not normalized, not normalized)
     assert "ReluGrad" not in own[2]
+    # The gradients of what the second convolution and the sum use are added up by XLA.
+    assert "AddN" not in own[2]
     for a, b in zip(own[:2], keras_own[:2], strict=True):
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=0.02)
+
+
+def network(name):
+    """A network in which what is used how often differs from a block's."""
+    inputs = keras.Input((8, 8, 4))
+    relu, add = keras.layers.ReLU(), keras.layers.Add()
+    if name == "an output used within, and more than once":
+        x = relu(inputs)
+        return keras.Model(inputs, [x, add([x, keras.layers.Conv2D(4, 1)(x)]), x])
+    if name == "a layer called twice":
+        return keras.Model(inputs, relu(add([inputs, relu(add([inputs, inputs]))])))
+    if name == "a sum used twice":
+        x = add([inputs, keras.layers.Conv2D(4, 1)(inputs)])
+        return keras.Model(inputs, add([x, keras.layers.Conv2D(4, 1)(relu(x))]))
+    if name == "a sum of three":
+        x = keras.layers.Conv2D(4, 1)(inputs)
+        return keras.Model(inputs, relu(add([inputs, x, inputs])))
+    if name == "a sum with its own":
+        x = relu(inputs)
+        return keras.Model(inputs, relu(add([x, x])))
+    assert name == "a sum of two shapes"
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True)(inputs)
+    return keras.Model(inputs, relu(add([inputs, x])))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an output used within, and more than once",
+        "a layer called twice",
+        "a sum used twice",
+        "a sum of three",
+        "a sum with its own",
+        "a sum of two shapes",
+    ],
+)
+def test_other_networks(name, count, monkeypatch, mixed):
+    monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
+    model = network(name)
+    images = tf.random.stateless_normal((4, 8, 8, 4), (0, 0))
+
+    @tf.function
+    def graph(images, by_keras):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            if by_keras:
+                outputs = model(images, training=True)
+            else:
+                outputs = forward(model, images, count, training=True)
+        outputs = keras.tree.flatten(outputs)
+        return *outputs, tape.gradient(outputs, images, [x + 1 for x in outputs])
+
+    for own, keras_own in zip(graph(images, False), graph(images, True), strict=True):
+        own, keras_own = (tf.cast(each, "float32").numpy() for each in (own, keras_own))
+        np.testing.assert_allclose(own, keras_own, rtol=0.02, atol=0.05)
