@@ -35,13 +35,15 @@ XLA = "CpuExecutable::ExecuteAsyncOnStream"
 """One call of what normalizations, and few others, have compiled."""
 OTHERS = {
     "_part_updated": "the rest",
+    "_prepared": "the rest",
     "_added": "convolution",
     "_clipped": "activation",
     "_passed": "activation",
 }
 """Parts that others are of, by what is in the name of the module of their kernels.
 
-The optimizer's update; the kernel's gradients of all shards; ReLU and its gradient.
+The optimizer's update; augmentation and scaling; the kernel's gradients of all shards; ReLU, with
+the sum before it, and its gradient.
 """
 SHARED = re.compile(r"PartitionedCall(_\d+)?")
 """What normalizations of a shape share a trace of; a gradient's bears no layer's name."""

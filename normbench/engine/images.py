@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from normbench.norms._compiled import per_shape
+
 
 @dataclass(frozen=True)
 class Images:
@@ -31,6 +33,20 @@ class Images:
         factor = (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
         return (ops.cast(pixels, "float32") - offset) * factor
 
+    def prepared(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+        """Crop, flip and scale uint8 (N, H, W, C), as one pass over them where that is quicker."""
+        augments = bool(self.crop_padding or self.flip)
+        # Picking pixels one by one, TensorFlow is slow at any number of them.
+        function = per_shape(_prepared, pixels, by_xla=True if augments else None)
+        return function(
+            pixels,
+            *words,
+            mean=tuple(self.mean.tolist()),
+            std=tuple(self.std.tolist()),
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+        )
+
     def augmented(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Crop and flip uint8 (N, H, W, C), as two random uint32 words an image decide."""
         if not self.crop_padding and not self.flip:
@@ -53,6 +69,21 @@ class Images:
         flat = ops.reshape(pixels, (count * height * width, channels))
         moved = ops.take(flat, places, axis=0)
         return ops.where(inside[..., None], moved, ops.zeros_like(moved))
+
+
+def _prepared(
+    pixels: Any,
+    word0: Any,
+    word1: Any,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    crop_padding: int,
+    flip: bool,
+) -> Any:
+    """As :meth:`Images.prepared`, of what can be told by its value."""
+    images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), crop_padding, flip)
+    return images.scaled(images.augmented(pixels, (word0, word1)))
 
 
 def _within(positions: Any, length: int) -> Any:

@@ -12,7 +12,7 @@ from normbench.engine import loop, threads
 from normbench.engine.loop import Loop, Plan, Steps
 from normbench.engine.loss import correct, cross_entropy, logits_of, objective
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
-from normbench.engine.shards import forward
+from normbench.engine.shards import Shards, forward
 from normbench.engine.weight_parts import LARGE, WeightParts
 from normbench.norms._compiled import has_gpu
 from normbench.norms.precise_batch import recomputed_layers
@@ -189,12 +189,12 @@ class TensorFlowLoop(Loop):
         images, labels = self._splits["train"]
         chosen = tf.slice(self._order, [position * batch], [batch])
         words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
-        pixels = plan.images.augmented(tf.gather(images, chosen), (words[0], words[1]))
+        scaled = self._prepared(images, chosen, words)
         labels = tf.gather(labels, chosen)
         if plan.micro_batches == 1:
-            loss, hits, gradients = self._pass(pixels, labels)
+            loss, hits, gradients = self._pass(scaled, labels)
         else:
-            loss, hits, gradients = self._passes(pixels, labels)
+            loss, hits, gradients = self._passes(scaled.joined(), labels)
         gradients = loop.clipped(plan, self._variables, self._variables, gradients, self._scale)
         weights, slots, scale, norm = loop.updated(
             plan,
@@ -218,11 +218,23 @@ class TensorFlowLoop(Loop):
             self._finite_steps.assign(scale[1])
         return loss, hits, norm
 
-    def _pass(self, pixels: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+    def _prepared(self, images: Any, chosen: Any, words: Any) -> Shards:
+        """Chosen images augmented and scaled; in shards, unless a step divides them otherwise."""
+        count = self._shards if self.plan.micro_batches == 1 else 1
+        each = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
+        prepared = self.plan.images.prepared
+        return Shards(
+            [
+                prepared(tf.gather(images, own), (word0, word1))
+                for own, word0, word1 in zip(*each, strict=True)
+            ]
+        )
+
+    def _pass(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
         """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
         plan = self.plan
         with tf.GradientTape() as tape:
-            outputs = self._forward(pixels)
+            outputs = self._forward(scaled)
             loss = self._loss(outputs, labels)
             minimized = loss * self._scale if plan.scaled_loss else loss
         gradients = tape.gradient(
@@ -238,18 +250,18 @@ class TensorFlowLoop(Loop):
             loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
         return loss
 
-    def _forward(self, pixels: Any) -> Any:
-        return forward(self.model, self.plan.images.scaled(pixels), self._shards, training=True)
+    def _forward(self, scaled: Any) -> Any:
+        return forward(self.model, scaled, self._shards, training=True)
 
-    def _passes(self, pixels: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+    def _passes(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
         """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
         parts, size = self.plan.micro_batches, self.plan.micro_batch
 
         def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
             start = index * size
-            shape = pixels.shape[1:]
+            shape = scaled.shape[1:]
             own = self._pass(
-                tf.slice(pixels, [start, *[0] * len(shape)], [size, *shape]),
+                tf.slice(scaled, [start, *[0] * len(shape)], [size, *shape]),
                 tf.slice(labels, [start], [size]),
             )
             added = [total + each / parts for total, each in zip(gradients, own[2], strict=True)]
@@ -271,7 +283,7 @@ class TensorFlowLoop(Loop):
             # What layers assign on the way stays in this call.
             mapping = list(zip(variables, given, strict=True))
             with keras.StatelessScope(mapping, collect_losses=True):
-                loss = self._loss(self._forward(pixels), labels)
+                loss = self._loss(self._forward(plan.images.scaled(pixels)), labels)
             minimized = loss * self._scale if plan.scaled_loss else loss
         gradient = tape.gradient(
             minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -283,7 +295,7 @@ class TensorFlowLoop(Loop):
 
         def body(index: Any) -> Any:
             chosen = tf.slice(self._order, [index * batch], [batch])
-            self._forward(tf.gather(images, chosen))
+            self._forward(self.plan.images.scaled(tf.gather(images, chosen)))
             return (index + 1,)
 
         tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)

@@ -50,3 +50,16 @@ def test_scaling_gives_mean_0_and_deviation_1():
     images = Images(mean.astype(np.float32), std.astype(np.float32), 0, False)
     got = ops.convert_to_numpy(images.scaled(ops.convert_to_tensor(pixels)))
     np.testing.assert_allclose(got, (scaled - mean) / std, atol=2e-6)
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(0, False), (4, True), (2, False)])
+@pytest.mark.parametrize("shape", [(1, 8, 8, 1), (9, 32, 32, 3)])
+def test_prepared_in_one_is_augmented_and_scaled_to_the_bit(shape, padding, flip):
+    pixels = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    words = epoch_words(3, AUGMENT, 1, shape[0])
+    mean, std = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.247, 0.2435, 0.2616])
+    images = Images(mean[: shape[-1]], std[: shape[-1]], padding, flip)
+    pixels = ops.convert_to_tensor(pixels)
+    expected = ops.convert_to_numpy(images.scaled(images.augmented(pixels, words)))
+    got = ops.convert_to_numpy(images.prepared(pixels, words))
+    np.testing.assert_array_equal(got, expected)
