@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py [--arch resnet20] [--batches 16 128] [--norms none bn gn gn_ws]
 
-Contenders, each in a process of its own that sits idle while another is measured:
+Contenders, each in a process of its own that sits idle while another is measured, or with --alone,
+for cells whose four take more memory than there is, begins when the one before has ended:
   engine          normbench: epoch loop, augmentation and optimizer in one compiled function
   keras           the same network with Keras's own layers, trained by ``fit`` from arrays
   torch           the same in PyTorch, eager, channels_last (where it is installed)
@@ -165,7 +166,7 @@ def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     epoch = CONTENDERS[name](arch, norm, batch, precision)
-    epoch(2 * batch)
+    epoch(batch)
     images = rate(epoch, batch)
     if images > batch:  # more than a step a second
         images = rate(epoch, 4 * batch)
@@ -230,6 +231,23 @@ class Contender:
         self.process.wait()
 
 
+def measured(
+    names: list[str], cell: tuple[str, ...], rounds: int, seconds: float, alone: bool
+) -> dict[str, list[float]]:
+    """Each contender's images/s in a cell, by turns."""
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    contenders = {} if alone else {name: Contender(name, *cell) for name in names}
+    for _ in range(rounds):
+        for name in names:
+            each = contenders.get(name) or Contender(name, *cell)
+            rates[name].append(each.rate(seconds))
+            if alone:
+                each.close()
+    for each in contenders.values():
+        each.close()
+    return rates
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--arch", choices=ARCHS, default="resnet20")
@@ -238,6 +256,7 @@ def main() -> None:
     options.add_argument("--precision", default="float32")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    options.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     options.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.serve:
@@ -255,13 +274,7 @@ def main() -> None:
     for batch in given.batches:
         for norm in given.norms:
             cell = (given.arch, norm, str(batch), given.precision)
-            contenders = {name: Contender(name, *cell) for name in names}
-            rates: dict[str, list[float]] = {name: [] for name in names}
-            for _ in range(given.rounds):
-                for name, each in contenders.items():
-                    rates[name].append(each.rate(given.seconds))
-            for each in contenders.values():
-                each.close()
+            rates = measured(names, cell, given.rounds, given.seconds, given.alone)
             base = statistics.median(rates["keras"])
             cells = [
                 f"{statistics.median(r):.0f} ({min(r):.0f}–{max(r):.0f})"
