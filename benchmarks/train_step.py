@@ -25,12 +25,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common import CLASSES, compiled_loop, machine, random_split
 
 ARCHS = ("resnet20", "resnet50", "mobilenet_v2")
 IMAGES = 1024
+IDLE = 1.0
+"""Seconds after which a contender is to be warmed again."""
+REST = "rest\n"
 Epoch = Callable[[int], None]  # trains on about that many images
 
 
@@ -162,7 +166,10 @@ CONTENDERS = {
 
 
 def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
-    """Say ``ready``, then to each line, a number of seconds, the images/s of about that long."""
+    """Say ``ready``, then to each line, a number of seconds, the images/s of about that long.
+
+    To ``rest``, give back what memory the next step would only take again.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     epoch = CONTENDERS[name](arch, norm, batch, precision)
@@ -170,12 +177,17 @@ def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
     images = rate(epoch, batch)
     if images > batch:  # more than a step a second
         images = rate(epoch, 4 * batch)
-    give_memory_back()
     print("ready", file=answers)
+    ended = time.perf_counter()
     for line in sys.stdin:
-        epoch(batch)  # what the caches and the allocator have lost meanwhile
+        if line == REST:
+            give_memory_back()
+            print("rests", file=answers)
+            continue
+        if time.perf_counter() - ended > IDLE:
+            epoch(batch)  # what the caches and the allocator have lost meanwhile
         images_a_second = rate(epoch, max(1, round(images * float(line) / batch)) * batch)
-        give_memory_back()
+        ended = time.perf_counter()
         print(images_a_second, file=answers)
 
 
@@ -195,27 +207,43 @@ def give_memory_back() -> None:
 
 
 class Contender:
-    """A process that serves one contender of a cell; made when that is ready."""
+    """A process that serves one contender of a cell; made when that is ready.
 
-    def __init__(self, name: str, *cell: str) -> None:
+    Args:
+        name: Of the contender.
+        *cell: Arch, norm, batch and precision.
+        package: The folder whose normbench it is to import; by default as this process would.
+    """
+
+    def __init__(self, name: str, *cell: str, package: Path | None = None) -> None:
         self.name = name
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+        if package is not None:
+            environment["PYTHONPATH"] = str(package)
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name, *cell],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+            env=environment,
         )
         self._answer()
 
     def rate(self, seconds: float) -> float:
         """Images/s, of about that long."""
+        return float(self._asked(f"{seconds}\n"))
+
+    def rest(self) -> None:
+        """Let another have the memory."""
+        self._asked(REST)
+
+    def _asked(self, line: str) -> str:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # no answer then
-            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.write(line)
             self.process.stdin.flush()
-        return float(self._answer())
+        return self._answer()
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -236,14 +264,17 @@ def measured(
 ) -> dict[str, list[float]]:
     """Each contender's images/s in a cell, by turns."""
     rates: dict[str, list[float]] = {name: [] for name in names}
-    contenders = {} if alone else {name: Contender(name, *cell) for name in names}
+    kept: dict[str, Contender] = {}
     for _ in range(rounds):
         for name in names:
-            each = contenders.get(name) or Contender(name, *cell)
+            each = kept.pop(name, None) or Contender(name, *cell)
             rates[name].append(each.rate(seconds))
             if alone:
                 each.close()
-    for each in contenders.values():
+            else:
+                each.rest()
+                kept[name] = each
+    for each in kept.values():
         each.close()
     return rates
 
