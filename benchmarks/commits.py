@@ -67,13 +67,13 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     given = options.parse_args()
-    print(
-        f"{given.arch}, 32×32, {given.precision}, {machine()}; images/s, median of "
-        f"{given.rounds} (range)\n"
-    )
-    print(f"| norm | batch | {given.commit} | as it stands | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     with files_of(given.commit) as earlier:
+        print(
+            f"{given.arch}, 32×32, {given.precision}, {machine()}; images/s, median of "
+            f"{given.rounds} (range)\n"
+        )
+        print(f"| norm | batch | {given.commit} | as it stands | ratio |")
+        print("| --- | ---: | ---: | ---: | ---: |", flush=True)
         for batch in given.batches:
             for norm in given.norms:
                 cell = (given.arch, norm, str(batch), given.precision)
