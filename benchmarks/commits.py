@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import machine
-from train_step import ARCHS, Contender
+from train_step import Contender, add_options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,12 +60,7 @@ def measured(packages: list[Path], cell: tuple[str, ...], rounds: int, seconds: 
 def main() -> None:
     options = argparse.ArgumentParser(description="An earlier commit's engine beside today's.")
     options.add_argument("commit", help="one whose engine is built as today's is")
-    options.add_argument("--arch", choices=ARCHS, default="resnet20")
-    options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
-    options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
-    options.add_argument("--precision", default="float32")
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    add_options(options)
     given = options.parse_args()
     with files_of(given.commit) as earlier:
         print(

@@ -178,17 +178,20 @@ def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
     if images > batch:  # more than a step a second
         images = rate(epoch, 4 * batch)
     print("ready", file=answers)
-    ended = time.perf_counter()
+    is_new, ended = True, time.perf_counter()
     for line in sys.stdin:
         if line == REST:
             give_memory_back()
             print("rests", file=answers)
             continue
+        steps = max(1, round(images * float(line) / batch))
         if time.perf_counter() - ended > IDLE:
             epoch(batch)  # what the caches and the allocator have lost meanwhile
-        images_a_second = rate(epoch, max(1, round(images * float(line) / batch)) * batch)
-        ended = time.perf_counter()
-        print(images_a_second, file=answers)
+            is_new = False
+        # One step is measured already.
+        answer = images if is_new and steps == 1 else rate(epoch, steps * batch)
+        is_new, ended = False, time.perf_counter()
+        print(answer, file=answers)
 
 
 def rate(epoch: Epoch, count: int) -> float:
@@ -279,14 +282,19 @@ def measured(
     return rates
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(options: argparse.ArgumentParser) -> None:
+    """Which cells to measure, and how often."""
     options.add_argument("--arch", choices=ARCHS, default="resnet20")
     options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
     options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
     options.add_argument("--precision", default="float32")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(options)
     options.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     options.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     given = options.parse_args()
