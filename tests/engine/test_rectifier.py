@@ -160,12 +160,13 @@ def network(name):
         return keras.Model(inputs, relu(add([inputs, relu(add([inputs, inputs]))])))
     if name == "a sum used twice":
         x = add([inputs, keras.layers.Conv2D(4, 1)(inputs)])
-        return keras.Model(inputs, add([x, keras.layers.Conv2D(4, 1)(relu(x))]))
+        y = keras.layers.Conv2D(4, 1)(relu(x))
+        return keras.Model(inputs, keras.layers.Add()([x, y]))
     if name == "a sum of three":
         x = keras.layers.Conv2D(4, 1)(inputs)
         return keras.Model(inputs, relu(add([inputs, x, inputs])))
     if name == "a sum with its own":
-        x = relu(inputs)
+        x = keras.layers.ReLU()(inputs)
         return keras.Model(inputs, relu(add([x, x])))
     assert name == "a sum of two shapes"
     x = keras.layers.GlobalAveragePooling2D(keepdims=True)(inputs)
