@@ -8,7 +8,7 @@ add up to a step but for what its threads wait and schedule. Two limits of the s
 measured in this run, say what a part would take at least:
 
   arithmetic   a convolution's multiply-adds, forward and to both its inputs, at the rate of a
-               matrix product of 2048×2048
+               matrix product of 2048×2048; Winograd's algorithm takes fewer
   memory       what a part reads and writes at least, once, at the rate of adding up 256 MiB;
                layers whose images stay in the processor's cache can be quicker than that
 """
@@ -37,13 +37,15 @@ OTHERS = {
     "_part_updated": "the rest",
     "_prepared": "the rest",
     "_added": "convolution",
+    "_tiles": "convolution",
+    "_untiled": "convolution",
     "_clipped": "activation",
     "_passed": "activation",
 }
 """Parts that others are of, by what is in the name of the module of their kernels.
 
-The optimizer's update; augmentation and scaling; the kernel's gradients of all shards; ReLU, with
-the sum before it, and its gradient.
+The optimizer's update; augmentation and scaling; the kernel's gradients of all shards, and
+Winograd's transforms; ReLU, with the sum before it, and its gradient.
 """
 SHARED = re.compile(r"PartitionedCall(_\d+)?")
 """What normalizations of a shape share a trace of; a gradient's bears no layer's name."""
@@ -52,7 +54,10 @@ SHARED = re.compile(r"PartitionedCall(_\d+)?")
 def part_of(operation: str, kinds: dict[str, str]) -> str:
     """The part that an operation, ``…/layer_1/…:Type``, is counted to."""
     path, _, kind = operation.partition(":")
-    if "Conv" in kind:  # also one that an activation was fused with, which it is named after
+    products = any(word.startswith("winograd") for word in path.split("/"))
+    if (
+        products or "Conv" in kind
+    ):  # also one that an activation was fused with, which it is named after
         return "convolution"
     for word in path.split("/"):
         # A layer is named in a graph by its name, and by a number where it is called again.

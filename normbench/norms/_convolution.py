@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from normbench.norms import _winograd as winograd
 from normbench.norms._compiled import in_a_row, on_cpu
 from normbench.norms._statistics import value_of
 
@@ -79,6 +80,9 @@ def over_shards(
 ) -> list[Any]:
     """What a layer gives for each shard: ``convolve`` of it and the kernel, bias, activation."""
     given = [ops.cast(each, layer.compute_dtype) for each in shards]
+    if winograd.pays(layer, given[0]):
+        transformed = winograd.transformed(ops.cast(kernel, layer.compute_dtype))
+        return [finished(layer, winograd.convolved(x, transformed, layer.padding)) for x in given]
     kernels = _for_each(kernel, len(shards), layer.compute_dtype)
     return [finished(layer, convolve(x, own)) for x, own in zip(given, kernels, strict=True)]
 

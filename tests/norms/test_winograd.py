@@ -1,0 +1,274 @@
+"""Winograd's convolutions against float64, and where layers take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from normbench import norms
+from normbench.norms import _winograd as winograd
+from normbench.norms._compiled import on_cpu
+from normbench.norms._convolution import Conv2D
+from tests.norms.conftest import FLOAT32_ROUNDINGS
+
+tensorflow_alone = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="other backends compile their own convolutions"
+)
+
+SHAPES = [  # images, height, width, channels, filters
+    (2, 6, 8, 5, 3),
+    (1, 7, 5, 4, 6),
+    (3, 3, 4, 1, 2),
+    (1, 3, 3, 130, 1),
+    (5, 12, 3, 2, 7),
+]
+DISTRIBUTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "ordinary": lambda x: x,
+    "far": lambda x: x + 1000,
+    "tiny": lambda x: 1e-6 * x,
+}
+
+
+def drawn(
+    shape: tuple[int, ...], padding: str = "same", distribution: str = "ordinary"
+) -> list[np.ndarray]:
+    """Inputs, a kernel and gradients of the outputs, float32."""
+    n, height, width, channels, filters = shape
+    lost = 0 if padding == "same" else 2
+    random = np.random.default_rng(0)
+    x = DISTRIBUTIONS[distribution](random.normal(size=(n, height, width, channels)))
+    kernel = random.normal(size=(3, 3, channels, filters))
+    dy = random.normal(size=(n, height - lost, width - lost, filters))
+    return [each.astype(np.float32) for each in (x, kernel, dy)]
+
+
+def formula(x: Any, kernel: Any, dy: Any, padding: str) -> list[np.ndarray]:
+    """Outputs, and the gradients of inputs and kernel, in float64."""
+    x, kernel, dy = (np.asarray(each, "f8") for each in (x, kernel, dy))
+    edge = 1 if padding == "same" else 0
+    padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    y, dx, d_kernel = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
+    height, width = dy.shape[1:3]
+    for i in range(3):
+        for j in range(3):
+            window = np.s_[:, i : i + height, j : j + width]
+            y += padded[window] @ kernel[i, j]
+            dx[window] += dy @ kernel[i, j].T
+            d_kernel[i, j] = np.einsum("nhwc,nhwf->cf", padded[window], dy)
+    return [y, dx[:, edge : edge + x.shape[1], edge : edge + x.shape[2]], d_kernel]
+
+
+def found(convolve: Callable[[Any, Any], Any], *given: Any, graph: bool = True) -> list[np.ndarray]:
+    """Outputs and both gradients of a function of inputs and kernel."""
+    import tensorflow as tf
+
+    def whole(x: Any, kernel: Any, dy: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = convolve(x, kernel)
+        return [y, *tape.gradient(y, [x, kernel], dy)]
+
+    function = tf.function(whole, autograph=False) if graph else whole
+    return [each.numpy() for each in function(*map(tf.constant, given))]
+
+
+def by_winograd(padding: str) -> Callable[[Any, Any], Any]:
+    return lambda x, kernel: winograd.convolved(x, winograd.transformed(kernel), padding)
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "eager"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_those_of_the_formula(
+    shape: tuple[int, ...], padding: str, distribution: str, graph: bool
+) -> None:
+    given = drawn(shape, padding, distribution)
+    magnitudes = formula(*map(np.abs, given), padding)
+    wanted = formula(*given, padding)
+    values = found(by_winograd(padding), *given, graph=graph)
+    for value, expected, magnitude in zip(values, wanted, magnitudes, strict=True):
+        assert value.shape == expected.shape
+        assert value.dtype == np.float32
+        # A tile's numbers mix, so that what rounds is the largest.
+        allowed = FLOAT32_ROUNDINGS * 2.0**-23 * magnitude.max()
+        assert np.abs(value - expected).max() <= allowed
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_image_may_be_smaller_than_a_kernel_that_pads(size: int) -> None:
+    given = drawn((2, size, size, 3, 4))
+    for value, wanted in zip(
+        found(by_winograd("same"), *given), formula(*given, "same"), strict=True
+    ):
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5)
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("distribution", ["ordinary", "far"])
+def test_it_rounds_like_tensorflow_s_own_or_less(distribution: str) -> None:
+    import tensorflow as tf
+
+    given = drawn((4, 16, 16, 128, 128), distribution=distribution)
+    wanted = formula(*given, "same")
+
+    def error(values: list[np.ndarray]) -> np.ndarray:
+        return np.array(
+            [
+                np.sqrt(np.mean((one - other) ** 2))
+                for one, other in zip(values, wanted, strict=True)
+            ]
+        )
+
+    own = error(found(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *given))
+    # TensorFlow adds up the kernel's gradient image by image; it is more for many images.
+    assert (error(found(by_winograd("same"), *given)) <= own * [1, 1, 5]).all()
+
+
+@tensorflow_alone
+def test_it_repeats_to_the_bit() -> None:
+    given = drawn((8, 8, 8, 128, 128))
+    first, again = (found(by_winograd("same"), *given) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@tensorflow_alone
+def test_second_derivatives_are_those_of_keras_s() -> None:
+    import tensorflow as tf
+
+    given = [tf.constant(each) for each in drawn((2, 5, 4, 3, 2))]
+
+    def second(convolve: Callable[[Any, Any], Any]) -> list[Any]:
+        x, kernel, dy = given
+        with tf.GradientTape() as outer:
+            outer.watch(given)
+            with tf.GradientTape() as inner:
+                inner.watch([x, kernel])
+                y = convolve(x, kernel) ** 2
+            first = inner.gradient(y, [x, kernel], dy)
+            length = sum(tf.reduce_sum(tf.sin(each)) for each in first)
+        return outer.gradient(length, given)
+
+    theirs = second(lambda x, kernel: ops.conv(x, kernel, padding="same"))
+    for own, other in zip(second(by_winograd("same")), theirs, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
+
+
+LARGE = (8, 16, 16, 128)
+
+
+def layer_for(shape: tuple[int, ...], kind: Any = Conv2D, **options: Any) -> Any:
+    """A built layer, whose kernel is in proportion."""
+    options = {"filters": 128, "kernel_size": 3, "padding": "same", **options}
+    layer = kind(**options)
+    layer.build(shape)
+    return layer
+
+
+@pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D, norms.WNConv2D])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str) -> None:
+    layer = layer_for(LARGE, kind, padding=padding)
+    assert winograd.pays(layer, ops.zeros(LARGE)) == on_cpu()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((8, 4, 4, 128), {}),  # too little to do
+        ((2, 4, 4, 1024), {"filters": 1024}),  # too few places for a product
+        ((64, 32, 32, 64), {"filters": 64}),  # transforms go beyond the cache
+        ((64, 32, 32, 32), {}),  # too few channels
+        ((64, 32, 32, 128), {"filters": 32}),
+        (LARGE, {"kernel_size": 1}),
+        (LARGE, {"kernel_size": (3, 5)}),
+        (LARGE, {"strides": 2}),
+        (LARGE, {"dilation_rate": 2}),
+        (LARGE, {"groups": 2}),
+        (LARGE, {"dtype": "mixed_bfloat16"}),
+        (LARGE, {"dtype": "float64"}),
+        ((8, 128, 16, 16), {"data_format": "channels_first"}),
+        ((128, 2, 8, 128), {"padding": "valid", "data_format": "channels_last"}),
+    ],
+    ids=str,
+)
+def test_other_layers_do_not(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    built = tuple(3 if options.get("padding") == "valid" else size for size in shape[1:-1])
+    layer = layer_for((shape[0], *built, shape[-1]), **options)
+    assert not winograd.pays(layer, ops.zeros(shape))
+
+
+def test_nor_does_one_whose_batch_is_not_known_nor_a_depthwise_one() -> None:
+    assert not winograd.pays(layer_for(LARGE), keras.KerasTensor((None, *LARGE[1:])))
+    depthwise = norms.WSDepthwiseConv2D(3, padding="same")
+    assert not winograd.pays(depthwise, ops.zeros(LARGE))
+
+
+@tensorflow_alone
+def test_what_xla_compiles_whole_is_left_to_it() -> None:
+    import tensorflow as tf
+
+    layer = layer_for(LARGE)
+    taken = []
+
+    @tf.function(jit_compile=True)
+    def function(x: Any) -> Any:
+        taken.append(winograd.pays(layer, x))
+        return x
+
+    function(tf.zeros(LARGE))
+    assert taken == [False]
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
+    import tensorflow as tf
+
+    shape = (17, 9, 8, 128)
+    options = {"padding": padding, "activation": "relu"}
+    own = layer_for(shape, **options)
+    theirs = layer_for(shape, keras.layers.Conv2D, **options)
+    random = np.random.default_rng(0)
+    for weight, other in zip(own.weights, theirs.weights, strict=True):
+        value = random.normal(size=weight.shape) / 30
+        weight.assign(value)
+        other.assign(value)
+    x = tf.constant(random.normal(size=shape), tf.float32)
+
+    def of(layer: Any, call: Callable[[Any], Any]) -> list[Any]:
+        weights = [weight.value for weight in layer.trainable_weights]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = call(x)
+            loss = tf.reduce_sum(tf.sin(y))
+        return [y, *tape.gradient(loss, [x, *weights])]
+
+    wanted = of(theirs, theirs)
+    in_shards = lambda x: tf.concat(own.call_with_shards(tf.split(x, [8, 9])), 0)  # noqa: E731
+    assert winograd.pays(own, x)
+    for values in (of(own, own), of(own, in_shards)):
+        for value, other in zip(values, wanted, strict=True):
+            # A ReLU's corner is met by few, and by a rounding there.
+            np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
+
+
+@tensorflow_alone
+@pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D])
+def test_shards_share_the_kernel_s_transform(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    original = winograd.transformed
+    monkeypatch.setattr(
+        winograd, "transformed", lambda kernel: counted.append(1) or original(kernel)
+    )
+    layer = layer_for(LARGE, kind)
+    assert len(layer.call_with_shards([ops.ones(LARGE), ops.ones(LARGE)])) == 2
+    assert len(counted) == 1
