@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import machine
+from common import machine, shown
 from train_step import Contender, add_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +51,7 @@ def measured(packages: list[Path], cell: tuple[str, ...], rounds: int, seconds: 
     for each in contenders:
         each.close()
     ratios = [after / before for before, after in zip(*rates, strict=True)]
-    cells = [f"{statistics.median(r):.0f} ({min(r):.0f}–{max(r):.0f})" for r in rates]
-    cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
-    return " | ".join(cells)
+    return " | ".join([*(shown(each, 0) for each in rates), shown(ratios)])
 
 
 def main() -> None:

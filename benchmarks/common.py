@@ -1,8 +1,10 @@
-"""What the benchmarks share: random images, a loop over them, and the machine in words."""
+"""What the benchmarks share: random images, a loop over them, the machine and figures in words."""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +88,15 @@ def by_turns(
         peers.append(after)
         before = after
     return own, peers, ratios
+
+
+def shown(values: Iterable[float], digits: int = 2) -> str:
+    """Return the median of values, and their range."""
+    ordered = sorted(values)
+    middle, low, high = (
+        f"{each:,.{digits}f}" for each in (statistics.median(ordered), ordered[0], ordered[-1])
+    )
+    return f"{middle} ({low}–{high})"
 
 
 def machine() -> str:

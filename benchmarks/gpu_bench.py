@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common import shown
+
 HERE = Path(__file__).resolve().parent
 COMPILED = ("engine", "compile", "compile-reduce-overhead")
 EAGER = ("eager", "eager-channels-last")
@@ -78,7 +80,7 @@ class Figure:
     def __str__(self) -> str:
         if self.lost:
             return "–"
-        return f"{self.median:,.0f} ({min(self.rates):,.0f}–{max(self.rates):,.0f})"
+        return shown(self.rates, 0)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from common import shown
 from gpu_bench import EAGER, Bench, Cell, Figure, Lost, Report, Study
 
 SIDE_BY_SIDE = 128
@@ -146,8 +146,7 @@ def together(bench: Bench, until: float) -> None:
             break
         total = sum(rates)
         alone, best = alone or total, max(best, total)
-        each = f"{statistics.median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
-        report.row(runs, each, f"{total:,.0f}", f"{total / alone:.2f}")
+        report.row(runs, shown(rates, 0), f"{total:,.0f}", f"{total / alone:.2f}")
         report.raw.setdefault("together", []).append({"runs": runs, "rates": rates})
         bench.gain = best / alone
         longest = time.monotonic() - began

@@ -17,7 +17,7 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
-from common import by_turns, compiled_loop, machine, random_split, seconds_a_step
+from common import by_turns, compiled_loop, machine, random_split, seconds_a_step, shown
 
 IMAGES = 4096
 
@@ -78,10 +78,9 @@ def main() -> None:
             print(f"| {norm} | {str(error).splitlines()[0][:100]} | | |", flush=True)
             continue
         own, _, ratios = by_turns(loop, none, count, given.rounds)
-        step, ratio = statistics.median(own), statistics.median(ratios)
+        step = statistics.median(own)
         print(
-            f"| {norm} | {given.batch / step:.0f} | {1000 * step:.1f} | "
-            f"{ratio:.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |",
+            f"| {norm} | {given.batch / step:.0f} | {1000 * step:.1f} | {shown(ratios)} |",
             flush=True,
         )
         del loop

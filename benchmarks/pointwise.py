@@ -16,7 +16,7 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
-from common import by_turns, compiled_loop, machine, random_split, seconds_a_step
+from common import by_turns, compiled_loop, machine, random_split, seconds_a_step, shown
 
 IMAGES = 1024
 
@@ -62,8 +62,7 @@ def measured(arch: str, batch: int, given: argparse.Namespace, data: Any) -> lis
     count = min(count, IMAGES // batch)
     steps, peers, ratios = by_turns(ours, theirs, count, given.rounds)
     gains = [1 / ratio for ratio in ratios]
-    gain = f"{statistics.median(gains):.2f} ({min(gains):.2f}–{max(gains):.2f})"
-    return [*(f"{batch / statistics.median(each):.1f}" for each in (peers, steps)), gain]
+    return [*(f"{batch / statistics.median(each):.1f}" for each in (peers, steps)), shown(gains)]
 
 
 if __name__ == "__main__":

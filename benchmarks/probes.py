@@ -20,7 +20,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from common import CLASSES, compiled_loop, machine, random_split
+from common import CLASSES, compiled_loop, machine, random_split, shown
 
 TRAIN, VALIDATION = 45_000, 5_000
 
@@ -107,11 +107,6 @@ def measure(norm: str, batch: int, given: argparse.Namespace) -> None:
         )
     together = [sum(each) for each in zip(*slower.values(), strict=True)]
     print(f"| {norm} | {batch} | all together | | | | {shown(together, 2)} |", flush=True)
-
-
-def shown(values: list[float], digits: int) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-from common import compiled_loop, machine, random_split
+from common import compiled_loop, machine, random_split, shown
 
 IMAGES = 2048
 
@@ -127,10 +127,7 @@ def measured(config: Any, data: Any, given: argparse.Namespace) -> str:
     ]
     alone, joint = (1000 * statistics.median(each) for each in zip(*pairs, strict=True))
     gains = [one / other for one, other in pairs]
-    return (
-        f"{alone:.2f} | {joint:.2f} | {statistics.median(gains):.2f} "
-        f"({min(gains):.2f}–{max(gains):.2f}) | {compiling:.1f} | {differ:.0e}"
-    )
+    return f"{alone:.2f} | {joint:.2f} | {shown(gains)} | {compiling:.1f} | {differ:.0e}"
 
 
 if __name__ == "__main__":

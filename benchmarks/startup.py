@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-from common import machine
+from common import machine, shown
 
 STAGES = ("python", "config", "data", "backend", "build", "compile", "first step")
 RUNS = ("the first run", "another seed", "another batch size")
@@ -116,7 +115,7 @@ def _cells(measured: list[list[dict[str, float]]], stage: str | None) -> list[st
     for run in range(len(RUNS)):
         stages = [each[run] for each in measured]
         seconds = [sum(s.values()) if stage is None else s.get(stage, 0.0) for s in stages]
-        cells.append(f"{statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})")
+        cells.append(shown(seconds))
     return cells
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import CLASSES, compiled_loop, machine, random_split
+from common import CLASSES, compiled_loop, machine, random_split, shown
 
 ARCHS = ("resnet20", "resnet50", "mobilenet_v2")
 IMAGES = 1024
@@ -316,8 +316,7 @@ def main() -> None:
             rates = measured(names, cell, given.rounds, given.seconds, given.alone)
             base = statistics.median(rates["keras"])
             cells = [
-                f"{statistics.median(r):.0f} ({min(r):.0f}–{max(r):.0f})"
-                + ("" if name == "keras" else f" ×{statistics.median(r) / base:.2f}")
+                shown(r, 0) + ("" if name == "keras" else f" ×{statistics.median(r) / base:.2f}")
                 for name, r in rates.items()
             ]
             print(f"| {norm} | {batch} | " + " | ".join(cells) + " |", flush=True)
