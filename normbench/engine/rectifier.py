@@ -64,10 +64,9 @@ def rectified(
 
 def _folds(x: Tensor) -> bool:
     """Whether TensorFlow takes the ReLU of x in one with the convolution that gives it."""
-    operation = x.op
-    if operation.type == "AddV2":
-        return any(each.op.type == "BiasAdd" for each in operation.inputs)
-    return operation.type == "BiasAdd"
+    given = x.op.inputs if x.op.type == "AddV2" else [x]
+    biased = [each.op for each in given if each.op.type == "BiasAdd"]
+    return any("Conv" in each.inputs[0].op.type for each in biased)
 
 
 def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:

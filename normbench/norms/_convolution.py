@@ -113,8 +113,15 @@ def _added(*tensors: Any) -> Any:
 
 
 def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
-    """Return ``inputs``, (N, H, W, C), convolved with a DepthwiseConv2D's kernel, (k, k, C, M)."""
-    return ops.depthwise_conv(
+    """Return ``inputs``, (N, H, W, C), convolved with a DepthwiseConv2D's kernel, (k, k, C, M).
+
+    Half precision is convolved in float32 on a CPU, and rounded once: TensorFlow's own way takes
+    several times as long.
+    """
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if dtype in ("bfloat16", "float16") and on_cpu():
+        inputs, kernel = ops.cast(inputs, "float32"), ops.cast(kernel, "float32")
+    outputs = ops.depthwise_conv(
         inputs,
         kernel,
         strides=strides_over(layer, inputs),
@@ -122,6 +129,7 @@ def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,
     )
+    return ops.cast(outputs, dtype)
 
 
 def finished(layer: Any, outputs: Any) -> Any:

@@ -160,6 +160,69 @@ def test_depthwise_is_keras_s_layer(options: dict[str, Any]) -> None:
     assert own.get_config() == {**theirs.get_config(), "name": own.name}
 
 
+@pytest.mark.parametrize("distribution", ["ordinary", "far", "tiny"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_values_and_gradients_are_those_of_the_formula(
+    go: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
+) -> None:
+    if keras.backend.backend() == "jax" and dtype != "float32":
+        pytest.skip("by itself a layer of Keras's does not take half precision on JAX")
+    layer = DepthwiseConv2D(
+        3,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        dtype=dtype if dtype == "float32" else f"mixed_{dtype}",
+    )
+    layer.build(shape)
+    random = np.random.default_rng(1)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return np.asarray(ops.convert_to_numpy(ops.cast(values, dtype)), "f8")
+
+    kernel = rounded(random.normal(size=layer.kernel.shape))
+    layer.kernel.assign(kernel)
+    x = random.normal(size=shape) * (1e-3 if distribution == "tiny" else 1)
+    x = rounded(x + 100 * (distribution == "far"))
+    dy = rounded(random.normal(size=layer.compute_output_shape(shape)))
+    found = go(layer, x, dy)
+
+    def formula(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+        """Outputs, and gradients of inputs and kernel: TensorFlow pads more after than before."""
+        sizes = shape[1:3]
+        lost = [
+            max((out - 1) * strides + 3 - size, 0)
+            for out, size in zip(dy.shape[1:3], sizes, strict=True)
+        ]
+        edges = [(each // 2, each - each // 2) for each in lost]
+        padded = np.pad(x, ((0, 0), *edges, (0, 0)))
+        y, dx, d_kernel = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
+        for i in range(3):
+            for j in range(3):
+                window = np.s_[
+                    :,
+                    i : i + strides * (dy.shape[1] - 1) + 1 : strides,
+                    j : j + strides * (dy.shape[2] - 1) + 1 : strides,
+                ]
+                y += padded[window] * kernel[i, j, :, 0]
+                dx[window] += dy * kernel[i, j, :, 0]
+                d_kernel[i, j, :, 0] = (padded[window] * dy).sum((0, 1, 2))
+        (top, _), (left, _) = edges
+        return [y, dx[:, top : top + sizes[0], left : left + sizes[1]], d_kernel]
+
+    values = found.outputs, found.d_inputs, found.d_weights["kernel"]
+    wanted = formula(x, kernel, dy)
+    magnitudes = formula(np.abs(x), np.abs(kernel), np.abs(dy))
+    for value, expected, magnitude in zip(values, wanted, magnitudes, strict=True):
+        allowed = EPSILON[dtype] * np.abs(expected) + FLOAT32_ROUNDINGS * 2.0**-23 * magnitude
+        if dtype == "float16":  # whose numbers next to 0 are this far apart
+            allowed = allowed + 2.0**-24
+        assert value.shape == expected.shape
+        assert (np.abs(value - expected) <= allowed).all()
+
+
 def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
 
