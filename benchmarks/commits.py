@@ -1,6 +1,6 @@
 """Training speed of a network on 32×32 images: an earlier commit's engine beside today's.
 
-    python benchmarks/commits.py COMMIT [--arch resnet20] [--batches 16 128] [--norms none bn gn]
+    python benchmarks/commits.py COMMIT [--arch vgg16] [--batches 16 128] [--norms none bn gn]
 
 The commit's files are laid out in a folder of their own for as long as it takes; the tree as it
 stands is the other contender. Each has a process, and they are measured in turns, the first of a
@@ -57,7 +57,7 @@ def measured(packages: list[Path], cell: tuple[str, ...], rounds: int, seconds: 
 def main() -> None:
     options = argparse.ArgumentParser(description="An earlier commit's engine beside today's.")
     options.add_argument("commit", help="one whose engine is built as today's is")
-    add_options(options)
+    add_options(options, sorted(each.stem for each in Path(ROOT, "conf", "arch").glob("*.yaml")))
     given = options.parse_args()
     with files_of(given.commit) as earlier:
         print(

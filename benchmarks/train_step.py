@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,9 +282,9 @@ def measured(
     return rates
 
 
-def add_options(options: argparse.ArgumentParser) -> None:
+def add_options(options: argparse.ArgumentParser, archs: Sequence[str]) -> None:
     """Which cells to measure, and how often."""
-    options.add_argument("--arch", choices=ARCHS, default="resnet20")
+    options.add_argument("--arch", choices=archs, default="resnet20", metavar="ARCH")
     options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
     options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
     options.add_argument("--precision", default="float32")
@@ -294,7 +294,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(options)
+    add_options(options, ARCHS)
     options.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     options.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     given = options.parse_args()
