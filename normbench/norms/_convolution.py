@@ -115,8 +115,8 @@ def _added(*tensors: Any) -> Any:
 def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
     """Return ``inputs``, (N, H, W, C), convolved with a DepthwiseConv2D's kernel, (k, k, C, M).
 
-    Half precision is convolved in float32 on a CPU, and rounded once: TensorFlow's own way takes
-    several times as long.
+    Half precision is convolved in float32 on a CPU, and rounded once: TensorFlow adds up float16 in
+    float16, and its gradient of the inputs takes ten times as long.
     """
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     if dtype in ("bfloat16", "float16") and on_cpu():
