@@ -2,10 +2,10 @@
 
     python benchmarks/pointwise.py [--archs mobilenet_v2 resnet50] [--norm gn] [--batches 16 128]
 
-Two loops on one network in one process, by turns, as a run has them on a CPU: one with Keras's
-convolutions, one with normbench's. The ratio is that of the seconds of a step, each to the mean of
-the measurements of Keras's before and after it; medians over rounds with their range. Images are
-random, 32×32.
+Two loops on one network in one process, by turns, as a run has them on a CPU: one whose 1×1
+convolutions are Keras's, one with normbench's. The ratio is that of the seconds of a step, each to
+the mean of the measurements of Keras's before and after it; medians over rounds with their range.
+Images are random, 32×32.
 """
 
 from __future__ import annotations

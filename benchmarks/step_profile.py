@@ -54,10 +54,9 @@ SHARED = re.compile(r"PartitionedCall(_\d+)?")
 def part_of(operation: str, kinds: dict[str, str]) -> str:
     """The part that an operation, ``…/layer_1/…:Type``, is counted to."""
     path, _, kind = operation.partition(":")
-    products = any(word.startswith("winograd") for word in path.split("/"))
-    if (
-        products or "Conv" in kind
-    ):  # also one that an activation was fused with, which it is named after
+    if "Conv" in kind:  # also one that an activation was fused with, which it is named after
+        return "convolution"
+    if any(word.startswith("winograd") for word in path.split("/")):
         return "convolution"
     for word in path.split("/"):
         # A layer is named in a graph by its name, and by a number where it is called again.

@@ -29,7 +29,7 @@ class Convolution(keras.layers.Layer):
 
     On a CPU TensorFlow's convolution is slower, the gradient of its kernel most of all:
     `benchmarks/pointwise.py`. Where it is not, with strides, and for other kernels, groups,
-    backends and devices, Keras's is taken.
+    backends and devices, Keras's is taken. Kernels of 3×3 may be Winograd's: :func:`over_shards`.
     """
 
     def convolution_op(self: Any, inputs: Any, kernel: Any) -> Any:
@@ -61,7 +61,8 @@ class Convolution(keras.layers.Layer):
 class Conv2D(Convolution, keras.layers.Conv2D):
     """Keras's Conv2D, as a matrix product where it is of 1×1, without strides or groups.
 
-    With TensorFlow on a CPU only. The results differ from Keras's by rounding. Its gradient is a
+    A wide one of 3×3 is computed by Winograd's algorithm, in float32, where that is quicker. Both
+    with TensorFlow on a CPU only. The results differ from Keras's by rounding. Its gradient is a
     number also where an image is one place; see :func:`strides_over`.
     """
 
@@ -78,7 +79,10 @@ class Conv2D(Convolution, keras.layers.Conv2D):
 def over_shards(
     layer: Any, shards: list[Any], kernel: Any, convolve: Callable[[Any, Any], Any]
 ) -> list[Any]:
-    """What a layer gives for each shard: ``convolve`` of it and the kernel, bias, activation."""
+    """What a layer gives for each shard: convolution, bias, activation.
+
+    ``convolve``, of a shard and the kernel, serves where Winograd's algorithm does not pay.
+    """
     given = [ops.cast(each, layer.compute_dtype) for each in shards]
     if winograd.pays(layer, given[0]):
         transformed = winograd.transformed(ops.cast(kernel, layer.compute_dtype))

@@ -2,8 +2,8 @@
 
 F(2×2, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016,
 section 4.1: a tile of 2×2 outputs takes 16 multiplications for each channel and filter, not 36. The
-transforms only add and halve, and sums are of C products, not of 9 C: it rounds less than the plain
-sum does.
+transforms only add and halve, and sums are of C products, not of 9 C: outputs round less than the
+plain sum's. `docs/speed.md` has figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pays(layer: Any, inputs: Any) -> bool:
 
     As `benchmarks/winograd.py` found it. The transforms write four times what they read: with fewer
     channels the products don't earn that back, with 64 only while all of it stays in the cache;
-    with few places they are less quick. In half precision TensorFlow's own are twice as quick.
+    with few places they are less quick. Transforms of half precision would round in it.
     """
     plain = (
         None not in inputs.shape
