@@ -15,6 +15,7 @@ import tensorflow as tf
 from normbench.engine.rectifier import is_rectifier, rectified
 from normbench.engine.shards import forward
 from normbench.norms import _compiled
+from normbench.norms._convolution import Conv2D, DepthwiseConv2D
 from normbench.norms.batch import BatchNormalization
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -147,6 +148,29 @@ def test_a_network(count, normalized, monkeypatch, mixed):
     assert "AddN" not in own[2]
     for a, b in zip(own[:2], keras_own[:2], strict=True):
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layer", "taken"),
+    [
+        (lambda: Conv2D(4, 3), True),
+        (lambda: Conv2D(4, 1), False),  # a matrix product
+        (lambda: DepthwiseConv2D(3), False),  # of float32, then rounded
+    ],
+    ids=["3x3", "1x1", "depthwise"],
+)
+def test_a_convolution_alone_takes_the_relu_of_its_bias_along(layer, taken, monkeypatch, mixed):
+    monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
+    inputs = keras.Input((8, 8, 4))
+    outputs = keras.layers.ReLU(6.0)(layer()(inputs))
+    model = keras.Model(inputs, outputs)
+    images = 9 * tf.random.stateless_normal((4, 8, 8, 4), (0, 0))
+    dy = tf.cast(tf.random.stateless_normal((4, *outputs.shape[1:]), (1, 0)), "bfloat16")
+    own = traced(lambda x: forward(model, x, 2, training=True), images, dy)
+    keras_own = traced(lambda x: model(x, training=True), images, dy)
+    assert ("Relu6" in own[2]) == taken
+    for a, b in zip(own[:2], keras_own[:2], strict=True):
+        np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), rtol=0.02, atol=0.02)
 
 
 def network(name):
