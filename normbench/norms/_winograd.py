@@ -37,8 +37,8 @@ def pays(layer: Any, inputs: Any) -> bool:
     """Whether a layer's convolution of ``inputs``, (N, H, W, C), is quicker this way.
 
     As `benchmarks/winograd.py` found it. The transforms write four times what they read: with fewer
-    channels the products don't earn that back, with 64 only while all of it stays in the cache;
-    with few places they are less quick. Transforms of half precision would round in it.
+    channels the products don't earn that back, with 64 only while all of it stays in the cache and
+    edges are few; with few places they are less quick. Transforms of half precision would round.
     """
     plain = (
         None not in inputs.shape
@@ -54,7 +54,8 @@ def pays(layer: Any, inputs: Any) -> bool:
         return False
     places = math.prod(inputs.shape[:-1])
     fewer, more = sorted((inputs.shape[-1], layer.filters))
-    wide = fewer >= 128 or (fewer >= 64 and math.prod(inputs.shape) <= 2**19)
+    inner = min(inputs.shape[1:3]) >= 16 and math.prod(inputs.shape) <= 2**19
+    wide = fewer >= 128 or (fewer >= 64 and inner)
     # Below, a step saves less than a millisecond, and compiling takes a second.
     return wide and places >= 128 and places * fewer * more >= 2**23
 

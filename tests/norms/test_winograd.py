@@ -173,6 +173,11 @@ def layer_for(shape: tuple[int, ...], kind: Any = Conv2D, **options: Any) -> Any
     return layer
 
 
+def test_some_of_64_channels_do() -> None:
+    shape = (8, 16, 16, 64)
+    assert winograd.pays(layer_for(shape, filters=64), ops.zeros(shape)) == on_cpu()
+
+
 @pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D, norms.WNConv2D])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str) -> None:
@@ -186,6 +191,7 @@ def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str)
         ((8, 4, 4, 128), {}),  # too little to do
         ((2, 4, 4, 1024), {"filters": 1024}),  # too few places for a product
         ((64, 32, 32, 64), {"filters": 64}),  # transforms go beyond the cache
+        ((64, 8, 8, 64), {"filters": 64}),  # edges are a large part
         ((64, 32, 32, 32), {}),  # too few channels
         ((64, 32, 32, 128), {"filters": 32}),
         (LARGE, {"kernel_size": 1}),
