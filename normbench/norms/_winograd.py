@@ -54,8 +54,9 @@ def pays(layer: Any, inputs: Any) -> bool:
         return False
     places = math.prod(inputs.shape[:-1])
     fewer, more = sorted((inputs.shape[-1], layer.filters))
-    inner = min(inputs.shape[1:3]) >= 16 and math.prod(inputs.shape) <= 2**19
-    wide = fewer >= 128 or (fewer >= 64 and inner)
+    cached = math.prod(inputs.shape) <= 2**19
+    few_edges = min(inputs.shape[1:3]) >= 16
+    wide = fewer >= 128 or (fewer >= 64 and cached and few_edges)
     # Below, a step saves less than a millisecond, and compiling takes a second.
     return wide and places >= 128 and places * fewer * more >= 2**23
 
