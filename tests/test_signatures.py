@@ -1,0 +1,45 @@
+"""Signatures name run folders: a config must keep the one that its runs were stored under.
+
+`signatures.txt` was written once. A line is never edited; one is added for what is new. Where this
+fails, every user's store would be trained again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from normbench.config import compose
+from normbench.sweep.grid import expand
+
+LINES = [
+    line.split(maxsplit=1)
+    for line in (Path(__file__).parent / "signatures.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+CONFIGS = {config: signature for signature, config in LINES if "+experiment=" not in config}
+EXPERIMENTS = {config: signature for signature, config in LINES if "+experiment=" in config}
+
+
+def test_configs_keep_their_signatures() -> None:
+    assert len(CONFIGS) > 90
+    composed = {config: compose(config.split()).signature for config in CONFIGS}
+    assert composed == CONFIGS
+
+
+def digest(config: str) -> str:
+    signatures = sorted(cell.signature for cell in expand(config.split()))
+    return hashlib.sha256(" ".join(signatures).encode()).hexdigest()[:8]
+
+
+def test_cells_of_the_quickstart_keep_their_signatures() -> None:
+    quickstart = "+experiment=quickstart scale=full"
+    assert digest(quickstart) == EXPERIMENTS[quickstart]
+
+
+@pytest.mark.slow
+def test_cells_of_experiments_keep_their_signatures() -> None:
+    assert len(EXPERIMENTS) > 20
+    assert {config: digest(config) for config in EXPERIMENTS} == EXPERIMENTS
