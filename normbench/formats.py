@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -13,6 +14,25 @@ UNKNOWN = "–"
 def is_known(value: float | None) -> TypeGuard[float]:
     """Return whether ``value`` is a finite number."""
     return value is not None and math.isfinite(value)
+
+
+def printable(text: str) -> str:
+    """Return a text in one line in which every character shows.
+
+    Line breaks, terminal escapes, lone surrogates and characters without a width or that change
+    the direction of the text are written as Python writes them: a line break is a backslash
+    and an ``n``. The joiners of emoji and of some scripts stay.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if _is_hidden(character) else character
+        for character in text
+    )
+
+
+def _is_hidden(character: str) -> bool:
+    if character in "\u200c\u200d":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

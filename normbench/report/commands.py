@@ -255,7 +255,7 @@ def _write(
     for section in made:
         part = section.study.slug if len(made) > 1 else ""
         for table in section.tables:
-            written += write_table(table, out / "tables" / part)
+            written += write_table(table, out / "tables" / part, study=part)
         for drawing in section.drawings:
             written += style.save(drawing, out / "figures" / part)
     written += write_table(lists.run_list(frames), out / "tables", ("md",))
@@ -267,21 +267,29 @@ def _write(
 
 
 def write_table(
-    table: Table, folder: Path, kinds: Sequence[str] = ("md", "csv", "tex")
+    table: Table, folder: Path, kinds: Sequence[str] = ("md", "csv", "tex"), study: str = ""
 ) -> list[Path]:
-    """Write a table as Markdown, CSV and LaTeX; return the files."""
+    """Write a table as Markdown, CSV and LaTeX; return the files.
+
+    Args:
+        table: The table.
+        folder: Where to; made if it does not exist.
+        kinds: Suffixes of the files.
+        study: The slug of the table's study where a report has several.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in kinds:
         path = folder / f"{table.slug}.{kind}"
-        path.write_text(_rendered(table, kind), encoding="utf-8")
+        path.write_text(_rendered(table, kind, study), encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def _rendered(table: Table, kind: str) -> str:
-    makers = {"md": render.markdown, "csv": render.csv, "tex": render.latex}
-    return makers[kind](table)
+def _rendered(table: Table, kind: str, study: str = "") -> str:
+    if kind == "tex":
+        return render.latex(table, study)
+    return render.csv(table) if kind == "csv" else render.markdown(table)
 
 
 def _markdown(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from normbench.errors import unknown
-from normbench.report import improvement, lists, probed, tables, targets, where
+from normbench.report import improvement, labels, lists, probed, tables, targets, where
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -171,7 +171,12 @@ def draw(section: Section) -> list[Drawing]:
         if name in drawn and drawn[name].notna().any():
             drawings.append(curves.draw(study, name, log=log))
     drawings += smoothness.draw(study) + layers.draw(study)
-    return drawings + percentiles.draw(study) + depth.draw(study)
+    drawings += percentiles.draw(study) + depth.draw(study)
+    # Names of layers that differ in case or in punctuation alone would share a file.
+    slugs = labels.slugs([each.slug for each in drawings], [each.caption for each in drawings])
+    for drawing, slug in zip(drawings, slugs, strict=True):
+        drawing.slug = slug
+    return drawings
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:

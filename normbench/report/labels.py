@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from normbench.formats import UNKNOWN, printable
 
 NORMS = {
     "none": "No norm",
@@ -105,20 +110,86 @@ def _norm(name: str) -> str:
 def value(factor: str, raw: Any) -> str:
     """Return a value of a factor as it is printed."""
     if factor == "norm":
-        return norm(str(raw))
+        return norm(printable(str(raw)))
     if factor == "dataset":
-        base, bracket, options = str(raw).partition(" (")
+        base, bracket, options = printable(str(raw)).partition(" (")
         return DATASETS.get(base, base) + bracket + options
     return plain(raw)
 
 
 def plain(raw: Any) -> str:
-    """Return any value as a text: whole numbers without a point, a missing one as a dash."""
+    """Return any value as a text, in as few digits as tell a number from every other number.
+
+    Whole numbers have no point; a missing value and an empty text are a dash.
+    """
     if raw is None or raw != raw:
-        return "–"
+        return UNKNOWN
     if isinstance(raw, float):
-        return f"{raw:g}"
-    return str(raw)
+        short = f"{raw:g}"
+        if float(short) == raw:
+            return short
+        return f"{raw:.0f}" if raw.is_integer() and abs(raw) < 2**53 else repr(float(raw))
+    return printable(str(raw)) or UNKNOWN
+
+
+def distinct(factor: str, values: Iterable[Any]) -> dict[Any, str]:
+    """Return the printed name of each value of a factor; those that would read the same stay raw.
+
+    A norm of one's own named ``BN`` beside ``bn`` is such a pair.
+    """
+    names = list(values)
+    ways = [{raw: write(raw) for raw in names} for write in (lambda raw: value(factor, raw), plain)]
+    counts = [Counter(way.values()) for way in ways]
+
+    def name(raw: Any) -> str:
+        for way, count in zip(ways, counts, strict=True):
+            if count[way[raw]] == 1:
+                return way[raw]
+        return repr(raw)
+
+    return {raw: name(raw) for raw in names}
+
+
+_SLUG = 80
+"""Most bytes of a slug: a file name may have 255 in all."""
+
+
+def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
+    """Return a name for a file or folder for each text: lower case, letters, digits, ``._-``.
+
+    No two are the same in any file system, also where upper and lower case or two ways to write
+    an accent count as the same. Texts that would share a name, and texts too long for one, end
+    in a checksum of their key.
+
+    Args:
+        texts: What the names are made of.
+        keys: What tells texts apart that read the same; the texts themselves where None.
+    """
+    made = [_slug(text) for text in texts]
+    short = [slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in made]
+    counts = Counter(map(_folded, short))
+    taken: set[str] = set()
+    found = []
+    for slug, whole, key in zip(short, made, keys or texts, strict=True):
+        name = slug
+        if slug != whole or counts[_folded(slug)] > 1:
+            name += f"-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        number = 2
+        while _folded(name) in taken:
+            name, number = f"{slug}-{number}", number + 1
+        taken.add(_folded(name))
+        found.append(name)
+    return found
+
+
+def _slug(text: str) -> str:
+    normal = unicodedata.normalize("NFC", text.lower())
+    kept = "".join(c if c.isalnum() or c in "._-" else "_" for c in normal)
+    return kept.strip("._-") or "all"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold())
 
 
 def several(name: str, count: int) -> str:
@@ -131,7 +202,7 @@ def several(name: str, count: int) -> str:
 
 def factor(name: str) -> str:
     """Return the printed name of a factor."""
-    return FACTORS.get(name, name)
+    return FACTORS.get(name) or printable(name)
 
 
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:

@@ -116,8 +116,14 @@ def csv(table: Table) -> str:
     return table.data.to_csv(index=False)
 
 
-def latex(table: Table) -> str:
-    """Return the table for LaTeX with the package booktabs; the caption is the title."""
+def latex(table: Table, study: str = "") -> str:
+    """Return the table for LaTeX with the package booktabs; the caption is the title.
+
+    Args:
+        table: The table.
+        study: The slug of its study where a report has several: part of the table's label.
+    """
+    label = "-".join(part for part in (study, table.slug) if part)
     columns = "l" + "".join(
         "r" if _numeric(table, p) else "l" for p in range(1, len(table.headers))
     )
@@ -127,7 +133,7 @@ def latex(table: Table) -> str:
         "  \\centering",
         *(["  \\small", "  \\setlength{\\tabcolsep}{4pt}"] if len(table.headers) > 6 else []),
         f"  \\caption{{{latex_text(table.title)}.}}",
-        f"  \\label{{tab:{re.sub('[^a-z0-9]+', '-', table.slug.lower()).strip('-')}}}",
+        f"  \\label{{tab:{_latex_label(label)}}}",
         f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
     ]
@@ -152,6 +158,11 @@ def latex(table: Table) -> str:
         lines += ["  \\end{minipage}"]
     lines += ["\\end{table}", ""]
     return "\n".join(lines)
+
+
+def _latex_label(slug: str) -> str:
+    """Return a slug in ASCII; other characters are written as their code points."""
+    return "".join(c if c.isascii() else f"{ord(c):x}" for c in slug)
 
 
 def _latex_entry(each: Entry, remarks: dict[str, str]) -> str:

@@ -7,8 +7,9 @@ neither the rows nor the columns decide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -48,6 +49,9 @@ class Study:
             ``columns`` is ``[""]``.
         runs: Their rows of the runs frame, in every state, with ``row`` and ``column`` added.
         curves: Their rows of the curves frame.
+        title: What the study is about, as ``resnet8 on Digits, optimizer.lr 0.1``; different for
+            every study of a store, as is the slug.
+        slug: The name of the study's folders in a report.
     """
 
     by: tuple[str, ...]
@@ -56,6 +60,8 @@ class Study:
     columns: list[Any]
     runs: pd.DataFrame
     curves: pd.DataFrame
+    title: str
+    slug: str
 
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
@@ -77,28 +83,6 @@ class Study:
         return {name: self.runs[name].to_numpy() for name in names}
 
     @property
-    def title(self) -> str:
-        """What the study is about, as ``resnet8 on Digits, optimizer.lr 0.1``."""
-        arch, dataset = self.context.get("arch"), self.context.get("dataset")
-        parts = [str(arch)] if arch else []
-        if dataset:
-            name = labels.value("dataset", dataset)
-            parts = [f"{arch} on {name}" if arch else name]
-        parts += [
-            f"{key} {labels.plain(value)}"
-            for key, value in self.context.items()
-            if key not in ("dataset", "arch")
-        ]
-        return ", ".join(parts) or "all runs"
-
-    @property
-    def slug(self) -> str:
-        """The title as part of a file name."""
-        values = [labels.plain(value) for value in self.context.values()]
-        kept = "-".join(values).lower() or "all"
-        return "".join(c if c.isalnum() or c in "._-" else "_" for c in kept)
-
-    @property
     def row_factor(self) -> str:
         """The factor that tells rows apart."""
         return self.by[0]
@@ -108,9 +92,17 @@ class Study:
         """The factor that tells columns apart; empty with one factor."""
         return self.by[1] if len(self.by) > 1 else ""
 
+    @cached_property
+    def _names(self) -> tuple[dict[Any, str], dict[Any, str]]:
+        """The printed names of the rows and of the columns, different for different values."""
+        return (
+            labels.distinct(self.row_factor, self.rows),
+            labels.distinct(self.column_factor, self.columns),
+        )
+
     def row(self, value: Any) -> str:
         """Return a row's printed name."""
-        return labels.value(self.row_factor, value)
+        return self._names[0].get(value) or labels.value(self.row_factor, value)
 
     def in_words(self, value: Any) -> str:
         """Return a row's name as it stands in a sentence: a number with its factor."""
@@ -126,7 +118,9 @@ class Study:
 
     def column(self, value: Any) -> str:
         """Return a column's printed name."""
-        return labels.value(self.column_factor, value) if self.column_factor else "all"
+        if not self.column_factor:
+            return "all"
+        return self._names[1].get(value) or labels.value(self.column_factor, value)
 
     @property
     def numeric_columns(self) -> bool:
@@ -168,9 +162,38 @@ def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study
                 labels.ordered(second, map(_value, part["column"].unique())),
                 part.reset_index(drop=True),
                 curves.reset_index(drop=True),
+                title="",
+                slug="",
             )
         )
-    return sorted(found, key=lambda study: -len(study.runs))
+    found.sort(key=lambda study: -len(study.runs))
+    return _named(found)
+
+
+def _named(found: Sequence[Study]) -> list[Study]:
+    """Give each study its title and its slug; no two share either."""
+    texts = ["-".join(map(labels.plain, study.context.values())) for study in found]
+    slugs = labels.slugs(texts, [repr(study.context) for study in found])
+    titles = [_title(study.context) for study in found]
+    counts = Counter(titles)
+    return [
+        replace(study, title=title if counts[title] == 1 else f"{title} ({slug})", slug=slug)
+        for study, title, slug in zip(found, titles, slugs, strict=True)
+    ]
+
+
+def _title(context: Mapping[str, Any]) -> str:
+    arch, dataset = context.get("arch"), context.get("dataset")
+    parts = [labels.plain(arch)] if arch else []
+    if dataset:
+        name = labels.value("dataset", dataset)
+        parts = [f"{labels.plain(arch)} on {name}" if arch else name]
+    parts += [
+        f"{labels.plain(key)} {labels.plain(value)}"
+        for key, value in context.items()
+        if key not in ("dataset", "arch")
+    ]
+    return ", ".join(parts) or "all runs"
 
 
 def parse_by(text: str | Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -278,3 +279,20 @@ def test_a_copied_store_reports_the_same_tables(
         commands.report(source, out=tmp_path / out, say=lambda line: None)
     for path in (tmp_path / "one" / "tables").glob("*.tex"):
         assert path.read_text() == (tmp_path / "two" / "tables" / path.name).read_text()
+
+
+def test_studies_whose_names_look_alike_keep_their_files_apart(
+    synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    rates = {"GN/A": 0.05, "GN+A": 0.2, "gn/a": 0.4, "n" * 300: 0.8}
+    for label, rate in rates.items():
+        synth.write_grid(tmp_store, ("bn", "gn"), (16,), 1, 2, label=label, optimizer__lr=rate)
+    out = tmp_path / "out"
+    commands.report(tmp_store, by=("norm", "batch", "label"), out=out, say=lambda line: None)
+    summaries = [pd.read_csv(path) for path in out.glob("tables/*/summary.csv")]
+    assert {tuple(frame["label"].unique()) for frame in summaries} == {(key,) for key in rates}
+    labelled = [path.read_text() for path in out.glob("tables/*/test_acc.tex")]
+    assert len({re.search(r"\\label{(.*)}", tex)[1] for tex in labelled}) == len(rates)
+    linked = re.findall(r'href="(tables/[^"]+)/summary.csv"', (out / "index.html").read_text())
+    assert len(set(linked)) == len(rates)

@@ -34,3 +34,32 @@ def test_every_catalogued_norm_has_a_name_of_its_own_in_print():
 def test_norms_stand_in_the_order_of_tables_and_numbers_by_size():
     assert labels.ordered("norm", ["zzz", "gn_ws", "bn"]) == ["bn", "gn_ws", "zzz"]
     assert labels.ordered("batch", [512, 16, 64]) == [16, 64, 512]
+
+
+@pytest.mark.parametrize(
+    ("raw", "printed"),
+    [
+        (0.3, "0.3"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (1e-5, "1e-05"),
+        (20.0, "20"),
+        (1234567.0, "1234567"),
+        (None, "–"),
+        (float("nan"), "–"),
+        ("", "–"),
+        ("a\nb\x1b[31m\u202e\ud800", r"a\nb\x1b[31m\u202e\ud800"),
+        ("実験 👩\u200d🔬 $x$ [b]", "実験 👩\u200d🔬 $x$ [b]"),
+    ],
+)
+def test_a_value_in_print_is_one_line_and_tells_it_from_every_other(raw, printed):
+    assert labels.plain(raw) == printed
+
+
+def test_slugs_are_readable_short_and_different():
+    texts = ["GN 0.1", "a/b", "a+b", "x" * 500, "../..", "実験", "x" * 501, "ok", "ok"]
+    slugs = labels.slugs(texts)
+    assert slugs[0] == "gn_0.1"
+    assert slugs[5] == "実験"
+    assert len(set(slugs)) == len(texts)
+    assert all(1 <= len(slug.encode()) <= 100 and slug[0] not in "._-" for slug in slugs)
+    assert labels.slugs(["a/b", "a+b"]) == slugs[1:3]  # whatever else there is

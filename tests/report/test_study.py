@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,3 +96,53 @@ def test_any_factors_make_a_title(motley: Path) -> None:
 def test_bad_factors_are_refused(motley: Path, by: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         studies(load(motley), parse_by(by))
+
+
+ALIKE = ("GN/A", "GN+A", "gn/a", "..", "a" * 300, "a" * 301, "con\n", "実験", "é", "e\u0301")
+
+
+def test_studies_of_names_that_look_alike_have_titles_and_folders_of_their_own(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    for place, label in enumerate(ALIKE):
+        change = {"label": label, "optimizer__lr": 0.05 + place / 100}
+        synth.write_grid(tmp_store, ("bn",), (16,), 1, 2, **change)
+    found = studies(load(tmp_store), ("norm", "batch", "label"))
+    assert len({study.title for study in found}) == len(ALIKE)
+    slugs = {unicodedata.normalize("NFKC", study.slug.casefold()) for study in found}
+    assert len(slugs) == len(ALIKE)
+    for study in found:
+        assert len(study.slug.encode()) <= 100
+        assert set(study.slug) - set("._-") <= {c for c in study.slug if c.isalnum()}
+        assert study.slug[0].isalnum()
+
+
+def test_a_folder_is_named_by_what_parts_the_studies(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    for rate in (0.1, 0.5):
+        synth.write_grid(tmp_store, ("bn",), (16,), 1, 2, optimizer__lr=rate)
+    slugs = {study.slug for study in studies(load(tmp_store))}
+    assert slugs == {"digits-resnet8-0.1", "digits-resnet8-0.5"}
+
+
+def test_numbers_that_differ_in_the_last_digit_are_different_studies_and_rows(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    for rate in (0.3, 0.1 + 0.2):
+        synth.write_grid(tmp_store, ("bn",), (16,), 1, 2, optimizer__lr=rate)
+    for eps in (1e-5, 1.0000000000000003e-5):
+        synth.write_grid(tmp_store, ("gn",), (16,), 1, 2, norm__epsilon=eps, optimizer__lr=0.3)
+    found = studies(load(tmp_store))
+    titles = {study.title.rpartition(" ")[2] for study in found}
+    assert titles == {"0.3", "0.30000000000000004"}
+    (rows,) = [study.rows for study in found if study.title.endswith(" 0.3")]
+    assert rows[1:] == ["gn (epsilon=1.0000000000000003e-05)", "gn (epsilon=1e-05)"]
+
+
+def test_rows_that_would_be_printed_alike_keep_their_own_names(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    synth.write_grid(tmp_store, ("bn", "gn", "BN"), (16,), 1, 2)
+    (study,) = studies(load(tmp_store))
+    assert [study.row(row) for row in study.rows] == ["bn", "GN", "BN"]
