@@ -122,8 +122,8 @@ def torch_layer(name: str, channels: int) -> Callable[[], Any] | None:
 
 
 def our_layer(name: str) -> Callable[[], Any]:
+    from normbench.components import options_of, target
     from normbench.config import compose
-    from normbench.targets import options_of, target
 
     spec = compose([f"norm={name}"]).norm
     options = options_of(spec, "weight", "places", "place", "bfn")

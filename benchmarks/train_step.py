@@ -87,9 +87,9 @@ def keras_network(arch: str, norm: str) -> Any:
     """The network that the config names, of nothing but Keras's layers (and a post's WS)."""
     from keras import layers, ops
 
+    from normbench.components import options_of, target
     from normbench.config import compose
     from normbench.norms.norm import Norm
-    from normbench.targets import options_of, target
 
     class StandardizedConv2D(layers.Conv2D):
         def call(self, inputs):

@@ -282,8 +282,8 @@ def _show_network(arguments: Namespace) -> int:
 def _norms(arguments: Namespace, command: list[str]) -> int:
     from rich.console import Console
 
+    from normbench.components import header
     from normbench.config import compose, group_options
-    from normbench.headers import header
     from normbench.norms.page import Catalogue, details, page, rows
 
     folder = arguments.config_dir
@@ -348,12 +348,11 @@ def _data(arguments: Namespace, command: list[str]) -> int:
 
 def _sources(config_dir: str | None) -> dict[str, Any]:
     """Every data set of ``conf/dataset/`` with its source."""
+    from normbench.components import make_source
     from normbench.config import compose, group_options
-    from normbench.targets import target
 
     names = group_options(config_dir)["dataset"]
-    paths = {n: compose([f"dataset={n}"], config_dir).dataset["_target_"] for n in names}
-    return {name: target(path)() for name, path in paths.items()}
+    return {name: make_source(compose([f"dataset={name}"], config_dir).dataset) for name in names}
 
 
 def _doctor(arguments: Namespace, command: list[str]) -> int:

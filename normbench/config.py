@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normbench import placement
+from normbench.components import conf_dir, group_options, options_of, target
 from normbench.errors import UserError, nearest, unknown
-from normbench.targets import options_of, target
 
 __all__ = [
     "SCHEMA",
@@ -83,6 +83,9 @@ class Config:
                 )
         if not self.max_loss > 0:
             raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
+        for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
+            if not isinstance(getattr(self, group).get("name"), str):
+                raise UserError(f"the file of {group} must set the key 'name' to a text")
         scaling = self.optimizer.get("scaling", "none")
         if scaling not in ("linear", "sqrt", "none"):
             raise unknown("optimizer.scaling", str(scaling), ("linear", "sqrt", "none"))
@@ -250,33 +253,6 @@ def _place(
         OmegaConf.update(tree, key, _plain(value), merge=False)
     norm = typing.cast("dict[str, Any]", OmegaConf.to_container(tree.norm))
     tree.norm = placement.expand(norm, norm_file, names, options_of_norm, _like)
-
-
-def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
-    """Return every group (as ``norm`` or ``norm/weight``) with the names it offers, sorted."""
-    options: dict[str, set[str]] = {}
-    for root in _roots(config_dir):
-        for file in root.rglob("*.yaml"):
-            group = file.parent.relative_to(root).as_posix()
-            if group != ".":
-                options.setdefault(group, set()).add(file.stem)
-    return {group: sorted(names) for group, names in sorted(options.items())}
-
-
-def conf_dir() -> Path:
-    """Return the folder ``conf/``: the one in the installed package, else the checkout's."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-def _roots(config_dir: str | Path | None) -> list[Path]:
-    roots = [conf_dir()]
-    if config_dir is not None:
-        extra = Path(config_dir).resolve()
-        if not extra.is_dir():
-            raise UserError(f"--config-dir {str(config_dir)!r} is no folder")
-        roots.append(extra)
-    return roots
 
 
 @lru_cache(maxsize=4096)

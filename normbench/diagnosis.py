@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from normbench.components import check_recorded, options_of
 from normbench.config import Config, compose, group_options, parse
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import duration
@@ -86,8 +87,9 @@ def diagnose(
         say: Is told of each measurement and of each failure.
 
     Raises:
-        UserError: No such run or probe, or option; a run that has no checkpoint, or whose network
-            a probe that was named refuses; runs of several backends.
+        UserError: No such run or probe, or option; a run that has no checkpoint, that names a
+            component of no config group, or whose network a probe that was named refuses; runs of
+            several backends.
         NormbenchError: The backend is missing, or a run cannot be read.
     """
     offered = group_options(config_dir)["probe"]
@@ -96,7 +98,7 @@ def diagnose(
             raise unknown("probe", name, offered)
     wanted = list(dict.fromkeys(probes or offered))
     groups, given = _options(wanted, overrides, config_dir)
-    targets = [_target(run, groups, given) for run in _runs(store, names)]
+    targets = [_target(run, groups, given, config_dir) for run in _runs(store, names)]
     backends = sorted({each.config.backend for each in targets})
     if len(backends) > 1:
         raise UserError(
@@ -148,20 +150,21 @@ def _options(
     return groups, given
 
 
-def _target(run: Run, groups: Options, given: Options) -> Target:
+def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -> Target:
     """Read what is known of a run without its arrays.
 
     Raises:
-        UserError: It has no checkpoint.
+        UserError: It has no checkpoint, or names a component that no config group has.
     """
     tree = {k: v for k, v in (run.config or {}).items() if k not in ("signature", "schema")}
-    config = Config.from_dict(_SINCE | tree)
+    recorded = check_recorded(_SINCE | tree, config_dir, f"run {run.name}")
+    config = Config.from_dict(recorded)
     infos = {each: run.checkpoint_info(best=each == "best") for each in CHECKPOINTS}
     found = {each: info for each, info in infos.items() if info is not None}
     if not found:
         raise UserError(f"run {run.name} has no checkpoint to diagnose")
     options = {
-        name: {**group, **config.probe.get(name, {}), **given.get(name, {})}
+        name: {**group, **options_of(config.probe.get(name, {})), **given.get(name, {})}
         for name, group in groups.items()
     }
     return Target(run, config, found, options)

@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from normbench.components import make_source
 from normbench.errors import UserError
 from normbench.formats import count, size
-from normbench.targets import target
 
 if TYPE_CHECKING:  # the first imports Keras
     from normbench.archs.cost import LayerCost
@@ -60,7 +60,7 @@ def network_of(config: Config, images: str | None = None, classes: int | None = 
     size_given = None if images is None else _size(images)
     from normbench.engine import backend
 
-    source = target(config.dataset["_target_"])()
+    source = make_source(config.dataset)
     backend.start(config.backend, config.precision)
     from normbench.archs.cost import layer_costs
     from normbench.engine.model import build_model

@@ -42,7 +42,7 @@ def expand(
     expanded = dict(norm)
     if "bfn" not in norm and "places" not in norm:
         return expanded
-    if norm["name"] != file and norm["name"] in names:
+    if norm.get("name") != file and norm.get("name") in (None, *names):
         weight = norm.get("weight", {}).get("name", "none")
         expanded["name"] = file if weight == "none" else file.removesuffix(f"_{weight}")
 

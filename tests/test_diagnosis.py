@@ -8,6 +8,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import yaml
 
 from normbench.cli import main
 from normbench.config import compose
@@ -18,6 +19,21 @@ from normbench.store import Store
 
 PROBES = ("train_gap", "estimation_shift")
 
+SHARED = [
+    "run",
+    "dataset=digits",
+    "dataset.train_size=160",
+    "dataset.validation=100",
+    "arch=mlp_sigmoid",
+    "arch.units=7",
+    "norm=bn",
+    "batch=16",
+    "epochs=3",
+    "schedule.warmup=0",
+    "optimizer.lr=1",
+    f"backend={keras.backend.backend()}",
+]
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -25,23 +41,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("diagnosed") / "runs"
 
     def config(*overrides):
-        return compose(
-            [
-                "dataset=digits",
-                "dataset.train_size=160",
-                "dataset.validation=100",
-                "arch=mlp_sigmoid",
-                "arch.units=7",
-                "norm=bn",
-                "batch=16",
-                "epochs=3",
-                "schedule.warmup=0",
-                "optimizer.lr=1",
-                f"backend={keras.backend.backend()}",
-                f"store={root}",
-                *overrides,
-            ]
-        )
+        return compose([*SHARED[1:], f"store={root}", *overrides])
 
     probed = train(config(f"probe=[{','.join(PROBES)}]", "probe.train_gap.every=1")).run
     plain = train(config("seed=1")).run
@@ -57,6 +57,46 @@ def store(trained, tmp_path):
 
 def silent(line):
     pass
+
+
+@pytest.mark.parametrize("place", ["optimizer", "norm.weight", "dataset", "probe.train_gap"])
+def test_a_strangers_run_folder_runs_nothing(place, store, tmp_path, monkeypatch, capsys):
+    """Whatever reads a run folder imports nothing that only the folder names."""
+    runs, probed, _ = store
+    run = runs.run(probed)
+    (tmp_path / "stranger.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('imported').touch()\n"
+        "def run(**anything):\n    pathlib.Path(__file__).with_name('called').touch()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree = run.config
+    group = tree
+    for key in place.split("."):
+        group = group[key]
+    group["_target_"] = "stranger.run"
+    (run.path / "config.yaml").write_text(yaml.safe_dump(tree))
+    (run.path / "summary.json").unlink()  # the run was cut off: it is resumed, too
+    meta = json.loads((run.path / "meta.json").read_text())
+    (run.path / "meta.json").write_text(json.dumps({**meta, "status": "interrupted"}))
+
+    def files():
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    before = files()
+    at = ["--store", str(runs.root)]
+    assert main(["diagnose", probed, *at]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"normbench: run {probed} names 'stranger.run' at {place}, which no")
+    assert main(["diagnose", probed, "--config-dir", str(tmp_path), *at]) == 2
+    main(["show", probed, *at])
+    main(["list", *at])
+    main(["report", str(runs.root), "--out", str(tmp_path / "runs" / "report")])
+    main(["export", str(runs.root), "--out", str(tmp_path / "runs" / "all.csv")])
+    with monkeypatch.context() as quick:
+        quick.setattr("normbench.engine.training._train_locked", lambda *_: 1 / 0)
+        main([*SHARED, f"store={runs.root}", "probe=[train_gap,estimation_shift]", "--resume"])
+    main(["sweep", "--dry-run", *SHARED[1:], f"store={runs.root}", "seed=0,1,2"])
+    assert files() == before
 
 
 def test_a_checkpoint_gives_what_the_run_measured(store):

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from normbench.components import configured, make_source
 from normbench.config import Config
 from normbench.engine import backend
 from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
 from normbench.errors import UserError
 from normbench.loggers.logger import make_loggers
-from normbench.targets import check_options, options_of, target
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_dataset(config: Config) -> Any:
     from normbench.data.split import load
 
     return load(
-        target(config.dataset["_target_"])(),
+        make_source(config.dataset),
         config.dataset["validation"],
         config.dataset["split_seed"],
         config.dataset["train_size"],
@@ -114,9 +114,8 @@ def check(config: Config, kept: Kept) -> Any:
 
 
 def _optimizer(config: Config) -> Any:
-    make: Any = target(config.optimizer["_target_"])
-    options = options_of(config.optimizer, "lr", "base_batch", "scaling")
-    check_options(f"optimizer={config.optimizer['name']}", make, options)
+    keys = ("lr", "base_batch", "scaling")
+    make, options = configured("optimizer", config.optimizer, keys=keys)
     if not config.optimizer["lr"] > 0:
         raise UserError(f"optimizer.lr must be above 0, got {config.optimizer['lr']:g}")
     return make(**options)
@@ -132,13 +131,8 @@ def _rates(config: Config, steps: int) -> np.ndarray:
         config.optimizer["base_batch"],
         config.optimizer["scaling"],
     )
-    course: Any = target(config.schedule["_target_"])
-    check_options(
-        f"schedule={config.schedule['name']}",
-        course,
-        {"steps": None, **options_of(config.schedule)},
-    )
-    factors = course(steps * config.epochs, **options_of(config.schedule))
+    course, options = configured("schedule", config.schedule, passed=("steps",))
+    factors = course(steps * config.epochs, **options)
     return (np.float64(peak) * factors).astype(np.float32)
 
 

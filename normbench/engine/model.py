@@ -7,11 +7,11 @@ import math
 import keras
 import numpy as np
 
+from normbench.components import configured
 from normbench.config import Config
 from normbench.engine.images import Images
 from normbench.errors import UserError
 from normbench.initializers import seeded
-from normbench.targets import check_options, options_of, target
 
 SEEN = 5000
 """Training images that a data-dependent initialization is shown."""
@@ -32,13 +32,7 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
     """
     from normbench.norms.catalogue import make_norm
 
-    build = target(config.arch["_target_"])
-    options = options_of(config.arch)
-    check_options(
-        f"arch={config.arch['name']}",
-        build,
-        {"norm": None, "input_shape": None, "classes": None, **options},
-    )
+    build, options = configured("arch", config.arch, passed=("norm", "input_shape", "classes"))
     try:
         norm = make_norm(config.norm)
         with seeded(config.seed):

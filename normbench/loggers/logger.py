@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from normbench.components import configured
 from normbench.engine.observer import Observer
 from normbench.errors import NormbenchError
-from normbench.targets import check_options, options_of, target
 
 if TYPE_CHECKING:
     from normbench.config import Config
@@ -55,9 +55,7 @@ def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
     """
     made = []
     for name, group in groups.items():
-        kind = target(group["_target_"])
-        options = options_of(group)
-        check_options(f"logger={name}", kind, options)
+        kind, options = configured("logger", group, called=f"logger={name}")
         try:
             made.append(kind(**options))
         except ModuleNotFoundError:

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from normbench.components import target
 from normbench.errors import UserError
-from normbench.targets import target
 
 
 class Described:

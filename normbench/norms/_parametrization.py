@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from normbench.components import parameters_of
 from normbench.norms._convolution import Convolution, depthwise, over_shards
 from normbench.norms._filters import as_matrix, filters_of
 from normbench.norms._statistics import value_of
-from normbench.targets import parameters_of
 
 
 class WeightParametrization:

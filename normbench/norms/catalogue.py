@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from normbench.components import configured
 from normbench.norms.norm import Norm
-from normbench.targets import check_options, options_of, target
 
 __all__ = ["make_norm"]
 
@@ -25,7 +25,8 @@ def make_norm(spec: Mapping[str, Any]) -> Norm:
             one more such place, ``bfn`` at ``place``.
 
     Raises:
-        UserError: A ``_target_`` that does not exist, or options that it does not take.
+        UserError: A ``_target_`` that does not exist or is no layer, or options that it does not
+            take.
         ValueError: An unknown place.
     """
     placed = dict(spec.get("places") or {})
@@ -34,16 +35,14 @@ def make_norm(spec: Mapping[str, Any]) -> Norm:
     return Norm(
         _factory("norm", spec),
         _factory("norm/weight", spec.get("weight") or {}),
-        {place: _factory(f"norm at {place}", other) for place, other in placed.items()},
+        {place: _factory("norm", other, f" at {place}") for place, other in placed.items()},
     )
 
 
-def _factory(kind: str, spec: Mapping[str, Any]) -> Any:
-    """Return a callable that makes what ``spec`` describes, or None where it names nothing."""
-    path = spec.get("_target_")
-    if path is None:
+def _factory(group: str, spec: Mapping[str, Any], where: str = "") -> Any:
+    """Return a callable that builds what ``spec`` describes, or None where it names nothing."""
+    if spec.get("_target_") is None:
         return None
-    made = target(path)
-    options = options_of(spec, *_STRUCTURE)
-    check_options(f"{kind}={spec.get('name')}", made, options)
+    called = f"{group}{where}={spec.get('name')}"
+    made, options = configured(group, spec, called=called, structure=_STRUCTURE)
     return partial(made, **options)

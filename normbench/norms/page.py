@@ -17,9 +17,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from normbench.components import options_of
 from normbench.errors import unknown
 from normbench.norms._attributes import Described
-from normbench.targets import options_of
 
 FIELDS = ("formula", "computed_over", "parameters", "state", "source")
 """What is said of each, in the order shown."""

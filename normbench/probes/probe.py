@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from normbench.components import configured
 from normbench.errors import UserError
-from normbench.targets import check_options, options_of, target
 
 if TYPE_CHECKING:
     import keras
@@ -56,9 +56,7 @@ def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
     """
     made = []
     for name, group in groups.items():
-        kind = target(group["_target_"])
-        options = options_of(group)
-        check_options(f"probe={name}", kind, options)
+        kind, options = configured("probe", group, called=f"probe={name}")
         made.append(kind(**options))
     return made
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from normbench.config import Config, conf_dir, group_options, parse
+from normbench.components import configured, options_of, read_group
+from normbench.config import Config, parse
 from normbench.errors import UserError, unknown
 from normbench.store import Store
 from normbench.sweep.ending import Ending
-from normbench.targets import check_options, options_of, target
 
 GROUP = "executor"
 DEFAULT = "local"
@@ -195,10 +195,7 @@ def choose(
             value = override.value()
             text_like = type(value).__name__ == "QuotedString"
             options[key.removeprefix(GROUP + ".")] = value.text if text_like else value
-    names = group_options(config_dir)[GROUP]
-    if name not in names:
-        raise unknown(GROUP, name, names)
-    chosen = _read(name, config_dir)
+    chosen = {"name": name, **read_group(GROUP, name, config_dir)}
     known = options_of(chosen)
     for key in options:
         if key not in known:
@@ -212,9 +209,7 @@ def make(options: Mapping[str, Any]) -> Executor:
     Raises:
         UserError: An option that it does not take, or a value that it cannot use.
     """
-    made: Any = target(options["_target_"])
-    given = options_of(options)
-    check_options(f"{GROUP}={options['name']}", made, given)
+    made, given = configured(GROUP, options)
     return made(**given)
 
 
@@ -228,12 +223,3 @@ def whole(name: str, value: Any, least: int, optional: bool = False) -> Any:
             f"{GROUP}.{name} must be a whole number of at least {least}{also}, got {value!r}"
         )
     return value
-
-
-def _read(name: str, config_dir: str | Path | None) -> dict[str, Any]:
-    import yaml
-
-    roots = [conf_dir(), *([] if config_dir is None else [Path(config_dir)])]
-    paths = [root / GROUP / f"{name}.yaml" for root in roots]
-    path = next(path for path in paths if path.is_file())
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

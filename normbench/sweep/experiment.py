@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normbench.config import conf_dir, group_options, parse
+from normbench.components import group_file
+from normbench.config import parse
 from normbench.errors import UserError, unknown
 
 FULL = "full"
@@ -101,13 +102,7 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
     Raises:
         UserError: There is none of that name, or its file says what cannot be understood.
     """
-    known = group_options(config_dir).get("experiment", [])
-    if name not in known:
-        raise unknown("experiment", name, known)
-    roots = [conf_dir(), *([Path(config_dir)] if config_dir is not None else [])]
-    file = next(
-        path for root in reversed(roots) if (path := root / "experiment" / f"{name}.yaml").is_file()
-    )
+    file = group_file("experiment", name, config_dir)
     import yaml
 
     try:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from normbench.components import make_source
 from normbench.config import Config
 from normbench.errors import NormbenchError
 from normbench.store import Store
 from normbench.sweep.plan import Cell
-from normbench.targets import target
 
 Check = Callable[[Sequence[Config]], list[str]]
 """Says of each config why it cannot be trained, an empty text where it can."""
@@ -91,17 +91,19 @@ def _data_problem(config: Config, states: dict[str, str]) -> str:
 
     Args:
         config: Of the run.
-        states: What was found out of the sources before; added to.
+        states: What was found out of the sources before, by their options; added to.
     """
     dataset = config.dataset
     try:
-        source = target(dataset["_target_"])()
-        if dataset["_target_"] not in states:
-            states[dataset["_target_"]] = _state(source)
+        source = make_source(dataset)
+        # The options of a source may decide which file it reads.
+        key = json.dumps(dataset, sort_keys=True)
+        if key not in states:
+            states[key] = _state(source)
     except NormbenchError as error:
         return str(error)
-    if states[dataset["_target_"]]:
-        return states[dataset["_target_"]]
+    if states[key]:
+        return states[key]
     count = dataset["train_size"]
     if count is None:
         count = source.train_count - dataset["validation"]

@@ -6,12 +6,12 @@ import pytest
 
 from normbench.archs.cost import layer_costs, multiply_adds
 from normbench.archs.resnet import build
+from normbench.components import options_of
 from normbench.config import compose
 from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
 from normbench.norms.catalogue import make_norm
 from normbench.norms.norm import Norm
-from normbench.targets import options_of
 
 SMALL = {
     "blocks": [1, 1],

@@ -286,8 +286,8 @@ def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp
     arrays, _ = whole.run.load_checkpoint()
     kept = {n.split("/", 2)[2]: v for n, v in arrays.items() if n.startswith("model/")}
 
+    from normbench.components import target
     from normbench.data.split import load
-    from normbench.targets import target
 
     source = target(config.dataset["_target_"])()
     data = load(source, 100, config.dataset["split_seed"], 160)

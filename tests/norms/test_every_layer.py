@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from normbench.components import target
 from normbench.config import conf_dir
-from normbench.targets import target
 
 SHAPE = (16, 3, 4, 16)
 BACKEND = keras.backend.backend()

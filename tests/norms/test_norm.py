@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from normbench.archs import resnet_small
+from normbench.components import options_of, parameters_of, target
 from normbench.config import compose, group_options
 from normbench.engine.model import build_model
 from normbench.errors import UserError
@@ -22,7 +23,6 @@ from normbench.norms._convolution import Conv2D
 from normbench.norms._parametrization import ParametrizedConv2D, ParametrizedDepthwiseConv2D
 from normbench.norms.catalogue import make_norm
 from normbench.norms.norm import Norm
-from normbench.targets import options_of, parameters_of, target
 
 SHAPE = (8, 8, 3)
 

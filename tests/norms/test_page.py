@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from normbench.components import header, options_of, target
 from normbench.config import compose, group_options
 from normbench.errors import UserError
-from normbench.headers import header
 from normbench.norms.page import FIELDS, Catalogue, details, page, rows
-from normbench.targets import options_of, target
 
 GROUPS = group_options()
 
@@ -162,7 +161,7 @@ def test_the_page_needs_no_keras() -> None:
     program = (
         "import sys\n"
         "from normbench.config import compose\n"
-        "from normbench.headers import header\n"
+        "from normbench.components import header\n"
         "from normbench.norms.page import Catalogue\n"
         "c = Catalogue(['gn_ws', 'xbn'], ['ws'], lambda o: compose([o]).norm, header)\n"
         "c.norm('gn_ws'), c.norm('xbn'), c.weight('ws')\n"

@@ -1,0 +1,488 @@
+"""Components: what a config group names, from its file in ``conf/`` to the object that is built.
+
+A file of a group names a component by its ``_target_``, a dotted path, and lists the options it is
+built with. Three rules hold for every group:
+
+- A group's files are those of ``conf/`` and of one further folder (``--config-dir``). A name that
+  both folders have is refused (:func:`group_options`).
+- A ``_target_`` may only name a class or function of its group's kind, which is checked before it
+  is called (:func:`component`), and takes no options but its own (:func:`configured`).
+- A run folder names components and brings no code: a ``_target_`` that is recorded there is
+  followed only if a file of the group has it, too (:func:`check_recorded`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from normbench.errors import UserError, unknown
+
+__all__ = [
+    "DATASET_KEYS",
+    "MOVED",
+    "check_options",
+    "check_recorded",
+    "component",
+    "conf_dir",
+    "configured",
+    "group_file",
+    "group_options",
+    "header",
+    "make_source",
+    "options_of",
+    "parameters_of",
+    "read_group",
+    "target",
+    "targets_in",
+]
+
+MOVED: dict[str, str] = {}
+"""Where the components went that older run folders record: old dotted path to new one."""
+
+DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
+"""Keys of a data set's group that the engine reads; all others are options of its class."""
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# --- the files of the config groups ---------------------------------------------------------------
+
+
+def conf_dir() -> Path:
+    """Return the folder ``conf/``: the one in the installed package, else the checkout's."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
+    """Return every group (as ``norm`` or ``norm/weight``) with the names it offers, sorted.
+
+    Args:
+        config_dir: A further folder with groups like those of ``conf/``.
+
+    Raises:
+        UserError: ``config_dir`` is no folder, or has a file whose name ``conf/`` has, too.
+    """
+    options: dict[str, list[str]] = {}
+    for group, name in sorted(_group_files(config_dir)):
+        if group != ".":
+            options.setdefault(group, []).append(name)
+    return options
+
+
+def group_file(group: str, name: str, config_dir: str | Path | None = None) -> Path:
+    """Return the file of a name that a group offers.
+
+    Raises:
+        UserError: The group offers no such name; and as :func:`group_options`.
+    """
+    files = _group_files(config_dir)
+    if (group, name) not in files:
+        raise unknown(group, name, [other for within, other in files if within == group])
+    return files[group, name]
+
+
+def read_group(group: str, name: str, config_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return the keys of a group's file as they are written there, its ``defaults`` list included.
+
+    Raises:
+        UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
+    """
+    return _read_keys(group_file(group, name, config_dir))
+
+
+def header(group: str, name: str, config_dir: str | Path | None = None) -> str:
+    """Return the comment at the top of a group's file on one line; empty where it has none."""
+    lines = []
+    for line in group_file(group, name, config_dir).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(" ".join(lines).split())
+
+
+def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
+    """Return the ``_target_`` paths that the files of a group name.
+
+    Raises:
+        UserError: A file of the group is no YAML mapping; and as :func:`group_options`.
+    """
+    found = (_read_keys(file).get("_target_") for file in _files_of(group, config_dir))
+    return {path for path in found if isinstance(path, str)}
+
+
+def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
+    """Return the files of all groups by group and name, the files beside ``conf/`` included."""
+    shipped = _files_under(conf_dir())
+    if config_dir is None:
+        return shipped
+    folder = Path(config_dir).resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {str(config_dir)!r} is no folder")
+    own = _files_under(folder)
+    both = [key for key in own if key in shipped and not own[key].samefile(shipped[key])]
+    if both:
+        group, name = key = min(both)
+        called = f"{name}.yaml" if group == "." else f"{group}={name}"
+        more = f" (and {len(both) - 1} more names)" if len(both) > 1 else ""
+        raise UserError(
+            f"{called} is in both {own[key]} and {shipped[key]}{more}: give your file another name"
+        )
+    return {**shipped, **own}
+
+
+def _files_under(root: Path) -> dict[tuple[str, str], Path]:
+    return {
+        (file.parent.relative_to(root).as_posix(), file.stem): file for file in root.rglob("*.yaml")
+    }
+
+
+def _files_of(group: str, config_dir: str | Path | None) -> list[Path]:
+    return [file for (within, _), file in _group_files(config_dir).items() if within == group]
+
+
+def _read_keys(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{file} must be a group of keys")
+    return dict(tree)
+
+
+# --- from a path to a component -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the files of a group may name.
+
+    Attributes:
+        wanted: The kind in words, after "must be".
+        accepts: Whether an imported object is of this kind.
+    """
+
+    wanted: str
+    accepts: Callable[[Any], bool]
+
+
+def _subclass_of(path: str) -> _Kind:
+    """Return the kind of the subclasses of a class, which is imported when one is checked."""
+
+    def accepts(made: Any) -> bool:
+        if not inspect.isclass(made) or inspect.isabstract(made):
+            return False
+        return issubclass(made, target(path))
+
+    return _Kind(f"a subclass of {path}", accepts)
+
+
+def _function_of(wanted: str, *parameters: str) -> _Kind:
+    """Return the kind of the functions whose first parameters have these names."""
+
+    def accepts(made: Any) -> bool:
+        if not callable(made):
+            return False
+        try:
+            named = list(inspect.signature(made).parameters)
+        except (TypeError, ValueError):  # a builtin that does not say
+            return False
+        return tuple(named[: len(parameters)]) == parameters
+
+    return _Kind(f"{wanted}({', '.join(parameters)}, …)", accepts)
+
+
+def _is_optimizer(made: Any) -> bool:
+    has_slots = hasattr(made, "slots") or "slots" in getattr(made, "__annotations__", ())
+    return inspect.isclass(made) and has_slots and callable(getattr(made, "update", None))
+
+
+_KINDS = {
+    "dataset": _subclass_of("normbench.data.base.Source"),
+    "arch": _function_of("a function that builds a model, build", "norm", "input_shape", "classes"),
+    "norm": _subclass_of("keras.Layer"),
+    "norm/weight": _subclass_of("normbench.norms._parametrization.WeightParametrization"),
+    "optimizer": _Kind("a class with slots and update(), as in engine/optimizer.py", _is_optimizer),
+    "schedule": _function_of("a function of learning rates, schedule", "steps"),
+    "probe": _subclass_of("normbench.probes.probe.Probe"),
+    "logger": _subclass_of("normbench.loggers.logger.Logger"),
+    "executor": _subclass_of("normbench.sweep.executor.Executor"),
+}
+
+
+def target(path: str) -> Any:
+    """Import what a dotted path names, or what it was renamed to (:data:`MOVED`).
+
+    Raises:
+        UserError: No such module, or nothing of that name in it.
+    """
+    module_name, _, name = MOVED.get(path, path).rpartition(".")
+    if not module_name:
+        raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise UserError(f"_target_ {path!r}: there is no module {error.name!r}") from None
+        raise
+    if not hasattr(module, name):
+        raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
+    return getattr(module, name)
+
+
+def component(group: str, path: str, called: str) -> Any:
+    """Import the component that a ``_target_`` of a group names, without calling it.
+
+    Args:
+        group: As ``norm`` or ``norm/weight``.
+        path: The dotted path.
+        called: The component in messages, as ``norm=gn``.
+
+    Raises:
+        UserError: There is nothing of that path, or it is not of the group's kind.
+    """
+    kind = _KINDS[group]
+    made = target(path)
+    if not kind.accepts(made):
+        raise UserError(f"{called}: _target_ {path!r} must be {kind.wanted}")
+    return made
+
+
+def configured(
+    group: str,
+    spec: Mapping[str, Any],
+    *,
+    called: str | None = None,
+    keys: Collection[str] = (),
+    structure: Collection[str] = (),
+    passed: Collection[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """Return the component that a group's keys describe, and the options to call it with.
+
+    Args:
+        group: As ``norm`` or ``norm/weight``.
+        spec: The group's keys: ``name``, ``_target_`` and options.
+        called: The component in messages; ``GROUP=NAME`` by default.
+        keys: Keys that must be there and are no options, because the engine reads them.
+        structure: Keys that may be there and are no options.
+        passed: Parameters that the caller passes beside the options.
+
+    Raises:
+        UserError: No such component, one of another kind, or options that it does not take.
+    """
+    called = called or f"{group}={spec.get('name')}"
+    path = spec.get("_target_")
+    if not isinstance(path, str):
+        raise UserError(f"{called} lacks the key '_target_', a dotted path")
+    made = component(group, path, called)
+    options = options_of(spec, *keys, *structure)
+    check_options(called, made, {**dict.fromkeys(passed), **options}, keys)
+    for key in keys:
+        if key not in spec:
+            raise UserError(f"{called} lacks the option {key!r}")
+    return made, options
+
+
+def make_source(spec: Mapping[str, Any]) -> Any:
+    """Build the source of a data set, a :class:`normbench.data.base.Source`.
+
+    Args:
+        spec: The group ``dataset`` of a config.
+
+    Raises:
+        UserError: No such class, one that is no source, or options that it does not take.
+    """
+    made, options = configured("dataset", spec, keys=DATASET_KEYS)
+    return made(**options)
+
+
+def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
+    """Return a group's options: all of it but its name, its target and ``not_options``."""
+    return {
+        key: value for key, value in group.items() if key not in ("name", "_target_", *not_options)
+    }
+
+
+def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
+    """Return the options that a class's constructor, or a function, takes by name.
+
+    What a constructor passes on as ``**kwargs`` (a layer's name and dtype) is no option.
+    """
+    signature = inspect.signature(made.__init__ if inspect.isclass(made) else made)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: each
+        for name, each in signature.parameters.items()
+        if each.kind in kinds and name not in ("self", "name", "dtype")
+    }
+
+
+def check_options(
+    kind: str, made: Any, options: Mapping[str, Any], beside: Collection[str] = ()
+) -> None:
+    """Refuse options that ``made`` does not take, and the lack of one that it needs.
+
+    Args:
+        kind: The component in messages, as ``norm=gn``.
+        made: A class or a function.
+        options: By name.
+        beside: Keys that may stand beside the options, for the message.
+
+    Raises:
+        UserError: An unknown or a missing option.
+    """
+    known = parameters_of(made)
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {kind}", str(name), [*known, *beside])
+    for name, each in known.items():
+        if each.default is inspect.Parameter.empty and name not in options:
+            raise UserError(f"{kind} lacks the option {name!r}")
+
+
+# --- what a run folder names ----------------------------------------------------------------------
+
+_MOST_DEPTH = 8
+_MOST_VALUES = 10_000
+
+
+def check_recorded(
+    tree: Mapping[str, Any], config_dir: str | Path | None, where: str
+) -> dict[str, Any]:
+    """Check the components that a run folder's config names, so that they may be built.
+
+    A run folder may come from anybody. It can choose among the components that ``conf/`` and
+    ``config_dir`` name, and set their options to plain values; it cannot name other code.
+
+    Args:
+        tree: The config as it is recorded.
+        config_dir: A further folder with config groups, given on this command line.
+        where: The run in messages.
+
+    Returns:
+        The config with the paths of components that were moved since (:data:`MOVED`).
+
+    Raises:
+        UserError: A ``_target_`` that neither folder has, or a value that no config has.
+    """
+    _check_size(tree, where)
+    checked = _moved(tree)
+    groups = dict(_recorded_groups(checked, where))
+    # A _target_ anywhere else is nothing that normbench wrote.
+    for path, found in _targets(checked):
+        if path not in groups:
+            raise UserError(f"{where} names {found!r} at {path}, where no component belongs")
+    for path, (group, spec) in groups.items():
+        found = spec.get("_target_")
+        if found is not None and found not in targets_in(group, config_dir):
+            raise UserError(
+                f"{where} names {found!r} at {path}, which no file of {group} has in "
+                f"{_folders(config_dir)}: nothing of it is imported"
+                f"{'' if config_dir else ' (--config-dir adds a folder of your own)'}"
+            )
+        for key, value in spec.items():
+            structure = path == "norm" and key in _STRUCTURE
+            if not structure and _holds_mapping(value):
+                _check_mapping(group, key, value, config_dir, f"{where} sets {path}.{key}")
+    return checked
+
+
+_STRUCTURE = ("weight", "bfn", "places")
+"""Keys of the group ``norm`` that hold components themselves."""
+
+
+def _recorded_groups(
+    tree: Mapping[str, Any], where: str
+) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
+    """Yield each place of a config that holds a component: its path, its group and its keys."""
+
+    def group_at(parent: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]:
+        value = parent.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {path} must be a group of keys, not {value!r}")
+        return value
+
+    for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
+        yield group, (group, group_at(tree, group, group))
+    for group in ("probe", "logger"):
+        for name in group_at(tree, group, group):
+            path = f"{group}.{name}"
+            yield path, (group, group_at(tree[group], name, path))
+    norm = group_at(tree, "norm", "norm")
+    yield "norm.weight", ("norm/weight", group_at(norm, "weight", "norm.weight"))
+    yield "norm.bfn", ("norm", group_at(norm, "bfn", "norm.bfn"))
+    places = group_at(norm, "places", "norm.places")
+    for place in places:
+        path = f"norm.places.{place}"
+        yield path, ("norm", group_at(places, place, path))
+
+
+def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each ``_target_`` in a config."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield path, value["_target_"]
+        for key, item in value.items():
+            yield from _targets(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _targets(item, path)
+
+
+def _moved(value: Any) -> Any:
+    """Return a copy of a config with the present paths of the components that were moved."""
+    if isinstance(value, Mapping):
+        return {
+            key: MOVED.get(item, item)
+            if key == "_target_" and isinstance(item, str)
+            else _moved(item)
+            for key, item in value.items()
+        }
+    return [_moved(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_size(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse what YAML's aliases can make of a small file: endless or enormous values."""
+    left = _MOST_VALUES
+    waiting: list[tuple[Any, int]] = [(tree, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        left -= 1
+        if left < 0 or depth > _MOST_DEPTH:
+            raise UserError(f"{where} has a config.yaml that no run has: it holds too many values")
+        if isinstance(value, Mapping):
+            waiting += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+
+
+def _holds_mapping(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_mapping, value))
+    return isinstance(value, Mapping)
+
+
+def _check_mapping(
+    group: str, key: str, value: Any, config_dir: str | Path | None, sets: str
+) -> None:
+    """Refuse an option that is a mapping, unless a file of the group sets it to that very value.
+
+    Keras builds objects from mappings that name a module and a class.
+    """
+    written = json.dumps(value, sort_keys=True, default=str)
+    for file in _files_of(group, config_dir):
+        if json.dumps(_read_keys(file).get(key), sort_keys=True, default=str) == written:
+            return
+    raise UserError(f"{sets} to a group of keys, which no file of {group} does")
+
+
+def _folders(config_dir: str | Path | None) -> str:
+    return "conf/" if config_dir is None else f"conf/ or {config_dir}"
