@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from normbench import placement
 from normbench.components import conf_dir, group_options, options_of, target
 from normbench.errors import UserError, nearest, unknown
+from normbench.overrides import as_text, parse, refers, search_path
 
 __all__ = [
     "SCHEMA",
@@ -30,11 +32,15 @@ __all__ = [
     "target",
 ]
 
+STORE_VARIABLE = "NORMBENCH_STORE"
+"""Environment variable that names the store of commands that name none."""
+
 SCHEMA = 1
 """Version of the meaning of a config; part of every signature, raised when numbers would change."""
 
 _MARK = "launch"
 _LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
+_TEXTS = ("store", "label")  # keys that take any text
 _LATER = {"later": True}  # of fields that came later: their default is no part of a signature
 
 
@@ -111,7 +117,7 @@ class Config:
             and not (each.metadata.get("later") and getattr(self, each.name) == each.default)
         }
         text = json.dumps(
-            {"schema": SCHEMA, **_without_own_targets(tree)},
+            {"schema": SCHEMA, **_signed(tree)},
             sort_keys=True,
             separators=(",", ":"),
             allow_nan=False,
@@ -164,29 +170,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
         UserError: An unknown key, name or value, a value of the wrong type or out of range, or
             an override that names several values.
     """
-    for override in parse(overrides):
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.input_line!r} names several values: one run takes one "
-                "(normbench sweep takes several)"
-            )
     return compose_parsed(parse(overrides), config_dir)
-
-
-def parse(overrides: Sequence[str]) -> list[Any]:
-    """Parse overrides by Hydra's own grammar into Hydra ``Override`` objects."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.extend(parser.parse_overrides([text]))
-        except HydraException as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot read {text!r}: write key=value ({reason})") from None
-    return parsed
 
 
 def compose_parsed(
@@ -194,7 +178,7 @@ def compose_parsed(
     config_dir: str | Path | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Config:
-    """As :func:`compose`, of overrides already parsed and each naming one value.
+    """As :func:`compose`, of overrides already parsed.
 
     Args:
         overrides: Of one run.
@@ -203,7 +187,7 @@ def compose_parsed(
     """
     groups = group_options(config_dir) if groups is None else groups
     chosen: list[str] = []
-    values: list[tuple[str, Any]] = []
+    values: list[tuple[str, Any, str]] = []
     for override in overrides:
         key = override.key_or_group
         if key in groups:
@@ -211,28 +195,48 @@ def compose_parsed(
                 raise UserError(f"{override.input_line!r} is for sweeps: normbench sweep takes it")
             if override.is_delete():
                 raise UserError(f"{override.input_line!r}: a group cannot be removed, only chosen")
+            _refuse_several(key, override.value(), as_text(override))
             _check_option(key, override.value(), groups[key])
             chosen.append(override.input_line)
         elif override.is_delete():
             raise UserError(f"{override.input_line!r}: a key cannot be removed, only set")
+        elif key in _TEXTS:
+            values.append((key, as_text(override), ""))
         else:
-            values.append((key, override.value()))
+            values.append((key, override.value(), as_text(override)))
+    if "store" not in {key for key, _, _ in values} and (named := os.environ.get(STORE_VARIABLE)):
+        values.append(("store", named, named))
     directory = None if config_dir is None else str(Path(config_dir).resolve())
     composed, norm_file = _compose_groups(tuple(chosen), directory)
     plain, known = _plain_groups(tuple(chosen), directory)
-    refers = any("${" in str(value) for _, value in values)
-    if plain is not None and not refers:
+    if plain is not None and not any(refers(value) for _, value, _ in values):
         made = copy.deepcopy(plain)
-        for key, value in values:
-            _put(made, key, _checked(key, _plain(value), known, groups))
-        return Config.from_dict(made)
+        for key, value, text in values:
+            _put(made, key, _checked(key, _plain(value), text, known, groups))
+        return _stored(Config.from_dict(made))
     tree = copy.deepcopy(composed)
-    placing = [(key, value) for key, value in values if placement.names_placement(key, tree.norm)]
-    _place(tree, norm_file, placing, groups["norm"], directory)
-    for key, value in values:
-        if (key, value) not in placing:
-            _set(tree, key, _plain(value), groups)
-    return Config.from_dict(_resolved(tree))
+    placing = [each for each in values if placement.names_placement(each[0], tree.norm)]
+    for each in placing:
+        _refuse_several(*each)
+    _place(tree, norm_file, [each[:2] for each in placing], groups["norm"], directory)
+    texts = {key: value for key, value, _ in values if key in _TEXTS and not refers(value)}
+    for each in values:
+        key, value, text = each
+        if each not in placing and key not in texts:
+            _set(tree, key, _plain(value), text, groups)
+    return _stored(Config.from_dict(_with_number_types(_resolved(tree)) | texts))
+
+
+def default_store() -> str:
+    """Return the folder of runs where none is named: that of ``NORMBENCH_STORE``, else ``runs``."""
+    return os.environ.get(STORE_VARIABLE) or "runs"
+
+
+def _stored(config: Config) -> Config:
+    """Refuse a config that names no store, as ``store=$UNSET`` does."""
+    if not config.store.strip():
+        raise UserError("store is empty: write store=FOLDER, or leave it out for the default")
+    return config
 
 
 def _place(
@@ -268,7 +272,7 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
 
     overrides = list(chosen)
     if config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{config_dir}]")
+        overrides.append(search_path(config_dir))
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             tree = hydra_compose("config", overrides, return_hydra_config=True)
@@ -279,6 +283,9 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
     OmegaConf.set_struct(tree, False)
     norm_file = tree.hydra.runtime.choices["norm"]
     del tree["hydra"]
+    if config_dir is not None:
+        plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree))
+        tree = OmegaConf.create(_with_number_types(plain))
     return tree, norm_file
 
 
@@ -313,25 +320,70 @@ def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
             raise unknown(group, str(name), options)
 
 
-def _set(tree: Any, key: str, value: Any, groups: Mapping[str, Sequence[str]]) -> None:
+def _set(tree: Any, key: str, value: Any, text: str, groups: Mapping[str, Sequence[str]]) -> None:
     """Set ``key`` in the composed ``tree`` after checking that it exists and what it holds."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     known = dict(_leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
-    OmegaConf.update(tree, key, _checked(key, value, known, groups))
+    checked = _checked(key, value, text, known, groups)
+    try:
+        OmegaConf.update(tree, key, checked)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={checked}: {str(error).splitlines()[0]}") from None
 
 
 def _checked(
-    key: str, value: Any, known: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+    key: str,
+    value: Any,
+    text: str,
+    known: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
 ) -> Any:
-    """A value for ``key``, which must be one of the ``known`` keys, as the type it must have."""
+    """Return a value for ``key``, one of the ``known`` keys, as the type that the key holds.
+
+    Args:
+        key: Of the config, with dots.
+        value: As Hydra reads it.
+        text: The value as it was typed, for a key that holds a text.
+        known: Every key with its default.
+        groups: The groups of the config with their names.
+    """
     if key not in known:
         raise _unknown_key(key, value, list(known), groups)
     if key.endswith(("_target_", ".name")):
         chosen = key.rpartition(".")[0]
         chosen = chosen.replace(".", "/") if chosen.replace(".", "/") in groups else chosen
         raise UserError(f"{key!r} is decided by the choice of {chosen}; choose {chosen}=NAME")
-    return _like(key, value, known[key])
+    default = known[key]
+    if (
+        isinstance(default, str)
+        and not default.startswith("${")
+        and "." in key
+        and value is not None
+    ):
+        value = text
+    _refuse_several(key, value, text)
+    return _like(key, value, default, _target_of(key, known))
+
+
+def _refuse_several(key: str, value: Any, text: str) -> None:
+    """Refuse what Hydra reads as several values, which only a key that holds a text takes."""
+    from hydra.core.override_parser.types import Sweep
+
+    if isinstance(value, Sweep):
+        raise UserError(
+            f"'{key}={text}' names several values: one run takes one "
+            "(normbench sweep takes several)"
+        )
+
+
+def _target_of(key: str, known: Mapping[str, Any]) -> str:
+    """Return the ``_target_`` of the innermost group around a key; empty where there is none."""
+    while key := key.rpartition(".")[0]:
+        if path := known.get(f"{key}._target_"):
+            return str(path)
+    return ""
 
 
 def _unknown_key(
@@ -368,8 +420,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value
 
 
-def _like(key: str, value: Any, default: Any) -> Any:
-    """Return ``value`` as the type that the default in ``conf/`` has, or refuse it."""
+def _like(key: str, value: Any, default: Any, target: str) -> Any:
+    """Return ``value`` as the type that the default in its group's file has, or refuse it.
+
+    A whole number in a file of the user's own, for a class of the user's own, stands for any
+    number: ``factor: 1`` says nothing of whether ``factor=0.5`` makes sense.
+    """
     if isinstance(value, str) and value.startswith("${"):
         return value
     if "." not in key:
@@ -380,9 +436,12 @@ def _like(key: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(default, list):
         items = value if isinstance(value, list) else [value]
-        return [_like(key, item, default[0]) if default else item for item in items]
+        return [_like(key, item, default[0], target) if default else item for item in items]
     if isinstance(default, dict):
         return value
+    if type(default) is int and _is_foreign(target):
+        number = _typed(key, value, float)
+        return int(value) if number.is_integer() else number
     return _typed(key, value, type(default))
 
 
@@ -445,15 +504,75 @@ def _resolved(tree: Any) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0]) from None
 
 
-def _without_own_targets(tree: Any) -> Any:
-    """Drop the paths inside this package: where a file lies does not change a number."""
+def _is_foreign(target: str) -> bool:
+    return bool(target) and not target.startswith("normbench.")
+
+
+def _signed(tree: Any, foreign: bool = False) -> Any:
+    """Return what a signature is made of: paths inside this package change no number, and in the
+    options of a class of the user's own, whose types nobody declares, 1.0 is 1."""
+    if isinstance(tree, Mapping):
+        target = str(tree.get("_target_", ""))
+        inside = _is_foreign(target) if target else foreign
+        return {
+            key: _signed(value, inside)
+            for key, value in tree.items()
+            if not (key == "_target_" and str(value).startswith("normbench."))
+        }
+    if isinstance(tree, list | tuple):
+        return [_signed(item, foreign) for item in tree]
+    if foreign and isinstance(tree, float) and tree.is_integer():
+        return int(tree)
+    return tree
+
+
+@lru_cache(maxsize=1)
+def _shipped_numbers() -> dict[str, dict[str, Any]]:
+    """Return by ``_target_`` the options that are numbers, or lists of them, in ``conf/``."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(conf_dir().rglob("*.yaml")):
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(tree, dict) and "_target_" in tree:
+            known = found.setdefault(tree["_target_"], {})
+            for key, value in tree.items():
+                example = value[0] if isinstance(value, list) and value else value
+                if isinstance(example, int | float) and not isinstance(example, bool):
+                    known.setdefault(key, example)
+    return found
+
+
+def _with_number_types(tree: Any, key: str = "") -> Any:
+    """Give the options of shipped classes the types of numbers that they have in ``conf/``.
+
+    A file of one's own may say ``lr: 1`` for ``lr: 1.0``: it is the same run.
+
+    Raises:
+        UserError: A fraction where ``conf/`` has a whole number.
+    """
     if not isinstance(tree, Mapping):
         return tree
-    return {
-        key: _without_own_targets(value)
-        for key, value in tree.items()
-        if not (key == "_target_" and str(value).startswith("normbench."))
-    }
+    known = _shipped_numbers().get(str(tree.get("_target_")), {})
+    typed = {}
+    for name, value in tree.items():
+        path = f"{key}.{name}" if key else str(name)
+        if name not in known:
+            typed[name] = _with_number_types(value, path)
+        elif isinstance(value, list):
+            typed[name] = [_as_number(path, item, type(known[name])) for item in value]
+        else:
+            typed[name] = _as_number(path, value, type(known[name]))
+    return typed
+
+
+def _as_number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """Return a number as ``kind``; what is no number is left to the class that takes it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _typed(key, value, kind)
 
 
 def _at_least(key: str, value: int, least: int) -> None:

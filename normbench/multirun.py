@@ -18,6 +18,7 @@ from typing import Any
 from normbench.config import compose, conf_dir, parse
 from normbench.engine.reuse import Kept
 from normbench.errors import UserError
+from normbench.overrides import search_path
 
 _kept = Kept()
 
@@ -37,9 +38,10 @@ def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
     from hydra.errors import HydraException
 
     _refuse_unknown(overrides, config_dir)
-    arguments = ["--multirun", *overrides]
+    # Hydra's parser reads them again: with the quotes that ours puts around what it cannot read.
+    arguments = ["--multirun", *(each.input_line for each in parse(overrides))]
     if config_dir is not None:
-        arguments.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
+        arguments.append(search_path(str(Path(config_dir).resolve())))
     start = hydra.main(str(conf_dir()), "config", version_base="1.3")(train_job)
     with _called_with(arguments):
         try:

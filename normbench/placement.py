@@ -21,7 +21,7 @@ def expand(
     file: str,
     names: Sequence[str],
     options_of: Callable[[str], dict[str, Any]],
-    like: Callable[[str, Any, Any], Any],
+    like: Callable[[str, Any, Any, str], Any],
 ) -> dict[str, Any]:
     """Return the group ``norm`` with each placed normalization's name turned into its options.
 
@@ -34,7 +34,8 @@ def expand(
         file: Which file of the group was chosen.
         names: Every normalization there is.
         options_of: Gives a normalization's group by its name.
-        like: Gives a value as the type of a default, or refuses it; called with its key.
+        like: Returns a value as the type of a default, or refuses it; called with the key, the
+            value, the default and the ``_target_`` that takes it.
 
     Raises:
         UserError: An unknown place or name, or a normalization that cannot be placed.
@@ -70,7 +71,7 @@ def expand(
         for option, value in chosen.items():
             if option not in settable:
                 raise unknown(f"option of {key}={name}", option, settable)
-            spec[option] = like(f"{key}.{option}", value, spec[option])
+            spec[option] = like(f"{key}.{option}", value, spec[option], spec.get("_target_", ""))
         return spec
 
     if "bfn" in norm:

@@ -18,6 +18,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at home says
 
+os.environ.pop("NORMBENCH_STORE", None)
+
 # Begun in the background by a script, the suite would hand on that Ctrl-C is to be ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,11 @@
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from normbench.config import Config, compose, conf_dir, group_options, parse
+from normbench.config import Config, compose, conf_dir, default_store, group_options, parse
 from normbench.errors import UserError
 
 
@@ -182,3 +183,83 @@ def test_parse_keeps_quotes_and_lists():
     assert config.schedule["milestones"] == [0.3, 0.6]
     assert config.store == "a b"
     assert len(parse(["a=1", "b=2"])) == 2
+
+
+FOREIGN = "name: half\n_target_: my_package.Half\nfactor: {}\nsteps: [{}, 0.5]\n"
+FAST = "defaults: [sgd, _self_]\nname: fast\nlr: {}\nmomentum: 0\n"
+DROPS = "name: drops\n_target_: normbench.engine.schedule.step\nwarmup: 0\nmilestones: [{}, 0.5]\n"
+
+
+def own(folder, group, name, text):
+    """Write a file of the user's own, and return the folder that holds its group."""
+    file = folder / group / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "text"),
+    [("norm", "half", FOREIGN), ("optimizer", "fast", FAST), ("schedule", "drops", DROPS)],
+)
+def test_a_whole_number_in_ones_own_file_is_the_same_run_with_and_without_a_point(
+    group, name, text, tmp_path
+):
+    number = 1 if text.count("{}") == 1 else 2
+    whole = own(tmp_path / "whole", group, name, text.format(*[number] * 2))
+    point = own(tmp_path / "point", group, name, text.format(*[float(number)] * 2))
+    override = f"{group}={name}"
+    assert compose([override], whole).signature == compose([override], point).signature
+
+
+def test_options_of_shipped_classes_have_the_types_of_conf_in_ones_own_files_too(tmp_path):
+    fast = own(tmp_path / "a", "optimizer", "fast", FAST.format(1))
+    group = compose(["optimizer=fast"], fast).optimizer
+    assert [type(group[key]) for key in ("lr", "momentum", "base_batch")] == [float, float, int]
+    assert compose(["optimizer=fast", "optimizer.lr=0.5"], fast).optimizer["lr"] == 0.5
+    # The signature that runs were stored under where the file said lr: 1.0 and momentum: 0.0.
+    assert compose(["optimizer=fast"], fast).signature == "8d700649"
+    wrong = own(tmp_path / "b", "norm", "odd", "defaults: [gn, _self_]\nname: odd\ngroups: 2.5\n")
+    with pytest.raises(UserError, match=re.escape("norm.groups must be a whole number, got 2.5")):
+        compose(["norm=odd"], wrong)
+
+
+def test_a_whole_number_for_a_class_of_ones_own_stands_for_any_number(tmp_path):
+    mine = own(tmp_path, "norm", "half", FOREIGN.format(1, 1))
+    for text, value in (("0.5", 0.5), ("2", 2), ("2.0", 2)):
+        factor = compose(["norm=half", f"norm.factor={text}"], mine).norm["factor"]
+        assert (factor, type(factor)) == (value, type(value))
+    same = [compose(["norm=half", f"norm.factor={each}"], mine).signature for each in ("1", "1.0")]
+    assert same == [compose(["norm=half"], mine).signature] * 2
+    with pytest.raises(UserError, match=r"norm\.factor must be a number, got 'x'"):
+        compose(["norm=half", "norm.factor=x"], mine)
+
+
+def test_a_placed_norm_of_ones_own_takes_any_number(tmp_path):
+    mine = own(tmp_path, "norm", "half", FOREIGN.format(1, 1))
+    config = compose(["norm=xbn", "norm.bfn={norm: half, factor: 0.5}"], mine)
+    assert config.norm["bfn"]["factor"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["wörk 実験", "a,=([{&#'\"~$:%@+!;|*?<>^`b", "end\\"])
+def test_the_path_of_a_config_folder_may_have_any_letters(name, tmp_path):
+    folder = own(tmp_path / name, "norm", "half", "defaults: [bn, _self_]\nname: half\n")
+    assert compose(["norm=half"], folder).norm_name == "half"
+
+
+def test_a_config_folder_with_an_interpolation_in_its_path_is_refused(tmp_path):
+    folder = own(tmp_path / "${x", "norm", "half", "defaults: [bn, _self_]\nname: half\n")
+    with pytest.raises(UserError, match="cannot read a path with"):
+        compose(["norm=half"], folder)
+
+
+def test_the_environment_names_the_store_where_nothing_else_does(monkeypatch):
+    before = compose()
+    assert before.store == default_store() == "runs"
+    monkeypatch.setenv("NORMBENCH_STORE", "/data/runs, old")
+    assert compose().store == default_store() == "/data/runs, old"
+    assert compose(["norm=xbn"]).store == default_store()
+    assert compose(["store=here"]).store == "here"
+    assert compose().signature == before.signature
+    monkeypatch.setenv("NORMBENCH_STORE", "")
+    assert compose().store == default_store() == "runs"

@@ -9,6 +9,7 @@ from typing import Any
 
 from normbench.config import Config, compose_parsed, group_options, parse
 from normbench.errors import UserError, unknown
+from normbench.overrides import values
 from normbench.sweep.experiment import unfold
 
 
@@ -40,7 +41,7 @@ def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
     """The overrides of one value each that an override stands for."""
     from hydra.core.override_parser.types import ValueType
 
-    if not override.is_sweep_override():
+    if not override.is_sweep_override() or override.key_or_group == "store":
         return [override]
     key = override.get_key_element()
     if override.value_type == ValueType.INTERVAL_SWEEP:
@@ -56,4 +57,6 @@ def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
         if not names:
             raise UserError(f"{override.input_line!r} matches none of {', '.join(options)}")
         return parse([f"{key}={name}" for name in names])
+    if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # as typed: label=007,1e3 are texts
+        return parse([f"{key}={text}" for text in values(override)])
     return parse([f"{key}={text}" for text in override.sweep_string_iterator()])

@@ -1,0 +1,115 @@
+"""Values of a command line: what Hydra's grammar knows, and any text where a key holds one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normbench.config import compose
+from normbench.errors import UserError
+from normbench.overrides import parse, quoted
+from normbench.sweep.executor import choose
+from normbench.sweep.grid import expand
+
+TEXTS = [
+    "実験",
+    "it's",
+    "1e3",
+    "007",
+    "1_000",
+    "true",
+    "null",
+    "[a]",
+    "{a: 1}",
+    "a,b",
+    "a, b!",
+    "range(3)",
+    "f(x)",
+    "x=y",
+    "(a",
+    "'a",
+    '"',
+    "a&b#c",
+    "costs $5 & $6",
+    "${",
+    "\\",
+    "a\nb",
+    "🎉",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_keys_that_hold_a_text_take_any_text(text: str) -> None:
+    config = compose([f"label={text}", f"store={text}"])
+    assert (config.label, config.store) == (text, text)
+
+
+def test_a_text_of_a_group_takes_any_text_too() -> None:
+    for text in ("it's", "1e3", "file:///a,b"):
+        config = compose(["logger=mlflow", f"logger.mlflow.uri={text}"])
+        assert config.logger["mlflow"]["uri"] == text
+    assert choose(["executor=slurm", "executor.partition=größe"])[0]["partition"] == "größe"
+
+
+def test_quotes_escapes_and_interpolations_stay_those_of_hydra() -> None:
+    written = {
+        "'a b'": "a b",
+        '"it\'s"': "it's",
+        r"a\,b": "a,b",
+        " x ": "x",
+        "": "",
+        "b${batch}": "b128",
+        '"$\\bn$ plain"': "$\\bn$ plain",
+    }
+    for text, meant in written.items():
+        assert compose([f"label={text}"]).label == meant
+        assert compose(["norm=xbn", f"label={text}"]).label == meant
+
+
+def test_an_interpolation_of_nothing_is_one_line() -> None:
+    for text in ("${nothing}", "${a!}"):
+        with pytest.raises(UserError, match=r"nothing|a!") as caught:
+            compose([f"label={text}"])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", " ", "''"])
+def test_an_empty_store_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="store is empty"):
+        compose([f"store={text}"])
+
+
+def test_a_sweep_takes_texts_as_they_are_typed(tmp_path: Path) -> None:
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text("name: mine\n_target_: mine.Mine\nmode: a\n")
+    cells = expand(["norm=mine", "norm.mode=007,1e3,実験,it's,'a,b',true"], tmp_path)
+    assert [cell.norm["mode"] for cell in cells] == ["007", "1e3", "実験", "it's", "a,b", "true"]
+
+
+def test_the_store_of_a_sweep_may_have_a_comma() -> None:
+    assert {config.store for config in expand(["store=a,b", "seed=0,1"])} == {"a,b"}
+
+
+def test_what_hydra_cannot_read_is_an_error_of_the_key_not_of_a_lexer() -> None:
+    for override, message in {
+        "batch=実": "batch must be a whole number, got '実'",
+        "batch=[1": "batch must be a whole number, got '[1'",
+        "norm=bn!": "unknown norm 'bn!': did you mean 'bn'",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            compose([override])
+        assert message in str(caught.value)
+
+
+def test_lists_of_texts_are_lists() -> None:
+    assert parse(["x=[größe,b]"])[0].value() == ["größe", "b"]
+    assert parse(["x=größe,b"])[0].is_sweep_override()
+
+
+@given(st.text(min_size=1).filter(lambda text: "${" not in text))
+def test_quoted_text_is_read_back(text: str) -> None:
+    (override,) = parse([f"key={quoted(text)}"])
+    assert override.value() == text
