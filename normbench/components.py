@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,6 +41,7 @@ __all__ = [
     "options_of",
     "parameters_of",
     "read_group",
+    "read_groups",
     "target",
     "targets_in",
 ]
@@ -68,7 +70,8 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
         config_dir: A further folder with groups like those of ``conf/``.
 
     Raises:
-        UserError: ``config_dir`` is no folder, or has a file whose name ``conf/`` has, too.
+        UserError: ``config_dir`` is no folder, or has a file whose name ``conf/`` has, too, or one
+            that ends in ``.yml``.
     """
     options: dict[str, list[str]] = {}
     for group, name in sorted(_group_files(config_dir)):
@@ -96,6 +99,13 @@ def read_group(group: str, name: str, config_dir: str | Path | None = None) -> d
         UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
     """
     return _read_keys(group_file(group, name, config_dir))
+
+
+def read_groups(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return the keys of every group's file, as :func:`read_group` does of one."""
+    return [
+        _read_keys(file) for (group, _), file in _group_files(config_dir).items() if group != "."
+    ]
 
 
 def header(group: str, name: str, config_dir: str | Path | None = None) -> str:
@@ -127,6 +137,10 @@ def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
     if not folder.is_dir():
         raise UserError(f"--config-dir {str(config_dir)!r} is no folder")
     own = _files_under(folder)
+    groups = {group for group, _ in shipped if group != "."}
+    for group in sorted(groups):
+        for file in sorted((folder / group).glob("*.yml")):
+            raise UserError(f"{file} is not read: config files end in .yaml, so rename it")
     both = [key for key in own if key in shipped and not own[key].samefile(shipped[key])]
     if both:
         group, name = key = min(both)
@@ -227,11 +241,18 @@ def target(path: str) -> Any:
     module_name, _, name = MOVED.get(path, path).rpartition(".")
     if not module_name:
         raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
+    folder = str(Path.cwd())
+    if not module_name.startswith("normbench.") and not {"", folder} & set(sys.path):
+        # Only `python -m normbench` looks there by itself. Last, so that it shadows nothing.
+        sys.path.append(folder)
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
-            raise UserError(f"_target_ {path!r}: there is no module {error.name!r}") from None
+            raise UserError(
+                f"_target_ {path!r}: there is no module {error.name!r} in {folder} or on Python's "
+                "path: start normbench in the folder that holds it, or install it"
+            ) from None
         raise
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normbench import placement
-from normbench.components import conf_dir, group_options, options_of, target
+from normbench.components import conf_dir, group_options, options_of, read_groups, target
 from normbench.errors import UserError, nearest, unknown
 from normbench.overrides import as_text, parse, refers, search_path
 
@@ -529,17 +529,13 @@ def _signed(tree: Any, foreign: bool = False) -> Any:
 @lru_cache(maxsize=1)
 def _shipped_numbers() -> dict[str, dict[str, Any]]:
     """Return by ``_target_`` the options that are numbers, or lists of them, in ``conf/``."""
-    import yaml
-
     found: dict[str, dict[str, Any]] = {}
-    for file in sorted(conf_dir().rglob("*.yaml")):
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(tree, dict) and "_target_" in tree:
-            known = found.setdefault(tree["_target_"], {})
-            for key, value in tree.items():
-                example = value[0] if isinstance(value, list) and value else value
-                if isinstance(example, int | float) and not isinstance(example, bool):
-                    known.setdefault(key, example)
+    for tree in read_groups():
+        known = found.setdefault(str(tree.get("_target_")), {})
+        for key, value in tree.items():
+            example = value[0] if isinstance(value, list) and value else value
+            if isinstance(example, int | float) and not isinstance(example, bool):
+                known.setdefault(key, example)
     return found
 
 
@@ -553,7 +549,7 @@ def _with_number_types(tree: Any, key: str = "") -> Any:
     """
     if not isinstance(tree, Mapping):
         return tree
-    known = _shipped_numbers().get(str(tree.get("_target_")), {})
+    known = _shipped_numbers().get(str(tree["_target_"]), {}) if "_target_" in tree else {}
     typed = {}
     for name, value in tree.items():
         path = f"{key}.{name}" if key else str(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,30 @@ def test_a_target_that_does_not_exist_is_refused(path: str, message: str) -> Non
     with pytest.raises(UserError) as caught:
         target(path)
     assert message in str(caught.value)
+
+
+def test_a_module_in_the_working_folder_is_found_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the console script is started, which does not look in the working folder by itself.
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_ones_own.py").write_text("class Half:\n    pass\n")
+    (tmp_path / "colorsys.py").write_text("Half = 1\n")
+    assert target("of_ones_own.Half").__name__ == "Half"
+    with pytest.raises(UserError, match="unknown name in colorsys"):
+        target("colorsys.Half")
+    with pytest.raises(UserError, match="start normbench in the folder that holds it, or install"):
+        target("of_nobody.Half")
+
+
+def test_a_file_that_ends_in_yml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "environment.yml").write_text("name: not ours\n")
+    assert "gn" in group_options(tmp_path)["norm"]
+    (tmp_path / "norm" / "half.yml").write_text("name: half\n")
+    with pytest.raises(UserError, match=r"norm/half\.yml is not read: .* \.yaml"):
+        group_options(tmp_path)
 
 
 def test_options_are_what_a_constructor_or_function_names() -> None:

@@ -62,7 +62,8 @@ class RayExecutor(Remote):
         ray = self._ray
         if not ray.is_initialized():
             # Ray's workers import what this process can, from the same places.
-            paths = [path or str(Path.cwd()) for path in sys.path]
+            # The folder of this command last: modules of the user's own may lie there.
+            paths = [path or str(Path.cwd()) for path in (*sys.path, "")]
             ray.init(
                 address=self._address or "local",
                 include_dashboard=False,
