@@ -2,7 +2,8 @@
 
 Usable without the rest of the package: ``from normbench.norms import GroupNormalization``.
 Importing this package imports nothing heavy; a layer's module, and Keras with it, is imported
-when the layer is first asked for.
+when the layer is first asked for. Models saved with these layers load after
+``import normbench.norms`` all the same: see :mod:`normbench.serializable`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def _public() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # for ``from normbench.norms import *``
+        return sorted(_public())
     if name.startswith("_") or name not in _public():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_public()[name]}"), name)
