@@ -161,6 +161,12 @@ def _report(report: Parser) -> None:
     report.add_argument("--metric", default="test_acc", help="what is compared (test_acc)")
     report.add_argument("--baseline", help="what the others are compared with (bn)")
     report.add_argument("--target", type=float, help="accuracy for the table of steps to reach it")
+    report.add_argument(
+        "--allow-confound",
+        default="",
+        metavar="KEY[,KEY...]",
+        help="keys in which rows may differ on purpose, as optimizer.lr",
+    )
     report.add_argument("--out", default="report", help="folder to write to (report)")
 
 

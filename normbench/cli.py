@@ -154,12 +154,14 @@ def _show_results(arguments: Namespace, outcome: Any) -> None:
 
     experiment, _ = unfold(arguments.overrides, arguments.config_dir)
     options = dict(experiment.report) if experiment else {}
-    shown = {key: options[key] for key in ("by", "metric", "target") if key in options}
+    shown = {
+        key: options[key] for key in ("by", "metric", "target", "allow_confound") if key in options
+    }
     console = Console()
     console.print()
     console.print(summary_table(outcome.store, names, **shown))
     store = outcome.store.root
-    further = "".join(f" --{key} {value}" for key, value in options.items())
+    further = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
     console.print(
         f"normbench report {store}{further} adds statistics, figures and a page",
         soft_wrap=True,
@@ -178,6 +180,7 @@ def _report(arguments: Namespace, command: list[str]) -> int:
         baseline=arguments.baseline,
         target=arguments.target,
         out=arguments.out,
+        allow_confound=arguments.allow_confound,
     )
     return 0
 

@@ -36,6 +36,7 @@ def report(
     target: float | None = None,
     out: Path | str = "report",
     say: Say = print,
+    allow_confound: str | Sequence[str] = (),
 ) -> Path:
     """Write tables, figures and a page on the runs of a store.
 
@@ -48,6 +49,7 @@ def report(
         target: A validation accuracy, a fraction, for the table of steps to reach it.
         out: The folder to write to.
         say: Takes each line meant for the user.
+        allow_confound: Keys, or groups of keys, in which rows may differ on purpose.
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -56,7 +58,7 @@ def report(
         UserError: Something asked for does not exist, or no run is left.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    asked = content.request(where, by, metric, baseline, target)
+    asked = content.request(where, by, metric, baseline, target, allow_confound)
     everything = load(store)
     frames, notes = content.chosen(everything, asked)
     for line in _opening(everything, frames, asked.where, notes):
@@ -93,6 +95,7 @@ def summary_table(
     by: str | Sequence[str] = ("norm", "batch"),
     metric: str = "test_acc",
     target: float | None = None,
+    allow_confound: str | Sequence[str] = (),
 ) -> rich.console.RenderableType:
     """Return a metric's table for each study of a store, the largest first, for a terminal.
 
@@ -101,21 +104,27 @@ def summary_table(
     Args:
         store: The store, or its folder.
         names: Of the runs to show; None for all.
-        by, metric, target: As for :func:`report`.
+        by, metric, target, allow_confound: As for :func:`report`.
 
     Raises:
         UserError: There are no such runs, or no such column or metric.
     """
     from rich.console import Group
+    from rich.text import Text
 
-    asked = content.request(None, by, metric, None, target)
+    asked = content.request(None, by, metric, None, target, allow_confound)
     frames, _ = content.chosen(load(store), asked)
     if names is not None and not frames.runs.empty:
         frames = frames.select(frames.runs["name"].isin(names))
     if frames.runs.empty:
         raise UserError(_nothing(frames, None))
     made, _ = content.sections(frames, asked)
-    return Group(*[render.terminal(section.main[0]) for section in made])
+    shown: list[rich.console.RenderableType] = []
+    for section in made:
+        shown.append(render.terminal(section.main[0]))
+        cautions = [each for each in section.findings if each.strength == "caution"]
+        shown += [Text(each.text, "dim") for each in cautions]
+    return Group(*shown)
 
 
 def diff(
@@ -208,7 +217,8 @@ def export(
             path.write_text(_rendered(table, kind), encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    say(f"export: {path} ({len(table.rows)} cells)")
+    cells = len(table.rows)
+    say(f"export: {path} ({cells} cell{'' if cells == 1 else 's'})")
     return path
 
 

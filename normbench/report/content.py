@@ -10,6 +10,7 @@ import pandas as pd
 
 from normbench.errors import unknown
 from normbench.report import improvement, labels, lists, probed, tables, targets, where
+from normbench.report.caveats import listed, words
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -59,13 +60,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, checked as far as can be without the store."""
+    """The options of a report, checked as far as can be without the store."""
 
     where: str | None = None
     by: tuple[str, ...] = ("norm", "batch")
     metric: str = "test_acc"
     baseline: str | None = None
     target: float | None = None
+    allowed: tuple[str, ...] = ()
 
 
 def request(
@@ -74,6 +76,7 @@ def request(
     metric_name: str,
     baseline: str | None,
     target: float | None,
+    allowed: str | Sequence[str] = (),
 ) -> Request:
     """Gather what was asked for.
 
@@ -81,7 +84,7 @@ def request(
         UserError: The metric is unknown.
     """
     metric(metric_name)
-    return Request(where, parse_by(by), metric_name, baseline, target)
+    return Request(where, parse_by(by), metric_name, baseline, target, parse_by(allowed))
 
 
 def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
@@ -107,7 +110,7 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         UserError: A column of ``by`` is unknown, no study has the baseline, or the metric needs
             a target.
     """
-    found = studies(frames, asked.by)
+    found = studies(frames, asked.by, asked.allowed)
     shown = metric(asked.metric, frames.runs.columns)
     notes: list[str] = []
     if asked.baseline is not None and found:
@@ -121,6 +124,7 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         if not has:
             notes.append(f"{study.title}: no run of the baseline {asked.baseline!r}")
         made.append(_section(study, shown, baseline, asked.target))
+        notes += _confounds(study)
     return made, notes
 
 
@@ -177,6 +181,17 @@ def draw(section: Section) -> list[Drawing]:
     for drawing, slug in zip(drawings, slugs, strict=True):
         drawing.slug = slug
     return drawings
+
+
+def _confounds(study: Study) -> list[str]:
+    """Say how to name the confounds of a study as intended."""
+    keys = [condition.key for condition in study.confounds]
+    if not keys:
+        return []
+    return [
+        f"{study.title}: rows also differ in {listed([words(key) for key in keys])}; if that is "
+        f"intended, add --allow-confound {','.join(keys)}"
+    ]
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:

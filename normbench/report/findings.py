@@ -9,9 +9,27 @@ from typing import Any
 
 from normbench.report import labels
 from normbench.report.bootstrap import Improvement
+from normbench.report.caveats import listed
 from normbench.report.grid import Cell, Grid
 from normbench.report.statistics import ALPHA, Difference, t_quantile
-from normbench.report.tables import p_text
+from normbench.report.study import Study
+from normbench.report.tables import TIMED, p_words
+
+Pairs = Sequence[tuple[Cell, Difference]]
+
+STRENGTHS = (
+    "caution",  # of all findings: training had not converged, no rate was tuned
+    "significant",  # significant after Holm's correction, and nothing but the factor differs
+    "overall",  # over all columns, an interval or an exact test that excludes chance
+    "diverged",
+    "confounded",  # a difference between runs that also differ in something else
+    "suggestive",  # p < 0.05 alone, but not after correction
+    "undetected",  # tested, not significant
+    "inconclusive",  # over all columns, not distinguishable from chance
+    "untested",  # too few seeds, or differences without spread
+    "note",
+)
+"""What a finding can be, in the order in which findings are listed."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +38,7 @@ class Finding:
 
     Attributes:
         text: The sentence.
-        strength: ``significant``, ``suggestive``, ``undetected``, ``untested``, ``overall``,
-            ``diverged`` or ``note``.
+        strength: One of :data:`STRENGTHS`.
         cells: The (row, column) of each cell.
     """
 
@@ -30,87 +47,101 @@ class Finding:
     cells: tuple[tuple[Any, Any], ...] = ()
 
 
-_ORDER = ("significant", "overall", "diverged", "suggestive", "undetected", "untested", "note")
-
-
 def findings(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
-    """Return what the statistics of a grid support, the strongest first.
+    """Return the findings that the statistics of a grid support, in the order of STRENGTHS.
 
     Args:
         grid: One metric over a study.
         chances: The probability of improvement of each row that has one.
     """
     found = _diverged(grid)
-    if grid.metric.higher_is_better is not None and grid.baseline is not None:
+    compared = grid.metric.higher_is_better is not None and len(grid.study.rows) > 1
+    if grid.metric.higher_is_better is not None and not grid.metric.timed:
+        found += cautions(grid.study)
+    if compared and grid.metric.timed:
+        found.append(Finding(TIMED, "note"))
+    elif compared and grid.baseline is not None:
         family = sum(1 for c in grid.cells.values() if c.baseline is not None and c.baseline.tested)
         for row in grid.study.rows:
             cells = [c for c in grid.cells.values() if c.row == row and c.baseline is not None]
             found += _row(grid, row, cells, family)
         found += _overall(grid, chances)
         found += _power(grid, family)
-    elif grid.metric.higher_is_better is not None and len(grid.study.rows) > 1:
+    elif compared:
         found.append(
             Finding(
-                "There is no baseline among the rows, so nothing was tested against one: name "
-                "one with --baseline.",
+                "No baseline among the rows, so nothing was tested: name one with --baseline.",
                 "note",
             )
         )
-    return sorted(found, key=lambda finding: _ORDER.index(finding.strength))
+    return sorted(found, key=lambda finding: STRENGTHS.index(finding.strength))
+
+
+def cautions(study: Study) -> list[Finding]:
+    """Say where training had not converged, and where no learning rate was tuned."""
+    found = []
+    training = study.training
+    if training.unconverged:
+        best, total = sum(training.last_best.values()), sum(training.finished.values())
+        each = ""
+        if 0 < len(training.unconverged) < sum(map(bool, training.finished.values())):
+            each = ", ".join(
+                f"{study.row(row)} {training.last_best[row]} of {training.finished[row]}"
+                for row in training.unconverged
+            )
+            each = f" ({each})"
+        verb = "is" if total == 1 else "are"
+        order = ", and the order may change" if len(study.groups) > 1 else ""
+        found.append(
+            f"{best} of {total} run{'' if total == 1 else 's'} {verb} best on validation at the "
+            f"last epoch{each}: training had not converged{order}."
+        )
+    if len(study.rows) > 1 and "optimizer.lr" not in study.by:
+        found += _tuning(study)
+    return [Finding(text, "caution") for text in found]
+
+
+def _tuning(study: Study) -> list[str]:
+    """Say which rows were trained at a single learning rate."""
+    own = any(each.key == "optimizer.lr" and each.intended for each in study.conditions)
+    rates = {row: count for row, count in study.training.rates.items() if count}
+    single = [study.row(row) for row, count in rates.items() if count == 1]
+    if own or not single:
+        return []
+    if len(single) == len(rates):
+        return [
+            "Each row was trained at one learning rate; none was tuned, and rows may have "
+            "different best rates."
+        ]
+    tuned = [study.row(row) for row, count in rates.items() if count > 1]
+    was = "was" if len(single) == 1 else "were each"
+    return [
+        f"The store has several learning rates of {listed(tuned)}; {listed(single)} {was} trained "
+        "at one, which was not tuned."
+    ]
 
 
 def _row(grid: Grid, row: Any, cells: Sequence[Cell], family: int) -> list[Finding]:
-    name, base = grid.study.in_words(row), grid.study.in_words(grid.baseline)
     found = []
     tested = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
-    sure = [(c, d) for c, d in tested if d.significant]
-    if sure:
-        found.append(_significant(grid, sure, name, base, family))
-    maybe = [(c, d) for c, d in tested if d.p < ALPHA and not d.significant]
-    if maybe:
-        each = "; ".join(
-            f"{_at(grid, [c])} {_signed(grid, d)} {_unit(grid)}, p = {p_text(d.p)}"
-            for c, d in maybe
-        )
-        found.append(
-            Finding(
-                f"{name} differs from {base} {each}: taken alone, below 0.05, but not after "
-                f"correction for {family} comparisons. A hint, to be settled with more seeds.",
-                "suggestive",
-                _keys(maybe),
-            )
-        )
+    claims = [(c, d) for c, d in tested if d.p < ALPHA or d.significant]
+    for confounded in (False, True):
+        part = [pair for pair in claims if _is_confounded(grid, row, pair[0]) == confounded]
+        sure = [(c, d) for c, d in part if d.significant]
+        if sure:
+            found.append(_significant(grid, row, sure, family))
+        maybe = [(c, d) for c, d in part if not d.significant]
+        if maybe:
+            found.append(_suggestive(grid, row, maybe, family))
     nothing = [(c, d) for c, d in tested if d.p >= ALPHA and not d.significant]
     if nothing:
-        low = min(d.low for _, d in nothing) * grid.metric.scale
-        high = max(d.high for _, d in nothing) * grid.metric.scale
-        digits = grid.metric.digits
-        found.append(
-            Finding(
-                f"No difference between {name} and {base} is detectable "
-                f"{_at(grid, [c for c, _ in nothing])}: the 95 % intervals of the difference lie "
-                f"within {low:+.{digits}f} to {high:+.{digits}f} {_unit(grid)}.".replace("  ", " "),
-                "undetected",
-                _keys(nothing),
-            )
-        )
-    single = [c for c in cells if c.baseline is not None and c.baseline.n == 1 and not c.diverged]
-    if single:
-        found.append(
-            Finding(
-                f"{name} and {base} share one seed {_at(grid, single)}: what chance does there "
-                "cannot be told, and no difference is claimed.".replace(" :", ":"),
-                "untested",
-                tuple((c.row, c.column) for c in single),
-            )
-        )
-    return found
+        found.append(_undetected(grid, row, nothing))
+    return found + _untested(grid, row, cells)
 
 
-def _significant(
-    grid: Grid, pairs: Sequence[tuple[Cell, Difference]], name: str, base: str, family: int
-) -> Finding:
+def _significant(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
     """Say where a row beats the baseline and where it falls behind, in one sentence."""
+    name, base = _names(grid, row)
     ahead = bool(grid.metric.higher_is_better)
     better = [(c, d) for c, d in pairs if (d.mean > 0) == ahead]
     worse = [(c, d) for c, d in pairs if (d.mean > 0) != ahead]
@@ -119,53 +150,133 @@ def _significant(
         parts.append(f"{name} beats {base} {_sizes(grid, better)}")
     if worse:
         parts.append(f"{'it' if better else name} falls behind {base} {_sizes(grid, worse)}")
-    seeds = sorted({d.n for _, d in pairs})
-    counted = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    largest = max(d.p_corrected for _, d in pairs)
-    p = f"p = {p_text(largest)}" if len(pairs) == 1 else f"each p ≤ {p_text(largest)}"
-    over = f" over {family} comparisons" if family > 1 else ""
-    text = f"{'; '.join(parts)} (95 % intervals, {counted}; {p} after Holm's correction{over})."
-    text = text.replace("= <", "<").replace("≤ <", "<")
-    return Finding(text, "significant", _keys(pairs))
+    largest = p_words(max(d.p_corrected for _, d in pairs))
+    p = largest if len(pairs) == 1 else f"each {largest.replace('=', '≤')}"
+    corrected = f" after Holm's correction for {family} comparisons" if family > 1 else ""
+    text = f"{'; '.join(parts)} (95 % intervals, {_seeds(pairs)}; {p}{corrected})."
+    return _qualified(grid, row, pairs, text, "significant")
 
 
-def _sizes(grid: Grid, pairs: Sequence[tuple[Cell, Difference]]) -> str:
-    """Return ``at batch size 8 by 6.83 ± 0.24 points, at 16 by 3.47 ± 0.36``."""
-    unit = f" {_unit(grid)} of {grid.metric.label.lower()}".replace("  ", " ")
-    told = []
-    for place, (cell, difference) in enumerate(pairs):
-        where = _at(grid, [cell])
-        if place and grid.study.column_factor:
-            where = f"at {grid.study.column(cell.column)}"
-        size = f"{grid.metric.show(abs(difference.mean))} ± "
-        size += grid.metric.show(difference.half_width)
-        told.append(f"{where} by {size}{'' if place else unit}".strip())
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+def _suggestive(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
+    name, base = _names(grid, row)
+    each = "; ".join(f"{_at(grid, [c])}{_signed(grid, d)}, {p_words(d.p)}" for c, d in pairs)
+    text = (
+        f"{name} differs from {base} {each} ({_seeds(pairs)}): below 0.05 alone, but not after "
+        f"Holm's correction for {family} comparisons. More seeds could settle it."
+    )
+    return _qualified(grid, row, pairs, text, "suggestive")
+
+
+def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
+    name, base = _names(grid, row)
+    low, high = min(d.low for _, d in pairs), max(d.high for _, d in pairs)
+    interval = "interval of the difference spans"
+    if len(pairs) > 1:
+        interval = "intervals of the differences span"
+    where = _at(grid, [c for c, _ in pairs])
+    text = (
+        f"No significant difference between {name} and {base} {where}({_seeds(pairs)}): the 95 % "
+        f"{interval} {_number(grid, low)} to {_number(grid, high)}{_unit(grid)}."
+    )
+    return _qualified(grid, row, pairs, text, "undetected")
+
+
+def _untested(grid: Grid, row: Any, cells: Sequence[Cell]) -> list[Finding]:
+    """Name the cells whose difference to the baseline has no test."""
+    name, base = _names(grid, row)
+    single, apart, equal = [], [], []
+    for cell in cells:
+        against = grid.get(grid.baseline, cell.column)
+        if cell.baseline is None or cell.baseline.tested or against is None:
+            continue
+        if grid.metric.worst and (cell.diverged or against.diverged):
+            continue
+        if cell.baseline.n > 1:
+            equal.append(cell)
+        elif cell.baseline.n == 1:
+            single.append(cell)
+        elif cell.sample.n and against.sample.n:
+            apart.append(cell)
+    texts = (
+        (single, f"{name} and {base} share one seed", ": no test is possible."),
+        (apart, f"{name} and {base} share no seed", ": they were not compared."),
+        (equal, f"{name} and {base} differ by the same in each seed", ": no test is possible."),
+    )
+    return [
+        Finding(f"{text} {_at(grid, found)}".rstrip() + end, "untested", _keys(found))
+        for found, text, end in ((cells, text, end) for cells, text, end in texts if cells)
+    ]
 
 
 def _overall(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
+    """Say over all columns how likely a run of each row is to beat one of the baseline."""
     found = []
-    base = grid.study.in_words(grid.baseline)
     for row, result in chances.items():
         if result.tasks < 2 or math.isnan(result.low):
             continue
+        name, base = _names(grid, row)
         over = labels.several(grid.study.column_factor, result.tasks)
-        name = grid.study.in_words(row)
+        cells = [
+            cell
+            for column in grid.study.columns
+            if (cell := grid.get(row, column)) and grid.get(grid.baseline, column)
+        ]
         if result.probability in (0.0, 1.0):
+            p = _separation(grid, cells)
             side = "better" if result.probability else "worse"
-            text = f"At each of {over}, every run of {name} did {side} than every run of {base}."
-        else:
-            verdict = ""
-            if result.low <= 0.5 <= result.high:
-                verdict = ", which does not rule out an even chance"
+            sure = p < ALPHA
             text = (
-                f"Over {over}, a run of {name} does better than one of {base} with probability "
-                f"{result.probability:.2f} (95 % bootstrap interval {result.low:.2f} to "
-                f"{result.high:.2f}){verdict}."
+                f"Every run of {name} did {side} than every run of {base} at each of {over} "
+                f"({p_words(p)}, exact test)"
+                f"{'' if sure else ': too few runs to exclude chance'}."
             )
-        cells = tuple((row, column) for column in grid.study.columns if grid.get(row, column))
-        found.append(Finding(text, "overall", cells))
+        else:
+            sure = not result.low <= 0.5 <= result.high
+            side = "more" if result.probability > 0.5 else "less"
+            verdict = f"{name} is {side} likely to win" if sure else "no evidence either way"
+            text = (
+                f"P({name} beats {base}) = {result.probability:.2f} (95 % bootstrap interval "
+                f"{result.low:.2f} to {result.high:.2f}) over {over}: {verdict}."
+            )
+        strength = "overall" if sure else "inconclusive"
+        found.append(_qualified(grid, row, [(cell, None) for cell in cells], text, strength))
     return found
+
+
+def _separation(grid: Grid, cells: Sequence[Cell]) -> float:
+    """Return the two-sided probability that chance alone parts the runs of all columns so."""
+    p = 2.0
+    for cell in cells:
+        base = grid.cells[grid.baseline, cell.column]
+        if cell.sample.n and base.sample.n:
+            p /= math.comb(cell.sample.n + base.sample.n, cell.sample.n)
+    return p
+
+
+def _qualified(
+    grid: Grid, row: Any, pairs: Sequence[tuple[Cell, Any]], text: str, strength: str
+) -> Finding:
+    """Return a finding that says what else its runs differ in, and is no stronger for it."""
+    cells = [cell for cell, _ in pairs]
+    differing = grid.study.differing(row, grid.baseline, [cell.column for cell in cells])
+    confounds = [told for condition, told in differing if condition.confounds]
+    others = [told for condition, told in differing if condition.intended]
+    if confounds:
+        text += f" Confounded: the rows also differ in {listed(confounds)}, "
+        if strength in ("undetected", "inconclusive"):
+            text += "which may hide a difference."
+        else:
+            text += f"so the difference cannot be attributed to the {grid.study.compared}."
+        if strength in ("significant", "overall", "suggestive"):
+            strength = "confounded"
+    if others:
+        text += f" The rows also differ in {listed(others)}, as intended."
+    return Finding(text, strength, _keys(cells))
+
+
+def _is_confounded(grid: Grid, row: Any, cell: Cell) -> bool:
+    differing = grid.study.differing(row, grid.baseline, [cell.column])
+    return any(condition.confounds for condition, _ in differing)
 
 
 def _diverged(grid: Grid) -> list[Finding]:
@@ -180,18 +291,13 @@ def _diverged(grid: Grid) -> list[Finding]:
             + (f" at {factor} {grid.study.column(c.column)}" if factor else "")
             for c in cells
         )
-        found.append(
-            Finding(
-                f"{grid.study.in_words(row)} diverged in {each}.",
-                "diverged",
-                tuple((c.row, c.column) for c in cells),
-            )
-        )
+        text = f"{grid.study.in_words(row)} diverged in {each}."
+        found.append(Finding(text, "diverged", _keys(cells)))
     return found
 
 
 def _power(grid: Grid, family: int) -> list[Finding]:
-    """Say what the tests could have found: a missing difference may be a lack of seeds."""
+    """Say how large a difference must be to be found: a missing one may be a lack of seeds."""
     counts = [c.baseline.n for c in grid.cells.values() if c.baseline and c.baseline.tested]
     if not counts or max(counts) > 9:
         return []
@@ -199,30 +305,58 @@ def _power(grid: Grid, family: int) -> list[Finding]:
     needed = float(t_quantile(1 - ALPHA / 2 / family, n - 1)) / math.sqrt(n)
     return [
         Finding(
-            f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, the first "
-            f"difference to pass must be at least {needed:.1f} times its own standard deviation "
-            "between seeds: what is not detected here may well exist.",
+            f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, only differences "
+            f"above {needed:.1f} standard deviations (of the difference between seeds) can be "
+            "significant.",
             "note",
         )
     ]
 
 
+def _names(grid: Grid, row: Any) -> tuple[str, str]:
+    return grid.study.in_words(row), grid.study.in_words(grid.baseline)
+
+
+def _seeds(pairs: Pairs) -> str:
+    counts = sorted({d.n for _, d in pairs})
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+
+def _sizes(grid: Grid, pairs: Pairs) -> str:
+    """Return ``at batch size 8 by 6.83 ± 0.24 points, at 16 by 3.47 ± 0.36``."""
+    unit = f"{_unit(grid)} of {grid.metric.label.lower()}"
+    told = []
+    for place, (cell, difference) in enumerate(pairs):
+        where = _at(grid, [cell])
+        if place and grid.study.column_factor:
+            where = f"at {grid.study.column(cell.column)} "
+        size = f"{grid.metric.show(abs(difference.mean))} ± "
+        size += grid.metric.show(difference.half_width)
+        told.append(f"{where}by {size}{'' if place else unit}")
+    return listed(told)
+
+
 def _at(grid: Grid, cells: Sequence[Cell]) -> str:
+    """Return ``at batch size 8 and 16 ``, with a space behind it; nothing without columns."""
     if not grid.study.column_factor:
         return ""
     names = [grid.study.column(cell.column) for cell in cells]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"at {labels.factor(grid.study.column_factor).lower()} {listed}"
+    return f"at {labels.factor(grid.study.column_factor).lower()} {listed(names)} "
 
 
 def _signed(grid: Grid, difference: Difference) -> str:
-    mean = f"by {difference.mean * grid.metric.scale:+.{grid.metric.digits}f}"
-    return f"{mean} ± {grid.metric.show(difference.half_width)}"
+    half = grid.metric.show(difference.half_width)
+    return f"by {_number(grid, difference.mean)} ± {half}{_unit(grid)}"
+
+
+def _number(grid: Grid, value: float) -> str:
+    """Return a difference with its sign."""
+    return f"{value * grid.metric.scale:+.{grid.metric.digits}f}".replace("-", "−")
 
 
 def _unit(grid: Grid) -> str:
-    return grid.metric.difference_unit
+    return f" {grid.metric.difference_unit}" if grid.metric.difference_unit else ""
 
 
-def _keys(pairs: Sequence[tuple[Cell, Difference]]) -> tuple[tuple[Any, Any], ...]:
-    return tuple((cell.row, cell.column) for cell, _ in pairs)
+def _keys(cells: Sequence[Cell]) -> tuple[tuple[Any, Any], ...]:
+    return tuple((cell.row, cell.column) for cell in cells)

@@ -55,12 +55,19 @@ class Frames:
             ``attrs["provenance"]`` list the columns of each kind.
         curves: A row an epoch: ``run`` and the keys of ``metrics.jsonl``, ordered by run, epoch.
         left_out: Foreign and unreadable folders, each with its reason.
+        unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
     """
 
     root: Path
     runs: pd.DataFrame
     curves: pd.DataFrame
     left_out: tuple[LeftOut, ...] = field(default=())
+    unfiltered: pd.DataFrame | None = None
+
+    @property
+    def whole(self) -> pd.DataFrame:
+        """The runs frame of the whole store, without what :meth:`select` took away."""
+        return self.runs if self.unfiltered is None else self.unfiltered
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
         return iter((self.runs, self.curves))
@@ -69,7 +76,7 @@ class Frames:
         """Keep the runs for which ``kept`` (a boolean per row of ``runs``) is true."""
         runs = self.runs[kept].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
-        return Frames(self.root, runs, curves, self.left_out)
+        return Frames(self.root, runs, curves, self.left_out, self.whole)
 
     def write(self, folder: Path) -> list[Path]:
         """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""

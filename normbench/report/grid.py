@@ -159,12 +159,18 @@ def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sampl
     described = sample(list(values.values()))
     if diverged and metric.worst:
         return replace(described, low=math.nan, high=math.nan)
-    return described
+    return metric.within(described)
 
 
 def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
-    """Compare two cells; without interval and test where a run entered at chance level."""
+    """Compare two cells.
+
+    There is no interval and no test where a run entered at chance level. A time has no test: its
+    spread between runs is that of the machine's load, which no seed pairs.
+    """
     found = paired(first.values, second.values)
+    if metric.timed:
+        return replace(found, effect=math.nan, p=math.nan)
     if metric.worst and (first.diverged or second.diverged):
         nothing = math.nan
         return Difference(found.n, found.mean, nothing, nothing, nothing, nothing)
@@ -188,7 +194,8 @@ def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> No
     corrected = holm([difference.p for difference in found])
     for cell, p in zip(others, corrected, strict=True):
         equal = cell.sample.mean == top.sample.mean
-        cells[cell.row, column] = replace(cell, best=equal, tied=not equal and p >= ALPHA)
+        tied = not equal and p >= ALPHA  # False without a test: p is NaN
+        cells[cell.row, column] = replace(cell, best=equal, tied=tied)
     cells[top.row, column] = replace(top, best=True)
 
 

@@ -18,9 +18,10 @@ from normbench.report.grid import Grid
 def improvements(grid: Grid) -> dict[Any, Improvement]:
     """Return for each row the probability of doing better than the baseline.
 
-    A column counts as a task where both have runs; rows that share none are left out.
+    A column counts as a task where both have runs; rows that share none are left out. Of a time
+    there is none, since the machine's load decides which run is faster.
     """
-    if grid.baseline is None or grid.metric.higher_is_better is None:
+    if grid.baseline is None or grid.metric.higher_is_better is None or grid.metric.timed:
         return {}
     found = {}
     for row in grid.study.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,8 @@ from normbench.report import labels
 from normbench.report.frame import Frames
 from normbench.report.grid import Cell, build
 from normbench.report.metrics import METRICS, Metric, metric
-from normbench.report.study import Study
+from normbench.report.rows import is_config
+from normbench.report.study import Study, plain_value, ranges
 from normbench.report.table import EMPTY, Entry, Table, entry, number, usual_count
 
 
@@ -61,7 +63,7 @@ def selection(study: Study) -> Table | None:
             "Test, best validation epoch (%)",
         ],
         rows,
-        ["Chosen on validation images alone; test images had no part in it."],
+        [*study.notes, "Chosen on validation images alone; test images had no part in it."],
         pd.DataFrame(data),
     )
 
@@ -77,13 +79,20 @@ _SUMMARY = {
 
 
 def summary(*studies: Study) -> Table:
-    """A line a cell, as for the appendix of a paper; several studies are told apart by columns.
+    """A line per cell, as for the appendix of a paper; several studies are told apart by columns.
 
-    What parts the studies (the data set, the network, a learning rate) stands first in each line.
+    Keys that part the studies (the data set, the network, a learning rate) stand first in each
+    line, then keys of the config that differ between the cells of a study.
     """
     several = len(studies) > 1
     keys = list(dict.fromkeys(key for study in studies for key in study.context)) if several else []
     keys = [key for key in keys if len({str(study.context.get(key)) for study in studies}) > 1]
+    keys += dict.fromkeys(
+        each.key
+        for study in studies
+        for each in study.conditions
+        if is_config(each.key) and each.key not in keys
+    )
     found = [_summary_lines(study, keys) for study in studies]
     lines = [line for rows, _ in found for line in rows]
     data = pd.DataFrame([values for _, part in found for values in part])
@@ -106,18 +115,25 @@ def summary(*studies: Study) -> Table:
         headers,
         lines,
         [
+            *_notes(studies),
             "Mean over seeds ± half of the 95 % t interval; accuracies at the final epoch, test "
             "also at the epoch of best validation accuracy. The gap is training minus test "
             "accuracy; training accuracy is taken while the network trains, on augmented images "
-            "where there are any."
+            "where there are any.",
         ],
         data,
     )
 
 
+def _notes(studies: Sequence[Study]) -> list[str]:
+    """Return the notes of studies, each with the study's title where there are several."""
+    if len(studies) == 1:
+        return studies[0].notes
+    return [f"{study.title}: {note}" for study in studies for note in study.notes]
+
+
 def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], list[dict]]:
     grids = {name: build(study, METRICS[name]) for name in _SUMMARY}
-    context = [Entry(labels.value(key, study.context.get(key))) for key in keys]
     rows, data = [], []
     for place, cell in grids["test_acc"].cells.items():
         inside = study.runs.iloc[study.groups[place].places]
@@ -126,17 +142,18 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], li
         state = ", ".join(f"{count} {status}" for status, count in counts.items())
         cells = {name: grid.cells[place] for name, grid in grids.items()}
         usual = cell.sample.n
+        known = {key: _shared(inside, key) for key in keys}
         rows.append(
             [
-                *context,
+                *(Entry(labels.value(key, value), number(value)) for key, value in known.items()),
                 Entry(study.row(place[0])),
                 Entry(study.column(place[1]), number(place[1])),
-                Entry(_ranges(seeds), len(seeds), runs=cell.runs),
+                Entry(ranges(seeds), len(seeds), runs=cell.runs),
                 Entry(state),
                 *(entry(_unmarked(each), METRICS[name], usual) for name, each in cells.items()),
             ]
         )
-        line: dict[str, Any] = {key: study.context.get(key) for key in study.context}
+        line: dict[str, Any] = dict(study.context) | known
         line[study.row_factor] = place[0]
         if study.column_factor:
             line[study.column_factor] = place[1]
@@ -148,6 +165,12 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], li
 
 
 _SAMPLE = ("n", "mean", "sd", "low", "high")
+
+
+def _shared(runs: pd.DataFrame, key: str) -> Any:
+    """Return the value of a key that all runs of a cell have; several as one text."""
+    values = [] if key not in runs else [plain_value(each) for each in runs[key].unique()]
+    return values[0] if len(values) == 1 else ", ".join(map(labels.plain, values))
 
 
 def run_list(frames: Frames) -> Table:
@@ -202,14 +225,3 @@ def _unmarked(cell: Cell) -> Cell:
 def _numeric_metric(value: Any, shown: Metric) -> Entry:
     found = number(value)
     return EMPTY if found is None else Entry(shown.show(found), found)
-
-
-def _ranges(seeds: list[int]) -> str:
-    """Write seeds as ``0–2, 5``."""
-    parts: list[list[int]] = []
-    for seed in seeds:
-        if parts and seed == parts[-1][-1] + 1:
-            parts[-1].append(seed)
-        else:
-            parts.append([seed])
-    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)

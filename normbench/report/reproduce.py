@@ -44,6 +44,8 @@ def report_command(root: Path, asked: Request) -> str:
         parts += ["--baseline", asked.baseline]
     if asked.target is not None:
         parts += ["--target", f"{asked.target:g}"]
+    if asked.allowed:
+        parts += ["--allow-confound", ",".join(asked.allowed)]
     return shlex.join(parts)
 
 

@@ -58,6 +58,11 @@ def is_provenance(column: str) -> bool:
     return column in _PROVENANCE or column.startswith(("version.", "engine."))
 
 
+def is_origin(column: str) -> bool:
+    """Return whether a column says which code made the run: cells of several are marked mixed."""
+    return column in ("commit", "dirty") or column.startswith("version.")
+
+
 def chance(dataset: str, classes: float | None = None) -> float:
     """Return the accuracy of guessing, 1/classes; 0 where the number of classes is unknown."""
     if classes is not None and classes == classes and classes >= 1:

@@ -22,7 +22,11 @@ _SPREAD = 1e-12  # relative; below it the differences are equal but for rounding
 
 @dataclass(frozen=True)
 class Sample:
-    """Mean, spread and interval of one cell. ``low`` and ``high`` are NaN with fewer than two."""
+    """Mean, spread and 95 % interval of one cell.
+
+    ``low`` and ``high`` are NaN with fewer than two values. They may have been cut at the limits of
+    what is measured (an accuracy ends at 1), which leaves ``half_width`` as it is.
+    """
 
     n: int
     mean: float
@@ -32,8 +36,8 @@ class Sample:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the interval: what stands after ±."""
-        return (self.high - self.low) / 2
+        """Half the width of the t interval, limits aside: what stands after ±."""
+        return math.nan if math.isnan(self.low) else _half_width(self.sd, self.n)
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,12 @@ def sample(values: Sequence[float] | np.ndarray) -> Sample:
     if n == 1:
         return Sample(1, mean, math.nan, math.nan, math.nan)
     sd = float(array.std(ddof=1))
-    half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n)
+    half = _half_width(sd, n)
     return Sample(n, mean, sd, mean - half, mean + half)
+
+
+def _half_width(sd: float, n: int) -> float:
+    return float(t_quantile(0.5 + CONFIDENCE / 2, n - 1)) * sd / math.sqrt(n)
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:

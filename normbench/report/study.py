@@ -1,15 +1,17 @@
-"""Which runs belong together: a study is what differs in its rows, its columns and its seeds only.
+"""Part the runs of a store into studies, so that only runs of one config are averaged.
 
-A store may hold several networks, data sets or learning rates. Averaging over them would compare
-what is not comparable, so runs are parted into studies by every config key that varies and that
-neither the rows nor the columns decide.
+A store may hold several networks, data sets or learning rates. Runs are parted into studies by
+every config key that varies inside a cell, that is, between runs of one row and column. A key that
+is constant inside each cell but differs between rows or columns does not part runs, since the
+study would fall to pieces; it is a condition of the study (:mod:`normbench.report.caveats`), said
+with every table, figure and finding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import UserError, unknown
-from normbench.report import labels
+from normbench.report import caveats, labels
+from normbench.report.caveats import ENDED, Condition, Training
 from normbench.report.frame import Frames
-from normbench.report.rows import GROUPS, is_config
+from normbench.report.rows import GROUPS, is_config, is_origin
 
 _FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
@@ -39,7 +42,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that differ in ``by`` and their seeds only.
+    """Runs in rows and columns; those of a cell differ in their seeds only.
 
     Attributes:
         by: The factors, one or two: rows, then columns.
@@ -52,6 +55,8 @@ class Study:
         title: What the study is about, as ``resnet8 on Digits, optimizer.lr 0.1``; different for
             every study of a store, as is the slug.
         slug: The name of the study's folders in a report.
+        allowed: Keys, or groups of keys, in which rows may differ on purpose.
+        rates: By row, how many learning rates the store has runs at.
     """
 
     by: tuple[str, ...]
@@ -62,18 +67,20 @@ class Study:
     curves: pd.DataFrame
     title: str
     slug: str
+    allowed: tuple[str, ...] = ()
+    rates: Mapping[Any, int] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
         """The runs of each row and column that has any."""
-        ended = self.runs["status"].isin(["finished", "diverged"]).to_numpy()
+        ended = self.runs["status"].isin(ENDED).to_numpy()
         origin = self.runs.groupby(_origin(self.runs), dropna=False).ngroup().to_numpy()
         order = self.runs.sort_values(["seed", "name"], kind="stable")
         found = {}
         for key, part in order.groupby(["row", "column"], sort=False):
             places = part.index.to_numpy()
             mixed = len(set(origin[places[ended[places]]])) > 1
-            found[_value(key[0]), _value(key[1])] = Group(places, mixed)
+            found[plain_value(key[0]), plain_value(key[1])] = Group(places, mixed)
         return found
 
     @cached_property
@@ -81,6 +88,128 @@ class Study:
         """The columns of ``runs`` that each cell asks for, as arrays."""
         names = ("name", "status", "seed", "dataset", "classes")
         return {name: self.runs[name].to_numpy() for name in names}
+
+    @cached_property
+    def conditions(self) -> list[Condition]:
+        """What differs between rows or columns beside the factors."""
+        return caveats.conditions(self.runs, self.by, self.context, self.allowed)
+
+    @property
+    def confounds(self) -> list[Condition]:
+        """The conditions that differ between rows and were not named as intended."""
+        return [condition for condition in self.conditions if condition.confounds]
+
+    @cached_property
+    def training(self) -> Training:
+        """Whether the runs had converged, and whether learning rates were tried."""
+        known = self.runs[(self.runs["status"] == "finished") & self.runs["best_val_epoch"].notna()]
+        last = known["best_val_epoch"] >= known["epochs_done"]
+        finished = {row: int((known["row"] == row).sum()) for row in self.rows}
+        best = {row: int((known.loc[last, "row"] == row).sum()) for row in self.rows}
+        return Training(best, finished, self.rates)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What must stand under each table: the conditions in which rows or columns differ."""
+        found = []
+        if self.confounds:
+            found.append(
+                f"Confounded: rows also differ in {self._told(self.confounds)}. Differences "
+                f"between rows cannot be attributed to the {self.compared} alone."
+            )
+        rows = [each for each in self.conditions if each.rows]
+        intended = [each for each in rows if each.intended]
+        if intended:
+            found.append(f"Rows also differ in {self._told(intended)}, as intended.")
+        rounding = [each for each in rows if not each.intended and not each.confounds]
+        if rounding:
+            found.append(
+                f"Rows also differ in {self._told(rounding)}, which decides rounding only."
+            )
+        columns = [each for each in self.conditions if each.columns and not each.rows]
+        if columns:
+            found.append(f"Columns also differ in {self._told(columns)}.")
+        return found + self._seeds()
+
+    @property
+    def compared(self) -> str:
+        """What rows stand for, in a sentence."""
+        name = labels.factor(self.row_factor).lower()
+        return "configuration" if self.row_factor == "label" else name
+
+    @property
+    def heading(self) -> str:
+        """The title with the conditions, for the caption of a figure."""
+        rows = [each for each in self.conditions if each.rows]
+        columns = [each for each in self.conditions if each.columns and not each.rows]
+        parts = [self.title]
+        parts += [f"rows also differ in {self._told(rows)}"] if rows else []
+        parts += [f"columns also differ in {self._told(columns)}"] if columns else []
+        return "; ".join(parts)
+
+    def _told(self, found: Sequence[Condition]) -> str:
+        """Return conditions with their values by row, or by column where rows do not differ."""
+        return caveats.listed(
+            [f"{each.words} ({caveats.told(self._values(each, each.rows))})" for each in found]
+        )
+
+    def _values(self, condition: Condition, by_row: bool) -> dict[str, list[str]]:
+        keys = self.runs["row" if by_row else "column"].map(plain_value).to_numpy()
+        ended = self.runs["status"].isin(ENDED).to_numpy()
+        names = {
+            key: self.row(key) if by_row else self.column(key)
+            for key in (self.rows if by_row else self.columns)
+        }
+        return {
+            name: _distinct(condition.values[ended & (keys == key)]) for key, name in names.items()
+        }
+
+    def differing(
+        self, row: Any, other: Any, columns: Iterable[Any]
+    ) -> list[tuple[Condition, str]]:
+        """Return the conditions in which paired runs of two rows differ, each with its values.
+
+        Runs are paired by column and seed, as in the comparisons. The text is as
+        ``learning rate (BN 0.1, GN 0.02)``, ``other`` first.
+        """
+        columns = list(columns)
+        found = []
+        for condition in self.conditions:
+            values = {each: [] for each in (other, row)}
+            differs = False
+            for column in columns:
+                pair = [self._by_seed(condition, each, column) for each in (other, row)]
+                differs |= any(pair[0][seed] != pair[1][seed] for seed in pair[0].keys() & pair[1])
+                for each, known in zip((other, row), pair, strict=True):
+                    values[each] += known.values()
+            if differs:
+                named = {self.row(each): _distinct(known) for each, known in values.items()}
+                found.append((condition, f"{condition.words} ({caveats.told(named)})"))
+        return found
+
+    def _by_seed(self, condition: Condition, row: Any, column: Any) -> dict[int, str]:
+        if (row, column) not in self.groups:
+            return {}
+        places = self.groups[row, column].places
+        known = self.columns_of_runs
+        return {
+            int(known["seed"][place]): condition.values[place]
+            for place in places
+            if known["status"][place] in ENDED and condition.values[place] is not None
+        }
+
+    def _seeds(self) -> list[str]:
+        """Say where rows have runs of different seeds."""
+        ended = self.runs[self.runs["status"].isin(ENDED)]
+        found = {row: set(ended.loc[ended["row"] == row, "seed"]) for row in self.rows}
+        found = {row: seeds for row, seeds in found.items() if seeds}
+        if len({frozenset(seeds) for seeds in found.values()}) < 2:
+            return []
+        each = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
+        return [
+            f"Rows have different seeds ({caveats.told(each)}): a mean is over all seeds of its "
+            "cell, a difference over the seeds that both cells have."
+        ]
 
     @property
     def row_factor(self) -> str:
@@ -128,11 +257,18 @@ class Study:
         return all(isinstance(column, int | float) for column in self.columns)
 
 
-def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study]:
+def studies(
+    frames: Frames, by: Sequence[str] = ("norm", "batch"), allowed: Sequence[str] = ()
+) -> list[Study]:
     """Part the runs into studies, the largest first.
 
+    Args:
+        frames: The runs.
+        by: Columns of the config: rows, columns, and further ones that part studies.
+        allowed: Keys in which rows may differ on purpose, as ``optimizer.lr``, or groups of them.
+
     Raises:
-        UserError: ``by`` names no column of the config, or one twice.
+        UserError: ``by`` names no column of the config, or one twice; ``allowed`` names no key.
     """
     factors = list(parse_by(by))
     offered = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
@@ -143,6 +279,7 @@ def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study
             raise unknown("column in --by", name, offered)
         if name in factors[:place]:
             raise UserError(f"--by names {name!r} twice")
+    caveats.check_allowed(allowed, frames.runs)
     if frames.runs.empty:
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
@@ -150,6 +287,7 @@ def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study
     runs["row"] = _variants(runs, first)
     runs["column"] = _variants(runs, second) if second else ""
     keys = _context(runs, factors)
+    rates = _rates(runs, frames.whole, factors[:2])
     found = []
     parts = runs.groupby(keys, dropna=False, sort=True) if keys else [((), runs)]
     for values, part in parts:
@@ -157,13 +295,15 @@ def studies(frames: Frames, by: Sequence[str] = ("norm", "batch")) -> list[Study
         found.append(
             Study(
                 tuple(factors[:2]),
-                dict(zip(keys, map(_value, values), strict=True)),
-                labels.ordered(first, map(_value, part["row"].unique())),
-                labels.ordered(second, map(_value, part["column"].unique())),
+                dict(zip(keys, map(plain_value, values), strict=True)),
+                labels.ordered(first, map(plain_value, part["row"].unique())),
+                labels.ordered(second, map(plain_value, part["column"].unique())),
                 part.reset_index(drop=True),
                 curves.reset_index(drop=True),
                 title="",
                 slug="",
+                allowed=tuple(allowed),
+                rates=_by_row(part, rates),
             )
         )
     found.sort(key=lambda study: -len(study.runs))
@@ -251,7 +391,67 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
 
 def _origin(runs: pd.DataFrame) -> list[str]:
     """Return the columns that say which code made a run."""
-    return [c for c in runs.columns if c in ("commit", "dirty") or c.startswith("version.")]
+    return [column for column in runs.columns if is_origin(column)]
+
+
+def _rates(runs: pd.DataFrame, whole: pd.DataFrame, factors: Sequence[str]) -> dict[str, int]:
+    """Return for each run, by name, at how many learning rates the store has runs of its cell.
+
+    A cell is here what factors, data set, architecture, optimizer and batch size make: a rate may
+    have been chosen in shorter runs. ``whole`` is the store without the filter of the report.
+    """
+    if "optimizer.lr" not in whole:
+        return dict.fromkeys(runs["name"], 0)
+    inside = tuple(f"{name}." for name in factors if name in GROUPS)
+    keys = [
+        column
+        for column in whole.columns
+        if column != "optimizer.lr"
+        and (
+            column in (*factors, "dataset", "arch", "optimizer", "batch")
+            or column.startswith(inside or "\0")
+        )
+    ]
+    cells = {
+        name: tuple(map(str, values))
+        for name, values in zip(whole["name"], whole[keys].to_numpy(object), strict=True)
+    }
+    found: dict[tuple[str, ...], set[float]] = {}
+    ended = whole[whole["status"].isin(ENDED)]
+    for name, rate in zip(ended["name"], ended["optimizer.lr"], strict=True):
+        found.setdefault(cells[name], set()).add(rate)
+    return {name: len(found.get(cells[name], ())) for name in runs["name"]}
+
+
+def _by_row(runs: pd.DataFrame, rates: Mapping[str, int]) -> dict[Any, int]:
+    """Return the largest number of learning rates among the runs of each row."""
+    found: dict[Any, int] = {}
+    for name, row in zip(runs["name"], map(plain_value, runs["row"]), strict=True):
+        found[row] = max(found.get(row, 0), rates[name])
+    return found
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    """Return the values that are known, each once, in order."""
+    return sorted({value for value in values if value is not None}, key=_natural)
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+def ranges(seeds: Iterable[int]) -> str:
+    """Write seeds as ``0–2, 5``."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
 
 
 def _varies(runs: pd.DataFrame, given: list[str], column: str) -> bool:
@@ -260,7 +460,7 @@ def _varies(runs: pd.DataFrame, given: list[str], column: str) -> bool:
     return bool(pairs.duplicated(given).any())
 
 
-def _value(raw: Any) -> Any:
-    """Return a plain Python value of a NumPy one; whole floats become integers."""
+def plain_value(raw: Any) -> Any:
+    """Return the Python value of a NumPy one; whole floats become integers."""
     raw = raw.item() if hasattr(raw, "item") else raw
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw

@@ -83,9 +83,7 @@ def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
             return Entry("not reached", remark=f"by {_all_of(total)}", runs=cell.runs)
         waiting = f"{cell.pending} not ended" if cell.pending else "no value"
         return Entry("–", remark=waiting, runs=cell.runs)
-    text = metric.show(cell.sample.mean)
-    if cell.sample.half_width >= 0:
-        text += f" ± {metric.show(cell.sample.half_width)}"
+    text = metric.estimate(cell.sample)
     remarks = []
     if cell.diverged:
         remarks.append(f"{cell.diverged} of {total} diverged")

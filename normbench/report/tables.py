@@ -12,6 +12,7 @@ from normbench.report import labels
 from normbench.report.bootstrap import Improvement
 from normbench.report.grid import Cell, Grid
 from normbench.report.metrics import Metric
+from normbench.report.statistics import ALPHA
 from normbench.report.table import EMPTY, Entry, Table, entry, number, usual_count
 
 
@@ -49,10 +50,9 @@ def differences(grid: Grid) -> Table:
     unit = grid.metric.difference_unit
     what = f"{grid.metric.label}, difference to {base}" + (f" ({unit})" if unit else "")
     notes = [
+        *grid.study.notes,
         "Mean of the differences paired by seed ± half of their 95 % t interval.",
-        "* p < 0.05, two-sided paired t test, corrected by Holm's method over all "
-        f"{_tested(grid)} comparisons of this table that can be tested.",
-        *_untested(grid),
+        *_tests(grid),
     ]
     return Table(
         f"{grid.metric.name}-differences",
@@ -108,8 +108,11 @@ def comparisons(grid: Grid) -> Table:
         ],
         rows,
         [
-            "Effect size: Cohen's d of the paired differences with Hedges's correction, from "
-            "three seeds on. p: two-sided paired t test; Holm's correction runs over all "
+            *grid.study.notes,
+            TIMED
+            if grid.metric.timed
+            else "Effect size: Cohen's d of the paired differences with Hedges's correction, from "
+            "three seeds on. p: two-sided paired t test; Holm's correction covers all "
             "comparisons of this table. A dash: one seed, a diverged run, or differences "
             "without spread.",
         ],
@@ -142,10 +145,11 @@ def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
         [labels.factor(grid.study.row_factor), f"P(better than {base})", "95 % interval", "Tasks"],
         rows,
         [
-            "P that a run drawn at random does better than one of the baseline, averaged over "
-            "tasks (columns that both have); stratified bootstrap, 2,000 samples, percentile "
-            "interval (Agarwal et al. 2021), not corrected for the number of rows. With few seeds "
-            "such intervals are too narrow."
+            *grid.study.notes,
+            "Probability that a run drawn at random does better than one of the baseline, averaged "
+            "over tasks (columns that both have); stratified bootstrap with 2,000 samples and "
+            "percentile intervals (Agarwal et al. 2021), not corrected for the number of rows. "
+            "With few seeds such intervals are too narrow.",
         ],
         data,
     )
@@ -190,11 +194,24 @@ def differences_data(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+TIMED = "Times and throughput depend on the machine and its load, so no test is made."
+"""The note under comparisons of metrics that have ``timed``."""
+
+
 def p_text(p: float) -> str:
-    """Return a p-value as it is printed; a dash where there is none."""
+    """Return a p-value as it is printed in a table; a dash where there is none."""
     if math.isnan(p):
         return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if p < 0.001:
+        return "< 0.001"
+    text = f"{p:.3f}"
+    return f"< {text}" if p < ALPHA <= float(text) else text  # 0.04996 is no 0.050
+
+
+def p_words(p: float) -> str:
+    """Return a p-value as it stands in a sentence: ``p = 0.012``, ``p < 0.001``."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _difference(cell: Cell | None, shown: Metric) -> Entry:
@@ -213,12 +230,19 @@ def _difference(cell: Cell | None, shown: Metric) -> Entry:
 
 
 def _matrix_notes(grid: Grid, usual: int) -> list[str]:
-    notes = []
+    notes = list(grid.study.notes)
     if usual > 1:
         notes.append(f"Mean ± half of the 95 % t interval over {usual} seeds unless noted.")
     elif usual == 1:
-        notes.append("One seed a cell: there is no interval, and differences cannot be tested.")
+        notes.append("One seed per cell: there is no interval, and differences cannot be tested.")
     marked = list(grid.cells.values())
+    cut = [cell for cell in marked if grid.metric.cuts(cell.sample)]
+    if cut and grid.metric.unit == "%":
+        notes.append("An interval that passes 0 or 100 % ends there.")
+    elif cut:
+        notes.append("[low, high]: an interval that would pass 0, cut there.")
+    if grid.metric.timed:
+        notes.append(TIMED)
     if any(cell.best for cell in marked):
         direction = "highest" if grid.metric.higher_is_better else "lowest"
         notes.append(f"Bold: {direction} mean of its column.")
@@ -238,17 +262,25 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     return notes
 
 
-def _tested(grid: Grid) -> int:
-    return sum(1 for c in grid.cells.values() if c.baseline is not None and c.baseline.tested)
-
-
-def _untested(grid: Grid) -> list[str]:
-    found = [
-        c for c in grid.cells.values() if c.baseline and c.baseline.n and not c.baseline.tested
-    ]
-    if not found:
-        return []
-    return [f"{len(found)} more cannot be tested: one seed, a diverged run, or no spread."]
+def _tests(grid: Grid) -> list[str]:
+    """Return notes on which differences were tested, and why others were not."""
+    if grid.metric.timed:
+        return [TIMED]
+    compared = [c.baseline for c in grid.cells.values() if c.baseline and c.baseline.n]
+    tested = sum(difference.tested for difference in compared)
+    untested = len(compared) - tested
+    notes = []
+    if tested:
+        over = (
+            f", corrected by Holm's method over the {tested} comparisons of this table that can be "
+            "tested"
+        )
+        notes.append(f"* p < 0.05, two-sided paired t test{over if tested > 1 else ''}.")
+    if untested:
+        which = f"{untested} more" if tested else f"{untested}" if untested > 1 else "The one"
+        word = "comparison" if untested == 1 else "comparisons"
+        notes.append(f"{which} {word} cannot be tested: one seed, a diverged run, or no spread.")
+    return notes
 
 
 def _numeric(value: float, form: str) -> Entry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -36,4 +38,4 @@ def add(frames: Frames, target: float) -> Frames:
     ):
         runs[column] = runs["name"].map(reached[source]).astype(np.float64)
     runs.attrs = attrs
-    return Frames(frames.root, pd.DataFrame(runs), frames.curves, frames.left_out)
+    return replace(frames, runs=pd.DataFrame(runs))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scipy import stats
 
 from normbench.report import load
 from normbench.report.findings import Finding, findings
@@ -14,6 +16,7 @@ from normbench.report.grid import build
 from normbench.report.improvement import improvements
 from normbench.report.metrics import METRICS
 from normbench.report.study import studies
+from normbench.report.tables import p_words
 
 
 def find(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> list[Finding]:
@@ -44,8 +47,13 @@ def test_a_difference_is_claimed_with_size_interval_and_p(sure: Path) -> None:
     assert "10 seeds" in text
     assert "Holm" in text
     (nothing,) = of(found, "undetected")
-    assert "No difference between GN+WS and BN is detectable at batch size 128" in nothing
-    assert found[0].cells == (("gn_ws", 16),)
+    other = build(study, METRICS["test_acc"], "bn").cells["gn_ws", 128].baseline
+    assert nothing == (
+        "No significant difference between GN+WS and BN at batch size 128 (10 seeds): the 95 % "
+        f"interval of the difference spans {100 * other.low:+.2f} to {100 * other.high:+.2f} "
+        "points."
+    ).replace("-", "−")
+    assert next(f for f in found if f.strength == "significant").cells == (("gn_ws", 16),)
 
 
 def test_a_lower_error_beats(sure: Path) -> None:
@@ -58,9 +66,14 @@ def test_a_lower_error_beats(sure: Path) -> None:
 def test_three_seeds_claim_little_and_say_why(motley: Path) -> None:
     found = find(motley)
     assert of(found, "significant") == []
-    assert all("not after correction" in text for text in of(found, "suggestive"))
+    assert all("not after Holm's correction" in text for text in of(found, "suggestive"))
     (note,) = of(found, "note")
-    assert "With 3 seeds and 12 comparisons" in note
+    # t of 2 degrees of freedom at 1 - 0.05 / 24 is 15.4; a mean of n = 3 has sd / √3.
+    assert note == (
+        "With 3 seeds and 12 comparisons, only differences above "
+        f"{stats.t.ppf(1 - 0.05 / 24, 2) / 3**0.5:.1f} standard deviations (of the difference "
+        "between seeds) can be significant."
+    )
 
 
 def test_divergence_and_single_seeds_are_said(motley: Path) -> None:
@@ -70,21 +83,80 @@ def test_divergence_and_single_seeds_are_said(motley: Path) -> None:
         "No norm diverged in 1 of 3 runs at batch size 16, 2 of 2 runs at batch size 512."
     )
     (single,) = of(found, "untested")
-    assert "share one seed at batch size 64" in single
-    assert any("every run of No norm did worse" in text for text in of(found, "overall"))
+    assert single == "LN and BN share one seed at batch size 64: no test is possible."
+    assert any("Every run of No norm did worse" in text for text in of(found, "overall"))
 
 
-def test_an_even_chance_is_not_ruled_out(grid: Callable[..., Path], synth: SimpleNamespace) -> None:
+def test_an_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "bn_ws"), batches=(128, 256), seeds=4, epochs=3)
-    texts = of(find(root), "overall")
-    assert len(texts) == 1
-    assert "does not rule out an even chance" in texts[0]
+    found = find(root)
+    (study,) = studies(load(root))
+    chance = improvements(build(study, METRICS["test_acc"], "bn"))["bn_ws"]
+    assert of(found, "overall") == []
+    assert of(found, "inconclusive") == [
+        f"P(BN+WS beats BN) = {chance.probability:.2f} (95 % bootstrap interval {chance.low:.2f} "
+        f"to {chance.high:.2f}) over 2 batch sizes: no evidence either way."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "strength", "end"),
+    [
+        # Two columns with 2 + 2 runs are parted by chance in 2 of 6 · 6 orders.
+        (2, "inconclusive", "(p = 0.056, exact test): too few runs to exclude chance."),
+        (3, "overall", "(p = 0.005, exact test)."),  # 2 / (20 · 20)
+    ],
+)
+def test_complete_separation_is_tested_exactly(
+    grid: Callable[..., Path], seeds: int, strength: str, end: str
+) -> None:
+    root = grid(norms=("bn", "none"), batches=(64, 128), seeds=seeds, epochs=3)
+    assert of(find(root), strength) == [
+        f"Every run of No norm did worse than every run of BN at each of 2 batch sizes {end}"
+    ]
+
+
+def test_seeds_that_rows_do_not_share_are_said(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    for seed in (2, 3):
+        synth.write_run(root, synth.config("gn", 16, seed, epochs=3))
+    assert of(find(root), "untested") == [
+        "GN and BN share no seed at batch size 16: they were not compared."
+    ]
+
+
+def test_a_very_small_p_is_not_called_equal() -> None:
+    assert p_words(0.0004) == "p < 0.001"
+    assert p_words(0.0123) == "p = 0.012"
+    assert p_words(0.04996) == "p < 0.050"  # which is significant, as 0.050 is not
+    assert p_words(0.05) == "p = 0.050"
+
+
+def test_a_suggestive_difference_may_have_a_very_small_p(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=10, epochs=3)
+    (study,) = studies(load(root))
+    found = build(study, METRICS["test_acc"], "bn")
+    cell = found.cells["gn_ws", 16]
+    weak = replace(cell, baseline=replace(cell.baseline, p=0.0004, p_corrected=0.08))
+    found.cells["gn_ws", 16] = weak
+    (text,) = of(findings(found, {}), "suggestive")
+    assert "points, p < 0.001 (10 seeds): below 0.05 alone" in text
+
+
+@pytest.mark.parametrize("name", ["images_per_s", "train_seconds", "wall_seconds"])
+def test_times_are_not_tested(grid: Callable[..., Path], name: str) -> None:
+    root = grid(norms=("bn", "none"), batches=(16, 64), seeds=5, epochs=3)
+    (only,) = find(root, name=name)
+    assert only.strength == "note"
+    assert "machine and its load" in only.text
 
 
 def test_without_a_baseline_nothing_is_tested(grid: Callable[..., Path]) -> None:
     root = grid(norms=("gn", "ln"), batches=(16,), seeds=2, epochs=3)
-    (only,) = find(root, None)
-    assert "--baseline" in only.text
+    (only,) = of(find(root, None), "note")
+    assert "--baseline" in only
 
 
 def test_a_metric_without_direction_finds_nothing(motley: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from normbench.report.grid import Grid, build
 from normbench.report.improvement import improvements
 from normbench.report.lists import run_list, selection, summary
 from normbench.report.metrics import METRICS
+from normbench.report.statistics import sample
 from normbench.report.study import studies
 from normbench.report.table import Entry, Table
 
@@ -51,7 +54,58 @@ def test_differences_show_sign_and_star(grid: Grid) -> None:
     difference = grid.cells["gn", 16].baseline
     assert cell_of(found, "GN", 1).startswith(f"{100 * difference.mean:+.2f} ± ")
     assert "Holm" in found
-    assert "all 12 comparisons" in found
+    assert "over the 12 comparisons of this table that can be tested" in found
+    assert "3 more comparisons cannot be tested" in found
+
+
+def test_a_table_without_a_test_claims_none(
+    grid: Grid, synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    for norm in ("bn", "gn"):
+        synth.write_run(tmp_store, synth.config(norm, 16, 0, epochs=3))
+    (study,) = studies(load(tmp_store))
+    found = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
+    assert "p < 0.05" not in found
+    assert "The one comparison cannot be tested: one seed, a diverged run, or no spread." in found
+    synth.write_run(tmp_store, synth.config("ln", 16, 0, epochs=3))
+    (study,) = studies(load(tmp_store))
+    found = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
+    assert "2 comparisons cannot be tested" in found
+
+
+def test_times_carry_no_mark_of_a_test(grid: Grid) -> None:
+    for name in ("images_per_s", "train_seconds"):
+        timed = build(grid.study, METRICS[name], "bn")
+        for table in (tables.matrix(timed), tables.differences(timed), tables.comparisons(timed)):
+            found = render.markdown(table)
+            assert "†" not in found
+            assert "p < 0.05" not in found
+            assert "no test is made" in found
+        assert not any(cell.baseline.tested for cell in timed.cells.values() if cell.baseline)
+        assert any(cell.best for cell in timed.cells.values())  # a plain description
+
+
+def test_an_interval_ends_where_values_end() -> None:
+    steps, accuracy = METRICS["steps_to_target"], METRICS["test_acc"]
+    cut = steps.within(sample([10.0, 20.0, 120.0]))
+    assert cut.mean == 50.0
+    assert cut.low == 0.0
+    assert cut.high == pytest.approx(50 + cut.half_width)
+    assert steps.estimate(cut) == f"50 [0, {cut.high:.0f}]"
+    assert steps.estimate(steps.within(sample([49.0, 51.0, 50.0]))) == "50 ± 2"
+    high = accuracy.within(sample([0.99, 1.0, 0.98]))
+    assert high.high == 1.0
+    assert accuracy.estimate(high) == f"99.00 ± {100 * high.half_width:.2f}"
+
+
+def test_a_cut_interval_is_explained(grid: Grid) -> None:
+    runs = grid.study.runs
+    places = runs.index[(runs["norm"] == "bn") & (runs["batch"] == 16)]
+    study = replace(grid.study, runs=runs.assign(steps_to_target=50.0))
+    study.runs.loc[places, "steps_to_target"] = [10.0, 20.0, 120.0]
+    found = render.markdown(tables.matrix(build(study, METRICS["steps_to_target"])))
+    assert r"50 \[0, 201\]" in found
+    assert "an interval that would pass 0, cut there" in found
 
 
 def test_csv_holds_the_unrounded_numbers(grid: Grid) -> None:

@@ -92,7 +92,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
         f"{shown.name}-by-{study.column_factor or 'all'}",
-        f"{shown.label} against {factor}: {study.title}. {_band(grid)}"
+        f"{shown.label} against {factor}: {study.heading}. {_band(grid)}"
         + (" Cross (div.): beyond the axis, with diverged runs." if crossed else "")
         + "".join(f" Star: {known.text}." for known in references),
         figure,
@@ -108,8 +108,7 @@ def hover(grid: Grid, cell: Cell) -> str:
     if cell.all_diverged:
         return text + "all runs diverged"
     unit = f" {shown.unit}" if shown.unit else ""
-    text += f"{shown.show(cell.sample.mean)}"
-    text += f" ± {shown.show(cell.sample.half_width)}" if cell.sample.half_width >= 0 else ""
+    text += shown.estimate(cell.sample)
     seeds = f"{cell.sample.n} seeds" if cell.sample.n > 1 else "1 seed"
     diverged = f", {cell.diverged} diverged" if cell.diverged else ""
     return f"{text}{unit} ({seeds}{diverged})"
@@ -141,7 +140,7 @@ def _column_axis(axis: Axes, grid: Grid) -> None:
     if study.column_factor:
         axis.set_xlabel(
             labels.factor(study.column_factor)
-            + (" (images a step)" if study.column_factor == "batch" else "")
+            + (" (images per step)" if study.column_factor == "batch" else "")
         )
 
 

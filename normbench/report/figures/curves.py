@@ -48,8 +48,8 @@ PROBED = {
 """What probes measured of whole networks: by column, how it is shown, whether logarithmically."""
 
 _OTHER = {
-    "lr": Metric("lr", "Learning rate", digits=4),
-    "grad_norm": Metric("grad_norm", "Gradient norm", digits=3),
+    "lr": Metric("lr", "Learning rate", digits=4, low=0.0),
+    "grad_norm": Metric("grad_norm", "Gradient norm", digits=3, low=0.0),
     **{column: shown for column, (shown, _) in PROBED.items()},
 }
 _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
@@ -106,7 +106,7 @@ def draw(
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
         f"{shown.name}-curves",
-        f"{what} against {_X[x][0].lower()}: {study.title}. Mean and 95 % t interval over seeds"
+        f"{what} against {_X[x][0].lower()}: {study.heading}. Mean and 95 % t interval over seeds"
         f"{' of the logarithm' if log else ''}; a diverged run counts until it diverges.",
         figure,
         points,
@@ -128,8 +128,8 @@ def _series(
     factor, scale = _X[how.x][1], how.shown.scale
     axis.fill_between(
         band.x * factor,
-        band.low * scale,
-        band.high * scale,
+        np.maximum(band.low, how.shown.low) * scale,
+        np.minimum(band.high, how.shown.high) * scale,
         facecolor=to_rgba(look.colour, 0.15),
         linewidth=0,
     )

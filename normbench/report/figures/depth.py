@@ -110,7 +110,7 @@ def _drawing(
     return style.Drawing(
         f"estimation-shift{number}",
         "Estimation shift against depth, in the last epoch that was measured: "
-        f"{study.title}. Distance of the mean and of the deviation that a layer keeps for "
+        f"{study.heading}. Distance of the mean and of the deviation that a layer keeps for "
         "inference from those that its input has there on training images, over the norm of the "
         "latter deviation (after Huang et al. 2022). Mean and 95 % t interval over seeds of the "
         f"logarithm.{without}",

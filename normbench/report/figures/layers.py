@@ -204,7 +204,7 @@ def _drawing(
     slug = f"layers-{quantity.probe}-{quantity.name}{number}".lower()
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", slug),
-        f"{quantity.label} of each layer against epochs: {study.title}. Layers from the images "
+        f"{quantity.label} of each layer against epochs: {study.heading}. Layers from the images "
         f"(top) to the logits; {mean} over seeds; one scale of colours for all panels"
         f"{f', {_DECADES} decades long' if scale[1] else ''}; grey: no value.",
         figure,

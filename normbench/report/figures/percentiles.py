@@ -88,7 +88,7 @@ def _drawing(
     whose = f"unit {unit} of {match['layer']}" if unit else f"all units of {match['layer']}"
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", f"percentiles-{match['layer']}-{unit or 'all'}".lower()),
-        f"15th, 50th and 85th percentiles of the input of {whose} against steps: {study.title}. "
+        f"15th, 50th and 85th percentiles of the input of {whose} against steps: {study.heading}. "
         f"On validation images in inference mode; mean over seeds.{others}",
         figure,
         points,

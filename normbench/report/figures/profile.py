@@ -54,7 +54,7 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
     style.legend(figure, handles, title=study.legend_title)
     return style.Drawing(
         f"{shown.name}-profiles",
-        f"Performance profiles over {_tasks(grid)}: {study.title}. Share of runs whose "
+        f"Performance profiles over {_tasks(grid)}: {study.heading}. Share of runs whose "
         f"{shown.label.lower()} is better than τ, the mean over tasks, with 95 % bands from a "
         f"stratified bootstrap (Agarwal et al. 2021).{_absent(grid, profiles)}",
         figure,
@@ -94,7 +94,7 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
     return style.Drawing(
         f"{grid.metric.name}-improvement",
         f"Probability that a run does better in {grid.metric.label.lower()} than one of {base}, "
-        f"over {_tasks(grid)}: {study.title}. Bars: 95 % stratified bootstrap intervals; dashed: "
+        f"over {_tasks(grid)}: {study.heading}. Bars: 95 % stratified bootstrap intervals; dashed: "
         "an even chance. In brackets: tasks shared with the baseline, where not all.",
         figure,
         points,

@@ -39,6 +39,6 @@ def draw(study: Study) -> style.Drawing:
     return style.Drawing(
         "lr-curves",
         f"Learning rate at the end of each epoch{f' by {factor}' if factor else ''}, the same for "
-        f"all rows: {study.title}.",
+        f"all rows: {study.heading}.",
         figure,
     )

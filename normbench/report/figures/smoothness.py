@@ -100,7 +100,7 @@ def _drawing(
         f"smoothness{number}",
         "Range of the loss and of the change of the gradient over steps of several sizes along "
         "the gradient of a training mini-batch, and effective β-smoothness, the largest change of "
-        f"the gradient over the distance moved, against steps of training: {study.title}. As "
+        f"the gradient over the distance moved, against steps of training: {study.heading}. As "
         "figure 4 of Santurkar et al. 2018. Geometric means over seeds, paler: 95 % t intervals "
         "of the logarithm.",
         figure,

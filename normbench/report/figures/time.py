@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
@@ -9,6 +12,7 @@ from normbench.report import labels
 from normbench.report.figures import style
 from normbench.report.figures.batch import hover
 from normbench.report.grid import Cell, Grid
+from normbench.report.statistics import Sample
 
 
 @style.styled
@@ -38,8 +42,8 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         axis.errorbar(
             x,
             y,
-            xerr=[max(time.sample.half_width, 0.0) for _, time in known],
-            yerr=[max(cell.sample.half_width * shown.scale, 0.0) for cell, _ in known],
+            xerr=_bars([time.sample for _, time in known]),
+            yerr=shown.scale * _bars([cell.sample for cell, _ in known]),
             color=look.colour,
             linestyle="none",
             elinewidth=0.6,
@@ -57,7 +61,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
         style.plain_log(axis.xaxis, min(times), max(times))
-    # An interval may reach below 0 where what it is of cannot.
+    # The margin of the axes may reach below 0 where no value can be.
     if times and axis.get_xlim()[0] < 0:
         axis.set_xlim(left=0)
     if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
@@ -75,7 +79,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     )
     return style.Drawing(
         f"{shown.name}-by-time",
-        f"{shown.label} against training time, evaluation left out: {study.title}. Bars: 95 % t "
+        f"{shown.label} against training time, evaluation left out: {study.heading}. Bars: 95 % t "
         f"intervals.{order} Cells with diverged runs are left out.",
         figure,
         points,
@@ -100,6 +104,12 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
             color=colour,
             path_effects=[withStroke(linewidth=1.2, foreground=style.PAPER)],
         )
+
+
+def _bars(samples: Sequence[Sample]) -> np.ndarray:
+    """Return how far intervals reach below and above their means, 0 where there is none."""
+    ends = [(each.mean - each.low, each.high - each.mean) for each in samples]
+    return np.maximum(np.nan_to_num(np.array(ends).T), 0.0)
 
 
 def _pair(grid: Grid, seconds: Grid, row: object, column: object) -> tuple[Cell, Cell] | None:

@@ -1,0 +1,257 @@
+"""Find what a reader must know before believing a comparison: confounds, training, tuning.
+
+Rows and columns of a study differ in the factors that were asked for. Anything else that is
+recorded of a run and differs between them (another key of the config, a version, the processor) is
+a :class:`Condition`: a difference between two rows may come from it. :func:`conditions` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normbench.errors import unknown
+from normbench.report import labels
+from normbench.report.rows import GROUPS, is_config, is_provenance
+
+ENDED = ("finished", "diverged")
+"""States of runs whose results enter tables."""
+
+_NAMES = ("seed", "store", "label", "host", "row", "column")  # tell runs apart, decide nothing
+_ROUNDING = ("engine.threads", "engine.shards")  # decide the last bits of sums alone
+_FOLLOW = {  # keys that repeat what another one says
+    "backend": ("engine.backend", "engine.jit_compile", "engine.deterministic"),
+    "precision": ("engine.precision",),
+    "accumulate": ("micro_batches",),
+}
+_FIRST = ("norm", "epochs", "batch", "optimizer", "optimizer.lr", "schedule")
+_LISTED = 6  # rows named one by one in a sentence
+_VALUES = 3  # values of one row named one by one
+
+_WORDS = {
+    "norm": "norm",
+    "arch": "architecture",
+    "dataset": "data set",
+    "batch": "batch size",
+    "optimizer.lr": "learning rate",
+    "optimizer.weight_decay": "weight decay",
+    "optimizer.scaling": "scaling of the learning rate",
+    "dataset.train_size": "training images",
+    "label_smoothing": "label smoothing",
+    "eval_batch": "batch size of evaluation",
+    "accumulate": "micro-batches",
+    "micro_batches": "micro-batches",
+    "commit": "commit of the code",
+    "dirty": "uncommitted changes",
+    "engine.threads": "threads",
+    "engine.shards": "shards",
+    "version.python": "Python version",
+    "version.tensorflow": "TensorFlow version",
+    "version.keras": "Keras version",
+    "version.jax": "JAX version",
+    "version.numpy": "NumPy version",
+    "version.normbench": "normbench version",
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something beside the factors that differs between the rows or columns of a study.
+
+    Attributes:
+        key: The column of the runs frame, as ``optimizer.lr``.
+        values: Its value in each run of the study, as text; None where it is not recorded.
+        rows, columns: Whether it differs between rows of one column, between columns of one row.
+        intended: Whether the user named it as a difference between rows that is wanted.
+    """
+
+    key: str
+    values: np.ndarray
+    rows: bool
+    columns: bool
+    intended: bool
+
+    @property
+    def words(self) -> str:
+        """The key in words."""
+        return words(self.key)
+
+    @property
+    def confounds(self) -> bool:
+        """Whether a difference between rows may come from this condition instead."""
+        return self.rows and not self.intended and self.key not in _ROUNDING
+
+
+@dataclass(frozen=True)
+class Training:
+    """How far the runs of a study were trained, and what was tried for them.
+
+    Attributes:
+        last_best: By row, how many finished runs are best on validation at their last epoch.
+        finished: By row, how many finished runs have a best epoch.
+        rates: By row, the number of learning rates in the store, in the cell that has most.
+    """
+
+    last_best: Mapping[Any, int]
+    finished: Mapping[Any, int]
+    rates: Mapping[Any, int]
+
+    @cached_property
+    def unconverged(self) -> list[Any]:
+        """The rows where most runs are best at their last epoch."""
+        return [row for row, count in self.finished.items() if 2 * self.last_best[row] > count]
+
+
+def conditions(
+    runs: pd.DataFrame, factors: Sequence[str], context: Iterable[str], allowed: Sequence[str] = ()
+) -> list[Condition]:
+    """Return the keys beside the factors that differ between cells.
+
+    Options of a factor that is a group (``norm.groups`` of ``norm``) belong to the factor. What
+    varies inside every cell alike, or is decided by the seed, differs between no two cells. With
+    ``label`` as a factor each label stands for a whole config, so keys of the config are intended.
+
+    Args:
+        runs: The runs of a study, with ``row`` and ``column``.
+        factors: The factors of rows and columns.
+        context: Keys that all runs of the study share.
+        allowed: Keys, or groups of keys, that the user wants to differ.
+    """
+    ended = runs["status"].isin(ENDED).to_numpy()
+    inside = tuple(f"{name}." for name in factors if name in GROUPS)
+    left_out = {*_NAMES, *factors, *context}
+    keys = [
+        key
+        for key in runs.columns
+        if _is_condition(key) and key not in left_out and not key.startswith(inside or "\0")
+    ]
+    if "backend" in runs and "jax" not in set(runs["backend"]):
+        keys = [key for key in keys if key != "version.jax"]
+    found: dict[str, Condition] = {}
+    for key in sorted(keys, key=_place):
+        values = _texts(runs, key)
+        if len(set(values[ended]) - {None}) < 2:
+            continue
+        rows, columns = _differs(runs[ended], values[ended])
+        if not (rows or columns) or (key.endswith("seed") and _follows(runs["seed"], values)):
+            continue
+        intended = is_allowed(key, allowed) or ("label" in factors and is_config(key))
+        found[key] = Condition(key, values, rows, columns, intended)
+    return [found[key] for key in found if not _repeats(found, key)]
+
+
+def check_allowed(names: Sequence[str], runs: pd.DataFrame) -> None:
+    """Refuse a name that is no key, and no group of keys, that runs may differ in.
+
+    Raises:
+        UserError: With the nearest one.
+    """
+    keys = [key for key in runs.columns if _is_condition(key) and key not in _NAMES]
+    groups = {key.partition(".")[0] for key in keys if "." in key}
+    for name in names:
+        if name not in keys and name not in groups:
+            raise unknown("key in --allow-confound", name, sorted({*keys, *groups}))
+
+
+def is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    """Return whether a key, or the group that it belongs to, is among the allowed ones."""
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def words(key: str) -> str:
+    """Return a key as it is called in a sentence."""
+    return _WORDS.get(key, key)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names as ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def told(values: Mapping[str, Sequence[str]]) -> str:
+    """Return values by name, as ``BN 5, GN 2``; the most frequent one of many as ``all others``."""
+    texts = {name: _several(found) for name, found in values.items() if found}
+    by_text: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        by_text.setdefault(text, []).append(name)
+    most = max(by_text.values(), key=len)
+    gathered = most if len(most) > 2 and len(texts) > len(most) else []
+    parts = [_pair(name, text) for name, text in texts.items() if name not in gathered]
+    if len(parts) > _LISTED:
+        return f"{len(by_text)} different values"
+    if gathered:
+        parts.append(f"all others {texts[gathered[0]]}")
+    return ", ".join(parts)
+
+
+def _several(values: Sequence[str]) -> str:
+    return listed(values) if len(values) <= _VALUES else f"{len(values)} values"
+
+
+def _pair(name: str, text: str) -> str:
+    return f"{name}: {text}" if " " in name or name[-1:].isdigit() else f"{name} {text}"
+
+
+def _is_condition(key: str) -> bool:
+    return is_config(key) or is_provenance(key) or key == "micro_batches"
+
+
+def _place(key: str) -> tuple[int, bool, str]:
+    return _FIRST.index(key) if key in _FIRST else len(_FIRST), is_provenance(key), key
+
+
+def _texts(runs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return a key's value in each run, as text; None where provenance was not recorded."""
+    found = np.empty(len(runs), object)
+    recorded = is_provenance(key) or key == "micro_batches"
+    for place, value in enumerate(runs[key].tolist()):
+        if value is None or value is pd.NA or value != value or (recorded and value == ""):
+            found[place] = None if recorded else "none"
+        elif isinstance(value, bool):
+            found[place] = "yes" if value else "no"
+        elif key == "commit":
+            found[place] = str(value)[:10]
+        else:
+            found[place] = labels.value(key, value)
+    return found
+
+
+def _differs(runs: pd.DataFrame, values: np.ndarray) -> tuple[bool, bool]:
+    """Return whether values differ between rows of a column, and between columns of a row."""
+    cells: dict[tuple[Any, Any], set[str]] = {}
+    for row, column, value in zip(runs["row"], runs["column"], values, strict=True):
+        if value is not None:
+            cells.setdefault((row, column), set()).add(value)
+    found = []
+    for shared in (1, 0):
+        groups: dict[Any, list[set[str]]] = {}
+        for place, known in cells.items():
+            groups.setdefault(place[shared], []).append(known)
+        found.append(any(each != group[0] for group in groups.values() for each in group))
+    if not any(found):  # no two cells share a row or a column, or all cells have the same values
+        every = list(cells.values())
+        found[0] = any(each != every[0] for each in every)
+    return found[0], found[1]
+
+
+def _follows(given: pd.Series, values: np.ndarray) -> bool:
+    """Return whether each given value comes with one value of the other."""
+    pairs = {(one, other) for one, other in zip(given, values, strict=True)}
+    return len(pairs) == len({one for one, _ in pairs})
+
+
+def _repeats(found: Mapping[str, Condition], key: str) -> bool:
+    """Return whether another condition that differs decides this one, and says it already."""
+    group = key.partition(".")[0]
+    over = [name for name, keys in _FOLLOW.items() if key in keys]
+    if group in GROUPS and key not in (group, "optimizer.lr"):
+        over.append(group)
+    return any(
+        name in found and _follows(pd.Series(found[name].values), found[key].values)
+        for name in over
+    )

@@ -1,0 +1,307 @@
+"""Caveats: what differs beside the factors, what had not converged, what was not tuned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from normbench.errors import UserError
+from normbench.report import load
+from normbench.report.caveats import told
+from normbench.report.figures import batch
+from normbench.report.findings import Finding, findings
+from normbench.report.grid import build
+from normbench.report.improvement import improvements
+from normbench.report.lists import summary
+from normbench.report.metrics import METRICS
+from normbench.report.study import Study, studies
+from normbench.report.tables import comparisons, differences, matrix
+
+Maker = Callable[..., Path]
+DIFFERING = "epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
+
+
+def one(root: Path, *allowed: str, by: tuple[str, ...] = ("norm", "batch")) -> Study:
+    (study,) = studies(load(root), by, allowed)
+    return study
+
+
+def found_in(study: Study, baseline: Any = "bn") -> list[Finding]:
+    grid = build(study, METRICS["test_acc"], baseline)
+    return findings(grid, improvements(grid))
+
+
+def of(found: list[Finding], strength: str) -> list[str]:
+    return [finding.text for finding in found if finding.strength == strength]
+
+
+@pytest.fixture
+def confounded(grid: Maker, synth: SimpleNamespace) -> Path:
+    """BN for 5 epochs at a rate of 0.1, GN for 2 at 0.02: GN leads at batch size 16."""
+    root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
+    return synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
+
+
+def test_a_confounded_difference_is_no_significant_one(confounded: Path) -> None:
+    found = found_in(one(confounded))
+    assert of(found, "significant") == of(found, "overall") == of(found, "suggestive") == []
+    (text,) = [text for text in of(found, "confounded") if text.startswith("GN beats BN at")]
+    assert text.endswith(
+        f" Confounded: the rows also differ in {DIFFERING}, so the difference cannot be attributed "
+        "to the norm."
+    )
+    (nothing,) = of(found, "undetected")
+    assert nothing.endswith(f"the rows also differ in {DIFFERING}, which may hide a difference.")
+
+
+def test_confounds_stand_under_tables_and_in_captions(confounded: Path) -> None:
+    study = one(confounded)
+    note = (
+        f"Confounded: rows also differ in {DIFFERING}. Differences between rows cannot be "
+        "attributed to the norm alone."
+    )
+    grid = build(study, METRICS["test_acc"], "bn")
+    for table in (matrix(grid), differences(grid), comparisons(grid), summary(study)):
+        assert note in table.notes
+    assert f"resnet8 on Digits; rows also differ in {DIFFERING}." in batch.draw(grid).caption
+
+
+def test_an_intended_difference_is_shown_and_does_not_weaken(confounded: Path) -> None:
+    study = one(confounded, "epochs", "optimizer")  # a group allows each of its keys
+    assert study.notes == [f"Rows also differ in {DIFFERING}, as intended."]
+    (text,) = of(found_in(study), "significant")
+    assert text.endswith(f" The rows also differ in {DIFFERING}, as intended.")
+    (text,) = of(found_in(one(confounded, "optimizer.lr")), "confounded")[:1]
+    assert "Confounded: the rows also differ in epochs (BN 5, GN 2), so" in text
+    assert text.endswith("The rows also differ in learning rate (BN 0.1, GN 0.02), as intended.")
+
+
+def test_the_summary_has_a_column_for_what_differs(confounded: Path) -> None:
+    table = summary(one(confounded))
+    assert list(table.headers[:3]) == ["Epochs", "optimizer.lr", "Norm"]
+    assert {(line[1].text, line[2].text) for line in table.rows} == {("0.1", "BN"), ("0.02", "GN")}
+    assert list(table.data["optimizer.lr"]) == [0.1, 0.1, 0.02, 0.02]
+
+
+def test_an_unknown_key_is_refused(confounded: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean 'optimizer\.lr'"):
+        one(confounded, "optimiser.lr")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"versions": {"keras": "3.16.0"}}, "Keras version (BN 3.15.1, GN 3.16.0)"),
+        ({"processor": "AMD EPYC"}, "processor (BN: Xeon, GN AMD EPYC)"),
+        ({"commit": "a" * 40}, "commit of the code (BN bbbbbbbbbb, GN aaaaaaaaaa)"),
+        ({"precision": "mixed_bfloat16"}, "precision (BN float32, GN mixed_bfloat16)"),
+        ({"backend": "jax"}, "backend (BN tensorflow, GN jax)"),
+        ({"dataset__validation": 100}, "dataset.validation (BN: 237, GN: 100)"),
+        ({"label_smoothing": 0.1}, "label smoothing (BN: 0, GN: 0.1)"),
+        ({"accumulate": 4}, "micro-batches (BN: 1, GN: 4)"),
+    ],
+)
+def test_every_recorded_key_counts(
+    tmp_store: Path, synth: SimpleNamespace, changes: dict[str, Any], told: str
+) -> None:
+    told = told.replace(":", "")
+    outside = ("versions", "processor", "commit")
+    origin = {"processor": "Xeon", "commit": "b" * 40}
+    other = origin | {key: value for key, value in changes.items() if key in outside}
+    if "versions" in other:
+        other["versions"] = synth.versions | other["versions"]
+    inside = {key: value for key, value in changes.items() if key not in outside}
+    inside = {"accumulate": 1} | inside
+    for seed in range(5):
+        write(synth, tmp_store, synth.config("bn", 16, seed, epochs=3, accumulate=1), **origin)
+        write(synth, tmp_store, synth.config("gn", 16, seed, epochs=3, **inside), **other)
+    study = one(tmp_store)
+    assert [note for note in study.notes if note.startswith("Confounded")] == [
+        f"Confounded: rows also differ in {told}. Differences between rows cannot be attributed to "
+        "the norm alone."
+    ]
+    assert of(found_in(study), "significant") == []
+    assert len(of(found_in(study), "confounded")) == 1
+
+
+def write(synth: SimpleNamespace, root: Path, tree: dict[str, Any], **origin: Any) -> None:
+    """Write a run whose record of the engine agrees with its config."""
+    meta = synth.write_run(root, tree, **origin) / "meta.json"
+    found = json.loads(meta.read_text())
+    found["engine"] |= {
+        "backend": tree["backend"],
+        "precision": tree["precision"],
+        "jit_compile": tree["backend"] == "jax",
+    }
+    meta.write_text(json.dumps(found))
+
+
+def test_a_few_runs_of_another_version_confound_too(grid: Maker, synth: SimpleNamespace) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=5, epochs=3)
+    newer = synth.versions | {"keras": "3.16.0"}
+    for seed in range(5):
+        versions = newer if seed == 4 else synth.versions
+        synth.write_run(root, synth.config("gn", 16, seed, epochs=3), versions=versions)
+    (text,) = of(found_in(one(root)), "confounded")
+    assert "Keras version (BN 3.15.1, GN 3.15.1 and 3.16.0)" in text
+
+
+def test_versions_that_vary_alike_in_all_cells_confound_nothing(
+    grid: Maker, synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=4, epochs=3)
+    newer = synth.versions | {"keras": "3.16.0"}
+    for norm in ("bn", "gn"):
+        synth.write_run(root, synth.config(norm, 16, 4, epochs=3), versions=newer)
+    assert one(root).conditions == []
+
+
+def test_threads_decide_rounding_only(grid: Maker, synth: SimpleNamespace) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=5, epochs=3)
+    for run in root.glob("*-gn-*"):
+        meta = json.loads((run / "meta.json").read_text())
+        meta["engine"]["threads"] = 4
+        (run / "meta.json").write_text(json.dumps(meta))
+    study = one(root)
+    assert study.notes == ["Rows also differ in threads (BN 2, GN 4), which decides rounding only."]
+    assert len(of(found_in(study), "significant")) == 1
+
+
+def test_options_of_norms_and_a_scaled_rate_are_no_conditions(motley: Path) -> None:
+    # GN has groups where BN has none; the rate follows the batch size by a rule that all share.
+    assert one(motley).conditions == []
+
+
+def test_another_optimizer_is_said_with_its_rate_alone(grid: Maker, synth: SimpleNamespace) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    adamw = {"name": "adamw", "lr": 0.001, "base_batch": 128, "scaling": "sqrt", "beta1": 0.9}
+    synth.write_grid(root, ("gn",), (16,), 2, 3, optimizer=adamw)
+    assert [condition.key for condition in one(root).conditions] == ["optimizer", "optimizer.lr"]
+
+
+def test_what_columns_differ_in_stands_under_the_table_alone(
+    grid: Maker, synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=5, epochs=3)
+    synth.write_grid(root, ("bn", "gn_ws"), (64,), 5, 3, optimizer__lr=0.4)
+    study = one(root)
+    assert study.notes == ["Columns also differ in learning rate (16: 0.1, 64: 0.4)."]
+    assert study.heading == (
+        "resnet8 on Digits; columns also differ in learning rate (16: 0.1, 64: 0.4)"
+    )
+    assert of(found_in(study), "confounded") == []
+
+
+def test_a_finding_names_what_differs_in_its_own_columns(
+    grid: Maker, synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=8, epochs=3)
+    synth.write_grid(root, ("bn",), (32,), 8, 3, optimizer__lr=0.1)
+    synth.write_grid(root, ("gn_ws",), (32,), 8, 3, optimizer__lr=0.4)
+    study = one(root)
+    assert study.notes[0].startswith(
+        "Confounded: rows also differ in learning rate (BN 0.1, GN+WS 0.1 and 0.4)."
+    )
+    found = found_in(study)
+    (sure,) = of(found, "significant")
+    assert "batch size 16" in sure
+    assert "batch size 32" not in sure
+    assert any("batch size 32 by" in text for text in of(found, "confounded"))
+
+
+def test_a_label_stands_for_a_whole_config(tmp_store: Path, synth: SimpleNamespace) -> None:
+    for seed in range(5):
+        synth.write_run(tmp_store, synth.config("bn", 16, seed, epochs=3, label="old"))
+        synth.write_run(
+            tmp_store,
+            synth.config("gn", 16, seed, epochs=2, label="new"),
+            versions=synth.versions | {"keras": "3.16.0"},
+        )
+    study = one(tmp_store, by=("label",))
+    assert study.notes == [
+        "Confounded: rows also differ in Keras version (new: 3.16.0, old: 3.15.1). Differences "
+        "between rows cannot be attributed to the configuration alone.",
+        "Rows also differ in norm (new GN, old BN) and epochs (new 2, old 3), as intended.",
+    ] or [note.replace("new: ", "new ").replace("old: ", "old ") for note in study.notes]
+
+
+def test_a_split_drawn_by_the_seed_is_no_condition(tmp_store: Path, synth: SimpleNamespace) -> None:
+    for norm, seeds in (("bn", range(3)), ("gn", range(1, 4))):
+        for seed in seeds:
+            tree = synth.config(norm, 16, seed, epochs=3, dataset__split_seed=seed)
+            synth.write_run(tmp_store, tree)
+    study = one(tmp_store)
+    assert study.conditions == []
+    assert study.notes == [
+        "Rows have different seeds (BN: 0–2, GN: 1–3): a mean is over all seeds of its cell, a "
+        "difference over the seeds that both cells have."
+    ] or study.notes[0].startswith("Rows have different seeds")
+
+
+def test_values_of_many_rows_are_gathered() -> None:
+    assert told({"BN": ["5"], "GN": ["2"]}) == "BN 5, GN 2"
+    assert told({"BN": ["5"], "GN": ["2"], "LN": ["2"], "IN": ["2"]}) == "BN 5, all others 2"
+    assert told({f"N{i}": [str(i)] for i in range(9)}) == "9 different values"
+    assert told({"BN": ["1", "2", "3", "4"], "GN": ["1"]}) == "BN 4 values, GN 1"
+    assert told({"16": ["0.1"], "64": ["0.4"]}) == "16: 0.1, 64: 0.4"
+
+
+def best_at(root: Path, pattern: str, epoch: int) -> None:
+    """Set the epoch that is best on validation."""
+    for run in root.glob(pattern):
+        path = run / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"best_val_epoch": epoch}))
+
+
+def test_training_that_had_not_converged_is_said(grid: Maker) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16, 64), seeds=3, epochs=4)
+    best_at(root, "*", 4)
+    assert of(found_in(one(root)), "caution")[0] == (
+        "12 of 12 runs are best on validation at the last epoch: training had not converged, and "
+        "the order may change."
+    )
+    best_at(root, "*-bn-*", 2)
+    assert of(found_in(one(root)), "caution")[0] == (
+        "6 of 12 runs are best on validation at the last epoch (GN 6 of 6): training had not "
+        "converged, and the order may change."
+    )
+    best_at(root, "*-gn-*", 3)
+    assert not any("converged" in text for text in of(found_in(one(root)), "caution"))
+
+
+def test_rates_that_were_not_tuned_are_said(grid: Maker, synth: SimpleNamespace) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=4)
+    best_at(root, "*", 2)
+    assert of(found_in(one(root)), "caution") == [
+        "Each row was trained at one learning rate; none was tuned, and rows may have different "
+        "best rates."
+    ]
+    # Rates were tried in shorter runs, which the report's filter leaves out.
+    synth.write_grid(root, ("bn",), (16,), 1, 2, optimizer__lr=0.4)
+    frames = load(root)
+    (study,) = studies(frames.select(frames.runs["epochs"] == 4))
+    assert of(found_in(study), "caution") == [
+        "The store has several learning rates of BN; GN was trained at one, which was not tuned."
+    ]
+    synth.write_grid(root, ("gn",), (16,), 1, 2, optimizer__lr=0.4)
+    frames = load(root)
+    (study,) = studies(frames.select(frames.runs["epochs"] == 4))
+    assert of(found_in(study), "caution") == []
+
+
+def test_rows_of_rates_need_no_word_on_tuning(grid: Maker, synth: SimpleNamespace) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=4)
+    synth.write_grid(root, ("bn",), (16,), 2, 4, optimizer__lr=0.4)
+    best_at(root, "*", 2)
+    assert of(found_in(one(root, by=("optimizer.lr", "batch")), 0.1), "caution") == []
+
+
+def test_rates_of_their_own_are_no_lack_of_tuning(confounded: Path) -> None:
+    best_at(confounded, "*", 1)
+    study = one(confounded, "optimizer.lr", "epochs")
+    assert of(found_in(study), "caution") == []
