@@ -82,23 +82,29 @@ def cautions(study: Study) -> list[Finding]:
     found = []
     training = study.training
     if training.unconverged:
-        best, total = sum(training.last_best.values()), sum(training.finished.values())
-        each = ""
-        if 0 < len(training.unconverged) < sum(map(bool, training.finished.values())):
-            each = ", ".join(
-                f"{study.row(row)} {training.last_best[row]} of {training.finished[row]}"
-                for row in training.unconverged
-            )
-            each = f" ({each})"
-        verb = "is" if total == 1 else "are"
-        order = ", and the order may change" if len(study.groups) > 1 else ""
-        found.append(
-            f"{best} of {total} run{'' if total == 1 else 's'} {verb} best on validation at the "
-            f"last epoch{each}: training had not converged{order}."
-        )
+        found.append(_convergence(study))
     if len(study.rows) > 1 and "optimizer.lr" not in study.by:
         found += _tuning(study)
     return [Finding(text, "caution") for text in found]
+
+
+def _convergence(study: Study) -> str:
+    """Say how many runs were still improving at their last epoch."""
+    training = study.training
+    known = [row for row, count in training.finished.items() if count]
+    if len(training.unconverged) == len(known):
+        best, total = sum(training.last_best.values()), sum(training.finished.values())
+        where, whose = f"{best} of {total} run{'' if total == 1 else 's'}", "training"
+    else:
+        where = listed(
+            [
+                f"{training.last_best[row]} of {training.finished[row]} runs of {study.row(row)}"
+                for row in training.unconverged
+            ]
+        )
+        whose = "its training" if len(training.unconverged) == 1 else "their training"
+    order = ", and the order may change" if len(study.groups) > 1 else ""
+    return f"In {where} the last epoch is the best on validation: {whose} had not converged{order}."
 
 
 def _tuning(study: Study) -> list[str]:
@@ -287,11 +293,11 @@ def _diverged(grid: Grid) -> list[Finding]:
             continue
         factor = labels.factor(grid.study.column_factor).lower() if grid.study.column_factor else ""
         each = ", ".join(
-            f"{c.diverged} of {c.sample.n + c.unvalued} runs"
+            f"{c.diverged} of {c.sample.n + c.unvalued}"
             + (f" at {factor} {grid.study.column(c.column)}" if factor else "")
             for c in cells
         )
-        text = f"{grid.study.in_words(row)} diverged in {each}."
+        text = f"Diverged runs of {grid.study.in_words(row)}: {each}."
         found.append(Finding(text, "diverged", _keys(cells)))
     return found
 

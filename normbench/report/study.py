@@ -193,7 +193,7 @@ class Study:
         places = self.groups[row, column].places
         known = self.columns_of_runs
         return {
-            int(known["seed"][place]): condition.values[place]
+            int(known["seed"][place]): str(condition.values[place])
             for place in places
             if known["status"][place] in ENDED and condition.values[place] is not None
         }

@@ -80,7 +80,7 @@ def test_divergence_and_single_seeds_are_said(motley: Path) -> None:
     found = find(motley)
     (diverged,) = of(found, "diverged")
     assert diverged == (
-        "No norm diverged in 1 of 3 runs at batch size 16, 2 of 2 runs at batch size 512."
+        "Diverged runs of No norm: 1 of 3 at batch size 16, 2 of 2 at batch size 512."
     )
     (single,) = of(found, "untested")
     assert single == "LN and BN share one seed at batch size 64: no test is possible."

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +19,30 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "analyse_a_store.
 def test_it_is_kept_without_outputs() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_it_names_confounds(
+    grid: Callable[..., Path], synth: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
+    synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
+    monkeypatch.setenv("NORMBENCH_STORE", str(root))
+    source = [
+        "".join(cell["source"])
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    said = io.StringIO()
+    wanted = ("STORE =", "frames = load", "study = studies", "grid = build", "in findings(grid")
+    with contextlib.redirect_stdout(said):
+        names: dict = {}
+        for code in source:
+            if any(part in code for part in wanted):
+                exec(code, names)
+    told = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
+    assert f"Confounded: rows also {told}" in said.getvalue()
+    assert "[confounded] GN beats BN at batch size 16" in said.getvalue()
+    assert "[significant]" not in said.getvalue()
 
 
 def test_it_runs(motley: Path, monkeypatch: pytest.MonkeyPatch) -> None:
