@@ -1,38 +1,52 @@
-"""What the command line takes: the sub-commands and their options."""
+"""The command line: sub-commands, their options and their help."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from normbench import __version__
 from normbench.errors import UserError, nearest
 
-OVERRIDES = """\
-A run is described by overrides, as KEY=VALUE:
-  dataset=cifar10|cifar100|mnist|fashion_mnist|digits   arch=resnet20   norm=bn|gn|gn_ws|...
-  batch=128   epochs=100   seed=0   precision=float32   backend=tensorflow   store=runs
-  optimizer.lr=0.1   norm.groups=8   dataset.train_size=5000   ...
-`normbench run --print-config` shows them all with their values."""
+RUN = """\
+A run is described by KEY=VALUE words; keys that are not named keep their defaults:
+  normbench run norm=gn_ws batch=16 dataset=digits arch=resnet8 epochs=5
+  normbench run norm=gn norm.groups=4 optimizer.lr=0.05 dataset.train_size=5000
+  normbench run --print-config     # all keys with their values
 
-SWEEP = """
+The same command again resumes an interrupted run and leaves a finished one as it is.
+`normbench norms`, `data list` and `experiments` list what there is to choose from."""
 
-A sweep takes several values of a key (norm=bn,gn seed=range(0,5) norm=glob(gn*)), and says with
-executor=local|inline|ray|slurm what carries it out (executor.workers=2).
-`normbench sweep status [NAME] [--store runs]` shows how a sweep stands, from any terminal."""
+SWEEP = """\
+Every key takes several values, as a list, a range or a pattern. Quote what the shell would read:
+  normbench sweep norm=bn,gn batch=16,64 'seed=range(0,5)' dataset=digits arch=resnet8 epochs=5
+  normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
+  normbench sweep +experiment=batch_sweep scale=small     # see normbench experiments
+  normbench sweep status                                  # how the last sweep stands
+
+executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are skipped,
+and interrupted ones are resumed."""
 
 SHOW = """\
-A network is described by overrides, as for a run, and needs no data set on this machine:
+A network is described as for a run, and needs no data set on this machine:
   normbench show arch=resnet50 norm=xbn --plot resnet50.svg
   normbench show arch=resnet50 arch.stem=imagenet --images 224x224x3 --classes 1000"""
 
-
 DIAGNOSE = """\
-What probes measure inside a run (probe=NAME) is measured in the run's last and best checkpoint,
-unless it is known already, and kept beside the run; reports draw both alike:
+Probes measure a finished run's last and best checkpoint as they would have inside the run
+(probe=NAME). The values are stored with the run, measured once, and drawn by reports:
   normbench diagnose RUN --probe estimation_shift,train_gap probe.train_gap.images=1000"""
+
+REPORT = """\
+For example:
+  normbench report --where 'norm in [bn, gn] and batch <= 64' --by norm,batch --out report
+  normbench report --by norm,optimizer.lr --metric val_acc --baseline bn"""
+
+NAMES = "name, signature, or the beginning of either"
+
+WHERE = "only the runs that match, as in 'norm in [bn, gn] and batch <= 64'"
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,15 +55,24 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    @property
     def options(self) -> list[str]:
-        """Return the options of this parser and of its sub-commands."""
-        found: list[str] = []
+        """The options of this parser, without those of its sub-commands."""
+        return sorted(option for action in self._actions for option in action.option_strings)
+
+    @property
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the sub-commands by their names."""
         for action in self._actions:
-            found += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
-                for each in action.choices.values():
-                    found += each.options()
-        return sorted(set(found))
+                return dict(action.choices)
+        return {}
+
+    def descendants(self) -> Iterator[Parser]:
+        """Yield this parser and those of all sub-commands."""
+        yield self
+        for command in self.commands.values():
+            yield from command.descendants()
 
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
@@ -66,53 +89,103 @@ def parser() -> Parser:
     """Build the parser of the whole command line."""
     top = Parser(
         prog="normbench",
-        description="The bench on which normalization layers are compared.",
+        description="Train networks with different normalization layers and compare them.",
+        epilog="A first comparison, in about three minutes and without a download:\n"
+        "  normbench sweep +experiment=quickstart\n"
+        "  normbench report",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"normbench {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    _run(_command(commands, "run", "train one run, or what is left of it", OVERRIDES))
-    _sweep(_command(commands, "sweep", "train every cell of a grid", OVERRIDES + SWEEP))
-    _report(_command(commands, "report", "write tables, figures and a page from a store"))
-    _diagnose(_command(commands, "diagnose", "measure in the checkpoints of runs", DIAGNOSE))
-    _list(_command(commands, "list", "show a store's runs as a table"))
-    _show(_command(commands, "show", "show one run, or the network of one", SHOW))
-    _norms(_command(commands, "norms", "list the normalizations, or show one"))
-    experiments = _command(commands, "experiments", "list the ready-made sweeps, or show one")
-    experiments.add_argument("name", nargs="?", help="as in +experiment=NAME")
+    _run(_command(commands, "run", "train one network, or resume its training", RUN))
+    _sweep(_command(commands, "sweep", "train one run for each combination of values", SWEEP))
+    _report(_command(commands, "report", "write tables, figures and a web page", REPORT))
+    _diagnose(_command(commands, "diagnose", "measure the checkpoints of finished runs", DIAGNOSE))
+    _list(_command(commands, "list", "list the runs of a store"))
+    _show(_command(commands, "show", "show one run, or the layers of a network", SHOW))
+    _norms(_command(commands, "norms", "list the normalizations, or explain one"))
+    experiments = _command(commands, "experiments", "list the ready-made sweeps, or explain one")
+    experiments.add_argument("name", nargs="?", help="an experiment, as in +experiment=NAME")
     _config_dir(experiments)
-    _data(_command(commands, "data", "list, prepare or import data sets"))
-    doctor = _command(commands, "doctor", "say what this machine has and what is missing")
+    _data(_command(commands, "data", "list, download or import data sets"))
+    doctor = _command(commands, "doctor", "check this machine and the installation")
     _config_dir(doctor)
     diff = _command(commands, "diff", "compare two runs")
-    diff.add_argument("runs", nargs=2, metavar="RUN")
-    diff.add_argument("--out", help="folder for the overlaid curves")
+    diff.add_argument("runs", nargs=2, metavar="RUN", help=f"two runs, each by {NAMES}")
+    diff.add_argument(
+        "--out", metavar="FOLDER", help="also write the comparison and the curves to this folder"
+    )
     _store(diff)
-    export = _command(commands, "export", "write one table of runs for a paper's appendix")
-    export.add_argument("store", nargs="?", default="runs", help="folder of runs (runs)")
-    export.add_argument("--where", help="which runs, as 'norm in [bn, gn] and batch <= 64'")
-    export.add_argument("--out", default="runs.csv", help="file to write (runs.csv)")
-    export.add_argument("--format", help="csv, md, tex or parquet; by the file's name if left out")
+    export = _command(commands, "export", "write all results as one table")
+    export.add_argument("--where", metavar="FILTER", help=WHERE)
+    export.add_argument(
+        "--out", metavar="FILE", default="runs.csv", help="file to write (default: %(default)s)"
+    )
+    export.add_argument(
+        "--format", help="csv, md, tex or parquet (default: the suffix of the file)"
+    )
+    _store(export, positional=True)
     return top
+
+
+def help_of(command: str) -> str:
+    """Return the help of a sub-command."""
+    return parser().commands[command].format_help()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; overrides may stand before and after options.
 
+    ``store`` is the folder that the command line names, or None.
+
     Raises:
-        UserError: An unknown command or option, with the nearest correct one.
+        UserError: An unknown command or option, with the nearest correct one; or two stores.
     """
     top = parser()
+    if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in top.options:
+        raise _unknown_option(argv[0], top, top)
     arguments, rest = top.parse_known_args(argv)
+    chosen = top
+    for name in (arguments.command, getattr(arguments, "action", None)):
+        chosen = chosen.commands[name] if name else chosen
     for word in rest:
         if word.startswith("-"):
-            close = nearest(word.partition("=")[0], top.options())
-            hint = f": did you mean {close}?" if close else ""
-            raise UserError(f"unknown option {word!r}{hint} (see normbench --help)")
+            raise _unknown_option(word, chosen, top)
         if not hasattr(arguments, "overrides"):
-            raise UserError(f"{arguments.command} cannot take {word!r} (see normbench --help)")
+            raise UserError(f"{arguments.command} cannot take {word!r} (see {chosen.prog} --help)")
         arguments.overrides.append(word)
+    if hasattr(arguments, "store"):
+        arguments.store = _named_store(arguments)
     return arguments
+
+
+def _named_store(arguments: argparse.Namespace) -> str | None:
+    """Return the store that is named, by ``--store``, as a word of its own or as ``store=``."""
+    words = [getattr(arguments, "folder", None) or "", *getattr(arguments, "overrides", ())]
+    named = [word.removeprefix("store=") for word in words if word.startswith("store=")]
+    if not named and words[0]:
+        named = [words[0]]
+    if arguments.store is not None:
+        named.append(arguments.store)
+    if len(set(named)) > 1:
+        raise UserError(f"two stores are named: {named[0]!r} and {named[-1]!r}")
+    if getattr(arguments, "folder", None) == "" or (named and not named[0].strip()):
+        raise UserError("the store is empty: name a folder, or none for the default")
+    return named[0] if named else None
+
+
+def _unknown_option(word: str, chosen: Parser, top: Parser) -> UserError:
+    """Build the error for an option that the chosen command does not have."""
+    name = word.partition("=")[0]
+    having = [each.prog for each in top.descendants() if name in each.options]
+    if having and chosen is top:
+        return UserError(f"{name} stands after the command, as in: {having[0]} {name}")
+    if having:
+        verb = "has" if len(having) == 1 else "have"
+        return UserError(f"{chosen.prog} has no option {name}: {', '.join(having)} {verb} it")
+    close = nearest(name, chosen.options)
+    hint = f": did you mean {close}?" if close else ""
+    return UserError(f"unknown option {word!r}{hint} (see {chosen.prog} --help)")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, does: str, more: str = "") -> Parser:
@@ -123,51 +196,76 @@ def _command(commands: argparse._SubParsersAction, name: str, does: str, more: s
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return made
 
 
 def _run(run: Parser) -> None:
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     run.add_argument(
-        "--resume", action="store_true", help="go on with a run that exists; never begin one"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="a key of the config and its value"
     )
     run.add_argument(
-        "--multirun", action="store_true", help="hand over to Hydra's own sweeper and launcher"
+        "--resume", action="store_true", help="resume an existing run; never start a new one"
     )
-    run.add_argument("--print-config", action="store_true", help="show the config and stop")
+    run.add_argument("--multirun", action="store_true", help="use Hydra's own sweeper and launcher")
+    run.add_argument("--print-config", action="store_true", help="print the config and exit")
+    _store(run)
     _config_dir(run)
 
 
 def _sweep(sweep: Parser) -> None:
-    sweep.add_argument("overrides", nargs="*", metavar="KEY=VALUE[,VALUE...]")
     sweep.add_argument(
-        "--dry-run", action="store_true", help="show each cell with its state and time, and stop"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE[,VALUE...]",
+        help="a key of the config and its values",
     )
     sweep.add_argument(
-        "--retry-failed", action="store_true", help="train cells that failed before, too"
+        "--dry-run",
+        action="store_true",
+        help="list the runs with their state and expected time",
     )
     sweep.add_argument(
-        "--skip-invalid", action="store_true", help="leave out cells that cannot be trained"
+        "--retry-failed", action="store_true", help="also train the runs that failed before"
     )
-    sweep.add_argument("--store", default="runs", help="for status: folder of runs (runs)")
+    sweep.add_argument(
+        "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"
+    )
+    _store(sweep)
     _config_dir(sweep)
 
 
 def _report(report: Parser) -> None:
-    report.add_argument("store", nargs="?", default="runs", help="folder of runs (runs)")
-    report.add_argument("--where", help="which runs, as 'norm in [bn, gn] and batch <= 64'")
-    report.add_argument("--by", default="norm,batch", help="rows,columns of the tables")
-    report.add_argument("--metric", default="test_acc", help="what is compared (test_acc)")
-    report.add_argument("--baseline", help="what the others are compared with (bn)")
-    report.add_argument("--target", type=float, help="accuracy for the table of steps to reach it")
+    report.add_argument("--where", metavar="FILTER", help=WHERE)
+    report.add_argument(
+        "--by",
+        metavar="KEY[,KEY...]",
+        default="norm,batch",
+        help="config keys of the rows, of the columns, and of separate tables "
+        "(default: %(default)s)",
+    )
+    report.add_argument(
+        "--metric", default="test_acc", help="metric to compare (default: %(default)s)"
+    )
+    report.add_argument(
+        "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"
+    )
+    report.add_argument(
+        "--target",
+        metavar="ACCURACY",
+        type=float,
+        help="also compare the steps to this validation accuracy, as in 0.9",
+    )
     report.add_argument(
         "--allow-confound",
         default="",
         metavar="KEY[,KEY...]",
-        help="keys in which rows may differ on purpose, as optimizer.lr",
+        help="keys in which rows may differ on purpose, as in optimizer.lr",
     )
-    report.add_argument("--out", default="report", help="folder to write to (report)")
+    report.add_argument(
+        "--out", metavar="FOLDER", default="report", help="folder to write (default: %(default)s)"
+    )
+    _store(report, positional=True)
 
 
 def _diagnose(diagnose: Parser) -> None:
@@ -175,21 +273,21 @@ def _diagnose(diagnose: Parser) -> None:
         "overrides",
         nargs="*",
         metavar="RUN|KEY=VALUE",
-        help="runs: a name, a signature, or the start of either; options of probes",
+        help=f"runs, each by {NAMES}; and options of probes",
     )
     diagnose.add_argument(
-        "--probe", action="append", metavar="NAME[,NAME...]", help="what is measured (all there is)"
+        "--probe", action="append", metavar="NAME[,NAME...]", help="probes to use (default: all)"
     )
     diagnose.add_argument(
-        "--again", action="store_true", help="measure also what was measured before"
+        "--again", action="store_true", help="repeat measurements that were made before"
     )
     _store(diagnose)
     _config_dir(diagnose)
 
 
 def _list(listing: Parser) -> None:
-    listing.add_argument("--json", action="store_true", help="one JSON list, not a table")
-    _store(listing)
+    listing.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    _store(listing, positional=True)
 
 
 def _show(show: Parser) -> None:
@@ -197,17 +295,23 @@ def _show(show: Parser) -> None:
         "overrides",
         nargs="+",
         metavar="RUN|KEY=VALUE",
-        help="a run: its name, its signature, or the start of either; or a network, by overrides",
+        help=f"a run by {NAMES}; or a network by its keys",
     )
-    show.add_argument("--plot", metavar="FILE", help="draw the network (.png, .svg or .pdf)")
-    show.add_argument("--images", metavar="HxWxC", help="size of its images (the data set's)")
-    show.add_argument("--classes", type=int, help="number of its logits (the data set's)")
+    show.add_argument(
+        "--plot", metavar="FILE", help="also draw the network to a .png, .svg or .pdf file"
+    )
+    show.add_argument(
+        "--images", metavar="HxWxC", help="size of the images (default: the data set's)"
+    )
+    show.add_argument(
+        "--classes", metavar="N", type=int, help="number of classes (default: the data set's)"
+    )
     _store(show)
     _config_dir(show)
 
 
 def _norms(norms: Parser) -> None:
-    norms.add_argument("name", nargs="?", help="as in norm=NAME")
+    norms.add_argument("name", nargs="?", help="a normalization, as in norm=NAME")
     _config_dir(norms)
 
 
@@ -215,20 +319,35 @@ def _data(data: Parser) -> None:
     actions = data.add_subparsers(
         dest="action", metavar="ACTION", required=True, parser_class=Parser
     )
-    _config_dir(_command(actions, "list", "show the data sets and which are prepared"))
-    prepare = _command(actions, "prepare", "download a data set")
-    bring = _command(actions, "import", "take a data set from files on disk")
+    _config_dir(_command(actions, "list", "list the data sets and where they are"))
+    prepare = _command(actions, "prepare", "download a data set and prepare it")
+    bring = _command(actions, "import", "prepare a data set from files on this machine")
     bring.add_argument(
-        "--from", dest="path", required=True, help="file or folder, as downloaded or unpacked"
+        "--from",
+        dest="path",
+        metavar="PATH",
+        required=True,
+        help="file or folder, as downloaded or unpacked",
     )
     for each in (prepare, bring):
-        each.add_argument("name", help="as in dataset=NAME")
+        each.add_argument("name", help="a data set, as in dataset=NAME")
         _config_dir(each)
 
 
-def _store(command: Parser) -> None:
-    command.add_argument("--store", default="runs", help="folder of runs (runs)")
+def _store(command: Parser, positional: bool = False) -> None:
+    """Add ``--store``; with ``positional``, the folder as a word of its own does as well."""
+    if positional:
+        command.add_argument("folder", nargs="?", metavar="STORE", help="the same as --store STORE")
+    command.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="folder of runs (default: $NORMBENCH_STORE if set, else runs)",
+    )
 
 
 def _config_dir(command: Parser) -> None:
-    command.add_argument("--config-dir", help="a further folder with config groups, like conf/")
+    command.add_argument(
+        "--config-dir",
+        metavar="FOLDER",
+        help="a folder of your own config groups, laid out like conf/",
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from normbench.arguments import parse, parser
+from normbench.arguments import help_of, parse, parser
 from normbench.errors import NormbenchError, UserError
 
 INTERRUPTED = 130
@@ -38,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser().print_help()
             return 0
+        if _asks_nothing(arguments):
+            print(help_of(arguments.command), end="")
+            example = "dataset=digits arch=resnet8 epochs=5"
+            raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
         signal.signal(signal.SIGTERM, _interrupt)
         return _COMMANDS[arguments.command](arguments, ["normbench", *given])
     except NormbenchError as error:
@@ -59,6 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _asks_nothing(arguments: Namespace) -> bool:
+    """Whether a command that trains for hours was typed without saying what to train."""
+    if arguments.command not in ("run", "sweep") or arguments.overrides:
+        return False
+    return not any(getattr(arguments, name, False) for name in ("print_config", "resume"))
+
+
+def _store(arguments: Namespace) -> str:
+    """Return the folder of runs of a command that reads them."""
+    if arguments.store is not None:
+        return arguments.store
+    from normbench.config import default_store
+
+    return default_store()
+
+
+def _overrides(arguments: Namespace) -> list[str]:
+    """Return the overrides of a run or a sweep; ``--store`` is one of them."""
+    named = any(word.lstrip("+").startswith("store=") for word in arguments.overrides)
+    if arguments.store is None or named:
+        return arguments.overrides
+    from normbench.overrides import quoted
+
+    return [*arguments.overrides, f"store={quoted(arguments.store)}"]
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -74,7 +105,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     from normbench.config import compose
     from normbench.store import Store
 
-    config = compose(arguments.overrides, arguments.config_dir)
+    config = compose(_overrides(arguments), arguments.config_dir)
     if arguments.print_config:
         import yaml
 
@@ -96,6 +127,10 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     if not outcome.trained:
         print(f"the run exists, nothing was trained: {_in_short(outcome.summary)}")
         print(f"  folder  {outcome.run.path}")
+        from normbench.diagnosis import trained_without
+
+        for line in trained_without(config, outcome.run):
+            print(f"  {line}")
     return 0
 
 
@@ -106,7 +141,7 @@ def _multirun(arguments: Namespace) -> int:
     _keep_quiet()
     from normbench.multirun import multirun
 
-    multirun(arguments.overrides, arguments.config_dir)
+    multirun(_overrides(arguments), arguments.config_dir)
     return 0
 
 
@@ -121,13 +156,13 @@ def _sweep(arguments: Namespace, command: list[str]) -> int:
     from normbench.sweep.commands import status, sweep
 
     if arguments.overrides[:1] == ["status"]:
-        if len(arguments.overrides) > 2:
-            raise UserError(f"sweep status takes one name, got {arguments.overrides[1:]}")
-        name = arguments.overrides[1] if len(arguments.overrides) > 1 else None
-        return status(Store(arguments.store), name)
+        names = [word for word in arguments.overrides[1:] if not word.startswith("store=")]
+        if len(names) > 1:
+            raise UserError(f"sweep status takes one name, got {', '.join(names)}")
+        return status(Store(_store(arguments)), names[0] if names else None)
     _keep_quiet()
     outcome = sweep(
-        arguments.overrides,
+        _overrides(arguments),
         command,
         config_dir=arguments.config_dir,
         dry_run=arguments.dry_run,
@@ -161,9 +196,12 @@ def _show_results(arguments: Namespace, outcome: Any) -> None:
     console.print()
     console.print(summary_table(outcome.store, names, **shown))
     store = outcome.store.root
-    further = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+    command = ["normbench", "report", str(store)]
+    for key, value in options.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
     console.print(
-        f"normbench report {store}{further} adds statistics, figures and a page",
+        f"{shlex.join(command)} adds statistics, figures and a page",
+        markup=False,
         soft_wrap=True,
         highlight=False,
     )
@@ -173,7 +211,7 @@ def _report(arguments: Namespace, command: list[str]) -> int:
     from normbench.report.commands import report
 
     report(
-        arguments.store,
+        _store(arguments),
         where=arguments.where,
         by=arguments.by,
         metric=arguments.metric,
@@ -190,13 +228,13 @@ def _diagnose(arguments: Namespace, command: list[str]) -> int:
     from normbench.diagnosistable import page, rows
     from normbench.store import Store
 
-    words = arguments.overrides
+    words = [word for word in arguments.overrides if not word.startswith("store=")]
     names = [word for word in words if "=" not in word]
     if not names:
         raise UserError("diagnose needs a run: its name, its signature, or the start of either")
     _keep_quiet()
     outcome = diagnose(
-        Store(arguments.store),
+        Store(_store(arguments)),
         names,
         [name for given in arguments.probe or () for name in given.split(",")],
         [word for word in words if "=" in word],
@@ -222,14 +260,15 @@ def _list(arguments: Namespace, command: list[str]) -> int:
     from normbench.listing import rows, runs_table, tsv
     from normbench.store import Store
 
-    runs = Store(arguments.store).runs()
+    store = Store(_store(arguments))
+    runs = store.runs()
     if arguments.json:
         import json
 
         print(json.dumps(rows(runs), indent=1))
         return 0
     if not runs:
-        print(f"no runs in {arguments.store}: normbench run makes one")
+        print(f"no runs in {store.root}: normbench run makes one")
         return 0
     if sys.stdout.isatty():
         Console().print(runs_table(runs))
@@ -253,7 +292,7 @@ def _show(arguments: Namespace, command: list[str]) -> int:
     from normbench.listing import run_details
     from normbench.store import Store
 
-    Console().print(run_details(Store(arguments.store).find(arguments.overrides[0])))
+    Console().print(run_details(Store(_store(arguments)).find(arguments.overrides[0])))
     return 0
 
 
@@ -373,14 +412,14 @@ def _doctor(arguments: Namespace, command: list[str]) -> int:
 def _diff(arguments: Namespace, command: list[str]) -> int:
     from normbench.report.commands import diff
 
-    diff(arguments.store, *arguments.runs, out=arguments.out)
+    diff(_store(arguments), *arguments.runs, out=arguments.out)
     return 0
 
 
 def _export(arguments: Namespace, command: list[str]) -> int:
     from normbench.report.commands import export
 
-    export(arguments.store, arguments.where, arguments.out, arguments.format)
+    export(_store(arguments), arguments.where, arguments.out, arguments.format)
     return 0
 
 

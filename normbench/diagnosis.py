@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normbench.components import check_recorded, options_of
-from normbench.config import Config, compose, group_options, parse
+from normbench.config import Config, compose, default_store, group_options, parse
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import duration
 
@@ -148,6 +149,37 @@ def _options(
         option = option.partition(".")[0]
         given.setdefault(name, {})[option] = groups[name][option]
     return groups, given
+
+
+def trained_without(config: Config, run: Run) -> list[str]:
+    """Say what a config asks of a complete run that can only be had while it trains.
+
+    Probes, loggers and labels are no part of a run's signature: a complete run is found under the
+    config that has them, and is not trained again.
+
+    Returns:
+        A line each for probes, with the command that measures them in the run's checkpoints, for
+        loggers, and for the label; none where the run has all of them.
+    """
+    recorded = run.config or {}
+    had = {*recorded.get("probe", {}), *(line.get("probe") for line in run.diagnoses())}
+    probes = [name for name in config.probe if name not in had]
+    loggers = [name for name in config.logger if name not in recorded.get("logger", {})]
+    lines = []
+    if probes:
+        command = ["normbench", "diagnose", run.name, "--probe", ",".join(probes)]
+        command += [] if config.store == default_store() else ["--store", config.store]
+        lines.append(
+            f"it was trained without the probes {', '.join(probes)}; "
+            f"to measure them in its last and best checkpoint: {shlex.join(command)}"
+        )
+    if loggers:
+        lines.append(
+            f"it was trained without logger={','.join(loggers)}, which writes only during training"
+        )
+    if config.label and config.label != recorded.get("label", ""):
+        lines.append(f"its label stays {recorded.get('label', '')!r}")
+    return lines
 
 
 def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -305,7 +306,7 @@ def _provenance(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{sessions[-1].get('from_epoch')} on {sessions[-1].get('host')}",
             )
         )
-    pairs.append(("command", " ".join(map(str, meta.get("command") or [])) or None))
+    pairs.append(("command", shlex.join(map(str, meta.get("command") or [])) or None))
     pairs.append(("commit", _git(meta.get("git"))))
     if "git_folder" in meta:
         pairs.append(("folder's commit", _git(meta["git_folder"])))

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
+from normbench.arguments import parse, parser
 from normbench.cli import main
+from normbench.sweep.plan import Plan
 
 
 @pytest.fixture
@@ -27,7 +30,19 @@ def small_run(tmp_store):
         (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
         (["run", "--resum"], "unknown option '--resum': did you mean --resume?"),
         (["run", "norm=gm"], "unknown norm 'gm': did you mean 'gn'?"),
-        (["list", "foo"], "list cannot take 'foo'"),
+        (["norms", "gn", "foo"], "norms cannot take 'foo' (see normbench norms --help)"),
+        (["list", "--where", "x"], "normbench list has no option --where: normbench report, normb"),
+        (["data", "list", "--from=x"], "normbench data list has no option --from: normbench data "),
+        (["--store", "x", "list"], "--store stands after the command, as in: normbench run --st"),
+        (
+            ["list", "--stroe", "x"],
+            "unknown option '--stroe': did you mean --store? (see normbench l",
+        ),
+        (["report", "a", "--store", "b"], "two stores are named: 'a' and 'b'"),
+        (["run", "store=a", "--store", "b"], "two stores are named: 'a' and 'b'"),
+        (["run", "store="], "the store is empty"),
+        (["list", "--store", ""], "the store is empty"),
+        (["report", ""], "the store is empty"),
         (["data", "import", "cifar11", "--from", "x"], "unknown dataset 'cifar11'"),
         (["data", "prepair", "mnist"], "did you mean 'prepare'?"),
         (["show", "x", "--store", "/nonexistent"], "unknown run 'x'"),
@@ -112,3 +127,124 @@ def test_print_config_is_yaml(capsys):
 
     assert main(["run", "norm=gn_ws", "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["norm"]["weight"]["name"] == "ws"
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_training_without_a_word_of_what_is_refused_with_the_help(
+    command, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for words in ([command], [command, "--store", "there"]):
+        assert main(words) == 2
+        captured = capsys.readouterr()
+        assert captured.out.startswith(f"usage: normbench {command} ")
+        assert captured.err == (
+            f"normbench: {command} needs KEY=VALUE words, as dataset=digits arch=resnet8 epochs=5\n"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def stores(words, capsys):
+    """Return the store that a run's config has."""
+    import yaml
+
+    assert main(["run", *words, "--print-config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)["store"]
+
+
+def test_every_way_to_name_the_store_names_it(capsys, monkeypatch):
+    for words in (["store=a b"], ["--store", "a b"], ["--store=a b", "batch=16"]):
+        assert stores(words, capsys) == "a b"
+    assert stores(["--store", "it's, 'x'"], capsys) == "it's, 'x'"
+    monkeypatch.setenv("NORMBENCH_STORE", "/elsewhere")
+    assert stores([], capsys) == "/elsewhere"
+    assert stores(["--store", "here"], capsys) == "here"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "STORE"],
+        ["list", "store=STORE"],
+        ["list", "--store", "STORE"],
+        ["report", "--store", "STORE"],
+        ["export", "--store", "STORE"],
+        ["show", "x", "--store", "STORE"],
+        ["diff", "x", "y", "--store", "STORE"],
+        ["diagnose", "x", "--store", "STORE"],
+        ["sweep", "status", "--store", "STORE"],
+        ["sweep", "status", "store=STORE"],
+        ["sweep", "--store", "STORE", "status"],
+    ],
+)
+def test_every_command_reads_the_store_that_it_names(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    main([word.replace("STORE", "mine") for word in words])
+    captured = capsys.readouterr()
+    assert "mine" in captured.out + captured.err
+    monkeypatch.setenv("NORMBENCH_STORE", "mine")
+    main([w for w in words if "STORE" not in w and w != "--store"])
+    assert capsys.readouterr() == captured
+
+
+def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "dataset=digits", "arch=resnet8", "--dry-run", "executor=inline"]
+    monkeypatch.setattr("normbench.sweep.commands.problems", lambda cells, *rest: {})
+    chosen = []
+    monkeypatch.setattr(
+        "normbench.sweep.commands.plan",
+        lambda configs, store, retry: chosen.append(str(store.root)) or Plan(()),
+    )
+    assert main([*words, "--store", "mine"]) == 0
+    assert chosen == ["mine"]
+
+
+def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
+    from normbench.listing import run_details
+    from normbench.report.commands import text
+    from normbench.store import Store
+
+    run = Store(tmp_path).run("digits-resnet8-bn-b16-s0-00000000")
+    command = ["normbench", "run", "label=a b", "probe=[gradients,smoothness]"]
+    run.create({"signature": "00000000"}, {"status": "failed", "command": command})
+    shown = " ".join(text(run_details(run), 200).split())
+    assert "normbench run 'label=a b' 'probe=[gradients,smoothness]'" in shown
+
+
+def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
+    from normbench.config import compose
+    from normbench.diagnosis import trained_without
+    from normbench.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    trained = compose(["probe=gradients", "label=old", "store=my runs"])
+    run = Store("my runs").run(trained)
+    run.create({**trained.to_dict(), "signature": trained.signature}, {"status": "finished"})
+    assert trained_without(trained, run) == []
+    asked = compose(
+        ["probe=[gradients,train_gap]", "logger=tensorboard", "label=new", "store=my runs"]
+    )
+    assert trained_without(asked, run) == [
+        "it was trained without the probes train_gap; to measure them in its last and best "
+        f"checkpoint: normbench diagnose {run.name} --probe train_gap --store 'my runs'",
+        "it was trained without logger=tensorboard, which writes only during training",
+        "its label stays 'old'",
+    ]
+    run.append_diagnosis({"probe": "train_gap", "checkpoint": "last"})
+    assert not [line for line in trained_without(asked, run) if "probes" in line]
+
+
+@pytest.mark.parametrize("command", ["", *parser().commands])
+def test_examples_of_the_help_are_commands(command, capsys):
+    """Every command that a help text shows is read by the parser, as a shell hands it over."""
+    with pytest.raises(SystemExit):
+        main([*filter(None, [command]), "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for line in lines:
+        if line.startswith("normbench "):
+            words = shlex.split(line, comments=True)
+            assert parse(words[1:]).command == words[1]
+            unquoted = re.sub(r"'[^']*'", "", line.partition("#")[0])
+            assert not set("()[]{}*?;&|<>~$") & set(unquoted), line

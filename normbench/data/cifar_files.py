@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
+import shlex
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -175,7 +176,8 @@ def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], tit
     for name, (other, other_packings) in CIFAR_SETS.items():
         if other != title and any(set(p.files) <= names for p in other_packings):
             raise UserError(
-                f"{where} holds {other}, not {title}: normbench data import {name} --from {where}"
+                f"{where} holds {other}, not {title}: "
+                f"normbench data import {name} --from {shlex.quote(str(where))}"
             )
     for packing in packings:
         missing = [name for name in packing.files if name not in names]

@@ -7,6 +7,7 @@ as a big-endian uint32, then the bytes in C order (http://yann.lecun.com/exdb/mn
 from __future__ import annotations
 
 import hashlib
+import shlex
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) ->
             return UserError(f"{path} holds {title}'s {other}, not {file}: rename it")
         return UserError(
             f"{path} is a file of {owner_title} ({other}), not of {title}: "
-            f"normbench data import {name} --from {path.parent}"
+            f"normbench data import {name} --from {shlex.quote(str(path.parent))}"
         )
     found = header(data)
     if found is None:

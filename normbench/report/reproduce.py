@@ -99,7 +99,11 @@ def _options(command: Command) -> dict[str, str] | None:
     """Return what a ``normbench run`` command sets; None for any other command."""
     if len(command) < 2 or command[1] != "run":
         return None
-    parts = [part.partition("=") for part in command[2:]]
+    words = list(command[2:])
+    if "--store" in words[:-1]:  # says the same as store=
+        at = words.index("--store")
+        words[at : at + 2] = [f"store={words[at + 1]}"]
+    parts = [part.partition("=") for part in words]
     if any(not equal or key.startswith("-") or "," in value for key, equal, value in parts):
         return None
     return {key: value for key, _, value in parts}

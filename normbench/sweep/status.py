@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def render(status: Status) -> RenderableType:
     head = status.record.head
     counts = status.counts
     parts: list[RenderableType] = [
-        Text.assemble((status.record.name, "bold"), "  ", (" ".join(head["command"]), "dim")),
+        Text.assemble((status.record.name, "bold"), "  ", (shlex.join(head["command"]), "dim")),
         Text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
     ]
     line = Text(f"{len(status.cells)} cells: ")
