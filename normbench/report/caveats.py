@@ -181,20 +181,17 @@ def told(values: Mapping[str, Sequence[str]]) -> str:
         by_text.setdefault(text, []).append(name)
     most = max(by_text.values(), key=len)
     gathered = most if len(most) > 2 and len(texts) > len(most) else []
-    parts = [_pair(name, text) for name, text in texts.items() if name not in gathered]
+    colon = ":" if any(" " in name or name[-1:].isdigit() for name in texts) else ""
+    parts = [f"{name}{colon} {text}" for name, text in texts.items() if name not in gathered]
     if len(parts) > _LISTED:
         return f"{len(by_text)} different values"
     if gathered:
-        parts.append(f"all others {texts[gathered[0]]}")
+        parts.append(f"all others{colon} {texts[gathered[0]]}")
     return ", ".join(parts)
 
 
 def _several(values: Sequence[str]) -> str:
     return listed(values) if len(values) <= _VALUES else f"{len(values)} values"
-
-
-def _pair(name: str, text: str) -> str:
-    return f"{name}: {text}" if " " in name or name[-1:].isdigit() else f"{name} {text}"
 
 
 def _is_condition(key: str) -> bool:

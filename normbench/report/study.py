@@ -25,6 +25,7 @@ from normbench.report.frame import Frames
 from normbench.report.rows import GROUPS, is_config, is_origin
 
 _FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
+_CAPTION = 200  # most letters that a caption spends on conditions
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
 
 
@@ -140,11 +141,15 @@ class Study:
     @property
     def heading(self) -> str:
         """The title with the conditions, for the caption of a figure."""
-        rows = [each for each in self.conditions if each.rows]
-        columns = [each for each in self.conditions if each.columns and not each.rows]
         parts = [self.title]
-        parts += [f"rows also differ in {self._told(rows)}"] if rows else []
-        parts += [f"columns also differ in {self._told(columns)}"] if columns else []
+        for by_row, name in ((True, "rows"), (False, "columns")):
+            found = [each for each in self.conditions if each.rows == by_row]
+            if not found:
+                continue
+            told = self._told(found)
+            if len(told) > _CAPTION:  # notes under tables have the values
+                told = caveats.listed([each.words for each in found])
+            parts.append(f"{name} also differ in {told}")
         return "; ".join(parts)
 
     def _told(self, found: Sequence[Condition]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from normbench.errors import UserError
@@ -15,12 +16,16 @@ from normbench.report import load
 from normbench.report.caveats import told
 from normbench.report.figures import batch
 from normbench.report.findings import Finding, findings
+from normbench.report.frame import Frames
 from normbench.report.grid import build
 from normbench.report.improvement import improvements
 from normbench.report.lists import summary
 from normbench.report.metrics import METRICS
-from normbench.report.study import Study, studies
+from normbench.report.rows import config_columns
+from normbench.report.study import Study, parse_by, studies
 from normbench.report.tables import comparisons, differences, matrix
+from normbench.sweep.experiment import load as load_experiment
+from normbench.sweep.grid import expand
 
 Maker = Callable[..., Path]
 DIFFERING = "epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
@@ -248,6 +253,41 @@ def test_values_of_many_rows_are_gathered() -> None:
     assert told({f"N{i}": [str(i)] for i in range(9)}) == "9 different values"
     assert told({"BN": ["1", "2", "3", "4"], "GN": ["1"]}) == "BN 4 values, GN 1"
     assert told({"16": ["0.1"], "64": ["0.4"]}) == "16: 0.1, 64: 0.4"
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_sweep", "bn_tf_apis", "gn_groups", "quickstart", "ws_wrong_ways"]
+)
+def test_no_experiment_is_confounded(name: str) -> None:
+    study = of_experiment(name)
+    assert len(study.rows) > 2
+    assert study.notes == []
+
+
+def test_the_variants_of_a_labelled_experiment_are_intended() -> None:
+    study = of_experiment("bn_paper_inception")
+    (note,) = study.notes
+    assert note.startswith("Rows also differ in norm (Inception: No norm, all others: BN), ")
+    assert note.endswith(", as intended.")
+    assert "BN-x30: 0.045" in note
+    assert study.heading == (
+        "bn_inception on CIFAR-10; rows also differ in norm, learning rate, arch.activation, "
+        "arch.dropout, arch.lrn and weight decay"
+    )
+
+
+def of_experiment(name: str) -> Study:
+    """Return the study that the first seed of an experiment would make."""
+    experiment = load_experiment(name)
+    lists = experiment.unfolded("small" if experiment.scales else "full", ["seed=0"])
+    rows = [
+        {"name": cell.run_name, "status": "finished", **config_columns(cell.to_dict())}
+        for each in lists
+        for cell in expand(each)
+    ]
+    frames = Frames(Path("runs"), pd.DataFrame(rows), pd.DataFrame({"run": []}))
+    (study,) = studies(frames, parse_by(experiment.report["by"]))
+    return study
 
 
 def best_at(root: Path, pattern: str, epoch: int) -> None:
