@@ -207,6 +207,11 @@ def _run(run: Parser) -> None:
     run.add_argument(
         "--resume", action="store_true", help="resume an existing run; never start a new one"
     )
+    run.add_argument(
+        "--again",
+        action="store_true",
+        help="move the run's folder aside and train the run again from its first step",
+    )
     run.add_argument("--multirun", action="store_true", help="use Hydra's own sweeper and launcher")
     run.add_argument("--print-config", action="store_true", help="print the config and exit")
     _store(run)
@@ -227,6 +232,11 @@ def _sweep(sweep: Parser) -> None:
     )
     sweep.add_argument(
         "--retry-failed", action="store_true", help="also train the runs that failed before"
+    )
+    sweep.add_argument(
+        "--again",
+        action="store_true",
+        help="move the folders of all runs aside and train them again from their first step",
     )
     sweep.add_argument(
         "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"

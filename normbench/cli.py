@@ -105,6 +105,8 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     from normbench.config import compose
     from normbench.store import Store
 
+    if arguments.again and arguments.resume:
+        raise UserError("--resume continues a run and --again starts it anew: give one of them")
     config = compose(_overrides(arguments), arguments.config_dir)
     if arguments.print_config:
         import yaml
@@ -123,19 +125,37 @@ def _run(arguments: Namespace, command: list[str]) -> int:
             observer=screen,
             command=command,
             must_exist=arguments.resume,
+            again=arguments.again,
         )
     if not outcome.trained:
         print(f"the run exists, nothing was trained: {_in_short(outcome.summary)}")
         print(f"  folder  {outcome.run.path}")
         from normbench.diagnosis import trained_without
 
-        for line in trained_without(config, outcome.run):
+        for line in [*trained_without(config, outcome.run), *_own_changes(config, outcome.run)]:
             print(f"  {line}")
     return 0
 
 
+def _own_changes(config: Any, run: Any) -> list[str]:
+    """Say which code and data of one's own have changed since a run was trained."""
+    from normbench.provenance import own_changes, own_code, own_data
+
+    measured = (run.config or {}).get("probe") or {}
+    probes = {name: group for name, group in config.probe.items() if name in measured}
+    now = own_code({**config.to_dict(), "probe": probes})
+    try:
+        now |= own_data(config.dataset)
+    except Exception as error:  # own code may raise anything
+        unread = [f"whether the data set has changed is not known: {_one_line(error)}"]
+    else:
+        unread = []
+    lines = own_changes((run.meta or {}).get("own"), now)
+    return [*(f"{line} (--again trains the run anew)" for line in lines), *unread]
+
+
 def _multirun(arguments: Namespace) -> int:
-    for option in ("resume", "print_config"):
+    for option in ("resume", "again", "print_config"):
         if getattr(arguments, option):
             raise UserError(f"--{option.replace('_', '-')} is for one run, --multirun for several")
     _keep_quiet()
@@ -168,6 +188,7 @@ def _sweep(arguments: Namespace, command: list[str]) -> int:
         dry_run=arguments.dry_run,
         retry_failed=arguments.retry_failed,
         skip_invalid=arguments.skip_invalid,
+        again=arguments.again,
     )
     if outcome.interrupted:
         raise KeyboardInterrupt

@@ -1,19 +1,31 @@
-"""Where a run comes from: commits, versions, host, processor, command. Imports no framework."""
+"""Where a run comes from: commits, versions, host, processor, command. Imports no framework.
+
+The commit says which normbench trained a run. Code and data of one's own (a layer, a network, a
+data set that ``--config-dir`` brings) lie outside it; their versions are hashes: of source files
+(:func:`own_code`) and of images and labels (:func:`own_data`).
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib.util
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 import normbench
+from normbench.components import DATASET_KEYS, make_source, options_of
 
 #: What a version is recorded of, and the distributions that bring it, in the order of trying.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -156,3 +168,180 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
         "processor": processor(),
         "command": list(sys.argv if command is None else command),
     }
+
+
+# --- code and data of one's own -------------------------------------------------------------------
+
+
+def own_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the version of each component of a config whose code is not normbench's.
+
+    Loggers are left out: they change nothing that a run measures.
+
+    Args:
+        config: As plain dicts.
+
+    Returns:
+        By ``_target_``, a SHA-256 of the source files that it was loaded from (:func:`code_hash`).
+    """
+    measured = {key: value for key, value in config.items() if key != "logger"}
+    return {path: code_hash(path) for path in sorted(set(_own_targets(measured)))}
+
+
+def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
+    """Return the version of a run's images and labels where the data set is not normbench's.
+
+    Args:
+        dataset: The group ``dataset`` of a config.
+        fingerprint: What :func:`data_hash` gave; None to read the data set for it.
+
+    Returns:
+        A SHA-256 by the data set with its options, as ``data of mine (path=a.npz)``; nothing for
+        a data set that normbench brings, whose files have checksums.
+    """
+    if not is_own(dataset.get("_target_")):
+        return {}
+    options = options_of(dataset, *DATASET_KEYS)
+    listed = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    label = f"data of {dataset.get('name')}{f' ({listed})' if listed else ''}"
+    return {label: fingerprint or data_hash(make_source(dataset).arrays())}
+
+
+def is_own(target: Any) -> bool:
+    """Return whether a ``_target_`` names code outside normbench."""
+    return isinstance(target, str) and not target.startswith("normbench.")
+
+
+def data_hash(arrays: Any) -> str:
+    """Return the SHA-256 of a data set's images and labels (:class:`normbench.data.Arrays`)."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        array = np.asarray(getattr(arrays, name))
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        for start in range(0, len(array), 1024):  # which may be mapped from a file
+            digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
+    return digest.hexdigest()
+
+
+@cache
+def code_hash(path: str) -> str:
+    """Return the SHA-256 of the source files behind a dotted path.
+
+    These are its module and the modules of the same project that it imports, directly or not: of
+    the same package, or in the same folder where that is no folder of installed packages. A
+    module is loaded once in a process; so is its hash.
+    """
+    digest = hashlib.sha256()
+    for name, file in sorted(_project_files(path.rpartition(".")[0]).items()):
+        digest.update(f"{name}\n".encode() + hashlib.sha256(_bytes(file)).digest())
+    return digest.hexdigest()
+
+
+def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:
+    """Say which code and data of one's own a run was not, or not only, trained with.
+
+    Args:
+        recorded: The run's ``meta["own"]``: by name, the versions that trained it in turn.
+        now: What :func:`own_code` and :func:`own_data` give now.
+    """
+    lines = []
+    for name, version_now in now.items():
+        versions_then = list((recorded or {}).get(name) or [])
+        if not versions_then:
+            lines.append(f"the run does not say with which version of {name} it was trained")
+        elif versions_then != [version_now]:
+            then = " and ".join(each[:10] for each in versions_then)
+            lines.append(f"the run was trained with {name} {then}, this is {version_now[:10]}")
+    return lines
+
+
+def _own_targets(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if is_own(value.get("_target_")):
+            yield value["_target_"]
+        for item in value.values():
+            yield from _own_targets(item)
+
+
+def _project_files(module: str) -> dict[str, Path]:
+    """Return the files of a module and of those of its project that it imports, by module."""
+    project = module.partition(".")[0]
+    root = _root(project)
+    found: dict[str, Path] = {}
+    waiting, seen = [module], {module}
+    while waiting:
+        name = waiting.pop()
+        packages = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+        spec = _spec(name)
+        if spec is None or not spec.origin or not Path(spec.origin).is_file():
+            continue
+        found[name] = Path(spec.origin)
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        for other in [*packages, *_imported(found[name], package)]:
+            top = other.partition(".")[0]
+            same = top == project or (root is not None and _root(top) == root)
+            if other not in seen and same and top != "normbench":
+                seen.add(other)
+                waiting.append(other)
+    return found
+
+
+def _imported(file: Path, package: str) -> Iterator[str]:
+    """Yield the modules that a source file may import, anywhere in it."""
+    if file.suffix != ".py":
+        return
+    try:
+        tree = ast.parse(_bytes(file))
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = (
+                package.split(".")[: max(package.count(".") + 2 - node.level, 0)]
+                if node.level
+                else []
+            )
+            name = ".".join([*above, *([node.module] if node.module else [])])
+            if name:
+                yield name
+                yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _spec(name: str) -> ModuleSpec | None:
+    """Find a module without importing it or the packages around it."""
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for index in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        inner = ".".join([top, *rest[: index + 1]])
+        spec = PathFinder.find_spec(inner, list(spec.submodule_search_locations))
+    return spec
+
+
+def _root(top: str) -> Path | None:
+    """Return the folder that a module or package lies in; None if packages are installed there."""
+    spec = _spec(top)
+    if spec is None or not spec.origin:
+        return None
+    file = Path(spec.origin).resolve()
+    folder = file.parent.parent if spec.submodule_search_locations is not None else file.parent
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib")]
+    beside = {"site-packages", "dist-packages"} & set(folder.parts)
+    return None if beside or any(folder.is_relative_to(each) for each in installed) else folder
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""

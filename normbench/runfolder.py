@@ -10,6 +10,7 @@ may read at any time. `runlock` says what holds where several hosts share a stor
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ import yaml
 from normbench import files, runlock
 from normbench.errors import UserError
 from normbench.files import StoreError
+from normbench.provenance import utc_now
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,6 +225,36 @@ class Run:
                 f"summary status {summary.get('status')!r} (allowed: finished, diverged)"
             )
         self._write_json("summary.json", files.plain(dict(summary)))
+
+    def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
+        """Move the folder out of the way, to a hidden one of the store: ``.<name>.<why>-<time>``.
+
+        Args:
+            why: One word, as ``damaged`` or ``replaced``.
+            command: For the lock.
+
+        Returns:
+            Where it is now; None if there was no folder.
+
+        Raises:
+            RunLocked: another process trains the run.
+            StoreError: it cannot be moved.
+        """
+        if not self.path.is_dir():
+            return None
+        with self.lock(command):
+            return self.move_aside(why)
+
+    def move_aside(self, why: str) -> Path:
+        """As `set_aside`, for who holds the lock already."""
+        stem = f".{self.name}.{why}-{utc_now().replace(':', '')}"
+        asides = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
+        aside = next(path for path in asides if not path.exists())
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise StoreError(f"cannot set {self.path} aside: {error.strerror or error}") from error
+        return aside
 
     def reset(self) -> None:
         """Forget what was trained, so that the run starts over, and what was measured of it.

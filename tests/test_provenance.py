@@ -185,3 +185,97 @@ def test_processor_is_the_name_the_system_shows() -> None:
         assert provenance.processor() == names[0].strip()
     else:  # an architecture that shows none
         assert provenance.processor()
+
+
+# --- code and data of one's own -------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package and modules beside it, some of which the layer of the package imports."""
+    files = {
+        "mypack/__init__.py": "",
+        "mypack/layers.py": "import numpy\nfrom . import formulas\nfrom .deep.more import X\n"
+        "class Layer: ...\n",
+        "mypack/formulas.py": "def f():\n    import beside\n",
+        "mypack/deep/__init__.py": "from ..base import Y\n",
+        "mypack/deep/more.py": "X = 1\n",
+        "mypack/base.py": "Y = 2\n",
+        "mypack/unused.py": "",
+        "beside.py": "",
+        "other.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    provenance._spec.cache_clear()
+    yield tmp_path
+    provenance._spec.cache_clear()
+    provenance.code_hash.cache_clear()
+
+
+def test_the_version_of_own_code_covers_what_it_imports_of_its_project(project: Path) -> None:
+    def version() -> str:
+        provenance.code_hash.cache_clear()
+        return provenance.code_hash("mypack.layers.Layer")
+
+    imported = {
+        "mypack", "mypack.layers", "mypack.formulas", "mypack.deep", "mypack.deep.more",
+        "mypack.base", "beside",
+    }  # fmt: skip
+    assert set(provenance._project_files("mypack.layers")) == imported
+    first = version()
+    for name in ("mypack/unused.py", "other.py"):
+        (project / name).write_text("changed = True\n")
+        assert version() == first
+    seen = {first}
+    for name in ("layers", "formulas", "deep/__init__", "deep/more", "base", "../beside"):
+        file = project / "mypack" / f"{name}.py"
+        file.write_text(file.read_text() + "# edited\n")
+        seen.add(version())
+    assert len(seen) == 7
+    assert "mypack" not in sys.modules  # found, not imported
+
+
+def test_the_version_of_own_code_does_not_depend_on_where_it_lies(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = provenance.code_hash("mypack.layers.Layer")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(project, elsewhere)
+    monkeypatch.syspath_prepend(str(elsewhere))
+    provenance._spec.cache_clear()
+    provenance.code_hash.cache_clear()
+    assert str(elsewhere) in str(provenance._project_files("mypack.layers")["mypack.layers"])
+    assert provenance.code_hash("mypack.layers.Layer") == here
+
+
+def test_installed_packages_are_followed_no_further_than_themselves() -> None:
+    tops = {name.partition(".")[0] for name in provenance._project_files("rich.text")}
+    assert tops == {"rich"}
+
+
+def test_all_own_components_of_a_config_have_a_version_but_loggers(project: Path) -> None:
+    layer = {"_target_": "mypack.layers.Layer"}
+    config = {
+        "arch": {"_target_": "beside.build"},
+        "norm": {"_target_": "normbench.norms.batch.BatchNormalization", "bfn": layer},
+        "probe": {"mine": {"_target_": "other.Probe"}},
+        "logger": {"mine": {"_target_": "mypack.base.Logger"}},
+        "schedule": {"_target_": None},
+    }
+    found = provenance.own_code(config)
+    assert list(found) == ["beside.build", "mypack.layers.Layer", "other.Probe"]
+    assert len(set(found.values())) == 3
+
+
+def test_a_change_is_said_with_both_versions() -> None:
+    now = {"a.B": "1" * 64, "a.C": "2" * 64, "a.D": "3" * 64, "a.E": "4" * 64}
+    recorded = {"a.B": ["1" * 64], "a.C": ["5" * 64], "a.D": ["6" * 64, "3" * 64]}
+    assert provenance.own_changes(recorded, now) == [
+        "the run was trained with a.C 5555555555, this is 2222222222",
+        "the run was trained with a.D 6666666666 and 3333333333, this is 3333333333",
+        "the run does not say with which version of a.E it was trained",
+    ]
+    assert provenance.own_changes(None, {}) == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from normbench.data.base import Source
+from normbench.data.base import Arrays, Source
 from normbench.errors import UserError
 
 _CHUNK = 1 << 24  # pixels a histogram takes at once: bincount makes 8 bytes of each
@@ -45,6 +46,7 @@ class Dataset:
         test: The published test images.
         mean: float32 [C], of ``train.images`` scaled to 0..1.
         std: float32 [C], population standard deviation of the same.
+        fingerprint: Hash of all images and labels of the source; None where none was asked for.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset:
     test: Split
     mean: np.ndarray
     std: np.ndarray
+    fingerprint: str | None = None
 
 
 def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -161,8 +164,12 @@ def load(
     split_seed: int,
     train_size: int | None = None,
     data_dir: str | Path | None = None,
+    fingerprint: Callable[[Arrays], str] | None = None,
 ) -> Dataset:
     """Load a source and split it; see `split_indices` for the arguments.
+
+    Args:
+        fingerprint: Gives the data set's ``fingerprint``.
 
     Raises:
         MissingData: the data set is not on this machine.
@@ -183,4 +190,5 @@ def load(
         test=Split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),
         mean=mean,
         std=std,
+        fingerprint=None if fingerprint is None else fingerprint(arrays),
     )

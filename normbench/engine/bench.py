@@ -14,6 +14,7 @@ from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
 from normbench.errors import UserError
 from normbench.loggers.logger import make_loggers
+from normbench.provenance import data_hash, is_own
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def load_dataset(config: Config) -> Any:
         config.dataset["validation"],
         config.dataset["split_seed"],
         config.dataset["train_size"],
+        fingerprint=data_hash if is_own(config.dataset["_target_"]) else None,
     )
 
 

@@ -21,8 +21,8 @@ from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
 from normbench.errors import NormbenchError, UserError
 from normbench.loggers.logger import LoggingObserver, make_loggers
-from normbench.provenance import collect, utc_now
-from normbench.store import Run, Store
+from normbench.provenance import collect, own_changes, own_code, own_data, utc_now
+from normbench.store import Run, Store, StoreError
 
 log = logging.getLogger("normbench")
 
@@ -51,6 +51,7 @@ def train(
     must_exist: bool = False,
     kept: Kept | None = None,
     may_split: bool = True,
+    again: bool = False,
 ) -> Outcome:
     """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
 
@@ -66,6 +67,7 @@ def train(
         kept: The data set and the compiled loop of the run before in this process, for this run to
             use where it can, and where its own are left.
         may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
+        again: Set the run's folder aside, if there is one, and train the run from its first step.
 
     Raises:
         UserError: The config cannot be trained; nothing was written.
@@ -77,8 +79,13 @@ def train(
     store = Store(config.store) if store is None else store
     run = store.run(config)
     command = list(sys.argv if command is None else command)
-    status = run.status
-    if status in ("finished", "diverged"):
+    try:
+        status = run.status
+    except StoreError:
+        if not again:
+            raise
+        status = "unreadable"
+    if status in ("finished", "diverged") and not again:
         return Outcome(run, False, run.summary or {})
     if status == "missing" and must_exist:
         raise UserError(f"there is no run {run.name} in {store.root} to resume")
@@ -91,9 +98,11 @@ def train(
     refuse_batch(config, dataset)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
-    splitting = Splitting(config, run.meta if run.exists else None, may_split)
+    splitting = Splitting(config, run.meta if run.exists and not again else None, may_split)
     kept.make_way(config, splitting.count)
     bench = Bench(config, dataset, kept, splitting)
+    if again:  # nothing refuses the run any more
+        run.set_aside("replaced", command)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
@@ -113,6 +122,7 @@ def _train_locked(
     began = time.perf_counter()
     earlier = run.meta if run.exists else None
     provenance = collect(command) | record | {"devices": bench.prepared.loop.devices()}
+    provenance |= _own(run, config, bench.prepared.dataset, earlier, observer)
     meta = _begin(run, config, earlier, provenance, bench.splitting)
     try:
         summary = _trained_split(run, config, bench, meta, observer)
@@ -137,6 +147,29 @@ def _train_locked(
     _end(run, meta, summary["status"], None, time.perf_counter() - began)
     observer.on_end(summary, run.path)
     return Outcome(run, True, summary)
+
+
+def _own(
+    run: Run, config: Config, dataset: Any, earlier: dict[str, Any] | None, observer: Observer
+) -> dict[str, Any]:
+    """Return the record of code and data of one's own: each with the versions that train the run.
+
+    A run that goes on with another version than it began with has several, which a report tells.
+    """
+    now = own_code(config.to_dict()) | own_data(config.dataset, dataset.fingerprint)
+    if not now:
+        return {}
+    trained = run.checkpoint_info() is not None
+    before = ((earlier or {}).get("own") or {}) if trained else {}
+    if trained:
+        for line in own_changes(before, now):
+            log.warning("%s", line)
+            observer.on_note(f"{line}: --again trains the run from its first step")
+    versions = {}
+    for name, version in now.items():
+        then = list(before.get(name) or [])
+        versions[name] = then if then[-1:] == [version] else [*then, version]
+    return {"own": versions}
 
 
 def _trained_split(

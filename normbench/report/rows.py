@@ -190,6 +190,7 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         **{f"version.{name}": versions.get(name) for name in _VERSIONS},
+        **_own_versions(meta.get("own")),
         "host": meta.get("host"),
         "processor": meta.get("processor"),
         "devices": ", ".join(map(str, meta.get("devices") or [])),
@@ -200,6 +201,17 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
         "sessions": len(meta.get("sessions") or []),
         "error_type": error.get("type"),
         "error_message": error.get("message"),
+    }
+
+
+def _own_versions(own: Any) -> dict[str, str]:
+    """Return the versions of code and data of one's own that trained a run, by what they are of."""
+    if not isinstance(own, Mapping):
+        return {}
+    return {
+        f"version.{name}": " then ".join(str(each)[:10] for each in versions)
+        for name, versions in own.items()
+        if isinstance(versions, list)
     }
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from normbench.config import Config
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
-from normbench.provenance import utc_now
 from normbench.store import Run, RunLocked, Store, StoreError
 from normbench.sweep.ending import Ending, cause_of, last_lines, one_line
 
@@ -93,11 +92,7 @@ def set_damaged_aside(run: Run, command: Sequence[str]) -> bool:
     with run.lock(command):
         if not _is_damaged(run):
             return False
-        aside = run.path.with_name(f".{run.name}.damaged-{utc_now().replace(':', '')}")
-        try:
-            run.path.rename(aside)
-        except OSError as error:
-            raise StoreError(f"cannot set {run.path} aside: {error.strerror or error}") from error
+        run.move_aside("damaged")
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from normbench.config import Config
 from normbench.errors import NormbenchError, UserError
 from normbench.formats import duration
 from normbench.provenance import collect
-from normbench.store import Store
+from normbench.store import RunLocked, Store
 from normbench.sweep.ending import Ending
 from normbench.sweep.executor import Job, Stop, Task, Watch, choose, make
 from normbench.sweep.grid import expand
-from normbench.sweep.plan import Plan, plan, provenance_mix
+from normbench.sweep.plan import Plan, own_mix, plan, provenance_mix
 from normbench.sweep.record import Record, find
 from normbench.sweep.screen import RESULTS, SweepScreen
 from normbench.sweep.validity import problems
@@ -73,6 +73,7 @@ def sweep(
     dry_run: bool = False,
     retry_failed: bool = False,
     skip_invalid: bool = False,
+    again: bool = False,
     say: Say = print,
     console: Console | None = None,
 ) -> Outcome:
@@ -85,6 +86,7 @@ def sweep(
         dry_run: Show the plan, and stop.
         retry_failed: Train cells that failed before, too; damaged ones begin anew.
         skip_invalid: Leave out the cells that cannot be trained, instead of refusing the sweep.
+        again: Set the folders of all cells aside and train the cells from their first step.
         say: Takes each line meant for the user.
         console: Where the screen is drawn; standard output where None.
 
@@ -95,9 +97,10 @@ def sweep(
     options, rest = choose(overrides, config_dir)
     configs = expand(rest, config_dir)
     store = _store_of(configs)
-    planned = plan(configs, store, retry_failed)
+    planned = plan(configs, store, retry_failed, again)
     provenance = collect(command)
-    for line in provenance_mix(planned.cells, store, provenance):
+    mixtures = provenance_mix(planned.cells, store, provenance)
+    for line in [*mixtures, *own_mix(planned.cells, store)]:
         say(f"mixed: {line}")
     with make(options) as executor:
         slots = executor.place(len(planned.todo)) if planned.todo else []
@@ -119,6 +122,8 @@ def sweep(
             screen = stack.enter_context(SweepScreen(planned, len(slots), store, console))
             stop = stack.enter_context(Stop())
             watch = _Recording(screen, record, outcome)
+            if again:
+                _set_aside(planned, store, command, say)
             jobs = _jobs(planned, retry_failed)
             executor.run(jobs, Task(store, command, record.path), watch, stop)
             outcome.interrupted = bool(stop.requests)
@@ -171,6 +176,18 @@ def _jobs(planned: Plan, retry_failed: bool) -> list[Job]:
     """
     cells = sorted(planned.todo, key=lambda cell: cell.state == "running")
     return [Job(cell.config, cell.name, mend=retry_failed) for cell in cells]
+
+
+def _set_aside(planned: Plan, store: Store, command: Sequence[str], say: Say) -> None:
+    """Move the folders of the cells to train out of the way; what others train now stays."""
+    moved = []
+    for cell in planned.todo:
+        with suppress(RunLocked):
+            moved.append(store.run(cell.name).set_aside("replaced", command))
+    count = sum(path is not None for path in moved)
+    if count:
+        runs = "1 run is" if count == 1 else f"{count} runs are"
+        say(f"{runs} set aside in {store.root}, as .NAME.replaced-TIME")
 
 
 def _refuse_invalid(planned: Plan, skip: bool, say: Say) -> None:

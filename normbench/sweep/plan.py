@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from normbench.config import Config
 from normbench.formats import failure
+from normbench.provenance import own_changes, own_code, own_data
 from normbench.store import Run, Store, StoreError
 from normbench.sweep.estimate import Speeds
 
@@ -95,7 +97,9 @@ class Plan:
         return total, len(self.todo) - len(known)
 
 
-def plan(configs: Sequence[Config], store: Store, retry_failed: bool = False) -> Plan:
+def plan(
+    configs: Sequence[Config], store: Store, retry_failed: bool = False, again: bool = False
+) -> Plan:
     """Look up the state of each cell in the store, and estimate its time from earlier runs.
 
     Reads files only: no framework is imported, and 2,000 cells take a few seconds.
@@ -104,8 +108,11 @@ def plan(configs: Sequence[Config], store: Store, retry_failed: bool = False) ->
         configs: Of the cells, each with another run name.
         store: Where the runs are kept.
         retry_failed: Whether cells that failed before are to be trained.
+        again: Whether all cells are to be trained from their first step.
     """
     cells = [_cell(config, store, retry_failed) for config in configs]
+    if again:
+        cells = [_anew(cell) for cell in cells]
     speeds = Speeds(store)
     return Plan(
         tuple(
@@ -132,6 +139,13 @@ def _cell(config: Config, store: Store, retry_failed: bool) -> Cell:
     # One that another process trains is tried last: by then it may have been left behind.
     todo = state != "failed" or retry_failed
     return Cell(config, run.name, state, todo, epochs, reason)
+
+
+def _anew(cell: Cell) -> Cell:
+    """Return a cell as it stands once its folder is set aside; a running one's stays."""
+    if cell.state in ("missing", "running"):
+        return cell
+    return Cell(cell.config, cell.name, "missing", True, reason=f"{cell.state}, to be set aside")
 
 
 def _reason(run: Run, state: str) -> str:
@@ -175,6 +189,37 @@ def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) 
         f"{count} {of} written with {package} {number}, this is {now['versions'][package]}"
         for (package, number), count in sorted(versions.items())
     ]
+
+
+def own_mix(cells: Iterable[Cell], store: Store) -> list[str]:
+    """Say which complete cells were trained with other code or data of one's own than there is now.
+
+    Args:
+        cells: Of the plan.
+        store: Where the runs are kept.
+    """
+    complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
+    data: dict[str, dict[str, str]] = {}
+    unread: dict[str, None] = {}
+    counted: Counter[str] = Counter()
+    for cell in complete:
+        now = own_code(vars(cell.config))
+        key = json.dumps(cell.config.dataset, sort_keys=True)
+        if key not in data:
+            data[key] = {}
+            try:
+                data[key] = own_data(cell.config.dataset)
+            except Exception as error:  # own code may raise anything
+                unread[f"whether the data set has changed is not known: {error}"] = None
+        now |= data[key]
+        if now:
+            recorded = (store.run(cell.name).meta or {}).get("own")
+            counted.update(own_changes(recorded, now))
+    of = f"of {len(complete)} complete cells"
+    changed = [
+        f"{count} {of}: {line} (--again trains the sweep anew)" for line, count in counted.items()
+    ]
+    return [*changed, *unread]
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 from normbench.components import make_source
 from normbench.config import Config
 from normbench.errors import NormbenchError
+from normbench.provenance import own_code
 from normbench.store import Store
+from normbench.sweep.ending import one_line
 from normbench.sweep.plan import Cell
 
 Check = Callable[[Sequence[Config]], list[str]]
@@ -38,14 +40,17 @@ def problems(cells: Sequence[Cell], store: Store, check: Check) -> dict[str, str
         if problem:
             found[cell.name] = problem
     rest = [cell for cell in cells if cell.name not in found]
-    proven = {_combination(cell.config) for cell in rest if cell.state != "missing"}
+    # A run proves nothing of code that may have been edited since.
+    own = {_combination(cell.config) for cell in rest if own_code(vars(cell.config))}
+    begun = {_combination(cell.config) for cell in rest if cell.state != "missing"}
+    proven = begun - own
     asked: dict[str, Config] = {}
     for cell in rest:
         key = _combination(cell.config)
         if key not in proven:
             asked.setdefault(key, cell.config)
     if asked:
-        proven = _proven(store, asked)
+        proven = _proven(store, asked) - own
         asked = {key: config for key, config in asked.items() if key not in proven}
     answers = dict(zip(asked, check(list(asked.values())), strict=True)) if asked else {}
     for cell in rest:
@@ -121,6 +126,6 @@ def _state(source: Any) -> str:
     if state == "missing":
         try:
             source.arrays()  # raises, and says how to get them
-        except NormbenchError as error:
-            return str(error)
+        except Exception as error:  # own code may raise anything
+            return one_line(error)
     return state if state.startswith("damaged") else ""

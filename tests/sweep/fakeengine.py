@@ -75,7 +75,13 @@ def load(config: Any) -> Any:
     size = config.dataset["train_size"]
     train = types.SimpleNamespace(labels=np.zeros(size), images=np.zeros((size, 8, 8, 1), np.uint8))
     return types.SimpleNamespace(
-        name="digits", train=train, shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.5]
+        name="digits",
+        train=train,
+        shape=(8, 8, 1),
+        classes=10,
+        mean=[0.5],
+        std=[0.5],
+        fingerprint=None,
     )
 
 

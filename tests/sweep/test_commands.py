@@ -69,6 +69,25 @@ def test_a_sweep_trains_records_and_skips(go, tmp_store):
     assert len(records(Store(tmp_store))) == 2  # nothing to do is not recorded
 
 
+def test_again_sets_all_cells_aside_and_trains_them(go, tmp_store):
+    go("seed=range(0,2)")
+    store = Store(tmp_store)
+    before = {run.name: run.meta["started"] for run in store.runs()}
+    outcome, lines, screen = go("seed=range(0,3)", again=True, dry_run=True)
+    assert [cell.state for cell in outcome.plan.cells] == ["missing"] * 3
+    assert screen.count("finished, to be set aside") == 2
+    assert not list(tmp_store.glob(".*replaced*"))
+    outcome, lines, _ = go("seed=range(0,3)", again=True)
+    assert f"2 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
+    assert lines[-1] == "3 cells: 3 trained"
+    asides = list(tmp_store.glob(".*.replaced-*"))
+    assert sorted(path.name[1:].partition(".replaced")[0] for path in asides) == sorted(before)
+    assert all((path / "summary.json").is_file() for path in asides)
+    assert store.foreign() == []
+    _, lines, _ = go("seed=range(0,3)")
+    assert lines == ["3 cells: 3 skipped"]
+
+
 def test_failed_cells_are_told_and_retried_only_on_request(go, faults, tmp_store):
     first = go("seed=range(0,2)", dry_run=True)[0].plan.cells[0].name
     faults(first, "raise")

@@ -1,0 +1,275 @@
+"""Components of one's own from the command line: a data set's options, a layer that is edited."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from normbench import config, provenance
+from normbench.cli import main
+from normbench.config import compose
+from normbench.engine.bench import load_dataset
+from normbench.report import load
+from normbench.report.provenance import mixtures
+from normbench.store import Store
+from normbench.sweep.validity import problems
+
+SOURCE = """
+from pathlib import Path
+import numpy as np
+from normbench.data import Arrays, Source
+
+class Mine(Source):
+    name, title, classes, shape = "mine", "Mine", 2, (4, 4, 1)
+    class_names, train_count, test_count = ("dark", "light"), 40, 20
+
+    def __init__(self, path, brighter=0):
+        self.path, self.brighter = Path(path), brighter
+
+    def arrays(self, data_dir=None):
+        images = np.load(self.path) + np.uint8(self.brighter)
+        labels = (np.arange(60) % 2).astype("int32")
+        return Arrays(images[:40], labels[:40], images[40:], labels[40:])
+
+    def location(self, data_dir=None):
+        return self.path if self.path.is_file() else None
+
+    def prepare(self, data_dir=None, say=print):
+        np.save(self.path, np.zeros((60, *self.shape), "uint8"))
+        return self.path
+
+    def import_from(self, path, data_dir=None, say=print):
+        np.save(self.path, np.load(path))
+        return self.path
+"""
+
+LAYER = """
+from normbench.norms import GroupNormalization
+from own_formula import FACTOR
+
+class Scaled(GroupNormalization):
+    def __init__(self, groups=1, **kwargs):
+        super().__init__(groups, **kwargs)
+
+    def call(self, x):
+        return FACTOR * super().call(x)
+"""
+
+
+class Own:
+    """A project with a data set and a layer, and a folder of config files that name them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "conf"
+        self.store = folder / "runs"
+        self.at = ["--config-dir", str(self.conf)]
+        for group in ("dataset", "norm"):
+            (self.conf / group).mkdir(parents=True)
+        (folder / "own_data.py").write_text(SOURCE)
+        (folder / "own_layer.py").write_text(LAYER)
+        self.write_dataset()
+        (self.conf / "norm" / "scaled.yaml").write_text(
+            "defaults: [{weight: none}, _self_]\nname: scaled\n"
+            "_target_: own_layer.Scaled\ngroups: 1\n"
+        )
+        self.edit("2.0")
+        self.draw(1)
+
+    def write_dataset(self, more: str = "", path: str = "images.npy", padding: bool = True) -> None:
+        (self.conf / "dataset" / "mine.yaml").write_text(
+            f"name: mine\n_target_: own_data.Mine\npath: {self.folder / path}\n"
+            f"validation: 10\nsplit_seed: 0\ntrain_size: null\nflip: false\n{more}"
+            f"{'crop_padding: 0' if padding else ''}\n"
+        )
+        config._compose_groups.cache_clear()  # a process reads each file once
+        config._plain_groups.cache_clear()
+
+    def edit(self, factor: str) -> None:
+        """Edit the module that the layer's module imports, as if in a new process."""
+        (self.folder / "own_formula.py").write_text(f"FACTOR = {factor}\n")
+        for name in ("own_layer", "own_formula"):
+            sys.modules.pop(name, None)
+        provenance.code_hash.cache_clear()
+
+    def draw(self, seed: int, path: str = "images.npy") -> np.ndarray:
+        images = np.random.default_rng(seed).integers(0, 200, (60, 4, 4, 1)).astype("uint8")
+        np.save(self.folder / path, images)
+        return images
+
+    def overrides(self, *more: str) -> list[str]:
+        return [
+            *("dataset=mine", "norm=scaled", "arch=mlp_sigmoid", "arch.units=3", "batch=10"),
+            *("epochs=1", f"store={self.store}", f"backend={keras.backend.backend()}", *more),
+        ]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    provenance._spec.cache_clear()
+    yield Own(tmp_path)
+    for name in ("own_data", "own_layer", "own_formula"):
+        sys.modules.pop(name, None)
+    provenance._spec.cache_clear()
+    provenance.code_hash.cache_clear()
+
+
+def test_options_of_a_data_set_reach_its_class(own: Own) -> None:
+    first, second = own.draw(1), own.draw(2, "second.npy")
+    here = load_dataset(compose(["dataset=mine"], own.conf))
+    np.testing.assert_array_equal(here.test.images, first[40:])
+    own.write_dataset("brighter: 5\n", "second.npy")
+    there = load_dataset(compose(["dataset=mine"], own.conf))
+    np.testing.assert_array_equal(there.test.images, second[40:] + 5)
+    path = own.folder / "images.npy"
+    chosen = load_dataset(compose(["dataset=mine", f"dataset.path={path}"], own.conf))
+    np.testing.assert_array_equal(chosen.test.images, first[40:] + 5)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "sweep --dry-run", "show", "data list", "data prepare mine", "doctor"],
+)
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("brightr: 5\n", "unknown option of dataset=mine 'brightr': did you mean 'brighter'?"),
+        ("crop_paddin: 0\n", "unknown option of dataset=mine 'crop_paddin': did you mean 'crop_p"),
+        (None, "dataset=mine lacks the option 'crop_padding'"),
+    ],
+)
+def test_a_misspelt_option_of_a_data_set_is_refused_everywhere(
+    command: str, more: str | None, message: str, own: Own, capsys: Any
+) -> None:
+    own.write_dataset(more or "", padding=False)
+    words = command.split()
+    overrides = own.overrides() if words[0] in ("run", "sweep", "show") else []
+    code = main([*words, *overrides, *own.at])
+    said = capsys.readouterr()
+    assert message in " ".join((said.out + said.err).split())
+    assert code == 2 or words[0] == "sweep"  # whose plan names the cell as invalid
+    assert "Traceback" not in said.err
+    assert not own.store.exists()
+
+
+def test_data_commands_use_the_options_of_the_file(own: Own, capsys: Any) -> None:
+    own.write_dataset("", "elsewhere.npy")
+    main(["data", "list", *own.at])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "Mine" in line]
+    assert "missing" in row
+    composed = compose(own.overrides(), own.conf)
+    assert main(["data", "prepare", "mine", *own.at]) == 0
+    assert not np.load(own.folder / "elsewhere.npy").any()
+    assert main(["data", "import", "mine", "--from", f"{own.folder}/images.npy", *own.at]) == 0
+    np.testing.assert_array_equal(
+        np.load(own.folder / "elsewhere.npy"), np.load(own.folder / "images.npy")
+    )
+    assert load_dataset(composed).train.images.any()
+
+
+def test_a_plan_asks_each_data_set_with_its_own_options(own: Own) -> None:
+    from normbench.sweep.plan import plan
+
+    missing = compose(own.overrides(f"dataset.path={own.folder}/nowhere.npy"), own.conf)
+    there = compose(own.overrides(), own.conf)
+    store = Store(own.store)
+    for configs in ([there, missing], [missing, there]):
+        found = problems(plan(configs, store).todo, store, lambda asked: [""] * len(asked))
+        assert set(found) == {missing.run_name}
+        assert "nowhere.npy" in found[missing.run_name]  # as the source itself says it
+
+
+def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
+    own: Own, capsys: Any
+) -> None:
+    command = ["run", *own.overrides(), *own.at]
+    assert main(command) == 0
+    (run,) = Store(own.store).runs()
+    first = run.meta["own"]
+    data = f"data of mine (path={own.folder / 'images.npy'})"
+    assert set(first) == {"own_layer.Scaled", "own_data.Mine", data}
+    assert {len(version) for versions in first.values() for version in versions} == {64}
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "this is" not in capsys.readouterr().out  # nothing has changed
+
+    own.edit("3.0")
+    own.draw(2)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    for name in ("own_layer.Scaled", data):
+        assert f"the run was trained with {name} {first[name][0][:10]}, this is " in said
+    assert "with own_data.Mine" not in said
+    assert "--again" in said
+    assert run.meta["own"] == first
+    sweep = ["sweep", *own.overrides(), "executor=inline", "--dry-run", *own.at]
+    assert main(sweep) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mixed: 1 of 1 complete cells: the run was trained with own_layer.Scaled" in said
+    assert main([*sweep, "--again"]) == 0
+    assert "missing" in capsys.readouterr().out
+    assert run.meta["own"] == first  # a dry run changes nothing
+
+    before = run.summary["weights_sha256"]
+    assert main([*command, "--again"]) == 0
+    second = run.meta["own"]
+    assert second["own_layer.Scaled"] != first["own_layer.Scaled"]
+    assert second[data] != first[data]
+    assert second["own_data.Mine"] == first["own_data.Mine"]
+    assert run.summary["weights_sha256"] != before
+    (aside,) = own.store.glob(f".{run.name}.replaced-*")
+    assert json.loads((aside / "meta.json").read_text())["own"] == first
+    assert Store(own.store).foreign() == []
+
+    own.edit("2.0")
+    assert main(["run", *own.overrides("seed=1"), *own.at]) == 0
+    found = " ".join(mixtures(load(own.store).runs))
+    old, new = first["own_layer.Scaled"][0][:10], second["own_layer.Scaled"][0][:10]
+    assert "runs come from 2 versions of own_layer.Scaled: " in found
+    assert f"{old} (1 run)" in found
+    assert f"{new} (1 run)" in found
+    assert "versions of own_data.Mine" not in found
+
+
+def test_a_run_that_goes_on_with_edited_code_says_so(own: Own) -> None:
+    from normbench.engine.observer import Observer
+    from normbench.engine.training import train
+
+    notes: list[str] = []
+
+    class Stopping(Observer):
+        def __init__(self, stops: bool) -> None:
+            self.stops = stops
+
+        def on_epoch(self, row: Any) -> None:
+            if self.stops:
+                raise KeyboardInterrupt
+
+        def on_note(self, text: str) -> None:
+            notes.append(text)
+
+    composed = compose(own.overrides("epochs=2"), own.conf)
+    with pytest.raises(KeyboardInterrupt):
+        train(composed, observer=Stopping(True))
+    own.edit("3.0")
+    outcome = train(composed, observer=Stopping(False))
+    assert outcome.summary["status"] == "finished"
+    (note,) = [note for note in notes if "own_layer" in note]
+    assert "the run was trained with own_layer.Scaled" in note
+    assert "--again" in note
+    assert len(outcome.run.meta["own"]["own_layer.Scaled"]) == 2
+    frame = load(own.store).runs
+    assert " then " in frame["version.own_layer.Scaled"][0]
+
+
+def test_runs_of_what_ships_have_no_such_record(tmp_store: Path) -> None:
+    composed = compose(["dataset=digits", "norm=xbn", "probe=gradients", "logger=mlflow"])
+    assert provenance.own_code(composed.to_dict()) == {}
+    assert provenance.own_data(composed.dataset) == {}
