@@ -35,6 +35,7 @@ def install() -> None:
     keras = types.ModuleType("keras")
     keras.ops = types.SimpleNamespace()
     keras.backend = types.SimpleNamespace(clear_session=lambda: None)
+    keras.saving = types.SimpleNamespace(get_custom_objects=dict)
     keras.Model = object
     sys.modules["keras"] = keras
     model = types.ModuleType("normbench.engine.model")
