@@ -36,6 +36,9 @@ help: ## list the targets
 quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (no download), and report
 	$(BIN)/normbench sweep +experiment=quickstart store=.quickstart/runs
 	$(BIN)/normbench report .quickstart/runs --out .quickstart/report
+	@echo "The command normbench is in $(BIN). To go on:"
+	@echo "  source $(BIN)/activate"
+	@echo "  normbench run norm=gn batch=16 dataset=digits arch=resnet8 epochs=5"
 
 test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
 ifeq ($(ARGS),)

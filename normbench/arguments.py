@@ -14,20 +14,22 @@ RUN = """\
 A run is described by KEY=VALUE words; keys that are not named keep their defaults:
   normbench run norm=gn_ws batch=16 dataset=digits arch=resnet8 epochs=5
   normbench run norm=gn norm.groups=4 optimizer.lr=0.05 dataset.train_size=5000
-  normbench run --print-config     # all keys with their values
+  normbench run --print-config
 
-The same command again resumes an interrupted run and leaves a finished one as it is.
-`normbench norms`, `data list` and `experiments` list what there is to choose from."""
+The last prints all keys with their values. The same command again resumes an interrupted run and
+leaves a finished one as it is. `normbench norms` and `normbench data list` list what there is to
+choose from."""
 
 SWEEP = """\
 Every key takes several values, as a list, a range or a pattern. Quote what the shell would read:
   normbench sweep norm=bn,gn batch=16,64 'seed=range(0,5)' dataset=digits arch=resnet8 epochs=5
   normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
-  normbench sweep +experiment=batch_sweep scale=small     # see normbench experiments
-  normbench sweep status                                  # how the last sweep stands
+  normbench sweep +experiment=batch_sweep scale=small
+  normbench sweep status
 
-executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are skipped,
-and interrupted ones are resumed."""
+`normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
+stands. executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are
+skipped, and interrupted ones are resumed."""
 
 SHOW = """\
 A network is described as for a run, and needs no data set on this machine:

@@ -1,0 +1,177 @@
+"""The commands of the README and of conf/: a shell takes them, and so do our parser and configs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from normbench.arguments import parse
+from normbench.config import compose
+from normbench.sweep.executor import choose
+from normbench.sweep.experiment import unfold
+from normbench.sweep.grid import expand
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+YAML = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+
+
+def commands_of(text: str, prefix: str) -> list[str]:
+    return re.findall(rf"^{prefix}(normbench .*)$", text, re.MULTILINE)
+
+
+COMMENTED = [
+    command
+    for file in sorted((ROOT / "conf").rglob("*.yaml"))
+    for command in commands_of(file.read_text(encoding="utf-8"), "#   ")
+]
+STUDIES = commands_of((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), "    ")
+
+
+def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
+    """Return the words that a shell hands to each `normbench` of a script."""
+    stub = folder / "normbench"
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    stub.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{code}' \"$@\"\n")
+    stub.chmod(0o755)
+    empty = folder / "empty"
+    empty.mkdir()
+    done = subprocess.run(
+        [shell, "-e", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=empty,
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(empty)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(empty.iterdir())
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_what_is_not_shell_is_no_command() -> None:
+    assert len(BLOCKS) > 10
+    outside = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^ {4}\S.*$", outside, re.MULTILINE)  # blocks name their language
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_reads_every_block(shell: str) -> None:
+    for block in BLOCKS:
+        subprocess.run([shell, "-n", "-c", block], check=True)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_our_parser_and_configs_take_every_command_as_a_shell_hands_it_over(
+    shell: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "norm").mkdir(parents=True)
+    (tmp_path / "mine" / "norm" / "half.yaml").write_text(YAML[0])
+    script = "\n".join([c for b in BLOCKS for c in commands_of(b, "")] + COMMENTED + STUDIES)
+    seen = set()
+    for words in words_in(shell, script, tmp_path):
+        if words == ["--help"]:
+            continue
+        arguments = parse(words)
+        seen.add(arguments.command)
+        folder = getattr(arguments, "config_dir", None) and tmp_path / arguments.config_dir
+        if arguments.command == "run" and not arguments.multirun:
+            compose(arguments.overrides, folder)
+        elif arguments.command in ("run", "sweep") and arguments.overrides != ["status"]:
+            _, rest = choose(arguments.overrides, folder)
+            experiment, lists = unfold(rest, folder)
+            if experiment is None:  # those of experiments are expanded by their own test
+                assert expand(lists[0], folder)
+    assert seen >= {"run", "sweep", "report", "show", "list", "norms", "diagnose", "data"}
+
+
+def test_no_command_has_a_sign_that_zsh_would_expand() -> None:
+    # zsh refuses a pattern that matches no file, and takes no comment after a command typed in.
+    for line in [*"".join(BLOCKS).splitlines(), *COMMENTED, *STUDIES]:
+        unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+        assert not set("()[]{}*?<>|&;~#$^") & set(unquoted), line
+
+
+SMALL = """\
+#!/bin/sh
+# normbench, but runs are small, and RUN and OTHER are the first two that there are.
+for word do
+    shift
+    case $word in
+        RUN) word=$(first 0) ;;
+        OTHER) word=$(first 1) ;;
+        epochs=*) word=epochs=1 ;;
+    esac
+    set -- "$@" "$word"
+done
+case "$1 $2 $*" in
+    "sweep status"*|*--print-config*) ;;
+    "run "*|"sweep "*)
+        set -- "$@" dataset=digits dataset.train_size=96 arch=resnet8 arch.width=8 epochs=1 ;;
+esac
+exec "$PYTHON" -m normbench "$@"
+"""
+FIRST = """\
+#!/bin/sh
+"$PYTHON" -m normbench list --json | "$PYTHON" -c "
+import json, sys
+rows = [row for row in json.load(sys.stdin) if row['status'] == 'finished']
+print(rows[$1]['name'])"
+"""
+SKIPPED = ("make ", "pip ", "source ", "normbench data prepare", "normbench data import")
+HALF = """\
+import keras
+
+class Half(keras.layers.Layer):
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+"""
+
+
+@pytest.mark.slow
+def test_the_readme_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
+    tools, work = tmp_path / "bin", tmp_path / "work"
+    tools.mkdir()
+    (work / "mine" / "norm").mkdir(parents=True)
+    (work / "mine" / "norm" / "half.yaml").write_text(YAML[0])
+    (work / "my_package.py").write_text(HALF)
+    for name, text in (("normbench", SMALL), ("first", FIRST)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "TFDS_DATA_DIR": str(tmp_path / "data"),
+    }
+    said = ""
+    for command in "".join(BLOCKS).splitlines():
+        # The sweep of the first block and that of the experiment take minutes with small runs, too.
+        if command.startswith(SKIPPED) or "128,256" in command or ".quickstart" in command:
+            continue
+        if "experiment=batch_sweep" in command:
+            command += " --dry-run"
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=work, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "nothing was trained" not in done.stdout, command
+        said += done.stdout
+    assert (work / "report" / "index.html").is_file()
+    assert (work / "runs.csv").is_file()
+    assert "gradients" in said
