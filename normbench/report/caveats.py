@@ -22,6 +22,13 @@ from normbench.report.rows import GROUPS, is_config, is_provenance
 ENDED = ("finished", "diverged")
 """States of runs whose results enter tables."""
 
+CONFOUND_RULE = (
+    "Where runs of two rows differ in anything recorded but the factor that is compared (a key of "
+    "the config, a version, the processor), a difference between these rows is called confounded, "
+    "whatever its p-value. --allow-confound names keys in which rows differ on purpose. With "
+    "--by label, each label stands for a whole config."
+)
+
 _NAMES = ("seed", "store", "label", "host", "row", "column")  # tell runs apart, decide nothing
 _ROUNDING = ("engine.threads", "engine.shards")  # decide the last bits of sums alone
 _FOLLOW = {  # keys that repeat what another one says

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.report import content, lists, provenance, render
+from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.content import DRAWN, Section
 from normbench.report.frame import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
@@ -324,7 +325,7 @@ def _markdown(
             lines += ["", f"*{drawing.caption}*"]
         for table in section.tables:
             lines += ["", render.markdown(table, "###").rstrip()]
-    lines += ["", "## Rules", "", DIVERGED_RULE, ""]
+    lines += ["", "## Rules", "", DIVERGED_RULE, "", CONFOUND_RULE, ""]
     return "\n".join(lines)
 
 

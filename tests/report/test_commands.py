@@ -144,10 +144,62 @@ def test_a_running_sweep_is_reported(
     assert "2 not ended" in "\n".join(said)
 
 
+def test_a_confound_is_said_everywhere_until_it_is_allowed(
+    grid: Callable[..., Path],
+    synth: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick(monkeypatch)
+    root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
+    synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
+    out, said = tmp_path / "out", []
+    commands.report(root, out=out, say=said.append)
+    told = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
+    hint = "if that is intended, add --allow-confound epochs,optimizer.lr"
+    assert sum(line.endswith(hint) for line in said) == 1
+    assert f"Confounded: rows also {told}." in flat("\n".join(said))
+    assert f"Confounded: rows also {told}." in flat(commands.text(commands.summary_table(root)))
+    for name in ("test_acc", "test_acc-differences", "selection", "summary", "train_seconds"):
+        for kind in ("md", "tex"):
+            assert f"rows also {told}." in (out / "tables" / f"{name}.{kind}").read_text()
+    page = (out / "index.html").read_text()
+    assert '<li class="confounded">' in page
+    assert '<li class="significant">' not in page
+    assert hint in page
+    assert hint in (out / "report.md").read_text()
+    said.clear()
+    commands.report(root, out=out, say=said.append, allow_confound="epochs,optimizer.lr")
+    assert hint not in "\n".join(said)
+    assert f"Rows also {told}, as intended." in flat("\n".join(said))
+    page = (out / "index.html").read_text()
+    assert '<li class="significant">' in page
+    assert "--allow-confound epochs,optimizer.lr" in page  # the command of this report
+
+
+def flat(text: str) -> str:
+    """Join the lines of a text."""
+    return " ".join(text.split())
+
+
+def test_a_table_on_a_terminal_says_what_had_not_converged(grid: Callable[..., Path]) -> None:
+    shown = flat(commands.text(commands.summary_table(grid(norms=("bn", "gn"), epochs=1))))
+    assert "In 36 of 36 runs the last epoch is the best on validation" in shown
+    assert "none was tuned" in shown
+
+
+def test_one_cell_is_counted_in_the_singular(grid: Callable[..., Path], tmp_path: Path) -> None:
+    said: list[str] = []
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    commands.export(root, out=tmp_path / "one.csv", say=said.append)
+    assert said[-1].endswith("one.csv (1 cell)")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"metric": "test_ac"}, "did you mean 'test_acc'"),
+        ({"allow_confound": "epoch"}, "unknown key in --allow-confound 'epoch': did you mean"),
         ({"by": "norm,bach"}, "did you mean 'batch'"),
         ({"baseline": "gnws"}, "did you mean 'gn_ws'"),
         ({"target": 93.0}, "write 0.93"),

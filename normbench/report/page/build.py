@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import normbench
 from normbench.report import labels, lists, provenance, reproduce
+from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.content import Request, Section
 from normbench.report.figures import style
 from normbench.report.frame import Frames
@@ -75,7 +76,7 @@ def build(
         commands=reproduce.commands(frames.runs),
         report_command=reproduce.report_command(frames.root, asked),
         environment=provenance.environment(frames.runs),
-        rule=DIVERGED_RULE,
+        rules=[DIVERGED_RULE, CONFOUND_RULE],
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         light=Markup(light),
