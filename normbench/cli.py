@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from normbench import streams
 from normbench.arguments import help_of, parse, parser
 from normbench.errors import NormbenchError, UserError
 
@@ -17,12 +18,15 @@ INTERRUPTED = 130
 
 
 def entry() -> NoReturn:
-    """Be a process of one command: :func:`main`, and an end that a further Ctrl-C cannot spoil."""
+    """Run `main` as a process of its own; output that is lost and a late Ctrl-C do not end it."""
+    streams.protect()
     try:
         code = main()
     except KeyboardInterrupt:  # while main told of the one before
         code = INTERRUPTED
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if reason := streams.loss():
+        print(f"normbench: standard output could not be written: {reason}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             example = "dataset=digits arch=resnet8 epochs=5"
             raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
         signal.signal(signal.SIGTERM, _interrupt)
-        return _COMMANDS[arguments.command](arguments, ["normbench", *given])
+        code = _COMMANDS[arguments.command](arguments, ["normbench", *given])
+        return 1 if code == 0 and _only_prints(arguments) and streams.loss() else code
     except NormbenchError as error:
         if "--debug" in given:
             raise
@@ -53,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("normbench: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if "--debug" in given:
             raise
@@ -88,6 +90,18 @@ def _overrides(arguments: Namespace) -> list[str]:
     from normbench.overrides import quoted
 
     return [*arguments.overrides, f"store={quoted(arguments.store)}"]
+
+
+def _only_prints(arguments: Namespace) -> bool:
+    """Return whether a command has no result but the text that it prints."""
+    if arguments.command in ("run", "sweep"):
+        planned = getattr(arguments, "print_config", False) or getattr(arguments, "dry_run", False)
+        return planned or arguments.overrides[:1] == ["status"]
+    if arguments.command == "data":
+        return arguments.action == "list"
+    if arguments.command in ("report", "diagnose", "export"):
+        return False
+    return getattr(arguments, "out", None) is None and getattr(arguments, "plot", None) is None
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -128,7 +142,9 @@ def _run(arguments: Namespace, command: list[str]) -> int:
             again=arguments.again,
         )
     if not outcome.trained:
-        print(f"the run exists, nothing was trained: {_in_short(outcome.summary)}")
+        from normbench.formats import nothing_to_train
+
+        print(nothing_to_train(outcome.summary))
         print(f"  folder  {outcome.run.path}")
         from normbench.diagnosis import trained_without
 
@@ -163,12 +179,6 @@ def _multirun(arguments: Namespace) -> int:
 
     multirun(_overrides(arguments), arguments.config_dir)
     return 0
-
-
-def _in_short(summary: dict[str, Any]) -> str:
-    if summary.get("status") == "diverged":
-        return f"diverged in epoch {summary.get('diverged_epoch')}"
-    return f"finished, test accuracy {100 * summary['test_acc']:.2f} %"
 
 
 def _sweep(arguments: Namespace, command: list[str]) -> int:

@@ -108,3 +108,12 @@ def failure(error: Mapping[str, Any]) -> str:
     lines = str(error.get("message") or "").strip().splitlines()
     text = f"{error.get('type')}: {lines[0].strip()}" if lines else str(error.get("type"))
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def nothing_to_train(summary: Mapping[str, Any]) -> str:
+    """Say of a run that was complete before how it ended, from its ``summary.json``."""
+    if summary.get("status") == "diverged":
+        return f"already ended: it diverged in epoch {summary.get('diverged_epoch')}"
+    accuracy = summary.get("test_acc")
+    told = f" (test accuracy {100 * accuracy:.2f} %)" if is_known(accuracy) else ""
+    return f"already finished{told}: nothing to train"

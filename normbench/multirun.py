@@ -108,6 +108,7 @@ def train_job(tree: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from normbench.engine.training import train
+    from normbench.formats import nothing_to_train
     from normbench.screen import RunScreen
 
     settings = HydraConfig.get()
@@ -129,6 +130,6 @@ def train_job(tree: Any) -> float | None:
         print(f"normbench: {' '.join(settings.overrides.task)}: {lines[0]}", file=sys.stderr)
         raise
     if not outcome.trained:
-        print(f"the run exists, nothing was trained: {outcome.run.path}")
+        print(f"{nothing_to_train(outcome.summary)}  {outcome.run.path}")
     accuracy = outcome.summary.get("val_acc")
     return float("nan") if accuracy is None else float(accuracy)

@@ -88,7 +88,7 @@ def test_run_twice_list_show(small_run, tmp_store, capsys):
     assert str(tmp_store) in first
     assert main(["run", *small_run]) == 0
     again = capsys.readouterr().out
-    assert "the run exists, nothing was trained" in again
+    assert re.match(r"already finished \(test accuracy \d+\.\d\d %\): nothing to train\n", again)
     assert main(["list", "--store", str(tmp_store), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["status"] == "finished"

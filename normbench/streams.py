@@ -1,0 +1,130 @@
+"""Standard output and error that cannot end a command; the entry point is `protect`.
+
+A command trains, or writes files, and talks while it does so. Nobody may be listening: the reader
+of a pipe has gone (``| head -1``), the disk of a log file is full, the terminal was closed, a shell
+started the command with ``>&-``, or the encoding lacks a character. The command's work goes on, and
+only its words are lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+import unicodedata
+from typing import Any
+
+#: Name of the error handler that spells a character in those that an encoding has.
+SPELLED = "normbench.spelled"
+
+#: Spellings of characters that Unicode does not decompose into plainer ones, or not legibly.
+_SPELLINGS = {
+    "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-", "─": "-", "━": "-", "╸": "-",
+    "╺": "-", "│": "|", "┃": "|", "‖": "||", "•": "*", "·": "*", "‘": "'", "’": "'", "“": '"',
+    "”": '"', "×": "x", "±": "+/-", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->",
+    "←": "<-", "√": "sqrt", "∇": "grad", "°": "deg", "⁄": "/", "†": "+", "‡": "++", "²": "^2",
+    "³": "^3", "⁸": "^8", "⁻": "^-", "ᵀ": "^T", "Σ": "sum", "λ": "lambda", "µ": "mu",
+}  # fmt: skip
+
+
+class _Raw(io.RawIOBase):
+    """Write to a descriptor until that fails, then accept everything and write nothing."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any, /) -> int:
+        while self.error is None:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # another program shares the pipe and made it non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+def protect() -> None:
+    """Replace the standard streams of this process by ones that cannot end a command.
+
+    A descriptor that is closed is opened on the null device. Otherwise the next file that is
+    opened, as one of a run's folder, would get its number, and what prints would write there.
+    """
+    codecs.register_error(SPELLED, _spell)
+    opened = [_open_on_null(descriptor) for descriptor in range(3)]
+    if opened[0] or sys.stdin is None:
+        sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = _text_stream(1, sys.stdout)
+    sys.stderr = _text_stream(2, sys.stderr)
+
+
+def loss() -> str:
+    """Return why standard output could not be written, or an empty text.
+
+    A reader that left, or an output that was closed on purpose, is no loss.
+    """
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = raw.error if isinstance(raw, _Raw) else None
+    return "" if error is None or error.errno == errno.EPIPE else error.strerror or str(error)
+
+
+def _open_on_null(descriptor: int) -> bool:
+    """Open a descriptor on the null device if it is closed; return whether it was."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, but a thread may be faster
+        if null != descriptor:
+            os.dup2(null, descriptor)
+            os.close(null)
+        os.set_inheritable(descriptor, True)
+        return True
+    return False
+
+
+def _text_stream(descriptor: int, stream: Any) -> io.TextIOWrapper:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    errors = getattr(stream, "errors", None) or "strict"
+    if errors in ("strict", "surrogateescape", "backslashreplace"):  # not what a person asked for
+        errors = SPELLED
+    # Flushed at each line, also on a pipe: a log shows at once how far a sweep is.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Raw(descriptor)), encoding=encoding, errors=errors, line_buffering=True
+    )
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Spell what an encoding lacks; give back the bytes of a file name that were no characters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    spelled = b""
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":
+            spelled += bytes([ord(character) - 0xDC00])
+        elif not unicodedata.combining(character):
+            spelled += _plain(character).encode("ascii", "ignore") or b"?"
+    return spelled, error.end
+
+
+def _plain(character: str) -> str:
+    if character in _SPELLINGS:
+        return _SPELLINGS[character]
+    name = unicodedata.name(character, "")
+    if name.startswith("GREEK ") and " LETTER " in name:
+        letter = name.partition(" LETTER ")[2].partition(" ")[0]
+        return letter.title() if "CAPITAL" in name else letter.lower()
+    return "".join(_SPELLINGS.get(c, c) for c in unicodedata.normalize("NFKD", character))
