@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ class RayExecutor(Remote):
     GPU memory back only when its process ends; others use a process, and what it compiled, again.
 
     Args:
-        address: Of a cluster; None: a Ray of its own on this machine.
+        address: Of a cluster, as ``host:6379``, or ``auto`` for one that was started on this
+            machine; None: a Ray of its own here. A cluster with token authentication, which
+            recent versions of Ray enable where they find a token, also needs the token and
+            ``RAY_AUTH_MODE=token`` in the environment; ``auto`` and None see to that by themselves.
         cpus_per_run: Cores that Ray keeps for a run, and its threads.
         gpus_per_run: Share of a GPU, or a whole number of them; 0 for none.
         retries: Times that Ray tries a run again after its worker or its node died.
@@ -64,8 +69,7 @@ class RayExecutor(Remote):
             # Ray's workers import what this process can, from the same places.
             # The folder of this command last: modules of the user's own may lie there.
             paths = [path or str(Path.cwd()) for path in (*sys.path, "")]
-            ray.init(
-                address=self._address or "local",
+            self._init(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
@@ -82,6 +86,33 @@ class RayExecutor(Remote):
                 f"have {self._cpus} and {self._gpus:g}"
             )
         return [f"ray {index}" for index in range(min(room, count))]
+
+    def _init(self, **options: Any) -> None:
+        """Start a Ray of this process's own, or connect to the cluster that the address names.
+
+        Raises:
+            NormbenchError: There is no such cluster, or it wants a token that it was not given.
+        """
+        address = self._address
+        if address is None:
+            self._ray.init(address="local", **options)
+            return
+        _refuse_unreachable(address)
+        try:
+            with _silent_native_log():  # Ray's library writes a line a second while it tries
+                self._ray.init(address=address, **options)
+        except Exception as error:
+            reasons = " ".join(str(each) for each in (error, error.__cause__, error.__context__))
+            if any(word in reasons for word in ("Unauthenticated", "AuthToken", "authentication")):
+                raise NormbenchError(
+                    f"the Ray cluster at {address} wants an authentication token: set "
+                    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints "
+                    "on its head node (unless ~/.ray/auth_token has it); for a cluster that was "
+                    "started on this machine executor.address=auto finds the token by itself"
+                ) from error
+            raise NormbenchError(f"cannot use the Ray cluster at {address}: {_first(error)}") from (
+                error
+            )
 
     def check(self, configs: Sequence[Config]) -> list[str]:
         problems: list[str] = [""] * len(configs)
@@ -150,6 +181,32 @@ class RayExecutor(Remote):
                 }
             },
         )(function)
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Refuse a ``host:port`` at which nothing listens; Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), 10).close()
+    except (OSError, OverflowError) as error:
+        raise NormbenchError(
+            f"no Ray cluster answers at {address} ({error}): `ray start --head` starts one"
+        ) from error
+
+
+@contextmanager
+def _silent_native_log() -> Iterator[None]:
+    """Keep what native code writes to standard error off the screen; Python's errors stay."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _first(error: BaseException) -> str:

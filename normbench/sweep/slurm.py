@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from normbench.config import Config
@@ -17,18 +18,24 @@ from normbench.sweep.slurmqueue import SlurmQueue, stop_softly
 
 CLUSTERS = ("slurm", "local", "debug")
 
+#: How submitit says that it does not requeue a job any more.
+OUT_OF_TIME = "timed-out too many times"
+
 
 class Slurm(Remote):
     """One job array, a run a job. Queueing, placing and requeueing are Slurm's and submitit's.
 
     A job that is preempted or out of time is requeued, and goes on from the checkpoint of its
-    last epoch. The store must be a folder that all nodes see.
+    last epoch: after a preemption always, when its time is over ``timeouts`` times. A run that
+    needs still more time fails, and ``--retry-failed`` goes on from its checkpoint. The store must
+    be a folder that all nodes see.
 
     Args:
         cluster: ``slurm``; or, for trying things out, submitit's ``local`` or ``debug``.
         partition: Of Slurm; None: its default.
         account: Likewise.
-        minutes: Of a job.
+        minutes: Time limit of a job, each time that it runs.
+        timeouts: Times that a job which ran out of time is requeued.
         cpus_per_run: Cores of a job.
         gpus_per_run: GPUs of a job.
         memory_gb: Of a job; None: Slurm's default.
@@ -46,6 +53,7 @@ class Slurm(Remote):
         partition: str | None = None,
         account: str | None = None,
         minutes: int = 240,
+        timeouts: int = 3,
         cpus_per_run: int = 2,
         gpus_per_run: int = 0,
         memory_gb: int | None = None,
@@ -58,6 +66,7 @@ class Slurm(Remote):
             raise UserError(f"executor.setup must be a list of lines, got {setup!r}")
         self._cluster = cluster
         self._at_a_time = whole("at_a_time", at_a_time, 1)
+        self._timeouts = whole("timeouts", timeouts, 0)
         self._parameters: dict[str, Any] = {
             "timeout_min": whole("minutes", minutes, 1),
             "cpus_per_task": whole("cpus_per_run", cpus_per_run, 1),
@@ -93,7 +102,12 @@ class Slurm(Remote):
 
     def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
         folder = (task.logs or task.store.root) / "submitit"
-        executor = self._submitit.AutoExecutor(folder=folder, cluster=self._cluster)
+        executor = self._submitit.AutoExecutor(
+            folder=folder,
+            cluster=self._cluster,
+            slurm_max_num_timeout=self._timeouts,
+            local_max_num_timeout=self._timeouts,
+        )
         executor.update_parameters(**self._parameters)
         store = str(task.store.root.resolve())
         with executor.batch():  # one array
@@ -118,11 +132,24 @@ class Slurm(Remote):
             end = f": {lines[-1][:300]}" if lines else ""
             return Ending("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
         try:
-            return Ending.from_dict(handle.result())
+            ending = Ending.from_dict(handle.result())
+            # submitit raises this inside the run, which ends as if the error were its own.
+            if OUT_OF_TIME in ending.error:
+                return replace(ending, error=self._out_of_time(), log=())
+            return ending
         except Exception as error:  # submitit's, and what the job raised
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            if any(OUT_OF_TIME in line for line in lines):
+                return Ending("failed", "died", self._out_of_time())
             how = f"{handle.state}: {lines[0][:300]}" if lines else str(handle.state)
             return Ending("failed", "died", f"Slurm's job {handle.job_id} {how}")
+
+    def _out_of_time(self) -> str:
+        minutes = self._parameters["timeout_min"]
+        return (
+            f"out of time {self._timeouts + 1} times (executor.minutes={minutes}, "
+            f"executor.timeouts={self._timeouts}); --retry-failed goes on from its checkpoint"
+        )
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         if self._queue is not None and not at_once:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from normbench.errors import UserError
+from normbench.errors import NormbenchError, UserError
 from normbench.store import Store
 from normbench.sweep.executor import Stop
 from tests.sweep.conftest import Seen
@@ -114,6 +116,44 @@ def test_a_stop_leaves_checkpoints(grid, on_ray, carry_out, tmp_store):
     runs = Store(tmp_store).runs()
     assert {run.meta["status"] for run in runs} == {"interrupted"}
     assert all(run.load_checkpoint() is not None for run in runs)
+
+
+@pytest.fixture
+def listening():
+    """The address of a port that takes connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def connecting(address, error):
+    """An executor whose Ray raises an error when it connects."""
+
+    def init(**options):
+        assert options["address"] == address
+        os.write(2, b"rpc_client.h: a line of native code\n")
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}") from error
+
+    executor = RayExecutor(address=address)
+    executor._ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    return executor
+
+
+def test_a_cluster_that_wants_a_token_says_how_it_is_given(listening, capfd):
+    # What Ray 2.60 raises where a cluster was started with a token and RAY_AUTH_MODE is not set.
+    wants = RuntimeError("Failed to connect to GCS. RPC error: InvalidAuthToken: Authentication "
+                         "token is missing or incorrect")  # fmt: skip
+    with pytest.raises(NormbenchError, match="wants an authentication token: set RAY_AUTH_MODE="):
+        connecting(listening, wants).place(1)
+    with pytest.raises(NormbenchError, match=f"cannot use .* at {listening}: Failed to connect"):
+        connecting(listening, RuntimeError("version mismatch")).place(1)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_address_at_which_nothing_answers_is_refused_at_once(listening):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(NormbenchError, match=f"no Ray cluster answers at {closed}"):
+        connecting(closed, None).place(1)
 
 
 def test_options_are_checked():

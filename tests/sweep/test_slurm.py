@@ -45,8 +45,54 @@ def test_parameters_reach_submitit_by_slurms_names():
     assert parameters["timeout_min"] == 5
 
 
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, tmp_path):
+    import submitit
+    from submitit.slurm.slurm import SlurmExecutor
+
+    from normbench.sweep.executor import Task
+
+    made = []
+    monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
+    monkeypatch.setattr("submitit.slurm.slurm.shutil.which", lambda name: f"/usr/bin/{name}")
+
+    class Executor(submitit.AutoExecutor):
+        def __init__(self, **options):
+            super().__init__(**options)
+            made.append(self._executor.max_num_timeout)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    for timeouts in ({}, {"timeouts": 0}, {"timeouts": 7}):
+        slurm = Slurm(cluster=cluster, **timeouts)
+        slurm.submit([], Task(Store(tmp_path), ["normbench", "sweep"], tmp_path))
+    assert made == [3, 0, 7]
+
+
+def test_a_run_that_was_out_of_time_too_often_says_what_to_do():
+    from types import SimpleNamespace
+
+    from normbench.sweep.ending import Ending
+
+    # What submitit 1.5 raises in the job, told by the run and, if it comes too late, by the job.
+    message = "Job not requeued because: timed-out too many times."
+    told = Ending("failed", "error", f"UncompletedJobError: {message}").to_dict()
+
+    def raises():
+        raise RuntimeError(f"Job 1_0 failed\n{message}")
+
+    slurm = Slurm(cluster="local", minutes=5, timeouts=1)
+    for result in (lambda: told, raises):
+        handle = SimpleNamespace(job_id="1_0", state="FAILED", result=result)
+        assert slurm.result(handle).error == (
+            "out of time 2 times (executor.minutes=5, executor.timeouts=1); "
+            "--retry-failed goes on from its checkpoint"
+        )
+
+
 def test_options_are_checked():
     with pytest.raises(UserError, match=r"unknown executor.cluster 'slum': did you mean 'slurm'"):
         Slurm(cluster="slum")
     with pytest.raises(UserError, match="setup must be a list"):
         Slurm(setup="module load cuda")
+    with pytest.raises(UserError, match=r"executor.timeouts must be a whole number of at least 0"):
+        Slurm(timeouts=-1)
