@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from normbench.differences import NAME, as_overrides, differences
 from normbench.formats import UNKNOWN, age, count, duration, failure, percent, size, small
 from normbench.store import Run, StoreError
 
@@ -27,21 +27,14 @@ STATUS_STYLE = {
     "missing": "dim",
 }
 
-#: A run's name where no part of it holds a dash; otherwise its config says what is what.
-_NAME = re.compile(
-    r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
-    r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
-)
-
 _PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
 
 
-def _parts(run: Run) -> dict[str, Any]:
-    """The parts of a run's name."""
-    match = _NAME.fullmatch(run.name)
+def _parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a run's name, from the config where the name does not tell them."""
+    match = NAME.fullmatch(run.name)
     if match:
         return {**match.groupdict(), "batch": int(match["batch"]), "seed": int(match["seed"])}
-    config = run.config or {}
     parts = {key: config.get(key) for key in _PARTS}
     return {
         key: value.get("name") if isinstance(value, dict) else value for key, value in parts.items()
@@ -56,15 +49,18 @@ def _since(stamp: Any, now: datetime) -> float | None:
         return None
 
 
-def _row(run: Run, now: datetime) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": run.name, **dict.fromkeys(_PARTS)}
+def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the row of a run but for ``differs``, and the run's config."""
+    row: dict[str, Any] = {"name": run.name, **dict.fromkeys(_PARTS), "differs": ""}
     row |= dict.fromkeys(
         ("status", "epoch", "epochs", "val_acc", "test_acc", "best_val_epoch", "best_val_acc")
     )
     row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
     row |= {"path": str(run.path), "problem": None}
+    config: dict[str, Any] = {}
     try:
-        row |= _parts(run)
+        config = run.config or {}
+        row |= _parts(run, config)
         row["status"] = run.status
         summary = run.summary or {}
         if row["status"] == "finished":
@@ -72,7 +68,7 @@ def _row(run: Run, now: datetime) -> dict[str, Any]:
             last: Mapping[str, Any] = summary
             row["epoch"] = summary.get("epochs")
         else:
-            row["epochs"] = (run.config or {}).get("epochs")
+            row["epochs"] = config.get("epochs")
             last = run.last_metrics() or {}
             row["epoch"] = last.get("epoch", 0)
         row["val_acc"] = summary.get("val_acc", last.get("val_acc"))
@@ -87,7 +83,7 @@ def _row(run: Run, now: datetime) -> dict[str, Any]:
             row["problem"] = failure(error)
     except StoreError as error:
         row["status"], row["problem"] = "unreadable", str(error)
-    return row
+    return row, config
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -100,11 +96,16 @@ def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any
     """Return what is worth listing of runs, a dict each, ready for JSON.
 
     Sorted by data set, network, norm, batch size and seed. A run whose files cannot be read has
-    the status ``unreadable`` and says why in ``problem``; so does a failed one. Unknown is None;
-    accuracies are fractions, ``age_seconds`` is since the run last did something.
+    the status ``unreadable`` and says why in ``problem``; so does a failed one. ``differs`` has the
+    keys that differ among the runs and that their names do not show, as ``optimizer.lr=0.1``.
+    Unknown is None; accuracies are fractions, ``age_seconds`` is since the run last did something.
     """
     now = datetime.now(UTC) if now is None else now
-    return sorted((_row(run, now) for run in runs), key=_order)
+    listed = [_row(run, now) for run in runs]
+    found = differences([config for _, config in listed])
+    for (row, _), differs in zip(listed, found, strict=True):
+        row["differs"] = as_overrides(differs)
+    return sorted((row for row, _ in listed), key=_order)
 
 
 def tsv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -124,17 +125,24 @@ def _epoch_cell(row: Mapping[str, Any]) -> str:
     return f"{row['epoch']}/{row['epochs']}" if row["epochs"] is not None else str(row["epoch"])
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     heading: str
     write: Callable[[Mapping[str, Any]], str]
     right: bool = True
     #: Where room is short the column with the highest number goes first; 0 stays.
     spare: int = 0
+    #: Narrowed where the table is still too wide, and its text is cut; with ``wraps`` it goes on
+    #: in a further line instead.
     gives_way: bool = False
+    wraps: bool = False
 
 
-def _table(
-    columns: Sequence[_Column],
+#: Columns that a text which wraps is given at least, as far as it is that long.
+_WRAPS_AT = 28
+
+
+def fitted_table(
+    columns: Sequence[Column],
     rows: Sequence[Mapping[str, Any]],
     width: int,
     style: Callable[[Mapping[str, Any], str], str],
@@ -144,8 +152,12 @@ def _table(
         column.heading: [column.heading, *(column.write(row) for row in rows)] for column in columns
     }
     needs = {heading: max(map(cell_len, texts)) for heading, texts in cells.items()}
-    shown = list(columns)
-    gap = 2 if sum(needs.values()) + 2 * (len(shown) - 1) <= width else 1
+    shown = [column for column in columns if not column.wraps or any(cells[column.heading][1:])]
+    for column in shown:
+        if column.wraps:
+            needs[column.heading] = min(needs[column.heading], _WRAPS_AT)
+    room = width - sum(needs[column.heading] for column in shown)
+    gap = 2 if room >= 2 * (len(shown) - 1) else 1
     while sum(needs[column.heading] + gap for column in shown) - gap > width:
         least = max(shown, key=lambda column: column.spare)
         if not least.spare:
@@ -153,17 +165,18 @@ def _table(
         shown.remove(least)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     for column in shown:
-        # Only names give way where it is still too wide: rich narrows columns that may wrap first.
+        # Rich narrows columns that may wrap first: names, where it is still too wide.
         justify = "right" if column.right else "left"
-        table.add_column(column.heading, justify=justify, no_wrap=not column.gives_way)
+        narrowed = column.gives_way or column.wraps
+        table.add_column(column.heading, justify=justify, no_wrap=not narrowed)
     for index, row in enumerate(rows, start=1):
         table.add_row(
             *(
                 Text(
                     cells[column.heading][index],
                     style(row, column.heading),
-                    no_wrap=True,
-                    overflow="ellipsis",
+                    no_wrap=not column.wraps,
+                    overflow="fold" if column.wraps else "ellipsis",
                 )
                 for column in shown
             )
@@ -176,18 +189,19 @@ def _or_unknown(key: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 _RUN_COLUMNS = (
-    _Column("dataset", lambda row: row["dataset"] or row["name"], right=False, gives_way=True),
-    _Column("arch", _or_unknown("arch"), right=False, gives_way=True),
-    _Column("norm", _or_unknown("norm"), right=False, gives_way=True),
-    _Column("batch", _or_unknown("batch")),
-    _Column("seed", _or_unknown("seed")),
-    _Column("status", _or_unknown("status"), right=False),
-    _Column("epoch", _epoch_cell, spare=1),
-    _Column("val acc", lambda row: percent(row["val_acc"]), spare=2),
-    _Column("test acc", lambda row: percent(row["test_acc"])),
-    _Column("images/s", lambda row: count(row["images_per_s"]), spare=4),
-    _Column("age", lambda row: age(row["age_seconds"]), spare=5),
-    _Column("signature", _or_unknown("signature"), right=False, spare=3),
+    Column("dataset", lambda row: row["dataset"] or row["name"], right=False, gives_way=True),
+    Column("arch", _or_unknown("arch"), right=False, gives_way=True),
+    Column("norm", _or_unknown("norm"), right=False, gives_way=True),
+    Column("batch", _or_unknown("batch")),
+    Column("seed", _or_unknown("seed")),
+    Column("differs in", lambda row: row["differs"], right=False, wraps=True),
+    Column("status", _or_unknown("status"), right=False),
+    Column("epoch", _epoch_cell, spare=1),
+    Column("val acc", lambda row: percent(row["val_acc"]), spare=2),
+    Column("test acc", lambda row: percent(row["test_acc"])),
+    Column("images/s", lambda row: count(row["images_per_s"]), spare=4),
+    Column("age", lambda row: age(row["age_seconds"]), spare=5),
+    Column("signature", _or_unknown("signature"), right=False, spare=3),
 )
 
 
@@ -200,7 +214,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> T
     def style(row: Mapping[str, Any], heading: str) -> str:
         return STATUS_STYLE.get(row["status"], "") if heading == "status" else ""
 
-    return _table(_RUN_COLUMNS, rows, Console().width if width is None else width, style)
+    return fitted_table(_RUN_COLUMNS, rows, Console().width if width is None else width, style)
 
 
 def runs_table(runs: Iterable[Run], width: int | None = None) -> Table:
@@ -214,14 +228,14 @@ def _epoch_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 _EPOCH_COLUMNS = (
-    _Column("epoch", lambda row: str(row.get("epoch"))),
-    _Column("lr", lambda row: small(row.get("lr")), spare=4),
-    _Column("train loss", lambda row: small(row.get("train_loss")), spare=1),
-    _Column("train acc", lambda row: percent(row.get("train_acc")), spare=2),
-    _Column("val loss", lambda row: small(row.get("val_loss")), spare=3),
-    _Column("val acc", lambda row: percent(row.get("val_acc"))),
-    _Column("images/s", lambda row: count(row.get("images_per_s")), spare=5),
-    _Column("time", lambda row: duration(_epoch_seconds(row)), spare=6),
+    Column("epoch", lambda row: str(row.get("epoch"))),
+    Column("lr", lambda row: small(row.get("lr")), spare=4),
+    Column("train loss", lambda row: small(row.get("train_loss")), spare=1),
+    Column("train acc", lambda row: percent(row.get("train_acc")), spare=2),
+    Column("val loss", lambda row: small(row.get("val_loss")), spare=3),
+    Column("val acc", lambda row: percent(row.get("val_acc"))),
+    Column("images/s", lambda row: count(row.get("images_per_s")), spare=5),
+    Column("time", lambda row: duration(_epoch_seconds(row)), spare=6),
 )
 
 
@@ -237,7 +251,7 @@ def epochs_table(
     def style(row: Mapping[str, Any], heading: str) -> str:
         return "bold green" if heading == "val acc" and row.get("epoch") == best else ""
 
-    table = _table(_EPOCH_COLUMNS, metrics, width, style)
+    table = fitted_table(_EPOCH_COLUMNS, metrics, width, style)
     table.header_style = "dim"
     return table
 
@@ -245,14 +259,14 @@ def epochs_table(
 _STATE_STYLE = {"ready": "green", "built in": "green", "missing": "yellow"}
 
 _DATASET_COLUMNS = (
-    _Column("dataset", lambda row: row["name"], right=False),
-    _Column("title", lambda row: row["title"], right=False, spare=1, gives_way=True),
-    _Column("train", lambda row: count(row["train"])),
-    _Column("test", lambda row: count(row["test"])),
-    _Column("shape", lambda row: "×".join(map(str, row["shape"])), right=False, spare=3),
-    _Column("classes", lambda row: str(row["classes"]), spare=2),
-    _Column("state", lambda row: row["state"], right=False),
-    _Column("where", lambda row: str(row["where"] or ""), right=False, spare=4, gives_way=True),
+    Column("dataset", lambda row: row["name"], right=False),
+    Column("title", lambda row: row["title"], right=False, spare=1, gives_way=True),
+    Column("train", lambda row: count(row["train"])),
+    Column("test", lambda row: count(row["test"])),
+    Column("shape", lambda row: "×".join(map(str, row["shape"])), right=False, spare=3),
+    Column("classes", lambda row: str(row["classes"]), spare=2),
+    Column("state", lambda row: row["state"], right=False),
+    Column("where", lambda row: str(row["where"] or ""), right=False, spare=4, gives_way=True),
 )
 
 
@@ -267,7 +281,9 @@ def datasets_table(datasets: Sequence[Mapping[str, Any]], width: int | None = No
     def style(row: Mapping[str, Any], heading: str) -> str:
         return _STATE_STYLE.get(row["state"], "red") if heading == "state" else ""
 
-    return _table(_DATASET_COLUMNS, datasets, Console().width if width is None else width, style)
+    return fitted_table(
+        _DATASET_COLUMNS, datasets, Console().width if width is None else width, style
+    )
 
 
 def _grid(pairs: Iterable[tuple[str, Any]]) -> Table:

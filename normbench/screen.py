@@ -34,6 +34,27 @@ __all__ = ["Console", "RunScreen", "datasets_table", "rows", "run_details", "run
 #: Epochs kept in sight above the live line; all of them are in ``metrics.jsonl``.
 KEPT = 5
 
+#: Seconds of silence after which an output without a live line is told how far the run is.
+MINUTE = 60.0
+
+#: Seconds of training after which the time that a run takes is estimated, and the least time that
+#: is worth a line of its own.
+MEASURED, LONG = 5.0, 60.0
+
+
+def can_redraw(console: Console) -> bool:
+    """Return whether a console can replace what it wrote.
+
+    A notebook's ``!command`` runs on a pseudo-terminal but shows everything that was ever written
+    to it, each frame below the one before. ``FORCE_COLOR``, which notebooks and CI services set,
+    asks for colors and says nothing of what the output can do.
+    """
+    if "JPY_PARENT_PID" in os.environ:  # set by Jupyter for a kernel, and so for what that starts
+        return False
+    if os.environ.get("FORCE_COLOR") and not console.file.isatty():
+        return False
+    return console.is_interactive and console.is_terminal and not console.is_dumb_terminal
+
 
 class RunScreen(Observer):
     """Shows one run as it trains: the observer that the engine reports to.
@@ -53,8 +74,7 @@ class RunScreen(Observer):
 
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
         self.console = Console() if console is None else console
-        capable = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._wants_live = capable if live is None else live
+        self._wants_live = can_redraw(self.console) if live is None else live
         self._live: Live | Status | None = None
         self._info: Mapping[str, Any] = {}
         self._rows: tuple[Mapping[str, Any], ...] = ()
@@ -65,7 +85,9 @@ class RunScreen(Observer):
         self._loss: float | None = None
         self._acc: float | None = None
         self._images_per_s: float | None = None
-        self._waits_since = time.monotonic()
+        self._waits_since = self._told = time.monotonic()
+        self._first: tuple[float, int, int] | None = None  # time, epoch and step of the first sight
+        self._estimated = False
 
     def __enter__(self) -> RunScreen:
         return self
@@ -148,6 +170,9 @@ class RunScreen(Observer):
         """
         self._done, self._step, self._steps = epoch - 1, step, steps_per_epoch
         self._loss, self._acc, self._images_per_s = loss, acc, images_per_s
+        self._estimate(epoch, step)
+        if not self._wants_live and time.monotonic() - self._told >= MINUTE:
+            self._write(self._plain_progress(epoch))
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is complete.
@@ -164,6 +189,7 @@ class RunScreen(Observer):
             self._best = row
         if not self._wants_live:
             self._write(self._plain_epoch(row))
+        self._estimated = True  # its line says what is left, and so does the live one
 
     def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """The run ended.
@@ -187,9 +213,35 @@ class RunScreen(Observer):
     def _write(self, text: Text) -> None:
         # Never wrapped: the terminal does that itself, and a path or a log line stays one.
         self.console.print(text, soft_wrap=True, highlight=False)
+        self._told = time.monotonic()
+
+    def _estimate(self, epoch: int, step: int) -> None:
+        """Say once how long the run takes, if that is long, by the steps after the first."""
+        now = time.monotonic()
+        if self._first is None:  # the first step may still compile something
+            self._first = now, epoch, step
+            return
+        began, first_epoch, first_step = self._first
+        if self._estimated or epoch != first_epoch or now - began < MEASURED:
+            return
+        self._estimated = True
+        steps = ((self._info.get("epochs") or 0) - epoch + 1) * self._steps - step
+        seconds = steps * (now - began) / max(1, step - first_step)
+        if seconds >= LONG:
+            left = f"about {duration(seconds)} to go"
+            hint = "Ctrl-C stops the run, the same command resumes it"
+            self._write(Text(f"{left}; {hint}", "dim"))
 
     def _epochs(self) -> str:
         return str(self._info.get("epochs") or "?")
+
+    def _plain_progress(self, epoch: int) -> Text:
+        of = self._epochs()
+        return Text(
+            f"epoch {epoch:>{len(of)}}/{of}  step {self._step:,}/{self._steps:,}  "
+            f"train loss {small(self._loss)} acc {percent(self._acc)}  "
+            f"{count(self._images_per_s)} images/s  {clock(self._left())} left"
+        )
 
     def _plain_epoch(self, row: Mapping[str, Any]) -> Text:
         of = self._epochs()

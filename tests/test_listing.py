@@ -114,6 +114,7 @@ def test_rows_of_every_status(tmp_store: Path) -> None:
         "batch": 16,
         "seed": 0,
         "signature": "00000001",
+        "differs": "",
         "status": "finished",
         "epoch": 30,
         "epochs": 30,
@@ -176,6 +177,27 @@ def test_the_table_fits(tmp_store: Path, width: int) -> None:
     assert ("signature" in heading) == (width >= 80)
     assert ("age" in heading) == (width >= 100)
     assert ("95.00%" in lines[1]) == (width >= 80)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_says_in_what_runs_differ(tmp_store: Path, width: int) -> None:
+    from normbench.config import compose
+
+    store = Store(tmp_store)
+    for lr in ("0.1", "0.05"):
+        overrides = ["dataset=digits", "arch=resnet8", "norm=gn_ws", f"optimizer.lr={lr}"]
+        config = compose([*overrides, "label=a longer name of its own"])
+        run = store.run(config)
+        run.create(config.to_dict(), {"signature": config.signature, "status": "running"})
+    runs = store.runs()
+    assert {row["differs"] for row in rows(runs)} == {"optimizer.lr=0.1", "optimizer.lr=0.05"}
+    lines = text_of(runs_table(runs, width), width).splitlines()
+    assert "differs in" in lines[0]
+    assert len(lines) == 3
+    assert sorted(word for line in lines for word in line.split() if word.startswith("opt")) == [
+        "optimizer.lr=0.05",
+        "optimizer.lr=0.1",
+    ]
 
 
 def test_a_long_name_is_cut_rather_than_wrapped(tmp_store: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from normbench.formats import duration
 from normbench.screen import RunScreen
 
 NAME = "fashion_mnist-resnet20-gn_ws-b16-s0-3fa2b1c0"
@@ -185,6 +186,73 @@ def test_what_cannot_keep_a_live_line_gets_plain_ones(
         screen.on_epoch(row(1))
     assert "epoch  1/30  lr" in file.getvalue()
     assert "\x1b[?25l" not in file.getvalue()
+
+
+class Clock:
+    """In the place of the module ``time``: it goes on by itself only by what a test adds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("normbench.screen.time", made)
+    return made
+
+
+def test_a_long_run_says_after_its_first_steps_how_long_it_takes(clock: Clock) -> None:
+    screen, file = plain()
+    screen.on_start(INFO)
+    clock.now += 50  # the first step is slow, and says nothing of the others
+    screen.on_progress(1, 1, 2813, 2.0, 0.1, 0.3)
+    clock.now += 5
+    screen.on_progress(1, 51, 2813, 2.0, 0.1, 100.0)
+    expected = (30 * 2813 - 51) / 10  # ten steps a second
+    assert file.getvalue().splitlines()[1:] == [
+        f"about {duration(expected)} to go; Ctrl-C stops the run, the same command resumes it"
+    ]
+    clock.now += 5
+    screen.on_progress(1, 101, 2813, 2.0, 0.1, 100.0)
+    assert len(file.getvalue().splitlines()) == 2, "once"
+
+
+def test_a_short_run_does_not(clock: Clock) -> None:
+    screen, file = plain()
+    screen.on_start({**INFO, "epochs": 1, "steps_per_epoch": 100})
+    screen.on_progress(1, 1, 100, 2.0, 0.1, 0.3)
+    clock.now += 6
+    screen.on_progress(1, 50, 100, 2.0, 0.1, 100.0)
+    assert len(file.getvalue().splitlines()) == 1
+
+
+def test_a_log_has_a_line_a_minute_within_a_long_epoch(clock: Clock) -> None:
+    screen, file = plain()
+    screen.on_start({**INFO, "epochs": 2})
+    for step in range(1, 151):
+        clock.now += 1
+        screen.on_progress(1, step, 2813, 1.5, 0.4, 1000.0)
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("epoch")]
+    assert [line.split("  ")[1] for line in lines] == ["step 66/2,813", "step 126/2,813"]
+    assert lines[0].startswith("epoch 1/2  step 66/2,813  train loss 1.5000 acc 40.00%  1,000 imag")
+
+
+@pytest.mark.parametrize("setting", ["JPY_PARENT_PID", "FORCE_COLOR"])
+def test_a_notebook_and_a_log_in_color_get_plain_lines(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(setting, "1")
+    file = io.StringIO()
+    with RunScreen(Console(file=file, force_terminal=True, width=80)) as screen:
+        screen.on_start(INFO)
+        screen.on_progress(1, 10, 2813, 1.5, 0.4, 1000.0)
+        screen.on_epoch(row(1))
+    assert "\x1b[?25l" not in file.getvalue()
+    assert file.getvalue().count("\n") == 2
 
 
 # --- the live region -----------------------------------------------------------------------------

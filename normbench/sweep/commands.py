@@ -192,8 +192,10 @@ def _set_aside(planned: Plan, store: Store, command: Sequence[str], say: Say) ->
 
 def _refuse_invalid(planned: Plan, skip: bool, say: Say) -> None:
     invalid = planned.of_state("invalid")
+    differs = {cell.name: more for cell, more in zip(planned.cells, planned.differs, strict=True)}
     for cell in invalid[:TOLD]:
-        say(f"invalid      {cell.name}  {cell.reason}")
+        name = f"{cell.name}  {differs[cell.name]}".rstrip()
+        say(f"invalid      {name}  {cell.reason}")
     if len(invalid) > TOLD:
         say(f"invalid      and {len(invalid) - TOLD} more")
     if invalid and not skip:
@@ -222,8 +224,8 @@ def _estimate(seconds: float, unknown: int) -> str:
 
 def _show_plan(planned: Plan, slots: int, console: Console | None) -> None:
     console = Console() if console is None else console
-    for cell in planned.cells:
-        line = Text(f"{cell.state:<12} {cell.name}")
+    for cell, differs in zip(planned.cells, planned.differs, strict=True):
+        line = Text(f"{cell.state:<12} {cell.name}  {differs}".rstrip())
         if cell.state in ("interrupted", "running"):
             line.append(f"  after epoch {cell.epochs} of {cell.config.epochs}", "dim")
         if cell.seconds is not None:
@@ -244,11 +246,13 @@ def _show_failures(outcome: Outcome, console: Console | None) -> None:
     table = Table(title="failed", title_justify="left", show_lines=True)
     table.add_column("run", overflow="fold")
     table.add_column("why, and the last lines of its log", overflow="fold")
+    planned = outcome.plan
+    differs = {cell.name: more for cell, more in zip(planned.cells, planned.differs, strict=True)}
     for name, ending in outcome.failed.items():
         why = Text(ending.error, "red")
         for line in ending.log:
             why.append(f"\n{line}", "dim")
-        table.add_row(Text(name), why)
+        table.add_row(Text("\n".join(filter(None, [name, differs[name]]))), why)
     console.print(table)
     if outcome.record is not None:
         console.print(
@@ -271,5 +275,6 @@ def status(store: Store, name: str | None = None, console: Console | None = None
     from normbench.sweep.status import render, status_of
 
     stands = status_of(find(store, name), store)
-    (Console() if console is None else console).print(render(stands))
+    console = Console() if console is None else console
+    console.print(render(stands, console.width))
     return 1 if stands.counts["failed"] or stands.counts["unreadable"] else 0

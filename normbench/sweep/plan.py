@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from normbench.config import Config
+from normbench.differences import as_overrides, differences
 from normbench.formats import failure
 from normbench.provenance import own_changes, own_code, own_data
 from normbench.store import Run, Store, StoreError
@@ -70,6 +72,12 @@ class Plan:
         """The states that occur, with how often."""
         counted = Counter(cell.state for cell in self.cells)
         return {state: counted[state] for state in STATES if counted[state]}
+
+    @cached_property
+    def differs(self) -> list[str]:
+        """Of each cell, its values of the keys that differ and that names do not show."""
+        found = differences([cell.config.to_dict() for cell in self.cells])
+        return [as_overrides(each) for each in found]
 
     def of_state(self, *states: State) -> list[Cell]:
         return [cell for cell in self.cells if cell.state in states]

@@ -63,7 +63,10 @@ class Record:
                 "executor": dict(executor),
                 **provenance,
                 "command": list(command),
-                "cells": [_planned(cell) for cell in plan.cells],
+                "cells": [
+                    _planned(cell, differs)
+                    for cell, differs in zip(plan.cells, plan.differs, strict=True)
+                ],
             }
         )
         return record
@@ -152,9 +155,10 @@ def find(store: Store, name: str | None) -> Record:
     raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
 
 
-def _planned(cell: Cell) -> dict[str, Any]:
+def _planned(cell: Cell, differs: str) -> dict[str, Any]:
     return {
         "name": cell.name,
+        "differs": differs,
         "state": cell.state,
         "todo": cell.todo,
         "reason": cell.reason,

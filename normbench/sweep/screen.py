@@ -14,7 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from normbench.formats import UNKNOWN, clock, count, duration, percent, small
+from normbench.differences import short_names
+from normbench.formats import clock, count, duration, percent, small
+from normbench.listing import Column, fitted_table
+from normbench.screen import can_redraw
 from normbench.store import Store, StoreError
 from normbench.sweep.ending import Ending
 from normbench.sweep.executor import Job, Watch
@@ -32,6 +35,9 @@ STYLE = {
 #: The order in which results are counted.
 RESULTS = tuple(STYLE)
 
+#: Seconds of silence after which an output without a live table is told how far the sweep is.
+MINUTE = 60.0
+
 
 @dataclass
 class Running:
@@ -48,29 +54,33 @@ class Running:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def running_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of runs that go on: where, name, epoch, loss, accuracy, speed and time so far."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for heading, right in (("where", False), ("run", False), ("epoch", True), ("loss", True),
-                           ("val acc", True), ("images/s", True), ("for", True)):  # fmt: skip
-        table.add_column(
-            heading,
-            justify="right" if right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if heading == "run" else len(heading),
-        )
-    for row in rows:
-        epochs = row.get("epochs")
-        table.add_row(
-            row["where"],
-            row["name"],
-            "starting" if epochs is None else f"{row.get('epoch', 0)}/{epochs}",
-            small(row.get("loss")),
-            percent(row.get("val_acc")),
-            count(row.get("images_per_s")),
-            clock(row.get("seconds")),
-        )
+_RUNNING_COLUMNS = (
+    Column("where", lambda row: row["where"], right=False, spare=3),
+    Column("run", lambda row: row["name"], right=False, wraps=True),
+    Column("epoch", lambda row: _epoch(row)),
+    Column("loss", lambda row: small(row.get("loss")), spare=2),
+    Column("val acc", lambda row: percent(row.get("val_acc"))),
+    Column("images/s", lambda row: count(row.get("images_per_s")), spare=1),
+    Column("elapsed", lambda row: clock(row.get("seconds"))),
+)
+
+
+def _epoch(row: Mapping[str, Any]) -> str:
+    epochs = row.get("epochs")
+    return "starting" if epochs is None else f"{row.get('epoch', 0)}/{epochs}"
+
+
+def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """Return a table of runs in progress that fits ``width`` columns.
+
+    Where room is short, columns go in the order where, loss, images/s; then names are wrapped.
+
+    Args:
+        rows: With ``where`` and ``name``, and what is known of ``epoch``, ``epochs``, ``loss``,
+            ``val_acc``, ``images_per_s`` and ``seconds`` (since the run was started).
+    """
+    table = fitted_table(_RUNNING_COLUMNS, rows, width, lambda row, heading: "")
+    table.header_style = "dim"
     return table
 
 
@@ -82,7 +92,8 @@ class SweepScreen(Watch):
         slots: Places where runs go on at the same time.
         store: Where results are read from.
         console: Where to write; standard output where None.
-        live: Whether to keep a live table; where None, if the console is a terminal that can.
+        live: Whether to keep a live table; where None, if the console is a terminal that can. Else
+            a line a minute says how far the sweep is.
     """
 
     def __init__(
@@ -94,9 +105,13 @@ class SweepScreen(Watch):
         live: bool | None = None,
     ) -> None:
         self.console = Console() if console is None else console
-        capable = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._wants_live = capable if live is None else live
+        self._wants_live = can_redraw(self.console) if live is None else live
         self._live: Live | None = None
+        self._began = self._told = time.monotonic()
+        names = [cell.name for cell in plan.cells]
+        differs = plan.differs
+        self._differs = dict(zip(names, differs, strict=True))
+        self._short = dict(zip(names, short_names(names, differs), strict=True))
         self._slots = max(slots, 1)
         self._store = store
         self._estimates = {cell.name: cell.seconds for cell in plan.todo}
@@ -126,6 +141,11 @@ class SweepScreen(Watch):
     def progress(self, job: Job, facts: Mapping[str, Any]) -> None:
         if job.name in self._running:
             self._running[job.name].facts.update(facts)
+        self.idle()
+
+    def idle(self) -> None:
+        if self._live is None and time.monotonic() - self._told >= MINUTE:
+            self._write(Text(self._in_a_line(), "dim"))
 
     def ended(self, job: Job, ending: Ending) -> None:
         self._running.pop(job.name, None)
@@ -136,6 +156,8 @@ class SweepScreen(Watch):
         of = len(str(self._total))
         line = Text(f"[{sum(self._results.values()):>{of}}/{self._total}] ", "dim")
         line.append(f"{ending.result:<11} ", STYLE[ending.result]).append(job.name, "default")
+        if differs := self._differs[job.name]:
+            line.append(f"  {differs}", "default")
         line.append(self._detail(job, ending), "dim")
         self._write(line)
 
@@ -152,6 +174,23 @@ class SweepScreen(Watch):
     def _write(self, text: Text) -> None:
         # Never wrapped: the terminal does that itself, and a line of a log stays one.
         self.console.print(text, soft_wrap=True, highlight=False)
+        self._told = time.monotonic()
+
+    def _in_a_line(self) -> str:
+        """Return how far the sweep is, for an output without a live table."""
+        done = f"{sum(self._results.values())} of {self._total} cells done"
+        parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
+        for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
+            val = run.facts.get("val_acc")
+            accuracy = f", val acc {percent(val)}" if val is not None else ""
+            epoch = _epoch(run.facts)
+            state = epoch if epoch == "starting" else f"epoch {epoch}"
+            parts.append(f"{self._short[name]} ({state}{accuracy})")
+        return "; ".join(parts)
+
+    def _time_left(self) -> str:
+        left = self.left()
+        return "time left unknown" if left is None else f"{clock(left)} left"
 
     def _detail(self, job: Job, ending: Ending) -> str:
         if ending.error:
@@ -201,19 +240,23 @@ class SweepScreen(Watch):
         """Draw the live region: the table of what runs, and under it a bar with the counts."""
         now = time.monotonic()
         rows = [
-            {"where": run.where, "name": name, "seconds": now - run.began, **run.facts}
+            {"where": run.where, "name": self._short[name], "seconds": now - run.began, **run.facts}
             for name, run in sorted(self._running.items(), key=lambda item: item[1].where)
         ]
         done = sum(self._results.values())
-        left = self.left()
-        foot = Table.grid(padding=(0, 2, 0, 0))
-        foot.add_row(
+        texts = [
             Text(f"{done}/{self._total}", "bold"),
-            ProgressBar(total=max(self._total, 1), completed=done, width=20),
             Text(self.counts(), "dim"),
-            Text(f"{clock(left) if left is not None else UNKNOWN} left", "dim"),
-        )
-        yield Group(running_table(rows), foot) if rows else foot
+            Text(self._time_left(), "dim"),
+        ]
+        foot = Table.grid(padding=(0, 2, 0, 0))
+        room = options.max_width - sum(text.cell_len + 2 for text in texts) - 2
+        if room >= 4:  # else the numbers are what matters
+            bar = ProgressBar(total=max(self._total, 1), completed=done, width=min(20, room))
+            foot.add_row(texts[0], bar, *texts[1:])
+        else:
+            foot.add_row(*texts)
+        yield Group(running_table(rows, options.max_width), foot) if rows else foot
 
 
 def _left_of(run: Running, now: float) -> float | None:

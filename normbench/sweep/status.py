@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from normbench.differences import short_names
 from normbench.formats import duration
 from normbench.listing import STATUS_STYLE
 from normbench.store import Store, StoreError
@@ -75,7 +76,8 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
 
 
 def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
-    row = {"name": planned["name"], "todo": planned["todo"], "reason": planned["reason"]}
+    row = {key: planned[key] for key in ("name", "todo", "reason")}
+    row["differs"] = planned.get("differs", "")  # records of earlier versions have none
     if planned["state"] == "invalid":
         return {**row, "state": "invalid"}
     run = store.run(planned["name"])
@@ -112,8 +114,8 @@ def _since(stamp: Any, now: datetime) -> float | None:
         return None
 
 
-def render(status: Status) -> RenderableType:
-    """A sweep's status for a person."""
+def render(status: Status, width: int) -> RenderableType:
+    """Return a sweep's status for a terminal of ``width`` columns."""
     head = status.record.head
     counts = status.counts
     parts: list[RenderableType] = [
@@ -130,14 +132,21 @@ def render(status: Status) -> RenderableType:
     parts.append(line)
     running = [cell for cell in status.cells if cell["state"] == "running"]
     if running:
-        parts.append(running_table(running))
+        cells = status.cells
+        names = [cell["name"] for cell in cells]
+        short = dict(
+            zip(names, short_names(names, [cell["differs"] for cell in cells]), strict=True)
+        )
+        rows = [{**cell, "name": short[cell["name"]]} for cell in running]
+        parts.append(running_table(rows, width))
     endings = status.record.endings
     for cell in status.cells:
         if cell["state"] in ("failed", "unreadable", "invalid"):
             ending = endings.get(cell["name"])
             reason = (ending.error if ending else "") or cell["reason"]
             text = Text(f"{cell['state']:<11} ", STATUS_STYLE.get(cell["state"], "red"))
-            parts.append(text.append(f"{cell['name']}  ", "default").append(reason, "dim"))
+            name = f"{cell['name']}  {cell['differs']}".rstrip()
+            parts.append(text.append(f"{name}  ", "default").append(reason, "dim"))
     return Group(*parts)
 
 

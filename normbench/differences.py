@@ -1,0 +1,122 @@
+"""Config keys in which runs differ and that their names do not show; see `differences`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+#: A run's name where no part of it holds a dash; otherwise its config says what is what.
+NAME = re.compile(
+    r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
+    r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
+)
+
+#: Keys that the name of a run shows, or that decide nothing about it.
+_SHOWN = {"dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"}
+
+_ABSENT = "absent"
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each config its values of the keys that differ among all of them.
+
+    The data set, the network, the normalization, the batch size and the seed stand in the name of
+    a run and are left out. An option of a group is compared among the configs that chose the same
+    name for the group: ``norm.groups`` among those with ``norm=gn`` and the same weights.
+
+    Args:
+        configs: As ``Config.to_dict`` or a run's ``config.yaml`` gives them; an empty one shares
+            all values with the others.
+
+    Returns:
+        By dotted key, in the order of the config; a group's name has the key of the group.
+    """
+    defaults = _defaults()
+    flat = [dict(_leaves({**defaults, **config})) if config else {} for config in configs]
+    seen: dict[tuple[str, tuple[Any, ...]], set[str]] = {}
+    for leaves in flat:
+        for key in leaves:
+            if key not in _SHOWN:
+                seen.setdefault((key, _choice(leaves, key)), set())
+    for (key, choice), values in seen.items():
+        for leaves in flat:
+            if leaves and _choice(leaves, key) == choice:
+                values.add(_comparable(leaves[key]) if key in leaves else _ABSENT)
+    return [
+        {
+            key: value
+            for key, value in leaves.items()
+            if key not in _SHOWN and len(seen[key, _choice(leaves, key)]) > 1
+        }
+        for leaves in flat
+    ]
+
+
+def as_overrides(values: Mapping[str, Any]) -> str:
+    """Write keys and values as they stand on a command line: ``optimizer.lr=0.1 epochs=5``."""
+    return " ".join(f"{key}={_text(value)}" for key, value in values.items())
+
+
+def short_names(names: Sequence[str], differs: Sequence[str]) -> list[str]:
+    """Return runs' names without the parts that all of them share.
+
+    Args:
+        names: Of the runs.
+        differs: For each, in what it differs besides (see `as_overrides`).
+
+    Returns:
+        As ``gn_ws b16 s0 optimizer.lr=0.1``; whole names where one does not tell its parts.
+    """
+    matches = [match for name in names if (match := NAME.fullmatch(name))]
+    if len(matches) < len(names):
+        return [f"{name} {more}".rstrip() for name, more in zip(names, differs, strict=True)]
+    parts = [part for part in ("dataset", "arch", "norm", "batch", "seed")
+             if len({match[part] for match in matches}) > 1]  # fmt: skip
+    prefix = {"batch": "b", "seed": "s"}
+    short = []
+    for match, more in zip(matches, differs, strict=True):
+        words = [prefix.get(part, "") + match[part] for part in parts]
+        short.append(" ".join([*words, *([more] if more else [])]) or match[0])
+    return short
+
+
+def _defaults() -> dict[str, Any]:
+    """Values of the keys that came after the first configs were written."""
+    from normbench.config import Config
+
+    return {each.name: each.default for each in fields(Config) if each.default is not MISSING}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; the name of a group under the group's own key."""
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if path in ("probe", "logger") or key == "_target_":
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield (prefix[:-1] if key == "name" and prefix else path), value
+
+
+def _choice(leaves: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """Return the names that were chosen for the groups that hold a key."""
+    words = key.split(".")
+    holders = [".".join(words[:length]) for length in range(1, len(words))]
+    weight = [leaves.get("norm.weight")] if words[0] == "norm" else []
+    return (*map(leaves.get, holders), *weight)
+
+
+def _comparable(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value else "''"
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,92 @@
+"""The screen of a sweep: at any width, in a log, and at its end."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from normbench.store import Store
+from normbench.sweep.ending import Ending
+from normbench.sweep.executor import Job
+from normbench.sweep.plan import plan
+from normbench.sweep.screen import SweepScreen
+
+
+@pytest.fixture
+def sweep(grid, tmp_store, monkeypatch):
+    """A sweep of eight cells in progress, with what its screen wrote and its clock."""
+    time = SimpleNamespace(now=1000.0)
+    time.monotonic = lambda: time.now
+    monkeypatch.setattr("normbench.sweep.screen.time", time)
+    configs = grid("norm=gn_scaled_ws,bn", "seed=0,1", "optimizer.lr=0.1,0.05")
+
+    def make(live: bool) -> Any:
+        console = Console(file=io.StringIO(), width=80, force_terminal=live, color_system=None)
+        made = SweepScreen(plan(configs, Store(tmp_store)), 3, Store(tmp_store), console, live)
+        jobs = [Job(config, config.run_name) for config in configs]
+        for job, where in zip(jobs, ["cpu 0", "cpu 1", "cpu 2"], strict=False):
+            made.started(job, where)
+        facts = {"epoch": 12, "epochs": 100, "loss": 12.5, "val_acc": 0.9, "images_per_s": 12345.6}
+        for job in jobs[1:3]:
+            time.now += 10
+            made.progress(job, facts)
+        return made, jobs, time
+
+    return make
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_the_live_table_cuts_no_column(sweep, width):
+    screen, _, _ = sweep(live=True)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    lines = ["".join(segment.text for segment in line).rstrip()
+             for line in console.render_lines(screen, console.options, pad=False)]  # fmt: skip
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    for heading in ("run", "epoch", "val acc", "elapsed"):
+        assert heading in lines[0]
+    assert ("images/s" in lines[0]) == (width >= 80)
+    words = " ".join(text.split())
+    for part in ("gn_scaled_ws", "s0", "s1", "lr=0.05", "starting", "12/100", "90.00%", "0:20",
+                 "0/8", "3 running, 5 waiting", "time left unknown"):  # fmt: skip
+        assert part in words, text
+    if width >= 80:
+        assert len(lines) <= 6  # a name may take two
+        assert "cpu 1" in text
+
+
+def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
+    screen, jobs, time = sweep(live=False)
+    assert screen.console.file.getvalue() == ""
+    for _ in range(90):
+        time.now += 1
+        screen.idle()
+    (line,) = screen.console.file.getvalue().splitlines()
+    assert line == (
+        "1:00 elapsed; 0 of 8 cells done; time left unknown; "
+        "gn_scaled_ws s0 optimizer.lr=0.1 (starting); "
+        "gn_scaled_ws s0 optimizer.lr=0.05 (epoch 12/100, val acc 90.00%); "
+        "gn_scaled_ws s1 optimizer.lr=0.1 (epoch 12/100, val acc 90.00%)"
+    )
+    screen.ended(jobs[0], Ending("failed", "died", "its worker was killed by SIGKILL"))
+    ended = screen.console.file.getvalue().splitlines()[1]
+    assert ended == (
+        f"[1/8] failed      {jobs[0].name}  optimizer.lr=0.1  its worker was killed by SIGKILL"
+    )
+    time.now += 59
+    screen.idle()
+    assert len(screen.console.file.getvalue().splitlines()) == 2, "any line breaks the silence"
+
+
+def test_one_cell_needs_no_differences(grid, tmp_store):
+    console = Console(file=io.StringIO(), width=80)
+    (config,) = grid()
+    screen = SweepScreen(plan([config], Store(tmp_store)), 1, Store(tmp_store), console)
+    screen.ended(Job(config, config.run_name), replace(Ending("skipped"), seconds=1.0))
+    assert console.file.getvalue() == f"[1/1] skipped     {config.run_name}\n"

@@ -1,0 +1,64 @@
+"""In what runs differ besides what their names show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from normbench.config import compose
+from normbench.differences import as_overrides, differences, short_names
+from normbench.sweep.grid import expand
+
+
+def said(*configs: Any) -> list[str]:
+    return [as_overrides(each) for each in differences([config.to_dict() for config in configs])]
+
+
+def test_options_are_compared_within_the_name_that_was_chosen():
+    configs = expand(["norm=bn,gn", "optimizer.lr=0.1,0.05", "seed=0,1"])
+    assert said(*configs) == [
+        f"optimizer.lr={lr}" for _ in ("bn", "gn") for lr in (0.1, 0.05) for _ in (0, 1)
+    ]
+    groups = [compose(["norm=gn", f"norm.groups={n}"]) for n in (4, 8)]
+    assert said(compose(["norm=bn"]), *groups) == ["", "norm.groups=4", "norm.groups=8"]
+
+
+def test_a_confound_is_a_difference():
+    configs = [compose(["norm=bn", "epochs=5"]), compose(["norm=gn", "epochs=2"])]
+    assert said(*configs) == ["epochs=5", "epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["optimizer=sgd,adamw"], ["optimizer=sgd", "optimizer=adamw"]),
+        (["dataset=digits,mnist", "arch=resnet8,lenet", "norm=bn,bn_ws"], [""] * 8),
+        (["norm=xbn", "norm.bfn=gn,ln"], ["norm.bfn=gn", "norm.bfn=ln"]),
+    ],
+)
+def test_names_of_groups_and_what_decides_nothing(overrides, expected):
+    assert said(*expand(overrides)) == expected
+
+
+def test_a_label_is_told_and_what_is_measured_is_not():
+    plain, labelled = compose(["seed=1"]), compose(["label=a b", "probe=[gradients]"])
+    assert said(plain, labelled) == ["label=''", "label=a b"]
+
+
+def test_values_are_compared_as_numbers_and_a_key_that_came_later_has_its_default():
+    new, old = compose(["max_loss=5"]).to_dict(), compose(["max_loss=5"]).to_dict()
+    del old["accumulate"]
+    old["max_loss"] = 5
+    assert differences([new, old]) == [{}, {}]
+    assert differences([{**new, "accumulate": 2}, old, {}]) == [
+        {"accumulate": 2}, {"accumulate": 1}, {}
+    ]  # fmt: skip
+
+
+def test_short_names_leave_out_what_all_share():
+    names = [f"digits-resnet8-{norm}-b16-s{seed}-0123456{seed}" for norm, seed in
+             (("bn", 0), ("gn", 1))]  # fmt: skip
+    assert short_names(names, ["", "epochs=5"]) == ["bn s0", "gn s1 epochs=5"]
+    assert short_names(names[:1], [""]) == names[:1]
+    assert short_names(["my-data-b1", *names[:1]], ["x=1", ""]) == ["my-data-b1 x=1", names[0]]
