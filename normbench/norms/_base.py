@@ -26,7 +26,7 @@ class ChannelAffine(keras.layers.Layer):
 
     formula: ClassVar[str]
     computed_over: ClassVar[str]
-    parameters: ClassVar[str] = "γ, β: one each a channel"
+    parameters: ClassVar[str] = "γ, β: per channel"
     state: ClassVar[str] = "none"
     source: ClassVar[str]
 

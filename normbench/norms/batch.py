@@ -42,7 +42,7 @@ class BatchNormalization(BatchStatistics):
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β"
-    state = "moving mean, moving variance: one each a channel"
+    state = "moving mean, moving variance: per channel"
     source = "Ioffe & Szegedy 2015, algorithms 1 and 2 (arXiv 1502.03167)"
     takes_shards: ClassVar[bool] = True
 

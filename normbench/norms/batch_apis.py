@@ -28,8 +28,8 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β"
     computed_over = "batch, space"
-    parameters = "γ, β: one each a channel"
-    state = "moving mean, moving variance: one each a channel"
+    parameters = "γ, β: per channel"
+    state = "moving mean, moving variance: per channel"
     source = "keras.layers.BatchNormalization"
 
     def __init__(
@@ -65,7 +65,7 @@ class MomentsBatchNormalization(BatchStatistics):
     """
 
     formula = "y = x·(γ/√(σ² + ε)) + (β − μ·γ/√(σ² + ε))"
-    state = "moving mean, moving variance: one each a channel"
+    state = "moving mean, moving variance: per channel"
     source = "tf.nn.moments and tf.nn.batch_normalization (TensorFlow)"
 
     def __init__(

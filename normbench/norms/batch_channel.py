@@ -52,7 +52,7 @@ class BatchChannelNormalization(BatchNormalization):
 
     formula = "y = GN(z), z = γ·(x − μ)/√(σ² + ε) + β; with micro_batch, μ and σ² the moving ones"
     computed_over = "batch, space; then space, channels"
-    parameters = "γ, β: one each a channel, and one each a group"
+    parameters = "γ, β: per channel, and per group"
     source = "Qiao et al. 2019, algorithm 1 (arXiv 1911.09738)"
 
     def __init__(

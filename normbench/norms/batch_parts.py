@@ -38,8 +38,8 @@ class BatchCentering(BatchStatistics):
     """
 
     formula = "y = x − μ + β"
-    parameters = "β: one a channel"
-    state = "moving mean: one a channel"
+    parameters = "β: per channel"
+    state = "moving mean: per channel"
     source = "Salimans & Kingma 2016, section 4 (arXiv 1602.07868)"
 
     def __init__(self, momentum: float = 0.99, center: bool = True, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class BatchScaling(BatchStatistics):
     """
 
     formula = "y = γ·x/√(σ² + ε) + β"
-    state = "moving variance: one a channel"
+    state = "moving variance: per channel"
     source = "ours, for taking Ioffe & Szegedy 2015, algorithm 1, apart (arXiv 1502.03167)"
 
     def __init__(

@@ -53,7 +53,7 @@ class BatchRenormalization(BatchStatistics):
     """
 
     formula = "y = γ·((x − μ_B)/σ_B·r + d) + β, r = clip(σ_B/σ), d = clip((μ_B − μ)/σ)"
-    state = "moving mean, moving deviation: one each a channel; steps taken"
+    state = "moving mean, moving deviation: per channel; steps taken"
     source = "Ioffe 2017, algorithm 1 (arXiv 1702.03275)"
 
     def __init__(

@@ -36,7 +36,7 @@ class DynamicTanh(ChannelAffine):
 
     formula = "y = γ·tanh(α·x) + β"
     computed_over = "nothing"
-    parameters = "α: one a layer; γ, β: one each a channel"
+    parameters = "α: per layer; γ, β: per channel"
     source = "Zhu et al. 2025, equation 2 (arXiv 2503.10622)"
 
     def __init__(

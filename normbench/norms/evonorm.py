@@ -42,7 +42,7 @@ class EvoNormS0(ChannelAffine):
 
     formula = "y = γ·x·sigmoid(v·x)/√(σ² + ε) + β, σ² of an image's group of channels"
     computed_over = "space, channels"
-    parameters = "γ, β, v: one each a channel"
+    parameters = "γ, β, v: per channel"
     source = "Liu, Brock, Simonyan & Le 2020, table 2 (arXiv 2004.02967)"
 
     def __init__(
@@ -112,8 +112,8 @@ class EvoNormB0(BatchStatistics):
     """
 
     formula = "y = γ·x/max(√(σ²_B + ε), v·x + √(σ²_I + ε)) + β"
-    parameters = "γ, β, v: one each a channel"
-    state = "moving variance: one a channel"
+    parameters = "γ, β, v: per channel"
+    state = "moving variance: per channel"
     source = "Liu, Brock, Simonyan & Le 2020, table 2 (arXiv 2004.02967)"
 
     def __init__(

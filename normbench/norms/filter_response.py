@@ -42,7 +42,7 @@ class FilterResponseNormalization(ChannelAffine):
 
     formula = "y = max(γ·x/√(ν² + ε) + β, τ), ν² = mean(x²) of an image's channel"
     computed_over = "space"
-    parameters = "γ, β, τ: one each a channel"
+    parameters = "γ, β, τ: per channel"
     source = "Singh & Krishnan 2020, equations 1–4 (arXiv 1911.09737)"
 
     def __init__(

@@ -51,7 +51,7 @@ class IterativeNormalization(BatchStatistics):
 
     formula = "y = γ·Σ^(−1/2)·(x − μ) + β, Σ of a group of channels, by Newton's iteration"
     computed_over = "batch, space, channels"
-    state = "moving mean: one a channel; moving whitening matrix: one a group"
+    state = "moving mean: per channel; moving whitening matrix: per group"
     source = "Huang et al. 2019, algorithm 1 (arXiv 1904.03441)"
 
     def __init__(

@@ -164,9 +164,9 @@ def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str
         formula = formula.replace("γ·", "")
     if "β" in off:
         formula = formula.replace(" + β", "")
-    if "γ, β: one each" in parameters and off:
-        kept = "γ: one" if off == ["β"] else "β: one"
-        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: one each", kept)
+    if "γ, β: " in parameters and off:
+        kept = "γ: " if off == ["β"] else "β: "
+        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: ", kept)
     return {**fields, "formula": formula, "parameters": parameters}
 
 

@@ -59,7 +59,7 @@ class PreciseBatchNormalization(BatchNormalization):
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of the training set in inference"
-    state = "mean, variance: one each a channel; values collected"
+    state = "mean, variance: per channel; values collected"
     source = "Wu & Johnson 2021, section 3 (arXiv 2105.07576)"
     recompute = True
 

@@ -40,7 +40,7 @@ class ScaledWeightStandardization(WeightParametrization):
 
     formula = "Ŵ = γ·g·(W − mean W)/√max(var W·fan-in, ε)"
     computed_over = "kernel places, input channels"
-    parameters = "g: one a filter"
+    parameters = "g: per filter"
     state = "none"
     source = "Brock et al. 2021, equation 1 (arXiv 2102.06171)"
     centred = True

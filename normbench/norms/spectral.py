@@ -49,7 +49,7 @@ class SpectralNormalization(WeightParametrization):
     formula = "Ŵ = W/σ(W), σ the largest singular value"
     computed_over = "the whole kernel"
     parameters = "none"
-    state = "u: one a filter"
+    state = "u: per filter"
     source = "Miyato et al. 2018, algorithm 1 (arXiv 1802.05957)"
 
     def __init__(self, iterations: int = 1) -> None:

@@ -41,8 +41,8 @@ class SwitchableNormalization(BatchStatistics):
 
     formula = "y = γ·(x − Σ w_k·μ_k)/√(Σ w'_k·σ²_k + ε) + β, k of in, ln, bn"
     computed_over = "batch, space, channels"
-    parameters = "γ, β: one each a channel; λ, λ' behind w, w': three each"
-    state = "moving mean, moving variance: one each a channel"
+    parameters = "γ, β: per channel; λ, λ' behind w, w': three each"
+    state = "moving mean, moving variance: per channel"
     source = "Luo et al. 2019, equations 3–5 (arXiv 1806.10779)"
 
     def __init__(

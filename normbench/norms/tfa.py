@@ -194,7 +194,7 @@ class TfaFilterResponseNormalization(_Wrapped):
 
     formula = "y = γ·x/√(ν² + ε) + β, ν² the mean of x² of one channel of an image"
     computed_over = "space"
-    parameters = "γ, β: one each a channel; ε_l, if learned: one a layer"
+    parameters = "γ, β: per channel; ε_l, if learned: per layer"
     source = (
         "tensorflow-addons 0.23, FilterResponseNormalization; "
         "Singh & Krishnan 2020 (arXiv 1911.09737)"

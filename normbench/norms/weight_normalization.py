@@ -42,7 +42,7 @@ class WeightNormalization(WeightParametrization):
 
     formula = "Ŵ = g·W/‖W‖"
     computed_over = "kernel places, input channels"
-    parameters = "g: one a filter"
+    parameters = "g: per filter"
     state = "none"
     source = "Salimans & Kingma 2016, equation 2 (arXiv 1602.07868)"
 
