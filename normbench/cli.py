@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"normbench: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("normbench: interrupted; the same command goes on from here", file=sys.stderr)
+        print("normbench: interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if "--debug" in given:
@@ -264,8 +264,9 @@ def _diagnose(arguments: Namespace, command: list[str]) -> int:
     if not names:
         raise UserError("diagnose needs a run: its name, its signature, or the start of either")
     _keep_quiet()
+    store = Store(_store(arguments))
     outcome = diagnose(
-        Store(_store(arguments)),
+        store,
         names,
         [name for given in arguments.probe or () for name in given.split(",")],
         [word for word in words if "=" in word],
@@ -277,7 +278,11 @@ def _diagnose(arguments: Namespace, command: list[str]) -> int:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(page(outcome.lines))
+        from normbench.differences import as_overrides, differences
+
+        found = differences([store.run(name).config or {} for name in outcome.lines])
+        differs = dict(zip(outcome.lines, map(as_overrides, found), strict=True))
+        Console().print(page(outcome.lines, differs=differs))
     else:  # a pipe has no width
         from normbench.listing import tsv
 

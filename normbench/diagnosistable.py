@@ -35,17 +35,20 @@ def rows(found: Lines) -> list[dict[str, Any]]:
     ]
 
 
-def page(found: Lines, width: int | None = None) -> RenderableType:
+def page(
+    found: Lines, width: int | None = None, differs: Mapping[str, str] | None = None
+) -> RenderableType:
     """Return, for each run and probe, the values of the network and those of each layer.
 
     Args:
         found: What is shown.
         width: Of the terminal; the columns that do not fit are counted below the table.
+        differs: By run, the keys that its name does not show and in which the runs differ.
     """
     room = (Console().width if width is None else width) - _INDENT
     shown: list[RenderableType] = []
     for run, lines in found.items():
-        shown.append(Text(run, "bold"))
+        shown.append(Text.assemble((run, "bold"), "  ", (differs or {}).get(run, "")))
         for probe in dict.fromkeys(line["probe"] for line in lines):
             own = [line for line in lines if line["probe"] == probe]
             parts = [_network(own), _layers(own[0], room)]

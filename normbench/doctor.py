@@ -210,10 +210,10 @@ def _gpus(found: Mapping[str, Any], driver: list[dict[str, Any]]) -> Iterator[Ch
     seen = tensorflow.get("gpus") or []
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     for index, gpu in enumerate(known):
-        yield Check("GPUs", f"driver's {index}", "ok", f"{gpu['name']}{_memory(gpu)}")
+        yield Check("GPUs", f"driver, GPU {index}", "ok", f"{gpu['name']}{_memory(gpu)}")
     for index, gpu in enumerate(seen):
         capability = f", compute capability {gpu['capability']}" if gpu.get("capability") else ""
-        yield Check("GPUs", f"TensorFlow's {index}", "ok", f"{gpu['name']}{capability}")
+        yield Check("GPUs", f"TensorFlow, GPU {index}", "ok", f"{gpu['name']}{capability}")
     if not known and not seen:
         yield Check("GPUs", "none", "ok", "runs train on the CPU")
     elif not seen and "error" not in tensorflow and "error" not in found:
@@ -256,12 +256,12 @@ def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
     except StoreError as error:
         yield Check("store", str(store.root), "missing", str(error))
         return
-    text = f"{len(runs)} runs" if there else "made by the first run"
+    text = f"{len(runs)} runs" if there else "created by the first run"
     yield Check("store", str(store.root), "ok", text)
     for path, reason in foreign[:3]:
         yield Check("store", path.name, "warn", reason)
     if len(foreign) > 3:
-        yield Check("store", "others", "warn", f"{len(foreign) - 3} more that are no runs")
+        yield Check("store", "others", "warn", f"{len(foreign) - 3} more that are not runs")
     free = shutil.disk_usage(folder).free
     yield Check("store", "free space", "ok" if free >= 1 << 30 else "warn", size(free))
 
@@ -339,8 +339,8 @@ def render(checks: Iterable[Check]) -> Group:
         last = check.section
     absent = lacking(checks)
     if absent:
-        verdict = Text("missing for any run: ", "red")
+        verdict = Text("no run can train without: ", "red")
         verdict.append(", ".join(f"{each.section} {each.item}" for each in absent))
     else:
-        verdict = Text("everything that a run needs is here", "green")
+        verdict = Text("everything a run needs is installed", "green")
     return Group(table, Text(), verdict)

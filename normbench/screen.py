@@ -228,8 +228,8 @@ class RunScreen(Observer):
         steps = ((self._info.get("epochs") or 0) - epoch + 1) * self._steps - step
         seconds = steps * (now - began) / max(1, step - first_step)
         if seconds >= LONG:
-            left = f"about {duration(seconds)} to go"
-            hint = "Ctrl-C stops the run, the same command resumes it"
+            left = f"about {duration(seconds)} left"
+            hint = "Ctrl-C stops the run, and the same command resumes it"
             self._write(Text(f"{left}; {hint}", "dim"))
 
     def _epochs(self) -> str:
@@ -266,7 +266,7 @@ class RunScreen(Observer):
             )
         elif status == "interrupted":
             lines.append(("completed", f"{self._done} of {self._epochs()} epochs"))
-            lines.append(("to go on", "the same command again"))
+            lines.append(("to resume", "run the same command again"))
         error = summary.get("error")
         if error:
             lines.append(("error", failure(error)))

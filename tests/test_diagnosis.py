@@ -194,8 +194,9 @@ def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
     outcome = diagnose(runs, [probed], ["estimation_shift"], say=silent)
     console = Console(width=70)
     with console.capture() as captured:
-        console.print(page(outcome.lines, width=70))
+        console.print(page(outcome.lines, width=70, differs={probed: "optimizer.lr=0.1"}))
     text = captured.get()
+    assert text.splitlines()[0].split() == [probed, "optimizer.lr=0.1"]
     assert "last, epoch 3" in text
     assert "population_acc" in text
     assert "hidden2_norm" in text

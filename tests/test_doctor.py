@@ -55,7 +55,7 @@ def test_a_good_machine_can_train(tmp_store: Path) -> None:
     assert checks["machine", "processor"].text == provenance.processor()
     assert "GiB" in checks["machine", "memory"].text
     text = shown(list(checks.values()))
-    assert text.rstrip().endswith("everything that a run needs is here")
+    assert text.rstrip().endswith("everything a run needs is installed")
     named = [line.split()[0] for line in text.splitlines()[:-2] if line[:1].strip()]
     assert named == ["machine", "frameworks", "GPUs", "store", "extras"]  # once each
 
@@ -72,7 +72,7 @@ def test_frameworks_that_do_not_import_are_missing_with_the_reason(
     assert exit_code(checks.values()) == 1
     assert lacking(checks.values()) == [tensorflow]
     last = shown(list(checks.values())).rstrip().splitlines()[-1]
-    assert last == "missing for any run: frameworks TensorFlow"
+    assert last == "no run can train without: frameworks TensorFlow"
 
     bare = {**GOOD, "keras": {"error": "ModuleNotFoundError: No module named 'keras'"}}
     keras = look(tmp_store, bare)["frameworks", "Keras"]
@@ -91,11 +91,11 @@ def test_gpus_with_their_memory(tmp_store: Path) -> None:
     seen = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0"}
     found = {**GOOD, "tensorflow": {**GOOD["tensorflow"], "cuda": True, "gpus": [seen]}}
     checks = look(tmp_store, found, [H100])
-    assert checks["GPUs", "driver's 0"].text == "NVIDIA H100 80GB HBM3, 79.6 GiB, 78.1 GiB free"
-    assert checks["GPUs", "TensorFlow's 0"].text == f"{H100['name']}, compute capability 9.0"
+    assert checks["GPUs", "driver, GPU 0"].text == "NVIDIA H100 80GB HBM3, 79.6 GiB, 78.1 GiB free"
+    assert checks["GPUs", "TensorFlow, GPU 0"].text == f"{H100['name']}, compute capability 9.0"
     assert ("GPUs", "TensorFlow") not in checks
     both = look(tmp_store, {**found, "nvml": [H100, H100]})
-    assert both["GPUs", "driver's 1"].text.startswith("NVIDIA H100 80GB HBM3, 79.6 GiB")
+    assert both["GPUs", "driver, GPU 1"].text.startswith("NVIDIA H100 80GB HBM3, 79.6 GiB")
 
 
 def test_a_gpu_that_tensorflow_does_not_see_is_a_warning_with_the_remedy(
@@ -176,7 +176,7 @@ def test_a_store_is_tried_not_just_looked_at(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = tmp_store / "deep" / "runs"
-    assert look(fresh)["store", str(fresh)].text == "made by the first run"
+    assert look(fresh)["store", str(fresh)].text == "created by the first run"
     assert not fresh.parent.exists()
 
     Store(tmp_store).run("a-3fa2b1c0").create({}, {"signature": "3fa2b1c0"})
@@ -185,7 +185,7 @@ def test_a_store_is_tried_not_just_looked_at(
     checks = look(tmp_store)
     assert checks["store", str(tmp_store)].text == "1 runs"
     assert checks["store", "note0.txt"].state == "warn"
-    assert checks["store", "others"].text == "2 more that are no runs"
+    assert checks["store", "others"].text == "2 more that are not runs"
     assert [path.name for path in tmp_store.iterdir() if path.name.startswith(".")] == []
 
     file = tmp_store / "note0.txt"

@@ -141,7 +141,7 @@ def test_diverged_interrupted_and_failed_ends() -> None:
         f"  folder        {PATH}",
         f"interrupted  {NAME}",
         "  completed     3 of 30 epochs",
-        "  to go on      the same command again",
+        "  to resume     run the same command again",
         f"  folder        {PATH}",
         f"failed  {NAME}",
         "  error         ResourceExhaustedError: OOM when allocating",
@@ -214,7 +214,7 @@ def test_a_long_run_says_after_its_first_steps_how_long_it_takes(clock: Clock) -
     screen.on_progress(1, 51, 2813, 2.0, 0.1, 100.0)
     expected = (30 * 2813 - 51) / 10  # ten steps a second
     assert file.getvalue().splitlines()[1:] == [
-        f"about {duration(expected)} to go; Ctrl-C stops the run, the same command resumes it"
+        f"about {duration(expected)} left; Ctrl-C stops the run, and the same command resumes it"
     ]
     clock.now += 5
     screen.on_progress(1, 101, 2813, 2.0, 0.1, 100.0)

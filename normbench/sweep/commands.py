@@ -159,7 +159,7 @@ def _keep(write: Callable[[], None], say: Say) -> None:
     try:
         write()
     except NormbenchError as error:
-        say(f"the sweep's record is not whole: {error}")
+        say(f"the sweep's record is incomplete: {error}")
 
 
 def _store_of(configs: Sequence[Config]) -> Store:
@@ -207,7 +207,7 @@ def _counted(planned: Plan, endings: dict[str, Ending]) -> str:
     """The cells in one line: how they ended, and those that were not begun by their states."""
     results = Counter(ending.result for ending in endings.values())
     states = Counter(cell.state for cell in planned.cells if cell.name not in endings)
-    words = {"finished": "skipped", "missing": "to train", "interrupted": "to go on with"}
+    words = {"finished": "skipped", "missing": "to train", "interrupted": "to resume"}
     complete = states.pop("finished", 0) + states.pop("diverged", 0)
     results["skipped"] += complete
     parts = [f"{results[each]} {each}" for each in RESULTS if results[each]]
@@ -217,7 +217,7 @@ def _counted(planned: Plan, endings: dict[str, Ending]) -> str:
 
 def _estimate(seconds: float, unknown: int) -> str:
     if not seconds:
-        return "no earlier run tells how long that takes"
+        return "duration unknown, for the store has no earlier run like them"
     rest = f", and {unknown} of unknown length" if unknown else ""
     return f"about {duration(seconds)}{rest}"
 
@@ -245,7 +245,7 @@ def _show_failures(outcome: Outcome, console: Console | None) -> None:
     console = Console() if console is None else console
     table = Table(title="failed", title_justify="left", show_lines=True)
     table.add_column("run", overflow="fold")
-    table.add_column("why, and the last lines of its log", overflow="fold")
+    table.add_column("reason, and last lines of its log", overflow="fold")
     planned = outcome.plan
     differs = {cell.name: more for cell, more in zip(planned.cells, planned.differs, strict=True)}
     for name, ending in outcome.failed.items():

@@ -187,13 +187,14 @@ class Dispatch:
             self._replace(name)
         if ending.cause == "disk" and not self._full_disk:
             self._full_disk = True
-            self._watch.note("the disk is full: nothing more is begun")
+            self._watch.note("the disk is full: no further run is started")
         if ending.cause == "memory" and not attempt.out_of_memory and not self._stop.requests:
             attempt.out_of_memory = True
             self._room[slot.device] = max(1, self._room[slot.device] - 1)
             room = self._room[slot.device]
-            runs = f"{room} run{'s' * (room > 1)}"
-            self._watch.again(attempt.job, f"no memory on {slot.device}, from now on {runs} there")
+            runs = f"{room} run{'s' * (room > 1)} at a time"
+            reason = f"out of memory on {slot.device}, which has {runs} from now on"
+            self._watch.again(attempt.job, reason)
             self._waiting.insert(0, attempt)
             return
         self._end(attempt, ending)

@@ -175,8 +175,8 @@ def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) 
         now: What :func:`normbench.provenance.collect` says of this process.
 
     Returns:
-        A line for each difference, as ``5 of 12 complete cells were written by commit 1a2b3c4,
-        this is 5d6e7f8``; none where all agree.
+        A line for each difference, as ``5 of 12 finished cells were trained by commit 1a2b3c4,
+        and this is commit 5d6e7f8``; none where all agree.
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
     commits: Counter[str] = Counter()
@@ -189,12 +189,12 @@ def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) 
         for package, number in (meta.get("versions") or {}).items():
             if now["versions"].get(package) not in (number, None):
                 versions[(package, number)] += 1
-    of = f"of {len(complete)} complete cells"
+    of = f"of {len(complete)} finished cells"
     lines = [
-        f"{count} {of} written by {commit}, this is {here}" for commit, count in commits.items()
+        f"{count} {of} trained by {commit}, and this is {here}" for commit, count in commits.items()
     ]
     return lines + [
-        f"{count} {of} written with {package} {number}, this is {now['versions'][package]}"
+        f"{count} {of} trained with {package} {number}, and this is {now['versions'][package]}"
         for (package, number), count in sorted(versions.items())
     ]
 

@@ -167,7 +167,7 @@ class SweepScreen(Watch):
     def again(self, job: Job, reason: str) -> None:
         self._running.pop(job.name, None)
         self._waiting.add(job.name)
-        self.note(f"{job.name}: {reason}; it is tried again")
+        self.note(f"{job.name}: {reason}; trying again")
 
     # --- how it is written -----------------------------------------------------------------------
 

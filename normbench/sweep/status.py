@@ -152,7 +152,7 @@ def render(status: Status, width: int) -> RenderableType:
 
 def _state(status: Status, head: Mapping[str, Any]) -> str:
     if status.goes_on:
-        return "going on"
+        return "in progress"
     if head["ended"] is None:
-        return "cut off: its process is gone; the same command goes on from there"
+        return "interrupted: its process is gone; the same command resumes it"
     return f"{head['result']}, ended {head['ended']}"

@@ -45,7 +45,7 @@ def go(overrides, tmp_store, faults):
 def test_a_sweep_trains_records_and_skips(go, tmp_store):
     outcome, lines, screen = go("seed=range(0,3)", "executor.workers=2")
     assert outcome.exit_code == 0
-    assert lines[0].startswith("3 cells: 3 to train; no earlier run tells how long")
+    assert lines[0].startswith("3 cells: 3 to train; duration unknown")
     assert lines[-1] == "3 cells: 3 trained"
     assert screen.count("trained") == 3
     assert "[3/3]" in screen
@@ -205,7 +205,7 @@ def test_a_sweep_that_is_stopped_goes_on_when_started_again(overrides, faults, t
     if number != signal.SIGKILL:
         assert process.returncode == 130, output
         assert "2 interrupted, 1 to train" in output
-        assert "the same command goes on from here" in output
+        assert "run the same command again to resume" in output
         assert record.head["result"] == "interrupted"
     else:
         assert record.head["result"] is None
@@ -215,7 +215,7 @@ def test_a_sweep_that_is_stopped_goes_on_when_started_again(overrides, faults, t
     process = start(overrides, *grid)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "2 to go on with" in output
+    assert "2 to resume" in output
     assert {run.status for run in store.runs()} == {"finished"}
     resumed = [run for run in store.runs() if len(run.meta["sessions"]) == 2]
     assert len(resumed) == 2
@@ -240,7 +240,7 @@ def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsy
     console = Console(file=Path(os.devnull).open("w"), width=200, record=True)  # noqa: SIM115
     assert status(store, None, console) == 0
     text = console.export_text()
-    assert "going on, started" in text
+    assert "in progress, started" in text
     assert "4 cells: 1 running, 3 waiting" in text
     assert "/400" in text
     process.kill()
@@ -248,7 +248,7 @@ def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsy
     until(lambda: not any(run.status == "running" for run in store.runs()))
     assert main(["sweep", "status", "--store", str(tmp_store)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "cut off: its process is gone" in shown
+    assert "interrupted: its process is gone" in shown
     assert "1 interrupted, 3 waiting" in shown
 
 
@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_every_folder_readable(go, overrides, tmp_store, monk
     assert len(outcome.failed) == 1
     assert next(iter(outcome.failed.values())).cause == "disk"
     assert "No space left on device" in next(iter(outcome.failed.values())).error
-    assert "nothing more is begun" in screen
+    assert "no further run is started" in screen
     for run in Store(tmp_store).runs():
         assert run.status in ("failed", "interrupted")
         assert run.load_checkpoint() is not None
@@ -293,7 +293,7 @@ def test_the_record_survives_what_it_cannot_write(go, tmp_store, monkeypatch):
     monkeypatch.setattr(Record, "ended", refuse)
     outcome, _, screen = go("seed=range(0,2)")
     assert outcome.exit_code == 0
-    assert screen.count("the sweep's record is not whole: no space") == 2
+    assert screen.count("the sweep's record is incomplete: no space") == 2
 
 
 def test_outcome_lines_are_strict_json(go, tmp_store):

@@ -128,7 +128,7 @@ def test_no_memory_means_fewer_runs_and_once_more(grid, faults, carry_out):
     faults(configs[0].run_name, "memory")
     seen = carry_out(pool(workers=2), configs)
     assert {ending.result for ending in seen.endings.values()} == {"trained"}
-    assert seen.agains == ["no memory on cpu, from now on 1 run there"]
+    assert seen.agains == ["out of memory on cpu, which has 1 run at a time from now on"]
 
 
 def test_no_memory_twice_is_a_failure(grid, faults, carry_out):
@@ -146,7 +146,7 @@ def test_a_full_disk_lets_nothing_more_begin(grid, faults, carry_out):
     seen = carry_out(pool(workers=1), configs)
     assert list(seen.endings) == [configs[0].run_name]
     assert seen.endings[configs[0].run_name].cause == "disk"
-    assert seen.notes == ["the disk is full: nothing more is begun"]
+    assert seen.notes == ["the disk is full: no further run is started"]
 
 
 class StoppingAt(Seen):
@@ -253,7 +253,7 @@ def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, carry_out):
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=3)
     seen = carry_out(executor, configs)
     assert {ending.result for ending in seen.endings.values()} == {"trained"}
-    assert seen.agains == ["no memory on gpu 0, from now on 2 runs there"]
+    assert seen.agains == ["out of memory on gpu 0, which has 2 runs at a time from now on"]
 
 
 def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, carry_out, monkeypatch):
@@ -263,8 +263,8 @@ def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, carry
     seen = carry_out(executor, configs)
     auto, whole = configs
     assert sorted(seen.agains) == [
-        "no memory on gpu 0, from now on 1 run there",
-        "no memory on gpu 0, from now on 1 run there",
+        "out of memory on gpu 0, which has 1 run at a time from now on",
+        "out of memory on gpu 0, which has 1 run at a time from now on",
     ]
     assert seen.endings[whole.run_name].cause == "memory"
     assert seen.endings[auto.run_name].result == "trained"
