@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.status import Status
@@ -56,6 +57,47 @@ def can_redraw(console: Console) -> bool:
     return console.is_interactive and console.is_terminal and not console.is_dumb_terminal
 
 
+class LiveRegion:
+    """A region at the end of a terminal that is drawn anew four times a second, and lines above it.
+
+    rich draws from two threads, of which each decides how far to go back before the other has
+    written: a line and a frame at the same moment leave pieces of a frame behind. Here they take
+    turns.
+
+    Args:
+        content: What is drawn.
+        console: Where.
+        transient: Whether nothing is left of it at the end.
+    """
+
+    def __init__(self, content: RenderableType, console: Console, transient: bool = False) -> None:
+        self._live = Live(content, console=console, auto_refresh=False, transient=transient)
+        self._turn = threading.RLock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+
+    def start(self) -> None:
+        self._live.start(refresh=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Draw the last frame and give the terminal back."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._live.stop()
+
+    def print(self, text: Text) -> None:
+        """Write a line above the region. It is never wrapped: the terminal does that itself."""
+        with self._turn:
+            self._live.console.print(text, soft_wrap=True, highlight=False)
+
+    def _redraw(self) -> None:
+        while not self._over.wait(0.25):
+            with self._turn:
+                self._live.refresh()
+
+
 class RunScreen(Observer):
     """Shows one run as it trains: the observer that the engine reports to.
 
@@ -75,7 +117,7 @@ class RunScreen(Observer):
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
         self.console = Console() if console is None else console
         self._wants_live = can_redraw(self.console) if live is None else live
-        self._live: Live | Status | None = None
+        self._live: LiveRegion | Status | None = None
         self._info: Mapping[str, Any] = {}
         self._rows: tuple[Mapping[str, Any], ...] = ()
         self._best: Mapping[str, Any] | None = None
@@ -142,7 +184,7 @@ class RunScreen(Observer):
         if self._wants_live:
             self._write(Text(str(info.get("name")), "bold"))
             self._write(Text(", ".join(facts), "dim"))
-            self._live = Live(self, console=self.console, refresh_per_second=4)
+            self._live = LiveRegion(self, self.console)
             self._live.start()
         else:
             self._write(Text(f"{info.get('name')}: {', '.join(facts)}"))
@@ -211,8 +253,10 @@ class RunScreen(Observer):
     # --- how it is written -----------------------------------------------------------------------
 
     def _write(self, text: Text) -> None:
-        # Never wrapped: the terminal does that itself, and a path or a log line stays one.
-        self.console.print(text, soft_wrap=True, highlight=False)
+        if isinstance(self._live, LiveRegion):
+            self._live.print(text)
+        else:  # never wrapped, either: a path or a line of a log stays one
+            self.console.print(text, soft_wrap=True, highlight=False)
         self._told = time.monotonic()
 
     def _estimate(self, epoch: int, step: int) -> None:

@@ -116,7 +116,7 @@ def sweep(
         record = Record.begin(store, planned, command, options, provenance)
         outcome = Outcome(store, planned, record=record)
         seconds, unknown = planned.seconds(len(slots))
-        say(f"{_counted(planned, {})}; {_estimate(seconds, unknown)} on {', '.join(slots)}")
+        say(f"{_counted(planned, {})}; {_estimate(seconds, unknown)}, on {', '.join(slots)}")
         with ExitStack() as stack:
             stack.enter_context(record.held(command))
             screen = stack.enter_context(SweepScreen(planned, len(slots), store, console))
@@ -217,7 +217,7 @@ def _counted(planned: Plan, endings: dict[str, Ending]) -> str:
 
 def _estimate(seconds: float, unknown: int) -> str:
     if not seconds:
-        return "duration unknown, for the store has no earlier run like them"
+        return "duration unknown (no similar run in the store)"
     rest = f", and {unknown} of unknown length" if unknown else ""
     return f"about {duration(seconds)}{rest}"
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,7 @@ from rich.text import Text
 from normbench.differences import short_names
 from normbench.formats import clock, count, duration, percent, small
 from normbench.listing import Column, fitted_table
-from normbench.screen import can_redraw
+from normbench.screen import LiveRegion, can_redraw
 from normbench.store import Store, StoreError
 from normbench.sweep.ending import Ending
 from normbench.sweep.executor import Job, Watch
@@ -106,7 +105,7 @@ class SweepScreen(Watch):
     ) -> None:
         self.console = Console() if console is None else console
         self._wants_live = can_redraw(self.console) if live is None else live
-        self._live: Live | None = None
+        self._live: LiveRegion | None = None
         self._began = self._told = time.monotonic()
         names = [cell.name for cell in plan.cells]
         differs = plan.differs
@@ -123,7 +122,7 @@ class SweepScreen(Watch):
 
     def __enter__(self) -> SweepScreen:
         if self._wants_live:
-            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._live = LiveRegion(self, self.console, transient=True)
             self._live.start()
         return self
 
@@ -172,8 +171,10 @@ class SweepScreen(Watch):
     # --- how it is written -----------------------------------------------------------------------
 
     def _write(self, text: Text) -> None:
-        # Never wrapped: the terminal does that itself, and a line of a log stays one.
-        self.console.print(text, soft_wrap=True, highlight=False)
+        if self._live is not None:
+            self._live.print(text)
+        else:  # never wrapped, either: a line of a log stays one
+            self.console.print(text, soft_wrap=True, highlight=False)
         self._told = time.monotonic()
 
     def _in_a_line(self) -> str:

@@ -163,9 +163,7 @@ def test_a_dry_run_shows_state_and_time_and_leaves_nothing(go, tmp_store):
     assert sorted(tmp_store.rglob("*")) == before
 
 
-def test_a_sweep_has_one_store_and_one_executor(go):
-    with pytest.raises(UserError, match="one store"):
-        go("store=a,b")
+def test_a_sweep_has_one_executor(go):
     with pytest.raises(UserError, match="one executor"):
         go("executor=local,inline")
     with pytest.raises(UserError, match="unknown executor 'lokal': did you mean 'local'"):
