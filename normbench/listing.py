@@ -89,16 +89,17 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     texts = [str(row[key] or "") for key in ("dataset", "arch", "norm")]
     numbers = [row[key] if isinstance(row[key], int) else -1 for key in ("batch", "seed")]
-    return (*texts, *numbers, row["name"])
+    return (*texts, *numbers, row["differs"], row["name"])
 
 
 def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any]]:
     """Return what is worth listing of runs, a dict each, ready for JSON.
 
-    Sorted by data set, network, norm, batch size and seed. A run whose files cannot be read has
-    the status ``unreadable`` and says why in ``problem``; so does a failed one. ``differs`` has the
-    keys that differ among the runs and that their names do not show, as ``optimizer.lr=0.1``.
-    Unknown is None; accuracies are fractions, ``age_seconds`` is since the run last did something.
+    Sorted by data set, network, norm, batch size, seed and what differs. A run whose files cannot
+    be read has the status ``unreadable`` and says why in ``problem``; so does a failed one.
+    ``differs`` has the keys that differ among the runs and that their names do not show, as
+    ``optimizer.lr=0.1``. Unknown is None; accuracies are fractions, ``age_seconds`` is since the
+    run last did something.
     """
     now = datetime.now(UTC) if now is None else now
     listed = [_row(run, now) for run in runs]

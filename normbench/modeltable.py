@@ -183,12 +183,12 @@ def totals(network: Network) -> list[tuple[str, str]]:
     pairs = [
         ("images", f"{by(network.images)}, {network.classes:,} classes{of}"),
         ("parameters", _both(total["parameters"])),
-        ("multiply-adds", f"{_both(total['multiply_adds'])} an image"),
-        ("activations", f"{size(total['activation_bytes'])} an image"),
+        ("multiply-adds", f"{_both(total['multiply_adds'])} per image"),
+        ("activations", f"{size(total['activation_bytes'])} per image"),
         (
             "to train",
             f"at least {size(total['kept_bytes'] * network.batch)} of activations at batch "
-            f"{network.batch}: {size(total['kept_bytes'])} an image that the backward pass needs",
+            f"{network.batch}: {size(total['kept_bytes'])} per image that the backward pass needs",
         ),
     ]
     pairs += [("normalization", text) for text in placed(network.layers)]

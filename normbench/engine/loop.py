@@ -55,8 +55,8 @@ class Plan:
     """What a loop must know besides the model and the data.
 
     Attributes:
-        batch: Images a step.
-        eval_batch: Images a step of evaluation.
+        batch: Images per step.
+        eval_batch: Images per evaluation step.
         seed: Of the order of the images and of augmentation.
         smoothing: Of the labels, in the training loss alone.
         optimizer: Has ``slots`` and ``update`` as :class:`normbench.engine.optimizer.SGD`.

@@ -14,9 +14,9 @@ def peak(lr: float, batch: int, base_batch: int, scaling: str) -> float:
     """Scale the learning rate from ``base_batch`` to ``batch``.
 
     Args:
-        lr: At ``base_batch`` images a step.
-        batch: Images a step.
-        base_batch: Images a step that ``lr`` is for.
+        lr: At ``base_batch`` images per step.
+        batch: Images per step.
+        base_batch: Images per step that ``lr`` is for.
         scaling: "linear" (Goyal et al. 2017, section 2.1), "sqrt" (Krizhevsky 2014) or "none".
     """
     if base_batch < 1:

@@ -60,7 +60,7 @@ class EstimationShift(Probe):
     Args:
         images: Training images that the true statistics are taken over, evenly spread; all where
             there are fewer.
-        batch: Images a step, and those normalized together when recomputing; mini-batches are of
+        batch: Images per step, and those normalized together when recomputing; mini-batches are of
             one size, so that a few images may be left out.
         every: Epochs from one measurement to the next.
 
