@@ -236,6 +236,7 @@ def fake_frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "keras.py").write_text(
         "from types import SimpleNamespace\n__version__ = '3.0'\n"
         "backend = SimpleNamespace(backend=lambda: 'jax')\n"
+        "saving = SimpleNamespace(get_custom_objects=dict)\n"
     )
     (tmp_path / "jax.py").write_text("raise RuntimeError('jaxlib\\nis old')\n")
     (tmp_path / "pynvml.py").write_text("raise ImportError('none')\n")
