@@ -35,6 +35,9 @@ __all__ = ["Console", "RunScreen", "datasets_table", "rows", "run_details", "run
 #: Epochs kept in sight above the live line; all of them are in ``metrics.jsonl``.
 KEPT = 5
 
+#: Seconds between two frames of a live region.
+FRAME = 0.25
+
 #: Seconds of silence after which an output without a live line is told how far the run is.
 MINUTE = 60.0
 
@@ -58,7 +61,7 @@ def can_redraw(console: Console) -> bool:
 
 
 class LiveRegion:
-    """A region at the end of a terminal that is drawn anew four times a second, and lines above it.
+    """A region at the end of a terminal that is redrawn a few times a second, and lines above it.
 
     rich draws from two threads, of which each decides how far to go back before the other has
     written: a line and a frame at the same moment leave pieces of a frame behind. Here they take
@@ -83,9 +86,11 @@ class LiveRegion:
     def stop(self) -> None:
         """Draw the last frame and give the terminal back."""
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._live.stop()
+        try:
+            if self._thread.is_alive():
+                self._thread.join()
+        finally:  # also where another Ctrl-C comes here
+            self._live.stop()
 
     def print(self, text: Text) -> None:
         """Write a line above the region. It is never wrapped: the terminal does that itself."""
@@ -93,7 +98,7 @@ class LiveRegion:
             self._live.console.print(text, soft_wrap=True, highlight=False)
 
     def _redraw(self) -> None:
-        while not self._over.wait(0.25):
+        while not self._over.wait(FRAME):
             with self._turn:
                 self._live.refresh()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import threading
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from normbench.formats import duration
-from normbench.screen import RunScreen
+from normbench.screen import LiveRegion, RunScreen
 
 NAME = "fashion_mnist-resnet20-gn_ws-b16-s0-3fa2b1c0"
 PATH = f"runs/{NAME}"
@@ -338,6 +341,30 @@ def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
     assert screen._left() == pytest.approx(26 * 12)
     screen.on_progress(5, 2813 // 2, 2813, 1.0, 0.1, 1.0)
     assert screen._left() == pytest.approx(25.5 * 12, rel=1e-3)
+
+
+def test_a_line_and_a_frame_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normbench.screen.FRAME", 0.001)
+    writers: list[str] = []
+    together: list[list[str]] = []
+
+    class Watched(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            writers.append(threading.current_thread().name)
+            together.append(list(writers))
+            time.sleep(0.001)
+            super().print(*objects, **options)
+            writers.pop()
+
+    console = Watched(file=io.StringIO(), force_terminal=True, width=80)
+    region = LiveRegion(Text("frame"), console)
+    region.start()
+    for number in range(50):
+        region.print(Text(f"line {number}"))
+        time.sleep(0.001)
+    region.stop()
+    assert all(len(set(names)) == 1 for names in together)
+    assert len({names[0] for names in together}) == 2, "frames were drawn meanwhile"
 
 
 def test_the_end_leaves_the_last_epochs_and_the_summary_and_gives_the_terminal_back() -> None:
