@@ -367,7 +367,8 @@ class RunScreen(Observer):
         return left * images / rate if images and rate else None
 
     def _line(self, width: int) -> Table:
-        """The live line, in ``width`` columns: what matters less is left out where it is narrow."""
+        """Return the live line in ``width`` columns, without what does not fit."""
+        width -= len("^C")  # what a terminal echoes behind it must not begin a further line
         info, rate, of = self._info, self._images_per_s, self._epochs()
         epochs = info.get("epochs") or 0
         begun = self._done + (self._step / self._steps if self._steps else 0)

@@ -324,6 +324,7 @@ def test_it_fits_every_width_on_one_line_each(live: Any, width: int) -> None:
     lines = drawn(screen, width)
     assert len(lines) == 7  # a heading, five epochs, the live line
     assert max(map(len, lines)) <= width
+    assert len(lines[-1]) <= width - 2, "the terminal echoes ^C behind it"
     assert "…" not in "".join(lines)
     assert [line.split()[0] for line in lines[1:]] == ["4", "5", "6", "7", "8", "9/30"]
     assert lines[-1].endswith(" left")

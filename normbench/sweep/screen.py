@@ -251,7 +251,7 @@ class SweepScreen(Watch):
             Text(self._time_left(), "dim"),
         ]
         foot = Table.grid(padding=(0, 2, 0, 0))
-        room = options.max_width - sum(text.cell_len + 2 for text in texts) - 2
+        room = options.max_width - sum(text.cell_len + 2 for text in texts) - 4
         if room >= 4:  # else the numbers are what matters
             bar = ProgressBar(total=max(self._total, 1), completed=done, width=min(20, room))
             foot.add_row(texts[0], bar, *texts[1:])
