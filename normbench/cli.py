@@ -147,27 +147,15 @@ def _run(arguments: Namespace, command: list[str]) -> int:
         print(nothing_to_train(outcome.summary))
         print(f"  folder  {outcome.run.path}")
         from normbench.diagnosis import trained_without
+        from normbench.provenance import changed_since
 
-        for line in [*trained_without(config, outcome.run), *_own_changes(config, outcome.run)]:
+        recorded = (outcome.run.meta or {}).get("own")
+        changes = changed_since(outcome.run.config or {}, recorded, config)
+        for line in [*trained_without(config, outcome.run), *changes]:
             print(f"  {line}")
+        if changes:
+            print("  --again sets its folder aside and trains it from its first step")
     return 0
-
-
-def _own_changes(config: Any, run: Any) -> list[str]:
-    """Say which code and data of one's own have changed since a run was trained."""
-    from normbench.provenance import own_changes, own_code, own_data
-
-    measured = (run.config or {}).get("probe") or {}
-    probes = {name: group for name, group in config.probe.items() if name in measured}
-    now = own_code({**config.to_dict(), "probe": probes})
-    try:
-        now |= own_data(config.dataset)
-    except Exception as error:  # own code may raise anything
-        unread = [f"whether the data set has changed is not known: {_one_line(error)}"]
-    else:
-        unread = []
-    lines = own_changes((run.meta or {}).get("own"), now)
-    return [*(f"{line} (--again trains the run anew)" for line in lines), *unread]
 
 
 def _multirun(arguments: Namespace) -> int:

@@ -403,7 +403,8 @@ def check_recorded(
             raise UserError(f"{where} names {found!r} at {path}, where no component belongs")
     for path, (group, spec) in groups.items():
         found = spec.get("_target_")
-        if found is not None and found not in targets_in(group, config_dir):
+        known = isinstance(found, str) and found in targets_in(group, config_dir)
+        if found is not None and not known:
             raise UserError(
                 f"{where} names {found!r} at {path}, which no file of {group} has in "
                 f"{_folders(config_dir)}: nothing of it is imported"

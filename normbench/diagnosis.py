@@ -210,6 +210,8 @@ def _diagnose(
         return 0
     with target.run.lock(command):
         prepared = _prepared(target, named, kept, say)
+        for line in _own_changes(target, prepared):
+            say(f"{target.run.name}: {line}, which measures its weights")
         measured = 0
         for probe in prepared.probes:
             values: dict[tuple[int, int], dict[str, float]] = {}
@@ -226,6 +228,16 @@ def _diagnose(
                 )
                 measured += 1
     return measured
+
+
+def _own_changes(target: Target, prepared: Prepared) -> list[str]:
+    """Say which code and data of one's own a run was trained with other versions of."""
+    from normbench.provenance import own_changes, own_code, own_data
+
+    config = target.config
+    now = own_code({**vars(config), "probe": {}})
+    now |= own_data(config.dataset, prepared.dataset.fingerprint)
+    return own_changes((target.run.meta or {}).get("own"), now)
 
 
 def _due(target: Target, probe: str, again: bool) -> list[str]:

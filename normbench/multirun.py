@@ -19,6 +19,7 @@ from normbench.config import compose, conf_dir, parse
 from normbench.engine.reuse import Kept
 from normbench.errors import UserError
 from normbench.overrides import search_path
+from normbench.provenance import changed_since
 
 _kept = Kept()
 
@@ -131,5 +132,8 @@ def train_job(tree: Any) -> float | None:
         raise
     if not outcome.trained:
         print(f"{nothing_to_train(outcome.summary)}  {outcome.run.path}")
+        meta = outcome.run.meta or {}
+        for line in changed_since(outcome.run.config or {}, meta.get("own"), config):
+            print(f"  {line}")
     accuracy = outcome.summary.get("val_acc")
     return float("nan") if accuracy is None else float(accuracy)

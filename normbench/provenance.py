@@ -257,6 +257,26 @@ def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> l
     return lines
 
 
+def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> list[str]:
+    """Say which code and data of one's own have changed since a complete run was trained.
+
+    Args:
+        run_config: The config that the run recorded; probes that it lacks measured nothing.
+        recorded: The run's ``meta["own"]``.
+        config: The :class:`normbench.config.Config` that found the run complete.
+    """
+    measured = run_config.get("probe") or {}
+    probes = {name: group for name, group in config.probe.items() if name in measured}
+    now = own_code({**vars(config), "probe": probes})
+    unread = []
+    try:
+        now |= own_data(config.dataset)
+    except Exception as error:  # own code may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        unread = [f"whether its data set has changed is not known: {reason}"]
+    return [*own_changes(recorded, now), *unread]
+
+
 def _own_targets(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         if is_own(value.get("_target_")):

@@ -381,6 +381,14 @@ def test_a_run_folder_names_only_what_its_group_has() -> None:
         check_recorded(tree, None, "run r")
 
 
+@pytest.mark.parametrize("path", [["os.system"], {"a": 1}, 7, ""])
+def test_a_recorded_path_that_is_no_text_is_refused(path: Any) -> None:
+    tree = _recorded()
+    tree["optimizer"]["_target_"] = path
+    with pytest.raises(UserError, match="which no file of optimizer has in conf/"):
+        check_recorded(tree, None, "run r")
+
+
 def test_a_folder_given_on_the_command_line_may_name_more(stranger: str, tmp_path: Path) -> None:
     tree = _recorded()
     tree["norm"]["_target_"] = stranger

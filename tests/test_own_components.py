@@ -208,6 +208,13 @@ def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
         assert f"the run was trained with {name} {first[name][0][:10]}, this is " in said
     assert "with own_data.Mine" not in said
     assert "--again" in said
+    assert main(["diagnose", run.name, "--probe", "train_gap", "--store", str(own.store)]) == 2
+    refusal = capsys.readouterr().err
+    assert refusal.startswith(f"normbench: run {run.name} names 'own_data.Mine' at dataset, which")
+    assert refusal.endswith("(--config-dir adds a folder of your own)\n")
+    diagnose = ["diagnose", run.name, "--probe", "train_gap", "--store", str(own.store), *own.at]
+    assert main(diagnose) == 0
+    assert "the run was trained with own_layer.Scaled" in capsys.readouterr().err
     assert run.meta["own"] == first
     sweep = ["sweep", *own.overrides(), "executor=inline", "--dry-run", *own.at]
     assert main(sweep) == 0

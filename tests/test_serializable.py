@@ -18,9 +18,9 @@ import pytest
 import normbench
 from normbench import serializable
 from normbench.archs import resnet_small
+from normbench.components import target
 from normbench.config import compose
 from normbench.norms.catalogue import make_norm
-from normbench.targets import target
 
 SHAPE = (8, 8, 16)
 LAYERS = [

@@ -172,7 +172,9 @@ def is_allowed(key: str, allowed: Sequence[str]) -> bool:
 
 def words(key: str) -> str:
     """Return a key as it is called in a sentence."""
-    return _WORDS.get(key, key)
+    if key in _WORDS or not key.startswith("version."):
+        return _WORDS.get(key, key)
+    return f"version of {key.removeprefix('version.')}"  # code or data of one's own
 
 
 def listed(names: Sequence[str]) -> str:
