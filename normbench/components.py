@@ -29,6 +29,8 @@ from normbench.errors import UserError, unknown
 __all__ = [
     "DATASET_KEYS",
     "MOVED",
+    "check_name",
+    "check_names",
     "check_options",
     "check_recorded",
     "component",
@@ -37,6 +39,7 @@ __all__ = [
     "group_file",
     "group_options",
     "header",
+    "is_own",
     "make_source",
     "options_of",
     "parameters_of",
@@ -257,6 +260,41 @@ def target(path: str) -> Any:
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
     return getattr(module, name)
+
+
+def is_own(target: Any) -> bool:
+    """Return whether a ``_target_`` names code outside normbench."""
+    return isinstance(target, str) and not target.startswith("normbench.")
+
+
+def check_names(tree: Mapping[str, Any]) -> None:
+    """Check the names of the components in a config (:func:`check_name`)."""
+    for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
+        check_name(group, tree[group])
+    if isinstance(tree["norm"], Mapping):
+        check_name("norm/weight", tree["norm"].get("weight"))
+    for group in ("probe", "logger"):
+        for spec in (tree[group] or {}).values():
+            check_name(group, spec)
+
+
+def check_name(group: str, spec: Any) -> None:
+    """Refuse code of one's own under a shipped name, by which runs and reports would call it.
+
+    Args:
+        group: As ``norm`` or ``norm/weight``.
+        spec: The group's keys.
+
+    Raises:
+        UserError: ``name`` is that of a file in ``conf/``, and ``_target_`` is outside normbench.
+    """
+    path, name = (spec.get("_target_"), spec.get("name")) if isinstance(spec, Mapping) else ("", "")
+    shipped = conf_dir() / group / f"{name}.yaml"
+    if is_own(path) and shipped.is_file():
+        raise UserError(
+            f"{group}: the file that names {path!r} has the name {name!r}, which is that of "
+            f"{shipped}: set another 'name' in it"
+        )
 
 
 def component(group: str, path: str, called: str) -> Any:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normbench import placement
-from normbench.components import conf_dir, group_options, options_of, read_groups, target
+from normbench.components import (
+    check_names,
+    conf_dir,
+    group_options,
+    options_of,
+    read_groups,
+    target,
+)
 from normbench.errors import UserError, nearest, unknown
 from normbench.overrides import as_text, parse, refers, search_path
 
@@ -285,6 +292,7 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
     del tree["hydra"]
     if config_dir is not None:
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree))
+        check_names(plain)
         tree = OmegaConf.create(_with_number_types(plain))
     return tree, norm_file
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import normbench
-from normbench.components import DATASET_KEYS, make_source, options_of
+from normbench.components import DATASET_KEYS, is_own, make_source, options_of
 
 #: What a version is recorded of, and the distributions that bring it, in the order of trying.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -205,11 +205,6 @@ def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict
     listed = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     label = f"data of {dataset.get('name')}{f' ({listed})' if listed else ''}"
     return {label: fingerprint or data_hash(make_source(dataset).arrays())}
-
-
-def is_own(target: Any) -> bool:
-    """Return whether a ``_target_`` names code outside normbench."""
-    return isinstance(target, str) and not target.startswith("normbench.")
 
 
 def data_hash(arrays: Any) -> str:

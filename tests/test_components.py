@@ -145,6 +145,27 @@ def test_a_file_of_ones_own_with_a_shipped_name_is_refused(chosen: str, tmp_path
     READERS[chosen](tmp_path)
 
 
+@pytest.mark.parametrize("chosen", [each for each in READERS if each[:10] != "experiment"])
+def test_code_of_ones_own_has_a_name_of_its_own(chosen: str, tmp_path: Path) -> None:
+    """Whatever its file is called: runs and reports would take it for what ships."""
+    group, name = chosen.split("=")
+    own = tmp_path / group / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    package = "# @package probe.mine\n" if group == "probe" else ""
+    package = "# @package logger.mine\n" if group == "logger" else package
+    own.write_text(f"{package}name: {name}\n_target_: my_package.Mine\n")
+    read = (
+        (lambda: choose(["executor=mine"], tmp_path))
+        if group == "executor"
+        else (lambda: compose([f"{group}=mine"], tmp_path))
+    )
+    with pytest.raises(UserError) as caught:
+        read()
+    message = str(caught.value)
+    assert f"names 'my_package.Mine' has the name {name!r}, which is that of" in message
+    assert str(conf_dir() / group / f"{name}.yaml") in message
+
+
 @pytest.mark.parametrize(
     "command",
     [

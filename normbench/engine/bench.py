@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from normbench.components import configured, make_source
+from normbench.components import configured, is_own, make_source
 from normbench.config import Config
 from normbench.engine import backend
 from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
 from normbench.errors import UserError
 from normbench.loggers.logger import make_loggers
-from normbench.provenance import data_hash, is_own
+from normbench.provenance import data_hash
 
 
 @dataclass(frozen=True)

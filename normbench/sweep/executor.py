@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from normbench.components import configured, options_of, read_group
+from normbench.components import check_name, configured, options_of, read_group
 from normbench.config import Config, parse
 from normbench.errors import UserError, unknown
 from normbench.store import Store
@@ -196,6 +196,7 @@ def choose(
             text_like = type(value).__name__ == "QuotedString"
             options[key.removeprefix(GROUP + ".")] = value.text if text_like else value
     chosen = {"name": name, **read_group(GROUP, name, config_dir)}
+    check_name(GROUP, chosen)
     known = options_of(chosen)
     for key in options:
         if key not in known:
