@@ -7,6 +7,7 @@ a :class:`Condition`: a difference between two rows may come from it. :func:`con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,9 +173,19 @@ def is_allowed(key: str, allowed: Sequence[str]) -> bool:
 
 def words(key: str) -> str:
     """Return a key as it is called in a sentence."""
-    if key in _WORDS or not key.startswith("version."):
-        return _WORDS.get(key, key)
-    return f"version of {key.removeprefix('version.')}"  # code or data of one's own
+    if key.startswith("version.") and key not in _WORDS:  # code or data of one's own
+        return f"version of {key.removeprefix('version.')}"
+    return _WORDS.get(key, key)
+
+
+def allowing(keys: Sequence[str]) -> str:
+    """Return the value of --allow-confound that names these keys.
+
+    A key that a shell or a comma would take apart (``version.data of mine (path=a)``) is named by
+    its group.
+    """
+    plain = [key if re.fullmatch(r"[\w.]+", key) else key.partition(".")[0] for key in keys]
+    return ",".join(dict.fromkeys(plain))
 
 
 def listed(names: Sequence[str]) -> str:

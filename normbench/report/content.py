@@ -10,7 +10,7 @@ import pandas as pd
 
 from normbench.errors import unknown
 from normbench.report import improvement, labels, lists, probed, tables, targets, where
-from normbench.report.caveats import listed, words
+from normbench.report.caveats import allowing, listed, words
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -190,7 +190,7 @@ def _confounds(study: Study) -> list[str]:
         return []
     return [
         f"{study.title}: rows also differ in {listed([words(key) for key in keys])}; if that is "
-        f"intended, add --allow-confound {','.join(keys)}"
+        f"intended, add --allow-confound {allowing(keys)}"
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from normbench.errors import UserError
 from normbench.report import load
-from normbench.report.caveats import told
+from normbench.report.caveats import allowing, told
 from normbench.report.figures import batch
 from normbench.report.findings import Finding, findings
 from normbench.report.frame import Frames
@@ -163,6 +163,32 @@ def test_versions_that_vary_alike_in_all_cells_confound_nothing(
     for norm in ("bn", "gn"):
         synth.write_run(root, synth.config(norm, 16, 4, epochs=3), versions=newer)
     assert one(root).conditions == []
+
+
+def own(synth: SimpleNamespace, root: Path, norm: str, versions: dict[str, str]) -> None:
+    """Write five runs that used code or data of one's own."""
+    for seed in range(5):
+        path = synth.write_run(root, synth.config(norm, 16, seed, epochs=3)) / "meta.json"
+        meta = json.loads(path.read_text())
+        meta["own"] = {name: [version] for name, version in versions.items()}
+        path.write_text(json.dumps(meta))
+
+
+def test_code_of_ones_own_counts_where_both_rows_use_it(
+    tmp_store: Path, synth: SimpleNamespace
+) -> None:
+    data = "data of mine (path=a.npz, flip=True)"
+    own(synth, tmp_store, "bn", {"mine.Net": "1" * 64, data: "2" * 64})
+    own(synth, tmp_store, "gn", {"mine.Net": "1" * 64, data: "2" * 64, "mine.Half": "3" * 64})
+    assert one(tmp_store).conditions == []  # a norm of one's own is what its row is about
+    own(synth, tmp_store, "ln", {"mine.Net": "4" * 64, data: "5" * 64})
+    study = one(tmp_store)
+    assert [condition.words for condition in study.confounds] == [
+        f"version of {data}",
+        "version of mine.Net",
+    ]
+    assert allowing([condition.key for condition in study.confounds]) == "version,version.mine.Net"
+    assert one(tmp_store, "version").confounds == []
 
 
 def test_threads_decide_rounding_only(grid: Maker, synth: SimpleNamespace) -> None:
