@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import unknown
+from normbench.formats import printable
 from normbench.report import labels
 from normbench.report.rows import GROUPS, is_config, is_provenance
 
@@ -174,8 +175,8 @@ def is_allowed(key: str, allowed: Sequence[str]) -> bool:
 def words(key: str) -> str:
     """Return a key as it is called in a sentence."""
     if key.startswith("version.") and key not in _WORDS:  # code or data of one's own
-        return f"version of {key.removeprefix('version.')}"
-    return _WORDS.get(key, key)
+        return f"version of {printable(key.removeprefix('version.'))}"
+    return _WORDS.get(key) or printable(key)
 
 
 def allowing(keys: Sequence[str]) -> str:
