@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from normbench.store import Run, Store
 
 CHECKPOINTS = ("last", "best")
+
+#: Runs that a command names one by one; of more it names none.
+NAMED = 8
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 Options = dict[str, dict[str, Any]]
@@ -151,35 +154,63 @@ def _options(
     return groups, given
 
 
-def trained_without(config: Config, run: Run) -> list[str]:
-    """Say what a config asks of a complete run that can only be had while it trains.
+def trained_without(asked: Sequence[tuple[Config, Run]]) -> list[str]:
+    """Say what configs ask of complete runs that can only be had while they train.
 
     Probes, loggers and labels are no part of a run's signature: a complete run is found under the
     config that has them, and is not trained again.
 
+    Args:
+        asked: Complete runs, each with the config that it was found under.
+
     Returns:
-        A line each for probes, with the command that measures them in the run's checkpoints, for
-        loggers, and for the label; none where the run has all of them.
+        A line each for probes, with the command that measures them in the checkpoints, for loggers
+        and for labels; none where the runs have all of them.
     """
-    recorded = run.config or {}
-    had = {*recorded.get("probe", {}), *(line.get("probe") for line in run.diagnoses())}
-    probes = [name for name in config.probe if name not in had]
-    loggers = [name for name in config.logger if name not in recorded.get("logger", {})]
+    probes: dict[tuple[str, ...], list[Run]] = {}
+    loggers: dict[tuple[str, ...], list[Run]] = {}
+    labels: dict[str, list[Run]] = {}
+    for config, run in asked:
+        if not (config.probe or config.logger or config.label):
+            continue
+        try:
+            recorded = run.config or {}
+            known = {*recorded.get("probe", {}), *(line.get("probe") for line in run.diagnoses())}
+        except NormbenchError:  # damaged files are told of where a run is read
+            continue
+        if missing := tuple(name for name in config.probe if name not in known):
+            probes.setdefault(missing, []).append(run)
+        if missing := tuple(n for n in config.logger if n not in recorded.get("logger", {})):
+            loggers.setdefault(missing, []).append(run)
+        if config.label and config.label != recorded.get("label", ""):
+            labels.setdefault(recorded.get("label", ""), []).append(run)
     lines = []
-    if probes:
-        command = ["normbench", "diagnose", run.name, "--probe", ",".join(probes)]
-        command += [] if config.store == default_store() else ["--store", config.store]
+    for names, runs in probes.items():
+        signatures = [run.name.rpartition("-")[2] for run in runs]
+        shown = signatures if len(runs) <= NAMED else ["RUN"]
+        command = ["normbench", "diagnose", *shown, "--probe", ",".join(names)]
+        store = asked[0][0].store
+        command += [] if store == default_store() else ["--store", store]
         lines.append(
-            f"it was trained without the probes {', '.join(probes)}; "
-            f"to measure them in its last and best checkpoint: {shlex.join(command)}"
+            f"{_were(runs)} trained without the probes {', '.join(names)}; to measure them in "
+            f"{'its' if len(runs) == 1 else 'their'} checkpoints: {shlex.join(command)}"
         )
-    if loggers:
+    for names, runs in loggers.items():
         lines.append(
-            f"it was trained without logger={','.join(loggers)}, which writes only during training"
+            f"{_were(runs)} trained without logger={','.join(names)}, which writes only during "
+            "training; --again trains anew"
         )
-    if config.label and config.label != recorded.get("label", ""):
-        lines.append(f"its label stays {recorded.get('label', '')!r}")
+    for label, runs in labels.items():
+        lines.append(f"{_were(runs)} trained with label={label!r}, and keep{_s(runs)} it")
     return lines
+
+
+def _were(runs: Sequence[Run]) -> str:
+    return "this run was" if len(runs) == 1 else f"{len(runs)} complete runs were"
+
+
+def _s(runs: Sequence[Run]) -> str:
+    return "s" if len(runs) == 1 else ""
 
 
 def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -> Target:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from normbench.config import compose, conf_dir, parse
+from normbench.diagnosis import trained_without
 from normbench.engine.reuse import Kept
 from normbench.errors import UserError
 from normbench.overrides import search_path
@@ -132,8 +133,9 @@ def train_job(tree: Any) -> float | None:
         raise
     if not outcome.trained:
         print(f"{nothing_to_train(outcome.summary)}  {outcome.run.path}")
-        meta = outcome.run.meta or {}
-        for line in changed_since(outcome.run.config or {}, meta.get("own"), config):
+        recorded = (outcome.run.meta or {}).get("own")
+        changes = changed_since(outcome.run.config or {}, recorded, config)
+        for line in [*trained_without([(config, outcome.run)]), *changes]:
             print(f"  {line}")
     accuracy = outcome.summary.get("val_acc")
     return float("nan") if accuracy is None else float(accuracy)

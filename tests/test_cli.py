@@ -195,7 +195,7 @@ def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypat
     chosen = []
     monkeypatch.setattr(
         "normbench.sweep.commands.plan",
-        lambda configs, store, retry: chosen.append(str(store.root)) or Plan(()),
+        lambda configs, store, *rest: chosen.append(str(store.root)) or Plan(()),
     )
     assert main([*words, "--store", "mine"]) == 0
     assert chosen == ["mine"]
@@ -222,18 +222,19 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
     trained = compose(["probe=gradients", "label=old", "store=my runs"])
     run = Store("my runs").run(trained)
     run.create({**trained.to_dict(), "signature": trained.signature}, {"status": "finished"})
-    assert trained_without(trained, run) == []
-    asked = compose(
-        ["probe=[gradients,train_gap]", "logger=tensorboard", "label=new", "store=my runs"]
-    )
-    assert trained_without(asked, run) == [
-        "it was trained without the probes train_gap; to measure them in its last and best "
-        f"checkpoint: normbench diagnose {run.name} --probe train_gap --store 'my runs'",
-        "it was trained without logger=tensorboard, which writes only during training",
-        "its label stays 'old'",
+    assert trained_without([(trained, run)]) == []
+    given = ["probe=[gradients,train_gap]", "logger=tensorboard", "label=new", "store=my runs"]
+    asked = compose(given)
+    assert trained_without([(asked, run)]) == [
+        "this run was trained without the probes train_gap; to measure them in its checkpoints: "
+        f"normbench diagnose {asked.signature} --probe train_gap --store 'my runs'",
+        "this run was trained without logger=tensorboard, which writes only during training; "
+        "--again trains anew",
+        "this run was trained with label='old', and keeps it",
     ]
+    assert trained_without([(asked, run)] * 2)[0].startswith("2 complete runs were trained without")
     run.append_diagnosis({"probe": "train_gap", "checkpoint": "last"})
-    assert not [line for line in trained_without(asked, run) if "probes" in line]
+    assert not [line for line in trained_without([(asked, run)]) if "probes" in line]
 
 
 @pytest.mark.parametrize("command", ["", *parser().commands])

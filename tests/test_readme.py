@@ -117,7 +117,7 @@ done
 case "$1 $2 $*" in
     "sweep status"*|*--print-config*) ;;
     "run "*|"sweep "*)
-        set -- "$@" dataset=digits dataset.train_size=96 arch=resnet8 arch.width=8 epochs=1 ;;
+        set -- "$@" dataset=digits dataset.train_size=640 arch=resnet8 arch.width=8 epochs=1 ;;
 esac
 exec "$PYTHON" -m normbench "$@"
 """
@@ -160,17 +160,16 @@ def test_the_readme_runs_from_its_first_command_to_its_last(tmp_path: Path) -> N
         "TFDS_DATA_DIR": str(tmp_path / "data"),
     }
     said = ""
-    for command in "".join(BLOCKS).splitlines():
-        # The sweep of the first block and that of the experiment take minutes with small runs, too.
-        if command.startswith(SKIPPED) or "128,256" in command or ".quickstart" in command:
+    for command in "".join(BLOCKS[1:]).splitlines():  # the first one shows what there is
+        if command.startswith(SKIPPED) or ".quickstart" in command:
             continue
-        if "experiment=batch_sweep" in command:
+        if "experiment=batch_sweep" in command:  # minutes even where its runs are small
             command += " --dry-run"
         done = subprocess.run(
             ["bash", "-c", command], cwd=work, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert "nothing was trained" not in done.stdout, command
+        assert not re.search("nothing (was trained|to train)", done.stdout), command
         said += done.stdout
     assert (work / "report" / "index.html").is_file()
     assert (work / "runs.csv").is_file()

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.config import Config
+from normbench.diagnosis import trained_without
 from normbench.errors import NormbenchError, UserError
 from normbench.formats import duration
 from normbench.provenance import collect
@@ -102,6 +103,9 @@ def sweep(
     mixtures = provenance_mix(planned.cells, store, provenance)
     for line in [*mixtures, *own_mix(planned.cells, store)]:
         say(f"mixed: {line}")
+    complete = [] if again else planned.of_state("finished", "diverged")
+    for line in trained_without([(cell.config, store.run(cell.name)) for cell in complete]):
+        say(f"note: {line}")
     with make(options) as executor:
         slots = executor.place(len(planned.todo)) if planned.todo else []
         if planned.todo:
