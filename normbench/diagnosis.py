@@ -106,7 +106,7 @@ def diagnose(
     backends = sorted({each.config.backend for each in targets})
     if len(backends) > 1:
         raise UserError(
-            f"these runs used {' and '.join(backends)}: diagnose those of one at a time"
+            f"these runs used {' and '.join(backends)}: diagnose the runs of one backend at a time"
         )
 
     from normbench.engine.reuse import Kept
@@ -140,7 +140,7 @@ def _options(
         name = rest.partition(".")[0]
         if group != "probe" or not rest:
             raise UserError(
-                f"{override.input_line!r}: diagnose takes options of probes alone, as in "
+                f"{override.input_line!r}: diagnose only takes options of probes, as in "
                 "probe.NAME.OPTION=VALUE"
             )
         if name not in names:

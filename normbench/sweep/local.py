@@ -56,7 +56,7 @@ class Local(Executor):
         return [slot.name for slot in self._slots]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        return self._ask_each("check", "problem", configs, lambda reason: f"building it {reason}")
+        return self._ask_each("check", "problem", configs, _building_failed)
 
     def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
         if not jobs:
@@ -91,7 +91,7 @@ class Local(Executor):
         share = max(1, threads.cores() // len(self._gpus))
         per = [fitting(gpu, need, share) for gpu in self._gpus]
         self._slots = on_gpus(self._gpus, per, min(len(jobs), self._most or len(jobs)))
-        watch.note(f"about {need / 2**30:.1f} GiB a run: {max(per)} at a time on a GPU")
+        watch.note(f"about {need / 2**30:.1f} GiB per run: {max(per)} at a time on each GPU")
 
     def _ask_each(
         self,
@@ -106,7 +106,7 @@ class Local(Executor):
             what: The order.
             answer: The key of the answer.
             configs: Asked about one by one, those of a backend together.
-            if_died: Stands in for the answer where the worker died of the question.
+            if_died: Given how the worker died of the question, stands in for the answer.
         """
         waiting = sorted(range(len(configs)), key=lambda index: configs[index].backend)
         answers: list[Any] = [None] * len(configs)
@@ -125,7 +125,7 @@ class Local(Executor):
                 messages = self._workers[name].read()
                 if messages is None:
                     worker = self._workers.pop(name)
-                    answers[asked.pop(name)] = if_died(f"had its worker {worker.death()}")
+                    answers[asked.pop(name)] = if_died(worker.death())
                     worker.close()
                 for message in messages or []:
                     answers[asked.pop(name)] = message[answer]
@@ -140,3 +140,8 @@ class Local(Executor):
             worker = self._workers[slot.name] = self._spawn(slot)
         worker.backend = config.backend
         worker.send({"do": what, "config": config.to_dict()})
+
+
+def _building_failed(death: str) -> str:
+    how = f"was {death}" if death.startswith("killed") else death
+    return f"the process that built the network {how}"

@@ -12,6 +12,7 @@ import pytest
 from normbench.engine import threads
 from normbench.errors import UserError
 from normbench.store import Store
+from normbench.sweep import workerprocess
 from normbench.sweep.executor import Stop
 from normbench.sweep.local import Local
 from normbench.sweep.slots import Gpu
@@ -244,7 +245,7 @@ def test_gpus_get_one_run_each_and_more_where_memory_allows(grid, faults, carry_
     assert {ending.result for ending in seen.endings.values()} == {"trained"}
     assert {"gpu 0", "gpu 3"} <= {where for _, where in seen.begun}
     assert not any(where.startswith("gpu 3.") for _, where in seen.begun)  # 4 GiB a run
-    assert seen.notes[0].startswith("about 4.0 GiB a run")
+    assert seen.notes[0].startswith("about 4.0 GiB per run")
 
 
 def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, carry_out):
@@ -285,3 +286,17 @@ def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, carry
 def test_values_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         pool(**options)
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("raise SystemExit(3)", "ended with exit status 3"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+    ],
+)
+def test_a_check_whose_process_dies_says_how(grid, monkeypatch, code, how):
+    monkeypatch.setattr(workerprocess, "WORKER", ["-c", code])
+    with pool(workers=1) as local:
+        local.place(1)
+        assert local.check(grid()) == [f"the process that built the network {how}"]
