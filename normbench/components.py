@@ -40,6 +40,7 @@ __all__ = [
     "group_options",
     "header",
     "is_own",
+    "look_in_working_folder",
     "make_source",
     "options_of",
     "parameters_of",
@@ -244,22 +245,27 @@ def target(path: str) -> Any:
     module_name, _, name = MOVED.get(path, path).rpartition(".")
     if not module_name:
         raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
-    folder = str(Path.cwd())
-    if not module_name.startswith("normbench.") and not {"", folder} & set(sys.path):
-        # Only `python -m normbench` looks there by itself. Last, so that it shadows nothing.
-        sys.path.append(folder)
+    if is_own(path):
+        look_in_working_folder()
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
             raise UserError(
-                f"_target_ {path!r}: there is no module {error.name!r} in {folder} or on Python's "
-                "path: start normbench in the folder that holds it, or install it"
+                f"_target_ {path!r}: there is no module {error.name!r} in {Path.cwd()} or on "
+                "Python's path: start normbench in the folder that holds it, or install it"
             ) from None
         raise
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
     return getattr(module, name)
+
+
+def look_in_working_folder() -> None:
+    """Let Python find modules in the working folder, as ``python -m normbench`` does by itself."""
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)  # last, so that it shadows nothing
 
 
 def is_own(target: Any) -> bool:

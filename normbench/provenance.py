@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import normbench
-from normbench.components import DATASET_KEYS, is_own, make_source, options_of
+from normbench.components import (
+    DATASET_KEYS,
+    is_own,
+    look_in_working_folder,
+    make_source,
+    options_of,
+)
 
 #: What a version is recorded of, and the distributions that bring it, in the order of trying.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -182,10 +188,12 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
         config: As plain dicts.
 
     Returns:
-        By ``_target_``, a SHA-256 of the source files that it was loaded from (:func:`code_hash`).
+        By ``_target_``, a SHA-256 of the source files that it was loaded from (:func:`code_hash`);
+        nothing for code that has no files.
     """
     measured = {key: value for key, value in config.items() if key != "logger"}
-    return {path: code_hash(path) for path in sorted(set(_own_targets(measured)))}
+    hashes = {path: code_hash(path) for path in sorted(set(_own_targets(measured)))}
+    return {path: found for path, found in hashes.items() if found is not None}
 
 
 def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
@@ -221,15 +229,19 @@ def data_hash(arrays: Any) -> str:
 
 
 @cache
-def code_hash(path: str) -> str:
-    """Return the SHA-256 of the source files behind a dotted path.
+def code_hash(path: str) -> str | None:
+    """Return the SHA-256 of the source files behind a dotted path; None where there are none.
 
     These are its module and the modules of the same project that it imports, directly or not: of
     the same package, or in the same folder where that is no folder of installed packages. A
     module is loaded once in a process; so is its hash.
     """
+    look_in_working_folder()
+    files = _project_files(path.rpartition(".")[0])
+    if not files:
+        return None
     digest = hashlib.sha256()
-    for name, file in sorted(_project_files(path.rpartition(".")[0]).items()):
+    for name, file in sorted(files.items()):
         digest.update(f"{name}\n".encode() + hashlib.sha256(_bytes(file)).digest())
     return digest.hexdigest()
 

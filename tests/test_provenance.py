@@ -217,7 +217,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_version_of_own_code_covers_what_it_imports_of_its_project(project: Path) -> None:
-    def version() -> str:
+    def version() -> str | None:
         provenance.code_hash.cache_clear()
         return provenance.code_hash("mypack.layers.Layer")
 
@@ -250,6 +250,19 @@ def test_the_version_of_own_code_does_not_depend_on_where_it_lies(
     provenance.code_hash.cache_clear()
     assert str(elsewhere) in str(provenance._project_files("mypack.layers")["mypack.layers"])
     assert provenance.code_hash("mypack.layers.Layer") == here
+
+
+def test_code_in_the_working_folder_has_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console script finds modules there only once a component is looked for."""
+    (tmp_path / "working_layers.py").write_text("class Layer: ...\n")
+    monkeypatch.chdir(tmp_path)
+    without = [path for path in sys.path if path not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", without)
+    norm = {"norm": {"_target_": "working_layers.Layer"}}
+    assert list(provenance.own_code(norm)) == ["working_layers.Layer"]
+    assert provenance.own_code({"norm": {"_target_": "sys.exit"}}) == {}  # built in: no file
 
 
 def test_installed_packages_are_followed_no_further_than_themselves() -> None:
