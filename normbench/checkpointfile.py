@@ -9,7 +9,7 @@ integers of their width and given their type back on loading.
 from __future__ import annotations
 
 import io
-import json
+import math
 import struct
 import zipfile
 import zlib
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from normbench import schema
 from normbench.files import StoreError, cannot, dumps, write_atomic
 
 HEADER = "normbench.json"
@@ -84,11 +85,43 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) 
     write_atomic(path, write)
 
 
+_HEADER = schema.record(
+    {"schema": schema.integer(), "arrays": schema.mapping(schema.text()), "info": schema.mapping()}
+)
+
+
 def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
-    header = json.loads(archive.read(HEADER))
+    header = schema.parse_record(_entry(archive, HEADER), _HEADER)
     if header["schema"] != 1:
         raise ValueError(f"its schema is {header['schema']}, this normbench reads 1")
     return header
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return an entry whole; the CRC is checked where its last byte is read.
+
+    Entries are never compressed, so that none is larger than the file that it lies in.
+    """
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(name)
+
+
+def _array(data: bytes, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file, whose header must not ask for more than the file has."""
+    content = io.BytesIO(data)
+    version = np.lib.format.read_magic(content)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{name} is of the unknown version {version}")
+    shape, _, dtype = readers[version](content)
+    if math.prod(shape) * dtype.itemsize != len(data) - content.tell():
+        raise ValueError(f"{name} has {len(data) - content.tell()} bytes, not those of {shape}")
+    content.seek(0)
+    return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -105,9 +138,7 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
             header = _header(archive)
             loaded: dict[str, np.ndarray] = {}
             for name, dtype in header["arrays"].items() if arrays else ():
-                # The whole entry at once: the CRC is checked where an entry's last byte is read.
-                content = io.BytesIO(archive.read(f"{name}.npy"))
-                array = np.lib.format.read_array(content, allow_pickle=False)
+                array = _array(_entry(archive, f"{name}.npy"), name)
                 loaded[name] = _restored(array, dtype)
             return loaded, header["info"]
     except FileNotFoundError:

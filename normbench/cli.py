@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
         signal.signal(signal.SIGTERM, _interrupt)
         code = _COMMANDS[arguments.command](arguments, ["normbench", *given])
+        _note_missing_checksums()
         return 1 if code == 0 and _only_prints(arguments) and streams.loss() else code
     except NormbenchError as error:
         if "--debug" in given:
@@ -102,6 +103,16 @@ def _only_prints(arguments: Namespace) -> bool:
     if arguments.command in ("report", "diagnose", "export"):
         return False
     return getattr(arguments, "out", None) is None and getattr(arguments, "plot", None) is None
+
+
+def _note_missing_checksums() -> None:
+    """Say once a command that it has read runs which nothing vouches for."""
+    if "normbench.store" in sys.modules:
+        from normbench.store import note_on_checksums
+
+        note = note_on_checksums()
+        if note:
+            print(f"normbench: note: {note}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: Any) -> None:

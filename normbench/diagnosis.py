@@ -218,7 +218,9 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
 
     Raises:
         UserError: It has no checkpoint, or names a component that no config group has.
+        NormbenchError: A file of it is damaged.
     """
+    run.verify()
     tree = {k: v for k, v in (run.config or {}).items() if k not in ("signature", "schema")}
     recorded = check_recorded(_SINCE | tree, config_dir, f"run {run.name}")
     config = Config.from_dict(recorded)

@@ -7,12 +7,17 @@ import math
 import numbers
 import os
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from normbench import schema
 from normbench.errors import NormbenchError
+
+#: Bytes that a file of records may have; far above any, and far below a machine's memory.
+MOST = 1 << 28
 
 
 class StoreError(NormbenchError):
@@ -51,6 +56,21 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return plain(value.item())
+    return value
+
+
+def printable(value: Any) -> Any:
+    """Return ``value`` with texts that UTF-8 can write.
+
+    Arguments and file names that are not UTF-8 reach Python as halves of characters; they are
+    written as ``\\udcff``, so that a record of what was asked for never fails for it.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(item) for item in value]
     return value
 
 
@@ -99,10 +119,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise cannot("write", path, error) from error
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, atomically."""
+    write_atomic(path, lambda file: file.write(data))
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` in UTF-8, atomically."""
-    data = text.encode()
-    write_atomic(path, lambda file: file.write(data))
+    write_bytes(path, text.encode())
 
 
 def sweep_temporary(folder: Path) -> None:
@@ -111,9 +135,29 @@ def sweep_temporary(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """Return the content of ``path``, or None where there is no such file."""
+def damaged(path: Path, reason: object) -> StoreError:
+    """Build the error of a file whose content cannot be what was written."""
+    return StoreError(f"cannot read {path}: {' '.join(str(reason).split())}")
+
+
+def _regular_size(path: Path) -> int:
+    """Return the bytes of a file; a pipe in its place, which would be waited for, is refused."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise damaged(path, "not a regular file")
+    return found.st_size
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes | None:
+    """Return the content of ``path``, or None where there is no such file.
+
+    Raises:
+        StoreError: It cannot be read, is larger than ``most`` bytes, or not a regular file.
+    """
     try:
+        size = _regular_size(path)
+        if size > most:
+            raise damaged(path, f"it has {size:,} bytes (at most {most:,} are read)")
         return path.read_bytes()
     except FileNotFoundError:
         return None
@@ -121,50 +165,86 @@ def read_bytes(path: Path) -> bytes | None:
         raise cannot("read", path, error) from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
     """Return the JSON object in ``path``, or None where there is no such file.
 
+    Args:
+        check: What it may hold.
+
     Raises:
-        StoreError: the file cannot be read or does not hold one JSON object.
+        StoreError: the file cannot be read, or does not hold one JSON object that ``check`` allows.
     """
     data = read_bytes(path)
     if data is None:
         return None
     try:
-        value = json.loads(data)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise StoreError(f"cannot read {path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"cannot read {path}: a JSON object expected, not {type(value).__name__}")
-    return value
+        return schema.parse_record(data, check)
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object on ``line``, or None where it holds none (no proper prefix does)."""
     try:
-        value = json.loads(line)
+        return schema.parse_record(line)
+    except schema.Mismatch:
+        raise
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
 
 
-def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def read_lines(
+    path: Path,
+    check: schema.Check | None = None,
+    *,
+    torn: Callable[[bytes], bool] = lambda line: True,
+    data: bytes | None = None,
+) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the lines of a JSON-lines file, each as its bytes and its object.
 
     A last line that is torn (its writer died) is left out; no file is an empty list.
 
+    Args:
+        check: What a line may hold.
+        torn: Whether a last line that holds no object can be what a writer that died left.
+        data: The content of the file, where it was read already.
+
     Raises:
-        StoreError: a line before the last is no JSON object, or the file cannot be read.
+        StoreError: a line before the last is no JSON object, or one that ``check`` forbids, or the
+            file cannot be read.
     """
-    lines = (read_bytes(path) or b"").splitlines()
+    content = (read_bytes(path) or b"") if data is None else data
+    lines = content.splitlines(keepends=True)
     rows: list[tuple[bytes, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
+        try:
+            row = _row(line)
+            if row is not None and check is not None:
+                check(row, "")
+        except schema.Mismatch as error:
+            raise damaged(path, f"line {number}: {error}") from error
         if row is not None:
-            rows.append((line, row))
-        elif number < len(lines):
-            raise StoreError(f"cannot read {path}: line {number} is not a JSON object")
+            rows.append((line.rstrip(b"\r\n"), row))
+        elif number < len(lines) or not torn(line):
+            raise damaged(path, f"line {number} is not a JSON object")
     return rows
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a machine that stopped can have left ``line`` of an append.
+
+    It leaves the start of the line, or zeros where a block was not written; never a whole line
+    with something else in it.
+    """
+    if b"\0\0" in line:
+        return True
+    if line.endswith(b"\n"):
+        return False
+    try:
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return line.startswith(b"{")
+    return False
 
 
 def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | None]:
@@ -191,18 +271,28 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
     return size - len(lines[-1]), True, _row(lines[-2]) if len(lines) > 1 else None
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
-    """Return the last sound line's object without reading the whole file; None if none."""
+def last_line(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
+    """Return the last sound line's object without reading the whole file; None if none.
+
+    Raises:
+        StoreError: ``check`` forbids it, or the file cannot be read.
+    """
     try:
+        _regular_size(path)
         with path.open("rb") as file:
-            return _sound_tail(file)[2]
+            row = _sound_tail(file)[2]
+        if row is not None and check is not None:
+            check(row, "")
+        return row
     except FileNotFoundError:
         return None
     except OSError as error:
         raise cannot("read", path, error) from error
+    except schema.Mismatch as error:
+        raise damaged(path, f"its last line: {error}") from error
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append ``value`` as one line of JSON, durable on return; a torn last line goes first.
 
     Raises:
@@ -228,3 +318,5 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
             sync_folder(path.parent)
     except OSError as error:
         raise cannot("write", path, error) from error
+    except schema.Mismatch as error:
+        raise damaged(path, f"its last line: {error}") from error

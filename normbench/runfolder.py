@@ -10,17 +10,22 @@ may read at any time. `runlock` says what holds where several hosts share a stor
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from normbench import files, runlock
-from normbench.errors import UserError
+from normbench import files, runlock, schema
+from normbench import runrecords as records
+from normbench.errors import NormbenchError, UserError
 from normbench.files import StoreError
 from normbench.provenance import utc_now
 
@@ -33,6 +38,63 @@ SCHEMA = 1
 Status = Literal["missing", "running", "interrupted", "finished", "diverged", "failed"]
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: The end of a run folder's name.
+_SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
+
+#: Complete runs that this process read and that have no checksums: an earlier version wrote them.
+without_checksums: set[Path] = set()
+
+
+def _check_size(value: Any, data: bytes) -> None:
+    """Refuse a config that YAML's aliases (``*name``) unfold to more than its file could say."""
+    if b"*" not in data:
+        return
+    pending, seen = [value], 0
+    while pending:
+        each = pending.pop()
+        seen += 1
+        if seen > len(data):
+            raise schema.Mismatch("its aliases unfold to too much")
+        if isinstance(each, dict):
+            pending += each.values()
+        elif isinstance(each, list):
+            pending += each
+
+
+@lru_cache(maxsize=4)  # one run's is asked for several times in a row
+def _config_of(data: bytes) -> dict[str, Any]:
+    """Parse a ``config.yaml`` and check the types in it. The result is shared: copy it.
+
+    Raises:
+        ValueError: It is not YAML, or not a config; the message says what is wrong.
+    """
+    try:
+        value = yaml.load(data, Loader=_Loader)
+        _check_size(value, data)
+        schema.sound(value)
+    except schema.Mismatch:
+        raise
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise ValueError(f"not YAML ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a mapping expected, not {type(value).__name__}")
+    records.CONFIG(value, "")
+    return value
+
+
+@lru_cache(maxsize=4)
+def _signature_of(data: bytes) -> str | None:
+    """Compute the signature of a ``config.yaml``; None where it is not the config of a run."""
+    from normbench.config import Config
+
+    tree = {k: v for k, v in _config_of(data).items() if k not in ("signature", "schema")}
+    try:
+        return Config.from_dict({"store": "", **tree}).signature
+    except (NormbenchError, AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 class Run:
@@ -57,20 +119,18 @@ class Run:
         """The resolved config with ``signature`` and ``schema``, or None if there is none.
 
         Raises:
-            StoreError: ``config.yaml`` cannot be read.
+            StoreError: ``config.yaml`` cannot be read, or is not the config of this run.
         """
-        path = self.path / "config.yaml"
-        data = files.read_bytes(path)
+        data = files.read_bytes(self.path / "config.yaml")
         if data is None:
             return None
+        config = self._parsed_config(data)
         try:
-            value = yaml.load(data, Loader=_Loader)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-            reason = " ".join(str(error).split())
-            raise StoreError(f"cannot read {path}: not YAML ({reason})") from error
-        if not isinstance(value, dict):
-            raise StoreError(f"cannot read {path}: a mapping expected, not {type(value).__name__}")
-        return value
+            _, seals = self._read_meta()
+        except StoreError:  # what is wrong with the other file is for its own reader to say
+            seals = None
+        self._check_config(data, seals)
+        return config
 
     @property
     def meta(self) -> dict[str, Any] | None:
@@ -79,13 +139,7 @@ class Run:
         Raises:
             StoreError: it cannot be read, or a newer normbench wrote it.
         """
-        meta = files.read_json(self.path / "meta.json")
-        if meta is not None and meta.get("schema", SCHEMA) != SCHEMA:
-            raise StoreError(
-                f"cannot read {self.path / 'meta.json'}: its schema is {meta['schema']}, "
-                f"this normbench reads {SCHEMA}"
-            )
-        return meta
+        return self._read_meta()[0]
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -94,32 +148,27 @@ class Run:
         Raises:
             StoreError: it cannot be read.
         """
-        return files.read_json(self.path / "summary.json")
+        return self._read("summary.json", records.SUMMARY)[0]
 
     @property
     def status(self) -> Status:
-        """What became of the run, from its files and its lock.
+        """The state of the run, from its files and its lock.
 
-        ``finished`` and ``diverged`` have a summary. Of the others, a run is ``running`` while
-        its lock is held; ``failed`` if it ended in an error; else ``interrupted``, and resumable.
+        ``finished`` and ``diverged`` have a summary, and files that fit it. Of the others, a run is
+        ``running`` while its lock is held; ``failed`` if it ended in an error; else
+        ``interrupted``, and resumable.
 
         Raises:
-            StoreError: a file that decides it cannot be read.
+            StoreError: a file that decides it cannot be read, or a file is damaged.
         """
         while True:
-            meta = self.meta
-            if meta is None or not (self.path / "config.yaml").is_file():
+            meta, seals = self._read_meta()
+            data = files.read_bytes(self.path / "config.yaml")
+            if meta is None or data is None:
                 return "missing"
+            self._check_config(data, seals)
             if (self.path / "summary.json").is_file():
-                ended = meta.get("status")
-                if ended not in ("finished", "diverged"):  # ended between summary and meta
-                    ended = (self.summary or {}).get("status")
-                if ended == "finished" or ended == "diverged":
-                    return ended
-                raise StoreError(
-                    f"cannot read {self.path / 'summary.json'}: its status is {ended!r} "
-                    "(allowed: finished, diverged)"
-                )
+                return self._check_end(seals)
             if runlock.is_held(self.path / "lock"):
                 return "running"
             # The owner may have ended the run after meta.json was read and before the lock was
@@ -137,6 +186,104 @@ class Run:
     def log_path(self) -> Path:
         """Where the run's log goes."""
         return self.path / "log.txt"
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _read(
+        self, name: str, check: schema.Check
+    ) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+        """Return a record and the checksums of other files that it holds, each None if missing."""
+        path = self.path / name
+        whole = files.read_json(path)
+        if whole is None:
+            return None, None
+        try:
+            value, seals = records.unsealed(name, whole)
+            check(value, "")
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
+        return value, seals
+
+    def _read_meta(self) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+        meta, seals = self._read("meta.json", records.META)
+        if meta is not None and meta.get("schema", SCHEMA) != SCHEMA:
+            raise StoreError(
+                f"cannot read {self.path / 'meta.json'}: its schema is {meta['schema']}, "
+                f"this normbench reads {SCHEMA}"
+            )
+        return meta, seals
+
+    def _parsed_config(self, data: bytes) -> dict[str, Any]:
+        try:
+            return copy.deepcopy(_config_of(data))
+        except ValueError as error:
+            raise files.damaged(self.path / "config.yaml", error) from error
+
+    def _check_config(self, data: bytes, seals: Mapping[str, str] | None) -> None:
+        """Check that ``config.yaml`` is as it was written, and that of the run that it lies in.
+
+        Args:
+            data: Its content.
+            seals: The checksums in ``meta.json``; None where it has none: then the signature, which
+                is a hash of the config, is computed again.
+        """
+        path = self.path / "config.yaml"
+        if seals is not None:
+            if seals.get("config.yaml") != records.digest(data):
+                raise files.damaged(path, "changed since the run began (checksum in meta.json)")
+            return
+        said = self._parsed_config(data).get("signature")
+        named = _SIGNATURE.search(self.name)
+        signature = named.group(1) if named else said
+        if said != signature:
+            raise files.damaged(path, f"it is of signature {said!r}, the folder of {signature!r}")
+        if _signature_of(data) != signature:
+            raise files.damaged(
+                path, f"changed since the run began: it no longer has the signature {signature}"
+            )
+
+    def _check_end(self, meta_seals: Mapping[str, str] | None) -> Literal["finished", "diverged"]:
+        """Check ``summary.json``, and that ``metrics.jsonl`` is what it sums up.
+
+        Args:
+            meta_seals: The checksums in ``meta.json``, None where it has none.
+        """
+        summary, seals = self._read("summary.json", records.SUMMARY)
+        assert summary is not None
+        # Both were written by one version: a word that was damaged must not pass for its absence.
+        for name, ours, theirs in (
+            ("summary.json", seals, meta_seals),
+            ("meta.json", meta_seals, seals),
+        ):
+            if ours is None and theirs is not None:
+                raise files.damaged(self.path / name, "damaged: its checksums are missing")
+        path = self.path / "metrics.jsonl"
+        data = files.read_bytes(path) or b""
+        if seals is None:
+            without_checksums.add(self.path)
+            rows = self._rows(data)
+            try:
+                if rows and data.count(b"\n") > len(rows):
+                    raise schema.Mismatch("its last line is torn, though the run is complete")
+                records.check_agreement(summary, rows)
+            except schema.Mismatch as error:
+                raise files.damaged(path, error) from error
+        elif seals.get("metrics.jsonl") != records.digest(data):
+            raise files.damaged(path, "changed since the run ended (checksum in summary.json)")
+        return summary["status"]
+
+    def verify(self) -> Status:
+        """Check every file but the checkpoints and the log, and return the status.
+
+        Raises:
+            StoreError: A file is damaged; the message names it.
+        """
+        _ = self.config
+        status = self.status
+        if status != "missing":
+            self.metrics()
+            self.diagnoses()
+        return status
 
     # --- who trains it ------------------------------------------------------------------------
 
@@ -186,21 +333,38 @@ class Run:
         if not isinstance(signature, str):
             raise ValueError("a run needs a signature, in its config or its meta")
         self._make(self.path)
-        there = self.config
-        if there is not None and there.get("signature") != signature:
-            raise StoreError(
-                f"{self.path} holds a run of signature {there.get('signature')!r}, "
-                f"not {signature!r}: move it away or use another store"
-            )
-        if there is None:
-            schema = config.get("schema", meta.get("schema", SCHEMA))
-            whole = {**config, "signature": signature, "schema": schema}
-            text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
-            files.write_text(self.path / "config.yaml", text)
-        self._write_json("meta.json", {"signature": signature, "schema": SCHEMA, **meta})
+        path = self.path / "config.yaml"
+        data = files.read_bytes(path)
+        if data is not None:
+            there = self._parsed_config(data).get("signature")
+            if there != signature:
+                raise StoreError(
+                    f"{self.path} holds a run of signature {there!r}, not {signature!r}: "
+                    "move it away or use another store"
+                )
+        if data is not None and (self.path / "meta.json").is_file():
+            self._check_config(data, self._read_meta()[1])
+        else:  # without meta.json the run never began
+            whole = {
+                **config,
+                "signature": signature,
+                "schema": config.get("schema", meta.get("schema", SCHEMA)),
+            }
+            try:
+                schema.sound(whole)
+            except schema.Mismatch as error:
+                raise UserError(f"a run cannot be named by this config: {error}") from error
+            data = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True).encode()
+            files.write_bytes(path, data)
+        seals = {"config.yaml": records.digest(data)}
+        self._write_json("meta.json", {"signature": signature, "schema": SCHEMA, **meta}, seals)
 
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        files.write_text(self.path / name, files.dumps(dict(value), indent=2) + "\n")
+    def _write_json(self, name: str, value: Mapping[str, Any], seals: Mapping[str, str]) -> None:
+        """Write a record with the checksums of other files, and its own."""
+        # As it will be read: a checksum must not depend on what JSON has no word for.
+        plain = json.loads(files.dumps(files.printable(dict(value))))
+        text = files.dumps(records.sealed(name, plain, seals), indent=2)
+        files.write_text(self.path / name, text + "\n")
 
     def update_meta(self, **changes: Any) -> None:
         """Replace keys of ``meta.json``, atomically.
@@ -208,10 +372,13 @@ class Run:
         Raises:
             StoreError: there is no ``meta.json``, or it cannot be read or written.
         """
-        meta = self.meta
+        meta, seals = self._read_meta()
         if meta is None:
             raise StoreError(f"cannot update {self.path / 'meta.json'}: no such file")
-        self._write_json("meta.json", {**meta, **changes})
+        if seals is None:
+            data = files.read_bytes(self.path / "config.yaml") or b""
+            seals = {"config.yaml": records.digest(data)}
+        self._write_json("meta.json", {**meta, **changes}, seals)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, atomically; NaN and infinities become null.
@@ -224,7 +391,11 @@ class Run:
             raise UserError(
                 f"summary status {summary.get('status')!r} (allowed: finished, diverged)"
             )
-        self._write_json("summary.json", files.plain(dict(summary)))
+        seals = {
+            name: records.digest(files.read_bytes(self.path / name) or b"")
+            for name in ("config.yaml", "metrics.jsonl")
+        }
+        self._write_json("summary.json", files.plain(dict(summary)), seals)
 
     def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
         """Move the folder out of the way, to a hidden one of the store: ``.<name>.<why>-<time>``.
@@ -279,13 +450,22 @@ class Run:
         """Return the rows of ``metrics.jsonl``, an epoch each; a torn last line is left out.
 
         Raises:
-            StoreError: an earlier line is torn, or the file cannot be read.
+            StoreError: an earlier line is torn, an epoch is missing, or the file cannot be read.
         """
-        return [row for _, row in files.read_lines(self.path / "metrics.jsonl")]
+        return self._rows(files.read_bytes(self.path / "metrics.jsonl") or b"")
+
+    def _rows(self, data: bytes) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        rows = [row for _, row in files.read_lines(path, records.EPOCH, data=data)]
+        try:
+            records.check_epochs(rows)
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
+        return rows
 
     def last_metrics(self) -> dict[str, Any] | None:
         """Return the last row of ``metrics.jsonl`` (None: no row), reading only the file's end."""
-        return files.last_line(self.path / "metrics.jsonl")
+        return files.last_line(self.path / "metrics.jsonl", records.EPOCH)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append the row of an epoch to ``metrics.jsonl``, durable on return.
@@ -293,14 +473,15 @@ class Run:
         NaN and infinities become null. A torn last line is removed first.
 
         Raises:
-            StoreError: the row's ``epoch`` does not come after the last one's, or the file cannot
+            StoreError: the row's ``epoch`` is not the one after the last row's, or the file cannot
                 be written (a full disk: the rows before stay whole).
         """
         path = self.path / "metrics.jsonl"
-        last = files.last_line(path)
-        if last is not None and not row["epoch"] > last.get("epoch", 0):
+        last = files.last_line(path, records.EPOCH)
+        before = 0 if last is None else last["epoch"]
+        if row["epoch"] != before + 1:
             raise StoreError(
-                f"cannot append epoch {row['epoch']} to {path}: its last epoch is {last['epoch']}"
+                f"cannot append epoch {row['epoch']} to {path}: its last epoch is {before}"
             )
         files.append_line(path, files.plain(dict(row)))
 
@@ -308,11 +489,15 @@ class Run:
         """Drop the rows after ``epoch`` (completed epochs, 0 drops all), atomically.
 
         Raises:
-            StoreError: the file cannot be read or written.
+            StoreError: the file cannot be read or written, or lacks a row up to ``epoch``.
         """
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if epoch == 0 and not path.exists():
             return
+        rows = self.metrics() if epoch else []
+        if len(rows) < epoch:
+            reason = f"it ends after epoch {len(rows)}, the checkpoint is of epoch {epoch}"
+            raise files.damaged(path, reason)
         kept = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
         files.write_atomic(path, lambda file: file.write(b"".join(line + b"\n" for line in kept)))
 
@@ -322,9 +507,14 @@ class Run:
         """Return the lines of ``diagnosis.jsonl``: what probes measured in checkpoints later on.
 
         Raises:
-            StoreError: a line before the last is torn, or the file cannot be read.
+            StoreError: a line is damaged (a torn last one is left out), or the file cannot be read.
         """
-        return [line for _, line in files.read_lines(self.path / "diagnosis.jsonl")]
+        path = self.path / "diagnosis.jsonl"
+        lines = [line for _, line in files.read_lines(path, torn=files.is_torn)]
+        try:
+            return records.unsealed_diagnoses(lines)
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
 
     def append_diagnosis(self, line: Mapping[str, Any]) -> None:
         """Append a line to ``diagnosis.jsonl``, durable on return; NaN and infinities become null.
@@ -332,7 +522,9 @@ class Run:
         Raises:
             StoreError: the file cannot be written; the lines before stay whole.
         """
-        files.append_line(self.path / "diagnosis.jsonl", files.plain(dict(line)))
+        plain = json.loads(files.dumps(files.printable(files.plain(dict(line)))))
+        path = self.path / "diagnosis.jsonl"
+        files.append_line(path, records.sealed_line(plain, files.last_line(path)))
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -367,7 +559,7 @@ class Run:
         """
         from normbench import checkpointfile
 
-        return checkpointfile.load(self._checkpoint(best))
+        return self._checked(best, checkpointfile.load(self._checkpoint(best)))
 
     def checkpoint_info(self, best: bool = False) -> dict[str, Any] | None:
         """Return the info of the last (or best) checkpoint without its arrays, or None.
@@ -377,5 +569,15 @@ class Run:
         """
         from normbench import checkpointfile
 
-        loaded = checkpointfile.load(self._checkpoint(best), arrays=False)
+        loaded = self._checked(best, checkpointfile.load(self._checkpoint(best), arrays=False))
         return None if loaded is None else loaded[1]
+
+    def _checked(
+        self, best: bool, loaded: tuple[dict[str, np.ndarray], dict[str, Any]] | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        try:
+            if loaded is not None:
+                records.CHECKPOINT(loaded[1], "")
+        except schema.Mismatch as error:
+            raise files.damaged(self._checkpoint(best), error) from error
+        return loaded

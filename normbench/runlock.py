@@ -29,8 +29,9 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from normbench.errors import UserError
-from normbench.files import StoreError, cannot, dumps, read_json, write_text
+from normbench.files import StoreError, cannot, dumps, printable, read_json, write_text
 from normbench.provenance import utc_now
+from normbench.runrecords import OWNER
 
 #: How long a taker outlasts programs that only look at the lock, in seconds. Each look takes
 #: microseconds, so this is reached only if some other program keeps the file locked for reading.
@@ -124,6 +125,17 @@ def _alive(owner: dict[str, Any]) -> bool:
     return True
 
 
+def _note(path: Path) -> dict[str, Any] | None:
+    """Return what ``lock.json`` says; None where there is none, or nothing that can be read.
+
+    It serves messages alone: that it is damaged must not end what only asks who trains a run.
+    """
+    try:
+        return read_json(path.with_suffix(".json"), OWNER)
+    except StoreError:
+        return None
+
+
 def owner_of(path: Path, patience: float = 0.0) -> dict[str, Any] | None:
     """Return what the owner of the lock at ``path`` says of itself, or None if nobody holds it.
 
@@ -132,7 +144,7 @@ def owner_of(path: Path, patience: float = 0.0) -> dict[str, Any] | None:
     """
     deadline = time.monotonic() + patience
     while is_held(path):
-        owner = read_json(path.with_suffix(".json"))
+        owner = _note(path)
         if owner is not None and _alive(owner):
             return owner
         if time.monotonic() >= deadline:
@@ -172,15 +184,12 @@ def locked(path: Path, name: str, command: Sequence[str]) -> Iterator[dict[str, 
     pid = os.getpid()
     _held[key] = pid
     try:
-        try:
-            died = read_json(note)
-        except StoreError:  # it only serves messages, and its writer is dead
-            died = None
+        died = _note(path)
         owner = {
             "host": socket.gethostname(),
             "pid": pid,
             "started": utc_now(),
-            "command": list(command),
+            "command": printable(list(command)),
         }
         write_text(note, dumps(owner, indent=2) + "\n")
         yield died

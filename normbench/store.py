@@ -12,13 +12,34 @@ from typing import Protocol
 from normbench import files, runlock
 from normbench.errors import UserError, nearest
 from normbench.files import StoreError
-from normbench.runfolder import SCHEMA, Run, Status
+from normbench.runfolder import SCHEMA, Run, Status, without_checksums
 from normbench.runlock import RunLocked
 
-__all__ = ["SCHEMA", "Run", "RunLocked", "Status", "Store", "StoreError"]
+__all__ = [
+    "SCHEMA",
+    "Run",
+    "RunLocked",
+    "Status",
+    "Store",
+    "StoreError",
+    "note_on_checksums",
+]
 
 #: Folders of a store that are no runs and mean no harm.
 _BESIDE = {"sweeps"}
+
+
+def note_on_checksums() -> str:
+    """Return a sentence on the runs read by this process that have no checksums; "" for none."""
+    count = len(without_checksums)
+    if not count:
+        return ""
+    first = min(path.name for path in without_checksums)
+    runs = "1 complete run has" if count == 1 else f"{count:,} complete runs have"
+    return (
+        f"{runs} no checksums, because an earlier version wrote them: damage to their files may go "
+        f"unnoticed ({'the run' if count == 1 else 'the first'} is {first})"
+    )
 
 
 class Named(Protocol):

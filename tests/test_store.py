@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -651,8 +652,8 @@ def test_a_torn_line_at_any_byte_is_ignored_and_the_next_append_does_not_glue(ru
         kept = rows[: sum(cut >= end - 1 for end in ends)]
         assert run.metrics() == kept, cut
         assert run.last_metrics() == (kept[-1] if kept else None)
-        run.append_metrics(row(9))
-        assert run.metrics() == [*kept, row(9)], cut
+        run.append_metrics(row(len(kept) + 1))
+        assert run.metrics() == [*kept, row(len(kept) + 1)], cut
         assert path.read_bytes().count(b"\n") == len(kept) + 1
 
 
@@ -691,12 +692,15 @@ def test_the_last_row_is_found_without_reading_a_long_file(
     assert run.metrics() == [*long, row(41)]
 
 
-def test_epochs_only_grow(run: Run) -> None:
+def test_epochs_follow_each_other(run: Run) -> None:
+    with pytest.raises(StoreError, match=r"epoch 2 .*last epoch is 0"):
+        run.append_metrics(row(2))
+    run.append_metrics(row(1))
     run.append_metrics(row(2))
-    for epoch in (1, 2):
+    for epoch in (1, 2, 4):
         with pytest.raises(StoreError, match=f"epoch {epoch} .*last epoch is 2"):
             run.append_metrics(row(epoch))
-    assert run.metrics() == [row(2)]
+    assert run.metrics() == [row(1), row(2)]
 
 
 def test_truncate_metrics_keeps_the_lines_up_to_an_epoch_as_they_are(run: Run) -> None:
@@ -707,7 +711,9 @@ def test_truncate_metrics_keeps_the_lines_up_to_an_epoch_as_they_are(run: Run) -
         run.append_metrics(row(epoch))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"epoch": 4, "tr')
-    run.truncate_metrics(5)
+    with pytest.raises(StoreError, match="ends after epoch 3, the checkpoint is of epoch 4"):
+        run.truncate_metrics(4)
+    run.truncate_metrics(3)
     assert path.read_bytes() == whole
     run.truncate_metrics(2)
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
@@ -941,3 +947,50 @@ def test_reading_a_store_writes_nothing(run: Run) -> None:
         assert found.owner is None
     store.foreign()
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
+
+
+# --- checkpoints that are made to hurt ----------------------------------------------------
+
+
+def _zip(path: Path, compression: int, entries: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def _npy(shape: str, data: bytes) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+_ONE = b'{"schema": 1, "arrays": {"w": "float32"}, "info": {}}'
+
+
+@pytest.mark.parametrize(
+    ("compression", "entries", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, {"normbench.json": b" " * (8 << 20) + b"{}"}, "is compressed"),
+        (
+            zipfile.ZIP_STORED,
+            {"normbench.json": _ONE, "w.npy": _npy("(9999999999999,)", b"1234")},
+            "has 4 bytes, not those of",
+        ),
+        (zipfile.ZIP_STORED, {"normbench.json": b'{"schema": 1, "arrays": []}'}, "info is missing"),
+        (zipfile.ZIP_STORED, {"normbench.json": b"[" * 99_999}, "nested too deeply"),
+        (
+            zipfile.ZIP_STORED,
+            {"normbench.json": b'{"schema": 1, "arrays": {}, "info": {"epoch": "x"}}'},
+            "epoch is 'x'",
+        ),
+    ],
+)
+def test_hostile_checkpoints_are_refused_before_they_are_unpacked(
+    run: Run, compression: int, entries: dict[str, bytes], reason: str
+) -> None:
+    path = run.path / "checkpoint" / "last.npz"
+    _zip(path, compression, entries)
+    with pytest.raises(StoreError, match=reason) as caught:
+        run.load_checkpoint()
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ so that one rename replaces all of it while readers keep the one they have.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,8 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from normbench import schema
+
 _MAGIC = b"NBARRAY1"
 _PAGE = 4096
+
+_HEADER = schema.record(
+    {
+        "about": schema.mapping(),
+        "size": schema.integer(0),
+        "arrays": schema.sequence(
+            schema.record(
+                {
+                    "name": schema.text(),
+                    "dtype": schema.text(),
+                    "shape": schema.sequence(schema.integer(0)),
+                    "offset": schema.integer(0),
+                }
+            )
+        ),
+    }
+)
 
 
 def _up(offset: int) -> int:
@@ -69,16 +89,21 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return None
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        if path.stat().st_size != header["size"]:
+            size = path.stat().st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                return None
+            header = schema.parse_record(file.read(length), _HEADER)
+        if size != header["size"]:
             return None
         mapped = np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError):
+        arrays = {}
+        for entry in header["arrays"]:
+            dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+            end = entry["offset"] + dtype.itemsize * math.prod(shape)
+            # A plain array over the map: indexing a memmap object costs more, and gains nothing.
+            part = np.asarray(mapped[entry["offset"] : end])
+            arrays[entry["name"]] = part.view(dtype).reshape(shape)
+    except (OSError, TypeError, ValueError):  # TypeError: a dtype that is none
         return None
-    arrays = {}
-    for entry in header["arrays"]:
-        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-        end = entry["offset"] + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        # A plain array over the map: indexing a memmap object costs more, and gains nothing.
-        arrays[entry["name"]] = np.asarray(mapped[entry["offset"] : end]).view(dtype).reshape(shape)
     return header["about"], arrays

@@ -9,18 +9,15 @@ then only by an unpickler that knows NumPy arrays and nothing else.
 from __future__ import annotations
 
 import io
-import lzma
 import pickle
 import shlex
-import tarfile
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from normbench.data.archives import read_members
 from normbench.data.checksums import CIFAR_SETS, Packing
 from normbench.data.files import listing, read
 from normbench.errors import UserError
@@ -28,7 +25,6 @@ from normbench.errors import UserError
 SIDE = 32
 CHANNELS = 3
 PIXELS = CHANNELS * SIDE * SIDE
-_MOST = 1 << 28  # no file of either data set is larger
 
 
 @dataclass(frozen=True)
@@ -105,50 +101,12 @@ def decode(data: bytes, packing: Packing) -> dict[str, np.ndarray]:
     return {"image": _images(pixels)} | {n: c.astype(np.int32) for n, c in columns.items()}
 
 
-def _read_archive(path: Path, names: Iterable[str], official: int | None) -> dict[str, bytes]:
-    """Return the files of an archive whose last path component is in ``names``.
-
-    Raises:
-        UserError: the archive is truncated or corrupted, or a file in it is far too large.
-    """
-    wanted, files = set(names), {}
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name not in wanted or not member.isfile():
-                    continue
-                if member.size > _MOST:
-                    raise UserError(f"{path}: {member.name} has {member.size} bytes, far too many")
-                stream = archive.extractfile(member)
-                data = b"" if stream is None else stream.read()
-                if len(data) != member.size:  # what tarfile does at the end of a cut file
-                    raise EOFError(f"{member.name} ends at {len(data)} of {member.size} bytes")
-                files[name] = data
-            # tarfile stops without a word at a damaged header; the checksum at the end tells.
-            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
-                pass
-    except (EOFError, tarfile.ReadError) as error:
-        # tarfile tells a cut archive from what is no archive only in its words.
-        if isinstance(error, tarfile.ReadError) and "end of data" not in str(error):
-            raise UserError(
-                f"{path} is not a tar archive (packed or not), or is corrupted from its start"
-            ) from error
-        of = f"{size} of {official}" if official and size < official else f"{size}"
-        raise UserError(f"{path} is truncated at {of} bytes") from error
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} is corrupted, or cannot be read: {reason}") from error
-    return files
-
-
 def _from_archive(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
     """Read the packing that an archive holds."""
     known = {p.archive: p.archive_published.size for p in packings}
     others = [p for _, theirs in CIFAR_SETS.values() for p in theirs]
     every = {name for p in (*packings, *others) for name in p.files}
-    files = _read_archive(path, every, known.get(path.name))
+    files = read_members(path, every, known.get(path.name))
     packing = _packing_of(set(files), path, packings, title)
     checked = packing.archive_published.fits_file(path)
     wanted = {name: data for name, data in files.items() if name in packing.files}

@@ -6,14 +6,20 @@ from pathlib import Path
 
 from normbench.errors import UserError
 
+MOST = 1 << 28
+"""Bytes that a file may have; no file of a data set that is read as it lies has more."""
 
-def read(path: Path) -> bytes:
+
+def read(path: Path, most: int = MOST) -> bytes:
     """Return the bytes of ``path``.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or has more than ``most`` bytes.
     """
     try:
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes: no file of this data set")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -6,15 +6,40 @@ file a shard. Nothing here imports tensorflow-datasets or TensorFlow.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from normbench import schema
+
 INFO = "dataset_info.json"
 HIDDEN = ".normbench"
 """What normbench keeps in a data folder: array caches, locks, data sets on their way in."""
+
+
+def _digits(value: Any, position: str) -> None:
+    """Allow a count as protobuf writes it: a number, or a text of digits."""
+    if not re.fullmatch(r"\d{1,18}", str(value)):
+        raise schema.Mismatch(f"{position} is {value!r}, not a count")
+
+
+_INFO = schema.record(
+    {
+        "name": schema.text(),
+        "splits": schema.sequence(
+            schema.record(
+                {"name": schema.text()},
+                {
+                    "shardLengths": schema.sequence(_digits),
+                    "filepathTemplate": schema.text(),
+                    "numBytes": _digits,
+                },
+            )
+        ),
+    },
+    {"fileFormat": schema.text()},
+)
 
 _RECORD_OVERHEAD = 16  # TFRecord: length (8), its CRC (4), the data's CRC (4)
 
@@ -58,28 +83,30 @@ def _info(folder: Path) -> dict[str, Any]:
         ValueError: it is not readable; the message names it.
     """
     try:
-        info = json.loads((folder / INFO).read_bytes())
+        return schema.parse_record((folder / INFO).read_bytes(), _INFO)
     except OSError as error:
         raise ValueError(f"{folder / INFO} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{folder / INFO} is not JSON: {error}") from error
-    if not isinstance(info, dict) or not isinstance(info.get("splits"), list):
-        raise ValueError(f"{folder / INFO} names no splits")
-    return info
+        raise ValueError(f"{folder / INFO} cannot be read: {error}") from error
 
 
 def _shards(folder: Path, name: str, split: dict[str, Any], file_format: str) -> list[Path]:
-    """Return the files of a split."""
+    """Return the files of a split.
+
+    Raises:
+        KeyError: The template of their names has a field that tensorflow-datasets does not know.
+    """
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     count = len(split["shardLengths"])
-    return [
-        folder / template.format(
-            DATASET=name, SPLIT=split["name"], FILEFORMAT=file_format,
-            SHARD_INDEX=f"{index:05d}", NUM_SHARDS=f"{count:05d}",
-            SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-        )
-        for index in range(count)
-    ]  # fmt: skip
+    paths = []
+    for index in range(count):
+        fields = {
+            "DATASET": name, "SPLIT": split["name"], "FILEFORMAT": file_format,
+            "SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{count:05d}",
+            "SHARD_X_OF_Y": f"{index:05d}-of-{count:05d}",
+        }  # fmt: skip
+        paths.append(folder / re.sub(r"\{(.*?)\}", lambda field: fields[field[1]], template))  # noqa: B023
+    return paths
 
 
 def damage(folder: Path, counts: dict[str, int]) -> str | None:
@@ -102,8 +129,12 @@ def damage(folder: Path, counts: dict[str, int]) -> str | None:
         held = sum(map(int, split.get("shardLengths", ())))
         if held != expected:
             return f"{folder / INFO} has {held} images in {name!r}, not {expected}"
+        try:
+            shards = _shards(folder, info["name"], split, file_format)
+        except KeyError as error:
+            return f"{folder / INFO} names files of {name!r} by the unknown field {error}"
         sizes = 0
-        for shard in _shards(folder, info["name"], split, file_format):
+        for shard in shards:
             if not shard.is_file():
                 return f"{shard} is missing"
             sizes += shard.stat().st_size

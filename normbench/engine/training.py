@@ -7,8 +7,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def train(
         if run.status in ("finished", "diverged"):
             return Outcome(run, False, run.summary or {})
         watcher = LoggingObserver(observer or Observer(), loggers, run, config)
-        with _logged(run), remembered():
+        with _logged(run, watcher.on_note), remembered():
             return _train_locked(run, config, bench, record, watcher, command)
 
 
@@ -316,11 +316,43 @@ def _wall_seconds(earlier: dict[str, Any] | None) -> float:
     return sum(each.get("seconds") or 0.0 for each in (earlier or {}).get("sessions", []))
 
 
+class _RunLog(logging.FileHandler):
+    """Appends to a run's ``log.txt``; where that fails it says so once and lets the run go on.
+
+    Python's own handler prints the stack of every line that it could not write.
+    """
+
+    def __init__(self, run: Run, tell: Callable[[str], None]) -> None:
+        super().__init__(run.log_path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # the file cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        self.addFilter(lambda record: False)  # nothing more is tried
+        reason = getattr(error, "strerror", None) or error
+        self._tell(f"cannot write {self.baseFilename}: {reason}; the run goes on without its log")
+
+    def close(self) -> None:
+        # What could not be written is still in the buffer, and closing tries it again.
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
-def _logged(run: Run) -> Iterator[None]:
-    """Append what the package logs to the run's ``log.txt``."""
-    handler = logging.FileHandler(run.log_path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def _logged(run: Run, tell: Callable[[str], None]) -> Iterator[None]:
+    """Append what the package logs to the run's ``log.txt``.
+
+    Args:
+        tell: Is told in a line if that cannot be done.
+    """
+    handler = _RunLog(run, tell)
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,6 @@ import pyarrow as pa
 from pyarrow import csv
 
 from normbench.errors import NormbenchError
-from normbench.report import cache as caching
 from normbench.report.rows import (
     CURVE_NUMBERS,
     FINAL,
@@ -28,13 +27,10 @@ from normbench.report.rows import (
 )
 from normbench.store import Store
 
-if TYPE_CHECKING:
-    from normbench.store import Run
-
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in the store that could not be reported, or only in part."""
+    """Something in the store that is no run, or a run with a damaged file: not reported."""
 
     path: Path
     reason: str
@@ -94,15 +90,11 @@ class Frames:
         return written
 
 
-def load(store: Store | Path | str, *, cached: bool = True) -> Frames:
+def load(store: Store | Path | str) -> Frames:
     """Read a store into data frames.
-
-    What was read before is taken from a cache in the user's cache folder where the files of a
-    run are the same as then (:mod:`normbench.report.cache`); only the others are read again.
 
     Args:
         store: The store, or its folder.
-        cached: Whether the cache may be read and written.
 
     Raises:
         NormbenchError: The folder does not exist.
@@ -111,38 +103,19 @@ def load(store: Store | Path | str, *, cached: bool = True) -> Frames:
     if not store.root.is_dir():
         raise NormbenchError(f"there is no store {str(store.root)!r}: no such folder")
     left_out = [LeftOut(path, reason) for path, reason in store.foreign()]
-    found = store.runs()
-    stamps = caching.stamps([run.path for run in found])
-    known = caching.read(store.root) if cached else caching.EMPTY
     rows: list[dict[str, Any]] = []
     pieces: list[dict[str, np.ndarray]] = []
-    fresh: list[str] = []
-    kept: list[str] = []
-    for run in found:
-        if known.holds(run.name, stamps[run.name]):
-            kept.append(run.name)
-            continue
+    for run in store.runs():
         row, epochs, problem = read(run)
-        if problem:
-            left_out.append(LeftOut(run.path, problem))
-        if row is not None:
-            rows.append(row)
-            fresh.append(run.name)
-            pieces.append(columns(run.name, epochs))
-    runs, curves = _frames(rows, pieces)
-    if kept:
-        old_runs, old_curves = known.frames(kept)
-        if fresh:
-            runs = pd.concat([old_runs, runs], ignore_index=True)
-            curves = pd.concat([old_curves, curves], ignore_index=True)
-        else:
-            runs, curves = old_runs, old_curves
-    runs, curves = _ordered(runs, curves, sort=bool(kept and fresh))
-    if cached and (fresh or len(kept) != len(known.stamps)):
-        partial = {item.path.name for item in left_out}
-        lasting = [name for name in runs["name"] if name not in partial]
-        caching.write(store.root, runs, curves, {name: stamps[name] for name in lasting})
-    return Frames(store.root, _with_status(runs, found), curves, tuple(left_out))
+        if row is None:
+            left_out.append(LeftOut(run.path, problem or "it cannot be read"))
+            continue
+        rows.append(row)
+        pieces.append(columns(run.name, epochs))
+    runs, curves = _typed(*_frames(rows, pieces))
+    runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
+    runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
+    return Frames(store.root, runs, curves, tuple(left_out))
 
 
 def as_store(store: Store | Path | str) -> Store:
@@ -171,13 +144,8 @@ def _joined(key: str, pieces: list[dict[str, np.ndarray]]) -> np.ndarray:
     )
 
 
-def _ordered(
-    runs: pd.DataFrame, curves: pd.DataFrame, *, sort: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give both frames their types and, where two sources were joined, the order by name."""
-    if sort:
-        runs = runs.sort_values("name", ignore_index=True)
-        curves = curves.sort_values(["run", "epoch"], ignore_index=True, kind="stable")
+def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the columns of both frames their types, and those of the runs their order."""
     runs = runs[sorted(runs.columns, key=_place)]
     for column in RESULTS:
         if column in runs:
@@ -205,28 +173,6 @@ def _plain(column: pd.Series) -> pd.Series:
 
 def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _status(run: Run) -> str | None:
-    """Return a run's state, None where a file that decides it became unreadable meanwhile."""
-    try:
-        return run.status
-    except NormbenchError:
-        return None
-
-
-def _with_status(runs: pd.DataFrame, found: Iterable[Run]) -> pd.DataFrame:
-    """Ask anew for the state of runs without a summary: a lock decides it, not a file."""
-    open_ones = ~runs["status"].isin(["finished", "diverged"])
-    if open_ones.any():
-        by_name = {run.name: run for run in found}
-        runs = runs.copy()
-        now = [_status(by_name[name]) for name in runs.loc[open_ones, "name"]]
-        kept = runs.loc[open_ones, "status"]
-        runs.loc[open_ones, "status"] = [new or old for new, old in zip(now, kept, strict=True)]
-    runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
-    runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
-    return runs
 
 
 def _place(column: str) -> tuple[int, int, str]:

@@ -109,20 +109,17 @@ def _cell(value: Any) -> Any:
 
 
 def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | None]:
-    """Return a run's row, its epochs, and what could not be read of it."""
+    """Return a run's row and its epochs, or None, nothing, and the reason where a file is damaged.
+
+    A run of which any file cannot be what was written is left out whole: a report that keeps its
+    other numbers would stand on a folder that nobody can vouch for.
+    """
     try:
         config, meta, status = run.config, run.meta, run.status
-    except NormbenchError as error:
-        return None, [], _reason(error, run)
-    problem = None
-    epochs: list[dict[str, Any]] = []
-    summary: Mapping[str, Any] | None = None
-    try:
-        summary = run.summary
-        epochs = run.metrics()
+        summary, epochs = run.summary, run.metrics()
         epochs = diagnosed(epochs, run.diagnoses())
     except NormbenchError as error:
-        problem = _reason(error, run)
+        return None, [], _reason(error, run)
     if config is None or meta is None:
         return None, [], "config.yaml or meta.json is missing"
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
@@ -133,7 +130,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     row["classes"] = (summary or {}).get("classes")
     row.update(_provenance(meta))
     row["path"] = str(run.path)
-    return row, epochs, problem
+    return row, epochs, None
 
 
 def diagnosed(

@@ -76,7 +76,7 @@ def log_of(run: Run) -> tuple[str, ...]:
 
 
 def set_damaged_aside(run: Run, command: Sequence[str]) -> bool:
-    """Move a run's folder out of the way if its files are damaged; a complete run never.
+    """Move a run's folder out of the way if its files are damaged, be the run complete or not.
 
     It stays in the store as a hidden folder, ``.<name>.damaged-<time>``, for a person to look at.
 
@@ -98,15 +98,9 @@ def set_damaged_aside(run: Run, command: Sequence[str]) -> bool:
 
 def _is_damaged(run: Run) -> bool:
     try:
-        if run.exists and run.summary is not None and run.meta is not None:
-            return False
-    except StoreError:
-        return True
-    try:
-        for read in (lambda: run.config, lambda: run.meta, run.metrics):
-            read()
-        run.load_checkpoint()
-        run.load_checkpoint(best=True)
+        if run.verify() not in ("finished", "diverged"):
+            run.load_checkpoint()
+            run.load_checkpoint(best=True)
     except StoreError:
         return True
     return False

@@ -90,7 +90,7 @@ class Speeds:
             return None
         if not rows or summary["status"] != "finished" or not summary.get("wall_seconds"):
             return None
-        each = [row["train_seconds"] + row["eval_seconds"] for row in rows]
+        each = [(row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0) for row in rows]
         start = max(0.0, summary["wall_seconds"] - sum(each))
         return _compared(config), Speed(median(each), start)
 

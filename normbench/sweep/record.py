@@ -23,6 +23,7 @@ from typing import Any
 from normbench import files, runlock
 from normbench.errors import UserError, nearest
 from normbench.provenance import utc_now
+from normbench.schema import boolean, integer, mapping, number, record, sequence, text
 from normbench.store import Store
 from normbench.sweep.ending import Ending
 from normbench.sweep.plan import Cell, Plan
@@ -30,6 +31,32 @@ from normbench.sweep.plan import Cell, Plan
 FOLDER = "sweeps"
 
 SCHEMA = 1
+
+_HEAD = record(
+    {
+        "started": text(),
+        **dict.fromkeys(("ended", "result"), text(null=True)),
+        "command": sequence(text()),
+        "cells": sequence(
+            record(
+                {
+                    **dict.fromkeys(("name", "state", "reason"), text()),
+                    "todo": boolean(),
+                    "seconds": number(0, null=True),
+                }
+            )
+        ),
+    },
+    {"host": text(null=True), "executor": mapping()},
+)
+_ENDING = record(
+    {
+        **dict.fromkeys(("name", "result", "cause", "error"), text()),
+        "log": sequence(text()),
+        "seconds": number(0),
+        "tries": integer(0),
+    }
+)
 
 
 class Record:
@@ -53,8 +80,8 @@ class Record:
         Raises:
             StoreError: It cannot be written.
         """
-        record = cls(_fresh_folder(store.root / FOLDER, command))
-        record._write(
+        made = cls(_fresh_folder(store.root / FOLDER, command))
+        made._write(
             {
                 "schema": SCHEMA,
                 "started": utc_now(),
@@ -69,7 +96,7 @@ class Record:
                 ],
             }
         )
-        return record
+        return made
 
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
@@ -88,7 +115,7 @@ class Record:
             StoreError: It cannot be written.
         """
         line = {"name": name, **ending.to_dict(), "time": utc_now()}
-        files.append_line(self.path / "outcome.jsonl", files.plain(line))
+        files.append_line(self.path / "outcome.jsonl", files.printable(files.plain(line)))
 
     def close(self, result: str) -> None:
         """Write that the sweep is over: ``complete``, ``failed`` or ``interrupted``.
@@ -105,23 +132,27 @@ class Record:
         Raises:
             StoreError: There is none, or it cannot be read.
         """
-        head = files.read_json(self.path / "sweep.json")
+        head = files.read_json(self.path / "sweep.json", _HEAD)
         if head is None:
             raise files.StoreError(f"{self.path} is no record of a sweep: no sweep.json")
         return head
 
     @property
     def endings(self) -> dict[str, Ending]:
-        """By the names of the cells, what became of those that ended."""
-        rows = [row for _, row in files.read_lines(self.path / "outcome.jsonl")]
+        """By the names of the cells, what became of those that ended.
+
+        Raises:
+            StoreError: The file cannot be read.
+        """
+        rows = [row for _, row in files.read_lines(self.path / "outcome.jsonl", _ENDING)]
         return {
             row["name"]: Ending.from_dict({k: row[k] for k in Ending.__dataclass_fields__})
             for row in rows
         }
 
     def _write(self, head: Mapping[str, Any]) -> None:
-        text = files.dumps(files.plain(dict(head)), indent=1) + "\n"
-        files.write_text(self.path / "sweep.json", text)
+        content = files.dumps(files.printable(files.plain(dict(head))), indent=1)
+        files.write_text(self.path / "sweep.json", content + "\n")
 
 
 def records(store: Store) -> list[Record]:
@@ -143,14 +174,14 @@ def find(store: Store, name: str | None) -> Record:
         raise UserError(f"the store {store.root} has no record of a sweep")
     if name is None:
         return known[-1]
-    found = [record for record in known if record.name == name] or [
-        record for record in known if record.name.startswith(name)
+    found = [each for each in known if each.name == name] or [
+        each for each in known if each.name.startswith(name)
     ]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"sweep {name!r} could be any of {', '.join(each.name for each in found)}")
-    close = nearest(name, [record.name for record in known])
+    close = nearest(name, [each.name for each in known])
     hint = f": did you mean {close!r}?" if close else ""
     raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from normbench.config import Config
 
 VERSIONS = {
     "python": "3.11.9",
@@ -127,8 +128,7 @@ def write_run(
     norm = tree["norm"]["name"] + ("" if weight == "none" else f"_{weight}")
     batch, seed, epochs = tree["batch"], tree["seed"], tree["epochs"]
     dataset, arch = tree["dataset"]["name"], tree["arch"]["name"]
-    hashed = {key: value for key, value in tree.items() if key != "store"}
-    signature = f"{zlib.crc32(json.dumps(hashed, sort_keys=True).encode()):08x}"
+    signature = Config.from_dict(tree).signature
     name = f"{dataset}-{arch}-{norm}-b{batch}-s{seed}-{signature}"
     folder = root / name
     folder.mkdir(parents=True)
@@ -264,21 +264,6 @@ def write_motley(root: Path) -> Path:
     return root
 
 
-def settle(root: Path) -> None:
-    """Give every file a time some minutes ago, as in a store that nobody writes to any more."""
-    for path in root.rglob("*"):
-        found = path.stat()
-        os.utime(path, ns=(found.st_atime_ns - 10**12, found.st_mtime_ns - 10**12))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of its own for each test."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
-
-
 @pytest.fixture
 def grid(tmp_path: Path) -> Callable[..., Path]:
     """A maker of stores with a finished run in every cell."""
@@ -298,6 +283,5 @@ def synth() -> SimpleNamespace:
         config=config,
         write_run=write_run,
         write_grid=write_grid,
-        settle=settle,
         versions=VERSIONS,
     )

@@ -46,7 +46,7 @@ def probed_store(grid: Callable[..., Path]) -> Path:
 
 
 def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> None:
-    (study,) = studies(load(probed_store, cached=False), ("norm", "batch"))
+    (study,) = studies(load(probed_store), ("norm", "batch"))
     (drawing,) = depth.draw(study)
     assert drawing.slug == "estimation-shift"
     axes = np.array(drawing.figure.axes).reshape(2, 2)
@@ -69,7 +69,7 @@ def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> Non
 
 
 def test_the_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> None:
-    (study,) = studies(load(probed_store, cached=False), ("norm", "batch"))
+    (study,) = studies(load(probed_store), ("norm", "batch"))
     table = probed.estimation_shift(study)
     assert table is not None
     assert len(table.rows) == 6
@@ -84,14 +84,14 @@ def test_the_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> 
 
 def test_both_are_part_of_a_report(probed_store: Path) -> None:
     asked = content.request(None, "norm,batch", "test_acc", None, None)
-    (section,), _ = content.sections(load(probed_store, cached=False), asked)
+    (section,), _ = content.sections(load(probed_store), asked)
     assert "estimation-shift" in [table.slug for table in section.tables]
     assert "estimation-shift" in [drawing.slug for drawing in content.draw(section)]
 
 
 def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
-    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    (study,) = studies(load(root), ("norm", "batch"))
     assert depth.draw(study) == []
     assert probed.estimation_shift(study) is None
 
@@ -99,7 +99,7 @@ def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
 def test_nothing_is_cut_off(probed_store: Path) -> None:
     from normbench.report.figures import style
 
-    (study,) = studies(load(probed_store, cached=False), ("norm", "batch"))
+    (study,) = studies(load(probed_store), ("norm", "batch"))
     (drawing,) = depth.draw(study)
     drawing.settle()
     inside = style.styled(drawing.figure.get_tightbbox)()

@@ -35,7 +35,7 @@ def store(grid: Callable[..., Path], values: Values, **options: Any) -> Path:
 
 
 def study_of(root: Path) -> Study:
-    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    (study,) = studies(load(root), ("norm", "batch"))
     return study
 
 
@@ -176,7 +176,7 @@ def test_smoothness_is_a_band_from_the_least_to_the_most(grid):
 
 
 def test_whole_network_values_are_curves_in_the_report(grid):
-    frames = load(store(grid, along), cached=False)
+    frames = load(store(grid, along))
     (section,), _ = sections(frames, Request())
     slugs = [drawing.slug for drawing in draw(section)]
     assert {"sharpness-curves", "update_angle-curves", "smoothness"} <= set(slugs)

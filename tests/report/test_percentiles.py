@@ -29,7 +29,7 @@ def probed(grid: Callable[..., Path]) -> Path:
 
 
 def test_a_drawing_for_each_layer_and_unit_with_a_panel_a_cell(probed: Path) -> None:
-    (study,) = studies(load(probed, cached=False), ("norm", "batch"))
+    (study,) = studies(load(probed), ("norm", "batch"))
     drawings = percentiles.draw(study)
     assert {drawing.slug for drawing in drawings} == {
         "percentiles-hidden3-sigmoid-all",
@@ -48,7 +48,7 @@ def test_a_drawing_for_each_layer_and_unit_with_a_panel_a_cell(probed: Path) -> 
 
 def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
-    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    (study,) = studies(load(root), ("norm", "batch"))
     assert percentiles.draw(study) == []
 
 
@@ -63,7 +63,7 @@ def test_of_many_layers_a_few_are_drawn(grid: Callable[..., Path]) -> None:
                 for at in (15, 50, 85)
             }
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (study,) = studies(load(root, cached=False), ("norm", "batch"))
+    (study,) = studies(load(root), ("norm", "batch"))
     drawings = percentiles.draw(study)
     names = [drawing.slug.removeprefix("percentiles-") for drawing in drawings]
     assert names == ["relu0-all", "relu3-all", "relu6-all", "relu9-all"]

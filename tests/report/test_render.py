@@ -24,7 +24,7 @@ from normbench.report.table import Entry, Table
 
 @pytest.fixture(scope="module")
 def grid(motley: Path) -> Grid:
-    (study,) = studies(load(motley, cached=False))
+    (study,) = studies(load(motley))
     return build(study, METRICS["test_acc"], "bn")
 
 
@@ -149,7 +149,7 @@ def test_summary_and_run_list_name_everything(grid: Grid, motley: Path) -> None:
     whole = summary(grid.study)
     assert len(whole.rows) == len(grid.cells)
     assert set(whole.data["runs"]) == {1, 2, 3}
-    listed = run_list(load(motley, cached=False))
+    listed = run_list(load(motley))
     assert len(listed.rows) == 63
 
 

@@ -22,7 +22,7 @@ from normbench.report.study import Study, studies
 
 @pytest.fixture(scope="module")
 def study(motley: Path) -> Study:
-    (found,) = studies(load(motley, cached=False))
+    (found,) = studies(load(motley))
     return found
 
 
@@ -158,7 +158,7 @@ def test_time_and_accuracy_have_no_room_below_zero(synth: SimpleNamespace, tmp_s
         summary = json.loads(path.read_text())
         summary |= {"train_seconds": 30.0 + 20 * (seed % 2), "test_acc": 0.2 + 0.3 * (seed % 2)}
         path.write_text(json.dumps(summary))
-    (study,) = studies(load(root, cached=False))
+    (study,) = studies(load(root))
     seconds = build(study, METRICS["train_seconds"])
     axis = time.draw(build(study, METRICS["test_acc"], "bn"), seconds).figure.axes[0]
     assert seconds.cells["bn", 16].sample.half_width > 100

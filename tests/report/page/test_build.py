@@ -61,7 +61,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(motley: Path) -> str:
-    frames = load(motley, cached=False)
+    frames = load(motley)
     asked = Request(target=None)
     made, _ = sections(frames, asked)
     made[0].drawings = [d for d in draw(made[0]) if not d.slug.endswith("-curves")]
@@ -97,7 +97,7 @@ def test_links_inside_lead_somewhere(read: Reader) -> None:
 
 def test_every_run_is_listed_once_with_its_config(read: Reader, motley: Path) -> None:
     names = [str(row["data-run"]) for row in read.rows]
-    assert sorted(names) == list(load(motley, cached=False).runs["name"])
+    assert sorted(names) == list(load(motley).runs["name"])
     targets = [str(a["href"]) for a in read.links if str(a["href"]).endswith("config.yaml")]
     assert len(targets) == 63
     for target in targets:
@@ -125,7 +125,7 @@ def test_texts_of_a_store_are_escaped(motley: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(motley, root)
     (root / "<b>bold<").mkdir()
-    frames = load(root, cached=False)
+    frames = load(root)
     made, _ = sections(frames, Request())
     text = build(frames, made, Request(where="norm != '<i>'"), ["<u>note"], tmp_path)
     assert "<b>bold<" not in text

@@ -1,0 +1,209 @@
+"""Tar archives that somebody hands over, read within bounds.
+
+An archive of a few kilobytes can unpack to terabytes, and Python's ``tarfile`` reads a header of
+any size into memory before it looks at it. So the content is unpacked piece by piece, headers and
+members are counted against bounds that no archive of a data set comes near, and a decompressor is
+refused the memory that only a hostile file asks for: what is not such an archive is refused within
+seconds.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from normbench.errors import UserError
+
+MEMBERS = 1000
+"""Members that an archive may have: ten would do, a folder of images would have 60,000."""
+
+EXTENDED = 1 << 16
+"""Bytes that all headers longer than a block may have together (long names, pax headers)."""
+
+CONTENT = 1 << 29
+"""Bytes that an archive may unpack to; the largest that is published has 186 million."""
+
+KEPT = 200 << 20
+"""Bytes that the files that are wanted may have together; the largest set has 186 million."""
+
+_CHUNK = 1 << 16
+_DECODER_MEMORY = 128 << 20
+
+_FORMATS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
+    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(memlimit=_DECODER_MEMORY)),
+    (b"\x5d\0\0", lambda: lzma.LZMADecompressor(memlimit=_DECODER_MEMORY)),
+)
+
+
+class _Stream:
+    """The content of a file, packed or not, from its start to its end; what ``tarfile`` reads.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        start = self._file.read(6)
+        self._file.seek(0)
+        self._make = next((make for magic, make in _FORMATS if start.startswith(magic)), None)
+        self._decoder = None if self._make is None else self._make()
+        self._packed = b""  # read from the file, not yet unpacked
+        self._ready = b""  # unpacked, not yet handed out
+        self._position = 0
+        self._extended = 0
+
+    @property
+    def is_packed(self) -> bool:
+        return self._decoder is not None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Go forward; ``tarfile`` goes back only where a header says a negative size."""
+        if position < self._position:
+            raise tarfile.ReadError("a member that ends before it begins")
+        if self._decoder is None:
+            self._position = self._file.seek(position)
+            return
+        while self._position < position:
+            if not self.take(min(position - self._position, _CHUNK)):
+                return
+
+    def read(self, size: int) -> bytes:
+        """Return a header's bytes; everything else is read by :meth:`take`."""
+        if size > tarfile.BLOCKSIZE:
+            self._extended += size
+            if self._extended > EXTENDED:
+                raise UserError(
+                    f"{self._path} has {self._extended:,} bytes of long headers, no archive of a "
+                    f"data set has {EXTENDED:,}"
+                )
+        return self.take(size)
+
+    def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes, fewer at the end."""
+        if self._decoder is None:
+            data = self._file.read(size)
+        else:
+            parts, missing = [], size
+            while missing:
+                if not self._ready and not self._unpack():
+                    break
+                part, self._ready = self._ready[:missing], self._ready[missing:]
+                parts.append(part)
+                missing -= len(part)
+            data = b"".join(parts)
+        self._position += len(data)
+        if self._decoder is not None and self._position > CONTENT:
+            raise UserError(
+                f"{self._path} unpacks to more than {CONTENT:,} bytes: no archive of a data set"
+            )
+        return data
+
+    def _unpack(self) -> bool:
+        """Unpack a piece into ``_ready``; False at the end of the file."""
+        assert self._make is not None
+        while not self._ready:
+            if self._decoder.eof:
+                rest = (self._decoder.unused_data or self._packed).lstrip(b"\0")
+                rest = rest or self._file.read(_CHUNK).lstrip(b"\0")
+                if not rest:
+                    return False
+                self._packed, self._decoder = rest, self._make()  # streams may follow each other
+            ended = False
+            # zlib hands back what it did not get to; the others keep it, and say so.
+            if not self._packed and getattr(self._decoder, "needs_input", True):
+                self._packed = self._file.read(_CHUNK)
+                ended = not self._packed
+            self._ready = self._decoder.decompress(self._packed, _CHUNK)
+            self._packed = getattr(self._decoder, "unconsumed_tail", b"")
+            if ended and not self._ready and not self._decoder.eof:
+                raise EOFError("the packed stream does not end")
+        return True
+
+
+def read_members(
+    path: Path, wanted: Iterable[str], official: int | None = None
+) -> dict[str, bytes]:
+    """Return the files of an archive whose last path component is ``wanted``.
+
+    Args:
+        path: Of a tar archive, packed with gzip, bzip2, xz or not at all.
+        wanted: Names.
+        official: Bytes of the official archive, for messages.
+
+    Raises:
+        UserError: The archive is truncated or corrupted, or beyond the bounds of this module.
+    """
+    size = path.stat().st_size
+    try:
+        stream = _Stream(path)
+        try:
+            return _read(stream, path, set(wanted))
+        finally:
+            stream.close()
+    except EOFError as error:
+        of = f"{size} of {official}" if official and size < official else f"{size}"
+        raise UserError(f"{path} is truncated at {of} bytes") from error
+    except tarfile.ReadError as error:
+        # tarfile tells a cut archive from what is no archive only in its words.
+        if "end of data" in str(error):
+            of = f"{size} of {official}" if official and size < official else f"{size}"
+            raise UserError(f"{path} is truncated at {of} bytes") from error
+        raise UserError(
+            f"{path} is not a tar archive (packed or not), or is corrupted from its start"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} is corrupted, or cannot be read: {reason}") from error
+
+
+def _read(stream: _Stream, path: Path, wanted: set[str]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    kept = 0
+    mode = cast("Literal['r:']", "r:")
+    with tarfile.open(fileobj=cast("Any", stream), mode=mode) as archive:
+        for count, member in enumerate(archive, start=1):
+            if count > MEMBERS:
+                raise UserError(
+                    f"{path} has more than {MEMBERS:,} members: no archive of a data set"
+                )
+            name = member.name.rpartition("/")[2]
+            if name not in wanted or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                continue
+            kept += member.size
+            if kept > KEPT:
+                raise UserError(f"{path}: {member.name} has {member.size:,} bytes, far too many")
+            stream.seek(member.offset_data)
+            parts = []
+            while (missing := member.size - sum(map(len, parts))) > 0:
+                part = stream.take(min(missing, 1 << 20))
+                if not part:
+                    raise EOFError(f"{member.name} ends {missing} bytes early")
+                parts.append(part)
+            files[name] = b"".join(parts)
+    # tarfile stops without a word at a damaged header; the checksum at the packing's end tells.
+    while stream.is_packed and stream.take(_CHUNK):
+        pass
+    return files

@@ -1,0 +1,229 @@
+"""Checks of data that was read from a file: which keys a record has, and what each may hold.
+
+A check is a function of a value and its position (``sessions.0.pid``); it raises :class:`Mismatch`
+where the value is not what it allows. Checks are combined into one table a file, so that whoever
+reads the file afterwards need not look at types again::
+
+    ROW = record({"epoch": integer(1)}, {"val_acc": number(0, 1, null=True)})
+    ROW(json.loads(line), "")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Check = Callable[[Any, str], None]
+
+#: Nesting that a record may have. Ours have six levels; thousands end in a RecursionError.
+DEPTH = 32
+
+_short = reprlib.repr
+
+
+class Mismatch(ValueError):
+    """A value that is not what is allowed in its place; the message says both."""
+
+
+def _mismatch(position: str, value: Any, allowed: str) -> Mismatch:
+    return Mismatch(f"{position or 'it'} is {_short(value)}, not {allowed}")
+
+
+def anything(value: Any, position: str) -> None:
+    """Allow every value."""
+
+
+def number(least: float | None = None, most: float | None = None, *, null: bool = False) -> Check:
+    """Allow a finite number in a range, whole or not.
+
+    Args:
+        null: Allow None as well, the null of JSON, which stands for what is not finite.
+    """
+    return _numeric((int, float), "a number", least, most, null)
+
+
+def integer(least: int | None = None, most: int | None = None, *, null: bool = False) -> Check:
+    """Allow a whole number in a range (None too if ``null``)."""
+    return _numeric((int,), "a whole number", least, most, null)
+
+
+def _numeric(
+    types: tuple[type, ...], noun: str, least: float | None, most: float | None, null: bool
+) -> Check:
+    if least is not None and most is not None:
+        noun += f" in [{least:g}, {most:g}]"
+    elif least is not None:
+        noun += f" of at least {least:g}"
+    allowed = noun + " or null" * null
+
+    def check(value: Any, position: str) -> None:
+        if value is None and null:
+            return
+        if (
+            type(value) not in types  # a bool is an int to isinstance()
+            or (least is not None and not value >= least)
+            or (most is not None and not value <= most)
+            or (type(value) is float and not math.isfinite(value))
+        ):
+            raise _mismatch(position, value, allowed)
+
+    return check
+
+
+def text(*values: str, null: bool = False) -> Check:
+    """Allow a string: one of ``values``, any if there are none (None too if ``null``)."""
+    allowed = (" or ".join(map(repr, values)) or "a text") + " or null" * null
+
+    def check(value: Any, position: str) -> None:
+        if value is None and null:
+            return
+        if type(value) is not str or (values and value not in values):
+            raise _mismatch(position, value, allowed)
+
+    return check
+
+
+def boolean(*, null: bool = False) -> Check:
+    """Allow True and False (None too if ``null``)."""
+
+    def check(value: Any, position: str) -> None:
+        if type(value) is not bool and not (value is None and null):
+            raise _mismatch(position, value, "true or false" + " or null" * null)
+
+    return check
+
+
+def sequence(item: Check = anything, *, least: int = 0, null: bool = False) -> Check:
+    """Allow a list of at least ``least`` values that ``item`` allows (None too if ``null``)."""
+    allowed = "a list" + (f" of at least {least}" if least else "") + " or null" * null
+
+    def check(value: Any, position: str) -> None:
+        if value is None and null:
+            return
+        if type(value) is not list or len(value) < least:
+            raise _mismatch(position, value, allowed)
+        for index, each in enumerate(value):
+            item(each, f"{position}.{index}")
+
+    return check
+
+
+def mapping(item: Check = anything, *, null: bool = False) -> Check:
+    """Allow a mapping of texts to values that ``item`` allows (None too if ``null``)."""
+
+    def check(value: Any, position: str) -> None:
+        if value is None and null:
+            return
+        if type(value) is not dict:
+            raise _mismatch(position, value, "a mapping" + " or null" * null)
+        prefix = f"{position}." if position else ""
+        for key, each in value.items():
+            if type(key) is not str:
+                raise Mismatch(f"{prefix}{_short(key)} is a key that is no text")
+            item(each, f"{prefix}{key}")
+
+    return check
+
+
+def record(
+    required: Mapping[str, Check],
+    optional: Mapping[str, Check] | None = None,
+    *,
+    others: Check | None = anything,
+    null: bool = False,
+) -> Check:
+    """Allow a mapping with named keys.
+
+    Args:
+        required: The keys that it must have, with the checks of their values.
+        optional: The keys that it may have.
+        others: The check of all other keys; None forbids them.
+        null: Allow None as well.
+    """
+    known = {**required, **(optional or {})}
+    a_mapping = mapping(null=null)
+
+    def check(value: Any, position: str) -> None:
+        a_mapping(value, position)
+        if value is None:
+            return
+        prefix = f"{position}." if position else ""
+        for key in required:
+            if key not in value:
+                raise Mismatch(f"{prefix}{key} is missing")
+        for key, each in value.items():
+            one = known.get(key, others)
+            if one is None:
+                raise Mismatch(f"{prefix}{key} is not a key that it has")
+            one(each, f"{prefix}{key}")
+
+    return check
+
+
+def sound(value: Any, position: str = "", depth: int = 0) -> None:
+    """Allow what every file must hold: texts that UTF-8 can write, finite numbers, no deep nesting.
+
+    JSON's ``"\\ud800"`` is half a character, and ``1e999`` is infinite; printing the one fails, and
+    so does computing with the other.
+    """
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise _mismatch(position, value, "a text of whole characters") from None
+    elif kind is float:
+        if not math.isfinite(value):
+            raise _mismatch(position, value, "a finite number")
+    elif kind is dict or kind is list:
+        if depth == DEPTH:
+            raise Mismatch(f"{position.partition('.')[0]} is nested more than {DEPTH} levels deep")
+        prefix = f"{position}." if position else ""
+        for key, each in value.items() if kind is dict else enumerate(value):
+            if kind is dict and type(key) is str and not key.isascii():
+                sound(key, f"the key {key!a}")
+            sound(each, f"{prefix}{key}", depth + 1)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def parse(data: bytes) -> Any:
+    """Return the value that strict JSON in UTF-8 stands for, checked by :func:`sound`.
+
+    Raises:
+        ValueError: It is not JSON, or not sound; the message says where.
+    """
+    try:
+        value = _DECODER.decode(data.decode())
+        sound(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:
+    """Return the JSON object in ``data``, whose content ``check`` allows.
+
+    Raises:
+        ValueError: It is not JSON, no object, or not allowed.
+    """
+    try:
+        value = parse(data)
+    except Mismatch:
+        raise
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if type(value) is not dict:
+        raise ValueError(f"a JSON object expected, not {type(value).__name__}")
+    if check is not None:
+        check(value, "")
+    return value

@@ -1,0 +1,433 @@
+"""A run folder whose files are damaged: never an answer other than what was written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from normbench import listing, runfolder
+from normbench.config import SCHEMA, compose
+from normbench.errors import UserError
+from normbench.report import rows
+from normbench.store import Run, Store, StoreError, note_on_checksums
+from normbench.sweep.cellrun import set_damaged_aside
+from normbench.sweep.plan import plan
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
+CONFIG = compose(["dataset=digits", "arch=resnet8", "norm=gn", "epochs=3", "label='été'"])
+FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagnosis.jsonl")
+SUMMARY = {
+    "status": "finished", "epochs": 3, "steps": 30, "images_seen": 480, "train_loss": 0.125,
+    "train_acc": 0.5, "val_loss": 0.25, "val_acc": 0.75, "parameters": 78042, "classes": 10,
+    "train_seconds": 4.5, "images_per_s": 106.6, "test_loss": 0.3, "test_acc": 0.9611111111111111,
+    "best_val_epoch": 3, "best_val_acc": 0.75, "best_val_test_loss": 0.3, "wall_seconds": 9.5,
+    "best_val_test_acc": 0.9611111111111111, "weights_sha256": "ab" * 32, "micro_batches": 1,
+}  # fmt: skip
+
+
+def epoch(number: int) -> dict[str, Any]:
+    return {
+        "epoch": number, "step": 10 * number, "images_seen": 160 * number, "train_loss": 0.125,
+        "train_acc": 0.5, "val_loss": 0.25, "val_acc": 0.75, "lr": 0.1, "grad_norm": 1.5,
+        "grad_norm_max": None, "images_per_s": 106.6, "train_seconds": 1.5, "eval_seconds": 0.1,
+        "time": "2026-11-21T11:00:00Z", "probe/activations/stem.mean": 0.5,
+    }  # fmt: skip
+
+
+def begin(root: Path, epochs: int = 3) -> Run:
+    """Leave an interrupted run."""
+    run = Store(root).run(CONFIG)
+    meta = {
+        "status": "running", "signature": CONFIG.signature, "started": "2026-11-21T10:00:00Z",
+        "ended": None, "git": {"commit": "0123456789" * 4, "dirty": False}, "host": "node7",
+        "versions": {"python": "3.11.9", "keras": "3.15.1"}, "processor": "x86", "devices": ["C:0"],
+        "command": ["normbench", "run", "label=été"], "engine": {"backend": "tensorflow"},
+        "micro_batches": [{"epoch": 0, "count": 1}], "error": None,
+        "sessions": [{"started": "2026-11-21T10:00:00Z", "ended": None, "host": "node7", "pid": 4,
+                      "from_epoch": 0, "seconds": 9.5}],
+    }  # fmt: skip
+    run.create(
+        {**CONFIG.to_dict(), "signature": CONFIG.signature, "schema": SCHEMA, "store": "runs"}, meta
+    )
+    for number in range(1, epochs + 1):
+        run.append_metrics(epoch(number))
+    return run
+
+
+def finish(run: Run) -> Run:
+    run.write_summary(SUMMARY)
+    run.update_meta(status="finished", ended="2026-11-21T11:00:00Z")
+    for checkpoint in ("last", "best"):
+        run.append_diagnosis(
+            {"checkpoint": checkpoint, "epoch": 3, "step": 30, "probe": "sharpness",
+             "options": {"images": 100}, "values": {"top": 1.25, "trace": None},
+             "time": "2026-11-21T11:30:00Z", "commit": "0123456789" * 4}
+        )  # fmt: skip
+    run.save_checkpoint({"w": np.zeros(3)}, {"epoch": 3, "step": 30, "best": {"epoch": 3}})
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _forget_runs_without_checksums() -> Iterator[None]:
+    runfolder.without_checksums.clear()
+    yield
+    runfolder.without_checksums.clear()
+
+
+@pytest.fixture
+def finished(tmp_store: Path) -> Run:
+    return finish(begin(tmp_store))
+
+
+def without_checksums(run: Run) -> Run:
+    """Make a run's records those of an earlier version."""
+    for name in ("meta.json", "summary.json"):
+        path = run.path / name
+        if path.exists():
+            whole = json.loads(path.read_text())
+            del whole["checksums"]
+            path.write_text(json.dumps(whole))
+    return run
+
+
+def everything(run: Run) -> dict[str, Any]:
+    """Return all that is read of a run, by whoever reads it."""
+    return {
+        "status": run.verify(),
+        "config": run.config,
+        "meta": run.meta,
+        "summary": run.summary,
+        "metrics": run.metrics(),
+        "last": run.last_metrics(),
+        "diagnoses": run.diagnoses(),
+        "report": rows.read(run),
+        "list": listing.rows([run], NOW),
+    }
+
+
+def mutations(data: bytes, dice: random.Random, count: int) -> Iterator[tuple[str, bytes]]:
+    """Yield damaged versions of a file, each with what was done to it."""
+    lines = data.splitlines(keepends=True)
+    for _ in range(count):
+        at = dice.randrange(len(data))
+        bit, byte = 1 << dice.randrange(8), dice.randrange(256)
+        yield f"bit {bit} at {at}", data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+        yield f"byte {byte} at {at}", data[:at] + bytes([byte]) + data[at + 1 :]
+        yield f"byte {byte} into {at}", data[:at] + bytes([byte]) + data[at:]
+        yield f"no byte at {at}", data[:at] + data[at + 1 :]
+    digits = [at for at in range(len(data)) if data[at : at + 1].isdigit()]
+    for at in dice.sample(digits, min(len(digits), count)):
+        digit = b"0123456789"[(data[at] - ord("0") + 1 + dice.randrange(9)) % 10]
+        yield f"digit {digit} at {at}", data[:at] + bytes([digit]) + data[at + 1 :]
+    for at in range(len(lines)):
+        yield f"no line {at}", b"".join(lines[:at] + lines[at + 1 :])
+        yield f"line {at} twice", b"".join(lines[: at + 1] + lines[at:])
+    yield "lines in another order", b"".join(lines[::-1])
+    yield "zeros", bytes(len(data))
+    yield "nothing", b""
+
+
+def is_left_by_a_crash(name: str, data: bytes, damaged: bytes) -> bool:
+    """Say whether an append may have left it: diagnoses are appended to a run that is complete."""
+    if name != "diagnosis.jsonl":
+        return False
+    lines, kept = data.splitlines(), damaged.splitlines()
+    whole = [line for line in kept if line in lines]
+    return whole == lines[: len(whole)] and len(kept) - len(whole) <= 1 and (
+        len(whole) == len(kept) or lines[len(whole)].startswith(kept[-1].rstrip(b"\0"))
+    )  # fmt: skip
+
+
+def complaint(run: Run) -> str:
+    """Return what is wrong with a run in the words of the error; "" for nothing."""
+    try:
+        run.verify()
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def fuzz(run: Run, changed: Callable[[str, bytes], Iterator[tuple[str, bytes]]]) -> int:
+    """Assert of every damaged file that it is named, or reads as what was written."""
+    expected, tried = everything(run), 0
+    for name in FILES:
+        path = run.path / name
+        data = path.read_bytes()
+        for what, damaged in changed(name, data):
+            tried += 1
+            path.write_bytes(damaged)
+            said = complaint(run)
+            assert said == "" or f"{path}: " in said, (name, what, said)
+            assert "\n" not in said
+            if said or is_left_by_a_crash(name, data, damaged):
+                continue
+            assert everything(run) == expected, (name, what)
+        path.write_bytes(data)
+    assert everything(run) == expected
+    return tried
+
+
+def test_no_damaged_file_of_a_finished_run_is_believed(finished: Run) -> None:
+    dice = random.Random(0)
+    assert fuzz(finished, lambda name, data: mutations(data, dice, 60)) > 1200
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_finished_run_is_believed(finished: Run) -> None:
+    def every_bit(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+        for at in range(len(data)):
+            for bit in range(8):
+                flipped = bytes([data[at] ^ (1 << bit)])
+                yield f"bit {bit} at {at}", data[:at] + flipped + data[at + 1 :]
+
+    assert fuzz(finished, every_bit) > 30_000
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_reader_names_the_damaged_file(finished: Run, name: str) -> None:
+    path = finished.path / name
+    path.write_bytes(path.read_bytes().replace(b"3", b"4"))
+    row, epochs, problem = rows.read(finished)
+    assert row is None
+    assert epochs == []
+    assert (problem or "").count(name) == 1
+    if name == "diagnosis.jsonl":
+        return  # it says nothing of how the run stands
+    (listed,) = listing.rows([finished], NOW)
+    assert listed["status"] == "unreadable"
+    assert str(path) in listed["problem"]
+    (cell,) = plan([CONFIG], Store(finished.path.parent)).cells
+    assert (cell.state, cell.todo) == ("unreadable", False)
+    assert str(path) in cell.reason
+    assert set_damaged_aside(finished, [])
+    assert not finished.exists
+
+
+def test_a_sound_run_is_not_set_aside(finished: Run) -> None:
+    (finished.path / "checkpoint" / "last.npz").write_bytes(
+        b"torn"
+    )  # its results stand all the same
+    assert not set_damaged_aside(finished, [])
+    assert finished.status == "finished"
+
+
+def test_checksums_are_those_of_sha256sum(finished: Run) -> None:
+    import hashlib
+
+    written = json.loads((finished.path / "summary.json").read_text())["checksums"]
+    for name in ("config.yaml", "metrics.jsonl"):
+        assert written[name] == hashlib.sha256((finished.path / name).read_bytes()).hexdigest()
+    assert "checksums" not in (finished.summary or {})
+    assert "checksums" not in (finished.meta or {})
+
+
+def test_the_same_record_in_other_words_is_not_damage(finished: Run) -> None:
+    expected = everything(finished)
+    for name in ("meta.json", "summary.json"):
+        path = finished.path / name
+        path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert everything(finished) == expected
+
+
+def test_an_interrupted_run_is_resumable_whatever_its_last_line(tmp_store: Path) -> None:
+    run = begin(tmp_store, 2)
+    path = run.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        assert run.verify() == "interrupted"
+    path.write_bytes(whole[whole.index(b"\n") + 1 :])
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: line 1 is of epoch 2, not 1"):
+        run.verify()
+
+
+@pytest.mark.parametrize("after", ["config", "meta", "metrics", "summary"])
+def test_a_machine_that_stops_between_two_writes_leaves_no_damage(
+    tmp_store: Path, after: str
+) -> None:
+    """The writes come in this order, each durable before the next begins."""
+    run = Store(tmp_store).run(CONFIG)
+    if after == "config":
+        begin(tmp_store, 0)
+        (run.path / "meta.json").unlink()
+        assert run.verify() == "missing"
+        begin(tmp_store, 3)
+    elif after == "meta":
+        assert begin(tmp_store, 0).verify() == "interrupted"
+        begin(tmp_store, 3)
+    else:
+        begin(tmp_store, 3)
+    if after != "summary":
+        assert run.verify() == "interrupted"
+    run.write_summary(SUMMARY)
+    assert run.verify() == "finished"  # meta.json still says that it runs
+    run.update_meta(status="finished")
+    assert run.verify() == "finished"
+
+
+def test_a_summary_that_an_earlier_version_wrote_is_told_from_one_that_lost_its_checksums(
+    finished: Run,
+) -> None:
+    for name in ("meta.json", "summary.json"):
+        path = finished.path / name
+        text = path.read_text()
+        path.write_text(text.replace('"checksums"', '"checksumz"'))
+        with pytest.raises(StoreError, match=f"{name}: damaged: its checksums are missing"):
+            finished.verify()
+        path.write_text(text)
+
+
+def test_runs_without_checksums_are_read_and_said_once(tmp_store: Path) -> None:
+    assert note_on_checksums() == ""
+    run = without_checksums(finish(begin(tmp_store)))
+    assert run.verify() == "finished"
+    assert run.verify() == "finished"
+    assert note_on_checksums() == (
+        "1 complete run has no checksums, because an earlier version wrote them: damage to their "
+        f"files may go unnoticed (the run is {run.name})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        ("config.yaml", "seed: 0", "seed: 7", "no longer has the signature"),
+        ("config.yaml", f"signature: {CONFIG.signature}", "signature: 0badc0de", "'0badc0de'"),
+        ("config.yaml", "batch: ", "patch: ", "no longer has the signature"),
+        ("summary.json", '"test_acc": 0.96', '"test_acc": 9.6', "test_acc is 9.6"),
+        ("summary.json", '"test_acc"', '"tess_acc"', "summary.json lacks test_acc"),
+        ("summary.json", '"epochs": 3', '"epochs": 2', "its last epoch is 3"),
+        ("metrics.jsonl", '"val_acc": 0.75', '"val_acc": 0.76', "its last val_acc is 0.76"),
+        ("meta.json", '"count": 1', '"count": "x"', "count is 'x', not a whole number"),
+    ],
+)
+def test_without_checksums_ranges_and_agreement_are_checked(
+    tmp_store: Path, name: str, old: str, new: str, reason: str
+) -> None:
+    run = without_checksums(finish(begin(tmp_store)))
+    path = run.path / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(StoreError, match=reason):
+        run.verify()
+
+
+def test_going_on_with_an_older_run_gives_it_checksums(tmp_store: Path) -> None:
+    without_checksums(begin(tmp_store, 1))
+    run = begin(tmp_store, 0)
+    assert "checksums" in json.loads((run.path / "meta.json").read_text())
+    path = run.path / "config.yaml"
+    path.write_text(path.read_text().replace("label: été", "label: etc"))
+    with pytest.raises(StoreError, match=r"config\.yaml: changed since the run began"):
+        run.verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("meta.json", b'{"a":' + b"[" * 200_000, "nested too deeply"),
+        ("meta.json", b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", "nested more than 32 levels"),
+        ("meta.json", b'{"host": "\\ud800"}', "not a text of whole characters"),
+        ("meta.json", b'{"pid": NaN}', "not JSON"),
+        ("meta.json", b'{"micro_batches": "x"}', "micro_batches is 'x', not a list"),
+        ("summary.json", b'{"status": "finished", "test_acc": -1}', "test_acc is -1"),
+        ("summary.json", b'{"status": "diverged", "lr": 1e999}', "lr is inf"),
+        ("config.yaml", b"a: " + b"[" * 5000, "config.yaml: "),
+        (
+            "config.yaml",
+            b"a: &a [1,1,1,1,1,1,1,1]\n"
+            + b"".join(b"%c: &%c [%b]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 8))
+                       for c in range(ord("a"), ord("p"))),
+            "its aliases unfold to too much",
+        ),
+        ("diagnosis.jsonl", b'{"epoch":1,"step":1,"probe":"a","values":[1]}\n', "values is [1]"),
+    ],
+)  # fmt: skip
+def test_hostile_files_are_refused_in_one_line(
+    finished: Run, name: str, content: bytes, reason: str
+) -> None:
+    (finished.path / name).write_bytes(content)
+    with pytest.raises(StoreError) as caught:
+        finished.verify()
+    assert f"{finished.path / name}: " in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(finished: Run, name: str) -> None:
+    (finished.path / name).unlink()
+    os.mkfifo(finished.path / name)
+    if name in ("meta.json", "config.yaml"):
+        assert not finished.exists
+    if name == "summary.json":  # no file: then the run did not end
+        assert finished.verify() == "interrupted"
+        return
+    with pytest.raises(StoreError, match=f"{name}: not a regular file"):
+        finished.verify()
+
+
+def test_a_file_larger_than_memory_is_not_read(finished: Run) -> None:
+    os.truncate(finished.path / "metrics.jsonl", 1 << 40)
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: it has 1,099,511,627,776 bytes"):
+        finished.verify()
+
+
+@pytest.mark.parametrize("place", ["a full disk", "a folder"])
+def test_a_log_that_cannot_be_written_is_told_in_one_line(
+    finished: Run, place: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from normbench.engine.training import _logged
+
+    if place == "a folder":
+        finished.log_path.mkdir()
+    else:
+        finished.log_path.symlink_to("/dev/full")
+    told: list[str] = []
+    log = logging.getLogger("normbench")
+    with _logged(finished, told.append):
+        for number in range(50):
+            log.info("line %d", number)
+    reason = "Is a directory" if place == "a folder" else "No space left on device"
+    assert told == [f"cannot write {finished.log_path}: {reason}; the run goes on without its log"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_log_is_written(finished: Run) -> None:
+    from normbench.engine.training import _logged
+
+    with _logged(finished, lambda text: pytest.fail(text)):
+        logging.getLogger("normbench").info("half a character: \udcff")
+    assert finished.log_path.read_text().endswith("INFO half a character: \\udcff\n")
+
+
+def test_an_owner_that_is_damaged_is_an_owner_without_a_word(finished: Run) -> None:
+    with finished.lock(["me"]):
+        for content in ("{", "[]", '{"pid": "x"}', '{"command": 5}', '{"host": "\\ud800"}'):
+            (finished.path / "lock.json").write_text(content)
+            assert finished.owner == {}
+
+
+def test_arguments_that_are_not_utf_8_are_recorded(tmp_store: Path) -> None:
+    run = Store(tmp_store).run(CONFIG)
+    with run.lock(["normbench", "\udcff"]):
+        run.create(
+            {**CONFIG.to_dict(), "signature": CONFIG.signature},
+            {"status": "running", "host": socket.gethostname(), "command": ["\udcff"]},
+        )
+        assert (run.meta or {})["command"] == ["\\udcff"]
+        assert (run.owner or {})["command"] == ["normbench", "\\udcff"]
+    other = Store(tmp_store).run("other")
+    with pytest.raises(UserError, match=r"label is .*udcff', not a text of whole"):
+        other.create({"label": "\udcff", "signature": "0badc0de"}, {})
