@@ -9,7 +9,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -117,6 +117,14 @@ class Config:
     @property
     def signature(self) -> str:
         """Eight hex digits that two configs share exactly when their numbers must be equal."""
+        return self._hashed(_signed)
+
+    @property
+    def earlier_signature(self) -> str:
+        """The signature that versions gave for which 1.0 was not 1 in the user's own classes."""
+        return self._hashed(lambda tree: _signed(tree, own_numbers=False))
+
+    def _hashed(self, signed: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
         tree = {
             each.name: getattr(self, each.name)
             for each in fields(self)
@@ -124,7 +132,7 @@ class Config:
             and not (each.metadata.get("later") and getattr(self, each.name) == each.default)
         }
         text = json.dumps(
-            {"schema": SCHEMA, **_signed(tree)},
+            {"schema": SCHEMA, **signed(tree)},
             sort_keys=True,
             separators=(",", ":"),
             allow_nan=False,
@@ -516,20 +524,21 @@ def _is_foreign(target: str) -> bool:
     return bool(target) and not target.startswith("normbench.")
 
 
-def _signed(tree: Any, foreign: bool = False) -> Any:
+def _signed(tree: Any, foreign: bool = False, *, own_numbers: bool = True) -> Any:
     """Return what a signature is made of: paths inside this package change no number, and in the
-    options of a class of the user's own, whose types nobody declares, 1.0 is 1."""
+    options of a class of the user's own, whose types nobody declares, 1.0 is 1 (where
+    ``own_numbers``)."""
     if isinstance(tree, Mapping):
         target = str(tree.get("_target_", ""))
         inside = _is_foreign(target) if target else foreign
         return {
-            key: _signed(value, inside)
+            key: _signed(value, inside, own_numbers=own_numbers)
             for key, value in tree.items()
             if not (key == "_target_" and str(value).startswith("normbench."))
         }
     if isinstance(tree, list | tuple):
-        return [_signed(item, foreign) for item in tree]
-    if foreign and isinstance(tree, float) and tree.is_integer():
+        return [_signed(item, foreign, own_numbers=own_numbers) for item in tree]
+    if own_numbers and foreign and isinstance(tree, float) and tree.is_integer():
         return int(tree)
     return tree
 

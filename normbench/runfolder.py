@@ -86,15 +86,16 @@ def _config_of(data: bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _signature_of(data: bytes) -> str | None:
-    """Compute the signature of a ``config.yaml``; None where it is not the config of a run."""
+def _signatures_of(data: bytes) -> tuple[str, ...]:
+    """Compute the signatures that a ``config.yaml`` may have; none if it is not a run's config."""
     from normbench.config import Config
 
     tree = {k: v for k, v in _config_of(data).items() if k not in ("signature", "schema")}
     try:
-        return Config.from_dict({"store": "", **tree}).signature
+        config = Config.from_dict({"store": "", **tree})
+        return config.signature, config.earlier_signature
     except (NormbenchError, AttributeError, KeyError, TypeError, ValueError):
-        return None
+        return ()
 
 
 class Run:
@@ -237,7 +238,7 @@ class Run:
         signature = named.group(1) if named else said
         if said != signature:
             raise files.damaged(path, f"it is of signature {said!r}, the folder of {signature!r}")
-        if _signature_of(data) != signature:
+        if signature not in _signatures_of(data):
             raise files.damaged(
                 path, f"changed since the run began: it no longer has the signature {signature}"
             )
@@ -485,11 +486,19 @@ class Run:
             )
         files.append_line(path, files.plain(dict(row)))
 
-    def truncate_metrics(self, epoch: int) -> None:
+    def metrics_checksum(self) -> str:
+        """Return the SHA-256 of ``metrics.jsonl`` as it is now, in hex."""
+        return records.digest(files.read_bytes(self.path / "metrics.jsonl") or b"")
+
+    def truncate_metrics(self, epoch: int, checksum: str | None = None) -> None:
         """Drop the rows after ``epoch`` (completed epochs, 0 drops all), atomically.
 
+        Args:
+            checksum: What :meth:`metrics_checksum` gave after that epoch, where that is known.
+
         Raises:
-            StoreError: the file cannot be read or written, or lacks a row up to ``epoch``.
+            StoreError: the file cannot be read or written, lacks a row up to ``epoch``, or does not
+                fit the checksum.
         """
         path = self.path / "metrics.jsonl"
         if epoch == 0 and not path.exists():
@@ -499,7 +508,10 @@ class Run:
             reason = f"it ends after epoch {len(rows)}, the checkpoint is of epoch {epoch}"
             raise files.damaged(path, reason)
         kept = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
-        files.write_atomic(path, lambda file: file.write(b"".join(line + b"\n" for line in kept)))
+        data = b"".join(line + b"\n" for line in kept)
+        if checksum is not None and checksum != records.digest(data):
+            raise files.damaged(path, "changed since the last checkpoint (checksum in last.npz)")
+        files.write_bytes(path, data)
 
     # --- diagnoses ----------------------------------------------------------------------------
 

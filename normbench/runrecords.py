@@ -147,6 +147,7 @@ CHECKPOINT = record(
     {
         **dict.fromkeys(("epoch", "step"), integer(0)),
         "partial_seconds": number(0),
+        "metrics_sha256": text(),
         "best": record({}, {"epoch": _count, "val_acc": _accuracy}),
     },
 )

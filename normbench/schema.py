@@ -58,14 +58,15 @@ def _numeric(
     elif least is not None:
         noun += f" of at least {least:g}"
     allowed = noun + " or null" * null
+    low = -math.inf if least is None else least
+    high = math.inf if most is None else most
 
     def check(value: Any, position: str) -> None:
         if value is None and null:
             return
         if (
             type(value) not in types  # a bool is an int to isinstance()
-            or (least is not None and not value >= least)
-            or (most is not None and not value <= most)
+            or not low <= value <= high
             or (type(value) is float and not math.isfinite(value))
         ):
             raise _mismatch(position, value, allowed)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from normbench import listing, runfolder
-from normbench.config import SCHEMA, compose
+from normbench.config import SCHEMA, Config, compose
 from normbench.errors import UserError
 from normbench.report import rows
 from normbench.store import Run, Store, StoreError, note_on_checksums
@@ -251,6 +251,20 @@ def test_an_interrupted_run_is_resumable_whatever_its_last_line(tmp_store: Path)
         run.verify()
 
 
+def test_rows_that_were_changed_before_a_checkpoint_are_not_gone_on_from(tmp_store: Path) -> None:
+    run = begin(tmp_store, 2)
+    checksum = run.metrics_checksum()
+    run.append_metrics(epoch(3))  # after the checkpoint
+    path = run.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0.125", b"0.126", 1))
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: changed since the last checkpoint"):
+        run.truncate_metrics(2, checksum)
+    path.write_bytes(whole)
+    run.truncate_metrics(2, checksum)
+    assert run.metrics_checksum() == checksum
+
+
 @pytest.mark.parametrize("after", ["config", "meta", "metrics", "summary"])
 def test_a_machine_that_stops_between_two_writes_leaves_no_damage(
     tmp_store: Path, after: str
@@ -431,3 +445,14 @@ def test_arguments_that_are_not_utf_8_are_recorded(tmp_store: Path) -> None:
     other = Store(tmp_store).run("other")
     with pytest.raises(UserError, match=r"label is .*udcff', not a text of whole"):
         other.create({"label": "\udcff", "signature": "0badc0de"}, {})
+
+
+def test_a_folder_named_before_1_0_was_1_in_own_classes_is_readable(tmp_store: Path) -> None:
+    """Versions differ in how they hash the options of a class of the user's own."""
+    own = {"name": "mine", "_target_": "my_package.MyNorm", "scale": 1.0}
+    config = Config.from_dict({**CONFIG.to_dict(), "norm": {"weight": {"name": "none"}, **own}})
+    assert config.earlier_signature != config.signature
+    for signature in (config.earlier_signature, config.signature):
+        run = Store(tmp_store).run(f"digits-resnet8-mine-b128-s0-{signature}")
+        run.create({**config.to_dict(), "signature": signature}, {"status": "failed"})
+        assert without_checksums(run).verify() == "failed"

@@ -55,7 +55,7 @@ class _Stream:
         start = self._file.read(6)
         self._file.seek(0)
         self._make = next((make for magic, make in _FORMATS if start.startswith(magic)), None)
-        self._decoder = None if self._make is None else self._make()
+        self._decoder: Any = None if self._make is None else self._make()
         self._packed = b""  # read from the file, not yet unpacked
         self._ready = b""  # unpacked, not yet handed out
         self._position = 0

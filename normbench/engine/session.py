@@ -77,7 +77,7 @@ class Session:
         self.partial_seconds = float(info["partial_seconds"])
         self.epoch = int(info["epoch"])
         self.best = dict(info["best"])
-        self.run.truncate_metrics(self.epoch)
+        self.run.truncate_metrics(self.epoch, info.get("metrics_sha256"))
         return True
 
     def train(self) -> None:
@@ -161,6 +161,7 @@ class Session:
             "step": self.epoch * self.steps_per_epoch + len(self.partial),
             "partial_seconds": self.partial_seconds,
             "best": self.best,
+            "metrics_sha256": self.run.metrics_checksum(),
         }
         self.run.save_checkpoint(arrays, info, best=best)
 

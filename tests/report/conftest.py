@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from normbench.config import Config
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 VERSIONS = {
     "python": "3.11.9",
@@ -132,10 +135,9 @@ def write_run(
     name = f"{dataset}-{arch}-{norm}-b{batch}-s{seed}-{signature}"
     folder = root / name
     folder.mkdir(parents=True)
-    # JSON is YAML; the writer of the package need not be copied here.
-    (folder / "config.yaml").write_text(
-        json.dumps({**tree, "signature": signature, "schema": 1}, indent=1)
-    )
+    # Not as JSON: YAML takes 1e-05 for a text, which has another signature.
+    with (folder / "config.yaml").open("w") as file:
+        yaml.dump({**tree, "signature": signature, "schema": 1}, file, _Dumper, sort_keys=False)
     rows = curve(norm, batch, seed, epochs, until=stop if status == "diverged" else None)
     if status != "diverged" and stop is not None:
         rows = rows[:stop]

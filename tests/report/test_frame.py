@@ -110,12 +110,12 @@ DAMAGE = {
         "line 1 is not",
     ),
     "an edited config": (
-        lambda f: (f / "config.yaml").write_text(_config(f).replace('"seed": 0', '"seed": 7')),
+        lambda f: (f / "config.yaml").write_text(_config(f).replace("\nseed: 0", "\nseed: 7")),
         "config.yaml: changed since the run began",
     ),
     "a foreign config": (
         lambda f: (f / "config.yaml").write_text(
-            re.sub(r'"signature": "\w+"', '"signature": "0badc0de"', _config(f))
+            re.sub("signature: .+", "signature: 0badc0de", _config(f))
         ),
         "config.yaml: it is of signature '0badc0de'",
     ),
