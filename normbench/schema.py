@@ -62,8 +62,10 @@ def _numeric(
     high = math.inf if most is None else most
 
     def check(value: Any, position: str) -> None:
-        if value is None and null:
-            return
+        if value is None:
+            if null:
+                return
+            raise _mismatch(position, value, allowed)
         if (
             type(value) not in types  # a bool is an int to isinstance()
             or not low <= value <= high

@@ -30,11 +30,12 @@ _BESIDE = {"sweeps"}
 
 
 def note_on_checksums() -> str:
-    """Return a sentence on the runs read by this process that have no checksums; "" for none."""
+    """Return a sentence on the runs without checksums read since the last call; "" for none."""
     count = len(without_checksums)
     if not count:
         return ""
     first = min(path.name for path in without_checksums)
+    without_checksums.clear()
     runs = "1 complete run has" if count == 1 else f"{count:,} complete runs have"
     return (
         f"{runs} no checksums, because an earlier version wrote them: damage to their files may go "

@@ -310,6 +310,7 @@ def test_runs_without_checksums_are_read_and_said_once(tmp_store: Path) -> None:
         "1 complete run has no checksums, because an earlier version wrote them: damage to their "
         f"files may go unnoticed (the run is {run.name})"
     )
+    assert note_on_checksums() == ""
 
 
 @pytest.mark.parametrize(
