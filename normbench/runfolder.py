@@ -165,11 +165,17 @@ class Run:
         while True:
             meta, seals = self._read_meta()
             data = files.read_bytes(self.path / "config.yaml")
-            if meta is None or data is None:
+            if meta is None:
                 return "missing"
+            if data is None:  # it is written before meta.json
+                raise files.damaged(self.path / "config.yaml", "no such file, though the run began")
             self._check_config(data, seals)
+            self._check_name(meta.get("signature"), "meta.json")
             if (self.path / "summary.json").is_file():
-                return self._check_end(seals)
+                ended = self._check_end(seals)
+                if ended is None:  # removed just now
+                    continue
+                return ended
             if runlock.is_held(self.path / "lock"):
                 return "running"
             # The owner may have ended the run after meta.json was read and before the lock was
@@ -233,24 +239,31 @@ class Run:
             if seals.get("config.yaml") != records.digest(data):
                 raise files.damaged(path, "changed since the run began (checksum in meta.json)")
             return
-        said = self._parsed_config(data).get("signature")
-        named = _SIGNATURE.search(self.name)
-        signature = named.group(1) if named else said
-        if said != signature:
-            raise files.damaged(path, f"it is of signature {said!r}, the folder of {signature!r}")
+        signature = self._parsed_config(data).get("signature")
+        self._check_name(signature, "config.yaml")
         if signature not in _signatures_of(data):
             raise files.damaged(
                 path, f"changed since the run began: it no longer has the signature {signature}"
             )
 
-    def _check_end(self, meta_seals: Mapping[str, str] | None) -> Literal["finished", "diverged"]:
+    def _check_name(self, signature: str | None, name: str) -> None:
+        """Check that a file has the signature in the folder's name, if there is one in both."""
+        named = _SIGNATURE.search(self.name)
+        if named and signature is not None and signature != named.group(1):
+            reason = f"it is of signature {signature!r}, the folder of {named.group(1)!r}"
+            raise files.damaged(self.path / name, reason)
+
+    def _check_end(
+        self, meta_seals: Mapping[str, str] | None
+    ) -> Literal["finished", "diverged"] | None:
         """Check ``summary.json``, and that ``metrics.jsonl`` is what it sums up.
 
         Args:
             meta_seals: The checksums in ``meta.json``, None where it has none.
         """
         summary, seals = self._read("summary.json", records.SUMMARY)
-        assert summary is not None
+        if summary is None:
+            return None
         # Both were written by one version: a word that was damaged must not pass for its absence.
         for name, ours, theirs in (
             ("summary.json", seals, meta_seals),
@@ -264,7 +277,7 @@ class Run:
             without_checksums.add(self.path)
             rows = self._rows(data)
             try:
-                if rows and data.count(b"\n") > len(rows):
+                if len(data.splitlines()) != len(rows):
                     raise schema.Mismatch("its last line is torn, though the run is complete")
                 records.check_agreement(summary, rows)
             except schema.Mismatch as error:

@@ -338,6 +338,28 @@ def test_without_checksums_ranges_and_agreement_are_checked(
         run.verify()
 
 
+def test_a_folder_under_the_name_of_another_run_is_not_that_run(finished: Run) -> None:
+    other = Run(finished.path.with_name(f"{finished.name[:-8]}0badc0de"))
+    finished.path.rename(other.path)
+    for run in (other, without_checksums(other)):
+        with pytest.raises(StoreError, match=r"it is of signature '\w+', the folder of '0badc0de'"):
+            run.verify()
+
+
+def test_a_torn_line_of_a_complete_run_is_damage_without_checksums_too(tmp_store: Path) -> None:
+    run = without_checksums(finish(begin(tmp_store)))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "tr')
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: its last line is torn"):
+        run.verify()
+
+
+def test_a_run_that_began_and_has_no_config_is_damaged(finished: Run) -> None:
+    (finished.path / "config.yaml").unlink()
+    with pytest.raises(StoreError, match=r"config\.yaml: no such file, though the run began"):
+        finished.verify()
+
+
 def test_going_on_with_an_older_run_gives_it_checksums(tmp_store: Path) -> None:
     without_checksums(begin(tmp_store, 1))
     run = begin(tmp_store, 0)
