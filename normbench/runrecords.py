@@ -65,6 +65,7 @@ META = record(
         **dict.fromkeys(("git", "git_folder"), _git),
         "versions": mapping(text(), null=True),
         "engine": mapping(null=True),
+        "own": mapping(sequence(text()), null=True),
         **dict.fromkeys(("command", "devices"), sequence(text(), null=True)),
         "micro_batches": sequence(
             record({"epoch": integer(0), "count": integer(1)}), least=1, null=True

@@ -81,9 +81,9 @@ def train(
     command = list(sys.argv if command is None else command)
     try:
         status = run.status
-    except StoreError:
+    except StoreError as error:
         if not again:
-            raise
+            raise StoreError(f"{error}: --again sets the folder aside and trains anew") from error
         status = "unreadable"
     if status in ("finished", "diverged") and not again:
         return Outcome(run, False, run.summary or {})
