@@ -233,7 +233,8 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
         "this run was trained with label='old', and keeps it",
     ]
     assert trained_without([(asked, run)] * 2)[0].startswith("2 complete runs were trained without")
-    run.append_diagnosis({"probe": "train_gap", "checkpoint": "last"})
+    place = {"checkpoint": "last", "epoch": 1, "step": 1}
+    run.append_diagnosis({"probe": "train_gap", "values": {"acc": 0.5}, **place})
     assert not [line for line in trained_without([(asked, run)]) if "probes" in line]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normbench import schema
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.report import content, lists, provenance, render
 from normbench.report.caveats import CONFOUND_RULE
@@ -334,7 +335,9 @@ def _forget(out: Path, written: Sequence[Path]) -> None:
     manifest = out / MANIFEST
     now = {path.relative_to(out).as_posix() for path in written}
     try:
-        before = set(json.loads(manifest.read_text(encoding="utf-8")))
+        listed = schema.parse(manifest.read_bytes())
+        schema.sequence(schema.text())(listed, MANIFEST)
+        before = set(listed)
     except (OSError, ValueError):
         before = set()
     for name in before - now:

@@ -116,8 +116,11 @@ def test_a_second_report_takes_the_first_ones_files_away(
     assert (out / "tables" / "mine.md").exists()
 
 
+@pytest.mark.parametrize(
+    "content", ['["../precious.txt", "{precious}"]', "5", "[5]", "{{", "[" * 9999]
+)
 def test_a_manifest_cannot_name_files_elsewhere(
-    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     quick(monkeypatch)
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
@@ -125,7 +128,7 @@ def test_a_manifest_cannot_name_files_elsewhere(
     precious.write_text("keep")
     out = tmp_path / "out"
     out.mkdir()
-    (out / commands.MANIFEST).write_text(json.dumps(["../precious.txt", str(precious)]))
+    (out / commands.MANIFEST).write_text(content.format(precious=precious))
     commands.report(root, out=out, say=lambda line: None)
     assert precious.read_text() == "keep"
 
