@@ -58,6 +58,7 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
     row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
     row |= {"path": str(run.path), "problem": None}
     config: dict[str, Any] = {}
+    row |= _parts(run, config)  # those that its name tells, for a run of which no more can be read
     try:
         config = run.config or {}
         row |= _parts(run, config)

@@ -205,6 +205,7 @@ def test_every_reader_names_the_damaged_file(finished: Run, name: str) -> None:
         return  # it says nothing of how the run stands
     (listed,) = listing.rows([finished], NOW)
     assert listed["status"] == "unreadable"
+    assert (listed["dataset"], listed["norm"], listed["batch"]) == ("digits", "gn", 128)
     assert str(path) in listed["problem"]
     (cell,) = plan([CONFIG], Store(finished.path.parent)).cells
     assert (cell.state, cell.todo) == ("unreadable", False)
