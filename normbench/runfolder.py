@@ -128,8 +128,8 @@ class Run:
         config = self._parsed_config(data)
         try:
             _, seals = self._read_meta()
-        except StoreError:  # what is wrong with the other file is for its own reader to say
-            seals = None
+        except StoreError:  # the status names the file that is damaged: not this one
+            return config
         self._check_config(data, seals)
         return config
 
