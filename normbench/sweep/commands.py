@@ -23,7 +23,7 @@ from normbench.sweep.executor import Job, Stop, Task, Watch, choose, make
 from normbench.sweep.grid import expand
 from normbench.sweep.plan import Plan, own_mix, plan, provenance_mix
 from normbench.sweep.record import Record, find
-from normbench.sweep.screen import RESULTS, SweepScreen
+from normbench.sweep.screen import RESULTS, SweepScreen, checking
 from normbench.sweep.validity import problems
 
 Say = Callable[[str], None]
@@ -109,7 +109,9 @@ def sweep(
     with make(options) as executor:
         slots = executor.place(len(planned.todo)) if planned.todo else []
         if planned.todo:
-            planned = planned.without(problems(planned.todo, store, executor.check))
+            with checking(len(planned.todo), console):
+                found = problems(planned.todo, store, executor.check)
+            planned = planned.without(found)
         if dry_run:
             _show_plan(planned, len(slots), console)
             return Outcome(store, planned, planned_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,21 @@ def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
     table = fitted_table(_RUNNING_COLUMNS, rows, width, lambda row, heading: "")
     table.header_style = "dim"
     return table
+
+
+@contextmanager
+def checking(cells: int, console: Console | None = None) -> Iterator[None]:
+    """Show on a terminal that the networks of so many cells are being built, which takes a while.
+
+    A log gets nothing: what comes of it is said when the sweep begins.
+    """
+    console = Console() if console is None else console
+    if not can_redraw(console):
+        yield
+        return
+    cell = "cell" if cells == 1 else "cells"
+    with console.status(Text(f"checking {cells:,} {cell} …", "dim")):
+        yield
 
 
 class SweepScreen(Watch):

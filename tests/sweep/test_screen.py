@@ -14,7 +14,7 @@ from normbench.store import Store
 from normbench.sweep.ending import Ending
 from normbench.sweep.executor import Job
 from normbench.sweep.plan import plan
-from normbench.sweep.screen import SweepScreen
+from normbench.sweep.screen import SweepScreen, checking
 
 
 @pytest.fixture
@@ -82,6 +82,16 @@ def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
     time.now += 59
     screen.idle()
     assert len(screen.console.file.getvalue().splitlines()) == 2, "any line breaks the silence"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_that_cells_are_checked_is_shown_on_a_terminal_only(terminal):
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+    with pytest.raises(KeyboardInterrupt), checking(54, console):
+        raise KeyboardInterrupt
+    written = console.file.getvalue()
+    assert ("checking 54 cells …" in written) == terminal
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == int(terminal)
 
 
 def test_one_cell_needs_no_differences(grid, tmp_store):
