@@ -233,6 +233,7 @@ def _show_results(arguments: Namespace, outcome: Any) -> None:
         f"{shlex.join(command)} adds statistics, figures and a page",
         markup=False,
         soft_wrap=True,
+        emoji=False,
         highlight=False,
     )
 

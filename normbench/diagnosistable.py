@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from normbench.formats import small
+from normbench.listing import as_text
 
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 """By run, lines as those of its ``diagnosis.jsonl``."""
 
 _INDENT = 2
+_NAME = 16  # columns that the name of a layer has at least
+_HEADING = 16  # columns of a heading, from which on it is wrapped
 
 
 def rows(found: Lines) -> list[dict[str, Any]]:
@@ -48,7 +52,8 @@ def page(
     room = (Console().width if width is None else width) - _INDENT
     shown: list[RenderableType] = []
     for run, lines in found.items():
-        shown.append(Text.assemble((run, "bold"), "  ", (differs or {}).get(run, "")))
+        heading = as_text(run, "bold")
+        shown.append(heading.append_text(as_text(f"  {(differs or {}).get(run, '')}", "not bold")))
         for probe in dict.fromkeys(line["probe"] for line in lines):
             own = [line for line in lines if line["probe"] == probe]
             parts = [_network(own), _layers(own[0], room)]
@@ -75,11 +80,11 @@ def _network(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType] | None:
     if not names:
         return None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(lines[0]["probe"], no_wrap=True)
+    table.add_column(as_text(lines[0]["probe"]), overflow="fold")
     for line in lines:
-        table.add_column(_where(line), justify="right", no_wrap=True)
+        table.add_column(as_text(_where(line)), justify="right", no_wrap=True)
     for name in names:
-        table.add_row(name, *(_text(line["values"].get(name)) for line in lines))
+        table.add_row(as_text(name), *(_text(line["values"].get(name)) for line in lines))
     return [table]
 
 
@@ -99,21 +104,25 @@ def _layers(line: Mapping[str, Any], room: int) -> list[RenderableType] | None:
         for quantity in quantities
     }
     widths = [
-        max(len(quantity), *(len(texts[layer, quantity]) for layer in values))
+        max(min(cell_len(quantity), _HEADING), *(len(texts[layer, quantity]) for layer in values))
         for quantity in quantities
     ]
     heading = f"{line['probe']} by layer"
-    used = max(len(heading), *map(len, values))
+    # Names of layers are wrapped before a value has no room.
+    left = room - sum(2 + width for width in widths)
+    used = min(max(map(cell_len, [heading, *values])), max(_NAME, left))
     fitting = 0
     while fitting < len(quantities) and used + 2 + widths[fitting] <= room:
         used += 2 + widths[fitting]
         fitting += 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(heading, no_wrap=True)
-    for quantity in quantities[:fitting]:
-        table.add_column(quantity, justify="right", no_wrap=True)
+    table.add_column(as_text(heading), overflow="fold")
+    for quantity, width in zip(quantities[:fitting], widths, strict=False):
+        table.add_column(as_text(quantity), justify="right", width=width, overflow="fold")
     for layer in values:
-        table.add_row(layer, *(texts[layer, quantity] for quantity in quantities[:fitting]))
+        table.add_row(
+            as_text(layer), *(texts[layer, quantity] for quantity in quantities[:fitting])
+        )
     shown: list[RenderableType] = [Text(_where(line), "dim"), table]
     if fitting < len(quantities):
         left = len(quantities) - fitting

@@ -14,7 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.differences import NAME, as_overrides, differences
-from normbench.formats import UNKNOWN, age, count, duration, failure, percent, size, small
+from normbench.formats import (
+    UNKNOWN,
+    age,
+    count,
+    duration,
+    failure,
+    percent,
+    printable,
+    size,
+    small,
+)
 from normbench.store import Run, StoreError
 
 STATUS_STYLE = {
@@ -28,6 +38,11 @@ STATUS_STYLE = {
 }
 
 _PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
+
+
+def as_text(value: Any, style: str = "") -> Text:
+    """Return a value for a rich table as the text that it is: no markup, no terminal escapes."""
+    return Text(printable(str(value)), style)
 
 
 def _parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +129,7 @@ def tsv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows as tab-separated text with a line of names; unknown is empty."""
 
     def cell(value: Any) -> str:
-        return "" if value is None else " ".join(str(value).split())
+        return "" if value is None else printable(" ".join(str(value).split()))
 
     names = list(rows[0]) if rows else []
     lines = [names, *([cell(row[name]) for name in names] for row in rows)]
@@ -151,7 +166,8 @@ def fitted_table(
 ) -> Table:
     """Return a table of at most ``width`` columns; ``style`` is asked with a row and a heading."""
     cells = {
-        column.heading: [column.heading, *(column.write(row) for row in rows)] for column in columns
+        column.heading: [column.heading, *(printable(column.write(row)) for row in rows)]
+        for column in columns
     }
     needs = {heading: max(map(cell_len, texts)) for heading, texts in cells.items()}
     shown = [column for column in columns if not column.wraps or any(cells[column.heading][1:])]
@@ -293,7 +309,7 @@ def _grid(pairs: Iterable[tuple[str, Any]]) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, value in pairs:
-        grid.add_row(key, value if isinstance(value, Text) else Text(str(value)))
+        grid.add_row(as_text(key), value if isinstance(value, Text) else as_text(value))
     return grid
 
 
@@ -391,7 +407,7 @@ def run_details(run: Run, width: int | None = None) -> Group:
     What cannot be read is said in its place, so that a damaged run can be looked at, too.
     """
     width = Console().width if width is None else width
-    shown: list[RenderableType] = [Text(run.name, "bold")]
+    shown: list[RenderableType] = [as_text(run.name, "bold")]
 
     def last_epochs() -> Table | None:
         metrics = run.metrics()
@@ -403,7 +419,7 @@ def run_details(run: Run, width: int | None = None) -> Group:
         try:
             made = make()
         except StoreError as error:
-            made = Text(str(error), "red")
+            made = as_text(error, "red")
         if isinstance(made, list):
             made = _grid(made) if made else None
         if made is not None:

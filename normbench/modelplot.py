@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from normbench.errors import UserError, nearest
+from normbench.formats import printable
 from normbench.modellayout import Row, Wire, arrange
 from normbench.modeltable import Network, by, norm_styles, placed, rows, short
 from normbench.report.figures import style
@@ -93,7 +94,8 @@ def save(network: Network, path: str | Path) -> Path:
     file = check_file(path)
     figure = draw(network)
     stamp = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix.lower())
-    figure.savefig(file, dpi=150, metadata=stamp)
+    with style.drawing_of(figure):
+        figure.savefig(file, dpi=150, metadata=stamp)
     return file
 
 
@@ -244,7 +246,11 @@ def _cell(axes: Any, layer: LayerCost, place: _Place, colours: Mapping[str, str]
     left, top = place.x - place.width / 2, place.y - _HEIGHT / 2
     axes.add_patch(_box(left, top, place.width, _HEIGHT, fill, edge, 0.05))
     dark = sum(part * of for part, of in zip(to_rgb(fill), (0.30, 0.59, 0.11), strict=True)) < 0.6
-    _text(axes, place.x, place.y, _label(layer), 6.5, "white" if dark else style.INK)
+    lines = [
+        style.wrap(printable(line), place.width + _GAP, 1, 6.5)
+        for line in _label(layer).split("\n")
+    ]
+    _text(axes, place.x, place.y, "\n".join(lines), 6.5, "white" if dark else style.INK)
 
 
 def _label(layer: LayerCost) -> str:
@@ -278,11 +284,14 @@ def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
     """Write left and right of a row what it is and what it costs."""
     count = max(len(row.names), 1)
     middle = y + tall / 2
-    lines = [(row.title, 8.0, "bold", style.INK)] if row.title else []
+    room = _TITLE - 0.3
+    title = style.wrap(printable(row.title), room, 1, 8.5)
+    lines = [(title, 8.0, "bold", style.INK)] if row.title else []
     if count > 1:
         lines.append((f"× {count}", 7.5, "normal", style.INK))
     if row.origins:
-        lines.append((f"from {', '.join(row.origins)}", 6.5, "normal", style.GREY))
+        origins = printable(f"from {', '.join(row.origins)}")
+        lines.append((style.wrap(origins, room, 1, 6.5), 6.5, "normal", style.GREY))
     _lines(axes, 0.18, middle, lines)
     said = [(by(row.cells[-1].layer.output_shape), 7.5, "normal", style.INK)]
     for total, unit in (
@@ -306,7 +315,9 @@ def _lines(
 def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> None:
     """Write the title, the totals and the legend."""
     total = rows(network)[-1]
-    _text(axes, 0.14, 0.2, network.name, 10, style.INK, weight="bold", align="left")
+    right = axes.get_xlim()[1]
+    name = style.wrap(printable(network.name), right - 0.3, 1, 11.0)
+    _text(axes, 0.14, 0.2, name, 10, style.INK, weight="bold", align="left")
     said = (
         f"{by(network.images)} images, {network.classes:,} classes  ·  "
         f"{short(total['parameters'])} parameters  ·  {short(total['multiply_adds'])} multiply-adds"
@@ -315,7 +326,8 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
     for index, (text, colour) in enumerate(legend):
         y = 0.64 + 0.2 * index
         axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, colour, colour, 0.03))
-        _text(axes, 0.48, y, text, 7.5, style.INK, align="left")
+        shown = style.wrap(printable(text), right - 0.6, 1, 7.5)
+        _text(axes, 0.48, y, shown, 7.5, style.INK, align="left")
 
 
 def _legend(network: Network, colours: Mapping[str, str]) -> list[tuple[str, str]]:

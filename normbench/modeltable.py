@@ -24,6 +24,10 @@ NORM_STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")
 """Colours of the kinds of normalizations, in the order in which they appear."""
 
 
+_NAME = 24
+"""Columns that a name has in a narrow terminal; longer ones are wrapped."""
+
+
 class Network(NamedTuple):
     """A network and what it was built for.
 
@@ -144,6 +148,9 @@ def page(network: Network, width: int | None = None) -> RenderableType:
         column.heading: 2 + max(map(len, [column.heading, *map(column.write, network.layers)]))
         for column in _COLUMNS
     }
+    for column in _COLUMNS:
+        if not column.spare:  # long names fold before they push a number out
+            needs[column.heading] = min(needs[column.heading], max(_NAME, width // 4))
     shown = list(_COLUMNS)
     while sum(needs[column.heading] for column in shown) - 2 > width:
         least = max(shown, key=lambda column: column.spare)
@@ -172,7 +179,7 @@ def page(network: Network, width: int | None = None) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, value in totals(network):
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))
     return Group(Text(network.name, "bold"), table, Padding(facts, (1, 0, 0, 0)))
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from normbench.listing import datasets_table, rows, run_details, runs_table, tsv
+from normbench import diagnosistable
+from normbench.listing import datasets_table, rows, rows_table, run_details, runs_table, tsv
 from normbench.store import Run, Store
+from normbench.sweep.screen import running_table
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 SUMMARY = {
@@ -296,3 +298,52 @@ def test_data_sets_with_their_state(width: int) -> None:
     assert "built in" in lines[1]
     assert (str(where) in lines[3]) == (width == 120)
     assert ("28×28×1" in lines[1]) == (width >= 80)
+
+
+HOSTILE = ("[red]x[/]", "[/nope]", ":tada:", "a\x1b[31mb\nc", "$x$ <b>")
+
+
+def test_names_are_shown_as_the_texts_that_they_are(tmp_store: Path) -> None:
+    run = make(Store(tmp_store))
+    config = json.loads(json.dumps(run.config))
+    config |= {f"key {name}": name for name in HOSTILE}
+    run = Store(tmp_store).run(run.name + "-copy")
+    run.create(config, {"status": "running", "command": list(HOSTILE), "host": "[/nope]"})
+    shown = text_of(run_details(run), 200)
+    for name in HOSTILE:
+        printed = name.replace("\x1b", r"\x1b").replace("\n", r"\n")
+        assert shown.count(printed) >= 3
+    assert "\x1b" not in shown
+    row = rows([run], NOW)[0]
+    hostile = [{**row, "norm": name, "arch": name} for name in HOSTILE]
+    listed = text_of(rows_table(hostile, 160), 160)
+    assert "[red]x[/]" in listed
+    assert r"a\x1b[31mb\nc" in listed
+    assert "\x1b" not in tsv(hostile)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_long_name_takes_no_room_from_the_numbers(tmp_store: Path, width: int) -> None:
+    run = make(Store(tmp_store))
+    row = rows([run], NOW)[0] | {"norm": "n" * 120, "test_acc": 0.94123, "seed": 4294967295}
+    shown = text_of(rows_table([row], width), width)
+    assert "94.12%" in shown
+    assert "4294967295" in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_the_values_of_a_diagnosis_stay_beside_long_names() -> None:
+    values = {"l" * 100 + "/" + "q" * 60: 1.2345, "[i]x/[b]": 2.5, "[y]": 3.5}
+    lines = [{"checkpoint": "last", "epoch": 3, "probe": "[/p]", "values": values}]
+    for width in (40, 80):
+        shown = text_of(diagnosistable.page({"run [/r]": lines}, width), width)
+        for text in ("1.2345", "3.5000", "[i]x", "[y]", "[/p]", "run [/r]"):
+            assert text in shown
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_a_running_cell_is_shown_by_its_name() -> None:
+    row = {"where": "[/gpu]", "name": ":tada: [/x]", "epochs": 3, "epoch": 1}
+    shown = text_of(running_table([row], 100), 100)
+    assert "[/gpu]" in shown
+    assert ":tada: [/x]" in shown

@@ -1,5 +1,6 @@
 """The drawing of a network."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -63,6 +64,21 @@ def test_nothing_is_drawn_outside_the_figure(network):
     for line in figure.axes[0].lines:
         assert min(line.get_xdata()) >= 0
         assert max(line.get_xdata()) <= width
+
+
+def test_names_are_texts_that_fit(network, tmp_path):
+    name = r"$\bn$ costs $5 [/x] " * 12
+    layers = [
+        replace(layer, place=name, kind=f"{name}Normalization") if layer.place else layer
+        for layer in network.layers
+    ]
+    named = network._replace(name=name, layers=layers)
+    figure = draw(named)
+    assert any(text.startswith(r"$\bn$ costs") for text in words(figure))
+    assert not any(text.get_parse_math() for text in figure.axes[0].texts)
+    inside = figure.get_tightbbox()
+    assert 0 <= inside.x0 <= inside.x1 <= figure.get_size_inches()[0] + 0.02
+    assert save(named, tmp_path / "network.png").exists()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

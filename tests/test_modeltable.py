@@ -1,6 +1,7 @@
 """A network's layer table."""
 
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,16 @@ def test_the_page_has_every_layer_and_fits(width):
     for each in LAYERS:
         assert each.name in text
     assert "1 × WeightStandardization" in " ".join(text.split())
+
+
+def test_long_names_are_wrapped_before_numbers_go():
+    long = replace(LAYERS[1], name="conv_" * 24)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(page(NETWORK._replace(name="net [/x]", layers=[*LAYERS, long]), 80))
+    text = console.export_text()
+    assert "net [/x]" in text
+    assert "parameters" in text.splitlines()[1]
+    assert text.splitlines()[3].split()[-1] == "72"
 
 
 def test_columns_go_where_room_is_short():

@@ -214,7 +214,7 @@ def details(entry: Entry) -> RenderableType:
     options.add_column("value", no_wrap=True)
     options.add_column("meaning")
     for option in entry.options:
-        options.add_row(option.key, _written(option.value), Text(option.about))
+        options.add_row(Text(option.key), Text(_written(option.value)), Text(option.about))
     shown: list[RenderableType] = [
         Text(entry.name, style="bold red" if entry.is_wrong else "bold"),
         Text(entry.summary),

@@ -310,23 +310,24 @@ def _markdown(
     asked: content.Request,
     notes: Sequence[str],
 ) -> str:
-    lines = ["# Report", "", f"{provenance.counts(frames)}.", ""]
-    lines += [f"- {line}" for line in provenance.unfinished(frames, named=len(frames.runs))]
-    lines += [f"- left out: {item}" for item in frames.left_out]
-    lines += [f"- origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
-    lines += [f"- {note}" for note in notes]
+    known = provenance.unfinished(frames, named=len(frames.runs))
+    known += [f"left out: {item}" for item in frames.left_out]
+    known += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    plain = render.markdown_text
+    lines = ["# Report", "", f"{plain(provenance.counts(frames))}.", ""]
+    lines += [f"- {plain(line)}" for line in [*known, *notes]]
     if asked.where:
-        lines.append(f"- only runs with `{asked.where}`")
+        lines.append(f"- only runs with {render.markdown_code(asked.where)}")
     for section in made:
         part = f"{section.study.slug}/" if len(made) > 1 else ""
-        lines += ["", f"## {section.study.title}", ""]
-        lines += [f"- {finding.text}" for finding in section.findings]
+        lines += ["", f"## {plain(section.study.title)}", ""]
+        lines += [f"- {plain(finding.text)}" for finding in section.findings]
         for drawing in section.drawings:
-            lines += ["", f"![{drawing.caption}](figures/{part}{drawing.slug}.png)"]
-            lines += ["", f"*{drawing.caption}*"]
+            caption = plain(drawing.caption)
+            lines += ["", f"![{caption}](figures/{part}{drawing.slug}.png)", "", f"*{caption}*"]
         for table in section.tables:
             lines += ["", render.markdown(table, "###").rstrip()]
-    lines += ["", "## Rules", "", DIVERGED_RULE, "", CONFOUND_RULE, ""]
+    lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
     return "\n".join(lines)
 
 

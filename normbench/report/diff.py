@@ -95,7 +95,7 @@ def _texts(pair: Pair, slug: str, title: str, keys: list[str]) -> Table:
     for key in keys:
         ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
         if ours != theirs:
-            rows.append([Entry(key), Entry(ours), Entry(theirs)])
+            rows.append([Entry(labels.plain(key)), Entry(ours), Entry(theirs)])
             data.append({"key": key, "first": ours, "second": theirs})
     title = title if rows else title.replace("What", "Nothing")
     return Table(slug, title, ["Key", "First", "Second"], rows, [], pd.DataFrame(data))
@@ -131,9 +131,10 @@ def write(pair: Pair, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     drawing = overlay.draw(pair)
     written = style.save(drawing, out)
-    lines = ["# Two runs", "", *(f"- {name}" for name in named(pair)), ""]
+    plain = render.markdown_text
+    lines = ["# Two runs", "", *(f"- {plain(name)}" for name in named(pair)), ""]
     lines += [render.markdown(table) for table in tables(pair)]
-    lines += [f"![{drawing.caption}]({drawing.slug}.png)", ""]
+    lines += [f"![{plain(drawing.caption)}]({drawing.slug}.png)", ""]
     page = out / "diff.md"
     page.write_text("\n".join(lines), encoding="utf-8")
     return [page, *written]

@@ -217,3 +217,26 @@ def ordered(name: str, values: Iterable[Any]) -> list[Any]:
         return (2, 0.0, "") if math.isnan(number) else (0, number, "")
 
     return sorted(values, key=key)
+
+
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Return names of at most about ``most`` letters, the middle of longer ones left out.
+
+    Names that differ still do: those that would not get a number.
+    """
+    short = [_shortened(name, most) for name in names]
+    alike: dict[str, list[str]] = {}
+    for text, name in zip(short, names, strict=True):
+        if name not in alike.setdefault(text, []):
+            alike[text].append(name)
+    return [
+        text if len(alike[text]) == 1 else f"{text} #{1 + alike[text].index(name)}"
+        for text, name in zip(short, names, strict=True)
+    ]
+
+
+def _shortened(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    tail = (most - 1) // 2
+    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from normbench.formats import printable
 from normbench.report.frame import Frames
 from normbench.report.rows import STATUSES
 
@@ -80,17 +81,17 @@ def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
             values = runs[column].dropna().astype(str).replace("", "none").value_counts()
             several = len(values) > 1
             texts = [
-                f"{value} ({_runs(count)})" if several else str(value)
+                f"{printable(value)} ({_runs(count)})" if several else printable(value)
                 for value, count in values.items()
             ]
-            found.append((column.removeprefix("version."), ", ".join(texts)))
+            found.append((printable(column.removeprefix("version.")), ", ".join(texts)))
     return found
 
 
 def _add(found: list[str], what: str, values: pd.Series) -> None:
     tally = values.dropna().astype(str).value_counts()
     if len(tally) > 1:
-        each = ", ".join(f"{value} ({_runs(count)})" for value, count in tally.items())
+        each = ", ".join(f"{printable(value)} ({_runs(count)})" for value, count in tally.items())
         found.append(f"runs come from {len(tally)} {what}: {each}")
 
 
@@ -105,7 +106,7 @@ def _runs(count: int) -> str:
 
 def _described(run: dict) -> str:
     if run["status"] == "failed" and isinstance(run.get("error_type"), str):
-        return f"{run['name']} ({run['error_type']})"
+        return f"{run['name']} ({printable(run['error_type'])})"
     if run["status"] in ("running", "interrupted"):
         return f"{run['name']} (epoch {run['epochs_done']:g} of {run['epochs']})"
     return str(run["name"])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
+from normbench.report.labels import shortened
 from normbench.report.table import Entry, Table
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "*": r"\textsuperscript{*}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "−": "$-$",
+    "…": r"\dots{}",
+    "[": "{[}",  # not an option of the line break before it
+    "]": "{]}",
 }
 
 
@@ -35,38 +45,111 @@ def terminal(table: Table) -> rich.console.RenderableType:
     """Return what a rich console prints of the table: title, rows, notes.
 
     Six columns of values fit into 80 characters. The best of a column is bold, ties have a
-    dagger, remarks stand on a line of their own.
+    dagger, remarks stand on a line of their own. Numbers are never cut: long names are wrapped,
+    and columns that have no room beside each other stand in blocks below each other.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    for place, header in enumerate(table.headers):
-        shown.add_column(
-            escape(header),
-            justify="right" if _numeric(table, place) and place else "left",
-            no_wrap=place == 0,
-        )
-    for row in table.rows:
-        shown.add_row(*map(_terminal_entry, row))
-    notes = [Text(note, "dim") for note in table.notes]
-    return Group(Text(_titled(table), "bold"), *([shown] if table.rows else []), *notes)
+    return _Terminal(table)
 
 
-def _terminal_entry(each: Entry) -> str:
-    from rich.markup import escape
+_GAP = 1  # between columns
+_NAME = 14  # columns of a name in a narrow terminal; longer names are wrapped
+_TEXT = 20  # the same of a text in another column than the first
+_WORD = 12  # columns of a word of a remark
+_LONGEST = 120  # letters of a name
 
-    text = escape(each.text.replace(" ± ", "±")) + ("†" if each.tied else "")
-    if each.best:
-        text = f"[bold green]{text}[/]"
-    return f"{text}\n{escape(each.remark)}" if each.remark else text
+
+class _Terminal:
+    """A table that is laid out when the width of the terminal is known."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        names = [row[0].text for row in table.rows]
+        headers = shortened(list(table.headers), _LONGEST)
+        columns = [shortened(names, _LONGEST), *([] for _ in headers[1:])]
+        for place in range(1, len(headers)):
+            columns[place] = [
+                row[place].text.replace(" ± ", "±") + "†" * row[place].tied for row in table.rows
+            ]
+        self.headers, self.columns = headers, columns
+        self.numeric = [_numeric(table, place) for place in range(len(headers))]
+
+    def __rich_console__(
+        self, console: rich.console.Console, options: rich.console.ConsoleOptions
+    ) -> rich.console.RenderResult:
+        from rich.text import Text
+
+        yield Text(_titled(self.table), "bold")
+        if self.table.rows:
+            for places in self._blocks(options.max_width):
+                yield self._block(places, options.max_width)
+        for note in self.table.notes:
+            yield Text(note, "dim")
+
+    def _least(self, place: int) -> int:
+        """Return the width that a column needs for its numbers, or to be read."""
+        widest = max(map(cell_len, self.columns[place]))
+        if place == 0:
+            return min(widest, _NAME)
+        words = [word for row in self.table.rows for word in row[place].remark.split()]
+        widest = max(widest, *(min(cell_len(word), _WORD) for word in words), 0)
+        return widest if self.numeric[place] else min(widest, _TEXT)
+
+    def _wanted(self, place: int) -> int:
+        texts = [self.headers[place], *self.columns[place]]
+        return max(map(cell_len, texts))
+
+    def _blocks(self, width: int) -> list[list[int]]:
+        """Part the columns into blocks that fit; each begins with the column of names."""
+        blocks: list[list[int]] = [[0]]
+        for place in range(1, len(self.headers)):
+            if not self._fits([*blocks[-1], place], width) and len(blocks[-1]) > 1:
+                blocks.append([0])
+            blocks[-1].append(place)
+        # Blocks of the same number of columns, where those fit as well, are easier to read.
+        size = -(-(len(self.headers) - 1) // len(blocks))
+        places = range(1, len(self.headers))
+        even = [[0, *places[start : start + size]] for start in range(0, len(places), size or 1)]
+        fits = all(self._fits(block, width) for block in even)
+        return even if even and len(even) == len(blocks) and fits else blocks
+
+    def _fits(self, places: list[int], width: int) -> bool:
+        return sum(self._least(place) + _GAP for place in places) - _GAP <= width
+
+    def _block(self, places: list[int], width: int) -> rich.console.RenderableType:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        widths = {place: self._least(place) for place in places}
+        widths[0] = max(4, min(widths[0], width - sum(widths[p] + _GAP for p in places[1:])))
+        # Names come first in what is left; the headers of the others share the rest.
+        room = width - sum(each + _GAP for each in widths.values()) + _GAP
+        more = max(0, min(room, self._wanted(0) - widths[0]))
+        widths[0] += more
+        room -= more
+        while room > 0 and (short := [p for p in places if widths[p] < self._wanted(p)]):
+            widths[min(short, key=lambda place: widths[place])] += 1
+            room -= 1
+        shown = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for place in places:
+            shown.add_column(
+                Text(self.headers[place]),
+                justify="right" if place and self.numeric[place] else "left",
+                width=widths[place],
+                overflow="fold",
+            )
+        for index, row in enumerate(self.table.rows):
+            shown.add_row(
+                *(
+                    Text.assemble(
+                        (self.columns[place][index], "bold green" if row[place].best else ""),
+                        f"\n{row[place].remark}" if row[place].remark else "",
+                        overflow="fold",
+                    )
+                    for place in places
+                )
+            )
+        return shown
 
 
 def _titled(table: Table) -> str:
@@ -75,13 +158,13 @@ def _titled(table: Table) -> str:
 
 def markdown(table: Table, heading: str = "##") -> str:
     """Return the table as GitHub-flavoured Markdown under a heading, the notes below it."""
-    lines = [f"{heading} {table.title}", ""] if heading else []
+    lines = [f"{heading} {markdown_text(table.title)}", ""] if heading else []
     if not table.rows:
-        return "\n".join([*lines, *table.notes, ""])
+        return "\n".join([*lines, *map(markdown_text, table.notes), ""])
     if table.span:
-        lines += [f"Columns: {table.span.lower()}.", ""]
+        lines += [f"Columns: {markdown_text(table.span.lower())}.", ""]
     body = [[_markdown_entry(each) for each in row] for row in table.rows]
-    headers = [_markdown_text(header) for header in table.headers]
+    headers = [markdown_text(header) for header in table.headers]
     widths = [max(map(len, column), default=3) for column in zip(headers, *body, strict=True)]
     widths = [max(width, 3) for width in widths]
     rule = [
@@ -92,19 +175,31 @@ def markdown(table: Table, heading: str = "##") -> str:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         lines.append(f"| {' | '.join(padded)} |")
     if table.notes:
-        lines += ["", *(f"{_markdown_text(note)}  " for note in table.notes)]
+        lines += ["", *(f"{markdown_text(note)}  " for note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_entry(each: Entry) -> str:
-    text = _markdown_text(each.plain)
+    text = markdown_text(each.plain)
     if each.best:
         return f"**{text}**"
     return f"{text} †" if each.tied else text
 
 
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\|_*`<>\[\]])", r"\\\1", text)
+def markdown_text(text: str) -> str:
+    """Escape a text for Markdown: no emphasis, link, HTML, entity, mathematics or emoji code."""
+    escaped = re.sub(r"([\\|_*`<>\[\]$~&])", r"\\\1", text)
+    escaped = re.sub(r":(?=[\w+-]+:)", r"\:", escaped)
+    # At the start of a line these would begin a list, a heading or a rule.
+    escaped = re.sub(r"^([#+-]+)(?=\s|$)", r"\\\1", escaped)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
+
+
+def markdown_code(text: str) -> str:
+    """Return a text as a code span, in more backticks than it holds in a row."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def _numeric(table: Table, place: int) -> bool:
@@ -124,9 +219,9 @@ def latex(table: Table, study: str = "") -> str:
         study: The slug of its study where a report has several: part of the table's label.
     """
     label = "-".join(part for part in (study, table.slug) if part)
-    columns = "l" + "".join(
-        "r" if _numeric(table, p) else "l" for p in range(1, len(table.headers))
-    )
+    longest = max((len(row[0].text) for row in table.rows), default=0)
+    columns = "l" if longest <= _LATEX_LONG else "p{0.35\\linewidth}"
+    columns += "".join("r" if _numeric(table, p) else "l" for p in range(1, len(table.headers)))
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
@@ -143,7 +238,7 @@ def latex(table: Table, study: str = "") -> str:
             f"    & \\multicolumn{{{count}}}{{c}}{{{latex_text(table.span)}}} \\\\",
             f"    \\cmidrule(lr){{2-{count + 1}}}",
         ]
-    lines.append(f"    {' & '.join(map(latex_text, table.headers))} \\\\")
+    lines.append(f"    {' & '.join(map(_latex_name, table.headers))} \\\\")
     lines.append("    \\midrule")
     remarks: dict[str, str] = {}
     for row in table.rows:
@@ -157,6 +252,8 @@ def latex(table: Table, study: str = "") -> str:
         lines += [f"    {'; '.join(explained)}."] if explained else []
         lines += ["  \\end{minipage}"]
     lines += ["\\end{table}", ""]
+    if foreign := _foreign(lines):
+        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {foreign}")
     return "\n".join(lines)
 
 
@@ -167,7 +264,7 @@ def _latex_label(slug: str) -> str:
 
 def _latex_entry(each: Entry, remarks: dict[str, str]) -> str:
     """Return an entry; its remark becomes a letter, explained below the table."""
-    text = latex_text(each.text)
+    text = _latex_name(each.text)
     if each.best:
         text = f"\\textbf{{{text}}}"
     signs = [_LATEX["†"]] if each.tied else []
@@ -187,5 +284,28 @@ def _raised(sign: str) -> str:
 
 def latex_text(text: str) -> str:
     """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
+    apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    escaped = "".join(_LATEX.get(character, character) for character in apart)
+    escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
+    return escaped.replace("\0", "{}")
+
+
+_LATEX_LONG = 40  # letters from which a name is wrapped
+_LATEX_BREAK = 12  # letters of a wrapped name that may stand together
+
+
+def _latex_name(text: str) -> str:
+    """Escape a name; a long one may break after a separator, or else anywhere."""
+    if len(text) <= _LATEX_LONG:
+        return latex_text(text)
+    parts = [
+        word[start : start + _LATEX_BREAK]
+        for word in re.findall(r"[^-_/=,;.+ ]*[-_/=,;.+ ]*", text)
+        for start in range(0, len(word), _LATEX_BREAK)
+    ]
+    return r"\allowbreak{}".join(map(latex_text, parts))
+
+
+def _foreign(lines: Sequence[str]) -> str:
+    """Return the characters that pdfLaTeX does not know, each once."""
+    return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))

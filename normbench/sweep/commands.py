@@ -240,7 +240,7 @@ def _show_plan(planned: Plan, slots: int, console: Console | None) -> None:
             line.append(f"  {cell.reason}", "dim")
         console.print(line, soft_wrap=True, highlight=False)
     seconds, unknown = planned.seconds(slots)
-    text = f"{_counted(planned, {})}; {_estimate(seconds, unknown)}"
+    text = Text(f"{_counted(planned, {})}; {_estimate(seconds, unknown)}")
     console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -262,7 +262,9 @@ def _show_failures(outcome: Outcome, console: Console | None) -> None:
     console.print(table)
     if outcome.record is not None:
         console.print(
-            f"--retry-failed trains them again; the workers' logs are in {outcome.record.path}",
+            Text(
+                f"--retry-failed trains them again; the workers' logs are in {outcome.record.path}"
+            ),
             soft_wrap=True,
             highlight=False,
         )

@@ -35,6 +35,7 @@ def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
 def page(config_dir: str | Path | None = None) -> RenderableType:
     """Return the list for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("experiment", "scale"):
@@ -48,11 +49,11 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
         last = row["experiment"]
         minutes = "" if row["minutes"] is None else f"~{row['minutes']:g}"
         table.add_row(
-            row["experiment"] if first else "",
-            row["scale"],
+            Text(row["experiment"] if first else ""),
+            Text(row["scale"]),
             str(row["cells"]),
             minutes,
-            row["asks"] if first else "",
+            Text(row["asks"] if first else ""),
         )
     return table
 

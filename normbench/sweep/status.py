@@ -14,7 +14,7 @@ from rich.text import Text
 
 from normbench.differences import short_names
 from normbench.formats import duration
-from normbench.listing import STATUS_STYLE
+from normbench.listing import STATUS_STYLE, as_text
 from normbench.store import Store, StoreError
 from normbench.sweep.record import Record
 from normbench.sweep.screen import running_table
@@ -119,8 +119,10 @@ def render(status: Status, width: int) -> RenderableType:
     head = status.record.head
     counts = status.counts
     parts: list[RenderableType] = [
-        Text.assemble((status.record.name, "bold"), "  ", (shlex.join(head["command"]), "dim")),
-        Text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
+        Text.assemble(
+            as_text(status.record.name, "bold"), "  ", as_text(shlex.join(head["command"]), "dim")
+        ),
+        as_text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
     ]
     line = Text(f"{len(status.cells)} cells: ")
     shown = [(state, word) for state, word in WORDS.items() if counts[state]]
@@ -145,8 +147,8 @@ def render(status: Status, width: int) -> RenderableType:
             ending = endings.get(cell["name"])
             reason = (ending.error if ending else "") or cell["reason"]
             text = Text(f"{cell['state']:<11} ", STATUS_STYLE.get(cell["state"], "red"))
-            name = f"{cell['name']}  {cell['differs']}".rstrip()
-            parts.append(text.append(f"{name}  ", "default").append(reason, "dim"))
+            text.append_text(as_text(f"{cell['name']}  {cell['differs']}".rstrip(), "default"))
+            parts.append(text.append_text(as_text(f"  {reason}", "dim")))
     return Group(*parts)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
+from rich.cells import cell_len
 
-from normbench.report import load, render, tables
+from normbench.report import labels, load, render, tables
 from normbench.report.commands import text
 from normbench.report.grid import Grid, build
 from normbench.report.improvement import improvements
@@ -183,6 +186,125 @@ def test_latex_is_balanced_and_escaped() -> None:
         for line in found.splitlines()
         if line.endswith(r"} \\") and "multicolumn" not in line
     )
+
+
+HOSTILE = (
+    r"$\bn$ plain",
+    "costs $5 and $6",
+    "[bold]x[/]",
+    "[/nope]",
+    ":tada: a:b",
+    "<b>&lt;</b> <!-- x",
+    "a|b||c",
+    "`x` ``",
+    "**b** __u__ *i*",
+    "~~gone~~",
+    "# x",
+    "1. x",
+    "- x",
+    "[link](http://x.y) ![i](j)",
+    r"\section{x} 50 % #1 ^2 _3",
+    "a -- b --- 3",
+    "実験 🔬",
+)
+"""Names that mean something in some markup."""
+
+
+def named(*names: str) -> Table:
+    rows = [[Entry(name), Entry("95.00 ± 0.10", 0.95)] for name in names]
+    return Table("t", names[0], ["Run", names[0]], rows, [names[0]], span=names[0])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_in_markdown(name: str) -> None:
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = parser.parse(render.markdown(named(name)))
+    inside = [token for token in tokens if token.type == "inline"]
+    kinds = {child.type for token in inside for child in token.children or []}
+    assert kinds <= {"text", "text_special", "softbreak"}
+    texts = ["".join(child.content for child in token.children or []) for token in inside]
+    assert texts[0] == name
+    assert texts[2:6] == ["Run", name, name, "95.00 ± 0.10"]
+    assert texts[6] == name
+    # What GitHub adds to CommonMark: mathematics and emoji codes.
+    assert not re.search(r"(?<!\\)\$|(?<!\\):[\w+-]+:", render.markdown(named(name)))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_on_a_terminal(name: str) -> None:
+    shown = text(render.terminal(named(name)), 80)
+    assert shown.splitlines()[0] == f"{name} (columns: {name.lower()})"
+    assert shown.count(name) >= 4
+    assert "95.00±0.10" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        (r"$\bn$", r"\$\textbackslash{}bn\$"),
+        ("[5pt]", "{[}5pt{]}"),
+        ("a -- b -5 --6", "a -{}- b $-$5 -{}-6"),
+        ("a|b<c>`d`", r"a\textbar{}b\textless{}c\textgreater{}\textasciigrave{}d\textasciigrave{}"),
+    ],
+)
+def test_names_are_text_in_latex(name: str, written: str) -> None:
+    assert render.latex_text(name) == written
+
+
+def test_latex_says_which_characters_need_another_engine() -> None:
+    assert "needs XeLaTeX or LuaLaTeX and a font that has 実験" in render.latex(named("実験"))
+    assert "XeLaTeX" not in render.latex(named("± × – † − é"))
+
+
+def test_long_names_in_latex_can_break() -> None:
+    found = render.latex(named("n" * 120))
+    assert r"\begin{tabular}{p{0.35\linewidth}r}" in found
+    assert r"n\allowbreak{}n" in found
+
+
+def test_a_filter_in_markdown_is_code_whatever_is_in_it() -> None:
+    code = render.markdown_code("label == `a`` b")
+    (token,) = MarkdownIt().parseInline(code)
+    assert [(each.type, each.content) for each in token.children or []] == [
+        ("code_inline", "label == `a`` b")
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("gn (groups=4, epsilon=1e-05, momentum=0.99)", "gn (groups=8, epsilon=0.001)"),
+        ("x" * 119 + "1", "x" * 119 + "2"),
+        ("n" * 150 + "a" + "n" * 150, "n" * 150 + "b" + "n" * 150),
+        ("実験" * 40, "実験" * 41),
+    ],
+)
+def test_names_give_way_to_numbers(names: tuple[str, ...], width: int) -> None:
+    values = [f"{90 + place}.12 ± 0.{place}4" for place in range(6)]
+    rows = [
+        [
+            Entry(name),
+            *(Entry(value, 1.0, best=not place, tied=place == 1) for value in values),
+            Entry("–", remark="1 of 3 diverged"),
+        ]
+        for place, name in enumerate(names)
+    ]
+    table = Table("t", "T", ["Norm", *map(str, (16, 32, 64, 128, 256)), names[0], "9"], rows)
+    shown = text(render.terminal(table), width)
+    assert max(map(cell_len, shown.splitlines())) <= width
+    for value in values:
+        assert shown.count(value.replace(" ± ", "±")) == len(names)
+    assert shown.count("1 of 3") == shown.count("diverged") == len(names)
+    assert ("…" in shown) == (len(names[0]) > 120)
+
+
+def test_long_names_are_told_apart_when_they_are_shortened() -> None:
+    names = ["n" * 150 + letter + "n" * 150 for letter in "ab"] + ["short"]
+    short = labels.shortened(names, 120)
+    assert len(set(short)) == 3
+    assert max(map(len, short)) <= 125
+    assert short[2] == "short"
 
 
 def test_markdown_is_escaped() -> None:

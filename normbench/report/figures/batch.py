@@ -25,9 +25,9 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     are hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
-    height = (
-        2.3 + style.legend_height([study.row(row) for row in study.rows]) + 0.3 * bool(references)
-    )
+    names = _ticks(grid)
+    height = 2.3 + style.legend_height([study.row(row) for row in study.rows])
+    height += 0.3 * bool(references) + (names.height if names else 0.0)
     figure, axes = style.new(style.COLUMN, height)
     axis = axes[0, 0]
     place = _places(grid)
@@ -85,7 +85,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     _draw_references(axis, references, shown.scale, shown.name)
     if math.isfinite(low) and high > low:
         axis.set_ylim(low, high)
-    _column_axis(axis, grid)
+    _column_axis(axis, grid, names)
     axis.set_ylabel(shown.axis)
     handles += [_published(known) for known in references[:1]]
     style.legend(figure, handles, title=study.legend_title)
@@ -130,18 +130,25 @@ def _places(grid: Grid) -> dict[object, float]:
     return {column: float(place) for place, column in enumerate(columns)}
 
 
-def _column_axis(axis: Axes, grid: Grid) -> None:
+def _ticks(grid: Grid) -> style.NameTicks | None:
+    """Return how the columns stand below the axis where they are names."""
+    columns = grid.study.columns
+    if grid.study.numeric_columns:
+        return None
+    return style.name_ticks([grid.study.column(c) for c in columns], 2.6 / len(columns))
+
+
+def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None) -> None:
     study = grid.study
     if study.numeric_columns and all(column > 0 for column in study.columns):
         style.log2_axis(axis, study.columns)
-    elif not study.numeric_columns:
-        axis.set_xticks(range(len(study.columns)), [study.column(c) for c in study.columns])
+    elif names is not None:
+        axis.set_xticks(range(len(study.columns)), names.names, rotation=names.rotation)
         axis.set_xlim(-0.4, len(study.columns) - 0.6)
     if study.column_factor:
-        axis.set_xlabel(
-            labels.factor(study.column_factor)
-            + (" (images per step)" if study.column_factor == "batch" else "")
-        )
+        factor = labels.factor(study.column_factor)
+        factor += " (images per step)" if study.column_factor == "batch" else ""
+        axis.set_xlabel(style.wrap(factor, 2.6))
 
 
 def _lines(cells: Sequence[Cell | None], scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -78,17 +78,25 @@ def draw(
     wide = min(count, PANELS)
     tall = -(-count // wide)
     width = style.COLUMN if count == 1 else style.PAGE
-    figure, grid = style.new(width, 1.75 * tall + 0.5, tall, wide, sharex=True, sharey=True)
+    factor = labels.factor(study.column_factor) if study.column_factor else ""
+    titles = [f"{factor} {study.column(column)}" if factor else "" for column in panels]
+    titles = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    present = {row for row, _ in found}
+    rows = [row for row in study.rows if row in present]
+    height = (1.75 + style.more_lines(titles)) * tall + 0.5
+    handles = _handles(study, rows, second)
+    named = [str(handle.get_label()) for handle in handles]
+    height += max(0.0, style.legend_height(named, width, 8) - 0.4)
+    figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
     axes = grid.ravel()
     points = []
-    for axis, column in zip(axes, panels, strict=False):
+    for axis, column, title in zip(axes, panels, titles, strict=False):
         for row in study.rows:
             key = (row, column)
             if key in found:
                 points += _series(axis, study, key, found[key], thin.get(key), how)
-        if study.column_factor:
-            factor = labels.factor(study.column_factor)
-            axis.set_title(f"{factor} {study.column(column)}")
+        if title:
+            axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -99,9 +107,7 @@ def draw(
         if place + wide >= len(panels):
             axis.set_xlabel(_X[x][0])
             axis.tick_params(labelbottom=True)
-    present = {row for row, _ in found}
-    rows = [row for row in study.rows if row in present]
-    style.legend(figure, _handles(study, rows, second), 8, study.legend_title)
+    style.legend(figure, handles, 8, study.legend_title)
     what = _headed(shown.label)
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(

@@ -79,7 +79,10 @@ def _drawing(
     wide = len(columns) > 1
     names = [study.row(row) for row in rows]
     width = style.PAGE if wide else style.COLUMN
-    height = 1.7 * len(found) + 0.35 + style.legend_height(names, width)
+    titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
+    titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
+    height = 1.7 * len(found) + 0.35 + style.legend_height(names, width, 8)
+    height += style.more_lines(titles)
     figure, grid = style.new(width, height, len(found), len(columns), sharex=True, sharey="row")
     points = []
     for place, (quantity, drawn) in enumerate(found.items()):
@@ -95,9 +98,9 @@ def _drawing(
             style.plain_log(axis.yaxis, low, high)
             axis.set_ylim(low, high)
         grid[place][0].set_ylabel(DRAWN[quantity])
-    for axis, column in zip(grid[0], columns, strict=True):
+    for axis, title in zip(grid[0], titles, strict=True):
         if study.column_factor:
-            axis.set_title(f"{labels.factor(study.column_factor)} {study.column(column)}")
+            axis.set_title(title)
     for axis in grid[-1]:
         axis.set_xlabel("Depth (weighted layer)")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))

@@ -36,9 +36,15 @@ def draw(grid: Grid) -> style.Drawing:
     limit = max(clean, default=0.0) or 1.0
     width = style.COLUMN if len(study.columns) <= 6 else style.PAGE
     unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
-    legend = f"Difference to {study.in_words(grid.baseline)}{unit}"
-    # As tall as the rows need, and as the words along the colour bar do.
-    height = max(0.85 + 0.27 * len(rows), 0.5 + 0.062 * len(legend))
+    names = style.wrapped([study.row(row) for row in rows], 1.1)
+    ticks = style.name_ticks(
+        [study.column(column) for column in study.columns],
+        (width - 0.75 - _widest(names)) / len(study.columns),
+    )
+    # Points of colour bars are named along the bar: in lines that are no longer than the bar.
+    legend = style.wrap(f"Difference to {study.in_words(grid.baseline)}{unit}", 2.4, size=7.5)
+    tall = max(0.27, 0.1 + style.LINE + style.more_lines(names))
+    height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
     figure, axes = style.new(width, height)
     axis = axes[0, 0]
     colours = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
@@ -69,8 +75,8 @@ def draw(grid: Grid) -> style.Drawing:
             )
             hovered = _hover(grid, row, column)
             points.append(style.Point(axis, j + 0.5, i + 0.5, hovered, (row, column)))
-    axis.set_yticks(np.arange(len(rows)) + 0.5, [study.row(row) for row in rows])
-    axis.set_xticks(np.arange(len(study.columns)) + 0.5, [study.column(c) for c in study.columns])
+    axis.set_yticks(np.arange(len(rows)) + 0.5, names)
+    axis.set_xticks(np.arange(len(study.columns)) + 0.5, ticks.names, rotation=ticks.rotation)
     axis.tick_params(length=0)
     axis.grid(False)
     axis.invert_yaxis()
@@ -78,7 +84,7 @@ def draw(grid: Grid) -> style.Drawing:
         spine.set_visible(False)
     axis.set_ylabel(study.legend_title)
     if study.column_factor:
-        axis.set_xlabel(labels.factor(study.column_factor))
+        axis.set_xlabel(style.wrap(labels.factor(study.column_factor), 2.0))
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     bar.set_label(legend)
@@ -91,6 +97,12 @@ def draw(grid: Grid) -> style.Drawing:
         points,
         wide=width > style.COLUMN,
     )
+
+
+def _widest(names: list[str]) -> float:
+    """Return the inches of the widest line of wrapped names."""
+    lines = [line for name in names for line in name.split("\n")]
+    return max((style.text_width(line, 7.5) for line in lines), default=0.0)
 
 
 def _compared(grid: Grid, row: object) -> bool:

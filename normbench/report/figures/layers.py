@@ -169,7 +169,14 @@ def _drawing(
     wide, tall = max(map(len, lines)), len(lines)
     width = style.COLUMN if wide == 1 else style.PAGE
     each = min(max(0.085 * len(layers) + 0.35, 1.0), 2.0)
-    figure, axes = style.new(width, each * tall + 0.35, tall, wide, sharex=True, sharey=True)
+    keys = [key for line in lines for key in line]
+    room = (width - 1.0) / wide - 0.2
+    titles = dict(
+        zip(keys, style.wrapped([_title(study, key) for key in keys], room, size=7.5), strict=True)
+    )
+    height = (each + style.more_lines(titles.values())) * tall + 0.35
+    figure, axes = style.new(width, height, tall, wide, sharex=True, sharey=True)
+    names = style.wrapped([layer.replace("_", " ") for layer in layers], 1.1, 1, 5.5)
     image, points = None, []
     for place, line in enumerate(lines):
         for index, axis in enumerate(axes[place]):
@@ -178,14 +185,14 @@ def _drawing(
                 axis.set_visible(False)
                 continue
             image = _panel(axis, *grids[key], scale[0])
-            axis.set_title(_title(study, key))
+            axis.set_title(titles[key])
             below = place + 1 == tall or not _filled(lines[place + 1], index, grids)
             axis.tick_params(labelbottom=below)
             if below:
                 axis.set_xlabel("Epoch")
             points += _points(axis, study, key, quantity, layers, *grids[key])
         places = np.arange(0, len(layers), -(-len(layers) // _NAMED))
-        axes[place][0].set_yticks(places + 0.5, [layers[i].replace("_", " ") for i in places])
+        axes[place][0].set_yticks(places + 0.5, [names[i] for i in places])
         axes[place][0].tick_params(axis="y", labelsize=5.5)
     assert image is not None
     axes[0][0].invert_yaxis()
@@ -194,7 +201,7 @@ def _drawing(
         extend="min" if scale[1] else "neither",
     )  # fmt: skip
     bar.outline.set_visible(False)  # pyright: ignore
-    bar.set_label(quantity.label)
+    bar.set_label(style.wrap(quantity.label, 0.9 * height, size=7.5))
     if quantity.log:
         short = scale[0].vmax < 50 * scale[0].vmin  # pyright: ignore
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))

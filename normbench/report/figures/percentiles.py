@@ -53,7 +53,10 @@ def _drawing(
     wide = min(len(cells), _WIDE)
     tall = -(-len(cells) // wide)
     width = style.COLUMN if len(cells) <= 2 else style.PAGE
-    figure, grid = style.new(width, 1.7 * tall + 0.3, tall, wide, sharex=True, sharey=True)
+    titles = [_title(study, key) for key in cells]
+    shown = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    height = (1.7 + style.more_lines(shown)) * tall + 0.3
+    figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
     points = []
     for place, (axis, key) in enumerate(zip(grid.ravel(), cells, strict=False)):
         look = style.look(study.row_factor, key[0], study.rows)
@@ -63,10 +66,8 @@ def _drawing(
         )
         for band, weight in ((low[key], 0.6), (middle[key], 1.3), (high[key], 0.6)):
             axis.plot(x, band.mean, color=look.colour, linewidth=weight)
-        title = study.row(key[0])
-        if study.column_factor and len(study.columns) > 1:
-            title += f", {labels.factor(study.column_factor).lower()} {study.column(key[1])}"
-        axis.set_title(title)
+        title = titles[place]
+        axis.set_title(shown[place])
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if place % wide == 0:
             axis.set_ylabel("Input")
@@ -94,3 +95,10 @@ def _drawing(
         points,
         wide=len(cells) > 2,
     )
+
+
+def _title(study: Study, key: tuple[Any, Any]) -> str:
+    title = study.row(key[0])
+    if study.column_factor and len(study.columns) > 1:
+        title += f", {labels.factor(study.column_factor).lower()} {study.column(key[1])}"
+    return title

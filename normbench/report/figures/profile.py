@@ -65,9 +65,13 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
 def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawing:
     """Draw each row's probability of doing better than the baseline, with its 95 % interval."""
     study = grid.study
-    figure, axes = style.new(style.COLUMN, 0.75 + 0.24 * len(found))
-    axis = axes[0, 0]
     base = study.in_words(grid.baseline)
+    names = style.wrapped([_named(grid, row, found[row].tasks) for row in found], 1.1)
+    asked = style.wrap(f"Probability of a better run than {base}'s", 1.9, size=7.5)
+    tall = max(0.24, 0.08 + style.LINE + style.more_lines(names))
+    height = 0.75 + tall * len(found) + style.more_lines([asked])
+    figure, axes = style.new(style.COLUMN, height)
+    axis = axes[0, 0]
     points = []
     for place, (row, result) in enumerate(found.items()):
         look = style.look(study.row_factor, row, study.rows)
@@ -85,12 +89,12 @@ def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawin
             text += f" ({result.low:.2f} to {result.high:.2f})"
         points.append(style.Point(axis, result.probability, place, text, (row, None)))
     axis.axvline(0.5, color=style.INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
-    axis.set_yticks(range(len(found)), [_named(grid, row, found[row].tasks) for row in found])
+    axis.set_yticks(range(len(found)), names)
     axis.set_ylabel(study.legend_title)
     axis.set_ylim(len(found) - 0.5, -0.5)
     axis.set_xlim(-0.03, 1.03)
     axis.grid(False, axis="y")
-    axis.set_xlabel(f"Probability of a better run than {base}'s")
+    axis.set_xlabel(asked)
     return style.Drawing(
         f"{grid.metric.name}-improvement",
         f"Probability that a run does better in {grid.metric.label.lower()} than one of {base}, "

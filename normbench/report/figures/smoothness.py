@@ -70,7 +70,8 @@ def _drawing(
     columns: list[Any],
     number: str,
 ) -> style.Drawing:
-    height = 1.65 * len(columns) + 0.3 + style.legend_height([study.row(r) for r in rows])
+    height = 1.65 * len(columns) + 0.3
+    height += style.legend_height([study.row(row) for row in rows], style.PAGE, 8)
     figure, grid = style.new(style.PAGE, height, len(columns), len(PANELS), sharex="row")
     points = []
     for index, panel in enumerate(PANELS):
@@ -88,7 +89,7 @@ def _drawing(
     for line, column in enumerate(columns):
         if study.column_factor:
             factor = labels.factor(study.column_factor)
-            grid[line][0].set_ylabel(f"{factor} {study.column(column)}")
+            grid[line][0].set_ylabel(style.wrap(f"{factor} {study.column(column)}", 1.3, size=7.5))
     for axis in grid[-1]:
         axis.set_xlabel("Step")
     handles = [

@@ -7,18 +7,28 @@ store: known names by a table, others by a checksum of the name, never by the or
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
+import unicodedata
+import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry, FontProperties
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -26,6 +36,8 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+
+from normbench.report import labels
 
 COLUMN = 3.4
 """Width of a column of a two-column paper, inches."""
@@ -43,7 +55,13 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, WINE, INDIGO, OLIVE, TEAL, SAND)
-_HANDLE, _LETTER = 0.42, 0.06  # inches of a legend's entry, and of a letter in it
+_HANDLE = 0.46  # inches of a legend's entry without its name
+_SPACE = 0.12  # inches between the columns of a legend
+LINE = 0.13
+"""Height of a line of text, inches."""
+
+LINES = 3
+"""Lines that a name may take in a figure; the middle of a longer one is left out."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -106,6 +124,7 @@ _RC: Any = {
     "legend.title_fontsize": 7,
     "figure.titlesize": 8,
     "figure.titleweight": "bold",
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -180,7 +199,7 @@ class Drawing:
     def settle(self) -> None:
         """Make the layout, once: every file and the page then agree on it."""
         if not self._settled:
-            with mpl.rc_context(_RC):
+            with drawing_of(self.figure):
                 self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
             self._settled = True
@@ -190,7 +209,7 @@ class Drawing:
         if not self._svg:
             self.settle()
             raw = StringIO()
-            with mpl.rc_context(_RC):
+            with drawing_of(self.figure):
                 self.figure.savefig(raw, format="svg", metadata={"Date": None})
             self._svg = raw.getvalue()
         return self._svg
@@ -215,6 +234,92 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **kwargs)
 
     return inner
+
+
+@contextlib.contextmanager
+def drawing_of(figure: Figure) -> Iterator[None]:
+    """Set this style and the fonts that the texts of a figure need.
+
+    Characters that no installed font has are drawn as boxes without a warning for each:
+    :func:`lacking` names them.
+    """
+    for text in _texts(figure):
+        _add_fonts(text)
+    with mpl.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def _texts(figure: Figure) -> list[str]:
+    """Return all that is written in a figure."""
+    with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of that moment
+        return [text.get_text() for text in figure.findobj(Text)]
+
+
+def lacking(figures: Iterable[Figure]) -> str:
+    """Say in a sentence which characters of figures no installed font has; empty if none."""
+    texts = (text for figure in figures for text in _texts(figure))
+    found = {character for text in texts for character in text if not _fonts_with(character)}
+    if not found:
+        return ""
+    shown = " ".join(sorted(found))
+    return f"figures show boxes for {shown}: no installed font has these characters"
+
+
+_FAMILY = "DejaVu Sans"  # comes with Matplotlib
+
+
+def _add_fonts(text: str) -> None:
+    """Add to the style the installed fonts that have what its fonts lack of a text."""
+    families = _RC["font.sans-serif"]
+    wanted = {c for c in text if not set(_fonts_with(c)) & set(families)}
+    while wanted:
+        offered = Counter(family for c in sorted(wanted) for family in _fonts_with(c))
+        if not offered:
+            return
+        best = max(offered, key=lambda family: (offered[family], "sans" in family.lower()))
+        families.append(best)
+        wanted = {c for c in wanted if best not in _fonts_with(c)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _fonts_with(character: str) -> tuple[str, ...]:
+    """Return the families that have a character; all that need no glyph are said to be had."""
+    if character.isspace() or _has(_entries()[_FAMILY], character):
+        return (_FAMILY,)
+    if unicodedata.category(character) in ("Cf", "Mn", "Me"):  # marks that join the one before
+        return (_FAMILY,)
+    return tuple(family for family, entry in _entries().items() if _has(entry, character))
+
+
+@functools.lru_cache(maxsize=1)
+def _entries() -> dict[str, FontEntry]:
+    """Return the upright regular font of each installed family, by name."""
+    found: dict[str, FontEntry] = {}
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda each: (each.name, each.fname)):
+        if entry.style == "normal" and entry.name != "Last Resort High-Efficiency":
+            known = found.get(entry.name)
+            if known is None or _heaviness(entry) < _heaviness(known):
+                found[entry.name] = entry
+    return found
+
+
+def _heaviness(entry: FontEntry) -> int:
+    weight = font_manager.weight_dict.get(entry.weight, entry.weight)
+    return abs(int(weight) - 400)
+
+
+@functools.lru_cache(maxsize=512)
+def _opened(entry: FontEntry) -> FT2Font | None:
+    try:
+        return font_manager.get_font(entry.fname)
+    except (OSError, RuntimeError):
+        return None
+
+
+def _has(entry: FontEntry, character: str) -> bool:
+    font = _opened(entry)
+    return font is not None and font.get_char_index(ord(character)) != 0
 
 
 def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
@@ -261,15 +366,107 @@ def mark(look: Look) -> dict[str, Any]:
     return {"marker": look.marker, "markersize": size, **rim}
 
 
+def text_width(text: str, size: float = 7.0) -> float:
+    """Return the inches that a line of text takes at a size in points."""
+    _add_fonts(text)
+    return _measured(text, size, tuple(_RC["font.sans-serif"]))
+
+
+@functools.lru_cache(maxsize=8192)
+def _measured(text: str, size: float, families: tuple[str, ...]) -> float:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        properties = FontProperties(family=list(families), size=size)
+        width, _, _ = text_to_path.get_text_width_height_descent(text, properties, False)
+    return width / 72
+
+
+def wrapped(
+    names: Sequence[str], inches: float, lines: int = LINES, size: float = 7.0
+) -> list[str]:
+    """Wrap names to a width; the middle of those that take more lines is left out.
+
+    Names that differ still do.
+
+    Args:
+        names: What is written.
+        inches: The width that there is.
+        lines: Most lines of each.
+        size: Of the letters, in points.
+    """
+    most = max(map(len, names), default=0)
+    while True:
+        short = labels.shortened(names, most)
+        found = [_wrap(name, inches, size) for name in short]
+        if most <= 8 or all(len(each) <= lines for each in found):
+            return ["\n".join(each) for each in found]
+        too_many = max(map(len, found))
+        most = max(8, min(most - 1, int(most * (lines + 0.5) / too_many)))
+
+
+def wrap(text: str, inches: float, lines: int = LINES, size: float = 7.0) -> str:
+    """Wrap one text as :func:`wrapped` does."""
+    return wrapped([text], inches, lines, size)[0]
+
+
+def more_lines(texts: Iterable[str]) -> float:
+    """Return the inches of height that the longest of wrapped texts needs beyond one line."""
+    return LINE * max((text.count("\n") for text in texts), default=0)
+
+
+def _wrap(text: str, inches: float, size: float) -> list[str]:
+    """Break a text after spaces and separators, or else within words."""
+    if text_width(text, size) <= inches:
+        return [text]
+    lines = [""]
+    for word in re.findall(r"[^-_/=,;+\s]*[-_/=,;+\s]*", text):
+        if text_width(f"{lines[-1]}{word}".rstrip(), size) <= inches:
+            lines[-1] += word
+            continue
+        if lines[-1] and text_width(word.rstrip(), size) <= inches:
+            lines.append(word)
+            continue
+        for letter in word:
+            if lines[-1] and text_width(lines[-1] + letter, size) > inches:
+                lines.append("")
+            lines[-1] += letter
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+class NameTicks(NamedTuple):
+    """Names below an axis of x: wrapped, turned where they need it, and the height they take."""
+
+    names: list[str]
+    rotation: float
+    height: float
+
+
+def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
+    """Return how names stand below an axis with ``inches`` for each; the height beyond a line."""
+    short = [name for name in names if text_width(name) <= inches]
+    if len(short) == len(names):
+        return NameTicks(list(names), 0.0, 0.0)
+    words = [word for name in names for word in re.split(r"\s+", name)]
+    level = wrapped(names, inches)
+    if max(map(text_width, words)) <= inches and "…" not in "".join(level):
+        return NameTicks(level, 0.0, more_lines(level))
+    turned = wrapped(names, 1.2, max(1, min(LINES, int(inches / LINE))))
+    height = max(text_width(line) for name in turned for line in name.split("\n"))
+    return NameTicks(turned, 90.0, height)
+
+
 def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = "") -> None:
     """Put a legend below the whole figure, where it hides nothing, to be read line by line."""
     if not handles:
         return
-    names = [str(handle.get_label()) for handle in handles]
-    columns = _legend_columns(names, figure.get_size_inches()[0], width)
+    inches = figure.get_size_inches()[0]
+    columns, names = _legend_layout([str(handle.get_label()) for handle in handles], inches, width)
+    for handle, name in zip(handles, names, strict=True):
+        handle.set_label(name)
     # Matplotlib fills a legend column by column.
     order = [handles[i] for start in range(columns) for i in range(start, len(handles), columns)]
-    figure.legend(handles=order, loc="outside lower center", ncols=columns, title=title or None)
+    head = wrap(title, inches - _SPACE) if title else None
+    figure.legend(handles=order, loc="outside lower center", ncols=columns, title=head)
 
 
 def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) -> Line2D:
@@ -290,19 +487,20 @@ def plain_log(axis: Any, low: float, high: float) -> None:
 
 def legend_height(names: Sequence[str], inches: float = COLUMN, width: int = 4) -> float:
     """Return the inches of height that a legend of these names takes in a figure so wide."""
-    return 0.16 * -(-len(names) // _legend_columns(names, inches, width)) + 0.08
+    columns, shown = _legend_layout(names, inches, width)
+    rows = [shown[first : first + columns] for first in range(0, len(shown), columns)]
+    return 0.08 + sum(0.16 + more_lines(row) for row in rows)
 
 
-def _legend_columns(names: Sequence[str], inches: float, width: int) -> int:
-    """Return the number of columns, at most ``width``, of a legend that fits into the figure."""
+def _legend_layout(names: Sequence[str], inches: float, width: int) -> tuple[int, list[str]]:
+    """Return the number of columns, at most ``width``, of a legend that fits, and its names."""
+    widths = [text_width(name) + _HANDLE for name in names]
     for lines in range(1, len(names) + 1):
         columns = -(-len(names) // lines)
-        needed = sum(
-            _HANDLE + _LETTER * max(map(len, names[first::columns])) for first in range(columns)
-        )
+        needed = sum(max(widths[first::columns]) + _SPACE for first in range(columns)) - _SPACE
         if columns <= width and needed <= inches:
-            return columns
-    return 1
+            return columns, list(names)
+    return 1, wrapped(names, inches - _HANDLE - _SPACE)
 
 
 def minus(text: str) -> str:
@@ -310,7 +508,6 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-@styled
 def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """Write a drawing: PNG at 300 dots an inch, SVG, PDF; the same input gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -322,6 +519,7 @@ def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[P
             path.write_text(drawing.svg(), encoding="utf-8")
         else:
             metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
-            drawing.figure.savefig(path, dpi=300, metadata=metadata)
+            with drawing_of(drawing.figure):
+                drawing.figure.savefig(path, dpi=300, metadata=metadata)
         written.append(path)
     return written

@@ -56,7 +56,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
             text = f"{hover(grid, cell)}, {time.sample.mean:.1f} s of training"
             points.append(style.Point(axis, across, up, text, (row, cell.column)))
         if study.column_factor and len(known) > 1:
-            names = [study.column(cell.column) for cell, _ in known]
+            names = labels.shortened([study.column(cell.column) for cell, _ in known], 14)
             ends += [(x[i], y[i], names[i], look.colour, 3.0 if i == 0 else -7.5) for i in (0, -1)]
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from normbench.report import load
+from normbench.report import Frames, content, load
 from normbench.report.bands import bands, joined
 from normbench.report.figures import batch, curves, heatmap, profile, rate, style, time
 from normbench.report.grid import Grid, build
@@ -214,3 +215,54 @@ def test_columns_that_are_no_numbers(grid: Grid, synth: SimpleNamespace, tmp_sto
     drawing = batch.draw(build(study, METRICS["test_acc"], "bn"))
     ticks = [tick.get_text() for tick in drawing.figure.axes[0].get_xticklabels()]
     assert ticks == ["Digits", "MNIST"]
+
+
+LONG = tuple("a_rather_long_label_that_goes_on_and_on_" * 3 + end for end in "xyz")
+HOSTILE = (r"$\bn$ plain", "costs $5 and $6", "_hidden", "<b> & --> x", "a\nb\x1b[31m")
+
+
+def labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
+    for norm, name in zip(("bn", "gn", "ln", "in", "rms"), names, strict=False):
+        for chosen in (norm, "none"):
+            synth.write_grid(root, (chosen,), (16, 64), 2, 4, label=name)
+    return load(root)
+
+
+def drawn(study: Study, baseline: str) -> list[style.Drawing]:
+    grid = build(study, METRICS["test_acc"], baseline)
+    section = content.Section(study, grid, [], [], improvements(grid))
+    return content.draw(section)
+
+
+@pytest.mark.parametrize("by", [("label", "batch"), ("batch", "label")])
+def test_long_names_leave_room_for_the_values(
+    by: tuple[str, str], synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    study = studies(labelled(synth, tmp_store, LONG), by)[0]
+    drawings = drawn(study, study.rows[0])
+    assert len(drawings) >= 8
+    for drawing in drawings:
+        drawing.settle()
+        figure = drawing.figure
+        inside = style.styled(figure.get_tightbbox)()
+        width, height = figure.get_size_inches()
+        assert -0.02 <= inside.x0 <= inside.x1 <= width + 0.02, drawing.slug
+        assert -0.02 <= inside.y0 <= inside.y1 <= height + 0.02, drawing.slug
+        for axis in figure.axes:
+            box = axis.get_window_extent()
+            if axis.get_label() != "<colorbar>":
+                assert box.width > 0.7 * figure.dpi, drawing.slug
+            assert box.height > 0.3 * figure.dpi, drawing.slug
+        for legend in figure.legends:
+            names = [text.get_text() for text in legend.get_texts()]
+            assert len(set(names)) == len(names)
+
+
+def test_names_in_figures_are_text(synth: SimpleNamespace, tmp_store: Path, tmp_path: Path) -> None:
+    study = studies(labelled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
+    for drawing in drawn(study, HOSTILE[0]):
+        style.save(drawing, tmp_path)
+        assert not any(text.get_parse_math() for text in drawing.figure.findobj(Text))
+        if drawing.figure.legends and drawing.slug != "lr-curves":
+            legend = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
+            assert legend >= {*HOSTILE[:4], r"a\nb\x1b[31m"}, drawing.slug
