@@ -353,7 +353,8 @@ def _show_network(arguments: Namespace) -> int:
 
         print(tsv(rows(shown)), end="")
     if arguments.plot:
-        print(f"drawn: {save(shown, arguments.plot)}", file=sys.stderr)
+        file = save(shown, arguments.plot, say=lambda line: print(line, file=sys.stderr))
+        print(f"drawn: {file}", file=sys.stderr)
     return 0
 
 

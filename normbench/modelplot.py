@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,8 +85,13 @@ def check_file(path: str | Path) -> Path:
 
 
 @style.styled
-def save(network: Network, path: str | Path) -> Path:
+def save(network: Network, path: str | Path, say: Callable[[str], None] | None = None) -> Path:
     """Draw a network to a file, of the kind that its suffix names; returns where.
+
+    Args:
+        network: The network.
+        path: The file.
+        say: Takes a line on characters that no installed font has.
 
     Raises:
         UserError: See :func:`check_file`.
@@ -96,6 +101,8 @@ def save(network: Network, path: str | Path) -> Path:
     stamp = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix.lower())
     with style.drawing_of(figure):
         figure.savefig(file, dpi=150, metadata=stamp)
+    if say is not None and (boxes := style.lacking([figure])):
+        say(f"note: {boxes}")
     return file
 
 

@@ -21,6 +21,7 @@ from normbench.report.table import Table
 if TYPE_CHECKING:
     import rich.console
 
+    from normbench.report.figures.style import Drawing
     from normbench.store import Store
 
 Say = Callable[[str], None]
@@ -83,6 +84,8 @@ def report(
         say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
     for section in drawn:
         section.drawings = content.draw(section)
+    for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
+        say(line)
     try:
         page = _write(Path(out), frames, made, asked, notes + more)
     except OSError as error:
@@ -158,9 +161,11 @@ def diff(
         say(text(render.terminal(table)) + "\n")
     if out is not None:
         try:
-            written = comparing.write(pair, Path(out))
+            written, drawing = comparing.write(pair, Path(out))
         except OSError as error:
             raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
+        for line in _boxes([drawing]):
+            say(line)
         say(f"diff: {written[0]}")
 
 
@@ -232,6 +237,14 @@ def text(renderable: object, width: int | None = None) -> str:
     with console.capture() as captured:
         console.print(renderable)
     return captured.get().rstrip("\n")
+
+
+def _boxes(drawings: Sequence[Drawing]) -> list[str]:
+    """Say in one line which characters of figures are drawn as boxes, if any are."""
+    from normbench.report.figures import style
+
+    said = style.lacking(drawing.figure for drawing in drawings)
+    return [f"note: {said}"] if said else []
 
 
 def _opening(

@@ -17,6 +17,7 @@ from normbench.report.rows import columns, is_config, is_provenance, read
 from normbench.report.table import EMPTY, Entry, Table, number
 
 if TYPE_CHECKING:
+    from normbench.report.figures.style import Drawing
     from normbench.store import Run
 
 _RESULTS = (
@@ -123,8 +124,8 @@ def _results(pair: Pair) -> Table:
     return Table("results", "Results", headers, rows, [pair.verdict], pd.DataFrame(data))
 
 
-def write(pair: Pair, out: Path) -> list[Path]:
-    """Write the tables and the curves of a pair to a folder; return the files."""
+def write(pair: Pair, out: Path) -> tuple[list[Path], Drawing]:
+    """Write the tables and the curves of a pair to a folder; return the files and the drawing."""
     from normbench.report import render
     from normbench.report.figures import overlay, style
 
@@ -137,7 +138,7 @@ def write(pair: Pair, out: Path) -> list[Path]:
     lines += [f"![{plain(drawing.caption)}]({drawing.slug}.png)", ""]
     page = out / "diff.md"
     page.write_text("\n".join(lines), encoding="utf-8")
-    return [page, *written]
+    return [page, *written], drawing
 
 
 def named(pair: Pair) -> list[str]:

@@ -95,8 +95,8 @@ class _Terminal:
         return widest if self.numeric[place] else min(widest, _TEXT)
 
     def _wanted(self, place: int) -> int:
-        texts = [self.headers[place], *self.columns[place]]
-        return max(map(cell_len, texts))
+        remarks = [row[place].remark for row in self.table.rows]
+        return max(map(cell_len, [self.headers[place], *self.columns[place], *remarks]))
 
     def _blocks(self, width: int) -> list[list[int]]:
         """Part the columns into blocks that fit; each begins with the column of names."""

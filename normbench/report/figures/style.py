@@ -238,27 +238,28 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def drawing_of(figure: Figure) -> Iterator[None]:
-    """Set this style and the fonts that the texts of a figure need.
+    """Set this style, and give each text of a figure the fonts that it needs.
 
     Characters that no installed font has are drawn as boxes without a warning for each:
     :func:`lacking` names them.
     """
     for text in _texts(figure):
-        _add_fonts(text)
+        if families := _further_fonts(text.get_text()):
+            text.set_fontfamily([_FAMILY, *families])
     with mpl.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
-def _texts(figure: Figure) -> list[str]:
+def _texts(figure: Figure) -> list[Text]:
     """Return all that is written in a figure."""
     with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of that moment
-        return [text.get_text() for text in figure.findobj(Text)]
+        return [text for text in figure.findobj(Text) if isinstance(text, Text)]
 
 
 def lacking(figures: Iterable[Figure]) -> str:
     """Say in a sentence which characters of figures no installed font has; empty if none."""
-    texts = (text for figure in figures for text in _texts(figure))
+    texts = (text.get_text() for figure in figures for text in _texts(figure))
     found = {character for text in texts for character in text if not _fonts_with(character)}
     if not found:
         return ""
@@ -269,17 +270,19 @@ def lacking(figures: Iterable[Figure]) -> str:
 _FAMILY = "DejaVu Sans"  # comes with Matplotlib
 
 
-def _add_fonts(text: str) -> None:
-    """Add to the style the installed fonts that have what its fonts lack of a text."""
-    families = _RC["font.sans-serif"]
-    wanted = {c for c in text if not set(_fonts_with(c)) & set(families)}
+@functools.lru_cache(maxsize=4096)
+def _further_fonts(text: str) -> tuple[str, ...]:
+    """Return the families of installed fonts that have what the style's own lacks of a text."""
+    found: list[str] = []
+    wanted = {c for c in text if _FAMILY not in _fonts_with(c)}
     while wanted:
         offered = Counter(family for c in sorted(wanted) for family in _fonts_with(c))
         if not offered:
-            return
+            break
         best = max(offered, key=lambda family: (offered[family], "sans" in family.lower()))
-        families.append(best)
+        found.append(best)
         wanted = {c for c in wanted if best not in _fonts_with(c)}
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -305,20 +308,20 @@ def _entries() -> dict[str, FontEntry]:
 
 
 def _heaviness(entry: FontEntry) -> int:
-    weight = font_manager.weight_dict.get(entry.weight, entry.weight)
-    return abs(int(weight) - 400)
+    weight = entry.weight
+    return abs((font_manager.weight_dict[weight] if isinstance(weight, str) else weight) - 400)
 
 
 @functools.lru_cache(maxsize=512)
-def _opened(entry: FontEntry) -> FT2Font | None:
+def _opened(path: str) -> FT2Font | None:
     try:
-        return font_manager.get_font(entry.fname)
+        return font_manager.get_font(path)
     except (OSError, RuntimeError):
         return None
 
 
 def _has(entry: FontEntry, character: str) -> bool:
-    font = _opened(entry)
+    font = _opened(entry.fname)
     return font is not None and font.get_char_index(ord(character)) != 0
 
 
@@ -368,8 +371,7 @@ def mark(look: Look) -> dict[str, Any]:
 
 def text_width(text: str, size: float = 7.0) -> float:
     """Return the inches that a line of text takes at a size in points."""
-    _add_fonts(text)
-    return _measured(text, size, tuple(_RC["font.sans-serif"]))
+    return _measured(text, size, (_FAMILY, *_further_fonts(text)))
 
 
 @functools.lru_cache(maxsize=8192)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -166,7 +167,7 @@ def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
                 "cell": cell,
                 "id": cell if cell and cell not in seen else "",
                 "name": row[0].text,
-                "href": Path(folder).as_posix(),
+                "href": quote(Path(folder).as_posix()),
                 "entries": row[1:],
             }
         )
@@ -194,7 +195,9 @@ def _details(frames: Frames, names: Names) -> dict[str, Any]:
 def _common(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the config keys that all runs share."""
     shared = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) == 1]
-    return [(c, labels.plain(runs[c].iloc[0])) for c in shared if _known(runs[c].iloc[0])]
+    return [
+        (labels.plain(c), labels.plain(runs[c].iloc[0])) for c in shared if _known(runs[c].iloc[0])
+    ]
 
 
 def _known(value: Any) -> bool:

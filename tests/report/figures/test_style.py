@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -95,3 +100,75 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a" / "x.png") as image:
         assert image.size == (round(style.COLUMN * 300), 600)
         assert round(image.info["dpi"][0]) == 300
+
+
+@pytest.fixture
+def font(tmp_path: Path) -> Iterator[str]:
+    """An installed font whose only letter is 実, a box; returns its family."""
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "box"])
+    builder.setupCharacterMap({ord("実"): "box"})
+    pen = TTGlyphPen(None)
+    for place, corner in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
+        (pen.lineTo if place else pen.moveTo)(corner)
+    pen.closePath()
+    box = pen.glyph()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "box": box})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "box": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    names = {"familyName": "One Letter Sans", "styleName": "Regular", "psName": "OneLetterSans"}
+    builder.setupNameTable(names)
+    builder.setupOS2(sTypoAscender=900, usWinAscent=900, usWinDescent=100)
+    builder.setupPost()
+    path = tmp_path / "one.ttf"
+    builder.save(path)
+    known = list(font_manager.fontManager.ttflist)
+    caches = (style._entries, style._fonts_with, style._further_fonts)
+    for cache in caches:
+        cache.cache_clear()
+    font_manager.fontManager.addfont(path)
+    yield "One Letter Sans"
+    font_manager.fontManager.ttflist[:] = known
+    for cache in caches:
+        cache.cache_clear()
+
+
+def labelled(text: str) -> style.Drawing:
+    figure, axes = style.styled(style.new)(style.COLUMN, 2.0)
+    axes[0, 0].set_title(text)
+    return style.Drawing("x", "", figure)
+
+
+def test_an_installed_font_is_taken_for_letters_that_the_first_lacks(
+    font: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    drawing = labelled("GN 実")
+    style.save(drawing, tmp_path)
+    assert style.lacking([drawing.figure]) == ""
+    assert font.replace(" ", "") in drawing.svg()
+    assert style.text_width("実", 10) == pytest.approx(10 / 72, rel=0.1)
+    assert not recwarn.list
+
+
+def test_letters_that_no_font_has_are_named_once(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = "\U0003fffd"  # assigned to nothing
+    drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
+    for drawing in drawings:
+        style.save(drawing, tmp_path)
+    said = style.lacking(drawing.figure for drawing in drawings)
+    assert said.count(nowhere) == 1
+    assert "no installed font has these characters" in said
+    assert not recwarn.list
+    assert not caplog.records
+
+
+def test_wrapped_names_fit_and_are_told_apart() -> None:
+    names = ["n" * 80 + end for end in "ab"] + ["a_b-c " * 20, "short", "実験" * 30]
+    found = style.wrapped(names, 1.0)
+    assert len(set(found)) == len(names)
+    assert found[3] == "short"
+    for text in found:
+        assert text.count("\n") < style.LINES
+        assert all(style.text_width(line) <= 1.01 for line in text.split("\n"))
