@@ -36,7 +36,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     defaults = _defaults()
     flat = [dict(_leaves({**defaults, **config})) if config else {} for config in configs]
-    seen: dict[tuple[str, tuple[Any, ...]], set[str]] = {}
+    seen: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for leaves in flat:
         for key in leaves:
             if key not in _SHOWN:
@@ -102,18 +102,18 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield (prefix[:-1] if key == "name" and prefix else path), value
 
 
-def _choice(leaves: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+def _choice(leaves: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """Return the names that were chosen for the groups that hold a key."""
     words = key.split(".")
     holders = [".".join(words[:length]) for length in range(1, len(words))]
     weight = [leaves.get("norm.weight")] if words[0] == "norm" else []
-    return (*map(leaves.get, holders), *weight)
+    return tuple(_comparable(name) for name in (*map(leaves.get, holders), *weight))
 
 
 def _comparable(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(float(value))
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(value, default=str)
 
 
 def _text(value: Any) -> str:

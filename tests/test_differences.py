@@ -56,6 +56,13 @@ def test_values_are_compared_as_numbers_and_a_key_that_came_later_has_its_defaul
     ]  # fmt: skip
 
 
+def test_a_config_that_is_none_is_told_like_any_other():
+    damaged = {"norm": {"weight": [1], "groups": {2: [{}], "x": 1}}, "arch": None, "batch": "x"}
+    (one, other) = differences([damaged, compose(["norm=gn"]).to_dict()])
+    assert "arch" not in one
+    assert other["optimizer"] == "sgd"
+
+
 def test_short_names_leave_out_what_all_share():
     names = [f"digits-resnet8-{norm}-b16-s{seed}-0123456{seed}" for norm, seed in
              (("bn", 0), ("gn", 1))]  # fmt: skip
