@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from normbench import streams
 from normbench.arguments import help_of, parse, parser
-from normbench.errors import NormbenchError, UserError
+from normbench.errors import NormbenchError, UserError, reason
 
 INTERRUPTED = 130
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NormbenchError as error:
         if "--debug" in given:
             raise
-        print(f"normbench: {_one_line(error)}", file=sys.stderr)
+        print(f"normbench: {reason(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("normbench: interrupted; run the same command again to resume", file=sys.stderr)
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in given:
             raise
-        reason = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"normbench: {reason} (--debug shows the traceback)", file=sys.stderr)
+        print(f"normbench: {reason(error)} (--debug shows the traceback)", file=sys.stderr)
         return 1
 
 
@@ -117,11 +116,6 @@ def _note_missing_checksums() -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) if isinstance(error, NormbenchError) else (lines or [""])[0]
 
 
 def _run(arguments: Namespace, command: list[str]) -> int:
@@ -297,6 +291,8 @@ def _list(arguments: Namespace, command: list[str]) -> int:
     from normbench.store import Store
 
     store = Store(_store(arguments))
+    if not store.root.is_dir() and (arguments.store or os.environ.get("NORMBENCH_STORE")):
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     runs = store.runs()
     if arguments.json:
         import json

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.components import check_recorded, options_of
 from normbench.config import Config, compose, default_store, group_options, parse
-from normbench.errors import NormbenchError, UserError, unknown
+from normbench.errors import NormbenchError, UserError, reason, unknown
 from normbench.formats import duration
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def diagnose(
             raise
         except Exception as error:
             kept.forget()
-            reason = str(error) if isinstance(error, NormbenchError) else f"{error!r}"
-            outcome.failures.append(f"{each.run.name}: {' '.join(reason.split())}")
+            outcome.failures.append(f"{each.run.name}: {reason(error)}")
             say(outcome.failures[-1])
     return outcome
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_REASON = 600
+"""Characters of a reason that are shown; the traceback has the rest."""
+
+_KERAS = "Exception encountered when calling "
+_AUTOGRAPH = "in user code:"
+_CALL_STACK = "(most recent call last):"
 
 
 class NormbenchError(Exception):
@@ -36,3 +44,109 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     hint = f": did you mean {close!r}?" if close else ""
     listing = f"(allowed: {', '.join(pool)})" if pool else "(none exist)"
     return UserError(f"unknown {kind} {name!r}{hint} {listing}")
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why ``error`` was raised, without what libraries wrapped round it.
+
+    An error of this package is its message alone; any other begins with its type.
+    """
+    kind, message = details(error)
+    if isinstance(original(error), NormbenchError):
+        return message or kind
+    return with_type(kind, message)
+
+
+def why(error: BaseException) -> str:
+    """Return :func:`reason` for a sentence that says what cannot be: a ValueError without type."""
+    kind, message = details(error)
+    plain = isinstance(original(error), (NormbenchError, ValueError, TypeError))
+    return message if plain and message else with_type(kind, message)
+
+
+def details(error: BaseException) -> tuple[str, str]:
+    """Return the name of an error's type and its message in one line, as for :func:`reason`."""
+    error = original(error)
+    if isinstance(error, NormbenchError):
+        return type(error).__name__, " ".join(str(error).split())
+    return unwrapped(type(error).__name__, _message(error))
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the error that a layer raised, of the copy that Keras or AutoGraph made of it.
+
+    Both raise a copy whose message has the original one in its middle, and keep the original as
+    its ``__context__``.
+    """
+    while _message(error).startswith((_KERAS, _AUTOGRAPH)) and error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def unwrapped(kind: str, message: str) -> tuple[str, str]:
+    """Take an error's own type and message out of the text that libraries wrapped round it.
+
+    Keras, AutoGraph, TensorFlow's graphs and the callbacks of TensorFlow and JAX each have their
+    own form.
+
+    Args:
+        kind: Name of the error's type.
+        message: Its message.
+
+    Returns:
+        The type's name, and the message in one line.
+    """
+    if message.startswith(_KERAS):
+        inner = re.search(
+            r"\.\n\n(?:\x1b\[1m)?(.*?)(?:\x1b\[0m)?\n\nArguments received by ", message, re.DOTALL
+        )
+        message = inner[1] if inner else message
+    if message.startswith(_AUTOGRAPH):
+        return _named(kind, _after_frames(message.removeprefix(_AUTOGRAPH), margin=4))
+    if _CALL_STACK in message:
+        after = _after_frames(message.rpartition(_CALL_STACK)[2], margin=0)
+        is_graph = message.startswith("Graph execution error")
+        if is_graph and message.count(_CALL_STACK) == 1:
+            return kind, _plain(after)
+        return _named(kind, after)
+    return kind, _plain(message)
+
+
+def with_type(kind: str, message: str) -> str:
+    """Join a type's name and a message as Python's tracebacks do."""
+    return f"{kind}: {message}" if message else kind
+
+
+def _message(error: BaseException) -> str:
+    """Return an error's message; of a KeyError not as a literal, in which lines are no lines."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    return str(error)
+
+
+def _after_frames(text: str, margin: int) -> str:
+    """Return what follows the frames of a traceback whose messages are indented by ``margin``."""
+    lines = [line[margin:] if not line[:margin].strip() else line for line in text.splitlines()]
+    frames = [n for n, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    rest = lines[frames[-1] + 1 :] if frames else lines
+    while rest and (not rest[0].strip() or rest[0][0] in " \t<"):  # code, <stack traces …>
+        rest.pop(0)
+    return "\n".join(rest)
+
+
+def _named(kind: str, message: str) -> tuple[str, str]:
+    """Take the type's name from the beginning of a traceback's last lines, if it is there."""
+    found = re.match(r"((?:\w+\.)*\w+)(?:: |:?$)", message, re.MULTILINE)
+    if not found:
+        return kind, _plain(message)
+    return found[1].rpartition(".")[2], _plain(message[found.end() :])
+
+
+def _plain(message: str) -> str:
+    """Write a message in one line, without colors and the names of a graph's nodes."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    message = re.sub(
+        r"\{\{function_node [^}]*\}\}|\[\[\{\{node [^}]*\}\}\]\]|\[Op:[^\]]*\]", "", message
+    )
+    message = " ".join(message.split())
+    return message if len(message) <= LONGEST_REASON else message[: LONGEST_REASON - 1] + "…"

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from normbench.errors import unwrapped, with_type
+
 #: Shown where a number is not known.
 UNKNOWN = "–"
 
@@ -104,10 +106,12 @@ def size(number: int) -> str:
 
 
 def failure(error: Mapping[str, Any]) -> str:
-    """Write a failure (``type`` and ``message``) in one line: the message's first, cut at 200."""
-    lines = str(error.get("message") or "").strip().splitlines()
-    text = f"{error.get('type')}: {lines[0].strip()}" if lines else str(error.get("type"))
-    return text if len(text) <= 200 else text[:199] + "…"
+    """Write a failure (``type`` and ``message``) in one line, cut at 300 characters.
+
+    Runs of earlier versions recorded the message with what Keras had wrapped round it.
+    """
+    text = with_type(*unwrapped(str(error.get("type")), str(error.get("message") or "")))
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def nothing_to_train(summary: Mapping[str, Any]) -> str:

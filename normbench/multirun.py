@@ -18,7 +18,7 @@ from typing import Any
 from normbench.config import compose, conf_dir, parse
 from normbench.diagnosis import trained_without
 from normbench.engine.reuse import Kept
-from normbench.errors import UserError
+from normbench.errors import UserError, reason
 from normbench.overrides import search_path
 from normbench.provenance import changed_since
 
@@ -128,8 +128,7 @@ def train_job(tree: Any) -> float | None:
             outcome = train(config, observer=screen, command=command, kept=_kept)
     except Exception as error:
         _kept.forget()
-        lines = str(error).splitlines() or [type(error).__name__]
-        print(f"normbench: {' '.join(settings.overrides.task)}: {lines[0]}", file=sys.stderr)
+        print(f"normbench: {' '.join(settings.overrides.task)}: {reason(error)}", file=sys.stderr)
         raise
     if not outcome.trained:
         print(f"{nothing_to_train(outcome.summary)}  {outcome.run.path}")

@@ -9,8 +9,9 @@ from typing import Any
 from normbench.config import Config
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
+from normbench.errors import reason
 from normbench.store import Run, RunLocked, Store, StoreError
-from normbench.sweep.ending import Ending, cause_of, last_lines, one_line
+from normbench.sweep.ending import Ending, cause_of, last_lines
 
 
 def train_cell(
@@ -61,7 +62,7 @@ def train_cell(
         kept.forget()
         cause = cause_of(error)
         log = () if cause == "refused" else log_of(run)
-        return ended("failed", cause, one_line(error), log)
+        return ended("failed", cause, reason(error), log)
     if not outcome.trained:
         return ended("skipped")
     return ended("diverged" if outcome.summary["status"] == "diverged" else "trained")

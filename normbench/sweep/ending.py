@@ -60,16 +60,6 @@ def cause_of(error: BaseException) -> Cause:
     return "refused" if isinstance(error, UserError) else "error"
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's type and first line; of an error of ours, all it says."""
-    from normbench.errors import NormbenchError
-
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, NormbenchError):
-        return " ".join(lines)
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def last_lines(text: str, count: int = LOG_LINES) -> tuple[str, ...]:
     """The last ``count`` lines of a log that are not empty, each cut at 300 characters.
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from normbench.components import make_source
 from normbench.config import Config
-from normbench.errors import NormbenchError
+from normbench.errors import NormbenchError, reason
 from normbench.provenance import own_code
 from normbench.store import Store
-from normbench.sweep.ending import one_line
 from normbench.sweep.plan import Cell
 
 Check = Callable[[Sequence[Config]], list[str]]
@@ -127,5 +126,5 @@ def _state(source: Any) -> str:
         try:
             source.arrays()  # raises, and says how to get them
         except Exception as error:  # own code may raise anything
-            return one_line(error)
+            return reason(error)
     return state if state.startswith("damaged") else ""

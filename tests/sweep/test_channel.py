@@ -11,7 +11,7 @@ import pytest
 from normbench.errors import UserError
 from normbench.files import StoreError
 from normbench.sweep.channel import Lines, encoded, receive, send
-from normbench.sweep.ending import Ending, cause_of, last_lines, one_line
+from normbench.sweep.ending import Ending, cause_of, last_lines
 
 
 def test_messages_arrive_whole_whatever_the_cuts():
@@ -60,12 +60,6 @@ def store_error(number):
 )
 def test_causes(error, cause):
     assert cause_of(error) == cause
-
-
-def test_an_error_in_one_line():
-    assert one_line(ValueError("a\nb")) == "ValueError: a"
-    assert one_line(UserError("a\nb")) == "a b"
-    assert one_line(KeyError()) == "KeyError"
 
 
 def test_the_lines_that_say_why():
