@@ -79,9 +79,10 @@ class Config:
     label: str = field(default="", metadata=_LAUNCH)
 
     def __post_init__(self) -> None:
-        _at_least("batch", self.batch, 1)
-        _at_least("epochs", self.epochs, 1)
-        _at_least("eval_batch", self.eval_batch, 1)
+        for key in ("batch", "epochs", "eval_batch"):
+            _at_least(key, getattr(self, key), 1)
+            if getattr(self, key) >= 2**31:
+                raise UserError(f"{key} must be below 2147483648, got {getattr(self, key)}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be in 0..4294967295, got {self.seed}")
         if not 0 <= self.label_smoothing < 1:
@@ -89,7 +90,8 @@ class Config:
         if isinstance(self.accumulate, int):
             _at_least("accumulate", self.accumulate, 1)
             if self.batch % self.accumulate:
-                allowed = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+                small = [n for n in range(1, math.isqrt(self.batch) + 1) if self.batch % n == 0]
+                allowed = sorted({*small, *(self.batch // n for n in small)})
                 raise UserError(
                     f"accumulate={self.accumulate} does not divide batch={self.batch} "
                     f"(allowed: {', '.join(map(str, allowed))}, auto)"

@@ -21,6 +21,7 @@ from rich.text import Text
 
 import normbench
 from normbench.engine import threads
+from normbench.engine.memory import container_limit
 from normbench.formats import size
 from normbench.frameworks import MARK
 from normbench.provenance import processor, version
@@ -113,18 +114,6 @@ def _install(what: str) -> str:
     return f"pip install '{what}'"
 
 
-def _memory_limit() -> int | None:
-    """The container's memory limit in bytes, if there is one."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for none
-            return int(text)
-    return None
-
-
 def _instructions() -> list[str]:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
@@ -165,7 +154,7 @@ def _machine() -> Iterator[Check]:
     import psutil
 
     memory = psutil.virtual_memory()
-    limit = _memory_limit()
+    limit = container_limit()
     room = min(memory.available, limit) if limit else memory.available
     text = f"{size(memory.total)}, {size(memory.available)} available"
     if limit and limit < memory.total:

@@ -12,16 +12,34 @@ import keras
 import numpy as np
 
 _streams: ContextVar[tuple[int, list[int]] | None] = ContextVar("streams", default=None)
+_room: ContextVar[list[float]] = ContextVar("room")
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within it, each initial value drawn takes the next stream of ``seed``."""
-    token = _streams.set((seed, [0]))
+def seeded(seed: int, most: float = math.inf) -> Iterator[None]:
+    """Within it, each initial value drawn takes the next stream of ``seed``.
+
+    Args:
+        seed: Of a run.
+        most: Values that may be drawn in all; more raise a ValueError before they are drawn.
+    """
+    token, room = _streams.set((seed, [0])), _room.set([most])
     try:
         yield
     finally:
         _streams.reset(token)
+        _room.reset(room)
+
+
+def _take_room(shape: tuple[int, ...]) -> None:
+    """Refuse to draw values that there is no memory for, before it is asked for."""
+    room = _room.get([math.inf])
+    room[0] -= math.prod(shape)
+    if room[0] < 0:
+        raise ValueError(
+            f"a layer has weights of shape {'×'.join(map(str, shape))}, "
+            "for which this machine's memory does not suffice"
+        )
 
 
 def _generator() -> np.random.Generator:
@@ -50,6 +68,7 @@ class Normal(keras.initializers.Initializer):
         self.deviation = float(deviation)
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        _take_room(tuple(shape))
         values = _generator().standard_normal(tuple(shape)) * self._scale(tuple(shape))
         return keras.ops.convert_to_tensor(values.astype(np.float32), dtype=dtype or "float32")
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from normbench.errors import UserError, unknown
 
+MOST_LAYERS = 5000
+"""Layers with weights of a network; the deepest published ones have about 1,200."""
+
 
 def one_of(option: str, value: Any, allowed: Iterable[str]) -> None:
     """Refuse a value of ``arch.<option>`` that is not among the names allowed."""
@@ -19,6 +22,19 @@ def at_least(option: str, value: float, least: float) -> None:
     """Refuse a value of ``arch.<option>`` that is below the least one."""
     if not value >= least:
         raise UserError(f"arch.{option} must be at least {least}, got {value}")
+
+
+def not_too_deep(option: str, layers: int) -> None:
+    """Refuse a network of so many layers that building it would take hours.
+
+    Args:
+        option: The option of the network that decides the number of layers.
+        layers: With weights, about.
+    """
+    if layers > MOST_LAYERS:
+        raise UserError(
+            f"arch.{option} makes {layers:,} layers: a network has at most {MOST_LAYERS:,}"
+        )
 
 
 def above_zero(option: str, value: float) -> None:

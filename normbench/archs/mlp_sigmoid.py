@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from normbench.archs._options import above_zero, at_least
+from normbench.archs._options import above_zero, at_least, not_too_deep
 from normbench.initializers import Normal
 from normbench.norms.norm import Norm
 
@@ -40,6 +40,7 @@ def build(
         UserError: ``layers`` or ``units`` below 1, or a ``deviation`` of 0 or below.
     """
     at_least("layers", layers, 1)
+    not_too_deep("layers", layers)
     at_least("units", units, 1)
     above_zero("deviation", deviation)
     inputs = keras.Input(input_shape, name="images")

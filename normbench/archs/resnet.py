@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from normbench.archs._options import at_least, halved, one_of, rate
+from normbench.archs._options import at_least, halved, not_too_deep, one_of, rate
 from normbench.errors import UserError
 from normbench.initializers import HeNormal, LecunNormal, drawn_seed
 from normbench.norms.norm import Norm
@@ -110,6 +110,7 @@ def _check(
         raise UserError(
             f"arch.blocks must name at least one block for each stage, got {list(blocks)}"
         )
+    not_too_deep("blocks", sum(blocks) * (3 if block == "bottleneck" else 2))
     at_least("width", width, 1)
     at_least("cardinality", cardinality, 1)
     if block == "basic" and (cardinality > 1 or group_width is not None):

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from normbench.archs._options import not_too_deep
 from normbench.errors import UserError
 from normbench.initializers import LecunNormal
 from normbench.norms.norm import Norm
@@ -37,6 +38,7 @@ def build(
     """
     if depth < 8 or depth % 6 != 2:
         raise UserError(f"arch.depth must be 6n + 2 (8, 14, 20, …), got {depth}")
+    not_too_deep("depth", depth)
     if width < 1:
         raise UserError(f"arch.width must be at least 1, got {width}")
     inputs = keras.Input(input_shape, name="images")

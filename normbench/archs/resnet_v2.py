@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from normbench.archs._options import at_least, one_of
+from normbench.archs._options import at_least, not_too_deep, one_of
 from normbench.archs._preactivation import Shape, network
 from normbench.errors import UserError
 from normbench.norms.norm import Norm
@@ -53,5 +53,6 @@ def build(
             f"arch.depth must be {layers}n + 2 ({layers + 2}, {2 * layers + 2}, "
             f"{3 * layers + 2}, …) for arch.block={block}, got {depth}"
         )
+    not_too_deep("depth", depth)
     shape = Shape((depth - 2) // layers, width, width, block == "bottleneck", 0.0)
     return network("resnet_v2", norm, input_shape, classes, shape)

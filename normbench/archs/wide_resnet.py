@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from normbench.archs._options import at_least, rate
+from normbench.archs._options import at_least, not_too_deep, rate
 from normbench.archs._preactivation import Shape, network
 from normbench.errors import UserError
 from normbench.norms.norm import Norm
@@ -45,6 +45,7 @@ def build(
     """
     if depth < 10 or depth % 6 != 4:
         raise UserError(f"arch.depth must be 6n + 4 (10, 16, 22, 28, …), got {depth}")
+    not_too_deep("depth", depth)
     at_least("widening", widening, 1)
     rate("dropout", dropout)
     shape = Shape((depth - 4) // 6, STEM, STEM * widening, False, dropout)

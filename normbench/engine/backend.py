@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from normbench.errors import NormbenchError
 
 if TYPE_CHECKING:
     from normbench.engine.loop import Loop
+
+Spec = tuple[tuple[int, ...], str]
+"""Shape and data type of a tensor."""
 
 _OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
 """What Keras and TensorFlow import if it is there, for uses that no run has: 2 of 4 seconds."""
@@ -72,6 +75,35 @@ def loop_class(backend: str) -> type[Loop]:
     from normbench.engine.jax_loop import JaxLoop
 
     return JaxLoop
+
+
+def on_cpu() -> bool:
+    """Return whether this process computes on a CPU; its backend must have been started."""
+    if _running_backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
+def trace(function: Callable[[Any], Any], specs: Sequence[Sequence[Spec]]) -> None:
+    """Trace a function of nested lists of tensors, and compute nothing.
+
+    Args:
+        function: Of one list of lists, as ``specs`` are.
+        specs: Shape and data type of each tensor.
+    """
+    if _running_backend() == "jax":
+        import jax
+
+        jax.eval_shape(function, [[jax.ShapeDtypeStruct(*spec) for spec in each] for each in specs])
+        return
+    import tensorflow as tf
+
+    traced = tf.function(function, autograph=False)
+    traced.get_concrete_function([[tf.TensorSpec(*spec) for spec in each] for each in specs])
 
 
 @contextmanager

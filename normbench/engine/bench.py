@@ -10,11 +10,15 @@ import numpy as np
 from normbench.components import configured, is_own, make_source
 from normbench.config import Config
 from normbench.engine import backend
+from normbench.engine.memory import is_out_of_memory, refuse_too_large
 from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
-from normbench.errors import UserError
+from normbench.errors import NormbenchError, UserError, why
 from normbench.loggers.logger import make_loggers
 from normbench.provenance import data_hash
+
+MOST_STEPS = 100_000_000
+"""Steps of a run; the learning rate of each is known before the first (0.4 GB)."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,44 @@ class Bench:
     """
 
     def __init__(self, config: Config, dataset: Any, kept: Kept, splitting: Splitting) -> None:
-        self._make = lambda: prepare(config, dataset, kept, splitting.count)
-        self._auto = config.accumulate == "auto"
+        self._config = config
+        self._dataset = dataset
         self._kept = kept
         self.splitting = splitting
         self.prepared = self._make()
 
+    def _make(self) -> Prepared:
+        """Prepare the run with the present count, and trace its steps.
+
+        Raises:
+            UserError: The config cannot be trained.
+        """
+        prepared = prepare(self._config, self._dataset, self._kept, self.splitting.count)
+        try:
+            prepared.loop.trace()
+        except Exception as error:
+            self._kept.forget_loop()
+            if is_out_of_memory(error):
+                raise
+            raise refused_in_training(self._config, self.splitting.count, error) from error
+        return prepared
+
     def again(self) -> None:
-        """Let go of the network and what was compiled, and make them with the present count."""
+        """Let go of the network and what was compiled, and make them with the present count.
+
+        Raises:
+            NormbenchError: The network cannot take the smaller micro-batches.
+        """
         del self.prepared  # first: two may not fit
         self._kept.forget_loop()
-        self.prepared = self._make()
+        try:
+            self.prepared = self._make()
+        except UserError as error:  # no mistake of the user's: ``auto`` chose the size
+            raise NormbenchError(f"memory is short, and {error}") from error
 
     def close(self) -> None:
         """Leave nothing to the next run that was made for a batch split by ``auto``."""
-        if self._auto and self.splitting.count > 1:
+        if self._config.accumulate == "auto" and self.splitting.count > 1:
             self._kept.forget_loop()
 
 
@@ -97,6 +124,41 @@ def refuse_batch(config: Config, dataset: Any) -> None:
         )
 
 
+def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
+    """Refuse a random crop that could show nothing of an image.
+
+    Args:
+        config: Of the run.
+        shape: (H, W, C) of the images.
+
+    Raises:
+        UserError: The padding is negative or not smaller than an image.
+    """
+    padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
+    if not 0 <= padding <= most:
+        raise UserError(
+            f"dataset.crop_padding must be in 0..{most} for images of {shape[0]}×{shape[1]}, "
+            f"got {padding}"
+        )
+
+
+def refused_in_training(config: Config, micro_batches: int, error: BaseException) -> UserError:
+    """Build the error for a network that refuses the mini-batches it would be trained on.
+
+    Args:
+        config: Of the run.
+        micro_batches: Equal parts that a batch goes through the network in.
+        error: Raised while the network was traced in training mode.
+    """
+    size = f"batch={config.batch}"
+    if micro_batches > 1:
+        size += f" in {micro_batches} micro-batches of {config.batch // micro_batches}"
+    return UserError(
+        f"norm={config.norm_name} in arch={config.arch['name']} cannot be trained with {size}: "
+        f"{why(error)}"
+    )
+
+
 def check(config: Config, kept: Kept) -> Any:
     """Refuse what can be refused of a config without its network.
 
@@ -109,6 +171,7 @@ def check(config: Config, kept: Kept) -> Any:
     """
     dataset = kept.dataset(config, load_dataset)
     refuse_batch(config, dataset)
+    refuse_augmentation(config, dataset.shape)
     make_loggers(config.logger)
     _optimizer(config)
     _rates(config, len(dataset.train.labels) // config.batch)
@@ -134,7 +197,13 @@ def _rates(config: Config, steps: int) -> np.ndarray:
         config.optimizer["scaling"],
     )
     course, options = configured("schedule", config.schedule, passed=("steps",))
-    factors = course(steps * config.epochs, **options)
+    total = steps * config.epochs
+    if total > MOST_STEPS:
+        raise UserError(
+            f"epochs={config.epochs} is {total} steps at batch={config.batch}: a run has at most "
+            f"{MOST_STEPS} (epochs={MOST_STEPS // steps})"
+        )
+    factors = course(total, **options)
     return (np.float64(peak) * factors).astype(np.float32)
 
 
@@ -158,6 +227,7 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
     steps = len(dataset.train.labels) // config.batch
     optimizer, rates = _optimizer(config), _rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
+    refuse_too_large(config, model, backend.on_cpu())
     plan = Plan(
         batch=config.batch,
         eval_batch=config.eval_batch,

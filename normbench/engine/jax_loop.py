@@ -56,6 +56,14 @@ class JaxLoop(Loop):
         self._gradient = jax.jit(self._gradient_of)
         self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
+    def trace(self) -> None:
+        epoch = jax.eval_shape(self._draw, jnp.int32(0), jnp.uint32(0))
+        number, rates = jnp.int32(0), jnp.zeros(self._steps, jnp.float32)
+        self._run.trace(self._state, self._splits["train"], epoch, number, number, rates)
+        weights = self._state["trainable"], self._state["other"]
+        for split in ("validation", "test"):
+            self._score.trace(*weights, *self._splits[split])
+
     def compile(self) -> None:
         self.begin_epoch(0)
         self.train(0, np.zeros(0, np.float32))

@@ -100,6 +100,13 @@ class Loop(ABC):
     rate: float | None = None
 
     @abstractmethod
+    def trace(self) -> None:
+        """Trace training and evaluation for the run's batch size, and compute nothing.
+
+        A layer that cannot take the mini-batches raises here. :meth:`compile` uses the result.
+        """
+
+    @abstractmethod
     def compile(self) -> None:
         """Trace and compile; the state is left as it was."""
 

@@ -92,6 +92,8 @@ class AdamW:
     def __post_init__(self) -> None:
         _share("beta1", self.beta1)
         _share("beta2", self.beta2)
+        if not self.epsilon > 0:
+            raise UserError(f"optimizer.epsilon must be above 0, got {self.epsilon:g}")
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("agc", self.agc)
 

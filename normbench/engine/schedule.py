@@ -45,6 +45,8 @@ def cosine(steps: int, *, warmup: float, final: float) -> np.ndarray:
 
 def step(steps: int, *, warmup: float, milestones: Sequence[float], factor: float) -> np.ndarray:
     """Drops by ``factor`` at ``milestones``, shares of all steps; else as :func:`cosine`."""
+    if not 0 < factor <= 1:
+        raise UserError(f"schedule.factor must be above 0 and at most 1, got {factor:g}")
     for milestone in milestones:
         if not 0 < milestone < 1:
             raise UserError(f"schedule.milestones must be shares in 0..1, got {milestone:g}")

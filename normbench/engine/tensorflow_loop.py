@@ -68,6 +68,10 @@ class TensorFlowLoop(Loop):
         self._inspections: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
         self._is_compiled = False
 
+    def trace(self) -> None:
+        self._run.get_concrete_function()
+        self._score.get_concrete_function()
+
     def compile(self) -> None:
         self.begin_epoch(0)
         if self._is_compiled:

@@ -14,12 +14,12 @@ from typing import Any
 
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
-from normbench.engine.bench import Bench, Prepared, load_dataset, refuse_batch
+from normbench.engine.bench import Bench, Prepared, load_dataset, refuse_augmentation, refuse_batch
 from normbench.engine.interrupts import remembered
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
 from normbench.engine.splitting import Splitting
-from normbench.errors import NormbenchError, UserError
+from normbench.errors import NormbenchError, UserError, details
 from normbench.loggers.logger import LoggingObserver, make_loggers
 from normbench.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store import Run, Store, StoreError
@@ -96,6 +96,7 @@ def train(
     # Before the backend: what is missing is said within a second.
     dataset = kept.dataset(config, load_dataset)
     refuse_batch(config, dataset)
+    refuse_augmentation(config, dataset.shape)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
     splitting = Splitting(config, run.meta if run.exists and not again else None, may_split)
@@ -135,7 +136,8 @@ def _train_locked(
         raise
     except Exception as failure:
         log.error("%s", traceback.format_exc())
-        error = {"type": type(failure).__name__, "message": str(failure)}
+        kind, message = details(failure)
+        error = {"type": kind, "message": message}
         try:
             _end(run, meta, "failed", error, time.perf_counter() - began)
         except NormbenchError as another:  # a full disk must not hide what ended the run

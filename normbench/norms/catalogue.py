@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from normbench.components import configured
+from normbench.errors import UserError
 from normbench.norms.norm import Norm
 
 __all__ = ["make_norm"]
@@ -39,10 +40,34 @@ def make_norm(spec: Mapping[str, Any]) -> Norm:
     )
 
 
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "epsilon": (lambda value: value >= 0, "0 or more"),
+    "momentum": (lambda value: 0 <= value <= 1, "in 0..1"),
+    "iterations": (lambda value: 1 <= value <= 100, "in 1..100"),
+    "gamma": (lambda value: value > 0, "above 0"),
+}
+"""Options of this package's norms and weight parametrizations whose numbers have one meaning."""
+
+
+def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
+    """Refuse numbers with which a layer would compute roots of negative numbers, or for ever.
+
+    Raises:
+        UserError: A number is out of its range.
+    """
+    for name, value in options.items():
+        if name in _RANGES and isinstance(value, int | float) and not isinstance(value, bool):
+            fits, wanted = _RANGES[name]
+            if not fits(value):
+                raise UserError(f"{called}: {name} must be {wanted}, got {value:g}")
+
+
 def _factory(group: str, spec: Mapping[str, Any], where: str = "") -> Any:
     """Return a callable that builds what ``spec`` describes, or None where it names nothing."""
     if spec.get("_target_") is None:
         return None
     called = f"{group}{where}={spec.get('name')}"
     made, options = configured(group, spec, called=called, structure=_STRUCTURE)
+    if str(spec["_target_"]).startswith("normbench."):
+        _check_numbers(called, options)
     return partial(made, **options)

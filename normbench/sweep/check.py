@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from normbench.config import Config
+from normbench.engine.memory import TooLarge, is_out_of_memory, refuse_too_large
 from normbench.engine.reuse import Kept
-from normbench.errors import NormbenchError
-from normbench.sweep.ending import one_line
+from normbench.errors import NormbenchError, reason
 
 
-def refusal(config: Config, kept: Kept, built: dict[str, str]) -> str:
+def refusal(config: Config, kept: Kept, built: dict[str, str], here: bool = True) -> str:
     """Say why a config cannot be trained; an empty text where it can.
 
     Args:
@@ -19,6 +21,7 @@ def refusal(config: Config, kept: Kept, built: dict[str, str]) -> str:
         kept: Takes the last data set, for a run that comes next.
         built: What was found out before of networks, with their normalization, images and batch
             size; added to, so that each is built once.
+        here: Whether it is to be trained on this machine, with its memory.
     """
     from normbench.engine import backend, bench
 
@@ -28,38 +31,61 @@ def refusal(config: Config, kept: Kept, built: dict[str, str]) -> str:
     except NormbenchError as error:
         return str(error)
     tree = config.to_dict()
-    keys = ("arch", "norm", "dataset", "precision")
-    key = json.dumps([config.micro_batch, {key: tree[key] for key in keys}], sort_keys=True)
+    keys = ("arch", "norm", "dataset", "precision", "batch", "accumulate")
+    key = json.dumps({key: tree[key] for key in keys}, sort_keys=True)
     if key not in built:
         try:
-            _build(config, dataset)
+            _build(config, dataset, here)
             built[key] = ""
         except Exception as error:
-            built[key] = one_line(error)
+            built[key] = reason(error)
     return built[key]
 
 
-def _build(config: Config, dataset: Any) -> None:
-    """Build the network on symbols and call it on a mini-batch's shape.
+def _build(config: Config, dataset: Any, here: bool) -> None:
+    """Build the network on symbols, and trace its layers in training mode on a mini-batch's shape.
 
     No weight is drawn. What a layer does while it is built may need them, so a failure counts
     only if the network cannot be built with its weights either.
     """
     import keras
 
-    from normbench.engine.model import build_model
+    from normbench.engine import backend
+    from normbench.engine.bench import refused_in_training
+    from normbench.engine.model import build_model, trace_layers
 
     def build() -> None:
         model = build_model(config, dataset.shape, dataset.classes)
-        # Of a fixed size: some normalizations take no mini-batch of just any size.
-        model(keras.KerasTensor((config.micro_batch, *dataset.shape), "float32"), training=True)
+        if here:
+            refuse_too_large(config, model, backend.on_cpu())
+        try:
+            # The whole network first, for one that is not made of layers called on symbols.
+            model(keras.KerasTensor((config.micro_batch, *dataset.shape), "float32"), training=True)
+            trace_layers(model, config.micro_batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise refused_in_training(config, config.batch // config.micro_batch, error) from error
 
     try:
-        with keras.StatelessScope():
+        with _weightless():
             build()
+    except TooLarge:
+        raise
     except Exception:
-        keras.backend.clear_session()
         build()
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Have networks built whose weights are never drawn."""
+    import keras
+
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:  # Keras would draw them at the end of the next scope
+        keras.backend.clear_session(free_memory=False)
 
 
 def memory(config: Config, kept: Kept) -> int:
@@ -68,7 +94,6 @@ def memory(config: Config, kept: Kept) -> int:
     Rough: the driver's and the libraries' own, the images, four copies of the weights (weights,
     gradients, two slots), and three times the outputs of all layers for one mini-batch.
     """
-    import keras
     import numpy as np
 
     from normbench.engine import backend, bench
@@ -76,7 +101,7 @@ def memory(config: Config, kept: Kept) -> int:
 
     backend.start(config.backend, config.precision)
     dataset = bench.check(config, kept)
-    with keras.StatelessScope():
+    with _weightless():
         model = build_model(config, dataset.shape, dataset.classes)
     splits = (dataset.train, dataset.validation, dataset.test)
     images = sum(split.images.nbytes for split in splits)

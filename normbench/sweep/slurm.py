@@ -96,9 +96,10 @@ class Slurm(Remote):
 
     def check(self, configs: Sequence[Config]) -> list[str]:
         """Check on the machine that submits, which need not have a GPU."""
-        with Local(workers=1, gpus=0) as here:
+        here = Local(workers=1, gpus=0)
+        with here:
             here.place(1)
-            return here.check(configs)
+            return here.check_for_elsewhere(configs)
 
     def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
         folder = (task.logs or task.store.root) / "submitit"

@@ -6,6 +6,7 @@ Standard input brings messages, standard output carries them (:mod:`normbench.sw
      "may_split": …}
         answered by {"event": "progress", …} any number of times, then {"event": "ended", …}
     {"do": "check", "config": …}
+    {"do": "build", "config": …}
         answered by {"event": "answer", "problem": why it cannot be trained, or an empty text}
     {"do": "memory", "config": …}
         answered by {"event": "answer", "bytes": what training takes on a GPU, roughly}
@@ -69,9 +70,9 @@ class Worker:
             while not self._stopping and (message := self._queue.get()) is not None:
                 if message["do"] == "train":
                     self._train(message)
-                elif message["do"] == "check":
-                    config = Config.from_dict(message["config"])
-                    self._tell("answer", problem=refusal(config, self._kept, self._built))
+                elif message["do"] in ("check", "build"):
+                    config, here = Config.from_dict(message["config"]), message["do"] == "check"
+                    self._tell("answer", problem=refusal(config, self._kept, self._built, here))
                 elif message["do"] == "memory":
                     config = Config.from_dict(message["config"])
                     self._tell("answer", bytes=memory(config, self._kept))

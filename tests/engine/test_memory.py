@@ -1,0 +1,109 @@
+"""Runs that need more memory than there is are refused before it is asked for."""
+
+from __future__ import annotations
+
+import re
+
+import keras
+import pytest
+
+from normbench.config import compose
+from normbench.engine import memory
+from normbench.engine.bench import check, prepare
+from normbench.engine.memory import TooLarge, refuse_too_large
+from normbench.engine.model import build_model
+from normbench.engine.reuse import Kept
+from normbench.errors import UserError
+from normbench.sweep.check import refusal
+
+BASE = ["dataset=digits", "norm=bn", "batch=16", "epochs=1"]
+
+
+def composed(*overrides):
+    return compose([*BASE, *overrides])
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A machine with 32 MiB of memory."""
+    monkeypatch.setattr(memory, "machine_memory", lambda: 32 << 20)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arch=resnet8", "arch.width=1000000"],
+        ["arch=mlp_sigmoid", "arch.units=10000000"],
+    ],
+)
+def test_absurd_networks_are_refused_before_a_weight_is_drawn(overrides):
+    config = composed(*overrides)
+    with pytest.raises(UserError, match="for which this machine's memory does not suffice"):
+        build_model(config, (32, 32, 1), 10)
+    said = refusal(config, Kept(), {})
+    assert re.search(r"has [\d,]+ weights, which take at least .* TiB in training", said)
+    assert re.search(r"this machine has .* of memory$", said)
+
+
+def test_another_machine_may_have_the_memory(small_machine):
+    config = composed("arch=resnet8", "arch.width=512")
+    assert "this machine has 32.0 MiB of memory" in refusal(config, Kept(), {})
+    assert refusal(config, Kept(), {}, here=False) == ""
+
+
+def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine):
+    config = composed("arch=resnet8", "batch=1000")
+    model = build_model(config, (32, 32, 1), 10)
+    with pytest.raises(TooLarge, match=r"with batch=1000 .* use a smaller batch, or accumulate=N"):
+        refuse_too_large(config, model, on_cpu=True)
+    refuse_too_large(config, model, on_cpu=False)
+    refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=auto"), model, on_cpu=True)
+    refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=500"), model, on_cpu=True)
+    with pytest.raises(TooLarge):
+        prepare(config, check(config, Kept()), Kept(), 1)
+
+
+def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkeypatch):
+    config = composed("arch=mlp_sigmoid", "norm=none", "arch.layers=1", "arch.units=1000")
+    model = build_model(config, (8, 8, 1), 10)
+    weights = 64 * 1000 + 1000 + 1000 * 10 + 10
+    kept = 4 * 1000  # the sigmoid's output of one image
+    least = 4 * memory.COPIES * weights + kept * 16
+    monkeypatch.setattr(memory, "machine_memory", lambda: least * 2)
+    refuse_too_large(config, model, on_cpu=True)
+    monkeypatch.setattr(memory, "machine_memory", lambda: least - 1)
+    with pytest.raises(TooLarge):
+        refuse_too_large(config, model, on_cpu=True)
+
+
+def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monkeypatch):
+    from normbench import initializers
+
+    drawn = []
+    generator = initializers._generator
+    monkeypatch.setattr(initializers, "_generator", lambda: drawn.append(1) or generator())
+    assert refusal(composed("arch=resnet8"), Kept(), {}) == ""
+    with keras.StatelessScope():
+        pass  # at its end Keras draws the weights that it still knows of
+    assert drawn == []
+
+
+def test_more_steps_than_their_learning_rates_have_room_for_are_refused():
+    config = composed("arch=resnet8", "epochs=2000000000")
+    with pytest.raises(UserError, match=r"epochs=2000000000 is \d+ steps at batch=16: a run has "):
+        check(config, Kept())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["arch=mlp_sigmoid", "arch.layers=1000000000"], "arch.layers makes 1,000,000,000 layers"),
+        (["arch=resnet20", "arch.depth=600000002"], "arch.depth makes 600,000,002 layers"),
+        (["arch=resnet_v2", "arch.depth=900000002"], "arch.depth makes 900,000,002 layers"),
+        (["arch=wrn16_4", "arch.depth=600000004"], "arch.depth makes 600,000,004 layers"),
+        (["arch=resnet18", "arch.blocks=[1,1000000,1,1]"], "arch.blocks makes 2,000,006 layers"),
+    ],
+)
+def test_networks_too_deep_to_be_built_are_refused_at_once(overrides, says):
+    with pytest.raises(UserError, match=f"{says}: a network has at most 5,000"):
+        build_model(composed(*overrides), (32, 32, 3), 10)

@@ -1,0 +1,172 @@
+"""Batches that a layer cannot be trained with are refused before anything is written."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from normbench.config import compose
+from normbench.engine.reuse import Kept
+from normbench.engine.training import train
+from normbench.errors import NormbenchError, UserError
+from normbench.sweep.check import refusal
+
+GHOST = (
+    "virtual_batch=32 does not divide the mini-batch of stem_norm, {} images: "
+    "choose a batch that is a multiple of 32, or a virtual_batch that divides it"
+)
+ONE_VALUE = "so no unbiased variance: use a larger batch or unbiased=False"
+CASES = [
+    (["norm=ghost_bn", "norm.virtual_batch=32", "batch=48"], "batch=48: " + GHOST.format(48)),
+    (
+        ["norm=ghost_bn", "norm.virtual_batch=32", "batch=96", "accumulate=2"],
+        "batch=96 in 2 micro-batches of 48: " + GHOST.format(48),
+    ),
+    (
+        ["norm=xbn", "norm.bfn=ghost_bn", "norm.bfn.virtual_batch=10"],
+        "the mini-batch of stage1_block1_norm1, 16 images",
+    ),
+    (["arch=mlp_sigmoid", "norm=bn", "batch=1"], ONE_VALUE),
+    (["arch=mlp_sigmoid", "norm=bn", "batch=4", "accumulate=4"], ONE_VALUE),
+    (["arch=mlp_sigmoid", "norm=ghost_bn", "norm.virtual_batch=1", "batch=4"], ONE_VALUE),
+]
+MINE = """
+import keras
+
+class Picky(keras.layers.Layer):
+    def __init__(self, most=8, **kwargs):
+        super().__init__(**kwargs)
+        self.most = most
+
+    def get_config(self):
+        return {**super().get_config(), "most": self.most}
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, inputs, training=False):
+        if training and inputs.shape[0] is not None and inputs.shape[0] > self.most:
+            raise RuntimeError(f"too many images:\\n\\nat most {self.most}")
+        return inputs
+"""
+
+
+def composed(tmp_store, *overrides, config_dir=None):
+    arch = [] if any(each.startswith("arch=") for each in overrides) else ["arch=resnet8"]
+    width = ["arch.width=4"] if arch else []
+    return compose(
+        [
+            "dataset=digits",
+            "dataset.train_size=160",
+            *arch,
+            *width,
+            "batch=16",
+            "epochs=1",
+            f"store={tmp_store}",
+            *overrides,
+        ],
+        config_dir,
+    )
+
+
+@pytest.mark.parametrize(("overrides", "says"), CASES)
+def test_a_run_is_refused_and_nothing_is_written(overrides, says, tmp_store):
+    with pytest.raises(UserError, match=re.escape(says)):
+        train(composed(tmp_store, *overrides))
+    assert list(tmp_store.iterdir()) == []
+
+
+@pytest.mark.parametrize(("overrides", "says"), CASES)
+def test_a_sweep_finds_the_same_without_weights(overrides, says, tmp_store):
+    said = refusal(composed(tmp_store, *overrides), Kept(), {})
+    assert says in said
+    assert "cannot be trained with batch=" in said
+
+
+def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, monkeypatch):
+    from normbench.sweep import check
+
+    calls = []
+    build = check._build
+    monkeypatch.setattr(check, "_build", lambda *args: calls.append(args) or build(*args))
+    kept, built = Kept(), {}
+    for overrides in (["batch=16"], ["batch=16", "seed=1"], ["batch=16", "optimizer.lr=1"]):
+        assert refusal(composed(tmp_store, *overrides), kept, built) == ""
+    assert len(calls) == 1
+    assert refusal(composed(tmp_store, "batch=32"), kept, built) == ""
+    assert len(calls) == 2
+
+
+@pytest.fixture
+def picky(tmp_path, monkeypatch):
+    """A folder of configs with a layer of one's own that refuses large mini-batches."""
+    (tmp_path / "picky_layers.py").write_text(MINE)
+    (tmp_path / "conf" / "norm").mkdir(parents=True)
+    (tmp_path / "conf" / "norm" / "picky.yaml").write_text(
+        "defaults: [{weight: none}, _self_]\nname: picky\n_target_: picky_layers.Picky\nmost: 8\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "conf"
+    sys.modules.pop("picky_layers", None)
+
+
+def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_store):
+    config = composed(tmp_store, "norm=picky", config_dir=picky)
+    says = (
+        "norm=picky in arch=resnet8 cannot be trained with batch=16: "
+        "RuntimeError: too many images: at most 8"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(says)}$"):
+        train(config)
+    assert refusal(config, Kept(), {}) == says
+    assert refusal(composed(tmp_store, "norm=picky", "batch=8", config_dir=picky), Kept(), {}) == ""
+    assert list(tmp_store.iterdir()) == []
+
+
+def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_store):
+    from normbench.engine.bench import Bench, load_dataset
+    from normbench.engine.splitting import Splitting
+
+    config = composed(
+        tmp_store, "norm=ghost_bn", "norm.virtual_batch=8", "batch=16", "accumulate=auto"
+    )
+    splitting = Splitting(config, None)
+    bench = Bench(config, load_dataset(config), Kept(), splitting)
+    splitting.count = 4
+    with pytest.raises(
+        NormbenchError, match=r"memory is short, and .* in 4 micro-batches"
+    ) as error:
+        bench.again()
+    assert error.value.exit_code == 1
+
+
+def test_tracing_ahead_leaves_no_second_trace_and_no_change(tmp_store, monkeypatch):
+    from normbench.engine.bench import load_dataset, prepare
+    from normbench.norms.group import GroupNormalization
+
+    calls = []
+    call = GroupNormalization.call
+
+    @functools.wraps(call)  # Keras looks at its arguments
+    def counted(self, *args, **kwargs):
+        calls.append(self.name)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(GroupNormalization, "call", counted)
+    config = composed(tmp_store, "norm=gn", "norm.groups=2")
+    loop = prepare(config, load_dataset(config), Kept(), 1).loop
+    before = loop.state()
+    loop.trace()
+    traced = len(calls)
+    assert traced
+    loop.compile()
+    loop.evaluate("validation")
+    assert len(calls) == traced
+    after = loop.state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert keras.config.backend() == "tensorflow"
