@@ -158,6 +158,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         arguments.overrides.append(word)
     if hasattr(arguments, "store"):
         arguments.store = _named_store(arguments)
+    _refuse_empty(argv)
     return arguments
 
 
@@ -188,6 +189,16 @@ def _unknown_option(word: str, chosen: Parser, top: Parser) -> UserError:
     close = nearest(name, chosen.options)
     hint = f": did you mean {close}?" if close else ""
     return UserError(f"unknown option {word!r}{hint} (see {chosen.prog} --help)")
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """Refuse an option or a word that is an empty text, as an unset shell variable leaves it."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        option = word[:-1] if word.startswith("--") and word.endswith("=") else before
+        if word and option == before:
+            continue
+        named = option if option.startswith("--") else "an argument"
+        raise UserError(f"{named} is empty: give it a value or leave it out")
 
 
 def _command(commands: argparse._SubParsersAction, name: str, does: str, more: str = "") -> Parser:

@@ -14,10 +14,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from normbench import schema
-from normbench.errors import NormbenchError
+from normbench.errors import NormbenchError, UserError
 
 #: Bytes that a file of records may have; far above any, and far below a machine's memory.
 MOST = 1 << 28
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` at its start replaced by the home folder.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise UserError(f"{str(path)!r}: there is no home folder of the user {user!r}") from None
 
 
 class StoreError(NormbenchError):

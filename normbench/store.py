@@ -54,7 +54,7 @@ class Store:
     """A folder of runs. It need not exist: it is made when the first run is locked or created."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser()
+        self.root = files.expand_user(root)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -122,7 +122,7 @@ class Store:
         """
         name = text.rstrip("/")
         if "/" in name:
-            path = Path(name).expanduser()
+            path = files.expand_user(name)
             if path.parent.resolve() == self.root.resolve():
                 name = path.name
         runs = self.runs()

@@ -208,7 +208,7 @@ def test_little_memory_disk_and_onednn_switched_off_are_warnings(
 ) -> None:
     from types import SimpleNamespace
 
-    monkeypatch.setattr(doctor, "_memory_limit", lambda: 1 << 30)
+    monkeypatch.setattr(doctor, "container_limit", lambda: 1 << 30)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 << 20))
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     checks = look(tmp_store)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from normbench import schema
+from normbench.files import expand_user
 
 INFO = "dataset_info.json"
 HIDDEN = ".normbench"
@@ -47,7 +48,7 @@ _RECORD_OVERHEAD = 16  # TFRecord: length (8), its CRC (4), the data's CRC (4)
 def root(data_dir: str | Path | None = None) -> Path:
     """Return the data folder: ``data_dir``, else ``TFDS_DATA_DIR``, else tfds's own default."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or Path("~") / "tensorflow_datasets"
-    return Path(chosen).expanduser().absolute()
+    return expand_user(chosen).absolute()
 
 
 def _version(name: str) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from normbench.data import cache, tfds_folder, tfds_process
 from normbench.data.base import Arrays, DamagedData, MissingData, Say, Source, silent
 from normbench.data.staging import publish, staging
 from normbench.errors import NormbenchError, UserError
-from normbench.files import user_cache
+from normbench.files import expand_user, user_cache
 
 _SCHEMA = 1  # of the array cache: raise it when the arrays made of the same folder change
 _MIB = 1 << 20
@@ -198,7 +198,7 @@ class TfdsSource(Source):
         if folder is not None:
             return folder
         root = tfds_folder.root(data_dir)
-        train, test = self.read(Path(path).expanduser(), say)
+        train, test = self.read(expand_user(path), say)
         for split, examples, count in (
             ("train", train, self.train_count),
             ("test", test, self.test_count),

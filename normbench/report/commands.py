@@ -15,7 +15,7 @@ from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.content import DRAWN, Section
 from normbench.report.frame import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
-from normbench.report.study import parse_by, studies
+from normbench.report.study import studies
 from normbench.report.table import Table
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def report(
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
     asked = content.request(where, by, metric, baseline, target, allow_confound)
+    _refuse_place(Path(out))
     everything = load(store)
     frames, notes = content.chosen(everything, asked)
     for line in _opening(everything, frames, asked.where, notes):
@@ -154,7 +155,12 @@ def diff(
     from normbench.report import diff as comparing
 
     store = as_store(store)
-    pair = comparing.pair(store.find(run_a), store.find(run_b))
+    if out is not None:
+        _refuse_place(Path(out))
+    first, second = store.find(run_a), store.find(run_b)
+    if first.name == second.name:
+        raise UserError(f"{run_a!r} and {run_b!r} are one run, {first.name}: name two")
+    pair = comparing.pair(first, second)
     for line in comparing.named(pair):
         say(line)
     for table in comparing.tables(pair):
@@ -205,7 +211,11 @@ def export(
         raise unknown("format", kind, FORMATS)
     if kind == "parquet" and path is None:
         raise UserError("format parquet needs a file: name one with --out")
-    asked = content.Request(where, parse_by(by))
+    asked = content.request(where, by, "test_acc", None, None)
+    if path is not None:
+        _refuse_place(path.parent)
+        if path.is_dir():
+            raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
     everything = load(store)
     frames, notes = content.chosen(everything, asked)
     if frames.runs.empty:
@@ -257,6 +267,16 @@ def _opening(
     lines += [f"left out: {item}" for item in everything.left_out]
     lines += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
     return lines + [f"note: {note}" for note in notes]
+
+
+def _refuse_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file stands in its place or above it.
+
+    Found before the tables and figures are computed, which may take minutes.
+    """
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write to {str(folder)!r}: {there} is a file, not a folder")
 
 
 def _nothing(frames: Frames, where: str | None) -> str:

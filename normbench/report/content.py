@@ -18,6 +18,7 @@ from normbench.report.metrics import METRICS, Metric, metric
 from normbench.report.references import matching
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
+from normbench.report.where import parse as parse_filter
 
 if TYPE_CHECKING:
     from normbench.report.bootstrap import Improvement
@@ -78,12 +79,16 @@ def request(
     target: float | None,
     allowed: str | Sequence[str] = (),
 ) -> Request:
-    """Gather what was asked for.
+    """Gather what was asked for, and check it as far as can be without the store.
 
     Raises:
-        UserError: The metric is unknown.
+        UserError: The metric is unknown, the filter cannot be read, or the target is no accuracy.
     """
     metric(metric_name)
+    if where is not None:
+        parse_filter(where)
+    if target is not None:
+        targets.check(target)
     return Request(where, parse_by(by), metric_name, baseline, target, parse_by(allowed))
 
 
@@ -96,7 +101,7 @@ def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
     notes: list[str] = []
     if asked.target is not None:
         frames = targets.add(frames, asked.target)
-    if asked.where:
+    if asked.where is not None:
         kept = where.select(asked.where, frames.runs)
         notes += kept.notes
         frames = frames.select(kept.kept)

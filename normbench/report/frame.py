@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from normbench.errors import NormbenchError
+from normbench.errors import UserError
 from normbench.report.rows import (
     CURVE_NUMBERS,
     FINAL,
@@ -97,11 +97,11 @@ def load(store: Store | Path | str) -> Frames:
         store: The store, or its folder.
 
     Raises:
-        NormbenchError: The folder does not exist.
+        UserError: The folder does not exist.
     """
     store = as_store(store)
     if not store.root.is_dir():
-        raise NormbenchError(f"there is no store {str(store.root)!r}: no such folder")
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     left_out = [LeftOut(path, reason) for path, reason in store.foreign()]
     rows: list[dict[str, Any]] = []
     pieces: list[dict[str, np.ndarray]] = []

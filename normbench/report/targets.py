@@ -11,6 +11,17 @@ from normbench.errors import UserError
 from normbench.report.frame import Frames
 
 
+def check(target: float) -> None:
+    """Refuse a target that is no accuracy.
+
+    Raises:
+        UserError: It is not a fraction in (0, 1].
+    """
+    if not 0 < target <= 1:
+        hint = f" (write {target / 100:g} for {target:g} %)" if 1 < target <= 100 else ""
+        raise UserError(f"--target must be an accuracy above 0 and up to 1, got {target:g}{hint}")
+
+
 def add(frames: Frames, target: float) -> Frames:
     """Return the frames with steps, epochs and seconds to a validation accuracy added to runs.
 
@@ -24,9 +35,7 @@ def add(frames: Frames, target: float) -> Frames:
     Raises:
         UserError: ``target`` is no such fraction.
     """
-    if not 0 < target <= 1:
-        hint = f" (write {target / 100:g} for {target:g} %)" if 1 < target <= 100 else ""
-        raise UserError(f"--target must be an accuracy above 0 and up to 1, got {target:g}{hint}")
+    check(target)
     curves = frames.curves.assign(seconds=frames.curves.groupby("run")["train_seconds"].cumsum())
     reached = curves[curves["val_acc"] >= target].drop_duplicates("run").set_index("run")
     runs = frames.runs.copy()

@@ -53,18 +53,28 @@ def select(text: str, runs: pd.DataFrame) -> Filter:
         UserError: The text cannot be read, names no column, compares a text with a number, or
             keeps no run because a value in it does not exist.
     """
-    if len(text) > LONGEST:
-        raise UserError(f"--where is longer than {LONGEST} characters")
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
-        raise UserError(f"cannot read --where {text!r}: {reason}; {_HINT}") from None
     walker = _Walker(text, runs)
-    kept = walker.boolean(tree)
+    kept = walker.boolean(parse(text))
     if walker.notes and not kept.any():
         raise UserError(f"--where {text!r} keeps no run: {'; '.join(walker.notes)}")
     return Filter(kept, walker.notes)
+
+
+def parse(text: str) -> ast.expr:
+    """Return the syntax tree of a filter.
+
+    Raises:
+        UserError: The text is empty, too long or no expression.
+    """
+    if not text.strip():
+        raise UserError(f"--where is empty: {_HINT}, or leave it out")
+    if len(text) > LONGEST:
+        raise UserError(f"--where is longer than {LONGEST} characters")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        raise UserError(f"cannot read --where {text!r}: {reason}; {_HINT}") from None
 
 
 class _Walker:

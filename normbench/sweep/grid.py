@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from normbench.config import Config, compose_parsed, group_options, parse
 from normbench.errors import UserError, unknown
 from normbench.overrides import values
 from normbench.sweep.experiment import unfold
+
+MOST_CELLS = 100_000
+"""Cells of a sweep: more are a slip of the keyboard, and would take hours to compose."""
 
 
 def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
@@ -31,6 +35,7 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
     cells: dict[tuple[str, str], Config] = {}
     for each in lists:
         axes = [_values(override, groups) for override in parse(each)]
+        _refuse_too_many(math.prod(map(len, axes)))
         for combination in itertools.product(*axes):
             config = compose_parsed(combination, config_dir, groups)
             cells.setdefault((config.run_name, config.store), config)
@@ -59,4 +64,29 @@ def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
         return parse([f"{key}={name}" for name in names])
     if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # as typed: label=007,1e3 are texts
         return parse([f"{key}={text}" for text in values(override)])
+    if override.value_type == ValueType.RANGE_SWEEP:
+        _check_range(override)
     return parse([f"{key}={text}" for text in override.sweep_string_iterator()])
+
+
+def _check_range(override: Any) -> None:
+    """Refuse a range that names no value, or more than a sweep can have, before it is expanded."""
+    sweep = override.value()
+    start, stop, step = sweep.start, sweep.stop, sweep.step
+    said = override.input_line
+    if not all(math.isfinite(number) for number in (start, stop, step)):
+        raise UserError(f"{said!r}: start, stop and step must be finite numbers")
+    if step == 0:
+        raise UserError(f"{said!r}: a step of 0 never leaves {start}; use a step above or below 0")
+    count = math.ceil((stop - start) / step)
+    if count < 1:
+        raise UserError(
+            f"{said!r} names no value: the values begin at {start}, change by {step} and end "
+            f"before {stop}"
+        )
+    _refuse_too_many(count)
+
+
+def _refuse_too_many(count: int) -> None:
+    if count > MOST_CELLS:
+        raise UserError(f"a sweep has at most {MOST_CELLS:,} cells, this one has {count:,}")

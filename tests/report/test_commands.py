@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written(
     quick(monkeypatch)
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NormbenchError, match="cannot write the report"):
+    with pytest.raises(NormbenchError, match="is a file, not a folder"):
         commands.report(root, out=tmp_path / "file" / "out", say=lambda line: None)
 
 

@@ -70,7 +70,7 @@ def test_keeps(text: str, names: str) -> None:
         ("[x for x in norm]", "is no comparison"),
         ("batch", "is no comparison"),
         ("norm == gn-8", "in quotes"),
-        ("", "cannot read --where"),
+        ("", "--where is empty"),
         ("batch + 1 == 17", "is no column"),
         ("norm is bn", "use =="),
         ("batch == 1j", "neither number nor text"),

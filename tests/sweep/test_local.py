@@ -70,7 +70,7 @@ def test_an_exception_ends_its_run_only(grid, faults, carry_out, tmp_store):
     seen = carry_out(pool(workers=2), configs)
     failed = seen.endings[configs[1].run_name]
     assert (failed.result, failed.cause, failed.tries) == ("failed", "error", 1)
-    assert failed.error == "RuntimeError: something broke"
+    assert failed.error == "RuntimeError: something broke in two lines"
     assert any("in two lines" in line for line in failed.log)
     assert statuses(tmp_store) == {"finished": 3, "failed": 1}
 

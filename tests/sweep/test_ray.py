@@ -72,7 +72,7 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, carry_out, faults, t
     seen = carry_out(on_ray(retries=1), configs)
     endings = [seen.endings[config.run_name] for config in configs]
     assert [each.result for each in endings] == ["failed", "trained", "failed"]
-    assert endings[0].error == "RuntimeError: something broke"
+    assert endings[0].error == "RuntimeError: something broke in two lines"
     assert endings[2].cause == "died"
     store = Store(tmp_store)
     assert [run["from_epoch"] for run in store.run(configs[1]).meta["sessions"]] == [0, 1]

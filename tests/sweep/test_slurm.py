@@ -30,7 +30,7 @@ def test_jobs_end_as_they_end(grid, fake_jobs, carry_out, tmp_store):
     fake_jobs(configs[1].run_name, "kill", 9)
     seen = carry_out(Slurm(cluster="local"), configs)
     assert Counter(each.result for each in seen.endings.values()) == {"trained": 1, "failed": 2}
-    assert seen.endings[configs[0].run_name].error == "RuntimeError: something broke"
+    assert seen.endings[configs[0].run_name].error == "RuntimeError: something broke in two lines"
     assert seen.endings[configs[1].run_name].cause == "died"
     store = Store(tmp_store)
     assert store.run(configs[1]).status == "failed"
