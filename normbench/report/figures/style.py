@@ -243,10 +243,12 @@ def drawing_of(figure: Figure) -> Iterator[None]:
     Characters that no installed font has are drawn as boxes without a warning for each:
     :func:`lacking` names them.
     """
+    rc = dict(_RC)
     for text in _texts(figure):
         if families := _further_fonts(text.get_text()):
             text.set_fontfamily([_FAMILY, *families])
-    with mpl.rc_context(_RC), warnings.catch_warnings():
+            rc["pdf.fonttype"] = 3  # outlines: fonts with PostScript outlines are no TrueType fonts
+    with mpl.rc_context(rc), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 

@@ -222,9 +222,9 @@ HOSTILE = (r"$\bn$ plain", "costs $5 and $6", "_hidden", "<b> & --> x", "a\nb\x1
 
 
 def labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
-    for norm, name in zip(("bn", "gn", "ln", "in", "rms"), names, strict=False):
-        for chosen in (norm, "none"):
-            synth.write_grid(root, (chosen,), (16, 64), 2, 4, label=name)
+    for place, name in enumerate(names):  # the label is no part of a signature, the rate is
+        rate = 0.1 + place / 100
+        synth.write_grid(root, ("bn", "gn"), (16, 64), 2, 4, label=name, optimizer__lr=rate)
     return load(root)
 
 
