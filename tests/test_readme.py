@@ -117,7 +117,8 @@ done
 case "$1 $2 $*" in
     "sweep status"*|*--print-config*) ;;
     "run "*|"sweep "*)
-        set -- "$@" dataset=digits dataset.train_size=640 arch=resnet8 arch.width=8 epochs=1 ;;
+        set -- "$@" dataset=digits dataset.train_size=640 dataset.validation=200 \\
+            arch=resnet8 arch.width=8 epochs=1 ;;
 esac
 exec "$PYTHON" -m normbench "$@"
 """
