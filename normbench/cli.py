@@ -156,7 +156,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
 
         recorded = (outcome.run.meta or {}).get("own")
         changes = changed_since(outcome.run.config or {}, recorded, config)
-        for line in [*trained_without([(config, outcome.run)]), *changes]:
+        for line in [*trained_without([(config, outcome.run)], arguments.config_dir), *changes]:
             print(f"  {line}")
         if changes:
             print("  --again sets its folder aside and trains it from its first step")

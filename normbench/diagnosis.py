@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normbench.components import check_recorded, options_of
@@ -153,7 +154,9 @@ def _options(
     return groups, given
 
 
-def trained_without(asked: Sequence[tuple[Config, Run]]) -> list[str]:
+def trained_without(
+    asked: Sequence[tuple[Config, Run]], config_dir: str | Path | None = None
+) -> list[str]:
     """Say what configs ask of complete runs that can only be had while they train.
 
     Probes, loggers and labels are no part of a run's signature: a complete run is found under the
@@ -161,6 +164,7 @@ def trained_without(asked: Sequence[tuple[Config, Run]]) -> list[str]:
 
     Args:
         asked: Complete runs, each with the config that it was found under.
+        config_dir: The further folder with config groups that those configs are composed from.
 
     Returns:
         A line each for probes, with the command that measures them in the checkpoints, for loggers
@@ -190,6 +194,7 @@ def trained_without(asked: Sequence[tuple[Config, Run]]) -> list[str]:
         command = ["normbench", "diagnose", *shown, "--probe", ",".join(names)]
         store = asked[0][0].store
         command += [] if store == default_store() else ["--store", store]
+        command += [] if config_dir is None else ["--config-dir", str(config_dir)]
         lines.append(
             f"{_were(runs)} trained without the probes {', '.join(names)}; to measure them in "
             f"{'its' if len(runs) == 1 else 'their'} checkpoints: {shlex.join(command)}"

@@ -261,6 +261,7 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
         "--again trains anew",
         "this run was trained with label='old', and keeps it",
     ]
+    assert trained_without([(asked, run)], "m y")[0].endswith(" --config-dir 'm y'")
     assert trained_without([(asked, run)] * 2)[0].startswith("2 complete runs were trained without")
     place = {"checkpoint": "last", "epoch": 1, "step": 1}
     run.append_diagnosis({"probe": "train_gap", "values": {"acc": 0.5}, **place})

@@ -104,7 +104,8 @@ def sweep(
     for line in [*mixtures, *own_mix(planned.cells, store)]:
         say(f"mixed: {line}")
     complete = [] if again else planned.of_state("finished", "diverged")
-    for line in trained_without([(cell.config, store.run(cell.name)) for cell in complete]):
+    asked = [(cell.config, store.run(cell.name)) for cell in complete]
+    for line in trained_without(asked, config_dir):
         say(f"note: {line}")
     with make(options) as executor:
         slots = executor.place(len(planned.todo)) if planned.todo else []
