@@ -94,15 +94,16 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
     together. The results differ by rounding: operations add in another order.
 
     Args:
-        model: Functional; any other is called with the whole batch.
+        model: Functional, without masks; any other is called with the whole batch.
         images: float32 (N, H, W, C), or shards of them.
         count: Shards.
         training: As for the model.
     """
     shards = images if isinstance(images, Shards) else Shards.of(images, count)
     walk = getattr(model, "_run_through_graph", None)
-    # Half precision gains from it even whole.
-    if walk is None or (count == 1 and model.compute_dtype == "float32"):
+    # Half precision gains from it even whole. A shard does not carry its mask along.
+    whole = count == 1 and model.compute_dtype == "float32"
+    if walk is None or whole or _has_masks(model):
         return model(shards.joined(), training=training)
     uses = _uses(model)
     outputs = walk(
@@ -110,6 +111,12 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
         lambda layer: _over_shards(layer, count, training, uses.get(layer, 0)),
     )
     return keras.tree.map_structure(lambda each: each.taken().joined(), outputs)
+
+
+def _has_masks(model: Any) -> bool:
+    """Whether a layer of a functional model, such as ``keras.layers.Masking``, makes a mask."""
+    nodes = (node for depth in model._nodes_by_depth.values() for node in depth)
+    return any(getattr(each, "_keras_mask", None) is not None for n in nodes for each in n.outputs)
 
 
 def _uses(model: Any) -> dict[Any, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
-from normbench.norms._statistics import value_of
+from normbench.norms._statistics import flatten_places, value_of
 
 
 class ChannelAffine(keras.layers.Layer):
@@ -37,7 +38,11 @@ class ChannelAffine(keras.layers.Layer):
         self.epsilon = float(epsilon)
         self.center = bool(center)
         self.scale = bool(scale)
-        self.supports_masking = True
+        # Where it looks at one position at a time it passes a mask on; elsewhere it must take it.
+        self.supports_masking = (
+            getattr(self, "computed_over", "") in ("channels", "nothing")
+            or "mask" in signature(self.call).parameters
+        )
 
     @property
     def treats_images_alone(self) -> bool:
@@ -75,6 +80,37 @@ class ChannelAffine(keras.layers.Layer):
             aggregation="none" if trainable else "mean",
         )
 
+    def valid_positions(self, mask: Any, inputs: Any) -> Any:
+        """Return a mask of ``inputs``, (N, ...), as bool (N, S, 1); None where there is none.
+
+        Raises:
+            ValueError: The mask has another shape than the inputs without their channels.
+        """
+        if mask is None:
+            return None
+        mask = ops.convert_to_tensor(mask)
+        sizes = zip(mask.shape, inputs.shape[:-1], strict=False)
+        known = [(size, wanted) for size, wanted in sizes if None not in (size, wanted)]
+        if len(mask.shape) != len(inputs.shape) - 1 or any(a not in (1, b) for a, b in known):
+            raise ValueError(
+                f"the mask of {self.name} must have the shape of its input without the channels, "
+                f"{tuple(inputs.shape[:-1])}, got {tuple(mask.shape)}"
+            )
+        mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(inputs)[:-1])
+        return flatten_places(ops.expand_dims(mask, -1))
+
+    def refuse_mask(self, mask: Any) -> None:
+        """Refuse a mask in a layer that cannot leave positions out.
+
+        Raises:
+            ValueError: There is a mask.
+        """
+        if mask is not None:
+            raise ValueError(
+                f"{self.name} takes its statistics over all positions, those that a mask leaves "
+                "out too: give it an input without a mask, or use another normalization"
+            )
+
     def affine(self, channels: int) -> tuple[Any, Any]:
         """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
         gamma = ops.ones((channels,), "float32") if self.gamma is None else value_of(self.gamma)
@@ -110,11 +146,26 @@ class BatchStatistics(ChannelAffine):
             raise ValueError(f"momentum must be in 0..1, got {momentum}")
         self.momentum = float(momentum)
 
-    def follow(self, moving: Any, new: Any, momentum: Any = None) -> None:
-        """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one."""
+    def takes_batch(self, inputs: Any, training: bool | None) -> bool:
+        """Whether to normalize with the mini-batch: in training, if it is not known to be empty."""
+        return bool(training) and self.trainable and 0 not in inputs.shape
+
+    def follow(self, moving: Any, new: Any, momentum: Any = None, count: Any = None) -> None:
+        """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one.
+
+        Args:
+            moving: The variable to move.
+            new: The value of the mini-batch, of the same shape.
+            momentum: Weight of the old value; by default the layer's.
+            count: How many values ``new`` is a statistic of, a float or a tensor: of none, the
+                average stays as it is.
+        """
         momentum = self.momentum if momentum is None else momentum
         old = ops.convert_to_tensor(moving)
-        moving.assign(old * momentum + ops.stop_gradient(new) * (1.0 - momentum))
+        moved = old * momentum + ops.stop_gradient(new) * (1.0 - momentum)
+        moving.assign(
+            moved if count is None or isinstance(count, float) else ops.where(count > 0, moved, old)
+        )
 
     def unbiased_factor(self, count: Any) -> Any:
         """m/(m−1) for the m values that each channel has in the mini-batch."""

@@ -10,7 +10,14 @@ from typing import Any
 
 from keras import ops
 
-from normbench.norms._statistics import count_of, first, over_places, pivot_of
+from normbench.norms._statistics import (
+    at_least_one,
+    centred_valid,
+    count_of,
+    first,
+    over_places,
+    pivot_of,
+)
 
 Tensor = Any
 
@@ -57,21 +64,26 @@ def per_channel(x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor) ->
     return function(x, *given)
 
 
-def batch_centre(x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def batch_centre(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Subtract each channel's mean over images and places, then add β.
 
     Args:
         x: Any float dtype, (N, S, C); computed in float32.
         beta: float32, (C,).
+        valid: The positions that the mean is taken over, bool (N, S, 1); by default all.
 
     Returns:
         y, of x's shape and dtype; the mean, float32 (C,), through which no gradient flows.
     """
     dtype = x.dtype
+    if valid is not None:
+        values = ops.cast(x, "float32")[None]
+        centred, mean, _ = centred_valid(values, valid[None], int(x.shape[-1]))
+        return ops.cast(centred[0] + beta, dtype), ops.stop_gradient(mean[0])
     count = count_of(x[None], int(x.shape[-1]))
 
     def mean_of(values: Tensor) -> Tensor:
-        return over_places(values[None])[0] / count
+        return over_places(values[None])[0] / at_least_one(count)
 
     @ops.custom_gradient
     def function(x: Tensor, beta: Tensor) -> Any:

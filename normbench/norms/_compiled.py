@@ -36,6 +36,8 @@ def per_shape(
     """
     if keras.backend.backend() != "tensorflow" or None in x.shape or inside_xla():
         return function
+    if exporting():
+        return function
     import tensorflow as tf
 
     compiled = (is_large(x) if by_xla is None else by_xla) and not has_gpu()
@@ -59,8 +61,10 @@ def in_a_row(function: Callable[..., Any], *tensors: Any, **constants: Any) -> A
 
 
 def on_cpu() -> bool:
-    """Whether TensorFlow's own operations will compute, on a CPU, and not XLA."""
-    return keras.backend.backend() == "tensorflow" and not has_gpu() and not inside_xla()
+    """Whether TensorFlow's own operations will compute, on a CPU of this machine, and not XLA."""
+    if keras.backend.backend() != "tensorflow" or exporting():
+        return False
+    return not has_gpu() and not inside_xla()
 
 
 def inside_xla() -> bool:
@@ -69,6 +73,19 @@ def inside_xla() -> bool:
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
     return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def exporting() -> bool:
+    """Whether TensorFlow is tracing a graph to be saved, for another program or machine to run.
+
+    Such a graph is to consist of plain operations: TensorFlow Lite, for one, has neither bitwise
+    operations nor EuclideanNorm, and what is quickest on this machine need not be elsewhere.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return False
+    from tensorflow.python.saved_model.save_context import in_save_context  # as of 2.21
+
+    return in_save_context()
 
 
 def is_large(x: Any) -> bool:

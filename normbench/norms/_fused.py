@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from normbench.norms._compiled import has_gpu, on_cpu
-from normbench.norms._statistics import count_of, standardize
+from normbench.norms._statistics import count_in_batch, standardize
 
 Tensor = Any
 
@@ -20,6 +20,7 @@ def batch_standardize(
     beta: Tensor,
     epsilon: float,
     across: Callable[[Tensor], Tensor] | None = None,
+    valid: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor, Any]:
     """Standardize each channel over images and places, then scale and shift.
 
@@ -30,23 +31,32 @@ def batch_standardize(
         beta: float32, (C,).
         epsilon: Added to the variance.
         across: Sums a tensor over the replicas that hold parts of the mini-batch.
+        valid: The positions that statistics are taken over, bool (N, S, 1), of a mini-batch in
+            one part; by default all.
 
     Returns:
         y, of the parts' shapes and dtypes; the mini-batch's mean and biased variance, float32
         (C,), through which no gradient flows; and the values a channel has, a float where that is
         known.
     """
-    if across is None and on_cpu():
+    if valid is None and across is None and on_cpu():
         from normbench.norms._parts import standardize_parts
 
         return standardize_parts(parts, gamma, beta, epsilon)
     (x,) = parts
-    count = count_of(x[None], int(x.shape[-1]))
+    channels = int(x.shape[-1])
+    if valid is not None:
+        count = count_in_batch(x, valid)
+        (y,), mean, variance = standardize(
+            x[None], gamma, beta, channels, epsilon, across=across, valid=valid[None]
+        )
+        return [y], mean[0], variance[0], across(count) if across else count
+    count = count_in_batch(x)
     if across is None and _on_gpu():
         y, mean, variance = _fused(x, gamma, beta, epsilon, count)
         return [y], mean, variance, count
     y, mean, variance = standardize(
-        ops.expand_dims(x, 0), gamma, beta, int(x.shape[-1]), epsilon, across=across
+        ops.expand_dims(x, 0), gamma, beta, channels, epsilon, across=across
     )
     return [ops.squeeze(y, 0)], mean[0], variance[0], across(count) if across else count
 

@@ -18,7 +18,12 @@ import tensorflow as tf
 
 from normbench.norms._compiled import is_large, per_shape
 from normbench.norms._passes import applied, gradient_sums, input_gradient, moment_sums
-from normbench.norms._statistics import count_of, over_places, squares_over_places
+from normbench.norms._statistics import (
+    at_least_one,
+    count_of,
+    over_places,
+    squares_over_places,
+)
 
 Tensor = Any
 
@@ -219,7 +224,7 @@ def _shift(mean: Tensor, variance: Tensor) -> Tensor:
 
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, from E[x²] − E[x]²."""
-    count = _count(parts)
+    count = at_least_one(_count(parts))
     mean = tf.add_n([over_places(each[None])[0] for each in parts]) / count
     square = tf.add_n([squares_over_places(each[None])[0] for each in parts]) / count
     return _with_variance(mean, square)

@@ -8,6 +8,10 @@ put together from those of its channels without a cancelling difference. A const
 really comes out as β. The bound: where the sample's mean is k deviations off the channel's, the
 variance is off by k² + 1 roundings.
 
+Where a mask leaves positions out, statistics are those of the valid ones, in the same way; the
+gradient is then the one that the backend derives. Where there is nothing to take a statistic of, an
+empty mini-batch or a fully masked one, means are 0 instead of 0/0.
+
 The gradient is that of the formulas in Ioffe & Szegedy 2015, section 3, written per statistic:
 dx = a·dy − r·mean(γ·dy) − (x − μ)·r³·mean(γ·dy·(x − μ)), with r = 1/σ and a = γ·r.
 Only first derivatives are defined.
@@ -21,7 +25,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._compiled import inside_xla, per_shape
+from normbench.norms._compiled import exporting, inside_xla, per_shape
 
 Tensor = Any
 
@@ -37,6 +41,7 @@ def standardize(
     epsilon: float,
     subtract_mean: bool = True,
     across: Callable[[Tensor], Tensor] | None = None,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Standardize each of A sets of images over images, places and the channels of a group.
 
@@ -48,12 +53,15 @@ def standardize(
         epsilon: Added to the variance.
         subtract_mean: If not, x is divided by the root of its mean square instead.
         across: Sums a tensor over the replicas that hold parts of the same sets.
+        valid: The positions that statistics are taken over, bool (A, B, S, 1); by default all.
 
     Returns:
         y, of x's shape and dtype; the mean (0 if not subtracted) and the biased variance (the
         mean square), float32 (A, C), repeated for each channel of a group. No gradient flows
         through these two.
     """
+    if valid is not None:
+        return _standardize_valid(x, gamma, beta, groups, epsilon, subtract_mean, across, valid)
     whole = {"groups": groups, "across": across}
     forward, backward = _forward, _backward
     # Replicas are asked for their sums in the middle of it: not to be moved into another graph.
@@ -177,7 +185,13 @@ def _statistics(
 
 
 def group_standardize(
-    x: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float, subtract_mean: bool = True
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool = True,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Standardize each image over places and the channels of a group, then scale and shift.
 
@@ -188,27 +202,32 @@ def group_standardize(
         groups: Number of groups; divides C.
         epsilon: Added to the variance.
         subtract_mean: If not, x is divided by the root of its mean square instead.
+        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
 
     Returns:
         (N, S, C), of x's dtype.
     """
     # Not x[:, None], whose gradient on TensorFlow is a pass over memory.
-    sets = ops.expand_dims(x, 1)
-    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean)
+    sets, valid = image_sets(x, valid)
+    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean, valid=valid)
     return ops.squeeze(y, axis=1)
 
 
-def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of A sets of images over images, places and a group's channels.
 
     Args:
         x: Any float dtype, (A, B, S, C); computed in float32.
         groups: Groups of neighbouring channels; divides C.
+        valid: The positions that they are taken over, bool (A, B, S, 1); by default all.
 
     Returns:
         Mean and variance, float32 (A, C), repeated for each channel of a group; both have
         gradients.
     """
+    if valid is not None:
+        _, mean, variance = centred_valid(ops.cast(x, "float32"), valid, groups)
+        return mean, variance
     dtype = x.dtype
     count = count_of(x, groups)
 
@@ -230,6 +249,28 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return function(x)
 
 
+def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    """Mean and biased variance of each channel of a mini-batch over images and places.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        valid: The positions that they are taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        Mean and variance, float32 (C,), with gradients; and :func:`count_in_batch`.
+    """
+    sets = None if valid is None else valid[None]
+    mean, variance = moments(ops.expand_dims(x, 0), int(x.shape[-1]), sets)
+    return mean[0], variance[0], count_in_batch(x, valid)
+
+
+def count_in_batch(x: Tensor, valid: Tensor | None = None) -> Any:
+    """The values that a channel of a mini-batch, (N, S, C), has: a float, or a tensor."""
+    if valid is None:
+        return count_of(x[None], int(x.shape[-1]))
+    return count_valid(valid[None])[0]
+
+
 def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """A value near each channel's mean in float32 (A, B, S, C), from a few places: (A, C)."""
     total = across or (lambda values: values)
@@ -239,23 +280,109 @@ def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Ten
     return rounded(share(total(over_places(sample)), channels, count))
 
 
-def pooled(mean: Tensor, variance: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of sets of equal size put together along ``axis``, which is kept.
+def _standardize_valid(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool,
+    across: Callable[[Tensor], Tensor] | None,
+    valid: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`standardize`, with statistics of the valid positions."""
+    values = ops.cast(x, "float32")
+    if subtract_mean:
+        values, mean, variance = centred_valid(values, valid, groups, across)
+    else:
+        variance = _mean_of_valid(ops.square(values), valid, groups, across)
+        mean = ops.zeros_like(variance)
+    y = values * _wide(ops.rsqrt(variance + epsilon) * gamma) + beta
+    return ops.cast(y, x.dtype), ops.stop_gradient(mean), ops.stop_gradient(variance)
+
+
+def centred_valid(
+    x: Tensor,
+    valid: Tensor,
+    groups: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Center x on its mean over the valid positions and a group's channels.
+
+    Args:
+        x: float32 (A, B, S, C).
+        valid: The positions that the mean is taken over, bool (A, B, S, 1).
+        groups: Groups of neighbouring channels; divides C.
+        across: As for :func:`standardize`.
+
+    Returns:
+        x less the mean, at all positions; the mean and the biased variance, float32 (A, C), 0
+        where no position is valid. All have gradients.
+    """
+    # In two steps: what the mean of large values loses in rounding, the mean of the rest has.
+    pivot = rounded(ops.stop_gradient(_mean_of_valid(x, valid, groups, across)))
+    shifted = x - _wide(pivot)
+    off = _mean_of_valid(shifted, valid, groups, across)
+    centred = shifted - _wide(off)
+    return centred, pivot + off, _mean_of_valid(ops.square(centred), valid, groups, across)
+
+
+def _mean_of_valid(
+    values: Tensor, valid: Tensor, groups: int, across: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Mean of float32 (A, B, S, C) over valid positions and a group's channels: (A, C)."""
+    total = across or (lambda sums: sums)
+    channels = int(values.shape[-1])
+    # Chosen, not multiplied by 0: what is left out may be no number.
+    sums = over_places(ops.where(valid, values, 0.0))
+    means = total(sums) / at_least_one(total(count_valid(valid)))
+    return means if groups == channels else share(means, groups, channels / groups)
+
+
+def image_sets(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Make each image of (N, S, C) a set of its own, (N, 1, S, C), and of a mask likewise."""
+    return ops.expand_dims(x, 1), None if valid is None else ops.expand_dims(valid, 1)
+
+
+def count_valid(valid: Tensor) -> Tensor:
+    """The number of valid positions of each set, bool (A, B, S, 1): float32 (A, 1)."""
+    return over_places(ops.cast(valid, "float32"))
+
+
+def pooled(
+    mean: Tensor, variance: Tensor, axis: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of sets put together along ``axis``, which is kept.
 
     Args:
         mean: Of each set, (N, C).
         variance: Of each set, (N, C).
         axis: 0 puts images together, 1 channels.
+        counts: The values in each image's sets, (N, 1), for images; by default all are alike.
 
     Returns:
         (1, C) or (N, 1), by autodifferentiable operations.
     """
+    if counts is not None:
+        weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
+        pivot = ops.sum(mean * weights, axis=0, keepdims=True)
+        apart = mean - pivot
+        offset = ops.sum(apart * weights, axis=0, keepdims=True)
+        spread = ops.square(apart - offset) + variance
+        return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
     # Differences to one set's mean are exact where all are alike.
     pivot = mean[:1] if axis == 0 else mean[:, :1]
+    perhaps_none = axis == 0 and mean.shape[0] is None
+    if perhaps_none:
+        pivot = ops.sum(pivot, axis=0, keepdims=True)
     apart = mean - pivot
     offset = ops.mean(apart, axis=axis, keepdims=True)
     between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
-    return pivot + offset, ops.mean(variance, axis=axis, keepdims=True) + between
+    mean_variance = ops.mean(variance, axis=axis, keepdims=True)
+    if not perhaps_none:
+        return pivot + offset, mean_variance + between
+    some = ops.shape(mean)[0] > 0  # else they are no numbers
+    return ops.where(some, pivot + offset, 0.0), ops.where(some, mean_variance + between, 0.0)
 
 
 _SLICES = (8, 4, 2)
@@ -291,12 +418,10 @@ def sum_of_rows(values: Tensor) -> Tensor:
 
 def squares_over_places(values: Tensor) -> Tensor:
     """Sum the squares of float32 (A, B, S, C) to (A, C)."""
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or exporting() or inside_xla():
         return over_places(ops.square(values))
     import tensorflow as tf
 
-    if inside_xla():
-        return over_places(ops.square(values))
     # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
     sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
     return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
@@ -305,6 +430,7 @@ def squares_over_places(values: Tensor) -> Tensor:
 def share(sums: Tensor, groups: int, count: Any) -> Tensor:
     """Turn sums (A, C) into means over a group, repeated for each of its channels: (A, C)."""
     channels = int(sums.shape[-1])
+    count = at_least_one(count)
     if groups == channels:
         return sums / count
     size = channels // groups
@@ -326,6 +452,11 @@ def count_of(x: Tensor, groups: int) -> Any:
     if images is not None and places is not None:
         return float(images * places * size)
     return ops.cast(ops.shape(x)[1] * ops.shape(x)[2] * size, "float32")
+
+
+def at_least_one(count: Any) -> Any:
+    """What to divide sums by: a count, a float or a tensor, or 1 where nothing was counted."""
+    return max(count, 1.0) if isinstance(count, float) else ops.maximum(count, 1.0)
 
 
 def first(upstream: Any) -> Tensor:
@@ -375,6 +506,8 @@ def rounded(value: Tensor) -> Tensor:
         import jax
 
         return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=20)
+    if exporting():  # no operation that every program knows does this, and few such programs fuse
+        return value
     import tensorflow as tf
 
     return tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(value, tf.int32), -8), tf.float32)

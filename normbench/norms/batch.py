@@ -34,7 +34,9 @@ class BatchNormalization(BatchStatistics):
         unbiased: Whether the moving variance averages the unbiased variance. Of a mini-batch of
             one value a channel there is none; it is then refused.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions, as in Keras's layer; it
+    normalizes the others with them, too.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -66,15 +68,19 @@ class BatchNormalization(BatchStatistics):
             "moving_variance", channels, "ones", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.call_with_shards([inputs], training)[0]
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        valid = self.valid_positions(mask, inputs)
+        return self._normalize([inputs], training, valid)[0]
 
     def call_with_shards(self, shards: list[Any], training: bool | None = None) -> list[Any]:
         """As a call with a batch, given as its parts."""
+        return self._normalize(shards, training)
+
+    def _normalize(self, shards: list[Any], training: bool | None, valid: Any = None) -> list[Any]:
         parts = [flatten_places(ops.cast(each, self.compute_dtype)) for each in shards]
         gamma, beta = self.affine(int(shards[0].shape[-1]))
-        if training and self.trainable:
-            outputs, mean, variance, count = self.standardize(parts, gamma, beta)
+        if self.takes_batch(shards[0], training):
+            outputs, mean, variance, count = self.standardize(parts, gamma, beta, valid)
             self.update(mean, variance, count)
         else:
             mean = ops.convert_to_tensor(self.moving_mean)
@@ -84,16 +90,18 @@ class BatchNormalization(BatchStatistics):
             ]
         return [self.as_input(y, x) for y, x in zip(outputs, shards, strict=True)]
 
-    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+    def standardize(
+        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+    ) -> tuple[Any, Any, Any, Any]:
         """Return what :func:`batch_standardize` does: outputs, mean, biased variance, count."""
-        return batch_standardize(parts, gamma, beta, self.epsilon)
+        return batch_standardize(parts, gamma, beta, self.epsilon, valid=valid)
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         """Let the state follow a mini-batch's mean and biased variance over ``count`` values."""
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
-        self.follow(self.moving_mean, mean)
-        self.follow(self.moving_variance, variance)
+        self.follow(self.moving_mean, mean, count=count)
+        self.follow(self.moving_variance, variance, count=count)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "unbiased": self.unbiased}

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from normbench.norms._base import BatchStatistics
+from normbench.norms._statistics import batch_moments, count_in_batch, flatten_places
 
 __all__ = ["KerasBatchNormalization", "MomentsBatchNormalization"]
 
@@ -42,6 +43,17 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
     ) -> None:
         super().__init__(momentum=momentum, epsilon=epsilon, center=center, scale=scale, **kwargs)
 
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        # Keras's moving averages would be NaN from an empty mini-batch on.
+        if inputs.shape[0] is not None or not training:
+            return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
+        averages = (self.moving_mean, self.moving_variance)
+        before = [ops.convert_to_tensor(each) for each in averages]
+        outputs = super().call(inputs, training=training, mask=mask)
+        for average, old in zip(averages, before, strict=True):
+            average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old))
+        return outputs
+
 
 @keras.saving.register_keras_serializable("normbench")
 class MomentsBatchNormalization(BatchStatistics):
@@ -60,7 +72,8 @@ class MomentsBatchNormalization(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance`` (biased), float32 (C,).
     """
 
@@ -86,13 +99,20 @@ class MomentsBatchNormalization(BatchStatistics):
             "moving_variance", channels, "ones", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = ops.cast(inputs, "float32")
         gamma, beta = self.affine(int(inputs.shape[-1]))
-        if training and self.trainable:
-            mean, variance = _moments(x, list(range(len(x.shape) - 1)))
-            self.follow(self.moving_mean, mean)
-            self.follow(self.moving_variance, variance)
+        valid = self.valid_positions(mask, inputs)
+        if self.takes_batch(inputs, training):
+            if valid is None:
+                mean, variance = _moments(x, list(range(len(x.shape) - 1)))
+                count = count_in_batch(flatten_places(inputs))
+                if not isinstance(count, float):  # which may turn out to be 0: no 0/0
+                    mean, variance = (ops.where(count > 0, e, 0.0) for e in (mean, variance))
+            else:
+                mean, variance, count = batch_moments(flatten_places(x), valid)
+            self.follow(self.moving_mean, mean, count=count)
+            self.follow(self.moving_variance, variance, count=count)
         else:
             mean = ops.convert_to_tensor(self.moving_mean)
             variance = ops.convert_to_tensor(self.moving_variance)

@@ -9,7 +9,12 @@ from keras import ops
 
 from normbench.norms._base import groups_dividing
 from normbench.norms._fused import apply_statistics
-from normbench.norms._statistics import flatten_places, group_standardize, moments, value_of
+from normbench.norms._statistics import (
+    batch_moments,
+    flatten_places,
+    group_standardize,
+    value_of,
+)
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["BatchChannelNormalization"]
@@ -43,7 +48,8 @@ class BatchChannelNormalization(BatchNormalization):
         unbiased: Whether the moving variance averages the unbiased variance; without effect
             where ``micro_batch``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics of both parts, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -79,34 +85,41 @@ class BatchChannelNormalization(BatchNormalization):
         self.group_gamma = self.float_weight("group_gamma", shape, "ones") if self.scale else None
         self.group_beta = self.float_weight("group_beta", shape, "zeros") if self.center else None
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = ops.cast(flatten_places(inputs), "float32")
         gamma, beta = self.affine(int(inputs.shape[-1]))
-        if training and self.trainable and not self.micro_batch:
-            (y,), mean, variance, count = self.standardize([x], gamma, beta)
+        valid = self.valid_positions(mask, inputs)
+        takes_batch = self.takes_batch(inputs, training)
+        if takes_batch and not self.micro_batch:
+            (y,), mean, variance, count = self.standardize([x], gamma, beta, valid)
             self.update(mean, variance, count)
         else:
-            if training and self.trainable:
-                self._move_averages(x)
+            if takes_batch:
+                self._move_averages(x, valid)
             mean = ops.stop_gradient(ops.convert_to_tensor(self.moving_mean))
             variance = ops.stop_gradient(ops.convert_to_tensor(self.moving_variance))
             y = apply_statistics(x, mean, variance, gamma, beta, self.epsilon)
-        return self.as_input(self._over_channels(y), inputs)
+        return self.as_input(self._over_channels(y, valid), inputs)
 
-    def _move_averages(self, x: Any) -> None:
+    def _move_averages(self, x: Any, valid: Any) -> None:
         """Move the averages towards the mini-batch's mean and mean square about the old mean."""
-        mean, variance = (each[0] for each in moments(ops.expand_dims(x, 0), int(x.shape[-1])))
+        mean, variance, count = batch_moments(x, valid)
         distance = mean - ops.convert_to_tensor(self.moving_mean)
-        self.follow(self.moving_mean, mean)
-        self.follow(self.moving_variance, variance + ops.square(distance))
+        self.follow(self.moving_mean, mean, count=count)
+        self.follow(self.moving_variance, variance + ops.square(distance), count=count)
 
-    def _over_channels(self, x: Any) -> Any:
+    def _over_channels(self, x: Any, valid: Any) -> Any:
         size = int(x.shape[-1]) // self.groups
         ones = ops.ones((self.groups,), "float32")
         gamma = ones if self.group_gamma is None else value_of(self.group_gamma)
         beta = ones * 0.0 if self.group_beta is None else value_of(self.group_beta)
         return group_standardize(
-            x, ops.repeat(gamma, size), ops.repeat(beta, size), self.groups, self.epsilon
+            x,
+            ops.repeat(gamma, size),
+            ops.repeat(beta, size),
+            self.groups,
+            self.epsilon,
+            valid=valid,
         )
 
     def get_config(self) -> dict[str, Any]:

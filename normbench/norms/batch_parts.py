@@ -9,7 +9,7 @@ from keras import ops
 
 from normbench.norms._base import BatchStatistics
 from normbench.norms._channelwise import batch_centre, per_channel
-from normbench.norms._statistics import count_of, flatten_places, moments
+from normbench.norms._statistics import batch_moments, count_in_batch, flatten_places
 
 __all__ = ["BatchCentering", "BatchScaling"]
 
@@ -30,7 +30,8 @@ class BatchCentering(BatchStatistics):
         momentum: Weight of the old moving mean.
         center: Whether to add β.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean``, float32 (C,).
 
     Raises:
@@ -51,12 +52,13 @@ class BatchCentering(BatchStatistics):
             "moving_mean", int(input_shape[-1] or 0), "zeros", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        valid = self.valid_positions(mask, inputs)
         x = flatten_places(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
-        if training and self.trainable:
-            outputs, mean = batch_centre(x, beta)
-            self.follow(self.moving_mean, mean)
+        if self.takes_batch(inputs, training):
+            outputs, mean = batch_centre(x, beta, valid)
+            self.follow(self.moving_mean, mean, count=count_in_batch(x, valid))
         else:
             outputs = per_channel(x, ops.convert_to_tensor(self.moving_mean), gamma, beta)
         return self.as_input(outputs, inputs)
@@ -83,7 +85,8 @@ class BatchScaling(BatchStatistics):
         unbiased: Whether the moving variance averages the unbiased variance, as for
             :class:`BatchNormalization`.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_variance``, float32 (C,).
 
     Raises:
@@ -112,16 +115,15 @@ class BatchScaling(BatchStatistics):
             "moving_variance", int(input_shape[-1] or 0), "ones", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        valid = self.valid_positions(mask, inputs)
         x = ops.cast(flatten_places(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
+        gamma, beta = self.affine(int(inputs.shape[-1]))
         variance = ops.convert_to_tensor(self.moving_variance)
-        if training and self.trainable:
-            _, variance = moments(ops.expand_dims(x, 0), channels)
-            variance = variance[0]
-            factor = self.unbiased_factor(count_of(x[None], channels)) if self.unbiased else 1.0
-            self.follow(self.moving_variance, variance * factor)
+        if self.takes_batch(inputs, training):
+            _, variance, count = batch_moments(x, valid)
+            factor = self.unbiased_factor(count) if self.unbiased else 1.0
+            self.follow(self.moving_variance, variance * factor, count=count)
         outputs = per_channel(x, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
         return self.as_input(outputs, inputs)
 

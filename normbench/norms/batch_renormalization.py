@@ -10,7 +10,7 @@ from keras import ops
 
 from normbench.norms._base import BatchStatistics
 from normbench.norms._fused import apply_statistics, batch_standardize
-from normbench.norms._statistics import flatten_places, moments
+from normbench.norms._statistics import batch_moments, flatten_places
 
 __all__ = ["BatchRenormalization"]
 
@@ -45,7 +45,8 @@ class BatchRenormalization(BatchStatistics):
         r_steps: First and last step of r's relaxation.
         d_steps: First and last step of d's relaxation.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_deviation``, float32 (C,); ``steps``, float32.
 
     Raises:
@@ -85,23 +86,26 @@ class BatchRenormalization(BatchStatistics):
         )
         self.steps = self.float_weight("steps", (), "zeros", trainable=False)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = flatten_places(inputs)
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
+        gamma, beta = self.affine(int(inputs.shape[-1]))
+        valid = self.valid_positions(mask, inputs)
         mean = ops.convert_to_tensor(self.moving_mean)
         deviation = ops.convert_to_tensor(self.moving_deviation)
-        if training and self.trainable:
+        if self.takes_batch(inputs, training):
             steps = ops.convert_to_tensor(self.steps)
-            batch_mean, variance = moments(ops.expand_dims(x, 0), channels)
-            batch_mean = ops.stop_gradient(batch_mean[0])
-            batch_deviation = ops.sqrt(ops.stop_gradient(variance[0]) + self.epsilon)
+            batch_mean, variance, count = batch_moments(x, valid)
+            batch_mean = ops.stop_gradient(batch_mean)
+            batch_deviation = ops.sqrt(ops.stop_gradient(variance) + self.epsilon)
             r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)
-            (outputs,), *_ = batch_standardize([x], gamma * r, beta + gamma * d, self.epsilon)
+            (outputs,), *_ = batch_standardize(
+                [x], gamma * r, beta + gamma * d, self.epsilon, valid=valid
+            )
             momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
-            self.follow(self.moving_mean, batch_mean, momentum)
-            self.follow(self.moving_deviation, batch_deviation, momentum)
-            self.steps.assign(steps + 1.0)
+            self.follow(self.moving_mean, batch_mean, momentum, count)
+            self.follow(self.moving_deviation, batch_deviation, momentum, count)
+            step = 1.0 if isinstance(count, float) else ops.cast(ops.max(count) > 0, "float32")
+            self.steps.assign(steps + step)
         else:
             outputs = apply_statistics(x, mean, ops.square(deviation), gamma, beta, 0.0)
         return self.as_input(outputs, inputs)

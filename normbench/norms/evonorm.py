@@ -9,7 +9,15 @@ from keras import ops
 
 from normbench.norms._base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
 from normbench.norms._channelwise import per_channel
-from normbench.norms._statistics import flatten_places, moments, pooled, value_of
+from normbench.norms._statistics import (
+    count_in_batch,
+    count_valid,
+    flatten_places,
+    image_sets,
+    moments,
+    pooled,
+    value_of,
+)
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
@@ -34,7 +42,8 @@ class EvoNormS0(ChannelAffine):
         scale: Whether to multiply by γ.
         channels_per_group: Channels of a group, in place of ``groups``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
 
     Raises:
         ValueError: As for :class:`GroupNormalization`.
@@ -70,11 +79,12 @@ class EvoNormS0(ChannelAffine):
     def _groups_of(self, channels: int) -> int:
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        _, variance = moments(ops.expand_dims(x, 1), self._groups_of(channels))
+        sets, valid = image_sets(x, self.valid_positions(mask, inputs))
+        _, variance = moments(sets, self._groups_of(channels), valid)
         gate = ops.sigmoid(per_channel(x, None, value_of(self.v), ops.zeros_like(beta)))
         y = per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
         return self.as_input(y, inputs)
@@ -104,7 +114,8 @@ class EvoNormB0(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
     State: ``moving_variance``, float32 (C,).
 
     Raises:
@@ -134,14 +145,18 @@ class EvoNormB0(BatchStatistics):
             "moving_variance", channels, "ones", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        mean, variance = moments(ops.expand_dims(x, 1), channels)
-        if training and self.trainable:
-            _, batch_variance = pooled(mean, variance, axis=0)
-            self.follow(self.moving_variance, batch_variance[0])
+        valid = self.valid_positions(mask, inputs)
+        sets, valid_sets = image_sets(x, valid)
+        mean, variance = moments(sets, channels, valid_sets)
+        if self.takes_batch(inputs, training):
+            counts = None if valid_sets is None else count_valid(valid_sets)
+            _, batch_variance = pooled(mean, variance, axis=0, counts=counts)
+            count = count_in_batch(x, valid)
+            self.follow(self.moving_variance, batch_variance[0], count=count)
         else:
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
         deviation = ops.sqrt(batch_variance + self.epsilon)

@@ -9,7 +9,13 @@ from keras import ops
 
 from normbench.norms._base import ChannelAffine
 from normbench.norms._channelwise import per_channel
-from normbench.norms._statistics import flatten_places, group_standardize, value_of
+from normbench.norms._statistics import (
+    at_least_one,
+    count_valid,
+    flatten_places,
+    group_standardize,
+    value_of,
+)
 
 __all__ = ["FilterResponseNormalization"]
 
@@ -37,7 +43,8 @@ class FilterResponseNormalization(ChannelAffine):
         tlu: Whether the Thresholded Linear Unit follows.
         learned_epsilon: Whether to add a learned abs(ε_l) to ``epsilon``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
     """
 
     formula = "y = max(γ·x/√(ν² + ε) + β, τ), ν² = mean(x²) of an image's channel"
@@ -68,20 +75,27 @@ class FilterResponseNormalization(ChannelAffine):
             else None
         )
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         # float32 from here to the end: rounding in between would add up.
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
+        valid = self.valid_positions(mask, inputs)
         tau = value_of(self.tau) if self.tau is not None else None
         shift = beta if tau is None else beta - tau
         if self.extra_epsilon is None:
-            y = group_standardize(x, gamma, shift, channels, self.epsilon, subtract_mean=False)
+            y = group_standardize(
+                x, gamma, shift, channels, self.epsilon, subtract_mean=False, valid=valid
+            )
         else:
             epsilon = self.epsilon + ops.abs(value_of(self.extra_epsilon))
-            squares = ops.sum(ops.square(x), axis=1)
+            squares = ops.square(x)
             places = ops.cast(ops.shape(x)[1], "float32")
-            y = per_channel(x, None, gamma * ops.rsqrt(squares / places + epsilon), shift)
+            if valid is not None:
+                squares = ops.where(valid, squares, 0.0)
+                places = at_least_one(count_valid(valid[:, None]))
+            mean_square = ops.sum(squares, axis=1) / places
+            y = per_channel(x, None, gamma * ops.rsqrt(mean_square + epsilon), shift)
         if tau is not None:
             # max(y, τ) = relu(y − τ) + τ, whose gradients need no reduction but τ's.
             y = per_channel(ops.relu(y), None, ops.ones((channels,), "float32"), tau)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._statistics import count_of, standardize
+from normbench.norms._statistics import count_of, count_valid, standardize
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["GhostBatchNormalization"]
@@ -32,7 +32,8 @@ class GhostBatchNormalization(BatchNormalization):
         scale: Whether to multiply by γ.
         unbiased: As for :class:`BatchNormalization`.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -62,7 +63,9 @@ class GhostBatchNormalization(BatchNormalization):
             )
         self.virtual_batch = virtual_batch
 
-    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+    def standardize(
+        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+    ) -> tuple[Any, Any, Any, Any]:
         (x,) = parts
         images, places, channels = x.shape
         size = self.virtual_batch
@@ -81,18 +84,29 @@ class GhostBatchNormalization(BatchNormalization):
             channels,
         )
         sets = ops.reshape(x, shape)
-        y, mean, variance = standardize(sets, gamma, beta, int(channels), self.epsilon)
-        return [ops.reshape(y, ops.shape(x))], mean, variance, count_of(sets, int(channels))
+        if valid is None:
+            count = count_of(sets, int(channels))
+        else:
+            valid = ops.reshape(valid, (*shape[:-1], 1))
+            count = count_valid(valid)
+        y, mean, variance = standardize(sets, gamma, beta, int(channels), self.epsilon, valid=valid)
+        return [ops.reshape(y, ops.shape(x))], mean, variance, count
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
         # The same as following each virtual batch in turn: the last weighs 1 − momentum, the one
         # before that times momentum, and so on.
-        parts = ops.shape(mean)[0]
-        age = ops.cast(parts - 1 - ops.arange(parts), "float32")[:, None]
-        weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
-        kept = ops.power(self.momentum, ops.cast(parts, "float32"))
+        if isinstance(count, float) or len(count.shape) == 0:
+            parts = ops.shape(mean)[0]
+            age = ops.cast(parts - 1 - ops.arange(parts), "float32")[:, None]
+            weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
+            kept = ops.power(self.momentum, ops.cast(parts, "float32"))
+        else:  # those of no values are passed over
+            counted = ops.cast(count > 0, "float32")
+            age = ops.sum(counted, axis=0) - ops.cumsum(counted, axis=0)
+            weight = (1.0 - self.momentum) * ops.power(self.momentum, age) * counted
+            kept = ops.power(self.momentum, ops.sum(counted))
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(
                 ops.convert_to_tensor(moving) * kept

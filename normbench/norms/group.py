@@ -28,10 +28,14 @@ class _Grouped(ChannelAffine):
         """Return the number of groups for so many channels."""
         raise NotImplementedError
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         channels = int(inputs.shape[-1])
         outputs = group_standardize(
-            flatten_places(inputs), *self.affine(channels), self.groups_of(channels), self.epsilon
+            flatten_places(inputs),
+            *self.affine(channels),
+            self.groups_of(channels),
+            self.epsilon,
+            valid=self.valid_positions(mask, inputs),
         )
         return self.as_input(outputs, inputs)
 
@@ -56,7 +60,8 @@ class GroupNormalization(_Grouped):
         scale: Whether to multiply by γ.
         channels_per_group: Channels of a group (the paper's table 3), in place of ``groups``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
 
     Raises:
         ValueError: ``groups`` and ``channels_per_group`` both given, either below 1, or not
@@ -108,7 +113,8 @@ class LayerNormalization(_Grouped):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image"
@@ -135,7 +141,8 @@ class InstanceNormalization(_Grouped):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image's channel"

@@ -10,7 +10,7 @@ from keras import ops
 
 from normbench.norms._base import BatchStatistics, check_groups, groups_dividing
 from normbench.norms._channelwise import batch_centre, per_channel
-from normbench.norms._statistics import flatten_places
+from normbench.norms._statistics import at_least_one, count_in_batch, flatten_places
 
 __all__ = ["IterativeNormalization"]
 
@@ -42,7 +42,8 @@ class IterativeNormalization(BatchStatistics):
             paper's ResNets, if neither is given.
         iterations: Steps of Newton's method, at least 1.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean``, float32 (C,), and ``moving_whitening``, float32 (G, C/G, C/G).
 
     Raises:
@@ -88,17 +89,24 @@ class IterativeNormalization(BatchStatistics):
     def _groups_of(self, channels: int) -> int:
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         groups = self._groups_of(channels)
         gamma, beta = self.affine(channels)
-        if training and self.trainable:
-            centred, mean = batch_centre(x, ops.zeros_like(beta))
+        valid = self.valid_positions(mask, inputs)
+        if self.takes_batch(inputs, training):
+            centred, mean = batch_centre(x, ops.zeros_like(beta), valid)
             vectors = _by_group(centred, groups)
-            whitening = self._whitening(vectors)
-            self.follow(self.moving_mean, mean)
-            self.follow(self.moving_whitening, whitening)
+            count = count_in_batch(x, valid)
+            if valid is None:
+                whitening = self._whitening(vectors, count)
+            else:
+                whitening = self._whitening(
+                    _by_group(ops.where(valid, centred, 0.0), groups), count
+                )
+            self.follow(self.moving_mean, mean, count=count)
+            self.follow(self.moving_whitening, whitening, count=count)
         else:
             vectors = _by_group(x - ops.convert_to_tensor(self.moving_mean), groups)
             whitening = ops.convert_to_tensor(self.moving_whitening)
@@ -106,12 +114,12 @@ class IterativeNormalization(BatchStatistics):
         outputs = per_channel(ops.reshape(whitened, ops.shape(x)), None, gamma, beta)
         return self.as_input(outputs, inputs)
 
-    def _whitening(self, vectors: Any) -> Any:
-        """Σ^(−1/2) of centred vectors (G, M, D): (G, D, D), symmetric."""
+    def _whitening(self, vectors: Any, count: Any) -> Any:
+        """Σ^(−1/2) of ``count`` centred vectors in (G, M, D), others 0: (G, D, D), symmetric."""
         size = int(vectors.shape[-1])
         identity = ops.convert_to_tensor(np.eye(size, dtype=np.float32))
-        count = ops.cast(ops.shape(vectors)[1], "float32")
-        covariance = ops.matmul(ops.transpose(vectors, (0, 2, 1)), vectors) / count
+        products = ops.matmul(ops.transpose(vectors, (0, 2, 1)), vectors)
+        covariance = products / at_least_one(count)
         covariance = covariance + self.epsilon * identity
         trace = ops.sum(covariance * identity, axis=(1, 2), keepdims=True)
         scaled = covariance / trace

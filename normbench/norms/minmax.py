@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from normbench.errors import nearest
@@ -48,9 +49,10 @@ class _MinMax(ChannelAffine):
     def treats_images_alone(self) -> bool:
         return "batch" not in self.over
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         axes = [_AXES[name] for name in self.over]
-        outputs = _min_max(flatten_places(inputs), axes, self.epsilon, self.by_range)
+        valid = self.valid_positions(mask, inputs)
+        outputs = _min_max(flatten_places(inputs), axes, self.epsilon, self.by_range, valid)
         if self.scale or self.center:
             gamma, beta = self.affine(int(inputs.shape[-1]))
             outputs = outputs * gamma + beta
@@ -80,7 +82,8 @@ class MinMaxNormalization(_MinMax):
         scale: Whether to multiply by γ.
         over: What minimum and maximum are taken over: some of batch, space, channels.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    minimum and maximum are those of the valid positions.
     Weights: γ and β, float32 (C,), where asked for.
 
     Raises:
@@ -116,7 +119,8 @@ class ChannelMinMaxNormalization(_MinMax):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    minimum and maximum are those of the valid positions.
 
     Raises:
         ValueError: ``epsilon`` is not above 0.
@@ -142,7 +146,8 @@ class ImageMinMaxNormalization(_MinMax):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    minimum and maximum are those of the valid positions.
 
     Raises:
         ValueError: ``epsilon`` is not above 0.
@@ -175,7 +180,8 @@ class MaxFirstMinMaxNormalization(_MinMax):
         scale: Whether to multiply by γ.
         over: What minimum and maximum are taken over: some of batch, space, channels.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    minimum and maximum are those of the valid positions.
 
     Raises:
         ValueError: ``epsilon`` is not above 0, or ``over`` is empty or names something else.
@@ -216,6 +222,7 @@ class FlatteningMinMaxNormalization(_MinMax):
         scale: Whether to multiply by γ.
 
     Input: (N, 1, ..., 1, C) or (N, C), any float dtype; computed in float32. Output: (N, C).
+    Takes no mask.
 
     Raises:
         ValueError: An image has more than one place, or ``epsilon`` is not above 0.
@@ -228,6 +235,7 @@ class FlatteningMinMaxNormalization(_MinMax):
         self, epsilon: float = 1e-3, center: bool = False, scale: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(epsilon, center, scale, **kwargs)
+        self.supports_masking = False
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if any(length != 1 for length in input_shape[1:-1]):
@@ -238,7 +246,8 @@ class FlatteningMinMaxNormalization(_MinMax):
             )
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        self.refuse_mask(mask)
         return super().call(ops.reshape(inputs, (-1, int(inputs.shape[-1]))))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
@@ -262,18 +271,35 @@ def _checked(over: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in _AXES if name in names)
 
 
-def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool) -> Any:
+def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid: Any = None) -> Any:
     """Subtract the minimum of x, (N, S, C), over axes; divide by the range, or by the maximum.
+
+    Args:
+        x: Any float dtype, (N, S, C).
+        axes: What minimum and maximum are taken over.
+        epsilon: Least magnitude of the divisor.
+        by_range: Whether the divisor is the range; otherwise it is the maximum.
+        valid: The positions that may be minimum or maximum, bool (N, S, 1); by default all.
 
     Returns:
         float32, (N, S, C).
     """
     dtype = x.dtype
+    if 0 in x.shape:  # no values, so neither minimum nor maximum
+        return ops.cast(x, "float32")
+
+    def extremes(values: Any) -> tuple[Any, Any]:
+        if valid is None:
+            return _over(ops.min, values, axes), _over(ops.max, values, axes)
+        least = _over(ops.min, ops.where(valid, values, np.inf), axes)
+        most = _over(ops.max, ops.where(valid, values, -np.inf), axes)
+        some = least <= most  # where no position is valid, both are taken to be 0
+        return ops.where(some, least, 0.0), ops.where(some, most, 0.0)
 
     @ops.custom_gradient
     def function(x: Any) -> Any:
         values = ops.cast(x, "float32")
-        least, most = _over(ops.min, values, axes), _over(ops.max, values, axes)
+        least, most = extremes(values)
         wanted = most - least if by_range else most
         is_free = ops.abs(wanted) > epsilon
         floor = ops.where(wanted < 0, -epsilon, epsilon)
@@ -291,7 +317,11 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool) -> Any
             dx = dy * inverse
             for extreme, slope in ((least, d_least), (most, d_most)):
                 is_it = ops.cast(values == extreme, "float32")
-                dx = dx + is_it * (slope / _over(ops.sum, is_it, axes))
+                if valid is None:
+                    dx = dx + is_it * (slope / _over(ops.sum, is_it, axes))
+                else:
+                    is_it = ops.where(valid, is_it, 0.0)
+                    dx = dx + is_it * (slope / ops.maximum(_over(ops.sum, is_it, axes), 1.0))
             return ops.cast(dx, dtype)
 
         return (values - least) * inverse, gradient

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from normbench.norms._statistics import at_least_one
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["PreciseBatchNormalization", "recomputed_layers"]
@@ -47,7 +48,8 @@ class PreciseBatchNormalization(BatchNormalization):
         scale: Whether to multiply by γ.
         unbiased: Whether the variance kept for inference is the unbiased one.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,); ``collected``, float32: how many
     values a channel the statistics have been recomputed from, −1 while they are moving averages.
 
@@ -97,7 +99,7 @@ class PreciseBatchNormalization(BatchNormalization):
 
         # What these values are of all so far (Chan, Golub & LeVeque 1983, eq. 2.1).
         total = ops.maximum(collected, 0.0) + count
-        share = count / total
+        share = count / (total if isinstance(count, float) else at_least_one(total))
         delta = mean - old_mean
         all_mean = old_mean + delta * share
         all_variance = (
@@ -110,6 +112,11 @@ class PreciseBatchNormalization(BatchNormalization):
         kept, new = self.momentum, 1.0 - self.momentum
         moved_mean = old_mean * kept + mean * new
         moved_variance = old_variance * kept + variance * factor * new
+        if not isinstance(count, float):
+            count = ops.max(count)  # a scalar
+            moved_mean = ops.where(count > 0, moved_mean, old_mean)
+            moved_variance = ops.where(count > 0, moved_variance, old_variance)
+            total = ops.max(total)
         self.moving_mean.assign(ops.where(collecting, all_mean, moved_mean))
         self.moving_variance.assign(ops.where(collecting, all_variance, moved_variance))
         self.collected.assign(ops.where(collecting, total, collected))

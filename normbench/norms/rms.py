@@ -30,7 +30,8 @@ class RMSNormalization(ChannelAffine):
         scale: Whether to multiply by γ.
         per_position: Whether to take the mean square at each place on its own.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics are those of the valid positions.
     """
 
     formula = "y = γ·x/√(mean(x²) + ε) + β"
@@ -48,13 +49,16 @@ class RMSNormalization(ChannelAffine):
         super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
         self.per_position = bool(per_position)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         x = flatten_places(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
         if self.per_position:
             outputs = position_standardize(x, gamma, beta, self.epsilon, subtract_mean=False)
         else:
-            outputs = group_standardize(x, gamma, beta, 1, self.epsilon, subtract_mean=False)
+            valid = self.valid_positions(mask, inputs)
+            outputs = group_standardize(
+                x, gamma, beta, 1, self.epsilon, subtract_mean=False, valid=valid
+            )
         return self.as_input(outputs, inputs)
 
     def get_config(self) -> dict[str, Any]:

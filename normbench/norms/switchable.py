@@ -9,7 +9,15 @@ from keras import ops
 
 from normbench.norms._base import BatchStatistics
 from normbench.norms._channelwise import per_channel
-from normbench.norms._statistics import flatten_places, moments, pooled, value_of
+from normbench.norms._statistics import (
+    count_in_batch,
+    count_valid,
+    flatten_places,
+    image_sets,
+    moments,
+    pooled,
+    value_of,
+)
 
 __all__ = ["SwitchableNormalization"]
 
@@ -32,7 +40,8 @@ class SwitchableNormalization(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -65,16 +74,20 @@ class SwitchableNormalization(BatchStatistics):
             "moving_variance", channels, "ones", trainable=False
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = ops.cast(flatten_places(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
-        mean, variance = moments(ops.expand_dims(x, 1), channels)
+        valid = self.valid_positions(mask, inputs)
+        sets, valid_sets = image_sets(x, valid)
+        mean, variance = moments(sets, channels, valid_sets)
         layer_mean, layer_variance = pooled(mean, variance, axis=1)
-        if training and self.trainable:
-            batch_mean, batch_variance = pooled(mean, variance, axis=0)
-            self.follow(self.moving_mean, batch_mean[0])
-            self.follow(self.moving_variance, batch_variance[0])
+        if self.takes_batch(inputs, training):
+            counts = None if valid_sets is None else count_valid(valid_sets)
+            batch_mean, batch_variance = pooled(mean, variance, axis=0, counts=counts)
+            count = count_in_batch(x, valid)
+            self.follow(self.moving_mean, batch_mean[0], count=count)
+            self.follow(self.moving_variance, batch_variance[0], count=count)
         else:
             batch_mean = ops.convert_to_tensor(self.moving_mean)[None]
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]

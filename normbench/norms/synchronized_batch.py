@@ -44,7 +44,8 @@ class SynchronizedBatchNormalization(BatchNormalization):
         unbiased: As for :class:`BatchNormalization`, of the values on all replicas.
         axis_name: The mapped axis on JAX.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -68,9 +69,11 @@ class SynchronizedBatchNormalization(BatchNormalization):
         super().__init__(momentum, epsilon, center, scale, unbiased, **kwargs)
         self.axis_name = axis_name
 
-    def standardize(self, parts: list[Any], gamma: Any, beta: Any) -> tuple[Any, Any, Any, Any]:
+    def standardize(
+        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+    ) -> tuple[Any, Any, Any, Any]:
         across = self._sum_over_replicas()
-        return batch_standardize(parts, gamma, beta, self.epsilon, across=across)
+        return batch_standardize(parts, gamma, beta, self.epsilon, across=across, valid=valid)
 
     def _sum_over_replicas(self) -> Callable[[Any], Any] | None:
         """What sums a tensor over the replicas; None where there is one."""

@@ -45,6 +45,10 @@ class _Wrapped(ChannelAffine):
 
     state = "none"
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = False
+
     def made(self, addons: Any, channels: int) -> Any:
         """Return tensorflow-addons' layer, with weights that this one lends it."""
         raise NotImplementedError
@@ -55,7 +59,8 @@ class _Wrapped(ChannelAffine):
         self.addons_layer.build(tuple(input_shape))
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        self.refuse_mask(mask)
         outputs = self.addons_layer.call(ops.cast(inputs, "float32"))
         return ops.cast(outputs, self.compute_dtype)
 

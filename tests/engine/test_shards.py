@@ -18,6 +18,7 @@ import tensorflow as tf
 from normbench.engine.images import Images
 from normbench.engine.shards import Shards, forward
 from normbench.norms.batch import BatchNormalization
+from normbench.norms.group import GroupNormalization
 from normbench.norms.weight_standardization import WSConv2D
 from tests.engine.tinyloop import loop_of, random_split
 
@@ -164,3 +165,24 @@ def test_a_step_a_gradient_and_an_inspection_of_a_loop_in_shards():
         )
     for one, two in zip(*given, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_masks_gets_its_batch():
+    inputs = keras.Input((6, 8))
+    x = BatchNormalization()(keras.layers.Masking(0.0)(inputs))
+    model = keras.Model(inputs, GroupNormalization(groups=2)(x))
+    values = np.random.default_rng(0).standard_normal((4, 6, 8)).astype("float32")
+    values[1:, 3:] = 0
+    values[2, 1:] = 0
+    state = [np.array(v) for v in model.non_trainable_variables]
+    found = []
+    for call in (
+        lambda: forward(model, values, 2, training=True),
+        lambda: model(values, training=True),
+    ):
+        for variable, value in zip(model.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        outputs = np.array(call())
+        found.append([outputs, *(np.array(v) for v in model.non_trainable_variables)])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
