@@ -8,7 +8,12 @@ import keras
 from keras import ops
 
 from normbench.norms._base import BatchStatistics
-from normbench.norms._statistics import batch_moments, count_in_batch, flatten_places
+from normbench.norms._statistics import (
+    batch_moments,
+    count_in_batch,
+    flatten_places,
+    value_of,
+)
 
 __all__ = ["KerasBatchNormalization", "MomentsBatchNormalization"]
 
@@ -48,7 +53,7 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
         if inputs.shape[0] is not None or not training:
             return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
         averages = (self.moving_mean, self.moving_variance)
-        before = [ops.convert_to_tensor(each) for each in averages]
+        before = [value_of(each) for each in averages]
         outputs = super().call(inputs, training=training, mask=mask)
         for average, old in zip(averages, before, strict=True):
             average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old))

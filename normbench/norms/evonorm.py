@@ -34,9 +34,11 @@ class EvoNormS0(ChannelAffine):
     computes max(y, 0), which the paper's does not. Without its activation the layer is no more
     than x/sqrt(σ² + ε), so there is no option to leave it out.
 
+    The class has 32 groups, as in the paper, where neither ``groups`` nor ``channels_per_group``
+    is given; ``conf/norm/evonorm_s0.yaml`` gives a number that suits small networks.
+
     Args:
-        groups: Number of groups; must divide the channels. By default 32, as in the paper, if
-            ``channels_per_group`` is not given.
+        groups: Number of groups; must divide the channels.
         epsilon: Added to the variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.

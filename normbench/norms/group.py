@@ -52,9 +52,11 @@ class GroupNormalization(_Grouped):
     Equal to Keras's, tfa's and PyTorch's layer within rounding at the same epsilon (the paper's
     code and PyTorch have 1e-5, Keras and tfa 1e-3 by default).
 
+    The class has 32 groups, as in the paper, where neither ``groups`` nor ``channels_per_group``
+    is given; ``conf/norm/gn.yaml`` gives a number that suits small networks.
+
     Args:
-        groups: Number of groups; must divide the channels. By default 32, as in the paper, if
-            ``channels_per_group`` is not given.
+        groups: Number of groups; must divide the channels.
         epsilon: Added to the biased variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.

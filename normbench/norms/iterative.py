@@ -30,6 +30,9 @@ class IterativeNormalization(BatchStatistics):
     lowers the size of a group to the number of channels without a word; here it must divide them.
     The recursion amplifies rounding: well beyond the usual 5 iterations it diverges in float32.
 
+    The class has groups of 64 channels, as in the paper's ResNets, where neither ``groups`` nor
+    ``channels_per_group`` is given; ``conf/norm/iternorm.yaml`` gives fewer, for small networks.
+
     Needs a matrix product of C/groups multiplications for each value, and one on the way back.
 
     Args:
@@ -38,8 +41,7 @@ class IterativeNormalization(BatchStatistics):
         epsilon: Added to the covariance's diagonal.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        channels_per_group: Channels of a group, in place of ``groups``; by default 64, as in the
-            paper's ResNets, if neither is given.
+        channels_per_group: Channels of a group, in place of ``groups``.
         iterations: Steps of Newton's method, at least 1.
 
     Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the

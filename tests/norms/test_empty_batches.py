@@ -45,7 +45,8 @@ def test_so_does_one_whose_size_only_the_graph_knows(name):
     outputs, gradients = step(tf.zeros(SHAPE))
     assert outputs.shape == SHAPE
     for variable, gradient in zip(layer.trainable_variables, gradients, strict=True):
-        np.testing.assert_array_equal(gradient, 0, err_msg=variable.name)
+        if name != "bn_keras":  # Keras's own has 0/0 in the gradient to γ
+            np.testing.assert_array_equal(gradient, 0, err_msg=variable.name)
     for key, value in before.items():
         np.testing.assert_array_equal(state_of(layer)[key], value, err_msg=key)
 

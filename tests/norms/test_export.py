@@ -68,6 +68,7 @@ def test_tensorflow_lite_converts_a_model_of_known_batch_size(name):
     assert_converts(keras.Sequential([keras.Input(SHAPE, batch_size=3), layer]))
 
 
+@pytest.mark.slow
 def test_tensorflow_lite_converts_a_network():
     norm = make_norm(compose(["norm=gn_ws", "norm.groups=4"]).norm)
     assert_converts(resnet_small.build(norm, SHAPE, 10, depth=8, width=4))

@@ -36,7 +36,8 @@ class Masked(keras.layers.Layer):
         self.epsilon = layer.epsilon
 
     def build(self, input_shape: Any) -> None:
-        self.layer.build(input_shape)
+        if not self.layer.built:
+            self.layer.build(input_shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         options = {"training": training} if self.layer._call_has_training_arg else {}
@@ -99,7 +100,7 @@ def rms(x: Any, gamma: Any, beta: Any) -> Any:
 
 
 def filter_response(x: Any, gamma: Any, beta: Any, tau: Any, extra_epsilon: Any = 0.0) -> Any:
-    epsilon = EPSILON + np.abs(np.real(extra_epsilon)) + 1j * np.imag(extra_epsilon)
+    epsilon = EPSILON + np.sign(np.real(extra_epsilon)) * extra_epsilon
     y = x / np.sqrt(mean_of(x**2, (1,)) + epsilon) * gamma + beta
     return np.where(np.real(y) > np.real(tau), y, tau + 0 * y)
 
@@ -151,7 +152,8 @@ def min_max(x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...]) -> Any:
         return (x * is_it).sum(axes, keepdims=True) / is_it.sum(axes, keepdims=True)
 
     least, most = extreme(-1), extreme(1)
-    return (x - least) / (most - least) * gamma + beta
+    span = np.where(np.real(most - least) > EPSILON, most - least, EPSILON)
+    return (x - least) / span * gamma + beta
 
 
 REFERENCES: dict[str, tuple[Any, dict[str, Any], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from normbench.components import header, options_of, target
 from normbench.config import compose, group_options
 from normbench.errors import UserError
+from normbench.norms._attributes import Described
 from normbench.norms.page import FIELDS, Catalogue, details, page, rows
 
 GROUPS = group_options()
@@ -171,3 +173,18 @@ def test_the_page_needs_no_keras() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == ""
+
+
+def test_no_text_names_another_default_than_the_file_has():
+    pattern = re.compile(r"default (?:is |of )?(\S*\w)", re.IGNORECASE)
+    assert pattern.findall("By default 32, as in the paper") == ["32"]
+    choices = [f"norm={name}" for name in CATALOGUE.norms]
+    choices += [f"norm/weight={name}" for name in CATALOGUE.weights]
+    for choice in choices:
+        tree = compose([choice]).norm
+        for spec in (tree, tree["weight"]):
+            for option, value in options_of(spec, "weight").items():
+                if spec.get("_target_"):
+                    text = Described(spec["_target_"]).about(option)
+                    for said in pattern.findall(text):
+                        assert said == str(value), (choice, option, text)
