@@ -130,7 +130,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     if arguments.print_config:
         import yaml
 
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
         return 0
     _keep_quiet()
     from normbench.engine.training import train

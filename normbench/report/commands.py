@@ -282,6 +282,10 @@ def _refuse_place(folder: Path) -> None:
 def _nothing(frames: Frames, where: str | None) -> str:
     if where and not frames.runs.empty:
         return f"--where {where!r} keeps none of the {len(frames.runs)} runs of {frames.root}"
+    if frames.left_out:
+        count = len(frames.left_out)
+        left_out = "1 folder is" if count == 1 else f"{count} folders are"
+        return f"there are no runs in {frames.root} that can be reported: {left_out} left out"
     return f"there are no runs in {frames.root}: make some with normbench run or normbench sweep"
 
 

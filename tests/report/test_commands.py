@@ -245,6 +245,18 @@ def test_the_table_shows_the_runs_that_are_named(motley: Path) -> None:
         commands.summary_table(motley, [])
 
 
+def test_a_store_of_damaged_runs_alone_is_not_called_empty(
+    grid: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
+    (summary,) = root.glob("*/summary.json")
+    summary.write_text("{}")
+    with pytest.raises(
+        UserError, match=r"no runs in .* that can be reported: 1 folder is left out"
+    ):
+        commands.report(root, out=tmp_path / "out", say=lambda line: None)
+
+
 def test_a_store_without_a_run_that_ended_is_reported(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,12 +279,19 @@ def test_diff_names_what_differs(motley: Path, tmp_path: Path) -> None:
     assert "| batch" not in text
     assert "weights differ" in text
     assert (tmp_path / "diff" / "curves.png").stat().st_size > 10_000
-    said.clear()
-    commands.diff(motley, first, first, say=said.append)
-    assert "same to the last bit" in "\n".join(said)
-    assert "Nothing differs in the config" in "\n".join(said)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="are one run"):
+        commands.diff(motley, first, first.rpartition("-")[2], say=said.append)
+    with pytest.raises(UserError, match="no-such-run"):
         commands.diff(motley, first, "no-such-run", say=said.append)
+
+
+def test_diff_says_that_weights_are_the_same(synth: SimpleNamespace, tmp_store: Path) -> None:
+    a = synth.write_run(tmp_store, synth.config("bn", 16, 0))
+    b = synth.write_run(tmp_store, synth.config("bn", 16, 0, eval_batch=250))
+    said: list[str] = []
+    commands.diff(tmp_store, a.name, b.name, say=said.append)
+    assert "same to the last bit" in "\n".join(said)
+    assert "eval_batch" in "\n".join(said)
 
 
 def test_diff_of_runs_without_results(

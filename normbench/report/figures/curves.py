@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from normbench.report import labels
 from normbench.report.bands import Band, bands, joined
@@ -18,7 +18,6 @@ from normbench.report.metrics import METRICS, Metric
 from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
-_DOTTED = (0, (1, 1.2))
 _LATE = 0.3  # share of the way from which an accuracy's range is chosen
 _HOVERED = 10  # epochs of a curve that the page names
 
@@ -100,6 +99,11 @@ def draw(
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    ends = {float(band.x[place]) * _X[x][1] for band in found.values() for place in (0, -1)}
+    if len(ends) == 1:
+        middle = ends.pop()
+        axes[0].set_xlim(0.5 * middle, 1.5 * middle)  # of all panels: they share the axis
+        axes[0].xaxis.set_major_locator(FixedLocator([middle]))
     _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
     for place, axis in enumerate(axes[: len(panels)]):
         if place % wide == 0:
@@ -132,18 +136,19 @@ def _series(
     """Draw one curve, and return where the page names its values."""
     look = style.look(study.row_factor, key[0], study.rows)
     factor, scale = _X[how.x][1], how.shown.scale
-    axis.fill_between(
-        band.x * factor,
-        np.maximum(band.low, how.shown.low) * scale,
-        np.minimum(band.high, how.shown.high) * scale,
-        facecolor=to_rgba(look.colour, 0.15),
-        linewidth=0,
-    )
+    low = np.maximum(band.low, how.shown.low) * scale
+    high = np.minimum(band.high, how.shown.high) * scale
     line = {"color": look.colour, "linewidth": 1.0}
+    if len(band.x) == 1:  # neither a line nor a band shows where there is one epoch
+        line |= {"marker": "o", "markersize": 3.0}
+        axis.vlines(band.x * factor, low, high, colors=[to_rgba(look.colour, 0.4)], linewidth=0.8)
+    else:
+        face = to_rgba(look.colour, 0.15)
+        axis.fill_between(band.x * factor, low, high, facecolor=face, linewidth=0)
     axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line)
     if thin is not None:
-        line["linewidth"] = 0.8
-        axis.plot(thin.x * factor, thin.mean * scale, linestyle=_DOTTED, **line)
+        line |= {"linewidth": 0.8, "markerfacecolor": "none"}
+        axis.plot(thin.x * factor, thin.mean * scale, linestyle=style.DOTTED, **line)
     picked = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
     where = f", {study.column(key[1])}" if study.column_factor else ""
     named = f"{study.row(key[0])}{where}, {how.x.replace('_', ' ')}"
@@ -186,6 +191,6 @@ def _handles(study: Study, rows: list[Any], second: str) -> list[Line2D]:
         look = style.look(study.row_factor, row, study.rows)
         handles.append(style.handle(look, study.row(row), marker=False))
     if second:
-        for dashes, label in (("-", "validation"), (_DOTTED, "training")):
+        for dashes, label in (("-", "validation"), (style.DOTTED, "training")):
             handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
     return handles

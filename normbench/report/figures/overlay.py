@@ -14,7 +14,6 @@ from normbench.report.figures import style
 if TYPE_CHECKING:
     from normbench.report.diff import Pair
 
-_DOTTED = (0, (1, 1.2))
 _PANELS = (
     ("val_acc", "train_acc", "Accuracy (%)", 100.0, False),
     ("val_loss", "train_loss", "Loss", 1.0, True),
@@ -41,7 +40,7 @@ def draw(pair: Pair) -> style.Drawing:
         style.handle(look, name, marker=False)
         for look, name in zip(looks, _names(pair), strict=True)
     ]
-    for dashes, label in (("-", "validation"), (_DOTTED, "training")):
+    for dashes, label in (("-", "validation"), (style.DOTTED, "training")):
         handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
     style.legend(figure, handles)
     caption = f"Curves of {pair.names[0]} and {pair.names[1]}."
@@ -50,7 +49,7 @@ def draw(pair: Pair) -> style.Drawing:
 
 def _line(axis: Axes, curve: dict[str, np.ndarray], panel: tuple, look: style.Look) -> None:
     name, second, _, scale, _ = panel
-    for column, dashes, width in ((name, look.dashes, 1.2), (second, _DOTTED, 0.9)):
+    for column, dashes, width in ((name, look.dashes, 1.2), (second, style.DOTTED, 0.9)):
         if column and column in curve and np.isfinite(curve[column].astype(float)).any():
             axis.plot(
                 curve["epoch"].astype(float),

@@ -64,7 +64,9 @@ LINES = 3
 """Lines that a name may take in a figure; the middle of a longer one is left out."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (8, 1.5)), (0, (5, 1, 1, 1)))
+DOTTED = (0, (1, 1.2))
+"""Line of training values beside those of validation: no row's own line is dotted."""
 
 _KNOWN = {
     "bn": (BLUE, "o"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +73,24 @@ def test_throughput_starts_at_zero_and_has_no_crosses(study: Study) -> None:
     drawing = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
     assert drawing.figure.axes[0].get_ylim()[0] == 0
     assert ("none", 512) not in {point.key for point in drawing.points}
+
+
+def test_curves_of_one_epoch_are_points(motley: Path) -> None:
+    frames = load(motley)
+    curves_of_one = frames.curves[frames.curves["epoch"] == 1].reset_index(drop=True)
+    (short,) = studies(replace(frames, curves=curves_of_one))
+    drawing = curves.draw(short, "val_acc", "train_acc")
+    axis = drawing.figure.axes[0]
+    assert axis.lines
+    assert {line.get_marker() for line in axis.lines} == {"o"}
+    assert list(axis.get_xticks()) == [1]
+
+
+def test_no_row_is_drawn_like_training_values() -> None:
+    looks = [style.look("label", f"name {number}") for number in range(1000)]
+    assert style.DOTTED not in style.DASHES
+    assert {look.dashes for look in looks} == set(style.DASHES[1:])
+    assert all(dashes[1][0] >= 4 for dashes in style.DASHES[1:])  # dashes, not dots
 
 
 def test_published_results_are_marked_with_their_source(grid: Grid) -> None:
