@@ -212,7 +212,7 @@ def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
     [
         (["nosuchrun"], "unknown run 'nosuchrun'"),
         (["RUN", "--probe", "train_gpa"], "'train_gpa': did you mean 'train_gap'?"),
-        (["RUN", "--probe", "train_gap", "batch=3"], "diagnose takes options of probes"),
+        (["RUN", "--probe", "train_gap", "batch=3"], "diagnose only takes options of probes"),
         (["RUN", "--probe", "train_gap", "probe.train_gap.image=3"], "'probe.train_gap.images'"),
         (["RUN", "--probe", "train_gap", "probe.activations.images=3"], "unknown probe 'activa"),
         (["--probe", "train_gap"], "diagnose needs a run"),
