@@ -147,7 +147,7 @@ def test_diverged_interrupted_and_failed_ends() -> None:
         "  to resume     run the same command again",
         f"  folder        {PATH}",
         f"failed  {NAME}",
-        "  error         ResourceExhaustedError: OOM when allocating",
+        "  error         ResourceExhaustedError: OOM when allocating stack",
         f"  folder        {PATH}",
     ]
 
