@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from normbench.report import content, probed
 from normbench.report.figures import depth
@@ -29,7 +30,7 @@ def probed_store(grid: Callable[..., Path]) -> Path:
     root = grid(norms=tuple(LAYERS), batches=(4, 16), seeds=3, epochs=4)
     for file in root.glob("*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        norm = json.loads((file.parent / "config.yaml").read_text())["norm"]["name"]
+        norm = yaml.safe_load((file.parent / "config.yaml").read_text())["norm"]["name"]
         for row in rows[1::2]:
             prefix = "probe/estimation_shift"
             for at, kind in enumerate(("population", "recomputed", "mini_batch")):
