@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             example = "dataset=digits arch=resnet8 epochs=5"
             raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
         signal.signal(signal.SIGTERM, _interrupt)
+        _missing_checksums()  # of an earlier command of this process, or of its own reading
         code = _COMMANDS[arguments.command](arguments, ["normbench", *given])
-        _note_missing_checksums()
+        if note := _missing_checksums():
+            print(f"normbench: note: {note}", file=sys.stderr)
         return 1 if code == 0 and _only_prints(arguments) and streams.loss() else code
     except NormbenchError as error:
         if "--debug" in given:
@@ -104,14 +106,13 @@ def _only_prints(arguments: Namespace) -> bool:
     return getattr(arguments, "out", None) is None and getattr(arguments, "plot", None) is None
 
 
-def _note_missing_checksums() -> None:
-    """Say once a command that it has read runs which nothing vouches for."""
-    if "normbench.store" in sys.modules:
-        from normbench.store import note_on_checksums
+def _missing_checksums() -> str:
+    """Return a note on the runs without checksums read since the last call; "" for none."""
+    if "normbench.store" not in sys.modules:
+        return ""
+    from normbench.store import note_on_checksums
 
-        note = note_on_checksums()
-        if note:
-            print(f"normbench: note: {note}", file=sys.stderr)
+    return note_on_checksums()
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from normbench import runfolder, store
 from normbench.arguments import parse, parser
 from normbench.cli import main
 from normbench.sweep.plan import Plan
@@ -215,6 +216,13 @@ def test_every_command_reads_the_store_that_it_names(words, capsys, tmp_path, mo
     monkeypatch.setenv("NORMBENCH_STORE", "mine")
     main([w for w in words if "STORE" not in w and w != "--store"])
     assert capsys.readouterr() == captured
+
+
+def test_a_command_speaks_only_of_the_runs_that_it_read_itself(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(runfolder, "without_checksums", {tmp_path / "read-by-a-notebook"})
+    monkeypatch.setattr(store, "without_checksums", runfolder.without_checksums)
+    assert main(["list", "--store", str(tmp_path)]) == 0
+    assert "checksums" not in capsys.readouterr().err
 
 
 def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypatch):
