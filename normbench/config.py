@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from normbench import placement
+from normbench.placement import _expand_placement, names_placement
 from normbench.components import (
     check_names,
     conf_dir,
@@ -232,7 +232,7 @@ def compose_parsed(
             _put(made, key, _checked(key, _plain(value), text, known, groups))
         return _stored(Config.from_dict(made))
     tree = copy.deepcopy(composed)
-    placing = [each for each in values if placement.names_placement(each[0], tree.norm)]
+    placing = [each for each in values if names_placement(each[0], tree.norm)]
     for each in placing:
         _refuse_several(*each)
     _place(tree, norm_file, [each[:2] for each in placing], groups["norm"], directory)
@@ -273,7 +273,7 @@ def _place(
     for key, value in placing:
         OmegaConf.update(tree, key, _plain(value), merge=False)
     norm = typing.cast("dict[str, Any]", OmegaConf.to_container(tree.norm))
-    tree.norm = placement.expand(norm, norm_file, names, options_of_norm, _like)
+    tree.norm = _expand_placement(norm, norm_file, names, options_of_norm, _like)
 
 
 @lru_cache(maxsize=4096)

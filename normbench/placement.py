@@ -16,7 +16,7 @@ def names_placement(key: str, norm: Mapping[str, Any]) -> bool:
     return key.startswith("norm.places.") and key.count(".") == 2 and "places" in norm
 
 
-def expand(
+def _expand_placement(
     norm: Mapping[str, Any],
     file: str,
     names: Sequence[str],

@@ -11,7 +11,7 @@ from normbench.archs._options import rate
 from normbench.norms.norm import Norm
 
 
-class Module(NamedTuple):
+class V2Module(NamedTuple):
     """Channels of one module's convolutions (Ioffe & Szegedy 2015, figure 5).
 
     One without a 1×1 branch and a projection halves the image.
@@ -32,22 +32,22 @@ class Module(NamedTuple):
 
 
 MODULES = (
-    Module("3a", 64, 64, 64, 64, 96, "avg", 32),
-    Module("3b", 64, 64, 96, 64, 96, "avg", 64),
-    Module("3c", 0, 128, 160, 64, 96, "max", 0),
-    Module("4a", 224, 64, 96, 96, 128, "avg", 128),
-    Module("4b", 192, 96, 128, 96, 128, "avg", 128),
-    Module("4c", 160, 128, 160, 128, 160, "avg", 128),
-    Module("4d", 96, 128, 192, 160, 192, "avg", 128),
-    Module("4e", 0, 128, 192, 192, 256, "max", 0),
-    Module("5a", 352, 192, 320, 160, 224, "avg", 128),
-    Module("5b", 352, 192, 320, 192, 224, "max", 128),
+    V2Module("3a", 64, 64, 64, 64, 96, "avg", 32),
+    V2Module("3b", 64, 64, 96, 64, 96, "avg", 64),
+    V2Module("3c", 0, 128, 160, 64, 96, "max", 0),
+    V2Module("4a", 224, 64, 96, 96, 128, "avg", 128),
+    V2Module("4b", 192, 96, 128, 96, 128, "avg", 128),
+    V2Module("4c", 160, 128, 160, 128, 160, "avg", 128),
+    V2Module("4d", 96, 128, 192, 160, 192, "avg", 128),
+    V2Module("4e", 0, 128, 192, 192, 256, "max", 0),
+    V2Module("5a", 352, 192, 320, 160, 224, "avg", 128),
+    V2Module("5b", 352, 192, 320, 192, 224, "max", 128),
 )
-AUXILIARY = ("4a", "4d")
+V2_AUXILIARY = ("4a", "4d")
 """Modules that an auxiliary classifier sits on."""
 
 
-def build(
+def build_bn_inception(
     norm: Norm,
     input_shape: tuple[int, int, int],
     classes: int,
@@ -109,8 +109,8 @@ def build(
     x = parts.stem(inputs, stem, lrn, separable)
     auxiliary = []
     for module in MODULES:
-        x = _module(parts, x, module)
-        if auxiliary_weight and module.name in AUXILIARY:
+        x = _v2_module(parts, x, module)
+        if auxiliary_weight and module.name in V2_AUXILIARY:
             name = f"auxiliary{len(auxiliary) + 1}"
             auxiliary.append(parts.auxiliary(x, classes, auxiliary_dropout, name))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
@@ -118,7 +118,7 @@ def build(
     return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="bn_inception")
 
 
-def _module(parts: Parts, x: Any, module: Module) -> Any:
+def _v2_module(parts: Parts, x: Any, module: V2Module) -> Any:
     name = f"inception{module.name}"
     strides = 2 if module.halves else 1
     three = [(module.three_reduce, 1, "pre"), (module.three, 3, "mid")]

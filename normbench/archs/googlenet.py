@@ -11,7 +11,7 @@ from normbench.archs._options import rate
 from normbench.norms.norm import Norm
 
 
-class Module(NamedTuple):
+class V1Module(NamedTuple):
     """Channels of one module's convolutions (Szegedy et al. 2015, table 1)."""
 
     name: str
@@ -25,26 +25,26 @@ class Module(NamedTuple):
 
 STAGES = (
     (
-        Module("3a", 64, 96, 128, 16, 32, 32),
-        Module("3b", 128, 128, 192, 32, 96, 64),
+        V1Module("3a", 64, 96, 128, 16, 32, 32),
+        V1Module("3b", 128, 128, 192, 32, 96, 64),
     ),
     (
-        Module("4a", 192, 96, 208, 16, 48, 64),
-        Module("4b", 160, 112, 224, 24, 64, 64),
-        Module("4c", 128, 128, 256, 24, 64, 64),
-        Module("4d", 112, 144, 288, 32, 64, 64),
-        Module("4e", 256, 160, 320, 32, 128, 128),
+        V1Module("4a", 192, 96, 208, 16, 48, 64),
+        V1Module("4b", 160, 112, 224, 24, 64, 64),
+        V1Module("4c", 128, 128, 256, 24, 64, 64),
+        V1Module("4d", 112, 144, 288, 32, 64, 64),
+        V1Module("4e", 256, 160, 320, 32, 128, 128),
     ),
     (
-        Module("5a", 256, 160, 320, 32, 128, 128),
-        Module("5b", 384, 192, 384, 48, 128, 128),
+        V1Module("5a", 256, 160, 320, 32, 128, 128),
+        V1Module("5b", 384, 192, 384, 48, 128, 128),
     ),
 )
-AUXILIARY = ("4a", "4d")
+V1_AUXILIARY = ("4a", "4d")
 """Modules that an auxiliary classifier sits on."""
 
 
-def build(
+def build_googlenet(
     norm: Norm,
     input_shape: tuple[int, int, int],
     classes: int,
@@ -101,8 +101,8 @@ def build(
         if index:
             x = pooled(x, "max", f"pool{index + 2}", 2)
         for module in stage:
-            x = _module(parts, x, module)
-            if auxiliary_weight and module.name in AUXILIARY:
+            x = _v1_module(parts, x, module)
+            if auxiliary_weight and module.name in V1_AUXILIARY:
                 name = f"auxiliary{len(auxiliary) + 1}"
                 auxiliary.append(parts.auxiliary(x, classes, auxiliary_dropout, name))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
@@ -110,7 +110,7 @@ def build(
     return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="googlenet")
 
 
-def _module(parts: Parts, x: Any, module: Module) -> Any:
+def _v1_module(parts: Parts, x: Any, module: V1Module) -> Any:
     """One module (figure 2b of the paper)."""
     name = f"inception{module.name}"
     three = [(module.three_reduce, 1, "pre"), (module.three, 3, "mid")]

@@ -13,7 +13,7 @@ STEM = 16
 """Channels of the first convolution, and of the first stage at a widening factor of 1."""
 
 
-def build(
+def build_wide(
     norm: Norm,
     input_shape: tuple[int, int, int],
     classes: int,

@@ -74,7 +74,7 @@ IDX_NAMES = (
     "t10k-labels-idx1-ubyte",
 )
 
-MNIST = {
+MNIST_FILES = {
     "train-images-idx3-ubyte": IdxFile(
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         (60000, 28, 28),
@@ -101,7 +101,7 @@ MNIST = {
     ),
 }
 
-FASHION_MNIST = {
+FASHION_MNIST_FILES = {
     "train-images-idx3-ubyte": IdxFile(
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         (60000, 28, 28),
@@ -128,7 +128,7 @@ FASHION_MNIST = {
     ),
 }
 
-IDX_SETS = {"mnist": ("MNIST", MNIST), "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST)}
+IDX_SETS = {"mnist": ("MNIST", MNIST_FILES), "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST_FILES)}
 """All that is known of idx files, to tell whose a foreign file is: name -> (title, files)."""
 
 
@@ -162,7 +162,7 @@ class Packing:
 
 _BINARY_10 = 10_000 * 3073
 
-CIFAR10 = (
+CIFAR10_PACKINGS = (
     Packing(
         kind="python",
         folder="cifar-10-batches-py",
@@ -198,7 +198,7 @@ CIFAR10 = (
     ),
 )
 
-CIFAR100 = (
+CIFAR100_PACKINGS = (
     Packing(
         kind="python",
         folder="cifar-100-python",
@@ -222,5 +222,5 @@ CIFAR100 = (
     ),
 )
 
-CIFAR_SETS = {"cifar10": ("CIFAR-10", CIFAR10), "cifar100": ("CIFAR-100", CIFAR100)}
+CIFAR_SETS = {"cifar10": ("CIFAR-10", CIFAR10_PACKINGS), "cifar100": ("CIFAR-100", CIFAR100_PACKINGS)}
 """All that is known of CIFAR files, to tell whose a foreign file is: name -> (title, packings)."""

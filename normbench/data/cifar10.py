@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from normbench.data.base import Say
-from normbench.data.checksums import CIFAR10 as PACKINGS
+from normbench.data.checksums import CIFAR10_PACKINGS
 from normbench.data.checksums import Packing
 from normbench.data.cifar_files import read_cifar
 from normbench.data.tfds_source import Examples, TfdsSource
@@ -27,7 +27,7 @@ class CIFAR10(TfdsSource):
     label_names: ClassVar = {"label": class_names}
     train_count = 50_000
     test_count = 10_000
-    packings: ClassVar[tuple[Packing, ...]] = PACKINGS
+    packings: ClassVar[tuple[Packing, ...]] = CIFAR10_PACKINGS
 
     def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
         train, test, found = read_cifar(path, self.packings, self.title)

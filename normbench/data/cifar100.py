@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from normbench.data.checksums import CIFAR100 as PACKINGS
+from normbench.data.checksums import CIFAR100_PACKINGS
 from normbench.data.cifar10 import CIFAR10
 
 # The names in the order of their labels. Pickled as Python 2 did, these two lists have the
@@ -37,4 +37,4 @@ class CIFAR100(CIFAR10):
     classes = 100
     class_names = FINE
     label_names: ClassVar = {"label": FINE, "coarse_label": COARSE}
-    packings = PACKINGS
+    packings = CIFAR100_PACKINGS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normbench.data.checksums import FASHION_MNIST as FILES
+from normbench.data.checksums import FASHION_MNIST_FILES
 from normbench.data.mnist import MNIST
 
 
@@ -15,5 +15,5 @@ class FashionMNIST(MNIST):
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
         "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    files = FILES
+    files = FASHION_MNIST_FILES
     folders = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "data/fashion", "raw")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from normbench.data.base import Say
-from normbench.data.checksums import MNIST as FILES
+from normbench.data.checksums import MNIST_FILES
 from normbench.data.checksums import IdxFile
 from normbench.data.idx import read_family
 from normbench.data.tfds_source import Examples, TfdsSource
@@ -24,7 +24,7 @@ class MNIST(TfdsSource):
     class_names = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     train_count = 60_000
     test_count = 10_000
-    files: ClassVar[Mapping[str, IdxFile]] = FILES
+    files: ClassVar[Mapping[str, IdxFile]] = MNIST_FILES
     folders: ClassVar[tuple[str, ...]] = ("mnist", "MNIST/raw", "raw")
     """Where in a folder the files may lie: torchvision keeps them in ``MNIST/raw``."""
 

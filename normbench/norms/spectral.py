@@ -17,7 +17,7 @@ from normbench.norms._parametrization import (
 
 __all__ = ["SNConv2D", "SNDepthwiseConv2D", "SpectralNormalization"]
 
-_LEAST = 1e-24
+_LEAST_NORM = 1e-24
 """Least square of a length, and least square of σ, in a divisor."""
 
 
@@ -86,13 +86,13 @@ class SpectralNormalization(WeightParametrization):
         else:
             u = _unit(u)
         sigma = ops.max(ops.sum(ops.matmul(matrix, v) * u, axis=(1, 2)))
-        return values / ops.maximum(sigma, _LEAST**0.5)
+        return values / ops.maximum(sigma, _LEAST_NORM**0.5)
 
 
 def _unit(vectors: Any) -> Any:
     """Give each (…, n, 1) the length 1."""
     square = ops.sum(ops.square(vectors), axis=-2, keepdims=True)
-    return vectors * ops.rsqrt(ops.maximum(square, _LEAST))
+    return vectors * ops.rsqrt(ops.maximum(square, _LEAST_NORM))
 
 
 @keras.saving.register_keras_serializable("normbench")

@@ -1,6 +1,7 @@
 import pytest
 
-from normbench.archs.bn_inception import MODULES, build
+from normbench.archs.bn_inception import MODULES
+from normbench.archs.bn_inception import build_bn_inception as build
 from normbench.archs.cost import multiply_adds
 from normbench.config import compose
 from normbench.engine.model import build_model, parameter_count

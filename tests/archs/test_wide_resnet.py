@@ -3,9 +3,9 @@
 import pytest
 
 from normbench.archs.cost import layer_costs, multiply_adds
-from normbench.archs.wide_resnet import build
+from normbench.archs.wide_resnet import build_wide as build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
+from normbench.engine.model import build_wide as build_model, parameter_count
 from normbench.errors import UserError
 from normbench.norms.norm import Norm
 

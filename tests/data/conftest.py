@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from normbench.data import cache, tfds_folder, tfds_process
-from normbench.data.checksums import CIFAR10 as CIFAR10_PACKINGS
-from normbench.data.checksums import CIFAR100 as CIFAR100_PACKINGS
+from normbench.data.checksums import CIFAR10_PACKINGS
+from normbench.data.checksums import CIFAR100_PACKINGS
 from normbench.data.checksums import IDX_NAMES, IdxFile, Packing, Published
 from normbench.data.cifar10 import CIFAR10
 from normbench.data.cifar100 import CIFAR100

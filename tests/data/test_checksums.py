@@ -24,7 +24,7 @@ def tfds_published(name: str) -> dict[str, tuple[int, str]]:
 
 @pytest.mark.parametrize(
     ("name", "files"),
-    [("mnist", checksums.MNIST), ("fashion_mnist", checksums.FASHION_MNIST)],
+    [("mnist", checksums.MNIST_FILES), ("fashion_mnist", checksums.FASHION_MNIST_FILES)],
 )
 def test_idx_files_are_those_that_tfds_downloads(
     name: str, files: dict[str, checksums.IdxFile]
@@ -34,7 +34,7 @@ def test_idx_files_are_those_that_tfds_downloads(
 
 
 @pytest.mark.parametrize(
-    ("name", "packings"), [("cifar10", checksums.CIFAR10), ("cifar100", checksums.CIFAR100)]
+    ("name", "packings"), [("cifar10", checksums.CIFAR10_PACKINGS), ("cifar100", checksums.CIFAR100_PACKINGS)]
 )
 def test_binary_archives_are_those_that_tfds_downloads(
     name: str, packings: tuple[checksums.Packing, ...]
