@@ -39,10 +39,10 @@ def compiled_loop(config: Config, data: Any) -> Any:
 
     import numpy as np
 
-    from normbench.engine.images import Images
+    from normbench.engine.augment import Images
     from normbench.engine.loop import Plan
-    from normbench.engine.model import build_model
     from normbench.engine.optimizer import SGD
+    from normbench.network import build_model
 
     plan = Plan(
         batch=config.batch,
@@ -102,6 +102,6 @@ def shown(values: Iterable[float], digits: int = 2) -> str:
 def machine() -> str:
     """Return the processor and how many of its cores this process may use."""
     from normbench.engine import threads
-    from normbench.provenance import processor
+    from normbench.store.provenance import processor
 
     return f"{processor()}, {threads.cores()} cores"

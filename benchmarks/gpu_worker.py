@@ -39,7 +39,7 @@ class Engine:
     def hello(self) -> dict[str, Any]:
         import jax
 
-        from normbench.provenance import version
+        from normbench.store.provenance import version
 
         device = jax.devices()[0]
         return {
@@ -51,7 +51,7 @@ class Engine:
 
     def count(self, request: dict[str, Any]) -> int:
         self.start()
-        from normbench.engine.model import build_model, parameter_count
+        from normbench.network import build_model, parameter_count
 
         return parameter_count(build_model(self._config(request), (32, 32, 3), CLASSES))
 
@@ -61,7 +61,7 @@ class Engine:
         split, few = random_split(request["images"]), random_split(request["batch"])
         data = SimpleNamespace(train=split, validation=few, test=few)
         self.loop = compiled_loop(self._config(request), data)
-        from normbench.engine.model import parameter_count
+        from normbench.network import parameter_count
 
         self.steps_per_epoch = request["images"] // request["batch"]
         self.place = self.epoch = 0
@@ -153,11 +153,11 @@ class Engine:
 
         backend.start("jax", config.precision)
         from normbench.data.split import channel_statistics
-        from normbench.engine.images import Images
+        from normbench.engine.augment import Images
         from normbench.engine.loop import Plan
-        from normbench.engine.model import build_model, initialize_from
         from normbench.engine.optimizer import SGD
         from normbench.engine.schedule import cosine
+        from normbench.network import build_model, initialize_from
 
         with np.load(request["data"]) as arrays:
             train, test = (

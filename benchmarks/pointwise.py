@@ -48,7 +48,7 @@ def measured(arch: str, batch: int, given: argparse.Namespace, data: Any) -> lis
     chosen = [f"arch={arch}", f"norm={given.norm}", f"batch={batch}"]
     config = compose([*chosen, f"precision={given.precision}"])
     ours = compiled_loop(config, data)
-    from normbench.norms._convolution import Convolution
+    from normbench.kernels.conv import Convolution
 
     own = Convolution.convolution_op
     del Convolution.convolution_op

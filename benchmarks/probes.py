@@ -49,8 +49,8 @@ def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any
     loop = compiled_loop(config, data)
     loop.rate = 0.01
 
+    from normbench.engine.observer import make_probes
     from normbench.errors import UserError
-    from normbench.probes.probe import make_probes
 
     kept = []
     for probe in make_probes(config.probe):

@@ -59,7 +59,7 @@ def _prepare(overrides: list[str], kept: Any, stage: dict[str, float], took: Any
     stage["config"] = took()
 
     from normbench.engine import backend
-    from normbench.engine.bench import load_dataset, prepare
+    from normbench.engine.setup import load_dataset, prepare
 
     dataset = kept.dataset(config, load_dataset)
     stage["data"] = took()

@@ -139,8 +139,7 @@ def limits(model: Any, batch: int) -> dict[str, tuple[float, float]]:
     """Multiply-adds and bytes (float32) of each part in a step, at the least."""
     import math
 
-    from normbench.archs.cost import layer_costs
-    from normbench.engine.model import parameter_count
+    from normbench.network import layer_costs, parameter_count
 
     kinds = kinds_of(model)
     costs = {cost.name: cost for cost in layer_costs(model)}

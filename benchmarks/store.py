@@ -75,9 +75,9 @@ def overrides(root: Path, seeds: int, epochs: int) -> list[str]:
 
 def fill(root: Path, seeds: int, epochs: int) -> None:
     """Write a store of complete runs, and the record of the sweep that they would be of."""
-    from normbench.provenance import collect
-    from normbench.store import Store
-    from normbench.sweep.ending import Ending
+    from normbench.store.provenance import collect
+    from normbench.store.store import Store
+    from normbench.sweep.cell import Ending
     from normbench.sweep.grid import expand
     from normbench.sweep.plan import plan
     from normbench.sweep.record import Record

@@ -53,8 +53,8 @@ def main() -> None:
 def row(images: int, size: int, channels: int, filters: int, rounds: int, seconds: float) -> str:
     import tensorflow as tf
 
-    from normbench.norms import _winograd as winograd
-    from normbench.norms._convolution import Conv2D
+    from normbench.kernels import winograd
+    from normbench.kernels.conv import Conv2D
 
     x = tf.random.stateless_normal((images, size, size, channels), [0, 1])
     dy = tf.random.stateless_normal((images, size, size, filters), [0, 2])

@@ -227,12 +227,12 @@ _KINDS = {
     "dataset": _subclass_of("normbench.data.base.Source"),
     "arch": _function_of("a function that builds a model, build", "norm", "input_shape", "classes"),
     "norm": _subclass_of("keras.Layer"),
-    "norm/weight": _subclass_of("normbench.norms._parametrization.WeightParametrization"),
+    "norm/weight": _subclass_of("normbench.norms.weights.WeightParametrization"),
     "optimizer": _Kind("a class with slots and update(), as in engine/optimizer.py", _is_optimizer),
     "schedule": _function_of("a function of learning rates, schedule", "steps"),
-    "probe": _subclass_of("normbench.probes.probe.Probe"),
-    "logger": _subclass_of("normbench.loggers.logger.Logger"),
-    "executor": _subclass_of("normbench.sweep.executor.Executor"),
+    "probe": _subclass_of("normbench.engine.observer.Probe"),
+    "logger": _subclass_of("normbench.engine.observer.Logger"),
+    "executor": _subclass_of("normbench.sweep.executors.base.Executor"),
 }
 
 

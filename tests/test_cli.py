@@ -6,9 +6,10 @@ import shlex
 
 import pytest
 
-from normbench import runfolder, store
-from normbench.arguments import parse, parser
 from normbench.cli import main
+from normbench.cli.arguments import parse, parser
+from normbench.store import run as runfolder
+from normbench.store import store
 from normbench.sweep.plan import Plan
 
 
@@ -228,10 +229,10 @@ def test_a_command_speaks_only_of_the_runs_that_it_read_itself(capsys, tmp_path,
 def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["sweep", "dataset=digits", "arch=resnet8", "--dry-run", "executor=inline"]
-    monkeypatch.setattr("normbench.sweep.commands.problems", lambda cells, *rest: {})
+    monkeypatch.setattr("normbench.sweep.sweep.problems", lambda cells, *rest: {})
     chosen = []
     monkeypatch.setattr(
-        "normbench.sweep.commands.plan",
+        "normbench.sweep.sweep.plan",
         lambda configs, store, *rest: chosen.append(str(store.root)) or Plan(()),
     )
     assert main([*words, "--store", "mine"]) == 0
@@ -239,9 +240,9 @@ def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypat
 
 
 def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
-    from normbench.listing import run_details
-    from normbench.report.commands import text
-    from normbench.store import Store
+    from normbench.cli.listing import run_details
+    from normbench.report.report import text
+    from normbench.store.store import Store
 
     run = Store(tmp_path).run("digits-resnet8-bn-b16-s0-00000000")
     command = ["normbench", "run", "label=a b", "probe=[gradients,smoothness]"]
@@ -252,8 +253,8 @@ def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
 
 def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
     from normbench.config import compose
-    from normbench.diagnosis import trained_without
-    from normbench.store import Store
+    from normbench.engine.diagnose import trained_without
+    from normbench.store.store import Store
 
     monkeypatch.chdir(tmp_path)
     trained = compose(["probe=gradients", "label=old", "store=my runs"])

@@ -25,7 +25,7 @@ from normbench.components import (
 )
 from normbench.config import compose
 from normbench.errors import UserError
-from normbench.sweep.executor import choose
+from normbench.sweep.executors.base import choose
 from normbench.sweep.experiment import load
 
 

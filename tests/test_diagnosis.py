@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from normbench import runrecords
 from normbench.cli import main
 from normbench.config import compose
-from normbench.diagnosis import diagnose
-from normbench.engine.training import train
+from normbench.engine.diagnose import diagnose
+from normbench.engine.train import train
 from normbench.report import load
-from normbench.store import Store
+from normbench.store import records as runrecords
+from normbench.store.store import Store
 
 PROBES = ("train_gap", "estimation_shift")
 
@@ -96,7 +96,7 @@ def test_a_strangers_run_folder_runs_nothing(place, store, tmp_path, monkeypatch
     main(["report", str(runs.root), "--out", str(tmp_path / "runs" / "report")])
     main(["export", str(runs.root), "--out", str(tmp_path / "runs" / "all.csv")])
     with monkeypatch.context() as quick:
-        quick.setattr("normbench.engine.training._train_locked", lambda *_: 1 / 0)
+        quick.setattr("normbench.engine.train._train_locked", lambda *_: 1 / 0)
         main([*SHARED, f"store={runs.root}", "probe=[train_gap,estimation_shift]", "--resume"])
     main(["sweep", "--dry-run", *SHARED[1:], f"store={runs.root}", "seed=0,1,2"])
     assert files() == before
@@ -191,7 +191,7 @@ def test_the_command_prints_values_for_a_pipe(store, capsys):
 def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
     from rich.console import Console
 
-    from normbench.diagnosistable import page
+    from normbench.cli.diagnosis_table import page
 
     runs, probed, _ = store
     outcome = diagnose(runs, [probed], ["estimation_shift"], say=silent)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from normbench.config import compose
-from normbench.differences import as_overrides, differences, short_names
+from normbench.store.differences import as_overrides, differences, short_names
 from normbench.sweep.grid import expand
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench import doctor, provenance
-from normbench.doctor import Check, collect, exit_code, lacking, render, run_probe
-from normbench.store import Store
+from normbench.cli import doctor
+from normbench.cli.doctor import Check, collect, exit_code, lacking, render, run_probe
+from normbench.store import provenance
+from normbench.store.store import Store
 
 GOOD: dict[str, Any] = {
     "nvml": {"error": "ModuleNotFoundError: No module named 'pynvml'", "seconds": 0.0},

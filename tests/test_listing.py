@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from normbench import diagnosistable
-from normbench.listing import datasets_table, rows, rows_table, run_details, runs_table, tsv
-from normbench.store import Run, Store
-from normbench.sweep.screen import running_table
+from normbench.cli import diagnosis_table as diagnosistable
+from normbench.cli.listing import datasets_table, rows, rows_table, run_details, runs_table, tsv
+from normbench.cli.sweep_screen import running_table
+from normbench.store.store import Run, Store
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 SUMMARY = {

@@ -4,10 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from normbench.archs.cost import layer_costs
 from normbench.config import compose
-from normbench.engine.model import build_model
-from normbench.modellayout import Wire, arrange
+from normbench.network import build_model, layer_costs
+from normbench.report.figures.network import Wire, arrange
 
 
 def rows_of(*overrides, shape=(32, 32, 3)):

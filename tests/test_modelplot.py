@@ -8,8 +8,8 @@ from matplotlib.colors import to_rgba
 
 from normbench.config import compose
 from normbench.errors import UserError
-from normbench.modelplot import COLOURS, MAPPED, check_file, draw, save
-from normbench.modeltable import network_of
+from normbench.report.figures.network import COLOURS, MAPPED, check_file, draw, save
+from normbench.report.network import network_of
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from normbench.archs.cost import LayerCost
-from normbench.modeltable import Network, kind, page, placed, rows, short, totals
+from normbench.network import LayerCost
+from normbench.report.network import Network, kind, page, placed, rows, short, totals
 
 
 def layer(name, kind="Conv2D", **changed):

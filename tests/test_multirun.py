@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from normbench.cli import main
-from normbench.store import Store
+from normbench.store.store import Store
 
 SMALL = ("dataset=digits", "dataset.train_size=160", "arch=mlp_sigmoid", "epochs=1")
 

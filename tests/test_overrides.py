@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from normbench.config import compose
 from normbench.errors import UserError
 from normbench.overrides import parse, quoted
-from normbench.sweep.executor import choose
+from normbench.sweep.executors.base import choose
 from normbench.sweep.grid import expand
 
 TEXTS = [

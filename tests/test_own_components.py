@@ -11,14 +11,15 @@ import keras
 import numpy as np
 import pytest
 
-from normbench import config, provenance
+from normbench import config
 from normbench.cli import main
 from normbench.config import compose
-from normbench.engine.bench import load_dataset
+from normbench.engine.setup import load_dataset
 from normbench.report import load
-from normbench.report.provenance import mixtures
-from normbench.store import Store
-from normbench.sweep.validity import problems
+from normbench.report.origin import mixtures
+from normbench.store import provenance
+from normbench.store.store import Store
+from normbench.sweep.preflight import problems
 
 SOURCE = """
 from pathlib import Path
@@ -247,7 +248,7 @@ def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
 
 def test_a_run_that_goes_on_with_edited_code_says_so(own: Own) -> None:
     from normbench.engine.observer import Observer
-    from normbench.engine.training import train
+    from normbench.engine.train import train
 
     notes: list[str] = []
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import normbench
-from normbench import provenance
+from normbench.store import provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

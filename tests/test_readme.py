@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from normbench.arguments import parse
+from normbench.cli.arguments import parse
 from normbench.config import compose
-from normbench.sweep.executor import choose
+from normbench.sweep.executors.base import choose
 from normbench.sweep.experiment import unfold
 from normbench.sweep.grid import expand
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normbench import listing, runfolder
+from normbench.cli import listing
 from normbench.config import SCHEMA, Config, compose
 from normbench.errors import UserError
-from normbench.report import rows
-from normbench.store import Run, Store, StoreError, note_on_checksums
-from normbench.sweep.cellrun import set_damaged_aside
+from normbench.report import frames as rows
+from normbench.store import run as runfolder
+from normbench.store.store import Run, Store, StoreError, note_on_checksums
+from normbench.sweep.cell import set_damaged_aside
 from normbench.sweep.plan import plan
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
@@ -426,7 +427,7 @@ def test_a_file_larger_than_memory_is_not_read(finished: Run) -> None:
 def test_a_log_that_cannot_be_written_is_told_in_one_line(
     finished: Run, place: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from normbench.engine.training import _logged
+    from normbench.engine.train import _logged
 
     if place == "a folder":
         finished.log_path.mkdir()
@@ -443,7 +444,7 @@ def test_a_log_that_cannot_be_written_is_told_in_one_line(
 
 
 def test_a_log_is_written(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from normbench.engine.training import _logged
+    from normbench.engine.train import _logged
 
     # pytest-xdist cannot pass on a captured log with half a character.
     monkeypatch.setattr(logging.getLogger("normbench"), "propagate", False)

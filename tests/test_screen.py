@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from normbench.cli.screen import LiveRegion, RunScreen
 from normbench.formats import duration
-from normbench.screen import LiveRegion, RunScreen
 
 NAME = "fashion_mnist-resnet20-gn_ws-b16-s0-3fa2b1c0"
 PATH = f"runs/{NAME}"
@@ -204,7 +204,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("normbench.screen.time", made)
+    monkeypatch.setattr("normbench.cli.screen.time", made)
     return made
 
 
@@ -345,7 +345,7 @@ def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
 
 
 def test_a_line_and_a_frame_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normbench.screen.FRAME", 0.001)
+    monkeypatch.setattr("normbench.cli.screen.FRAME", 0.001)
     writers: list[str] = []
     together: list[list[str]] = []
 

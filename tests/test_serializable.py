@@ -20,7 +20,7 @@ from normbench import serializable
 from normbench.archs import resnet_small
 from normbench.components import target
 from normbench.config import compose
-from normbench.norms.catalogue import make_norm
+from normbench.norms.norm import make_norm
 
 SHAPE = (8, 8, 16)
 LAYERS = [

@@ -22,9 +22,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from normbench import files, runlock
 from normbench.errors import NormbenchError, UserError
-from normbench.store import Run, RunLocked, Store, StoreError
+from normbench.store import files
+from normbench.store import lock as runlock
+from normbench.store.store import Run, RunLocked, Store, StoreError
 
 SIGNATURE = "3fa2b1c0"
 NAME = f"digits-resnet8-gn_ws-b16-s0-{SIGNATURE}"
@@ -77,7 +78,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 OWNER = """
     import sys, time
-    from normbench.store import Store
+    from normbench.store.store import Store
     run = Store(sys.argv[1]).run(sys.argv[2])
     with run.lock(["normbench", "run", "norm=gn ws"]):
         print("mine", flush=True)
@@ -304,7 +305,7 @@ def test_a_process_excludes_itself_and_lets_go_after_an_error(run: Run) -> None:
 def test_a_child_made_by_fork_neither_keeps_nor_frees_the_lock(run: Run) -> None:
     script = """
         import os, sys, time
-        from normbench.store import Store
+        from normbench.store.store import Store
         run = Store(sys.argv[1]).run(sys.argv[2])
         with run.lock([]):
             child = os.fork()
@@ -343,10 +344,10 @@ def test_of_many_takers_at_once_one_trains_and_lookers_harm_nobody(tmp_store: Pa
     looker = python(
         """
         import sys
-        from normbench.store import Store
+        from normbench.store.store import Store
         run = Store(sys.argv[1]).run(sys.argv[2])
         print("looking", flush=True)
-        from normbench import runlock
+        from normbench.store import lock as runlock
         while True:
             runlock.is_held(run.path / "lock")
         """,
@@ -355,7 +356,7 @@ def test_of_many_takers_at_once_one_trains_and_lookers_harm_nobody(tmp_store: Pa
     )
     taker = """
         import os, sys, time
-        from normbench.store import RunLocked, Store
+        from normbench.store.store import RunLocked, Store
         run = Store(sys.argv[1]).run(sys.argv[2])
         inside = run.path / "inside"
         print("ready", flush=True)
@@ -390,7 +391,7 @@ def test_a_lone_taker_is_never_refused_while_others_look(tmp_store: Path) -> Non
     run.create(CONFIG, META)
     script = """
         import sys
-        from normbench.store import Store
+        from normbench.store.store import Store
         run = Store(sys.argv[1]).run(sys.argv[2])
         print("looking", flush=True)
         while True:
@@ -519,7 +520,7 @@ def test_a_write_cut_short_half_way_leaves_the_old_files(run: Run) -> None:
         """
         import resource, sys
         import numpy as np
-        from normbench.store import Store, StoreError
+        from normbench.store.store import Store, StoreError
         run = Store(sys.argv[1]).run(sys.argv[2])
         run.append_metrics({"epoch": 1, "note": "a"})
         run.save_checkpoint({"a": np.zeros(9)}, {"epoch": 1})
@@ -560,7 +561,7 @@ def test_a_writer_killed_in_the_middle_leaves_a_readable_run(tmp_store: Path) ->
     script = """
         import sys
         import numpy as np
-        from normbench.store import Store
+        from normbench.store.store import Store
         run = Store(sys.argv[1]).run(sys.argv[2])
         with run.lock([]):
             last = run.last_metrics()

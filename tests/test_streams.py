@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from normbench import cli, streams
-from normbench.store import Store
+from normbench import cli
+from normbench.cli import streams
+from normbench.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 FAKE = [sys.executable, str(ROOT / "tests" / "sweep" / "fakesweep.py")]

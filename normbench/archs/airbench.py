@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from normbench.archs._options import above_zero, at_least, scaled
+from normbench.archs.options import above_zero, at_least, scaled
 from normbench.errors import UserError
 from normbench.initializers import Normal
 from normbench.norms.norm import Norm

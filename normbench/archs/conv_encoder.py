@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
-from normbench.archs._options import at_least, halved, one_of
+from normbench.archs.options import at_least, halved, one_of
 from normbench.errors import UserError
 from normbench.initializers import LecunNormal
 from normbench.norms.norm import Norm

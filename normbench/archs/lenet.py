@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.archs._options import one_of
+from normbench.archs.options import one_of
 from normbench.initializers import HeNormal, LecunNormal
 from normbench.norms.norm import Norm
 

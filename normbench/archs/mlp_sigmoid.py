@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from normbench.archs._options import above_zero, at_least, not_too_deep
+from normbench.archs.options import above_zero, at_least, not_too_deep
 from normbench.initializers import Normal
 from normbench.norms.norm import Norm
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.archs._options import above_zero, halved, one_of, rate
+from normbench.archs.options import above_zero, halved, one_of, rate
 from normbench.initializers import LecunNormal, drawn_seed
 from normbench.norms.norm import Norm
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from normbench.archs._options import at_least, halved, not_too_deep, one_of, rate
+from normbench.archs.options import at_least, halved, not_too_deep, one_of, rate
 from normbench.errors import UserError
 from normbench.initializers import HeNormal, LecunNormal, drawn_seed
 from normbench.norms.norm import Norm

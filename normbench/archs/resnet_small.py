@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.archs._options import not_too_deep
+from normbench.archs.options import not_too_deep
 from normbench.errors import UserError
 from normbench.initializers import LecunNormal
 from normbench.norms.norm import Norm

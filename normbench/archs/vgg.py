@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from normbench.archs._options import at_least, halved, one_of, rate
+from normbench.archs.options import at_least, halved, one_of, rate
 from normbench.errors import UserError
 from normbench.initializers import LecunNormal, drawn_seed
 from normbench.norms.norm import Norm

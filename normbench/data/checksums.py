@@ -128,7 +128,10 @@ FASHION_MNIST_FILES = {
     ),
 }
 
-IDX_SETS = {"mnist": ("MNIST", MNIST_FILES), "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST_FILES)}
+IDX_SETS = {
+    "mnist": ("MNIST", MNIST_FILES),
+    "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST_FILES),
+}
 """All that is known of idx files, to tell whose a foreign file is: name -> (title, files)."""
 
 
@@ -222,5 +225,8 @@ CIFAR100_PACKINGS = (
     ),
 )
 
-CIFAR_SETS = {"cifar10": ("CIFAR-10", CIFAR10_PACKINGS), "cifar100": ("CIFAR-100", CIFAR100_PACKINGS)}
+CIFAR_SETS = {
+    "cifar10": ("CIFAR-10", CIFAR10_PACKINGS),
+    "cifar100": ("CIFAR-100", CIFAR100_PACKINGS),
+}
 """All that is known of CIFAR files, to tell whose a foreign file is: name -> (title, packings)."""

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from normbench import schema
-from normbench.files import expand_user
+from normbench.store import schema
+from normbench.store.files import expand_user
 
 INFO = "dataset_info.json"
 HIDDEN = ".normbench"

@@ -69,10 +69,10 @@ def start(backend: str, precision: str) -> dict[str, Any]:
 def loop_class(backend: str) -> type[Loop]:
     """Return the :class:`Loop` of a backend."""
     if backend == "tensorflow":
-        from normbench.engine.tensorflow_loop import TensorFlowLoop
+        from normbench.engine.loop_tensorflow import TensorFlowLoop
 
         return TensorFlowLoop
-    from normbench.engine.jax_loop import JaxLoop
+    from normbench.engine.loop_jax import JaxLoop
 
     return JaxLoop
 

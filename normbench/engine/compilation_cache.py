@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from normbench.files import user_cache
+from normbench.store.files import user_cache
 
 log = logging.getLogger("normbench")
 

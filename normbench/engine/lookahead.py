@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from normbench.engine import loop as shared
-from normbench.engine.clipping import adaptively_clipped
 from normbench.engine.loop import Loop
+from normbench.engine.optimizer import adaptively_clipped
 
 
 class Step(NamedTuple):

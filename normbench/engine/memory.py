@@ -71,7 +71,7 @@ def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
         )
     if not on_cpu or config.accumulate == "auto":
         return
-    from normbench.archs.cost import layer_costs
+    from normbench.network import layer_costs
 
     try:
         kept = sum(layer.kept_bytes for layer in layer_costs(model))

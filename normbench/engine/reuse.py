@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from normbench.config import Config
-from normbench.engine.program import program
 
 if TYPE_CHECKING:
     from normbench.engine.loop import Loop
@@ -19,7 +18,7 @@ class Kept:
     """Keeps the last run's data set and loop, and hands them on where the next run can use them.
 
     Reading a data set and compiling a loop take longer than many a run's training. A loop is
-    handed on only to a run of the same :func:`~normbench.engine.program.program`, after it took
+    handed on only to a run of the same :func:`~normbench.engine.reuse.program`, after it took
     over that run's own initial state and seed: its numbers are those of a fresh process.
     """
 
@@ -80,3 +79,24 @@ class Kept:
     def forget(self) -> None:
         """Let go of everything, as after a failure that may have left a loop half changed."""
         self._dataset = self._loop = None
+
+
+# --- which runs share a compiled training step: those that differ in nothing it was compiled with ---
+
+#: What a loop is handed anew for each run: the seed's numbers and the learning rate of each step.
+_FREE = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")
+_FREE_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
+
+
+def program(config: Config) -> str:
+    """A text that two configs share exactly if one's compiled loop can train the other's run.
+
+    The network, its normalization, the data set with its split, the batch size, the optimizer's
+    own constants and the precision are compiled in; all that only decides the initial weights,
+    the order of the images or the learning rates is not.
+    """
+    tree = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    tree["optimizer"] = {
+        key: value for key, value in tree["optimizer"].items() if key not in _FREE_OF_OPTIMIZER
+    }
+    return json.dumps(tree, sort_keys=True)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from normbench.engine.rectifier import is_rectifier, rectified
+from normbench.kernels.relu import is_rectifier, rectified
 
 _ALONE = frozenset(
     {

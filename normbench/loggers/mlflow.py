@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normbench.engine.observer import Logger, numbers
 from normbench.errors import UserError
-from normbench.loggers.logger import Logger, numbers
 
 if TYPE_CHECKING:
     from normbench.config import Config
-    from normbench.runfolder import Run
+    from normbench.store.run import Run
 
 _TAG = "normbench.run"
 _AT_ONCE = 100  # parameters that MLflow takes in one call; of metrics, ten times as many

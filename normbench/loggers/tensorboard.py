@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normbench.loggers.logger import Logger, numbers
+from normbench.engine.observer import Logger, numbers
 
 if TYPE_CHECKING:
     from normbench.config import Config
-    from normbench.runfolder import Run
+    from normbench.store.run import Run
 
 FOLDER = "tensorboard"
 

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import groups_dividing
-from normbench.norms._fused import apply_statistics
-from normbench.norms._statistics import (
+from normbench.kernels.batch import apply_statistics
+from normbench.kernels.standardize import (
     batch_moments,
     flatten_places,
     group_standardize,
     value_of,
 )
+from normbench.norms.base import groups_dividing
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["BatchChannelNormalization"]

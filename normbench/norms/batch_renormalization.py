@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import BatchStatistics
-from normbench.norms._fused import apply_statistics, batch_standardize
-from normbench.norms._statistics import batch_moments, flatten_places
+from normbench.kernels.batch import apply_statistics, batch_standardize
+from normbench.kernels.standardize import batch_moments, flatten_places
+from normbench.norms.base import BatchStatistics
 
 __all__ = ["BatchRenormalization"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import ChannelAffine
-from normbench.norms._statistics import first, flatten_places, value_of
+from normbench.kernels.standardize import first, flatten_places, value_of
+from normbench.norms.base import ChannelAffine
 
 __all__ = ["DynamicTanh"]
 

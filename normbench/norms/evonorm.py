@@ -7,9 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
-from normbench.norms._channelwise import per_channel
-from normbench.norms._statistics import (
+from normbench.kernels.affine import per_channel
+from normbench.kernels.standardize import (
     count_in_batch,
     count_valid,
     flatten_places,
@@ -18,6 +17,7 @@ from normbench.norms._statistics import (
     pooled,
     value_of,
 )
+from normbench.norms.base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 

@@ -7,15 +7,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._base import ChannelAffine
-from normbench.norms._channelwise import per_channel
-from normbench.norms._statistics import (
+from normbench.kernels.affine import per_channel
+from normbench.kernels.standardize import (
     at_least_one,
     count_valid,
     flatten_places,
     group_standardize,
     value_of,
 )
+from normbench.norms.base import ChannelAffine
 
 __all__ = ["FilterResponseNormalization"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._statistics import count_of, count_valid, standardize
+from normbench.kernels.standardize import count_of, count_valid, standardize
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["GhostBatchNormalization"]

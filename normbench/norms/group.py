@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from normbench.norms._base import ChannelAffine, check_groups, groups_dividing
-from normbench.norms._statistics import flatten_places, group_standardize
+from normbench.kernels.standardize import flatten_places, group_standardize
+from normbench.norms.base import ChannelAffine, check_groups, groups_dividing
 
 __all__ = ["GroupNormalization", "InstanceNormalization", "LayerNormalization"]
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from normbench.norms._base import BatchStatistics, check_groups, groups_dividing
-from normbench.norms._channelwise import batch_centre, per_channel
-from normbench.norms._statistics import at_least_one, count_in_batch, flatten_places
+from normbench.kernels.affine import batch_centre, per_channel
+from normbench.kernels.standardize import at_least_one, count_in_batch, flatten_places
+from normbench.norms.base import BatchStatistics, check_groups, groups_dividing
 
 __all__ = ["IterativeNormalization"]
 

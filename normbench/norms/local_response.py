@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._statistics import first
+from normbench.kernels.standardize import first
 
 __all__ = ["LocalResponseNormalization"]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import keras
 
-from normbench.norms._base import ChannelAffine
-from normbench.norms._positions import position_standardize
-from normbench.norms._statistics import flatten_places
+from normbench.kernels.standardize import flatten_places, position_standardize
+from normbench.norms.base import ChannelAffine
 
 __all__ = ["PositionalNormalization"]
 

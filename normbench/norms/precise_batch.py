@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.norms._statistics import at_least_one
+from normbench.kernels.standardize import at_least_one
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["PreciseBatchNormalization", "recomputed_layers"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from normbench.norms._fused import batch_standardize
+from normbench.kernels.batch import batch_standardize
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["SynchronizedBatchNormalization"]

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normbench.engine.observer import Probe, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
-from normbench.probes.probe import Probe, checked_every
 
 if TYPE_CHECKING:
     import keras

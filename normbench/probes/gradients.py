@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normbench.engine.observer import Probe, checked_every
 from normbench.errors import UserError
-from normbench.probes.probe import Probe, checked_every
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from keras import ops
 
 from normbench.engine.loop import variable_names
 from normbench.errors import UserError
-from normbench.norms._statistics import flatten_places, moments
+from normbench.kernels.standardize import flatten_places, moments
 from normbench.probes.minibatches import equal_parts, spread
 
 if TYPE_CHECKING:

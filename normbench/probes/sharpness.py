@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from normbench.engine.observer import Probe, checked_every
 from normbench.errors import UserError
 from normbench.probes.gradients import first_batches, norm
-from normbench.probes.probe import Probe, checked_every
 
 if TYPE_CHECKING:
     import keras

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from normbench.engine.observer import Probe, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
-from normbench.probes.probe import Probe, checked_every
 
 if TYPE_CHECKING:
     import keras

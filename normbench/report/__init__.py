@@ -4,7 +4,7 @@ By hand, as in ``notebooks/analyse_a_store.ipynb``: :func:`load` a store, part i
 :func:`studies`, :func:`build` the grid of a metric, then make tables and figures of it.
 """
 
-from normbench.report.frame import Frames, load
+from normbench.report.frames import Frames, load
 from normbench.report.grid import Grid, build
 from normbench.report.metrics import METRICS, Metric
 from normbench.report.study import Study, studies

@@ -18,8 +18,8 @@ import pandas as pd
 
 from normbench.errors import unknown
 from normbench.formats import printable
-from normbench.report import labels
-from normbench.report.rows import GROUPS, is_config, is_provenance
+from normbench.report import names as labels
+from normbench.report.frames import GROUPS, is_config, is_provenance
 
 ENDED = ("finished", "diverged")
 """States of runs whose results enter tables."""

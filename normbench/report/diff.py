@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import NormbenchError
-from normbench.report import labels
+from normbench.report import names as labels
+from normbench.report.frames import columns, is_config, is_provenance, read
 from normbench.report.metrics import METRICS
-from normbench.report.rows import columns, is_config, is_provenance, read
 from normbench.report.table import EMPTY, Entry, Table, number
 
 if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
-    from normbench.store import Run
+    from normbench.store.store import Run
 
 _RESULTS = (
     "test_acc",
@@ -126,7 +126,7 @@ def _results(pair: Pair) -> Table:
 
 def write(pair: Pair, out: Path) -> tuple[list[Path], Drawing]:
     """Write the tables and the curves of a pair to a folder; return the files and the drawing."""
-    from normbench.report import render
+    from normbench.report import table as render
     from normbench.report.figures import overlay, style
 
     out.mkdir(parents=True, exist_ok=True)

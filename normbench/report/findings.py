@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normbench.report import labels
-from normbench.report.bootstrap import Improvement
+from normbench.report import names as labels
 from normbench.report.caveats import listed
 from normbench.report.grid import Cell, Grid
-from normbench.report.statistics import ALPHA, Difference, t_quantile
+from normbench.report.statistics import ALPHA, Difference, Improvement, t_quantile
 from normbench.report.study import Study
 from normbench.report.tables import TIMED, p_words
 

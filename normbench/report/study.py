@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import UserError, unknown
-from normbench.report import caveats, labels
+from normbench.report import caveats
+from normbench.report import names as labels
 from normbench.report.caveats import ENDED, Condition, Training
-from normbench.report.frame import Frames
-from normbench.report.rows import GROUPS, is_config, is_origin
+from normbench.report.frames import GROUPS, Frames, is_config, is_origin
 
 _FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
 _CAPTION = 200  # most letters that a caption spends on conditions

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich.cells import cell_len
 
 from normbench.report.grid import Cell, Grid
 from normbench.report.metrics import Metric
+from normbench.report.names import shortened
+
+if TYPE_CHECKING:
+    import rich.console
 
 
 @dataclass(frozen=True)
@@ -113,3 +119,302 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
+
+
+# --- tables as a terminal shows them, and as Markdown, CSV and LaTeX hold them --------------------
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "†": r"\textsuperscript{\dag}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "*": r"\textsuperscript{*}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "−": "$-$",
+    "…": r"\dots{}",
+    "[": "{[}",  # not an option of the line break before it
+    "]": "{]}",
+}
+
+
+def terminal(table: Table) -> rich.console.RenderableType:
+    """Return what a rich console prints of the table: title, rows, notes.
+
+    Six columns of values fit into 80 characters. The best of a column is bold, ties have a
+    dagger, remarks stand on a line of their own. Numbers are never cut: long names are wrapped,
+    and columns that have no room beside each other stand in blocks below each other.
+    """
+    return _Terminal(table)
+
+
+_GAP = 1  # between columns
+_NAME = 14  # columns of a name in a narrow terminal; longer names are wrapped
+_TEXT = 20  # the same of a text in another column than the first
+_WORD = 12  # columns of a word of a remark
+_LONGEST = 120  # letters of a name
+
+
+class _Terminal:
+    """A table that is laid out when the width of the terminal is known."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        names = [row[0].text for row in table.rows]
+        headers = shortened(list(table.headers), _LONGEST)
+        columns = [shortened(names, _LONGEST), *([] for _ in headers[1:])]
+        for place in range(1, len(headers)):
+            columns[place] = [
+                row[place].text.replace(" ± ", "±") + "†" * row[place].tied for row in table.rows
+            ]
+        self.headers, self.columns = headers, columns
+        self.numeric = [_numeric(table, place) for place in range(len(headers))]
+
+    def __rich_console__(
+        self, console: rich.console.Console, options: rich.console.ConsoleOptions
+    ) -> rich.console.RenderResult:
+        from rich.text import Text
+
+        yield Text(_titled(self.table), "bold")
+        if self.table.rows:
+            for places in self._blocks(options.max_width):
+                yield self._block(places, options.max_width)
+        for note in self.table.notes:
+            yield Text(note, "dim")
+
+    def _least(self, place: int) -> int:
+        """Return the width that a column needs for its numbers, or to be read."""
+        widest = max(map(cell_len, self.columns[place]))
+        if place == 0:
+            return min(widest, _NAME)
+        words = [word for row in self.table.rows for word in row[place].remark.split()]
+        widest = max(widest, *(min(cell_len(word), _WORD) for word in words), 0)
+        return widest if self.numeric[place] else min(widest, _TEXT)
+
+    def _wanted(self, place: int) -> int:
+        remarks = [row[place].remark for row in self.table.rows]
+        return max(map(cell_len, [self.headers[place], *self.columns[place], *remarks]))
+
+    def _blocks(self, width: int) -> list[list[int]]:
+        """Part the columns into blocks that fit; each begins with the column of names."""
+        blocks: list[list[int]] = [[0]]
+        for place in range(1, len(self.headers)):
+            if not self._fits([*blocks[-1], place], width) and len(blocks[-1]) > 1:
+                blocks.append([0])
+            blocks[-1].append(place)
+        # Blocks of the same number of columns, where those fit as well, are easier to read.
+        size = -(-(len(self.headers) - 1) // len(blocks))
+        places = range(1, len(self.headers))
+        even = [[0, *places[start : start + size]] for start in range(0, len(places), size or 1)]
+        fits = all(self._fits(block, width) for block in even)
+        return even if even and len(even) == len(blocks) and fits else blocks
+
+    def _fits(self, places: list[int], width: int) -> bool:
+        return sum(self._least(place) + _GAP for place in places) - _GAP <= width
+
+    def _block(self, places: list[int], width: int) -> rich.console.RenderableType:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        widths = {place: self._least(place) for place in places}
+        widths[0] = max(4, min(widths[0], width - sum(widths[p] + _GAP for p in places[1:])))
+        # Names come first in what is left; the headers of the others share the rest.
+        room = width - sum(each + _GAP for each in widths.values()) + _GAP
+        more = max(0, min(room, self._wanted(0) - widths[0]))
+        widths[0] += more
+        room -= more
+        while room > 0 and (short := [p for p in places if widths[p] < self._wanted(p)]):
+            widths[min(short, key=lambda place: widths[place])] += 1
+            room -= 1
+        shown = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for place in places:
+            shown.add_column(
+                Text(self.headers[place]),
+                justify="right" if place and self.numeric[place] else "left",
+                width=widths[place],
+                overflow="fold",
+            )
+        for index, row in enumerate(self.table.rows):
+            shown.add_row(
+                *(
+                    Text.assemble(
+                        (self.columns[place][index], "bold green" if row[place].best else ""),
+                        f"\n{row[place].remark}" if row[place].remark else "",
+                        overflow="fold",
+                    )
+                    for place in places
+                )
+            )
+        return shown
+
+
+def _titled(table: Table) -> str:
+    return f"{table.title} (columns: {table.span.lower()})" if table.span else table.title
+
+
+def markdown(table: Table, heading: str = "##") -> str:
+    """Return the table as GitHub-flavoured Markdown under a heading, the notes below it."""
+    lines = [f"{heading} {markdown_text(table.title)}", ""] if heading else []
+    if not table.rows:
+        return "\n".join([*lines, *map(markdown_text, table.notes), ""])
+    if table.span:
+        lines += [f"Columns: {markdown_text(table.span.lower())}.", ""]
+    body = [[_markdown_entry(each) for each in row] for row in table.rows]
+    headers = [markdown_text(header) for header in table.headers]
+    widths = [max(map(len, column), default=3) for column in zip(headers, *body, strict=True)]
+    widths = [max(width, 3) for width in widths]
+    rule = [
+        "-" * (width - 1) + ":" if place and _numeric(table, place) else "-" * width
+        for place, width in enumerate(widths)
+    ]
+    for cells in (headers, rule, *body):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"| {' | '.join(padded)} |")
+    if table.notes:
+        lines += ["", *(f"{markdown_text(note)}  " for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_entry(each: Entry) -> str:
+    text = markdown_text(each.plain)
+    if each.best:
+        return f"**{text}**"
+    return f"{text} †" if each.tied else text
+
+
+def markdown_text(text: str) -> str:
+    """Escape a text for Markdown: no emphasis, link, HTML, entity, mathematics or emoji code."""
+    escaped = re.sub(r"([\\|_*`<>\[\]$~&])", r"\\\1", text)
+    escaped = re.sub(r":(?=[\w+-]+:)", r"\:", escaped)
+    # At the start of a line these would begin a list, a heading or a rule.
+    escaped = re.sub(r"^([#+-]+)(?=\s|$)", r"\\\1", escaped)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
+
+
+def markdown_code(text: str) -> str:
+    """Return a text as a code span, in more backticks than it holds in a row."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def _numeric(table: Table, place: int) -> bool:
+    return any(row[place].value is not None for row in table.rows)
+
+
+def csv(table: Table) -> str:
+    """Return the table's numbers as CSV: long form, unrounded, stored units."""
+    return table.data.to_csv(index=False)
+
+
+def latex(table: Table, study: str = "") -> str:
+    """Return the table for LaTeX with the package booktabs; the caption is the title.
+
+    Args:
+        table: The table.
+        study: The slug of its study where a report has several: part of the table's label.
+    """
+    label = "-".join(part for part in (study, table.slug) if part)
+    longest = max((len(row[0].text) for row in table.rows), default=0)
+    columns = "l" if longest <= _LATEX_LONG else "p{0.35\\linewidth}"
+    columns += "".join("r" if _numeric(table, p) else "l" for p in range(1, len(table.headers)))
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "  \\centering",
+        *(["  \\small", "  \\setlength{\\tabcolsep}{4pt}"] if len(table.headers) > 6 else []),
+        f"  \\caption{{{latex_text(table.title)}.}}",
+        f"  \\label{{tab:{_latex_label(label)}}}",
+        f"  \\begin{{tabular}}{{{columns}}}",
+        "    \\toprule",
+    ]
+    if table.span:
+        count = len(table.headers) - 1
+        lines += [
+            f"    & \\multicolumn{{{count}}}{{c}}{{{latex_text(table.span)}}} \\\\",
+            f"    \\cmidrule(lr){{2-{count + 1}}}",
+        ]
+    lines.append(f"    {' & '.join(map(_latex_name, table.headers))} \\\\")
+    lines.append("    \\midrule")
+    remarks: dict[str, str] = {}
+    for row in table.rows:
+        entries = [_latex_entry(each, remarks) for each in row]
+        lines.append(f"    {' & '.join(entries)} \\\\")
+    lines += ["    \\bottomrule", "  \\end{tabular}"]
+    if table.notes or remarks:
+        lines += ["", "  \\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize"]
+        lines += [f"    {latex_text(note)}" for note in table.notes]
+        explained = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
+        lines += [f"    {'; '.join(explained)}."] if explained else []
+        lines += ["  \\end{minipage}"]
+    lines += ["\\end{table}", ""]
+    if foreign := _foreign(lines):
+        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {foreign}")
+    return "\n".join(lines)
+
+
+def _latex_label(slug: str) -> str:
+    """Return a slug in ASCII; other characters are written as their code points."""
+    return "".join(c if c.isascii() else f"{ord(c):x}" for c in slug)
+
+
+def _latex_entry(each: Entry, remarks: dict[str, str]) -> str:
+    """Return an entry; its remark becomes a letter, explained below the table."""
+    text = _latex_name(each.text)
+    if each.best:
+        text = f"\\textbf{{{text}}}"
+    signs = [_LATEX["†"]] if each.tied else []
+    if each.remark:
+        signs.append(_raised(remarks.setdefault(each.remark, _letter(len(remarks)))))
+    return text + "".join(signs)
+
+
+def _letter(place: int) -> str:
+    """Return a, b, …, z, aa, ab, …"""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
+
+
+def _raised(sign: str) -> str:
+    return f"\\textsuperscript{{{sign}}}"
+
+
+def latex_text(text: str) -> str:
+    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
+    apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    escaped = "".join(_LATEX.get(character, character) for character in apart)
+    escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
+    return escaped.replace("\0", "{}")
+
+
+_LATEX_LONG = 40  # letters from which a name is wrapped
+_LATEX_BREAK = 12  # letters of a wrapped name that may stand together
+
+
+def _latex_name(text: str) -> str:
+    """Escape a name; a long one may break after a separator, or else anywhere."""
+    if len(text) <= _LATEX_LONG:
+        return latex_text(text)
+    parts = [
+        word[start : start + _LATEX_BREAK]
+        for word in re.findall(r"[^-_/=,;.+ ]*[-_/=,;.+ ]*", text)
+        for start in range(0, len(word), _LATEX_BREAK)
+    ]
+    return r"\allowbreak{}".join(map(latex_text, parts))
+
+
+def _foreign(lines: Sequence[str]) -> str:
+    """Return the characters that pdfLaTeX does not know, each once."""
+    return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))

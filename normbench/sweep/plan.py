@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from statistics import median
 from typing import Any, Literal
 
 from normbench.config import Config
-from normbench.differences import as_overrides, differences
 from normbench.formats import failure
-from normbench.provenance import own_changes, own_code, own_data
-from normbench.store import Run, Store, StoreError
-from normbench.sweep.estimate import Speeds
+from normbench.store.differences import as_overrides, differences
+from normbench.store.provenance import own_changes, own_code, own_data
+from normbench.store.store import Run, Store, StoreError
 
 State = Literal[
     "finished", "diverged", "interrupted", "running", "failed", "unreadable", "missing", "invalid"
@@ -172,7 +174,7 @@ def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) 
     Args:
         cells: Of the plan.
         store: Where the runs are kept.
-        now: What :func:`normbench.provenance.collect` says of this process.
+        now: What :func:`normbench.store.provenance.collect` says of this process.
 
     Returns:
         A line for each difference, as ``5 of 12 finished cells were trained by commit 1a2b3c4,
@@ -234,3 +236,94 @@ def _commit(git: Mapping[str, Any] | None) -> str:
     if not git or not git.get("commit"):
         return "an installed normbench"
     return f"commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}"
+
+
+# --- how long a run may take, from the runs that this machine has left in the store ---------------
+
+#: Earlier runs of one kind that are read; more would cost time and tell little.
+SAMPLE = 5
+
+_NAME = re.compile(r"(?P<kind>.+)-b(?P<batch>\d+)-s\d+-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What earlier runs of one kind took.
+
+    Attributes:
+        epoch: Seconds of training and evaluating one epoch.
+        start: Seconds of everything else: building, compiling, evaluating the test set.
+    """
+
+    epoch: float
+    start: float
+
+
+class Speeds:
+    """Speeds of the runs of a store that this machine trained.
+
+    A run counts for another if network, normalization, data set, precision and backend are equal,
+    options included; the batch size may differ where no run has the same one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.host = socket.gethostname()
+        self._names: dict[str, dict[int, list[str]]] = {}
+        for run in store.runs():
+            match = _NAME.fullmatch(run.name)
+            if match:
+                batches = self._names.setdefault(match["kind"], {})
+                batches.setdefault(int(match["batch"]), []).append(run.name)
+        self._read = cache(self._measured)
+        self._speeds: dict[str, Speed | None] = {}
+
+    def seconds(self, config: Config, epochs: int) -> float | None:
+        """Estimate the seconds of ``epochs`` epochs of a run; None where nothing is known."""
+        kind = f"{config.dataset['name']}-{config.arch['name']}-{config.norm_name}"
+        batches = self._names.get(kind, {})
+        # The same batch size first, then the one that differs by the smallest factor.
+        for batch in sorted(batches, key=lambda b: max(b, config.batch) / min(b, config.batch)):
+            speed = self._speed(config, kind, batch)
+            if speed is not None:
+                return speed.start + epochs * speed.epoch
+        return None
+
+    def _speed(self, config: Config, kind: str, batch: int) -> Speed | None:
+        compared = _compared(config.to_dict())
+        key = repr((kind, batch, compared))
+        if key not in self._speeds:
+            found = []
+            for name in reversed(self._names[kind][batch]):
+                measured = self._read(name)
+                if measured is not None and measured[0] == compared:
+                    found.append(measured[1])
+                if len(found) == SAMPLE:
+                    break
+            self._speeds[key] = (
+                Speed(median(s.epoch for s in found), median(s.start for s in found))
+                if found
+                else None
+            )
+        return self._speeds[key]
+
+    def _measured(self, name: str) -> tuple[dict[str, Any], Speed] | None:
+        run: Run = self.store.run(name)
+        try:
+            summary, meta, config = run.summary, run.meta, run.config
+            if not summary or not meta or not config or meta.get("host") != self.host:
+                return None
+            rows = run.metrics()
+        except StoreError:
+            return None
+        if not rows or summary["status"] != "finished" or not summary.get("wall_seconds"):
+            return None
+        each = [(row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0) for row in rows]
+        start = max(0.0, summary["wall_seconds"] - sum(each))
+        return _compared(config), Speed(median(each), start)
+
+
+def _compared(tree: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share for the time of one to tell that of the other."""
+    keys = ("dataset", "arch", "norm", "precision", "backend")
+    return {key: tree.get(key) for key in keys}

@@ -20,12 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from normbench import files, runlock
 from normbench.errors import UserError, nearest
-from normbench.provenance import utc_now
-from normbench.schema import boolean, integer, mapping, number, record, sequence, text
-from normbench.store import Store
-from normbench.sweep.ending import Ending
+from normbench.store import files
+from normbench.store import lock as runlock
+from normbench.store.provenance import utc_now
+from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
+from normbench.store.store import Store
+from normbench.sweep.cell import Ending
 from normbench.sweep.plan import Cell, Plan
 
 FOLDER = "sweeps"

@@ -8,10 +8,9 @@ from normbench.archs.airbench import (
     build,
     whitening_filters,
 )
-from normbench.archs.cost import multiply_adds
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 WHOLE = {

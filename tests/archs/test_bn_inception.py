@@ -1,11 +1,10 @@
 import pytest
 
-from normbench.archs.bn_inception import MODULES
-from normbench.archs.bn_inception import build_bn_inception as build
-from normbench.archs.cost import multiply_adds
+from normbench.archs.inception import MODULES
+from normbench.archs.inception import build_bn_inception as build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 LARGE = {

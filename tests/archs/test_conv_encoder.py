@@ -5,8 +5,8 @@ import pytest
 
 from normbench.archs.conv_encoder import build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, parameter_count
 from normbench.norms.norm import Norm
 
 ORIGINAL = {

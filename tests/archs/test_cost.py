@@ -3,10 +3,9 @@
 import keras
 import pytest
 
-from normbench.archs.cost import layer_costs, multiply_adds
 from normbench.archs.resnet_small import build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
+from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms import WeightStandardization
 from normbench.norms.norm import Norm
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from normbench.config import Config, compose, group_options
+from normbench.engine.augment import Images
 from normbench.engine.backend import loop_class
-from normbench.engine.images import Images
 from normbench.engine.loop import Plan
-from normbench.engine.model import build_model, initialize_from
 from normbench.engine.optimizer import SGD
 from normbench.errors import UserError
+from normbench.network import build_model, initialize_from
 
 BACKEND = keras.backend.backend()
 SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 16

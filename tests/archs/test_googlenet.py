@@ -1,10 +1,10 @@
 import pytest
 
-from normbench.archs.cost import layer_costs, multiply_adds
-from normbench.archs.googlenet import build_googlenet as build
+from normbench.archs.inception import build_googlenet as build
 from normbench.config import compose
-from normbench.engine.model import build_googlenet as build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_googlenet as build_model
+from normbench.network import layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 PUBLISHED = {

@@ -3,8 +3,8 @@ import pytest
 
 from normbench.archs.mlp_sigmoid import build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, parameter_count
 from normbench.norms.norm import Norm
 
 PAPER = {"layers": 3, "units": 100, "deviation": 0.1}

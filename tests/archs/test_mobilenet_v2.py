@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normbench.archs.cost import layer_costs, multiply_adds
 from normbench.archs.mobilenet_v2 import build, rounded
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 SMALL = {"alpha": 0.1, "stem": "small", "first_expansion": False, "dropout": 0.0}

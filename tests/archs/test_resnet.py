@@ -4,14 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from normbench.archs.cost import layer_costs, multiply_adds
 from normbench.archs.resnet import build
 from normbench.components import options_of
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
-from normbench.norms.catalogue import make_norm
-from normbench.norms.norm import Norm
+from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
+from normbench.norms.norm import Norm, make_norm
 
 SMALL = {
     "blocks": [1, 1],

@@ -2,11 +2,10 @@
 
 import pytest
 
-from normbench.archs.cost import layer_costs
 from normbench.archs.resnet_v2 import build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, layer_costs, parameter_count
 from normbench.norms.norm import Norm
 
 SMALL = {"depth": 11, "block": "bottleneck", "width": 8}

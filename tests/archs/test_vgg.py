@@ -1,10 +1,9 @@
 import pytest
 
-from normbench.archs.cost import multiply_adds
 from normbench.archs.vgg import build
 from normbench.config import compose
-from normbench.engine.model import build_model, parameter_count
 from normbench.errors import UserError
+from normbench.network import build_model, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 FULL = {"head": "full", "units": 4096, "dropout": 0.5, "width": 64}

@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 
 from normbench.data import cache, tfds_folder, tfds_process
-from normbench.data.checksums import CIFAR10_PACKINGS
-from normbench.data.checksums import CIFAR100_PACKINGS
-from normbench.data.checksums import IDX_NAMES, IdxFile, Packing, Published
-from normbench.data.cifar10 import CIFAR10
-from normbench.data.cifar100 import CIFAR100
+from normbench.data.checksums import (
+    CIFAR10_PACKINGS,
+    CIFAR100_PACKINGS,
+    IDX_NAMES,
+    IdxFile,
+    Packing,
+    Published,
+)
+from normbench.data.cifar import CIFAR10, CIFAR100
 from normbench.data.mnist import MNIST
 
 PER_FILE = 12

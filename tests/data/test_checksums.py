@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from normbench.data import checksums
-from normbench.data.cifar100 import COARSE, FINE
+from normbench.data.cifar import COARSE, FINE
 
 
 def tfds_published(name: str) -> dict[str, tuple[int, str]]:
@@ -34,7 +34,8 @@ def test_idx_files_are_those_that_tfds_downloads(
 
 
 @pytest.mark.parametrize(
-    ("name", "packings"), [("cifar10", checksums.CIFAR10_PACKINGS), ("cifar100", checksums.CIFAR100_PACKINGS)]
+    ("name", "packings"),
+    [("cifar10", checksums.CIFAR10_PACKINGS), ("cifar100", checksums.CIFAR100_PACKINGS)],
 )
 def test_binary_archives_are_those_that_tfds_downloads(
     name: str, packings: tuple[checksums.Packing, ...]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from normbench.data import checksums
-from normbench.data.cifar_files import unpickle
+from normbench.data.cifar import unpickle
 from normbench.errors import UserError
 
 Make = Callable[[str], Any]
@@ -232,7 +232,7 @@ def test_a_file_is_not_unpickled_before_its_checksum_fits(
     def never(data: bytes) -> None:
         raise AssertionError("unpickled")
 
-    monkeypatch.setattr("normbench.data.cifar_files.unpickle", never)
+    monkeypatch.setattr("normbench.data.cifar.unpickle", never)
     tiny = tiny_cifar("python")
     tiny.write(tmp_path, data_batch_1=pickle.dumps(Trap()))
     assert "data_batch_1 is truncated" in refusal(tiny, tmp_path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normbench.data.mnist import MNIST
-from normbench.data.mnist_binary import BinaryMNIST, binary
+from normbench.data.mnist import MNIST, BinaryMNIST, binary
 
 
 def test_a_pixel_is_ink_from_the_threshold_on():

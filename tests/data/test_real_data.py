@@ -16,7 +16,7 @@ import pytest
 
 import normbench
 from normbench.data import load
-from normbench.data.cifar10 import CIFAR10
+from normbench.data.cifar import CIFAR10
 from normbench.data.mnist import MNIST
 from normbench.errors import UserError
 
@@ -87,7 +87,7 @@ def test_plain_tfds_reads_mnist_as_it_is_in_the_files(root: Path, real_data: Pat
 
 def test_loading_again_needs_no_tensorflow_and_no_time(root: Path) -> None:
     code = (
-        "import sys, time; from normbench.data.cifar10 import CIFAR10; "
+        "import sys, time; from normbench.data.cifar import CIFAR10; "
         "from normbench.data.split import load; source = CIFAR10(); start = time.perf_counter(); "
         f"arrays = source.arrays({str(root)!r}); took = time.perf_counter() - start; "
         f"data = load(source, 5000, 0, None, {str(root)!r}); "
@@ -156,7 +156,7 @@ def test_genuine_files_are_told_apart(real_data: Path, tmp_path: Path) -> None:
     images.write_bytes((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     with pytest.raises(UserError, match="holds MNIST's t10k-images-idx3-ubyte, not train-images"):
         MNIST().read(tmp_path, print)
-    from normbench.data.fashion_mnist import FashionMNIST
+    from normbench.data.mnist import FashionMNIST
 
     with pytest.raises(UserError, match=r"is a file of MNIST .*, not of Fashion-MNIST"):
         FashionMNIST().read(folder, print)

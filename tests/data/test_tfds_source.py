@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from normbench.cli.data import import_from, list_datasets
 from normbench.data import load, tfds_folder, tfds_process
 from normbench.data.base import DamagedData, MissingData
-from normbench.data.cifar10 import CIFAR10
-from normbench.data.commands import import_from, list_datasets
+from normbench.data.cifar import CIFAR10
 from normbench.data.digits import Digits
 from normbench.errors import NormbenchError, UserError
 

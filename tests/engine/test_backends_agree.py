@@ -27,7 +27,7 @@ import sys
 import numpy as np
 from normbench.config import compose
 from normbench.engine import backend
-from normbench.engine.bench import load_dataset, prepare
+from normbench.engine.setup import load_dataset, prepare
 from normbench.engine.reuse import Kept
 
 name, file, steps, *cells = sys.argv[1:]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.clipping import adaptively_clipped
+from normbench.engine.optimizer import adaptively_clipped
 
 
 def variable(name, shape, layer="conv"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.images import Images
+from normbench.engine.augment import Images
 from normbench.engine.random import AUGMENT, epoch_words
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from normbench.engine.interrupts import held_back, raise_lost, remembered
 from normbench.engine.observer import Observer
-from normbench.engine.training import train
-from normbench.store import Store
+from normbench.engine.train import train
+from normbench.store.store import Store
 
 
 def press():
@@ -111,9 +111,9 @@ def test_another_thread_is_let_be():
 def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
     small, tmp_path, monkeypatch, press_at
 ):
-    from normbench.engine.tensorflow_loop import TensorFlowLoop
-    from normbench.engine.training import train
-    from normbench.store import Store
+    from normbench.engine.loop_tensorflow import TensorFlowLoop
+    from normbench.engine.train import train
+    from normbench.store.store import Store
 
     config = small("norm=bn")
     whole = train(config, Store(tmp_path / "whole"))

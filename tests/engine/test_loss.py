@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.loss import correct, cross_entropy, logits_of, objective
+from normbench.engine.loop import correct, cross_entropy, logits_of, objective
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -9,12 +9,12 @@ import pytest
 
 from normbench.config import compose
 from normbench.engine import memory
-from normbench.engine.bench import check, prepare
 from normbench.engine.memory import TooLarge, refuse_too_large
-from normbench.engine.model import build_model
 from normbench.engine.reuse import Kept
+from normbench.engine.setup import check, prepare
 from normbench.errors import UserError
-from normbench.sweep.check import refusal
+from normbench.network import build_model
+from normbench.sweep.preflight import refusal
 
 BASE = ["dataset=digits", "norm=bn", "batch=16", "epochs=1"]
 

@@ -9,7 +9,7 @@ import pytest
 from normbench.config import compose
 from normbench.engine.reuse import Kept
 from normbench.errors import NormbenchError
-from normbench.sweep.check import refusal
+from normbench.sweep.preflight import refusal
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 
-from normbench.engine.rectifier import is_rectifier, rectified
 from normbench.engine.shards import forward
-from normbench.norms import _compiled
-from normbench.norms._convolution import Conv2D, DepthwiseConv2D
+from normbench.kernels import compile as _compiled
+from normbench.kernels.conv import Conv2D, DepthwiseConv2D
+from normbench.kernels.relu import is_rectifier, rectified
 from normbench.norms.batch import BatchNormalization
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

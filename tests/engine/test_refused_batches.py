@@ -12,9 +12,9 @@ import pytest
 
 from normbench.config import compose
 from normbench.engine.reuse import Kept
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import NormbenchError, UserError
-from normbench.sweep.check import refusal
+from normbench.sweep.preflight import refusal
 
 GHOST = (
     "virtual_batch=32 does not divide the mini-batch of stem_norm, {} images: "
@@ -89,7 +89,7 @@ def test_a_sweep_finds_the_same_without_weights(overrides, says, tmp_store):
 
 
 def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, monkeypatch):
-    from normbench.sweep import check
+    from normbench.sweep import preflight as check
 
     calls = []
     build = check._build
@@ -129,8 +129,8 @@ def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_st
 
 
 def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_store):
-    from normbench.engine.bench import Bench, load_dataset
-    from normbench.engine.splitting import Splitting
+    from normbench.engine.micro_batches import Splitting
+    from normbench.engine.setup import Bench, load_dataset
 
     config = composed(
         tmp_store, "norm=ghost_bn", "norm.virtual_batch=8", "batch=16", "accumulate=auto"
@@ -146,7 +146,7 @@ def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_s
 
 
 def test_tracing_ahead_leaves_no_second_trace_and_no_change(tmp_store, monkeypatch):
-    from normbench.engine.bench import load_dataset, prepare
+    from normbench.engine.setup import load_dataset, prepare
     from normbench.norms.group import GroupNormalization
 
     calls = []

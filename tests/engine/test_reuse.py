@@ -2,10 +2,9 @@
 
 import pytest
 
-from normbench.engine.program import program
-from normbench.engine.reuse import Kept
-from normbench.engine.training import train
-from normbench.store import Store
+from normbench.engine.reuse import Kept, program
+from normbench.engine.train import train
+from normbench.store.store import Store
 
 CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
 

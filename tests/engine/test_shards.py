@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from normbench.config import compose, group_options
-from normbench.engine.model import build_model, initialize_from
 from normbench.errors import NormbenchError
+from normbench.network import build_model, initialize_from
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("shards are TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
 
-from normbench.engine.images import Images
+from normbench.engine.augment import Images
 from normbench.engine.shards import Shards, forward
 from normbench.norms.batch import BatchNormalization
 from normbench.norms.group import GroupNormalization
-from normbench.norms.weight_standardization import WSConv2D
+from normbench.norms.weights import WSConv2D
 from tests.engine.tinyloop import loop_of, random_split
 
 SHAPE = (8, 8, 3)

@@ -8,12 +8,12 @@ import tensorflow as tf
 from normbench.config import Config, compose
 from normbench.engine import backend
 from normbench.engine.memory import is_out_of_memory
+from normbench.engine.micro_batches import Splitting
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
-from normbench.engine.splitting import Splitting
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import UserError
-from normbench.store import Store
+from normbench.store.store import Store
 
 
 class Noting(Observer):

@@ -13,9 +13,9 @@ import yaml
 
 from normbench.engine import threads
 from normbench.engine.observer import Observer
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import UserError
-from normbench.store import RunLocked, Store
+from normbench.store.store import RunLocked, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
@@ -103,7 +103,7 @@ def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, where, monkeypatch):
     # Looks at progress after every step, so that the interrupt falls inside the epoch.
-    monkeypatch.setattr("normbench.engine.session.CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr("normbench.engine.train.CHUNK_SECONDS", 1e-9)
     config = small(f"norm={norm}")
     whole = train(config, Store(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -211,7 +211,7 @@ def test_a_failure_is_recorded_and_can_be_resumed(small, monkeypatch):
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("normbench.engine.tensorflow_loop.TensorFlowLoop.evaluate", broken)
+        patch.setattr("normbench.engine.loop_tensorflow.TensorFlowLoop.evaluate", broken)
         with pytest.raises(RuntimeError):
             train(config)
     run = Store(config.store).run(config)

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from normbench.engine import tensorflow_loop
+from normbench.engine import loop_tensorflow as tensorflow_loop
+from normbench.engine.flat_weights import WeightParts
 from normbench.engine.optimizer import SGD, AdamW
-from normbench.engine.weight_parts import WeightParts
 from tests.engine.tinyloop import loop_of
 
 SHAPES = [(2, 3), (5,), (4, 4), (), (3, 3, 2)]

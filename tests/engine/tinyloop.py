@@ -9,10 +9,10 @@ import numpy as np
 
 from normbench.config import compose
 from normbench.engine import backend
-from normbench.engine.images import Images
+from normbench.engine.augment import Images
 from normbench.engine.loop import Plan
-from normbench.engine.model import build_model
 from normbench.engine.optimizer import SGD
+from normbench.network import build_model
 
 
 def random_split(seed, count, shape, classes):

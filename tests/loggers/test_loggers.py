@@ -7,11 +7,10 @@ import math
 import pytest
 
 from normbench.config import compose
-from normbench.engine.observer import Observer
-from normbench.engine.training import train
+from normbench.engine.observer import Logger, Observer, make_loggers, numbers
+from normbench.engine.train import train
 from normbench.errors import NormbenchError, UserError
-from normbench.loggers.logger import Logger, make_loggers, numbers
-from normbench.store import Store
+from normbench.store.store import Store
 
 EPOCHS = 3
 
@@ -117,7 +116,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(tmp_path, monkeypat
             raise AssertionError("it was left out")
 
     broken = Broken()
-    monkeypatch.setattr("normbench.engine.training.make_loggers", lambda groups: [broken])
+    monkeypatch.setattr("normbench.engine.train.make_loggers", lambda groups: [broken])
     outcome = train(config(tmp_path))
     assert outcome.summary["status"] == "finished"
     assert broken.calls == 1

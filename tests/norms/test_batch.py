@@ -148,7 +148,7 @@ def test_shards(training, case, check):
 @pytest.fixture
 def passes(monkeypatch):
     """Has XLA compile what is done with inputs of any size, as with large ones."""
-    monkeypatch.setattr("normbench.norms._parts.is_large", lambda x: True)
+    monkeypatch.setattr("normbench.kernels.batch.is_large", lambda x: True)
 
 
 @on_tensorflow

@@ -11,8 +11,8 @@ import pytest
 from keras import ops
 
 from normbench import norms
-from normbench.norms._compiled import on_cpu
-from normbench.norms._convolution import Conv2D, Convolution, DepthwiseConv2D
+from normbench.kernels.compile import on_cpu
+from normbench.kernels.conv import Conv2D, Convolution, DepthwiseConv2D
 from normbench.norms.norm import Norm
 from tests.norms.conftest import EPSILON, FLOAT32_ROUNDINGS
 

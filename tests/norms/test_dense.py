@@ -13,8 +13,7 @@ from normbench import norms
 from normbench.config import compose, group_options
 from normbench.initializers import seeded
 from normbench.norms import ParametrizedConv2D, ParametrizedDense
-from normbench.norms.catalogue import make_norm
-from normbench.norms.norm import Norm
+from normbench.norms.norm import Norm, make_norm
 
 WEIGHTS = [name for name in group_options()["norm/weight"] if name != "none"]
 

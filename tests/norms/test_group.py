@@ -8,12 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normbench.norms import (
-    GroupNormalization,
-    InstanceNormalization,
-    LayerNormalization,
-    _compiled,
-)
+from normbench.kernels import compile as _compiled
+from normbench.norms import GroupNormalization, InstanceNormalization, LayerNormalization
 
 
 def groups_for(channels: int) -> int:

@@ -340,7 +340,7 @@ def test_a_layer_that_cannot_leave_positions_out_refuses_a_mask():
 
 
 def test_a_layer_of_ones_own_without_a_mask_does_not_claim_to_support_it():
-    from normbench.norms._base import ChannelAffine
+    from normbench.norms.base import ChannelAffine
 
     class Own(ChannelAffine):
         computed_over = "space"

@@ -11,18 +11,17 @@ import pytest
 from normbench.archs import resnet_small
 from normbench.components import options_of, parameters_of, target
 from normbench.config import compose, group_options
-from normbench.engine.model import build_model
 from normbench.errors import UserError
+from normbench.kernels.conv import Conv2D
+from normbench.network import build_model
 from normbench.norms import (
     BatchNormalization,
     GroupNormalization,
     LayerNormalization,
     WeightStandardization,
 )
-from normbench.norms._convolution import Conv2D
-from normbench.norms._parametrization import ParametrizedConv2D, ParametrizedDepthwiseConv2D
-from normbench.norms.catalogue import make_norm
-from normbench.norms.norm import Norm
+from normbench.norms.norm import Norm, make_norm
+from normbench.norms.weights import ParametrizedConv2D, ParametrizedDepthwiseConv2D
 
 SHAPE = (8, 8, 3)
 

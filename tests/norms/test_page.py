@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from normbench.cli.norms import FIELDS, Catalogue, Described, details, page, rows
 from normbench.components import header, options_of, target
 from normbench.config import compose, group_options
 from normbench.errors import UserError
-from normbench.norms._attributes import Described
-from normbench.norms.page import FIELDS, Catalogue, details, page, rows
 
 GROUPS = group_options()
 
@@ -164,7 +163,7 @@ def test_the_page_needs_no_keras() -> None:
         "import sys\n"
         "from normbench.config import compose\n"
         "from normbench.components import header\n"
-        "from normbench.norms.page import Catalogue\n"
+        "from normbench.cli.norms import Catalogue\n"
         "c = Catalogue(['gn_ws', 'xbn'], ['ws'], lambda o: compose([o]).norm, header)\n"
         "c.norm('gn_ws'), c.norm('xbn'), c.weight('ws')\n"
         "print(*sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))\n"

@@ -166,7 +166,7 @@ def test_a_python_that_it_has_no_release_for_is_named(monkeypatch):
 
 @pytest.mark.usefixtures("addons")
 def test_a_missing_keras_2_is_named(monkeypatch):
-    from normbench.norms import tfa
+    from normbench.norms.study import tfa
 
     tfa._executed.cache_clear()
     monkeypatch.setitem(sys.modules, "tf_keras", None)

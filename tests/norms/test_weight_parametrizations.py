@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from keras import ops
 
 from normbench import norms
-from normbench.norms import _compiled
-from normbench.norms._filters import standardized
-from normbench.norms._parametrization import ParametrizedConv2D
+from normbench.kernels import compile as _compiled
+from normbench.kernels.filters import standardized
+from normbench.norms.weights import ParametrizedConv2D
 
 NAMES = ("WS", "ScaledWS", "WN", "CWN", "SN")
 CLASSES = {

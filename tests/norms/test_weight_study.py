@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from normbench import norms
-from normbench.norms._parametrization import ParametrizedConv2D, ParametrizedDepthwiseConv2D
+from normbench.norms.weights import ParametrizedConv2D, ParametrizedDepthwiseConv2D
 
 SHAPES = [((3, 3, 2, 4), False), ((3, 3, 4, 2), True)]
 

@@ -11,9 +11,9 @@ import pytest
 from keras import ops
 
 from normbench import norms
-from normbench.norms import _winograd as winograd
-from normbench.norms._compiled import on_cpu
-from normbench.norms._convolution import Conv2D
+from normbench.kernels import winograd
+from normbench.kernels.compile import on_cpu
+from normbench.kernels.conv import Conv2D
 from tests.norms.conftest import FLOAT32_ROUNDINGS
 
 tensorflow_alone = pytest.mark.skipif(

@@ -10,7 +10,7 @@ import pytest
 
 from normbench.config import compose
 from normbench.engine import backend
-from normbench.engine.images import Images
+from normbench.engine.augment import Images
 from normbench.engine.loop import Plan
 from normbench.engine.optimizer import SGD
 from tests.engine.tinyloop import random_split

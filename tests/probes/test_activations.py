@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import UserError
 from normbench.probes.activations import Activations
-from normbench.store import Store
+from normbench.store.store import Store
 
 PROBED = ("probe=activations", "probe.activations.layers=[hidden*_sigmoid]")
 

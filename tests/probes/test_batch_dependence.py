@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import UserError
 from normbench.norms.batch import BatchNormalization
 from normbench.norms.group import GroupNormalization
-from normbench.norms.minmax import MinMaxNormalization
-from normbench.norms.spectral import SNConv2D
+from normbench.norms.study.minmax import MinMaxNormalization
+from normbench.norms.weights import SNConv2D
 from normbench.probes.batch_dependence import BatchDependence
 from normbench.probes.train_gap import TrainGap
 

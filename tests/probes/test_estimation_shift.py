@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from normbench.engine import backend
-from normbench.engine.images import Images
+from normbench.engine.augment import Images
 from normbench.engine.loop import Plan
 from normbench.engine.observer import Observer
 from normbench.engine.optimizer import SGD
-from normbench.engine.training import train
+from normbench.engine.train import train
 from normbench.errors import UserError
-from normbench.norms.batch import BatchNormalization
-from normbench.norms.batch_parts import BatchCentering
+from normbench.norms.batch import BatchCentering, BatchNormalization
 from normbench.norms.batch_renormalization import BatchRenormalization
 from normbench.norms.group import GroupNormalization
 from normbench.probes.estimation_shift import EstimationShift

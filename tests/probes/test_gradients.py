@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from normbench.config import compose
-from normbench.engine.model import build_model
 from normbench.engine.optimizer import SGD, AdamW
 from normbench.errors import UserError
+from normbench.network import build_model
 from normbench.probes.gradients import Gradients, angle
 from normbench.probes.invariance import kernels, scale_invariant
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from normbench.config import compose
-from normbench.engine.model import build_model
 from normbench.errors import UserError
+from normbench.network import build_model
 from normbench.probes.sharpness import Sharpness, largest
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from normbench.config import compose
 from normbench.engine.observer import Observer
-from normbench.engine.training import train
+from normbench.engine.train import train
 
 PROBES = {
     "activations": (),

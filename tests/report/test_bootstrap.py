@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normbench.report.bootstrap import performance_profile, probability_of_improvement
+from normbench.report.statistics import performance_profile, probability_of_improvement
 
 
 @pytest.fixture

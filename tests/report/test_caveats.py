@@ -16,14 +16,11 @@ from normbench.report import load
 from normbench.report.caveats import allowing, told
 from normbench.report.figures import batch
 from normbench.report.findings import Finding, findings
-from normbench.report.frame import Frames
-from normbench.report.grid import build
-from normbench.report.improvement import improvements
-from normbench.report.lists import summary
+from normbench.report.frames import Frames, config_columns
+from normbench.report.grid import build, improvements
 from normbench.report.metrics import METRICS
-from normbench.report.rows import config_columns
 from normbench.report.study import Study, parse_by, studies
-from normbench.report.tables import comparisons, differences, matrix
+from normbench.report.tables import comparisons, differences, matrix, summary
 from normbench.sweep.experiment import load as load_experiment
 from normbench.sweep.grid import expand
 

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from normbench.errors import NormbenchError, UserError
-from normbench.report import commands, load
+from normbench.report import load
+from normbench.report import report as commands
 
 
 class Written(SimpleNamespace):

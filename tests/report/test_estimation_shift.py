@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from normbench.report import content, probed
+from normbench.report import sections as content
+from normbench.report import tables as probed
 from normbench.report.figures import depth
-from normbench.report.frame import load
+from normbench.report.frames import load
 from normbench.report.statistics import sample
 from normbench.report.study import studies
 

@@ -12,8 +12,7 @@ from scipy import stats
 
 from normbench.report import load
 from normbench.report.findings import Finding, findings
-from normbench.report.grid import build
-from normbench.report.improvement import improvements
+from normbench.report.grid import build, improvements
 from normbench.report.metrics import METRICS
 from normbench.report.study import studies
 from normbench.report.tables import p_words

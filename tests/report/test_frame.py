@@ -16,8 +16,8 @@ import pytest
 
 from normbench.errors import NormbenchError
 from normbench.report import load
-from normbench.report.rows import config_columns
-from normbench.store import Run
+from normbench.report.frames import config_columns
+from normbench.store.store import Run
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_two_thousand_runs_of_a_hundred_epochs(grid: Callable[..., Path]) -> Non
 
 def test_the_report_imports_no_framework() -> None:
     code = (
-        "import sys, normbench.report.commands, normbench.report.page.build\n"
+        "import sys, normbench.report.report, normbench.report.page.build\n"
         "from normbench.report.figures import batch, curves, heatmap, overlay, profile, rate\n"
         "print([m for m in ('tensorflow', 'keras', 'jax', 'torch') if m in sys.modules])"
     )

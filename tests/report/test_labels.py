@@ -3,7 +3,7 @@
 import pytest
 
 from normbench.config import group_options
-from normbench.report import labels
+from normbench.report import names as labels
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 
-from normbench.report.content import Request, draw, sections
 from normbench.report.figures import curves, layers, smoothness
-from normbench.report.frame import load
+from normbench.report.frames import load
+from normbench.report.sections import Request, draw, sections
 from normbench.report.study import Study, studies
 
 LAYERS = ("stem_conv", "stage1_conv", "logits")

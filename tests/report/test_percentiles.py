@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from normbench.report.figures import percentiles
-from normbench.report.frame import load
+from normbench.report.frames import load
 from normbench.report.study import studies
 
 

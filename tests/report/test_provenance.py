@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from normbench.report import load
-from normbench.report.provenance import counts, environment, mixtures, unfinished
+from normbench.report.origin import counts, environment, mixtures, unfinished
 
 
 def test_one_origin_is_no_mixture(motley: Path) -> None:

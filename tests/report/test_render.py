@@ -14,15 +14,16 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
-from normbench.report import labels, load, render, tables
-from normbench.report.commands import text
-from normbench.report.grid import Grid, build
-from normbench.report.improvement import improvements
-from normbench.report.lists import run_list, selection, summary
+from normbench.report import load, tables
+from normbench.report import names as labels
+from normbench.report import table as render
+from normbench.report.grid import Grid, build, improvements
 from normbench.report.metrics import METRICS
+from normbench.report.report import text
 from normbench.report.statistics import sample
 from normbench.report.study import studies
 from normbench.report.table import Entry, Table
+from normbench.report.tables import run_list, selection, summary
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from normbench.report import load
-from normbench.report.content import Request
-from normbench.report.reproduce import commands, report_command
+from normbench.report.origin import commands, report_command
+from normbench.report.sections import Request
 
 
 def frame(*argv: list[str]) -> pd.DataFrame:

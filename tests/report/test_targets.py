@@ -10,7 +10,7 @@ import pytest
 
 from normbench.errors import UserError
 from normbench.report import load
-from normbench.report.targets import add
+from normbench.report.tables import add
 
 
 def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from normbench.sweep import workerprocess
-from normbench.sweep.ending import Ending
-from normbench.sweep.executor import Executor, Job, Stop, Task, Watch
+from normbench.sweep.cell import Ending
+from normbench.sweep.executors import pool as workerprocess
+from normbench.sweep.executors.base import Executor, Job, Stop, Task, Watch
 from normbench.sweep.grid import expand
 
 FAKE = Path(__file__).with_name("fakeengine.py")
@@ -90,7 +90,7 @@ def carry_out(tmp_store, tmp_path):
     """Have an executor run configs, and return what it told."""
 
     def run(executor: Executor, configs, watch: Seen | None = None, stop: Stop | None = None):
-        from normbench.store import Store
+        from normbench.store.store import Store
 
         watch = Seen() if watch is None else watch
         jobs = [Job(config, config.run_name) for config in configs]

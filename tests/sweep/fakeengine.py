@@ -38,15 +38,15 @@ def install() -> None:
     keras.saving = types.SimpleNamespace(get_custom_objects=dict)
     keras.Model = object
     sys.modules["keras"] = keras
-    model = types.ModuleType("normbench.engine.model")
+    model = types.ModuleType("normbench.network")
     model.build_model = build_model
     model.initialize_from = lambda *arguments: None
     model.parameter_count = lambda model: 3
-    sys.modules["normbench.engine.model"] = model
+    sys.modules["normbench.network"] = model
 
     from normbench.engine import backend
 
-    bench = import_module("normbench.engine.bench")
+    bench = import_module("normbench.engine.setup")
     bench.refuse_too_large = lambda *arguments: None  # its networks have no layers
     backend.on_cpu = lambda: True
     for name in ("bench", "training"):
@@ -61,7 +61,7 @@ def _fill_disk() -> None:
     left = os.environ.get("FAKE_DISK_AFTER")
     if left is None:
         return
-    from normbench import files
+    from normbench.store import files
 
     count, write = [int(left)], files.write_atomic
 
@@ -208,7 +208,7 @@ def _note_epoch(loop: Any) -> None:
 
 if __name__ == "__main__":
     install()
-    from normbench.sweep import worker
+    from normbench.sweep.executors import worker
 
     worker.refusal = lambda config, kept, built, here: (
         f"seed {config.seed} is refused"

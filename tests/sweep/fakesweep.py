@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from normbench.cli import entry
-from normbench.sweep import workerprocess
+from normbench.sweep.executors import pool as workerprocess
 
 if __name__ == "__main__":
     workerprocess.WORKER = [str(Path(__file__).with_name("fakeengine.py"))]

@@ -9,9 +9,9 @@ import os
 import pytest
 
 from normbench.errors import UserError
-from normbench.files import StoreError
-from normbench.sweep.channel import Lines, encoded, receive, send
-from normbench.sweep.ending import Ending, cause_of, last_lines
+from normbench.store.files import StoreError
+from normbench.sweep.cell import Ending, cause_of, last_lines
+from normbench.sweep.executors.worker import Lines, encoded, receive, send
 
 
 def test_messages_arrive_whole_whatever_the_cuts():

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from normbench.cli import main
 from normbench.errors import UserError
-from normbench.store import Store
-from normbench.sweep.commands import status, sweep
+from normbench.store.store import Store
 from normbench.sweep.record import find, records
+from normbench.sweep.sweep import status, sweep
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_every_folder_readable(go, overrides, tmp_store, monk
 
 
 def test_the_record_survives_what_it_cannot_write(go, tmp_store, monkeypatch):
-    from normbench.files import StoreError
+    from normbench.store.files import StoreError
     from normbench.sweep.record import Record
 
     def refuse(self, *arguments):

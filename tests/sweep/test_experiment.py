@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from normbench.cli.experiments import details, rows
 from normbench.config import group_options
 from normbench.errors import UserError
 from normbench.sweep.experiment import load, unfold
-from normbench.sweep.experimentpage import details, rows
 from normbench.sweep.grid import expand
 
 NAMES = group_options()["experiment"]

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from normbench.config import compose
-from normbench.store import Store, StoreError
+from normbench.store.store import Store, StoreError
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 

@@ -11,11 +11,11 @@ import pytest
 
 from normbench.engine import threads
 from normbench.errors import UserError
-from normbench.store import Store
-from normbench.sweep import workerprocess
-from normbench.sweep.executor import Stop
-from normbench.sweep.local import Local
-from normbench.sweep.slots import Gpu
+from normbench.store.store import Store
+from normbench.sweep.executors import pool as workerprocess
+from normbench.sweep.executors.base import Stop
+from normbench.sweep.executors.local import Local
+from normbench.sweep.executors.slots import Gpu
 from tests.sweep.conftest import Seen
 
 
@@ -202,8 +202,8 @@ def test_a_worker_that_somebody_interrupts_is_replaced(grid, faults, carry_out):
 
 
 def test_a_worker_ends_with_a_checkpoint_when_its_sweep_is_gone(grid, faults, tmp_store):
-    from normbench.sweep.slots import Slot
-    from normbench.sweep.workerprocess import WorkerProcess
+    from normbench.sweep.executors.pool import WorkerProcess
+    from normbench.sweep.executors.slots import Slot
 
     (config,) = grid("epochs=500")
     worker = WorkerProcess(Slot("cpu 0", "cpu"))

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from normbench.config import SCHEMA, compose
-from normbench.store import Store
+from normbench.store.store import Store
 from normbench.sweep.plan import plan, provenance_mix
-from normbench.sweep.validity import problems
+from normbench.sweep.preflight import problems
 
 
 def leave(store, config, status, epochs=0, seconds=2.0, host=None, **meta):

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from normbench.errors import NormbenchError, UserError
-from normbench.store import Store
-from normbench.sweep.executor import Stop
+from normbench.store.store import Store
+from normbench.sweep.executors.base import Stop
 from tests.sweep.conftest import Seen
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'normbench[ray]'")
 
-from normbench.sweep.rayexecutor import RayExecutor  # noqa: E402
+from normbench.sweep.executors.ray import RayExecutor  # noqa: E402
 
 INSTALL = Path(__file__).parent / "fakeraysite"
 

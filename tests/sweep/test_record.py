@@ -7,8 +7,8 @@ from threading import Barrier
 
 import pytest
 
-from normbench.files import StoreError
-from normbench.store import Store
+from normbench.store.files import StoreError
+from normbench.store.store import Store
 from normbench.sweep.plan import Plan
 from normbench.sweep.record import FOLDER, Record, records
 

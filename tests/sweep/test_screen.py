@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench.store import Store
-from normbench.sweep.ending import Ending
-from normbench.sweep.executor import Job
+from normbench.cli.sweep_screen import SweepScreen, checking
+from normbench.store.store import Store
+from normbench.sweep.cell import Ending
+from normbench.sweep.executors.base import Job
 from normbench.sweep.plan import plan
-from normbench.sweep.screen import SweepScreen, checking
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def sweep(grid, tmp_store, monkeypatch):
     """A sweep of eight cells in progress, with what its screen wrote and its clock."""
     time = SimpleNamespace(now=1000.0)
     time.monotonic = lambda: time.now
-    monkeypatch.setattr("normbench.sweep.screen.time", time)
+    monkeypatch.setattr("normbench.cli.sweep_screen.time", time)
     configs = grid("norm=gn_scaled_ws,bn", "seed=0,1", "optimizer.lr=0.1,0.05")
 
     def make(live: bool) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from normbench.errors import UserError
-from normbench.sweep.executor import choose, make
-from normbench.sweep.inline import Inline
-from normbench.sweep.local import Local
-from normbench.sweep.slots import Gpu, fitting, on_cores, on_gpus, visible_gpus
+from normbench.sweep.executors.base import choose, make
+from normbench.sweep.executors.inline import Inline
+from normbench.sweep.executors.local import Local
+from normbench.sweep.executors.slots import Gpu, fitting, on_cores, on_gpus, visible_gpus
 
 GIB = 1 << 30
 
@@ -73,7 +73,7 @@ def test_the_executor_is_taken_out_of_the_overrides():
 def test_a_further_folder_may_bring_an_executor(tmp_path):
     (tmp_path / "executor").mkdir()
     (tmp_path / "executor" / "mine.yaml").write_text(
-        "name: mine\n_target_: normbench.sweep.local.Local\nworkers: 1\ngpus: 0\n"
+        "name: mine\n_target_: normbench.sweep.executors.local.Local\nworkers: 1\ngpus: 0\n"
         "jobs_per_gpu: null\nretries: 5\n"
     )
     options, _ = choose(["executor=mine"], tmp_path)

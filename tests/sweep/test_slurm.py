@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from normbench.errors import UserError
-from normbench.store import Store
+from normbench.store.store import Store
 
 pytest.importorskip("submitit", reason="submitit is missing: pip install 'normbench[slurm]'")
 
-from normbench.sweep.slurm import Slurm
+from normbench.sweep.executors.slurm import Slurm
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, t
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
 
-    from normbench.sweep.executor import Task
+    from normbench.sweep.executors.base import Task
 
     made = []
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
@@ -71,7 +71,7 @@ def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, t
 def test_a_run_that_was_out_of_time_too_often_says_what_to_do():
     from types import SimpleNamespace
 
-    from normbench.sweep.ending import Ending
+    from normbench.sweep.cell import Ending
 
     # What submitit 1.5 raises in the job, told by the run and, if it comes too late, by the job.
     message = "Job not requeued because: timed-out too many times."

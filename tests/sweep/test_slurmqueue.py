@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from normbench.sweep import slurmqueue
-from normbench.sweep.slurmqueue import SlurmQueue
+from normbench.sweep.executors import slurm as slurmqueue
+from normbench.sweep.executors.slurm import SlurmQueue
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.grid import Cell, Grid
 from normbench.report.references import Reference

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
 from normbench.report.metrics import METRICS, Metric

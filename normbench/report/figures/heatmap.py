@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Normalize
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 

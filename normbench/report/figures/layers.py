@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.figures import style
 from normbench.report.study import Study

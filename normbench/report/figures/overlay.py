@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.figures import style
 
 if TYPE_CHECKING:

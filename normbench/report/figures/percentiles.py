@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.bands import bands, joined
 from normbench.report.figures import style
 from normbench.report.study import Study

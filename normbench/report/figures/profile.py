@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgba
 
-from normbench.report import labels
-from normbench.report.bootstrap import Improvement, Profile
+from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.grid import Grid
+from normbench.report.statistics import Improvement, Profile
 
 
 @style.styled

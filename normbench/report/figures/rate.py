@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.ticker import MaxNLocator
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.figures import curves, style
 from normbench.report.study import Study

@@ -37,7 +37,7 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from normbench.report import labels
+from normbench.report import names as labels
 
 COLUMN = 3.4
 """Width of a column of a two-column paper, inches."""

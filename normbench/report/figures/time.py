@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.figures.batch import hover
 from normbench.report.grid import Cell, Grid

@@ -16,14 +16,16 @@ import pandas as pd
 from markupsafe import Markup
 
 import normbench
-from normbench.report import labels, lists, provenance, reproduce
+from normbench.report import names as labels
+from normbench.report import origin as provenance
+from normbench.report import origin as reproduce
+from normbench.report import tables as lists
 from normbench.report.caveats import CONFOUND_RULE
-from normbench.report.content import Request, Section
 from normbench.report.figures import style
-from normbench.report.frame import Frames
+from normbench.report.frames import Frames, is_config
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.page import svg
-from normbench.report.rows import is_config
+from normbench.report.sections import Request, Section
 from normbench.report.table import Entry, Table
 
 _HERE = Path(__file__).parent

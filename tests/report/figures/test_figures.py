@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from normbench.report import Frames, content, load
+from normbench.report import Frames, load
+from normbench.report import sections as content
 from normbench.report.bands import bands, joined
 from normbench.report.figures import batch, curves, heatmap, profile, rate, style, time
-from normbench.report.grid import Grid, build
-from normbench.report.improvement import improvements, profiles
+from normbench.report.grid import Grid, build, improvements, profiles
 from normbench.report.metrics import METRICS
 from normbench.report.references import REFERENCES
 from normbench.report.statistics import sample

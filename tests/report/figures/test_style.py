@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from normbench.report import labels
+from normbench.report import names as labels
 from normbench.report.figures import style
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from normbench.report import load
-from normbench.report.content import Request, draw, sections
 from normbench.report.figures import style
 from normbench.report.page import svg
 from normbench.report.page.build import build
+from normbench.report.sections import Request, draw, sections
 
 VOID = {"meta", "input", "br", "hr", "img", "link", "rect", "use", "circle", "path", "stop"}
 

@@ -1,0 +1,335 @@
+"""The doctor: what this machine has for a run, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+import normbench
+from normbench.engine import threads
+from normbench.engine.memory import container_limit
+from normbench.formats import size
+from normbench.machine import MARK
+from normbench.store.provenance import processor, version
+from normbench.store.store import Store, StoreError
+
+State = Literal["ok", "warn", "missing"]
+
+#: Sections whose missing items a run can do without.
+OPTIONAL = ("data", "extras")
+
+#: What each extra brings: distribution and purpose.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "jax": ("jax", "backend=jax"),
+    "ray": ("ray", "sweeps over Ray"),
+    "slurm": ("submitit", "sweeps over Slurm"),
+    "tfa": ("tensorflow-addons", "layers published in tensorflow-addons"),
+    "tensorboard": ("tensorboard", "TensorBoard event files"),
+    "mlflow": ("mlflow-skinny", "the MLflow logger"),
+}
+
+#: Instructions that decide how fast a CPU trains, as Linux names them.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+_STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
+
+
+class Check(NamedTuple):
+    """One finding; ``state`` is ``missing`` where something cannot be used as it is."""
+
+    section: str
+    item: str
+    state: State
+    text: str
+
+
+def run_probe(timeout: float = 180.0) -> dict[str, Any]:
+    """Import the frameworks in a process of its own and return what they say.
+
+    Returns:
+        the keys of `frameworks.probe`, or ``{"error": reason}`` where the process ended without
+        a word: killed, aborted, or not done in ``timeout`` seconds.
+    """
+    root = str(Path(normbench.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "normbench.machine"],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"importing the frameworks took more than {timeout:.0f} s"}
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            return json.loads(line.removeprefix(MARK))
+    if done.returncode < 0:
+        how = f"killed by {signal.Signals(-done.returncode).name}"
+    else:
+        how = f"exit status {done.returncode}"
+    last = done.stderr.strip().splitlines()[-1:]
+    return {"error": ": ".join([f"importing the frameworks ended with {how}", *last])}
+
+
+def nvidia_smi() -> list[dict[str, Any]]:
+    """Return the GPUs that NVIDIA's driver knows (``name``, ``total`` and ``free`` in bytes)."""
+    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no driver on this machine, or a broken one
+        return []
+    gpus = []
+    for line in done.stdout.splitlines():
+        name, *numbers = (part.strip() for part in line.rsplit(",", 2))
+        if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+            total, free = (int(number) << 20 for number in numbers)
+            gpus.append({"name": name, "total": total, "free": free})
+        elif name:
+            gpus.append({"name": name, "total": None, "free": None})
+    return gpus
+
+
+def _install(what: str) -> str:
+    return f"pip install '{what}'"
+
+
+def _instructions() -> list[str]:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip().lower() in ("flags", "features"):
+                    present = set(value.split())
+                    return [name for name in _INSTRUCTIONS if name in present]
+    except OSError:  # not Linux
+        pass
+    return []
+
+
+def _machine() -> Iterator[Check]:
+    here = ".".join(map(str, sys.version_info[:3]))
+    enough = sys.version_info >= (3, 11)
+    yield Check(
+        "machine",
+        "Python",
+        "ok" if enough else "missing",
+        f"{here} ({sys.executable})" + ("" if enough else "; normbench needs 3.11 or later"),
+    )
+    yield Check("machine", "platform", "ok", platform.platform())
+    yield Check("machine", "processor", "ok", processor())
+    cores = os.cpu_count() or 1
+    usable = threads.cores()
+    text = str(cores) if usable == cores else f"{usable} of {cores} may be used"
+    yield Check("machine", "cores", "ok", text)
+    present = _instructions()
+    if present:
+        native = _BFLOAT16 & set(present)
+        note = "in hardware" if native else "without instructions for it: no faster than float32"
+        text = f"{' '.join(present)}; precision=mixed_bfloat16 runs {note}"
+        yield Check("machine", "instructions", "ok", text)
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
+        text = "off, because TF_ENABLE_ONEDNN_OPTS=0: unset it for faster training on a CPU"
+        yield Check("machine", "oneDNN", "warn", text)
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = container_limit()
+    room = min(memory.available, limit) if limit else memory.available
+    text = f"{size(memory.total)}, {size(memory.available)} available"
+    if limit and limit < memory.total:
+        text += f", this container may use {size(limit)}"
+    yield Check("machine", "memory", "ok" if room >= 2 << 30 else "warn", text)
+    git = shutil.which("git")
+    text = git or "not installed: runs are recorded without their commit"
+    yield Check("machine", "git", "ok" if git else "warn", text)
+
+
+def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
+    if "error" in found:
+        mend = _install("--force-reinstall normbench")
+        yield Check("frameworks", "TensorFlow", "missing", f"{found['error']}; {mend}")
+        return
+    for title, name in (("TensorFlow", "tensorflow"), ("Keras", "keras")):
+        part = found.get(name) or {"error": "not looked for"}
+        if "error" in part:
+            installed = version(name)
+            if installed is None:
+                text = f"not installed: {_install('normbench')}"
+            else:
+                text = f"{installed} does not import: {part['error']}"
+            yield Check("frameworks", title, "missing", text)
+            continue
+        text = part["version"]
+        if "backend" in part:
+            text += f", backend {part['backend']}"
+        yield Check("frameworks", title, "ok", f"{text} (imports in {part['seconds']:.1f} s)")
+
+
+def _memory(gpu: Mapping[str, Any]) -> str:
+    if gpu.get("total") is None:
+        return ""
+    return f", {size(gpu['total'])}, {size(gpu['free'])} free"
+
+
+def _gpus(found: Mapping[str, Any], driver: list[dict[str, Any]]) -> Iterator[Check]:
+    nvml = found.get("nvml")
+    known = nvml if isinstance(nvml, list) else driver
+    tensorflow = found.get("tensorflow") or {}
+    seen = tensorflow.get("gpus") or []
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    for index, gpu in enumerate(known):
+        yield Check("GPUs", f"driver, GPU {index}", "ok", f"{gpu['name']}{_memory(gpu)}")
+    for index, gpu in enumerate(seen):
+        capability = f", compute capability {gpu['capability']}" if gpu.get("capability") else ""
+        yield Check("GPUs", f"TensorFlow, GPU {index}", "ok", f"{gpu['name']}{capability}")
+    if not known and not seen:
+        yield Check("GPUs", "none", "ok", "runs train on the CPU")
+    elif not seen and "error" not in tensorflow and "error" not in found:
+        if hidden is not None and hidden in ("", "-1"):
+            text = f"hidden from TensorFlow by CUDA_VISIBLE_DEVICES={hidden!r}"
+        else:
+            why = "" if tensorflow.get("cuda") else ", which is built without CUDA"
+            text = f"not seen by TensorFlow{why}: {_install('normbench[gpu]')}"
+        yield Check("GPUs", "TensorFlow", "warn", text)
+
+
+def _data(datasets: Iterable[tuple[str, str]]) -> Iterator[Check]:
+    for name, state in datasets:
+        if state == "missing":
+            text = f"normbench data prepare {name} (or import {name} --from PATH)"
+            yield Check("data", name, "missing", text)
+        else:
+            sound = state in ("ready", "built in")
+            yield Check("data", name, "ok" if sound else "warn", state)
+
+
+def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
+    store = Store(root)
+    folder = store.root.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    there = folder == store.root.absolute()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".normbench-") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        text = f"{folder} cannot be written or locked ({error.strerror or error}): use store=PATH"
+        yield Check("store", str(store.root), "missing", text)
+        return
+    try:
+        runs, foreign = store.runs(), store.foreign()
+    except StoreError as error:
+        yield Check("store", str(store.root), "missing", str(error))
+        return
+    text = f"{len(runs)} runs" if there else "created by the first run"
+    yield Check("store", str(store.root), "ok", text)
+    for path, reason in foreign[:3]:
+        yield Check("store", path.name, "warn", reason)
+    if len(foreign) > 3:
+        yield Check("store", "others", "warn", f"{len(foreign) - 3} more that are not runs")
+    free = shutil.disk_usage(folder).free
+    yield Check("store", "free space", "ok" if free >= 1 << 30 else "warn", size(free))
+
+
+def _extras(found: Mapping[str, Any]) -> Iterator[Check]:
+    for extra, (distribution, purpose) in EXTRAS.items():
+        installed = version(distribution)
+        if installed is None:
+            if extra == "tfa" and sys.version_info >= (3, 12):
+                text = f"no release for Python 3.12 or later; with 3.11, for {purpose}"
+            else:
+                text = f"{_install(f'normbench[{extra}]')} for {purpose}"
+            yield Check("extras", extra, "missing", text)
+            continue
+        error = (found.get(extra) or {}).get("error")
+        if error and extra == "jax":
+            yield Check("extras", extra, "warn", f"{installed} does not import: {error}")
+        elif extra == "slurm" and shutil.which("sbatch") is None:
+            yield Check("extras", extra, "ok", f"{installed}; no sbatch on this machine")
+        else:
+            yield Check("extras", extra, "ok", f"{installed}, for {purpose}")
+
+
+def collect(
+    store: str | os.PathLike[str] = "runs",
+    datasets: Iterable[tuple[str, str]] | Callable[[], Iterable[tuple[str, str]]] = (),
+    probe: Callable[[], Mapping[str, Any]] = run_probe,
+    driver: Callable[[], list[dict[str, Any]]] = nvidia_smi,
+) -> list[Check]:
+    """Look this machine over.
+
+    Args:
+        store: the store's folder; it need not exist.
+        datasets: (name, state) of the data sets, or what returns them; the states are ``ready``,
+            ``built in``, ``missing`` and anything else, which is shown as a warning.
+        probe: what imports the frameworks.
+        driver: what lists the GPUs of the driver.
+    """
+    found = probe()
+    return [
+        *_machine(),
+        *_frameworks(found),
+        *_gpus(found, driver()),
+        *_data(datasets() if callable(datasets) else datasets),
+        *_store(store),
+        *_extras(found),
+    ]
+
+
+def lacking(checks: Iterable[Check]) -> list[Check]:
+    """Return the findings without which no run can be trained."""
+    return [each for each in checks if each.state == "missing" and each.section not in OPTIONAL]
+
+
+def exit_code(checks: Iterable[Check]) -> int:
+    """Return 0 where runs can be trained here, else 1."""
+    return 1 if lacking(checks) else 0
+
+
+def render(checks: Iterable[Check]) -> Group:
+    """Return the findings by section, and what they come to, for a rich console."""
+    checks = list(checks)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for style in ("bold", "", "", ""):
+        table.add_column(style=style, overflow="fold")
+    last = None
+    for check in checks:
+        state = "absent" if check.state == "missing" and check.section in OPTIONAL else check.state
+        table.add_row(
+            check.section if check.section != last else "",
+            Text(check.item),
+            Text(state, _STYLE.get(state, "dim")),
+            Text(check.text),
+        )
+        last = check.section
+    absent = lacking(checks)
+    if absent:
+        verdict = Text("no run can train without: ", "red")
+        verdict.append(", ".join(f"{each.section} {each.item}" for each in absent))
+    else:
+        verdict = Text("everything a run needs is installed", "green")
+    return Group(table, Text(), verdict)

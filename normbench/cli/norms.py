@@ -1,0 +1,363 @@
+"""The catalogue page: every normalization there is, and each with its options.
+
+Nothing here is written by hand about any of them: formula, statistics, parameters, state and
+source are the attributes of the layers' classes, options and their values are those of the files
+in ``conf/norm/``. Neither Keras nor Hydra is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normbench.components import options_of, target
+from normbench.errors import UserError, unknown
+
+FIELDS = ("formula", "computed_over", "parameters", "state", "source")
+"""What is said of each, in the order shown."""
+
+_NOTHING = {
+    "formula": "y = x",
+    "computed_over": "nothing",
+    "parameters": "none",
+    "state": "none",
+    "source": "none",
+}
+"""What is said where a file names no class: nothing is normalized."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: the key that sets it, its value in ``conf/``, what it means."""
+
+    key: str
+    value: Any
+    about: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A normalization or a weight parametrization, in one line a field."""
+
+    name: str
+    summary: str
+    formula: str
+    computed_over: str
+    parameters: str
+    state: str
+    source: str
+    options: tuple[Option, ...]
+    has_weight: bool = False
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is there to show what a mistake does."""
+        return any("WRONG" in text for text in (self.summary, self.source))
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every normalization that the files in ``conf/`` offer.
+
+    Args:
+        norms: Names of the files in ``conf/norm/``.
+        weights: Names of the files in ``conf/norm/weight/``.
+        compose: Gives the group ``norm`` that an override such as ``norm=gn`` leads to.
+        header: Gives the comment at the top of the file of a group, by group and name.
+    """
+
+    norms: Sequence[str]
+    weights: Sequence[str]
+    compose: Callable[[str], Mapping[str, Any]]
+    header: Callable[[str, str], str]
+
+    def entry(self, name: str) -> Entry:
+        """Describe a file of ``conf/norm/``, or else one of ``conf/norm/weight/``.
+
+        Raises:
+            UserError: Neither folder has it.
+        """
+        if name in self.norms:
+            return self.norm(name)
+        if name in self.weights:
+            return self.weight(name)
+        raise unknown("norm", name, {*self.norms, *self.weights})
+
+    def norm(self, name: str) -> Entry:
+        """Describe a file of ``conf/norm/``."""
+        return _norm_entry(name, self.compose(f"norm={name}"), self.header("norm", name))
+
+    def weight(self, name: str) -> Entry:
+        """Describe a file of ``conf/norm/weight/``."""
+        spec = self.compose(f"norm/weight={name}")["weight"]
+        nothing = {**_NOTHING, "formula": "Ŵ = W"}
+        fields, options = _described("norm.weight", spec, nothing)
+        return _entry(name, self.header("norm/weight", name), fields, options)
+
+
+def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> Entry:
+    parts = [("", "norm", spec)]
+    placed = [(place, f"norm.places.{place}", g) for place, g in (spec.get("places") or {}).items()]
+    if spec.get("bfn"):
+        placed.append((spec["place"], "norm.bfn", spec["bfn"]))
+    parts += [(f"at {place}: ", key, group) for place, key, group in placed]
+    weight = spec.get("weight") or {}
+    has_weight = weight.get("name", "none") != "none"
+    if has_weight:
+        parts.append(("kernels: ", "norm.weight", weight))
+
+    described = [(goes, *_described(key, group, _NOTHING)) for goes, key, group in parts]
+    joined = {
+        field: _joined((goes, fields[field]) for goes, fields, _ in described) for field in FIELDS
+    }
+    cited = re.search(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)", header)
+    if placed and cited:  # who proposed the placing, before who proposed what is placed
+        joined["source"] = f"{cited[1]}; {joined['source']}"
+    options = [option for _, _, own in described for option in own]
+    if "place" in spec:
+        options.insert(0, Option("norm.place", spec["place"], "where norm.bfn goes"))
+    return _entry(name, header, joined, options, has_weight)
+
+
+def _entry(
+    name: str,
+    summary: str,
+    fields: Mapping[str, str],
+    options: Iterable[Option],
+    has_weight: bool = False,
+) -> Entry:
+    said = {field: fields[field] for field in FIELDS}
+    return Entry(name=name, summary=summary, **said, options=tuple(options), has_weight=has_weight)
+
+
+def _described(
+    key: str, spec: Mapping[str, Any], nothing: dict[str, str]
+) -> tuple[dict[str, str], tuple[Option, ...]]:
+    """What a layer's class says of itself, and its options as they are set."""
+    path = spec.get("_target_")
+    if path is None:
+        return nothing, ()
+    described = Described(path)
+    values = options_of(spec, "weight", "places", "place", "bfn")
+    fields = {field: described.get(field) or "not said" for field in FIELDS}
+    options = (Option(f"{key}.{name}", v, described.about(name)) for name, v in values.items())
+    return _as_set(fields, values), tuple(options)
+
+
+def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str]:
+    """Leave out of formula and parameters the scale and the shift that the options switch off."""
+    formula, parameters = fields["formula"], fields["parameters"]
+    off = [
+        symbol
+        for option, symbol in (("scale", "γ"), ("center", "β"))
+        if options.get(option) is False
+    ]
+    if "γ" in off:
+        formula = formula.replace("γ·", "")
+    if "β" in off:
+        formula = formula.replace(" + β", "")
+    if "γ, β: " in parameters and off:
+        kept = "γ: " if off == ["β"] else "β: "
+        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: ", kept)
+    return {**fields, "formula": formula, "parameters": parameters}
+
+
+def _joined(parts: Iterable[tuple[str, str]]) -> str:
+    """One line from where each part goes and what it says; "none" only if all of them say so."""
+    return "; ".join(f"{goes}{text}" for goes, text in parts if text != "none") or "none"
+
+
+def rows(catalogue: Catalogue) -> list[dict[str, str]]:
+    """Return all of them as rows of plain text, for a file or a pipe."""
+    choices = [(f"norm={name}", catalogue.norm(name)) for name in catalogue.norms]
+    choices += [(f"norm/weight={name}", catalogue.weight(name)) for name in catalogue.weights]
+    return [
+        {"choice": choice, **{field: getattr(entry, field) for field in FIELDS}}
+        for choice, entry in choices
+    ]
+
+
+def page(catalogue: Catalogue) -> RenderableType:
+    """Show all of them, for a terminal of any width."""
+    norms = [catalogue.norm(name) for name in catalogue.norms]
+    weights = [catalogue.weight(name) for name in catalogue.weights]
+    width = max(len(each.name) for each in [*norms, *weights])
+    sections = {
+        "norm=NAME": [each for each in norms if not each.has_weight],
+        "norm=NAME, with a weight parametrization": [each for each in norms if each.has_weight],
+        "norm/weight=NAME, with any norm": weights,
+    }
+    shown: list[RenderableType] = []
+    for heading, entries in sections.items():
+        shown.append(Text(heading if not shown else f"\n{heading}", style="bold"))
+        shown += [_lines(each, width) for each in entries]
+    return Group(*shown)
+
+
+def details(entry: Entry) -> RenderableType:
+    """Show one of them with its options."""
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    for field in FIELDS:
+        facts.add_row(field.replace("_", " "), Text(getattr(entry, field)))
+    options = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    options.add_column("option", no_wrap=True)
+    options.add_column("value", no_wrap=True)
+    options.add_column("meaning")
+    for option in entry.options:
+        options.add_row(Text(option.key), Text(_written(option.value)), Text(option.about))
+    shown: list[RenderableType] = [
+        Text(entry.name, style="bold red" if entry.is_wrong else "bold"),
+        Text(entry.summary),
+        Padding(facts, (1, 0, 0, 0)),
+    ]
+    if options.row_count:
+        shown.append(Padding(options, (1, 0, 0, 0)))
+    return Group(*shown)
+
+
+def _lines(entry: Entry, width: int) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(width=width, no_wrap=True)
+    table.add_column()
+    rest = "  ·  ".join(
+        f"{label}{getattr(entry, field)}"
+        for field, label in (
+            ("computed_over", "over "),
+            ("parameters", "parameters "),
+            ("state", "state "),
+            ("source", ""),
+        )
+        if getattr(entry, field) != "none"
+    )
+    table.add_row(Text(entry.name, style="red" if entry.is_wrong else "cyan"), Text(entry.formula))
+    table.add_row("", Text(rest, style="dim"))
+    return table
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+# --- what a layer's class says about itself, read from its source ---------------------------------
+# Reading the source instead of importing the class keeps the catalogue page free of Keras, whose
+# import takes seconds.
+
+
+class Described:
+    """A class's text attributes and docstring, its base classes' where it has none of its own.
+
+    Args:
+        path: Dotted path of the class.
+
+    Raises:
+        UserError: There is no such module or class.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lineage = list(_lineage(path))
+        if not self._lineage:
+            raise UserError(f"_target_ {path!r}: there is no such class")
+
+    def get(self, name: str) -> str | None:
+        """Return the text of a class attribute, or None where no class has it."""
+        for node in self._lineage:
+            for value in _values(node, name):
+                try:
+                    return str(ast.literal_eval(value))
+                except ValueError:  # computed, not written down
+                    return str(getattr(target(self.path), name))
+        return None
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the docstring, on one line."""
+        return " ".join(_docstring(self._lineage[0]).split("\n\n")[0].split())
+
+    def about(self, option: str) -> str:
+        """What the docstring's ``Args:`` says about an option; empty where it says nothing."""
+        for node in self._lineage:
+            found = _arguments(_docstring(node)).get(option)
+            if found:
+                return found.replace("``", "")
+        return ""
+
+
+def _lineage(path: str) -> Iterator[Any]:
+    """The class and its bases that are found in source, as syntax trees."""
+    module_name, _, name = path.rpartition(".")
+    tree = _parsed(module_name)
+    if tree is None:
+        return
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            yield node
+            for base in getattr(node, "bases", ()):
+                if isinstance(base, ast.Name):
+                    yield from _lineage(imported.get(base.id, f"{module_name}.{base.id}"))
+            return
+    if name in imported:
+        yield from _lineage(imported[name])
+
+
+@cache
+def _parsed(module_name: str) -> ast.Module | None:
+    try:
+        spec = find_spec(module_name) if module_name else None
+    except ModuleNotFoundError:
+        return None
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return None
+    return ast.parse(Path(spec.origin or "").read_text(encoding="utf-8"))
+
+
+def _values(node: Any, name: str) -> list[ast.expr]:
+    return [
+        each.value
+        for each in node.body
+        for goal in getattr(each, "targets", [getattr(each, "target", None)])
+        if isinstance(each, (ast.Assign, ast.AnnAssign))
+        and each.value is not None
+        and getattr(goal, "id", None) == name
+    ]
+
+
+def _docstring(node: Any) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """The options that a docstring's section ``Args:`` describes."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    found: dict[str, str] = {}
+    name = ""
+    for line in section[1].splitlines() if section else ():
+        start = re.match(r"    \*{0,2}(\w+): (.*)", line)
+        if start:
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found

@@ -1,0 +1,409 @@
+"""The screen of a run: a live line on a terminal, plain lines elsewhere, a summary at the end."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from normbench.cli.listing import (
+    STATUS_STYLE,
+    datasets_table,
+    epochs_table,
+    rows,
+    run_details,
+    runs_table,
+    tsv,
+)
+from normbench.engine.observer import Observer
+from normbench.formats import clock, count, duration, failure, is_known, percent, small
+
+__all__ = ["Console", "RunScreen", "datasets_table", "rows", "run_details", "runs_table", "tsv"]
+
+#: Epochs kept in sight above the live line; all of them are in ``metrics.jsonl``.
+KEPT = 5
+
+#: Seconds between two frames of a live region.
+FRAME = 0.25
+
+#: Seconds of silence after which an output without a live line is told how far the run is.
+MINUTE = 60.0
+
+#: Seconds of training after which the time that a run takes is estimated, and the least time that
+#: is worth a line of its own.
+MEASURED, LONG = 5.0, 60.0
+
+
+def can_redraw(console: Console) -> bool:
+    """Return whether a console can replace what it wrote.
+
+    A notebook's ``!command`` runs on a pseudo-terminal but shows everything that was ever written
+    to it, each frame below the one before. ``FORCE_COLOR``, which notebooks and CI services set,
+    asks for colors and says nothing of what the output can do.
+    """
+    if "JPY_PARENT_PID" in os.environ:  # set by Jupyter for a kernel, and so for what that starts
+        return False
+    if os.environ.get("FORCE_COLOR") and not console.file.isatty():
+        return False
+    return console.is_interactive and console.is_terminal and not console.is_dumb_terminal
+
+
+class LiveRegion:
+    """A region at the end of a terminal that is redrawn a few times a second, and lines above it.
+
+    rich draws from two threads, of which each decides how far to go back before the other has
+    written: a line and a frame at the same moment leave pieces of a frame behind. Here they take
+    turns.
+
+    Args:
+        content: What is drawn.
+        console: Where.
+        transient: Whether nothing is left of it at the end.
+    """
+
+    def __init__(self, content: RenderableType, console: Console, transient: bool = False) -> None:
+        self._live = Live(content, console=console, auto_refresh=False, transient=transient)
+        self._turn = threading.RLock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+
+    def start(self) -> None:
+        self._live.start(refresh=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Draw the last frame and give the terminal back."""
+        self._over.set()
+        try:
+            if self._thread.is_alive():
+                self._thread.join()
+        finally:  # also where another Ctrl-C comes here
+            self._live.stop()
+
+    def print(self, text: Text) -> None:
+        """Write a line above the region. It is never wrapped: the terminal does that itself."""
+        with self._turn:
+            self._live.console.print(text, soft_wrap=True, highlight=False)
+
+    def _redraw(self) -> None:
+        while not self._over.wait(FRAME):
+            with self._turn:
+                self._live.refresh()
+
+
+class RunScreen(Observer):
+    """Shows one run as it trains: the observer that the engine reports to.
+
+    On a terminal it keeps one live line (epoch, bar, loss, accuracies, images/s, time left) under
+    a table of the last few epochs; elsewhere it writes one plain line an epoch. Use it as a
+    context manager, so that the terminal is given back whatever ends the run::
+
+        with RunScreen() as screen:
+            screen.waits_for("TensorFlow")
+            train(config, observer=screen)
+
+    Args:
+        console: where to write; standard output where None.
+        live: whether to keep a live line; where None, if the console is a terminal that can.
+    """
+
+    def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
+        self.console = Console() if console is None else console
+        self._wants_live = can_redraw(self.console) if live is None else live
+        self._live: LiveRegion | Status | None = None
+        self._info: Mapping[str, Any] = {}
+        self._rows: tuple[Mapping[str, Any], ...] = ()
+        self._best: Mapping[str, Any] | None = None
+        self._done = 0  # completed epochs
+        self._step = 0  # completed steps of the epoch in progress
+        self._steps = 0
+        self._loss: float | None = None
+        self._acc: float | None = None
+        self._images_per_s: float | None = None
+        self._waits_since = self._told = time.monotonic()
+        self._first: tuple[float, int, int] | None = None  # time, epoch and step of the first sight
+        self._estimated = False
+
+    def __enter__(self) -> RunScreen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; harmless if that was done."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def waits_for(self, what: str) -> None:
+        """Show on a terminal that something slow goes on before the run starts."""
+        self.close()
+        if self._wants_live:
+            self._live = Status(Text(f"{what} …", "dim"), console=self.console)
+            self._live.start()
+
+    # --- what the engine reports -----------------------------------------------------------------
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        """A run begins or goes on.
+
+        Args:
+            info: ``name``, ``parameters``, ``images`` (of the training split),
+                ``steps_per_epoch``, ``epochs``, ``devices`` (list of names), ``resumed_from``
+                (completed epochs; None or 0 for a fresh run).
+        """
+        self.close()
+        self._info = info
+        self._done = info.get("resumed_from") or 0
+        self._steps = info.get("steps_per_epoch") or 0
+        self._waits_since = time.monotonic()
+        facts = [
+            f"{count(info.get('parameters'))} parameters",
+            f"{count(info.get('images'))} images",
+            f"{count(info.get('epochs'))} epochs of {count(info.get('steps_per_epoch'))} steps",
+        ]
+        if info.get("devices"):
+            facts.append(
+                "on " + ", ".join(str(d).removeprefix("/device:") for d in info["devices"])
+            )
+        if self._done:
+            facts.append(f"resumed after epoch {self._done}")
+        if self._wants_live:
+            self._write(Text(str(info.get("name")), "bold"))
+            self._write(Text(", ".join(facts), "dim"))
+            self._live = LiveRegion(self, self.console)
+            self._live.start()
+        else:
+            self._write(Text(f"{info.get('name')}: {', '.join(facts)}"))
+
+    def on_note(self, text: str) -> None:
+        """Something happened that a person should know."""
+        self._write(Text(text, "yellow"))
+
+    def on_progress(
+        self,
+        epoch: int,
+        step: int,
+        steps_per_epoch: int,
+        loss: float | None,
+        acc: float | None,
+        images_per_s: float | None,
+    ) -> None:
+        """Some steps were done; cheap, the screen is drawn a few times a second.
+
+        Args:
+            epoch: the epoch in progress, 1-based.
+            step: steps of it that are done.
+            loss: mean over the epoch so far.
+            acc: training accuracy, as a fraction.
+        """
+        self._done, self._step, self._steps = epoch - 1, step, steps_per_epoch
+        self._loss, self._acc, self._images_per_s = loss, acc, images_per_s
+        self._estimate(epoch, step)
+        if not self._wants_live and time.monotonic() - self._told >= MINUTE:
+            self._write(self._plain_progress(epoch))
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch is complete.
+
+        Args:
+            row: its line of ``metrics.jsonl``.
+        """
+        self._rows = (*self._rows[-KEPT + 1 :], row)
+        self._done, self._step = row["epoch"], 0
+        self._loss, self._acc = row.get("train_loss"), row.get("train_acc")
+        self._images_per_s = row.get("images_per_s")
+        best = -math.inf if self._best is None else self._best["val_acc"]
+        if is_known(row.get("val_acc")) and row["val_acc"] > best:
+            self._best = row
+        if not self._wants_live:
+            self._write(self._plain_epoch(row))
+        self._estimated = True  # its line says what is left, and so does the live one
+
+    def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        """The run ended.
+
+        Args:
+            summary: ``summary.json`` of a run that finished or diverged; of one that was
+                interrupted or failed, ``status`` and what is known (``error``: the failure's
+                ``type`` and ``message``).
+            path: the run's folder.
+        """
+        self.close()
+        status = str(summary.get("status", "ended"))
+        head = Text(status, STATUS_STYLE.get(status, "bold"))
+        self._write(head.append(f"  {self._info.get('name') or Path(path).name}", "bold"))
+        for label, text in self._ending(status, summary):
+            self._write(Text(f"  {label:<14}", "dim").append(text, "default not dim"))
+        self._write(Text(f"  {'folder':<14}", "dim").append(os.fspath(path), "default not dim"))
+
+    # --- how it is written -----------------------------------------------------------------------
+
+    def _write(self, text: Text) -> None:
+        if isinstance(self._live, LiveRegion):
+            self._live.print(text)
+        else:  # never wrapped, either: a path or a line of a log stays one
+            self.console.print(text, soft_wrap=True, highlight=False)
+        self._told = time.monotonic()
+
+    def _estimate(self, epoch: int, step: int) -> None:
+        """Say once how long the run takes, if that is long, by the steps after the first."""
+        now = time.monotonic()
+        if self._first is None:  # the first step may still compile something
+            self._first = now, epoch, step
+            return
+        began, first_epoch, first_step = self._first
+        if self._estimated or epoch != first_epoch or now - began < MEASURED:
+            return
+        self._estimated = True
+        steps = ((self._info.get("epochs") or 0) - epoch + 1) * self._steps - step
+        seconds = steps * (now - began) / max(1, step - first_step)
+        if seconds >= LONG:
+            left = f"about {duration(seconds)} left"
+            hint = "Ctrl-C stops the run, and the same command resumes it"
+            self._write(Text(f"{left}; {hint}", "dim"))
+
+    def _epochs(self) -> str:
+        return str(self._info.get("epochs") or "?")
+
+    def _plain_progress(self, epoch: int) -> Text:
+        of = self._epochs()
+        return Text(
+            f"epoch {epoch:>{len(of)}}/{of}  step {self._step:,}/{self._steps:,}  "
+            f"train loss {small(self._loss)} acc {percent(self._acc)}  "
+            f"{count(self._images_per_s)} images/s  {clock(self._left())} left"
+        )
+
+    def _plain_epoch(self, row: Mapping[str, Any]) -> Text:
+        of = self._epochs()
+        seconds = (row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0)
+        return Text(
+            f"epoch {row['epoch']:>{len(of)}}/{of}  lr {small(row.get('lr'))}  "
+            f"train loss {small(row.get('train_loss'))} acc {percent(row.get('train_acc'))}  "
+            f"val loss {small(row.get('val_loss'))} acc {percent(row.get('val_acc'))}  "
+            f"{count(row.get('images_per_s'))} images/s  {duration(seconds)}"
+            + ("" if str(row["epoch"]) == of else f"  {clock(self._left())} left")
+        )
+
+    def _ending(self, status: str, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+        lines: list[tuple[str, str]] = []
+        if status == "diverged":
+            lines.append(
+                (
+                    "diverged at",
+                    f"epoch {count(summary.get('diverged_epoch'))}, "
+                    f"step {count(summary.get('diverged_step'))}",
+                )
+            )
+        elif status == "interrupted":
+            lines.append(("completed", f"{self._done} of {self._epochs()} epochs"))
+            lines.append(("to resume", "run the same command again"))
+        error = summary.get("error")
+        if error:
+            lines.append(("error", failure(error)))
+        if is_known(summary.get("test_acc")):
+            lines.append(
+                (
+                    "test accuracy",
+                    f"{percent(summary['test_acc'])}  loss {small(summary.get('test_loss'))}  "
+                    f"after the final epoch ({count(summary.get('epochs'))})",
+                )
+            )
+        last = self._rows[-1] if self._rows else {}
+        val_acc = summary.get("val_acc", last.get("val_acc"))
+        if is_known(val_acc):
+            text, val_loss = percent(val_acc), summary.get("val_loss", last.get("val_loss"))
+            if is_known(val_loss):
+                text += f"  loss {small(val_loss)}"
+            best_epoch, best_acc = summary.get("best_val_epoch"), summary.get("best_val_acc")
+            if best_epoch is None and self._best is not None:
+                best_epoch, best_acc = self._best["epoch"], self._best["val_acc"]
+            if best_epoch is not None:
+                text += f"  best {percent(best_acc)} at epoch {best_epoch}"
+                if is_known(summary.get("best_val_test_acc")):
+                    text += f" (test {percent(summary['best_val_test_acc'])})"
+            lines.append(("val accuracy", text))
+        if summary.get("wall_seconds") is not None:
+            text = duration(summary["wall_seconds"])
+            if summary.get("train_seconds") is not None:
+                text += f"  training {duration(summary['train_seconds'])}"
+            if summary.get("images_per_s") is not None:
+                text += f", {count(summary['images_per_s'])} images/s"
+            lines.append(("time", text))
+        return lines
+
+    def _left(self) -> float | None:
+        """Seconds until the last epoch is done, or None while nothing is known of the speed."""
+        epochs = self._info.get("epochs")
+        if not epochs:
+            return None
+        left = epochs - self._done - (self._step / self._steps if self._steps else 0)
+        taken = [
+            row["train_seconds"] + (row.get("eval_seconds") or 0)
+            for row in self._rows[-3:]
+            if row.get("train_seconds") is not None
+        ]
+        if taken:
+            return left * sum(taken) / len(taken)
+        images, rate = self._info.get("images"), self._images_per_s
+        return left * images / rate if images and rate else None
+
+    def _line(self, width: int) -> Table:
+        """Return the live line in ``width`` columns, without what does not fit."""
+        width -= len("^C")  # what a terminal echoes behind it must not begin a further line
+        info, rate, of = self._info, self._images_per_s, self._epochs()
+        epochs = info.get("epochs") or 0
+        begun = self._done + (self._step / self._steps if self._steps else 0)
+        current = min(self._done + 1, epochs) if epochs else self._done + 1
+        val = self._rows[-1].get("val_acc") if self._rows else None
+        parts: list[Text] = [Text(f"{current:>{len(of)}}/{of}", "bold")]
+        if rate is None:
+            waited = clock(time.monotonic() - self._waits_since)
+            parts.append(Text(f"starting, {waited}", "dim"))
+        else:
+            if width >= 100:
+                what = f"step {self._step:,}/{self._steps:,}"
+                evaluates = self._steps and self._step >= self._steps
+                parts.append(Text("evaluating" if evaluates else what, "dim"))
+            parts.append(Text.assemble(("loss ", "dim"), f"{small(self._loss):>6}"))
+            parts.append(Text.assemble(("acc ", "dim"), f"{percent(self._acc, 1):>5}"))
+            if is_known(val):
+                parts.append(Text.assemble(("val ", "dim"), f"{percent(val, 1):>5}"))
+            unit = " images/s" if width >= 100 else " img/s"
+            parts.append(Text.assemble(f"{count(rate):>5}", (unit, "dim")))
+            parts.append(Text.assemble(clock(self._left()), (" left", "dim")))
+        while len(parts) > 2 and sum(part.cell_len + 2 for part in parts) + 4 > width:
+            parts.pop(-2)
+        room = width - sum(part.cell_len + 2 for part in parts)
+        bar = ProgressBar(total=epochs or 1, completed=begun, width=max(4, min(40, room)))
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for _ in range(len(parts) + 1):
+            grid.add_column(no_wrap=True)
+        grid.add_row(parts[0], bar, *parts[1:])
+        return grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the live region: the last epochs, and under them the live line while it trains."""
+        if self._rows:
+            best = self._best["epoch"] if self._best else None
+            yield epochs_table(self._rows, options.max_width, best)
+        if self._live is not None and self._done < (self._info.get("epochs") or math.inf):
+            yield self._line(options.max_width)

@@ -1,0 +1,244 @@
+"""Sources whose images tensorflow-datasets keeps: from its folder, through an array cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from filelock import FileLock
+
+from normbench.data import cache, tfds_folder, tfds_process
+from normbench.data.base import Arrays, DamagedData, MissingData, Say, Source, silent
+from normbench.data.cache import publish, staging
+from normbench.errors import NormbenchError, UserError
+from normbench.store.files import expand_user, user_cache
+
+_SCHEMA = 1  # of the array cache: raise it when the arrays made of the same folder change
+_MIB = 1 << 20
+
+Examples = Mapping[str, np.ndarray]
+"""``image`` uint8 [N, H, W, C] and, by name, labels int32 [N]."""
+
+
+class TfdsSource(Source):
+    """A data set that tensorflow-datasets knows under ``name``, with ``image`` and ``label``.
+
+    A subclass with the class attributes can be prepared and loaded; one that overrides `read` can
+    be imported from files too.
+    """
+
+    version: ClassVar[str]
+    """The version of the tfds data set that normbench is tried with."""
+    label_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Class names by label, where tfds reads them from the files that it downloads."""
+
+    def location(self, data_dir: str | Path | None = None) -> Path | None:
+        return tfds_folder.find(self.name, self.version, data_dir)
+
+    def state(self, data_dir: str | Path | None = None) -> str:
+        folder = self.location(data_dir)
+        if folder is None:
+            return "missing"
+        damage = tfds_folder.damage(folder, self._counts)
+        return "ready" if damage is None else f"damaged: {damage}"
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return {"train": self.train_count, "test": self.test_count}
+
+    def arrays(self, data_dir: str | Path | None = None) -> Arrays:
+        folder = self._whole(data_dir)
+        if folder is None:
+            raise MissingData(
+                f"{self.title} is not in {tfds_folder.root(data_dir)}: get it with `normbench data "
+                f"prepare {self.name}` (downloads it) or `normbench data import {self.name} --from "
+                "PATH` (from files you have), or set TFDS_DATA_DIR to a tensorflow-datasets folder "
+                "that has it; dataset=digits needs no download"
+            )
+        loaded = self._cached(folder)
+        if loaded is None:
+            target = self._writable(folder)
+            # Of several processes that start at once, one decodes and the others wait for it.
+            with FileLock(f"{target}.lock"):
+                loaded = self._cached(folder)
+                if loaded is None:
+                    request = {"folder": str(folder), "cache_path": str(target)}
+                    tfds_process.run("decode", request)
+                    loaded = self._cached(folder)
+        if loaded is None:
+            raise NormbenchError(f"{folder} changed while it was read: run again")
+        self._check(loaded, folder)
+        return loaded
+
+    def _whole(self, data_dir: str | Path | None) -> Path | None:
+        """Return the folder of the data set, None where there is none.
+
+        Raises:
+            DamagedData: there is one, and its files are not all there, or not of their sizes.
+        """
+        folder = self.location(data_dir)
+        if folder is not None:
+            damage = tfds_folder.damage(folder, self._counts)
+            if damage is not None:
+                raise DamagedData(
+                    f"{self.title} in {folder} is damaged ({damage}): remove that folder, then "
+                    f"prepare or import {self.name} again"
+                )
+        return folder
+
+    def _check(self, arrays: Arrays, folder: Path) -> None:
+        """Refuse images of another data set under this name."""
+        for split, images, labels, count in (
+            ("train", arrays.train_images, arrays.train_labels, self.train_count),
+            ("test", arrays.test_images, arrays.test_labels, self.test_count),
+        ):
+            if images.shape != (count, *self.shape) or labels.shape != (count,):
+                raise DamagedData(
+                    f"{folder} has {split} images of shape {images.shape}, "
+                    f"{self.title} has {(count, *self.shape)}"
+                )
+            if labels.min() < 0 or labels.max() >= self.classes:
+                raise DamagedData(f"{folder} has labels outside 0..{self.classes - 1} in {split!r}")
+
+    # The array cache
+
+    def _cache_paths(self, folder: Path) -> tuple[Path, Path]:
+        """Return where the arrays of a folder may be cached: beside it, else in the user's cache.
+
+        The second is for data folders that only somebody else may write, as on a cluster.
+        """
+        file = f"{self.name}-{folder.name}.v{_SCHEMA}.arrays"
+        beside = folder.parents[1] / tfds_folder.HIDDEN / file
+        where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+        return beside, user_cache() / where / file
+
+    def _cached(self, folder: Path) -> Arrays | None:
+        """Return the cached arrays of a folder, or None where there are none, or older ones."""
+        current = tfds_folder.fingerprint(folder)
+        for path in self._cache_paths(folder):
+            found = cache.read(path)
+            if found is not None and found[0].get("fingerprint") == current:
+                return Arrays(**found[1])
+        return None
+
+    def _writable(self, folder: Path) -> Path:
+        """Return the first place where the cache can be written.
+
+        Raises:
+            NormbenchError: there is none.
+        """
+        reasons = []
+        for path in self._cache_paths(folder):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                probe.touch()
+                probe.unlink()
+                return path
+            except OSError as error:
+                reasons.append(f"{path.parent} ({error.strerror})")
+        raise NormbenchError(
+            f"cannot cache the arrays of {self.name} in {' or '.join(reasons)}: "
+            "set XDG_CACHE_HOME to a folder that can be written"
+        )
+
+    # How a data set gets into the data folder
+
+    def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path:
+        folder = self._already(data_dir, say)
+        if folder is not None:
+            return folder
+        root = tfds_folder.root(data_dir)
+        say(f"{self.title}: downloading and preparing with tensorflow-datasets")
+        with staging(root, self.name) as partial:
+            work = partial / "work"
+            request = {
+                "work": str(work),
+                "manual": str(root / "downloads" / "manual"),
+            }
+
+            said = 0
+
+            def progress() -> None:
+                nonlocal said
+                files = (work / "downloads").rglob("*")
+                size = sum(file.stat().st_size for file in files if file.is_file()) // _MIB
+                if size > said:
+                    said = size
+                    say(f"{self.title}: {size} MiB downloaded")
+
+            try:
+                return self._make("prepare", request, root, partial, say, progress)
+            except UserError:
+                raise
+            except NormbenchError as error:
+                raise NormbenchError(
+                    f"cannot prepare {self.name}: {error}; on a machine without internet use "
+                    f"`normbench data import {self.name} --from PATH`, or set TFDS_DATA_DIR to a "
+                    "tensorflow-datasets folder that has it; dataset=digits needs no download"
+                ) from error
+
+    def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
+        """Read the training and test examples from files on disk, in the order that tfds has.
+
+        Raises:
+            UserError: the files are not this data set, or not whole.
+        """
+        raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__} does "
+                        "not say how (no `read`)")  # fmt: skip
+
+    def import_from(
+        self, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
+    ) -> Path:
+        folder = self._already(data_dir, say)
+        if folder is not None:
+            return folder
+        root = tfds_folder.root(data_dir)
+        train, test = self.read(expand_user(path), say)
+        for split, examples, count in (
+            ("train", train, self.train_count),
+            ("test", test, self.test_count),
+        ):
+            if examples["image"].shape != (count, *self.shape):
+                raise UserError(f"{path} has {split} images of shape {examples['image'].shape}, "
+                                f"{self.title} has {(count, *self.shape)}")  # fmt: skip
+        say(f"{self.title}: writing {self.train_count + self.test_count} images")
+        with staging(root, self.name) as partial:
+            handed = partial / "examples.arrays"
+            splits = (("train", train), ("test", test))
+            cache.write(
+                handed, {f"{split}/{key}": value for split, examples in splits
+                         for key, value in examples.items()}, {}
+            )  # fmt: skip
+            request = {
+                "arrays": str(handed),
+                "label_names": {label: list(names) for label, names in self.label_names.items()},
+            }
+            return self._make("write", request, root, partial, say)
+
+    def _already(self, data_dir: str | Path | None, say: Say) -> Path | None:
+        """Return the folder of a data set that is there already, after saying so."""
+        folder = self._whole(data_dir)
+        if folder is not None:
+            say(f"{self.title} is there already: {folder}")
+        return folder
+
+    def _make(
+        self, action: str, request: dict[str, Any], root: Path, partial: Path, say: Say, tick=None
+    ) -> Path:
+        """Have a data set made in ``partial``, check it, and give it its name in ``root``."""
+        arrays = partial / "new.arrays"
+        request |= {"name": self.name, "data_dir": str(partial), "cache_path": str(arrays)}
+        made = Path(tfds_process.run(action, request, tick)["folder"])
+        damage = tfds_folder.damage(made, self._counts)
+        if damage is not None:
+            raise NormbenchError(f"tensorflow-datasets wrote something else: {damage}")
+        final = root / self.name / made.name
+        publish(made, final)
+        arrays.replace(self._cache_paths(final)[0])
+        say(f"{self.title} is ready: {final}")
+        return final

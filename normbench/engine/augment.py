@@ -1,0 +1,97 @@
+"""From stored bytes to what a network sees: augmentation and scaling, inside the compiled step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from normbench.kernels.compile import per_shape
+
+
+@dataclass(frozen=True)
+class Images:
+    """How a data set's images are augmented and scaled.
+
+    Args:
+        mean: float32 (C,), of the training images scaled to 0..1.
+        std: float32 (C,), likewise.
+        crop_padding: Zeros around an image before a random crop of its old size, in pixels.
+        flip: Whether to mirror half of the images left to right.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    crop_padding: int
+    flip: bool
+
+    def scaled(self, pixels: Any) -> Any:
+        """Turn uint8 (N, H, W, C) into float32 with the training set's mean 0 and deviation 1."""
+        offset = (self.mean * 255.0).astype(np.float32)
+        factor = (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
+        return (ops.cast(pixels, "float32") - offset) * factor
+
+    def prepared(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+        """Crop, flip and scale uint8 (N, H, W, C), as one pass over them where that is quicker."""
+        augments = bool(self.crop_padding or self.flip)
+        # Picking pixels one by one, TensorFlow is slow at any number of them.
+        function = per_shape(_prepared, pixels, by_xla=True if augments else None)
+        return function(
+            pixels,
+            *words,
+            mean=tuple(self.mean.tolist()),
+            std=tuple(self.std.tolist()),
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+        )
+
+    def augmented(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+        """Crop and flip uint8 (N, H, W, C), as two random uint32 words an image decide."""
+        if not self.crop_padding and not self.flip:
+            return pixels
+        count, height, width, channels = pixels.shape
+        choices = 2 * self.crop_padding + 1
+        high, low, bit = _bits(words[0], 16, 16), _bits(words[0], 0, 16), _bits(words[1], 0, 1)
+        shift_y = ops.mod(high, choices) - self.crop_padding
+        shift_x = ops.mod(low, choices) - self.crop_padding
+        rows = ops.arange(height, dtype="int32")[None, :] + shift_y[:, None]
+        columns = ops.arange(width, dtype="int32")[None, :]
+        if self.flip:
+            columns = columns + bit[:, None] * (width - 1 - 2 * columns)
+        columns = columns + shift_x[:, None]
+        inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
+        rows = ops.clip(rows, 0, height - 1)
+        columns = ops.clip(columns, 0, width - 1)
+        image = ops.arange(count, dtype="int32")[:, None, None]
+        places = (image * height + rows[:, :, None]) * width + columns[:, None, :]
+        flat = ops.reshape(pixels, (count * height * width, channels))
+        moved = ops.take(flat, places, axis=0)
+        return ops.where(inside[..., None], moved, ops.zeros_like(moved))
+
+
+def _prepared(
+    pixels: Any,
+    word0: Any,
+    word1: Any,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    crop_padding: int,
+    flip: bool,
+) -> Any:
+    """As :meth:`Images.prepared`, of what can be told by its value."""
+    images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), crop_padding, flip)
+    return images.scaled(images.augmented(pixels, (word0, word1)))
+
+
+def _within(positions: Any, length: int) -> Any:
+    return (positions >= 0) & (positions < length)
+
+
+def _bits(words: Any, first: int, count: int) -> Any:
+    """``count`` bits of uint32 words from bit ``first`` on, as int32."""
+    shifted = ops.bitwise_right_shift(words, ops.convert_to_tensor(np.uint32(first), "uint32"))
+    mask = ops.convert_to_tensor(np.uint32(2**count - 1), "uint32")
+    return ops.cast(ops.bitwise_and(shifted, mask), "int32")

@@ -1,0 +1,333 @@
+"""The loop on JAX: an epoch's steps as one ``lax`` loop over a functional state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from jax import lax
+
+from normbench.engine import loop
+from normbench.engine.loop import Loop, Plan, Steps, correct, cross_entropy, logits_of, objective
+from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+from normbench.norms.precise_batch import recomputed_layers
+
+State = dict[str, Any]
+
+
+class JaxLoop(Loop):
+    """A :class:`Loop` that passes its state through compiled functions."""
+
+    backend = "jax"
+
+    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+        self.model = model
+        self.plan = plan
+        self._splits = {
+            name: (jnp.asarray(split.images), jnp.asarray(split.labels))
+            for name, split in (
+                ("train", dataset.train),
+                ("validation", dataset.validation),
+                ("test", dataset.test),
+            )
+        }
+        self._count = int(self._splits["train"][0].shape[0])
+        self._steps = self._count // plan.batch
+        self._variables = list(model.trainable_variables)
+        self._shapes = [tuple(v.shape) for v in self._variables]
+        self._decayed = jnp.asarray(loop.decay_mask(self._variables))
+        self._state: State = {
+            # Copies: the compiled steps take the state's memory over, the model keeps its own.
+            "trainable": [jnp.array(v.value) for v in self._variables],
+            "other": [jnp.array(v.value) for v in model.non_trainable_variables],
+            "slots": [jnp.zeros_like(self._decayed) for _ in range(plan.optimizer.slots)],
+            "step": jnp.int32(0),
+            "scale": (jnp.float32(2.0**15), jnp.int32(0)),
+        }
+        self._epoch: Any = None
+        self._draw = jax.jit(self._draw_epoch)
+        self._run = jax.jit(self._run_steps, donate_argnums=0)
+        self._recompute = jax.jit(self._see_training_images)
+        self._score = jax.jit(self._score_split)
+        self._gradient = jax.jit(self._gradient_of)
+        self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
+
+    def trace(self) -> None:
+        epoch = jax.eval_shape(self._draw, jnp.int32(0), jnp.uint32(0))
+        number, rates = jnp.int32(0), jnp.zeros(self._steps, jnp.float32)
+        self._run.trace(self._state, self._splits["train"], epoch, number, number, rates)
+        weights = self._state["trainable"], self._state["other"]
+        for split in ("validation", "test"):
+            self._score.trace(*weights, *self._splits[split])
+
+    def compile(self) -> None:
+        self.begin_epoch(0)
+        self.train(0, np.zeros(0, np.float32))
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.plan.seed))
+
+    def train(self, first: int, rates: np.ndarray) -> Steps:
+        count = len(rates)
+        padded = np.zeros(self._steps, np.float32)
+        padded[:count] = rates
+        self._state, history = self._run(
+            self._state,
+            self._splits["train"],
+            self._epoch,
+            jnp.int32(first),
+            jnp.int32(count),
+            jnp.asarray(padded),
+        )
+        loss, hits, norms = (np.asarray(values)[:count] for values in history)
+        return Steps(loss, hits, norms)
+
+    def recompute(self) -> None:
+        layers = recomputed_layers(self.model)
+        if not layers:
+            return
+        variables = self.model.non_trainable_variables
+
+        def pass_on(values: list[Any]) -> None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+        pass_on(self._state["other"])
+        for layer in layers:
+            layer.begin()
+        other = [jnp.array(variable.value) for variable in variables]
+        pass_on(
+            self._recompute(
+                self._state["trainable"], other, self._splits["train"][0], self._epoch[0]
+            )
+        )
+        for layer in layers:
+            layer.finish()
+        self._state["other"] = [jnp.array(variable.value) for variable in variables]
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        images, labels = self._splits[split]
+        losses, hits = self._score(self._state["trainable"], self._state["other"], images, labels)
+        count = int(labels.shape[0])
+        return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
+
+    def inspect(
+        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+    ) -> list[np.ndarray]:
+        key = (id(part), batch_statistics)
+        if key not in self._inspections:
+
+            def function(trainable: Any, other: Any, pixels: Any) -> list[Any]:
+                scaled = self.plan.images.scaled(pixels)
+                with loop.without_dropout(part):
+                    outputs, _ = part.stateless_call(
+                        trainable, other, scaled, training=batch_statistics
+                    )
+                return loop.listed(outputs)
+
+            # The part is kept for its id to be its own.
+            self._inspections[key] = (part, jax.jit(function))
+        values = self._values()
+        outputs = self._inspections[key][1](
+            [values[id(v)] for v in part.trainable_variables],
+            [values[id(v)] for v in part.non_trainable_variables],
+            jnp.asarray(pixels),
+        )
+        return [np.asarray(each) for each in outputs]
+
+    def weights(self) -> np.ndarray:
+        parts = [np.asarray(value).ravel() for value in self._state["trainable"]]
+        return np.concatenate(parts).astype(np.float32)
+
+    def gradient_at(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        loss, gradient = self._gradient(
+            jnp.asarray(weights, jnp.float32),
+            self._state["other"],
+            self._state["scale"][0],
+            jnp.asarray(pixels),
+            jnp.asarray(labels, jnp.int32),
+        )
+        return float(loss), np.asarray(gradient)
+
+    def _values(self) -> dict[int, Any]:
+        """The state's value of each of the model's variables, by the variable's id."""
+        variables = [*self._variables, *self.model.non_trainable_variables]
+        state = [*self._state["trainable"], *self._state["other"]]
+        return dict(zip([id(v) for v in variables], state, strict=True))
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = self._state
+        values = self._values()
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        named = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}
+        named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(state["slots"])})
+        named["optimizer/step"] = state["step"]
+        if self.plan.scaled_loss:
+            named["loss_scale/factor"], named["loss_scale/finite_steps"] = state["scale"]
+        return {name: np.array(value) for name, value in named.items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        given = {id(v): state[name] for name, v in zip(names, variables, strict=True)}
+        slots = len(self._state["slots"])
+        scale = self._state["scale"]
+        if self.plan.scaled_loss:
+            scale = (state["loss_scale/factor"], state["loss_scale/finite_steps"])
+        self._state = {
+            "trainable": [jnp.array(given[id(v)]) for v in self._variables],
+            "other": [jnp.array(given[id(v)]) for v in self.model.non_trainable_variables],
+            "slots": [jnp.array(state[f"optimizer/slot{i}"]) for i in range(slots)],
+            "step": jnp.array(state["optimizer/step"]),
+            "scale": (jnp.array(scale[0]), jnp.array(scale[1])),
+        }
+
+    def devices(self) -> list[str]:
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+
+    def _draw_epoch(self, epoch: Any, seed: Any) -> Any:
+        order = epoch_order(seed, epoch, self._count)
+        return order, *epoch_words(seed, AUGMENT, epoch, self._count)
+
+    def _run_steps(
+        self, state: State, data: Any, epoch: Any, first: Any, count: Any, rates: Any
+    ) -> tuple[State, Any]:
+        history = (
+            jnp.zeros(self._steps, jnp.float32),
+            jnp.zeros(self._steps, jnp.int32),
+            jnp.zeros(self._steps, jnp.float32),
+        )
+
+        def body(index: Any, carried: Any) -> Any:
+            state, history = carried
+            state, values = self._one_step(state, data, epoch, first + index, rates[index])
+            return state, tuple(h.at[index].set(v) for h, v in zip(history, values, strict=True))
+
+        return lax.fori_loop(0, count, body, (state, history))
+
+    def _one_step(
+        self, state: State, data: Any, epoch: Any, position: Any, rate: Any
+    ) -> tuple[State, Any]:
+        plan, batch = self.plan, self.plan.batch
+        start = position * batch
+        chosen, word0, word1 = (lax.dynamic_slice(each, (start,), (batch,)) for each in epoch)
+        images, labels = data
+        pixels = plan.images.augmented(images[chosen], (word0, word1))
+        labels = labels[chosen]
+        if plan.micro_batches == 1:
+            loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
+        else:
+            loss, hits, other, gradients = self._passes(state, pixels, labels)
+        gradients = loop.clipped(
+            plan, self._variables, state["trainable"], gradients, state["scale"][0]
+        )
+        # One part: it is all one program of XLA's.
+        (weights,), (slots,), scale, norm = loop.updated(
+            plan,
+            [loop.flat(state["trainable"])],
+            [loop.flat(gradients)],
+            [state["slots"]],
+            rate,
+            state["step"],
+            [self._decayed],
+            state["scale"],
+        )
+        parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
+        new = {
+            "trainable": parts,
+            "other": other,
+            "slots": slots,
+            "step": state["step"] + 1,
+            "scale": scale,
+        }
+        return new, (loss, hits, norm)
+
+    def _pass(
+        self, state: State, other: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any, Any, list[Any]]:
+        """Loss, images that are right, the other variables, and the gradients of the scaled loss,
+        of one micro-batch."""
+        (_, (loss, logits, written)), gradients = jax.value_and_grad(self._minimized, has_aux=True)(
+            state["trainable"], other, state["scale"][0], pixels, labels
+        )
+        return loss, correct(logits, labels), written, gradients
+
+    def _minimized(
+        self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, tuple[Any, Any, Any]]:
+        """The scaled loss of images that go through at once; the loss, logits, other variables."""
+        plan = self.plan
+        outputs, written, losses = self.model.stateless_call(
+            trainable, other, plan.images.scaled(pixels), training=True, return_losses=True
+        )
+        loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+        for each in losses:
+            loss += each.astype(jnp.float32)
+        minimized = loss * scale if plan.scaled_loss else loss
+        return minimized, (loss, logits_of(outputs), written)
+
+    def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
+        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
+        parts, size = self.plan.micro_batches, self.plan.micro_batch
+
+        def body(carried: Any, part: Any) -> Any:
+            loss, hits, other, gradients = carried
+            own_loss, own_hits, other, own = self._pass(state, other, *part)
+            added = [total + each / parts for total, each in zip(gradients, own, strict=True)]
+            return (loss + own_loss / parts, hits + own_hits, other, added), None
+
+        nothing = [jnp.zeros_like(value) for value in state["trainable"]]
+        start = (jnp.float32(0), jnp.int32(0), state["other"], nothing)
+        split = (pixels.reshape(parts, size, *pixels.shape[1:]), labels.reshape(parts, size))
+        return lax.scan(body, start, split)[0]
+
+    def _gradient_of(
+        self, weights: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any]:
+        def minimized_of(weights: Any) -> tuple[Any, Any]:
+            trainable = loop.unflat(weights, self._shapes)
+            minimized, (loss, _, _) = self._minimized(trainable, other, scale, pixels, labels)
+            return minimized, loss
+
+        (_, loss), gradient = jax.value_and_grad(minimized_of, has_aux=True)(weights)
+        return loss, gradient / scale if self.plan.scaled_loss else gradient
+
+    def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
+        batch = self.plan.micro_batch
+
+        def body(index: Any, other: Any) -> Any:
+            chosen = lax.dynamic_slice(order, (index * batch,), (batch,))
+            pixels = self.plan.images.scaled(images[chosen])
+            return self.model.stateless_call(trainable, other, pixels, training=True)[1]
+
+        return lax.fori_loop(0, self._count // batch, body, other)
+
+    def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
+        """Losses of each full batch and of the rest; counts of correct images."""
+        count, batch = int(images.shape[0]), self.plan.eval_batch
+        full = count // batch
+
+        def score(pixels: Any, labels: Any) -> Any:
+            outputs, _ = self.model.stateless_call(
+                trainable, other, self.plan.images.scaled(pixels), training=False
+            )
+            logits = logits_of(outputs)
+            return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
+
+        def body(hits: Any, part: Any) -> Any:
+            loss, right = score(*part)
+            return hits + right, loss
+
+        shape = (full, batch, *images.shape[1:])
+        parts = (images[: full * batch].reshape(shape), labels[: full * batch].reshape(full, batch))
+        hits, losses = lax.scan(body, jnp.int32(0), parts)
+        if count % batch:
+            loss, right = score(images[full * batch :], labels[full * batch :])
+            losses, hits = jnp.append(losses, loss), hits + right
+        return losses, hits

@@ -1,0 +1,338 @@
+"""The loop on TensorFlow: an epoch's steps as one graph, with no Python between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from normbench.engine import loop, threads
+from normbench.engine.flat_weights import LARGE, WeightParts
+from normbench.engine.loop import Loop, Plan, Steps, correct, cross_entropy, logits_of, objective
+from normbench.engine.random import AUGMENT, epoch_order, epoch_words
+from normbench.engine.shards import Shards, forward
+from normbench.kernels.compile import has_gpu
+from normbench.norms.precise_batch import recomputed_layers
+
+
+class TensorFlowLoop(Loop):
+    """A :class:`Loop` that keeps its state in TensorFlow variables."""
+
+    backend = "tensorflow"
+
+    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+        self.model = model
+        self.plan = plan
+        self._splits = {
+            name: (tf.constant(split.images), tf.constant(split.labels))
+            for name, split in (
+                ("train", dataset.train),
+                ("validation", dataset.validation),
+                ("test", dataset.test),
+            )
+        }
+        self._count = int(self._splits["train"][0].shape[0])
+        self._shards = threads.tensorflow_shards()
+        self._variables = list(model.trainable_variables)
+        self._shapes = [tuple(v.shape) for v in self._variables]
+        self._weight_parts = WeightParts(self._shapes, None if has_gpu() else LARGE)
+        decayed = self._weight_parts.divided(loop.decay_mask(self._variables))
+        # A weight by itself is decayed or not: one number.
+        self._decayed = [tf.constant(each if np.ptp(each) else each[0]) for each in decayed]
+        self._slots = [
+            [tf.Variable(tf.zeros(len(each)), trainable=False) for _ in range(plan.optimizer.slots)]
+            for each in decayed
+        ]
+        self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
+        self._finite_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._order = tf.Variable(tf.zeros(self._count, tf.int32), trainable=False)
+        self._words = [
+            tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
+        ]
+        number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
+        # The seed is an argument, so that the next run's needs no trace of its own.
+        seed = tf.TensorSpec([], tf.uint32)
+        self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
+        # Any number of steps is one signature: another length must not mean another trace.
+        self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
+        self._recompute = tf.function(self._see_training_images, autograph=False)
+        # Of any number of images, for one trace to serve both splits and their last batches.
+        any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
+        any_labels = tf.TensorSpec([None], tf.int32)
+        self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
+        self._gradient = tf.function(self._gradient_of, autograph=False)
+        self._inspections: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
+        self._is_compiled = False
+
+    def trace(self) -> None:
+        self._run.get_concrete_function()
+        self._score.get_concrete_function()
+
+    def compile(self) -> None:
+        self.begin_epoch(0)
+        if self._is_compiled:
+            return
+        # XLA compiles its parts when they are first used: in a step that is taken back, so that no
+        # run's training time has it.
+        before = self.state()
+        self.train(0, np.zeros(1, np.float32))
+        self.load(before)
+        self._is_compiled = True
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._draw(tf.constant(epoch, tf.int32), tf.constant(self.plan.seed, tf.uint32))
+
+    def train(self, first: int, rates: np.ndarray) -> Steps:
+        loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
+        return Steps(loss.numpy(), hits.numpy(), norms.numpy())
+
+    def recompute(self) -> None:
+        layers = recomputed_layers(self.model)
+        if not layers:
+            return
+        for layer in layers:
+            layer.begin()
+        self._recompute()
+        for layer in layers:
+            layer.finish()
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        images, labels = self._splits[split]
+        losses, hits = self._score(images, labels)
+        count = int(labels.shape[0])
+        return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
+
+    def inspect(
+        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+    ) -> list[np.ndarray]:
+        shards = min(self._shards, len(pixels))
+        key = (id(part), batch_statistics, shards)
+        if key not in self._inspections:
+            images = tf.TensorSpec([None, *pixels.shape[1:]], tf.uint8)
+            function = tf.function(
+                lambda pixels: self._inspect(part, pixels, batch_statistics, shards),
+                [images],
+                autograph=False,
+            )
+            self._inspections[key] = (part, function)  # the part is kept for its id to be its own
+        return [each.numpy() for each in self._inspections[key][1](tf.constant(pixels))]
+
+    def weights(self) -> np.ndarray:
+        return np.concatenate([v.numpy().ravel() for v in self._variables]).astype(np.float32)
+
+    def gradient_at(
+        self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        loss, gradient = self._gradient(
+            tf.constant(weights, tf.float32), tf.constant(pixels), tf.constant(labels, tf.int32)
+        )
+        return float(loss), gradient.numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = {name: value.numpy() for name, value in self._named_state().items()}
+        for index, slot in enumerate(zip(*self._slots, strict=True)):
+            state[f"optimizer/slot{index}"] = self._weight_parts.joined(
+                [each.numpy() for each in slot]
+            )
+        return state
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        for name, variable in self._named_state().items():
+            variable.assign(state[name])
+        for index, slot in enumerate(zip(*self._slots, strict=True)):
+            parts = self._weight_parts.divided(state[f"optimizer/slot{index}"])
+            for variable, part in zip(slot, parts, strict=True):
+                variable.assign(part)
+
+    def devices(self) -> list[str]:
+        gpus = tf.config.list_logical_devices("GPU")
+        return [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+
+    def _named_state(self) -> dict[str, Any]:
+        """All but the slots."""
+        variables = self.model.variables
+        names = loop.variable_names(variables)
+        named = {name: v.value for name, v in zip(names, variables, strict=True)}
+        named["optimizer/step"] = self._step
+        if self.plan.scaled_loss:
+            named["loss_scale/factor"] = self._scale
+            named["loss_scale/finite_steps"] = self._finite_steps
+        return named
+
+    def _draw_epoch(self, epoch: Any, seed: Any) -> None:
+        self._order.assign(epoch_order(seed, epoch, self._count))
+        words = epoch_words(seed, AUGMENT, epoch, self._count)
+        for kept, drawn in zip(self._words, words, strict=True):
+            kept.assign(drawn)
+
+    def _run_steps(self, first: Any, rates: Any) -> tuple[Any, Any, Any]:
+        count = tf.shape(rates)[0]
+        histories = tuple(
+            tf.TensorArray(dtype, size=count) for dtype in (tf.float32, tf.int32, tf.float32)
+        )
+
+        def body(index: Any, histories: Any) -> Any:
+            values = self._one_step(first + index, rates[index])
+            written = [h.write(index, v) for h, v in zip(histories, values, strict=True)]
+            return index + 1, tuple(written)
+
+        _, histories = tf.while_loop(
+            lambda index, _: index < count,
+            body,
+            (tf.constant(0), histories),
+            parallel_iterations=1,
+        )
+        return tuple(history.stack() for history in histories)
+
+    def _one_step(self, position: Any, rate: Any) -> tuple[Any, Any, Any]:
+        plan, batch = self.plan, self.plan.batch
+        images, labels = self._splits["train"]
+        chosen = tf.slice(self._order, [position * batch], [batch])
+        words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
+        scaled = self._prepared(images, chosen, words)
+        labels = tf.gather(labels, chosen)
+        if plan.micro_batches == 1:
+            loss, hits, gradients = self._pass(scaled, labels)
+        else:
+            loss, hits, gradients = self._passes(scaled.joined(), labels)
+        gradients = loop.clipped(plan, self._variables, self._variables, gradients, self._scale)
+        weights, slots, scale, norm = loop.updated(
+            plan,
+            self._weight_parts.vectors(self._variables),
+            self._weight_parts.vectors(gradients),
+            [[slot.read_value() for slot in part] for part in self._slots],
+            rate,
+            self._step.read_value(),
+            self._decayed,
+            (self._scale.read_value(), self._finite_steps.read_value()),
+        )
+        values = loop.constrained(self._variables, self._weight_parts.tensors(weights))
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.value.assign(value)
+        for kept, part in zip(self._slots, slots, strict=True):
+            for variable, value in zip(kept, part, strict=True):
+                variable.assign(value)
+        self._step.assign_add(1)
+        if plan.scaled_loss:
+            self._scale.assign(scale[0])
+            self._finite_steps.assign(scale[1])
+        return loss, hits, norm
+
+    def _prepared(self, images: Any, chosen: Any, words: Any) -> Shards:
+        """Chosen images augmented and scaled; in shards, unless a step divides them otherwise."""
+        count = self._shards if self.plan.micro_batches == 1 else 1
+        each = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
+        prepared = self.plan.images.prepared
+        return Shards(
+            [
+                prepared(tf.gather(images, own), (word0, word1))
+                for own, word0, word1 in zip(*each, strict=True)
+            ]
+        )
+
+    def _pass(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+        """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
+        plan = self.plan
+        with tf.GradientTape() as tape:
+            outputs = self._forward(scaled)
+            loss = self._loss(outputs, labels)
+            minimized = loss * self._scale if plan.scaled_loss else loss
+        gradients = tape.gradient(
+            minimized,
+            [v.value for v in self._variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return loss, correct(logits_of(outputs), labels), gradients
+
+    def _loss(self, outputs: Any, labels: Any) -> Any:
+        loss = objective(outputs, labels, self.plan.smoothing, self.plan.auxiliary_weight)
+        if self.model.losses:
+            loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+        return loss
+
+    def _forward(self, scaled: Any) -> Any:
+        return forward(self.model, scaled, self._shards, training=True)
+
+    def _passes(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
+        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
+        parts, size = self.plan.micro_batches, self.plan.micro_batch
+
+        def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
+            start = index * size
+            shape = scaled.shape[1:]
+            own = self._pass(
+                tf.slice(scaled, [start, *[0] * len(shape)], [size, *shape]),
+                tf.slice(labels, [start], [size]),
+            )
+            added = [total + each / parts for total, each in zip(gradients, own[2], strict=True)]
+            return index + 1, loss + own[0] / parts, hits + own[1], added
+
+        nothing = [tf.zeros(v.shape, v.value.dtype) for v in self._variables]
+        start = (tf.constant(0), tf.constant(0.0), tf.constant(0), nothing)
+        # One at a time: their activations together are what does not fit.
+        ended = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
+        return ended[1:]
+
+    def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
+        plan = self.plan
+        variables = [*self._variables, *self.model.non_trainable_variables]
+        other = [v.value.read_value() for v in self.model.non_trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            given = [*loop.unflat(weights, self._shapes), *other]
+            # What layers assign on the way stays in this call.
+            mapping = list(zip(variables, given, strict=True))
+            with keras.StatelessScope(mapping, collect_losses=True):
+                loss = self._loss(self._forward(plan.images.scaled(pixels)), labels)
+            minimized = loss * self._scale if plan.scaled_loss else loss
+        gradient = tape.gradient(
+            minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return loss, gradient / self._scale if plan.scaled_loss else gradient
+
+    def _see_training_images(self) -> None:
+        batch, images = self.plan.micro_batch, self._splits["train"][0]
+
+        def body(index: Any) -> Any:
+            chosen = tf.slice(self._order, [index * batch], [batch])
+            self._forward(self.plan.images.scaled(tf.gather(images, chosen)))
+            return (index + 1,)
+
+        tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
+
+    def _inspect(self, part: Any, pixels: Any, batch_statistics: bool, shards: int) -> list[Any]:
+        scaled = self.plan.images.scaled(pixels)
+        if not batch_statistics:
+            return loop.listed(forward(part, scaled, shards, training=False))
+        # What layers write as they normalize is written over again within the same call.
+        written = part.non_trainable_variables
+        kept = [variable.value.read_value() for variable in written]
+        with loop.without_dropout(part):
+            outputs = loop.listed(forward(part, scaled, shards, training=True))
+        for variable, value in zip(written, kept, strict=True):
+            variable.value.assign(value)
+        return outputs
+
+    def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """The loss of each batch, the last one as small as it comes; the images that are right."""
+        count, batch = tf.shape(labels)[0], self.plan.eval_batch
+
+        def body(start: Any, losses: Any, hits: Any) -> Any:
+            stop = tf.minimum(start + batch, count)
+            outputs = self.model(self.plan.images.scaled(images[start:stop]), training=False)
+            logits = logits_of(outputs)
+            chosen = labels[start:stop]
+            loss = tf.reduce_sum(cross_entropy(logits, chosen, 0.0))
+            return stop, losses.write(start // batch, loss), hits + correct(logits, chosen)
+
+        losses = tf.TensorArray(tf.float32, size=(count + batch - 1) // batch)
+        _, losses, hits = tf.while_loop(
+            lambda start, *_: start < count,
+            body,
+            (0, losses, 0),
+            parallel_iterations=self._shards,  # batches side by side: one needs nothing of another
+        )
+        return losses.stack(), hits

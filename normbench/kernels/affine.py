@@ -1,0 +1,114 @@
+"""Scaling, shifting and centring of channels with hand-written gradients.
+
+A gradient that the backend derives itself sums over images and places in one reduction, which
+TensorFlow runs on a single core of a CPU; here it is summed over places first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from normbench.kernels.standardize import (
+    at_least_one,
+    centred_valid,
+    count_of,
+    first,
+    over_places,
+    pivot_of,
+)
+
+Tensor = Any
+
+
+def per_channel(x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return (x − mean)·scale + shift, with gradients to all four.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        mean: float32, (C,), (1, C) or (N, C); None for 0.
+        scale: As ``mean``.
+        shift: As ``mean``.
+
+    Returns:
+        (N, S, C), of x's dtype.
+    """
+    dtype = x.dtype
+    shapes = [value.shape for value in (mean, scale, shift) if value is not None]
+
+    @ops.custom_gradient
+    def function(x: Tensor, *parameters: Tensor) -> Any:
+        def centred_x() -> Tensor:
+            values = ops.cast(x, "float32")
+            return values if mean is None else values - _wide(parameters[0])
+
+        scale, shift = _wide(parameters[-2]), _wide(parameters[-1])
+        y = ops.cast(centred_x() * scale + shift, dtype)
+
+        def gradient(*upstream: Tensor):
+            dy = ops.cast(first(upstream), "float32")
+            dx = dy * scale
+            sum_dy = ops.sum(dy, axis=1)
+            sums = [ops.sum(dy * centred_x(), axis=1), sum_dy]
+            if mean is not None:
+                sums.insert(0, -sum_dy * scale[:, 0])
+            return (
+                ops.cast(dx, dtype),
+                *(_like(value, shape) for value, shape in zip(sums, shapes, strict=True)),
+            )
+
+        return y, gradient
+
+    given = (scale, shift) if mean is None else (mean, scale, shift)
+    return function(x, *given)
+
+
+def batch_centre(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Subtract each channel's mean over images and places, then add β.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        beta: float32, (C,).
+        valid: The positions that the mean is taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        y, of x's shape and dtype; the mean, float32 (C,), through which no gradient flows.
+    """
+    dtype = x.dtype
+    if valid is not None:
+        values = ops.cast(x, "float32")[None]
+        centred, mean, _ = centred_valid(values, valid[None], int(x.shape[-1]))
+        return ops.cast(centred[0] + beta, dtype), ops.stop_gradient(mean[0])
+    count = count_of(x[None], int(x.shape[-1]))
+
+    def mean_of(values: Tensor) -> Tensor:
+        return over_places(values[None])[0] / at_least_one(count)
+
+    @ops.custom_gradient
+    def function(x: Tensor, beta: Tensor) -> Any:
+        values = ops.cast(x, "float32")
+        pivot = pivot_of(values[None])[0]
+        shifted = values - pivot
+        off = mean_of(shifted)
+
+        def gradient(*upstream: Tensor):
+            dy = ops.cast(first(upstream), "float32")
+            mean_dy = mean_of(dy)
+            return ops.cast(dy - mean_dy, dtype), mean_dy * count
+
+        return (ops.cast(shifted + (beta - off), dtype), pivot + off), gradient
+
+    return function(x, beta)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Let (C,), (1, C) or (N, C) be broadcast over (N, S, C)."""
+    return value[None, None] if len(value.shape) == 1 else value[:, None]
+
+
+def _like(sums: Tensor, shape: Any) -> Tensor:
+    """Sum (N, C) over images where the parameter of ``shape`` is the same for all of them."""
+    if len(shape) == 1:
+        return ops.sum(sums, axis=0)
+    return ops.sum(sums, axis=0, keepdims=True) if shape[0] == 1 else sums

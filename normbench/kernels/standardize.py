@@ -1,0 +1,584 @@
+"""Standardization with a hand-written gradient, shared by the layers that standardize.
+
+The functions here work on images flattened to (N, S, C): N images, S places, C channels. Sums of
+float32 values about 1000 are off by more than their deviation of 1 may bear, and E[x²] − E[x]²
+loses all digits there. So each channel is shifted first by a value near its mean, the mean of a
+few of its places; its mean and variance are taken of what is left, and statistics of a group are
+put together from those of its channels without a cancelling difference. A constant input then
+really comes out as β. The bound: where the sample's mean is k deviations off the channel's, the
+variance is off by k² + 1 roundings.
+
+Where a mask leaves positions out, statistics are those of the valid ones, in the same way; the
+gradient is then the one that the backend derives. Where there is nothing to take a statistic of, an
+empty mini-batch or a fully masked one, means are 0 instead of 0/0.
+
+The gradient is that of the formulas in Ioffe & Szegedy 2015, section 3, written per statistic:
+dx = a·dy − r·mean(γ·dy) − (x − μ)·r³·mean(γ·dy·(x − μ)), with r = 1/σ and a = γ·r.
+Only first derivatives are defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.kernels.compile import exporting, inside_xla, per_shape
+
+Tensor = Any
+
+_SAMPLES = 8
+"""Images, and places of each, that a channel's shift is the mean of."""
+
+
+def standardize(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool = True,
+    across: Callable[[Tensor], Tensor] | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardize each of A sets of images over images, places and the channels of a group.
+
+    Args:
+        x: Any float dtype, (A, B, S, C): A sets of B images; computed in float32.
+        gamma: Scale, float32 (C,).
+        beta: Shift, float32 (C,).
+        groups: Groups of neighbouring channels; divides C.
+        epsilon: Added to the variance.
+        subtract_mean: If not, x is divided by the root of its mean square instead.
+        across: Sums a tensor over the replicas that hold parts of the same sets.
+        valid: The positions that statistics are taken over, bool (A, B, S, 1); by default all.
+
+    Returns:
+        y, of x's shape and dtype; the mean (0 if not subtracted) and the biased variance (the
+        mean square), float32 (A, C), repeated for each channel of a group. No gradient flows
+        through these two.
+    """
+    if valid is not None:
+        return _standardize_valid(x, gamma, beta, groups, epsilon, subtract_mean, across, valid)
+    whole = {"groups": groups, "across": across}
+    forward, backward = _forward, _backward
+    # Replicas are asked for their sums in the middle of it: not to be moved into another graph.
+    if across is None:
+        forward, backward = per_shape(_forward, x), per_shape(_backward, x)
+
+    @ops.custom_gradient
+    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+        y, mean, variance, *kept = forward(
+            x, gamma, beta, epsilon=epsilon, subtract_mean=subtract_mean, **whole
+        )
+
+        def gradient(*upstream: Tensor):
+            return backward(x, first(upstream), gamma, *kept, **whole)
+
+        return (y, mean, variance), gradient
+
+    return function(x, gamma, beta)
+
+
+def _forward(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool,
+    across: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """Outputs, mean and variance; then what :func:`_backward` needs, 1/deviation last."""
+    dtype = x.dtype
+    x = ops.cast(x, "float32")
+    total = across or (lambda values: values)
+    if not subtract_mean:
+        variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
+        inverse = ops.rsqrt(variance + epsilon)
+        y = x * _wide(inverse * gamma) + beta
+        return ops.cast(y, dtype), ops.zeros_like(variance), variance, inverse
+    pivot = pivot_of(x, across)
+    shifted = x - _wide(pivot)
+    offset, mean, variance = _statistics(shifted, pivot, groups=groups, across=across)
+    inverse = ops.rsqrt(variance + epsilon)
+    scale = inverse * gamma
+    y = shifted * _wide(scale) + _wide(offset * scale + beta)
+    return ops.cast(y, dtype), mean, variance, pivot, offset, inverse
+
+
+def _backward(
+    x: Tensor,
+    dy: Tensor,
+    gamma: Tensor,
+    *statistics: Tensor,
+    groups: int,
+    across: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, of its dtype, and to γ and β."""
+    dtype = x.dtype
+    x, dy = ops.cast(x, "float32"), ops.cast(dy, "float32")
+    total = across or (lambda values: values)
+    count = total(count_of(x, groups))
+    *shift, inverse = statistics
+    scale = inverse * gamma
+    if shift:
+        x = x - _wide(shift[0])
+    sum_dy = over_places(dy)
+    sum_product = over_places(dy * x)
+    if shift:
+        sum_product = sum_product + shift[1] * sum_dy
+    d_gamma = ops.sum(sum_product * inverse, axis=0)
+    d_beta = ops.sum(sum_dy, axis=0)
+
+    def weighted_mean(sums: Tensor) -> Tensor:
+        """γ/σ times a mean over the group."""
+        if groups == int(x.shape[-1]):
+            # γ is the group's own. The same product as in dx's first term: where a channel has a
+            # single value, its gradient is then exactly 0.
+            return share(total(sums), groups, count) * scale
+        return share(total(sums * gamma), groups, count) * inverse
+
+    slope = weighted_mean(sum_product) * ops.square(inverse)
+    dx = dy * _wide(scale) - x * _wide(slope)
+    if shift:
+        dx = dx - _wide(weighted_mean(sum_dy) + shift[1] * slope)
+    return ops.cast(dx, dtype), d_gamma, d_beta
+
+
+def _statistics(
+    shifted: Tensor,
+    pivot: Tensor,
+    *,
+    groups: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of x, float32 (A, B, S, C), each (A, C), from x − pivot.
+
+    Args:
+        shifted: x − pivot.
+        pivot: A value near each channel's mean, (A, C).
+        groups: Groups of neighbouring channels.
+        across: As for :func:`standardize`.
+
+    Returns:
+        An offset to be added to x − pivot to centre it on its group's mean; that mean; the
+        group's biased variance.
+    """
+    channels = int(shifted.shape[-1])
+    total = across or (lambda values: values)
+    count = total(count_of(shifted, channels))
+    off = share(total(over_places(shifted)), channels, count)
+    own = share(total(squares_over_places(shifted)), channels, count) - ops.square(off)
+    # Between roundings the difference can be a hair below 0.
+    own = ops.maximum(own, 0.0)
+    if groups == channels:
+        return -off, pivot + off, own
+    # Of the group's means as differences to one pivot, which cost no digits.
+    apart = pivot - share_first(pivot, groups)
+    offset = apart - share(apart + off, groups, channels / groups)
+    variance = share(own + ops.square(off + offset), groups, channels / groups)
+    return offset, pivot - offset, variance
+
+
+def group_standardize(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool = True,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Standardize each image over places and the channels of a group, then scale and shift.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        gamma: float32, (C,).
+        beta: float32, (C,).
+        groups: Number of groups; divides C.
+        epsilon: Added to the variance.
+        subtract_mean: If not, x is divided by the root of its mean square instead.
+        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        (N, S, C), of x's dtype.
+    """
+    # Not x[:, None], whose gradient on TensorFlow is a pass over memory.
+    sets, valid = image_sets(x, valid)
+    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean, valid=valid)
+    return ops.squeeze(y, axis=1)
+
+
+def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of A sets of images over images, places and a group's channels.
+
+    Args:
+        x: Any float dtype, (A, B, S, C); computed in float32.
+        groups: Groups of neighbouring channels; divides C.
+        valid: The positions that they are taken over, bool (A, B, S, 1); by default all.
+
+    Returns:
+        Mean and variance, float32 (A, C), repeated for each channel of a group; both have
+        gradients.
+    """
+    if valid is not None:
+        _, mean, variance = centred_valid(ops.cast(x, "float32"), valid, groups)
+        return mean, variance
+    dtype = x.dtype
+    count = count_of(x, groups)
+
+    @ops.custom_gradient
+    def function(x: Tensor) -> Any:
+        values = ops.cast(x, "float32")
+        pivot = pivot_of(values)
+        offset, mean, variance = _statistics(values - _wide(pivot), pivot, groups=groups)
+
+        def gradient(*upstream: Tensor):
+            d_mean, d_variance = _pair(upstream)
+            slope = share(d_variance, groups, count) * 2.0
+            constant = share(d_mean, groups, count) + offset * slope
+            shifted = ops.cast(x, "float32") - _wide(pivot)
+            return ops.cast(shifted * _wide(slope) + _wide(constant), dtype)
+
+        return (mean, variance), gradient
+
+    return function(x)
+
+
+def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    """Mean and biased variance of each channel of a mini-batch over images and places.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        valid: The positions that they are taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        Mean and variance, float32 (C,), with gradients; and :func:`count_in_batch`.
+    """
+    sets = None if valid is None else valid[None]
+    mean, variance = moments(ops.expand_dims(x, 0), int(x.shape[-1]), sets)
+    return mean[0], variance[0], count_in_batch(x, valid)
+
+
+def count_in_batch(x: Tensor, valid: Tensor | None = None) -> Any:
+    """The values that a channel of a mini-batch, (N, S, C), has: a float, or a tensor."""
+    if valid is None:
+        return count_of(x[None], int(x.shape[-1]))
+    return count_valid(valid[None])[0]
+
+
+def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """A value near each channel's mean in float32 (A, B, S, C), from a few places: (A, C)."""
+    total = across or (lambda values: values)
+    sample = x[:, _some(x.shape[1]), _some(x.shape[2])]
+    channels = int(x.shape[-1])
+    count = total(count_of(sample, channels))
+    return rounded(share(total(over_places(sample)), channels, count))
+
+
+def _standardize_valid(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool,
+    across: Callable[[Tensor], Tensor] | None,
+    valid: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`standardize`, with statistics of the valid positions."""
+    values = ops.cast(x, "float32")
+    if subtract_mean:
+        values, mean, variance = centred_valid(values, valid, groups, across)
+    else:
+        variance = _mean_of_valid(ops.square(values), valid, groups, across)
+        mean = ops.zeros_like(variance)
+    y = values * _wide(ops.rsqrt(variance + epsilon) * gamma) + beta
+    return ops.cast(y, x.dtype), ops.stop_gradient(mean), ops.stop_gradient(variance)
+
+
+def centred_valid(
+    x: Tensor,
+    valid: Tensor,
+    groups: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Center x on its mean over the valid positions and a group's channels.
+
+    Args:
+        x: float32 (A, B, S, C).
+        valid: The positions that the mean is taken over, bool (A, B, S, 1).
+        groups: Groups of neighbouring channels; divides C.
+        across: As for :func:`standardize`.
+
+    Returns:
+        x less the mean, at all positions; the mean and the biased variance, float32 (A, C), 0
+        where no position is valid. All have gradients.
+    """
+    # In two steps: what the mean of large values loses in rounding, the mean of the rest has.
+    pivot = rounded(ops.stop_gradient(_mean_of_valid(x, valid, groups, across)))
+    shifted = x - _wide(pivot)
+    off = _mean_of_valid(shifted, valid, groups, across)
+    centred = shifted - _wide(off)
+    return centred, pivot + off, _mean_of_valid(ops.square(centred), valid, groups, across)
+
+
+def _mean_of_valid(
+    values: Tensor, valid: Tensor, groups: int, across: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Mean of float32 (A, B, S, C) over valid positions and a group's channels: (A, C)."""
+    total = across or (lambda sums: sums)
+    channels = int(values.shape[-1])
+    # Chosen, not multiplied by 0: what is left out may be no number.
+    sums = over_places(ops.where(valid, values, 0.0))
+    means = total(sums) / at_least_one(total(count_valid(valid)))
+    return means if groups == channels else share(means, groups, channels / groups)
+
+
+def image_sets(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Make each image of (N, S, C) a set of its own, (N, 1, S, C), and of a mask likewise."""
+    return ops.expand_dims(x, 1), None if valid is None else ops.expand_dims(valid, 1)
+
+
+def count_valid(valid: Tensor) -> Tensor:
+    """The number of valid positions of each set, bool (A, B, S, 1): float32 (A, 1)."""
+    return over_places(ops.cast(valid, "float32"))
+
+
+def pooled(
+    mean: Tensor, variance: Tensor, axis: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of sets put together along ``axis``, which is kept.
+
+    Args:
+        mean: Of each set, (N, C).
+        variance: Of each set, (N, C).
+        axis: 0 puts images together, 1 channels.
+        counts: The values in each image's sets, (N, 1), for images; by default all are alike.
+
+    Returns:
+        (1, C) or (N, 1), by autodifferentiable operations.
+    """
+    if counts is not None:
+        weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
+        pivot = ops.sum(mean * weights, axis=0, keepdims=True)
+        apart = mean - pivot
+        offset = ops.sum(apart * weights, axis=0, keepdims=True)
+        spread = ops.square(apart - offset) + variance
+        return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
+    # Differences to one set's mean are exact where all are alike.
+    pivot = mean[:1] if axis == 0 else mean[:, :1]
+    perhaps_none = axis == 0 and mean.shape[0] is None
+    if perhaps_none:
+        pivot = ops.sum(pivot, axis=0, keepdims=True)
+    apart = mean - pivot
+    offset = ops.mean(apart, axis=axis, keepdims=True)
+    between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
+    mean_variance = ops.mean(variance, axis=axis, keepdims=True)
+    if not perhaps_none:
+        return pivot + offset, mean_variance + between
+    some = ops.shape(mean)[0] > 0  # else they are no numbers
+    return ops.where(some, pivot + offset, 0.0), ops.where(some, mean_variance + between, 0.0)
+
+
+_SLICES = (8, 4, 2)
+
+LEAST_ROWS = 64
+"""Rows that XLA on a CPU adds up one after the other as fast as memory; fewer ten times slower."""
+
+
+def slices_of(rows: int) -> int:
+    """The slices that rows of memory are best divided in, for XLA on a CPU to add them up; or 1.
+
+    Slices it adds side by side, several rows at a time; what is left it adds row after row.
+    """
+    return next((n for n in _SLICES if rows % n == 0 and rows // n >= LEAST_ROWS), 1)
+
+
+def over_places(values: Tensor) -> Tensor:
+    """Sum (A, B, S, C) to (A, C)."""
+    # Two steps, places first: on a CPU one reduction over both runs on a single core.
+    sums = sum_of_rows(values)
+    return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
+
+
+def sum_of_rows(values: Tensor) -> Tensor:
+    """Sum (..., S, C) to (..., C)."""
+    rows = values.shape[-2]
+    if keras.backend.backend() == "tensorflow" and inside_xla() and rows:
+        slices = slices_of(rows)
+        if slices > 1:
+            values = sum(ops.split(values, slices, axis=-2))
+    return ops.sum(values, axis=-2)
+
+
+def squares_over_places(values: Tensor) -> Tensor:
+    """Sum the squares of float32 (A, B, S, C) to (A, C)."""
+    if keras.backend.backend() != "tensorflow" or exporting() or inside_xla():
+        return over_places(ops.square(values))
+    import tensorflow as tf
+
+    # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
+    sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
+    return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
+
+
+def share(sums: Tensor, groups: int, count: Any) -> Tensor:
+    """Turn sums (A, C) into means over a group, repeated for each of its channels: (A, C)."""
+    channels = int(sums.shape[-1])
+    count = at_least_one(count)
+    if groups == channels:
+        return sums / count
+    size = channels // groups
+    means = ops.sum(ops.reshape(sums, (-1, groups, size)), axis=-1, keepdims=True) / count
+    shape = (ops.shape(sums)[0], groups, size)
+    return ops.reshape(ops.broadcast_to(means, shape), (-1, channels))
+
+
+def share_first(values: Tensor, groups: int) -> Tensor:
+    """Each group's first channel of (A, C), repeated for each of its channels."""
+    size = int(values.shape[-1]) // groups
+    return ops.repeat(values[:, ::size], size, axis=1)
+
+
+def count_of(x: Tensor, groups: int) -> Any:
+    """The values that a statistic of x, (A, B, S, C), is taken over: a float, or a tensor."""
+    _, images, places, channels = x.shape
+    size = int(channels) // groups
+    if images is not None and places is not None:
+        return float(images * places * size)
+    return ops.cast(ops.shape(x)[1] * ops.shape(x)[2] * size, "float32")
+
+
+def at_least_one(count: Any) -> Any:
+    """What to divide sums by: a count, a float or a tensor, or 1 where nothing was counted."""
+    return max(count, 1.0) if isinstance(count, float) else ops.maximum(count, 1.0)
+
+
+def first(upstream: Any) -> Tensor:
+    """The gradient of the first output: backends pass one, several, or a tuple of them."""
+    while isinstance(upstream, (tuple, list)):
+        upstream = upstream[0]
+    return upstream
+
+
+def _pair(upstream: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of two outputs."""
+    if len(upstream) == 1:
+        (upstream,) = upstream
+    return upstream[0], upstream[1]
+
+
+def value_of(variable: Any) -> Tensor:
+    """A variable's value as a plain tensor, which a custom gradient needs on TensorFlow."""
+    return ops.multiply(variable, 1)
+
+
+def flatten_places(x: Tensor) -> Tensor:
+    """Turn (N, ..., C) into (N, S, C), S being 1 where there is no space.
+
+    Half precision and float32 stay; float64, which nothing here computes in, becomes float32.
+    """
+    channels = int(x.shape[-1])
+    places = 1
+    for length in x.shape[1:-1]:
+        places = -1 if length is None or places == -1 else places * length
+    if keras.backend.standardize_dtype(x.dtype) == "float64":
+        x = ops.cast(x, "float32")
+    if places == -1:
+        images = x.shape[0] if x.shape[0] is not None else ops.shape(x)[0]
+        return ops.reshape(x, (images, -1, channels))
+    return ops.reshape(x, (-1 if x.shape[0] is None else x.shape[0], places, channels))
+
+
+def rounded(value: Tensor) -> Tensor:
+    """Drop the last three bits of a float32 value that others are shifted by.
+
+    A compiler that fuses x − sum/count computes it anew wherever it is used, with or without a
+    rounding between the two operations, so that the shifted values of one place would not be
+    those of another. What has fewer bits than a product comes out the same everywhere.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=20)
+    if exporting():  # no operation that every program knows does this, and few such programs fuse
+        return value
+    import tensorflow as tf
+
+    return tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(value, tf.int32), -8), tf.float32)
+
+
+def _some(length: int | None) -> slice:
+    """Neighbouring indices of an axis, from its middle on where its length is known.
+
+    Not spread over the axis: TensorFlow copies with strides ten times slower than in a piece.
+    """
+    start = 0 if length is None or length <= _SAMPLES else length // 2 - _SAMPLES // 2
+    return slice(start, start + _SAMPLES)
+
+
+def _wide(statistic: Tensor) -> Tensor:
+    """Let (A, C) be broadcast over (A, B, S, C)."""
+    return statistic[:, None, None, :]
+
+
+# --- standardization over the channels at each place, with a hand-written gradient ----------------
+
+Tensor = Any
+
+
+def position_standardize(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, subtract_mean: bool = True
+) -> Tensor:
+    """Standardize each place's vector over its channels, then scale and shift channels.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        gamma: float32, (C,).
+        beta: float32, (C,).
+        epsilon: Added to the variance.
+        subtract_mean: If not, x is divided by the root of its mean square instead.
+
+    Returns:
+        (N, S, C), of x's dtype.
+    """
+    dtype = x.dtype
+    channels = float(x.shape[-1])
+
+    def mean_of(values: Tensor) -> Tensor:
+        return ops.sum(values, axis=-1, keepdims=True) / channels
+
+    def over_images(values: Tensor) -> Tensor:
+        # Two steps, places first: on a CPU one reduction over both runs on a single core.
+        return ops.sum(ops.sum(values, axis=1), axis=0)
+
+    @ops.custom_gradient
+    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+        centred = ops.cast(x, "float32")
+        if subtract_mean:
+            centred = centred - rounded(mean_of(centred))
+            # What rounding left of the mean is taken out as well.
+            centred = centred - mean_of(centred)
+        inverse = ops.rsqrt(mean_of(ops.square(centred)) + epsilon)
+        normalized = centred * inverse
+
+        def gradient(*upstream: Tensor):
+            dy = ops.cast(first(upstream), "float32")
+            weighted = dy * gamma
+            dx = weighted - normalized * mean_of(weighted * normalized)
+            if subtract_mean:
+                dx = dx - mean_of(weighted)
+            return (
+                ops.cast(dx * inverse, dtype),
+                over_images(dy * normalized),
+                over_images(dy),
+            )
+
+        return ops.cast(normalized * gamma + beta, dtype), gradient
+
+    return function(x, gamma, beta)

@@ -1,0 +1,206 @@
+"""Convolutions with kernels of 3×3 by Winograd's algorithm, for TensorFlow on a CPU.
+
+F(2×2, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016,
+section 4.1: a tile of 2×2 outputs takes 16 multiplications for each channel and filter, not 36. The
+transforms only add and halve, and sums are of C products, not of 9 C: outputs round less than the
+plain sum's. `docs/speed.md` has figures.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import add
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.kernels.compile import on_cpu, per_shape
+
+PRODUCTS = "winograd"
+"""What the products' names in a graph have before them, for a profile to say."""
+
+Matrix = tuple[tuple[float, ...], ...]
+
+_INPUTS: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+"""B^T, of 4 inputs in a row."""
+_KERNEL: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+"""G, of 3 weights in a row."""
+_OUTPUTS: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
+"""A^T, which gives 2 outputs in a row."""
+_TURNED = (3, 1, 2, 0)
+"""In which order G of 3 weights is G of the same ones from last to first."""
+
+
+def pays(layer: Any, inputs: Any) -> bool:
+    """Whether a layer's convolution of ``inputs``, (N, H, W, C), is quicker this way.
+
+    As `benchmarks/winograd.py` found it. The transforms write four times what they read: with fewer
+    channels the products don't earn that back, with 64 only while all of it stays in the cache and
+    edges are few; with few places they are less quick. Transforms of half precision would round.
+    """
+    plain = (
+        None not in inputs.shape
+        and isinstance(layer, keras.layers.Conv2D)
+        and layer.kernel_size == (3, 3)
+        and layer.strides == layer.dilation_rate == (1, 1)
+        and layer.groups == 1
+        and layer.data_format == "channels_last"
+        and layer.compute_dtype == "float32"
+        and (layer.padding == "same" or min(inputs.shape[1:3]) >= 3)
+    )
+    if not plain or not on_cpu():
+        return False
+    places = math.prod(inputs.shape[:-1])
+    fewer, more = sorted((inputs.shape[-1], layer.filters))
+    cached = math.prod(inputs.shape) <= 2**19
+    few_edges = min(inputs.shape[1:3]) >= 16
+    wide = fewer >= 128 or (fewer >= 64 and cached and few_edges)
+    # Below, a step saves less than a millisecond, and compiling takes a second.
+    return wide and places >= 128 and places * fewer * more >= 2**23
+
+
+def transformed(kernel: Any) -> Any:
+    """Return G g G^T for each 3×3 g of a kernel, float32 (3, 3, C, F): (16, C, F)."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def function(kernel: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            return per_shape(_kernel_untiled, upstream, by_xla=True)(upstream)
+
+        return per_shape(_kernel_tiles, kernel, by_xla=True)(kernel), gradient
+
+    return function(kernel)
+
+
+def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
+    """Return what ``inputs`` convolved with a kernel of 3×3 give.
+
+    Args:
+        inputs: float32 (N, H, W, C).
+        kernel: What :func:`transformed` makes of the kernel, float32 (16, C, F).
+        padding: "same" or "valid".
+
+    Returns:
+        float32 (N, H, W, F), or (N, H - 2, W - 2, F) without padding.
+    """
+    import tensorflow as tf
+
+    before = 1 if padding == "same" else 0
+
+    @tf.custom_gradient
+    def function(inputs: Any, kernel: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            # The tiles anew: at four times the inputs they are too much to keep.
+            tiles, spread, turned = per_shape(_gradient_tiles, inputs, by_xla=True)(
+                inputs, upstream, before=before
+            )
+            with tf.name_scope(PRODUCTS):
+                d_kernel = tf.matmul(_rows(tiles), _rows(spread), transpose_a=True)
+                products = tf.matmul(_rows(turned), kernel, transpose_b=True)
+            return _images(products, turned, tuple(inputs.shape[1:3]), _TURNED), d_kernel
+
+        tiles = per_shape(_input_tiles, inputs, by_xla=True)(inputs, before=before)
+        with tf.name_scope(PRODUCTS):
+            products = tf.matmul(_rows(tiles), kernel)
+        size = tuple(length - 2 + 2 * before for length in inputs.shape[1:3])
+        return _images(products, tiles, size, (0, 1, 2, 3)), gradient
+
+    return function(inputs, kernel)
+
+
+def _rows(tiles: Any) -> Any:
+    return ops.reshape(tiles, (16, -1, tiles.shape[-1]))
+
+
+def _images(products: Any, tiles: Any, size: tuple[int, ...], order: tuple[int, ...]) -> Any:
+    """The images of a size that the products, (16, N h w, F), of ``tiles`` add up to."""
+    products = ops.reshape(products, (*tiles.shape[:-1], products.shape[-1]))
+    return per_shape(_untiled, products, by_xla=True)(products, size=size, order=order)
+
+
+def _kernel_tiles(kernel: Any) -> Any:
+    """G g G^T, as (16, C, F)."""
+    columns = _times(_KERNEL, [kernel[i] for i in range(3)])
+    return _rows(_times(_KERNEL, [columns[:, j] for j in range(3)]))
+
+
+def _kernel_untiled(upstream: Any) -> Any:
+    """The gradient of :func:`_kernel_tiles`, (3, 3, C, F)."""
+    given = ops.reshape(upstream, (4, 4, *upstream.shape[1:]))
+    rows = _times(_transposed(_KERNEL), [given[j] for j in range(4)])
+    return _times(_transposed(_KERNEL), [rows[:, i] for i in range(4)])
+
+
+def _input_tiles(inputs: Any, *, before: int, order: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
+    """B^T d B of each 4×4 tile d, two by two places apart: (4, 4, N, h, w, C).
+
+    What is a tile's column comes first, here and in all that is transformed.
+
+    Args:
+        inputs: (N, H, W, C).
+        before: Zeros above and to the left of an image, and as many after it.
+        order: Of the rows of B^T.
+    """
+    matrix = tuple(_INPUTS[i] for i in order)
+    h, w = ((size + 2 * before - 1) // 2 for size in inputs.shape[1:3])
+    x = _in_pairs(inputs, before, h + 1, w + 1)
+    columns = _times(matrix, [x[:, i // 2 : i // 2 + h, i % 2] for i in range(4)])
+    return _times(matrix, [columns[:, :, :, j // 2 : j // 2 + w, j % 2] for j in range(4)])
+
+
+def _spread(upstream: Any) -> Any:
+    """A dy A^T of each 2×2 tile of the outputs' gradients, (N, H, W, F): (4, 4, N, h, w, F)."""
+    h, w = ((size + 1) // 2 for size in upstream.shape[1:3])
+    dy = _in_pairs(upstream, 0, h, w)
+    columns = _times(_transposed(_OUTPUTS), [dy[:, :, i] for i in range(2)])
+    return _times(_transposed(_OUTPUTS), [columns[:, :, :, :, j] for j in range(2)])
+
+
+def _gradient_tiles(inputs: Any, upstream: Any, *, before: int) -> Any:
+    """What the gradients are products of.
+
+    Returns:
+        The tiles of the inputs; those of the outputs' gradients, for the kernel's; and these again
+        for the inputs' gradient, which is their convolution with the turned kernel.
+    """
+    turned = _input_tiles(upstream, before=2 - before, order=_TURNED)
+    return _input_tiles(inputs, before=before), _spread(upstream), turned
+
+
+def _untiled(products: Any, *, size: tuple[int, int], order: tuple[int, ...]) -> Any:
+    """A^T m A of each tile m of products, (4, 4, N, h, w, F), as images, (N, *size, F)."""
+    _, _, n, h, w, filters = products.shape
+    rows = _times(_OUTPUTS, [products[j] for j in order])
+    tiles = _times(_OUTPUTS, [rows[:, i] for i in order])
+    images = ops.reshape(ops.transpose(tiles, (2, 3, 0, 4, 1, 5)), (n, 2 * h, 2 * w, filters))
+    return images[:, : size[0], : size[1]]
+
+
+def _in_pairs(images: Any, before: int, h: int, w: int) -> Any:
+    """Images, (N, H, W, C), amid zeros: (N, h, 2, w, 2, C)."""
+    n, *sizes, channels = images.shape
+    margins = [
+        (before, 2 * count - before - size) for size, count in zip(sizes, (h, w), strict=True)
+    ]
+    x = ops.pad(images, ((0, 0), *margins, (0, 0)))
+    return ops.reshape(x, (n, h, 2, w, 2, channels))
+
+
+def _times(matrix: Matrix, vector: list[Any]) -> Any:
+    """A matrix times a vector of tensors."""
+    rows = []
+    for factors in matrix:
+        terms = [
+            term if factor == 1 else factor * term
+            for factor, term in zip(factors, vector, strict=True)
+            if factor
+        ]
+        rows.append(reduce(add, terms))
+    return ops.stack(rows)
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))

@@ -1,0 +1,342 @@
+"""The model of a run, built from its config."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from normbench.components import configured
+from normbench.config import Config
+from normbench.engine import backend
+from normbench.engine.augment import Images
+from normbench.engine.memory import COPIES, is_out_of_memory, machine_memory
+from normbench.errors import NormbenchError, UserError, why
+from normbench.initializers import seeded
+
+SEEN = 5000
+"""Training images that a data-dependent initialization is shown."""
+
+
+def build_model(config: Config, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """Build the network of ``config.arch`` with the normalization of ``config.norm``.
+
+    The initial weights depend on ``config.seed`` alone, on every backend.
+
+    Args:
+        config: Of the run.
+        input_shape: (H, W, C) of the images.
+        classes: Number of logits.
+
+    Raises:
+        UserError: A combination that cannot be: groups that do not divide the channels, say.
+    """
+    from normbench.norms.norm import make_norm
+
+    build, options = configured("arch", config.arch, passed=("norm", "input_shape", "classes"))
+    try:
+        norm = make_norm(config.norm)
+        with seeded(config.seed, most=machine_memory() // (4 * COPIES)):
+            model = build(norm, input_shape, classes, **options)
+        norm.check_used()
+    except NormbenchError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"norm={config.norm_name} cannot be built into arch={config.arch['name']} at "
+            f"{'×'.join(map(str, input_shape))}: {why(error)}"
+        ) from error
+    if len(model.outputs) > 1 and "auxiliary_weight" not in config.arch:
+        raise UserError(
+            f"arch={config.arch['name']} has auxiliary classifiers and no option auxiliary_weight"
+        )
+    return model
+
+
+def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:
+    """Let the layers whose first weights depend on the data see training images.
+
+    Such a layer has a method ``initialize_from``, called with scaled images, float32 (N, H, W, C).
+
+    Args:
+        model: Built, and not trained yet.
+        pixels: uint8 (N, H, W, C), the training images; the first ``SEEN`` of them are shown.
+        images: How they are scaled.
+    """
+    layers = [each for each in model.layers if hasattr(each, "initialize_from")]
+    if not layers:
+        return
+    scaled = keras.ops.convert_to_numpy(images.scaled(np.ascontiguousarray(pixels[:SEEN])))
+    for layer in layers:
+        layer.initialize_from(scaled)
+
+
+def trace_layers(model: keras.Model, batch: int) -> None:
+    """Trace the layers whose work depends on the mini-batch, in training mode, one after another.
+
+    A tenth of the time that tracing the network takes, and no weight is needed: layers that are
+    equal but for their names, on inputs of one shape, are traced once, and those that are known to
+    treat each image alone are left out.
+
+    Args:
+        model: May have been built in a ``keras.StatelessScope``, without weights.
+        batch: Images that go through the network at once.
+
+    Raises:
+        Exception: Whatever a layer raises.
+    """
+    calls: dict[Any, tuple[Any, Any]] = {}
+    for layer in model._flatten_layers(include_self=False):
+        own = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
+        if own and getattr(layer, "treats_images_alone", not hasattr(layer, "computed_over")):
+            continue
+        options = {key: value for key, value in layer.get_config().items() if key != "name"}
+        for node in layer._inbound_nodes:
+            inputs = node.arguments.keras_tensors
+            shapes = tuple((each.dtype, each.shape) for each in inputs)
+            calls.setdefault((type(layer), repr(options), shapes), (layer, node))
+
+    def run(inputs: Any) -> list[Any]:
+        outputs = []
+        with keras.StatelessScope():
+            for (layer, node), tensors in zip(calls.values(), inputs, strict=True):
+                known = dict(zip(map(id, node.arguments.keras_tensors), tensors, strict=True))
+                args, kwargs = node.arguments.fill_in(known)
+                if "training" in inspect.signature(layer.call).parameters:
+                    kwargs = {**kwargs, "training": True}
+                outputs.append(layer(*args, **kwargs))
+        return outputs
+
+    specs = [
+        [((batch, *each.shape[1:]), each.dtype) for each in node.arguments.keras_tensors]
+        for _, node in calls.values()
+    ]
+    if calls:
+        backend.trace(run, specs)
+
+
+def parameter_count(model: keras.Model) -> int:
+    """Count a model's trained parameters."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+# --- what a network costs, layer by layer, read from its Keras layers without running it ----------
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_PASSES_GRADIENT_ON = (
+    "Add",
+    "AveragePooling2D",
+    "Concatenate",
+    "Cropping2D",
+    "Dropout",
+    "Flatten",
+    "GlobalAveragePooling2D",
+    "Identity",
+    "Permute",
+    "Reshape",
+    "UpSampling2D",
+    "ZeroPadding2D",
+)
+"""Kinds of layers that go backward without what they were given."""
+_GOES_BACKWARD_BY_ITS_OUTPUT = ("Activation", "Dropout", "MaxPooling2D", "ReLU", "Softmax")
+"""Kinds of layers that go backward by what they gave: a ReLU by its sign, a dropout by its mask."""
+_NEEDS_NO_INPUT = (*_PASSES_GRADIENT_ON, "Activation", "ReLU", "Softmax")
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer of a network is and costs.
+
+    Attributes:
+        name: The layer's name.
+        kind: Its class.
+        about: What sets it apart from others of its kind, as ``3×3 /2``; may be empty.
+        inputs: Names of the layers that it is given the outputs of.
+        output_shape: Without the batch axis.
+        parameters: Trained ones.
+        multiply_adds: For one image, forward; convolutions and linear layers count, as in the
+            papers, biases, normalizations, activations and pooling do not.
+        activation_bytes: Of one image's output, in the dtype that the layer computes in.
+        kept_bytes: The same, but 0 where the backward pass does without the output. In float32
+            their sum is what TensorFlow keeps, within 2 %; in half precision a normalization may
+            keep float32 copies besides.
+        place: Where in a block a normalization stands; None for other layers, and for a
+            normalization that was loaded from a file.
+        parametrization: What the kernel passes through before it is used; None for nothing.
+    """
+
+    name: str
+    kind: str
+    about: str
+    inputs: tuple[str, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    activation_bytes: int
+    kept_bytes: int
+    place: str | None = None
+    parametrization: str | None = None
+
+
+def layer_costs(model: keras.Model) -> list[LayerCost]:
+    """Say what each layer of a network costs, from the images to the logits.
+
+    A branch stays together, and follows the one that its join names first. A layer used twice is
+    listed twice, its parameters at the first.
+
+    Args:
+        model: A built network whose images have a known size.
+
+    Raises:
+        ValueError: Images of an unknown size.
+    """
+    nodes = list(_from_images_to_logits(model))
+    kept = _kept(nodes)
+    seen: set[int] = set()
+    costs = []
+    for node in nodes:
+        costs.append(_cost(node, kept, first=id(node.operation) not in seen))
+        seen.add(id(node.operation))
+    return costs
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Count the multiply-adds of one image's forward pass to all outputs (see :class:`LayerCost`).
+
+    Raises:
+        ValueError: Images of an unknown size.
+    """
+    return sum(cost.multiply_adds for cost in layer_costs(model))
+
+
+def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:
+    """Each use of each layer (a Keras ``Node``), after those that it depends on."""
+    done: set[tuple[int, int]] = set()
+    waiting = [tensor._keras_history for tensor in reversed(model.outputs)]
+    while waiting:
+        history = waiting[-1]
+        node = history.operation._inbound_nodes[history.node_index]
+        before = [tensor._keras_history for tensor in node.input_tensors]
+        missing = [each for each in before if _key(each) not in done]
+        if _key(history) in done:
+            waiting.pop()
+        elif missing:
+            waiting.extend(reversed(missing))
+        else:
+            done.add(_key(waiting.pop()))
+            yield node
+
+
+def _key(history: Any) -> tuple[int, int]:
+    return id(history.operation), history.node_index
+
+
+def _kept(nodes: Iterable[Any]) -> set[tuple[int, int]]:
+    """Which uses have an output that the backward pass needs."""
+    kept = set()
+    for node in nodes:
+        kind = type(node.operation).__name__
+        if kind in _GOES_BACKWARD_BY_ITS_OUTPUT:
+            kept.update(_key(tensor._keras_history) for tensor in node.outputs)
+        if kind not in _NEEDS_NO_INPUT:
+            kept.update(_key(tensor._keras_history) for tensor in node.input_tensors)
+    return kept
+
+
+def _cost(node: Any, kept: set[tuple[int, int]], first: bool) -> LayerCost:
+    layer = node.operation
+    output = node.outputs[0]
+    shape = _image(layer, output)
+    size = sum(math.prod(_image(layer, each)) * _bytes(each.dtype) for each in node.outputs)
+    trained = getattr(layer, "trainable_variables", ()) if first else ()
+    parametrization = getattr(layer, "parametrization", None)
+    return LayerCost(
+        name=layer.name,
+        kind=type(layer).__name__,
+        about=_about(layer),
+        inputs=tuple(tensor._keras_history.operation.name for tensor in node.input_tensors),
+        output_shape=shape,
+        parameters=sum(math.prod(variable.shape) for variable in trained),
+        multiply_adds=_multiply_adds(layer, node, shape),
+        activation_bytes=size,
+        kept_bytes=size if _key(output._keras_history) in kept else 0,
+        place=getattr(layer, "place", None),
+        parametrization=None if parametrization is None else type(parametrization).__name__,
+    )
+
+
+def _image(layer: Any, tensor: Any) -> tuple[int, ...]:
+    """A tensor's shape without the batch axis."""
+    shape = tuple(tensor.shape[1:])
+    if None in shape:
+        raise ValueError(f"{layer.name} has an output of unknown size, {shape}: build the network "
+                         "for images of a known size")  # fmt: skip
+    return shape
+
+
+def _bytes(dtype: str) -> int:
+    bits = re.search(r"\d+$", dtype)
+    return int(bits[0]) // 8 if bits else 1  # bool
+
+
+def _multiply_adds(layer: Any, node: Any, shape: tuple[int, ...]) -> int:
+    if isinstance(layer, keras.Model):
+        return multiply_adds(layer)
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(layer.kernel.shape) * math.prod(shape[:-1])
+    if isinstance(layer, _SEPARABLE):
+        weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
+        return weights * _places(layer, shape)
+    if isinstance(layer, _TRANSPOSED):  # the kernel is laid down at every place of the input
+        return math.prod(layer.kernel.shape) * _places(layer, _image(layer, node.input_tensors[0]))
+    if isinstance(layer, _CONVOLUTIONS):  # a kernel has as many input channels as a group
+        return math.prod(layer.kernel.shape) * _places(layer, shape)
+    return 0
+
+
+def _places(layer: Any, shape: tuple[int, ...]) -> int:
+    """Height times width."""
+    return math.prod(shape[1:] if layer.data_format == "channels_first" else shape[:-1])
+
+
+def _about(layer: Any) -> str:
+    """The options that one looks for first."""
+    said = []
+    window = getattr(layer, "kernel_size", None) or getattr(layer, "pool_size", None)
+    if window:
+        said.append("×".join(map(str, window)))
+        strides = set(layer.strides)
+        if strides != {1}:
+            said.append("/" + "×".join(map(str, sorted(strides))))
+    groups = getattr(layer, "groups", None)
+    if isinstance(groups, int) and (groups > 1 or not window):
+        said.append(f"{groups} groups")
+    if getattr(layer, "channels_per_group", None):
+        said.append(f"{layer.channels_per_group} channels a group")
+    if getattr(layer, "max_value", None):
+        said.append(f"at most {layer.max_value:g}")
+    if isinstance(layer, keras.layers.Activation):
+        said.append(layer.activation.__name__)
+    if isinstance(layer, keras.layers.Dropout):
+        said.append(f"rate {layer.rate:g}")
+    return " ".join(said)

@@ -1,0 +1,216 @@
+"""What the layers with a scale and a shift for each channel have in common."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from normbench.kernels.standardize import flatten_places, value_of
+
+
+class ChannelAffine(keras.layers.Layer):
+    """A layer on (N, ..., C) that ends in ``y·γ + β`` with γ, β of shape (C,), in float32.
+
+    Statistics, γ and β stay in float32 under every dtype policy; the output has the policy's
+    compute dtype.
+
+    Attributes:
+        formula: What the layer computes, in one line.
+        computed_over: What its statistics are taken over: batch, space, channels.
+        parameters: What it learns.
+        state: What it keeps without learning it.
+        source: Where it was published.
+    """
+
+    formula: ClassVar[str]
+    computed_over: ClassVar[str]
+    parameters: ClassVar[str] = "γ, β: per channel"
+    state: ClassVar[str] = "none"
+    source: ClassVar[str]
+
+    def __init__(self, epsilon: float, center: bool, scale: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be 0 or more, got {epsilon}")
+        self.epsilon = float(epsilon)
+        self.center = bool(center)
+        self.scale = bool(scale)
+        # Where it looks at one position at a time it passes a mask on; elsewhere it must take it.
+        self.supports_masking = (
+            getattr(self, "computed_over", "") in ("channels", "nothing")
+            or "mask" in signature(self.call).parameters
+        )
+
+    @property
+    def treats_images_alone(self) -> bool:
+        """Whether the outputs of a batch are those of its parts, and no state is kept."""
+        return "batch" not in self.computed_over and not self.non_trainable_variables
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        channels = input_shape[-1]
+        if len(input_shape) < 2 or channels is None:
+            raise ValueError(
+                f"{self.name} needs an input (N, ..., C) of known channels, got {input_shape}"
+            )
+        self.gamma = self.channel_weight("gamma", channels, "ones") if self.scale else None
+        self.beta = self.channel_weight("beta", channels, "zeros") if self.center else None
+        self.built = True
+
+    def channel_weight(
+        self, name: str, channels: int, initializer: Any, trainable: bool = True
+    ) -> Any:
+        """Add a weight (C,) that stays in float32 under every dtype policy."""
+        return self.float_weight(name, (channels,), initializer, trainable)
+
+    def float_weight(
+        self, name: str, shape: tuple[int, ...], initializer: Any, trainable: bool = True
+    ) -> Any:
+        """Add a weight that stays in float32 under every dtype policy."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype="float32",
+            autocast=False,
+            trainable=trainable,
+            # Replicas that see different images keep one state, the mean of theirs.
+            aggregation="none" if trainable else "mean",
+        )
+
+    def valid_positions(self, mask: Any, inputs: Any) -> Any:
+        """Return a mask of ``inputs``, (N, ...), as bool (N, S, 1); None where there is none.
+
+        Raises:
+            ValueError: The mask has another shape than the inputs without their channels.
+        """
+        if mask is None:
+            return None
+        mask = ops.convert_to_tensor(mask)
+        sizes = zip(mask.shape, inputs.shape[:-1], strict=False)
+        known = [(size, wanted) for size, wanted in sizes if None not in (size, wanted)]
+        if len(mask.shape) != len(inputs.shape) - 1 or any(a not in (1, b) for a, b in known):
+            raise ValueError(
+                f"the mask of {self.name} must have the shape of its input without the channels, "
+                f"{tuple(inputs.shape[:-1])}, got {tuple(mask.shape)}"
+            )
+        mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(inputs)[:-1])
+        return flatten_places(ops.expand_dims(mask, -1))
+
+    def refuse_mask(self, mask: Any) -> None:
+        """Refuse a mask in a layer that cannot leave positions out.
+
+        Raises:
+            ValueError: There is a mask.
+        """
+        if mask is not None:
+            raise ValueError(
+                f"{self.name} takes its statistics over all positions, those that a mask leaves "
+                "out too: give it an input without a mask, or use another normalization"
+            )
+
+    def affine(self, channels: int) -> tuple[Any, Any]:
+        """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
+        gamma = ops.ones((channels,), "float32") if self.gamma is None else value_of(self.gamma)
+        beta = ops.zeros((channels,), "float32") if self.beta is None else value_of(self.beta)
+        return gamma, beta
+
+    def as_input(self, outputs: Any, inputs: Any) -> Any:
+        """Give ``outputs``, (N, S, C), the shape of the inputs and the compute dtype."""
+        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+        }
+
+
+class BatchStatistics(ChannelAffine):
+    """A layer that normalizes with a mini-batch in training and moving averages in inference."""
+
+    computed_over = "batch, space"
+
+    def __init__(
+        self, momentum: float, epsilon: float, center: bool, scale: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in 0..1, got {momentum}")
+        self.momentum = float(momentum)
+
+    def takes_batch(self, inputs: Any, training: bool | None) -> bool:
+        """Whether to normalize with the mini-batch: in training, if it is not known to be empty."""
+        return bool(training) and self.trainable and 0 not in inputs.shape
+
+    def follow(self, moving: Any, new: Any, momentum: Any = None, count: Any = None) -> None:
+        """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one.
+
+        Args:
+            moving: The variable to move.
+            new: The value of the mini-batch, of the same shape.
+            momentum: Weight of the old value; by default the layer's.
+            count: How many values ``new`` is a statistic of, a float or a tensor: of none, the
+                average stays as it is.
+        """
+        momentum = self.momentum if momentum is None else momentum
+        old = ops.convert_to_tensor(moving)
+        moved = old * momentum + ops.stop_gradient(new) * (1.0 - momentum)
+        moving.assign(
+            moved if count is None or isinstance(count, float) else ops.where(count > 0, moved, old)
+        )
+
+    def unbiased_factor(self, count: Any) -> Any:
+        """m/(m−1) for the m values that each channel has in the mini-batch."""
+        if not isinstance(count, float):
+            return count / ops.maximum(count - 1.0, 1.0)
+        if count == 1:
+            raise ValueError(
+                f"{self.name} has one value a channel in a mini-batch, so no unbiased variance: "
+                "use a larger batch or unbiased=False"
+            )
+        return count / (count - 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "momentum": self.momentum}
+
+
+def groups_dividing(
+    layer: str, channels: int, groups: int | None, channels_per_group: int | None
+) -> int:
+    """Return the number of groups, given either it or the channels of one.
+
+    Raises:
+        ValueError: It does not divide the channels.
+    """
+    name, value = ("groups", groups) if groups else ("channels_per_group", channels_per_group)
+    if not value or channels % value:
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        raise ValueError(
+            f"{name}={value} does not divide the {channels} channels of {layer} "
+            f"(allowed: {', '.join(map(str, divisors))})"
+        )
+    return value if groups else channels // value
+
+
+def check_groups(groups: Any, channels_per_group: Any) -> None:
+    """Refuse anything but exactly one of the two, a whole number of at least 1.
+
+    Raises:
+        ValueError: Both or neither given, or a value that is no such number.
+    """
+    if (groups is None) == (channels_per_group is None):
+        raise ValueError(
+            "exactly one of groups and channels_per_group must be given, got "
+            f"groups={groups} and channels_per_group={channels_per_group}"
+        )
+    for name, value in (("groups", groups), ("channels_per_group", channels_per_group)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

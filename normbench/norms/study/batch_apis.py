@@ -1,0 +1,142 @@
+"""Batch Normalization by the ways that TensorFlow and Keras offer, to be compared with ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from normbench.kernels.standardize import (
+    batch_moments,
+    count_in_batch,
+    flatten_places,
+    value_of,
+)
+from normbench.norms.base import BatchStatistics
+
+__all__ = ["KerasBatchNormalization", "MomentsBatchNormalization"]
+
+
+@keras.saving.register_keras_serializable("normbench")
+class KerasBatchNormalization(keras.layers.BatchNormalization):
+    """Keras's own ``BatchNormalization``, as it is.
+
+    It computes in float32 under half precision. Its moving variance averages the biased variance;
+    that of the paper (Ioffe & Szegedy 2015, algorithm 2, step 10) the unbiased one.
+
+    Args:
+        momentum: Weight of the old moving statistics.
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+    """
+
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β"
+    computed_over = "batch, space"
+    parameters = "γ, β: per channel"
+    state = "moving mean, moving variance: per channel"
+    source = "keras.layers.BatchNormalization"
+
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum=momentum, epsilon=epsilon, center=center, scale=scale, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        # Keras's moving averages would be NaN from an empty mini-batch on.
+        if inputs.shape[0] is not None or not training:
+            return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
+        averages = (self.moving_mean, self.moving_variance)
+        before = [value_of(each) for each in averages]
+        outputs = super().call(inputs, training=training, mask=mask)
+        for average, old in zip(averages, before, strict=True):
+            average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old))
+        return outputs
+
+
+@keras.saving.register_keras_serializable("normbench")
+class MomentsBatchNormalization(BatchStatistics):
+    """``tf.nn.moments``, ``tf.nn.batch_normalization``, and moving averages kept by hand.
+
+    The way of many tutorials, with their decay of 0.9 and epsilon of 0.001 by default. The
+    gradient is the one that automatic differentiation finds through both functions. On another
+    backend than TensorFlow the same formulas stand in, as ``keras.ops``.
+
+    ``tf.nn.batch_normalization`` computes x·(γ/σ) + (β − μ·γ/σ), which loses the digits that
+    centring first would keep where a channel's mean is far above its deviation.
+
+    Args:
+        momentum: Weight of the old moving statistics ("decay").
+        epsilon: Added to the variance.
+        center: Whether to add β.
+        scale: Whether to multiply by γ.
+
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
+    statistics, moving ones too, are those of the valid positions.
+    State: ``moving_mean`` and ``moving_variance`` (biased), float32 (C,).
+    """
+
+    formula = "y = x·(γ/√(σ² + ε)) + (β − μ·γ/√(σ² + ε))"
+    state = "moving mean, moving variance: per channel"
+    source = "tf.nn.moments and tf.nn.batch_normalization (TensorFlow)"
+
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(momentum, epsilon, center, scale, **kwargs)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        channels = int(input_shape[-1] or 0)
+        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
+        self.moving_variance = self.channel_weight(
+            "moving_variance", channels, "ones", trainable=False
+        )
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        x = ops.cast(inputs, "float32")
+        gamma, beta = self.affine(int(inputs.shape[-1]))
+        valid = self.valid_positions(mask, inputs)
+        if self.takes_batch(inputs, training):
+            if valid is None:
+                mean, variance = _moments(x, list(range(len(x.shape) - 1)))
+                count = count_in_batch(flatten_places(inputs))
+                if not isinstance(count, float):  # which may turn out to be 0: no 0/0
+                    mean, variance = (ops.where(count > 0, e, 0.0) for e in (mean, variance))
+            else:
+                mean, variance, count = batch_moments(flatten_places(x), valid)
+            self.follow(self.moving_mean, mean, count=count)
+            self.follow(self.moving_variance, variance, count=count)
+        else:
+            mean = ops.convert_to_tensor(self.moving_mean)
+            variance = ops.convert_to_tensor(self.moving_variance)
+        outputs = _normalized(x, mean, variance, beta, gamma, self.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+
+def _moments(x: Any, axes: list[int]) -> tuple[Any, Any]:
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.nn.moments(x, axes)
+    return ops.moments(x, axes)
+
+
+def _normalized(x: Any, mean: Any, variance: Any, beta: Any, gamma: Any, epsilon: float) -> Any:
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
+    factor = ops.rsqrt(variance + epsilon) * gamma
+    return x * factor + (beta - mean * factor)

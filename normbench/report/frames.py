@@ -1,0 +1,399 @@
+"""A store as data frames: one row a run, and one row an epoch of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
+
+from normbench.errors import NormbenchError, UserError
+from normbench.store.store import Store
+
+if TYPE_CHECKING:
+    from normbench.store.store import Run
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in the store that is no run, or a run with a damaged file: not reported."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a store holds. Unpacks as ``runs, curves = load(store)``.
+
+    Attributes:
+        root: The store's folder.
+        runs: A row a run, sorted by name: ``name``, ``status``, the config (a group's name under
+            the group's, its options as ``norm.groups``), the final metrics (accuracies are
+            fractions 0..1, times in seconds), the provenance. ``attrs["config"]`` and
+            ``attrs["provenance"]`` list the columns of each kind.
+        curves: A row an epoch: ``run`` and the keys of ``metrics.jsonl``, ordered by run, epoch.
+        left_out: Foreign and unreadable folders, each with its reason.
+        unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
+    """
+
+    root: Path
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    left_out: tuple[LeftOut, ...] = field(default=())
+    unfiltered: pd.DataFrame | None = None
+
+    @property
+    def whole(self) -> pd.DataFrame:
+        """The runs frame of the whole store, without what :meth:`select` took away."""
+        return self.runs if self.unfiltered is None else self.unfiltered
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        return iter((self.runs, self.curves))
+
+    def select(self, kept: pd.Series) -> Frames:
+        """Keep the runs for which ``kept`` (a boolean per row of ``runs``) is true."""
+        runs = self.runs[kept].reset_index(drop=True)
+        curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
+        return Frames(self.root, runs, curves, self.left_out, self.whole)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, frame in (("runs", self.runs), ("curves", self.curves)):
+            for suffix in ("parquet", "csv"):
+                path = folder / f"{name}.{suffix}"
+                if suffix == "parquet":
+                    frame.to_parquet(path, index=False)
+                else:
+                    # Arrow's writer is ten times as fast as that of pandas.
+                    csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
+                written.append(path)
+        return written
+
+
+def load(store: Store | Path | str) -> Frames:
+    """Read a store into data frames.
+
+    Args:
+        store: The store, or its folder.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    store = as_store(store)
+    if not store.root.is_dir():
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
+    left_out = [LeftOut(path, reason) for path, reason in store.foreign()]
+    rows: list[dict[str, Any]] = []
+    pieces: list[dict[str, np.ndarray]] = []
+    for run in store.runs():
+        row, epochs, problem = read(run)
+        if row is None:
+            left_out.append(LeftOut(run.path, problem or "it cannot be read"))
+            continue
+        rows.append(row)
+        pieces.append(columns(run.name, epochs))
+    runs, curves = _typed(*_frames(rows, pieces))
+    runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
+    runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
+    return Frames(store.root, runs, curves, tuple(left_out))
+
+
+def as_store(store: Store | Path | str) -> Store:
+    """Return the store itself, or the one in that folder."""
+    return store if isinstance(store, Store) else Store(Path(store))
+
+
+def _frames(
+    rows: list[dict[str, Any]], pieces: list[dict[str, np.ndarray]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    runs = pd.DataFrame(rows)
+    for column in ("name", "status", "norm", "batch", "seed", "dataset", "classes", *FINAL):
+        if column not in runs:
+            runs[column] = None
+    keys: dict[str, None] = dict.fromkeys(("run", *CURVE_NUMBERS))
+    for piece in pieces:
+        keys.update(dict.fromkeys(piece))
+    return runs, pd.DataFrame({key: _joined(key, pieces) for key in keys})
+
+
+def _joined(key: str, pieces: list[dict[str, np.ndarray]]) -> np.ndarray:
+    if not pieces:
+        return np.array([], object if key == "run" else float)
+    return np.concatenate(
+        [piece[key] if key in piece else np.full(len(piece["run"]), np.nan) for piece in pieces]
+    )
+
+
+def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the columns of both frames their types, and those of the runs their order."""
+    runs = runs[sorted(runs.columns, key=_place)]
+    for column in RESULTS:
+        if column in runs:
+            runs[column] = pd.to_numeric(runs[column], errors="coerce").astype(float)
+    for frame in (runs, curves):
+        for column in frame.columns:
+            if frame[column].dtype == object:
+                frame[column] = _plain(frame[column])
+    return runs, curves
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """Give a column of mixed values the one type that Parquet can hold."""
+    values = [None if _missing(value) else value for value in column]
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in present):
+        return pd.Series(values, index=column.index, dtype="boolean")
+    if present and all(isinstance(v, int | float) and not isinstance(v, bool) for v in present):
+        return pd.Series([np.nan if v is None else v for v in values], index=column.index).astype(
+            float
+        )
+    texts = [None if value is None else str(value) for value in values]
+    return pd.Series(texts, index=column.index, dtype="str")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _place(column: str) -> tuple[int, int, str]:
+    """Sort key of a column: name, status, config by group, results, the rest."""
+    if column in LEADING:
+        return 0, LEADING.index(column), ""
+    if is_config(column):
+        group = column.partition(".")[0]
+        return 1, GROUPS.index(group) if group in GROUPS else len(GROUPS), column
+    if column in RESULTS:
+        return 2, RESULTS.index(column), ""
+    return 3, is_provenance(column), column
+
+
+# --- A run folder as one row of results and the columns of its epochs -----------------------------
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+GROUPS = ("dataset", "arch", "norm", "optimizer", "schedule")
+"""Groups of a config: each becomes a column with its name and one column an option."""
+
+STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
+
+CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+"""Classes of the data sets that ship with normbench, for the accuracy of guessing."""
+
+_NOT_CONFIG = ("signature", "schema", "probe", "logger")
+_VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
+FINAL = _names(
+    "train_loss train_acc val_loss val_acc test_loss test_acc best_val_epoch best_val_acc "
+    "best_val_test_acc best_val_test_loss steps images_seen parameters train_seconds "
+    "wall_seconds images_per_s diverged_epoch diverged_step micro_batches"
+)
+CURVE_NUMBERS = _names(
+    "epoch step images_seen train_loss train_acc val_loss val_acc lr grad_norm grad_norm_max "
+    "images_per_s train_seconds eval_seconds"
+)
+_PROVENANCE = ("commit", "dirty", "host", "processor", "devices")
+RESULTS = (*FINAL, "test_err", "val_err", "best_val_test_err", "gap", "epochs_done", "classes")
+LEADING = ("name", "status", "dataset", "arch", "norm", "batch", "seed", "epochs")
+_NOT_FROM_CONFIG = frozenset(
+    _names(
+        "name status signature path command started ended sessions error_type error_message "
+        "weights_sha256 steps_to_target epochs_to_target seconds_to_target row column"
+    )
+).union(RESULTS, _PROVENANCE)
+
+
+def is_config(column: str) -> bool:
+    """Whether a column of the runs frame comes from the config."""
+    return column not in _NOT_FROM_CONFIG and not column.startswith(("version.", "engine."))
+
+
+def is_provenance(column: str) -> bool:
+    """Whether a column of the runs frame says by what code and on what machine the run was made."""
+    return column in _PROVENANCE or column.startswith(("version.", "engine."))
+
+
+def is_origin(column: str) -> bool:
+    """Return whether a column says which code made the run: cells of several are marked mixed."""
+    return column in ("commit", "dirty") or column.startswith("version.")
+
+
+def chance(dataset: str, classes: float | None = None) -> float:
+    """Return the accuracy of guessing, 1/classes; 0 where the number of classes is unknown."""
+    if classes is not None and classes == classes and classes >= 1:
+        return 1.0 / classes
+    return 1.0 / CLASSES[dataset] if dataset in CLASSES else 0.0
+
+
+def config_columns(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a resolved config: ``norm`` is its whole name (``gn_ws``), options are dotted."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in _NOT_CONFIG:
+            continue
+        if isinstance(value, Mapping) and "name" in value:
+            flat[key] = _group_name(key, value)
+            _flatten(f"{key}.", value, flat)
+        elif isinstance(value, Mapping):
+            _flatten(f"{key}.", value, flat)
+        else:
+            flat[key] = _cell(value)
+    return flat
+
+
+def _group_name(key: str, group: Mapping[str, Any]) -> str:
+    name = str(group["name"])
+    weight = group.get("weight")
+    if key == "norm" and isinstance(weight, Mapping) and weight.get("name", "none") != "none":
+        return f"{name}_{weight['name']}"
+    return name
+
+
+def _flatten(prefix: str, group: Mapping[str, Any], flat: dict[str, Any]) -> None:
+    for key, value in group.items():
+        if key == "_target_" or (key == "name" and prefix.count(".") == 1):
+            continue
+        if isinstance(value, Mapping):
+            _flatten(f"{prefix}{key}.", value, flat)
+        else:
+            flat[f"{prefix}{key}"] = _cell(value)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | None]:
+    """Return a run's row and its epochs, or None, nothing, and the reason where a file is damaged.
+
+    A run of which any file cannot be what was written is left out whole: a report that keeps its
+    other numbers would stand on a folder that nobody can vouch for.
+    """
+    try:
+        config, meta, status = run.config, run.meta, run.status
+        summary, epochs = run.summary, run.metrics()
+        epochs = diagnosed(epochs, run.diagnoses())
+    except NormbenchError as error:
+        return None, [], _reason(error, run)
+    if config is None or meta is None:
+        return None, [], "config.yaml or meta.json is missing"
+    row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
+    row.setdefault("accumulate", 1)  # which older runs do not name
+    row["signature"] = meta.get("signature") or config.get("signature")
+    row["epochs_done"] = _last(epochs, "epoch", summary)
+    row.update(_final(summary))
+    row["classes"] = (summary or {}).get("classes")
+    row.update(_provenance(meta))
+    row["path"] = str(run.path)
+    return row, epochs, None
+
+
+def diagnosed(
+    epochs: list[dict[str, Any]], diagnoses: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Add what was measured in checkpoints to the rows of their epochs.
+
+    What the run measured itself stays; of several diagnoses of one epoch the last counts. One of a
+    checkpoint in the middle of an epoch belongs to no row.
+    """
+    found: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
+    for line in diagnoses:
+        found.setdefault((line["epoch"], line["step"]), {})[line["probe"]] = line["values"]
+    added = [
+        {
+            f"probe/{probe}/{key}": value
+            for probe, values in found.get((row.get("epoch"), row.get("step")), {}).items()
+            for key, value in values.items()
+        }
+        for row in epochs
+    ]
+    return [
+        {**row, **{k: v for k, v in more.items() if k not in row}}
+        for row, more in zip(epochs, added, strict=True)
+    ]
+
+
+def _reason(error: NormbenchError, run: Run) -> str:
+    text = " ".join(str(error).split())
+    return text.replace(f"{run.path}/", "").replace(str(run.path), run.name)
+
+
+def _last(epochs: list[dict[str, Any]], key: str, summary: Mapping[str, Any] | None) -> Any:
+    if summary and summary.get("epochs") is not None:
+        return summary["epochs"]
+    return epochs[-1].get(key, 0) if epochs else 0
+
+
+def _final(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    values = {key: (summary or {}).get(key) for key in FINAL}
+    for name in ("test", "val", "best_val_test"):
+        accuracy = values[f"{name}_acc"]
+        values[f"{name}_err"] = None if accuracy is None else 1.0 - accuracy
+    train, test = values["train_acc"], values["test_acc"]
+    values["gap"] = None if train is None or test is None else train - test
+    values["weights_sha256"] = (summary or {}).get("weights_sha256")
+    return values
+
+
+def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
+    git, engine = meta.get("git") or {}, meta.get("engine") or {}
+    versions, error = meta.get("versions") or {}, meta.get("error") or {}
+    return {
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        **{f"version.{name}": versions.get(name) for name in _VERSIONS},
+        **_own_versions(meta.get("own")),
+        "host": meta.get("host"),
+        "processor": meta.get("processor"),
+        "devices": ", ".join(map(str, meta.get("devices") or [])),
+        **{f"engine.{key}": _cell(value) for key, value in engine.items()},
+        "command": json.dumps(meta.get("command") or []),
+        "started": meta.get("started"),
+        "ended": meta.get("ended"),
+        "sessions": len(meta.get("sessions") or []),
+        "error_type": error.get("type"),
+        "error_message": error.get("message"),
+    }
+
+
+def _own_versions(own: Any) -> dict[str, str]:
+    """Return the versions of code and data of one's own that trained a run, by what they are of."""
+    if not isinstance(own, Mapping):
+        return {}
+    return {
+        f"version.{name}": " then ".join(str(each)[:10] for each in versions)
+        for name, versions in own.items()
+        if isinstance(versions, list)
+    }
+
+
+def columns(name: str, epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return a run's epochs as typed columns, so that their dicts need not be kept."""
+    keys: dict[str, None] = dict.fromkeys(CURVE_NUMBERS)
+    for epoch in epochs:
+        keys.update(dict.fromkeys(epoch))
+    return {"run": np.full(len(epochs), name, object)} | {
+        key: _array([epoch.get(key) for epoch in epochs]) for key in keys
+    }
+
+
+def _array(values: list[Any]) -> np.ndarray:
+    """Return numbers as float64, null as NaN; anything else as texts."""
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        return np.array([None if value is None else str(value) for value in values], object)

@@ -1,0 +1,261 @@
+"""A network as a table: what each layer is, costs and holds, and where each normalization went."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normbench.components import make_source
+from normbench.errors import UserError
+from normbench.formats import count, size
+
+if TYPE_CHECKING:  # the first imports Keras
+    from normbench.config import Config
+    from normbench.network import LayerCost
+
+NORM_STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")
+"""Colours of the kinds of normalizations, in the order in which they appear."""
+
+
+_NAME = 24
+"""Columns that a name has in a narrow terminal; longer ones are wrapped."""
+
+
+class Network(NamedTuple):
+    """A network and what it was built for.
+
+    Attributes:
+        name: As ``arch=resnet50 norm=xbn``.
+        images: (H, W, C).
+        images_of: The data set that this is for; None where it was told otherwise.
+        classes: Number of logits.
+        batch: Images of a training step.
+        layers: What :func:`normbench.network.layer_costs` says of each layer.
+    """
+
+    name: str
+    images: tuple[int, int, int]
+    images_of: str | None
+    classes: int
+    batch: int
+    layers: Sequence[LayerCost]
+
+
+def network_of(config: Config, images: str | None = None, classes: int | None = None) -> Network:
+    """Build the network of a run, without its data.
+
+    Args:
+        config: Of the run.
+        images: Size of the images, as ``224x224x3``; None for that of the data set.
+        classes: Number of logits; None for that of the data set.
+
+    Raises:
+        UserError: A size or number that is none, or a network that cannot be built.
+    """
+    if classes is not None and classes < 1:
+        raise UserError(f"--classes must be at least 1, got {classes}")
+    size_given = None if images is None else _size(images)
+    from normbench.engine import backend
+
+    source = make_source(config.dataset)
+    backend.start(config.backend, config.precision)
+    from normbench.network import build_model, layer_costs
+
+    shape = size_given or source.shape
+    logits = classes or int(source.classes)
+    model = build_model(config, shape, logits)
+    return Network(
+        name=f"arch={config.arch['name']} norm={config.norm_name}",
+        images=shape,
+        images_of=source.title if (shape, logits) == (source.shape, source.classes) else None,
+        classes=logits,
+        batch=config.micro_batch,
+        layers=layer_costs(model),
+    )
+
+
+def _size(images: str) -> tuple[int, int, int]:
+    sides = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", images)
+    height, width, channels = map(int, sides.groups()) if sides else (0, 0, 0)
+    if not min(height, width, channels):
+        raise UserError(f"--images must be HEIGHTxWIDTHxCHANNELS, as 224x224x3, got {images!r}")
+    return height, width, channels
+
+
+def rows(network: Network) -> list[dict[str, Any]]:
+    """Return the layers as rows of plain values, for a file or a pipe; the last is the total.
+
+    Bytes are for one image: ``activation_bytes`` of the layer's output, ``kept_bytes`` of what
+    the backward pass needs of it.
+    """
+    listed: list[dict[str, Any]] = [
+        {
+            "layer": layer.name,
+            "kind": layer.kind,
+            "options": layer.about,
+            "place": layer.place,
+            "parametrization": layer.parametrization,
+            "output": by(layer.output_shape),
+            "parameters": layer.parameters,
+            "multiply_adds": layer.multiply_adds,
+            "activation_bytes": layer.activation_bytes,
+            "kept_bytes": layer.kept_bytes,
+        }
+        for layer in network.layers
+    ]
+    total = dict.fromkeys(listed[0]) | {"layer": "total"}
+    for key in ("parameters", "multiply_adds", "activation_bytes", "kept_bytes"):
+        total[key] = sum(row[key] for row in listed)
+    return [*listed, total]
+
+
+class _Column(NamedTuple):
+    heading: str
+    write: Callable[[LayerCost], str]
+    #: Where room is short the column with the highest number goes first; 0 stays, and folds.
+    spare: int = 0
+
+
+_COLUMNS = (
+    _Column("layer", lambda layer: layer.name),
+    _Column("kind", lambda layer: kind(layer)),
+    _Column("place", lambda layer: layer.place or "", 1),
+    _Column("output", lambda layer: by(layer.output_shape), 3),
+    _Column("parameters", lambda layer: count(layer.parameters) if layer.parameters else "", 2),
+    _Column(
+        "multiply-adds", lambda layer: count(layer.multiply_adds) if layer.multiply_adds else "", 4
+    ),
+    _Column("activation", lambda layer: size(layer.activation_bytes), 5),
+)
+
+
+def page(network: Network, width: int | None = None) -> RenderableType:
+    """Show the layers and, below them, the totals, in ``width`` columns (None: the terminal's).
+
+    Where room is short, columns go in the order activation, multiply-adds, output, parameters,
+    place.
+    """
+    width = Console().width if width is None else width
+    needs = {
+        column.heading: 2 + max(map(len, [column.heading, *map(column.write, network.layers)]))
+        for column in _COLUMNS
+    }
+    for column in _COLUMNS:
+        if not column.spare:  # long names fold before they push a number out
+            needs[column.heading] = min(needs[column.heading], max(_NAME, width // 4))
+    shown = list(_COLUMNS)
+    while sum(needs[column.heading] for column in shown) - 2 > width:
+        least = max(shown, key=lambda column: column.spare)
+        if not least.spare:
+            break
+        shown.remove(least)
+    styles = norm_styles(network.layers, NORM_STYLES)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for column in shown:
+        right = column.spare > 1
+        table.add_column(
+            column.heading,
+            justify="right" if right else "left",
+            no_wrap=bool(column.spare),
+            overflow="fold",
+        )
+    for layer in network.layers:
+        style = styles.get(layer.kind, "") if layer.place else ""
+        table.add_row(
+            *(
+                Text(column.write(layer), style if column.heading in ("kind", "place") else "")
+                for column in shown
+            )
+        )
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in totals(network):
+        facts.add_row(name, Text(value))
+    return Group(Text(network.name, "bold"), table, Padding(facts, (1, 0, 0, 0)))
+
+
+def totals(network: Network) -> list[tuple[str, str]]:
+    """Return what is said of a network as a whole: names and values, as they are shown."""
+    total = rows(network)[-1]
+    of = f" ({network.images_of})" if network.images_of else ""
+    pairs = [
+        ("images", f"{by(network.images)}, {network.classes:,} classes{of}"),
+        ("parameters", _both(total["parameters"])),
+        ("multiply-adds", f"{_both(total['multiply_adds'])} per image"),
+        ("activations", f"{size(total['activation_bytes'])} per image"),
+        (
+            "to train",
+            f"at least {size(total['kept_bytes'] * network.batch)} of activations at batch "
+            f"{network.batch}: {size(total['kept_bytes'])} per image that the backward pass needs",
+        ),
+    ]
+    pairs += [("normalization", text) for text in placed(network.layers)]
+    parametrized = Counter(layer.parametrization for layer in network.layers)
+    pairs += [("kernels", f"{n} × {name}") for name, n in parametrized.items() if name]
+    return pairs
+
+
+def placed(layers: Sequence[LayerCost]) -> list[str]:
+    """Say of each kind of normalization how many there are at which places; or that none is."""
+    kinds: dict[str, Counter[str]] = {}
+    for layer in layers:
+        if layer.place:
+            kinds.setdefault(layer.kind, Counter())[layer.place] += 1
+    return [
+        f"{places.total()} × {name}: "
+        + ", ".join(f"{place} {number}" for place, number in places.items())
+        for name, places in kinds.items()
+    ] or ["none"]
+
+
+def norm_styles(
+    layers: Sequence[LayerCost], styles: Sequence[str], known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Give each kind of normalization a style.
+
+    Args:
+        layers: The network's.
+        styles: For the kinds that are not ``known``, in the order in which they appear.
+        known: Styles of kinds.
+    """
+    known = known or {}
+    kinds = dict.fromkeys(layer.kind for layer in layers if layer.place)
+    others = (name for name in kinds if name not in known)
+    given = {name: styles[index % len(styles)] for index, name in enumerate(others)}
+    return {name: known.get(name) or given[name] for name in kinds}
+
+
+def kind(layer: LayerCost) -> str:
+    """Name a layer's kind with its options, and what its kernel passes through."""
+    name = layer.kind.removeprefix("Parametrized") if layer.parametrization else layer.kind
+    return " ".join(
+        each
+        for each in (name, layer.about, layer.parametrization and f"({layer.parametrization})")
+        if each
+    )
+
+
+def by(shape: Sequence[int]) -> str:
+    """Write a shape: ``32×32×3``."""
+    return "×".join(map(str, shape))
+
+
+def short(number: float) -> str:
+    """Write a large number with three digits: ``25.6 M``, ``4.09 G``; below 1,000 as it is."""
+    units = ["", " k", " M", " G", " T"]
+    while number >= 999.5 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.3g}{units[0]}"
+
+
+def _both(number: int) -> str:
+    return count(number) if number < 1000 else f"{count(number)} ({short(number)})"

@@ -1,0 +1,388 @@
+"""What the command line calls: report, diff, export, and the table a sweep ends with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normbench.errors import NormbenchError, UserError, unknown
+from normbench.report import origin as provenance
+from normbench.report import sections as content
+from normbench.report import table as render
+from normbench.report import tables as lists
+from normbench.report.caveats import CONFOUND_RULE
+from normbench.report.frames import Frames, as_store, load
+from normbench.report.grid import DIVERGED_RULE
+from normbench.report.sections import DRAWN, Section
+from normbench.report.study import studies
+from normbench.report.table import Table
+from normbench.store import schema
+
+if TYPE_CHECKING:
+    import rich.console
+
+    from normbench.report.figures.style import Drawing
+    from normbench.store.store import Store
+
+Say = Callable[[str], None]
+
+MANIFEST = ".normbench-report.json"
+"""Names the files that a report wrote, so that the next one can take away what it does not."""
+
+
+def report(
+    store: Store | Path | str,
+    where: str | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    metric: str = "test_acc",
+    baseline: str | None = None,
+    target: float | None = None,
+    out: Path | str = "report",
+    say: Say = print,
+    allow_confound: str | Sequence[str] = (),
+) -> Path:
+    """Write tables, figures and a page on the runs of a store.
+
+    Args:
+        store: The store, or its folder.
+        where: A filter on runs (:mod:`normbench.report.where`).
+        by: Columns of the config: rows, then columns of the tables; further ones part studies.
+        metric: What is compared (:data:`normbench.report.metrics.METRICS`).
+        baseline: The row that the others are compared with; ``bn`` where there is one.
+        target: A validation accuracy, a fraction, for the table of steps to reach it.
+        out: The folder to write to.
+        say: Takes each line meant for the user.
+        allow_confound: Keys, or groups of keys, in which rows may differ on purpose.
+
+    Returns:
+        The page, ``index.html`` in ``out``.
+
+    Raises:
+        UserError: Something asked for does not exist, or no run is left.
+        NormbenchError: The store does not exist, or ``out`` cannot be written.
+    """
+    asked = content.request(where, by, metric, baseline, target, allow_confound)
+    _refuse_place(Path(out))
+    everything = load(store)
+    frames, notes = content.chosen(everything, asked)
+    for line in _opening(everything, frames, asked.where, notes):
+        say(line)
+    if frames.runs.empty:
+        raise UserError(_nothing(everything, asked.where))
+    made, more = content.sections(frames, asked)
+    for note in more:
+        say(f"note: {note}")
+    for section in made:
+        told: set[str] = set()
+        for table in section.main:
+            fresh = replace(table, notes=[note for note in table.notes if note not in told])
+            told.update(table.notes)
+            say(text(render.terminal(fresh)) + "\n")
+        for finding in section.findings:
+            say(f"• {finding.text}")
+    drawn = made[:DRAWN]
+    if len(made) > len(drawn):
+        say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
+    for section in drawn:
+        section.drawings = content.draw(section)
+    for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
+        say(line)
+    try:
+        page = _write(Path(out), frames, made, asked, notes + more)
+    except OSError as error:
+        raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
+    say(f"report: {page}")
+    return page
+
+
+def summary_table(
+    store: Store | Path | str,
+    names: Collection[str] | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    metric: str = "test_acc",
+    target: float | None = None,
+    allow_confound: str | Sequence[str] = (),
+) -> rich.console.RenderableType:
+    """Return a metric's table for each study of a store, the largest first, for a terminal.
+
+    ``rich.console.Console().print(summary_table(store))``.
+
+    Args:
+        store: The store, or its folder.
+        names: Of the runs to show; None for all.
+        by, metric, target, allow_confound: As for :func:`report`.
+
+    Raises:
+        UserError: There are no such runs, or no such column or metric.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    asked = content.request(None, by, metric, None, target, allow_confound)
+    frames, _ = content.chosen(load(store), asked)
+    if names is not None and not frames.runs.empty:
+        frames = frames.select(frames.runs["name"].isin(names))
+    if frames.runs.empty:
+        raise UserError(_nothing(frames, None))
+    made, _ = content.sections(frames, asked)
+    shown: list[rich.console.RenderableType] = []
+    for section in made:
+        shown.append(render.terminal(section.main[0]))
+        cautions = [each for each in section.findings if each.strength == "caution"]
+        shown += [Text(each.text, "dim") for each in cautions]
+    return Group(*shown)
+
+
+def diff(
+    store: Store | Path | str,
+    run_a: str,
+    run_b: str,
+    out: Path | str | None = None,
+    say: Say = print,
+) -> None:
+    """Say what two runs do not share; with ``out``, write it there with their curves overlaid.
+
+    Args:
+        store: The store, or its folder.
+        run_a, run_b: A name, the unique start of one, or a signature.
+        out: The folder to write ``diff.md`` and ``curves.png`` (svg, pdf) to.
+        say: Takes each line meant for the user.
+
+    Raises:
+        UserError: There is no such run, or more than one.
+        NormbenchError: A run cannot be read, or ``out`` cannot be written.
+    """
+    from normbench.report import diff as comparing
+
+    store = as_store(store)
+    if out is not None:
+        _refuse_place(Path(out))
+    first, second = store.find(run_a), store.find(run_b)
+    if first.name == second.name:
+        raise UserError(f"{run_a!r} and {run_b!r} are one run, {first.name}: name two")
+    pair = comparing.pair(first, second)
+    for line in comparing.named(pair):
+        say(line)
+    for table in comparing.tables(pair):
+        say(text(render.terminal(table)) + "\n")
+    if out is not None:
+        try:
+            written, drawing = comparing.write(pair, Path(out))
+        except OSError as error:
+            raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
+        for line in _boxes([drawing]):
+            say(line)
+        say(f"diff: {written[0]}")
+
+
+FORMATS = ("md", "csv", "tex", "parquet")
+"""Formats of :func:`export`."""
+
+
+def export(
+    store: Store | Path | str,
+    where: str | None = None,
+    out: Path | str | None = None,
+    format: str | None = None,
+    by: str | Sequence[str] = ("norm", "batch"),
+    say: Say = print,
+) -> Path | None:
+    """Write one table of all cells of a store, for the appendix of a paper.
+
+    Args:
+        store: The store, or its folder.
+        where: A filter on runs.
+        out: The file to write; None says the table instead.
+        format: One of :data:`FORMATS`; by default the suffix of ``out``, else ``md``. ``csv``
+            and ``parquet`` hold the unrounded numbers.
+        by: Columns of the config that make a cell.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The file, None where there is none.
+
+    Raises:
+        UserError: An unknown format, filter or column; Parquet without a file; no run is left.
+        NormbenchError: The store does not exist, or ``out`` cannot be written.
+    """
+    path = None if out is None else Path(out)
+    kind = format or (path.suffix.lstrip(".") if path is not None and path.suffix else "md")
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if kind == "parquet" and path is None:
+        raise UserError("format parquet needs a file: name one with --out")
+    asked = content.request(where, by, "test_acc", None, None)
+    if path is not None:
+        _refuse_place(path.parent)
+        if path.is_dir():
+            raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    everything = load(store)
+    frames, notes = content.chosen(everything, asked)
+    if frames.runs.empty:
+        raise UserError(_nothing(everything, where))
+    for note in notes:
+        say(f"note: {note}")
+    table = lists.summary(*studies(frames, asked.by))
+    if path is None:
+        say(_rendered(table, kind).rstrip())
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "parquet":
+            table.data.to_parquet(path, index=False)
+        else:
+            path.write_text(_rendered(table, kind), encoding="utf-8")
+    except OSError as error:
+        raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    cells = len(table.rows)
+    say(f"export: {path} ({cells} cell{'' if cells == 1 else 's'})")
+    return path
+
+
+def text(renderable: object, width: int | None = None) -> str:
+    """Return what rich would print, with colours where the terminal shows them."""
+    from rich.console import Console
+
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get().rstrip("\n")
+
+
+def _boxes(drawings: Sequence[Drawing]) -> list[str]:
+    """Say in one line which characters of figures are drawn as boxes, if any are."""
+    from normbench.report.figures import style
+
+    said = style.lacking(drawing.figure for drawing in drawings)
+    return [f"note: {said}"] if said else []
+
+
+def _opening(
+    everything: Frames, frames: Frames, where: str | None, notes: Sequence[str]
+) -> list[str]:
+    lines = [f"{everything.root}: {provenance.counts(everything)}"]
+    if where:
+        lines.append(f"--where {where!r} keeps {provenance.counts(frames)}")
+    lines += provenance.unfinished(frames)
+    lines += [f"left out: {item}" for item in everything.left_out]
+    lines += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    return lines + [f"note: {note}" for note in notes]
+
+
+def _refuse_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file stands in its place or above it.
+
+    Found before the tables and figures are computed, which may take minutes.
+    """
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write to {str(folder)!r}: {there} is a file, not a folder")
+
+
+def _nothing(frames: Frames, where: str | None) -> str:
+    if where and not frames.runs.empty:
+        return f"--where {where!r} keeps none of the {len(frames.runs)} runs of {frames.root}"
+    if frames.left_out:
+        count = len(frames.left_out)
+        left_out = "1 folder is" if count == 1 else f"{count} folders are"
+        return f"there are no runs in {frames.root} that can be reported: {left_out} left out"
+    return f"there are no runs in {frames.root}: make some with normbench run or normbench sweep"
+
+
+def _write(
+    out: Path,
+    frames: Frames,
+    made: Sequence[Section],
+    asked: content.Request,
+    notes: Sequence[str],
+) -> Path:
+    from normbench.report.figures import style
+    from normbench.report.page.build import build
+
+    out.mkdir(parents=True, exist_ok=True)
+    written = frames.write(out / "data")
+    for section in made:
+        part = section.study.slug if len(made) > 1 else ""
+        for table in section.tables:
+            written += write_table(table, out / "tables" / part, study=part)
+        for drawing in section.drawings:
+            written += style.save(drawing, out / "figures" / part)
+    written += write_table(lists.run_list(frames), out / "tables", ("md",))
+    markdown, page = out / "report.md", out / "index.html"
+    markdown.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
+    page.write_text(build(frames, made, asked, notes, out), encoding="utf-8")
+    _forget(out, [*written, markdown, page])
+    return page
+
+
+def write_table(
+    table: Table, folder: Path, kinds: Sequence[str] = ("md", "csv", "tex"), study: str = ""
+) -> list[Path]:
+    """Write a table as Markdown, CSV and LaTeX; return the files.
+
+    Args:
+        table: The table.
+        folder: Where to; made if it does not exist.
+        kinds: Suffixes of the files.
+        study: The slug of the table's study where a report has several.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind in kinds:
+        path = folder / f"{table.slug}.{kind}"
+        path.write_text(_rendered(table, kind, study), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _rendered(table: Table, kind: str, study: str = "") -> str:
+    if kind == "tex":
+        return render.latex(table, study)
+    return render.csv(table) if kind == "csv" else render.markdown(table)
+
+
+def _markdown(
+    frames: Frames,
+    made: Sequence[Section],
+    asked: content.Request,
+    notes: Sequence[str],
+) -> str:
+    known = provenance.unfinished(frames, named=len(frames.runs))
+    known += [f"left out: {item}" for item in frames.left_out]
+    known += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    plain = render.markdown_text
+    lines = ["# Report", "", f"{plain(provenance.counts(frames))}.", ""]
+    lines += [f"- {plain(line)}" for line in [*known, *notes]]
+    if asked.where:
+        lines.append(f"- only runs with {render.markdown_code(asked.where)}")
+    for section in made:
+        part = f"{section.study.slug}/" if len(made) > 1 else ""
+        lines += ["", f"## {plain(section.study.title)}", ""]
+        lines += [f"- {plain(finding.text)}" for finding in section.findings]
+        for drawing in section.drawings:
+            caption = plain(drawing.caption)
+            lines += ["", f"![{caption}](figures/{part}{drawing.slug}.png)", "", f"*{caption}*"]
+        for table in section.tables:
+            lines += ["", render.markdown(table, "###").rstrip()]
+    lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
+    return "\n".join(lines)
+
+
+def _forget(out: Path, written: Sequence[Path]) -> None:
+    """Remove what an earlier report wrote here and this one did not, then list what is here."""
+    manifest = out / MANIFEST
+    now = {path.relative_to(out).as_posix() for path in written}
+    try:
+        listed = schema.parse(manifest.read_bytes())
+        schema.sequence(schema.text())(listed, MANIFEST)
+        before = set(listed)
+    except (OSError, ValueError):
+        before = set()
+    for name in before - now:
+        path = (out / name).resolve()
+        if path.is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+    manifest.write_text(json.dumps(sorted(now), indent=0), encoding="utf-8")

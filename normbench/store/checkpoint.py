@@ -1,0 +1,152 @@
+"""Checkpoint files: named arrays and a JSON record in one ``.npz`` that is whole or refused.
+
+The file is an ordinary uncompressed ``.npz``: ``numpy.load(path)["stem/kernel"]`` reads it. Beside
+the arrays it holds ``normbench.json`` with the record and the arrays' names and dtypes. NumPy's
+format has no name for bfloat16 and its like (`ml_dtypes`), so those are stored as unsigned
+integers of their width and given their type back on loading.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from normbench.store import schema
+from normbench.store.files import StoreError, cannot, dumps, write_atomic
+
+HEADER = "normbench.json"
+
+#: What a zip archive with flipped or missing bytes raises while it is read, flags and sizes
+#: included (an "encrypted" bit is a RuntimeError, an unknown method a NotImplementedError).
+_CORRUPTION = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
+
+
+def _storable(name: str, array: np.ndarray) -> np.ndarray:
+    """Return ``array`` in C order and with a dtype that NumPy's format can name."""
+    if array.dtype.hasobject or array.dtype.names is not None:
+        raise TypeError(f"array {name!r} has dtype {array.dtype}, which a checkpoint cannot hold")
+    ordered = np.asarray(array, order="C")
+    if array.dtype.isbuiltin == 2:  # registered by another package: ml_dtypes
+        return ordered.view(f"u{array.dtype.itemsize}")
+    return ordered
+
+
+def _restored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Give ``array`` the dtype it had before `_storable`."""
+    if str(array.dtype) == dtype:
+        return array
+    import ml_dtypes
+
+    kind = getattr(ml_dtypes, dtype, None)
+    if kind is None:
+        raise ValueError(f"the installed ml_dtypes has no dtype {dtype!r}")
+    return array.view(np.dtype(kind))
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+    """Write ``arrays`` and the JSON record ``info`` to ``path``, atomically.
+
+    Args:
+        arrays: any shapes and any numeric dtypes, those of `ml_dtypes` included; a name may hold
+            slashes.
+        info: what strict JSON can hold.
+
+    Raises:
+        StoreError: the file cannot be written; the old one is untouched.
+    """
+    named = {name: np.asarray(array) for name, array in arrays.items()}
+    dtypes = {name: str(array.dtype) for name, array in named.items()}
+    header = dumps({"schema": 1, "arrays": dtypes, "info": dict(info)})
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(HEADER, header)
+            for name, array in named.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, _storable(name, array), allow_pickle=False)
+
+    write_atomic(path, write)
+
+
+_HEADER = schema.record(
+    {"schema": schema.integer(), "arrays": schema.mapping(schema.text()), "info": schema.mapping()}
+)
+
+
+def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    header = schema.parse_record(_entry(archive, HEADER), _HEADER)
+    if header["schema"] != 1:
+        raise ValueError(f"its schema is {header['schema']}, this normbench reads 1")
+    return header
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return an entry whole; the CRC is checked where its last byte is read.
+
+    Entries are never compressed, so that none is larger than the file that it lies in.
+    """
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(name)
+
+
+def _array(data: bytes, name: str) -> np.ndarray:
+    """Return the array of a ``.npy`` file, whose header must not ask for more than the file has."""
+    content = io.BytesIO(data)
+    version = np.lib.format.read_magic(content)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{name} is of the unknown version {version}")
+    shape, _, dtype = readers[version](content)
+    if math.prod(shape) * dtype.itemsize != len(data) - content.tell():
+        raise ValueError(f"{name} has {len(data) - content.tell()} bytes, not those of {shape}")
+    content.seek(0)
+    return np.lib.format.read_array(content, allow_pickle=False)
+
+
+def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Return the arrays and the record of the checkpoint at ``path``, or None if there is none.
+
+    Args:
+        arrays: False reads the record alone and returns no arrays.
+
+    Raises:
+        StoreError: the file is truncated, altered (checked by CRC-32) or cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = _header(archive)
+            loaded: dict[str, np.ndarray] = {}
+            for name, dtype in header["arrays"].items() if arrays else ():
+                array = _array(_entry(archive, f"{name}.npy"), name)
+                loaded[name] = _restored(array, dtype)
+            return loaded, header["info"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.strerror is None:  # a seek to nowhere inside the archive, not the system
+            raise StoreError(f"cannot read {path}: corrupt checkpoint ({error})") from error
+        raise cannot("read", path, error) from error
+    except _CORRUPTION as error:
+        reason = str(error).strip("'\"") or type(error).__name__
+        raise StoreError(f"cannot read {path}: corrupt checkpoint ({reason})") from error

@@ -1,0 +1,335 @@
+"""Files that are whole or absent: atomic replacement, strict JSON, and appended lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from normbench.errors import NormbenchError, UserError
+from normbench.store import schema
+
+#: Bytes that a file of records may have; far above any, and far below a machine's memory.
+MOST = 1 << 28
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` at its start replaced by the home folder.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise UserError(f"{str(path)!r}: there is no home folder of the user {user!r}") from None
+
+
+class StoreError(NormbenchError):
+    """A file of the store that cannot be read or written; names the file and the reason."""
+
+
+def cannot(verb: str, path: Path, error: OSError) -> StoreError:
+    """Turn an ``OSError`` into one line: what could not be done to which file, and why."""
+    return StoreError(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again: of ``XDG_CACHE_HOME``, else of the user's home."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "normbench"
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it: NaN and infinities become None.
+
+    NumPy scalars and 0-d arrays become Python numbers, tuples become lists, paths become strings.
+    Anything else JSON has no word for is left as it is, and refused when it is written.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return plain(value.item())
+    return value
+
+
+def printable(value: Any) -> Any:
+    """Return ``value`` with texts that UTF-8 can write.
+
+    Arguments and file names that are not UTF-8 reach Python as halves of characters; they are
+    written as ``\\udcff``, so that a record of what was asked for never fails for it.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(item) for item in value]
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Write strict JSON.
+
+    Raises:
+        ValueError: a NaN or an infinity (pass the value through ``plain`` where that is meant).
+        TypeError: something JSON has no word for.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: without it a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace ``path`` by what ``write`` puts into the binary file it is handed.
+
+    Whatever happens on the way (a full disk, a kill, a power cut), ``path`` holds either all of
+    the old content or all of the new.
+
+    Raises:
+        StoreError: the file cannot be written; the old one is untouched.
+    """
+    # A name of its own for every attempt; the leading dot and ".tmp" let `sweep_temporary` find it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, atomically."""
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove the temporary files that a killed writer left in ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def damaged(path: Path, reason: object) -> StoreError:
+    """Build the error of a file whose content cannot be what was written."""
+    return StoreError(f"cannot read {path}: {' '.join(str(reason).split())}")
+
+
+def _regular_size(path: Path) -> int:
+    """Return the bytes of a file; a pipe in its place, which would be waited for, is refused."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise damaged(path, "not a regular file")
+    return found.st_size
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes | None:
+    """Return the content of ``path``, or None where there is no such file.
+
+    Raises:
+        StoreError: It cannot be read, is larger than ``most`` bytes, or not a regular file.
+    """
+    try:
+        size = _regular_size(path)
+        if size > most:
+            raise damaged(path, f"it has {size:,} bytes (at most {most:,} are read)")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+
+
+def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
+    """Return the JSON object in ``path``, or None where there is no such file.
+
+    Args:
+        check: What it may hold.
+
+    Raises:
+        StoreError: the file cannot be read, or does not hold one JSON object that ``check`` allows.
+    """
+    data = read_bytes(path)
+    if data is None:
+        return None
+    try:
+        return schema.parse_record(data, check)
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object on ``line``, or None where it holds none (no proper prefix does)."""
+    try:
+        return schema.parse_record(line)
+    except schema.Mismatch:
+        raise
+    except ValueError:
+        return None
+
+
+def read_lines(
+    path: Path,
+    check: schema.Check | None = None,
+    *,
+    torn: Callable[[bytes], bool] = lambda line: True,
+    data: bytes | None = None,
+) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the lines of a JSON-lines file, each as its bytes and its object.
+
+    A last line that is torn (its writer died) is left out; no file is an empty list.
+
+    Args:
+        check: What a line may hold.
+        torn: Whether a last line that holds no object can be what a writer that died left.
+        data: The content of the file, where it was read already.
+
+    Raises:
+        StoreError: a line before the last is no JSON object, or one that ``check`` forbids, or the
+            file cannot be read.
+    """
+    content = (read_bytes(path) or b"") if data is None else data
+    lines = content.splitlines(keepends=True)
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = _row(line)
+            if row is not None and check is not None:
+                check(row, "")
+        except schema.Mismatch as error:
+            raise damaged(path, f"line {number}: {error}") from error
+        if row is not None:
+            rows.append((line.rstrip(b"\r\n"), row))
+        elif number < len(lines) or not torn(line):
+            raise damaged(path, f"line {number} is not a JSON object")
+    return rows
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a machine that stopped can have left ``line`` of an append.
+
+    It leaves the start of the line, or zeros where a block was not written; never a whole line
+    with something else in it.
+    """
+    if b"\0\0" in line:
+        return True
+    if line.endswith(b"\n"):
+        return False
+    try:
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return line.startswith(b"{")
+    return False
+
+
+def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | None]:
+    """Find where the sound lines of a JSON-lines file end, reading no more than its tail.
+
+    Returns:
+        the offset after the last sound line, whether that line ends in a line feed, and its
+        object (None where there is no such line).
+    """
+    size = file.seek(0, os.SEEK_END)
+    reach = 1 << 13
+    while True:
+        start = max(0, size - reach)
+        file.seek(start)
+        lines = file.read(size - start).splitlines(keepends=True)
+        if start == 0 or len(lines) > 2:  # the first may be cut, so the last two are whole
+            break
+        reach *= 8
+    if not lines:
+        return 0, True, None
+    row = _row(lines[-1])
+    if row is not None:
+        return size, lines[-1].endswith(b"\n"), row
+    return size - len(lines[-1]), True, _row(lines[-2]) if len(lines) > 1 else None
+
+
+def last_line(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
+    """Return the last sound line's object without reading the whole file; None if none.
+
+    Raises:
+        StoreError: ``check`` forbids it, or the file cannot be read.
+    """
+    try:
+        _regular_size(path)
+        with path.open("rb") as file:
+            row = _sound_tail(file)[2]
+        if row is not None and check is not None:
+            check(row, "")
+        return row
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    except schema.Mismatch as error:
+        raise damaged(path, f"its last line: {error}") from error
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append ``value`` as one line of JSON, durable on return; a torn last line goes first.
+
+    Raises:
+        StoreError: it cannot be written; the lines already there stay, with nothing after them.
+    """
+    data = dumps(value).encode() + b"\n"
+    try:
+        fresh = not path.exists()
+        with path.open("a+b", buffering=0) as file:
+            end, ended, _ = _sound_tail(file)
+            if not ended:
+                data = b"\n" + data
+            try:
+                file.truncate(end)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+        if fresh:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
+    except schema.Mismatch as error:
+        raise damaged(path, f"its last line: {error}") from error

@@ -1,0 +1,259 @@
+"""The records in a run folder: what each file may hold, and the checksums that vouch for it.
+
+``meta.json`` and ``summary.json`` end in ``checksums``: by file name the SHA-256 of ``config.yaml``
+(both) and of ``metrics.jsonl`` (the summary) as ``sha256sum`` prints it, and under the file's own
+name that of the record itself, written as compact JSON with sorted keys and without this entry. A
+line of ``diagnosis.jsonl`` has as ``checksum`` that of the line and of the checksum before it, so
+that no line but the last can be missing. The files that are still being written to
+(``metrics.jsonl`` before there is a summary, ``log.txt``) have none.
+
+Folders that an earlier version wrote have no checksums: of those only the ranges are checked, and
+whether the files agree with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from normbench.store.schema import (
+    Mismatch,
+    boolean,
+    integer,
+    mapping,
+    number,
+    record,
+    sequence,
+    text,
+)
+
+SEALS = "checksums"
+LINE_SEAL = "checksum"
+
+_accuracy = number(0, 1, null=True)
+# Cross-entropy is not negative, but float32 may round the mean of many zeros a little below.
+_loss = number(-1e-3, null=True)
+_amount = number(0, null=True)
+_count = integer(0, null=True)
+_git = record({}, {"commit": text(null=True), "dirty": boolean(null=True)}, null=True)
+
+_group = record({}, {"name": text(), "_target_": text(null=True)})
+
+CONFIG = record(
+    {},
+    {
+        "signature": text(),
+        "schema": integer(1),
+        **dict.fromkeys(("dataset", "arch", "optimizer", "schedule"), _group),
+        "norm": record({}, {"name": text(), "_target_": text(null=True), "weight": _group}),
+        **dict.fromkeys(("batch", "epochs"), integer(1)),
+        "seed": integer(0),
+        **dict.fromkeys(("probe", "logger"), mapping(mapping())),
+        **dict.fromkeys(("store", "label"), text()),
+    },
+)
+
+META = record(
+    {},
+    {
+        "status": text(),
+        "signature": text(),
+        "schema": integer(1),
+        **dict.fromkeys(("started", "ended", "host", "processor"), text(null=True)),
+        **dict.fromkeys(("git", "git_folder"), _git),
+        "versions": mapping(text(), null=True),
+        "engine": mapping(null=True),
+        "own": mapping(sequence(text()), null=True),
+        **dict.fromkeys(("command", "devices"), sequence(text(), null=True)),
+        "micro_batches": sequence(
+            record({"epoch": integer(0), "count": integer(1)}), least=1, null=True
+        ),
+        "error": record({"type": text(), "message": text()}, null=True),
+        "sessions": sequence(
+            record(
+                {},
+                {
+                    **dict.fromkeys(("started", "ended", "host"), text(null=True)),
+                    "pid": integer(0),
+                    "from_epoch": integer(0),
+                    "seconds": _amount,
+                },
+            ),
+            null=True,
+        ),
+    },
+)
+
+_RESULTS = {
+    **dict.fromkeys(
+        ("train_acc", "val_acc", "test_acc", "best_val_acc", "best_val_test_acc"), _accuracy
+    ),
+    **dict.fromkeys(("train_loss", "val_loss", "test_loss", "best_val_test_loss"), _loss),
+    **dict.fromkeys(("epochs", "steps", "images_seen", "parameters"), _count),
+    **dict.fromkeys(("best_val_epoch", "diverged_epoch", "diverged_step"), _count),
+    **dict.fromkeys(("train_seconds", "wall_seconds", "images_per_s"), _amount),
+    **dict.fromkeys(("classes", "micro_batches"), integer(1, null=True)),
+    "weights_sha256": text(null=True),
+}
+
+_DIVERGED = record({"status": text("diverged")}, _RESULTS)
+# The loss of a held-out split may overflow in a run that did not diverge; that of training may not.
+_FINISHED = record(
+    {"status": text("finished")},
+    {**_RESULTS, **dict.fromkeys(("train_acc", "val_acc", "test_acc"), number(0, 1)),
+     "train_loss": number(-1e-3)},
+)  # fmt: skip
+
+
+def SUMMARY(value: Any, position: str) -> None:
+    """Check a summary: of a run that finished, accuracies and the training loss are numbers."""
+    record({"status": text("finished", "diverged")})(value, position)
+    (_FINISHED if value["status"] == "finished" else _DIVERGED)(value, position)
+
+
+EPOCH = record(
+    {"epoch": integer(1)},
+    {
+        **dict.fromkeys(("step", "images_seen"), _count),
+        **dict.fromkeys(("train_acc", "val_acc"), _accuracy),
+        **dict.fromkeys(("train_loss", "val_loss"), _loss),
+        **dict.fromkeys(("lr", "grad_norm", "grad_norm_max", "images_per_s"), _amount),
+        **dict.fromkeys(("train_seconds", "eval_seconds"), _amount),
+        "time": text(null=True),
+    },
+)
+
+_DIAGNOSIS = {
+    "epoch": integer(0),
+    "step": integer(0),
+    "probe": text(),
+    "values": mapping(number(null=True)),
+}
+_ABOUT_DIAGNOSIS = {
+    "checkpoint": text("last", "best"),
+    "options": mapping(),
+    "time": text(null=True),
+    "commit": text(null=True),
+}
+
+DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS)
+#: Of an earlier version's line all keys are known. So a sealed one whose word ``checksum`` was
+#: damaged does not pass for it.
+_OLD_DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS, others=None)
+
+CHECKPOINT = record(
+    {},
+    {
+        **dict.fromkeys(("epoch", "step"), integer(0)),
+        "partial_seconds": number(0),
+        "metrics_sha256": text(),
+        "best": record({}, {"epoch": _count, "val_acc": _accuracy}),
+    },
+)
+
+OWNER = record(
+    {}, {"host": text(), "pid": integer(0), "started": text(), "command": sequence(text())}
+)
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    # ASCII escapes write any text; equal values give equal bytes, however the file spells them.
+    return digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sealed(name: str, value: Mapping[str, Any], others: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record with its checksums.
+
+    Args:
+        name: Of its file.
+        value: The record, as JSON can hold it.
+        others: The checksums of other files, by name.
+    """
+    whole = {**value, SEALS: dict(others)}
+    return {**value, SEALS: {**others, name: _digest_of(whole)}}
+
+
+def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """Return a record without its checksums, and those of other files (None: it has no checksums).
+
+    Raises:
+        Mismatch: Its own checksum does not fit.
+    """
+    value = dict(value)
+    seals = value.pop(SEALS, None)
+    if seals is None:
+        return value, None
+    mapping(text())(seals, SEALS)
+    others = {file: seal for file, seal in seals.items() if file != name}
+    if seals.get(name) != _digest_of({**value, SEALS: others}):
+        raise Mismatch("damaged: its content does not fit its checksum")
+    return value, others
+
+
+def sealed_line(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a record that is a line of a file with its checksum.
+
+    Args:
+        value: The record, as JSON can hold it.
+        before: The line before it, None for the first.
+    """
+    chained = {**value, LINE_SEAL: (before or {}).get(LINE_SEAL)}
+    return {**value, LINE_SEAL: _digest_of(chained)}
+
+
+def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of ``diagnosis.jsonl``, checked, without their checksums.
+
+    Raises:
+        Mismatch: One is not as it was written, is not a diagnosis, or is missing.
+    """
+    diagnoses = []
+    for count, line in enumerate(lines, start=1):
+        value = {key: each for key, each in line.items() if key != LINE_SEAL}
+        try:
+            (DIAGNOSIS if LINE_SEAL in line else _OLD_DIAGNOSIS)(value, "")
+        except Mismatch as error:
+            raise Mismatch(f"line {count}: {error}") from None
+        before = lines[count - 2] if count > 1 else None
+        if LINE_SEAL in line and line != sealed_line(value, before):
+            raise Mismatch(f"line {count} does not fit its checksum: it or one before is damaged")
+        diagnoses.append(value)
+    return diagnoses
+
+
+def check_epochs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the rows of ``metrics.jsonl`` are of all epochs from the first on, in order.
+
+    Raises:
+        Mismatch: One is missing, or there twice.
+    """
+    for expected, row in enumerate(rows, start=1):
+        if row["epoch"] != expected:
+            raise Mismatch(f"line {expected} is of epoch {row['epoch']}, not {expected}")
+
+
+def check_agreement(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that a summary without checksums has its result, and agrees with the last row.
+
+    Raises:
+        Mismatch: It lacks its result, or they differ.
+    """
+    if summary["status"] == "finished" and "test_acc" not in summary:
+        raise Mismatch("summary.json lacks test_acc")
+    last = rows[-1] if rows else {}
+    for ours, theirs in (
+        ("epochs", "epoch"),
+        ("steps", "step"),
+        *((key, key) for key in ("images_seen", "train_loss", "train_acc", "val_loss", "val_acc")),
+    ):
+        if ours in summary and summary[ours] is not None and summary[ours] != last.get(theirs):
+            raise Mismatch(
+                f"its last {theirs} is {last.get(theirs)}, summary.json says {summary[ours]}"
+            )

@@ -1,0 +1,608 @@
+"""A run folder: its files, its lock and what they say of the run.
+
+A run folder is readable and resumable at any moment, however its process ended: every file but
+``metrics.jsonl`` is replaced atomically, and of ``metrics.jsonl`` only the last line can be torn,
+which reading ignores and the next append removes.
+
+Who trains a run holds its lock (`Run.lock`) and is the only one to write in its folder; anybody
+may read at any time. `runlock` says what holds where several hosts share a store.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from normbench.errors import NormbenchError, UserError
+from normbench.store import files, records, schema
+from normbench.store import lock as runlock
+from normbench.store.files import StoreError
+from normbench.store.provenance import utc_now
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Version of the run folder's layout; a store written by a newer one is refused, not misread.
+SCHEMA = 1
+
+Status = Literal["missing", "running", "interrupted", "finished", "diverged", "failed"]
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: The end of a run folder's name.
+_SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
+
+#: Complete runs that this process read and that have no checksums: an earlier version wrote them.
+without_checksums: set[Path] = set()
+
+
+def _check_size(value: Any, data: bytes) -> None:
+    """Refuse a config that YAML's aliases (``*name``) unfold to more than its file could say."""
+    if b"*" not in data:
+        return
+    pending, seen = [value], 0
+    while pending:
+        each = pending.pop()
+        seen += 1
+        if seen > len(data):
+            raise schema.Mismatch("its aliases unfold to too much")
+        if isinstance(each, dict):
+            pending += each.values()
+        elif isinstance(each, list):
+            pending += each
+
+
+@lru_cache(maxsize=4)  # one run's is asked for several times in a row
+def _config_of(data: bytes) -> dict[str, Any]:
+    """Parse a ``config.yaml`` and check the types in it. The result is shared: copy it.
+
+    Raises:
+        ValueError: It is not YAML, or not a config; the message says what is wrong.
+    """
+    try:
+        value = yaml.load(data, Loader=_Loader)
+        _check_size(value, data)
+        schema.sound(value)
+    except schema.Mismatch:
+        raise
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise ValueError(f"not YAML ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a mapping expected, not {type(value).__name__}")
+    records.CONFIG(value, "")
+    return value
+
+
+@lru_cache(maxsize=4)
+def _signatures_of(data: bytes) -> tuple[str, ...]:
+    """Compute the signatures that a ``config.yaml`` may have; none if it is not a run's config."""
+    from normbench.config import Config
+
+    tree = {k: v for k, v in _config_of(data).items() if k not in ("signature", "schema")}
+    try:
+        config = Config.from_dict({"store": "", **tree})
+        return config.signature, config.earlier_signature
+    except (NormbenchError, AttributeError, KeyError, TypeError, ValueError):
+        return ()
+
+
+class Run:
+    """One run folder. Holds no state: every property reads the files as they are now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    # --- what the run is -----------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run was created: ``config.yaml`` and ``meta.json`` are there."""
+        return (self.path / "meta.json").is_file() and (self.path / "config.yaml").is_file()
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The resolved config with ``signature`` and ``schema``, or None if there is none.
+
+        Raises:
+            StoreError: ``config.yaml`` cannot be read, or is not the config of this run.
+        """
+        data = files.read_bytes(self.path / "config.yaml")
+        if data is None:
+            return None
+        config = self._parsed_config(data)
+        try:
+            _, seals = self._read_meta()
+        except StoreError:  # the status names the file that is damaged: not this one
+            return config
+        self._check_config(data, seals)
+        return config
+
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """``meta.json``, or None if there is none.
+
+        Raises:
+            StoreError: it cannot be read, or a newer normbench wrote it.
+        """
+        return self._read_meta()[0]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """``summary.json``, or None: it exists only if the run finished or diverged.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        return self._read("summary.json", records.SUMMARY)[0]
+
+    @property
+    def status(self) -> Status:
+        """The state of the run, from its files and its lock.
+
+        ``finished`` and ``diverged`` have a summary, and files that fit it. Of the others, a run is
+        ``running`` while its lock is held; ``failed`` if it ended in an error; else
+        ``interrupted``, and resumable.
+
+        Raises:
+            StoreError: a file that decides it cannot be read, or a file is damaged.
+        """
+        while True:
+            meta, seals = self._read_meta()
+            data = files.read_bytes(self.path / "config.yaml")
+            if meta is None:
+                return "missing"
+            if data is None:  # it is written before meta.json
+                raise files.damaged(self.path / "config.yaml", "no such file, though the run began")
+            self._check_config(data, seals)
+            self._check_name(meta.get("signature"), "meta.json")
+            if (self.path / "summary.json").is_file():
+                ended = self._check_end(seals)
+                if ended is None:  # removed just now
+                    continue
+                return ended
+            if runlock.is_held(self.path / "lock"):
+                return "running"
+            # The owner may have ended the run after meta.json was read and before the lock was
+            # looked at; a lock that is free now makes a second reading final.
+            if self.meta == meta and not (self.path / "summary.json").is_file():
+                return "failed" if meta.get("status") == "failed" else "interrupted"
+
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """Who trains the run now (``host``, ``pid``, ``started``, ``command``; {} if it does not
+        say), or None if nobody does."""
+        return runlock.owner_of(self.path / "lock")
+
+    @property
+    def log_path(self) -> Path:
+        """Where the run's log goes."""
+        return self.path / "log.txt"
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _read(
+        self, name: str, check: schema.Check
+    ) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+        """Return a record and the checksums of other files that it holds, each None if missing."""
+        path = self.path / name
+        whole = files.read_json(path)
+        if whole is None:
+            return None, None
+        try:
+            value, seals = records.unsealed(name, whole)
+            check(value, "")
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
+        return value, seals
+
+    def _read_meta(self) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+        meta, seals = self._read("meta.json", records.META)
+        if meta is not None and meta.get("schema", SCHEMA) != SCHEMA:
+            raise StoreError(
+                f"cannot read {self.path / 'meta.json'}: its schema is {meta['schema']}, "
+                f"this normbench reads {SCHEMA}"
+            )
+        return meta, seals
+
+    def _parsed_config(self, data: bytes) -> dict[str, Any]:
+        try:
+            return copy.deepcopy(_config_of(data))
+        except ValueError as error:
+            raise files.damaged(self.path / "config.yaml", error) from error
+
+    def _check_config(self, data: bytes, seals: Mapping[str, str] | None) -> None:
+        """Check that ``config.yaml`` is as it was written, and that of the run that it lies in.
+
+        Args:
+            data: Its content.
+            seals: The checksums in ``meta.json``; None where it has none: then the signature, which
+                is a hash of the config, is computed again.
+        """
+        path = self.path / "config.yaml"
+        if seals is not None:
+            if seals.get("config.yaml") != records.digest(data):
+                raise files.damaged(path, "changed since the run began (checksum in meta.json)")
+            return
+        signature = self._parsed_config(data).get("signature")
+        self._check_name(signature, "config.yaml")
+        if signature not in _signatures_of(data):
+            raise files.damaged(
+                path, f"changed since the run began: it no longer has the signature {signature}"
+            )
+
+    def _check_name(self, signature: str | None, name: str) -> None:
+        """Check that a file has the signature in the folder's name, if there is one in both."""
+        named = _SIGNATURE.search(self.name)
+        if named and signature is not None and signature != named.group(1):
+            reason = f"it is of signature {signature!r}, the folder of {named.group(1)!r}"
+            raise files.damaged(self.path / name, reason)
+
+    def _check_end(
+        self, meta_seals: Mapping[str, str] | None
+    ) -> Literal["finished", "diverged"] | None:
+        """Check ``summary.json``, and that ``metrics.jsonl`` is what it sums up.
+
+        Args:
+            meta_seals: The checksums in ``meta.json``, None where it has none.
+        """
+        summary, seals = self._read("summary.json", records.SUMMARY)
+        if summary is None:
+            return None
+        # Both were written by one version: a word that was damaged must not pass for its absence.
+        for name, ours, theirs in (
+            ("summary.json", seals, meta_seals),
+            ("meta.json", meta_seals, seals),
+        ):
+            if ours is None and theirs is not None:
+                raise files.damaged(self.path / name, "damaged: its checksums are missing")
+        path = self.path / "metrics.jsonl"
+        data = files.read_bytes(path) or b""
+        if seals is None:
+            without_checksums.add(self.path)
+            rows = self._rows(data)
+            try:
+                if len(data.splitlines()) != len(rows):
+                    raise schema.Mismatch("its last line is torn, though the run is complete")
+                records.check_agreement(summary, rows)
+            except schema.Mismatch as error:
+                raise files.damaged(path, error) from error
+        elif seals.get("metrics.jsonl") != records.digest(data):
+            raise files.damaged(path, "changed since the run ended (checksum in summary.json)")
+        return summary["status"]
+
+    def verify(self) -> Status:
+        """Check every file but the checkpoints and the log, and return the status.
+
+        Raises:
+            StoreError: A file is damaged; the message names it.
+        """
+        _ = self.config
+        status = self.status
+        if status != "missing":
+            self.metrics()
+            self.diagnoses()
+        return status
+
+    # --- who trains it ------------------------------------------------------------------------
+
+    def lock(self, command: Sequence[str]) -> AbstractContextManager[dict[str, Any] | None]:
+        """Own the run: ``with run.lock(sys.argv): ...``, before `create` and any other writing.
+
+        Makes the folder if there is none. Yields what the last owner left in ``lock.json`` if it
+        died without letting go, else None. Freed by the kernel however the process ends.
+
+        Raises (on entering):
+            RunLocked: another process trains the run; the message says who.
+            StoreError: the folder or the lock cannot be written.
+        """
+        return self._locked(command)
+
+    @contextmanager
+    def _locked(self, command: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        self._make(self.path)
+        with runlock.locked(self.path / "lock", self.name, command) as died:
+            files.sweep_temporary(self.path)
+            files.sweep_temporary(self.path / "checkpoint")
+            yield died
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.cannot("make", folder, error) from error
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``, then ``meta.json``.
+
+        Args:
+            config: the resolved config; ``signature`` and ``schema`` are added from ``meta`` (else
+                the store's own schema) where they are not in it.
+            meta: as in the run folder's description.
+
+        On a run that exists, ``config.yaml`` stays and ``meta.json`` is replaced.
+
+        Raises:
+            StoreError: the folder holds a run of another signature, or cannot be written.
+            ValueError: neither ``config`` nor ``meta`` has a signature.
+        """
+        signature = config.get("signature", meta.get("signature"))
+        if not isinstance(signature, str):
+            raise ValueError("a run needs a signature, in its config or its meta")
+        self._make(self.path)
+        path = self.path / "config.yaml"
+        data = files.read_bytes(path)
+        if data is not None:
+            there = self._parsed_config(data).get("signature")
+            if there != signature:
+                raise StoreError(
+                    f"{self.path} holds a run of signature {there!r}, not {signature!r}: "
+                    "move it away or use another store"
+                )
+        if data is not None and (self.path / "meta.json").is_file():
+            self._check_config(data, self._read_meta()[1])
+        else:  # without meta.json the run never began
+            whole = {
+                **config,
+                "signature": signature,
+                "schema": config.get("schema", meta.get("schema", SCHEMA)),
+            }
+            try:
+                schema.sound(whole)
+            except schema.Mismatch as error:
+                raise UserError(f"a run cannot be named by this config: {error}") from error
+            data = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True).encode()
+            files.write_bytes(path, data)
+        seals = {"config.yaml": records.digest(data)}
+        self._write_json("meta.json", {"signature": signature, "schema": SCHEMA, **meta}, seals)
+
+    def _write_json(self, name: str, value: Mapping[str, Any], seals: Mapping[str, str]) -> None:
+        """Write a record with the checksums of other files, and its own."""
+        # As it will be read: a checksum must not depend on what JSON has no word for.
+        plain = json.loads(files.dumps(files.printable(dict(value))))
+        text = files.dumps(records.sealed(name, plain, seals), indent=2)
+        files.write_text(self.path / name, text + "\n")
+
+    def update_meta(self, **changes: Any) -> None:
+        """Replace keys of ``meta.json``, atomically.
+
+        Raises:
+            StoreError: there is no ``meta.json``, or it cannot be read or written.
+        """
+        meta, seals = self._read_meta()
+        if meta is None:
+            raise StoreError(f"cannot update {self.path / 'meta.json'}: no such file")
+        if seals is None:
+            data = files.read_bytes(self.path / "config.yaml") or b""
+            seals = {"config.yaml": records.digest(data)}
+        self._write_json("meta.json", {**meta, **changes}, seals)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, atomically; NaN and infinities become null.
+
+        Raises:
+            UserError: ``status`` is neither finished nor diverged.
+            StoreError: it cannot be written.
+        """
+        if summary.get("status") not in ("finished", "diverged"):
+            raise UserError(
+                f"summary status {summary.get('status')!r} (allowed: finished, diverged)"
+            )
+        seals = {
+            name: records.digest(files.read_bytes(self.path / name) or b"")
+            for name in ("config.yaml", "metrics.jsonl")
+        }
+        self._write_json("summary.json", files.plain(dict(summary)), seals)
+
+    def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
+        """Move the folder out of the way, to a hidden one of the store: ``.<name>.<why>-<time>``.
+
+        Args:
+            why: One word, as ``damaged`` or ``replaced``.
+            command: For the lock.
+
+        Returns:
+            Where it is now; None if there was no folder.
+
+        Raises:
+            RunLocked: another process trains the run.
+            StoreError: it cannot be moved.
+        """
+        if not self.path.is_dir():
+            return None
+        with self.lock(command):
+            return self.move_aside(why)
+
+    def move_aside(self, why: str) -> Path:
+        """As `set_aside`, for who holds the lock already."""
+        stem = f".{self.name}.{why}-{utc_now().replace(':', '')}"
+        asides = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
+        aside = next(path for path in asides if not path.exists())
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise StoreError(f"cannot set {self.path} aside: {error.strerror or error}") from error
+        return aside
+
+    def reset(self) -> None:
+        """Forget what was trained, so that the run starts over, and what was measured of it.
+
+        ``config.yaml``, ``meta.json`` and the log stay. The caller holds the lock.
+
+        Raises:
+            StoreError: something cannot be removed.
+        """
+        try:
+            for name in ("summary.json", "metrics.jsonl", "diagnosis.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            if (self.path / "checkpoint").exists():
+                shutil.rmtree(self.path / "checkpoint")
+            files.sync_folder(self.path)
+        except OSError as error:
+            raise files.cannot("reset", self.path, error) from error
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl``, an epoch each; a torn last line is left out.
+
+        Raises:
+            StoreError: an earlier line is torn, an epoch is missing, or the file cannot be read.
+        """
+        return self._rows(files.read_bytes(self.path / "metrics.jsonl") or b"")
+
+    def _rows(self, data: bytes) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        rows = [row for _, row in files.read_lines(path, records.EPOCH, data=data)]
+        try:
+            records.check_epochs(rows)
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
+        return rows
+
+    def last_metrics(self) -> dict[str, Any] | None:
+        """Return the last row of ``metrics.jsonl`` (None: no row), reading only the file's end."""
+        return files.last_line(self.path / "metrics.jsonl", records.EPOCH)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append the row of an epoch to ``metrics.jsonl``, durable on return.
+
+        NaN and infinities become null. A torn last line is removed first.
+
+        Raises:
+            StoreError: the row's ``epoch`` is not the one after the last row's, or the file cannot
+                be written (a full disk: the rows before stay whole).
+        """
+        path = self.path / "metrics.jsonl"
+        last = files.last_line(path, records.EPOCH)
+        before = 0 if last is None else last["epoch"]
+        if row["epoch"] != before + 1:
+            raise StoreError(
+                f"cannot append epoch {row['epoch']} to {path}: its last epoch is {before}"
+            )
+        files.append_line(path, files.plain(dict(row)))
+
+    def metrics_checksum(self) -> str:
+        """Return the SHA-256 of ``metrics.jsonl`` as it is now, in hex."""
+        return records.digest(files.read_bytes(self.path / "metrics.jsonl") or b"")
+
+    def truncate_metrics(self, epoch: int, checksum: str | None = None) -> None:
+        """Drop the rows after ``epoch`` (completed epochs, 0 drops all), atomically.
+
+        Args:
+            checksum: What :meth:`metrics_checksum` gave after that epoch, where that is known.
+
+        Raises:
+            StoreError: the file cannot be read or written, lacks a row up to ``epoch``, or does not
+                fit the checksum.
+        """
+        path = self.path / "metrics.jsonl"
+        if epoch == 0 and not path.exists():
+            return
+        rows = self.metrics() if epoch else []
+        if len(rows) < epoch:
+            reason = f"it ends after epoch {len(rows)}, the checkpoint is of epoch {epoch}"
+            raise files.damaged(path, reason)
+        kept = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
+        data = b"".join(line + b"\n" for line in kept)
+        if checksum is not None and checksum != records.digest(data):
+            raise files.damaged(path, "changed since the last checkpoint (checksum in last.npz)")
+        files.write_bytes(path, data)
+
+    # --- diagnoses ----------------------------------------------------------------------------
+
+    def diagnoses(self) -> list[dict[str, Any]]:
+        """Return the lines of ``diagnosis.jsonl``: what probes measured in checkpoints later on.
+
+        Raises:
+            StoreError: a line is damaged (a torn last one is left out), or the file cannot be read.
+        """
+        path = self.path / "diagnosis.jsonl"
+        lines = [line for _, line in files.read_lines(path, torn=files.is_torn)]
+        try:
+            return records.unsealed_diagnoses(lines)
+        except schema.Mismatch as error:
+            raise files.damaged(path, error) from error
+
+    def append_diagnosis(self, line: Mapping[str, Any]) -> None:
+        """Append a line to ``diagnosis.jsonl``, durable on return; NaN and infinities become null.
+
+        Raises:
+            StoreError: the file cannot be written; the lines before stay whole.
+        """
+        plain = json.loads(files.dumps(files.printable(files.plain(dict(line)))))
+        path = self.path / "diagnosis.jsonl"
+        files.append_line(path, records.sealed_line(plain, files.last_line(path)))
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def _checkpoint(self, best: bool) -> Path:
+        return self.path / "checkpoint" / ("best.npz" if best else "last.npz")
+
+    def save_checkpoint(
+        self, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any], best: bool = False
+    ) -> None:
+        """Replace the last (or best) checkpoint, atomically.
+
+        Args:
+            arrays: by name (slashes allowed), any shape and numeric dtype, bfloat16 included.
+            info: what strict JSON can hold.
+
+        Raises:
+            StoreError: it cannot be written; the one before is untouched.
+        """
+        from normbench.store import checkpoint as checkpointfile
+
+        path = self._checkpoint(best)
+        self._make(path.parent)
+        checkpointfile.save(path, arrays, info)
+
+    def load_checkpoint(
+        self, best: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return the arrays and the info of the last (or best) checkpoint, None if there is none.
+
+        Raises:
+            StoreError: the file is truncated or altered, or cannot be read.
+        """
+        from normbench.store import checkpoint as checkpointfile
+
+        return self._checked(best, checkpointfile.load(self._checkpoint(best)))
+
+    def checkpoint_info(self, best: bool = False) -> dict[str, Any] | None:
+        """Return the info of the last (or best) checkpoint without its arrays, or None.
+
+        Raises:
+            StoreError: the file is truncated, or cannot be read.
+        """
+        from normbench.store import checkpoint as checkpointfile
+
+        loaded = self._checked(best, checkpointfile.load(self._checkpoint(best), arrays=False))
+        return None if loaded is None else loaded[1]
+
+    def _checked(
+        self, best: bool, loaded: tuple[dict[str, np.ndarray], dict[str, Any]] | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        try:
+            if loaded is not None:
+                records.CHECKPOINT(loaded[1], "")
+        except schema.Mismatch as error:
+            raise files.damaged(self._checkpoint(best), error) from error
+        return loaded

@@ -1,0 +1,146 @@
+"""The store: a folder of runs, one folder a run.
+
+With `runfolder`, whose names are handed on here, the only code that reads or writes run folders.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from normbench.errors import UserError, nearest
+from normbench.store import files
+from normbench.store import lock as runlock
+from normbench.store.files import StoreError
+from normbench.store.lock import RunLocked
+from normbench.store.run import SCHEMA, Run, Status, without_checksums
+
+__all__ = [
+    "SCHEMA",
+    "Run",
+    "RunLocked",
+    "Status",
+    "Store",
+    "StoreError",
+    "note_on_checksums",
+]
+
+#: Folders of a store that are no runs and mean no harm.
+_BESIDE = {"sweeps"}
+
+
+def note_on_checksums() -> str:
+    """Return a sentence on the runs without checksums read since the last call; "" for none."""
+    count = len(without_checksums)
+    if not count:
+        return ""
+    first = min(path.name for path in without_checksums)
+    without_checksums.clear()
+    runs = "1 complete run has" if count == 1 else f"{count:,} complete runs have"
+    return (
+        f"{runs} no checksums, because an earlier version wrote them: damage to their files may go "
+        f"unnoticed ({'the run' if count == 1 else 'the first'} is {first})"
+    )
+
+
+class Named(Protocol):
+    """What the store asks of a config."""
+
+    @property
+    def run_name(self) -> str: ...
+
+
+class Store:
+    """A folder of runs. It need not exist: it is made when the first run is locked or created."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = files.expand_user(root)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def run(self, config: Named | str) -> Run:
+        """Return the run of a config or of a name, whether it exists or not.
+
+        Raises:
+            UserError: the name is no plain folder name.
+        """
+        name = config if isinstance(config, str) else config.run_name
+        if name in ("", ".", "..") or name in _BESIDE or "/" in name or "\0" in name:
+            raise UserError(f"run name {name!r} is not the plain name of a folder")
+        return Run(self.root / name)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        """The entries of the root that could be runs, sorted by name."""
+        try:
+            with os.scandir(self.root) as scan:
+                entries = [e for e in scan if not e.name.startswith(".") and e.name not in _BESIDE]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise files.cannot("read", self.root, error) from error
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def runs(self) -> list[Run]:
+        """Return the runs that exist, sorted by name; opens none of their files."""
+        found = (Run(self.root / entry.name) for entry in self._entries() if entry.is_dir())
+        return [run for run in found if run.exists]
+
+    def foreign(self) -> list[tuple[Path, str]]:
+        """Return what lies in the store and is no run, each with the reason.
+
+        Hidden entries, a README and the folder of sweeps belong here and are left out, and so is
+        a run that somebody is about to create.
+        """
+        found: list[tuple[Path, str]] = []
+        for entry in self._entries():
+            run = Run(self.root / entry.name)
+            if entry.is_dir():
+                if not run.exists and not runlock.is_held(run.path / "lock"):
+                    found.append((run.path, self._why_foreign(run.path)))
+            elif not entry.name.upper().startswith("README"):
+                found.append((run.path, "a file, not a run folder"))
+        return found
+
+    @staticmethod
+    def _why_foreign(path: Path) -> str:
+        try:
+            names = {entry.name for entry in path.iterdir()}
+        except OSError as error:
+            return error.strerror or str(error)
+        missing = sorted({"config.yaml", "meta.json"} - names)
+        if names <= {"lock", "lock.json", "log.txt", "config.yaml"}:
+            return f"an empty run folder: no {', no '.join(missing)} (it ended before it began)"
+        return f"not a run folder: no {', no '.join(missing)}"
+
+    def find(self, text: str) -> Run:
+        """Return the run that ``text`` means: a name, its path, a signature, or a unique prefix
+        of a name or a signature.
+
+        Raises:
+            UserError: none is meant, or several are.
+        """
+        name = text.rstrip("/")
+        if "/" in name:
+            path = files.expand_user(name)
+            if path.parent.resolve() == self.root.resolve():
+                name = path.name
+        runs = self.runs()
+        for means in (
+            lambda run: run.name == name,
+            lambda run: run.name.rpartition("-")[2] == name,
+            lambda run: run.name.startswith(name) or run.name.rpartition("-")[2].startswith(name),
+        ):
+            found = [run for run in runs if name and means(run)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                shown = ", ".join(run.name for run in found[:4])
+                more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+                raise UserError(f"run {text!r} could be any of {len(found)}: {shown}{more}")
+        if not runs:
+            raise UserError(f"unknown run {text!r}: the store {self.root} has no runs")
+        close = nearest(name, [run.name for run in runs])
+        hint = f": did you mean {close!r}?" if close else ""
+        raise UserError(f"unknown run {text!r}{hint} (the store {self.root} has {len(runs)} runs)")

@@ -1,0 +1,213 @@
+"""The executor that hands runs to Ray: on this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from normbench.config import Config
+from normbench.errors import NormbenchError, UserError
+from normbench.sweep.cell import Ending
+from normbench.sweep.executors.base import Job, Task, whole
+from normbench.sweep.executors.remote import Remote, remote_cell, remote_refusals
+
+
+class RayExecutor(Remote):
+    """Each run is a Ray task; queueing, placing and trying again are Ray's.
+
+    A run whose worker or node died is begun again by Ray, maybe elsewhere, and goes on from its
+    checkpoint. Tasks with a share of a GPU get a process of their own, because TensorFlow gives
+    GPU memory back only when its process ends; others use a process, and what it compiled, again.
+
+    Args:
+        address: Of a cluster, as ``host:6379``, or ``auto`` for one that was started on this
+            machine; None: a Ray of its own here. A cluster with token authentication, which
+            recent versions of Ray enable where they find a token, also needs the token and
+            ``RAY_AUTH_MODE=token`` in the environment; ``auto`` and None see to that by themselves.
+        cpus_per_run: Cores that Ray keeps for a run, and its threads.
+        gpus_per_run: Share of a GPU, or a whole number of them; 0 for none.
+        retries: Times that Ray tries a run again after its worker or its node died.
+
+    Raises:
+        NormbenchError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        cpus_per_run: int = 1,
+        gpus_per_run: float = 0,
+        retries: int = 2,
+    ) -> None:
+        self._cpus = whole("cpus_per_run", cpus_per_run, 1)
+        self._retries = whole("retries", retries, 0)
+        fraction = isinstance(gpus_per_run, int | float) and not isinstance(gpus_per_run, bool)
+        if not fraction or gpus_per_run < 0 or (gpus_per_run > 1 and gpus_per_run % 1):
+            raise UserError(
+                "executor.gpus_per_run must be a share up to 1 or a whole number, "
+                f"got {gpus_per_run!r}"
+            )
+        self._gpus = gpus_per_run
+        self._address = address
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise NormbenchError("executor=ray needs Ray: pip install 'normbench[ray]'") from None
+        self._ray: Any = ray
+        self._started = False
+
+    def place(self, count: int) -> list[str]:
+        ray = self._ray
+        if not ray.is_initialized():
+            # Ray's workers import what this process can, from the same places.
+            # The folder of this command last: modules of the user's own may lie there.
+            paths = [path or str(Path.cwd()) for path in (*sys.path, "")]
+            self._init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+            )
+            self._started = True
+        have = ray.cluster_resources()
+        room = int(have.get("CPU", 0) // self._cpus)
+        if self._gpus:
+            room = min(room, int(have.get("GPU", 0) / self._gpus))
+        if room < 1:
+            raise UserError(
+                f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, a run is to "
+                f"have {self._cpus} and {self._gpus:g}"
+            )
+        return [f"ray {index}" for index in range(min(room, count))]
+
+    def _init(self, **options: Any) -> None:
+        """Start a Ray of this process's own, or connect to the cluster that the address names.
+
+        Raises:
+            NormbenchError: There is no such cluster, or it wants a token that it was not given.
+        """
+        address = self._address
+        if address is None:
+            self._ray.init(address="local", **options)
+            return
+        _refuse_unreachable(address)
+        try:
+            with _silent_native_log():  # Ray's library writes a line a second while it tries
+                self._ray.init(address=address, **options)
+        except Exception as error:
+            reasons = " ".join(str(each) for each in (error, error.__cause__, error.__context__))
+            if any(word in reasons for word in ("Unauthenticated", "AuthToken", "authentication")):
+                raise NormbenchError(
+                    f"the Ray cluster at {address} wants an authentication token: set "
+                    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints "
+                    "on its head node (unless ~/.ray/auth_token has it); for a cluster that was "
+                    "started on this machine executor.address=auto finds the token by itself"
+                ) from error
+            raise NormbenchError(f"cannot use the Ray cluster at {address}: {_first(error)}") from (
+                error
+            )
+
+    def check(self, configs: Sequence[Config]) -> list[str]:
+        problems: list[str] = [""] * len(configs)
+        for backend in sorted({config.backend for config in configs}):
+            of = [index for index, config in enumerate(configs) if config.backend == backend]
+            task = self._remote(remote_refusals, backend)
+            trees = [configs[index].to_dict() for index in of]
+            for index, problem in zip(of, self._ray.get(task.remote(trees)), strict=True):
+                problems[index] = problem
+        return problems
+
+    def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
+        trains = {
+            backend: self._remote(remote_cell, backend)
+            for backend in {job.config.backend for job in jobs}
+        }
+        store = str(task.store.root.resolve())
+        return [
+            trains[job.config.backend].remote(
+                job.config.to_dict(), store, list(task.command), job.mend
+            )
+            for job in jobs
+        ]
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
+        done, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=seconds)
+        return done
+
+    def result(self, handle: Any) -> Ending:
+        from ray import exceptions
+
+        try:
+            return Ending.from_dict(self._ray.get(handle))
+        except exceptions.TaskCancelledError:
+            return Ending("interrupted")
+        except exceptions.OutOfMemoryError as error:
+            return Ending("failed", "died", f"the host's memory was spent: {_first(error)}")
+        except exceptions.RayError as error:
+            if "KeyboardInterrupt" in str(error):
+                return Ending("interrupted")
+            return Ending("failed", "died", f"{type(error).__name__}: {_first(error)}")
+
+    def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
+        for handle in handles:
+            self._ray.cancel(handle, force=at_once)
+
+    def close(self) -> None:
+        if self._started:
+            self._ray.shutdown()
+            self._started = False
+
+    def _remote(self, function: Any, backend: str) -> Any:
+        """A Ray task of ``function``, in processes of its own for each backend of Keras."""
+        return self._ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=self._retries,
+            max_calls=1 if self._gpus else 0,
+            runtime_env={
+                "env_vars": {
+                    "KERAS_BACKEND": backend,
+                    "TF_CPP_MIN_LOG_LEVEL": "2",
+                    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+                    "TF_NUM_INTRAOP_THREADS": str(self._cpus),
+                    "TF_NUM_INTEROP_THREADS": "1",
+                }
+            },
+        )(function)
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Refuse a ``host:port`` at which nothing listens; Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), 10).close()
+    except (OSError, OverflowError) as error:
+        raise NormbenchError(
+            f"no Ray cluster answers at {address} ({error}): `ray start --head` starts one"
+        ) from error
+
+
+@contextmanager
+def _silent_native_log() -> Iterator[None]:
+    """Keep what native code writes to standard error off the screen; Python's errors stay."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else ""
