@@ -102,6 +102,6 @@ def shown(values: Iterable[float], digits: int = 2) -> str:
 def machine() -> str:
     """Return the processor and how many of its cores this process may use."""
     from normbench.engine import threads
-    from normbench.store.provenance import processor
+    from normbench.machine import processor
 
     return f"{processor()}, {threads.cores()} cores"

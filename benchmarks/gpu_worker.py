@@ -157,7 +157,8 @@ class Engine:
         from normbench.engine.loop import Plan
         from normbench.engine.optimizer import SGD
         from normbench.engine.schedule import cosine
-        from normbench.network import build_model, initialize_from
+        from normbench.engine.setup import initialize_from
+        from normbench.network import build_model
 
         with np.load(request["data"]) as arrays:
             train, test = (

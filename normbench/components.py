@@ -44,14 +44,37 @@ __all__ = [
     "make_source",
     "options_of",
     "parameters_of",
+    "present_path",
     "read_group",
     "read_groups",
     "target",
     "targets_in",
 ]
 
-MOVED: dict[str, str] = {}
-"""Where the components went that older run folders record: old dotted path to new one."""
+MOVED = {
+    "normbench.data.cifar10": "normbench.data.cifar",
+    "normbench.data.cifar100": "normbench.data.cifar",
+    "normbench.data.fashion_mnist": "normbench.data.mnist",
+    "normbench.data.mnist_binary": "normbench.data.mnist",
+    "normbench.norms.batch_apis": "normbench.norms.study.batch_apis",
+    "normbench.norms.batch_parts": "normbench.norms.batch",
+    "normbench.norms.minmax": "normbench.norms.study.minmax",
+    "normbench.norms.scaled_ws": "normbench.norms.weights",
+    "normbench.norms.spectral": "normbench.norms.weights",
+    "normbench.norms.tfa": "normbench.norms.study.tfa",
+    "normbench.norms.weight_normalization": "normbench.norms.weights",
+    "normbench.norms.weight_standardization": "normbench.norms.weights",
+    "normbench.norms.weight_study": "normbench.norms.study.wrong_ws",
+    "normbench.sweep.inline": "normbench.sweep.executors.inline",
+    "normbench.sweep.local": "normbench.sweep.executors.local",
+    "normbench.sweep.rayexecutor": "normbench.sweep.executors.ray",
+    "normbench.sweep.slurm": "normbench.sweep.executors.slurm",
+    "normbench.archs.bn_inception.build": "normbench.archs.inception.build_bn_inception",
+    "normbench.archs.googlenet.build": "normbench.archs.inception.build_googlenet",
+    "normbench.archs.wide_resnet.build": "normbench.archs.resnet_v2.build_wide",
+}
+"""Where the components went that older run folders record: the old path of a module, or of one of
+its names, to the new one."""
 
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
@@ -242,7 +265,7 @@ def target(path: str) -> Any:
     Raises:
         UserError: No such module, or nothing of that name in it.
     """
-    module_name, _, name = MOVED.get(path, path).rpartition(".")
+    module_name, _, name = present_path(path).rpartition(".")
     if not module_name:
         raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
     if is_own(path):
@@ -259,6 +282,12 @@ def target(path: str) -> Any:
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [n for n in vars(module) if n[0] != "_"])
     return getattr(module, name)
+
+
+def present_path(path: str) -> str:
+    """Return the dotted path that a component has now, given one that it had (:data:`MOVED`)."""
+    module, _, name = path.rpartition(".")
+    return MOVED.get(path) or f"{MOVED.get(module, module)}.{name}"
 
 
 def look_in_working_folder() -> None:
@@ -507,9 +536,7 @@ def _moved(value: Any) -> Any:
     """Return a copy of a config with the present paths of the components that were moved."""
     if isinstance(value, Mapping):
         return {
-            key: MOVED.get(item, item)
-            if key == "_target_" and isinstance(item, str)
-            else _moved(item)
+            key: present_path(item) if key == "_target_" and isinstance(item, str) else _moved(item)
             for key, item in value.items()
         }
     return [_moved(item) for item in value] if isinstance(value, list) else value

@@ -1,17 +1,76 @@
-"""What the frameworks see on this machine, as one line of JSON.
+"""This machine: its processor, memory and GPUs, and what the frameworks see of it.
 
-Run as a program of its own (``python -m normbench.machine``), so that an import that hangs,
-aborts or takes a GPU's memory does so in a process that can be ended.
+``python -m normbench.machine`` imports the frameworks and prints what they see as one line of JSON,
+so that an import that hangs, aborts or takes a GPU's memory does so in a process that can be ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+
+def processor() -> str:
+    """Return the processor's name as the system shows it, else its architecture."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip().lower() in ("model name", "cpu model", "hardware") and value.strip():
+                    return value.strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory and swap that this machine, or this container, may use."""
+    import psutil
+
+    total, limit = psutil.virtual_memory().total, container_limit()
+    return min(total, limit or total) + psutil.swap_memory().total
+
+
+def container_limit() -> int | None:
+    """Return the container's memory limit in bytes, if there is one."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = Path("/sys/fs/cgroup", name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for none
+            return int(text)
+    return None
+
+
+def nvidia_smi() -> list[dict[str, Any]]:
+    """Return the GPUs that NVIDIA's driver knows (``name``, ``total`` and ``free`` in bytes)."""
+    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no driver on this machine, or a broken one
+        return []
+    gpus = []
+    for line in done.stdout.splitlines():
+        name, *numbers = (part.strip() for part in line.rsplit(",", 2))
+        if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+            total, free = (int(number) << 20 for number in numbers)
+            gpus.append({"name": name, "total": total, "free": free})
+        elif name:
+            gpus.append({"name": name, "total": None, "free": None})
+    return gpus
+
+
+# --- what the frameworks see --------------------------------------------------------------------
 
 #: Stands before the line of JSON: frameworks write on standard output, too.
 MARK = "normbench-frameworks:"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from normbench.components import configured
 from normbench.config import Config
-from normbench.engine import backend
-from normbench.engine.augment import Images
-from normbench.engine.memory import COPIES, is_out_of_memory, machine_memory
-from normbench.errors import NormbenchError, UserError, why
+from normbench.errors import NormbenchError, TooLarge, UserError, is_out_of_memory, why
+from normbench.formats import count, size
 from normbench.initializers import seeded
+from normbench.machine import machine_memory
 
-SEEN = 5000
-"""Training images that a data-dependent initialization is shown."""
+COPIES = 4
+"""Times that a run holds its weights at least: themselves, their gradients, the optimizer's state
+and the arrays of a checkpoint."""
 
 
 def build_model(config: Config, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
@@ -59,68 +57,6 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
             f"arch={config.arch['name']} has auxiliary classifiers and no option auxiliary_weight"
         )
     return model
-
-
-def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:
-    """Let the layers whose first weights depend on the data see training images.
-
-    Such a layer has a method ``initialize_from``, called with scaled images, float32 (N, H, W, C).
-
-    Args:
-        model: Built, and not trained yet.
-        pixels: uint8 (N, H, W, C), the training images; the first ``SEEN`` of them are shown.
-        images: How they are scaled.
-    """
-    layers = [each for each in model.layers if hasattr(each, "initialize_from")]
-    if not layers:
-        return
-    scaled = keras.ops.convert_to_numpy(images.scaled(np.ascontiguousarray(pixels[:SEEN])))
-    for layer in layers:
-        layer.initialize_from(scaled)
-
-
-def trace_layers(model: keras.Model, batch: int) -> None:
-    """Trace the layers whose work depends on the mini-batch, in training mode, one after another.
-
-    A tenth of the time that tracing the network takes, and no weight is needed: layers that are
-    equal but for their names, on inputs of one shape, are traced once, and those that are known to
-    treat each image alone are left out.
-
-    Args:
-        model: May have been built in a ``keras.StatelessScope``, without weights.
-        batch: Images that go through the network at once.
-
-    Raises:
-        Exception: Whatever a layer raises.
-    """
-    calls: dict[Any, tuple[Any, Any]] = {}
-    for layer in model._flatten_layers(include_self=False):
-        own = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
-        if own and getattr(layer, "treats_images_alone", not hasattr(layer, "computed_over")):
-            continue
-        options = {key: value for key, value in layer.get_config().items() if key != "name"}
-        for node in layer._inbound_nodes:
-            inputs = node.arguments.keras_tensors
-            shapes = tuple((each.dtype, each.shape) for each in inputs)
-            calls.setdefault((type(layer), repr(options), shapes), (layer, node))
-
-    def run(inputs: Any) -> list[Any]:
-        outputs = []
-        with keras.StatelessScope():
-            for (layer, node), tensors in zip(calls.values(), inputs, strict=True):
-                known = dict(zip(map(id, node.arguments.keras_tensors), tensors, strict=True))
-                args, kwargs = node.arguments.fill_in(known)
-                if "training" in inspect.signature(layer.call).parameters:
-                    kwargs = {**kwargs, "training": True}
-                outputs.append(layer(*args, **kwargs))
-        return outputs
-
-    specs = [
-        [((batch, *each.shape[1:]), each.dtype) for each in node.arguments.keras_tensors]
-        for _, node in calls.values()
-    ]
-    if calls:
-        backend.trace(run, specs)
 
 
 def parameter_count(model: keras.Model) -> int:
@@ -340,3 +276,42 @@ def _about(layer: Any) -> str:
     if isinstance(layer, keras.layers.Dropout):
         said.append(f"rate {layer.rate:g}")
     return " ".join(said)
+
+
+def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
+    """Refuse a network that this machine has not the memory to train.
+
+    The estimate is a lower bound: copies of the weights and, on a CPU, what the backward pass keeps
+    of one mini-batch. A GPU says itself that its memory is spent, and ``accumulate=auto`` may split
+    the batch.
+
+    Args:
+        config: Of the run.
+        model: Its network; may have been built without weights.
+        on_cpu: Whether the run computes on a CPU.
+
+    Raises:
+        TooLarge: It needs more than there is.
+    """
+    room = machine_memory()
+    network = f"norm={config.norm_name} in arch={config.arch['name']}"
+    weights = sum(math.prod(variable.shape) for variable in model.variables)
+    need = 4 * COPIES * weights
+    if need > room:
+        raise TooLarge(
+            f"{network} has {count(weights)} weights, which take at least {size(need)} in "
+            f"training: this machine has {size(room)} of memory"
+        )
+    if not on_cpu or config.accumulate == "auto":
+        return
+    try:
+        kept = sum(layer.kept_bytes for layer in layer_costs(model))
+    except ValueError:  # an output of unknown size: nothing can be estimated
+        return
+    need += kept * config.micro_batch
+    if need > room:
+        raise TooLarge(
+            f"{network} takes at least {size(need)} in training with batch={config.batch} "
+            f"({size(kept)} an image): this machine has {size(room)} of memory; use a smaller "
+            "batch, or accumulate=N to train it in N parts"
+        )

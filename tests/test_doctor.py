@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from normbench import machine
 from normbench.cli import doctor
 from normbench.cli.doctor import Check, collect, exit_code, lacking, render, run_probe
 from normbench.store import provenance
@@ -53,7 +54,7 @@ def test_a_good_machine_can_train(tmp_store: Path) -> None:
     assert checks["GPUs", "none"] == Check("GPUs", "none", "ok", "runs train on the CPU")
     here = ".".join(map(str, sys.version_info[:3]))
     assert checks["machine", "Python"].text == f"{here} ({sys.executable})"
-    assert checks["machine", "processor"].text == provenance.processor()
+    assert checks["machine", "processor"].text == machine.processor()
     assert "GiB" in checks["machine", "memory"].text
     text = shown(list(checks.values()))
     assert text.rstrip().endswith("everything a run needs is installed")

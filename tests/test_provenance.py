@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import normbench
+from normbench import machine
 from normbench.store import provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -183,9 +184,9 @@ def test_utc_now_is_iso_8601_to_the_second() -> None:
 def test_processor_is_the_name_the_system_shows() -> None:
     names = re.findall(r"(?m)^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text())
     if names:
-        assert provenance.processor() == names[0].strip()
+        assert machine.processor() == names[0].strip()
     else:  # an architecture that shows none
-        assert provenance.processor()
+        assert machine.processor()
 
 
 # --- code and data of one's own -------------------------------------------------------------------

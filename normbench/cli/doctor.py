@@ -21,10 +21,9 @@ from rich.text import Text
 
 import normbench
 from normbench.engine import threads
-from normbench.engine.memory import container_limit
 from normbench.formats import size
-from normbench.machine import MARK
-from normbench.store.provenance import processor, version
+from normbench.machine import MARK, container_limit, nvidia_smi, processor
+from normbench.store.provenance import version
 from normbench.store.store import Store, StoreError
 
 State = Literal["ok", "warn", "missing"]
@@ -88,26 +87,6 @@ def run_probe(timeout: float = 180.0) -> dict[str, Any]:
         how = f"exit status {done.returncode}"
     last = done.stderr.strip().splitlines()[-1:]
     return {"error": ": ".join([f"importing the frameworks ended with {how}", *last])}
-
-
-def nvidia_smi() -> list[dict[str, Any]]:
-    """Return the GPUs that NVIDIA's driver knows (``name``, ``total`` and ``free`` in bytes)."""
-    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):  # no driver on this machine, or a broken one
-        return []
-    gpus = []
-    for line in done.stdout.splitlines():
-        name, *numbers = (part.strip() for part in line.rsplit(",", 2))
-        if len(numbers) == 2 and all(number.isdigit() for number in numbers):
-            total, free = (int(number) << 20 for number in numbers)
-            gpus.append({"name": name, "total": total, "free": free})
-        elif name:
-            gpus.append({"name": name, "total": None, "free": None})
-    return gpus
 
 
 def _install(what: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from normbench.config import Config
-from normbench.engine.memory import is_out_of_memory
+from normbench.errors import is_out_of_memory
 
 
 class Splitting:

@@ -81,7 +81,7 @@ class Kept:
         self._dataset = self._loop = None
 
 
-# --- which runs share a compiled training step: those that differ in nothing it was compiled with ---
+# --- which runs share a compiled training step --------------------------------------------------
 
 #: What a loop is handed anew for each run: the seed's numbers and the learning rate of each step.
 _FREE = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normbench.components import configured, is_own, make_source
 from normbench.config import Config
 from normbench.engine import backend
-from normbench.engine.memory import is_out_of_memory, refuse_too_large
 from normbench.engine.micro_batches import Splitting
 from normbench.engine.observer import make_loggers
 from normbench.engine.reuse import Kept
-from normbench.errors import NormbenchError, UserError, why
+from normbench.errors import NormbenchError, UserError, is_out_of_memory, why
 from normbench.store.provenance import data_hash
 
+if TYPE_CHECKING:
+    import keras
+
+    from normbench.engine.augment import Images
+
+SEEN = 5000
+"""Training images that a data-dependent initialization is shown."""
 MOST_STEPS = 100_000_000
 """Steps of a run; the learning rate of each is known before the first (0.4 GB)."""
 
@@ -222,7 +228,7 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
     from normbench.engine.augment import Images
     from normbench.engine.loop import Plan
     from normbench.engine.observer import make_probes
-    from normbench.network import build_model, initialize_from
+    from normbench.network import build_model, refuse_too_large
 
     steps = len(dataset.train.labels) // config.batch
     optimizer, rates = _optimizer(config), _rates(config, steps)
@@ -251,3 +257,23 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
     for probe in probes:
         probe.check(model)
     return Prepared(dataset, loop.model, loop, rates, steps, probes)
+
+
+def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:
+    """Let the layers whose first weights depend on the data see training images.
+
+    Such a layer has a method ``initialize_from``, called with scaled images, float32 (N, H, W, C).
+
+    Args:
+        model: Built, and not trained yet.
+        pixels: uint8 (N, H, W, C), the training images; the first ``SEEN`` of them are shown.
+        images: How they are scaled.
+    """
+    layers = [each for each in model.layers if hasattr(each, "initialize_from")]
+    if not layers:
+        return
+    import keras
+
+    scaled = keras.ops.convert_to_numpy(images.scaled(np.ascontiguousarray(pixels[:SEEN])))
+    for layer in layers:
+        layer.initialize_from(scaled)

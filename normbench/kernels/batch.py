@@ -247,9 +247,8 @@ def _count(parts: list[Tensor]) -> Any:
 
 
 # --- Batch Normalization of large inputs on a CPU in passes over memory, which XLA compiles -------
-# Each reads what it needs in its own dtype, and writes no more than its result. What a channel has is
-# added up in stretches; their sums, which are few, are for the caller to add: XLA would join both
-# sums into one.
+# Each function reads its inputs in their own dtypes, and writes no more than its result. A channel's
+# values are added up in stretches; the caller adds the few sums: XLA would join both into one.
 
 Tensor = Any
 

@@ -14,17 +14,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+_HERE = Path(__file__).parent
+
 
 @cache
 def _public() -> dict[str, str]:
     """Map each public class of the package to its module, read from the files' ``__all__``."""
     found: dict[str, str] = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.stem.startswith("_"):
-            continue
+    for file in sorted(_HERE.rglob("*.py")):
+        module = ".".join(file.relative_to(_HERE).with_suffix("").parts)
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-                found.update(dict.fromkeys(ast.literal_eval(node.value), file.stem))
+                found.update(dict.fromkeys(ast.literal_eval(node.value), module))
     return found
 
 

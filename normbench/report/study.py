@@ -19,9 +19,16 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import UserError, unknown
-from normbench.report import caveats
 from normbench.report import names as labels
-from normbench.report.caveats import ENDED, Condition, Training
+from normbench.report.caveats import (
+    ENDED,
+    Condition,
+    Training,
+    check_allowed,
+    conditions,
+    listed,
+    told,
+)
 from normbench.report.frames import GROUPS, Frames, is_config, is_origin
 
 _FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
@@ -93,7 +100,7 @@ class Study:
     @cached_property
     def conditions(self) -> list[Condition]:
         """What differs between rows or columns beside the factors."""
-        return caveats.conditions(self.runs, self.by, self.context, self.allowed)
+        return conditions(self.runs, self.by, self.context, self.allowed)
 
     @property
     def confounds(self) -> list[Condition]:
@@ -148,15 +155,13 @@ class Study:
                 continue
             told = self._told(found)
             if len(told) > _CAPTION:  # notes under tables have the values
-                told = caveats.listed([each.words for each in found])
+                told = listed([each.words for each in found])
             parts.append(f"{name} also differ in {told}")
         return "; ".join(parts)
 
     def _told(self, found: Sequence[Condition]) -> str:
         """Return conditions with their values by row, or by column where rows do not differ."""
-        return caveats.listed(
-            [f"{each.words} ({caveats.told(self._values(each, each.rows))})" for each in found]
-        )
+        return listed([f"{each.words} ({told(self._values(each, each.rows))})" for each in found])
 
     def _values(self, condition: Condition, by_row: bool) -> dict[str, list[str]]:
         keys = self.runs["row" if by_row else "column"].map(plain_value).to_numpy()
@@ -189,7 +194,7 @@ class Study:
                     values[each] += known.values()
             if differs:
                 named = {self.row(each): _distinct(known) for each, known in values.items()}
-                found.append((condition, f"{condition.words} ({caveats.told(named)})"))
+                found.append((condition, f"{condition.words} ({told(named)})"))
         return found
 
     def _by_seed(self, condition: Condition, row: Any, column: Any) -> dict[int, str]:
@@ -212,7 +217,7 @@ class Study:
             return []
         each = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
         return [
-            f"Rows have different seeds ({caveats.told(each)}): a mean is over all seeds of its "
+            f"Rows have different seeds ({told(each)}): a mean is over all seeds of its "
             "cell, a difference over the seeds that both cells have."
         ]
 
@@ -284,7 +289,7 @@ def studies(
             raise unknown("column in --by", name, offered)
         if name in factors[:place]:
             raise UserError(f"--by names {name!r} twice")
-    caveats.check_allowed(allowed, frames.runs)
+    check_allowed(allowed, frames.runs)
     if frames.runs.empty:
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""

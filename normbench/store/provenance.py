@@ -32,6 +32,7 @@ from normbench.components import (
     make_source,
     options_of,
 )
+from normbench.machine import processor
 
 #: What a version is recorded of, and the distributions that bring it, in the order of trying.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -134,19 +135,6 @@ def package_git() -> dict[str, Any] | None:
 def _top(folder: Path) -> Path | None:
     shown = _git(folder, "rev-parse", "--show-toplevel", trusted=False)
     return Path(shown.strip()).resolve() if shown else None
-
-
-def processor() -> str:
-    """Return the processor's name as the system shows it, else its architecture."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip().lower() in ("model name", "cpu model", "hardware") and value.strip():
-                    return value.strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def collect(command: Sequence[str] | None = None, folder: Path | None = None) -> dict[str, Any]:

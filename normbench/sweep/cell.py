@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from normbench.config import Config
-from normbench.engine.memory import chain, is_out_of_memory
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
-from normbench.errors import reason
+from normbench.errors import chain, is_out_of_memory, reason
 from normbench.store.store import Run, RunLocked, Store, StoreError
 
 

@@ -22,8 +22,9 @@ from normbench.engine.augment import Images
 from normbench.engine.backend import loop_class
 from normbench.engine.loop import Plan
 from normbench.engine.optimizer import SGD
+from normbench.engine.setup import initialize_from
 from normbench.errors import UserError
-from normbench.network import build_model, initialize_from
+from normbench.network import build_model
 
 BACKEND = keras.backend.backend()
 SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 16

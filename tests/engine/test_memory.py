@@ -6,10 +6,10 @@ import re
 
 import keras
 import pytest
+from normbench.engine.memory import TooLarge, refuse_too_large
 
 from normbench.config import compose
 from normbench.engine import memory
-from normbench.engine.memory import TooLarge, refuse_too_large
 from normbench.engine.reuse import Kept
 from normbench.engine.setup import check, prepare
 from normbench.errors import UserError

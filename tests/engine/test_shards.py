@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from normbench.config import compose, group_options
+from normbench.engine.setup import initialize_from
 from normbench.errors import NormbenchError
-from normbench.network import build_model, initialize_from
+from normbench.network import build_model
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("shards are TensorFlow's", allow_module_level=True)

@@ -7,12 +7,11 @@ import tensorflow as tf
 
 from normbench.config import Config, compose
 from normbench.engine import backend
-from normbench.engine.memory import is_out_of_memory
 from normbench.engine.micro_batches import Splitting
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import Kept
 from normbench.engine.train import train
-from normbench.errors import UserError
+from normbench.errors import UserError, is_out_of_memory
 from normbench.store.store import Store
 
 

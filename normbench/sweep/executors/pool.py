@@ -273,7 +273,7 @@ def mark_failed(run: Run, message: str, command: Sequence[str]) -> None:
         pass
 
 
-# --- the sweep's end of a worker process: starting it, telling it what to do, hearing of its death ---
+# --- a worker process, seen from the sweep --------------------------------------------------------
 
 #: What the interpreter is told to run.
 WORKER = ["-m", "normbench.sweep.executors.worker"]

@@ -120,7 +120,7 @@ def _look(job: Job, running: dict[str, float], task: Task, watch: Watch) -> None
     )
 
 
-# --- what runs on another machine for one cell: a function of plain values, found by its name there ---
+# --- the function that runs on the other machine --------------------------------------------------
 # What a process keeps between two runs (:class:`normbench.engine.reuse.Kept`) lives here, so that a
 # worker process that Ray uses again has it.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from normbench.cli.doctor import nvidia_smi
+from normbench.machine import nvidia_smi
 
 #: Most runs at a time on one GPU where nobody says otherwise; more slow one another down.
 MOST_ON_A_GPU = 8

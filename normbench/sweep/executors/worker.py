@@ -1,6 +1,6 @@
 """A worker process: does what a sweep tells it over a pipe, one thing after the other.
 
-Standard input brings messages, standard output carries them (:mod:`normbench.sweep.executors.worker`):
+Standard input brings messages, standard output carries them:
 
     {"do": "train", "config": …, "store": …, "command": …, "mend": …,
      "may_split": …}
