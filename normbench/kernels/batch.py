@@ -246,11 +246,9 @@ def _count(parts: list[Tensor]) -> Any:
     return sum(count_of(each[None], int(each.shape[-1])) for each in parts)
 
 
-# --- Batch Normalization of large inputs on a CPU in passes over memory, which XLA compiles -------
-# Each function reads its inputs in their own dtypes, and writes no more than its result. A channel's
+# --- Batch Normalization of large inputs on a CPU in passes over memory, which XLA compiles ----
+# Each function reads its inputs in their own dtypes and writes only its result. A channel's
 # values are added up in stretches; the caller adds the few sums: XLA would join both into one.
-
-Tensor = Any
 
 
 def moment_sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,8 +304,6 @@ def _sums(values: Tensor) -> Tensor:
 
 
 # --- Batch Normalization by TensorFlow's own fused operations where it computes, else by ours -----
-
-Tensor = Any
 
 
 def batch_standardize(

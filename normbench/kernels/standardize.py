@@ -529,8 +529,6 @@ def _wide(statistic: Tensor) -> Tensor:
 
 # --- standardization over the channels at each place, with a hand-written gradient ----------------
 
-Tensor = Any
-
 
 def position_standardize(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, subtract_mean: bool = True

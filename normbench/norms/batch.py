@@ -12,7 +12,7 @@ from normbench.kernels.batch import apply_statistics, batch_standardize
 from normbench.kernels.standardize import batch_moments, count_in_batch, flatten_places
 from normbench.norms.base import BatchStatistics
 
-__all__ = ["BatchNormalization"]
+__all__ = ["BatchCentering", "BatchNormalization", "BatchScaling"]
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -109,8 +109,6 @@ class BatchNormalization(BatchStatistics):
 
 
 # --- the two halves of Batch Normalization: subtracting the mean, and dividing by the deviation ---
-
-__all__ = ["BatchCentering", "BatchScaling"]
 
 
 @keras.saving.register_keras_serializable("normbench")

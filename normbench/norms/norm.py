@@ -25,6 +25,7 @@ __all__ = [
     "ParametrizedDense",
     "ParametrizedDepthwiseConv2D",
     "WeightParametrization",
+    "make_norm",
 ]
 
 LayerFactory = Callable[..., keras.layers.Layer]
@@ -192,7 +193,6 @@ def _he_normal(depthwise: bool) -> keras.initializers.Initializer:
 
 # --- from the names and options in a config to the ``Norm`` that a network is built with ----------
 
-__all__ = ["make_norm"]
 
 _STRUCTURE = ("weight", "places", "place", "bfn")
 """Keys of a norm's group that are no options of its layer."""

@@ -229,7 +229,23 @@ class ParametrizedDense(_Parametrized, keras.layers.Dense):
 
 # --- weight Standardization -----------------------------------------------------------------------
 
-__all__ = ["WSConv2D", "WSDepthwiseConv2D", "WeightStandardization"]
+__all__ = [
+    "CWNConv2D",
+    "CWNDepthwiseConv2D",
+    "CenteredWeightNormalization",
+    "SNConv2D",
+    "SNDepthwiseConv2D",
+    "ScaledWSConv2D",
+    "ScaledWSDepthwiseConv2D",
+    "ScaledWeightStandardization",
+    "SpectralNormalization",
+    "WNConv2D",
+    "WNDepthwiseConv2D",
+    "WSConv2D",
+    "WSDepthwiseConv2D",
+    "WeightNormalization",
+    "WeightStandardization",
+]
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -275,8 +291,6 @@ class WSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 
 # --- scaled Weight Standardization, for networks without activation normalization -----------------
-
-__all__ = ["ScaledWSConv2D", "ScaledWSDepthwiseConv2D", "ScaledWeightStandardization"]
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -340,14 +354,6 @@ class ScaledWSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 # --- weight Normalization, plain and centred ------------------------------------------------------
 
-__all__ = [
-    "CWNConv2D",
-    "CWNDepthwiseConv2D",
-    "CenteredWeightNormalization",
-    "WNConv2D",
-    "WNDepthwiseConv2D",
-    "WeightNormalization",
-]
 
 _LEAST = 1e-24
 """Least squared length of a filter in the divisor: a filter of zeros stays one, without NaN."""
@@ -427,7 +433,6 @@ class CWNDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 # --- spectral Normalization -----------------------------------------------------------------------
 
-__all__ = ["SNConv2D", "SNDepthwiseConv2D", "SpectralNormalization"]
 
 _LEAST_NORM = 1e-24
 """Least square of a length, and least square of σ, in a divisor."""

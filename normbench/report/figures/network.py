@@ -387,7 +387,7 @@ def _text(
     )
 
 
-# --- the layout: a row a block, a column a step, a lane a branch -----------------------------------
+# --- the layout: a row a block, a column a step, a lane a branch --------------------------------
 # Knows nothing of the network but what :func:`normbench.network.layer_costs` says of its layers;
 # blocks are told by their layers' names.
 
