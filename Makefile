@@ -42,7 +42,7 @@ quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (
 
 test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
 ifeq ($(ARGS),)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/norms tests/probes \
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/kernels tests/norms tests/probes \
 		tests/engine/test_gradients.py tests/engine/test_accumulate.py \
 		tests/test_serializable.py
 endif

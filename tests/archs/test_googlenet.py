@@ -3,8 +3,7 @@ import pytest
 from normbench.archs.inception import build_googlenet as build
 from normbench.config import compose
 from normbench.errors import UserError
-from normbench.network import build_googlenet as build_model
-from normbench.network import layer_costs, multiply_adds, parameter_count
+from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 PUBLISHED = {

@@ -5,8 +5,7 @@ import pytest
 from normbench.archs.resnet_v2 import build_wide as build
 from normbench.config import compose
 from normbench.errors import UserError
-from normbench.network import build_wide as build_model
-from normbench.network import layer_costs, multiply_adds, parameter_count
+from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
 
 SMALL = {"depth": 10, "widening": 1, "dropout": 0.0}

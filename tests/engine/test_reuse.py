@@ -34,7 +34,7 @@ def test_a_kept_loop_trains_to_the_same_bits(small, tmp_path, norm):
 
 
 def test_a_kept_loop_goes_on_with_an_interrupted_run(small, tmp_path):
-    from tests.engine.test_training import Interrupting
+    from tests.engine.test_train import Interrupting
 
     config, other = small("norm=bn"), small("norm=bn", "seed=5")
     whole = train(config, Store(tmp_path / "whole"))

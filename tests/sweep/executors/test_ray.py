@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'norm
 
 from normbench.sweep.executors.ray import RayExecutor  # noqa: E402
 
-INSTALL = Path(__file__).parent / "fakeraysite"
+INSTALL = Path(__file__).parents[1] / "fakeraysite"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     # Ray's worker processes take the fake engine by a sitecustomize of theirs.
-    paths = [str(INSTALL), str(Path(__file__).parents[2])]
+    paths = [str(INSTALL), str(Path(__file__).parents[3])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)

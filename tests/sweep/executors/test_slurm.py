@@ -18,7 +18,7 @@ from normbench.sweep.executors.slurm import Slurm
 @pytest.fixture
 def fake_jobs(monkeypatch, faults):
     """Jobs are processes of this interpreter; they take the fake engine by a sitecustomize."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{here / 'fakeraysite'}:{here.parents[1]}")
     monkeypatch.setenv("FAKE_ENGINE", "1")
     return faults

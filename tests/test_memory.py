@@ -6,14 +6,13 @@ import re
 
 import keras
 import pytest
-from normbench.engine.memory import TooLarge, refuse_too_large
 
+from normbench import network
 from normbench.config import compose
-from normbench.engine import memory
 from normbench.engine.reuse import Kept
 from normbench.engine.setup import check, prepare
-from normbench.errors import UserError
-from normbench.network import build_model
+from normbench.errors import TooLarge, UserError
+from normbench.network import build_model, refuse_too_large
 from normbench.sweep.preflight import refusal
 
 BASE = ["dataset=digits", "norm=bn", "batch=16", "epochs=1"]
@@ -26,7 +25,7 @@ def composed(*overrides):
 @pytest.fixture
 def small_machine(monkeypatch):
     """A machine with 32 MiB of memory."""
-    monkeypatch.setattr(memory, "machine_memory", lambda: 32 << 20)
+    monkeypatch.setattr(network, "machine_memory", lambda: 32 << 20)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +67,10 @@ def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkey
     model = build_model(config, (8, 8, 1), 10)
     weights = 64 * 1000 + 1000 + 1000 * 10 + 10
     kept = 4 * 1000  # the sigmoid's output of one image
-    least = 4 * memory.COPIES * weights + kept * 16
-    monkeypatch.setattr(memory, "machine_memory", lambda: least * 2)
+    least = 4 * network.COPIES * weights + kept * 16
+    monkeypatch.setattr(network, "machine_memory", lambda: least * 2)
     refuse_too_large(config, model, on_cpu=True)
-    monkeypatch.setattr(memory, "machine_memory", lambda: least - 1)
+    monkeypatch.setattr(network, "machine_memory", lambda: least - 1)
     with pytest.raises(TooLarge):
         refuse_too_large(config, model, on_cpu=True)
 

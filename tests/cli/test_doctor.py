@@ -167,7 +167,7 @@ def test_extras_name_their_install_command(
 def test_every_extra_of_the_doctor_is_an_extra_of_the_package() -> None:
     import tomllib
 
-    project = Path(__file__).parent.parent / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
     for extra, (distribution, _) in doctor.EXTRAS.items():
         assert any(line.startswith(distribution) for line in extras[extra]), extra

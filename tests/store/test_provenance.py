@@ -171,7 +171,7 @@ def test_provenance_and_store_import_no_framework() -> None:
         "heavy = {'tensorflow', 'keras', 'jax', 'pandas', 'hydra', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_utc_now_is_iso_8601_to_the_second() -> None:

@@ -15,7 +15,7 @@ from normbench import cli
 from normbench.cli import streams
 from normbench.store.store import Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FAKE = [sys.executable, str(ROOT / "tests" / "sweep" / "fakesweep.py")]
 RUN = ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4", "norm=bn",
        "batch=16", "epochs=3"]  # fmt: skip
