@@ -40,11 +40,11 @@ def compiled_loop(config: Config, data: Any) -> Any:
     import numpy as np
 
     from normbench.engine.augment import Images
-    from normbench.engine.loop import Plan
+    from normbench.engine.loop import LoopSettings
     from normbench.engine.optimizer import SGD
     from normbench.network import build_model
 
-    plan = Plan(
+    plan = LoopSettings(
         batch=config.batch,
         eval_batch=config.eval_batch,
         seed=0,

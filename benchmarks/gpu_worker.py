@@ -154,7 +154,7 @@ class Engine:
         backend.start("jax", config.precision)
         from normbench.data.split import channel_statistics
         from normbench.engine.augment import Images
-        from normbench.engine.loop import Plan
+        from normbench.engine.loop import LoopSettings
         from normbench.engine.optimizer import SGD
         from normbench.engine.schedule import cosine
         from normbench.engine.setup import initialize_from
@@ -173,7 +173,7 @@ class Engine:
         began = time.perf_counter()
         model = build_model(config, train.images.shape[1:], CLASSES)
         initialize_from(model, train.images, images)
-        plan = Plan(
+        plan = LoopSettings(
             batch=config.batch,
             eval_batch=config.eval_batch,
             seed=config.seed,

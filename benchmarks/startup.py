@@ -40,9 +40,9 @@ def serve(given: argparse.Namespace) -> None:
     import normbench.cli  # noqa: F401 - what the command imports before it knows what it is to do
 
     stages = [{"python": time.time() - given.began}]
-    from normbench.engine.reuse import Kept
+    from normbench.engine.reuse import WarmState
 
-    kept = Kept()
+    kept = WarmState()
     took()
     first = _overrides(given)
     for overrides in (first, [*first, "seed=1"], [*first, f"batch={2 * given.batch}"]):

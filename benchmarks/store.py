@@ -77,7 +77,7 @@ def fill(root: Path, seeds: int, epochs: int) -> None:
     """Write a store of complete runs, and the record of the sweep that they would be of."""
     from normbench.store.provenance import collect
     from normbench.store.store import Store
-    from normbench.sweep.cell import Ending
+    from normbench.sweep.cell import CellResult
     from normbench.sweep.grid import expand
     from normbench.sweep.plan import plan
     from normbench.sweep.record import Record
@@ -125,7 +125,7 @@ def fill(root: Path, seeds: int, epochs: int) -> None:
                 "wall_seconds": 60.0,
             }
         )
-        record.ended(run.name, Ending("trained", seconds=60.0))
+        record.ended(run.name, CellResult("trained", seconds=60.0))
     record.close("complete")
 
 

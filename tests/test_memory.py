@@ -9,7 +9,7 @@ import pytest
 
 from normbench import network
 from normbench.config import compose
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.engine.setup import check, prepare
 from normbench.errors import TooLarge, UserError
 from normbench.network import build_model, refuse_too_large
@@ -39,15 +39,15 @@ def test_absurd_networks_are_refused_before_a_weight_is_drawn(overrides):
     config = composed(*overrides)
     with pytest.raises(UserError, match="for which this machine's memory does not suffice"):
         build_model(config, (32, 32, 1), 10)
-    said = refusal(config, Kept(), {})
+    said = refusal(config, WarmState(), {})
     assert re.search(r"has [\d,]+ weights, which take at least .* TiB in training", said)
     assert re.search(r"this machine has .* of memory$", said)
 
 
 def test_another_machine_may_have_the_memory(small_machine):
     config = composed("arch=resnet8", "arch.width=512")
-    assert "this machine has 32.0 MiB of memory" in refusal(config, Kept(), {})
-    assert refusal(config, Kept(), {}, here=False) == ""
+    assert "this machine has 32.0 MiB of memory" in refusal(config, WarmState(), {})
+    assert refusal(config, WarmState(), {}, here=False) == ""
 
 
 def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine):
@@ -59,7 +59,7 @@ def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine)
     refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=auto"), model, on_cpu=True)
     refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=500"), model, on_cpu=True)
     with pytest.raises(TooLarge):
-        prepare(config, check(config, Kept()), Kept(), 1)
+        prepare(config, check(config, WarmState()), WarmState(), 1)
 
 
 def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkeypatch):
@@ -81,7 +81,7 @@ def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monk
     drawn = []
     generator = initializers._generator
     monkeypatch.setattr(initializers, "_generator", lambda: drawn.append(1) or generator())
-    assert refusal(composed("arch=resnet8"), Kept(), {}) == ""
+    assert refusal(composed("arch=resnet8"), WarmState(), {}) == ""
     with keras.StatelessScope():
         pass  # at its end Keras draws the weights that it still knows of
     assert drawn == []
@@ -90,7 +90,7 @@ def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monk
 def test_more_steps_than_their_learning_rates_have_room_for_are_refused():
     config = composed("arch=resnet8", "epochs=2000000000")
     with pytest.raises(UserError, match=r"epochs=2000000000 is \d+ steps at batch=16: a run has "):
-        check(config, Kept())
+        check(config, WarmState())
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from typing import Any
 
 from normbench.config import compose, conf_dir, parse
 from normbench.engine.diagnose import trained_without
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import UserError, reason
 from normbench.overrides import search_path
 from normbench.store.provenance import changed_since
 
-_kept = Kept()
+_kept = WarmState()
 
 
 def multirun(overrides: Sequence[str], config_dir: str | None) -> None:

@@ -47,7 +47,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A normalization or a weight parametrization, in one line a field."""
 
     name: str
@@ -82,7 +82,7 @@ class Catalogue:
     compose: Callable[[str], Mapping[str, Any]]
     header: Callable[[str, str], str]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> CatalogueEntry:
         """Describe a file of ``conf/norm/``, or else one of ``conf/norm/weight/``.
 
         Raises:
@@ -94,11 +94,11 @@ class Catalogue:
             return self.weight(name)
         raise unknown("norm", name, {*self.norms, *self.weights})
 
-    def norm(self, name: str) -> Entry:
+    def norm(self, name: str) -> CatalogueEntry:
         """Describe a file of ``conf/norm/``."""
         return _norm_entry(name, self.compose(f"norm={name}"), self.header("norm", name))
 
-    def weight(self, name: str) -> Entry:
+    def weight(self, name: str) -> CatalogueEntry:
         """Describe a file of ``conf/norm/weight/``."""
         spec = self.compose(f"norm/weight={name}")["weight"]
         nothing = {**_NOTHING, "formula": "Ŵ = W"}
@@ -106,7 +106,7 @@ class Catalogue:
         return _entry(name, self.header("norm/weight", name), fields, options)
 
 
-def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> Entry:
+def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogueEntry:
     parts = [("", "norm", spec)]
     placed = [(place, f"norm.places.{place}", g) for place, g in (spec.get("places") or {}).items()]
     if spec.get("bfn"):
@@ -136,9 +136,11 @@ def _entry(
     fields: Mapping[str, str],
     options: Iterable[Option],
     has_weight: bool = False,
-) -> Entry:
+) -> CatalogueEntry:
     said = {field: fields[field] for field in FIELDS}
-    return Entry(name=name, summary=summary, **said, options=tuple(options), has_weight=has_weight)
+    return CatalogueEntry(
+        name=name, summary=summary, **said, options=tuple(options), has_weight=has_weight
+    )
 
 
 def _described(
@@ -205,7 +207,7 @@ def page(catalogue: Catalogue) -> RenderableType:
     return Group(*shown)
 
 
-def details(entry: Entry) -> RenderableType:
+def details(entry: CatalogueEntry) -> RenderableType:
     """Show one of them with its options."""
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
@@ -228,7 +230,7 @@ def details(entry: Entry) -> RenderableType:
     return Group(*shown)
 
 
-def _lines(entry: Entry, width: int) -> RenderableType:
+def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=width, no_wrap=True)
     table.add_column()

@@ -19,9 +19,9 @@ from normbench.cli.screen import LiveRegion, can_redraw
 from normbench.formats import clock, count, duration, percent, small
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
-from normbench.sweep.cell import Ending
-from normbench.sweep.executors.base import Job, Watch
-from normbench.sweep.plan import Plan
+from normbench.sweep.cell import CellResult
+from normbench.sweep.executors.base import Job, SweepObserver
+from normbench.sweep.plan import SweepPlan
 
 STYLE = {
     "trained": "green",
@@ -46,7 +46,7 @@ class Running:
     Attributes:
         where: Its slot.
         began: In seconds of ``time.monotonic``.
-        facts: What is known of it: see :meth:`normbench.sweep.executors.base.Watch.progress`.
+        facts: What is known of it: see :meth:`SweepObserver.progress`.
     """
 
     where: str
@@ -99,7 +99,7 @@ def checking(cells: int, console: Console | None = None) -> Iterator[None]:
         yield
 
 
-class SweepScreen(Watch):
+class SweepScreen(SweepObserver):
     """Shows a sweep as it goes. A context manager, so that the terminal is given back.
 
     Args:
@@ -113,7 +113,7 @@ class SweepScreen(Watch):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SweepPlan,
         slots: int,
         store: Store,
         console: Console | None = None,
@@ -162,7 +162,7 @@ class SweepScreen(Watch):
         if self._live is None and time.monotonic() - self._told >= MINUTE:
             self._write(Text(self._in_a_line(), "dim"))
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: CellResult) -> None:
         self._running.pop(job.name, None)
         self._waiting.discard(job.name)
         self._results[ending.result] += 1
@@ -209,7 +209,7 @@ class SweepScreen(Watch):
         left = self.left()
         return "time left unknown" if left is None else f"{clock(left)} left"
 
-    def _detail(self, job: Job, ending: Ending) -> str:
+    def _detail(self, job: Job, ending: CellResult) -> str:
         if ending.error:
             return f"  {ending.error}"
         if ending.result not in ("trained", "diverged"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from normbench.kernels.compile import per_shape
+from normbench.kernels.compile import compile_shared
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Images:
         """Crop, flip and scale uint8 (N, H, W, C), as one pass over them where that is quicker."""
         augments = bool(self.crop_padding or self.flip)
         # Picking pixels one by one, TensorFlow is slow at any number of them.
-        function = per_shape(_prepared, pixels, by_xla=True if augments else None)
+        function = compile_shared(_prepared, pixels, by_xla=True if augments else None)
         return function(
             pixels,
             *words,

@@ -22,8 +22,8 @@ from normbench.errors import NormbenchError, UserError, reason, unknown
 from normbench.formats import duration
 
 if TYPE_CHECKING:
-    from normbench.engine.reuse import Kept
-    from normbench.engine.setup import Prepared
+    from normbench.engine.reuse import WarmState
+    from normbench.engine.setup import TrainingSetup
     from normbench.store.store import Run, Store
 
 CHECKPOINTS = ("last", "best")
@@ -47,7 +47,7 @@ class Target:
 
 
 @dataclass
-class Outcome:
+class DiagnoseResult:
     """What became of a call of :func:`diagnose`.
 
     Attributes:
@@ -76,7 +76,7 @@ def diagnose(
     again: bool = False,
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
-) -> Outcome:
+) -> DiagnoseResult:
     """Measure in the checkpoints of runs what was not measured yet.
 
     A probe's options are those of the command; else those that the run had; else the defaults.
@@ -110,9 +110,9 @@ def diagnose(
             f"these runs used {' and '.join(backends)}: diagnose the runs of one backend at a time"
         )
 
-    from normbench.engine.reuse import Kept
+    from normbench.engine.reuse import WarmState
 
-    outcome, kept = Outcome(), Kept()
+    outcome, kept = DiagnoseResult(), WarmState()
     for each in targets:
         try:
             outcome.measured += _diagnose(each, again, bool(probes), kept, list(command), say)
@@ -240,7 +240,7 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
 
 
 def _diagnose(
-    target: Target, again: bool, named: bool, kept: Kept, command: list[str], say: Callable
+    target: Target, again: bool, named: bool, kept: WarmState, command: list[str], say: Callable
 ) -> int:
     """Measure what is due of a run, and return how much that was."""
     if not any(_due(target, name, again) for name in target.options):
@@ -267,7 +267,7 @@ def _diagnose(
     return measured
 
 
-def _own_changes(target: Target, prepared: Prepared) -> list[str]:
+def _own_changes(target: Target, prepared: TrainingSetup) -> list[str]:
     """Say which code and data of one's own a run was trained with other versions of."""
     from normbench.store.provenance import own_changes, own_code, own_data
 
@@ -312,12 +312,14 @@ def _answers(target: Target) -> list[dict[str, Any]]:
     return [found[key] for key in asked if found[key] is not None]
 
 
-def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None]) -> Prepared:
+def _prepared(
+    target: Target, named: bool, kept: WarmState, say: Callable[[str], None]
+) -> TrainingSetup:
     """Build what the run was trained with, and the probes that its network does not refuse."""
     from dataclasses import replace
 
     from normbench.engine import backend
-    from normbench.engine.micro_batches import Splitting
+    from normbench.engine.micro_batches import MicroBatches
     from normbench.engine.observer import make_probes
     from normbench.engine.setup import load_dataset, prepare
 
@@ -326,7 +328,7 @@ def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None
     backend.start(config.backend, config.precision)
     # That many functions are traced is no mistake where many networks are looked at.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    micro_batches = Splitting(config, target.run.meta).count
+    micro_batches = MicroBatches(config, target.run.meta).count
     if not kept.serves(config, micro_batches):
         kept.forget_loop()
     prepared = prepare(config, dataset, kept, micro_batches)
@@ -342,7 +344,7 @@ def _prepared(target: Target, named: bool, kept: Kept, say: Callable[[str], None
     return replace(prepared, probes=probes)
 
 
-def _restore(target: Target, checkpoint: str, prepared: Prepared) -> None:
+def _restore(target: Target, checkpoint: str, prepared: TrainingSetup) -> None:
     """Put the loop where the run was at a checkpoint, in the epoch that it had just trained."""
     loaded = target.run.load_checkpoint(best=checkpoint == "best")
     if loaded is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from normbench.engine.loop import flat, unflat
+from normbench.engine.loop import flatten, unflatten
 
 Tensor = Any
 
@@ -36,14 +36,14 @@ class WeightParts:
 
     def vectors(self, tensors: list[Tensor]) -> list[Tensor]:
         """The parts, float32 (P,), of one tensor for each weight."""
-        return [flat([tensors[i] for i in part]) for part in self._parts]
+        return [flatten([tensors[i] for i in part]) for part in self._parts]
 
     def tensors(self, vectors: list[Tensor]) -> list[Tensor]:
         """Undo :meth:`vectors`."""
         tensors: list[Tensor] = [None] * len(self._shapes)
         for part, vector in zip(self._parts, vectors, strict=True):
             for i, tensor in zip(
-                part, unflat(vector, [self._shapes[i] for i in part]), strict=True
+                part, unflatten(vector, [self._shapes[i] for i in part]), strict=True
             ):
                 tensors[i] = tensor
         return tensors

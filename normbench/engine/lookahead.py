@@ -88,11 +88,11 @@ def _clipped(
     """The gradient as the optimizer is handed it."""
     if not loop.plan.optimizer.agc:
         return ops.convert_to_tensor(gradient)
-    values = shared.unflat(ops.convert_to_tensor(weights), shapes)
-    gradients = shared.unflat(ops.convert_to_tensor(gradient), shapes)
+    values = shared.unflatten(ops.convert_to_tensor(weights), shapes)
+    gradients = shared.unflatten(ops.convert_to_tensor(gradient), shapes)
     scale = ops.convert_to_tensor(np.float32(1.0))  # the gradient is already divided by any other
     factor = loop.plan.optimizer.agc
-    return shared.flat(adaptively_clipped(variables, values, gradients, factor, scale))
+    return shared.flatten(adaptively_clipped(variables, values, gradients, factor, scale))
 
 
 def _under_constraints(

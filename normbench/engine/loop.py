@@ -15,7 +15,7 @@ from keras import ops
 
 from normbench.engine.augment import Images
 from normbench.engine.optimizer import adaptively_clipped
-from normbench.kernels.compile import per_shape
+from normbench.kernels.compile import compile_shared
 
 GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
 
@@ -51,7 +51,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopSettings:
     """What a loop must know besides the model and the data.
 
     Attributes:
@@ -96,7 +96,7 @@ class Loop(ABC):
 
     backend: str
     model: Any
-    plan: Plan
+    plan: LoopSettings
     rate: float | None = None
 
     @abstractmethod
@@ -253,13 +253,13 @@ def listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
-def flat(tensors: list[Any]) -> Any:
+def flatten(tensors: list[Any]) -> Any:
     """Lay tensors end to end: float32 (P,)."""
     return ops.concatenate([ops.reshape(ops.cast(each, "float32"), (-1,)) for each in tensors])
 
 
-def unflat(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
-    """Undo :func:`flat`."""
+def unflatten(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
+    """Undo :func:`flatten`."""
     if len(shapes) == 1:  # which the backends cannot split into one part
         return [ops.reshape(vector, shapes[0])]
     sizes = [math.prod(shape) for shape in shapes]
@@ -277,7 +277,7 @@ def decay_mask(variables: list[Any]) -> np.ndarray:
 
 
 def updated(
-    plan: Plan,
+    plan: LoopSettings,
     weights: list[Any],
     gradients: list[Any],
     slots: list[list[Any]],
@@ -314,7 +314,7 @@ def updated(
     for part, gradient, its_slots, its_decayed in zip(
         weights, gradients, slots, decayed, strict=True
     ):
-        update = per_shape(_part_updated, part)
+        update = compile_shared(_part_updated, part)
         tensors = (part, gradient, rate, step, its_decayed, *its_slots, *guard)
         part, *its_slots = update(*tensors, optimizer=plan.optimizer)
         new_weights.append(part)
@@ -340,7 +340,7 @@ def _part_updated(
 
 
 def clipped(
-    plan: Plan, variables: list[Any], weights: list[Any], gradients: list[Any], scale: Any
+    plan: LoopSettings, variables: list[Any], weights: list[Any], gradients: list[Any], scale: Any
 ) -> list[Any]:
     """Clip gradients of the loss times ``scale`` where the optimizer asks for it."""
     if not plan.optimizer.agc:

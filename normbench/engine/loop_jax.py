@@ -11,7 +11,15 @@ import numpy as np
 from jax import lax
 
 from normbench.engine import loop
-from normbench.engine.loop import Loop, Plan, Steps, correct, cross_entropy, logits_of, objective
+from normbench.engine.loop import (
+    Loop,
+    LoopSettings,
+    Steps,
+    correct,
+    cross_entropy,
+    logits_of,
+    objective,
+)
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 from normbench.norms.precise_batch import recomputed_layers
 
@@ -23,7 +31,7 @@ class JaxLoop(Loop):
 
     backend = "jax"
 
-    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+    def __init__(self, model: keras.Model, dataset: Any, plan: LoopSettings) -> None:
         self.model = model
         self.plan = plan
         self._splits = {
@@ -230,15 +238,15 @@ class JaxLoop(Loop):
         # One part: it is all one program of XLA's.
         (weights,), (slots,), scale, norm = loop.updated(
             plan,
-            [loop.flat(state["trainable"])],
-            [loop.flat(gradients)],
+            [loop.flatten(state["trainable"])],
+            [loop.flatten(gradients)],
             [state["slots"]],
             rate,
             state["step"],
             [self._decayed],
             state["scale"],
         )
-        parts = loop.constrained(self._variables, loop.unflat(weights, self._shapes))
+        parts = loop.constrained(self._variables, loop.unflatten(weights, self._shapes))
         new = {
             "trainable": parts,
             "other": other,
@@ -291,7 +299,7 @@ class JaxLoop(Loop):
         self, weights: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any]:
         def minimized_of(weights: Any) -> tuple[Any, Any]:
-            trainable = loop.unflat(weights, self._shapes)
+            trainable = loop.unflatten(weights, self._shapes)
             minimized, (loss, _, _) = self._minimized(trainable, other, scale, pixels, labels)
             return minimized, loss
 

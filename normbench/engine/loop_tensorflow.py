@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from normbench.engine import loop, threads
 from normbench.engine.flat_weights import LARGE, WeightParts
-from normbench.engine.loop import Loop, Plan, Steps, correct, cross_entropy, logits_of, objective
+from normbench.engine.loop import (
+    Loop,
+    LoopSettings,
+    Steps,
+    correct,
+    cross_entropy,
+    logits_of,
+    objective,
+)
 from normbench.engine.random import AUGMENT, epoch_order, epoch_words
 from normbench.engine.shards import Shards, forward
 from normbench.kernels.compile import has_gpu
@@ -22,7 +30,7 @@ class TensorFlowLoop(Loop):
 
     backend = "tensorflow"
 
-    def __init__(self, model: keras.Model, dataset: Any, plan: Plan) -> None:
+    def __init__(self, model: keras.Model, dataset: Any, plan: LoopSettings) -> None:
         self.model = model
         self.plan = plan
         self._splits = {
@@ -282,7 +290,7 @@ class TensorFlowLoop(Loop):
         other = [v.value.read_value() for v in self.model.non_trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            given = [*loop.unflat(weights, self._shapes), *other]
+            given = [*loop.unflatten(weights, self._shapes), *other]
             # What layers assign on the way stays in this call.
             mapping = list(zip(variables, given, strict=True))
             with keras.StatelessScope(mapping, collect_losses=True):

@@ -9,7 +9,7 @@ from normbench.config import Config
 from normbench.errors import is_out_of_memory
 
 
-class Splitting:
+class MicroBatches:
     """Decides the number of micro-batches of one run (``accumulate=``).
 
     A number that the config names stays. With ``auto`` a run begins with its batch whole, or as

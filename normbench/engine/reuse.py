@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 
-class Kept:
+class WarmState:
     """Keeps the last run's data set and loop, and hands them on where the next run can use them.
 
     Reading a data set and compiling a loop take longer than many a run's training. A loop is

@@ -10,9 +10,9 @@ import numpy as np
 from normbench.components import configured, is_own, make_source
 from normbench.config import Config
 from normbench.engine import backend
-from normbench.engine.micro_batches import Splitting
+from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import make_loggers
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError, UserError, is_out_of_memory, why
 from normbench.store.provenance import data_hash
 
@@ -28,7 +28,7 @@ MOST_STEPS = 100_000_000
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingSetup:
     """What a run is trained with, all of it checked before anything is written.
 
     Attributes:
@@ -61,14 +61,16 @@ class Bench:
         UserError: As :func:`prepare`.
     """
 
-    def __init__(self, config: Config, dataset: Any, kept: Kept, splitting: Splitting) -> None:
+    def __init__(
+        self, config: Config, dataset: Any, kept: WarmState, splitting: MicroBatches
+    ) -> None:
         self._config = config
         self._dataset = dataset
         self._kept = kept
         self.splitting = splitting
         self.prepared = self._make()
 
-    def _make(self) -> Prepared:
+    def _make(self) -> TrainingSetup:
         """Prepare the run with the present count, and trace its steps.
 
         Raises:
@@ -165,7 +167,7 @@ def refused_in_training(config: Config, micro_batches: int, error: BaseException
     )
 
 
-def check(config: Config, kept: Kept) -> Any:
+def check(config: Config, kept: WarmState) -> Any:
     """Refuse what can be refused of a config without its network.
 
     Returns:
@@ -213,7 +215,7 @@ def _rates(config: Config, steps: int) -> np.ndarray:
     return (np.float64(peak) * factors).astype(np.float32)
 
 
-def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Prepared:
+def prepare(config: Config, dataset: Any, kept: WarmState, micro_batches: int) -> TrainingSetup:
     """Build all that a run is trained with; its backend must have been started.
 
     Args:
@@ -226,7 +228,7 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
         UserError: The config cannot be trained, or a probe of it cannot be measured.
     """
     from normbench.engine.augment import Images
-    from normbench.engine.loop import Plan
+    from normbench.engine.loop import LoopSettings
     from normbench.engine.observer import make_probes
     from normbench.network import build_model, refuse_too_large
 
@@ -234,7 +236,7 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
     optimizer, rates = _optimizer(config), _rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
     refuse_too_large(config, model, backend.on_cpu())
-    plan = Plan(
+    plan = LoopSettings(
         batch=config.batch,
         eval_batch=config.eval_batch,
         seed=config.seed,
@@ -256,7 +258,7 @@ def prepare(config: Config, dataset: Any, kept: Kept, micro_batches: int) -> Pre
     probes = make_probes(config.probe)
     for probe in probes:
         probe.check(model)
-    return Prepared(dataset, loop.model, loop, rates, steps, probes)
+    return TrainingSetup(dataset, loop.model, loop, rates, steps, probes)
 
 
 def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:

@@ -151,7 +151,7 @@ def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[
         if _takes_shards(layer):
             with keras.name_scope(layer.name):
                 return Shards(layer.call_with_shards(given[0].parts, training))
-        if not _treats_images_alone(layer):
+        if not _per_example(layer):
             outputs = handed(Shards.joined)
             return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
         if is_rectifier(layer):
@@ -180,10 +180,10 @@ def _takes_shards(layer: Any) -> bool:
     return "call_with_shards" in own and _is_plain(layer)
 
 
-def _treats_images_alone(layer: Any) -> bool:
+def _per_example(layer: Any) -> bool:
     """Whether calling a layer with each shard is calling it with the batch."""
     of_keras = type(layer) in _ALONE and getattr(layer, "axis", -1) != 0
-    return getattr(layer, "treats_images_alone", of_keras) and _is_plain(layer)
+    return getattr(layer, "per_example", of_keras) and _is_plain(layer)
 
 
 def _is_plain(layer: Any) -> bool:

@@ -20,10 +20,16 @@ from normbench.config import SCHEMA, Config
 from normbench.engine import backend
 from normbench.engine.interrupts import held_back, raise_lost, remembered
 from normbench.engine.loop import Loop, Steps
-from normbench.engine.micro_batches import Splitting
+from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import LoggingObserver, Observer, make_loggers
-from normbench.engine.reuse import Kept
-from normbench.engine.setup import Bench, Prepared, load_dataset, refuse_augmentation, refuse_batch
+from normbench.engine.reuse import WarmState
+from normbench.engine.setup import (
+    Bench,
+    TrainingSetup,
+    load_dataset,
+    refuse_augmentation,
+    refuse_batch,
+)
 from normbench.errors import NormbenchError, UserError, details
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
@@ -32,7 +38,7 @@ log = logging.getLogger("normbench")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What became of a call of :func:`train`.
 
     Attributes:
@@ -53,10 +59,10 @@ def train(
     observer: Observer | None = None,
     command: Sequence[str] | None = None,
     must_exist: bool = False,
-    kept: Kept | None = None,
+    kept: WarmState | None = None,
     may_split: bool = True,
     again: bool = False,
-) -> Outcome:
+) -> TrainResult:
     """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
 
     A complete run is not trained again. One that was cut off goes on from its last checkpoint,
@@ -90,27 +96,27 @@ def train(
             raise StoreError(f"{error}: --again sets the folder aside and trains anew") from error
         status = "unreadable"
     if status in ("finished", "diverged") and not again:
-        return Outcome(run, False, run.summary or {})
+        return TrainResult(run, False, run.summary or {})
     if status == "missing" and must_exist:
         raise UserError(f"there is no run {run.name} in {store.root} to resume")
     if status == "running":
         with run.lock(command):  # says who trains it, unless that ended just now
             pass
-    kept = Kept() if kept is None else kept
+    kept = WarmState() if kept is None else kept
     # Before the backend: what is missing is said within a second.
     dataset = kept.dataset(config, load_dataset)
     refuse_batch(config, dataset)
     refuse_augmentation(config, dataset.shape)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
-    splitting = Splitting(config, run.meta if run.exists and not again else None, may_split)
+    splitting = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
     kept.make_way(config, splitting.count)
     bench = Bench(config, dataset, kept, splitting)
     if again:  # nothing refuses the run any more
         run.set_aside("replaced", command)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
-            return Outcome(run, False, run.summary or {})
+            return TrainResult(run, False, run.summary or {})
         watcher = LoggingObserver(observer or Observer(), loggers, run, config)
         with _logged(run, watcher.on_note), remembered():
             return _train_locked(run, config, bench, record, watcher, command)
@@ -123,7 +129,7 @@ def _train_locked(
     record: dict[str, Any],
     observer: Observer,
     command: list[str],
-) -> Outcome:
+) -> TrainResult:
     began = time.perf_counter()
     earlier = run.meta if run.exists else None
     provenance = collect(command) | record | {"devices": bench.prepared.loop.devices()}
@@ -152,7 +158,7 @@ def _train_locked(
         bench.close()
     _end(run, meta, summary["status"], None, time.perf_counter() - began)
     observer.on_end(summary, run.path)
-    return Outcome(run, True, summary)
+    return TrainResult(run, True, summary)
 
 
 def _own(
@@ -199,7 +205,7 @@ def _trained_split(
 
 
 def _trained(
-    run: Run, config: Config, prepared: Prepared, meta: dict[str, Any], observer: Observer
+    run: Run, config: Config, prepared: TrainingSetup, meta: dict[str, Any], observer: Observer
 ) -> dict[str, Any]:
     """Train what is left of the run and return its summary."""
     from normbench.engine.observer import due, measured
@@ -253,7 +259,7 @@ def _begin(
     config: Config,
     earlier: dict[str, Any] | None,
     provenance: dict[str, Any],
-    splitting: Splitting,
+    splitting: MicroBatches,
 ) -> dict[str, Any]:
     """Write what the run is and that it runs; sessions before this one are kept."""
     now = utc_now()

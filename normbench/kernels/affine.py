@@ -15,8 +15,8 @@ from normbench.kernels.standardize import (
     centred_valid,
     count_of,
     first,
-    over_places,
     pivot_of,
+    spatial_sum,
 )
 
 Tensor = Any
@@ -83,7 +83,7 @@ def batch_centre(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
     count = count_of(x[None], int(x.shape[-1]))
 
     def mean_of(values: Tensor) -> Tensor:
-        return over_places(values[None])[0] / at_least_one(count)
+        return spatial_sum(values[None])[0] / at_least_one(count)
 
     @ops.custom_gradient
     def function(x: Tensor, beta: Tensor) -> Any:

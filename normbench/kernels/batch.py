@@ -19,15 +19,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from normbench.kernels.compile import has_gpu, is_large, on_cpu, per_shape
+from normbench.kernels.compile import compile_shared, has_gpu, is_large, on_cpu
 from normbench.kernels.standardize import (
     LEAST_ROWS,
     at_least_one,
     count_in_batch,
     count_of,
-    over_places,
     slices_of,
-    squares_over_places,
+    spatial_sum,
+    spatial_sum_of_squares,
     standardize,
 )
 
@@ -61,8 +61,8 @@ def standardize_parts(
         Of y only first derivatives are defined.
     """
     passes = is_large(parts[0])
-    forward = per_shape(_forward_in_passes if passes else _forward, parts[0], by_xla=False)
-    backward = per_shape(_backward_in_passes if passes else _backward, parts[0], by_xla=False)
+    forward = compile_shared(_forward_in_passes if passes else _forward, parts[0], by_xla=False)
+    backward = compile_shared(_backward_in_passes if passes else _backward, parts[0], by_xla=False)
 
     @tf.custom_gradient
     def function(gamma: Tensor, beta: Tensor, *parts: Tensor) -> Any:
@@ -160,7 +160,7 @@ def _forward_in_passes(
 
     def moments(shift: Tensor) -> tuple[Tensor, Tensor]:
         lanes = rows.lanes(shift)
-        sums = [per_shape(moment_sums, each, by_xla=True)(each, lanes) for each in folded]
+        sums = [compile_shared(moment_sums, each, by_xla=True)(each, lanes) for each in folded]
         return _with_variance(*rows.means(sums))
 
     near = moments(tf.zeros_like(gamma))
@@ -168,7 +168,7 @@ def _forward_in_passes(
     mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     lanes = [rows.lanes(each) for each in (shift, mean, scale, beta)]
-    outputs = [per_shape(applied, each, by_xla=True)(each, *lanes) for each in folded]
+    outputs = [compile_shared(applied, each, by_xla=True)(each, *lanes) for each in folded]
     outputs = [tf.reshape(y, x.shape) for y, x in zip(outputs, parts, strict=True)]
     return (*outputs, shift, mean, variance)
 
@@ -183,12 +183,12 @@ def _backward_in_passes(
     folded = [rows.folded(each) for each in tensors]
     pairs = list(zip(folded[:half], folded[half:], strict=True))
     lanes = [rows.lanes(each) for each in (shift, mean)]
-    sums = [per_shape(gradient_sums, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
+    sums = [compile_shared(gradient_sums, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
     mean_dy, mean_product = rows.means(sums)
     deviation = tf.math.rsqrt(variance + epsilon)
     slope = tf.square(deviation) * mean_product
     lanes += [rows.lanes(each) for each in (gamma * deviation, mean_dy, slope)]
-    gradients = [per_shape(input_gradient, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
+    gradients = [compile_shared(input_gradient, x, by_xla=True)(x, dy, *lanes) for x, dy in pairs]
     gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, parts, strict=True)]
     return (deviation * mean_product * rows.count, mean_dy * rows.count, *gradients)
 
@@ -231,8 +231,8 @@ def _shift(mean: Tensor, variance: Tensor) -> Tensor:
 def _moments(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, from E[x²] − E[x]²."""
     count = at_least_one(_count(parts))
-    mean = tf.add_n([over_places(each[None])[0] for each in parts]) / count
-    square = tf.add_n([squares_over_places(each[None])[0] for each in parts]) / count
+    mean = tf.add_n([spatial_sum(each[None])[0] for each in parts]) / count
+    square = tf.add_n([spatial_sum_of_squares(each[None])[0] for each in parts]) / count
     return _with_variance(mean, square)
 
 

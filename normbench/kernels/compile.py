@@ -18,7 +18,7 @@ compiling takes 0.2 s a shape, which 30 µs a call earn back only in runs of som
 """
 
 
-def per_shape(
+def compile_shared(
     function: Callable[..., Any], x: Any, by_xla: bool | None = None
 ) -> Callable[..., Any]:
     """Return a function that does what ``function`` does, made the quickest for inputs like ``x``.
@@ -51,13 +51,13 @@ def per_shape(
     return call
 
 
-def in_a_row(function: Callable[..., Any], *tensors: Any, **constants: Any) -> Any:
-    """Call, :func:`per_shape`, what works number by number with tensors of a shape as rows.
+def elementwise(function: Callable[..., Any], *tensors: Any, **constants: Any) -> Any:
+    """Call, :func:`compile_shared`, what works number by number with tensors of a shape as rows.
 
     Along more axes XLA goes through half precision step by step.
     """
     rows = [ops.reshape(each, (-1,)) for each in tensors]
-    return ops.reshape(per_shape(function, rows[0])(*rows, **constants), tensors[0].shape)
+    return ops.reshape(compile_shared(function, rows[0])(*rows, **constants), tensors[0].shape)
 
 
 def on_cpu() -> bool:

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from normbench.kernels import winograd
-from normbench.kernels.compile import in_a_row, on_cpu
-from normbench.kernels.standardize import value_of
+from normbench.kernels.compile import elementwise, on_cpu
+from normbench.kernels.standardize import as_tensor
 
 
 def strides_over(layer: Any, inputs: Any) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ class Conv2D(Convolution, keras.layers.Conv2D):
 
     def call_with_shards(self, shards: list[Any], training: bool = False) -> list[Any]:
         """As a call with each part of a batch, but the kernel is rounded once."""
-        return over_shards(self, shards, value_of(self.kernel), self.convolution_op)
+        return over_shards(self, shards, as_tensor(self.kernel), self.convolution_op)
 
 
 def over_shards(
@@ -104,7 +104,7 @@ def _for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
     @tf.custom_gradient
     def function(kernel: Any) -> Any:
         def gradient(*upstream: Any) -> Any:
-            return in_a_row(_added, *upstream)
+            return elementwise(_added, *upstream)
 
         return [tf.cast(kernel, dtype)] * shards, gradient
 
@@ -150,7 +150,7 @@ def finished(layer: Any, outputs: Any) -> Any:
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Keras's DepthwiseConv2D, whose gradient is a number also where an image is one place."""
 
-    treats_images_alone = True
+    per_example = True
 
     def call(self, inputs: Any) -> Any:
         return finished(self, depthwise(self, inputs, self.kernel))

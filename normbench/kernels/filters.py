@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from normbench.kernels.compile import per_shape
+from normbench.kernels.compile import compile_shared
 from normbench.kernels.standardize import first, sum_of_rows
 
 Tensor = Any
@@ -36,7 +36,7 @@ def lengths(matrix: Tensor, centred: bool) -> Tensor:
 
 def standardized(matrix: Tensor, epsilon: float) -> Tensor:
     """Each filter of (K, F) to mean 0 and deviation 1: c/√(mean(c²) + ε), c = w − mean(w)."""
-    forward, backward = per_shape(_standardized, matrix), per_shape(_gradient, matrix)
+    forward, backward = compile_shared(_standardized, matrix), compile_shared(_gradient, matrix)
 
     @ops.custom_gradient
     def standardize(w: Tensor):

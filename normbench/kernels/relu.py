@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 from keras import layers
 
-from normbench.kernels.compile import in_a_row, is_large, on_cpu
+from normbench.kernels.compile import elementwise, is_large, on_cpu
 
 Tensor = Any
 
@@ -50,10 +50,10 @@ def rectified(
         if folds:
             y = (tf.nn.relu if ceiling is None else tf.nn.relu6)(*addends)
         else:
-            y = in_a_row(_clipped, *addends, ceiling=ceiling)
+            y = elementwise(_clipped, *addends, ceiling=ceiling)
 
         def gradient(*upstream: Tensor) -> Any:
-            dx = in_a_row(_passed, y, *upstream, ceiling=ceiling)
+            dx = elementwise(_passed, y, *upstream, ceiling=ceiling)
             return [dx] * len(addends)
 
         return [y] * uses, gradient

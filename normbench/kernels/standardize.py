@@ -25,7 +25,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.compile import exporting, inside_xla, per_shape
+from normbench.kernels.compile import compile_shared, exporting, inside_xla
 
 Tensor = Any
 
@@ -66,7 +66,7 @@ def standardize(
     forward, backward = _forward, _backward
     # Replicas are asked for their sums in the middle of it: not to be moved into another graph.
     if across is None:
-        forward, backward = per_shape(_forward, x), per_shape(_backward, x)
+        forward, backward = compile_shared(_forward, x), compile_shared(_backward, x)
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
@@ -97,7 +97,7 @@ def _forward(
     x = ops.cast(x, "float32")
     total = across or (lambda values: values)
     if not subtract_mean:
-        variance = share(total(squares_over_places(x)), groups, total(count_of(x, groups)))
+        variance = share(total(spatial_sum_of_squares(x)), groups, total(count_of(x, groups)))
         inverse = ops.rsqrt(variance + epsilon)
         y = x * _wide(inverse * gamma) + beta
         return ops.cast(y, dtype), ops.zeros_like(variance), variance, inverse
@@ -127,8 +127,8 @@ def _backward(
     scale = inverse * gamma
     if shift:
         x = x - _wide(shift[0])
-    sum_dy = over_places(dy)
-    sum_product = over_places(dy * x)
+    sum_dy = spatial_sum(dy)
+    sum_product = spatial_sum(dy * x)
     if shift:
         sum_product = sum_product + shift[1] * sum_dy
     d_gamma = ops.sum(sum_product * inverse, axis=0)
@@ -171,8 +171,8 @@ def _statistics(
     channels = int(shifted.shape[-1])
     total = across or (lambda values: values)
     count = total(count_of(shifted, channels))
-    off = share(total(over_places(shifted)), channels, count)
-    own = share(total(squares_over_places(shifted)), channels, count) - ops.square(off)
+    off = share(total(spatial_sum(shifted)), channels, count)
+    own = share(total(spatial_sum_of_squares(shifted)), channels, count) - ops.square(off)
     # Between roundings the difference can be a hair below 0.
     own = ops.maximum(own, 0.0)
     if groups == channels:
@@ -277,7 +277,7 @@ def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Ten
     sample = x[:, _some(x.shape[1]), _some(x.shape[2])]
     channels = int(x.shape[-1])
     count = total(count_of(sample, channels))
-    return rounded(share(total(over_places(sample)), channels, count))
+    return rounded(share(total(spatial_sum(sample)), channels, count))
 
 
 def _standardize_valid(
@@ -334,7 +334,7 @@ def _mean_of_valid(
     total = across or (lambda sums: sums)
     channels = int(values.shape[-1])
     # Chosen, not multiplied by 0: what is left out may be no number.
-    sums = over_places(ops.where(valid, values, 0.0))
+    sums = spatial_sum(ops.where(valid, values, 0.0))
     means = total(sums) / at_least_one(total(count_valid(valid)))
     return means if groups == channels else share(means, groups, channels / groups)
 
@@ -346,7 +346,7 @@ def image_sets(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def count_valid(valid: Tensor) -> Tensor:
     """The number of valid positions of each set, bool (A, B, S, 1): float32 (A, 1)."""
-    return over_places(ops.cast(valid, "float32"))
+    return spatial_sum(ops.cast(valid, "float32"))
 
 
 def pooled(
@@ -399,7 +399,7 @@ def slices_of(rows: int) -> int:
     return next((n for n in _SLICES if rows % n == 0 and rows // n >= LEAST_ROWS), 1)
 
 
-def over_places(values: Tensor) -> Tensor:
+def spatial_sum(values: Tensor) -> Tensor:
     """Sum (A, B, S, C) to (A, C)."""
     # Two steps, places first: on a CPU one reduction over both runs on a single core.
     sums = sum_of_rows(values)
@@ -416,10 +416,10 @@ def sum_of_rows(values: Tensor) -> Tensor:
     return ops.sum(values, axis=-2)
 
 
-def squares_over_places(values: Tensor) -> Tensor:
+def spatial_sum_of_squares(values: Tensor) -> Tensor:
     """Sum the squares of float32 (A, B, S, C) to (A, C)."""
     if keras.backend.backend() != "tensorflow" or exporting() or inside_xla():
-        return over_places(ops.square(values))
+        return spatial_sum(ops.square(values))
     import tensorflow as tf
 
     # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
@@ -473,12 +473,12 @@ def _pair(upstream: Any) -> tuple[Tensor, Tensor]:
     return upstream[0], upstream[1]
 
 
-def value_of(variable: Any) -> Tensor:
+def as_tensor(variable: Any) -> Tensor:
     """A variable's value as a plain tensor, which a custom gradient needs on TensorFlow."""
     return ops.multiply(variable, 1)
 
 
-def flatten_places(x: Tensor) -> Tensor:
+def flatten_spatial(x: Tensor) -> Tensor:
     """Turn (N, ..., C) into (N, S, C), S being 1 where there is no space.
 
     Half precision and float32 stay; float64, which nothing here computes in, becomes float32.

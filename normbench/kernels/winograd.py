@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.compile import on_cpu, per_shape
+from normbench.kernels.compile import compile_shared, on_cpu
 
 PRODUCTS = "winograd"
 """What the products' names in a graph have before them, for a profile to say."""
@@ -68,9 +68,9 @@ def transformed(kernel: Any) -> Any:
     @tf.custom_gradient
     def function(kernel: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            return per_shape(_kernel_untiled, upstream, by_xla=True)(upstream)
+            return compile_shared(_kernel_untiled, upstream, by_xla=True)(upstream)
 
-        return per_shape(_kernel_tiles, kernel, by_xla=True)(kernel), gradient
+        return compile_shared(_kernel_tiles, kernel, by_xla=True)(kernel), gradient
 
     return function(kernel)
 
@@ -94,7 +94,7 @@ def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
     def function(inputs: Any, kernel: Any) -> Any:
         def gradient(upstream: Any) -> Any:
             # The tiles anew: at four times the inputs they are too much to keep.
-            tiles, spread, turned = per_shape(_gradient_tiles, inputs, by_xla=True)(
+            tiles, spread, turned = compile_shared(_gradient_tiles, inputs, by_xla=True)(
                 inputs, upstream, before=before
             )
             with tf.name_scope(PRODUCTS):
@@ -102,7 +102,7 @@ def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
                 products = tf.matmul(_rows(turned), kernel, transpose_b=True)
             return _images(products, turned, tuple(inputs.shape[1:3]), _TURNED), d_kernel
 
-        tiles = per_shape(_input_tiles, inputs, by_xla=True)(inputs, before=before)
+        tiles = compile_shared(_input_tiles, inputs, by_xla=True)(inputs, before=before)
         with tf.name_scope(PRODUCTS):
             products = tf.matmul(_rows(tiles), kernel)
         size = tuple(length - 2 + 2 * before for length in inputs.shape[1:3])
@@ -118,7 +118,7 @@ def _rows(tiles: Any) -> Any:
 def _images(products: Any, tiles: Any, size: tuple[int, ...], order: tuple[int, ...]) -> Any:
     """The images of a size that the products, (16, N h w, F), of ``tiles`` add up to."""
     products = ops.reshape(products, (*tiles.shape[:-1], products.shape[-1]))
-    return per_shape(_untiled, products, by_xla=True)(products, size=size, order=order)
+    return compile_shared(_untiled, products, by_xla=True)(products, size=size, order=order)
 
 
 def _kernel_tiles(kernel: Any) -> Any:

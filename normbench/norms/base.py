@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import flatten_places, value_of
+from normbench.kernels.standardize import as_tensor, flatten_spatial
 
 
 class ChannelAffine(keras.layers.Layer):
@@ -45,7 +45,7 @@ class ChannelAffine(keras.layers.Layer):
         )
 
     @property
-    def treats_images_alone(self) -> bool:
+    def per_example(self) -> bool:
         """Whether the outputs of a batch are those of its parts, and no state is kept."""
         return "batch" not in self.computed_over and not self.non_trainable_variables
 
@@ -97,7 +97,7 @@ class ChannelAffine(keras.layers.Layer):
                 f"{tuple(inputs.shape[:-1])}, got {tuple(mask.shape)}"
             )
         mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(inputs)[:-1])
-        return flatten_places(ops.expand_dims(mask, -1))
+        return flatten_spatial(ops.expand_dims(mask, -1))
 
     def refuse_mask(self, mask: Any) -> None:
         """Refuse a mask in a layer that cannot leave positions out.
@@ -113,8 +113,8 @@ class ChannelAffine(keras.layers.Layer):
 
     def affine(self, channels: int) -> tuple[Any, Any]:
         """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
-        gamma = ops.ones((channels,), "float32") if self.gamma is None else value_of(self.gamma)
-        beta = ops.zeros((channels,), "float32") if self.beta is None else value_of(self.beta)
+        gamma = ops.ones((channels,), "float32") if self.gamma is None else as_tensor(self.gamma)
+        beta = ops.zeros((channels,), "float32") if self.beta is None else as_tensor(self.beta)
         return gamma, beta
 
     def as_input(self, outputs: Any, inputs: Any) -> Any:
@@ -150,7 +150,9 @@ class BatchStatistics(ChannelAffine):
         """Whether to normalize with the mini-batch: in training, if it is not known to be empty."""
         return bool(training) and self.trainable and 0 not in inputs.shape
 
-    def follow(self, moving: Any, new: Any, momentum: Any = None, count: Any = None) -> None:
+    def update_average(
+        self, moving: Any, new: Any, momentum: Any = None, count: Any = None
+    ) -> None:
         """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one.
 
         Args:

@@ -9,7 +9,7 @@ from keras import ops
 
 from normbench.kernels.affine import batch_centre, per_channel
 from normbench.kernels.batch import apply_statistics, batch_standardize
-from normbench.kernels.standardize import batch_moments, count_in_batch, flatten_places
+from normbench.kernels.standardize import batch_moments, count_in_batch, flatten_spatial
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["BatchCentering", "BatchNormalization", "BatchScaling"]
@@ -78,7 +78,7 @@ class BatchNormalization(BatchStatistics):
         return self._normalize(shards, training)
 
     def _normalize(self, shards: list[Any], training: bool | None, valid: Any = None) -> list[Any]:
-        parts = [flatten_places(ops.cast(each, self.compute_dtype)) for each in shards]
+        parts = [flatten_spatial(ops.cast(each, self.compute_dtype)) for each in shards]
         gamma, beta = self.affine(int(shards[0].shape[-1]))
         if self.takes_batch(shards[0], training):
             outputs, mean, variance, count = self.standardize(parts, gamma, beta, valid)
@@ -101,8 +101,8 @@ class BatchNormalization(BatchStatistics):
         """Let the state follow a mini-batch's mean and biased variance over ``count`` values."""
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
-        self.follow(self.moving_mean, mean, count=count)
-        self.follow(self.moving_variance, variance, count=count)
+        self.update_average(self.moving_mean, mean, count=count)
+        self.update_average(self.moving_variance, variance, count=count)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "unbiased": self.unbiased}
@@ -151,11 +151,11 @@ class BatchCentering(BatchStatistics):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         valid = self.valid_positions(mask, inputs)
-        x = flatten_places(inputs)
+        x = flatten_spatial(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
         if self.takes_batch(inputs, training):
             outputs, mean = batch_centre(x, beta, valid)
-            self.follow(self.moving_mean, mean, count=count_in_batch(x, valid))
+            self.update_average(self.moving_mean, mean, count=count_in_batch(x, valid))
         else:
             outputs = per_channel(x, ops.convert_to_tensor(self.moving_mean), gamma, beta)
         return self.as_input(outputs, inputs)
@@ -214,13 +214,13 @@ class BatchScaling(BatchStatistics):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         valid = self.valid_positions(mask, inputs)
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         gamma, beta = self.affine(int(inputs.shape[-1]))
         variance = ops.convert_to_tensor(self.moving_variance)
         if self.takes_batch(inputs, training):
             _, variance, count = batch_moments(x, valid)
             factor = self.unbiased_factor(count) if self.unbiased else 1.0
-            self.follow(self.moving_variance, variance * factor, count=count)
+            self.update_average(self.moving_variance, variance * factor, count=count)
         outputs = per_channel(x, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
         return self.as_input(outputs, inputs)
 

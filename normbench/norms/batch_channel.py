@@ -9,10 +9,10 @@ from keras import ops
 
 from normbench.kernels.batch import apply_statistics
 from normbench.kernels.standardize import (
+    as_tensor,
     batch_moments,
-    flatten_places,
+    flatten_spatial,
     group_standardize,
-    value_of,
 )
 from normbench.norms.base import groups_dividing
 from normbench.norms.batch import BatchNormalization
@@ -86,7 +86,7 @@ class BatchChannelNormalization(BatchNormalization):
         self.group_beta = self.float_weight("group_beta", shape, "zeros") if self.center else None
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         gamma, beta = self.affine(int(inputs.shape[-1]))
         valid = self.valid_positions(mask, inputs)
         takes_batch = self.takes_batch(inputs, training)
@@ -105,14 +105,14 @@ class BatchChannelNormalization(BatchNormalization):
         """Move the averages towards the mini-batch's mean and mean square about the old mean."""
         mean, variance, count = batch_moments(x, valid)
         distance = mean - ops.convert_to_tensor(self.moving_mean)
-        self.follow(self.moving_mean, mean, count=count)
-        self.follow(self.moving_variance, variance + ops.square(distance), count=count)
+        self.update_average(self.moving_mean, mean, count=count)
+        self.update_average(self.moving_variance, variance + ops.square(distance), count=count)
 
     def _over_channels(self, x: Any, valid: Any) -> Any:
         size = int(x.shape[-1]) // self.groups
         ones = ops.ones((self.groups,), "float32")
-        gamma = ones if self.group_gamma is None else value_of(self.group_gamma)
-        beta = ones * 0.0 if self.group_beta is None else value_of(self.group_beta)
+        gamma = ones if self.group_gamma is None else as_tensor(self.group_gamma)
+        beta = ones * 0.0 if self.group_beta is None else as_tensor(self.group_beta)
         return group_standardize(
             x,
             ops.repeat(gamma, size),

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from normbench.kernels.batch import apply_statistics, batch_standardize
-from normbench.kernels.standardize import batch_moments, flatten_places
+from normbench.kernels.standardize import batch_moments, flatten_spatial
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["BatchRenormalization"]
@@ -87,7 +87,7 @@ class BatchRenormalization(BatchStatistics):
         self.steps = self.float_weight("steps", (), "zeros", trainable=False)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = flatten_places(inputs)
+        x = flatten_spatial(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
         valid = self.valid_positions(mask, inputs)
         mean = ops.convert_to_tensor(self.moving_mean)
@@ -102,8 +102,8 @@ class BatchRenormalization(BatchStatistics):
                 [x], gamma * r, beta + gamma * d, self.epsilon, valid=valid
             )
             momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
-            self.follow(self.moving_mean, batch_mean, momentum, count)
-            self.follow(self.moving_deviation, batch_deviation, momentum, count)
+            self.update_average(self.moving_mean, batch_mean, momentum, count)
+            self.update_average(self.moving_deviation, batch_deviation, momentum, count)
             step = 1.0 if isinstance(count, float) else ops.cast(ops.max(count) > 0, "float32")
             self.steps.assign(steps + step)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import first, flatten_places, value_of
+from normbench.kernels.standardize import as_tensor, first, flatten_spatial
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["DynamicTanh"]
@@ -54,7 +54,7 @@ class DynamicTanh(ChannelAffine):
 
     def call(self, inputs: Any) -> Any:
         gamma, beta = self.affine(int(inputs.shape[-1]))
-        outputs = _dynamic_tanh(flatten_places(inputs), value_of(self.alpha), gamma, beta)
+        outputs = _dynamic_tanh(flatten_spatial(inputs), as_tensor(self.alpha), gamma, beta)
         return self.as_input(outputs, inputs)
 
     def get_config(self) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from keras import ops
 
 from normbench.kernels.affine import per_channel
 from normbench.kernels.standardize import (
+    as_tensor,
     count_in_batch,
     count_valid,
-    flatten_places,
+    flatten_spatial,
     image_sets,
     moments,
     pooled,
-    value_of,
 )
 from normbench.norms.base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
 
@@ -82,12 +82,12 @@ class EvoNormS0(ChannelAffine):
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
         sets, valid = image_sets(x, self.valid_positions(mask, inputs))
         _, variance = moments(sets, self._groups_of(channels), valid)
-        gate = ops.sigmoid(per_channel(x, None, value_of(self.v), ops.zeros_like(beta)))
+        gate = ops.sigmoid(per_channel(x, None, as_tensor(self.v), ops.zeros_like(beta)))
         y = per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
         return self.as_input(y, inputs)
 
@@ -148,7 +148,7 @@ class EvoNormB0(BatchStatistics):
         )
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
         valid = self.valid_positions(mask, inputs)
@@ -158,12 +158,12 @@ class EvoNormB0(BatchStatistics):
             counts = None if valid_sets is None else count_valid(valid_sets)
             _, batch_variance = pooled(mean, variance, axis=0, counts=counts)
             count = count_in_batch(x, valid)
-            self.follow(self.moving_variance, batch_variance[0], count=count)
+            self.update_average(self.moving_variance, batch_variance[0], count=count)
         else:
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
         deviation = ops.sqrt(batch_variance + self.epsilon)
         own = ops.sqrt(variance + self.epsilon)
         # max(a, b) = a + relu(b − a), whose gradients need no reduction but those of a and b.
-        above = ops.relu(per_channel(x, None, value_of(self.v), own - deviation))
+        above = ops.relu(per_channel(x, None, as_tensor(self.v), own - deviation))
         divisor = per_channel(above, None, ops.ones_like(gamma), deviation)
         return self.as_input(per_channel(x / divisor, None, gamma, beta), inputs)

@@ -9,11 +9,11 @@ from keras import ops
 
 from normbench.kernels.affine import per_channel
 from normbench.kernels.standardize import (
+    as_tensor,
     at_least_one,
     count_valid,
-    flatten_places,
+    flatten_spatial,
     group_standardize,
-    value_of,
 )
 from normbench.norms.base import ChannelAffine
 
@@ -77,18 +77,18 @@ class FilterResponseNormalization(ChannelAffine):
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
         # float32 from here to the end: rounding in between would add up.
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
         valid = self.valid_positions(mask, inputs)
-        tau = value_of(self.tau) if self.tau is not None else None
+        tau = as_tensor(self.tau) if self.tau is not None else None
         shift = beta if tau is None else beta - tau
         if self.extra_epsilon is None:
             y = group_standardize(
                 x, gamma, shift, channels, self.epsilon, subtract_mean=False, valid=valid
             )
         else:
-            epsilon = self.epsilon + ops.abs(value_of(self.extra_epsilon))
+            epsilon = self.epsilon + ops.abs(as_tensor(self.extra_epsilon))
             squares = ops.square(x)
             places = ops.cast(ops.shape(x)[1], "float32")
             if valid is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_places, group_standardize
+from normbench.kernels.standardize import flatten_spatial, group_standardize
 from normbench.norms.base import ChannelAffine, check_groups, groups_dividing
 
 __all__ = ["GroupNormalization", "InstanceNormalization", "LayerNormalization"]
@@ -31,7 +31,7 @@ class _Grouped(ChannelAffine):
     def call(self, inputs: Any, mask: Any = None) -> Any:
         channels = int(inputs.shape[-1])
         outputs = group_standardize(
-            flatten_places(inputs),
+            flatten_spatial(inputs),
             *self.affine(channels),
             self.groups_of(channels),
             self.epsilon,

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from normbench.kernels.affine import batch_centre, per_channel
-from normbench.kernels.standardize import at_least_one, count_in_batch, flatten_places
+from normbench.kernels.standardize import at_least_one, count_in_batch, flatten_spatial
 from normbench.norms.base import BatchStatistics, check_groups, groups_dividing
 
 __all__ = ["IterativeNormalization"]
@@ -92,7 +92,7 @@ class IterativeNormalization(BatchStatistics):
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         channels = int(inputs.shape[-1])
         groups = self._groups_of(channels)
         gamma, beta = self.affine(channels)
@@ -107,8 +107,8 @@ class IterativeNormalization(BatchStatistics):
                 whitening = self._whitening(
                     _by_group(ops.where(valid, centred, 0.0), groups), count
                 )
-            self.follow(self.moving_mean, mean, count=count)
-            self.follow(self.moving_whitening, whitening, count=count)
+            self.update_average(self.moving_mean, mean, count=count)
+            self.update_average(self.moving_whitening, whitening, count=count)
         else:
             vectors = _by_group(x - ops.convert_to_tensor(self.moving_mean), groups)
             whitening = ops.convert_to_tensor(self.moving_whitening)

@@ -40,7 +40,7 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     formula = "y_i = x_i/(k + α·Σ_j x_j²)^β, j from i − (n − 1)/2 to i + (n − 1)/2"
     computed_over = "channels"
-    treats_images_alone = True
+    per_example = True
     parameters = "none"
     state = "none"
     source = "Krizhevsky et al. 2012, section 3.3 (NeurIPS 25)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_places, position_standardize
+from normbench.kernels.standardize import flatten_spatial, position_standardize
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["PositionalNormalization"]
@@ -42,6 +42,6 @@ class PositionalNormalization(ChannelAffine):
 
     def call(self, inputs: Any) -> Any:
         outputs = position_standardize(
-            flatten_places(inputs), *self.affine(int(inputs.shape[-1])), self.epsilon
+            flatten_spatial(inputs), *self.affine(int(inputs.shape[-1])), self.epsilon
         )
         return self.as_input(outputs, inputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_places, group_standardize, position_standardize
+from normbench.kernels.standardize import flatten_spatial, group_standardize, position_standardize
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["RMSNormalization"]
@@ -49,7 +49,7 @@ class RMSNormalization(ChannelAffine):
         self.per_position = bool(per_position)
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        x = flatten_places(inputs)
+        x = flatten_spatial(inputs)
         gamma, beta = self.affine(int(inputs.shape[-1]))
         if self.per_position:
             outputs = position_standardize(x, gamma, beta, self.epsilon, subtract_mean=False)

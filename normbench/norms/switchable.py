@@ -9,13 +9,13 @@ from keras import ops
 
 from normbench.kernels.affine import per_channel
 from normbench.kernels.standardize import (
+    as_tensor,
     count_in_batch,
     count_valid,
-    flatten_places,
+    flatten_spatial,
     image_sets,
     moments,
     pooled,
-    value_of,
 )
 from normbench.norms.base import BatchStatistics
 
@@ -75,7 +75,7 @@ class SwitchableNormalization(BatchStatistics):
         )
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_places(inputs), "float32")
+        x = ops.cast(flatten_spatial(inputs), "float32")
         channels = int(inputs.shape[-1])
         gamma, beta = self.affine(channels)
         valid = self.valid_positions(mask, inputs)
@@ -86,15 +86,15 @@ class SwitchableNormalization(BatchStatistics):
             counts = None if valid_sets is None else count_valid(valid_sets)
             batch_mean, batch_variance = pooled(mean, variance, axis=0, counts=counts)
             count = count_in_batch(x, valid)
-            self.follow(self.moving_mean, batch_mean[0], count=count)
-            self.follow(self.moving_variance, batch_variance[0], count=count)
+            self.update_average(self.moving_mean, batch_mean[0], count=count)
+            self.update_average(self.moving_variance, batch_variance[0], count=count)
         else:
             batch_mean = ops.convert_to_tensor(self.moving_mean)[None]
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
         # As the weights sum to 1 this is Σ w_k·μ_k, and exact where all three means are alike.
-        w = ops.softmax(value_of(self.mean_logits))
+        w = ops.softmax(as_tensor(self.mean_logits))
         mixed_mean = mean + w[1] * (layer_mean - mean) + w[2] * (batch_mean - mean)
-        w = ops.softmax(value_of(self.variance_logits))
+        w = ops.softmax(as_tensor(self.variance_logits))
         mixed = w[0] * variance + w[1] * layer_variance + w[2] * batch_variance
         scale = gamma * ops.rsqrt(mixed + self.epsilon)
         return self.as_input(per_channel(x, mixed_mean, scale, beta), inputs)

@@ -12,7 +12,7 @@ from normbench.components import parameters_of
 from normbench.initializers import Normal
 from normbench.kernels.conv import Convolution, depthwise, over_shards
 from normbench.kernels.filters import as_matrix, filters_of, lengths, scaled_to, standardized
-from normbench.kernels.standardize import value_of
+from normbench.kernels.standardize import as_tensor
 
 
 class WeightParametrization:
@@ -131,7 +131,7 @@ class _Parametrized(keras.layers.Layer):
 
     def call_with_shards(self: Any, shards: list[Any], training: bool = False) -> list[Any]:
         """As a call with each part of a batch, but the kernel is mapped once."""
-        kernel = self.parametrization(value_of(self.kernel), training=training)
+        kernel = self.parametrization(as_tensor(self.kernel), training=training)
         return over_shards(self, shards, kernel, self._convolve)
 
     def save_own_variables(self, store: Any) -> None:
@@ -331,7 +331,7 @@ class ScaledWeightStandardization(WeightParametrization):
         self._gain = channel_gain(layer, "gain", filters, "ones") if self.gain else None
 
     def of_filters(self, matrix: Any) -> Any:
-        gain = 1.0 if self._gain is None else value_of(self._gain)
+        gain = 1.0 if self._gain is None else as_tensor(self._gain)
         length = keras.ops.broadcast_to(
             keras.ops.cast(self.gamma * gain, matrix.dtype), (matrix.shape[1],)
         )
@@ -380,13 +380,13 @@ class WeightNormalization(WeightParametrization):
         super().build(layer, shape, depthwise)
 
         def initial(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            stored = as_matrix(ops.cast(value_of(layer.kernel), "float32"), depthwise)
+            stored = as_matrix(ops.cast(as_tensor(layer.kernel), "float32"), depthwise)
             return lengths(stored, self.centred)
 
         self._length = channel_gain(layer, "length", filters_of(shape, depthwise), initial)
 
     def of_filters(self, matrix: Any) -> Any:
-        length = ops.cast(value_of(self._length), matrix.dtype)
+        length = ops.cast(as_tensor(self._length), matrix.dtype)
         return scaled_to(matrix, length, self.centred, _LEAST)
 
 

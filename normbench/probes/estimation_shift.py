@@ -80,13 +80,13 @@ class EstimationShift(Probe):
         self.every = checked_every(self.name, every)
 
     def check(self, model: keras.Model) -> None:
-        from normbench.probes.population import keepers, whole
+        from normbench.probes.population import batch_multiple, keepers
 
         try:
             layers = keepers(model)
         except UserError as error:
             raise UserError(f"probe={self.name}: {error}") from None
-        multiple = whole(layers)
+        multiple = batch_multiple(layers)
         if min(self.batch, self.images) < multiple:
             raise UserError(
                 f"probe.{self.name}: batch and images must be at least {multiple}, the images that "

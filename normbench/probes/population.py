@@ -13,7 +13,7 @@ from keras import ops
 
 from normbench.engine.loop import variable_names
 from normbench.errors import UserError
-from normbench.kernels.standardize import flatten_places, moments
+from normbench.kernels.standardize import flatten_spatial, moments
 from normbench.probes.minibatches import equal_parts, spread
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def input_statistics(
     """
     names = tuple(layer.name for layer in layers)
     part = loop.part(("input statistics", names), lambda model: _moments_of(model, layers))
-    parts, size = equal_parts(len(pixels), most, whole(layers))
+    parts, size = equal_parts(len(pixels), most, batch_multiple(layers))
     means, variances = None, None
     for index in range(parts):
         chosen = pixels[index * size : (index + 1) * size]
@@ -162,7 +162,7 @@ def chosen_images(pixels: np.ndarray, wanted: int) -> np.ndarray:
     return pixels[spread(len(pixels), wanted)]
 
 
-def whole(layers: list[Keeper]) -> int:
+def batch_multiple(layers: list[Keeper]) -> int:
     """What a mini-batch must be a multiple of: ghost batches divide it."""
     return math.lcm(*(getattr(each.layer, "virtual_batch", 1) for each in layers))
 
@@ -203,4 +203,4 @@ class _Moments(keras.layers.Layer):
 
     def call(self, inputs: Any) -> list[Any]:
         x = ops.moveaxis(inputs, self.axis, -1)
-        return [each[0] for each in moments(flatten_places(x)[None], int(x.shape[-1]))]
+        return [each[0] for each in moments(flatten_spatial(x)[None], int(x.shape[-1]))]

@@ -14,7 +14,7 @@ from normbench.errors import NormbenchError
 from normbench.report import names as labels
 from normbench.report.frames import columns, is_config, is_provenance, read
 from normbench.report.metrics import METRICS
-from normbench.report.table import EMPTY, Entry, Table, number
+from normbench.report.table import EMPTY, Table, TableEntry, number
 
 if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
@@ -96,7 +96,7 @@ def _texts(pair: Pair, slug: str, title: str, keys: list[str]) -> Table:
     for key in keys:
         ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
         if ours != theirs:
-            rows.append([Entry(labels.plain(key)), Entry(ours), Entry(theirs)])
+            rows.append([TableEntry(labels.plain(key)), TableEntry(ours), TableEntry(theirs)])
             data.append({"key": key, "first": ours, "second": theirs})
     title = title if rows else title.replace("What", "Nothing")
     return Table(slug, title, ["Key", "First", "Second"], rows, [], pd.DataFrame(data))
@@ -106,19 +106,19 @@ def _results(pair: Pair) -> Table:
     rows, data = [], []
     for key in _ALSO:
         ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
-        rows.append([Entry(key), Entry(_cut(ours)), Entry(_cut(theirs)), EMPTY])
+        rows.append([TableEntry(key), TableEntry(_cut(ours)), TableEntry(_cut(theirs)), EMPTY])
         data.append({"key": key, "first": ours, "second": theirs})
     for name in _RESULTS:
         shown = METRICS[name]
         ours, theirs = (number(row.get(name)) for row in (pair.first, pair.second))
         if ours is None and theirs is None:
             continue
-        entries = [EMPTY if v is None else Entry(shown.show(v), v) for v in (ours, theirs)]
+        entries = [EMPTY if v is None else TableEntry(shown.show(v), v) for v in (ours, theirs)]
         change = EMPTY
         if ours is not None and theirs is not None:
             text = f"{(theirs - ours) * shown.scale:+.{shown.digits}f}"
-            change = Entry(text, theirs - ours)
-        rows.append([Entry(shown.axis), *entries, change])
+            change = TableEntry(text, theirs - ours)
+        rows.append([TableEntry(shown.axis), *entries, change])
         data.append({"key": name, "first": ours, "second": theirs})
     headers = ["Result", "First", "Second", "Second − first"]
     return Table("results", "Results", headers, rows, [pair.verdict], pd.DataFrame(data))

@@ -9,12 +9,12 @@ from typing import Any
 
 from normbench.report import names as labels
 from normbench.report.caveats import listed
-from normbench.report.grid import Cell, Grid
+from normbench.report.grid import Grid, GridCell
 from normbench.report.statistics import ALPHA, Difference, Improvement, t_quantile
 from normbench.report.study import Study
 from normbench.report.tables import TIMED, p_words
 
-Pairs = Sequence[tuple[Cell, Difference]]
+Pairs = Sequence[tuple[GridCell, Difference]]
 
 STRENGTHS = (
     "caution",  # of all findings: training had not converged, no rate was tuned
@@ -126,7 +126,7 @@ def _tuning(study: Study) -> list[str]:
     ]
 
 
-def _row(grid: Grid, row: Any, cells: Sequence[Cell], family: int) -> list[Finding]:
+def _row(grid: Grid, row: Any, cells: Sequence[GridCell], family: int) -> list[Finding]:
     found = []
     tested = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
     claims = [(c, d) for c, d in tested if d.p < ALPHA or d.significant]
@@ -186,7 +186,7 @@ def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
     return _qualified(grid, row, pairs, text, "undetected")
 
 
-def _untested(grid: Grid, row: Any, cells: Sequence[Cell]) -> list[Finding]:
+def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
     """Name the cells whose difference to the baseline has no test."""
     name, base = _names(grid, row)
     single, apart, equal = [], [], []
@@ -248,7 +248,7 @@ def _overall(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
     return found
 
 
-def _separation(grid: Grid, cells: Sequence[Cell]) -> float:
+def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
     """Return the two-sided probability that chance alone parts the runs of all columns so."""
     p = 2.0
     for cell in cells:
@@ -259,7 +259,7 @@ def _separation(grid: Grid, cells: Sequence[Cell]) -> float:
 
 
 def _qualified(
-    grid: Grid, row: Any, pairs: Sequence[tuple[Cell, Any]], text: str, strength: str
+    grid: Grid, row: Any, pairs: Sequence[tuple[GridCell, Any]], text: str, strength: str
 ) -> Finding:
     """Return a finding that says what else its runs differ in, and is no stronger for it."""
     cells = [cell for cell, _ in pairs]
@@ -279,7 +279,7 @@ def _qualified(
     return Finding(text, strength, _keys(cells))
 
 
-def _is_confounded(grid: Grid, row: Any, cell: Cell) -> bool:
+def _is_confounded(grid: Grid, row: Any, cell: GridCell) -> bool:
     differing = grid.study.differing(row, grid.baseline, [cell.column])
     return any(condition.confounds for condition, _ in differing)
 
@@ -341,7 +341,7 @@ def _sizes(grid: Grid, pairs: Pairs) -> str:
     return listed(told)
 
 
-def _at(grid: Grid, cells: Sequence[Cell]) -> str:
+def _at(grid: Grid, cells: Sequence[GridCell]) -> str:
     """Return ``at batch size 8 and 16 ``, with a space behind it; nothing without columns."""
     if not grid.study.column_factor:
         return ""
@@ -363,5 +363,5 @@ def _unit(grid: Grid) -> str:
     return f" {grid.metric.difference_unit}" if grid.metric.difference_unit else ""
 
 
-def _keys(cells: Sequence[Cell]) -> tuple[tuple[Any, Any], ...]:
+def _keys(cells: Sequence[GridCell]) -> tuple[tuple[Any, Any], ...]:
     return tuple((cell.row, cell.column) for cell in cells)

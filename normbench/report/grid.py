@@ -41,7 +41,7 @@ DIVERGED_RULE = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """The runs of one row and column.
 
     Attributes:
@@ -84,9 +84,9 @@ class Grid:
     study: Study
     metric: Metric
     baseline: Any
-    cells: dict[tuple[Any, Any], Cell] = field(default_factory=dict)
+    cells: dict[tuple[Any, Any], GridCell] = field(default_factory=dict)
 
-    def get(self, row: Any, column: Any) -> Cell | None:
+    def get(self, row: Any, column: Any) -> GridCell | None:
         """Return a cell, None where there are no runs."""
         return self.cells.get((row, column))
 
@@ -138,7 +138,7 @@ def default_baseline(study: Study, asked: str | None) -> Any:
     return named[asked]
 
 
-def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric) -> Cell:
+def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric) -> GridCell:
     places, mixed = study.groups[row, column]
     runs = study.columns_of_runs
     status = runs["status"][places]
@@ -152,7 +152,7 @@ def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric
             values[int(runs["seed"][place])] = value
     diverged = int((status == "diverged").sum())
     ended = int((status == "finished").sum()) + diverged
-    return Cell(
+    return GridCell(
         row,
         column,
         values,
@@ -173,7 +173,7 @@ def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sampl
     return metric.within(described)
 
 
-def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
+def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
     """Compare two cells.
 
     There is no interval and no test where a run entered at chance level. A time has no test: its
@@ -188,7 +188,7 @@ def _paired(first: Cell, second: Cell, metric: Metric) -> Difference:
     return found
 
 
-def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> None:
+def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -> None:
     """Mark the best cell of a column and those that are not significantly worse."""
     # A mean over the runs that have a value is no match for one over all of them.
     inside = [
@@ -210,7 +210,7 @@ def _mark(cells: dict[tuple[Any, Any], Cell], column: Any, metric: Metric) -> No
     cells[top.row, column] = replace(top, best=True)
 
 
-def _compare(cells: dict[tuple[Any, Any], Cell], baseline: Any, metric: Metric) -> None:
+def _compare(cells: dict[tuple[Any, Any], GridCell], baseline: Any, metric: Metric) -> None:
     places = [place for place in cells if place[0] != baseline and (baseline, place[1]) in cells]
     found = [_paired(cells[p], cells[baseline, p[1]], metric) for p in places]
     corrected = holm([difference.p for difference in found])

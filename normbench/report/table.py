@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.cells import cell_len
 
-from normbench.report.grid import Cell, Grid
+from normbench.report.grid import Grid, GridCell
 from normbench.report.metrics import Metric
 from normbench.report.names import shortened
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One entry of a table.
 
     Attributes:
@@ -44,7 +44,7 @@ class Entry:
         return f"{self.text} ({self.remark})" if self.remark else self.text
 
 
-EMPTY = Entry("–")
+EMPTY = TableEntry("–")
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Table:
     slug: str
     title: str
     headers: Sequence[str]
-    rows: Sequence[Sequence[Entry]]
+    rows: Sequence[Sequence[TableEntry]]
     notes: Sequence[str] = ()
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
     span: str = ""
 
 
-def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
+def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
     """Return the entry of a cell, ``96.20 ± 0.41``, with what is unusual about it as a remark.
 
     Args:
@@ -82,13 +82,13 @@ def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
         return EMPTY
     total = cell.sample.n + cell.unvalued
     if cell.all_diverged:
-        return Entry("diverged", remark=_all_of(total), runs=cell.runs)
+        return TableEntry("diverged", remark=_all_of(total), runs=cell.runs)
     n = cell.sample.n
     if n == 0:
         if cell.unvalued and metric.name.endswith("_to_target"):
-            return Entry("not reached", remark=f"by {_all_of(total)}", runs=cell.runs)
+            return TableEntry("not reached", remark=f"by {_all_of(total)}", runs=cell.runs)
         waiting = f"{cell.pending} not ended" if cell.pending else "no value"
-        return Entry("–", remark=waiting, runs=cell.runs)
+        return TableEntry("–", remark=waiting, runs=cell.runs)
     text = metric.estimate(cell.sample)
     remarks = []
     if cell.diverged:
@@ -101,7 +101,9 @@ def entry(cell: Cell | None, metric: Metric, usual: int) -> Entry:
         remarks.append(f"n = {n}")
     if cell.mixed:
         remarks.append("mixed versions")
-    return Entry(text, cell.sample.mean, cell.best, cell.tied, ", ".join(remarks), runs=cell.runs)
+    return TableEntry(
+        text, cell.sample.mean, cell.best, cell.tied, ", ".join(remarks), runs=cell.runs
+    )
 
 
 def _all_of(total: int) -> str:
@@ -288,7 +290,7 @@ def markdown(table: Table, heading: str = "##") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_entry(each: Entry) -> str:
+def _markdown_entry(each: TableEntry) -> str:
     text = markdown_text(each.plain)
     if each.best:
         return f"**{text}**"
@@ -371,7 +373,7 @@ def _latex_label(slug: str) -> str:
     return "".join(c if c.isascii() else f"{ord(c):x}" for c in slug)
 
 
-def _latex_entry(each: Entry, remarks: dict[str, str]) -> str:
+def _latex_entry(each: TableEntry, remarks: dict[str, str]) -> str:
     """Return an entry; its remark becomes a letter, explained below the table."""
     text = _latex_name(each.text)
     if each.best:

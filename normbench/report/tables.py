@@ -14,11 +14,11 @@ from normbench.errors import UserError
 from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.frames import Frames, is_config
-from normbench.report.grid import Cell, Grid, build
+from normbench.report.grid import Grid, GridCell, build
 from normbench.report.metrics import METRICS, Metric, metric
 from normbench.report.statistics import ALPHA, Improvement, Sample, sample
 from normbench.report.study import Study, plain_value, ranges
-from normbench.report.table import EMPTY, Entry, Table, entry, number, usual_count
+from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
 
 
 def matrix(grid: Grid, slug: str = "") -> Table:
@@ -26,7 +26,7 @@ def matrix(grid: Grid, slug: str = "") -> Table:
     usual = usual_count(grid)
     rows = [
         [
-            Entry(grid.study.row(row)),
+            TableEntry(grid.study.row(row)),
             *(entry(grid.get(row, column), grid.metric, usual) for column in grid.study.columns),
         ]
         for row in grid.study.rows
@@ -51,7 +51,7 @@ def differences(grid: Grid) -> Table:
         if row == grid.baseline:
             continue
         entries = [_difference(grid.get(row, column), grid.metric) for column in grid.study.columns]
-        rows.append([Entry(grid.study.row(row)), *entries])
+        rows.append([TableEntry(grid.study.row(row)), *entries])
     unit = grid.metric.difference_unit
     what = f"{grid.metric.label}, difference to {base}" + (f" ({unit})" if unit else "")
     notes = [
@@ -83,18 +83,20 @@ def comparisons(grid: Grid) -> Table:
         interval = "–" if untold else f"{show(found.low)} to {show(found.high)}"
         rows.append(
             [
-                Entry(grid.study.row(row)),
-                Entry(grid.study.column(column), number(column)),
-                Entry(str(found.n), found.n),
-                Entry(
+                TableEntry(grid.study.row(row)),
+                TableEntry(grid.study.column(column), number(column)),
+                TableEntry(str(found.n), found.n),
+                TableEntry(
                     f"{found.mean * grid.metric.scale:+.{grid.metric.digits}f}",
                     found.mean,
                     runs=cell.runs,
                 ),
-                Entry(interval, None if untold else found.low),
+                TableEntry(interval, None if untold else found.low),
                 _numeric(found.effect, "+.2f"),
-                Entry(p_text(found.p), number(found.p)),
-                Entry(p_text(found.p_corrected), number(found.p_corrected), best=found.significant),
+                TableEntry(p_text(found.p), number(found.p)),
+                TableEntry(
+                    p_text(found.p_corrected), number(found.p_corrected), best=found.significant
+                ),
             ]
         )
     base = grid.study.in_words(grid.baseline)
@@ -136,10 +138,10 @@ def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
             interval = "– (all pairs agree)"
         rows.append(
             [
-                Entry(grid.study.row(row)),
-                Entry(f"{result.probability:.2f}", result.probability),
-                Entry(interval, number(result.low)),
-                Entry(str(result.tasks), result.tasks),
+                TableEntry(grid.study.row(row)),
+                TableEntry(f"{result.probability:.2f}", result.probability),
+                TableEntry(interval, number(result.low)),
+                TableEntry(str(result.tasks), result.tasks),
             ]
         )
     base = grid.study.in_words(grid.baseline)
@@ -219,7 +221,7 @@ def p_words(p: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def _difference(cell: Cell | None, shown: Metric) -> Entry:
+def _difference(cell: GridCell | None, shown: Metric) -> TableEntry:
     if cell is None or cell.baseline is None or not cell.baseline.n:
         return EMPTY
     found = cell.baseline
@@ -229,7 +231,7 @@ def _difference(cell: Cell | None, shown: Metric) -> Entry:
     remark = "1 seed" if found.n == 1 else ""
     if cell.diverged:
         remark = f"{cell.diverged} of {cell.sample.n + cell.unvalued} diverged"
-    return Entry(
+    return TableEntry(
         text + (" *" if found.significant else ""), found.mean, remark=remark, runs=cell.runs
     )
 
@@ -288,8 +290,8 @@ def _tests(grid: Grid) -> list[str]:
     return notes
 
 
-def _numeric(value: float, form: str) -> Entry:
-    return EMPTY if math.isnan(value) else Entry(format(value, form), value)
+def _numeric(value: float, form: str) -> TableEntry:
+    return EMPTY if math.isnan(value) else TableEntry(format(value, form), value)
 
 
 # --- tables that list: the choice by validation, all cells of a study, all runs of a store --------
@@ -312,8 +314,8 @@ def selection(study: Study) -> Table | None:
         place = (row, chosen.column)
         rows.append(
             [
-                Entry(study.row(row)),
-                Entry(study.column(chosen.column), number(chosen.column), runs=chosen.runs),
+                TableEntry(study.row(row)),
+                TableEntry(study.column(chosen.column), number(chosen.column), runs=chosen.runs),
                 entry(_unmarked(chosen), validation.metric, usual),
                 entry(_unmarked(test.cells[place]), test.metric, usual),
                 entry(_unmarked(at_best.cells[place]), at_best.metric, usual),
@@ -411,7 +413,7 @@ def _notes(studies: Sequence[Study]) -> list[str]:
     return [f"{study.title}: {note}" for study in studies for note in study.notes]
 
 
-def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], list[dict]]:
+def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]], list[dict]]:
     grids = {name: build(study, METRICS[name]) for name in _SUMMARY}
     rows, data = [], []
     for place, cell in grids["test_acc"].cells.items():
@@ -424,11 +426,14 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[Entry]], li
         known = {key: _shared(inside, key) for key in keys}
         rows.append(
             [
-                *(Entry(labels.value(key, value), number(value)) for key, value in known.items()),
-                Entry(study.row(place[0])),
-                Entry(study.column(place[1]), number(place[1])),
-                Entry(ranges(seeds), len(seeds), runs=cell.runs),
-                Entry(state),
+                *(
+                    TableEntry(labels.value(key, value), number(value))
+                    for key, value in known.items()
+                ),
+                TableEntry(study.row(place[0])),
+                TableEntry(study.column(place[1]), number(place[1])),
+                TableEntry(ranges(seeds), len(seeds), runs=cell.runs),
+                TableEntry(state),
                 *(entry(_unmarked(each), METRICS[name], usual) for name, each in cells.items()),
             ]
         )
@@ -462,10 +467,12 @@ def run_list(frames: Frames) -> Table:
         values = [_numeric_metric(record.get(name), METRICS[name]) for name in shown]
         rows.append(
             [
-                Entry(str(record["name"]), runs=(str(record["name"]),)),
-                Entry(str(record["status"])),
-                *(Entry(labels.value(c, record[c]), number(record[c])) for c in columns),
-                Entry(f"{labels.plain(record.get('epochs_done'))}", number(record["epochs_done"])),
+                TableEntry(str(record["name"]), runs=(str(record["name"]),)),
+                TableEntry(str(record["status"])),
+                *(TableEntry(labels.value(c, record[c]), number(record[c])) for c in columns),
+                TableEntry(
+                    f"{labels.plain(record.get('epochs_done'))}", number(record["epochs_done"])
+                ),
                 *values,
                 _numeric_metric(record.get("images_per_s"), METRICS["images_per_s"]),
                 _numeric_metric(record.get("train_seconds"), METRICS["train_seconds"]),
@@ -492,18 +499,18 @@ def run_list(frames: Frames) -> Table:
     )
 
 
-def _unmarked(cell: Cell) -> Cell:
+def _unmarked(cell: GridCell) -> GridCell:
     """Return the cell without marks, for tables whose columns hold different quantities."""
     return (
         cell
         if not (cell.best or cell.tied)
-        else Cell(**{**vars(cell), "best": False, "tied": False})
+        else GridCell(**{**vars(cell), "best": False, "tied": False})
     )
 
 
-def _numeric_metric(value: Any, shown: Metric) -> Entry:
+def _numeric_metric(value: Any, shown: Metric) -> TableEntry:
     found = number(value)
-    return EMPTY if found is None else Entry(shown.show(found), found)
+    return EMPTY if found is None else TableEntry(shown.show(found), found)
 
 
 # --- the tables of what probes measured -----------------------------------------------------------
@@ -541,9 +548,9 @@ def estimation_shift(study: Study) -> Table | None:
             found = {key: _sample(own, key) for key in _SHOWN}
             rows.append(
                 [
-                    Entry(study.row(row), number(row)),
-                    Entry(study.column(column), number(column)),
-                    Entry(str(len(own)), len(own)),
+                    TableEntry(study.row(row), number(row)),
+                    TableEntry(study.column(column), number(column)),
+                    TableEntry(str(len(own)), len(own)),
                     *(_entry(found[key], key, tuple(own["run"])) for key in _SHOWN),
                 ]
             )
@@ -582,14 +589,14 @@ def _sample(runs: pd.DataFrame, key: str) -> Sample:
     return sample(values)
 
 
-def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> Entry:
+def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
     _, scale, digits = _SHOWN[key]
     if not found.n:
-        return Entry("–", runs=runs)
+        return TableEntry("–", runs=runs)
     text = f"{found.mean * scale:.{digits}f}"
     if not math.isnan(found.half_width):
         text += f" ± {found.half_width * scale:.{digits}f}"
-    return Entry(text, found.mean, runs=runs)
+    return TableEntry(text, found.mean, runs=runs)
 
 
 # --- how long a run takes to reach an accuracy: the Batch Normalization paper's kind of table -----

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from normbench.store import schema
-from normbench.store.files import StoreError, cannot, dumps, write_atomic
+from normbench.store.files import StoreError, dumps, store_error, write_atomic
 
 HEADER = "normbench.json"
 
@@ -146,7 +146,7 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     except OSError as error:
         if error.strerror is None:  # a seek to nowhere inside the archive, not the system
             raise StoreError(f"cannot read {path}: corrupt checkpoint ({error})") from error
-        raise cannot("read", path, error) from error
+        raise store_error("read", path, error) from error
     except _CORRUPTION as error:
         reason = str(error).strip("'\"") or type(error).__name__
         raise StoreError(f"cannot read {path}: corrupt checkpoint ({reason})") from error

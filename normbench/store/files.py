@@ -37,7 +37,7 @@ class StoreError(NormbenchError):
     """A file of the store that cannot be read or written; names the file and the reason."""
 
 
-def cannot(verb: str, path: Path, error: OSError) -> StoreError:
+def store_error(verb: str, path: Path, error: OSError) -> StoreError:
     """Turn an ``OSError`` into one line: what could not be done to which file, and why."""
     return StoreError(f"cannot {verb} {path}: {error.strerror or error}")
 
@@ -48,7 +48,7 @@ def user_cache() -> Path:
     return Path(base) / "normbench"
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Return ``value`` as strict JSON can hold it: NaN and infinities become None.
 
     NumPy scalars and 0-d arrays become Python numbers, tuples become lists, paths become strings.
@@ -62,13 +62,13 @@ def plain(value: Any) -> Any:
         number = float(value)
         return number if math.isfinite(number) else None
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return plain(value.item())
+        return jsonable(value.item())
     return value
 
 
@@ -91,7 +91,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     """Write strict JSON.
 
     Raises:
-        ValueError: a NaN or an infinity (pass the value through ``plain`` where that is meant).
+        ValueError: a NaN or an infinity (pass the value through ``jsonable`` where that is meant).
         TypeError: something JSON has no word for.
     """
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
@@ -129,7 +129,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise cannot("write", path, error) from error
+        raise store_error("write", path, error) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -175,7 +175,7 @@ def read_bytes(path: Path, most: int = MOST) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise cannot("read", path, error) from error
+        raise store_error("read", path, error) from error
 
 
 def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
@@ -300,7 +300,7 @@ def last_line(path: Path, check: schema.Check | None = None) -> dict[str, Any] |
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise cannot("read", path, error) from error
+        raise store_error("read", path, error) from error
     except schema.Mismatch as error:
         raise damaged(path, f"its last line: {error}") from error
 
@@ -330,6 +330,6 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         if fresh:
             sync_folder(path.parent)
     except OSError as error:
-        raise cannot("write", path, error) from error
+        raise store_error("write", path, error) from error
     except schema.Mismatch as error:
         raise damaged(path, f"its last line: {error}") from error

@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from normbench.errors import UserError
-from normbench.store.files import StoreError, cannot, dumps, printable, read_json, write_text
+from normbench.store.files import StoreError, dumps, printable, read_json, store_error, write_text
 from normbench.store.provenance import utc_now
 from normbench.store.records import OWNER
 
@@ -65,7 +65,7 @@ def is_held(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise cannot("read", path, error) from error
+        raise store_error("read", path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         # Closing would do, but not if another thread has just forked: the child shares the lock.
@@ -74,7 +74,7 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return True
-        raise cannot("lock", path, error) from error
+        raise store_error("lock", path, error) from error
     finally:
         os.close(descriptor)
 

@@ -325,7 +325,7 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise files.cannot("make", folder, error) from error
+            raise files.store_error("make", folder, error) from error
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -409,7 +409,7 @@ class Run:
             name: records.digest(files.read_bytes(self.path / name) or b"")
             for name in ("config.yaml", "metrics.jsonl")
         }
-        self._write_json("summary.json", files.plain(dict(summary)), seals)
+        self._write_json("summary.json", files.jsonable(dict(summary)), seals)
 
     def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
         """Move the folder out of the way, to a hidden one of the store: ``.<name>.<why>-<time>``.
@@ -456,7 +456,7 @@ class Run:
                 shutil.rmtree(self.path / "checkpoint")
             files.sync_folder(self.path)
         except OSError as error:
-            raise files.cannot("reset", self.path, error) from error
+            raise files.store_error("reset", self.path, error) from error
 
     # --- metrics ------------------------------------------------------------------------------
 
@@ -497,7 +497,7 @@ class Run:
             raise StoreError(
                 f"cannot append epoch {row['epoch']} to {path}: its last epoch is {before}"
             )
-        files.append_line(path, files.plain(dict(row)))
+        files.append_line(path, files.jsonable(dict(row)))
 
     def metrics_checksum(self) -> str:
         """Return the SHA-256 of ``metrics.jsonl`` as it is now, in hex."""
@@ -547,7 +547,7 @@ class Run:
         Raises:
             StoreError: the file cannot be written; the lines before stay whole.
         """
-        plain = json.loads(files.dumps(files.printable(files.plain(dict(line)))))
+        plain = json.loads(files.dumps(files.printable(files.jsonable(dict(line)))))
         path = self.path / "diagnosis.jsonl"
         files.append_line(path, records.sealed_line(plain, files.last_line(path)))
 

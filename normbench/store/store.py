@@ -79,7 +79,7 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise files.cannot("read", self.root, error) from error
+            raise files.store_error("read", self.root, error) from error
         return sorted(entries, key=lambda entry: entry.name)
 
     def runs(self) -> list[Run]:

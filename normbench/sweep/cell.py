@@ -1,4 +1,4 @@
-"""One cell trained in this process, and whatever happens told as an :class:`Ending`."""
+"""One cell trained in this process, and whatever happens told as an :class:`CellResult`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from normbench.config import Config
 from normbench.engine.observer import Observer
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import chain, is_out_of_memory, reason
 from normbench.store.store import Run, RunLocked, Store, StoreError
 
@@ -21,10 +21,10 @@ def train_cell(
     *,
     observer: Observer,
     command: Sequence[str],
-    kept: Kept,
-    mend: bool = False,
+    kept: WarmState,
+    replace_damaged: bool = False,
     may_split: bool = True,
-) -> Ending:
+) -> CellResult:
     """Train a run unless it is complete; no failure of it leaves this function.
 
     Args:
@@ -33,7 +33,7 @@ def train_cell(
         observer: Is told how it goes.
         command: What its record names as the command.
         kept: Of the run before in this process.
-        mend: Set the run's folder aside and begin anew if its files are damaged.
+        replace_damaged: Set the run's folder aside and begin anew if its files are damaged.
         may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
 
     Raises:
@@ -42,11 +42,13 @@ def train_cell(
     began = time.monotonic()
     run = store.run(config)
 
-    def ended(result: Any, cause: Any = "", error: str = "", log: tuple[str, ...] = ()) -> Ending:
-        return Ending(result, cause, error, log, time.monotonic() - began)
+    def ended(
+        result: Any, cause: Any = "", error: str = "", log: tuple[str, ...] = ()
+    ) -> CellResult:
+        return CellResult(result, cause, error, log, time.monotonic() - began)
 
     try:
-        if mend:
+        if replace_damaged:
             set_damaged_aside(run, command)
         if run.status in ("finished", "diverged"):  # spares the import of Keras
             return ended("skipped")
@@ -122,7 +124,7 @@ LOG_LINES = 12
 
 
 @dataclass(frozen=True)
-class Ending:
+class CellResult:
     """What became of a cell.
 
     Attributes:
@@ -145,7 +147,7 @@ class Ending:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> Ending:
+    def from_dict(cls, tree: Mapping[str, Any]) -> CellResult:
         return replace(cls(**{**tree, "log": ()}), log=tuple(tree["log"]))
 
 
@@ -177,8 +179,8 @@ def last_lines(text: str, count: int = LOG_LINES) -> tuple[str, ...]:
 # --- what a sweep shows of a run while it trains, told by the engine ------------------------------
 
 
-class Telling(Observer):
-    """Tells what is known of a run, as in :meth:`normbench.sweep.executors.base.Watch.progress`.
+class ProgressObserver(Observer):
+    """Tells what is known of a run, as in :meth:`SweepObserver.progress`.
 
     Args:
         tell: Is handed the facts that are known anew.

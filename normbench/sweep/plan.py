@@ -36,7 +36,7 @@ STATES: tuple[State, ...] = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCell:
     """One run of a sweep before it is begun.
 
     Attributes:
@@ -60,13 +60,13 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The cells of a sweep, in the order of the grid."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[PlannedCell, ...]
 
     @property
-    def todo(self) -> list[Cell]:
+    def todo(self) -> list[PlannedCell]:
         return [cell for cell in self.cells if cell.todo]
 
     @property
@@ -81,12 +81,12 @@ class Plan:
         found = differences([cell.config.to_dict() for cell in self.cells])
         return [as_overrides(each) for each in found]
 
-    def of_state(self, *states: State) -> list[Cell]:
+    def of_state(self, *states: State) -> list[PlannedCell]:
         return [cell for cell in self.cells if cell.state in states]
 
-    def without(self, problems: Mapping[str, str]) -> Plan:
+    def without(self, problems: Mapping[str, str]) -> SweepPlan:
         """Mark the cells whose names ``problems`` explains as invalid."""
-        return Plan(
+        return SweepPlan(
             tuple(
                 replace(c, state="invalid", todo=False, reason=problems[c.name], seconds=None)
                 if c.name in problems
@@ -109,7 +109,7 @@ class Plan:
 
 def plan(
     configs: Sequence[Config], store: Store, retry_failed: bool = False, again: bool = False
-) -> Plan:
+) -> SweepPlan:
     """Look up the state of each cell in the store, and estimate its time from earlier runs.
 
     Reads files only: no framework is imported, and 2,000 cells take a few seconds.
@@ -124,7 +124,7 @@ def plan(
     if again:
         cells = [_anew(cell) for cell in cells]
     speeds = Speeds(store)
-    return Plan(
+    return SweepPlan(
         tuple(
             replace(cell, seconds=speeds.seconds(cell.config, cell.config.epochs - cell.epochs))
             if cell.todo
@@ -134,28 +134,30 @@ def plan(
     )
 
 
-def _cell(config: Config, store: Store, retry_failed: bool) -> Cell:
+def _cell(config: Config, store: Store, retry_failed: bool) -> PlannedCell:
     run = store.run(config)
     try:
         state = run.status
         if state == "missing":
-            return Cell(config, run.name, "missing", todo=True)
+            return PlannedCell(config, run.name, "missing", todo=True)
         if state in ("finished", "diverged"):
-            return Cell(config, run.name, state, todo=False, epochs=config.epochs)
+            return PlannedCell(config, run.name, state, todo=False, epochs=config.epochs)
         epochs = int((run.last_metrics() or {}).get("epoch", 0))
         reason = _reason(run, state)
     except StoreError as error:
-        return Cell(config, run.name, "unreadable", todo=retry_failed, reason=str(error))
+        return PlannedCell(config, run.name, "unreadable", todo=retry_failed, reason=str(error))
     # One that another process trains is tried last: by then it may have been left behind.
     todo = state != "failed" or retry_failed
-    return Cell(config, run.name, state, todo, epochs, reason)
+    return PlannedCell(config, run.name, state, todo, epochs, reason)
 
 
-def _anew(cell: Cell) -> Cell:
+def _anew(cell: PlannedCell) -> PlannedCell:
     """Return a cell as it stands once its folder is set aside; a running one's stays."""
     if cell.state in ("missing", "running"):
         return cell
-    return Cell(cell.config, cell.name, "missing", True, reason=f"{cell.state}, to be set aside")
+    return PlannedCell(
+        cell.config, cell.name, "missing", True, reason=f"{cell.state}, to be set aside"
+    )
 
 
 def _reason(run: Run, state: str) -> str:
@@ -168,7 +170,7 @@ def _reason(run: Run, state: str) -> str:
     return ""
 
 
-def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) -> list[str]:
+def provenance_mix(cells: Iterable[PlannedCell], store: Store, now: Mapping[str, Any]) -> list[str]:
     """Say which complete cells were written by another commit or by other versions.
 
     Args:
@@ -201,7 +203,7 @@ def provenance_mix(cells: Iterable[Cell], store: Store, now: Mapping[str, Any]) 
     ]
 
 
-def own_mix(cells: Iterable[Cell], store: Store) -> list[str]:
+def own_mix(cells: Iterable[PlannedCell], store: Store) -> list[str]:
     """Say which complete cells were trained with other code or data of one's own than there is now.
 
     Args:

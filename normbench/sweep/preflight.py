@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.components import make_source
 from normbench.config import Config
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError, TooLarge, is_out_of_memory, reason
 from normbench.store.provenance import own_code
 from normbench.store.store import Store
-from normbench.sweep.plan import Cell
+from normbench.sweep.plan import PlannedCell
 
 if TYPE_CHECKING:
     import keras
 
 
-def refusal(config: Config, kept: Kept, built: dict[str, str], here: bool = True) -> str:
+def refusal(config: Config, kept: WarmState, built: dict[str, str], here: bool = True) -> str:
     """Say why a config cannot be trained; an empty text where it can.
 
     Args:
@@ -105,7 +105,7 @@ def trace_layers(model: keras.Model, batch: int) -> None:
     calls: dict[Any, tuple[Any, Any]] = {}
     for layer in model._flatten_layers(include_self=False):
         own = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
-        if own and getattr(layer, "treats_images_alone", not hasattr(layer, "computed_over")):
+        if own and getattr(layer, "per_example", not hasattr(layer, "computed_over")):
             continue
         options = {key: value for key, value in layer.get_config().items() if key != "name"}
         for node in layer._inbound_nodes:
@@ -144,7 +144,7 @@ def _weightless() -> Iterator[None]:
         keras.backend.clear_session(free_memory=False)
 
 
-def memory(config: Config, kept: Kept) -> int:
+def memory(config: Config, kept: WarmState) -> int:
     """Estimate the bytes that training a run takes on a GPU.
 
     Rough: the driver's and the libraries' own, the images, four copies of the weights (weights,
@@ -182,7 +182,7 @@ Check = Callable[[Sequence[Config]], list[str]]
 """Says of each config why it cannot be trained, an empty text where it can."""
 
 
-def problems(cells: Sequence[Cell], store: Store, check: Check) -> dict[str, str]:
+def problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[str, str]:
     """Find the cells that cannot be trained.
 
     What needs no framework is looked at first. Of the rest, one config for each combination of

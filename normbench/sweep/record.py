@@ -26,8 +26,8 @@ from normbench.store import lock as runlock
 from normbench.store.provenance import utc_now
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
 from normbench.store.store import Store
-from normbench.sweep.cell import Ending
-from normbench.sweep.plan import Cell, Plan
+from normbench.sweep.cell import CellResult
+from normbench.sweep.plan import PlannedCell, SweepPlan
 
 FOLDER = "sweeps"
 
@@ -71,7 +71,7 @@ class Record:
     def begin(
         cls,
         store: Store,
-        plan: Plan,
+        plan: SweepPlan,
         command: Sequence[str],
         executor: Mapping[str, Any],
         provenance: Mapping[str, Any],
@@ -109,14 +109,14 @@ class Record:
     def goes_on(self) -> bool:
         return runlock.is_held(self.path / "lock")
 
-    def ended(self, name: str, ending: Ending) -> None:
+    def ended(self, name: str, ending: CellResult) -> None:
         """Append what became of a cell.
 
         Raises:
             StoreError: It cannot be written.
         """
         line = {"name": name, **ending.to_dict(), "time": utc_now()}
-        files.append_line(self.path / "outcome.jsonl", files.printable(files.plain(line)))
+        files.append_line(self.path / "outcome.jsonl", files.printable(files.jsonable(line)))
 
     def close(self, result: str) -> None:
         """Write that the sweep is over: ``complete``, ``failed`` or ``interrupted``.
@@ -139,7 +139,7 @@ class Record:
         return head
 
     @property
-    def endings(self) -> dict[str, Ending]:
+    def endings(self) -> dict[str, CellResult]:
         """By the names of the cells, what became of those that ended.
 
         Raises:
@@ -147,12 +147,12 @@ class Record:
         """
         rows = [row for _, row in files.read_lines(self.path / "outcome.jsonl", _ENDING)]
         return {
-            row["name"]: Ending.from_dict({k: row[k] for k in Ending.__dataclass_fields__})
+            row["name"]: CellResult.from_dict({k: row[k] for k in CellResult.__dataclass_fields__})
             for row in rows
         }
 
     def _write(self, head: Mapping[str, Any]) -> None:
-        content = files.dumps(files.printable(files.plain(dict(head))), indent=1)
+        content = files.dumps(files.printable(files.jsonable(dict(head))), indent=1)
         files.write_text(self.path / "sweep.json", content + "\n")
 
 
@@ -187,7 +187,7 @@ def find(store: Store, name: str | None) -> Record:
     raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
 
 
-def _planned(cell: Cell, differs: str) -> dict[str, Any]:
+def _planned(cell: PlannedCell, differs: str) -> dict[str, Any]:
     return {
         "name": cell.name,
         "differs": differs,
@@ -218,5 +218,5 @@ def _fresh_folder(parent: Path, command: Sequence[str]) -> Path:
                 break
             path = parent / f"{stamp}-{digest}-{count}"
     except OSError as error:
-        raise files.cannot("make", path, error) from error
+        raise files.store_error("make", path, error) from error
     return path

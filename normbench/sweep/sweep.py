@@ -19,10 +19,10 @@ from normbench.errors import NormbenchError, UserError
 from normbench.formats import duration
 from normbench.store.provenance import collect
 from normbench.store.store import RunLocked, Store
-from normbench.sweep.cell import Ending
-from normbench.sweep.executors.base import Job, Stop, Task, Watch, choose, make
+from normbench.sweep.cell import CellResult
+from normbench.sweep.executors.base import Job, Stop, SweepContext, SweepObserver, choose, make
 from normbench.sweep.grid import expand
-from normbench.sweep.plan import Plan, own_mix, plan, provenance_mix
+from normbench.sweep.plan import SweepPlan, own_mix, plan, provenance_mix
 from normbench.sweep.preflight import problems
 from normbench.sweep.record import Record, find
 
@@ -33,7 +33,7 @@ TOLD = 20
 
 
 @dataclass
-class Outcome:
+class SweepResult:
     """What became of a sweep.
 
     Attributes:
@@ -46,14 +46,14 @@ class Outcome:
     """
 
     store: Store
-    plan: Plan
-    endings: dict[str, Ending] = field(default_factory=dict)
+    plan: SweepPlan
+    endings: dict[str, CellResult] = field(default_factory=dict)
     record: Record | None = None
     interrupted: bool = False
     planned_only: bool = False
 
     @property
-    def failed(self) -> dict[str, Ending]:
+    def failed(self) -> dict[str, CellResult]:
         return {name: each for name, each in self.endings.items() if each.result == "failed"}
 
     @property
@@ -77,7 +77,7 @@ def sweep(
     again: bool = False,
     say: Say = print,
     console: Console | None = None,
-) -> Outcome:
+) -> SweepResult:
     """Train every cell of a grid that is not complete.
 
     Args:
@@ -115,13 +115,13 @@ def sweep(
             planned = planned.without(found)
         if dry_run:
             _show_plan(planned, len(slots), console)
-            return Outcome(store, planned, planned_only=True)
+            return SweepResult(store, planned, planned_only=True)
         _refuse_invalid(planned, skip_invalid, say)
         if not planned.todo:
             say(_counted(planned, {}))
-            return Outcome(store, planned)
+            return SweepResult(store, planned)
         record = Record.begin(store, planned, command, options, provenance)
-        outcome = Outcome(store, planned, record=record)
+        outcome = SweepResult(store, planned, record=record)
         seconds, unknown = planned.seconds(len(slots))
         say(f"{_counted(planned, {})}; {_estimate(seconds, unknown)}, on {', '.join(slots)}")
         with ExitStack() as stack:
@@ -132,7 +132,7 @@ def sweep(
             if again:
                 _set_aside(planned, store, command, say)
             jobs = _jobs(planned, retry_failed)
-            executor.run(jobs, Task(store, command, record.path), watch, stop)
+            executor.run(jobs, SweepContext(store, command, record.path), watch, stop)
             outcome.interrupted = bool(stop.requests)
         result = (
             "interrupted" if outcome.interrupted else "failed" if outcome.failed else "complete"
@@ -143,10 +143,10 @@ def sweep(
     return outcome
 
 
-class _Recording(Watch):
+class _Recording(SweepObserver):
     """Writes how cells end into the record, and passes everything on to the screen."""
 
-    def __init__(self, screen: SweepScreen, record: Record, outcome: Outcome) -> None:
+    def __init__(self, screen: SweepScreen, record: Record, outcome: SweepResult) -> None:
         self._screen = screen
         self._record = record
         self._outcome = outcome
@@ -155,7 +155,7 @@ class _Recording(Watch):
         self.again = screen.again
         self.note = screen.note
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: CellResult) -> None:
         self._outcome.endings[job.name] = ending
         self._screen.ended(job, ending)
         _keep(lambda: self._record.ended(job.name, ending), self.note)
@@ -176,16 +176,16 @@ def _store_of(configs: Sequence[Config]) -> Store:
     return Store(stores.pop())
 
 
-def _jobs(planned: Plan, retry_failed: bool) -> list[Job]:
+def _jobs(planned: SweepPlan, retry_failed: bool) -> list[Job]:
     """The jobs of a plan; what another process trains now comes last.
 
     A half-done run may be damaged, too, where the disk was too full to record that it failed.
     """
     cells = sorted(planned.todo, key=lambda cell: cell.state == "running")
-    return [Job(cell.config, cell.name, mend=retry_failed) for cell in cells]
+    return [Job(cell.config, cell.name, replace_damaged=retry_failed) for cell in cells]
 
 
-def _set_aside(planned: Plan, store: Store, command: Sequence[str], say: Say) -> None:
+def _set_aside(planned: SweepPlan, store: Store, command: Sequence[str], say: Say) -> None:
     """Move the folders of the cells to train out of the way; what others train now stays."""
     moved = []
     for cell in planned.todo:
@@ -197,7 +197,7 @@ def _set_aside(planned: Plan, store: Store, command: Sequence[str], say: Say) ->
         say(f"{runs} set aside in {store.root}, as .NAME.replaced-TIME")
 
 
-def _refuse_invalid(planned: Plan, skip: bool, say: Say) -> None:
+def _refuse_invalid(planned: SweepPlan, skip: bool, say: Say) -> None:
     invalid = planned.of_state("invalid")
     differs = {cell.name: more for cell, more in zip(planned.cells, planned.differs, strict=True)}
     for cell in invalid[:TOLD]:
@@ -210,7 +210,7 @@ def _refuse_invalid(planned: Plan, skip: bool, say: Say) -> None:
         raise UserError(f"{what} be trained: --skip-invalid trains the others")
 
 
-def _counted(planned: Plan, endings: dict[str, Ending]) -> str:
+def _counted(planned: SweepPlan, endings: dict[str, CellResult]) -> str:
     """The cells in one line: how they ended, and those that were not begun by their states."""
     results = Counter(ending.result for ending in endings.values())
     states = Counter(cell.state for cell in planned.cells if cell.name not in endings)
@@ -229,7 +229,7 @@ def _estimate(seconds: float, unknown: int) -> str:
     return f"about {duration(seconds)}{rest}"
 
 
-def _show_plan(planned: Plan, slots: int, console: Console | None) -> None:
+def _show_plan(planned: SweepPlan, slots: int, console: Console | None) -> None:
     console = Console() if console is None else console
     for cell, differs in zip(planned.cells, planned.differs, strict=True):
         line = Text(f"{cell.state:<12} {cell.name}  {differs}".rstrip())
@@ -245,7 +245,7 @@ def _show_plan(planned: Plan, slots: int, console: Console | None) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 
-def _show_failures(outcome: Outcome, console: Console | None) -> None:
+def _show_failures(outcome: SweepResult, console: Console | None) -> None:
     """Say in a table what failed and why, with the last lines of the log."""
     if not outcome.failed:
         return

@@ -20,7 +20,7 @@ import pytest
 from normbench.config import Config, compose, group_options
 from normbench.engine.augment import Images
 from normbench.engine.backend import loop_class
-from normbench.engine.loop import Plan
+from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from normbench.engine.setup import initialize_from
 from normbench.errors import UserError
@@ -165,7 +165,7 @@ def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
     pixels = random.integers(0, 256, (BATCH, *SHAPE), np.uint8)
     split = SimpleNamespace(images=pixels, labels=random.integers(0, CLASSES, BATCH, np.int32))
     images = Images(np.full(1, 0.5, np.float32), np.full(1, 0.3, np.float32), 0, False)
-    plan = Plan(
+    plan = LoopSettings(
         batch=BATCH,
         eval_batch=BATCH,
         seed=0,

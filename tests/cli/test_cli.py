@@ -10,7 +10,7 @@ from normbench.cli import main
 from normbench.cli.arguments import parse, parser
 from normbench.store import run as runfolder
 from normbench.store import store
-from normbench.sweep.plan import Plan
+from normbench.sweep.plan import SweepPlan
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypat
     chosen = []
     monkeypatch.setattr(
         "normbench.sweep.sweep.plan",
-        lambda configs, store, *rest: chosen.append(str(store.root)) or Plan(()),
+        lambda configs, store, *rest: chosen.append(str(store.root)) or SweepPlan(()),
     )
     assert main([*words, "--store", "mine"]) == 0
     assert chosen == ["mine"]

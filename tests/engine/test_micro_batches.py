@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from normbench.config import Config, compose
 from normbench.engine import backend
-from normbench.engine.micro_batches import Splitting
+from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import Observer
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.engine.train import train
 from normbench.errors import UserError, is_out_of_memory
 from normbench.store.store import Store
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_keeps_its_parts(small, short_of_memory):
 
 
 def test_what_was_compiled_serves_the_next_run_of_as_many_parts(small):
-    kept = Kept()
+    kept = WarmState()
     train(small("accumulate=4"), kept=kept)
     assert kept.serves(small("accumulate=4", "seed=1"), 4)
     assert not kept.serves(small("accumulate=2"), 2)
@@ -116,7 +116,7 @@ def test_what_was_compiled_serves_the_next_run_of_as_many_parts(small):
 
 
 def test_a_run_that_was_split_leaves_nothing_to_the_next(small, short_of_memory):
-    kept = Kept()
+    kept = WarmState()
     assert train(small("accumulate=auto"), kept=kept).summary["micro_batches"] == 4
     assert not kept.serves(small("accumulate=auto", "seed=1"))
     short_of_memory["limit"] = 1000
@@ -150,7 +150,7 @@ def test_a_part_of_one_image_is_the_end(small, short_of_memory):
 
 
 def test_other_errors_split_nothing(small):
-    splitting = Splitting(small("accumulate=auto"), None)
+    splitting = MicroBatches(small("accumulate=auto"), None)
     assert not splitting.helps_against(RuntimeError("something else"))
     assert splitting.helps_against(MemoryError())
     splitting.split(0)
@@ -158,7 +158,7 @@ def test_other_errors_split_nothing(small):
 
 
 def test_the_next_count_divides_the_batch(small):
-    splitting = Splitting(small("batch=45", "accumulate=auto"), None)
+    splitting = MicroBatches(small("batch=45", "accumulate=auto"), None)
     counts = []
     while splitting.helps_against(MemoryError()):
         splitting.split(0)

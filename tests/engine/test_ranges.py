@@ -7,7 +7,7 @@ import re
 import pytest
 
 from normbench.config import compose
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError
 from normbench.sweep.preflight import refusal
 
@@ -60,7 +60,7 @@ from normbench.sweep.preflight import refusal
 def test_a_number_out_of_its_range_is_refused(override, says):
     base = ["dataset=digits", "arch=resnet8", "arch.width=8", "batch=16", "epochs=1"]
     try:
-        said = refusal(compose([*base, *override.split()]), Kept(), {})
+        said = refusal(compose([*base, *override.split()]), WarmState(), {})
     except NormbenchError as error:
         said = str(error)
     assert re.search(re.escape(says), said)

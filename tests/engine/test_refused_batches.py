@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from normbench.config import compose
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.engine.train import train
 from normbench.errors import NormbenchError, UserError
 from normbench.sweep.preflight import refusal
@@ -83,7 +83,7 @@ def test_a_run_is_refused_and_nothing_is_written(overrides, says, tmp_store):
 
 @pytest.mark.parametrize(("overrides", "says"), CASES)
 def test_a_sweep_finds_the_same_without_weights(overrides, says, tmp_store):
-    said = refusal(composed(tmp_store, *overrides), Kept(), {})
+    said = refusal(composed(tmp_store, *overrides), WarmState(), {})
     assert says in said
     assert "cannot be trained with batch=" in said
 
@@ -94,7 +94,7 @@ def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, m
     calls = []
     build = check._build
     monkeypatch.setattr(check, "_build", lambda *args: calls.append(args) or build(*args))
-    kept, built = Kept(), {}
+    kept, built = WarmState(), {}
     for overrides in (["batch=16"], ["batch=16", "seed=1"], ["batch=16", "optimizer.lr=1"]):
         assert refusal(composed(tmp_store, *overrides), kept, built) == ""
     assert len(calls) == 1
@@ -123,20 +123,23 @@ def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_st
     )
     with pytest.raises(UserError, match=f"^{re.escape(says)}$"):
         train(config)
-    assert refusal(config, Kept(), {}) == says
-    assert refusal(composed(tmp_store, "norm=picky", "batch=8", config_dir=picky), Kept(), {}) == ""
+    assert refusal(config, WarmState(), {}) == says
+    assert (
+        refusal(composed(tmp_store, "norm=picky", "batch=8", config_dir=picky), WarmState(), {})
+        == ""
+    )
     assert list(tmp_store.iterdir()) == []
 
 
 def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_store):
-    from normbench.engine.micro_batches import Splitting
+    from normbench.engine.micro_batches import MicroBatches
     from normbench.engine.setup import Bench, load_dataset
 
     config = composed(
         tmp_store, "norm=ghost_bn", "norm.virtual_batch=8", "batch=16", "accumulate=auto"
     )
-    splitting = Splitting(config, None)
-    bench = Bench(config, load_dataset(config), Kept(), splitting)
+    splitting = MicroBatches(config, None)
+    bench = Bench(config, load_dataset(config), WarmState(), splitting)
     splitting.count = 4
     with pytest.raises(
         NormbenchError, match=r"memory is short, and .* in 4 micro-batches"
@@ -159,7 +162,7 @@ def test_tracing_ahead_leaves_no_second_trace_and_no_change(tmp_store, monkeypat
 
     monkeypatch.setattr(GroupNormalization, "call", counted)
     config = composed(tmp_store, "norm=gn", "norm.groups=2")
-    loop = prepare(config, load_dataset(config), Kept(), 1).loop
+    loop = prepare(config, load_dataset(config), WarmState(), 1).loop
     before = loop.state()
     loop.trace()
     traced = len(calls)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from normbench.engine.reuse import Kept, program
+from normbench.engine.reuse import WarmState, program
 from normbench.engine.train import train
 from normbench.store.store import Store
 
@@ -15,7 +15,7 @@ def timeless(rows):
 
 @pytest.mark.parametrize("norm", ["bn_ws", "gn", "precise_bn"])
 def test_a_kept_loop_trains_to_the_same_bits(small, tmp_path, norm):
-    kept = Kept()
+    kept = WarmState()
     configs = [
         small(f"norm={norm}", "seed=0"),
         small(f"norm={norm}", "seed=7", "optimizer.lr=0.03", "epochs=3", "schedule=constant"),
@@ -40,7 +40,7 @@ def test_a_kept_loop_goes_on_with_an_interrupted_run(small, tmp_path):
     whole = train(config, Store(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config, observer=Interrupting(1))
-    kept = Kept()
+    kept = WarmState()
     train(other, kept=kept)
     outcome = train(config, kept=kept)
     assert outcome.run.meta["sessions"][-1]["from_epoch"] == 1
@@ -66,7 +66,7 @@ def test_what_is_handed_anew_does_not(small, override):
 
 
 def test_another_program_gets_a_loop_of_its_own(small):
-    kept = Kept()
+    kept = WarmState()
     train(small("norm=bn"), kept=kept)
     first = kept._loop[1]
     train(small("norm=bn", "batch=8"), kept=kept)

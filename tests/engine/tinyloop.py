@@ -10,7 +10,7 @@ import numpy as np
 from normbench.config import compose
 from normbench.engine import backend
 from normbench.engine.augment import Images
-from normbench.engine.loop import Plan
+from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from normbench.network import build_model
 
@@ -41,7 +41,7 @@ def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **c
         **changes,
     }
     model = build_model(config, (size, size, 3), classes)
-    made = backend.loop_class(keras.backend.backend())(model, data, Plan(**options))
+    made = backend.loop_class(keras.backend.backend())(model, data, LoopSettings(**options))
     return made, split
 
 

@@ -11,7 +11,7 @@ import pytest
 from normbench.config import compose
 from normbench.engine import backend
 from normbench.engine.augment import Images
-from normbench.engine.loop import Plan
+from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from tests.engine.tinyloop import random_split
 
@@ -59,7 +59,7 @@ def loop_on():
             **changes,
         }
         loop_class = backend.loop_class(keras.backend.backend())
-        loop = loop_class(model, dataset, Plan(**options))
+        loop = loop_class(model, dataset, LoopSettings(**options))
         loop.begin_epoch(0)
         return loop, dataset
 

@@ -10,7 +10,7 @@ import pytest
 
 from normbench.engine import backend
 from normbench.engine.augment import Images
-from normbench.engine.loop import Plan
+from normbench.engine.loop import LoopSettings
 from normbench.engine.observer import Observer
 from normbench.engine.optimizer import SGD
 from normbench.engine.train import train
@@ -58,7 +58,7 @@ def loop_on(model):
         return SimpleNamespace(images=images, labels=rng.integers(0, 3, count).astype(np.int32))
 
     data = SimpleNamespace(train=split(50), validation=split(40), test=split(10))
-    plan = Plan(
+    plan = LoopSettings(
         batch=BATCH,
         eval_batch=25,
         seed=0,

@@ -22,7 +22,7 @@ from normbench.report.metrics import METRICS
 from normbench.report.report import text
 from normbench.report.statistics import sample
 from normbench.report.study import studies
-from normbench.report.table import Entry, Table
+from normbench.report.table import Table, TableEntry
 from normbench.report.tables import run_list, selection, summary
 
 
@@ -163,8 +163,16 @@ def test_latex_is_balanced_and_escaped() -> None:
         "50 % of R&D_x",
         ["Norm", "x_1", "<2>"],
         [
-            [Entry("bn #1"), Entry("-1.50 ± 0.20", -1.5, best=True), Entry("3", 3.0)],
-            [Entry("gn ~ {x}"), Entry("2", 2.0, tied=True, remark="1 seed"), Entry("^", None)],
+            [
+                TableEntry("bn #1"),
+                TableEntry("-1.50 ± 0.20", -1.5, best=True),
+                TableEntry("3", 3.0),
+            ],
+            [
+                TableEntry("gn ~ {x}"),
+                TableEntry("2", 2.0, tied=True, remark="1 seed"),
+                TableEntry("^", None),
+            ],
         ],
         ["Costs $5."],
         pd.DataFrame(),
@@ -212,7 +220,7 @@ HOSTILE = (
 
 
 def named(*names: str) -> Table:
-    rows = [[Entry(name), Entry("95.00 ± 0.10", 0.95)] for name in names]
+    rows = [[TableEntry(name), TableEntry("95.00 ± 0.10", 0.95)] for name in names]
     return Table("t", names[0], ["Run", names[0]], rows, [names[0]], span=names[0])
 
 
@@ -285,9 +293,9 @@ def test_names_give_way_to_numbers(names: tuple[str, ...], width: int) -> None:
     values = [f"{90 + place}.12 ± 0.{place}4" for place in range(6)]
     rows = [
         [
-            Entry(name),
-            *(Entry(value, 1.0, best=not place, tied=place == 1) for value in values),
-            Entry("–", remark="1 of 3 diverged"),
+            TableEntry(name),
+            *(TableEntry(value, 1.0, best=not place, tied=place == 1) for value in values),
+            TableEntry("–", remark="1 of 3 diverged"),
         ]
         for place, name in enumerate(names)
     ]
@@ -309,7 +317,7 @@ def test_long_names_are_told_apart_when_they_are_shortened() -> None:
 
 
 def test_markdown_is_escaped() -> None:
-    found = render.markdown(Table("x", "T", ["a|b", "c"], [[Entry("_x_"), Entry("<i>")]]))
+    found = render.markdown(Table("x", "T", ["a|b", "c"], [[TableEntry("_x_"), TableEntry("<i>")]]))
     assert r"a\|b" in found
     assert r"\_x\_" in found
     assert r"\<i\>" in found

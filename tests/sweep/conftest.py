@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from normbench.sweep.cell import Ending
+from normbench.sweep.cell import CellResult
 from normbench.sweep.executors import pool as workerprocess
-from normbench.sweep.executors.base import Executor, Job, Stop, Task, Watch
+from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
 from normbench.sweep.grid import expand
 
 FAKE = Path(__file__).with_name("fakeengine.py")
@@ -51,12 +51,12 @@ def faults(tmp_path, monkeypatch):
     return fault
 
 
-class Seen(Watch):
+class Seen(SweepObserver):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, str]] = []
-        self.endings: dict[str, Ending] = {}
+        self.endings: dict[str, CellResult] = {}
         self.ends: list[str] = []
         self.agains: list[str] = []
         self.notes: list[str] = []
@@ -96,7 +96,7 @@ def carry_out(tmp_store, tmp_path):
         jobs = [Job(config, config.run_name) for config in configs]
         with executor:
             executor.place(len(jobs))
-            task = Task(Store(tmp_store), ["normbench", "sweep"], tmp_path)
+            task = SweepContext(Store(tmp_store), ["normbench", "sweep"], tmp_path)
             executor.run(jobs, task, watch, stop or Stop())
         return watch
 

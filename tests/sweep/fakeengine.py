@@ -69,7 +69,7 @@ def _fill_disk() -> None:
         count[0] -= path.suffix == ".npz"
         if count[0] < 0:
             error = OSError(errno.ENOSPC, "No space left on device")
-            raise files.cannot("write", path, error) from error
+            raise files.store_error("write", path, error) from error
         write(path, put)
 
     files.write_atomic = written

@@ -9,7 +9,7 @@ import pytest
 
 from normbench.store.files import StoreError
 from normbench.store.store import Store
-from normbench.sweep.plan import Plan
+from normbench.sweep.plan import SweepPlan
 from normbench.sweep.record import FOLDER, Record, records
 
 TOGETHER = 16
@@ -20,7 +20,7 @@ def test_sweeps_of_one_command_begun_together_get_a_record_each(tmp_store):
 
     def begin(_):
         gate.wait()
-        return Record.begin(Store(tmp_store), Plan(()), ["normbench", "sweep"], {}, {})
+        return Record.begin(Store(tmp_store), SweepPlan(()), ["normbench", "sweep"], {}, {})
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         begun = list(pool.map(begin, range(TOGETHER)))
@@ -31,4 +31,4 @@ def test_sweeps_of_one_command_begun_together_get_a_record_each(tmp_store):
 def test_a_record_that_cannot_be_made_says_so(tmp_store):
     (tmp_store / FOLDER).write_text("in the way")
     with pytest.raises(StoreError, match="make"):
-        Record.begin(Store(tmp_store), Plan(()), ["normbench"], {}, {})
+        Record.begin(Store(tmp_store), SweepPlan(()), ["normbench"], {}, {})

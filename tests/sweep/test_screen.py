@@ -12,7 +12,7 @@ from rich.console import Console
 
 from normbench.cli.sweep_screen import SweepScreen, checking
 from normbench.store.store import Store
-from normbench.sweep.cell import Ending
+from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import Job
 from normbench.sweep.plan import plan
 
@@ -74,7 +74,7 @@ def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
         "gn_scaled_ws s0 optimizer.lr=0.05 (epoch 12/100, val acc 90.00%); "
         "gn_scaled_ws s1 optimizer.lr=0.1 (epoch 12/100, val acc 90.00%)"
     )
-    screen.ended(jobs[0], Ending("failed", "died", "its worker was killed by SIGKILL"))
+    screen.ended(jobs[0], CellResult("failed", "died", "its worker was killed by SIGKILL"))
     ended = screen.console.file.getvalue().splitlines()[1]
     assert ended == (
         f"[1/8] failed      {jobs[0].name}  optimizer.lr=0.1  its worker was killed by SIGKILL"
@@ -98,5 +98,5 @@ def test_one_cell_needs_no_differences(grid, tmp_store):
     console = Console(file=io.StringIO(), width=80)
     (config,) = grid()
     screen = SweepScreen(plan([config], Store(tmp_store)), 1, Store(tmp_store), console)
-    screen.ended(Job(config, config.run_name), replace(Ending("skipped"), seconds=1.0))
+    screen.ended(Job(config, config.run_name), replace(CellResult("skipped"), seconds=1.0))
     assert console.file.getvalue() == f"[1/1] skipped     {config.run_name}\n"

@@ -8,10 +8,10 @@ import keras
 from keras import ops
 
 from normbench.kernels.standardize import (
+    as_tensor,
     batch_moments,
     count_in_batch,
-    flatten_places,
-    value_of,
+    flatten_spatial,
 )
 from normbench.norms.base import BatchStatistics
 
@@ -53,7 +53,7 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
         if inputs.shape[0] is not None or not training:
             return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
         averages = (self.moving_mean, self.moving_variance)
-        before = [value_of(each) for each in averages]
+        before = [as_tensor(each) for each in averages]
         outputs = super().call(inputs, training=training, mask=mask)
         for average, old in zip(averages, before, strict=True):
             average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old))
@@ -111,13 +111,13 @@ class MomentsBatchNormalization(BatchStatistics):
         if self.takes_batch(inputs, training):
             if valid is None:
                 mean, variance = _moments(x, list(range(len(x.shape) - 1)))
-                count = count_in_batch(flatten_places(inputs))
+                count = count_in_batch(flatten_spatial(inputs))
                 if not isinstance(count, float):  # which may turn out to be 0: no 0/0
                     mean, variance = (ops.where(count > 0, e, 0.0) for e in (mean, variance))
             else:
-                mean, variance, count = batch_moments(flatten_places(x), valid)
-            self.follow(self.moving_mean, mean, count=count)
-            self.follow(self.moving_variance, variance, count=count)
+                mean, variance, count = batch_moments(flatten_spatial(x), valid)
+            self.update_average(self.moving_mean, mean, count=count)
+            self.update_average(self.moving_variance, variance, count=count)
         else:
             mean = ops.convert_to_tensor(self.moving_mean)
             variance = ops.convert_to_tensor(self.moving_variance)

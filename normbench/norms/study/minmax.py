@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from normbench.errors import nearest
-from normbench.kernels.standardize import first, flatten_places
+from normbench.kernels.standardize import first, flatten_spatial
 from normbench.norms.base import ChannelAffine
 
 __all__ = [
@@ -46,13 +46,13 @@ class _MinMax(ChannelAffine):
         self.over = _checked(self.computed_over.split(", ") if over is None else over)
 
     @property
-    def treats_images_alone(self) -> bool:
+    def per_example(self) -> bool:
         return "batch" not in self.over
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
         axes = [_AXES[name] for name in self.over]
         valid = self.valid_positions(mask, inputs)
-        outputs = _min_max(flatten_places(inputs), axes, self.epsilon, self.by_range, valid)
+        outputs = _min_max(flatten_spatial(inputs), axes, self.epsilon, self.by_range, valid)
         if self.scale or self.center:
             gamma, beta = self.affine(int(inputs.shape[-1]))
             outputs = outputs * gamma + beta

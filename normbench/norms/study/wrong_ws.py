@@ -14,7 +14,7 @@ from keras import ops
 
 from normbench.errors import nearest
 from normbench.kernels.filters import as_matrix, scaled_to
-from normbench.kernels.standardize import first, value_of
+from normbench.kernels.standardize import as_tensor, first
 from normbench.norms.weights import (
     ParametrizedConv2D,
     ParametrizedDepthwiseConv2D,
@@ -152,7 +152,7 @@ class WSAssign(WeightParametrization):
         super().build(layer, shape, depthwise)
         if layer.kernel.constraint is not None:
             raise ValueError(f"{layer.name} has a kernel constraint, which this one would replace")
-        layer.kernel.constraint = lambda kernel: self.standardize(value_of(kernel), depthwise)
+        layer.kernel.constraint = lambda kernel: self.standardize(as_tensor(kernel), depthwise)
 
     def standardize(self, kernel: Any, depthwise: bool) -> Any:
         """Return the kernel's standardized value, of its shape and dtype."""

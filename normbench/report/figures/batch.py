@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from normbench.report import names as labels
 from normbench.report.figures import style
-from normbench.report.grid import Cell, Grid
+from normbench.report.grid import Grid, GridCell
 from normbench.report.references import Reference
 
 
@@ -100,7 +100,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     )
 
 
-def hover(grid: Grid, cell: Cell) -> str:
+def hover(grid: Grid, cell: GridCell) -> str:
     """Return what the page says of a cell: names, mean, interval, number of seeds."""
     study, shown = grid.study, grid.metric
     where = f"{labels.factor(study.column_factor).lower()} " if study.column_factor else ""
@@ -119,7 +119,7 @@ def _aside(place: int, count: int) -> float:
     return 0.0 if count < 2 else 0.5 * (place / (count - 1) - 0.5)
 
 
-def _any(cells: Sequence[Cell | None]) -> bool:
+def _any(cells: Sequence[GridCell | None]) -> bool:
     return any(cell is not None and cell.sample.n for cell in cells)
 
 
@@ -151,7 +151,9 @@ def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None) -> None:
         axis.set_xlabel(style.wrap(factor, 2.6))
 
 
-def _lines(cells: Sequence[Cell | None], scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lines(
+    cells: Sequence[GridCell | None], scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     found = [(c.sample.mean, c.sample.low, c.sample.high) if c else (math.nan,) * 3 for c in cells]
     mean, low, high = (scale * np.array(each) for each in zip(*found, strict=True))
     return mean, low, high

@@ -395,7 +395,7 @@ _BLOCK = re.compile(r"(.*?block\d+|[^_]+)(?:_|$)")
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlacedLayer:
     """A layer, its column and its lane within the row, both from 0."""
 
     layer: LayerCost
@@ -427,7 +427,7 @@ class Row:
     """
 
     names: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[PlacedLayer, ...]
     wires: tuple[Wire, ...]
     origins: tuple[str, ...]
 
@@ -503,7 +503,7 @@ def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
 
 
 def _row(layers: Sequence[LayerCost]) -> Row:
-    cells: list[Cell] = []
+    cells: list[PlacedLayer] = []
     at: dict[str, int] = {}
     goes_on: set[str] = set()  # whose lane a later layer has taken over
     lanes = 0
@@ -516,11 +516,11 @@ def _row(layers: Sequence[LayerCost]) -> Row:
         else:
             lane, lanes = lanes, lanes + 1
         at[layer.name] = len(cells)
-        cells.append(Cell(layer, column, lane))
+        cells.append(PlacedLayer(layer, column, lane))
     return Row((), tuple(cells), tuple(_wires(cells, at, lanes)), ())
 
 
-def _wires(cells: Sequence[Cell], at: dict[str, int], lanes: int) -> list[Wire]:
+def _wires(cells: Sequence[PlacedLayer], at: dict[str, int], lanes: int) -> list[Wire]:
     wires = []
     for goal, cell in enumerate(cells):
         for name in dict.fromkeys(each if each in at else None for each in cell.layer.inputs):
@@ -535,12 +535,12 @@ def _wires(cells: Sequence[Cell], at: dict[str, int], lanes: int) -> list[Wire]:
     return wires
 
 
-def _free(cells: Sequence[Cell], lane: int, after: int, before: int) -> bool:
+def _free(cells: Sequence[PlacedLayer], lane: int, after: int, before: int) -> bool:
     """Whether nothing stands in a lane between two columns."""
     return not any(each.lane == lane and after < each.column < before for each in cells)
 
 
-def _joins(cells: Sequence[Cell], lane: int, goal: Cell) -> bool:
+def _joins(cells: Sequence[PlacedLayer], lane: int, goal: PlacedLayer) -> bool:
     """Whether a branch in ``lane`` ends in ``goal``, which stands in another."""
     return lane > goal.lane
 

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.figures.batch import hover
-from normbench.report.grid import Cell, Grid
+from normbench.report.grid import Grid, GridCell
 from normbench.report.statistics import Sample
 
 
@@ -112,7 +112,9 @@ def _bars(samples: Sequence[Sample]) -> np.ndarray:
     return np.maximum(np.nan_to_num(np.array(ends).T), 0.0)
 
 
-def _pair(grid: Grid, seconds: Grid, row: object, column: object) -> tuple[Cell, Cell] | None:
+def _pair(
+    grid: Grid, seconds: Grid, row: object, column: object
+) -> tuple[GridCell, GridCell] | None:
     cell, time = grid.get(row, column), seconds.get(row, column)
     if cell is None or time is None or cell.diverged or not cell.sample.n or not time.sample.n:
         return None

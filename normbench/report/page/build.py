@@ -26,7 +26,7 @@ from normbench.report.frames import Frames, is_config
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.page import svg
 from normbench.report.sections import Request, Section
-from normbench.report.table import Entry, Table
+from normbench.report.table import Table, TableEntry
 
 _HERE = Path(__file__).parent
 _MAIN = 3  # figures at the top of a study
@@ -206,7 +206,7 @@ def _known(value: Any) -> bool:
     return value is not None and value is not pd.NA and value == value
 
 
-def _is_number(entry: Entry) -> bool:
+def _is_number(entry: TableEntry) -> bool:
     return entry.value is not None
 
 

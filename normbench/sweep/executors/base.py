@@ -15,7 +15,7 @@ from normbench.components import check_name, configured, options_of, read_group
 from normbench.config import Config, parse
 from normbench.errors import UserError, unknown
 from normbench.store.store import Store
-from normbench.sweep.cell import Ending
+from normbench.sweep.cell import CellResult
 
 GROUP = "executor"
 DEFAULT = "local"
@@ -28,12 +28,12 @@ class Job:
     Attributes:
         config: Of the run.
         name: Of its folder.
-        mend: Set the run's folder aside and begin anew where its files are damaged.
+        replace_damaged: Set the run's folder aside and begin anew where its files are damaged.
     """
 
     config: Config
     name: str
-    mend: bool = False
+    replace_damaged: bool = False
 
     @cached_property
     def program(self) -> str:
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepContext:
     """What all jobs of a sweep have in common.
 
     Attributes:
@@ -58,7 +58,7 @@ class Task:
     logs: Path | None = None
 
 
-class Watch:
+class SweepObserver:
     """Is told how a sweep goes; this one does nothing with it."""
 
     def started(self, job: Job, where: str) -> None:
@@ -68,7 +68,7 @@ class Watch:
         """Some of ``epoch``, ``epochs``, ``step``, ``steps``, ``loss``, ``acc``, ``val_acc``,
         ``images_per_s`` are known anew."""
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: CellResult) -> None:
         """A job came to its end; it is not tried again."""
 
     def again(self, job: Job, reason: str) -> None:
@@ -131,7 +131,9 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
+    def run(
+        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+    ) -> None:
         """Carry out all jobs, or until a stop is requested.
 
         Each job that was begun is reported by ``watch.ended`` once. A failure of one job is no
@@ -214,7 +216,7 @@ def make(options: Mapping[str, Any]) -> Executor:
     return made(**given)
 
 
-def whole(name: str, value: Any, least: int, optional: bool = False) -> Any:
+def int_option(name: str, value: Any, least: int, optional: bool = False) -> Any:
     """Return an option's value, a whole number of at least ``least``, or refuse it."""
     if optional and value is None:
         return None

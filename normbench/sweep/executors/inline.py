@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normbench.config import Config
-from normbench.engine.reuse import Kept
-from normbench.sweep.cell import Ending, Telling, train_cell
-from normbench.sweep.executors.base import Executor, Job, Stop, Task, Watch
+from normbench.engine.reuse import WarmState
+from normbench.sweep.cell import CellResult, ProgressObserver, train_cell
+from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
 from normbench.sweep.preflight import refusal
 
 
@@ -15,7 +15,7 @@ class Inline(Executor):
     """No worker, no pipe: a debugger sees everything, and an abort of a run ends the sweep."""
 
     def __init__(self) -> None:
-        self._kept = Kept()
+        self._kept = WarmState()
         self._built: dict[str, str] = {}
 
     def check(self, configs: Sequence[Config]) -> list[str]:
@@ -24,26 +24,28 @@ class Inline(Executor):
     def place(self, count: int) -> list[str]:
         return ["this process"]
 
-    def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
+    def run(
+        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+    ) -> None:
         for job in jobs:
             if stop.requests:
                 return
             watch.started(job, "this process")
             watch.ended(job, self._train(job, task, watch, stop))
 
-    def _train(self, job: Job, task: Task, watch: Watch, stop: Stop) -> Ending:
+    def _train(self, job: Job, task: SweepContext, watch: SweepObserver, stop: Stop) -> CellResult:
         stop.raises = True
         try:
             return train_cell(
                 job.config,
                 task.store,
-                observer=Telling(lambda facts: watch.progress(job, facts)),
+                observer=ProgressObserver(lambda facts: watch.progress(job, facts)),
                 command=task.command,
                 kept=self._kept,
-                mend=job.mend,
+                replace_damaged=job.replace_damaged,
             )
         except KeyboardInterrupt:
-            return Ending("interrupted")
+            return CellResult("interrupted")
         finally:
             stop.raises = False
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from normbench.config import Config
 from normbench.engine import threads
-from normbench.sweep.executors.base import Executor, Job, Stop, Task, Watch, whole
+from normbench.sweep.executors.base import (
+    Executor,
+    Job,
+    Stop,
+    SweepContext,
+    SweepObserver,
+    int_option,
+)
 from normbench.sweep.executors.pool import LOOK, Dispatch, WorkerProcess
 from normbench.sweep.executors.slots import Gpu, Slot, fitting, on_cores, on_gpus, visible_gpus
 
@@ -35,10 +42,10 @@ class Local(Executor):
         retries: int = 1,
         list_gpus: Callable[[], list[Gpu]] = visible_gpus,
     ) -> None:
-        self._most = whole("workers", workers, 1, optional=True)
-        wanted = whole("gpus", gpus, 0, optional=True)
-        self._jobs_per_gpu = whole("jobs_per_gpu", jobs_per_gpu, 1, optional=True)
-        self._retries = whole("retries", retries, 0)
+        self._most = int_option("workers", workers, 1, optional=True)
+        wanted = int_option("gpus", gpus, 0, optional=True)
+        self._jobs_per_gpu = int_option("jobs_per_gpu", jobs_per_gpu, 1, optional=True)
+        self._retries = int_option("retries", retries, 0)
         self._gpus = list_gpus()[:wanted] if wanted != 0 else []
         self._slots: list[Slot] = []
         self._workers: dict[str, WorkerProcess] = {}
@@ -64,7 +71,9 @@ class Local(Executor):
     def _problems(self, what: str, configs: Sequence[Config]) -> list[str]:
         return self._ask_each(what, "problem", configs, _building_failed)
 
-    def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
+    def run(
+        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+    ) -> None:
         if not jobs:
             return
         self._logs = task.logs
@@ -87,7 +96,7 @@ class Local(Executor):
         )
         return WorkerProcess(slot, log)
 
-    def _fill_gpus(self, jobs: Sequence[Job], watch: Watch) -> None:
+    def _fill_gpus(self, jobs: Sequence[Job], watch: SweepObserver) -> None:
         """Lay out as many slots on each GPU as its free memory has room for the largest run."""
         each = {job.program: job.config for job in jobs}
         needs = self._ask_each("memory", "bytes", list(each.values()), lambda reason: None)

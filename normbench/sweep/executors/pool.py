@@ -17,8 +17,8 @@ from typing import Any
 from normbench.errors import NormbenchError
 from normbench.store.provenance import utc_now
 from normbench.store.store import Run, RunLocked
-from normbench.sweep.cell import Ending, last_lines
-from normbench.sweep.executors.base import Job, Stop, Task, Watch
+from normbench.sweep.cell import CellResult, last_lines
+from normbench.sweep.executors.base import Job, Stop, SweepContext, SweepObserver
 from normbench.sweep.executors.slots import Slot
 from normbench.sweep.executors.worker import Lines, encoded
 
@@ -69,8 +69,8 @@ class Dispatch:
         slots: Sequence[Slot],
         workers: dict[str, WorkerProcess],
         spawn: Callable[[Slot], WorkerProcess],
-        task: Task,
-        watch: Watch,
+        task: SweepContext,
+        watch: SweepObserver,
         stop: Stop,
         retries: int,
     ) -> None:
@@ -145,7 +145,7 @@ class Dispatch:
                 "config": job.config.to_dict(),
                 "store": str(self._task.store.root),
                 "command": list(self._task.command),
-                "mend": job.mend,
+                "replace_damaged": job.replace_damaged,
                 # First with less beside it, for that changes no number.
                 "may_split": attempt.out_of_memory or self._room[slot.device] == 1,
             }
@@ -176,17 +176,17 @@ class Dispatch:
         if message.pop("event") == "progress":
             self._watch.progress(attempt.job, message["facts"])
             return
-        ending = Ending.from_dict(message)
+        ending = CellResult.from_dict(message)
         del self._busy[name]
         if ending.result == "failed":
             self._failed(name, attempt, ending)
         elif ending.result == "interrupted" and not self._stop.requests:
             self._replace(name)  # somebody else interrupted it, and it ended with its run
-            self._try_again(attempt, "its worker was interrupted", Ending("interrupted"))
+            self._try_again(attempt, "its worker was interrupted", CellResult("interrupted"))
         else:
             self._end(attempt, ending)
 
-    def _failed(self, name: str, attempt: Attempt, ending: Ending) -> None:
+    def _failed(self, name: str, attempt: Attempt, ending: CellResult) -> None:
         slot = next(slot for slot in self._slots if slot.name == name)
         if ending.cause != "refused":
             self._replace(name)
@@ -212,20 +212,20 @@ class Dispatch:
         job = attempt.job
         run = self._task.store.run(job.name)
         if self._stop.requests:
-            self._end(attempt, Ending("interrupted"))
+            self._end(attempt, CellResult("interrupted"))
             return
         try:
             status = run.status
         except NormbenchError:  # its damaged files are named when it is tried again
             status = "interrupted"
         if status in ("finished", "diverged"):  # it died after the last file was written
-            self._end(attempt, Ending("diverged" if status == "diverged" else "trained"))
+            self._end(attempt, CellResult("diverged" if status == "diverged" else "trained"))
             return
         reason = f"its worker was {how}" if how.startswith("killed") else f"its worker {how}"
-        ending = Ending("failed", "died", reason, words)
+        ending = CellResult("failed", "died", reason, words)
         self._try_again(attempt, reason, ending)
 
-    def _try_again(self, attempt: Attempt, reason: str, ending: Ending) -> None:
+    def _try_again(self, attempt: Attempt, reason: str, ending: CellResult) -> None:
         """Put a job back into the queue, or end it where it was tried often enough."""
         if attempt.tries <= self._retries:
             self._watch.again(attempt.job, reason)
@@ -235,7 +235,7 @@ class Dispatch:
             mark_failed(self._task.store.run(attempt.job.name), reason, self._task.command)
         self._end(attempt, ending)
 
-    def _end(self, attempt: Attempt, ending: Ending) -> None:
+    def _end(self, attempt: Attempt, ending: CellResult) -> None:
         seconds = time.monotonic() - attempt.began
         self._watch.ended(attempt.job, replace(ending, seconds=seconds, tries=attempt.tries))
 

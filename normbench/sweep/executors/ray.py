@@ -12,8 +12,8 @@ from typing import Any
 
 from normbench.config import Config
 from normbench.errors import NormbenchError, UserError
-from normbench.sweep.cell import Ending
-from normbench.sweep.executors.base import Job, Task, whole
+from normbench.sweep.cell import CellResult
+from normbench.sweep.executors.base import Job, SweepContext, int_option
 from normbench.sweep.executors.remote import Remote, remote_cell, remote_refusals
 
 
@@ -45,8 +45,8 @@ class RayExecutor(Remote):
         gpus_per_run: float = 0,
         retries: int = 2,
     ) -> None:
-        self._cpus = whole("cpus_per_run", cpus_per_run, 1)
-        self._retries = whole("retries", retries, 0)
+        self._cpus = int_option("cpus_per_run", cpus_per_run, 1)
+        self._retries = int_option("retries", retries, 0)
         fraction = isinstance(gpus_per_run, int | float) and not isinstance(gpus_per_run, bool)
         if not fraction or gpus_per_run < 0 or (gpus_per_run > 1 and gpus_per_run % 1):
             raise UserError(
@@ -123,7 +123,7 @@ class RayExecutor(Remote):
                 problems[index] = problem
         return problems
 
-    def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
+    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
         trains = {
             backend: self._remote(remote_cell, backend)
             for backend in {job.config.backend for job in jobs}
@@ -131,7 +131,7 @@ class RayExecutor(Remote):
         store = str(task.store.root.resolve())
         return [
             trains[job.config.backend].remote(
-                job.config.to_dict(), store, list(task.command), job.mend
+                job.config.to_dict(), store, list(task.command), job.replace_damaged
             )
             for job in jobs
         ]
@@ -140,19 +140,19 @@ class RayExecutor(Remote):
         done, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=seconds)
         return done
 
-    def result(self, handle: Any) -> Ending:
+    def result(self, handle: Any) -> CellResult:
         from ray import exceptions
 
         try:
-            return Ending.from_dict(self._ray.get(handle))
+            return CellResult.from_dict(self._ray.get(handle))
         except exceptions.TaskCancelledError:
-            return Ending("interrupted")
+            return CellResult("interrupted")
         except exceptions.OutOfMemoryError as error:
-            return Ending("failed", "died", f"the host's memory was spent: {_first(error)}")
+            return CellResult("failed", "died", f"the host's memory was spent: {_first(error)}")
         except exceptions.RayError as error:
             if "KeyboardInterrupt" in str(error):
-                return Ending("interrupted")
-            return Ending("failed", "died", f"{type(error).__name__}: {_first(error)}")
+                return CellResult("interrupted")
+            return CellResult("failed", "died", f"{type(error).__name__}: {_first(error)}")
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         for handle in handles:

@@ -9,11 +9,11 @@ from typing import Any
 
 from normbench.config import Config
 from normbench.engine.observer import Observer
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError
 from normbench.store.store import Store
-from normbench.sweep.cell import Ending, train_cell
-from normbench.sweep.executors.base import Executor, Job, Stop, Task, Watch
+from normbench.sweep.cell import CellResult, train_cell
+from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
 from normbench.sweep.executors.pool import mark_failed
 from normbench.sweep.preflight import refusal
 
@@ -29,7 +29,7 @@ class Remote(Executor):
     """
 
     @abstractmethod
-    def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
+    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
         """Hand jobs over; return a handle of each."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Remote(Executor):
         """Return those of ``handles`` that have ended, after ``seconds`` at the latest."""
 
     @abstractmethod
-    def result(self, handle: Any) -> Ending:
+    def result(self, handle: Any) -> CellResult:
         """Say how the job of a handle ended that :meth:`wait` returned.
 
         A job that did not end by itself is "failed" with the cause "died", or "interrupted" where
@@ -48,7 +48,9 @@ class Remote(Executor):
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         """Take jobs back: those that run are to write a checkpoint, or to end ``at_once``."""
 
-    def run(self, jobs: Sequence[Job], task: Task, watch: Watch, stop: Stop) -> None:
+    def run(
+        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+    ) -> None:
         waiting = dict(zip(self.submit(jobs, task), jobs, strict=True)) if jobs else {}
         running: dict[str, float] = {}
         heeded, looked = 0, 0.0
@@ -68,10 +70,10 @@ class Remote(Executor):
     def _end(
         self,
         job: Job,
-        ending: Ending,
+        ending: CellResult,
         running: dict[str, float],
-        task: Task,
-        watch: Watch,
+        task: SweepContext,
+        watch: SweepObserver,
         stop: Stop,
     ) -> None:
         began = running.pop(job.name, None)
@@ -86,17 +88,17 @@ class Remote(Executor):
             watch.started(job, "")
         if ending.cause == "died":
             if status in ("finished", "diverged"):  # it died after the last file was written
-                ending = Ending("diverged" if status == "diverged" else "trained")
+                ending = CellResult("diverged" if status == "diverged" else "trained")
             elif stop.requests:
-                ending = Ending("interrupted")
+                ending = CellResult("interrupted")
             else:
                 mark_failed(run, ending.error, task.command)
         seconds = 0.0 if began is None else time.monotonic() - began
         fields = {**ending.to_dict(), "seconds": ending.seconds or seconds}
-        watch.ended(job, Ending.from_dict(fields))
+        watch.ended(job, CellResult.from_dict(fields))
 
 
-def _look(job: Job, running: dict[str, float], task: Task, watch: Watch) -> None:
+def _look(job: Job, running: dict[str, float], task: SweepContext, watch: SweepObserver) -> None:
     """Tell what the store shows of a job that was handed over."""
     run = task.store.run(job.name)
     try:
@@ -121,15 +123,15 @@ def _look(job: Job, running: dict[str, float], task: Task, watch: Watch) -> None
 
 
 # --- the function that runs on the other machine --------------------------------------------------
-# What a process keeps between two runs (:class:`normbench.engine.reuse.Kept`) lives here, so that a
+# What a process keeps between two runs (:class:`WarmState`) lives here, so that a
 # worker process that Ray uses again has it.
 
-_kept = Kept()
+_kept = WarmState()
 _built: dict[str, str] = {}
 
 
 def remote_cell(
-    tree: Mapping[str, Any], store: str, command: Sequence[str], mend: bool
+    tree: Mapping[str, Any], store: str, command: Sequence[str], replace_damaged: bool
 ) -> dict[str, Any]:
     """Train a run, or what is left of it; see :func:`normbench.sweep.cell.train_cell`.
 
@@ -137,10 +139,10 @@ def remote_cell(
         tree: Of the config.
         store: The folder of runs, as this machine sees it.
         command: What the record names as the command.
-        mend: Begin anew where the run's files are damaged.
+        replace_damaged: Begin anew where the run's files are damaged.
 
     Returns:
-        The ending, as :meth:`normbench.sweep.cell.Ending.to_dict` gives it.
+        The ending, as :meth:`normbench.sweep.cell.CellResult.to_dict` gives it.
     """
     ending = train_cell(
         Config.from_dict(tree),
@@ -148,7 +150,7 @@ def remote_cell(
         observer=Observer(),
         command=command,
         kept=_kept,
-        mend=mend,
+        replace_damaged=replace_damaged,
     )
     return ending.to_dict()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from normbench.config import Config
 from normbench.errors import NormbenchError, UserError, unknown
-from normbench.sweep.cell import Ending
-from normbench.sweep.executors.base import Job, Task, whole
+from normbench.sweep.cell import CellResult
+from normbench.sweep.executors.base import Job, SweepContext, int_option
 from normbench.sweep.executors.local import Local
 from normbench.sweep.executors.remote import Remote, remote_cell
 
@@ -65,17 +65,17 @@ class Slurm(Remote):
         if isinstance(setup, str) or not all(isinstance(line, str) for line in setup):
             raise UserError(f"executor.setup must be a list of lines, got {setup!r}")
         self._cluster = cluster
-        self._at_a_time = whole("at_a_time", at_a_time, 1)
-        self._timeouts = whole("timeouts", timeouts, 0)
+        self._at_a_time = int_option("at_a_time", at_a_time, 1)
+        self._timeouts = int_option("timeouts", timeouts, 0)
         self._parameters: dict[str, Any] = {
-            "timeout_min": whole("minutes", minutes, 1),
-            "cpus_per_task": whole("cpus_per_run", cpus_per_run, 1),
-            "gpus_per_node": whole("gpus_per_run", gpus_per_run, 0),
+            "timeout_min": int_option("minutes", minutes, 1),
+            "cpus_per_task": int_option("cpus_per_run", cpus_per_run, 1),
+            "gpus_per_node": int_option("gpus_per_run", gpus_per_run, 0),
             "slurm_array_parallelism": self._at_a_time,
             "slurm_job_name": "normbench",
         }
         optional = {
-            "mem_gb": whole("memory_gb", memory_gb, 1, optional=True),
+            "mem_gb": int_option("memory_gb", memory_gb, 1, optional=True),
             "slurm_partition": partition,
             "slurm_account": account,
             "slurm_setup": list(setup) or None,
@@ -101,7 +101,7 @@ class Slurm(Remote):
             here.place(1)
             return here.check_for_elsewhere(configs)
 
-    def submit(self, jobs: Sequence[Job], task: Task) -> list[Any]:
+    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
         folder = (task.logs or task.store.root) / "submitit"
         executor = self._submitit.AutoExecutor(
             folder=folder,
@@ -114,7 +114,7 @@ class Slurm(Remote):
         with executor.batch():  # one array
             return [
                 executor.submit(
-                    Requeued(), job.config.to_dict(), store, list(task.command), job.mend
+                    Requeued(), job.config.to_dict(), store, list(task.command), job.replace_damaged
                 )
                 for job in jobs
             ]
@@ -127,13 +127,13 @@ class Slurm(Remote):
             time.sleep(seconds)
         return done
 
-    def result(self, handle: Any) -> Ending:
+    def result(self, handle: Any) -> CellResult:
         if handle.job_id in self._lost and not handle.done():
             lines = (handle.stderr() or "").strip().splitlines()
             end = f": {lines[-1][:300]}" if lines else ""
-            return Ending("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
+            return CellResult("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
         try:
-            ending = Ending.from_dict(handle.result())
+            ending = CellResult.from_dict(handle.result())
             # submitit raises this inside the run, which ends as if the error were its own.
             if OUT_OF_TIME in ending.error:
                 return replace(ending, error=self._out_of_time(), log=())
@@ -141,9 +141,9 @@ class Slurm(Remote):
         except Exception as error:  # submitit's, and what the job raised
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             if any(OUT_OF_TIME in line for line in lines):
-                return Ending("failed", "died", self._out_of_time())
+                return CellResult("failed", "died", self._out_of_time())
             how = f"{handle.state}: {lines[0][:300]}" if lines else str(handle.state)
-            return Ending("failed", "died", f"Slurm's job {handle.job_id} {how}")
+            return CellResult("failed", "died", f"Slurm's job {handle.job_id} {how}")
 
     def _out_of_time(self) -> str:
         minutes = self._parameters["timeout_min"]
@@ -164,9 +164,9 @@ class Requeued:
     """A job that submitit submits again when Slurm preempts it or its time is over."""
 
     def __call__(
-        self, tree: Mapping[str, Any], store: str, command: Sequence[str], mend: bool
+        self, tree: Mapping[str, Any], store: str, command: Sequence[str], replace_damaged: bool
     ) -> dict[str, Any]:
-        return remote_cell(tree, store, command, mend)
+        return remote_cell(tree, store, command, replace_damaged)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit calls before the job ends; the run's own checkpoint is in the store."""

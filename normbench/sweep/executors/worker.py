@@ -2,7 +2,7 @@
 
 Standard input brings messages, standard output carries them:
 
-    {"do": "train", "config": …, "store": …, "command": …, "mend": …,
+    {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …,
      "may_split": …}
         answered by {"event": "progress", …} any number of times, then {"event": "ended", …}
     {"do": "check", "config": …}
@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from normbench.config import Config
-from normbench.engine.reuse import Kept
-from normbench.store.files import plain
+from normbench.engine.reuse import WarmState
+from normbench.store.files import jsonable
 from normbench.store.store import Store
-from normbench.sweep.cell import Ending, Telling, train_cell
+from normbench.sweep.cell import CellResult, ProgressObserver, train_cell
 from normbench.sweep.preflight import memory, refusal
 
 #: Seconds between two reports within an epoch.
@@ -55,7 +55,7 @@ class Worker:
         self._orders = orders
         self._answers = answers
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._kept = Kept()
+        self._kept = WarmState()
         self._built: dict[str, str] = {}
         self._stopping = False
         self._training = False
@@ -102,15 +102,15 @@ class Worker:
             ending = train_cell(
                 Config.from_dict(message["config"]),
                 Store(message["store"]),
-                observer=Telling(self._progress()),
+                observer=ProgressObserver(self._progress()),
                 command=message["command"],
                 kept=self._kept,
-                mend=message["mend"],
+                replace_damaged=message["replace_damaged"],
                 may_split=message["may_split"],
             )
             self._training = False
         except KeyboardInterrupt:
-            ending = Ending("interrupted")
+            ending = CellResult("interrupted")
         finally:
             self._training = False
         self._tell("ended", **ending.to_dict())
@@ -179,7 +179,7 @@ class Lines:
 
 def encoded(message: Mapping[str, Any]) -> bytes:
     """A message as its line; NaN and infinities become null."""
-    return json.dumps(plain(dict(message)), allow_nan=False).encode() + b"\n"
+    return json.dumps(jsonable(dict(message)), allow_nan=False).encode() + b"\n"
 
 
 def send(descriptor: int, message: Mapping[str, Any]) -> None:

@@ -208,7 +208,7 @@ def test_a_worker_ends_with_a_checkpoint_when_its_sweep_is_gone(grid, faults, tm
     (config,) = grid("epochs=500")
     worker = WorkerProcess(Slot("cpu 0", "cpu"))
     worker.send({"do": "train", "config": config.to_dict(), "store": str(tmp_store),
-                 "command": [], "mend": False, "may_split": True})  # fmt: skip
+                 "command": [], "replace_damaged": False, "may_split": True})  # fmt: skip
     while not any(m.get("facts", {}).get("epoch", 0) > 1 for m in worker.read() or []):
         pass
     worker.close()  # as the kernel does when the sweep dies: the pipes' other ends are gone

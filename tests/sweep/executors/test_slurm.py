@@ -50,7 +50,7 @@ def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, t
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
 
-    from normbench.sweep.executors.base import Task
+    from normbench.sweep.executors.base import SweepContext
 
     made = []
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
@@ -64,18 +64,18 @@ def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, t
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     for timeouts in ({}, {"timeouts": 0}, {"timeouts": 7}):
         slurm = Slurm(cluster=cluster, **timeouts)
-        slurm.submit([], Task(Store(tmp_path), ["normbench", "sweep"], tmp_path))
+        slurm.submit([], SweepContext(Store(tmp_path), ["normbench", "sweep"], tmp_path))
     assert made == [3, 0, 7]
 
 
 def test_a_run_that_was_out_of_time_too_often_says_what_to_do():
     from types import SimpleNamespace
 
-    from normbench.sweep.cell import Ending
+    from normbench.sweep.cell import CellResult
 
     # What submitit 1.5 raises in the job, told by the run and, if it comes too late, by the job.
     message = "Job not requeued because: timed-out too many times."
-    told = Ending("failed", "error", f"UncompletedJobError: {message}").to_dict()
+    told = CellResult("failed", "error", f"UncompletedJobError: {message}").to_dict()
 
     def raises():
         raise RuntimeError(f"Job 1_0 failed\n{message}")

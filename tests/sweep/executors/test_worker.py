@@ -10,7 +10,7 @@ import pytest
 
 from normbench.errors import UserError
 from normbench.store.files import StoreError
-from normbench.sweep.cell import Ending, cause_of, last_lines
+from normbench.sweep.cell import CellResult, cause_of, last_lines
 from normbench.sweep.executors.worker import Lines, encoded, receive, send
 
 
@@ -73,5 +73,5 @@ def test_the_lines_that_say_why():
 
 
 def test_an_ending_survives_the_pipe():
-    ending = Ending("failed", "died", "killed", ("a", "b"), 1.5, 2)
-    assert Ending.from_dict(ending.to_dict()) == ending
+    ending = CellResult("failed", "died", "killed", ("a", "b"), 1.5, 2)
+    assert CellResult.from_dict(ending.to_dict()) == ending
