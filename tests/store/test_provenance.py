@@ -167,7 +167,7 @@ def test_versions_know_other_names_and_leave_out_what_is_absent(
 
 def test_provenance_and_store_import_no_framework() -> None:
     script = (
-        "import sys; from normbench import provenance, store; provenance.collect(); "
+        "import sys; from normbench.store import provenance, store; provenance.collect(); "
         "heavy = {'tensorflow', 'keras', 'jax', 'pandas', 'hydra', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
