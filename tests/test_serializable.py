@@ -141,7 +141,7 @@ def test_saved_model_computes_the_same_in_another_process(saved, kind):
         outputs = [found[name] for name in found.files]
     assert len(outputs) == len(saved.layers)
     for layer, actual, expected in zip(saved.layers, outputs, saved.outputs, strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-5, err_msg=layer.name)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5, err_msg=layer.name)
 
 
 def test_layers_are_deserialized_in_another_process(saved):
