@@ -452,10 +452,11 @@ class Session:
             self.loop.begin_epoch(self.epoch)
             try:
                 self._train_epoch()
+                row = self._evaluate_epoch()
             except KeyboardInterrupt:
                 self.checkpoint()
                 raise
-            self._finish_epoch()
+            self._finish_epoch(row)
 
     def _train_epoch(self) -> None:
         start = self.epoch * self.steps_per_epoch
@@ -495,21 +496,29 @@ class Session:
         self.observer.on_epoch(row)
         raise Diverged(self.epoch + 1, self.epoch * self.steps_per_epoch + kept + 1)
 
-    def _finish_epoch(self) -> None:
+    def _evaluate_epoch(self) -> dict[str, Any]:
+        """Evaluate the network after the last step of an epoch and return the epoch's row.
+
+        May be interrupted: the checkpoint then has all steps of the epoch, and this is repeated.
+        """
         began = time.perf_counter()
         self.loop.recompute()
         val = self.loop.evaluate("validation")
         row = self._row(val=val, eval_seconds=time.perf_counter() - began)
         self.loop.rate = row["lr"]
-        row |= self.measure(self.epoch + 1)
-        self.epoch += 1
-        self.partial, self.partial_seconds = Steps.none(), 0.0
-        # First the row, then the checkpoint: going on from the one before drops the row again.
-        self.run.append_metrics(row)
-        if self.best["epoch"] is None or val[1] > self.best["val_acc"]:
-            self.best = {"epoch": self.epoch, "val_acc": val[1]}
-            self.checkpoint(best=True)
-        self.checkpoint()
+        return row | self.measure(self.epoch + 1)
+
+    def _finish_epoch(self, row: dict[str, Any]) -> None:
+        # An interrupt between the row and its checkpoint would lose the whole epoch.
+        with held_back():
+            self.epoch += 1
+            self.partial, self.partial_seconds = Steps.none(), 0.0
+            # First the row, then the checkpoint: going on from the one before drops the row again.
+            self.run.append_metrics(row)
+            if self.best["epoch"] is None or row["val_acc"] > self.best["val_acc"]:
+                self.best = {"epoch": self.epoch, "val_acc": row["val_acc"]}
+                self.checkpoint(best=True)
+            self.checkpoint()
         self.observer.on_epoch(row)
 
     def checkpoint(self, best: bool = False) -> None:

@@ -135,3 +135,37 @@ def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
     outcome = train(config)
     assert len(outcome.run.meta["sessions"]) == 2
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize("moment", ["validation", "row", "checkpoint"])
+def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
+    small, tmp_path, monkeypatch, moment
+):
+    from normbench.engine.loop_tensorflow import TensorFlowLoop
+    from normbench.store.run import Run
+
+    config = small("norm=bn")
+    whole = train(config, Store(tmp_path / "whole"))
+    owner, name = {
+        "validation": (TensorFlowLoop, "evaluate"),
+        "row": (Run, "append_metrics"),
+        "checkpoint": (Run, "save_checkpoint"),
+    }[moment]
+    call = getattr(owner, name)
+
+    def pressed(self, *arguments, **options):
+        result = call(self, *arguments, **options)
+        if not pressed.done:
+            pressed.done = True
+            press()
+        return result
+
+    pressed.done = False
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    run = Store(config.store).run(config)
+    assert run.checkpoint_info()["step"] == 10  # the whole first epoch
+    assert len(run.metrics()) == (0 if moment == "validation" else 1)
+    assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
