@@ -44,7 +44,7 @@ def compiled_loop(config: Config, data: Any) -> Any:
     from normbench.engine.optimizer import SGD
     from normbench.network import build_model
 
-    plan = LoopSettings(
+    settings = LoopSettings(
         batch=config.batch,
         eval_batch=config.eval_batch,
         seed=0,
@@ -54,7 +54,7 @@ def compiled_loop(config: Config, data: Any) -> Any:
         scaled_loss=False,
     )
     make: Any = backend.loop_class(config.backend)
-    loop = make(build_model(config, (32, 32, 3), CLASSES), data, plan)
+    loop = make(build_model(config, (32, 32, 3), CLASSES), data, settings)
     loop.compile()
     return loop
 

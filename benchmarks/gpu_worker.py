@@ -173,7 +173,7 @@ class Engine:
         began = time.perf_counter()
         model = build_model(config, train.images.shape[1:], CLASSES)
         initialize_from(model, train.images, images)
-        plan = LoopSettings(
+        settings = LoopSettings(
             batch=config.batch,
             eval_batch=config.eval_batch,
             seed=config.seed,
@@ -185,7 +185,7 @@ class Engine:
             scaled_loss=False,
         )
         make: Any = backend.loop_class("jax")
-        loop = make(model, SimpleNamespace(train=train, validation=test, test=test), plan)
+        loop = make(model, SimpleNamespace(train=train, validation=test, test=test), settings)
         loop.compile()
         loop.evaluate("test")
         yield {"preparation": time.perf_counter() - began}

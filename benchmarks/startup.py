@@ -42,17 +42,17 @@ def serve(given: argparse.Namespace) -> None:
     stages = [{"python": time.time() - given.began}]
     from normbench.engine.reuse import WarmState
 
-    kept = WarmState()
+    warm = WarmState()
     took()
     first = _overrides(given)
     for overrides in (first, [*first, "seed=1"], [*first, f"batch={2 * given.batch}"]):
         if overrides is not first:
             stages.append({})
-        _prepare(overrides, kept, stages[-1], took)
+        _prepare(overrides, warm, stages[-1], took)
     print(json.dumps(stages), file=answers)
 
 
-def _prepare(overrides: list[str], kept: Any, stage: dict[str, float], took: Any) -> None:
+def _prepare(overrides: list[str], warm: Any, stage: dict[str, float], took: Any) -> None:
     from normbench.config import compose
 
     config = compose(overrides)
@@ -61,12 +61,12 @@ def _prepare(overrides: list[str], kept: Any, stage: dict[str, float], took: Any
     from normbench.engine import backend
     from normbench.engine.setup import load_dataset, prepare
 
-    dataset = kept.dataset(config, load_dataset)
+    dataset = warm.dataset(config, load_dataset)
     stage["data"] = took()
     backend.start(config.backend, config.precision)
     stage["backend"] = took()
-    kept.make_way(config, 1)
-    prepared = prepare(config, dataset, kept, 1)
+    warm.drop_other_loop(config, 1)
+    prepared = prepare(config, dataset, warm, 1)
     stage["build"] = took()
     prepared.loop.compile()
     stage["compile"] = took()

@@ -10,7 +10,7 @@ import pytest
 from normbench import network
 from normbench.config import compose
 from normbench.engine.reuse import WarmState
-from normbench.engine.setup import check, prepare
+from normbench.engine.setup import check_config, prepare
 from normbench.errors import TooLarge, UserError
 from normbench.network import build_model, refuse_too_large
 from normbench.sweep.preflight import refusal
@@ -59,7 +59,7 @@ def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine)
     refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=auto"), model, on_cpu=True)
     refuse_too_large(composed("arch=resnet8", "batch=1000", "accumulate=500"), model, on_cpu=True)
     with pytest.raises(TooLarge):
-        prepare(config, check(config, WarmState()), WarmState(), 1)
+        prepare(config, check_config(config, WarmState()), WarmState(), 1)
 
 
 def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkeypatch):
@@ -90,7 +90,7 @@ def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monk
 def test_more_steps_than_their_learning_rates_have_room_for_are_refused():
     config = composed("arch=resnet8", "epochs=2000000000")
     with pytest.raises(UserError, match=r"epochs=2000000000 is \d+ steps at batch=16: a run has "):
-        check(config, WarmState())
+        check_config(config, WarmState())
 
 
 @pytest.mark.parametrize(

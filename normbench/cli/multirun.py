@@ -22,7 +22,7 @@ from normbench.errors import UserError, reason
 from normbench.overrides import search_path
 from normbench.store.provenance import changed_since
 
-_kept = WarmState()
+_warm = WarmState()
 
 
 def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
@@ -119,15 +119,15 @@ def train_job(tree: Any) -> float | None:
     try:
         with _beside_hydra():
             config = compose(list(settings.overrides.task), folders[0] if folders else None)
-        if not _kept.serves(config):
-            _kept.forget_loop()
+        if not _warm.has_loop_for(config):
+            _warm.drop_loop()
         # Jobs that run side by side cannot share a live line.
         alone = settings.runtime.choices["hydra/launcher"] == "basic"
         with RunScreen(live=None if alone else False) as screen:
             command = ["normbench", "run", *settings.overrides.task]
-            outcome = train(config, observer=screen, command=command, kept=_kept)
+            outcome = train(config, observer=screen, command=command, warm=_warm)
     except Exception as error:
-        _kept.forget()
+        _warm.drop_all()
         print(f"normbench: {' '.join(settings.overrides.task)}: {reason(error)}", file=sys.stderr)
         raise
     if not outcome.trained:

@@ -27,13 +27,13 @@ class Images:
     crop_padding: int
     flip: bool
 
-    def scaled(self, pixels: Any) -> Any:
+    def scale(self, pixels: Any) -> Any:
         """Turn uint8 (N, H, W, C) into float32 with the training set's mean 0 and deviation 1."""
         offset = (self.mean * 255.0).astype(np.float32)
         factor = (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
         return (ops.cast(pixels, "float32") - offset) * factor
 
-    def prepared(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+    def prepare(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Crop, flip and scale uint8 (N, H, W, C), as one pass over them where that is quicker."""
         augments = bool(self.crop_padding or self.flip)
         # Picking pixels one by one, TensorFlow is slow at any number of them.
@@ -47,7 +47,7 @@ class Images:
             flip=self.flip,
         )
 
-    def augmented(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+    def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Crop and flip uint8 (N, H, W, C), as two random uint32 words an image decide."""
         if not self.crop_padding and not self.flip:
             return pixels
@@ -81,9 +81,9 @@ def _prepared(
     crop_padding: int,
     flip: bool,
 ) -> Any:
-    """As :meth:`Images.prepared`, of what can be told by its value."""
+    """As :meth:`Images.prepare`, of what can be told by its value."""
     images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), crop_padding, flip)
-    return images.scaled(images.augmented(pixels, (word0, word1)))
+    return images.scale(images.augment(pixels, (word0, word1)))
 
 
 def _within(positions: Any, length: int) -> Any:

@@ -112,15 +112,15 @@ def diagnose(
 
     from normbench.engine.reuse import WarmState
 
-    outcome, kept = DiagnoseResult(), WarmState()
+    outcome, warm = DiagnoseResult(), WarmState()
     for each in targets:
         try:
-            outcome.measured += _diagnose(each, again, bool(probes), kept, list(command), say)
+            outcome.measured += _diagnose(each, again, bool(probes), warm, list(command), say)
             outcome.lines[each.run.name] = _answers(each)
         except UserError:
             raise
         except Exception as error:
-            kept.forget()
+            warm.drop_all()
             outcome.failures.append(f"{each.run.name}: {reason(error)}")
             say(outcome.failures[-1])
     return outcome
@@ -240,13 +240,13 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
 
 
 def _diagnose(
-    target: Target, again: bool, named: bool, kept: WarmState, command: list[str], say: Callable
+    target: Target, again: bool, named: bool, warm: WarmState, command: list[str], say: Callable
 ) -> int:
     """Measure what is due of a run, and return how much that was."""
     if not any(_due(target, name, again) for name in target.options):
         return 0
     with target.run.lock(command):
-        prepared = _prepared(target, named, kept, say)
+        prepared = _prepared(target, named, warm, say)
         for line in _own_changes(target, prepared):
             say(f"{target.run.name}: {line}, which measures its weights")
         measured = 0
@@ -313,7 +313,7 @@ def _answers(target: Target) -> list[dict[str, Any]]:
 
 
 def _prepared(
-    target: Target, named: bool, kept: WarmState, say: Callable[[str], None]
+    target: Target, named: bool, warm: WarmState, say: Callable[[str], None]
 ) -> TrainingSetup:
     """Build what the run was trained with, and the probes that its network does not refuse."""
     from dataclasses import replace
@@ -324,14 +324,14 @@ def _prepared(
     from normbench.engine.setup import load_dataset, prepare
 
     config = replace(target.config, probe={})
-    dataset = kept.dataset(config, load_dataset)
+    dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
     # That many functions are traced is no mistake where many networks are looked at.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     micro_batches = MicroBatches(config, target.run.meta).count
-    if not kept.serves(config, micro_batches):
-        kept.forget_loop()
-    prepared = prepare(config, dataset, kept, micro_batches)
+    if not warm.has_loop_for(config, micro_batches):
+        warm.drop_loop()
+    prepared = prepare(config, dataset, warm, micro_batches)
     probes = []
     for probe in make_probes(target.options):
         try:

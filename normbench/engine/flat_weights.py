@@ -19,7 +19,7 @@ the memory that laying weights end to end, and taking them apart again, goes thr
 """
 
 
-class WeightParts:
+class WeightVectors:
     """Small weights laid end to end as the first part, each large one as another.
 
     Args:

@@ -34,7 +34,7 @@ def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
+def remember_interrupts() -> Iterator[None]:
     """Within it, :func:`raise_lost` raises again an interrupt that did not get through.
 
     Python prints and drops what a signal's handler raises while a finalizer or a callback from C
@@ -58,14 +58,14 @@ def remembered() -> Iterator[None]:
         _asked.clear()
 
 
-def raise_lost() -> None:
+def raise_remembered() -> None:
     """Raise KeyboardInterrupt if an interrupt came within :func:`remembered` and work goes on."""
     if _asked:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Within it, SIGINT and SIGTERM wait; they are handled as it is left.
 
     Python handles a signal between any two of its instructions: after a compiled step has changed

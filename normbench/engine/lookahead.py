@@ -10,7 +10,7 @@ from keras import ops
 
 from normbench.engine import loop as shared
 from normbench.engine.loop import Loop
-from normbench.engine.optimizer import adaptively_clipped
+from normbench.engine.optimizer import clip_adaptively
 
 
 class Step(NamedTuple):
@@ -49,7 +49,7 @@ def lookahead(
         batches: Pixels, uint8 (N, H, W, C), and labels, int32 (N,), of each mini-batch.
         rate: Learning rate of all these steps.
     """
-    optimizer, variables = loop.plan.optimizer, list(loop.model.trainable_variables)
+    optimizer, variables = loop.settings.optimizer, list(loop.model.trainable_variables)
     shapes = [tuple(each.shape) for each in variables]
     state = loop.state()
     slots: list[Any] = [
@@ -61,7 +61,7 @@ def lookahead(
     steps = []
     for pixels, labels in batches:
         loss, gradient = loop.gradients(pixels, labels, weights)
-        if loop.plan.scaled_loss and not np.isfinite(gradient).all():
+        if loop.settings.scaled_loss and not np.isfinite(gradient).all():
             # As in training: the step is left out.
             none = np.zeros_like(weights)
             steps.append(Step(weights, loss, gradient, none, none))
@@ -86,13 +86,13 @@ def _clipped(
     loop: Loop, variables: list[Any], shapes: list[Any], weights: np.ndarray, gradient: np.ndarray
 ) -> Any:
     """The gradient as the optimizer is handed it."""
-    if not loop.plan.optimizer.agc:
+    if not loop.settings.optimizer.agc:
         return ops.convert_to_tensor(gradient)
     values = shared.unflatten(ops.convert_to_tensor(weights), shapes)
     gradients = shared.unflatten(ops.convert_to_tensor(gradient), shapes)
     scale = ops.convert_to_tensor(np.float32(1.0))  # the gradient is already divided by any other
-    factor = loop.plan.optimizer.agc
-    return shared.flatten(adaptively_clipped(variables, values, gradients, factor, scale))
+    factor = loop.settings.optimizer.agc
+    return shared.flatten(clip_adaptively(variables, values, gradients, factor, scale))
 
 
 def _under_constraints(

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from normbench.engine.augment import Images
-from normbench.engine.optimizer import adaptively_clipped
+from normbench.engine.optimizer import clip_adaptively
 from normbench.kernels.compile import compile_shared
 
 GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
@@ -96,7 +96,7 @@ class Loop(ABC):
 
     backend: str
     model: Any
-    plan: LoopSettings
+    settings: LoopSettings
     rate: float | None = None
 
     @abstractmethod
@@ -180,7 +180,7 @@ class Loop(ABC):
             them some of the gradient is not finite.
         """
         at = self.weights() if weights is None else weights
-        size = len(labels) if self.plan.micro_batches == 1 else self.plan.micro_batch
+        size = len(labels) if self.settings.micro_batches == 1 else self.settings.micro_batch
         if len(labels) <= size:
             return self.gradient_at(pixels, labels, at)
         loss, gradient = 0.0, np.zeros(len(at))
@@ -198,7 +198,7 @@ class Loop(ABC):
     ) -> tuple[float, np.ndarray]:
         """As :meth:`gradients`, of images that go through the network at once."""
 
-    def part(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
+    def sub_model(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
         """Return the part of the model that goes by ``key``; ``make(model)`` makes it, once."""
         if key not in self._parts:
             self._parts[key] = make(self.model)
@@ -224,7 +224,7 @@ class Loop(ABC):
         """
         initial = fresh.state().values()  # in the same order; automatic names may differ
         self.load(dict(zip(self.state(), initial, strict=True)))
-        self.plan = fresh.plan
+        self.settings = fresh.settings
 
     @abstractmethod
     def devices(self) -> list[str]:
@@ -248,7 +248,7 @@ def without_dropout(part: Any) -> Iterator[None]:
             layer.rate = rate
 
 
-def listed(outputs: Any) -> list[Any]:
+def as_list(outputs: Any) -> list[Any]:
     """A model's outputs as a list, which Keras makes none of where there is one."""
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
@@ -276,8 +276,8 @@ def decay_mask(variables: list[Any]) -> np.ndarray:
     )
 
 
-def updated(
-    plan: LoopSettings,
+def update_weights(
+    settings: LoopSettings,
     weights: list[Any],
     gradients: list[Any],
     slots: list[list[Any]],
@@ -292,7 +292,7 @@ def updated(
     it doubles after ``GROWTH_STEPS`` finite ones (Micikevicius et al. 2018, section 3.2).
 
     Args:
-        plan: Has the optimizer.
+        settings: Has the optimizer.
         weights: All of them, as vectors, each float32 (P,).
         gradients: Of the loss times its scale, as the weights are.
         slots: For each part, what the optimizer keeps of it, float32 (P,).
@@ -306,17 +306,17 @@ def updated(
         gradient.
     """
     factor, finite_steps = scale
-    if plan.scaled_loss:
+    if settings.scaled_loss:
         gradients = [gradient / factor for gradient in gradients]
     norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
-    guard = [ops.isfinite(norm)] if plan.scaled_loss else []
+    guard = [ops.isfinite(norm)] if settings.scaled_loss else []
     new_weights, new_slots = [], []
     for part, gradient, its_slots, its_decayed in zip(
         weights, gradients, slots, decayed, strict=True
     ):
         update = compile_shared(_part_updated, part)
         tensors = (part, gradient, rate, step, its_decayed, *its_slots, *guard)
-        part, *its_slots = update(*tensors, optimizer=plan.optimizer)
+        part, *its_slots = update(*tensors, optimizer=settings.optimizer)
         new_weights.append(part)
         new_slots.append(its_slots)
     if guard:
@@ -339,17 +339,21 @@ def _part_updated(
     return [ops.where(guard[0], a, b) for a, b in zip([new, *new_slots], olds, strict=True)]
 
 
-def clipped(
-    plan: LoopSettings, variables: list[Any], weights: list[Any], gradients: list[Any], scale: Any
+def clip_gradients(
+    settings: LoopSettings,
+    variables: list[Any],
+    weights: list[Any],
+    gradients: list[Any],
+    scale: Any,
 ) -> list[Any]:
     """Clip gradients of the loss times ``scale`` where the optimizer asks for it."""
-    if not plan.optimizer.agc:
+    if not settings.optimizer.agc:
         return gradients
-    factor = scale if plan.scaled_loss else 1.0
-    return adaptively_clipped(variables, weights, gradients, plan.optimizer.agc, factor)
+    factor = scale if settings.scaled_loss else 1.0
+    return clip_adaptively(variables, weights, gradients, settings.optimizer.agc, factor)
 
 
-def constrained(variables: list[Any], values: list[Any]) -> list[Any]:
+def apply_constraints(variables: list[Any], values: list[Any]) -> list[Any]:
     """Pass each new value through its variable's Keras constraint, where it has one."""
     return [
         value if variable.constraint is None else variable.constraint(value)

@@ -31,9 +31,9 @@ class JaxLoop(Loop):
 
     backend = "jax"
 
-    def __init__(self, model: keras.Model, dataset: Any, plan: LoopSettings) -> None:
+    def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
-        self.plan = plan
+        self.settings = settings
         self._splits = {
             name: (jnp.asarray(split.images), jnp.asarray(split.labels))
             for name, split in (
@@ -43,7 +43,7 @@ class JaxLoop(Loop):
             )
         }
         self._count = int(self._splits["train"][0].shape[0])
-        self._steps = self._count // plan.batch
+        self._steps = self._count // settings.batch
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
         self._decayed = jnp.asarray(loop.decay_mask(self._variables))
@@ -51,7 +51,7 @@ class JaxLoop(Loop):
             # Copies: the compiled steps take the state's memory over, the model keeps its own.
             "trainable": [jnp.array(v.value) for v in self._variables],
             "other": [jnp.array(v.value) for v in model.non_trainable_variables],
-            "slots": [jnp.zeros_like(self._decayed) for _ in range(plan.optimizer.slots)],
+            "slots": [jnp.zeros_like(self._decayed) for _ in range(settings.optimizer.slots)],
             "step": jnp.int32(0),
             "scale": (jnp.float32(2.0**15), jnp.int32(0)),
         }
@@ -76,7 +76,7 @@ class JaxLoop(Loop):
         self.train(0, np.zeros(0, np.float32))
 
     def begin_epoch(self, epoch: int) -> None:
-        self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.plan.seed))
+        self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.settings.seed))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         count = len(rates)
@@ -129,12 +129,12 @@ class JaxLoop(Loop):
         if key not in self._inspections:
 
             def function(trainable: Any, other: Any, pixels: Any) -> list[Any]:
-                scaled = self.plan.images.scaled(pixels)
+                scaled = self.settings.images.scale(pixels)
                 with loop.without_dropout(part):
                     outputs, _ = part.stateless_call(
                         trainable, other, scaled, training=batch_statistics
                     )
-                return loop.listed(outputs)
+                return loop.as_list(outputs)
 
             # The part is kept for its id to be its own.
             self._inspections[key] = (part, jax.jit(function))
@@ -176,7 +176,7 @@ class JaxLoop(Loop):
         named = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}
         named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(state["slots"])})
         named["optimizer/step"] = state["step"]
-        if self.plan.scaled_loss:
+        if self.settings.scaled_loss:
             named["loss_scale/factor"], named["loss_scale/finite_steps"] = state["scale"]
         return {name: np.array(value) for name, value in named.items()}
 
@@ -186,7 +186,7 @@ class JaxLoop(Loop):
         given = {id(v): state[name] for name, v in zip(names, variables, strict=True)}
         slots = len(self._state["slots"])
         scale = self._state["scale"]
-        if self.plan.scaled_loss:
+        if self.settings.scaled_loss:
             scale = (state["loss_scale/factor"], state["loss_scale/finite_steps"])
         self._state = {
             "trainable": [jnp.array(given[id(v)]) for v in self._variables],
@@ -222,22 +222,22 @@ class JaxLoop(Loop):
     def _one_step(
         self, state: State, data: Any, epoch: Any, position: Any, rate: Any
     ) -> tuple[State, Any]:
-        plan, batch = self.plan, self.plan.batch
+        settings, batch = self.settings, self.settings.batch
         start = position * batch
         chosen, word0, word1 = (lax.dynamic_slice(each, (start,), (batch,)) for each in epoch)
         images, labels = data
-        pixels = plan.images.augmented(images[chosen], (word0, word1))
+        pixels = settings.images.augment(images[chosen], (word0, word1))
         labels = labels[chosen]
-        if plan.micro_batches == 1:
+        if settings.micro_batches == 1:
             loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
         else:
             loss, hits, other, gradients = self._passes(state, pixels, labels)
-        gradients = loop.clipped(
-            plan, self._variables, state["trainable"], gradients, state["scale"][0]
+        gradients = loop.clip_gradients(
+            settings, self._variables, state["trainable"], gradients, state["scale"][0]
         )
         # One part: it is all one program of XLA's.
-        (weights,), (slots,), scale, norm = loop.updated(
-            plan,
+        (weights,), (slots,), scale, norm = loop.update_weights(
+            settings,
             [loop.flatten(state["trainable"])],
             [loop.flatten(gradients)],
             [state["slots"]],
@@ -246,7 +246,7 @@ class JaxLoop(Loop):
             [self._decayed],
             state["scale"],
         )
-        parts = loop.constrained(self._variables, loop.unflatten(weights, self._shapes))
+        parts = loop.apply_constraints(self._variables, loop.unflatten(weights, self._shapes))
         new = {
             "trainable": parts,
             "other": other,
@@ -270,19 +270,19 @@ class JaxLoop(Loop):
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, tuple[Any, Any, Any]]:
         """The scaled loss of images that go through at once; the loss, logits, other variables."""
-        plan = self.plan
+        settings = self.settings
         outputs, written, losses = self.model.stateless_call(
-            trainable, other, plan.images.scaled(pixels), training=True, return_losses=True
+            trainable, other, settings.images.scale(pixels), training=True, return_losses=True
         )
-        loss = objective(outputs, labels, plan.smoothing, plan.auxiliary_weight)
+        loss = objective(outputs, labels, settings.smoothing, settings.auxiliary_weight)
         for each in losses:
             loss += each.astype(jnp.float32)
-        minimized = loss * scale if plan.scaled_loss else loss
+        minimized = loss * scale if settings.scaled_loss else loss
         return minimized, (loss, logits_of(outputs), written)
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
         """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
-        parts, size = self.plan.micro_batches, self.plan.micro_batch
+        parts, size = self.settings.micro_batches, self.settings.micro_batch
 
         def body(carried: Any, part: Any) -> Any:
             loss, hits, other, gradients = carried
@@ -304,26 +304,26 @@ class JaxLoop(Loop):
             return minimized, loss
 
         (_, loss), gradient = jax.value_and_grad(minimized_of, has_aux=True)(weights)
-        return loss, gradient / scale if self.plan.scaled_loss else gradient
+        return loss, gradient / scale if self.settings.scaled_loss else gradient
 
     def _see_training_images(self, trainable: Any, other: Any, images: Any, order: Any) -> Any:
-        batch = self.plan.micro_batch
+        batch = self.settings.micro_batch
 
         def body(index: Any, other: Any) -> Any:
             chosen = lax.dynamic_slice(order, (index * batch,), (batch,))
-            pixels = self.plan.images.scaled(images[chosen])
+            pixels = self.settings.images.scale(images[chosen])
             return self.model.stateless_call(trainable, other, pixels, training=True)[1]
 
         return lax.fori_loop(0, self._count // batch, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
         """Losses of each full batch and of the rest; counts of correct images."""
-        count, batch = int(images.shape[0]), self.plan.eval_batch
+        count, batch = int(images.shape[0]), self.settings.eval_batch
         full = count // batch
 
         def score(pixels: Any, labels: Any) -> Any:
             outputs, _ = self.model.stateless_call(
-                trainable, other, self.plan.images.scaled(pixels), training=False
+                trainable, other, self.settings.images.scale(pixels), training=False
             )
             logits = logits_of(outputs)
             return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)

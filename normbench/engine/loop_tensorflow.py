@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from normbench.engine import loop, threads
-from normbench.engine.flat_weights import LARGE, WeightParts
+from normbench.engine.flat_weights import LARGE, WeightVectors
 from normbench.engine.loop import (
     Loop,
     LoopSettings,
@@ -30,9 +30,9 @@ class TensorFlowLoop(Loop):
 
     backend = "tensorflow"
 
-    def __init__(self, model: keras.Model, dataset: Any, plan: LoopSettings) -> None:
+    def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
-        self.plan = plan
+        self.settings = settings
         self._splits = {
             name: (tf.constant(split.images), tf.constant(split.labels))
             for name, split in (
@@ -45,12 +45,15 @@ class TensorFlowLoop(Loop):
         self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
-        self._weight_parts = WeightParts(self._shapes, None if has_gpu() else LARGE)
+        self._weight_parts = WeightVectors(self._shapes, None if has_gpu() else LARGE)
         decayed = self._weight_parts.divided(loop.decay_mask(self._variables))
         # A weight by itself is decayed or not: one number.
         self._decayed = [tf.constant(each if np.ptp(each) else each[0]) for each in decayed]
         self._slots = [
-            [tf.Variable(tf.zeros(len(each)), trainable=False) for _ in range(plan.optimizer.slots)]
+            [
+                tf.Variable(tf.zeros(len(each)), trainable=False)
+                for _ in range(settings.optimizer.slots)
+            ]
             for each in decayed
         ]
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
@@ -91,7 +94,7 @@ class TensorFlowLoop(Loop):
         self._is_compiled = True
 
     def begin_epoch(self, epoch: int) -> None:
-        self._draw(tf.constant(epoch, tf.int32), tf.constant(self.plan.seed, tf.uint32))
+        self._draw(tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
@@ -165,7 +168,7 @@ class TensorFlowLoop(Loop):
         names = loop.variable_names(variables)
         named = {name: v.value for name, v in zip(names, variables, strict=True)}
         named["optimizer/step"] = self._step
-        if self.plan.scaled_loss:
+        if self.settings.scaled_loss:
             named["loss_scale/factor"] = self._scale
             named["loss_scale/finite_steps"] = self._finite_steps
         return named
@@ -196,19 +199,21 @@ class TensorFlowLoop(Loop):
         return tuple(history.stack() for history in histories)
 
     def _one_step(self, position: Any, rate: Any) -> tuple[Any, Any, Any]:
-        plan, batch = self.plan, self.plan.batch
+        settings, batch = self.settings, self.settings.batch
         images, labels = self._splits["train"]
         chosen = tf.slice(self._order, [position * batch], [batch])
         words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
         scaled = self._prepared(images, chosen, words)
         labels = tf.gather(labels, chosen)
-        if plan.micro_batches == 1:
+        if settings.micro_batches == 1:
             loss, hits, gradients = self._pass(scaled, labels)
         else:
             loss, hits, gradients = self._passes(scaled.joined(), labels)
-        gradients = loop.clipped(plan, self._variables, self._variables, gradients, self._scale)
-        weights, slots, scale, norm = loop.updated(
-            plan,
+        gradients = loop.clip_gradients(
+            settings, self._variables, self._variables, gradients, self._scale
+        )
+        weights, slots, scale, norm = loop.update_weights(
+            settings,
             self._weight_parts.vectors(self._variables),
             self._weight_parts.vectors(gradients),
             [[slot.read_value() for slot in part] for part in self._slots],
@@ -217,23 +222,23 @@ class TensorFlowLoop(Loop):
             self._decayed,
             (self._scale.read_value(), self._finite_steps.read_value()),
         )
-        values = loop.constrained(self._variables, self._weight_parts.tensors(weights))
+        values = loop.apply_constraints(self._variables, self._weight_parts.tensors(weights))
         for variable, value in zip(self._variables, values, strict=True):
             variable.value.assign(value)
         for kept, part in zip(self._slots, slots, strict=True):
             for variable, value in zip(kept, part, strict=True):
                 variable.assign(value)
         self._step.assign_add(1)
-        if plan.scaled_loss:
+        if settings.scaled_loss:
             self._scale.assign(scale[0])
             self._finite_steps.assign(scale[1])
         return loss, hits, norm
 
     def _prepared(self, images: Any, chosen: Any, words: Any) -> Shards:
         """Chosen images augmented and scaled; in shards, unless a step divides them otherwise."""
-        count = self._shards if self.plan.micro_batches == 1 else 1
+        count = self._shards if self.settings.micro_batches == 1 else 1
         each = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
-        prepared = self.plan.images.prepared
+        prepared = self.settings.images.prepare
         return Shards(
             [
                 prepared(tf.gather(images, own), (word0, word1))
@@ -243,11 +248,11 @@ class TensorFlowLoop(Loop):
 
     def _pass(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
         """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
-        plan = self.plan
+        settings = self.settings
         with tf.GradientTape() as tape:
             outputs = self._forward(scaled)
             loss = self._loss(outputs, labels)
-            minimized = loss * self._scale if plan.scaled_loss else loss
+            minimized = loss * self._scale if settings.scaled_loss else loss
         gradients = tape.gradient(
             minimized,
             [v.value for v in self._variables],
@@ -256,7 +261,7 @@ class TensorFlowLoop(Loop):
         return loss, correct(logits_of(outputs), labels), gradients
 
     def _loss(self, outputs: Any, labels: Any) -> Any:
-        loss = objective(outputs, labels, self.plan.smoothing, self.plan.auxiliary_weight)
+        loss = objective(outputs, labels, self.settings.smoothing, self.settings.auxiliary_weight)
         if self.model.losses:
             loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
         return loss
@@ -266,7 +271,7 @@ class TensorFlowLoop(Loop):
 
     def _passes(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
         """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
-        parts, size = self.plan.micro_batches, self.plan.micro_batch
+        parts, size = self.settings.micro_batches, self.settings.micro_batch
 
         def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
             start = index * size
@@ -285,7 +290,7 @@ class TensorFlowLoop(Loop):
         return ended[1:]
 
     def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
-        plan = self.plan
+        settings = self.settings
         variables = [*self._variables, *self.model.non_trainable_variables]
         other = [v.value.read_value() for v in self.model.non_trainable_variables]
         with tf.GradientTape() as tape:
@@ -294,43 +299,43 @@ class TensorFlowLoop(Loop):
             # What layers assign on the way stays in this call.
             mapping = list(zip(variables, given, strict=True))
             with keras.StatelessScope(mapping, collect_losses=True):
-                loss = self._loss(self._forward(plan.images.scaled(pixels)), labels)
-            minimized = loss * self._scale if plan.scaled_loss else loss
+                loss = self._loss(self._forward(settings.images.scale(pixels)), labels)
+            minimized = loss * self._scale if settings.scaled_loss else loss
         gradient = tape.gradient(
             minimized, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return loss, gradient / self._scale if plan.scaled_loss else gradient
+        return loss, gradient / self._scale if settings.scaled_loss else gradient
 
     def _see_training_images(self) -> None:
-        batch, images = self.plan.micro_batch, self._splits["train"][0]
+        batch, images = self.settings.micro_batch, self._splits["train"][0]
 
         def body(index: Any) -> Any:
             chosen = tf.slice(self._order, [index * batch], [batch])
-            self._forward(self.plan.images.scaled(tf.gather(images, chosen)))
+            self._forward(self.settings.images.scale(tf.gather(images, chosen)))
             return (index + 1,)
 
         tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
 
     def _inspect(self, part: Any, pixels: Any, batch_statistics: bool, shards: int) -> list[Any]:
-        scaled = self.plan.images.scaled(pixels)
+        scaled = self.settings.images.scale(pixels)
         if not batch_statistics:
-            return loop.listed(forward(part, scaled, shards, training=False))
+            return loop.as_list(forward(part, scaled, shards, training=False))
         # What layers write as they normalize is written over again within the same call.
         written = part.non_trainable_variables
         kept = [variable.value.read_value() for variable in written]
         with loop.without_dropout(part):
-            outputs = loop.listed(forward(part, scaled, shards, training=True))
+            outputs = loop.as_list(forward(part, scaled, shards, training=True))
         for variable, value in zip(written, kept, strict=True):
             variable.value.assign(value)
         return outputs
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """The loss of each batch, the last one as small as it comes; the images that are right."""
-        count, batch = tf.shape(labels)[0], self.plan.eval_batch
+        count, batch = tf.shape(labels)[0], self.settings.eval_batch
 
         def body(start: Any, losses: Any, hits: Any) -> Any:
             stop = tf.minimum(start + batch, count)
-            outputs = self.model(self.plan.images.scaled(images[start:stop]), training=False)
+            outputs = self.model(self.settings.images.scale(images[start:stop]), training=False)
             logits = logits_of(outputs)
             chosen = labels[start:stop]
             loss = tf.reduce_sum(cross_entropy(logits, chosen, 0.0))

@@ -107,12 +107,12 @@ def checked_every(name: str, every: int) -> int:
     return every
 
 
-def due(probes: list[Probe], epoch: int, epochs: int) -> list[Probe]:
+def due_probes(probes: list[Probe], epoch: int, epochs: int) -> list[Probe]:
     """Return the probes that measure after an epoch, counted from 1, of a run of ``epochs``."""
     return [probe for probe in probes if epoch % probe.every == 0 or epoch == epochs]
 
 
-def measured(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[str, float]:
+def measure_probes(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[str, float]:
     """Return what all probes measure, by the names that a row of metrics has."""
     return {
         f"{PREFIX}/{probe.name}/{key}": value

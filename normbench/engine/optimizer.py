@@ -138,7 +138,7 @@ LEAST_NORM = 1e-3  # of a unit's weights, so that those at 0 can move (Brock et 
 HEAD = "logits/"  # the last linear layer is not clipped (Brock et al. 2021, section 4.1)
 
 
-def adaptively_clipped(
+def clip_adaptively(
     variables: list[Any], weights: list[Any], gradients: list[Any], factor: float, scale: Any
 ) -> list[Any]:
     """Shrink each unit's gradient to at most ``factor`` times the norm of its weights.

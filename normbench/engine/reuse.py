@@ -42,14 +42,14 @@ class WarmState:
             fresh: A new loop on the run's model, not compiled yet; it is kept if the one from
                 before cannot be used.
         """
-        if self.serves(config, fresh.plan.micro_batches):
+        if self.has_loop_for(config, fresh.settings.micro_batches):
             assert self._loop is not None
             self._loop[1].restart(fresh)
         else:
             self._loop = (program(config), fresh)
         return self._loop[1]
 
-    def serves(self, config: Config, micro_batches: int | None = None) -> bool:
+    def has_loop_for(self, config: Config, micro_batches: int | None = None) -> bool:
         """Whether the loop that is kept can be used for the run of ``config``.
 
         Args:
@@ -58,14 +58,14 @@ class WarmState:
         """
         if self._loop is None or self._loop[0] != program(config):
             return False
-        return micro_batches in (None, self._loop[1].plan.micro_batches)
+        return micro_batches in (None, self._loop[1].settings.micro_batches)
 
-    def make_way(self, config: Config, micro_batches: int) -> None:
+    def drop_other_loop(self, config: Config, micro_batches: int) -> None:
         """Let go of a loop that is kept and cannot be used for the run of ``config``."""
-        if self._loop is not None and not self.serves(config, micro_batches):
-            self.forget_loop()
+        if self._loop is not None and not self.has_loop_for(config, micro_batches):
+            self.drop_loop()
 
-    def forget_loop(self) -> None:
+    def drop_loop(self) -> None:
         """Let go of the loop, and of what Keras and its backend keep of the model.
 
         Keras then counts its automatic names from the start, as in a fresh process. It also has
@@ -76,7 +76,7 @@ class WarmState:
             sys.modules["keras"].backend.clear_session()
         gc.collect()
 
-    def forget(self) -> None:
+    def drop_all(self) -> None:
         """Let go of everything, as after a failure that may have left a loop half changed."""
         self._dataset = self._loop = None
 

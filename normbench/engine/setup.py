@@ -54,7 +54,7 @@ class Bench:
     Args:
         config: Of the run.
         dataset: Of the run.
-        kept: Of the run before in this process.
+        warm: Of the run before in this process.
         splitting: Of the run's batches.
 
     Raises:
@@ -62,11 +62,11 @@ class Bench:
     """
 
     def __init__(
-        self, config: Config, dataset: Any, kept: WarmState, splitting: MicroBatches
+        self, config: Config, dataset: Any, warm: WarmState, splitting: MicroBatches
     ) -> None:
         self._config = config
         self._dataset = dataset
-        self._kept = kept
+        self._warm = warm
         self.splitting = splitting
         self.prepared = self._make()
 
@@ -76,14 +76,14 @@ class Bench:
         Raises:
             UserError: The config cannot be trained.
         """
-        prepared = prepare(self._config, self._dataset, self._kept, self.splitting.count)
+        prepared = prepare(self._config, self._dataset, self._warm, self.splitting.count)
         try:
             prepared.loop.trace()
         except Exception as error:
-            self._kept.forget_loop()
+            self._warm.drop_loop()
             if is_out_of_memory(error):
                 raise
-            raise refused_in_training(self._config, self.splitting.count, error) from error
+            raise training_refusal(self._config, self.splitting.count, error) from error
         return prepared
 
     def again(self) -> None:
@@ -93,7 +93,7 @@ class Bench:
             NormbenchError: The network cannot take the smaller micro-batches.
         """
         del self.prepared  # first: two may not fit
-        self._kept.forget_loop()
+        self._warm.drop_loop()
         try:
             self.prepared = self._make()
         except UserError as error:  # no mistake of the user's: ``auto`` chose the size
@@ -102,7 +102,7 @@ class Bench:
     def close(self) -> None:
         """Leave nothing to the next run that was made for a batch split by ``auto``."""
         if self._config.accumulate == "auto" and self.splitting.count > 1:
-            self._kept.forget_loop()
+            self._warm.drop_loop()
 
 
 def load_dataset(config: Config) -> Any:
@@ -150,7 +150,7 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
         )
 
 
-def refused_in_training(config: Config, micro_batches: int, error: BaseException) -> UserError:
+def training_refusal(config: Config, micro_batches: int, error: BaseException) -> UserError:
     """Build the error for a network that refuses the mini-batches it would be trained on.
 
     Args:
@@ -167,7 +167,7 @@ def refused_in_training(config: Config, micro_batches: int, error: BaseException
     )
 
 
-def check(config: Config, kept: WarmState) -> Any:
+def check_config(config: Config, warm: WarmState) -> Any:
     """Refuse what can be refused of a config without its network.
 
     Returns:
@@ -177,7 +177,7 @@ def check(config: Config, kept: WarmState) -> Any:
         UserError: The config cannot be trained.
         NormbenchError: The data set is damaged.
     """
-    dataset = kept.dataset(config, load_dataset)
+    dataset = warm.dataset(config, load_dataset)
     refuse_batch(config, dataset)
     refuse_augmentation(config, dataset.shape)
     make_loggers(config.logger)
@@ -215,13 +215,13 @@ def _rates(config: Config, steps: int) -> np.ndarray:
     return (np.float64(peak) * factors).astype(np.float32)
 
 
-def prepare(config: Config, dataset: Any, kept: WarmState, micro_batches: int) -> TrainingSetup:
+def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -> TrainingSetup:
     """Build all that a run is trained with; its backend must have been started.
 
     Args:
         config: Of the run.
         dataset: Of the run.
-        kept: Of the run before in this process.
+        warm: Of the run before in this process.
         micro_batches: Equal parts that a batch goes through the network in.
 
     Raises:
@@ -236,7 +236,7 @@ def prepare(config: Config, dataset: Any, kept: WarmState, micro_batches: int) -
     optimizer, rates = _optimizer(config), _rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
     refuse_too_large(config, model, backend.on_cpu())
-    plan = LoopSettings(
+    settings = LoopSettings(
         batch=config.batch,
         eval_batch=config.eval_batch,
         seed=config.seed,
@@ -252,9 +252,9 @@ def prepare(config: Config, dataset: Any, kept: WarmState, micro_batches: int) -
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
         micro_batches=micro_batches,
     )
-    initialize_from(model, dataset.train.images, plan.images)
+    initialize_from(model, dataset.train.images, settings.images)
     make_loop: Any = backend.loop_class(config.backend)
-    loop = kept.loop(config, make_loop(model, dataset, plan))
+    loop = warm.loop(config, make_loop(model, dataset, settings))
     probes = make_probes(config.probe)
     for probe in probes:
         probe.check(model)
@@ -276,6 +276,6 @@ def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> N
         return
     import keras
 
-    scaled = keras.ops.convert_to_numpy(images.scaled(np.ascontiguousarray(pixels[:SEEN])))
+    scaled = keras.ops.convert_to_numpy(images.scale(np.ascontiguousarray(pixels[:SEEN])))
     for layer in layers:
         layer.initialize_from(scaled)

@@ -18,7 +18,7 @@ import numpy as np
 
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
-from normbench.engine.interrupts import held_back, raise_lost, remembered
+from normbench.engine.interrupts import delay_interrupts, raise_remembered, remember_interrupts
 from normbench.engine.loop import Loop, Steps
 from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import LoggingObserver, Observer, make_loggers
@@ -59,7 +59,7 @@ def train(
     observer: Observer | None = None,
     command: Sequence[str] | None = None,
     must_exist: bool = False,
-    kept: WarmState | None = None,
+    warm: WarmState | None = None,
     may_split: bool = True,
     again: bool = False,
 ) -> TrainResult:
@@ -74,7 +74,7 @@ def train(
         observer: Is told how it goes.
         command: What the record names as the command; this process's by default.
         must_exist: Refuse to begin a run that has no folder yet.
-        kept: The data set and the compiled loop of the run before in this process, for this run to
+        warm: The data set and the compiled loop of the run before in this process, for this run to
             use where it can, and where its own are left.
         may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
         again: Set the run's folder aside, if there is one, and train the run from its first step.
@@ -102,23 +102,23 @@ def train(
     if status == "running":
         with run.lock(command):  # says who trains it, unless that ended just now
             pass
-    kept = WarmState() if kept is None else kept
+    warm = WarmState() if warm is None else warm
     # Before the backend: what is missing is said within a second.
-    dataset = kept.dataset(config, load_dataset)
+    dataset = warm.dataset(config, load_dataset)
     refuse_batch(config, dataset)
     refuse_augmentation(config, dataset.shape)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}
     splitting = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
-    kept.make_way(config, splitting.count)
-    bench = Bench(config, dataset, kept, splitting)
+    warm.drop_other_loop(config, splitting.count)
+    bench = Bench(config, dataset, warm, splitting)
     if again:  # nothing refuses the run any more
         run.set_aside("replaced", command)
     with run.lock(command):
         if run.status in ("finished", "diverged"):
             return TrainResult(run, False, run.summary or {})
         watcher = LoggingObserver(observer or Observer(), loggers, run, config)
-        with _logged(run, watcher.on_note), remembered():
+        with _log_to(run, watcher.on_note), remember_interrupts():
             return _train_locked(run, config, bench, record, watcher, command)
 
 
@@ -208,7 +208,7 @@ def _trained(
     run: Run, config: Config, prepared: TrainingSetup, meta: dict[str, Any], observer: Observer
 ) -> dict[str, Any]:
     """Train what is left of the run and return its summary."""
-    from normbench.engine.observer import due, measured
+    from normbench.engine.observer import due_probes, measure_probes
     from normbench.engine.train import Diverged, Session
     from normbench.network import parameter_count
 
@@ -220,8 +220,8 @@ def _trained(
         prepared.rates,
         prepared.steps_per_epoch,
         observer,
-        lambda epoch: measured(
-            due(prepared.probes, epoch, config.epochs), prepared.loop, prepared.dataset
+        lambda epoch: measure_probes(
+            due_probes(prepared.probes, epoch, config.epochs), prepared.loop, prepared.dataset
         ),
     )
     # Compiled first: it leaves the state as it was, and what it draws is drawn anew.
@@ -250,7 +250,7 @@ def _trained(
         log.info("%s", divergence)
         summary = {"status": "diverged"} | _unknown_results(session)
         summary |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
-    summary["micro_batches"] = prepared.loop.plan.micro_batches
+    summary["micro_batches"] = prepared.loop.settings.micro_batches
     return summary | _totals(run, parameters, prepared.dataset.classes)
 
 
@@ -358,7 +358,7 @@ class _RunLog(logging.FileHandler):
 
 
 @contextmanager
-def _logged(run: Run, tell: Callable[[str], None]) -> Iterator[None]:
+def _log_to(run: Run, tell: Callable[[str], None]) -> Iterator[None]:
     """Append what the package logs to the run's ``log.txt``.
 
     Args:
@@ -464,12 +464,12 @@ class Session:
         while (first := len(self.partial)) < self.steps_per_epoch:
             last = min(first + count, self.steps_per_epoch)
             began = time.perf_counter()
-            with held_back():  # the weights and the steps that are counted change together
+            with delay_interrupts():  # the weights and the steps that are counted change together
                 steps = self.loop.train(first, self.rates[start + first : start + last])
                 seconds = time.perf_counter() - began
                 self.partial = self.partial.then(steps)
                 self.partial_seconds += seconds
-            raise_lost()
+            raise_remembered()
             count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
             self._refuse_divergence(first)
             done = len(self.partial)

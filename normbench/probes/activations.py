@@ -123,9 +123,9 @@ class Activations(Probe):
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         layers = self.chosen(loop.model)
         names = tuple(layer.name for layer in layers)
-        part = loop.part(("activations", names, self.places, self.margin), self._part)
+        part = loop.sub_model(("activations", names, self.places, self.margin), self._part)
         pixels = dataset.validation.images[: self.images]
-        batch = loop.plan.eval_batch
+        batch = loop.settings.eval_batch
         chunks = [
             loop.inspect(part, pixels[start : start + batch])
             for start in range(0, len(pixels), batch)

@@ -102,7 +102,7 @@ class EstimationShift(Probe):
         population = loop.evaluate("validation")
         order = minibatches.shuffled(len(validation.labels), _ORDER)
         given = minibatches.logits(
-            loop, validation.images[order], loop.plan.micro_batch, batch_statistics=True
+            loop, validation.images[order], loop.settings.micro_batch, batch_statistics=True
         )
         for kind, (loss, accuracy) in (
             ("population", population),

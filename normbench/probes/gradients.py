@@ -78,7 +78,7 @@ class Gradients(Probe):
         model = loop.model
         if self._invariant[0] is not model:
             self._invariant = (model, scale_invariant(model))
-        batches = first_batches(dataset, loop.plan.batch, self.batches)
+        batches = first_batches(dataset, loop.settings.batch, self.batches)
         steps = lookahead(loop, batches, loop.rate)
         values = _of_all(steps)
         ends = np.cumsum([0, *(int(np.prod(v.shape)) for v in model.trainable_variables)])

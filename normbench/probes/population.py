@@ -133,7 +133,7 @@ def input_statistics(
             mini-batch, or as in inference.
     """
     names = tuple(layer.name for layer in layers)
-    part = loop.part(("input statistics", names), lambda model: _moments_of(model, layers))
+    part = loop.sub_model(("input statistics", names), lambda model: _moments_of(model, layers))
     parts, size = equal_parts(len(pixels), most, batch_multiple(layers))
     means, variances = None, None
     for index in range(parts):

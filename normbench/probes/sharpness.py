@@ -91,7 +91,7 @@ class Sharpness(Probe):
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         weights = loop.weights()
-        batch = loop.plan.batch
+        batch = loop.settings.batch
         batches = list(first_batches(dataset, batch, -(-self.images // batch)))
 
         def gradient(at: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ class Smoothness(Probe):
         weights = loop.weights()
         found = [
             self._along(loop, pixels, labels, weights)
-            for pixels, labels in first_batches(dataset, loop.plan.batch, self.batches)
+            for pixels, labels in first_batches(dataset, loop.settings.batch, self.batches)
         ]
         return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
 

@@ -57,7 +57,7 @@ class TrainGap(Probe):
         values: dict[str, float] = {}
         for mode, batch_statistics in (("training", True), ("inference", False)):
             given = minibatches.logits(
-                loop, pixels, loop.plan.micro_batch, batch_statistics=batch_statistics
+                loop, pixels, loop.settings.micro_batch, batch_statistics=batch_statistics
             )
             values[f"{mode}_loss"], values[f"{mode}_acc"] = minibatches.scores(given, labels)
         values["loss_gap"] = values["inference_loss"] - values["training_loss"]

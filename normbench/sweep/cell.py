@@ -21,7 +21,7 @@ def train_cell(
     *,
     observer: Observer,
     command: Sequence[str],
-    kept: WarmState,
+    warm: WarmState,
     replace_damaged: bool = False,
     may_split: bool = True,
 ) -> CellResult:
@@ -32,7 +32,7 @@ def train_cell(
         store: Where it is kept.
         observer: Is told how it goes.
         command: What its record names as the command.
-        kept: Of the run before in this process.
+        warm: Of the run before in this process.
         replace_damaged: Set the run's folder aside and begin anew if its files are damaged.
         may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
 
@@ -54,15 +54,15 @@ def train_cell(
             return ended("skipped")
         from normbench.engine.train import train
 
-        if not kept.serves(config):
-            kept.forget_loop()
+        if not warm.has_loop_for(config):
+            warm.drop_loop()
         outcome = train(
-            config, store, observer=observer, command=command, kept=kept, may_split=may_split
+            config, store, observer=observer, command=command, warm=warm, may_split=may_split
         )
     except RunLocked as error:
         return ended("locked", error=str(error))
     except Exception as error:
-        kept.forget()
+        warm.drop_all()
         cause = cause_of(error)
         log = () if cause == "refused" else log_of(run)
         return ended("failed", cause, reason(error), log)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import keras
 
 
-def refusal(config: Config, kept: WarmState, built: dict[str, str], here: bool = True) -> str:
+def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool = True) -> str:
     """Say why a config cannot be trained; an empty text where it can.
 
     Args:
         config: Of the run.
-        kept: Takes the last data set, for a run that comes next.
+        warm: Takes the last data set, for a run that comes next.
         built: What was found out before of networks, with their normalization, images and batch
             size; added to, so that each is built once.
         here: Whether it is to be trained on this machine, with its memory.
@@ -35,7 +35,7 @@ def refusal(config: Config, kept: WarmState, built: dict[str, str], here: bool =
 
     try:
         backend.start(config.backend, config.precision)
-        dataset = bench.check(config, kept)
+        dataset = bench.check_config(config, warm)
     except NormbenchError as error:
         return str(error)
     tree = config.to_dict()
@@ -59,7 +59,7 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
     import keras
 
     from normbench.engine import backend
-    from normbench.engine.setup import refused_in_training
+    from normbench.engine.setup import training_refusal
     from normbench.network import build_model, refuse_too_large
 
     def build() -> None:
@@ -73,7 +73,7 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise refused_in_training(config, config.batch // config.micro_batch, error) from error
+            raise training_refusal(config, config.batch // config.micro_batch, error) from error
 
     try:
         with _weightless():
@@ -144,7 +144,7 @@ def _weightless() -> Iterator[None]:
         keras.backend.clear_session(free_memory=False)
 
 
-def memory(config: Config, kept: WarmState) -> int:
+def memory(config: Config, warm: WarmState) -> int:
     """Estimate the bytes that training a run takes on a GPU.
 
     Rough: the driver's and the libraries' own, the images, four copies of the weights (weights,
@@ -157,7 +157,7 @@ def memory(config: Config, kept: WarmState) -> int:
     from normbench.network import build_model
 
     backend.start(config.backend, config.precision)
-    dataset = bench.check(config, kept)
+    dataset = bench.check_config(config, warm)
     with _weightless():
         model = build_model(config, dataset.shape, dataset.classes)
     splits = (dataset.train, dataset.validation, dataset.test)

@@ -165,7 +165,7 @@ def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
     pixels = random.integers(0, 256, (BATCH, *SHAPE), np.uint8)
     split = SimpleNamespace(images=pixels, labels=random.integers(0, CLASSES, BATCH, np.int32))
     images = Images(np.full(1, 0.5, np.float32), np.full(1, 0.3, np.float32), 0, False)
-    plan = LoopSettings(
+    settings = LoopSettings(
         batch=BATCH,
         eval_batch=BATCH,
         seed=0,
@@ -177,7 +177,7 @@ def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
     )
     initialize_from(model, pixels, images)
     make = loop_class(BACKEND)
-    loop = make(model, SimpleNamespace(train=split, validation=split, test=split), plan)  # pyright: ignore[reportCallIssue]
+    loop = make(model, SimpleNamespace(train=split, validation=split, test=split), settings)  # pyright: ignore[reportCallIssue]
     before = loop.state()
     loop.begin_epoch(0)
     steps = loop.train(0, np.full(1, 1e-3, np.float32))

@@ -49,7 +49,7 @@ def test_moving_statistics_move_once_a_part():
     loop.begin_epoch(0)
     first = next(layer for layer in loop.model.layers if hasattr(layer, "moving_mean"))
     reads = keras.Model(loop.model.inputs, first.input)
-    part = loop.part("input", lambda model: reads)
+    part = loop.sub_model("input", lambda model: reads)
     pixels, _ = first_batch(split)
     expected = np.zeros(first.moving_mean.shape)
     for start in range(0, 16, 4):

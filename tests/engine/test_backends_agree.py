@@ -28,19 +28,19 @@ import numpy as np
 from normbench.config import compose
 from normbench.engine import backend
 from normbench.engine.setup import load_dataset, prepare
-from normbench.engine.reuse import Kept
+from normbench.engine.reuse import WarmState
 
 name, file, steps, *cells = sys.argv[1:]
-kept, found = Kept(), {}
+warm, found = WarmState(), {}
 for cell in cells:
     arch, norm = cell.split(":")
     config = compose([
         "dataset=digits", "dataset.crop_padding=1", "dataset.flip=true", "batch=12", "seed=3",
         *f"arch={arch}".split(), f"norm={norm}", f"backend={name}",
     ])
-    dataset = kept.dataset(config, load_dataset)
+    dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
-    loop = prepare(config, dataset, Kept(), 1).loop
+    loop = prepare(config, dataset, WarmState(), 1).loop
     start = loop.weights()
     loop.begin_epoch(0)
     taken = loop.train(0, np.full(int(steps), 0.005, np.float32))

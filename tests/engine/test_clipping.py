@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.optimizer import adaptively_clipped
+from normbench.engine.optimizer import clip_adaptively
 
 
 def variable(name, shape, layer="conv"):
@@ -30,7 +30,7 @@ def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, s
     weights = np.sqrt((weight.astype(np.float64) ** 2).sum(axes, keepdims=True))
     most = 0.1 * np.maximum(weights, 1e-3)
     expected = gradient * np.where(norms > most, most / norms, 1.0)
-    (got,) = adaptively_clipped(
+    (got,) = clip_adaptively(
         [variable(name, shape)],
         [ops.convert_to_tensor(weight)],
         [ops.convert_to_tensor(gradient * np.float32(scale))],
@@ -44,14 +44,14 @@ def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, s
 def test_the_head_and_small_gradients_are_left_alone():
     weight, gradient = np.ones((3, 2), np.float32), np.full((3, 2), 50, np.float32)
     head = variable("kernel", (3, 2), "logits")
-    (got,) = adaptively_clipped([head], [weight], [gradient], 0.01, 1.0)
+    (got,) = clip_adaptively([head], [weight], [gradient], 0.01, 1.0)
     assert got is gradient
-    (got,) = adaptively_clipped([variable("kernel", (3, 2))], [weight], [weight * 1e-4], 0.01, 1.0)
+    (got,) = clip_adaptively([variable("kernel", (3, 2))], [weight], [weight * 1e-4], 0.01, 1.0)
     np.testing.assert_array_equal(ops.convert_to_numpy(got), weight * 1e-4)
 
 
 def test_weights_at_zero_can_move():
     zero = np.zeros((3, 2), np.float32)
-    (got,) = adaptively_clipped([variable("kernel", (3, 2))], [zero], [zero + 1], 0.1, 1.0)
+    (got,) = clip_adaptively([variable("kernel", (3, 2))], [zero], [zero + 1], 0.1, 1.0)
     norms = np.sqrt((ops.convert_to_numpy(got) ** 2).sum(0))
     np.testing.assert_allclose(norms, 0.1 * 1e-3, rtol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from normbench.engine import loop_tensorflow as tensorflow_loop
-from normbench.engine.flat_weights import WeightParts
+from normbench.engine.flat_weights import WeightVectors
 from normbench.engine.optimizer import SGD, AdamW
 from tests.engine.tinyloop import loop_of
 
@@ -21,7 +21,7 @@ SHAPES = [(2, 3), (5,), (4, 4), (), (3, 3, 2)]
 def test_nothing_is_lost_or_moved(large, sizes):
     random = np.random.default_rng(0)
     tensors = [random.normal(size=shape).astype(np.float32) for shape in SHAPES]
-    parts = WeightParts(SHAPES, large)
+    parts = WeightVectors(SHAPES, large)
     vectors = [keras.ops.convert_to_numpy(each) for each in parts.vectors(tensors)]
     assert [each.shape for each in vectors] == [(size,) for size in sizes]
     for given, made in zip(tensors, parts.tensors(vectors), strict=True):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from normbench.engine.interrupts import held_back, raise_lost, remembered
+from normbench.engine.interrupts import delay_interrupts, raise_remembered, remember_interrupts
 from normbench.engine.observer import Observer
 from normbench.engine.train import train
 from normbench.store.store import Store
@@ -20,7 +20,7 @@ def test_ctrl_c_waits_for_the_end_of_the_block():
     done = []
 
     def work():
-        with held_back():
+        with delay_interrupts():
             press()
             done.append("the rest of the block")
 
@@ -33,7 +33,7 @@ def test_ctrl_c_waits_for_the_end_of_the_block():
 
 def test_an_error_in_the_block_comes_first_and_the_handler_is_back():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="no"), held_back():
+    with pytest.raises(ValueError, match="no"), delay_interrupts():
         raise ValueError("no")
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -41,7 +41,7 @@ def test_an_error_in_the_block_comes_first_and_the_handler_is_back():
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with held_back():
+        with delay_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -58,22 +58,22 @@ class Finalized:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_got_lost_is_raised_again():
     before = signal.getsignal(signal.SIGINT)
-    with remembered():
-        raise_lost()
+    with remember_interrupts():
+        raise_remembered()
         Finalized()
         with pytest.raises(KeyboardInterrupt):
-            raise_lost()
+            raise_remembered()
     assert signal.getsignal(signal.SIGINT) is before
-    raise_lost()  # what was before is over
+    raise_remembered()  # what was before is over
 
 
 def test_a_handler_that_ends_nothing_is_left_at_that():
     seen = []
     before = signal.signal(signal.SIGINT, lambda *signalled: seen.append(signalled))
     try:
-        with remembered():
+        with remember_interrupts():
             press()
-            raise_lost()
+            raise_remembered()
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(seen) == 1
@@ -98,7 +98,7 @@ def test_another_thread_is_let_be():
     seen = []
 
     def work():
-        with held_back():
+        with delay_interrupts():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

@@ -52,7 +52,7 @@ def short_of_memory(monkeypatch):
         begins(self, epoch)
 
     def step(self, first, rates):
-        full = self.plan.micro_batch > room["limit"] and room["epoch"] >= room["from_epoch"]
+        full = self.settings.micro_batch > room["limit"] and room["epoch"] >= room["from_epoch"]
         if len(rates) and full:
             tf.zeros([1 << 45])  # which no machine has: TensorFlow's own error
         return takes(self, first, rates)
@@ -106,21 +106,21 @@ def test_a_run_that_goes_on_keeps_its_parts(small, short_of_memory):
 
 
 def test_what_was_compiled_serves_the_next_run_of_as_many_parts(small):
-    kept = WarmState()
-    train(small("accumulate=4"), kept=kept)
-    assert kept.serves(small("accumulate=4", "seed=1"), 4)
-    assert not kept.serves(small("accumulate=2"), 2)
-    again = train(small("accumulate=4", "seed=1"), kept=kept)
+    warm = WarmState()
+    train(small("accumulate=4"), warm=warm)
+    assert warm.has_loop_for(small("accumulate=4", "seed=1"), 4)
+    assert not warm.has_loop_for(small("accumulate=2"), 2)
+    again = train(small("accumulate=4", "seed=1"), warm=warm)
     alone = train(small("accumulate=4", "seed=1"), Store(small().store + "-alone"))
     assert again.summary["weights_sha256"] == alone.summary["weights_sha256"]
 
 
 def test_a_run_that_was_split_leaves_nothing_to_the_next(small, short_of_memory):
-    kept = WarmState()
-    assert train(small("accumulate=auto"), kept=kept).summary["micro_batches"] == 4
-    assert not kept.serves(small("accumulate=auto", "seed=1"))
+    warm = WarmState()
+    assert train(small("accumulate=auto"), warm=warm).summary["micro_batches"] == 4
+    assert not warm.has_loop_for(small("accumulate=auto", "seed=1"))
     short_of_memory["limit"] = 1000
-    assert train(small("accumulate=auto", "seed=1"), kept=kept).summary["micro_batches"] == 1
+    assert train(small("accumulate=auto", "seed=1"), warm=warm).summary["micro_batches"] == 1
 
 
 @pytest.mark.parametrize("overrides", [(), ("accumulate=2",)])

@@ -94,11 +94,11 @@ def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, m
     calls = []
     build = check._build
     monkeypatch.setattr(check, "_build", lambda *args: calls.append(args) or build(*args))
-    kept, built = WarmState(), {}
+    warm, built = WarmState(), {}
     for overrides in (["batch=16"], ["batch=16", "seed=1"], ["batch=16", "optimizer.lr=1"]):
-        assert refusal(composed(tmp_store, *overrides), kept, built) == ""
+        assert refusal(composed(tmp_store, *overrides), warm, built) == ""
     assert len(calls) == 1
-    assert refusal(composed(tmp_store, "batch=32"), kept, built) == ""
+    assert refusal(composed(tmp_store, "batch=32"), warm, built) == ""
     assert len(calls) == 2
 
 

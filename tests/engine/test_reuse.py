@@ -15,7 +15,7 @@ def timeless(rows):
 
 @pytest.mark.parametrize("norm", ["bn_ws", "gn", "precise_bn"])
 def test_a_kept_loop_trains_to_the_same_bits(small, tmp_path, norm):
-    kept = WarmState()
+    warm = WarmState()
     configs = [
         small(f"norm={norm}", "seed=0"),
         small(f"norm={norm}", "seed=7", "optimizer.lr=0.03", "epochs=3", "schedule=constant"),
@@ -24,8 +24,8 @@ def test_a_kept_loop_trains_to_the_same_bits(small, tmp_path, norm):
     assert len({program(config) for config in configs}) == 1
     loops = set()
     for config in configs:
-        reused = train(config, kept=kept)
-        loops.add(id(kept._loop[1]))
+        reused = train(config, warm=warm)
+        loops.add(id(warm._loop[1]))
         alone = train(config, Store(tmp_path / "alone"))
         assert reused.summary["weights_sha256"] == alone.summary["weights_sha256"]
         assert timeless(reused.run.metrics()) == timeless(alone.run.metrics())
@@ -40,9 +40,9 @@ def test_a_kept_loop_goes_on_with_an_interrupted_run(small, tmp_path):
     whole = train(config, Store(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config, observer=Interrupting(1))
-    kept = WarmState()
-    train(other, kept=kept)
-    outcome = train(config, kept=kept)
+    warm = WarmState()
+    train(other, warm=warm)
+    outcome = train(config, warm=warm)
     assert outcome.run.meta["sessions"][-1]["from_epoch"] == 1
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
 
@@ -66,8 +66,8 @@ def test_what_is_handed_anew_does_not(small, override):
 
 
 def test_another_program_gets_a_loop_of_its_own(small):
-    kept = WarmState()
-    train(small("norm=bn"), kept=kept)
-    first = kept._loop[1]
-    train(small("norm=bn", "batch=8"), kept=kept)
-    assert kept._loop[1] is not first
+    warm = WarmState()
+    train(small("norm=bn"), warm=warm)
+    first = warm._loop[1]
+    train(small("norm=bn", "batch=8"), warm=warm)
+    assert warm._loop[1] is not first

@@ -146,7 +146,7 @@ def test_every_normalization(norm):
     scale = Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 0, False)
     split = random_split(1, 16, SHAPE, 4)
     initialize_from(model, split.images, scale)
-    batch = scale.scaled(tf.constant(split.images))
+    batch = scale.scale(tf.constant(split.images))
     # A ReLU's unit that a rounding carries over 0 is a gradient more or less.
     assert_equal(outcome(model, batch, 2), outcome(model, batch, 1), 1e-3)
 

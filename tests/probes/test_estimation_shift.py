@@ -58,7 +58,7 @@ def loop_on(model):
         return SimpleNamespace(images=images, labels=rng.integers(0, 3, count).astype(np.int32))
 
     data = SimpleNamespace(train=split(50), validation=split(40), test=split(10))
-    plan = LoopSettings(
+    settings = LoopSettings(
         batch=BATCH,
         eval_batch=25,
         seed=0,
@@ -68,7 +68,7 @@ def loop_on(model):
         scaled_loss=False,
     )
     backend.start(keras.backend.backend(), "float32")
-    return backend.loop_class(keras.backend.backend())(model, data, plan), data
+    return backend.loop_class(keras.backend.backend())(model, data, settings), data
 
 
 class Direct:

@@ -427,7 +427,7 @@ def test_a_file_larger_than_memory_is_not_read(finished: Run) -> None:
 def test_a_log_that_cannot_be_written_is_told_in_one_line(
     finished: Run, place: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from normbench.engine.train import _logged
+    from normbench.engine.train import _log_to
 
     if place == "a folder":
         finished.log_path.mkdir()
@@ -435,7 +435,7 @@ def test_a_log_that_cannot_be_written_is_told_in_one_line(
         finished.log_path.symlink_to("/dev/full")
     told: list[str] = []
     log = logging.getLogger("normbench")
-    with _logged(finished, told.append):
+    with _log_to(finished, told.append):
         for number in range(50):
             log.info("line %d", number)
     reason = "Is a directory" if place == "a folder" else "No space left on device"
@@ -444,11 +444,11 @@ def test_a_log_that_cannot_be_written_is_told_in_one_line(
 
 
 def test_a_log_is_written(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from normbench.engine.train import _logged
+    from normbench.engine.train import _log_to
 
     # pytest-xdist cannot pass on a captured log with half a character.
     monkeypatch.setattr(logging.getLogger("normbench"), "propagate", False)
-    with _logged(finished, lambda text: pytest.fail(text)):
+    with _log_to(finished, lambda text: pytest.fail(text)):
         logging.getLogger("normbench").info("half a character: \udcff")
     assert finished.log_path.read_text().endswith("INFO half a character: \\udcff\n")
 

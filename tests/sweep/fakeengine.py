@@ -146,14 +146,14 @@ def _fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def make_loop(model: Any, dataset: Any, plan: Any) -> Any:
+def make_loop(model: Any, dataset: Any, settings: Any) -> Any:
     from normbench.engine.loop import Loop, Steps
 
     class FakeLoop(Loop):
         backend = "tensorflow"
 
         def __init__(self) -> None:
-            self.model, self.plan = model, plan
+            self.model, self.settings = model, settings
             self.weights = model.weights.copy()
             self.epoch = 0
 
@@ -168,13 +168,13 @@ def make_loop(model: Any, dataset: Any, plan: Any) -> Any:
             if epoch == 1:
                 _fail()  # once there is something to lose
             room = os.environ.get("FAKE_ROOM")
-            if room and plan.micro_batch > int(room):
+            if room and settings.micro_batch > int(room):
                 raise ResourceExhaustedError("OOM when allocating tensor")
 
         def train(self, first: int, rates: np.ndarray) -> Steps:
             for index, rate in enumerate(rates):
                 time.sleep(STEP_SECONDS)
-                step = self.epoch * 1000 + first + index + self.plan.seed
+                step = self.epoch * 1000 + first + index + self.settings.seed
                 self.weights = np.sin(self.weights * 1.1 + step * float(rate) + [0, 1, 2])
             count = len(rates)
             return Steps(np.full(count, abs(self.weights[0]), np.float32),
@@ -210,10 +210,10 @@ if __name__ == "__main__":
     install()
     from normbench.sweep.executors import worker
 
-    worker.refusal = lambda config, kept, built, here: (
+    worker.refusal = lambda config, warm, built, here: (
         f"seed {config.seed} is refused"
         if os.environ.get("FAKE_REFUSE") == str(config.seed)
         else ""
     )
-    worker.memory = lambda config, kept: 4 << 30
+    worker.memory = lambda config, warm: 4 << 30
     sys.exit(worker.main())

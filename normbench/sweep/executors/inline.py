@@ -15,11 +15,11 @@ class Inline(Executor):
     """No worker, no pipe: a debugger sees everything, and an abort of a run ends the sweep."""
 
     def __init__(self) -> None:
-        self._kept = WarmState()
+        self._warm = WarmState()
         self._built: dict[str, str] = {}
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        return [refusal(config, self._kept, self._built) for config in configs]
+        return [refusal(config, self._warm, self._built) for config in configs]
 
     def place(self, count: int) -> list[str]:
         return ["this process"]
@@ -41,7 +41,7 @@ class Inline(Executor):
                 task.store,
                 observer=ProgressObserver(lambda facts: watch.progress(job, facts)),
                 command=task.command,
-                kept=self._kept,
+                warm=self._warm,
                 replace_damaged=job.replace_damaged,
             )
         except KeyboardInterrupt:
@@ -50,4 +50,4 @@ class Inline(Executor):
             stop.raises = False
 
     def close(self) -> None:
-        self._kept.forget()
+        self._warm.drop_all()

@@ -126,7 +126,7 @@ def _look(job: Job, running: dict[str, float], task: SweepContext, watch: SweepO
 # What a process keeps between two runs (:class:`WarmState`) lives here, so that a
 # worker process that Ray uses again has it.
 
-_kept = WarmState()
+_warm = WarmState()
 _built: dict[str, str] = {}
 
 
@@ -149,7 +149,7 @@ def remote_cell(
         Store(store),
         observer=Observer(),
         command=command,
-        kept=_kept,
+        warm=_warm,
         replace_damaged=replace_damaged,
     )
     return ending.to_dict()
@@ -157,4 +157,4 @@ def remote_cell(
 
 def remote_refusals(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say of each config why it cannot be trained; an empty text where it can."""
-    return [refusal(Config.from_dict(tree), _kept, _built) for tree in trees]
+    return [refusal(Config.from_dict(tree), _warm, _built) for tree in trees]

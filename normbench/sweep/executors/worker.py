@@ -55,7 +55,7 @@ class Worker:
         self._orders = orders
         self._answers = answers
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._kept = WarmState()
+        self._warm = WarmState()
         self._built: dict[str, str] = {}
         self._stopping = False
         self._training = False
@@ -71,10 +71,10 @@ class Worker:
                     self._train(message)
                 elif message["do"] in ("check", "build"):
                     config, here = Config.from_dict(message["config"]), message["do"] == "check"
-                    self._tell("answer", problem=refusal(config, self._kept, self._built, here))
+                    self._tell("answer", problem=refusal(config, self._warm, self._built, here))
                 elif message["do"] == "memory":
                     config = Config.from_dict(message["config"])
-                    self._tell("answer", bytes=memory(config, self._kept))
+                    self._tell("answer", bytes=memory(config, self._warm))
         except BrokenPipeError:  # the sweep is gone; what ran has ended
             pass
 
@@ -104,7 +104,7 @@ class Worker:
                 Store(message["store"]),
                 observer=ProgressObserver(self._progress()),
                 command=message["command"],
-                kept=self._kept,
+                warm=self._warm,
                 replace_damaged=message["replace_damaged"],
                 may_split=message["may_split"],
             )
