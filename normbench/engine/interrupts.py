@@ -35,7 +35,7 @@ def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
 
 @contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Within it, :func:`raise_lost` raises again an interrupt that did not get through.
+    """Within it, :func:`raise_remembered` raises again an interrupt that did not get through.
 
     Python prints and drops what a signal's handler raises while a finalizer or a callback from C
     runs, and there are many of them while a network is traced.

@@ -510,7 +510,7 @@ class Session:
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         # An interrupt between the row and its checkpoint would lose the whole epoch.
-        with held_back():
+        with delay_interrupts():
             self.epoch += 1
             self.partial, self.partial_seconds = Steps.none(), 0.0
             # First the row, then the checkpoint: going on from the one before drops the row again.
