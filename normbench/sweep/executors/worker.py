@@ -157,10 +157,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 # --- the pipe between a sweep and its workers: one JSON object a line, in either direction --------
 
 
@@ -200,3 +196,7 @@ def receive(descriptor: int) -> Iterator[dict[str, Any]]:
     lines = Lines()
     while data := os.read(descriptor, 1 << 16):
         yield from lines.feed(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
