@@ -40,7 +40,6 @@ def install() -> None:
     sys.modules["keras"] = keras
     model = types.ModuleType("normbench.network")
     model.build_model = build_model
-    model.initialize_from = lambda *arguments: None
     model.parameter_count = lambda model: 3
     model.refuse_too_large = lambda *arguments: None  # its networks have no layers
     sys.modules["normbench.network"] = model
@@ -48,6 +47,7 @@ def install() -> None:
     from normbench.engine import backend
 
     backend.on_cpu = lambda: True
+    import_module("normbench.engine.setup").initialize_from = lambda *arguments: None
     for name in ("setup", "train"):
         import_module(f"normbench.engine.{name}").load_dataset = load
     _fill_disk()
@@ -202,7 +202,7 @@ def _note_epoch(loop: Any) -> None:
     folder = os.environ.get("FAKE_FAULTS")
     if folder:
         with (Path(folder) / "epochs.log").open("a") as file:
-            file.write(f"{loop.plan.seed} {loop.epoch} {os.getpid()}\n")
+            file.write(f"{loop.settings.seed} {loop.epoch} {os.getpid()}\n")
 
 
 if __name__ == "__main__":
