@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench.cli.arguments import parse
+from normbench.cli import parse
 from normbench.config import compose
 from normbench.sweep.executors.base import choose
 from normbench.sweep.experiment import unfold

@@ -1,27 +1,82 @@
-"""What `normbench data` does: list the data sets, prepare one, import one."""
+"""``normbench data``: list data sets, download one, or import one from files on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from normbench.data.base import Say, Source, silent
+from rich.console import Console
+from rich.table import Table
+
+from normbench.cli.parser import Parser, add_config_dir, quiet_tensorflow
+from normbench.cli.terminal import Column, fitted_table
+from normbench.errors import unknown
+from normbench.formats import count
+
+if TYPE_CHECKING:
+    from normbench.data.base import Source
 
 
-def list_datasets(
-    sources: Mapping[str, Source], data_dir: str | Path | None = None
-) -> list[dict[str, Any]]:
-    """Return a row a data set, by name.
+def add_arguments(parser: Parser) -> None:
+    parser.add_commands("action", "ACTION", required=True)
+    listing = parser.add_command("list", "list the data sets and where they are")
+    prepare = parser.add_command("prepare", "download a data set and prepare it")
+    bring = parser.add_command("import", "prepare a data set from files on this machine")
+    bring.add_argument(
+        "--from",
+        dest="path",
+        metavar="PATH",
+        required=True,
+        help="file or folder, as downloaded or unpacked",
+    )
+    for action in (prepare, bring):
+        action.add_argument("name", help="a data set, as in dataset=NAME")
+    for action in (listing, prepare, bring):
+        add_config_dir(action)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    sources = sources_of(arguments.config_dir)
+    if arguments.action == "list":
+        Console().print(table(rows(sources)))
+        return 0
+    if arguments.name not in sources:
+        raise unknown("dataset", arguments.name, sources)
+    quiet_tensorflow()
+    source = sources[arguments.name]
+    if arguments.action == "prepare":
+        source.prepare(say=print)
+    else:
+        source.import_from(arguments.path, say=print)
+    return 0
+
+
+def writes(arguments: Namespace) -> bool:
+    return arguments.action != "list"
+
+
+def sources_of(config_dir: str | None) -> dict[str, Source]:
+    """Return the source of every data set of ``conf/dataset/``, by name."""
+    from normbench.components import make_source
+    from normbench.config import compose, group_options
+
+    names = group_options(config_dir)["dataset"]
+    return {name: make_source(compose([f"dataset={name}"], config_dir).dataset) for name in names}
+
+
+def rows(sources: Mapping[str, Source], data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return a row for each data set, sorted by name.
 
     Args:
-        sources: Source by the name that ``dataset=`` picks.
-        data_dir: The data folder; None for the usual one.
+        sources: Sources by the name that ``dataset=`` picks.
+        data_dir: The data folder; the usual one by default.
 
     Returns:
-        Rows with ``name``, ``title``, ``train`` and ``test`` (images), ``shape`` (height, width,
-        channels), ``classes``, ``state`` (``ready``, ``missing``, ``built in`` or ``damaged: …``)
-        and ``where`` (a Path, or None).
+        Rows with ``name``, ``title``, ``train`` and ``test`` (numbers of images), ``shape``
+        (height, width, channels), ``classes``, ``state`` (``ready``, ``missing``, ``built in`` or
+        ``damaged: …``) and ``where`` (a Path, or None).
     """
     return [
         {
@@ -38,13 +93,24 @@ def list_datasets(
     ]
 
 
-def prepare(source: Source, data_dir: str | Path | None = None, say: Say = silent) -> Path | None:
-    """Download a data set into the data folder; see `Source.prepare`."""
-    return source.prepare(data_dir, say=say)
+_STATE_STYLE = {"ready": "green", "built in": "green", "missing": "yellow"}
+
+_COLUMNS = (
+    Column("dataset", lambda row: row["name"], right=False),
+    Column("title", lambda row: row["title"], right=False, spare=1, gives_way=True),
+    Column("train", lambda row: count(row["train"])),
+    Column("test", lambda row: count(row["test"])),
+    Column("shape", lambda row: "×".join(map(str, row["shape"])), right=False, spare=3),
+    Column("classes", lambda row: str(row["classes"]), spare=2),
+    Column("state", lambda row: row["state"], right=False),
+    Column("where", lambda row: str(row["where"] or ""), right=False, spare=4, gives_way=True),
+)
 
 
-def import_from(
-    source: Source, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
-) -> Path | None:
-    """Bring a data set from files on disk into the data folder; see `Source.import_from`."""
-    return source.import_from(path, data_dir, say=say)
+def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
+    """Return rows of :func:`rows` as a table; ``width`` is that of the terminal by default."""
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return _STATE_STYLE.get(row["state"], "red") if heading == "state" else ""
+
+    return fitted_table(_COLUMNS, rows, width, style)

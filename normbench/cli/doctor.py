@@ -1,4 +1,4 @@
-"""The doctor: what this machine has for a run, what is missing, and the command that mends it."""
+"""``normbench doctor``: what this machine has for a run, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 import normbench
+from normbench.cli import data
+from normbench.cli.parser import Parser, add_config_dir
 from normbench.engine import threads
 from normbench.formats import size
 from normbench.machine import MARK, container_limit, nvidia_smi, processor
 from normbench.store.provenance import version
 from normbench.store.store import Store, StoreError
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    listed = data.rows(data.sources_of(arguments.config_dir))
+    checks = collect(datasets=[(row["name"], row["state"]) for row in listed])
+    Console().print(render(checks))
+    return exit_code(checks)
+
 
 State = Literal["ok", "warn", "missing"]
 

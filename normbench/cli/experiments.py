@@ -1,16 +1,34 @@
-"""The list of experiments, made from ``conf/experiment/``."""
+"""``normbench experiments``: the ready-made sweeps of ``conf/experiment/``."""
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normbench.cli.parser import Parser, add_config_dir
+from normbench.cli.terminal import print_rows
 from normbench.config import group_options
 from normbench.sweep.experiment import FULL, Experiment, load
 from normbench.sweep.grid import expand
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", help="an experiment, as in +experiment=NAME")
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    folder = arguments.config_dir
+    if arguments.name:
+        print(details(arguments.name, folder))
+    else:
+        print_rows(lambda: rows(folder), lambda: page(folder))
+    return 0
 
 
 def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:

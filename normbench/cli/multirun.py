@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from normbench.cli.run import print_complete
 from normbench.config import compose, conf_dir, parse
-from normbench.engine.diagnose import trained_without
 from normbench.engine.reuse import WarmState
 from normbench.errors import UserError, reason
 from normbench.overrides import search_path
-from normbench.store.provenance import changed_since
 
 _warm = WarmState()
 
@@ -111,14 +110,14 @@ def train_job(tree: Any) -> float | None:
 
     from normbench.cli.screen import RunScreen
     from normbench.engine.train import train
-    from normbench.formats import nothing_to_train
 
     settings = HydraConfig.get()
     logging.getLogger("normbench").propagate = False  # what is for the log file only
     folders = [path.removeprefix("file://") for path in settings.searchpath]
+    config_dir = folders[0] if folders else None
     try:
         with _beside_hydra():
-            config = compose(list(settings.overrides.task), folders[0] if folders else None)
+            config = compose(list(settings.overrides.task), config_dir)
         if not _warm.has_loop_for(config):
             _warm.drop_loop()
         # Jobs that run side by side cannot share a live line.
@@ -131,10 +130,6 @@ def train_job(tree: Any) -> float | None:
         print(f"normbench: {' '.join(settings.overrides.task)}: {reason(error)}", file=sys.stderr)
         raise
     if not outcome.trained:
-        print(f"{nothing_to_train(outcome.summary)}  {outcome.run.path}")
-        recorded = (outcome.run.meta or {}).get("own")
-        changes = changed_since(outcome.run.config or {}, recorded, config)
-        for line in [*trained_without([(config, outcome.run)]), *changes]:
-            print(f"  {line}")
+        print_complete(config, outcome, config_dir)
     accuracy = outcome.summary.get("val_acc")
     return float("nan") if accuracy is None else float(accuracy)

@@ -1,4 +1,4 @@
-"""The catalogue page: every normalization there is, and each with its options.
+"""``normbench norms``: the catalogue of normalizations, and each with its options.
 
 Nothing here is written by hand about any of them: formula, statistics, parameters, state and
 source are the attributes of the layers' classes, options and their values are those of the files
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,13 +17,39 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from normbench.components import options_of, target
+from normbench.cli.parser import Parser, add_config_dir
+from normbench.cli.terminal import print_rows
+from normbench.components import header, options_of, target
 from normbench.errors import UserError, unknown
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", help="a normalization, as in norm=NAME")
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    from normbench.config import compose, group_options
+
+    folder = arguments.config_dir
+    groups = group_options(folder)
+    catalogue = Catalogue(
+        groups["norm"],
+        groups["norm/weight"],
+        lambda override: compose([override], folder).norm,
+        lambda group, name: header(group, name, folder),
+    )
+    if arguments.name:
+        Console().print(details(catalogue.entry(arguments.name)))
+    else:
+        print_rows(lambda: rows(catalogue), lambda: page(catalogue))
+    return 0
+
 
 FIELDS = ("formula", "computed_over", "parameters", "state", "source")
 """What is said of each, in the order shown."""

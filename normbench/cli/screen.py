@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from normbench.cli.listing import (
-    STATUS_STYLE,
-    datasets_table,
-    epochs_table,
-    rows,
-    run_details,
-    runs_table,
-    tsv,
-)
+from normbench.cli.terminal import STATUS_STYLE, Column, LiveRegion, can_redraw, fitted_table
 from normbench.engine.observer import Observer
 from normbench.formats import clock, count, duration, failure, is_known, percent, small
 
-__all__ = ["Console", "RunScreen", "datasets_table", "rows", "run_details", "runs_table", "tsv"]
-
 #: Epochs kept in sight above the live line; all of them are in ``metrics.jsonl``.
 KEPT = 5
-
-#: Seconds between two frames of a live region.
-FRAME = 0.25
 
 #: Seconds of silence after which an output without a live line is told how far the run is.
 MINUTE = 60.0
@@ -44,63 +29,6 @@ MINUTE = 60.0
 #: Seconds of training after which the time that a run takes is estimated, and the least time that
 #: is worth a line of its own.
 MEASURED, LONG = 5.0, 60.0
-
-
-def can_redraw(console: Console) -> bool:
-    """Return whether a console can replace what it wrote.
-
-    A notebook's ``!command`` runs on a pseudo-terminal but shows everything that was ever written
-    to it, each frame below the one before. ``FORCE_COLOR``, which notebooks and CI services set,
-    asks for colors and says nothing of what the output can do.
-    """
-    if "JPY_PARENT_PID" in os.environ:  # set by Jupyter for a kernel, and so for what that starts
-        return False
-    if os.environ.get("FORCE_COLOR") and not console.file.isatty():
-        return False
-    return console.is_interactive and console.is_terminal and not console.is_dumb_terminal
-
-
-class LiveRegion:
-    """A region at the end of a terminal that is redrawn a few times a second, and lines above it.
-
-    rich draws from two threads, of which each decides how far to go back before the other has
-    written: a line and a frame at the same moment leave pieces of a frame behind. Here they take
-    turns.
-
-    Args:
-        content: What is drawn.
-        console: Where.
-        transient: Whether nothing is left of it at the end.
-    """
-
-    def __init__(self, content: RenderableType, console: Console, transient: bool = False) -> None:
-        self._live = Live(content, console=console, auto_refresh=False, transient=transient)
-        self._turn = threading.RLock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._redraw, daemon=True)
-
-    def start(self) -> None:
-        self._live.start(refresh=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Draw the last frame and give the terminal back."""
-        self._over.set()
-        try:
-            if self._thread.is_alive():
-                self._thread.join()
-        finally:  # also where another Ctrl-C comes here
-            self._live.stop()
-
-    def print(self, text: Text) -> None:
-        """Write a line above the region. It is never wrapped: the terminal does that itself."""
-        with self._turn:
-            self._live.console.print(text, soft_wrap=True, highlight=False)
-
-    def _redraw(self) -> None:
-        while not self._over.wait(FRAME):
-            with self._turn:
-                self._live.refresh()
 
 
 class RunScreen(Observer):
@@ -407,3 +335,40 @@ class RunScreen(Observer):
             yield epochs_table(self._rows, options.max_width, best)
         if self._live is not None and self._done < (self._info.get("epochs") or math.inf):
             yield self._line(options.max_width)
+
+
+# --- the table of epochs --------------------------------------------------------------------------
+
+
+def _epoch_seconds(row: Mapping[str, Any]) -> float | None:
+    seconds = row.get("train_seconds")
+    return None if seconds is None else seconds + (row.get("eval_seconds") or 0)
+
+
+_EPOCH_COLUMNS = (
+    Column("epoch", lambda row: str(row.get("epoch"))),
+    Column("lr", lambda row: small(row.get("lr")), spare=4),
+    Column("train loss", lambda row: small(row.get("train_loss")), spare=1),
+    Column("train acc", lambda row: percent(row.get("train_acc")), spare=2),
+    Column("val loss", lambda row: small(row.get("val_loss")), spare=3),
+    Column("val acc", lambda row: percent(row.get("val_acc"))),
+    Column("images/s", lambda row: count(row.get("images_per_s")), spare=5),
+    Column("time", lambda row: duration(_epoch_seconds(row)), spare=6),
+)
+
+
+def epochs_table(
+    metrics: Sequence[Mapping[str, Any]], width: int, best: int | None = None
+) -> Table:
+    """Return epochs (rows of ``metrics.jsonl``) as a table that fits ``width`` columns.
+
+    Args:
+        best: the epoch whose validation accuracy is set off.
+    """
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return "bold green" if heading == "val acc" and row.get("epoch") == best else ""
+
+    table = fitted_table(_EPOCH_COLUMNS, metrics, width, style)
+    table.header_style = "dim"
+    return table

@@ -14,8 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from normbench.cli.listing import Column, fitted_table
-from normbench.cli.screen import LiveRegion, can_redraw
+from normbench.cli.terminal import Column, LiveRegion, can_redraw, fitted_table, wrapping
 from normbench.formats import clock, count, duration, percent, small
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
@@ -56,7 +55,7 @@ class Running:
 
 _RUNNING_COLUMNS = (
     Column("where", lambda row: row["where"], right=False, spare=3),
-    Column("run", lambda row: row["name"], right=False, wraps=True),
+    wrapping("run", lambda row: row["name"]),
     Column("epoch", lambda row: _epoch(row)),
     Column("loss", lambda row: small(row.get("loss")), spare=2),
     Column("val acc", lambda row: percent(row.get("val_acc"))),
@@ -79,7 +78,7 @@ def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
         rows: With ``where`` and ``name``, and what is known of ``epoch``, ``epochs``, ``loss``,
             ``val_acc``, ``images_per_s`` and ``seconds`` (since the run was started).
     """
-    table = fitted_table(_RUNNING_COLUMNS, rows, width, lambda row, heading: "")
+    table = fitted_table(_RUNNING_COLUMNS, rows, width)
     table.header_style = "dim"
     return table
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from normbench.cli.listing import STATUS_STYLE, as_text
 from normbench.cli.sweep_screen import running_table
+from normbench.cli.terminal import STATUS_STYLE, as_text
 from normbench.formats import duration
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError

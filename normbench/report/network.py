@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from normbench.components import make_source
 from normbench.errors import UserError
@@ -19,13 +14,6 @@ from normbench.formats import count, size
 if TYPE_CHECKING:  # the first imports Keras
     from normbench.config import Config
     from normbench.network import LayerCost
-
-NORM_STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")
-"""Colours of the kinds of normalizations, in the order in which they appear."""
-
-
-_NAME = 24
-"""Columns that a name has in a narrow terminal; longer ones are wrapped."""
 
 
 class Network(NamedTuple):
@@ -114,72 +102,6 @@ def rows(network: Network) -> list[dict[str, Any]]:
     for key in ("parameters", "multiply_adds", "activation_bytes", "kept_bytes"):
         total[key] = sum(row[key] for row in listed)
     return [*listed, total]
-
-
-class _Column(NamedTuple):
-    heading: str
-    write: Callable[[LayerCost], str]
-    #: Where room is short the column with the highest number goes first; 0 stays, and folds.
-    spare: int = 0
-
-
-_COLUMNS = (
-    _Column("layer", lambda layer: layer.name),
-    _Column("kind", lambda layer: kind(layer)),
-    _Column("place", lambda layer: layer.place or "", 1),
-    _Column("output", lambda layer: by(layer.output_shape), 3),
-    _Column("parameters", lambda layer: count(layer.parameters) if layer.parameters else "", 2),
-    _Column(
-        "multiply-adds", lambda layer: count(layer.multiply_adds) if layer.multiply_adds else "", 4
-    ),
-    _Column("activation", lambda layer: size(layer.activation_bytes), 5),
-)
-
-
-def page(network: Network, width: int | None = None) -> RenderableType:
-    """Show the layers and, below them, the totals, in ``width`` columns (None: the terminal's).
-
-    Where room is short, columns go in the order activation, multiply-adds, output, parameters,
-    place.
-    """
-    width = Console().width if width is None else width
-    needs = {
-        column.heading: 2 + max(map(len, [column.heading, *map(column.write, network.layers)]))
-        for column in _COLUMNS
-    }
-    for column in _COLUMNS:
-        if not column.spare:  # long names fold before they push a number out
-            needs[column.heading] = min(needs[column.heading], max(_NAME, width // 4))
-    shown = list(_COLUMNS)
-    while sum(needs[column.heading] for column in shown) - 2 > width:
-        least = max(shown, key=lambda column: column.spare)
-        if not least.spare:
-            break
-        shown.remove(least)
-    styles = norm_styles(network.layers, NORM_STYLES)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for column in shown:
-        right = column.spare > 1
-        table.add_column(
-            column.heading,
-            justify="right" if right else "left",
-            no_wrap=bool(column.spare),
-            overflow="fold",
-        )
-    for layer in network.layers:
-        style = styles.get(layer.kind, "") if layer.place else ""
-        table.add_row(
-            *(
-                Text(column.write(layer), style if column.heading in ("kind", "place") else "")
-                for column in shown
-            )
-        )
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in totals(network):
-        facts.add_row(name, Text(value))
-    return Group(Text(network.name, "bold"), table, Padding(facts, (1, 0, 0, 0)))
 
 
 def totals(network: Network) -> list[tuple[str, str]]:

@@ -6,8 +6,7 @@ import shlex
 
 import pytest
 
-from normbench.cli import main
-from normbench.cli.arguments import parse, parser
+from normbench.cli import COMMANDS, main, parse
 from normbench.store import run as runfolder
 from normbench.store import store
 from normbench.sweep.plan import SweepPlan
@@ -240,14 +239,14 @@ def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypat
 
 
 def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
-    from normbench.cli.listing import run_details
+    from normbench.cli.show import run_page
     from normbench.report.report import text
     from normbench.store.store import Store
 
     run = Store(tmp_path).run("digits-resnet8-bn-b16-s0-00000000")
     command = ["normbench", "run", "label=a b", "probe=[gradients,smoothness]"]
     run.create({"signature": "00000000"}, {"status": "failed", "command": command})
-    shown = " ".join(text(run_details(run), 200).split())
+    shown = " ".join(text(run_page(run), 200).split())
     assert "normbench run 'label=a b' 'probe=[gradients,smoothness]'" in shown
 
 
@@ -277,7 +276,7 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
     assert not [line for line in trained_without([(asked, run)]) if "probes" in line]
 
 
-@pytest.mark.parametrize("command", ["", *parser().commands])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_examples_of_the_help_are_commands(command, capsys):
     """Every command that a help text shows is read by the parser, as a shell hands it over."""
     with pytest.raises(SystemExit):

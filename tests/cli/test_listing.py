@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from normbench.cli import diagnosis_table as diagnosistable
-from normbench.cli.listing import datasets_table, rows, rows_table, run_details, runs_table, tsv
+from normbench.cli import data, diagnose
+from normbench.cli.list import rows, table
+from normbench.cli.show import run_page
 from normbench.cli.sweep_screen import running_table
+from normbench.cli.terminal import tsv
 from normbench.store.store import Run, Store
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
@@ -169,7 +171,7 @@ def test_the_table_fits(tmp_store: Path, width: int) -> None:
     for index, norm in enumerate(("bn", "gn_ws")):
         run = make(store, norm, 16 << index, f"0000000{index}")
         run.write_summary(SUMMARY)
-    lines = text_of(runs_table(store.runs(), width), width).splitlines()
+    lines = text_of(table(rows(store.runs()), width), width).splitlines()
     assert len(lines) == 3
     assert max(map(len, lines)) <= width
     assert "…" not in "".join(lines)
@@ -193,7 +195,7 @@ def test_the_table_says_in_what_runs_differ(tmp_store: Path, width: int) -> None
         run.create(config.to_dict(), {"signature": config.signature, "status": "running"})
     runs = store.runs()
     assert {row["differs"] for row in rows(runs)} == {"optimizer.lr=0.1", "optimizer.lr=0.05"}
-    lines = text_of(runs_table(runs, width), width).splitlines()
+    lines = text_of(table(rows(runs), width), width).splitlines()
     assert "differs in" in lines[0]
     assert len(lines) == 3
     assert sorted(word for line in lines for word in line.split() if word.startswith("opt")) == [
@@ -205,14 +207,14 @@ def test_the_table_says_in_what_runs_differ(tmp_store: Path, width: int) -> None
 def test_a_long_name_is_cut_rather_than_wrapped(tmp_store: Path) -> None:
     run = Store(tmp_store).run("x" * 90)
     run.create({}, {"signature": "3fa2b1c0", "status": "running"})
-    lines = text_of(runs_table([run], 80), 80).splitlines()
+    lines = text_of(table(rows([run]), 80), 80).splitlines()
     assert len(lines) == 2
     assert lines[1].startswith("xxxx")
     assert "interrupted" in lines[1]
 
 
 def test_an_empty_store_is_a_heading() -> None:
-    assert text_of(runs_table([], 100)).split()[:3] == ["dataset", "arch", "norm"]
+    assert text_of(table([], 100)).split()[:3] == ["dataset", "arch", "norm"]
 
 
 def test_details_of_a_finished_run(tmp_store: Path) -> None:
@@ -220,7 +222,7 @@ def test_details_of_a_finished_run(tmp_store: Path) -> None:
     run.save_checkpoint({"w": np.zeros(1000)}, {"epoch": 7})
     run.write_summary(SUMMARY)
     run.update_meta(status="finished", git_folder=None)
-    lines = text_of(run_details(run, 100), 300).splitlines()
+    lines = text_of(run_page(run, 100), 300).splitlines()
     text = "\n".join(line.rstrip() for line in lines)
     assert lines[0] == run.name
     for part in (
@@ -252,11 +254,11 @@ def test_details_name_the_owner_the_error_and_the_sessions(tmp_store: Path) -> N
     sessions: list[dict[str, Any]] = [{"from_epoch": 0}, {"from_epoch": 4, "host": "node9"}]
     run.update_meta(sessions=sessions)
     with run.lock(["x"]):
-        text = text_of(run_details(run))
+        text = text_of(run_page(run))
         assert "running" in text
         assert f"process {os.getpid()} on " in text
     run.update_meta(status="failed", error={"type": "OOM", "message": "no room\nstack"})
-    text = text_of(run_details(run))
+    text = text_of(run_page(run))
     assert "OOM: no room" in text
     assert "2, the last from epoch 4 on node9" in text
     assert "last epochs" not in text
@@ -269,7 +271,7 @@ def test_details_of_a_damaged_run_say_what_is_wrong_in_its_place(
     run = make(Store(tmp_store))
     run.write_summary(SUMMARY)
     (run.path / name).write_bytes(b"{\n{\n{\n")
-    text = text_of(run_details(run, 100), 200)
+    text = text_of(run_page(run, 100), 200)
     assert f"cannot read {run.path / name}" in text
     assert ("94.10%" in text) == (name != "summary.json")
     assert ("node7" in text) == (name != "meta.json")
@@ -290,7 +292,7 @@ def test_data_sets_with_their_state(width: int) -> None:
     digits = {**fashion, "name": "digits", "title": "Digits", "state": "built in"}
     where = Path("/data/tensorflow_datasets/fashion_mnist/3.0.1")
     ready = {**fashion, "state": "ready", "where": where}
-    lines = text_of(datasets_table([digits, fashion, ready], width), width).splitlines()
+    lines = text_of(data.table([digits, fashion, ready], width), width).splitlines()
     assert len(lines) == 4
     assert max(map(len, lines)) <= width
     for part in ("fashion_mnist", "60,000", "10,000", "missing"):
@@ -309,14 +311,14 @@ def test_names_are_shown_as_the_texts_that_they_are(tmp_store: Path) -> None:
     config |= {f"key {name}": name for name in HOSTILE}
     run = Store(tmp_store).run(run.name + "-copy")
     run.create(config, {"status": "running", "command": list(HOSTILE), "host": "[/nope]"})
-    shown = text_of(run_details(run), 200)
+    shown = text_of(run_page(run), 200)
     for name in HOSTILE:
         printed = name.replace("\x1b", r"\x1b").replace("\n", r"\n")
         assert shown.count(printed) >= 3
     assert "\x1b" not in shown
     row = rows([run], NOW)[0]
     hostile = [{**row, "norm": name, "arch": name} for name in HOSTILE]
-    listed = text_of(rows_table(hostile, 160), 160)
+    listed = text_of(table(hostile, 160), 160)
     assert "[red]x[/]" in listed
     assert r"a\x1b[31mb\nc" in listed
     assert "\x1b" not in tsv(hostile)
@@ -326,7 +328,7 @@ def test_names_are_shown_as_the_texts_that_they_are(tmp_store: Path) -> None:
 def test_a_long_name_takes_no_room_from_the_numbers(tmp_store: Path, width: int) -> None:
     run = make(Store(tmp_store))
     row = rows([run], NOW)[0] | {"norm": "n" * 120, "test_acc": 0.94123, "seed": 4294967295}
-    shown = text_of(rows_table([row], width), width)
+    shown = text_of(table([row], width), width)
     assert "94.12%" in shown
     assert "4294967295" in shown
     assert max(map(len, shown.splitlines())) <= width
@@ -336,7 +338,7 @@ def test_the_values_of_a_diagnosis_stay_beside_long_names() -> None:
     values = {"l" * 100 + "/" + "q" * 60: 1.2345, "[i]x/[b]": 2.5, "[y]": 3.5}
     lines = [{"checkpoint": "last", "epoch": 3, "probe": "[/p]", "values": values}]
     for width in (40, 80):
-        shown = text_of(diagnosistable.page({"run [/r]": lines}, width), width)
+        shown = text_of(diagnose.page({"run [/r]": lines}, width), width)
         for text in ("1.2345", "3.5000", "[i]x", "[y]", "[/p]", "run [/r]"):
             assert text in shown
         assert max(map(len, shown.splitlines())) <= width

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from normbench.cli.screen import LiveRegion, RunScreen
+from normbench.cli.screen import RunScreen
+from normbench.cli.terminal import LiveRegion
 from normbench.formats import duration
 
 NAME = "fashion_mnist-resnet20-gn_ws-b16-s0-3fa2b1c0"
@@ -345,7 +346,7 @@ def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
 
 
 def test_a_line_and_a_frame_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normbench.cli.screen.FRAME", 0.001)
+    monkeypatch.setattr("normbench.cli.terminal.FRAME", 0.001)
     writers: list[str] = []
     together: list[list[str]] = []
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from normbench.cli.data import import_from, list_datasets
+from normbench.cli.data import rows
 from normbench.data import load, tfds_folder, tfds_process
 from normbench.data.base import DamagedData, MissingData
 from normbench.data.cifar import CIFAR10
@@ -50,7 +50,7 @@ def test_importing_again_says_so_and_does_nothing(
 ) -> None:
     tiny, root = imported
     said: list[str] = []
-    assert import_from(tiny.source, tmp_path / "gone", root, said.append) == root / "mnist/3.0.1"
+    assert tiny.source.import_from(tmp_path / "gone", root, said.append) == root / "mnist/3.0.1"
     assert said == [f"MNIST is there already: {root / 'mnist' / '3.0.1'}"]
     assert tiny.source.prepare(root, said.append) == root / "mnist/3.0.1"
     assert fake_tfds.actions == ["write"]
@@ -265,13 +265,13 @@ def test_an_unreachable_host_is_one_line_with_the_other_ways(
 
 def test_the_list_has_a_row_a_data_set(imported: Any) -> None:
     tiny, root = imported
-    rows = list_datasets({"mnist": tiny.source, "digits": Digits(), "cifar10": CIFAR10()}, root)
-    assert [(row["name"], row["state"], row["where"]) for row in rows] == [
+    listed = rows({"mnist": tiny.source, "digits": Digits(), "cifar10": CIFAR10()}, root)
+    assert [(row["name"], row["state"], row["where"]) for row in listed] == [
         ("cifar10", "missing", None),
         ("digits", "built in", None),
         ("mnist", "ready", root / "mnist" / "3.0.1"),
     ]
-    assert rows[0] | {"state": "", "where": None} == {
+    assert listed[0] | {"state": "", "where": None} == {
         "name": "cifar10", "title": "CIFAR-10", "train": 50_000, "test": 10_000,
         "shape": (32, 32, 3), "classes": 10, "state": "", "where": None,
     }  # fmt: skip

@@ -191,7 +191,7 @@ def test_the_command_prints_values_for_a_pipe(store, capsys):
 def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
     from rich.console import Console
 
-    from normbench.cli.diagnosis_table import page
+    from normbench.cli.diagnose import page
 
     runs, probed, _ = store
     outcome = diagnose(runs, [probed], ["estimation_shift"], say=silent)

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
+from normbench.cli.show import network_page
 from normbench.network import LayerCost
-from normbench.report.network import Network, kind, page, placed, rows, short, totals
+from normbench.report.network import Network, kind, placed, rows, short, totals
 
 
 def layer(name, kind="Conv2D", **changed):
@@ -37,7 +38,7 @@ NETWORK = Network("net with gn_ws", (4, 4, 1), "Digits", 10, 32, LAYERS)
 
 def shown(width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(page(NETWORK, width))
+    console.print(network_page(NETWORK, width))
     return console.export_text()
 
 
@@ -78,7 +79,7 @@ def test_the_page_has_every_layer_and_fits(width):
 def test_long_names_are_wrapped_before_numbers_go():
     long = replace(LAYERS[1], name="conv_" * 24)
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(page(NETWORK._replace(name="net [/x]", layers=[*LAYERS, long]), 80))
+    console.print(network_page(NETWORK._replace(name="net [/x]", layers=[*LAYERS, long]), 80))
     text = console.export_text()
     assert "net [/x]" in text
     assert "parameters" in text.splitlines()[1]

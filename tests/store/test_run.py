@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normbench.cli import listing
+from normbench.cli import list as list_command
 from normbench.config import SCHEMA, Config, compose
 from normbench.errors import UserError
 from normbench.report import frames as rows
@@ -112,7 +112,7 @@ def everything(run: Run) -> dict[str, Any]:
         "last": run.last_metrics(),
         "diagnoses": run.diagnoses(),
         "report": rows.read(run),
-        "list": listing.rows([run], NOW),
+        "list": list_command.rows([run], NOW),
     }
 
 
@@ -204,7 +204,7 @@ def test_every_reader_names_the_damaged_file(finished: Run, name: str) -> None:
     assert (problem or "").count(name) == 1
     if name == "diagnosis.jsonl":
         return  # it says nothing of how the run stands
-    (listed,) = listing.rows([finished], NOW)
+    (listed,) = list_command.rows([finished], NOW)
     assert listed["status"] == "unreadable"
     assert (listed["dataset"], listed["norm"], listed["batch"]) == ("digits", "gn", 128)
     assert str(path) in listed["problem"]

@@ -1,0 +1,197 @@
+"""``normbench diagnose``: measure the checkpoints of finished runs with probes."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normbench.cli.parser import (
+    RUN_NAMES,
+    Parser,
+    add_config_dir,
+    add_store,
+    quiet_tensorflow,
+    store_of,
+)
+from normbench.cli.terminal import Column, as_text, fitted_table, print_rows
+from normbench.errors import UserError
+from normbench.formats import printable, small
+from normbench.store.differences import as_overrides, differences
+from normbench.store.store import Store
+
+_EPILOG = """\
+Probes measure a finished run's last and best checkpoint as they would have inside the run
+(probe=NAME). The values are stored with the run, measured once, and drawn by reports:
+  normbench diagnose RUN --probe estimation_shift,train_gap probe.train_gap.images=1000"""
+
+Diagnoses = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By the name of a run, lines of its ``diagnosis.jsonl``."""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="RUN|KEY=VALUE",
+        help=f"runs, each by {RUN_NAMES}; and options of probes",
+    )
+    parser.add_argument(
+        "--probe", action="append", metavar="NAME[,NAME...]", help="probes to use (default: all)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="repeat measurements that were made before"
+    )
+    add_store(parser)
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    words = [word for word in arguments.overrides if not word.startswith("store=")]
+    names = [word for word in words if "=" not in word]
+    if not names:
+        raise UserError("diagnose needs a run: its name, its signature, or the start of either")
+    quiet_tensorflow()
+    from normbench.engine.diagnose import diagnose
+
+    store = Store(store_of(arguments))
+    result = diagnose(
+        store,
+        names,
+        [name for option in arguments.probe or () for name in option.split(",")],
+        [word for word in words if "=" in word],
+        config_dir=arguments.config_dir,
+        again=arguments.again,
+        command=command,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+
+    def result_page() -> RenderableType:
+        found = differences([store.run(name).config or {} for name in result.lines])
+        return page(
+            result.lines,
+            differs=dict(zip(result.lines, map(as_overrides, found), strict=True)),
+        )
+
+    print_rows(lambda: rows(result.lines), result_page)
+    return result.exit_code
+
+
+def writes(arguments: Namespace) -> bool:
+    return True
+
+
+def rows(diagnoses: Diagnoses) -> list[dict[str, Any]]:
+    """Return a row for each value: run, checkpoint, epoch, probe, name and value."""
+    return [
+        {
+            "run": run,
+            "checkpoint": line["checkpoint"],
+            "epoch": line["epoch"],
+            "probe": line["probe"],
+            "name": name,
+            "value": value,
+        }
+        for run, lines in diagnoses.items()
+        for line in lines
+        for name, value in line["values"].items()
+    ]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+_INDENT = 2
+_LAYER_WIDTH = 16
+"""Characters that the name of a layer has at least."""
+
+_HEADING_WIDTH = 16
+"""Characters after which a heading is wrapped."""
+
+
+def page(
+    diagnoses: Diagnoses, width: int | None = None, differs: Mapping[str, str] | None = None
+) -> RenderableType:
+    """Return, for each run and probe, the values of the network and those of each layer.
+
+    Args:
+        diagnoses: What was measured.
+        width: Width in characters; that of the terminal by default.
+        differs: By run, the keys that its name does not show and in which the runs differ.
+    """
+    width = (Console().width if width is None else width) - _INDENT
+    shown: list[RenderableType] = []
+    for run, lines in diagnoses.items():
+        heading = as_text(run, "bold")
+        shown.append(heading.append_text(as_text(f"  {(differs or {}).get(run, '')}", "not bold")))
+        probes = dict.fromkeys(line["probe"] for line in lines)
+        blocks = []
+        for probe in probes:
+            measured = [line for line in lines if line["probe"] == probe]
+            blocks += [*_network_values(measured), *_layer_values(measured[0], width)]
+        if not lines:
+            blocks.append(Text("nothing was measured", "dim"))
+        shown += [Padding(block, (0, 0, 0, _INDENT), expand=False) for block in blocks]
+    return Group(*shown)
+
+
+def _network_values(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Return the values of the whole network, a column for each checkpoint."""
+    names = dict.fromkeys(name for line in lines for name in line["values"] if "/" not in name)
+    if not names:
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(as_text(lines[0]["probe"]), overflow="fold")
+    for line in lines:
+        table.add_column(as_text(_checkpoint(line)), justify="right", no_wrap=True)
+    for name in names:
+        table.add_row(as_text(name), *(_number(line["values"].get(name)) for line in lines))
+    return [table]
+
+
+def _layer_values(line: Mapping[str, Any], width: int) -> list[RenderableType]:
+    """Return the values by layer in one checkpoint, a row for each layer."""
+    layers: dict[str, dict[str, Any]] = {}
+    for name, value in line["values"].items():
+        layer, slash, quantity = name.partition("/")
+        if slash:
+            layers.setdefault(layer, {})[quantity] = value
+    if not layers:
+        return []
+    quantities = list(dict.fromkeys(name for values in layers.values() for name in values))
+    columns = [
+        Column(f"{line['probe']} by layer", lambda layer: layer, right=False, wraps=_LAYER_WIDTH)
+    ]
+    columns += [
+        Column(
+            "\n".join(textwrap.wrap(printable(quantity), _HEADING_WIDTH)),
+            lambda layer, name=quantity: (
+                _number(layers[layer][name]) if name in layers[layer] else ""
+            ),
+            spare=spare,
+        )
+        for spare, quantity in enumerate(quantities, start=1)
+    ]
+    table = fitted_table(columns, list(layers), width)
+    shown: list[RenderableType] = [Text(_checkpoint(line), "dim"), table]
+    if missing := len(columns) - len(table.columns):
+        text = "1 more column" if missing == 1 else f"{missing} more columns"
+        shown.append(Text(f"{text}: shown by a wider terminal, or by a pipe", "dim"))
+    return shown
+
+
+def _checkpoint(line: Mapping[str, Any]) -> str:
+    return f"{line['checkpoint']}, epoch {line['epoch']}"
+
+
+def _number(value: float | None) -> str:
+    """Write a value; a count, such as a depth, without a fraction."""
+    whole = value is not None and float(value).is_integer() and abs(value) < 1e6
+    return f"{value:.0f}" if whole else small(value)

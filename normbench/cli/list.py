@@ -1,0 +1,168 @@
+"""``normbench list``: the runs of a store, a row each."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from normbench.cli.parser import Parser, add_store, store_of
+from normbench.cli.terminal import STATUS_STYLE, Column, fitted_table, print_rows, wrapping
+from normbench.errors import UserError
+from normbench.formats import UNKNOWN, age, count, failure, percent
+from normbench.store.differences import NAME, as_overrides, differences
+from normbench.store.store import Run, Store, StoreError
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    add_store(parser, positional=True)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    store = Store(store_of(arguments))
+    named = arguments.store or os.environ.get("NORMBENCH_STORE")
+    if named and not store.root.is_dir():
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
+    runs = store.runs()
+    if arguments.json:
+        print(json.dumps(rows(runs), indent=1))
+    elif runs:
+        print_rows(lambda: rows(runs), lambda: table(rows(runs)))
+    else:
+        print(f"no runs in {store.root}: normbench run makes one")
+    return 0
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+_NAME_PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
+
+
+def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any]]:
+    """Return a row for each run, ready for JSON.
+
+    Rows are sorted by data set, network, norm, batch size, seed and ``differs``: the keys that
+    differ among the runs and that their names do not show, as ``optimizer.lr=0.1``. Accuracies are
+    fractions, and ``age_seconds`` counts from the last change of the run. Unknown values are None.
+    ``problem`` is the reason of a run that failed, or whose files cannot be read (status
+    ``unreadable``).
+    """
+    now = datetime.now(UTC) if now is None else now
+    listed = [_row(run, now) for run in runs]
+    found = differences([config for _, config in listed])
+    for (row, _), differs in zip(listed, found, strict=True):
+        row["differs"] = as_overrides(differs)
+    return sorted((row for row, _ in listed), key=_order)
+
+
+def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the row of a run without ``differs``, and the run's config."""
+    row: dict[str, Any] = {"name": run.name, **dict.fromkeys(_NAME_PARTS), "differs": ""}
+    row |= dict.fromkeys(
+        ("status", "epoch", "epochs", "val_acc", "test_acc", "best_val_epoch", "best_val_acc")
+    )
+    row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
+    row |= {"path": str(run.path), "problem": None}
+    config: dict[str, Any] = {}
+    row |= _name_parts(run, config)  # all that is known of a run whose config cannot be read
+    try:
+        config = run.config or {}
+        row |= _name_parts(run, config)
+        row["status"] = run.status
+        summary = run.summary or {}
+        if row["status"] == "finished":
+            row["epochs"] = summary.get("epochs")
+            last: Mapping[str, Any] = summary
+            row["epoch"] = summary.get("epochs")
+        else:
+            row["epochs"] = config.get("epochs")
+            last = run.last_metrics() or {}
+            row["epoch"] = last.get("epoch", 0)
+        row["val_acc"] = summary.get("val_acc", last.get("val_acc"))
+        row["images_per_s"] = summary.get("images_per_s", last.get("images_per_s"))
+        for key in ("test_acc", "best_val_epoch", "best_val_acc", "parameters"):
+            row[key] = summary.get(key)
+        meta = run.meta or {}
+        row["started"], row["ended"] = meta.get("started"), meta.get("ended")
+        row["age_seconds"] = seconds_since(row["ended"] or last.get("time") or row["started"], now)
+        error = meta.get("error")
+        if row["status"] == "failed" and error:
+            row["problem"] = failure(error)
+    except StoreError as error:
+        row["status"], row["problem"] = "unreadable", str(error)
+    return row, config
+
+
+def _name_parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a run's name; from the config if the name cannot be taken apart."""
+    match = NAME.fullmatch(run.name)
+    if match:
+        return {**match.groupdict(), "batch": int(match["batch"]), "seed": int(match["seed"])}
+    parts = {key: config.get(key) for key in _NAME_PARTS}
+    return {
+        key: value.get("name") if isinstance(value, dict) else value for key, value in parts.items()
+    }
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    texts = [str(row[key] or "") for key in ("dataset", "arch", "norm")]
+    numbers = [row[key] if isinstance(row[key], int) else -1 for key in ("batch", "seed")]
+    return (*texts, *numbers, row["differs"], row["name"])
+
+
+def seconds_since(stamp: Any, now: datetime) -> float | None:
+    """Return the seconds from an ISO-8601 time until ``now``; None if it is no such time."""
+    try:
+        return (now - datetime.fromisoformat(stamp)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _text(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: UNKNOWN if row[key] is None else str(row[key])
+
+
+def _epoch(row: Mapping[str, Any]) -> str:
+    if row["epoch"] is None:
+        return UNKNOWN
+    return f"{row['epoch']}/{row['epochs']}" if row["epochs"] is not None else str(row["epoch"])
+
+
+_COLUMNS = (
+    Column("dataset", lambda row: row["dataset"] or row["name"], right=False, gives_way=True),
+    Column("arch", _text("arch"), right=False, gives_way=True),
+    Column("norm", _text("norm"), right=False, gives_way=True),
+    Column("batch", _text("batch")),
+    Column("seed", _text("seed")),
+    wrapping("differs in", lambda row: row["differs"]),
+    Column("status", _text("status"), right=False),
+    Column("epoch", _epoch, spare=1),
+    Column("val acc", lambda row: percent(row["val_acc"]), spare=2),
+    Column("test acc", lambda row: percent(row["test_acc"])),
+    Column("images/s", lambda row: count(row["images_per_s"]), spare=4),
+    Column("age", lambda row: age(row["age_seconds"]), spare=5),
+    Column("signature", _text("signature"), right=False, spare=3),
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
+    """Return rows of :func:`rows` as a table.
+
+    Args:
+        rows: The rows.
+        width: Width in characters; that of the terminal by default.
+    """
+
+    def style(row: Mapping[str, Any], heading: str) -> str:
+        return STATUS_STYLE.get(row["status"], "") if heading == "status" else ""
+
+    return fitted_table(_COLUMNS, rows, width, style)

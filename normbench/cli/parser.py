@@ -1,0 +1,140 @@
+"""The parser of the command line, and the options that several sub-commands share.
+
+:class:`Parser` is argparse's with errors of one line. A sub-command adds its own options in its
+module's ``add_arguments``, and reads the shared ones with :func:`store_of` and
+:func:`overrides_of`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from normbench.errors import UserError, nearest
+
+#: Help texts that several sub-commands share.
+RUN_NAMES = "name, signature, or the beginning of either"
+WHERE = "only the runs that match, as in 'norm in [bn, gn] and batch <= 64'"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line that names the nearest correct word."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(
+            *args,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        self._subparsers_action: Any = None
+        self.set_defaults(parser=self)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of this parser, without those of its sub-commands."""
+        return sorted(option for action in self._actions for option in action.option_strings)
+
+    @property
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the sub-commands by their names."""
+        return {} if self._subparsers_action is None else dict(self._subparsers_action.choices)
+
+    def descendants(self) -> Iterator[Parser]:
+        """Yield this parser and those of all sub-commands."""
+        yield self
+        for command in self.commands.values():
+            yield from command.descendants()
+
+    def add_commands(self, dest: str, metavar: str, required: bool = False) -> None:
+        """Make this parser one of sub-commands; add them with :meth:`add_command`."""
+        self._subparsers_action = self.add_subparsers(
+            dest=dest, metavar=metavar, required=required, parser_class=Parser
+        )
+
+    def add_command(self, name: str, summary: str) -> Parser:
+        """Add a sub-command, with ``--debug``, and return its parser.
+
+        Args:
+            name: Name of the sub-command.
+            summary: Its help in one line, in lower case and without a period.
+        """
+        command: Parser = self._subparsers_action.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="show the full traceback of an error"
+        )
+        return command
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choice:
+            name, allowed = choice.groups()
+            names = [word.strip(" '") for word in allowed.split(",")]
+            close = nearest(name, names)
+            hint = f": did you mean {close!r}?" if close else ""
+            message = f"unknown command {name!r}{hint} (allowed: {', '.join(names)})"
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_store(parser: Parser, positional: bool = False) -> None:
+    """Add ``--store``.
+
+    Args:
+        positional: Also accept the folder as an argument without ``--store``.
+    """
+    if positional:
+        parser.add_argument("folder", nargs="?", metavar="STORE", help="the same as --store STORE")
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="folder of runs (default: $NORMBENCH_STORE if set, else runs)",
+    )
+
+
+def add_config_dir(parser: Parser) -> None:
+    """Add ``--config-dir``."""
+    parser.add_argument(
+        "--config-dir",
+        metavar="FOLDER",
+        help="a folder of your own config groups, laid out like conf/",
+    )
+
+
+def store_of(arguments: Namespace) -> str:
+    """Return the folder of runs that a command reads: the named one, else the default."""
+    if arguments.store is not None:
+        return arguments.store
+    from normbench.config import default_store
+
+    return default_store()
+
+
+def overrides_of(arguments: Namespace) -> list[str]:
+    """Return the overrides of a run or a sweep, ``store=FOLDER`` for ``--store FOLDER`` included.
+
+    Raises:
+        UserError: There are none, and no option gives the command something else to do. Training
+            the default config takes hours, so the help is printed instead.
+    """
+    options = ("print_config", "resume")
+    if not arguments.overrides and not any(getattr(arguments, name, False) for name in options):
+        arguments.parser.print_help()
+        example = "dataset=digits arch=resnet8 epochs=5"
+        raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
+    named = any(word.lstrip("+").startswith("store=") for word in arguments.overrides)
+    if arguments.store is None or named:
+        return arguments.overrides
+    from normbench.overrides import quoted
+
+    return [*arguments.overrides, f"store={quoted(arguments.store)}"]
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's start-up messages off the screen; call this before importing it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

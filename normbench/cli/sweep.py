@@ -1,0 +1,131 @@
+"""``normbench sweep``: train one run for each combination of values; ``sweep status``."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from normbench.cli.parser import (
+    Parser,
+    add_config_dir,
+    add_store,
+    overrides_of,
+    quiet_tensorflow,
+    store_of,
+)
+from normbench.errors import UserError
+
+if TYPE_CHECKING:
+    from normbench.sweep.sweep import SweepResult
+
+_EPILOG = """\
+Every key takes several values, as a list, a range or a pattern. Quote what the shell would read:
+  normbench sweep norm=bn,gn batch=16,64 'seed=range(0,5)' dataset=digits arch=resnet8 epochs=5
+  normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
+  normbench sweep +experiment=batch_sweep scale=small
+  normbench sweep status
+
+`normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
+stands. executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are
+skipped, and interrupted ones are resumed."""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE[,VALUE...]",
+        help="a key of the config and its values",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the runs with their state and expected time",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="also train the runs that failed before"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="move the folders of all runs aside and train them again from their first step",
+    )
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"
+    )
+    add_store(parser)
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    if _asks_status(arguments):
+        return _status(arguments)
+    overrides = overrides_of(arguments)
+    quiet_tensorflow()
+    from normbench.sweep.sweep import sweep
+
+    result = sweep(
+        overrides,
+        command,
+        config_dir=arguments.config_dir,
+        dry_run=arguments.dry_run,
+        retry_failed=arguments.retry_failed,
+        skip_invalid=arguments.skip_invalid,
+        again=arguments.again,
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if not arguments.dry_run:
+        _print_results(arguments, result)
+    return result.exit_code
+
+
+def writes(arguments: Namespace) -> bool:
+    return not (arguments.dry_run or _asks_status(arguments))
+
+
+def _asks_status(arguments: Namespace) -> bool:
+    return arguments.overrides[:1] == ["status"]
+
+
+def _status(arguments: Namespace) -> int:
+    from normbench.store.store import Store
+    from normbench.sweep.sweep import status
+
+    names = [word for word in arguments.overrides[1:] if not word.startswith("store=")]
+    if len(names) > 1:
+        raise UserError(f"sweep status takes one name, got {', '.join(names)}")
+    return status(Store(store_of(arguments)), names[0] if names else None)
+
+
+def _print_results(arguments: Namespace, result: SweepResult) -> None:
+    """Print the table of a sweep's complete cells; of an experiment, the one that it asks for."""
+    from rich.console import Console
+
+    names = [cell.name for cell in result.plan.cells]
+    names = [name for name in names if (result.store.root / name / "summary.json").is_file()]
+    if not names:
+        return
+    from normbench.report.report import summary_table
+    from normbench.sweep.experiment import unfold
+
+    experiment, _ = unfold(arguments.overrides, arguments.config_dir)
+    options = dict(experiment.report) if experiment else {}
+    table_options = ("by", "metric", "target", "allow_confound")
+    shown = {key: options[key] for key in table_options if key in options}
+    console = Console()
+    console.print()
+    console.print(summary_table(result.store, names, **shown))
+    command = ["normbench", "report", str(result.store.root)]
+    for key, value in options.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    console.print(
+        f"{shlex.join(command)} adds statistics, figures and a page",
+        markup=False,
+        soft_wrap=True,
+        emoji=False,
+        highlight=False,
+    )
