@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -84,65 +83,6 @@ class Engine:
 
     def release(self) -> None:
         """JAX keeps its memory, and there is no way to have it give it back."""
-
-    def step_cost(self) -> dict[str, Any]:
-        """What the compiled step launches, moves and computes."""
-        import jax.numpy as jnp
-        import numpy as np
-        from compiled_step import Program
-
-        loop = self.loop
-        # What is lowered and compiled here JAX has already, from the loop's own first call.
-        lowered = loop._run.lower(
-            loop._state,
-            loop._splits["train"],
-            loop._epoch,
-            jnp.int32(0),
-            jnp.int32(0),
-            jnp.asarray(np.zeros(self.steps_per_epoch, np.float32)),
-        )
-        compiled = lowered.compile()
-        cost = Program(compiled.as_text() or "").loop_step()
-        # Operations of the program as written: after compilation, XLA does not know those of
-        # library calls. Its count is of one turn of the loop. For comparison only, its bytes.
-        return {
-            "kernels": cost.kernels,
-            "bytes": cost.moved,
-            "flops": _entry(lowered.cost_analysis(), "flops"),
-            "xla_bytes": _entry(compiled.cost_analysis(), "bytes accessed"),
-        }
-
-    def ceilings(self, copied: int, side: int) -> dict[str, float | None]:
-        """Measure seconds of a launch, bytes/s of a copy and operations/s of a matrix product.
-
-        Args:
-            copied: float32 numbers.
-            side: Of the bfloat16 matrices.
-        """
-        import jax
-        import jax.numpy as jnp
-
-        def rate(function: Any, amount: float, *arguments: Any) -> float:
-            def seconds(times: int) -> float:
-                began = time.perf_counter()
-                for _ in range(times):
-                    result = function(*arguments)
-                result.block_until_ready()
-                return (time.perf_counter() - began) / times
-
-            seconds(2)
-            return amount / statistics.median(seconds(10) for _ in range(5))
-
-        numbers = jnp.zeros(copied, jnp.float32)
-        matrices = [
-            jax.random.normal(key, (side, side), jnp.bfloat16)
-            for key in jax.random.split(jax.random.key(0))
-        ]
-        return {
-            "launch": _launch_seconds(),
-            "copy": rate(jax.jit(lambda x: x + 1), 2 * 4 * copied, numbers),
-            "product": rate(jax.jit(jnp.matmul), 2 * side**3, *matrices),
-        }
 
     def train(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Train on real images to the end of the schedule; a line for each epoch."""
@@ -354,55 +294,6 @@ class Server:
             count += self.chunk * self.batch
         self.contender.release()
         return {"rate": count / spent}
-
-
-def _launch_seconds() -> float | None:
-    """Seconds that one more tiny kernel adds to a turn of a ``lax`` loop.
-
-    Between a short and a long chain of them in the loop's body, so that the turn itself does not
-    count. None where the compiler makes all chains equally long.
-    """
-    import jax.numpy as jnp
-    from jax import lax
-
-    links = (
-        lambda x: lax.optimization_barrier(jnp.sin(x) + 1),
-        lambda x: lax.sort(-x),  # where a barrier does not keep kernels apart (CPU), a sort does
-    )
-    for link in links:
-        (short, few), (long, many) = _turn(link, 16), _turn(link, 144)
-        if many > few:
-            return (long - short) / (many - few)
-    return None
-
-
-def _turn(link: Callable[[Any], Any], length: int) -> tuple[float, int]:
-    """Seconds and kernels of a turn of a loop over a chain of ``link``."""
-    import jax
-    import jax.numpy as jnp
-    from compiled_step import Program
-    from jax import lax
-
-    def body(_: Any, x: Any) -> Any:
-        for _ in range(length):
-            x = link(x)
-        return x
-
-    loop = jax.jit(lambda x, turns: lax.fori_loop(0, turns, body, x))
-    start = jnp.zeros(128, jnp.float32)
-    compiled = loop.lower(start, jnp.int32(0)).compile()
-    turns, taken = 200, []
-    for _ in range(6):
-        began = time.perf_counter()
-        compiled(start, jnp.int32(turns)).block_until_ready()
-        taken.append((time.perf_counter() - began) / turns)
-    return statistics.median(taken[1:]), Program(compiled.as_text() or "").loop_step().kernels
-
-
-def _entry(costs: Any, name: str) -> float | None:
-    """One number of a cost analysis, which backends may not have, or in a list."""
-    found = costs[0] if isinstance(costs, list) and costs else costs
-    return found.get(name) if isinstance(found, dict) else None
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
 
 Makes stores of synthetic runs (three normalizations, six batch sizes, as many seeds as it takes;
 all files of a run but its checkpoints, curves of so many epochs), and calls each command as a
-process of its own: seconds from start to end, and the most memory that it held, in MiB. Each row
-is one call, but for those under two seconds, of which three are made and the median is shown.
+process of its own: seconds from start to end, and the most memory that it held, in MiB. A command
+under two seconds is called three times, and the median is shown.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from common import machine
 
 GRID = ("norm=bn,gn,gn_ws", "batch=16,32,64,128,256,512", "dataset=digits", "arch=resnet8")
 CELLS = 18  # of the grid, a seed
+COMMANDS = ("list", "sweep status", "sweep --dry-run", "report")
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,15 @@ def curve(batch: int, epochs: int, rng: np.random.Generator) -> Iterator[dict[st
         }
 
 
-def measure(root: Path, seeds: int, epochs: int) -> list[tuple[str, Call]]:
+def measure(root: Path, seeds: int, epochs: int) -> list[Call]:
+    """Call each of :data:`COMMANDS` on a store."""
     store = str(root)
     with tempfile.TemporaryDirectory() as scratch:
-        report = ["report", store, "--out", f"{scratch}/report"]
         return [
-            ("list", repeated(["list", "--store", store])),
-            ("sweep status", repeated(["sweep", "status", "--store", store])),
-            (
-                "sweep --dry-run",
-                repeated(["sweep", *overrides(root, seeds, epochs), "--dry-run"]),
-            ),
-            ("report", called(report)),
+            repeated(["list", "--store", store]),
+            repeated(["sweep", "status", "--store", store]),
+            repeated(["sweep", *overrides(root, seeds, epochs), "--dry-run"]),
+            called(["report", store, "--out", f"{scratch}/report"]),
         ]
 
 
@@ -174,8 +172,9 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=100)
     options.add_argument("--keep", type=Path, help="folder for the stores; a temporary one if none")
     given = options.parse_args()
-    print(f"{machine()}\n")
-    print("| runs | command | seconds | ms a run | MiB |\n| ---: | --- | ---: | ---: | ---: |")
+    print(f"{machine()}; seconds, MiB\n")
+    print("| runs | " + " | ".join(f"`{name}`" for name in COMMANDS) + " |")
+    print("| ---: |" + " ---: |" * len(COMMANDS), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for wanted in given.runs:
             seeds = max(1, round(wanted / CELLS))
@@ -183,13 +182,9 @@ def main() -> None:
             if not root.is_dir():
                 root.mkdir(parents=True)
                 fill(root, seeds, given.epochs)
-            for name, call in measure(root, seeds, given.epochs):
-                each = 1000 * call.seconds / (seeds * CELLS)
-                print(
-                    f"| {seeds * CELLS} | {name} | {call.seconds:.2f} | {each:.2f} | "
-                    f"{call.mebibytes:.0f} |",
-                    flush=True,
-                )
+            calls = measure(root, seeds, given.epochs)
+            cells = [f"{call.seconds:.2f}, {call.mebibytes:.0f}" for call in calls]
+            print(f"| {seeds * CELLS:,} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

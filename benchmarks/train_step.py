@@ -9,7 +9,8 @@ for cells whose four take more memory than there is, begins when the one before 
   torch           the same in PyTorch, eager, channels_last (where it is installed)
   torch.compile   the same, compiled
 The peers are given images already scaled and not augmented, which is in their favour.
-Prints images/s, medians over interleaved rounds with their range, and ratios to ``keras``.
+Prints images/s, medians over interleaved rounds with their range, and the engine's ratios to
+``keras`` and to the better of the two of PyTorch.
 """
 
 from __future__ import annotations
@@ -304,22 +305,28 @@ def main() -> None:
         return
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
-    print(
-        f"{given.arch}, 32×32, {given.precision}, {machine()}; images/s, median of "
-        f"{given.rounds} (range); × is the ratio to keras\n"
-    )
-    print("| norm | batch | " + " | ".join(names) + " |")
-    print("| --- | ---: |" + " ---: |" * len(names), flush=True)
+    print(f"{machine()}, {given.precision}; images/s, median of {given.rounds} (range)\n")
+    columns = ["Keras `fit`", "engine", "over `fit`"]
+    columns += ["PyTorch", "`torch.compile`", "over PyTorch"] if has_torch else []
+    print("| network | batch | norm | " + " | ".join(columns) + " |")
+    print("| --- | ---: | --- |" + " ---: |" * len(columns), flush=True)
     for batch in given.batches:
         for norm in given.norms:
             cell = (given.arch, norm, str(batch), given.precision)
             rates = measured(names, cell, given.rounds, given.seconds, given.alone)
-            base = statistics.median(rates["keras"])
-            cells = [
-                shown(r, 0) + ("" if name == "keras" else f" ×{statistics.median(r) / base:.2f}")
-                for name, r in rates.items()
-            ]
-            print(f"| {norm} | {batch} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {given.arch} | {batch} | {norm} | {' | '.join(row(rates))} |", flush=True)
+
+
+def row(rates: dict[str, list[float]]) -> list[str]:
+    """Return the cells of a row: images/s of each contender, and the engine's over its peers'."""
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    cells = [shown(rates["keras"], 0), shown(rates["engine"], 0)]
+    cells.append(f"{median['engine'] / median['keras']:.2f}")
+    if "torch" in rates:
+        better = max(median["torch"], median["torch.compile"])
+        cells += [shown(rates["torch"], 0), shown(rates["torch.compile"], 0)]
+        cells.append(f"{median['engine'] / better:.2f}")
+    return cells
 
 
 if __name__ == "__main__":
