@@ -1,4 +1,4 @@
-"""Components: what a config group names, from its file in ``conf/`` to the object that is built.
+"""Components: from the file of a config group to the object that is built from it.
 
 A file of a group names a component by its ``_target_``, a dotted path, and lists the options it is
 built with. Three rules hold for every group:
@@ -73,8 +73,8 @@ MOVED = {
     "normbench.archs.googlenet.build": "normbench.archs.inception.build_googlenet",
     "normbench.archs.wide_resnet.build": "normbench.archs.resnet_v2.build_wide",
 }
-"""Where the components went that older run folders record: the old path of a module, or of one of
-its names, to the new one."""
+"""Components that moved: the old path of a module, or of a name in one, to its present path. Older
+run folders record the old paths."""
 
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
@@ -94,11 +94,11 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
     """Return every group (as ``norm`` or ``norm/weight``) with the names it offers, sorted.
 
     Args:
-        config_dir: A further folder with groups like those of ``conf/``.
+        config_dir: A second folder of config groups, laid out like ``conf/``.
 
     Raises:
-        UserError: ``config_dir`` is no folder, or has a file whose name ``conf/`` has, too, or one
-            that ends in ``.yml``.
+        UserError: ``config_dir`` is not a folder, has a file with a name that ``conf/`` has too, or
+            one that ends in ``.yml``.
     """
     options: dict[str, list[str]] = {}
     for group, name in sorted(_group_files(config_dir)):
@@ -108,7 +108,7 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
 
 
 def group_file(group: str, name: str, config_dir: str | Path | None = None) -> Path:
-    """Return the file of a name that a group offers.
+    """Return the path of a group's file.
 
     Raises:
         UserError: The group offers no such name; and as :func:`group_options`.
@@ -120,7 +120,7 @@ def group_file(group: str, name: str, config_dir: str | Path | None = None) -> P
 
 
 def read_group(group: str, name: str, config_dir: str | Path | None = None) -> dict[str, Any]:
-    """Return the keys of a group's file as they are written there, its ``defaults`` list included.
+    """Return the keys in a group's file, its ``defaults`` list included.
 
     Raises:
         UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
@@ -204,11 +204,11 @@ def _read_keys(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the files of a group may name.
+    """The kind of object that the files of a group may name.
 
     Attributes:
-        wanted: The kind in words, after "must be".
-        accepts: Whether an imported object is of this kind.
+        wanted: Description of the kind, to follow "must be".
+        accepts: Returns whether an imported object is of this kind.
     """
 
     wanted: str
@@ -260,7 +260,7 @@ _KINDS = {
 
 
 def target(path: str) -> Any:
-    """Import what a dotted path names, or what it was renamed to (:data:`MOVED`).
+    """Import the object at a dotted path, or at its present path if it moved (:data:`MOVED`).
 
     Raises:
         UserError: No such module, or nothing of that name in it.
@@ -285,13 +285,13 @@ def target(path: str) -> Any:
 
 
 def present_path(path: str) -> str:
-    """Return the dotted path that a component has now, given one that it had (:data:`MOVED`)."""
+    """Return the present path of a component (:data:`MOVED`)."""
     module, _, name = path.rpartition(".")
     return MOVED.get(path) or f"{MOVED.get(module, module)}.{name}"
 
 
 def look_in_working_folder() -> None:
-    """Let Python find modules in the working folder, as ``python -m normbench`` does by itself."""
+    """Let Python import modules from the working folder, as ``python -m normbench`` does anyway."""
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):
         sys.path.append(folder)  # last, so that it shadows nothing
@@ -314,14 +314,14 @@ def check_names(tree: Mapping[str, Any]) -> None:
 
 
 def check_name(group: str, spec: Any) -> None:
-    """Refuse code of one's own under a shipped name, by which runs and reports would call it.
+    """Refuse a user's own class under a shipped name, which runs and reports would show.
 
     Args:
         group: As ``norm`` or ``norm/weight``.
         spec: The group's keys.
 
     Raises:
-        UserError: ``name`` is that of a file in ``conf/``, and ``_target_`` is outside normbench.
+        UserError: ``name`` is a name in ``conf/``, and ``_target_`` is outside normbench.
     """
     path, name = (spec.get("_target_"), spec.get("name")) if isinstance(spec, Mapping) else ("", "")
     shipped = conf_dir() / group / f"{name}.yaml"
@@ -338,10 +338,10 @@ def component(group: str, path: str, called: str) -> Any:
     Args:
         group: As ``norm`` or ``norm/weight``.
         path: The dotted path.
-        called: The component in messages, as ``norm=gn``.
+        called: Name of the component in messages, as ``norm=gn``.
 
     Raises:
-        UserError: There is nothing of that path, or it is not of the group's kind.
+        UserError: There is no such object, or it is not of the group's kind.
     """
     kind = _KINDS[group]
     made = target(path)
@@ -364,10 +364,10 @@ def configured(
     Args:
         group: As ``norm`` or ``norm/weight``.
         spec: The group's keys: ``name``, ``_target_`` and options.
-        called: The component in messages; ``GROUP=NAME`` by default.
-        keys: Keys that must be there and are no options, because the engine reads them.
-        structure: Keys that may be there and are no options.
-        passed: Parameters that the caller passes beside the options.
+        called: Name of the component in messages; ``GROUP=NAME`` by default.
+        keys: Required keys that are not options, because the engine reads them.
+        structure: Allowed keys that are not options.
+        passed: Parameters that the caller passes besides the options.
 
     Raises:
         UserError: No such component, one of another kind, or options that it does not take.
@@ -399,7 +399,7 @@ def make_source(spec: Mapping[str, Any]) -> Any:
 
 
 def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
-    """Return a group's options: all of it but its name, its target and ``not_options``."""
+    """Return a group's options: all keys but ``name``, ``_target_`` and ``not_options``."""
     return {
         key: value for key, value in group.items() if key not in ("name", "_target_", *not_options)
     }
@@ -408,7 +408,7 @@ def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
 def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
     """Return the options that a class's constructor, or a function, takes by name.
 
-    What a constructor passes on as ``**kwargs`` (a layer's name and dtype) is no option.
+    A layer's ``name`` and ``dtype`` are not options, nor is what it takes as ``**kwargs``.
     """
     signature = inspect.signature(made.__init__ if inspect.isclass(made) else made)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -422,13 +422,13 @@ def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
 def check_options(
     kind: str, made: Any, options: Mapping[str, Any], beside: Collection[str] = ()
 ) -> None:
-    """Refuse options that ``made`` does not take, and the lack of one that it needs.
+    """Refuse options that a component does not take, and the lack of one that it needs.
 
     Args:
-        kind: The component in messages, as ``norm=gn``.
+        kind: Name of the component in messages, as ``norm=gn``.
         made: A class or a function.
-        options: By name.
-        beside: Keys that may stand beside the options, for the message.
+        options: Values of the options by name.
+        beside: Other allowed keys, for the message.
 
     Raises:
         UserError: An unknown or a missing option.
@@ -442,7 +442,7 @@ def check_options(
             raise UserError(f"{kind} lacks the option {name!r}")
 
 
-# --- what a run folder names ----------------------------------------------------------------------
+# --- components that a run folder names -----------------------------------------------------------
 
 _MOST_DEPTH = 8
 _MOST_VALUES = 10_000
@@ -451,26 +451,26 @@ _MOST_VALUES = 10_000
 def check_recorded(
     tree: Mapping[str, Any], config_dir: str | Path | None, where: str
 ) -> dict[str, Any]:
-    """Check the components that a run folder's config names, so that they may be built.
+    """Check that the components in a run folder's config may be built.
 
-    A run folder may come from anybody. It can choose among the components that ``conf/`` and
-    ``config_dir`` name, and set their options to plain values; it cannot name other code.
+    A run folder may come from anybody, so it must not decide which code runs. It can choose among
+    the components that ``conf/`` and ``config_dir`` name, and set their options to plain values.
 
     Args:
-        tree: The config as it is recorded.
-        config_dir: A further folder with config groups, given on this command line.
-        where: The run in messages.
+        tree: The recorded config.
+        config_dir: A second folder of config groups, given on this command line.
+        where: Name of the run in messages.
 
     Returns:
-        The config with the paths of components that were moved since (:data:`MOVED`).
+        The config with the present paths of components that moved (:data:`MOVED`).
 
     Raises:
-        UserError: A ``_target_`` that neither folder has, or a value that no config has.
+        UserError: A ``_target_`` that no file in either folder has, or a value that no config has.
     """
     _check_size(tree, where)
     checked = _moved(tree)
     groups = dict(_recorded_groups(checked, where))
-    # A _target_ anywhere else is nothing that normbench wrote.
+    # normbench writes no _target_ anywhere else.
     for path, found in _targets(checked):
         if path not in groups:
             raise UserError(f"{where} names {found!r} at {path}, where no component belongs")
@@ -497,7 +497,7 @@ _STRUCTURE = ("weight", "bfn", "places")
 def _recorded_groups(
     tree: Mapping[str, Any], where: str
 ) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    """Yield each place of a config that holds a component: its path, its group and its keys."""
+    """Yield the path, the group and the keys of each component in a config."""
 
     def group_at(parent: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]:
         value = parent.get(key) or {}
@@ -543,7 +543,7 @@ def _moved(value: Any) -> Any:
 
 
 def _check_size(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse what YAML's aliases can make of a small file: endless or enormous values."""
+    """Refuse the endless or enormous values that YAML's aliases can make of a small file."""
     left = _MOST_VALUES
     waiting: list[tuple[Any, int]] = [(tree, 0)]
     while waiting:
@@ -566,9 +566,9 @@ def _holds_mapping(value: Any) -> bool:
 def _check_mapping(
     group: str, key: str, value: Any, config_dir: str | Path | None, sets: str
 ) -> None:
-    """Refuse an option that is a mapping, unless a file of the group sets it to that very value.
+    """Refuse an option that is a mapping, unless a file of the group has the same value.
 
-    Keras builds objects from mappings that name a module and a class.
+    Keras would build an object of any class from a mapping that names a module and a class.
     """
     written = json.dumps(value, sort_keys=True, default=str)
     for file in _files_of(group, config_dir):

@@ -1,4 +1,8 @@
-"""The config of a run: composed from ``conf/`` by Hydra, checked, and named by its signature."""
+"""The config of a run: :func:`compose` builds a :class:`Config` from ``conf/`` and overrides.
+
+Hydra composes the chosen files of the groups; values are then checked here, against the types that
+the files have, and put in. ``Config.signature`` is a hash of all keys that decide a run's numbers.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +43,19 @@ __all__ = [
 ]
 
 STORE_VARIABLE = "NORMBENCH_STORE"
-"""Environment variable that names the store of commands that name none."""
+"""Environment variable with the store of commands that name none."""
 
 SCHEMA = 1
-"""Version of the meaning of a config; part of every signature, raised when numbers would change."""
+"""Version of the meaning of a config, and part of every signature: raise it if numbers change."""
+
+PLACES = ("stem", "pre", "mid", "post", "shortcut", "head")
+"""Places at which a network normalizes: after the stem; after a block's first, inner and last
+convolution (of two convolutions, the first counts as inner); on the shortcut; before the head."""
 
 _MARK = "launch"
 _LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
 _TEXTS = ("store", "label")  # keys that take any text
-_LATER = {"later": True}  # of fields that came later: their default is no part of a signature
+_LATER = {"later": True}  # metadata of newer fields: signatures leave their default out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,7 @@ class Config:
 
     @property
     def micro_batch(self) -> int:
-        """Images that go through the network at once, as far as the config decides it."""
+        """Images in a forward pass; the whole batch where ``accumulate=auto`` decides later."""
         return self.batch // (1 if self.accumulate == "auto" else self.accumulate)
 
     @property
@@ -117,12 +125,12 @@ class Config:
 
     @property
     def signature(self) -> str:
-        """Eight hex digits that two configs share exactly when their numbers must be equal."""
+        """Eight hex digits, equal for two configs exactly if their numbers must be equal."""
         return self._hashed(_signed)
 
     @property
     def earlier_signature(self) -> str:
-        """The signature that versions gave for which 1.0 was not 1 in the user's own classes."""
+        """Signature in versions that told 1.0 from 1 in the options of a user's own class."""
         return self._hashed(lambda tree: _signed(tree, own_numbers=False))
 
     def _hashed(self, signed: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
@@ -154,10 +162,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
-        """Build a config from what :meth:`to_dict` gave, now or before its newest fields.
+        """Build a config from a result of :meth:`to_dict`, of this or an earlier version.
 
         Raises:
-            UserError: A key is unknown, or one is missing that decides the numbers.
+            UserError: A key is unknown, or one that decides the numbers is missing.
         """
         known = {each.name for each in fields(cls)}
         for key in tree:
@@ -175,12 +183,45 @@ class Config:
         return cls(**copy.deepcopy(checked))
 
 
+def _is_foreign(target: str) -> bool:
+    return bool(target) and not target.startswith("normbench.")
+
+
+def _signed(tree: Any, foreign: bool = False, *, own_numbers: bool = True) -> Any:
+    """Return the part of a config that its signature hashes.
+
+    Paths inside this package are left out, so that moving a class changes no signature. In options
+    of a user's own class, whose types nobody declares, 1.0 becomes 1.
+
+    Args:
+        tree: A value of the config.
+        foreign: Whether the value is an option of a class outside this package.
+        own_numbers: Whether 1.0 becomes 1 there, as it did not in earlier versions.
+    """
+    if isinstance(tree, Mapping):
+        target = str(tree.get("_target_", ""))
+        inside = _is_foreign(target) if target else foreign
+        return {
+            key: _signed(value, inside, own_numbers=own_numbers)
+            for key, value in tree.items()
+            if not (key == "_target_" and str(value).startswith("normbench."))
+        }
+    if isinstance(tree, list | tuple):
+        return [_signed(item, foreign, own_numbers=own_numbers) for item in tree]
+    if own_numbers and foreign and isinstance(tree, float) and tree.is_integer():
+        return int(tree)
+    return tree
+
+
+# --- composing a config ---------------------------------------------------------------------------
+
+
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
     """Compose one run's config from ``conf/`` and command-line overrides.
 
     Args:
         overrides: Hydra overrides such as ``norm=gn_ws``, ``batch=16``, ``norm.groups=4``.
-        config_dir: A further folder with groups like those of ``conf/``, searched as well.
+        config_dir: A second folder of config groups, laid out like ``conf/``.
 
     Raises:
         UserError: An unknown key, name or value, a value of the wrong type or out of range, or
@@ -194,12 +235,16 @@ def compose_parsed(
     config_dir: str | Path | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Config:
-    """As :func:`compose`, of overrides already parsed.
+    """Compose one run's config from overrides that are parsed already.
 
     Args:
-        overrides: Of one run.
-        config_dir: A further folder with config groups.
-        groups: What :func:`group_options` gives; spares the cells of a sweep looking for files.
+        overrides: Results of :func:`parse`, for one run.
+        config_dir: A second folder of config groups, laid out like ``conf/``.
+        groups: Result of :func:`group_options`. A sweep passes it, so that its cells need not list
+            the files again.
+
+    Raises:
+        UserError: As in :func:`compose`.
     """
     groups = group_options(config_dir) if groups is None else groups
     chosen: list[str] = []
@@ -244,43 +289,23 @@ def compose_parsed(
 
 
 def default_store() -> str:
-    """Return the folder of runs where none is named: that of ``NORMBENCH_STORE``, else ``runs``."""
+    """Return the default folder of runs: ``$NORMBENCH_STORE`` if it is set, else ``runs``."""
     return os.environ.get(STORE_VARIABLE) or "runs"
 
 
 def _stored(config: Config) -> Config:
-    """Refuse a config that names no store, as ``store=$UNSET`` does."""
+    """Refuse an empty store, which ``store=$UNSET`` gives."""
     if not config.store.strip():
         raise UserError("store is empty: write store=FOLDER, or leave it out for the default")
     return config
 
 
-def _place(
-    tree: Any,
-    norm_file: str,
-    placing: Sequence[tuple[str, Any]],
-    names: Sequence[str],
-    config_dir: str | None,
-) -> None:
-    """Turn the names of normalizations that ``tree.norm`` places into their full options."""
-    from omegaconf import OmegaConf
-
-    def options_of_norm(name: str) -> dict[str, Any]:
-        composed, _ = _compose_groups((f"norm={name}",), config_dir)
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(composed.norm))
-
-    for key, value in placing:
-        OmegaConf.update(tree, key, _plain(value), merge=False)
-    norm = typing.cast("dict[str, Any]", OmegaConf.to_container(tree.norm))
-    tree.norm = _expand_placement(norm, norm_file, names, options_of_norm, _like)
-
-
 @lru_cache(maxsize=4096)
 def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
-    """Compose one choice of groups; cells of a sweep that share it compose it once.
+    """Compose one choice of groups with Hydra, once for all cells of a sweep that share it.
 
     Returns:
-        The config, and the name of the file that was chosen for the group ``norm``.
+        The config, and the name of the chosen file of the group ``norm``.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -310,10 +335,11 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
 def _plain_groups(
     chosen: tuple[str, ...], config_dir: str | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """A choice of groups as plain dicts, and its keys; values can be put there without OmegaConf.
+    """Return a choice of groups as plain dicts, and its leaves by dotted key.
 
-    None instead where one value may depend on another: a normalization that places others, and
-    interpolations.
+    Values can be put into plain dicts without OmegaConf, which is what makes large sweeps fast. The
+    dicts are None if one value may depend on another: with interpolations, and with a normalization
+    that places others.
     """
     from omegaconf import OmegaConf
 
@@ -331,6 +357,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
+# --- keys and values ------------------------------------------------------------------------------
+
+
 def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options:
@@ -338,7 +367,7 @@ def _check_option(group: str, value: Any, options: Sequence[str]) -> None:
 
 
 def _set(tree: Any, key: str, value: Any, text: str, groups: Mapping[str, Sequence[str]]) -> None:
-    """Set ``key`` in the composed ``tree`` after checking that it exists and what it holds."""
+    """Set ``key`` in the composed ``tree``; check that it exists and that the value fits it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -357,14 +386,18 @@ def _checked(
     known: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
 ) -> Any:
-    """Return a value for ``key``, one of the ``known`` keys, as the type that the key holds.
+    """Return a value with the type that ``key`` holds.
 
     Args:
-        key: Of the config, with dots.
-        value: As Hydra reads it.
+        key: A dotted key of the config.
+        value: The value as Hydra reads it.
         text: The value as it was typed, for a key that holds a text.
         known: Every key with its default.
-        groups: The groups of the config with their names.
+        groups: Every group with the names that it offers.
+
+    Raises:
+        UserError: There is no such key, it is decided by the choice of a group, or the value has
+            another type.
     """
     if key not in known:
         raise _unknown_key(key, value, list(known), groups)
@@ -385,7 +418,7 @@ def _checked(
 
 
 def _refuse_several(key: str, value: Any, text: str) -> None:
-    """Refuse what Hydra reads as several values, which only a key that holds a text takes."""
+    """Refuse a value that Hydra reads as several values."""
     from hydra.core.override_parser.types import Sweep
 
     if isinstance(value, Sweep):
@@ -406,7 +439,7 @@ def _target_of(key: str, known: Mapping[str, Any]) -> str:
 def _unknown_key(
     key: str, value: Any, known: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> UserError:
-    """Say what may be set where ``key`` was tried, and which key was most likely meant."""
+    """Build the error for a key that does not exist, with the nearest key and the allowed ones."""
     as_group = key.replace(".", "/")
     if as_group in groups:
         return UserError(f"{key!r} is a group: choose {as_group}={value}")
@@ -438,10 +471,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _like(key: str, value: Any, default: Any, target: str) -> Any:
-    """Return ``value`` as the type that the default in its group's file has, or refuse it.
+    """Return ``value`` with the type of the default in its group's file, or refuse it.
 
-    A whole number in a file of the user's own, for a class of the user's own, stands for any
-    number: ``factor: 1`` says nothing of whether ``factor=0.5`` makes sense.
+    For a user's own class, a whole number in the file allows any number: ``factor: 1`` does not
+    mean that ``factor=0.5`` makes no sense.
     """
     if isinstance(value, str) and value.startswith("${"):
         return value
@@ -463,7 +496,7 @@ def _like(key: str, value: Any, default: Any, target: str) -> Any:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` checked against a type hint, whole numbers made float where asked."""
+    """Check ``value`` against a type hint, and convert whole numbers for a float."""
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)
@@ -499,7 +532,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what Hydra's parser gives (quoted strings, nested lists) into plain values."""
+    """Convert values of Hydra's parser (quoted strings, nested lists) to plain Python values."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
@@ -521,32 +554,9 @@ def _resolved(tree: Any) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0]) from None
 
 
-def _is_foreign(target: str) -> bool:
-    return bool(target) and not target.startswith("normbench.")
-
-
-def _signed(tree: Any, foreign: bool = False, *, own_numbers: bool = True) -> Any:
-    """Return what a signature is made of: paths inside this package change no number, and in the
-    options of a class of the user's own, whose types nobody declares, 1.0 is 1 (where
-    ``own_numbers``)."""
-    if isinstance(tree, Mapping):
-        target = str(tree.get("_target_", ""))
-        inside = _is_foreign(target) if target else foreign
-        return {
-            key: _signed(value, inside, own_numbers=own_numbers)
-            for key, value in tree.items()
-            if not (key == "_target_" and str(value).startswith("normbench."))
-        }
-    if isinstance(tree, list | tuple):
-        return [_signed(item, foreign, own_numbers=own_numbers) for item in tree]
-    if own_numbers and foreign and isinstance(tree, float) and tree.is_integer():
-        return int(tree)
-    return tree
-
-
 @lru_cache(maxsize=1)
 def _shipped_numbers() -> dict[str, dict[str, Any]]:
-    """Return by ``_target_`` the options that are numbers, or lists of them, in ``conf/``."""
+    """Return the options in ``conf/`` that are numbers or lists of numbers, by ``_target_``."""
     found: dict[str, dict[str, Any]] = {}
     for tree in read_groups():
         known = found.setdefault(str(tree.get("_target_")), {})
@@ -558,9 +568,9 @@ def _shipped_numbers() -> dict[str, dict[str, Any]]:
 
 
 def _with_number_types(tree: Any, key: str = "") -> Any:
-    """Give the options of shipped classes the types of numbers that they have in ``conf/``.
+    """Give numbers in the options of shipped classes the types that they have in ``conf/``.
 
-    A file of one's own may say ``lr: 1`` for ``lr: 1.0``: it is the same run.
+    A user's file may have ``lr: 1`` for ``lr: 1.0``; it is the same run.
 
     Raises:
         UserError: A fraction where ``conf/`` has a whole number.
@@ -581,7 +591,7 @@ def _with_number_types(tree: Any, key: str = "") -> Any:
 
 
 def _as_number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """Return a number as ``kind``; what is no number is left to the class that takes it."""
+    """Convert a number to ``kind``; other values are left for the class that takes them."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -594,11 +604,31 @@ def _at_least(key: str, value: int, least: int) -> None:
         raise UserError(f"{key} must be at least {least}, got {value}")
 
 
-# --- which normalization goes where: the names in a config turned into full options ---------------
+# --- placed normalizations: names turned into options --------------------------------------------
+
+
+def _place(
+    tree: Any,
+    norm_file: str,
+    placing: Sequence[tuple[str, Any]],
+    names: Sequence[str],
+    config_dir: str | None,
+) -> None:
+    """Replace the names of the normalizations that ``tree.norm`` places by their full options."""
+    from omegaconf import OmegaConf
+
+    def options_of_norm(name: str) -> dict[str, Any]:
+        composed, _ = _compose_groups((f"norm={name}",), config_dir)
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(composed.norm))
+
+    for key, value in placing:
+        OmegaConf.update(tree, key, _plain(value), merge=False)
+    norm = typing.cast("dict[str, Any]", OmegaConf.to_container(tree.norm))
+    tree.norm = _expand_placement(norm, norm_file, names, options_of_norm, _like)
 
 
 def names_placement(key: str, norm: Mapping[str, Any]) -> bool:
-    """Whether setting ``key`` chooses a place, or the normalization at one."""
+    """Return whether ``key`` chooses a place, or the normalization at one."""
     if key in ("norm.place", "norm.bfn"):
         return key.removeprefix("norm.") in norm
     return key.startswith("norm.places.") and key.count(".") == 2 and "places" in norm
@@ -678,10 +708,3 @@ def _expand_placement(
 def _check_place(key: str, place: Any) -> None:
     if place not in PLACES:
         raise unknown(f"place in {key}", str(place), PLACES)
-
-
-# --- the places at which a network normalizes -----------------------------------------------------
-
-PLACES = ("stem", "pre", "mid", "post", "shortcut", "head")
-"""After the stem; after a block's first, inner and last convolution (one of two convolutions has
-no first: what follows it lies in the middle); on the shortcut; before the head."""

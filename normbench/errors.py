@@ -1,4 +1,4 @@
-"""Errors that end a command, each a single line a person can act on."""
+"""Errors that end a command, each a single line that a person can act on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 LONGEST_REASON = 600
-"""Characters of a reason that are shown; the traceback has the rest."""
+"""Longest reason that is shown, in characters; the traceback has all of it."""
 
 _KERAS = "Exception encountered when calling "
 _AUTOGRAPH = "in user code:"
@@ -15,19 +15,23 @@ _CALL_STACK = "(most recent call last):"
 
 
 class NormbenchError(Exception):
-    """A failed run or an environment that does not serve; the command exits with 1."""
+    """A run failed, or the environment lacks something; the command exits with 1."""
 
     exit_code = 1
 
 
 class UserError(NormbenchError):
-    """A mistake in what was asked for; the command exits with 2."""
+    """A mistake in the command or the config; the command exits with 2."""
 
     exit_code = 2
 
 
+class TooLarge(UserError):
+    """A run that needs more memory than the machine has."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name most like ``name``, or None when nothing is close."""
+    """Return the allowed name most similar to ``name``, or None if none is close."""
     pool = list(allowed)
     folded = {candidate.lower(): candidate for candidate in pool}
     cutoff = 0.5 if len(name) < 4 else 0.6  # one wrong letter of two is half
@@ -38,7 +42,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that does not exist: the value, the nearest, what is allowed."""
+    """Build the error for a name that does not exist, with the nearest and all allowed names."""
     pool = sorted(allowed)
     close = nearest(name, pool)
     hint = f": did you mean {close!r}?" if close else ""
@@ -47,7 +51,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why ``error`` was raised, without what libraries wrapped round it.
+    """Return the reason of an error in one line, without the text that libraries wrapped around it.
 
     An error of this package is its message alone; any other begins with its type.
     """
@@ -58,7 +62,7 @@ def reason(error: BaseException) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return :func:`reason` for a sentence that says what cannot be: a ValueError without type."""
+    """Return :func:`reason` for use inside a sentence: without the type of a ValueError."""
     kind, message = details(error)
     plain = isinstance(original(error), (NormbenchError, ValueError, TypeError))
     return message if plain and message else with_type(kind, message)
@@ -73,7 +77,7 @@ def details(error: BaseException) -> tuple[str, str]:
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the error that a layer raised, of the copy that Keras or AutoGraph made of it.
+    """Return the error that a layer raised, given the copy that Keras or AutoGraph made of it.
 
     Both raise a copy whose message has the original one in its middle, and keep the original as
     its ``__context__``.
@@ -84,7 +88,7 @@ def original(error: BaseException) -> BaseException:
 
 
 def unwrapped(kind: str, message: str) -> tuple[str, str]:
-    """Take an error's own type and message out of the text that libraries wrapped round it.
+    """Extract an error's own type and message from the text that libraries wrapped around it.
 
     Keras, AutoGraph, TensorFlow's graphs and the callbacks of TensorFlow and JAX each have their
     own form.
@@ -118,7 +122,7 @@ def with_type(kind: str, message: str) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return an error's message; of a KeyError not as a literal, in which lines are no lines."""
+    """Return an error's message; for a KeyError the text itself, not its repr."""
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0])
     return str(error)
@@ -152,13 +156,9 @@ def _plain(message: str) -> str:
     return message if len(message) <= LONGEST_REASON else message[: LONGEST_REASON - 1] + "…"
 
 
-class TooLarge(UserError):
-    """A run that needs more memory than the machine has."""
-
-
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it came from."""
-    seen: list[BaseException] = []
+    """Yield an exception and the ones that caused it."""
+    seen: list[BaseException] = []  # causes may form a cycle
     current: BaseException | None = error
     while current is not None and current not in seen:
         seen.append(current)
@@ -167,10 +167,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception, or one that it came from, tells that memory was short.
+    """Recognize out-of-memory errors, also as the cause of another error.
 
-    TensorFlow and JAX raise types of their own; they are told by name, so that neither is imported
-    here.
+    The types of TensorFlow and JAX are recognized by name, so that neither is imported here.
     """
     return any(
         isinstance(each, MemoryError)

@@ -1,4 +1,4 @@
-"""Formats: how numbers are written for a person, the same wherever they are shown."""
+"""Formats: one way to write each kind of number for a person, wherever it is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from normbench.errors import unwrapped, with_type
 
-#: Shown where a number is not known.
+#: Written for an unknown number.
 UNKNOWN = "–"
 
 
@@ -19,11 +19,11 @@ def is_known(value: float | None) -> TypeGuard[float]:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line in which every character shows.
+    """Return a text in one line in which every character is visible.
 
-    Line breaks, terminal escapes, lone surrogates and characters without a width or that change
-    the direction of the text are written as Python writes them: a line break is a backslash
-    and an ``n``. The joiners of emoji and of some scripts stay.
+    Line breaks, terminal escapes, lone surrogates, and characters that have no width or change the
+    direction of the text are written as Python escapes them: a line break as a backslash and an
+    ``n``. The joiners of emoji and of some scripts stay.
     """
     return "".join(
         character.encode("unicode_escape").decode() if _is_hidden(character) else character
@@ -43,7 +43,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 
 def count(value: float | None) -> str:
-    """Write a count with its thousands apart: ``45,000``; below 10, a fraction keeps two digits."""
+    """Write a count with thousands separators: ``45,000``; a fraction below 10 with two digits."""
     if not is_known(value):
         return UNKNOWN
     return f"{value:.2g}" if value < 10 and value != int(value) else f"{round(value):,}"
@@ -61,7 +61,7 @@ def small(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Write a time still to run: ``0:09``, ``4:32``, ``1:04:32``, ``2d 03h``."""
+    """Write a remaining time: ``0:09``, ``4:32``, ``1:04:32``, ``2d 03h``."""
     if not is_known(seconds):
         return UNKNOWN
     whole = max(0, round(seconds))
@@ -73,7 +73,7 @@ def clock(seconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time that was taken: ``0.42 s``, ``12.3 s``, ``4 min 32 s``, ``2 h 04 min``."""
+    """Write an elapsed time: ``0.42 s``, ``12.3 s``, ``4 min 32 s``, ``2 h 04 min``."""
     if not is_known(seconds):
         return UNKNOWN
     if seconds < 59.95:
@@ -85,7 +85,7 @@ def duration(seconds: float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """Write how long ago something was, in its largest unit: ``40s``, ``5m``, ``3h``, ``12d``."""
+    """Write an age in its largest unit: ``40s``, ``5m``, ``3h``, ``12d``."""
     if not is_known(seconds):
         return UNKNOWN
     whole = max(0, int(seconds))
@@ -106,16 +106,16 @@ def size(number: int) -> str:
 
 
 def failure(error: Mapping[str, Any]) -> str:
-    """Write a failure (``type`` and ``message``) in one line, cut at 300 characters.
+    """Write a recorded error (``type`` and ``message``) in one line of at most 300 characters.
 
-    Runs of earlier versions recorded the message with what Keras had wrapped round it.
+    Runs of earlier versions recorded the message with the text that Keras wraps around it.
     """
     text = with_type(*unwrapped(str(error.get("type")), str(error.get("message") or "")))
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 def nothing_to_train(summary: Mapping[str, Any]) -> str:
-    """Say of a run that was complete before how it ended, from its ``summary.json``."""
+    """Say how a run that is complete already ended, from its ``summary.json``."""
     if summary.get("status") == "diverged":
         return f"already ended: it diverged in epoch {summary.get('diverged_epoch')}"
     accuracy = summary.get("test_acc")

@@ -1,8 +1,8 @@
 """Overrides: the words ``key=value`` of a command line, read by Hydra's grammar.
 
-Hydra's lexer knows ASCII letters and a few signs, and turns ``1e3``, ``007`` or ``null`` into
-values. A key that holds a text takes any text all the same: :func:`parse` quotes what Hydra cannot
-read, and :func:`written` returns a value as it was typed.
+Hydra's lexer accepts ASCII letters and a few signs, and turns ``1e3``, ``007`` or ``null`` into
+values. A key that holds a text must accept any text, so :func:`parse` quotes values that Hydra
+cannot read, and :func:`written` returns a value as it was typed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from normbench.errors import UserError
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Parse overrides into Hydra ``Override`` objects, which also keep what was ``typed``.
+    """Parse overrides into Hydra ``Override`` objects; ``typed`` is the word as it was typed.
 
-    A value that Hydra's grammar does not know, as ``実験`` or ``it's``, is a text.
+    A value that Hydra's grammar cannot read, such as ``実験`` or ``it's``, is a text.
 
     Raises:
         UserError: There is no ``key=``.
@@ -34,27 +34,27 @@ def parse(overrides: Sequence[str]) -> list[Any]:
             except HydraException:
                 reason = " ".join(str(error).split())
                 raise UserError(f"cannot read {text!r}: write key=value ({reason})") from None
-        override.typed = text  # input_line has our quotes, so that Hydra can read it again
+        override.typed = text  # input_line has the added quotes, so that Hydra can read it again
         parsed.append(override)
     return parsed
 
 
 def quoted(text: str) -> str:
-    """Return a text in Hydra's quotes, which it reads back as the same text."""
+    """Quote a text so that Hydra reads it back unchanged."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def written(override: Any) -> str:
-    """Return what an override has after the equals sign, as it was typed."""
+    """Return the value of an override as it was typed."""
     return str(override.typed).partition("=")[2].strip()
 
 
 def as_text(override: Any) -> str:
     """Return the text that an override gives to a key that holds a text.
 
-    Quotes and escapes are Hydra's; a number, a list or several values are what was typed.
+    A quoted text is unquoted as Hydra does it; a number, a list or several values stay as typed.
     """
     if not override.is_sweep_override():
         value = override.value()
@@ -64,15 +64,15 @@ def as_text(override: Any) -> str:
 
 
 def values(override: Any) -> list[str]:
-    """Return the elements of ``a,b,c`` after the equals sign, each as it was typed."""
+    """Return the values ``a,b,c`` of an override, each as it was typed."""
     return _split(written(override))
 
 
 def search_path(config_dir: str) -> str:
-    """Return the override with which Hydra looks for groups in a further folder, too.
+    """Return the override that makes Hydra search a second folder for groups.
 
     Raises:
-        UserError: Hydra would take a part of the path for an interpolation.
+        UserError: The path has ``${``, which Hydra would take for an interpolation.
     """
     if "${" in config_dir:
         raise UserError(f"--config-dir {config_dir!r}: Hydra cannot read a path with ${{ in it")
@@ -80,7 +80,7 @@ def search_path(config_dir: str) -> str:
 
 
 def refers(value: Any) -> bool:
-    """Whether a value has an interpolation, as ``${batch}``."""
+    """Return whether a value has an interpolation such as ``${batch}``."""
     return re.search(r"\$\{[^}]+\}", str(value)) is not None
 
 
@@ -117,7 +117,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def _split(value: str) -> list[str]:
-    """Split at the commas that stand in no quotes and no brackets; unbalanced text is one."""
+    """Split at commas outside quotes and brackets; a text with unbalanced ones stays whole."""
     elements, start, open_, i = [], 0, list[str](), 0
     while i < len(value):
         sign = value[i]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic replacement, strict JSON, and appended lines of JSON."""
+"""Files that survive a crash: atomic replacement, strict JSON, and appended lines of JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from normbench.errors import NormbenchError, UserError
 from normbench.store import schema
 
-#: Bytes that a file of records may have; far above any, and far below a machine's memory.
+#: Largest size in bytes of a file of records: far above any real one, far below a machine's memory.
 MOST = 1 << 28
 
 
@@ -34,7 +34,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 class StoreError(NormbenchError):
-    """A file of the store that cannot be read or written; names the file and the reason."""
+    """A file of the store cannot be read or written; the message names the file and the reason."""
 
 
 def store_error(verb: str, path: Path, error: OSError) -> StoreError:
@@ -43,16 +43,16 @@ def store_error(verb: str, path: Path, error: OSError) -> StoreError:
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: of ``XDG_CACHE_HOME``, else of the user's home."""
+    """Return the cache folder of normbench, in ``XDG_CACHE_HOME`` or the user's home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "normbench"
 
 
 def jsonable(value: Any) -> Any:
-    """Return ``value`` as strict JSON can hold it: NaN and infinities become None.
+    """Convert ``value`` to types that strict JSON has: NaN and infinities become None.
 
     NumPy scalars and 0-d arrays become Python numbers, tuples become lists, paths become strings.
-    Anything else JSON has no word for is left as it is, and refused when it is written.
+    Other types that JSON lacks are left alone, and refused when they are written.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -73,10 +73,10 @@ def jsonable(value: Any) -> Any:
 
 
 def printable(value: Any) -> Any:
-    """Return ``value`` with texts that UTF-8 can write.
+    """Return ``value`` with strings that can be encoded in UTF-8.
 
-    Arguments and file names that are not UTF-8 reach Python as halves of characters; they are
-    written as ``\\udcff``, so that a record of what was asked for never fails for it.
+    Arguments and file names that are not UTF-8 reach Python as lone surrogates. They are written as
+    ``\\udcff``, so that recording a command line never fails.
     """
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
@@ -91,14 +91,14 @@ def dumps(value: Any, indent: int | None = None) -> str:
     """Write strict JSON.
 
     Raises:
-        ValueError: a NaN or an infinity (pass the value through ``jsonable`` where that is meant).
-        TypeError: something JSON has no word for.
+        ValueError: A NaN or an infinity; :func:`jsonable` turns them into None.
+        TypeError: A type that JSON lacks.
     """
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable: without it a power cut may undo a rename."""
+    """Make the file names in ``folder`` durable; otherwise a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -107,15 +107,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace ``path`` by what ``write`` puts into the binary file it is handed.
+    """Replace the file ``path`` atomically; ``write`` writes the content to an open binary file.
 
-    Whatever happens on the way (a full disk, a kill, a power cut), ``path`` holds either all of
-    the old content or all of the new.
+    Whatever happens meanwhile (a full disk, a kill, a power cut), ``path`` has either all of the
+    old content or all of the new: the content goes to a temporary file, is forced to the disk, and
+    a rename gives it its name.
 
     Raises:
-        StoreError: the file cannot be written; the old one is untouched.
+        StoreError: The file cannot be written; the old one is untouched.
     """
-    # A name of its own for every attempt; the leading dot and ".tmp" let `sweep_temporary` find it.
+    # Each attempt has a name of its own. `sweep_temporary` finds it by the dot and ".tmp".
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         try:
@@ -149,12 +150,12 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def damaged(path: Path, reason: object) -> StoreError:
-    """Build the error of a file whose content cannot be what was written."""
+    """Build the error for a file whose content is not what was written to it."""
     return StoreError(f"cannot read {path}: {' '.join(str(reason).split())}")
 
 
 def _regular_size(path: Path) -> int:
-    """Return the bytes of a file; a pipe in its place, which would be waited for, is refused."""
+    """Return the size of a file in bytes; refuse a pipe, whose reader would wait forever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise damaged(path, "not a regular file")
@@ -182,10 +183,11 @@ def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] |
     """Return the JSON object in ``path``, or None where there is no such file.
 
     Args:
-        check: What it may hold.
+        path: Path of the file.
+        check: Check of the object.
 
     Raises:
-        StoreError: the file cannot be read, or does not hold one JSON object that ``check`` allows.
+        StoreError: The file cannot be read, or does not hold one JSON object that ``check`` allows.
     """
     data = read_bytes(path)
     if data is None:
@@ -218,13 +220,14 @@ def read_lines(
     A last line that is torn (its writer died) is left out; no file is an empty list.
 
     Args:
-        check: What a line may hold.
-        torn: Whether a last line that holds no object can be what a writer that died left.
-        data: The content of the file, where it was read already.
+        path: Path of the file.
+        check: Check of each line's object.
+        torn: Decides whether a last line without an object may be what a crash left behind.
+        data: The content of the file, if it was read already.
 
     Raises:
-        StoreError: a line before the last is no JSON object, or one that ``check`` forbids, or the
-            file cannot be read.
+        StoreError: A line before the last is not a JSON object, or one that ``check`` forbids, or
+            the file cannot be read.
     """
     content = (read_bytes(path) or b"") if data is None else data
     lines = content.splitlines(keepends=True)
@@ -244,10 +247,10 @@ def read_lines(
 
 
 def is_torn(line: bytes) -> bool:
-    """Return whether a machine that stopped can have left ``line`` of an append.
+    """Return whether an append that a crash interrupted can have left ``line``.
 
-    It leaves the start of the line, or zeros where a block was not written; never a whole line
-    with something else in it.
+    A crash leaves the start of the line, or zeros where a block was not written; never a whole
+    line with other content.
     """
     if b"\0\0" in line:
         return True
@@ -264,8 +267,8 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
     """Find where the sound lines of a JSON-lines file end, reading no more than its tail.
 
     Returns:
-        the offset after the last sound line, whether that line ends in a line feed, and its
-        object (None where there is no such line).
+        The offset after the last sound line, whether that line ends in a line feed, and its
+        object (None if there is no such line).
     """
     size = file.seek(0, os.SEEK_END)
     reach = 1 << 13
@@ -273,7 +276,8 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
         start = max(0, size - reach)
         file.seek(start)
         lines = file.read(size - start).splitlines(keepends=True)
-        if start == 0 or len(lines) > 2:  # the first may be cut, so the last two are whole
+        # The first line may be cut; with more than two, the last two are complete.
+        if start == 0 or len(lines) > 2:
             break
         reach *= 8
     if not lines:
@@ -306,10 +310,10 @@ def last_line(path: Path, check: schema.Check | None = None) -> dict[str, Any] |
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append ``value`` as one line of JSON, durable on return; a torn last line goes first.
+    """Append ``value`` as one line of JSON, durable on return; a torn last line is removed first.
 
     Raises:
-        StoreError: it cannot be written; the lines already there stay, with nothing after them.
+        StoreError: It cannot be written; the lines before stay, with nothing after them.
     """
     data = dumps(value).encode() + b"\n"
     try:

@@ -1,9 +1,9 @@
-"""The lock of a run folder: one process trains a run, and a dead owner's lock is free at once.
+"""The lock of a run folder, :func:`locked`: one process trains a run at a time.
 
-The lock is the kernel's (``flock``, taken through the library ``filelock`` on the file ``lock``):
-it belongs to the open file, so it is gone the moment its owner is, ``kill -9`` included, and
-nothing is ever cleaned up or waited for. ``lock.json`` beside it says who took it; it serves
-messages alone and decides nothing.
+The lock is the kernel's: ``flock`` on the file ``lock``, taken through the library ``filelock``.
+It belongs to the open file, so the kernel frees it the moment its owner ends, even by ``kill -9``,
+and nobody has to clean up or wait for a timeout. ``lock.json`` beside it names the owner; it is for
+messages only and decides nothing, so it may be stale or missing.
 
 Several hosts on one store: NFS (Linux 2.6.12 and later; version 4, or 3 with its lock daemon),
 Lustre mounted with ``flock`` and CephFS carry the lock between hosts. There a killed process frees
@@ -33,16 +33,17 @@ from normbench.store.files import StoreError, dumps, printable, read_json, store
 from normbench.store.provenance import utc_now
 from normbench.store.records import OWNER
 
-#: How long a taker outlasts programs that only look at the lock, in seconds. Each look takes
-#: microseconds, so this is reached only if some other program keeps the file locked for reading.
+#: Seconds for which a process that wants the lock retries while others only look at it. A look
+#: takes microseconds, so this is reached only if a program keeps the file locked for reading.
 PATIENCE = 10.0
 
-#: The locks this process holds: their real paths. A child made by fork holds none of them.
+#: Real paths of the locks that this process holds, each with its process id: a forked child
+#: inherits this dict, but holds none of the locks.
 _held: dict[str, int] = {}
 
 
 class RunLocked(UserError):
-    """Another process trains this run; ``owner`` says who (None where it left no word)."""
+    """Another process trains this run; ``owner`` is its ``lock.json``, or None."""
 
     def __init__(self, message: str, owner: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -52,11 +53,12 @@ class RunLocked(UserError):
 def is_held(path: Path) -> bool:
     """Return whether some process, this one included, holds the lock at ``path``.
 
-    Looks with a shared lock, so that any number of lookers pass one another and only a taker
-    must look twice (see ``take``); writes nothing, so it serves on a read-only store, too.
+    It tries a shared lock, so that any number of processes may look at once and only one that
+    takes the lock must try twice (see :func:`_take`). It writes nothing, so that it also works in
+    a read-only store.
 
     Raises:
-        StoreError: the file cannot be opened, or its file system has no locks.
+        StoreError: The file cannot be opened, or its file system has no locks.
     """
     if _held.get(os.path.realpath(path)) == os.getpid():
         return True
@@ -68,7 +70,8 @@ def is_held(path: Path) -> bool:
         raise store_error("read", path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # Closing would do, but not if another thread has just forked: the child shares the lock.
+        # Closing the file would release the lock too, but not if another thread has just forked:
+        # the child then holds the same open file, and with it the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return False
     except OSError as error:
@@ -82,9 +85,10 @@ def is_held(path: Path) -> bool:
 def _take(path: Path) -> FileLock | None:
     """Take the lock, or return None if another process owns it.
 
-    A failed attempt means an owner *or* somebody looking (`is_held`). A shared lock tells them
-    apart: lookers let it through, an owner does not. So nobody is refused because of a looker,
-    and an owner is found out without waiting.
+    A failed attempt means that another process owns the lock *or* is just looking at it
+    (:func:`is_held`). A shared lock tells the two apart: it is granted beside other shared locks,
+    but not beside an owner's. So nobody is refused because of a process that looks, and an owner is
+    detected without waiting.
     """
     lock = FileLock(path, thread_local=False)
     deadline = time.monotonic() + PATIENCE
@@ -98,7 +102,9 @@ def _take(path: Path) -> FileLock | None:
                 raise StoreError(
                     f"cannot lock {path}: another program keeps it locked for reading"
                 ) from None
-            time.sleep(random.uniform(0.0005, 0.005))  # unequal, so that takers do not keep step
+            time.sleep(
+                random.uniform(0.0005, 0.005)
+            )  # random, so that two takers do not collide again
             continue
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -126,9 +132,9 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 
 def _note(path: Path) -> dict[str, Any] | None:
-    """Return what ``lock.json`` says; None where there is none, or nothing that can be read.
+    """Return the content of ``lock.json``, or None if it is missing or damaged.
 
-    It serves messages alone: that it is damaged must not end what only asks who trains a run.
+    It is for messages only: damage to it must not end a command.
     """
     try:
         return read_json(path.with_suffix(".json"), OWNER)
@@ -137,10 +143,15 @@ def _note(path: Path) -> dict[str, Any] | None:
 
 
 def owner_of(path: Path, patience: float = 0.0) -> dict[str, Any] | None:
-    """Return what the owner of the lock at ``path`` says of itself, or None if nobody holds it.
+    """Return the note of the owner of the lock at ``path``, or None if nobody holds it.
 
-    Keys: ``host``, ``pid``, ``started`` (ISO-8601 UTC), ``command`` (list of arguments). An owner
-    that has not yet said anything is waited for up to ``patience`` seconds, then reported as {}.
+    Args:
+        path: Path of the lock.
+        patience: Seconds to wait for an owner that has not written its note yet.
+
+    Returns:
+        ``host``, ``pid``, ``started`` (ISO-8601 UTC) and ``command`` (list of arguments); {} if the
+        owner wrote no note in time.
     """
     deadline = time.monotonic() + patience
     while is_held(path):
@@ -154,7 +165,7 @@ def owner_of(path: Path, patience: float = 0.0) -> dict[str, Any] | None:
 
 
 def refusal(name: str, owner: dict[str, Any] | None) -> RunLocked:
-    """Build the error that says who trains the run ``name``."""
+    """Build the error that names the process that trains the run ``name``."""
     if not owner:
         return RunLocked(f"run {name} is being trained by another process", owner)
     command = shlex.join(str(part) for part in owner.get("command") or [])
@@ -170,11 +181,11 @@ def locked(path: Path, name: str, command: Sequence[str]) -> Iterator[dict[str, 
     """Hold the lock at ``path`` for the run ``name``.
 
     Yields:
-        what the last owner left if it died without letting go, else None.
+        The note of the last owner if it died without releasing the lock, else None.
 
     Raises:
-        RunLocked: another process (or another part of this one) holds it.
-        StoreError: the lock or ``lock.json`` cannot be written.
+        RunLocked: Another process, or another caller in this process, holds it.
+        StoreError: The lock or ``lock.json`` cannot be written.
     """
     key = os.path.realpath(path)
     lock = None if _held.get(key) == os.getpid() else _take(path)
@@ -194,7 +205,7 @@ def locked(path: Path, name: str, command: Sequence[str]) -> Iterator[dict[str, 
         write_text(note, dumps(owner, indent=2) + "\n")
         yield died
     finally:
-        if os.getpid() == pid:  # a child made by fork that unwinds to here lets go of nothing
+        if os.getpid() == pid:  # a forked child that unwinds to here must release nothing
             with contextlib.suppress(OSError):
                 note.unlink(missing_ok=True)
             del _held[key]

@@ -1,11 +1,13 @@
-"""A run folder: its files, its lock and what they say of the run.
+"""A run folder: :class:`Run` reads and writes its files, and checks that they are undamaged.
 
-A run folder is readable and resumable at any moment, however its process ended: every file but
-``metrics.jsonl`` is replaced atomically, and of ``metrics.jsonl`` only the last line can be torn,
-which reading ignores and the next append removes.
+A run folder is readable and resumable at any moment, however its process ended. Every file but the
+``.jsonl`` ones and the log is replaced atomically. ``metrics.jsonl`` and ``diagnosis.jsonl`` are
+appended to, so a crash can tear their last line only; readers ignore a torn last line, and the next
+append removes it.
 
-Who trains a run holds its lock (`Run.lock`) and is the only one to write in its folder; anybody
-may read at any time. `runlock` says what holds where several hosts share a store.
+The process that trains a run holds its lock (:meth:`Run.lock`) and is the only one that writes to
+the folder. Any process may read at any time, without the lock. `normbench.store.lock` says what the
+lock guarantees where several hosts share a store.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from normbench.store.provenance import utc_now
 if TYPE_CHECKING:
     import numpy as np
 
-#: Version of the run folder's layout; a store written by a newer one is refused, not misread.
+#: Version of the run folder's layout. A folder of a newer version is refused rather than misread.
 SCHEMA = 1
 
 Status = Literal["missing", "running", "interrupted", "finished", "diverged", "failed"]
@@ -42,7 +44,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: The end of a run folder's name.
 _SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
 
-#: Complete runs that this process read and that have no checksums: an earlier version wrote them.
+#: Complete runs without checksums, written by an earlier version, that this process has read.
 without_checksums: set[Path] = set()
 
 
@@ -50,19 +52,20 @@ def _check_size(value: Any, data: bytes) -> None:
     """Refuse a config that YAML's aliases (``*name``) unfold to more than its file could say."""
     if b"*" not in data:
         return
-    pending, seen = [value], 0
+    # Without aliases a file of n bytes holds fewer than n values.
+    pending, count = [value], 0
     while pending:
-        each = pending.pop()
-        seen += 1
-        if seen > len(data):
+        item = pending.pop()
+        count += 1
+        if count > len(data):
             raise schema.Mismatch("its aliases unfold to too much")
-        if isinstance(each, dict):
-            pending += each.values()
-        elif isinstance(each, list):
-            pending += each
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
 
 
-@lru_cache(maxsize=4)  # one run's is asked for several times in a row
+@lru_cache(maxsize=4)  # one run's config is asked for several times in a row
 def _config_of(data: bytes) -> dict[str, Any]:
     """Parse a ``config.yaml`` and check the types in it. The result is shared: copy it.
 
@@ -87,7 +90,7 @@ def _config_of(data: bytes) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _signatures_of(data: bytes) -> tuple[str, ...]:
-    """Compute the signatures that a ``config.yaml`` may have; none if it is not a run's config."""
+    """Return the signatures that a ``config.yaml`` may have; none if it is not a run's config."""
     from normbench.config import Config
 
     tree = {k: v for k, v in _config_of(data).items() if k not in ("signature", "schema")}
@@ -99,7 +102,7 @@ def _signatures_of(data: bytes) -> tuple[str, ...]:
 
 
 class Run:
-    """One run folder. Holds no state: every property reads the files as they are now."""
+    """One run folder. It has no state: every property reads the files as they are now."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -128,7 +131,7 @@ class Run:
         config = self._parsed_config(data)
         try:
             _, seals = self._read_meta()
-        except StoreError:  # the status names the file that is damaged: not this one
+        except StoreError:  # meta.json is damaged, not the config; `status` reports it
             return config
         self._check_config(data, seals)
         return config
@@ -138,7 +141,7 @@ class Run:
         """``meta.json``, or None if there is none.
 
         Raises:
-            StoreError: it cannot be read, or a newer normbench wrote it.
+            StoreError: It cannot be read, or a newer normbench wrote it.
         """
         return self._read_meta()[0]
 
@@ -147,7 +150,7 @@ class Run:
         """``summary.json``, or None: it exists only if the run finished or diverged.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: It cannot be read.
         """
         return self._read("summary.json", records.SUMMARY)[0]
 
@@ -155,12 +158,12 @@ class Run:
     def status(self) -> Status:
         """The state of the run, from its files and its lock.
 
-        ``finished`` and ``diverged`` have a summary, and files that fit it. Of the others, a run is
-        ``running`` while its lock is held; ``failed`` if it ended in an error; else
-        ``interrupted``, and resumable.
+        A run with a summary that its files agree with is ``finished`` or ``diverged``. Any other
+        run is ``running`` while its lock is held, ``failed`` if it ended in an error, and otherwise
+        ``interrupted``, which the same command resumes.
 
         Raises:
-            StoreError: a file that decides it cannot be read, or a file is damaged.
+            StoreError: A file that decides the status cannot be read, or is damaged.
         """
         while True:
             meta, seals = self._read_meta()
@@ -173,25 +176,26 @@ class Run:
             self._check_name(meta.get("signature"), "meta.json")
             if (self.path / "summary.json").is_file():
                 ended = self._check_end(seals)
-                if ended is None:  # removed just now
+                if ended is None:  # another process removed it just now: look again
                     continue
                 return ended
             if runlock.is_held(self.path / "lock"):
                 return "running"
-            # The owner may have ended the run after meta.json was read and before the lock was
-            # looked at; a lock that is free now makes a second reading final.
+            # The owner may have ended the run between the reading of meta.json and the look at the
+            # lock. Now that the lock is free nobody writes, so a second reading that agrees with
+            # the first is final.
             if self.meta == meta and not (self.path / "summary.json").is_file():
                 return "failed" if meta.get("status") == "failed" else "interrupted"
 
     @property
     def owner(self) -> dict[str, Any] | None:
-        """Who trains the run now (``host``, ``pid``, ``started``, ``command``; {} if it does not
-        say), or None if nobody does."""
+        """The process that trains the run now, or None: ``host``, ``pid``, ``started`` and
+        ``command``; empty if the process left no note."""
         return runlock.owner_of(self.path / "lock")
 
     @property
     def log_path(self) -> Path:
-        """Where the run's log goes."""
+        """Path of the run's log."""
         return self.path / "log.txt"
 
     # --- checks -------------------------------------------------------------------------------
@@ -227,12 +231,12 @@ class Run:
             raise files.damaged(self.path / "config.yaml", error) from error
 
     def _check_config(self, data: bytes, seals: Mapping[str, str] | None) -> None:
-        """Check that ``config.yaml`` is as it was written, and that of the run that it lies in.
+        """Check that ``config.yaml`` is unchanged, and belongs to the run of this folder.
 
         Args:
-            data: Its content.
-            seals: The checksums in ``meta.json``; None where it has none: then the signature, which
-                is a hash of the config, is computed again.
+            data: Content of ``config.yaml``.
+            seals: The checksums in ``meta.json``. If it has none (None), the signature, which is a
+                hash of the config, is computed again.
         """
         path = self.path / "config.yaml"
         if seals is not None:
@@ -247,7 +251,7 @@ class Run:
             )
 
     def _check_name(self, signature: str | None, name: str) -> None:
-        """Check that a file has the signature in the folder's name, if there is one in both."""
+        """Check that a file and the folder's name have the same signature, if both have one."""
         named = _SIGNATURE.search(self.name)
         if named and signature is not None and signature != named.group(1):
             reason = f"it is of signature {signature!r}, the folder of {named.group(1)!r}"
@@ -256,7 +260,7 @@ class Run:
     def _check_end(
         self, meta_seals: Mapping[str, str] | None
     ) -> Literal["finished", "diverged"] | None:
-        """Check ``summary.json``, and that ``metrics.jsonl`` is what it sums up.
+        """Check ``summary.json``, and that ``metrics.jsonl`` agrees with it.
 
         Args:
             meta_seals: The checksums in ``meta.json``, None where it has none.
@@ -299,17 +303,19 @@ class Run:
             self.diagnoses()
         return status
 
-    # --- who trains it ------------------------------------------------------------------------
+    # --- the lock -----------------------------------------------------------------------------
 
     def lock(self, command: Sequence[str]) -> AbstractContextManager[dict[str, Any] | None]:
         """Own the run: ``with run.lock(sys.argv): ...``, before `create` and any other writing.
 
-        Makes the folder if there is none. Yields what the last owner left in ``lock.json`` if it
-        died without letting go, else None. Freed by the kernel however the process ends.
+        Makes the folder if there is none. The kernel frees the lock however the process ends.
 
-        Raises (on entering):
-            RunLocked: another process trains the run; the message says who.
-            StoreError: the folder or the lock cannot be written.
+        Yields:
+            The ``lock.json`` of the last owner if it died without releasing the lock, else None.
+
+        Raises:
+            RunLocked: On entering, another process trains the run; the message says which.
+            StoreError: On entering, the folder or the lock cannot be written.
         """
         return self._locked(command)
 
@@ -333,15 +339,15 @@ class Run:
         """Write ``config.yaml``, then ``meta.json``.
 
         Args:
-            config: the resolved config; ``signature`` and ``schema`` are added from ``meta`` (else
-                the store's own schema) where they are not in it.
-            meta: as in the run folder's description.
+            config: The resolved config. ``signature`` and ``schema`` are taken from ``meta`` if it
+                lacks them.
+            meta: Status, provenance and sessions, as in `records.META`.
 
         On a run that exists, ``config.yaml`` stays and ``meta.json`` is replaced.
 
         Raises:
-            StoreError: the folder holds a run of another signature, or cannot be written.
-            ValueError: neither ``config`` nor ``meta`` has a signature.
+            StoreError: The folder holds a run of another signature, or cannot be written.
+            ValueError: Neither ``config`` nor ``meta`` has a signature.
         """
         signature = config.get("signature", meta.get("signature"))
         if not isinstance(signature, str):
@@ -358,7 +364,7 @@ class Run:
                 )
         if data is not None and (self.path / "meta.json").is_file():
             self._check_config(data, self._read_meta()[1])
-        else:  # without meta.json the run never began
+        else:  # meta.json is written last, so without it the run never began
             whole = {
                 **config,
                 "signature": signature,
@@ -374,8 +380,8 @@ class Run:
         self._write_json("meta.json", {"signature": signature, "schema": SCHEMA, **meta}, seals)
 
     def _write_json(self, name: str, value: Mapping[str, Any], seals: Mapping[str, str]) -> None:
-        """Write a record with the checksums of other files, and its own."""
-        # As it will be read: a checksum must not depend on what JSON has no word for.
+        """Write a record with the checksums of other files and its own."""
+        # The checksum is of the values as JSON gives them back, which is what a reader computes.
         plain = json.loads(files.dumps(files.printable(dict(value))))
         text = files.dumps(records.sealed(name, plain, seals), indent=2)
         files.write_text(self.path / name, text + "\n")
@@ -412,18 +418,18 @@ class Run:
         self._write_json("summary.json", files.jsonable(dict(summary)), seals)
 
     def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
-        """Move the folder out of the way, to a hidden one of the store: ``.<name>.<why>-<time>``.
+        """Move the folder to a hidden one in the store, named ``.<name>.<why>-<time>``.
 
         Args:
-            why: One word, as ``damaged`` or ``replaced``.
-            command: For the lock.
+            why: One word, such as ``damaged`` or ``replaced``.
+            command: The command line that the lock names as its owner.
 
         Returns:
-            Where it is now; None if there was no folder.
+            The path of the hidden folder; None if there was no folder to move.
 
         Raises:
-            RunLocked: another process trains the run.
-            StoreError: it cannot be moved.
+            RunLocked: Another process trains the run.
+            StoreError: The folder cannot be moved.
         """
         if not self.path.is_dir():
             return None
@@ -431,7 +437,7 @@ class Run:
             return self.move_aside(why)
 
     def move_aside(self, why: str) -> Path:
-        """As `set_aside`, for who holds the lock already."""
+        """Move the folder as `set_aside` does; the caller holds the lock."""
         stem = f".{self.name}.{why}-{utc_now().replace(':', '')}"
         asides = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
         aside = next(path for path in asides if not path.exists())
@@ -442,12 +448,12 @@ class Run:
         return aside
 
     def reset(self) -> None:
-        """Forget what was trained, so that the run starts over, and what was measured of it.
+        """Remove all results, so that the run starts over; the caller holds the lock.
 
-        ``config.yaml``, ``meta.json`` and the log stay. The caller holds the lock.
+        ``config.yaml``, ``meta.json`` and the log stay.
 
         Raises:
-            StoreError: something cannot be removed.
+            StoreError: A file cannot be removed.
         """
         try:
             for name in ("summary.json", "metrics.jsonl", "diagnosis.jsonl"):
@@ -461,10 +467,10 @@ class Run:
     # --- metrics ------------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of ``metrics.jsonl``, an epoch each; a torn last line is left out.
+        """Return the rows of ``metrics.jsonl``, one for each epoch, without a torn last line.
 
         Raises:
-            StoreError: an earlier line is torn, an epoch is missing, or the file cannot be read.
+            StoreError: An earlier line is torn, an epoch is missing, or the file cannot be read.
         """
         return self._rows(files.read_bytes(self.path / "metrics.jsonl") or b"")
 
@@ -478,7 +484,7 @@ class Run:
         return rows
 
     def last_metrics(self) -> dict[str, Any] | None:
-        """Return the last row of ``metrics.jsonl`` (None: no row), reading only the file's end."""
+        """Return the last row of ``metrics.jsonl``, or None, reading only the end of the file."""
         return files.last_line(self.path / "metrics.jsonl", records.EPOCH)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -487,8 +493,8 @@ class Run:
         NaN and infinities become null. A torn last line is removed first.
 
         Raises:
-            StoreError: the row's ``epoch`` is not the one after the last row's, or the file cannot
-                be written (a full disk: the rows before stay whole).
+            StoreError: The row's ``epoch`` does not follow the last row's, or the file cannot be
+                written. On a full disk, the rows before stay whole.
         """
         path = self.path / "metrics.jsonl"
         last = files.last_line(path, records.EPOCH)
@@ -507,11 +513,12 @@ class Run:
         """Drop the rows after ``epoch`` (completed epochs, 0 drops all), atomically.
 
         Args:
-            checksum: What :meth:`metrics_checksum` gave after that epoch, where that is known.
+            epoch: Number of completed epochs whose rows stay.
+            checksum: Result of :meth:`metrics_checksum` after that epoch, if it is known.
 
         Raises:
-            StoreError: the file cannot be read or written, lacks a row up to ``epoch``, or does not
-                fit the checksum.
+            StoreError: The file cannot be read or written, lacks a row up to ``epoch``, or does not
+                have the checksum.
         """
         path = self.path / "metrics.jsonl"
         if epoch == 0 and not path.exists():
@@ -520,8 +527,8 @@ class Run:
         if len(rows) < epoch:
             reason = f"it ends after epoch {len(rows)}, the checkpoint is of epoch {epoch}"
             raise files.damaged(path, reason)
-        kept = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
-        data = b"".join(line + b"\n" for line in kept)
+        lines = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
+        data = b"".join(line + b"\n" for line in lines)
         if checksum is not None and checksum != records.digest(data):
             raise files.damaged(path, "changed since the last checkpoint (checksum in last.npz)")
         files.write_bytes(path, data)
@@ -529,10 +536,10 @@ class Run:
     # --- diagnoses ----------------------------------------------------------------------------
 
     def diagnoses(self) -> list[dict[str, Any]]:
-        """Return the lines of ``diagnosis.jsonl``: what probes measured in checkpoints later on.
+        """Return the lines of ``diagnosis.jsonl``: values that probes measured in checkpoints.
 
         Raises:
-            StoreError: a line is damaged (a torn last one is left out), or the file cannot be read.
+            StoreError: A line is damaged (a torn last one is left out), or the file cannot be read.
         """
         path = self.path / "diagnosis.jsonl"
         lines = [line for _, line in files.read_lines(path, torn=files.is_torn)]
@@ -545,7 +552,7 @@ class Run:
         """Append a line to ``diagnosis.jsonl``, durable on return; NaN and infinities become null.
 
         Raises:
-            StoreError: the file cannot be written; the lines before stay whole.
+            StoreError: The file cannot be written; the lines before stay whole.
         """
         plain = json.loads(files.dumps(files.printable(files.jsonable(dict(line)))))
         path = self.path / "diagnosis.jsonl"
@@ -562,11 +569,12 @@ class Run:
         """Replace the last (or best) checkpoint, atomically.
 
         Args:
-            arrays: by name (slashes allowed), any shape and numeric dtype, bfloat16 included.
-            info: what strict JSON can hold.
+            arrays: Arrays of any shape and numeric dtype, by name; a name may hold slashes.
+            info: A record of values that strict JSON can hold.
+            best: Replace the best checkpoint instead of the last.
 
         Raises:
-            StoreError: it cannot be written; the one before is untouched.
+            StoreError: It cannot be written; the one before is untouched.
         """
         from normbench.store import checkpoint as checkpointfile
 
@@ -580,7 +588,7 @@ class Run:
         """Return the arrays and the info of the last (or best) checkpoint, None if there is none.
 
         Raises:
-            StoreError: the file is truncated or altered, or cannot be read.
+            StoreError: The file is truncated or altered, or cannot be read.
         """
         from normbench.store import checkpoint as checkpointfile
 
@@ -590,7 +598,7 @@ class Run:
         """Return the info of the last (or best) checkpoint without its arrays, or None.
 
         Raises:
-            StoreError: the file is truncated, or cannot be read.
+            StoreError: The file is truncated, or cannot be read.
         """
         from normbench.store import checkpoint as checkpointfile
 

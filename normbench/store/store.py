@@ -1,7 +1,4 @@
-"""The store: a folder of runs, one folder a run.
-
-With `runfolder`, whose names are handed on here, the only code that reads or writes run folders.
-"""
+"""The store: :class:`Store` is a folder of runs, one folder for each."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ __all__ = [
     "note_on_checksums",
 ]
 
-#: Folders of a store that are no runs and mean no harm.
+#: Folders that belong in a store and are not runs.
 _BESIDE = {"sweeps"}
 
 
@@ -45,14 +42,14 @@ def note_on_checksums() -> str:
 
 
 class Named(Protocol):
-    """What the store asks of a config."""
+    """The part of a config that the store needs."""
 
     @property
     def run_name(self) -> str: ...
 
 
 class Store:
-    """A folder of runs. It need not exist: it is made when the first run is locked or created."""
+    """A folder of runs. It need not exist: locking or creating the first run makes it."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = files.expand_user(root)
@@ -61,10 +58,10 @@ class Store:
         return f"Store({str(self.root)!r})"
 
     def run(self, config: Named | str) -> Run:
-        """Return the run of a config or of a name, whether it exists or not.
+        """Return the run of a config or with a name, whether it exists or not.
 
         Raises:
-            UserError: the name is no plain folder name.
+            UserError: The name is not a plain folder name.
         """
         name = config if isinstance(config, str) else config.run_name
         if name in ("", ".", "..") or name in _BESIDE or "/" in name or "\0" in name:
@@ -72,7 +69,7 @@ class Store:
         return Run(self.root / name)
 
     def _entries(self) -> list[os.DirEntry[str]]:
-        """The entries of the root that could be runs, sorted by name."""
+        """Return the entries of the root that could be runs, sorted by name."""
         try:
             with os.scandir(self.root) as scan:
                 entries = [e for e in scan if not e.name.startswith(".") and e.name not in _BESIDE]
@@ -88,10 +85,10 @@ class Store:
         return [run for run in found if run.exists]
 
     def foreign(self) -> list[tuple[Path, str]]:
-        """Return what lies in the store and is no run, each with the reason.
+        """Return the entries of the store that are not runs, each with the reason.
 
-        Hidden entries, a README and the folder of sweeps belong here and are left out, and so is
-        a run that somebody is about to create.
+        Hidden entries, a README and the folder of sweeps are left out, because they belong in a
+        store; so is a run that another process has locked and is about to create.
         """
         found: list[tuple[Path, str]] = []
         for entry in self._entries():
@@ -115,11 +112,10 @@ class Store:
         return f"not a run folder: no {', no '.join(missing)}"
 
     def find(self, text: str) -> Run:
-        """Return the run that ``text`` means: a name, its path, a signature, or a unique prefix
-        of a name or a signature.
+        """Return the run with a name, path, signature, or unique prefix of a name or signature.
 
         Raises:
-            UserError: none is meant, or several are.
+            UserError: No run matches, or several do.
         """
         name = text.rstrip("/")
         if "/" in name:
@@ -127,12 +123,12 @@ class Store:
             if path.parent.resolve() == self.root.resolve():
                 name = path.name
         runs = self.runs()
-        for means in (
+        for matches in (
             lambda run: run.name == name,
             lambda run: run.name.rpartition("-")[2] == name,
             lambda run: run.name.startswith(name) or run.name.rpartition("-")[2].startswith(name),
         ):
-            found = [run for run in runs if name and means(run)]
+            found = [run for run in runs if name and matches(run)]
             if len(found) == 1:
                 return found[0]
             if found:
