@@ -1,10 +1,9 @@
-"""Tar archives that somebody hands over, read within bounds.
+"""Reading tar archives from unknown sources within bounds: :func:`read_members`.
 
 An archive of a few kilobytes can unpack to terabytes, and Python's ``tarfile`` reads a header of
 any size into memory before it looks at it. So the content is unpacked piece by piece, headers and
-members are counted against bounds that no archive of a data set comes near, and a decompressor is
-refused the memory that only a hostile file asks for: what is not such an archive is refused within
-seconds.
+members are counted against bounds that no archive of a data set comes near, and the memory of a
+decompressor is limited. Anything else is refused within seconds.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from typing import Any, Literal, cast
 from normbench.errors import UserError
 
 MEMBERS = 1000
-"""Members that an archive may have: ten would do, a folder of images would have 60,000."""
+"""Most members of an archive; the published ones have ten."""
 
 EXTENDED = 1 << 16
-"""Bytes that all headers longer than a block may have together (long names, pax headers)."""
+"""Most bytes in all headers longer than a block (long names, pax headers)."""
 
 CONTENT = 1 << 29
-"""Bytes that an archive may unpack to; the largest that is published has 186 million."""
+"""Most bytes that an archive unpacks to; the largest published one has 186 million."""
 
 KEPT = 200 << 20
-"""Bytes that the files that are wanted may have together; the largest set has 186 million."""
+"""Most bytes in all wanted files; the largest data set has 186 million."""
 
 _CHUNK = 1 << 16
 _DECODER_MEMORY = 128 << 20
@@ -43,7 +42,7 @@ _FORMATS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
 
 
 class _Stream:
-    """The content of a file, packed or not, from its start to its end; what ``tarfile`` reads.
+    """The unpacked content of a file as a forward-only stream, for ``tarfile`` to read.
 
     Args:
         path: The file.
@@ -141,9 +140,9 @@ def read_members(
     """Return the files of an archive whose last path component is ``wanted``.
 
     Args:
-        path: Of a tar archive, packed with gzip, bzip2, xz or not at all.
-        wanted: Names.
-        official: Bytes of the official archive, for messages.
+        path: Path of a tar archive, packed with gzip, bzip2, xz or not at all.
+        wanted: Names of files, without their folders.
+        official: Size of the official archive in bytes, for messages.
 
     Raises:
         UserError: The archive is truncated or corrupted, or beyond the bounds of this module.

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of normbench: a source of uint8 images and their labels."""
+"""The base class of data sets, :class:`Source`: uint8 images and their labels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 from normbench.errors import NormbenchError, UserError
 
 Say = Callable[[str], None]
-"""Takes one line of progress."""
+"""A function that is called with one line of progress."""
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Ignore a line of progress."""
 
 
 class MissingData(UserError):
-    """A data set that is not on this machine; the message says how to get it."""
+    """The data set is not on this machine; the message says how to get it."""
 
 
 class DamagedData(NormbenchError):
-    """A data set that is on this machine, but not whole; the message names the file."""
+    """The data set on this machine is damaged or incomplete; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Arrays:
 class Source(ABC):
     """A data set by name.
 
-    A subclass needs no more than the class attributes and `arrays`; it may live in any package,
-    and is used by naming it in the ``_target_`` of a file in ``conf/dataset/``. The order of the
-    images must be the same on every machine, because the splits are drawn by position.
+    A subclass needs only the class attributes and :meth:`arrays`. It may be in any package, and is
+    used by naming it in the ``_target_`` of a file in ``conf/dataset/``. The order of the images
+    must be the same on every machine, because the splits are drawn by position.
     """
 
     name: ClassVar[str]
-    """What ``dataset=`` picks, in lower case."""
+    """Name for ``dataset=``, in lower case."""
     title: ClassVar[str]
-    """How the data set is called in sentences and tables."""
+    """Name of the data set in sentences and tables."""
     classes: ClassVar[int]
     shape: ClassVar[tuple[int, int, int]]
     """Height, width, channels."""
@@ -69,15 +69,15 @@ class Source(ABC):
         """Return all images.
 
         Args:
-            data_dir: The data folder; None for the usual one of the source.
+            data_dir: The data folder; the source's usual one by default.
 
         Raises:
-            MissingData: the data set is not on this machine.
-            DamagedData: it is, but not whole.
+            MissingData: The data set is not on this machine.
+            DamagedData: Files of the data set are missing or damaged.
         """
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
-        """Return the folder that holds the data set, or None where there is none."""
+        """Return the folder of the data set, or None if it is not on this machine or has none."""
         return None
 
     def state(self, data_dir: str | Path | None = None) -> str:
@@ -88,8 +88,8 @@ class Source(ABC):
         """Download the data set into the data folder, and return where it is.
 
         Raises:
-            UserError: this source cannot be downloaded.
-            NormbenchError: the download failed; nothing is left of it.
+            UserError: This source cannot be downloaded.
+            NormbenchError: The download failed; nothing is left of it.
         """
         raise UserError(f"{self.name} cannot be downloaded by normbench: {type(self).__name__}"
                         " does not say how (no `prepare`)")  # fmt: skip
@@ -100,7 +100,7 @@ class Source(ABC):
         """Bring the data set from files on disk into the data folder, and return where it is.
 
         Raises:
-            UserError: the files are not this data set, or not whole; nothing is left behind.
+            UserError: The files are not this data set, or incomplete; nothing is left behind.
         """
         raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__}"
                         " does not say how (no `import_from`)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Arrays in one file, written atomically and read memory-mapped.
+"""The array cache: arrays in one file, written atomically and read memory-mapped.
 
 Layout: the magic bytes, the length of the header as a little-endian uint64, a JSON header with the
 arrays' names, dtypes, shapes and offsets, then each array in C order on a page boundary. One file,
@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -23,6 +21,7 @@ from filelock import FileLock, Timeout
 from normbench.data.tfds_folder import HIDDEN
 from normbench.errors import NormbenchError
 from normbench.store import schema
+from normbench.store.files import write_atomic
 
 _MAGIC = b"NBARRAY1"
 _PAGE = 4096
@@ -51,16 +50,21 @@ def _up(offset: int) -> int:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Write arrays and what they are about, whole or not at all.
+    """Write arrays and a description of them, atomically.
+
+    Args:
+        path: Path of the file.
+        arrays: Arrays by name.
+        about: Description, as JSON can hold it.
 
     Raises:
-        OSError: the file cannot be written; an older one is untouched.
+        StoreError: The file cannot be written; an older one is untouched.
     """
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entries = []
     # The header holds the offsets and its length moves them: leave it room to spare.
-    start = _up(len(json.dumps(about)) + 512 * (len(whole) + 1))
-    for name, array in whole.items():
+    start = _up(len(json.dumps(about)) + 512 * (len(contiguous) + 1))
+    for name, array in contiguous.items():
         entries.append(
             {"name": name, "dtype": array.dtype.str, "shape": array.shape, "offset": start}
         )
@@ -69,26 +73,21 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     head = _MAGIC + len(header).to_bytes(8, "little") + header
     if entries and len(head) > entries[0]["offset"]:
         raise ValueError("the names and shapes of the arrays do not fit into the header")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(head)
-            for entry, array in zip(entries, whole.values(), strict=True):
-                file.seek(entry["offset"])
-                file.write(array.reshape(-1).view(np.uint8).data)
-            file.truncate(start)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def write_arrays(file: BinaryIO) -> None:
+        file.write(head)
+        for entry, array in zip(entries, contiguous.values(), strict=True):
+            file.seek(entry["offset"])
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.truncate(start)
+
+    write_atomic(path, write_arrays)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Return what the arrays are about and the arrays, memory-mapped and read-only.
+    """Return the description and the arrays, memory-mapped and read-only.
 
-    None where there is no such file, or not a whole one: a cache is made again, not mended.
+    None if the file is missing or incomplete: a cache is made again, not repaired.
     """
     try:
         with path.open("rb") as file:
@@ -106,22 +105,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         for entry in header["arrays"]:
             dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
             end = entry["offset"] + dtype.itemsize * math.prod(shape)
-            # A plain array over the map: indexing a memmap object costs more, and gains nothing.
-            part = np.asarray(mapped[entry["offset"] : end])
-            arrays[entry["name"]] = part.view(dtype).reshape(shape)
+            # A plain array over the map, because indexing a memmap object is slower.
+            data = np.asarray(mapped[entry["offset"] : end])
+            arrays[entry["name"]] = data.view(dtype).reshape(shape)
     except (OSError, TypeError, ValueError):  # TypeError: a dtype that is none
         return None
     return header["about"], arrays
 
 
-# --- A place beside the data sets where one is made before it gets its name -----------------------
+# --- the folder in which a data set is made before it gets its name -------------------------------
 
 
 def hidden(root: Path) -> Path:
-    """Return normbench's own folder in a data folder, making it where it is not there.
+    """Return normbench's hidden folder in a data folder, and make it if needed.
 
     Raises:
-        NormbenchError: it cannot be made.
+        NormbenchError: It cannot be made.
     """
     folder = root / HIDDEN
     try:
@@ -136,13 +135,13 @@ def hidden(root: Path) -> Path:
 
 @contextmanager
 def staging(root: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder on the file system of ``root`` that is gone afterwards.
+    """Yield an empty folder on the file system of ``root``, and remove it afterwards.
 
-    One process at a time makes a data set of one name. A folder that a killed process left is
-    removed by the next one: whoever holds the lock knows that nobody else works in it.
+    A lock lets one process at a time make the data set ``name``. Its owner may therefore remove a
+    folder that a killed process left behind.
 
     Raises:
-        NormbenchError: the data folder cannot be written, or another process is at it.
+        NormbenchError: The data folder cannot be written, or another process holds the lock.
     """
     folder = hidden(root)
     partial = folder / f"{name}.partial"
@@ -166,10 +165,10 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def publish(made: Path, final: Path) -> None:
-    """Give a finished folder its name.
+    """Rename a finished folder to its final name.
 
     Raises:
-        NormbenchError: something else has that name by now.
+        NormbenchError: There is a folder of that name by now.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,6 +1,6 @@
-"""What is published of the files that people have on disk, and of what is inside them.
+"""Published checksums and sizes of the files of MNIST, Fashion-MNIST and CIFAR.
 
-Where each number comes from:
+Sources of the numbers:
 
 - SHA-256 and size of the official archives and ``.gz`` files: tensorflow-datasets,
   ``url_checksums/*.txt`` (a test compares them with the installed package).
@@ -22,11 +22,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Published:
-    """What is published of a file.
+    """Published checksum and size of a file.
 
     Attributes:
-        digest: ``md5:<hex>`` or ``sha256:<hex>`` of its bytes.
-        size: its bytes, where known.
+        digest: ``md5:<hex>`` or ``sha256:<hex>`` of its content.
+        size: Size in bytes, if known.
     """
 
     digest: str
@@ -38,11 +38,11 @@ class Published:
         return f"{kind}:{hashlib.new(kind, data, usedforsecurity=False).hexdigest()}"
 
     def fits(self, data: bytes) -> bool:
-        """Say whether ``data`` is the published file."""
+        """Return whether ``data`` is the content of the published file."""
         return self.size in (None, len(data)) and self.of(data) == self.digest
 
     def fits_file(self, path: Path) -> bool:
-        """Say whether the file at ``path`` is the published one."""
+        """Return whether the file at ``path`` is the published one."""
         if self.size not in (None, path.stat().st_size):
             return False
         kind, _, value = self.digest.partition(":")
@@ -52,13 +52,13 @@ class Published:
 
 @dataclass(frozen=True)
 class IdxFile:
-    """A file of the MNIST family: what is inside, and the size of the official ``.gz``.
+    """Published checksums of a file of the MNIST family.
 
     Attributes:
-        sha256: of the unpacked idx file, header included.
-        shape: its dimensions: (images, height, width) or (labels,).
-        packed: bytes of the official ``.gz``.
-        packed_sha256: of the official ``.gz``.
+        sha256: SHA-256 of the unpacked idx file, header included.
+        shape: Dimensions: (images, height, width) or (labels,).
+        packed: Size of the official ``.gz`` in bytes.
+        packed_sha256: SHA-256 of the official ``.gz``.
     """
 
     sha256: str
@@ -132,7 +132,7 @@ IDX_SETS = {
     "mnist": ("MNIST", MNIST_FILES),
     "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST_FILES),
 }
-"""All that is known of idx files, to tell whose a foreign file is: name -> (title, files)."""
+"""Title and files of each data set, by name, to recognize another data set's file."""
 
 
 @dataclass(frozen=True)
@@ -229,4 +229,4 @@ CIFAR_SETS = {
     "cifar10": ("CIFAR-10", CIFAR10_PACKINGS),
     "cifar100": ("CIFAR-100", CIFAR100_PACKINGS),
 }
-"""All that is known of CIFAR files, to tell whose a foreign file is: name -> (title, packings)."""
+"""Title and packings of each CIFAR, by name, to recognize another data set's files."""

@@ -1,9 +1,9 @@
-"""The files of CIFAR-10 and CIFAR-100: found, checked against what is published, and decoded.
+"""CIFAR-10 and CIFAR-100: 60,000 color images of 32×32 pixels each.
 
 Both are published as pickled batches ("python version") and as rows of label bytes and pixels
 ("binary version"), each as a ``.tar.gz``; an image is 3×32×32 bytes, red plane first
-(https://www.cs.toronto.edu/~kriz/cifar.html). Nothing is unpickled before its checksum fits, and
-then only by an unpickler that knows NumPy arrays and nothing else.
+(https://www.cs.toronto.edu/~kriz/cifar.html). A file is unpickled only if its checksum is the
+published one, and only by an unpickler that builds nothing but plain values and NumPy arrays.
 """
 
 from __future__ import annotations
@@ -29,15 +29,75 @@ CHANNELS = 3
 PIXELS = CHANNELS * SIDE * SIDE
 
 
+class CIFAR10(TfdsSource):
+    """CIFAR-10 (Krizhevsky 2009), ten classes: https://www.cs.toronto.edu/~kriz/cifar.html."""
+
+    name = "cifar10"
+    title = "CIFAR-10"
+    version = "3.0.2"
+    classes = 10
+    shape = (32, 32, 3)
+    class_names = (
+        "airplane", "automobile", "bird", "cat", "deer",
+        "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    label_names: ClassVar = {"label": class_names}
+    train_count = 50_000
+    test_count = 10_000
+    packings: ClassVar[tuple[Packing, ...]] = CIFAR10_PACKINGS
+
+    def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
+        train, test, found = read_cifar(path, self.packings, self.title)
+        what = "the archive is" if found.checked else "all files are"
+        say(f"{self.title}: {what} the published {found.packing.kind} version ({found.where})")
+        return train, test
+
+
+# The names in the order of their labels. Pickled as Python 2 did, these two lists have the
+# published checksum of the file `meta` (a test checks that).
+_FINE = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+_COARSE = """
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+    household_furniture insects large_carnivores large_man-made_outdoor_things
+    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
+    non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
+FINE = tuple(_FINE.split())
+COARSE = tuple(_COARSE.split())
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 (Krizhevsky 2009), its 100 fine labels; its files have the format of CIFAR-10's."""
+
+    name = "cifar100"
+    title = "CIFAR-100"
+    classes = 100
+    class_names = FINE
+    label_names: ClassVar = {"label": FINE, "coarse_label": COARSE}
+    packings = CIFAR100_PACKINGS
+
+
+# --- reading the published files ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Found:
     """The files of one packing, read into memory.
 
     Attributes:
-        packing: The form they are in.
-        where: The folder or archive they come from.
-        files: The bytes of each, by name.
-        checked: Whether the archive they come from is the published one, byte for byte.
+        packing: The form of the files.
+        where: The folder or archive that they come from.
+        files: The bytes of each file, by name.
+        checked: Whether they come from an archive that is the published one, byte for byte.
     """
 
     packing: Packing
@@ -47,7 +107,7 @@ class Found:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, strings, numbers and NumPy arrays; anything else is refused."""
+    """Unpickle dicts, lists, strings, numbers and NumPy arrays; refuse anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (
@@ -66,7 +126,7 @@ def unpickle(data: bytes) -> Any:
     """Unpickle a batch that Python 2 wrote; its strings stay bytes.
 
     Raises:
-        pickle.UnpicklingError: it holds anything but plain values and NumPy arrays.
+        pickle.UnpicklingError: It holds anything but plain values and NumPy arrays.
     """
     return _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
 
@@ -81,7 +141,7 @@ def decode(data: bytes, packing: Packing) -> dict[str, np.ndarray]:
     """Return one file's ``image`` (uint8 [N, 32, 32, 3]) and its labels (int32 [N]) by name.
 
     Raises:
-        ValueError: the file is not laid out as this packing says.
+        ValueError: The file does not have the layout of this packing.
     """
     if packing.kind == "binary":
         labels = len(packing.labels)
@@ -124,10 +184,10 @@ def _names(folder: Path) -> set[str]:
 
 
 def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], title: str) -> Packing:
-    """Return the packing whose files are there.
+    """Return the packing whose files are all among ``names``.
 
     Raises:
-        UserError: none is, or another data set's is, or not all files of it are there.
+        UserError: There is none, another data set's, or an incomplete one.
     """
     for packing in packings:
         missing = [name for name in packing.files if name not in names]
@@ -152,13 +212,13 @@ def find(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
     """Read the files of a CIFAR from a folder, from a folder of folders, or from an archive.
 
     Args:
-        path: The folder with the files; or one that holds the published folder or archive under
-            its published name; or an archive; or one of the files.
+        path: The folder with the files; or one with the published folder or archive under its
+            published name; or an archive; or one of the files.
         packings: The forms to look for, the preferred one first.
-        title: How the data set is called in messages.
+        title: Name of the data set in messages.
 
     Raises:
-        UserError: they are not there, or not readable.
+        UserError: The files are missing or not readable.
     """
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
@@ -240,65 +300,3 @@ def read_cifar(
                 raise UserError(f"{found.where}: {name} is no file of {title}: {error}") from error
         splits.append({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
     return splits[0], splits[1], found
-
-
-# --- CIFAR-10 (Krizhevsky 2009): 60,000 colour images of ten kinds of things, 32×32 ---------------
-
-
-class CIFAR10(TfdsSource):
-    """CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html."""
-
-    name = "cifar10"
-    title = "CIFAR-10"
-    version = "3.0.2"
-    classes = 10
-    shape = (32, 32, 3)
-    class_names = (
-        "airplane", "automobile", "bird", "cat", "deer",
-        "dog", "frog", "horse", "ship", "truck",
-    )  # fmt: skip
-    label_names: ClassVar = {"label": class_names}
-    train_count = 50_000
-    test_count = 10_000
-    packings: ClassVar[tuple[Packing, ...]] = CIFAR10_PACKINGS
-
-    def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
-        train, test, found = read_cifar(path, self.packings, self.title)
-        what = "the archive is" if found.checked else "all files are"
-        say(f"{self.title}: {what} the published {found.packing.kind} version ({found.where})")
-        return train, test
-
-
-# --- CIFAR-100 (Krizhevsky 2009): 60,000 colour images of a hundred kinds of things, 32×32 --------
-
-# The names in the order of their labels. Pickled as Python 2 did, these two lists have the
-# published checksum of the file `meta` (a test does it).
-_FINE = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
-    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
-    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
-    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
-    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
-    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
-    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-_COARSE = """
-    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
-    household_furniture insects large_carnivores large_man-made_outdoor_things
-    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
-    non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
-"""
-FINE = tuple(_FINE.split())
-COARSE = tuple(_COARSE.split())
-
-
-class CIFAR100(CIFAR10):
-    """CIFAR-100, fine labels: https://www.cs.toronto.edu/~kriz/cifar.html. Files as CIFAR-10's."""
-
-    name = "cifar100"
-    title = "CIFAR-100"
-    classes = 100
-    class_names = FINE
-    label_names: ClassVar = {"label": FINE, "coarse_label": COARSE}
-    packings = CIFAR100_PACKINGS

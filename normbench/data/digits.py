@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships: 1,797 real handwritten digits, 8×8, grey; needs no network.
+"""The digits that scikit-learn ships: 1,797 gray images of 8×8 pixels; needs no network.
 
 Source: E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998 (its test set), as ``sklearn.datasets.load_digits``.
@@ -19,11 +19,10 @@ _LEVELS = 16  # a pixel is the number of inked dots, 0..16, in a 4×4 block of t
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
-    """Return the positions of the test images, sorted: of each class, 36 evenly spaced ones.
+    """Return the positions of the test images, sorted: 36 evenly spaced images of each class.
 
-    The set has no test part of its own. Evenly spaced within each class, in the file's order, the
-    test images come from all along it (it goes through the writers one after another), and every
-    class has as many.
+    The data set has no test split of its own, and its file goes through the writers one after
+    another. Evenly spaced positions take test images from all writers.
     """
     chosen = []
     for label in range(10):
@@ -34,9 +33,9 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def _table() -> np.ndarray:
-    """Return levels and label of each digit, (1797, 65), as ``sklearn.datasets.load_digits``.
+    """Return the 64 levels and the label of each digit, (1797, 65).
 
-    From scikit-learn's file, where that lies where it always did: to import scikit-learn takes
+    Read from scikit-learn's file if it is at its usual path, because importing scikit-learn takes
     longer than many a run on these images.
     """
     package = find_spec("sklearn")

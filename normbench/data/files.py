@@ -1,4 +1,4 @@
-"""Files that a user hands over: reading and naming them in messages."""
+"""Files that a user imports: reading them, and naming them in messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from normbench.errors import UserError
 
 MOST = 1 << 28
-"""Bytes that a file may have; no file of a data set that is read as it lies has more."""
+"""Largest size in bytes of a file that is read whole."""
 
 
 def read(path: Path, most: int = MOST) -> bytes:
     """Return the bytes of ``path``.
 
     Raises:
-        UserError: it cannot be read, or has more than ``most`` bytes.
+        UserError: It cannot be read, or has more than ``most`` bytes.
     """
     try:
         size = path.stat().st_size
@@ -29,7 +29,7 @@ def listing(folder: Path, most: int = 5) -> str:
     """Return the first names in ``folder`` for a message: ``a, b, c and 7 more``, or ``nothing``.
 
     Raises:
-        UserError: the folder cannot be listed.
+        UserError: The folder cannot be listed.
     """
     try:
         names = sorted(entry.name for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""The idx files of the MNIST family: unpacked, checked against what is published, and decoded.
+"""The idx files of the MNIST family: :func:`read_family` unpacks, checks and decodes them.
 
 Format: two zero bytes, a type byte (0x08, unsigned byte), the number of dimensions, each dimension
 as a big-endian uint32, then the bytes in C order (http://yann.lecun.com/exdb/mnist/).
@@ -24,7 +24,7 @@ _MOST = 1 << 26  # the largest file of the family has 47 million bytes
 
 
 def header(data: bytes) -> tuple[tuple[int, ...], int] | None:
-    """Return the dimensions an idx file states and the length of its header, or None: no idx."""
+    """Return the dimensions in an idx file and the length of its header; None if it is none."""
     if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
         return None
     end = 4 + 4 * data[3]
@@ -37,7 +37,7 @@ def decode(data: bytes) -> np.ndarray:
     """Return the uint8 array in a whole idx file.
 
     Raises:
-        ValueError: ``data`` is not an idx file of unsigned bytes, or not whole.
+        ValueError: ``data`` is not an idx file of unsigned bytes, or incomplete.
     """
     found = header(data)
     if found is None:
@@ -47,15 +47,15 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def unpack(data: bytes, path: Path, official: int | None = None) -> bytes:
-    """Return what is inside a gzip file; data that is not gzip is returned as it is.
+    """Unpack a gzip file; data that is not gzip is returned unchanged.
 
     Args:
         data: The bytes of the file.
-        path: Its path, for messages.
-        official: Bytes of the official packed file, for messages.
+        path: Path of the file, for messages.
+        official: Size of the official packed file in bytes, for messages.
 
     Raises:
-        UserError: the gzip stream is truncated or corrupted.
+        UserError: The gzip stream is truncated or corrupted.
     """
     if not data.startswith(_GZIP):
         return data
@@ -85,7 +85,7 @@ def _owner(data: bytes) -> tuple[str, str] | None:
 
 
 def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) -> UserError:
-    """Say what is wrong with a file whose content is not the published one."""
+    """Build the error for a file whose content is not the published one."""
     owner = _owner(data)
     if owner is not None:
         name, other = owner
@@ -104,8 +104,8 @@ def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) ->
         )
     shape, start = found
     if shape != expected.shape:
-        said, wanted = ("x".join(map(str, s)) for s in (shape, expected.shape))
-        return UserError(f"{path} holds {said} values, {title}'s {file} has {wanted}")
+        actual, wanted = ("x".join(map(str, s)) for s in (shape, expected.shape))
+        return UserError(f"{path} holds {actual} values, {title}'s {file} has {wanted}")
     whole = start + int(np.prod(shape, dtype=np.int64))
     if len(data) < whole:
         return UserError(f"{path} is truncated at {len(data)} of {whole} bytes (unpacked)")
@@ -132,16 +132,16 @@ def read_family(
     """Read the four files of a data set of the MNIST family.
 
     Args:
-        path: Their folder, or one of the four.
-        files: What is published of each, by name.
-        title: How the data set is called in messages.
+        path: The folder of the files, or one of the four.
+        files: Published checksums by the name of the file.
+        title: Name of the data set in messages.
         folders: Sub-folders of ``path`` to look into as well.
 
     Returns:
-        Each file's uint8 array by name, [N, H, W] or [N]; its content is the published one.
+        The uint8 array of each file by name, [N, H, W] or [N]; its content is the published one.
 
     Raises:
-        UserError: a file is missing, unreadable, truncated, corrupted or another data set's.
+        UserError: A file is missing, unreadable, truncated, corrupted or another data set's.
     """
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")

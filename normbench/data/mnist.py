@@ -1,4 +1,4 @@
-"""MNIST (LeCun, Cortes & Burges): 70,000 handwritten digits, 28×28, grey."""
+"""MNIST, Fashion-MNIST and binary MNIST: 70,000 gray images of 28×28 pixels each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normbench.data.tfds import Examples, TfdsSource
 
 
 class MNIST(TfdsSource):
-    """MNIST: http://yann.lecun.com/exdb/mnist/."""
+    """MNIST (LeCun, Cortes & Burges), handwritten digits: http://yann.lecun.com/exdb/mnist/."""
 
     name = "mnist"
     title = "MNIST"
@@ -27,7 +27,7 @@ class MNIST(TfdsSource):
     test_count = 10_000
     files: ClassVar[Mapping[str, IdxFile]] = MNIST_FILES
     folders: ClassVar[tuple[str, ...]] = ("mnist", "MNIST/raw", "raw")
-    """Where in a folder the files may lie: torchvision keeps them in ``MNIST/raw``."""
+    """Sub-folders that may hold the files: torchvision keeps them in ``MNIST/raw``."""
 
     def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
         arrays = read_family(path, self.files, self.title, self.folders)
@@ -42,11 +42,11 @@ class MNIST(TfdsSource):
         return train, test
 
 
-# --- fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 articles of clothing, 28×28, grey --------
-
-
 class FashionMNIST(MNIST):
-    """Fashion-MNIST: https://github.com/zalandoresearch/fashion-mnist. Files as MNIST's."""
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), articles of clothing.
+
+    https://github.com/zalandoresearch/fashion-mnist; its files have the format of MNIST's.
+    """
 
     name = "fashion_mnist"
     title = "Fashion-MNIST"
@@ -58,14 +58,16 @@ class FashionMNIST(MNIST):
     folders = ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "data/fashion", "raw")
 
 
-# --- MNIST in black and white: each pixel 0 or 1, as in the MNIST study of Ioffe & Szegedy 2015 ---
-
 THRESHOLD = 128
-"""Levels from which on a pixel is ink; the paper says "binary images" and no more."""
+"""Lowest gray level that counts as ink in :class:`BinaryMNIST`."""
 
 
 class BinaryMNIST(Source):
-    """MNIST with every pixel 0 or 255. It has no files of its own: preparing it prepares MNIST."""
+    """MNIST with every pixel 0 or 255, for the MNIST study of Ioffe & Szegedy 2015.
+
+    The paper says "binary images" and does not give a threshold. The data set has no files of its
+    own: preparing it prepares MNIST.
+    """
 
     name = "mnist_binary"
     title = "binary MNIST"
@@ -76,29 +78,29 @@ class BinaryMNIST(Source):
     test_count = MNIST.test_count
 
     def __init__(self) -> None:
-        self._grey = MNIST()
+        self._gray = MNIST()
 
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:
-        grey = self._grey.arrays(data_dir)
+        gray = self._gray.arrays(data_dir)
         return Arrays(
-            binary(grey.train_images), grey.train_labels, binary(grey.test_images), grey.test_labels
+            binary(gray.train_images), gray.train_labels, binary(gray.test_images), gray.test_labels
         )
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
-        return self._grey.location(data_dir)
+        return self._gray.location(data_dir)
 
     def state(self, data_dir: str | Path | None = None) -> str:
-        return self._grey.state(data_dir)
+        return self._gray.state(data_dir)
 
     def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path | None:
-        return self._grey.prepare(data_dir, say)
+        return self._gray.prepare(data_dir, say)
 
     def import_from(
         self, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
     ) -> Path | None:
-        return self._grey.import_from(path, data_dir, say)
+        return self._gray.import_from(path, data_dir, say)
 
 
 def binary(images: np.ndarray) -> np.ndarray:
-    """Return uint8 images of any shape with 0 where they are below ``THRESHOLD``, else 255."""
+    """Set pixels below ``THRESHOLD`` to 0 and all others to 255 (uint8, any shape)."""
     return np.where(images >= THRESHOLD, np.uint8(255), np.uint8(0))

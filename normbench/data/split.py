@@ -21,7 +21,7 @@ class Split:
     Attributes:
         images: uint8 [N, H, W, C], 0..255.
         labels: int32 [N].
-        indices: int64 [N], ascending: the images' positions in the source's train (or test) part.
+        indices: int64 [N], ascending: positions in the source's train (or test) images.
     """
 
     images: np.ndarray
@@ -62,40 +62,40 @@ class Dataset:
 
 
 def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return positions in an order of which every beginning is stratified.
+    """Return the positions in an order whose every prefix is stratified by class.
 
-    Within each class the order is that of ``keys``. The r-th of a class of n stands at (r + ½)/n,
-    so each beginning of the order has every class in proportion, to within rounding (Webster's
-    method), and a longer beginning contains a shorter one.
+    Within a class the order is that of ``keys``. The r-th image of a class of n is placed at
+    (r + ½)/n, so that each prefix has every class in proportion, to within rounding (Webster's
+    method).
     """
     by_class = np.lexsort((keys, labels))
     sorted_labels = labels[by_class]
     _, first, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
     rank = np.arange(len(labels)) - np.repeat(first, counts)
-    place = (2 * rank + 1) / (2 * np.repeat(counts, counts))
-    return by_class[np.lexsort((keys[by_class], place))]
+    position = (2 * rank + 1) / (2 * np.repeat(counts, counts))
+    return by_class[np.lexsort((keys[by_class], position))]
 
 
 def split_indices(
     labels: np.ndarray, validation: int, split_seed: int, train_size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the training and the validation images out of a source's train part.
+    """Divide a source's train images into training and validation images.
 
     Both are stratified by class. A larger ``validation`` contains a smaller one of the same seed,
     and a larger ``train_size`` a smaller one of the same seed and ``validation``.
 
     Args:
-        labels: int [N], of all images of the train part.
-        validation: Images to hold out.
-        split_seed: Decides which. The draw is the raw output of PCG64, which NumPy keeps the same
+        labels: int [N], the labels of all train images.
+        validation: Number of images to hold out.
+        split_seed: Seed of the draw, which is the raw output of PCG64: NumPy keeps that the same
             on every platform and in every release (NEP 19).
-        train_size: Images to train on; None for all that are not held out.
+        train_size: Number of images to train on; all that are not held out by default.
 
     Returns:
         Positions of the training and of the validation images, int64, each ascending; disjoint.
 
     Raises:
-        UserError: these sizes cannot be had, or the seed is negative.
+        UserError: A size is impossible, or the seed is negative.
     """
     classes = len(np.unique(labels))
     _between(
@@ -105,23 +105,23 @@ def split_indices(
         len(labels) - classes,
         f"of the {len(labels)} training images, at least one a class on either side",
     )
-    rest = len(labels) - validation
+    remaining = len(labels) - validation
     if train_size is not None:
         _between(
             "train_size",
             train_size,
             classes,
-            rest,
+            remaining,
             f"or null for all: {validation} of the {len(labels)} training images are held out",
         )
     if isinstance(split_seed, bool) or not isinstance(split_seed, int) or split_seed < 0:
         raise UserError(f"split_seed {split_seed!r} is not a whole number from 0 up")
     keys = np.random.PCG64(np.random.SeedSequence(split_seed)).random_raw(len(labels))
     order = _stratified_order(labels, keys)
-    held_out, kept = order[:validation], np.sort(order[validation:])
+    held_out, train = order[:validation], np.sort(order[validation:])
     if train_size is not None:
-        kept = kept[_stratified_order(labels[kept], keys[kept])[:train_size]]
-    return np.sort(kept), np.sort(held_out)
+        train = train[_stratified_order(labels[train], keys[train])[:train_size]]
+    return np.sort(train), np.sort(held_out)
 
 
 def _between(name: str, value: int, least: int, most: int, why: str) -> None:
@@ -133,13 +133,13 @@ def _between(name: str, value: int, least: int, most: int, why: str) -> None:
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return each channel's mean and standard deviation, of pixels scaled to 0..1.
 
-    From a histogram of the 256 levels, in whole numbers: exact but for one rounding at the end.
+    Computed from a histogram of the 256 levels in whole numbers, so only the end result is rounded.
 
     Args:
         images: uint8 [N, H, W, C].
 
     Returns:
-        mean and population standard deviation, float32 [C].
+        Mean and population standard deviation, float32 [C].
     """
     levels = np.arange(256)
     pixels = images.reshape(-1, images.shape[-1])
@@ -147,8 +147,8 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for channel in range(pixels.shape[1]):
         histogram = np.zeros(256, np.int64)
         for start in range(0, len(pixels), _CHUNK):
-            part = pixels[start : start + _CHUNK, channel]
-            histogram += np.bincount(part, minlength=256)
+            chunk = pixels[start : start + _CHUNK, channel]
+            histogram += np.bincount(chunk, minlength=256)
         # Python's whole numbers: the square of the sum does not fit int64 for a large set.
         count, total, squares = (
             int(histogram.sum()), int(histogram @ levels), int(histogram @ levels**2)
@@ -169,16 +169,16 @@ def load(
     """Load a source and split it; see `split_indices` for the arguments.
 
     Args:
-        fingerprint: Gives the data set's ``fingerprint``.
+        fingerprint: Computes ``Dataset.fingerprint`` from all images and labels.
 
     Raises:
-        MissingData: the data set is not on this machine.
-        DamagedData: it is, but not whole.
-        UserError: these sizes cannot be had.
+        MissingData: The data set is not on this machine.
+        DamagedData: Its files are missing or damaged.
+        UserError: A size is impossible.
     """
     arrays = source.arrays(data_dir)
-    kept, held_out = split_indices(arrays.train_labels, validation, split_seed, train_size)
-    train = Split(arrays.train_images[kept], arrays.train_labels[kept], kept)
+    chosen, held_out = split_indices(arrays.train_labels, validation, split_seed, train_size)
+    train = Split(arrays.train_images[chosen], arrays.train_labels[chosen], chosen)
     mean, std = channel_statistics(train.images)
     return Dataset(
         name=source.name,

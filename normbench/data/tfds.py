@@ -1,4 +1,8 @@
-"""Sources whose images tensorflow-datasets keeps: from its folder, through an array cache."""
+"""Base class of the sources that tensorflow-datasets keeps, :class:`TfdsSource`.
+
+Images come from the folder of tensorflow-datasets through a cache of memory-mapped arrays, so that
+a run imports neither it nor TensorFlow for its data.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from normbench.data.cache import publish, staging
 from normbench.errors import NormbenchError, UserError
 from normbench.store.files import expand_user, user_cache
 
-_SCHEMA = 1  # of the array cache: raise it when the arrays made of the same folder change
+_SCHEMA = 1  # version of the array cache: raise it if the same folder gives other arrays
 _MIB = 1 << 20
 
 Examples = Mapping[str, np.ndarray]
@@ -32,9 +36,9 @@ class TfdsSource(Source):
     """
 
     version: ClassVar[str]
-    """The version of the tfds data set that normbench is tried with."""
+    """Version of the tfds data set that normbench is tested with."""
     label_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Class names by label, where tfds reads them from the files that it downloads."""
+    """Class names by label, for data sets whose names tfds reads from downloaded files."""
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
         return tfds_folder.find(self.name, self.version, data_dir)
@@ -62,7 +66,7 @@ class TfdsSource(Source):
         loaded = self._cached(folder)
         if loaded is None:
             target = self._writable(folder)
-            # Of several processes that start at once, one decodes and the others wait for it.
+            # If several processes start at once, one decodes and the others wait for it.
             with FileLock(f"{target}.lock"):
                 loaded = self._cached(folder)
                 if loaded is None:
@@ -75,10 +79,10 @@ class TfdsSource(Source):
         return loaded
 
     def _whole(self, data_dir: str | Path | None) -> Path | None:
-        """Return the folder of the data set, None where there is none.
+        """Return the folder of the data set, or None if there is none.
 
         Raises:
-            DamagedData: there is one, and its files are not all there, or not of their sizes.
+            DamagedData: Files in the folder are missing, or do not have their sizes.
         """
         folder = self.location(data_dir)
         if folder is not None:
@@ -91,7 +95,7 @@ class TfdsSource(Source):
         return folder
 
     def _check(self, arrays: Arrays, folder: Path) -> None:
-        """Refuse images of another data set under this name."""
+        """Check that the arrays have the shapes and labels of this data set."""
         for split, images, labels, count in (
             ("train", arrays.train_images, arrays.train_labels, self.train_count),
             ("test", arrays.test_images, arrays.test_labels, self.test_count),
@@ -104,12 +108,12 @@ class TfdsSource(Source):
             if labels.min() < 0 or labels.max() >= self.classes:
                 raise DamagedData(f"{folder} has labels outside 0..{self.classes - 1} in {split!r}")
 
-    # The array cache
+    # --- the array cache ----------------------------------------------------------------------
 
     def _cache_paths(self, folder: Path) -> tuple[Path, Path]:
-        """Return where the arrays of a folder may be cached: beside it, else in the user's cache.
+        """Return the two paths for the arrays of a folder: beside it, and in the user's cache.
 
-        The second is for data folders that only somebody else may write, as on a cluster.
+        The second is for data folders that the user cannot write to, as on a cluster.
         """
         file = f"{self.name}-{folder.name}.v{_SCHEMA}.arrays"
         beside = folder.parents[1] / tfds_folder.HIDDEN / file
@@ -117,7 +121,7 @@ class TfdsSource(Source):
         return beside, user_cache() / where / file
 
     def _cached(self, folder: Path) -> Arrays | None:
-        """Return the cached arrays of a folder, or None where there are none, or older ones."""
+        """Return the cached arrays of a folder, or None if they are missing or outdated."""
         current = tfds_folder.fingerprint(folder)
         for path in self._cache_paths(folder):
             found = cache.read(path)
@@ -126,10 +130,10 @@ class TfdsSource(Source):
         return None
 
     def _writable(self, folder: Path) -> Path:
-        """Return the first place where the cache can be written.
+        """Return the first of the two paths that can be written.
 
         Raises:
-            NormbenchError: there is none.
+            NormbenchError: Neither can be written.
         """
         reasons = []
         for path in self._cache_paths(folder):
@@ -146,7 +150,7 @@ class TfdsSource(Source):
             "set XDG_CACHE_HOME to a folder that can be written"
         )
 
-    # How a data set gets into the data folder
+    # --- preparing and importing ---------------------------------------------------------------
 
     def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path:
         folder = self._already(data_dir, say)
@@ -161,14 +165,14 @@ class TfdsSource(Source):
                 "manual": str(root / "downloads" / "manual"),
             }
 
-            said = 0
+            reported = 0  # MiB
 
             def progress() -> None:
-                nonlocal said
+                nonlocal reported
                 files = (work / "downloads").rglob("*")
                 size = sum(file.stat().st_size for file in files if file.is_file()) // _MIB
-                if size > said:
-                    said = size
+                if size > reported:
+                    reported = size
                     say(f"{self.title}: {size} MiB downloaded")
 
             try:
@@ -183,10 +187,10 @@ class TfdsSource(Source):
                 ) from error
 
     def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
-        """Read the training and test examples from files on disk, in the order that tfds has.
+        """Read the training and test examples from files on disk, in the order of tfds.
 
         Raises:
-            UserError: the files are not this data set, or not whole.
+            UserError: The files are not this data set, or incomplete.
         """
         raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__} does "
                         "not say how (no `read`)")  # fmt: skip
@@ -208,20 +212,20 @@ class TfdsSource(Source):
                                 f"{self.title} has {(count, *self.shape)}")  # fmt: skip
         say(f"{self.title}: writing {self.train_count + self.test_count} images")
         with staging(root, self.name) as partial:
-            handed = partial / "examples.arrays"
+            examples_file = partial / "examples.arrays"
             splits = (("train", train), ("test", test))
             cache.write(
-                handed, {f"{split}/{key}": value for split, examples in splits
+                examples_file, {f"{split}/{key}": value for split, examples in splits
                          for key, value in examples.items()}, {}
             )  # fmt: skip
             request = {
-                "arrays": str(handed),
+                "arrays": str(examples_file),
                 "label_names": {label: list(names) for label, names in self.label_names.items()},
             }
             return self._make("write", request, root, partial, say)
 
     def _already(self, data_dir: str | Path | None, say: Say) -> Path | None:
-        """Return the folder of a data set that is there already, after saying so."""
+        """Return the folder of a data set that is on this machine already, and say so."""
         folder = self._whole(data_dir)
         if folder is not None:
             say(f"{self.title} is there already: {folder}")
@@ -230,7 +234,7 @@ class TfdsSource(Source):
     def _make(
         self, action: str, request: dict[str, Any], root: Path, partial: Path, say: Say, tick=None
     ) -> Path:
-        """Have a data set made in ``partial``, check it, and give it its name in ``root``."""
+        """Make a data set in the folder ``partial``, check it, and move it into ``root``."""
         arrays = partial / "new.arrays"
         request |= {"name": self.name, "data_dir": str(partial), "cache_path": str(arrays)}
         made = Path(tfds_process.run(action, request, tick)["folder"])

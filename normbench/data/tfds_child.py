@@ -1,4 +1,4 @@
-"""What needs tensorflow-datasets and TensorFlow, as a process: see `normbench.data.tfds_process`.
+"""The actions that need tensorflow-datasets; `normbench.data.tfds_process` runs this module.
 
 ``python -m normbench.data.tfds_child ACTION ANSWER`` reads its arguments as one line of JSON and
 writes its answer, or the error that a person can act on, to the file ANSWER.
@@ -20,7 +20,7 @@ import numpy as np
 from normbench.data import cache, tfds_folder
 from normbench.errors import NormbenchError, UserError
 
-_TIMEOUT = (5.0, 15.0)  # seconds to connect and to answer, when asking whether a host is there
+_TIMEOUT = (5.0, 15.0)  # seconds for a host to accept a connection, and to answer
 
 
 def _examples(
@@ -55,7 +55,7 @@ def write(
         data_dir: The data folder to write into.
         arrays: A file of `normbench.data.cache` with ``<split>/<feature>`` arrays.
         label_names: Names of the classes of a label, where the builder reads them from its files.
-        cache_path: Where to write the array cache.
+        cache_path: Path of the array cache.
 
     Returns:
         ``folder``, the folder written, and ``version``.
@@ -107,10 +107,10 @@ def _rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _compare(
     split: str, meant: dict[str, np.ndarray], read: dict[str, np.ndarray], folder: Path
 ) -> None:
-    """Check that what was read back is what was meant to be written, in whatever order.
+    """Check that the examples read back are those that were written, in any order.
 
     Raises:
-        NormbenchError: it is not.
+        NormbenchError: They differ.
     """
     if meant["image"].shape != read["image"].shape or not np.array_equal(
         _rows(meant["image"], meant["label"]), _rows(read["image"], read["label"])
@@ -119,12 +119,12 @@ def _compare(
 
 
 def _reach(builder: Any, manual: Path) -> None:
-    """Ask each host for the first file that has to come from it.
+    """Check that each host of a download can be reached and has its first file.
 
-    tfds itself would try for minutes on a machine without a network.
+    Without a network, tfds itself would keep trying for minutes.
 
     Raises:
-        NormbenchError: a host cannot be reached, or does not have the file.
+        NormbenchError: A host cannot be reached, or does not have the file.
     """
     import requests
 
@@ -147,16 +147,16 @@ def _reach(builder: Any, manual: Path) -> None:
 
 
 def prepare(name: str, data_dir: str, work: str, manual: str, cache_path: str) -> dict[str, Any]:
-    """Have tfds download and prepare a data set, and cache its arrays.
+    """Download and prepare a data set with tfds, and cache its arrays.
 
     Args:
         name: The data set as tfds calls it.
         data_dir: The data folder to write into.
-        work: Where downloads and what is extracted from them go; used for this data set alone,
-            because tfds takes an extracted file of the same name for the one it looks for, and the
-            files of MNIST and Fashion-MNIST have the same names.
+        work: A folder for downloaded and extracted files. No other data set may use it: tfds reuses
+            an extracted file of the same name, and the files of MNIST and Fashion-MNIST have the
+            same names.
         manual: A folder in which tfds looks for files before it downloads them.
-        cache_path: Where to write the array cache.
+        cache_path: Path of the array cache.
 
     Returns:
         ``folder``, the folder written, and ``version``.
@@ -229,23 +229,23 @@ def decode(folder: str, cache_path: str) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to close our input, which the system does if it dies, and end."""
-    # Not through sys.stdin, whose lock this thread would hold while the interpreter shuts down.
+    """Exit when standard input closes, which happens when the parent dies."""
+    # Not sys.stdin: this thread would hold its lock while the interpreter shuts down.
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 def main(action: str, answer: str) -> int:
-    """Carry out one action; anything but an error of ours ends in a traceback."""
+    """Run one action; any error but a NormbenchError ends in a traceback."""
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     actions = {"write": write, "prepare": prepare, "decode": decode}
     try:
-        said: dict[str, Any] = {"result": actions[action](**request)}
+        response: dict[str, Any] = {"result": actions[action](**request)}
     except NormbenchError as error:
-        said = {"error": str(error), "user": isinstance(error, UserError)}
-    Path(answer).write_text(json.dumps(said))
+        response = {"error": str(error), "user": isinstance(error, UserError)}
+    Path(answer).write_text(json.dumps(response))
     return 0
 
 

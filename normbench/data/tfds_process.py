@@ -1,7 +1,7 @@
-"""Runs what needs tensorflow-datasets in a process of its own.
+"""Run an action that needs tensorflow-datasets in a child process: :func:`run`.
 
-A run that takes its images from the array cache never imports TensorFlow for them; importing and
-preparing take no GPU, and TensorFlow's own log lines stay out of the terminal.
+Thus a run that takes its images from the array cache never imports TensorFlow for them, importing
+and preparing take no GPU, and TensorFlow's log lines stay out of the terminal.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import normbench
 from normbench.errors import NormbenchError, UserError
 
 _TICK = 5.0
-"""Seconds between two looks at how far the process is."""
+"""Seconds between two calls of ``tick``."""
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the child: the same package, no GPU, few words."""
+    """Return the environment of the child: the same package, no GPU, few log lines."""
     package = str(Path(normbench.__file__).resolve().parents[1])
     path = os.environ.get("PYTHONPATH")
     return os.environ | {
@@ -35,7 +35,7 @@ def _environment() -> dict[str, str]:
 
 
 def _reason(log: str) -> str:
-    """Return the line of a log that says why: the exception of its last traceback, or its last."""
+    """Return the reason in a log: the exception of the last traceback, or else the last line."""
     _, traceback, after = log.rpartition("Traceback (most recent call last):\n")
     lines = [line for line in after.splitlines() if line.strip()]
     if traceback:  # an exception may have several lines; the first is the one after the frames
@@ -46,15 +46,15 @@ def _reason(log: str) -> str:
 def run(
     action: str, request: dict[str, Any], tick: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """Carry out an action of `normbench.data.tfds_child` and return what it answers.
+    """Run an action of `normbench.data.tfds_child` and return its result.
 
     Args:
         action: ``write``, ``prepare`` or ``decode``.
-        request: Its keyword arguments; strings, numbers, lists and dicts.
+        request: Keyword arguments of the action, as JSON can hold them.
         tick: Called every few seconds while the process runs.
 
     Raises:
-        NormbenchError: the action failed; the message is the reason that the process gave.
+        NormbenchError: The action failed; the message is the reason that the process gave.
     """
     with tempfile.TemporaryDirectory(prefix="normbench-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"

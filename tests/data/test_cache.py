@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from normbench.data import cache
+from normbench.store.files import StoreError
 
 
 def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
@@ -75,8 +76,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("normbench.store.files.os.fsync", full)
+    with pytest.raises(StoreError, match="No space"):
         cache.write(path, {"x": np.arange(9)}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     found = cache.read(path)
