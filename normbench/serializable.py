@@ -1,10 +1,10 @@
-"""Registration of this package's Keras classes without importing them.
+"""Registration of the package's Keras classes without importing them: :func:`register`.
 
-Keras finds a class of a saved model by the name it was registered under, ``normbench>Conv2D``, and
-a class is registered when its module is imported. So that a saved model loads after
+Keras finds a class of a saved model by its registered name, such as ``normbench>Conv2D``, and a
+class is registered when its module is imported. So that a saved model loads after
 ``import normbench.norms`` alone, :func:`register` puts a placeholder into Keras's registry for each
-class, which imports the class when Keras asks for it. Keras itself is not imported here, as that
-takes seconds: where it is not imported yet, the placeholders are put in as soon as it is.
+class, which imports the class when Keras asks for it. Keras itself is not imported here, because
+that takes seconds; if it is not imported yet, the placeholders are added as soon as it is.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 State = Literal["ok", "warn", "missing"]
 
-#: Sections whose missing items a run can do without.
+#: Sections whose items a run does not need.
 OPTIONAL = ("data", "extras")
 
-#: What each extra brings: distribution and purpose.
+#: Distribution and purpose of each extra of the package.
 EXTRAS: dict[str, tuple[str, str]] = {
     "jax": ("jax", "backend=jax"),
     "ray": ("ray", "sweeps over Ray"),
@@ -64,7 +64,7 @@ _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 class Check(NamedTuple):
-    """One finding; ``state`` is ``missing`` where something cannot be used as it is."""
+    """One finding; ``state`` is ``missing`` if something cannot be used as it is."""
 
     section: str
     item: str
@@ -73,11 +73,14 @@ class Check(NamedTuple):
 
 
 def run_probe(timeout: float = 180.0) -> dict[str, Any]:
-    """Import the frameworks in a process of its own and return what they say.
+    """Import the frameworks in a child process and return what they report.
+
+    Args:
+        timeout: Seconds that the process may take.
 
     Returns:
-        the keys of `frameworks.probe`, or ``{"error": reason}`` where the process ended without
-        a word: killed, aborted, or not done in ``timeout`` seconds.
+        The keys of `normbench.machine.probe`, or ``{"error": reason}`` if the process was killed,
+        aborted, or took too long.
     """
     root = str(Path(normbench.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -274,14 +277,14 @@ def collect(
     probe: Callable[[], Mapping[str, Any]] = run_probe,
     driver: Callable[[], list[dict[str, Any]]] = nvidia_smi,
 ) -> list[Check]:
-    """Look this machine over.
+    """Check this machine.
 
     Args:
-        store: the store's folder; it need not exist.
-        datasets: (name, state) of the data sets, or what returns them; the states are ``ready``,
-            ``built in``, ``missing`` and anything else, which is shown as a warning.
-        probe: what imports the frameworks.
-        driver: what lists the GPUs of the driver.
+        store: The store's folder; it need not exist.
+        datasets: (name, state) of each data set, or a function that returns them. The states are
+            ``ready``, ``built in`` and ``missing``; any other is shown as a warning.
+        probe: Imports the frameworks and returns what they report.
+        driver: Lists the GPUs of the driver.
     """
     found = probe()
     return [
@@ -295,17 +298,17 @@ def collect(
 
 
 def lacking(checks: Iterable[Check]) -> list[Check]:
-    """Return the findings without which no run can be trained."""
-    return [each for each in checks if each.state == "missing" and each.section not in OPTIONAL]
+    """Return the missing items that every run needs."""
+    return [item for item in checks if item.state == "missing" and item.section not in OPTIONAL]
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """Return 0 where runs can be trained here, else 1."""
+    """Return 0 if runs can be trained on this machine, else 1."""
     return 1 if lacking(checks) else 0
 
 
 def render(checks: Iterable[Check]) -> Group:
-    """Return the findings by section, and what they come to, for a rich console."""
+    """Return the findings by section, and a verdict."""
     checks = list(checks)
     table = Table.grid(padding=(0, 2, 0, 0))
     for style in ("bold", "", "", ""):
@@ -323,7 +326,7 @@ def render(checks: Iterable[Check]) -> Group:
     absent = lacking(checks)
     if absent:
         verdict = Text("no run can train without: ", "red")
-        verdict.append(", ".join(f"{each.section} {each.item}" for each in absent))
+        verdict.append(", ".join(f"{check.section} {check.item}" for check in absent))
     else:
         verdict = Text("everything a run needs is installed", "green")
     return Group(table, Text(), verdict)

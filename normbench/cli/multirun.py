@@ -1,8 +1,8 @@
 """``normbench run --multirun``: Hydra's own sweepers and launchers, each job one run.
 
-For who has a launcher or a sweeper of Hydra's already (joblib, submitit, Optuna). It plans nothing,
-retries nothing and records no sweep; :mod:`normbench.sweep` does. Runs and their store are the
-same, so that a run which is complete is not trained again here either.
+For users who already have a launcher or a sweeper of Hydra's (joblib, submitit, Optuna). Unlike
+:mod:`normbench.sweep`, it has no plan, no retries and no record of the sweep. Runs and their store
+are the same, so that a complete run is not trained again here either.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _warm = WarmState()
 
 
 def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Have Hydra sweep over overrides.
+    """Let Hydra sweep over overrides.
 
     Args:
-        overrides: Of the runs, as for ``normbench sweep``, and Hydra's own: ``hydra/launcher=…``.
-        config_dir: A further folder with config groups.
+        overrides: Overrides as for ``normbench sweep``, and Hydra's own: ``hydra/launcher=…``.
+        config_dir: A second folder of config groups, laid out like ``conf/``.
 
     Raises:
-        UserError: Something asked for does not exist.
-        Exception: Of the first run that failed; Hydra's launchers begin the others all the same.
+        UserError: An override names something that does not exist.
+        Exception: The error of the first run that failed; Hydra starts the others anyway.
     """
     import hydra
     from hydra.errors import HydraException
 
     _refuse_unknown(overrides, config_dir)
-    # Hydra's parser reads them again: with the quotes that ours puts around what it cannot read.
-    arguments = ["--multirun", *(each.input_line for each in parse(overrides))]
+    # Hydra parses them again, so hand it the overrides with the quotes that `parse` added.
+    arguments = ["--multirun", *(override.input_line for override in parse(overrides))]
     if config_dir is not None:
         arguments.append(search_path(str(Path(config_dir).resolve())))
     start = hydra.main(str(conf_dir()), "config", version_base="1.3")(train_job)
@@ -53,10 +53,10 @@ def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
 
 @contextmanager
 def _called_with(arguments: list[str]) -> Iterator[None]:
-    """Have Hydra, which asks the process, see these arguments and leave errors to us."""
+    """Show Hydra these arguments as the process's own, and make it raise errors."""
     from hydra.core.global_hydra import GlobalHydra
 
-    argv, said = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -65,22 +65,22 @@ def _called_with(arguments: list[str]) -> Iterator[None]:
         GlobalHydra.instance().clear()
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
-        if said is not None:
-            os.environ["HYDRA_FULL_ERROR"] = said
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Refuse what no job could be made of, as ``normbench sweep`` does, before any is begun."""
+    """Refuse overrides that no job can be made of before any job starts."""
     from hydra.core.override_parser.types import ValueType
 
     from normbench.sweep.grid import expand
 
-    own = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
+    of_runs = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
     finite = []
-    for override in parse(own):
+    for override in parse(of_runs):
         if override.key_or_group in ("experiment", "executor"):
             raise UserError(f"{override.input_line!r} is for sweeps: normbench sweep takes it")
-        # An interval is for a sweeper that draws from it; what it draws is checked in its job.
+        # A sweeper draws values from an interval; each is checked in its job.
         if override.value_type != ValueType.INTERVAL_SWEEP:
             finite.append(override.input_line)
     expand(finite, config_dir)
@@ -88,23 +88,22 @@ def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
 
 @contextmanager
 def _beside_hydra() -> Iterator[None]:
-    """Let another config be composed while Hydra runs a job, which it takes for a mistake."""
+    """Allow composing another config while Hydra runs a job, which it would refuse."""
     from hydra.core.global_hydra import GlobalHydra
 
-    kept = GlobalHydra.instance().hydra
+    running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        GlobalHydra.instance().hydra = kept
+        GlobalHydra.instance().hydra = running
 
 
 def train_job(tree: Any) -> float | None:
     """Train the run of one of Hydra's jobs.
 
     Returns:
-        Its last accuracy on the validation split (0..1), for a sweeper that searches; NaN where it
-        diverged.
+        The last validation accuracy (0..1), for a sweeper that searches; NaN if the run diverged.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -112,7 +111,7 @@ def train_job(tree: Any) -> float | None:
     from normbench.engine.train import train
 
     settings = HydraConfig.get()
-    logging.getLogger("normbench").propagate = False  # what is for the log file only
+    logging.getLogger("normbench").propagate = False  # these records are for log.txt only
     folders = [path.removeprefix("file://") for path in settings.searchpath]
     config_dir = folders[0] if folders else None
     try:
@@ -124,12 +123,12 @@ def train_job(tree: Any) -> float | None:
         alone = settings.runtime.choices["hydra/launcher"] == "basic"
         with RunScreen(live=None if alone else False) as screen:
             command = ["normbench", "run", *settings.overrides.task]
-            outcome = train(config, observer=screen, command=command, warm=_warm)
+            result = train(config, observer=screen, command=command, warm=_warm)
     except Exception as error:
         _warm.drop_all()
         print(f"normbench: {' '.join(settings.overrides.task)}: {reason(error)}", file=sys.stderr)
         raise
-    if not outcome.trained:
-        print_complete(config, outcome, config_dir)
-    accuracy = outcome.summary.get("val_acc")
+    if not result.trained:
+        print_complete(config, result, config_dir)
+    accuracy = result.summary.get("val_acc")
     return float("nan") if accuracy is None else float(accuracy)

@@ -1,8 +1,7 @@
 """``normbench norms``: the catalogue of normalizations, and each with its options.
 
-Nothing here is written by hand about any of them: formula, statistics, parameters, state and
-source are the attributes of the layers' classes, options and their values are those of the files
-in ``conf/norm/``. Neither Keras nor Hydra is imported.
+Everything is read from the code: formula, statistics, parameters, state and source are attributes
+of the layers' classes, and options and their values are those of the files in ``conf/norm/``.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 FIELDS = ("formula", "computed_over", "parameters", "state", "source")
-"""What is said of each, in the order shown."""
+"""Attributes that describe a normalization, in the order shown."""
 
 _NOTHING = {
     "formula": "y = x",
@@ -61,12 +60,12 @@ _NOTHING = {
     "state": "none",
     "source": "none",
 }
-"""What is said where a file names no class: nothing is normalized."""
+"""Description of a file without a class, which normalizes nothing."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option: the key that sets it, its value in ``conf/``, what it means."""
+    """An option: the key that sets it, its value in ``conf/``, and its meaning."""
 
     key: str
     value: Any
@@ -75,7 +74,7 @@ class Option:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A normalization or a weight parametrization, in one line a field."""
+    """Description of a normalization or a weight parametrization; each field is one line."""
 
     name: str
     summary: str
@@ -89,19 +88,19 @@ class CatalogueEntry:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it is there to show what a mistake does."""
+        """Whether it exists to show the effect of a mistake."""
         return any("WRONG" in text for text in (self.summary, self.source))
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every normalization that the files in ``conf/`` offer.
+    """All normalizations and weight parametrizations of ``conf/norm/``.
 
     Args:
         norms: Names of the files in ``conf/norm/``.
         weights: Names of the files in ``conf/norm/weight/``.
-        compose: Gives the group ``norm`` that an override such as ``norm=gn`` leads to.
-        header: Gives the comment at the top of the file of a group, by group and name.
+        compose: Returns the group ``norm`` of the config with an override such as ``norm=gn``.
+        header: Returns the comment at the top of a file, by group and name.
     """
 
     norms: Sequence[str]
@@ -113,7 +112,7 @@ class Catalogue:
         """Describe a file of ``conf/norm/``, or else one of ``conf/norm/weight/``.
 
         Raises:
-            UserError: Neither folder has it.
+            UserError: Neither folder has such a file.
         """
         if name in self.norms:
             return self.norm(name)
@@ -164,16 +163,16 @@ def _entry(
     options: Iterable[Option],
     has_weight: bool = False,
 ) -> CatalogueEntry:
-    said = {field: fields[field] for field in FIELDS}
+    texts = {field: fields[field] for field in FIELDS}
     return CatalogueEntry(
-        name=name, summary=summary, **said, options=tuple(options), has_weight=has_weight
+        name=name, summary=summary, **texts, options=tuple(options), has_weight=has_weight
     )
 
 
 def _described(
     key: str, spec: Mapping[str, Any], nothing: dict[str, str]
 ) -> tuple[dict[str, str], tuple[Option, ...]]:
-    """What a layer's class says of itself, and its options as they are set."""
+    """Return the texts of a layer's class, and its options with their values."""
     path = spec.get("_target_")
     if path is None:
         return nothing, ()
@@ -185,7 +184,7 @@ def _described(
 
 
 def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str]:
-    """Leave out of formula and parameters the scale and the shift that the options switch off."""
+    """Remove the scale and the shift from the texts if the options switch them off."""
     formula, parameters = fields["formula"], fields["parameters"]
     off = [
         symbol
@@ -197,18 +196,18 @@ def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str
     if "β" in off:
         formula = formula.replace(" + β", "")
     if "γ, β: " in parameters and off:
-        kept = "γ: " if off == ["β"] else "β: "
-        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: ", kept)
+        remaining = "γ: " if off == ["β"] else "β: "
+        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: ", remaining)
     return {**fields, "formula": formula, "parameters": parameters}
 
 
 def _joined(parts: Iterable[tuple[str, str]]) -> str:
-    """One line from where each part goes and what it says; "none" only if all of them say so."""
+    """Join texts, each after the place it is about, in one line; "none" if all are "none"."""
     return "; ".join(f"{goes}{text}" for goes, text in parts if text != "none") or "none"
 
 
 def rows(catalogue: Catalogue) -> list[dict[str, str]]:
-    """Return all of them as rows of plain text, for a file or a pipe."""
+    """Return a row of plain text for each normalization and weight parametrization."""
     choices = [(f"norm={name}", catalogue.norm(name)) for name in catalogue.norms]
     choices += [(f"norm/weight={name}", catalogue.weight(name)) for name in catalogue.weights]
     return [
@@ -218,7 +217,7 @@ def rows(catalogue: Catalogue) -> list[dict[str, str]]:
 
 
 def page(catalogue: Catalogue) -> RenderableType:
-    """Show all of them, for a terminal of any width."""
+    """Return the catalogue for a terminal of any width."""
     norms = [catalogue.norm(name) for name in catalogue.norms]
     weights = [catalogue.weight(name) for name in catalogue.weights]
     width = max(len(each.name) for each in [*norms, *weights])
@@ -235,7 +234,7 @@ def page(catalogue: Catalogue) -> RenderableType:
 
 
 def details(entry: CatalogueEntry) -> RenderableType:
-    """Show one of them with its options."""
+    """Return one entry of the catalogue with its options."""
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
@@ -261,7 +260,7 @@ def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=width, no_wrap=True)
     table.add_column()
-    rest = "  ·  ".join(
+    facts = "  ·  ".join(
         f"{label}{getattr(entry, field)}"
         for field, label in (
             ("computed_over", "over "),
@@ -272,24 +271,23 @@ def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
         if getattr(entry, field) != "none"
     )
     table.add_row(Text(entry.name, style="red" if entry.is_wrong else "cyan"), Text(entry.formula))
-    table.add_row("", Text(rest, style="dim"))
+    table.add_row("", Text(facts, style="dim"))
     return table
 
 
 def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """Write a value as on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
 
 
-# --- what a layer's class says about itself, read from its source ---------------------------------
-# Reading the source instead of importing the class keeps the catalogue page free of Keras, whose
-# import takes seconds.
+# --- descriptions, read from the source of a layer's class ----------------------------------------
+# Importing the class would import Keras, which takes seconds.
 
 
 class Described:
-    """A class's text attributes and docstring, its base classes' where it has none of its own.
+    """Text attributes and docstring of a class, or of its bases where it has none itself.
 
     Args:
         path: Dotted path of the class.
@@ -305,7 +303,7 @@ class Described:
             raise UserError(f"_target_ {path!r}: there is no such class")
 
     def get(self, name: str) -> str | None:
-        """Return the text of a class attribute, or None where no class has it."""
+        """Return the text of a class attribute, or None if no class has it."""
         for node in self._lineage:
             for value in _values(node, name):
                 try:
@@ -320,7 +318,7 @@ class Described:
         return " ".join(_docstring(self._lineage[0]).split("\n\n")[0].split())
 
     def about(self, option: str) -> str:
-        """What the docstring's ``Args:`` says about an option; empty where it says nothing."""
+        """Return the description of an option in the docstring's ``Args:``, or an empty text."""
         for node in self._lineage:
             found = _arguments(_docstring(node)).get(option)
             if found:
@@ -329,7 +327,7 @@ class Described:
 
 
 def _lineage(path: str) -> Iterator[Any]:
-    """The class and its bases that are found in source, as syntax trees."""
+    """Yield the syntax trees of a class and of its bases that have source files."""
     module_name, _, name = path.rpartition(".")
     tree = _parsed(module_name)
     if tree is None:
@@ -378,7 +376,7 @@ def _docstring(node: Any) -> str:
 
 
 def _arguments(docstring: str) -> dict[str, str]:
-    """The options that a docstring's section ``Args:`` describes."""
+    """Return the descriptions in a docstring's section ``Args:``, by option."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
     found: dict[str, str] = {}
     name = ""

@@ -1,4 +1,4 @@
-"""The screen of a run: a live line on a terminal, plain lines elsewhere, a summary at the end."""
+"""The screen of a run, :class:`RunScreen`: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from normbench.cli.terminal import STATUS_STYLE, Column, LiveRegion, can_redraw,
 from normbench.engine.observer import Observer
 from normbench.formats import clock, count, duration, failure, is_known, percent, small
 
-#: Epochs kept in sight above the live line; all of them are in ``metrics.jsonl``.
-KEPT = 5
+#: Number of epochs shown above the live line.
+SHOWN_EPOCHS = 5
 
-#: Seconds of silence after which an output without a live line is told how far the run is.
+#: Seconds after which an output without a live line gets a line of progress.
 MINUTE = 60.0
 
-#: Seconds of training after which the time that a run takes is estimated, and the least time that
-#: is worth a line of its own.
+#: Seconds of training after which the remaining time is estimated, and the shortest remaining time
+#: that is worth a line.
 MEASURED, LONG = 5.0, 60.0
 
 
 class RunScreen(Observer):
-    """Shows one run as it trains: the observer that the engine reports to.
+    """Show one run as it trains; the observer that the engine calls.
 
     On a terminal it keeps one live line (epoch, bar, loss, accuracies, images/s, time left) under
     a table of the last few epochs; elsewhere it writes one plain line an epoch. Use it as a
@@ -43,8 +43,8 @@ class RunScreen(Observer):
             train(config, observer=screen)
 
     Args:
-        console: where to write; standard output where None.
-        live: whether to keep a live line; where None, if the console is a terminal that can.
+        console: Console to write to; standard output by default.
+        live: Whether to keep a live line; by default, if the console can redraw.
     """
 
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
@@ -76,7 +76,7 @@ class RunScreen(Observer):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back; harmless if that was done."""
+        """Stop the live line and give the terminal back; safe to call twice."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -88,10 +88,10 @@ class RunScreen(Observer):
             self._live = Status(Text(f"{what} …", "dim"), console=self.console)
             self._live.start()
 
-    # --- what the engine reports -----------------------------------------------------------------
+    # --- the Observer interface -----------------------------------------------------------------
 
     def on_start(self, info: Mapping[str, Any]) -> None:
-        """A run begins or goes on.
+        """Show the facts of a run that starts or is resumed.
 
         Args:
             info: ``name``, ``parameters``, ``images`` (of the training split),
@@ -123,7 +123,7 @@ class RunScreen(Observer):
             self._write(Text(f"{info.get('name')}: {', '.join(facts)}"))
 
     def on_note(self, text: str) -> None:
-        """Something happened that a person should know."""
+        """Write a note."""
         self._write(Text(text, "yellow"))
 
     def on_progress(
@@ -135,13 +135,15 @@ class RunScreen(Observer):
         acc: float | None,
         images_per_s: float | None,
     ) -> None:
-        """Some steps were done; cheap, the screen is drawn a few times a second.
+        """Take the state of the epoch in progress; cheap, because drawing is done elsewhere.
 
         Args:
-            epoch: the epoch in progress, 1-based.
-            step: steps of it that are done.
-            loss: mean over the epoch so far.
-            acc: training accuracy, as a fraction.
+            epoch: The epoch in progress, 1-based.
+            step: Number of completed steps of the epoch.
+            steps_per_epoch: Number of steps of an epoch.
+            loss: Mean training loss of the epoch so far.
+            acc: Training accuracy of the epoch so far, as a fraction.
+            images_per_s: Training speed.
         """
         self._done, self._step, self._steps = epoch - 1, step, steps_per_epoch
         self._loss, self._acc, self._images_per_s = loss, acc, images_per_s
@@ -150,12 +152,12 @@ class RunScreen(Observer):
             self._write(self._plain_progress(epoch))
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is complete.
+        """Show a complete epoch.
 
         Args:
-            row: its line of ``metrics.jsonl``.
+            row: Its line of ``metrics.jsonl``.
         """
-        self._rows = (*self._rows[-KEPT + 1 :], row)
+        self._rows = (*self._rows[-SHOWN_EPOCHS + 1 :], row)
         self._done, self._step = row["epoch"], 0
         self._loss, self._acc = row.get("train_loss"), row.get("train_acc")
         self._images_per_s = row.get("images_per_s")
@@ -167,13 +169,13 @@ class RunScreen(Observer):
         self._estimated = True  # its line says what is left, and so does the live one
 
     def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        """The run ended.
+        """Show how the run ended.
 
         Args:
-            summary: ``summary.json`` of a run that finished or diverged; of one that was
-                interrupted or failed, ``status`` and what is known (``error``: the failure's
-                ``type`` and ``message``).
-            path: the run's folder.
+            summary: ``summary.json`` of a run that finished or diverged. Of one that was
+                interrupted or failed, ``status`` and perhaps ``error``: the ``type`` and
+                ``message`` of the failure.
+            path: The run folder.
         """
         self.close()
         status = str(summary.get("status", "ended"))
@@ -183,19 +185,19 @@ class RunScreen(Observer):
             self._write(Text(f"  {label:<14}", "dim").append(text, "default not dim"))
         self._write(Text(f"  {'folder':<14}", "dim").append(os.fspath(path), "default not dim"))
 
-    # --- how it is written -----------------------------------------------------------------------
+    # --- drawing ---------------------------------------------------------------------------------
 
     def _write(self, text: Text) -> None:
         if isinstance(self._live, LiveRegion):
             self._live.print(text)
-        else:  # never wrapped, either: a path or a line of a log stays one
+        else:  # not wrapped: a path, and a line of a log, stays one line
             self.console.print(text, soft_wrap=True, highlight=False)
         self._told = time.monotonic()
 
     def _estimate(self, epoch: int, step: int) -> None:
-        """Say once how long the run takes, if that is long, by the steps after the first."""
+        """Write an estimate of the remaining time once, if it is long."""
         now = time.monotonic()
-        if self._first is None:  # the first step may still compile something
+        if self._first is None:  # the first step may include compilation
             self._first = now, epoch, step
             return
         began, first_epoch, first_step = self._first
@@ -279,7 +281,7 @@ class RunScreen(Observer):
         return lines
 
     def _left(self) -> float | None:
-        """Seconds until the last epoch is done, or None while nothing is known of the speed."""
+        """Return the seconds until the last epoch is complete; None while the speed is unknown."""
         epochs = self._info.get("epochs")
         if not epochs:
             return None
@@ -295,8 +297,8 @@ class RunScreen(Observer):
         return left * images / rate if images and rate else None
 
     def _line(self, width: int) -> Table:
-        """Return the live line in ``width`` columns, without what does not fit."""
-        width -= len("^C")  # what a terminal echoes behind it must not begin a further line
+        """Return the live line, without the parts that do not fit into ``width`` characters."""
+        width -= len("^C")  # leave room for a terminal's echo of Ctrl-C, which must not wrap
         info, rate, of = self._info, self._images_per_s, self._epochs()
         epochs = info.get("epochs") or 0
         begun = self._done + (self._step / self._steps if self._steps else 0)
@@ -360,10 +362,12 @@ _EPOCH_COLUMNS = (
 def epochs_table(
     metrics: Sequence[Mapping[str, Any]], width: int, best: int | None = None
 ) -> Table:
-    """Return epochs (rows of ``metrics.jsonl``) as a table that fits ``width`` columns.
+    """Return epochs as a table.
 
     Args:
-        best: the epoch whose validation accuracy is set off.
+        metrics: Rows of ``metrics.jsonl``.
+        width: Width in characters.
+        best: The epoch whose validation accuracy is highlighted.
     """
 
     def style(row: Mapping[str, Any], heading: str) -> str:

@@ -1,9 +1,9 @@
 """Standard output and error that cannot end a command; the entry point is `protect`.
 
-A command trains, or writes files, and talks while it does so. Nobody may be listening: the reader
-of a pipe has gone (``| head -1``), the disk of a log file is full, the terminal was closed, a shell
-started the command with ``>&-``, or the encoding lacks a character. The command's work goes on, and
-only its words are lost.
+A command prints while it trains or writes files, and printing may fail: the reader of a pipe has
+left (``| head -1``), the disk of a log file is full, the terminal was closed, a shell started the
+command with ``>&-``, or the encoding lacks a character. The command then goes on, and only its
+output is lost.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import sys
 import unicodedata
 from typing import Any
 
-#: Name of the error handler that spells a character in those that an encoding has.
+#: Name of the error handler that replaces a character by ones that the encoding has.
 SPELLED = "normbench.spelled"
 
-#: Spellings of characters that Unicode does not decompose into plainer ones, or not legibly.
+#: Replacements of characters that Unicode does not decompose legibly.
 _SPELLINGS = {
     "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-", "─": "-", "━": "-", "╸": "-",
     "╺": "-", "│": "|", "┃": "|", "‖": "||", "•": "*", "·": "*", "‘": "'", "’": "'", "“": '"',
@@ -31,7 +31,7 @@ _SPELLINGS = {
 
 
 class _Raw(io.RawIOBase):
-    """Write to a descriptor until that fails, then accept everything and write nothing."""
+    """A raw stream that writes until writing fails, and then drops everything."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -58,10 +58,10 @@ class _Raw(io.RawIOBase):
 
 
 def protect() -> None:
-    """Replace the standard streams of this process by ones that cannot end a command.
+    """Replace the standard streams of this process by ones whose errors end nothing.
 
-    A descriptor that is closed is opened on the null device. Otherwise the next file that is
-    opened, as one of a run's folder, would get its number, and what prints would write there.
+    A closed descriptor is opened on the null device. Otherwise the next file to be opened, perhaps
+    one in a run folder, would get its number, and printed text would be written into that file.
     """
     codecs.register_error(SPELLED, _spell)
     opened = [_open_on_null(descriptor) for descriptor in range(3)]
@@ -72,9 +72,9 @@ def protect() -> None:
 
 
 def loss() -> str:
-    """Return why standard output could not be written, or an empty text.
+    """Return the reason why output was lost, or an empty text.
 
-    A reader that left, or an output that was closed on purpose, is no loss.
+    It does not count as a loss if the reader left or the output was closed on purpose.
     """
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -87,7 +87,9 @@ def _open_on_null(descriptor: int) -> bool:
     try:
         os.fstat(descriptor)
     except OSError:
-        null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, but a thread may be faster
+        null = os.open(
+            os.devnull, os.O_RDWR
+        )  # gets the lowest free number, unless a thread is faster
         if null != descriptor:
             os.dup2(null, descriptor)
             os.close(null)
@@ -99,7 +101,11 @@ def _open_on_null(descriptor: int) -> bool:
 def _text_stream(descriptor: int, stream: Any) -> io.TextIOWrapper:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     errors = getattr(stream, "errors", None) or "strict"
-    if errors in ("strict", "surrogateescape", "backslashreplace"):  # not what a person asked for
+    if errors in (
+        "strict",
+        "surrogateescape",
+        "backslashreplace",
+    ):  # defaults, not the user's choice
         errors = SPELLED
     # Flushed at each line, also on a pipe: a log shows at once how far a sweep is.
     return io.TextIOWrapper(
@@ -108,7 +114,7 @@ def _text_stream(descriptor: int, stream: Any) -> io.TextIOWrapper:
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Spell what an encoding lacks; give back the bytes of a file name that were no characters."""
+    """Replace characters that an encoding lacks; restore the raw bytes of a file name."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     spelled = b""
