@@ -1,4 +1,4 @@
-"""Checkpoint files: named arrays and a JSON record in one ``.npz`` that is whole or refused.
+"""Checkpoint files: named arrays and a JSON record in one ``.npz``, checked when it is loaded.
 
 The file is an ordinary uncompressed ``.npz``: ``numpy.load(path)["stem/kernel"]`` reads it. Beside
 the arrays it holds ``normbench.json`` with the record and the arrays' names and dtypes. NumPy's
@@ -24,8 +24,8 @@ from normbench.store.files import StoreError, dumps, store_error, write_atomic
 
 HEADER = "normbench.json"
 
-#: What a zip archive with flipped or missing bytes raises while it is read, flags and sizes
-#: included (an "encrypted" bit is a RuntimeError, an unknown method a NotImplementedError).
+#: Errors that reading a zip archive with flipped or missing bytes raises. An "encrypted" bit is a
+#: RuntimeError, an unknown method a NotImplementedError, which is a RuntimeError too.
 _CORRUPTION = (
     zipfile.BadZipFile,
     zlib.error,
@@ -64,12 +64,13 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) 
     """Write ``arrays`` and the JSON record ``info`` to ``path``, atomically.
 
     Args:
-        arrays: any shapes and any numeric dtypes, those of `ml_dtypes` included; a name may hold
-            slashes.
-        info: what strict JSON can hold.
+        path: Path of the file.
+        arrays: Arrays of any shape and numeric dtype, those of `ml_dtypes` included, by name; a
+            name may hold slashes.
+        info: A record of values that strict JSON can hold.
 
     Raises:
-        StoreError: the file cannot be written; the old one is untouched.
+        StoreError: The file cannot be written; the old one is untouched.
     """
     named = {name: np.asarray(array) for name, array in arrays.items()}
     dtypes = {name: str(array.dtype) for name, array in named.items()}

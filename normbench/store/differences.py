@@ -1,4 +1,4 @@
-"""Config keys in which runs differ and that their names do not show; see `differences`."""
+"""Config keys in which runs differ and that their names do not show: :func:`differences`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-#: A run's name where no part of it holds a dash; otherwise its config says what is what.
+#: A run's name, if no part of it has a dash; otherwise only its config tells the parts apart.
 NAME = re.compile(
     r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
     r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
 )
 
-#: Keys that the name of a run shows, or that decide nothing about it.
+#: Keys that the name of a run shows, or that do not affect the run.
 _SHOWN = {"dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"}
 
 _ABSENT = "absent"
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each config its values of the keys that differ among all of them.
+    """Return the values of each config for the keys that differ among all configs.
 
-    The data set, the network, the normalization, the batch size and the seed stand in the name of
-    a run and are left out. An option of a group is compared among the configs that chose the same
-    name for the group: ``norm.groups`` among those with ``norm=gn`` and the same weights.
+    The data set, the network, the normalization, the batch size and the seed are left out, because
+    the name of a run has them. An option of a group is compared among the configs that chose the
+    same name for the group: ``norm.groups`` among those with ``norm=gn`` and the same weights.
 
     Args:
-        configs: As ``Config.to_dict`` or a run's ``config.yaml`` gives them; an empty one shares
-            all values with the others.
+        configs: Results of ``Config.to_dict``, or contents of ``config.yaml``. An empty config
+            differs in nothing.
 
     Returns:
-        By dotted key, in the order of the config; a group's name has the key of the group.
+        For each config, values by dotted key in the order of the config; the name of a group has
+        the key of the group.
     """
     defaults = _defaults()
     flat = [dict(_leaves({**defaults, **config})) if config else {} for config in configs]
@@ -56,7 +57,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_overrides(values: Mapping[str, Any]) -> str:
-    """Write keys and values as they stand on a command line: ``optimizer.lr=0.1 epochs=5``."""
+    """Write keys and values as on a command line: ``optimizer.lr=0.1 epochs=5``."""
     return " ".join(f"{key}={_text(value)}" for key, value in values.items())
 
 
@@ -64,11 +65,12 @@ def short_names(names: Sequence[str], differs: Sequence[str]) -> list[str]:
     """Return runs' names without the parts that all of them share.
 
     Args:
-        names: Of the runs.
-        differs: For each, in what it differs besides (see `as_overrides`).
+        names: Names of the runs.
+        differs: For each run, other keys in which it differs (see :func:`as_overrides`).
 
     Returns:
-        As ``gn_ws b16 s0 optimizer.lr=0.1``; whole names where one does not tell its parts.
+        Short names such as ``gn_ws b16 s0 optimizer.lr=0.1``; whole names if one cannot be taken
+        apart.
     """
     matches = [match for name in names if (match := NAME.fullmatch(name))]
     if len(matches) < len(names):
@@ -84,7 +86,7 @@ def short_names(names: Sequence[str], differs: Sequence[str]) -> list[str]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Values of the keys that came after the first configs were written."""
+    """Return the defaults of the keys that older configs lack."""
     from normbench.config import Config
 
     return {each.name: each.default for each in fields(Config) if each.default is not MISSING}

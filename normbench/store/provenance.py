@@ -1,8 +1,8 @@
-"""Where a run comes from: commits, versions, host, processor, command. Imports no framework.
+"""Provenance of a run: commits, versions, host, processor, command. Imports no framework.
 
-The commit says which normbench trained a run. Code and data of one's own (a layer, a network, a
-data set that ``--config-dir`` brings) lie outside it; their versions are hashes: of source files
-(:func:`own_code`) and of images and labels (:func:`own_data`).
+The commit identifies the normbench that trained a run. A user's own code and data (a layer, a
+network, a data set from ``--config-dir``) are not part of it; their versions are hashes of source
+files (:func:`own_code`) and of images and labels (:func:`own_data`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from normbench.components import (
 )
 from normbench.machine import processor
 
-#: What a version is recorded of, and the distributions that bring it, in the order of trying.
+#: Packages whose version is recorded, and the distributions that may provide them, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu"),
     "keras": ("keras", "keras-nightly"),
@@ -47,12 +47,12 @@ GIT_TIMEOUT = 20.0
 
 
 def utc_now() -> str:
-    """Return the time as ISO-8601 in UTC, to the second: ``2026-11-21T07:57:00Z``."""
+    """Return the current time as ISO-8601 in UTC, to the second: ``2026-11-21T07:57:00Z``."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def version(package: str) -> str | None:
-    """Return the installed version of a package by its distribution's record, importing nothing."""
+    """Return the installed version of a package from its metadata, without importing it."""
     for name in PACKAGES.get(package, (package,)):
         try:
             return metadata.version(name)
@@ -62,7 +62,7 @@ def version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, normbench and the packages that decide a run's numbers."""
+    """Return the versions of Python, normbench and the packages that affect a run's numbers."""
     found = {"python": platform.python_version(), "normbench": normbench.__version__}
     for package in PACKAGES:
         installed = version(package)
@@ -72,11 +72,13 @@ def versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
-    """Return what a git command prints, or None where it does not apply.
+    """Return the output of a git command, or None if it fails.
 
     Args:
-        trusted: read a repository of another user, too. Only for the checkout whose code runs
-            already: git refuses others' because their settings can name programs to run.
+        folder: Folder to run it in.
+        arguments: The command and its arguments.
+        trusted: Also read a repository of another user. Only for the checkout whose code is running
+            anyway: git refuses others because their settings can name programs to run.
     """
     # A hook's GIT_DIR would send git elsewhere; optional locks would collide between runs.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
@@ -103,8 +105,10 @@ def git_state(
     """Return ``{"commit", "dirty"}`` of the checkout that ``folder`` lies in, or None.
 
     Args:
-        code: folders of it where a file that git does not know (and does not ignore) counts as
-            dirty, too: code that runs without being in the commit.
+        folder: A folder in the checkout.
+        code: Folders in which untracked files count as changes too, because code that is not in
+            the commit may run.
+        trusted: As for :func:`_git`.
 
     ``commit`` is 40 hex digits (None before the first commit); ``dirty`` is whether a tracked file
     differs from it.
@@ -124,9 +128,9 @@ def git_state(
 
 
 def package_git() -> dict[str, Any] | None:
-    """The state of normbench's checkout; None where it is installed from a wheel."""
+    """Return the state of normbench's checkout; None if it is installed from a wheel."""
     package = Path(normbench.__file__).resolve().parent
-    # An environment inside somebody's repository must not pass for a checkout of normbench.
+    # An environment inside another repository is not a checkout of normbench.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py", trusted=True) is None:
         return None
     return git_state(package, code=[package, package.parent / "conf"], trusted=True)
@@ -141,12 +145,13 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
     """Return a run's provenance, ready for its ``meta.json``.
 
     Args:
-        command: the command line; this process's where None.
-        folder: the working folder; this process's where None.
+        command: The command line; that of this process by default.
+        folder: The working folder; that of this process by default.
 
-    Keys: ``git`` (`git_state` of normbench's checkout, None if it is none), ``git_folder`` (the
-    same of the working folder, only where that is another repository), ``versions``, ``host``,
-    ``processor``, ``command`` (list of arguments).
+    Returns:
+        ``git`` (:func:`git_state` of normbench's checkout, or None), ``git_folder`` (the same of
+        the working folder, only if that is in another repository), ``versions``, ``host``,
+        ``processor`` and ``command`` (list of arguments).
     """
     folder = Path.cwd() if folder is None else folder
     package = package_git()
@@ -164,20 +169,20 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
     }
 
 
-# --- code and data of one's own -------------------------------------------------------------------
+# --- the user's own code and data -----------------------------------------------------------------
 
 
 def own_code(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the version of each component of a config whose code is not normbench's.
 
-    Loggers are left out: they change nothing that a run measures.
+    Loggers are left out, because they change nothing that a run measures.
 
     Args:
-        config: As plain dicts.
+        config: A config as plain dicts.
 
     Returns:
-        By ``_target_``, a SHA-256 of the source files that it was loaded from (:func:`code_hash`);
-        nothing for code that has no files.
+        The SHA-256 of a component's source files (:func:`code_hash`), by ``_target_``; code
+        without files is left out.
     """
     measured = {key: value for key, value in config.items() if key != "logger"}
     hashes = {path: code_hash(path) for path in sorted(set(_own_targets(measured)))}
@@ -185,15 +190,15 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
-    """Return the version of a run's images and labels where the data set is not normbench's.
+    """Return the version of a run's images and labels if the data set is not normbench's.
 
     Args:
         dataset: The group ``dataset`` of a config.
-        fingerprint: What :func:`data_hash` gave; None to read the data set for it.
+        fingerprint: Result of :func:`data_hash`; None to read the data set and compute it.
 
     Returns:
-        A SHA-256 by the data set with its options, as ``data of mine (path=a.npz)``; nothing for
-        a data set that normbench brings, whose files have checksums.
+        The SHA-256 by the data set with its options, as ``data of mine (path=a.npz)``. Empty for
+        a data set of normbench's, whose files have checksums.
     """
     if not is_own(dataset.get("_target_")):
         return {}
@@ -211,18 +216,18 @@ def data_hash(arrays: Any) -> str:
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         array = np.asarray(getattr(arrays, name))
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        for start in range(0, len(array), 1024):  # which may be mapped from a file
+        for start in range(0, len(array), 1024):  # it may be mapped from a file
             digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
     return digest.hexdigest()
 
 
 @cache
 def code_hash(path: str) -> str | None:
-    """Return the SHA-256 of the source files behind a dotted path; None where there are none.
+    """Return the SHA-256 of the source files behind a dotted path; None if there are none.
 
-    These are its module and the modules of the same project that it imports, directly or not: of
-    the same package, or in the same folder where that is no folder of installed packages. A
-    module is loaded once in a process; so is its hash.
+    These are its module and the modules of the same project that it imports, directly or not. The
+    project is its package, or its folder if that is not a folder of installed packages. The hash is
+    computed once in a process, because a module is loaded once.
     """
     look_in_working_folder()
     files = _project_files(path.rpartition(".")[0])
@@ -235,11 +240,11 @@ def code_hash(path: str) -> str | None:
 
 
 def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:
-    """Say which code and data of one's own a run was not, or not only, trained with.
+    """Return a line for each own code or data set that is not the version a run was trained with.
 
     Args:
-        recorded: The run's ``meta["own"]``: by name, the versions that trained it in turn.
-        now: What :func:`own_code` and :func:`own_data` give now.
+        recorded: The run's ``meta["own"]``: by name, the versions that trained it, in order.
+        now: Present results of :func:`own_code` and :func:`own_data`.
     """
     lines = []
     for name, version_now in now.items():
@@ -253,10 +258,10 @@ def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> l
 
 
 def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> list[str]:
-    """Say which code and data of one's own have changed since a complete run was trained.
+    """Return a line for each own code or data set that changed since a complete run was trained.
 
     Args:
-        run_config: The config that the run recorded; probes that it lacks measured nothing.
+        run_config: The recorded config of the run; probes that it lacks measured nothing.
         recorded: The run's ``meta["own"]``.
         config: The :class:`normbench.config.Config` that found the run complete.
     """
@@ -266,7 +271,7 @@ def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> 
     unread = []
     try:
         now |= own_data(config.dataset)
-    except Exception as error:  # own code may raise anything
+    except Exception as error:  # the user's code may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         unread = [f"whether its data set has changed is not known: {reason}"]
     return [*own_changes(recorded, now), *unread]
@@ -281,7 +286,7 @@ def _own_targets(value: Any) -> Iterator[str]:
 
 
 def _project_files(module: str) -> dict[str, Path]:
-    """Return the files of a module and of those of its project that it imports, by module."""
+    """Return the files of a module and of the modules of its project that it imports, by module."""
     project = module.partition(".")[0]
     root = _root(project)
     found: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""The records in a run folder: what each file may hold, and the checksums that vouch for it.
+"""The records in a run folder: the keys and values of each file, and its checksums.
 
 ``meta.json`` and ``summary.json`` end in ``checksums``: by file name the SHA-256 of ``config.yaml``
 (both) and of ``metrics.jsonl`` (the summary) as ``sha256sum`` prints it, and under the file's own
@@ -7,8 +7,8 @@ line of ``diagnosis.jsonl`` has as ``checksum`` that of the line and of the chec
 that no line but the last can be missing. The files that are still being written to
 (``metrics.jsonl`` before there is a summary, ``log.txt``) have none.
 
-Folders that an earlier version wrote have no checksums: of those only the ranges are checked, and
-whether the files agree with each other.
+Folders that an earlier version wrote have no checksums. Of those, only the ranges of the values are
+checked, and whether the files agree with each other.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _FINISHED = record(
 
 
 def SUMMARY(value: Any, position: str) -> None:
-    """Check a summary: of a run that finished, accuracies and the training loss are numbers."""
+    """Check a summary. If the run finished, accuracies and the training loss must be numbers."""
     record({"status": text("finished", "diverged")})(value, position)
     (_FINISHED if value["status"] == "finished" else _DIVERGED)(value, position)
 
@@ -139,8 +139,8 @@ _ABOUT_DIAGNOSIS = {
 }
 
 DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS)
-#: Of an earlier version's line all keys are known. So a sealed one whose word ``checksum`` was
-#: damaged does not pass for it.
+#: A line of an earlier version, without a checksum. It has no other keys, so that a newer line
+#: whose key ``checksum`` was damaged does not pass for it.
 _OLD_DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS, others=None)
 
 CHECKPOINT = record(
@@ -164,7 +164,7 @@ def digest(data: bytes) -> str:
 
 
 def _digest_of(value: Mapping[str, Any]) -> str:
-    # ASCII escapes write any text; equal values give equal bytes, however the file spells them.
+    # Compact JSON in ASCII: equal values give equal bytes, however the file is formatted.
     return digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
@@ -172,7 +172,7 @@ def sealed(name: str, value: Mapping[str, Any], others: Mapping[str, str]) -> di
     """Return a record with its checksums.
 
     Args:
-        name: Of its file.
+        name: Name of the record's file.
         value: The record, as JSON can hold it.
         others: The checksums of other files, by name.
     """
@@ -181,7 +181,7 @@ def sealed(name: str, value: Mapping[str, Any], others: Mapping[str, str]) -> di
 
 
 def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """Return a record without its checksums, and those of other files (None: it has no checksums).
+    """Return a record without its checksums, and those of other files (None if it has none).
 
     Raises:
         Mismatch: Its own checksum does not fit.
@@ -198,11 +198,11 @@ def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def sealed_line(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a record that is a line of a file with its checksum.
+    """Return a line of ``diagnosis.jsonl`` with its checksum.
 
     Args:
         value: The record, as JSON can hold it.
-        before: The line before it, None for the first.
+        before: The line before it; None for the first line.
     """
     chained = {**value, LINE_SEAL: (before or {}).get(LINE_SEAL)}
     return {**value, LINE_SEAL: _digest_of(chained)}
@@ -212,7 +212,7 @@ def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     """Return the lines of ``diagnosis.jsonl``, checked, without their checksums.
 
     Raises:
-        Mismatch: One is not as it was written, is not a diagnosis, or is missing.
+        Mismatch: A line is damaged, is not a diagnosis, or is missing.
     """
     diagnoses = []
     for count, line in enumerate(lines, start=1):
@@ -229,10 +229,10 @@ def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def check_epochs(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the rows of ``metrics.jsonl`` are of all epochs from the first on, in order.
+    """Check that ``metrics.jsonl`` has one row for each epoch, in order from the first.
 
     Raises:
-        Mismatch: One is missing, or there twice.
+        Mismatch: A row is missing, or an epoch has two.
     """
     for expected, row in enumerate(rows, start=1):
         if row["epoch"] != expected:
@@ -240,10 +240,10 @@ def check_epochs(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_agreement(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Check that a summary without checksums has its result, and agrees with the last row.
+    """Check that a summary without checksums has a test accuracy, and agrees with the last row.
 
     Raises:
-        Mismatch: It lacks its result, or they differ.
+        Mismatch: It lacks the test accuracy, or they differ.
     """
     if summary["status"] == "finished" and "test_acc" not in summary:
         raise Mismatch("summary.json lacks test_acc")

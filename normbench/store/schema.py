@@ -1,8 +1,8 @@
-"""Checks of data that was read from a file: which keys a record has, and what each may hold.
+"""Checks of data that was read from a file: the keys of a record, and the values of each key.
 
-A check is a function of a value and its position (``sessions.0.pid``); it raises :class:`Mismatch`
-where the value is not what it allows. Checks are combined into one table a file, so that whoever
-reads the file afterwards need not look at types again::
+A check is a function of a value and its position (``sessions.0.pid``) that raises :class:`Mismatch`
+if it does not allow the value. The checks of a file are combined into one, so that code that reads
+the file need not test types again::
 
     ROW = record({"epoch": integer(1)}, {"val_acc": number(0, 1, null=True)})
     ROW(json.loads(line), "")
@@ -18,14 +18,14 @@ from typing import Any
 
 Check = Callable[[Any, str], None]
 
-#: Nesting that a record may have. Ours have six levels; thousands end in a RecursionError.
+#: Deepest nesting of a record. Real ones have six levels; thousands would end in a RecursionError.
 DEPTH = 32
 
 _short = reprlib.repr
 
 
 class Mismatch(ValueError):
-    """A value that is not what is allowed in its place; the message says both."""
+    """A value is not allowed; the message has its position, the value and what is allowed."""
 
 
 def _mismatch(position: str, value: Any, allowed: str) -> Mismatch:
@@ -167,10 +167,10 @@ def record(
 
 
 def sound(value: Any, position: str = "", depth: int = 0) -> None:
-    """Allow what every file must hold: texts that UTF-8 can write, finite numbers, no deep nesting.
+    """Allow text that UTF-8 can encode, finite numbers, and moderate nesting, as in every file.
 
-    JSON's ``"\\ud800"`` is half a character, and ``1e999`` is infinite; printing the one fails, and
-    so does computing with the other.
+    JSON's ``"\\ud800"`` is a lone surrogate, which cannot be printed, and its ``1e999`` is
+    infinite, which spoils computations.
     """
     kind = type(value)
     if kind is str:
@@ -200,10 +200,10 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse(data: bytes) -> Any:
-    """Return the value that strict JSON in UTF-8 stands for, checked by :func:`sound`.
+    """Parse strict JSON in UTF-8, and check the value with :func:`sound`.
 
     Raises:
-        ValueError: It is not JSON, or not sound; the message says where.
+        ValueError: It is not JSON, or not sound; the message has the position.
     """
     try:
         value = _DECODER.decode(data.decode())
@@ -214,7 +214,7 @@ def parse(data: bytes) -> Any:
 
 
 def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:
-    """Return the JSON object in ``data``, whose content ``check`` allows.
+    """Parse a JSON object that ``check`` allows.
 
     Raises:
         ValueError: It is not JSON, no object, or not allowed.
