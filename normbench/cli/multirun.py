@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normbench.cli.run import print_complete
 from normbench.config import compose, conf_dir, parse
 from normbench.engine.reuse import WarmState
 from normbench.errors import UserError, reason
@@ -107,7 +106,7 @@ def train_job(tree: Any) -> float | None:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from normbench.cli.screen import RunScreen
+    from normbench.cli.screen import RunScreen, print_complete
     from normbench.engine.train import train
 
     settings = HydraConfig.get()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from normbench.cli.parser import (
     Parser,
@@ -14,10 +13,6 @@ from normbench.cli.parser import (
     quiet_tensorflow,
 )
 from normbench.errors import UserError
-
-if TYPE_CHECKING:
-    from normbench.config import Config
-    from normbench.engine.train import TrainResult
 
 _EPILOG = """\
 A run is described by KEY=VALUE words; keys that are not named keep their defaults:
@@ -74,7 +69,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
         return 0
     quiet_tensorflow()
-    from normbench.cli.screen import RunScreen
+    from normbench.cli.screen import RunScreen, print_complete
     from normbench.engine.train import train
     from normbench.store.store import Store
 
@@ -95,28 +90,3 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 def writes(arguments: Namespace) -> bool:
     return not arguments.print_config
-
-
-def print_complete(
-    config: Config, result: TrainResult, config_dir: str | None = None, *, again: bool = False
-) -> None:
-    """Say that a run was complete before, and which parts of the request it was trained without.
-
-    Args:
-        config: The config that was asked for.
-        result: The result of a run that did not train.
-        config_dir: The folder given by ``--config-dir``.
-        again: Whether the command has the option ``--again``.
-    """
-    from normbench.engine.diagnose import trained_without
-    from normbench.formats import nothing_to_train
-    from normbench.store.provenance import changed_since
-
-    print(nothing_to_train(result.summary))
-    print(f"  folder  {result.run.path}")
-    recorded = (result.run.meta or {}).get("own")
-    changes = changed_since(result.run.config or {}, recorded, config)
-    for line in [*trained_without([(config, result.run)], config_dir), *changes]:
-        print(f"  {line}")
-    if changes and again:
-        print("  --again sets its folder aside and trains it from its first step")

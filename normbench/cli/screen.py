@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
@@ -19,6 +19,10 @@ from rich.text import Text
 from normbench.cli.terminal import STATUS_STYLE, Column, LiveRegion, can_redraw, fitted_table
 from normbench.engine.observer import Observer
 from normbench.formats import clock, count, duration, failure, is_known, percent, small
+
+if TYPE_CHECKING:
+    from normbench.config import Config
+    from normbench.engine.train import TrainResult
 
 #: Number of epochs shown above the live line.
 SHOWN_EPOCHS = 5
@@ -376,3 +380,28 @@ def epochs_table(
     table = fitted_table(_EPOCH_COLUMNS, metrics, width, style)
     table.header_style = "dim"
     return table
+
+
+def print_complete(
+    config: Config, result: TrainResult, config_dir: str | None = None, *, again: bool = False
+) -> None:
+    """Say that a run was complete before, and which parts of the request it was trained without.
+
+    Args:
+        config: The config that was asked for.
+        result: The result of a run that did not train.
+        config_dir: The folder given by ``--config-dir``.
+        again: Whether the command has the option ``--again``.
+    """
+    from normbench.engine.diagnose import trained_without
+    from normbench.formats import nothing_to_train
+    from normbench.store.provenance import changed_since
+
+    print(nothing_to_train(result.summary))
+    print(f"  folder  {result.run.path}")
+    recorded = (result.run.meta or {}).get("own")
+    changes = changed_since(result.run.config or {}, recorded, config)
+    for line in [*trained_without([(config, result.run)], config_dir), *changes]:
+        print(f"  {line}")
+    if changes and again:
+        print("  --again sets its folder aside and trains it from its first step")
