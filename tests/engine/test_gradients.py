@@ -75,6 +75,7 @@ def test_half_precision(precision):
     assert off < (0.1 if precision == "mixed_bfloat16" else 0.05)
 
 
+@pytest.mark.slow
 def test_auxiliary_classifiers_and_dropout_are_part_of_it():
     """Two calls drop the same units, the ones that the next step drops."""
     loop, split = loop_of(
