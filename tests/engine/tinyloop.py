@@ -14,7 +14,6 @@ from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from normbench.network import build_model
 
-
 #: Three normalized convolutions: quick to trace, which is what most of a test's time goes to.
 SMALL = ("arch=conv_encoder", "arch.widths=[8,8]", "arch.halvings=1", "arch.embedding=8")
 
