@@ -118,17 +118,21 @@ def load_dataset(config: Config) -> Any:
     )
 
 
-def refuse_batch(config: Config, dataset: Any) -> None:
-    """Refuse a batch that the training set has not images enough for.
+def refuse_batch(config: Config, dataset: str, images: int) -> None:
+    """Refuse a batch that is larger than the training set.
+
+    Args:
+        config: The config of a run.
+        dataset: Name of its data set.
+        images: Number of training images, after validation is held out.
 
     Raises:
-        UserError: It is larger.
+        UserError: The batch is larger.
     """
-    count = len(dataset.train.labels)
-    if config.batch > count:
+    if config.batch > images:
         raise UserError(
-            f"batch={config.batch} is larger than the training set of {dataset.name} "
-            f"({count} images after validation is held out)"
+            f"batch={config.batch} is larger than the training set of {dataset} "
+            f"({images} images after validation is held out)"
         )
 
 
@@ -178,7 +182,7 @@ def check_config(config: Config, warm: WarmState) -> Any:
         NormbenchError: The data set is damaged.
     """
     dataset = warm.dataset(config, load_dataset)
-    refuse_batch(config, dataset)
+    refuse_batch(config, dataset.name, len(dataset.train.labels))
     refuse_augmentation(config, dataset.shape)
     make_loggers(config.logger)
     _optimizer(config)

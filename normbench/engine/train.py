@@ -105,7 +105,7 @@ def train(
     warm = WarmState() if warm is None else warm
     # Before the backend: what is missing is said within a second.
     dataset = warm.dataset(config, load_dataset)
-    refuse_batch(config, dataset)
+    refuse_batch(config, dataset.name, len(dataset.train.labels))
     refuse_augmentation(config, dataset.shape)
     loggers = make_loggers(config.logger)
     record = {"engine": backend.start(config.backend, config.precision)}

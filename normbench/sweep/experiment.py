@@ -1,4 +1,4 @@
-"""Experiments: named, documented sweeps, each a file in ``conf/experiment/``."""
+"""Experiments: named, documented sweeps, each a file in ``conf/experiment/``; see :func:`unfold`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from normbench.config import parse
 from normbench.errors import UserError, unknown
 
 FULL = "full"
-"""The scale that a file describes by itself; the others change it."""
+"""Name of the scale that an experiment has without further overrides."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A sweep by name: lists of overrides as they would be typed after ``normbench sweep``.
+    """A sweep with a name: lists of overrides as they would be typed after ``normbench sweep``.
 
-    A later list replaces what an earlier one says of the same key: first ``overrides``, then one
-    of the ``variants``, then the scale's, then what the user typed.
+    The lists apply in this order, and a later override of a key replaces an earlier one:
+    ``overrides``, one of the ``variants``, those of the scale, those that the user typed.
 
     Attributes:
-        name: As in ``+experiment=``.
-        title: What it asks, in one line.
-        overrides: Of every cell; several values of one key make cells.
-        variants: Alternatives that are no product of values; each makes cells of its own.
-        scales: Further overrides by name, for less time than the whole experiment takes.
-        expected: What the source found, in one sentence.
+        name: Name after ``+experiment=``.
+        title: The question that the experiment asks, in one line.
+        overrides: Overrides of every cell; several values of one key make cells.
+        variants: Alternative lists of overrides, each of which makes cells of its own.
+        scales: Overrides by scale, with which the experiment takes less time.
+        expected: The published result, in one sentence.
         minutes: Expected minutes on two CPU cores by scale, measured or estimated.
         report: Options of ``normbench report`` that give the experiment's table.
-        about: The comment at the top of its file, line by line.
+        about: The lines of the comment at the top of the file.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Experiment:
     report: Mapping[str, Any] = field(default_factory=dict)
     about: tuple[str, ...] = ()
 
-    def unfolded(self, scale: str, given: Sequence[str]) -> list[list[str]]:
-        """Return one list of overrides a variant.
+    def unfolded(self, scale: str, typed: Sequence[str]) -> list[list[str]]:
+        """Return one list of overrides for each variant.
 
         Args:
-            scale: ``full``, or one of ``scales``.
-            given: What the user typed beside the experiment's name.
+            scale: ``full`` or one of ``scales``.
+            typed: Overrides that the user typed beside the experiment's name.
 
         Raises:
             UserError: The experiment has no such scale.
@@ -58,24 +58,24 @@ class Experiment:
         if scale != FULL and scale not in self.scales:
             raise unknown(f"scale of {self.name}", scale, [FULL, *self.scales])
         smaller = self.scales.get(scale, ())
-        return [_merged([self.overrides, variant, smaller, given]) for variant in self.variants]
+        return [_merged([self.overrides, variant, smaller, typed]) for variant in self.variants]
 
 
 def unfold(
     overrides: Sequence[str], config_dir: str | Path | None = None
 ) -> tuple[Experiment | None, list[list[str]]]:
-    """Replace ``+experiment=NAME scale=SCALE`` by what it stands for.
+    """Replace ``+experiment=NAME scale=SCALE`` by the overrides that it stands for.
 
     Returns:
-        The experiment, if one is named, and one list of overrides a variant; without an
-        experiment the one list that was given.
+        The experiment and one list of overrides for each of its variants. Without an experiment,
+        None and a list that holds ``overrides`` alone.
 
     Raises:
-        UserError: No such experiment or scale; a scale without an experiment.
+        UserError: There is no such experiment or scale, or a scale without an experiment.
     """
     names: list[str] = []
     scale: str | None = None
-    rest: list[str] = []
+    others: list[str] = []
     for override in parse(overrides):
         key = override.key_or_group
         if key == "experiment":
@@ -83,24 +83,24 @@ def unfold(
         elif key == "scale":
             scale = str(override.value())
         else:
-            rest.append(str(override.input_line))
+            others.append(str(override.input_line))
     if not names:
         if scale is not None:
             raise UserError(
                 f"scale={scale} goes with an experiment: +experiment=NAME scale={scale}"
             )
-        return None, [rest]
+        return None, [others]
     if len(names) > 1:
         raise UserError(f"one experiment at a time, not {' and '.join(names)}")
     experiment = load(names[0], config_dir)
-    return experiment, experiment.unfolded(scale or FULL, rest)
+    return experiment, experiment.unfolded(scale or FULL, others)
 
 
 def load(name: str, config_dir: str | Path | None = None) -> Experiment:
-    """Read an experiment from ``conf/experiment/``, or from the folder beside it.
+    """Read an experiment from ``conf/experiment/`` or from ``config_dir``.
 
     Raises:
-        UserError: There is none of that name, or its file says what cannot be understood.
+        UserError: There is no such experiment, or its file is not valid.
     """
     file = group_file("experiment", name, config_dir)
     import yaml
@@ -123,10 +123,10 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
         name=name,
         title=str(tree["title"]),
         overrides=_texts(file, "overrides", tree["overrides"]),
-        variants=tuple(_texts(file, "variants", each) for each in tree.get("variants") or [[]]),
+        variants=tuple(_texts(file, "variants", v) for v in tree.get("variants") or [[]]),
         scales={
-            str(scale): _texts(file, f"scales.{scale}", each)
-            for scale, each in (tree.get("scales") or {}).items()
+            str(scale): _texts(file, f"scales.{scale}", overrides)
+            for scale, overrides in (tree.get("scales") or {}).items()
         },
         expected=str(tree.get("expected", "")),
         minutes=tree.get("minutes") or {},
@@ -139,15 +139,15 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
 
 
 def _texts(file: Path, key: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise UserError(f"{file}: {key} must be a list of overrides such as norm=bn,gn")
     return tuple(value)
 
 
-def _merged(parts: Sequence[Sequence[str]]) -> list[str]:
-    """Join lists of overrides, the later of two for one key in place of the earlier."""
+def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Join lists of overrides; a later override of a key replaces an earlier one."""
     merged: dict[str, str] = {}
-    for part in parts:
-        for override in parse(part):
+    for overrides in lists:
+        for override in parse(overrides):
             merged[str(override.key_or_group)] = str(override.input_line)
     return list(merged.values())

@@ -1,4 +1,4 @@
-"""The grid: overrides that name several values, expanded into one config a cell."""
+"""The grid of a sweep: :func:`expand` makes one config for each combination of values."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from normbench.overrides import values
 from normbench.sweep.experiment import unfold
 
 MOST_CELLS = 100_000
-"""Cells of a sweep: more are a slip of the keyboard, and would take hours to compose."""
+"""Largest number of cells of a sweep. More are a typing error, and would take hours to compose."""
 
 
 def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
-    """Expand Hydra's sweep grammar: choices, ``range(…)`` and ``glob(…)``.
+    """Expand overrides in Hydra's sweep grammar: choices, ``range(…)`` and ``glob(…)``.
 
-    The last override varies fastest. Cells that come out the same are one cell.
+    The last override varies fastest. Equal configs are one cell.
 
     Args:
-        overrides: As ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``; or
-            ``+experiment=NAME``, which stands for such a list (:mod:`normbench.sweep.experiment`).
-        config_dir: A further folder with config groups.
+        overrides: Such as ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``;
+            or ``+experiment=NAME``, which stands for such a list
+            (:mod:`normbench.sweep.experiment`).
+        config_dir: Further folder with config groups.
+
+    Returns:
+        The configs of the cells.
 
     Raises:
-        UserError: An unknown name, or an interval, which names no finite set of values.
+        UserError: A name is unknown, or an interval names no finite set of values.
     """
     groups = group_options(config_dir)
     _, lists = unfold(overrides, config_dir)
     cells: dict[tuple[str, str], Config] = {}
-    for each in lists:
-        axes = [_values(override, groups) for override in parse(each)]
+    for variant in lists:
+        axes = [_values(override, groups) for override in parse(variant)]
         _refuse_too_many(math.prod(map(len, axes)))
         for combination in itertools.product(*axes):
             config = compose_parsed(combination, config_dir, groups)
@@ -43,7 +47,7 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
 
 
 def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
-    """The overrides of one value each that an override stands for."""
+    """Return the overrides of one value each that an override stands for."""
     from hydra.core.override_parser.types import ValueType
 
     if not override.is_sweep_override() or override.key_or_group == "store":
@@ -62,7 +66,7 @@ def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
         if not names:
             raise UserError(f"{override.input_line!r} matches none of {', '.join(options)}")
         return parse([f"{key}={name}" for name in names])
-    if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # as typed: label=007,1e3 are texts
+    if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:  # as typed: label=007,1e3 are strings
         return parse([f"{key}={text}" for text in values(override)])
     if override.value_type == ValueType.RANGE_SWEEP:
         _check_range(override)
@@ -70,18 +74,18 @@ def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
 
 
 def _check_range(override: Any) -> None:
-    """Refuse a range that names no value, or more than a sweep can have, before it is expanded."""
+    """Refuse a range of no values, or of more than a sweep can have, before it is expanded."""
     sweep = override.value()
     start, stop, step = sweep.start, sweep.stop, sweep.step
-    said = override.input_line
+    text = override.input_line
     if not all(math.isfinite(number) for number in (start, stop, step)):
-        raise UserError(f"{said!r}: start, stop and step must be finite numbers")
+        raise UserError(f"{text!r}: start, stop and step must be finite numbers")
     if step == 0:
-        raise UserError(f"{said!r}: a step of 0 never leaves {start}; use a step above or below 0")
+        raise UserError(f"{text!r}: a step of 0 never leaves {start}; use a step above or below 0")
     count = math.ceil((stop - start) / step)
     if count < 1:
         raise UserError(
-            f"{said!r} names no value: the values begin at {start}, change by {step} and end "
+            f"{text!r} names no value: the values begin at {start}, change by {step} and end "
             f"before {stop}"
         )
     _refuse_too_many(count)

@@ -1,4 +1,4 @@
-"""The plan of a sweep: each cell with its state, what is to be done, and how long it may take."""
+"""The plan of a sweep, made by :func:`plan`: the state of each cell, and the time it may take."""
 
 from __future__ import annotations
 
@@ -10,53 +10,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from normbench.config import Config
-from normbench.formats import failure
+from normbench.formats import duration, failure
 from normbench.store.differences import as_overrides, differences
 from normbench.store.provenance import own_changes, own_code, own_data
 from normbench.store.store import Run, Store, StoreError
+from normbench.sweep.cell import RESULTS, CellResult
 
 State = Literal[
-    "finished", "diverged", "interrupted", "running", "failed", "unreadable", "missing", "invalid"
+    "finished", "diverged", "running", "interrupted", "failed", "unreadable", "invalid", "missing"
 ]
 
-#: In the order in which they are counted and told.
-STATES: tuple[State, ...] = (
-    "finished",
-    "diverged",
-    "running",
-    "interrupted",
-    "failed",
-    "unreadable",
-    "invalid",
-    "missing",
-)
+#: In the order in which they are counted.
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One run of a sweep before it is begun.
+    """One run of a sweep, as the store has it before the sweep begins.
 
     Attributes:
-        config: Of the run.
-        name: Of its folder.
-        state: ``interrupted`` runs go on from their checkpoint; ``running`` ones belong to another
-            process; ``unreadable`` ones have damaged files; ``invalid`` ones cannot be trained.
-        todo: Whether the sweep will train it.
-        epochs: Completed so far.
-        reason: Why it failed, is unreadable or invalid, or who trains it.
-        seconds: Estimate of what is left to do; None where nothing is known.
+        config: The config of the run.
+        name: The name of its folder.
+        state: ``interrupted`` runs go on from their checkpoint; another process trains ``running``
+            ones; ``unreadable`` ones have damaged files; ``invalid`` ones cannot be trained.
+        todo: True if the sweep trains the cell.
+        epochs: Number of completed epochs.
+        reason: Why it failed, is unreadable or invalid, or which process trains it.
+        seconds: Estimate of the remaining time; None if nothing is known.
     """
 
     config: Config
     name: str
-    state: State
-    todo: bool
+    state: State = "missing"
+    todo: bool = True
     epochs: int = 0
     reason: str = ""
     seconds: float | None = None
+
+    @cached_property
+    def program(self) -> str:
+        """Equal for two cells exactly if one can use what was compiled for the other."""
+        from normbench.engine.reuse import program
+
+        return program(self.config)
 
 
 @dataclass(frozen=True)
@@ -71,21 +70,29 @@ class SweepPlan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The states that occur, with how often."""
+        """Number of cells in each state that occurs."""
         counted = Counter(cell.state for cell in self.cells)
         return {state: counted[state] for state in STATES if counted[state]}
 
     @cached_property
     def differs(self) -> list[str]:
-        """Of each cell, its values of the keys that differ and that names do not show."""
+        """For each cell, its values of the keys that differ and that names do not show."""
         found = differences([cell.config.to_dict() for cell in self.cells])
-        return [as_overrides(each) for each in found]
+        return [as_overrides(difference) for difference in found]
+
+    def described(self, name: str) -> str:
+        """Return the name of a cell followed by its values of the keys that differ."""
+        return f"{name}  {self._differs_by_name[name]}".rstrip()
+
+    @cached_property
+    def _differs_by_name(self) -> dict[str, str]:
+        return {cell.name: text for cell, text in zip(self.cells, self.differs, strict=True)}
 
     def of_state(self, *states: State) -> list[PlannedCell]:
         return [cell for cell in self.cells if cell.state in states]
 
     def without(self, problems: Mapping[str, str]) -> SweepPlan:
-        """Mark the cells whose names ``problems`` explains as invalid."""
+        """Return the plan with the cells named in ``problems`` marked as invalid."""
         return SweepPlan(
             tuple(
                 replace(c, state="invalid", todo=False, reason=problems[c.name], seconds=None)
@@ -96,15 +103,38 @@ class SweepPlan:
         )
 
     def seconds(self, slots: int) -> tuple[float, int]:
-        """Estimate the time that all takes on ``slots`` places at once.
+        """Estimate the time that the sweep takes on a number of slots.
 
         Returns:
-            The seconds of the cells whose time is known, spread over the places; and how many
-            cells it leaves out because nothing is known.
+            The seconds of the cells whose time is known, spread over the slots; and the number of
+            cells whose time is not known.
         """
         known = [cell.seconds for cell in self.todo if cell.seconds is not None]
         total = max([sum(known) / max(slots, 1), *known], default=0.0)
         return total, len(self.todo) - len(known)
+
+    def estimate(self, slots: int) -> str:
+        """Return in words how long the sweep may take."""
+        seconds, unknown = self.seconds(slots)
+        if not seconds:
+            return "duration unknown (no similar run in the store)"
+        more = f", and {unknown} of unknown length" if unknown else ""
+        return f"about {duration(seconds)}{more}"
+
+    def counted(self, results: Mapping[str, CellResult] | None = None) -> str:
+        """Count the cells in one line: by result those that were started, by state the others.
+
+        Args:
+            results: Results of cells by name.
+        """
+        results = results or {}
+        ended = Counter(result.result for result in results.values())
+        states = Counter(cell.state for cell in self.cells if cell.name not in results)
+        ended["skipped"] += states.pop("finished", 0) + states.pop("diverged", 0)
+        words = {"missing": "to train", "interrupted": "to resume"}
+        counts = [f"{ended[result]} {result}" for result in RESULTS if ended[result]]
+        counts += [f"{number} {words.get(state, state)}" for state, number in states.items()]
+        return f"{len(self.cells)} cells: " + ", ".join(counts)
 
 
 def plan(
@@ -112,17 +142,17 @@ def plan(
 ) -> SweepPlan:
     """Look up the state of each cell in the store, and estimate its time from earlier runs.
 
-    Reads files only: no framework is imported, and 2,000 cells take a few seconds.
+    Only files are read: no framework is imported, and 2,000 cells take a few seconds.
 
     Args:
-        configs: Of the cells, each with another run name.
+        configs: The configs of the cells, each with a run name of its own.
         store: Where the runs are kept.
-        retry_failed: Whether cells that failed before are to be trained.
-        again: Whether all cells are to be trained from their first step.
+        retry_failed: Also train the cells that failed before.
+        again: Train all cells from their first step.
     """
     cells = [_cell(config, store, retry_failed) for config in configs]
     if again:
-        cells = [_anew(cell) for cell in cells]
+        cells = [_from_first_step(cell) for cell in cells]
     speeds = Speeds(store)
     return SweepPlan(
         tuple(
@@ -146,18 +176,16 @@ def _cell(config: Config, store: Store, retry_failed: bool) -> PlannedCell:
         reason = _reason(run, state)
     except StoreError as error:
         return PlannedCell(config, run.name, "unreadable", todo=retry_failed, reason=str(error))
-    # One that another process trains is tried last: by then it may have been left behind.
+    # A running cell is tried last: by then its process may have left it behind.
     todo = state != "failed" or retry_failed
     return PlannedCell(config, run.name, state, todo, epochs, reason)
 
 
-def _anew(cell: PlannedCell) -> PlannedCell:
-    """Return a cell as it stands once its folder is set aside; a running one's stays."""
+def _from_first_step(cell: PlannedCell) -> PlannedCell:
+    """Return a cell as it will be once its folder is set aside; that of a running cell stays."""
     if cell.state in ("missing", "running"):
         return cell
-    return PlannedCell(
-        cell.config, cell.name, "missing", True, reason=f"{cell.state}, to be set aside"
-    )
+    return PlannedCell(cell.config, cell.name, reason=f"{cell.state}, to be set aside")
 
 
 def _reason(run: Run, state: str) -> str:
@@ -170,17 +198,17 @@ def _reason(run: Run, state: str) -> str:
     return ""
 
 
-def provenance_mix(cells: Iterable[PlannedCell], store: Store, now: Mapping[str, Any]) -> list[str]:
-    """Say which complete cells were written by another commit or by other versions.
+def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str, Any]) -> list[str]:
+    """Compare the commit and the versions of packages that trained the complete cells with today's.
 
     Args:
-        cells: Of the plan.
+        cells: The cells of a plan.
         store: Where the runs are kept.
-        now: What :func:`normbench.store.provenance.collect` says of this process.
+        now: The provenance of this process: see :func:`normbench.store.provenance.collect`.
 
     Returns:
-        A line for each difference, as ``5 of 12 finished cells were trained by commit 1a2b3c4,
-        and this is commit 5d6e7f8``; none where all agree.
+        A line for each difference, such as ``5 of 12 finished cells trained by commit 1a2b3c4, and
+        this is commit 5d6e7f8``.
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
     commits: Counter[str] = Counter()
@@ -203,12 +231,15 @@ def provenance_mix(cells: Iterable[PlannedCell], store: Store, now: Mapping[str,
     ]
 
 
-def own_mix(cells: Iterable[PlannedCell], store: Store) -> list[str]:
-    """Say which complete cells were trained with other code or data of one's own than there is now.
+def changed_components(cells: Iterable[PlannedCell], store: Store) -> list[str]:
+    """Compare the user's own code and data that trained the complete cells with today's.
 
     Args:
-        cells: Of the plan.
+        cells: The cells of a plan.
         store: Where the runs are kept.
+
+    Returns:
+        A line for each change, and for each data set that cannot be read.
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
     data: dict[str, dict[str, str]] = {}
@@ -221,7 +252,7 @@ def own_mix(cells: Iterable[PlannedCell], store: Store) -> list[str]:
             data[key] = {}
             try:
                 data[key] = own_data(cell.config.dataset)
-            except Exception as error:  # own code may raise anything
+            except Exception as error:  # the user's own code may raise anything
                 unread[f"whether the data set has changed is not known: {error}"] = None
         now |= data[key]
         if now:
@@ -240,9 +271,7 @@ def _commit(git: Mapping[str, Any] | None) -> str:
     return f"commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}"
 
 
-# --- how long a run may take, from the runs that this machine has left in the store ---------------
-
-#: Earlier runs of one kind that are read; more would cost time and tell little.
+#: Earlier runs of one kind that are read for an estimate.
 SAMPLE = 5
 
 _NAME = re.compile(r"(?P<kind>.+)-b(?P<batch>\d+)-s\d+-[0-9a-f]{8}")
@@ -250,7 +279,7 @@ _NAME = re.compile(r"(?P<kind>.+)-b(?P<batch>\d+)-s\d+-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Speed:
-    """What earlier runs of one kind took.
+    """The time that earlier runs of one kind took.
 
     Attributes:
         epoch: Seconds of training and evaluating one epoch.
@@ -262,10 +291,10 @@ class Speed:
 
 
 class Speeds:
-    """Speeds of the runs of a store that this machine trained.
+    """Estimates the time of a run from those that this machine trained into a store.
 
-    A run counts for another if network, normalization, data set, precision and backend are equal,
-    options included; the batch size may differ where no run has the same one.
+    Two runs are of one kind if their network, normalization, data set, precision and backend are
+    equal, options included. The batch size may differ if no run has the same one.
     """
 
     def __init__(self, store: Store) -> None:
@@ -281,10 +310,10 @@ class Speeds:
         self._speeds: dict[str, Speed | None] = {}
 
     def seconds(self, config: Config, epochs: int) -> float | None:
-        """Estimate the seconds of ``epochs`` epochs of a run; None where nothing is known."""
+        """Estimate the seconds of ``epochs`` epochs of a run; None if nothing is known."""
         kind = f"{config.dataset['name']}-{config.arch['name']}-{config.norm_name}"
         batches = self._names.get(kind, {})
-        # The same batch size first, then the one that differs by the smallest factor.
+        # First the same batch size, then those that differ by the smallest factor.
         for batch in sorted(batches, key=lambda b: max(b, config.batch) / min(b, config.batch)):
             speed = self._speed(config, kind, batch)
             if speed is not None:
@@ -320,12 +349,12 @@ class Speeds:
             return None
         if not rows or summary["status"] != "finished" or not summary.get("wall_seconds"):
             return None
-        each = [(row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0) for row in rows]
-        start = max(0.0, summary["wall_seconds"] - sum(each))
-        return _compared(config), Speed(median(each), start)
+        epochs = [(row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0) for row in rows]
+        start = max(0.0, summary["wall_seconds"] - sum(epochs))
+        return _compared(config), Speed(median(epochs), start)
 
 
 def _compared(tree: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must share for the time of one to tell that of the other."""
+    """Return the keys of a config that two runs of one kind share."""
     keys = ("dataset", "arch", "norm", "precision", "backend")
     return {key: tree.get(key) for key in keys}

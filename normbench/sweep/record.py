@@ -1,12 +1,12 @@
-"""The record of a sweep: what was asked for, what was planned, what became of it.
+"""The record of a sweep, :class:`Record`: its command, its plan and the results of its cells.
 
     runs/sweeps/<name>/
-      sweep.json      command, overrides, executor, provenance, the planned cells, start and end
-      outcome.jsonl   a line a cell that ended, appended as it ends
-      worker-*.log    what the workers wrote beside the runs' own logs
+      sweep.json      command, executor, provenance, the planned cells, start and end
+      outcome.jsonl   one line for each cell, appended when the cell ends
+      worker-*.log    output of the worker processes beside the runs' own logs
       lock            held while the sweep goes on
 
-The truth about a run stays in its own folder; a record only says which runs belong together.
+The folder of a run remains the evidence; a record only says which runs belong together.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _ENDING = record(
 
 
 class Record:
-    """One sweep's folder. Holds no state: it reads the files as they are now."""
+    """The folder of one sweep. It holds no state: files are read as they are now."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,13 +76,13 @@ class Record:
         executor: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Record:
-        """Write the record of a sweep that is about to run.
+        """Write the record of a sweep that is about to start.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The record cannot be written.
         """
-        made = cls(_fresh_folder(store.root / FOLDER, command))
-        made._write(
+        new = cls(_fresh_folder(store.root / FOLDER, command))
+        new._write(
             {
                 "schema": SCHEMA,
                 "started": utc_now(),
@@ -97,11 +97,11 @@ class Record:
                 ],
             }
         )
-        return made
+        return new
 
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
-        """Show that the sweep goes on, until the block or this process ends."""
+        """Hold the record's lock, which shows that the sweep goes on."""
         with runlock.locked(self.path / "lock", self.name, command):
             yield
 
@@ -109,29 +109,29 @@ class Record:
     def goes_on(self) -> bool:
         return runlock.is_held(self.path / "lock")
 
-    def ended(self, name: str, ending: CellResult) -> None:
-        """Append what became of a cell.
+    def ended(self, name: str, result: CellResult) -> None:
+        """Append the result of a cell.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The line cannot be written.
         """
-        line = {"name": name, **ending.to_dict(), "time": utc_now()}
+        line = {"name": name, **result.to_dict(), "time": utc_now()}
         files.append_line(self.path / "outcome.jsonl", files.printable(files.jsonable(line)))
 
     def close(self, result: str) -> None:
-        """Write that the sweep is over: ``complete``, ``failed`` or ``interrupted``.
+        """Write that the sweep has ended: ``complete``, ``failed`` or ``interrupted``.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The record cannot be written.
         """
         self._write({**self.head, "ended": utc_now(), "result": result})
 
     @property
     def head(self) -> dict[str, Any]:
-        """What ``sweep.json`` says.
+        """The content of ``sweep.json``.
 
         Raises:
-            StoreError: There is none, or it cannot be read.
+            StoreError: The file is missing or cannot be read.
         """
         head = files.read_json(self.path / "sweep.json", _HEAD)
         if head is None:
@@ -139,8 +139,8 @@ class Record:
         return head
 
     @property
-    def endings(self) -> dict[str, CellResult]:
-        """By the names of the cells, what became of those that ended.
+    def results(self) -> dict[str, CellResult]:
+        """The results of the cells that have ended, by name.
 
         Raises:
             StoreError: The file cannot be read.
@@ -157,7 +157,7 @@ class Record:
 
 
 def records(store: Store) -> list[Record]:
-    """The records of a store's sweeps, the oldest first."""
+    """Return the records of a store's sweeps, the oldest first."""
     folder = store.root / FOLDER
     if not folder.is_dir():
         return []
@@ -165,24 +165,27 @@ def records(store: Store) -> list[Record]:
 
 
 def find(store: Store, name: str | None) -> Record:
-    """The record of a sweep by its name or the start of it; the last sweep's if None.
+    """Return the record of a sweep.
+
+    Args:
+        store: Where the runs are kept.
+        name: Name of the record or its first characters; None: the last sweep.
 
     Raises:
-        UserError: There is none, or there are several.
+        UserError: There is no such record, or several.
     """
     known = records(store)
     if not known:
         raise UserError(f"the store {store.root} has no record of a sweep")
     if name is None:
         return known[-1]
-    found = [each for each in known if each.name == name] or [
-        each for each in known if each.name.startswith(name)
-    ]
+    names = [record.name for record in known]
+    found = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
     if len(found) == 1:
-        return found[0]
+        return known[names.index(found[0])]
     if found:
-        raise UserError(f"sweep {name!r} could be any of {', '.join(each.name for each in found)}")
-    close = nearest(name, [each.name for each in known])
+        raise UserError(f"sweep {name!r} could be any of {', '.join(found)}")
+    close = nearest(name, names)
     hint = f": did you mean {close!r}?" if close else ""
     raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
 
@@ -199,13 +202,13 @@ def _planned(cell: PlannedCell, differs: str) -> dict[str, Any]:
 
 
 def _fresh_folder(parent: Path, command: Sequence[str]) -> Path:
-    """Make a folder named by the time of the start and a hash of the command.
+    """Make a folder named by the time of the start, so that names sort, and a hash of the command.
 
-    The names sort by time. Another process may ask in the same second for the same command: the
-    making itself tells who was first, for a look beforehand would let both through.
+    Another process may do the same for the same command in the same second. ``mkdir`` succeeds for
+    only one of them, whereas both could pass a check that the folder does not exist yet.
 
     Raises:
-        StoreError: It cannot be made.
+        StoreError: The folder cannot be made.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:4]

@@ -1,4 +1,4 @@
-"""The executor that trains a sweep's cells one after the other in this process."""
+"""The executor that trains the cells of a sweep one after the other in this process."""
 
 from __future__ import annotations
 
@@ -6,44 +6,49 @@ from collections.abc import Sequence
 
 from normbench.config import Config
 from normbench.engine.reuse import WarmState
-from normbench.sweep.cell import CellResult, ProgressObserver, train_cell
-from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
+from normbench.sweep.cell import CellResult, train_cell
+from normbench.sweep.executors.base import Executor, Stop, SweepContext
+from normbench.sweep.observer import ProgressObserver, SweepObserver
+from normbench.sweep.plan import PlannedCell
 from normbench.sweep.preflight import refusal
 
 
 class Inline(Executor):
-    """No worker, no pipe: a debugger sees everything, and an abort of a run ends the sweep."""
+    """Trains without worker processes, so that a debugger sees everything.
+
+    A cell that aborts the process ends the sweep.
+    """
 
     def __init__(self) -> None:
         self._warm = WarmState()
         self._built: dict[str, str] = {}
 
+    def allocate(self, count: int) -> list[str]:
+        return ["this process"]
+
     def check(self, configs: Sequence[Config]) -> list[str]:
         return [refusal(config, self._warm, self._built) for config in configs]
 
-    def place(self, count: int) -> list[str]:
-        return ["this process"]
-
     def run(
-        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+        self,
+        cells: Sequence[PlannedCell],
+        context: SweepContext,
+        observer: SweepObserver,
+        stop: Stop,
     ) -> None:
-        for job in jobs:
+        for cell in cells:
             if stop.requests:
                 return
-            watch.started(job, "this process")
-            watch.ended(job, self._train(job, task, watch, stop))
+            observer.started(cell, "this process")
+            observer.ended(cell, self._train(cell, context, observer, stop))
 
-    def _train(self, job: Job, task: SweepContext, watch: SweepObserver, stop: Stop) -> CellResult:
+    def _train(
+        self, cell: PlannedCell, context: SweepContext, observer: SweepObserver, stop: Stop
+    ) -> CellResult:
+        progress = ProgressObserver(lambda facts: observer.progress(cell, facts))
         stop.raises = True
         try:
-            return train_cell(
-                job.config,
-                task.store,
-                observer=ProgressObserver(lambda facts: watch.progress(job, facts)),
-                command=task.command,
-                warm=self._warm,
-                replace_damaged=job.replace_damaged,
-            )
+            return train_cell(context.order(cell), progress, self._warm)
         except KeyboardInterrupt:
             return CellResult("interrupted")
         finally:

@@ -1,4 +1,4 @@
-"""Jobs handed to worker processes, what goes wrong with them told apart and answered."""
+"""Worker processes on this machine, and :class:`Dispatch`, which trains the cells of a sweep on them."""
 
 from __future__ import annotations
 
@@ -9,307 +9,352 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from normbench.config import Config
 from normbench.errors import NormbenchError
 from normbench.store.provenance import utc_now
 from normbench.store.store import Run, RunLocked
 from normbench.sweep.cell import CellResult, last_lines
-from normbench.sweep.executors.base import Job, Stop, SweepContext, SweepObserver
+from normbench.sweep.executors.base import Stop, SweepContext
 from normbench.sweep.executors.slots import Slot
 from normbench.sweep.executors.worker import Lines, encoded
+from normbench.sweep.observer import SweepObserver
+from normbench.sweep.plan import PlannedCell
 
-#: Seconds between two looks at whether a stop was requested.
-LOOK = 0.2
+#: Arguments of the Python interpreter that start a worker.
+WORKER = ["-m", "normbench.sweep.executors.worker"]
+
+#: Longest wait for a message in seconds; a stop is noticed at least that often.
+WAIT = 0.2
+
+#: Seconds that a worker is given to end by itself before it is killed.
+GRACE = 30.0
 
 
 @dataclass
 class Attempt:
-    """A job with what was tried before.
+    """A cell in the queue or in training, and its earlier attempts.
 
     Attributes:
-        job: What is to be done.
-        tries: Begun so often.
-        out_of_memory: It ended for lack of memory once.
-        began: When it was handed out last, in seconds of ``time.monotonic``.
+        cell: The cell.
+        tries: Number of attempts so far.
+        out_of_memory: An earlier attempt ran out of memory.
+        began: Start of the last attempt, in seconds of ``time.monotonic``.
     """
 
-    job: Job
+    cell: PlannedCell
     tries: int = 0
     out_of_memory: bool = False
     began: float = 0.0
 
 
 class Dispatch:
-    """Carries out the jobs of one sweep on slots.
+    """Trains the cells of a sweep on slots.
 
-    - A worker is kept for the next job; one that died, or whose run failed other than by being
-      refused, is replaced, and so is one whose GPU memory another program would need.
-    - A job whose worker died is tried again ``retries`` times, then its run is marked as failed.
-    - A job that found no memory is tried once more, with one job fewer on that device.
-    - Once the disk is full, nothing more is begun.
+    - A worker is kept for the next cell. It is replaced if it died, if its cell failed (unless the
+      cell was refused before training), or if its GPU memory is needed for another program.
+    - A cell whose worker died is tried again ``retries`` times; then its run is marked as failed.
+    - A cell that ran out of memory is tried once more, with one cell fewer on that device.
+    - Once the disk is full, no further cell is started.
 
     Args:
-        jobs: In the order in which they are begun where nothing speaks for another.
-        slots: Where they go.
-        workers: Started before, by the names of their slots; taken from and added to.
-        spawn: Starts a worker on a slot.
-        task: Of the sweep.
-        watch: Is told how it goes.
+        cells: The queue, whose order is kept unless another cell suits a worker better.
+        slots: Where cells are trained.
+        pool: Workers, of which some may be running already.
+        context: What the cells have in common.
+        observer: Follows the cells.
         stop: Is looked at a few times a second.
-        retries: As above.
+        retries: See above.
     """
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        cells: Sequence[PlannedCell],
         slots: Sequence[Slot],
-        workers: dict[str, WorkerProcess],
-        spawn: Callable[[Slot], WorkerProcess],
-        task: SweepContext,
-        watch: SweepObserver,
+        pool: WorkerPool,
+        context: SweepContext,
+        observer: SweepObserver,
         stop: Stop,
         retries: int,
     ) -> None:
-        self._waiting = [Attempt(job) for job in jobs]
+        self._waiting = [Attempt(cell) for cell in cells]
         self._slots = slots
-        self._workers = workers
-        self._spawn = spawn
-        self._task = task
-        self._watch = watch
+        self._pool = pool
+        self._context = context
+        self._observer = observer
         self._stop = stop
         self._retries = retries
-        self._busy: dict[str, Attempt] = {}
-        self._room = Counter(slot.device for slot in slots)
+        self._busy: dict[str, Attempt] = {}  # by the names of the slots
+        self._room = Counter(slot.device for slot in slots)  # cells at a time on each device
         self._full_disk = False
-        self._heeded = 0
+        self._stops_passed_on = 0
 
     def run(self) -> None:
-        """Carry out all, or as much as a stop allows."""
+        """Train all cells, or as many as a stop or a full disk allows."""
         while True:
             if not self._stop.requests and not self._full_disk:
-                self._hand_out()
+                self._fill_slots()
             if not self._busy:
                 return
-            self._listen()
-            self._heed_stop()
-            self._watch.idle()
+            for name, messages in self._pool.listen(self._busy):
+                if messages is None:
+                    self._died(name)
+                for message in messages or ():
+                    self._received(name, message)
+            self._pass_on_stop()
+            self._observer.idle()
 
-    # --- handing out ---------------------------------------------------------------------------
-
-    def _hand_out(self) -> None:
+    def _fill_slots(self) -> None:
+        """Start a waiting cell on every free slot whose device has room."""
         for slot in self._slots:
             if slot.name in self._busy or not self._waiting:
                 continue
-            busy = sum(1 for each in self._slots if each.name in self._busy
-                       and each.device == slot.device)  # fmt: skip
+            busy = sum(s.device == slot.device for s in self._slots if s.name in self._busy)
             if busy < self._room[slot.device]:
-                self._begin(slot, self._waiting.pop(self._choose(slot)))
+                self._start(slot, self._waiting.pop(self._best_for(slot)))
 
-    def _choose(self, slot: Slot) -> int:
-        """The place in the queue of the job that suits a slot best.
+    def _best_for(self, slot: Slot) -> int:
+        """Return the index in the queue of the cell that suits a slot best.
 
-        One whose compiled function the slot's worker has; else one that no other worker has; else
-        the last, so that the worker which has it compiled goes on with those before.
+        Prefer a cell whose program this worker has already compiled, then one whose program no
+        worker has compiled, then the last in the queue: the worker that has compiled its program
+        goes on with the cells before it.
         """
-        worker = self._workers.get(slot.name)
-        held = {each.program for name, each in self._workers.items() if name != slot.name}
+        worker = self._pool.get(slot.name)
         if worker is not None:
             for index, attempt in enumerate(self._waiting):
-                if attempt.job.program == worker.program:
+                if attempt.cell.program == worker.program:
                     return index
+        elsewhere = {other.program for name, other in self._pool.items() if name != slot.name}
         for index, attempt in enumerate(self._waiting):
-            if attempt.job.program not in held:
+            if attempt.cell.program not in elsewhere:
                 return index
         return len(self._waiting) - 1
 
-    def _begin(self, slot: Slot, attempt: Attempt) -> None:
-        job = attempt.job
-        worker = self._workers.get(slot.name)
-        if worker is not None and not _suits(worker, job):
-            self._replace(slot.name)
-            worker = None
-        if worker is None:
-            worker = self._workers[slot.name] = self._spawn(slot)
-        worker.backend, worker.program = job.config.backend, job.program
+    def _start(self, slot: Slot, attempt: Attempt) -> None:
+        cell = attempt.cell
+        worker = self._pool.get(slot.name)
+        # GPU memory that TensorFlow has taken comes back only when its process ends.
+        if worker and worker.slot.is_gpu and worker.program not in (None, cell.program):
+            self._pool.end(slot.name)
+        worker = self._pool.worker_for(slot, cell.config)
+        worker.program = cell.program
         attempt.tries += 1
         attempt.began = time.monotonic()
         self._busy[slot.name] = attempt
-        self._watch.started(job, slot.name)
-        worker.send(
-            {
-                "do": "train",
-                "config": job.config.to_dict(),
-                "store": str(self._task.store.root),
-                "command": list(self._task.command),
-                "replace_damaged": job.replace_damaged,
-                # First with less beside it, for that changes no number.
-                "may_split": attempt.out_of_memory or self._room[slot.device] == 1,
-            }
-        )
+        self._observer.started(cell, slot.name)
+        # Splitting a batch changes the numbers of batch statistics, fewer cells on a device do not:
+        # that is tried first.
+        may_split = attempt.out_of_memory or self._room[slot.device] == 1
+        worker.send({"do": "train", **self._context.order(cell, may_split)})
 
-    def _replace(self, name: str) -> None:
-        self._workers.pop(name).close()
-
-    # --- listening -----------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for name in self._busy:
-                selector.register(self._workers[name], selectors.EVENT_READ, name)
-            ready = [key.data for key, _ in selector.select(LOOK)]
-        for name in ready:
-            messages = self._workers[name].read()
-            if messages is None:
-                self._died(name)
-                continue
-            for message in messages:
-                self._heard(name, message)
-
-    def _heard(self, name: str, message: dict[str, Any]) -> None:
+    def _received(self, name: str, message: dict[str, Any]) -> None:
         attempt = self._busy.get(name)
-        if attempt is None:  # said after its end
+        if attempt is None:  # the cell has ended
             return
         if message.pop("event") == "progress":
-            self._watch.progress(attempt.job, message["facts"])
+            self._observer.progress(attempt.cell, message["facts"])
             return
-        ending = CellResult.from_dict(message)
+        result = CellResult.from_dict(message)
         del self._busy[name]
-        if ending.result == "failed":
-            self._failed(name, attempt, ending)
-        elif ending.result == "interrupted" and not self._stop.requests:
-            self._replace(name)  # somebody else interrupted it, and it ended with its run
+        if result.result == "failed":
+            self._failed(name, attempt, result)
+        elif result.result == "interrupted" and not self._stop.requests:
+            self._pool.end(name)  # somebody else interrupted the worker, which ends with its cell
             self._try_again(attempt, "its worker was interrupted", CellResult("interrupted"))
         else:
-            self._end(attempt, ending)
+            self._end(attempt, result)
 
-    def _failed(self, name: str, attempt: Attempt, ending: CellResult) -> None:
-        slot = next(slot for slot in self._slots if slot.name == name)
-        if ending.cause != "refused":
-            self._replace(name)
-        if ending.cause == "disk" and not self._full_disk:
+    def _failed(self, name: str, attempt: Attempt, result: CellResult) -> None:
+        if result.cause != "refused":
+            self._pool.end(name)
+        if result.cause == "disk" and not self._full_disk:
             self._full_disk = True
-            self._watch.note("the disk is full: no further run is started")
-        if ending.cause == "memory" and not attempt.out_of_memory and not self._stop.requests:
+            self._observer.note("the disk is full: no further run is started")
+        if result.cause == "memory" and not attempt.out_of_memory and not self._stop.requests:
             attempt.out_of_memory = True
-            self._room[slot.device] = max(1, self._room[slot.device] - 1)
-            room = self._room[slot.device]
+            device = next(slot.device for slot in self._slots if slot.name == name)
+            room = self._room[device] = max(1, self._room[device] - 1)
             runs = f"{room} run{'s' * (room > 1)} at a time"
-            reason = f"out of memory on {slot.device}, which has {runs} from now on"
-            self._watch.again(attempt.job, reason)
+            reason = f"out of memory on {device}, which has {runs} from now on"
+            self._observer.retrying(attempt.cell, reason)
             self._waiting.insert(0, attempt)
             return
-        self._end(attempt, ending)
+        self._end(attempt, result)
 
     def _died(self, name: str) -> None:
-        worker = self._workers.pop(name)
-        how, words = worker.death(), worker.last_words()
+        worker = self._pool.pop(name)
+        reason, log = f"its worker {worker.death()}", worker.last_output()
         worker.close()
         attempt = self._busy.pop(name)
-        job = attempt.job
-        run = self._task.store.run(job.name)
         if self._stop.requests:
             self._end(attempt, CellResult("interrupted"))
             return
         try:
-            status = run.status
-        except NormbenchError:  # its damaged files are named when it is tried again
+            status = self._context.store.run(attempt.cell.name).status
+        except NormbenchError:  # the next attempt names the damaged files
             status = "interrupted"
-        if status in ("finished", "diverged"):  # it died after the last file was written
+        if status in ("finished", "diverged"):  # the worker died after writing the last file
             self._end(attempt, CellResult("diverged" if status == "diverged" else "trained"))
             return
-        reason = f"its worker was {how}" if how.startswith("killed") else f"its worker {how}"
-        ending = CellResult("failed", "died", reason, words)
-        self._try_again(attempt, reason, ending)
+        self._try_again(attempt, reason, CellResult("failed", "died", reason, log))
 
-    def _try_again(self, attempt: Attempt, reason: str, ending: CellResult) -> None:
-        """Put a job back into the queue, or end it where it was tried often enough."""
+    def _try_again(self, attempt: Attempt, reason: str, result: CellResult) -> None:
+        """Put a cell back into the queue, or end it with ``result`` if it was tried often enough."""
         if attempt.tries <= self._retries:
-            self._watch.again(attempt.job, reason)
+            self._observer.retrying(attempt.cell, reason)
             self._waiting.insert(0, attempt)
             return
-        if ending.result == "failed":
-            mark_failed(self._task.store.run(attempt.job.name), reason, self._task.command)
-        self._end(attempt, ending)
+        if result.result == "failed":
+            mark_failed(self._context.store.run(attempt.cell.name), reason, self._context.command)
+        self._end(attempt, result)
 
-    def _end(self, attempt: Attempt, ending: CellResult) -> None:
+    def _end(self, attempt: Attempt, result: CellResult) -> None:
         seconds = time.monotonic() - attempt.began
-        self._watch.ended(attempt.job, replace(ending, seconds=seconds, tries=attempt.tries))
+        self._observer.ended(attempt.cell, replace(result, seconds=seconds, tries=attempt.tries))
 
-    # --- stopping ------------------------------------------------------------------------------
-
-    def _heed_stop(self) -> None:
-        if self._stop.requests == self._heeded:
+    def _pass_on_stop(self) -> None:
+        """Interrupt the workers at the first request to stop, and kill them at the second."""
+        requests = min(self._stop.requests, 2)
+        if requests == self._stops_passed_on:
             return
-        for name in list(self._busy):
-            if self._stop.requests > 1:
-                self._workers[name].kill()
-            else:
-                self._workers[name].interrupt()
-        self._heeded = min(self._stop.requests, 2)
-
-
-def _suits(worker: WorkerProcess, job: Job) -> bool:
-    if worker.backend not in (None, job.config.backend):
-        return False  # Keras runs on one backend a process
-    # GPU memory that TensorFlow took once comes back only with the end of its process.
-    return not worker.slot.is_gpu or worker.program in (None, job.program)
+        self._stops_passed_on = requests
+        for name in self._busy:
+            worker = self._pool[name]
+            worker.kill() if requests > 1 else worker.interrupt()
 
 
 def mark_failed(run: Run, message: str, command: Sequence[str]) -> None:
-    """Write into a run's record that it failed, where its own process could not.
+    """Write into the record of a run that it failed, because its own process could not.
 
-    Without it the next sweep would take the run for one that was cut off, and try it again.
+    Otherwise the next sweep would take the run for an interrupted one, and try it again.
     """
     try:
         with run.lock(command):
             if run.exists and run.summary is None:
                 error = {"type": "WorkerDied", "message": message}
                 run.update_meta(status="failed", ended=utc_now(), error=error)
-    except (RunLocked, NormbenchError):  # another process has it, or the disk takes no more
+    except (RunLocked, NormbenchError):  # another process trains the run, or the disk is full
         pass
 
 
-# --- a worker process, seen from the sweep --------------------------------------------------------
+class WorkerPool(dict[str, "WorkerProcess"]):
+    """Worker processes by the names of their slots, started when they are first needed.
 
-#: What the interpreter is told to run.
-WORKER = ["-m", "normbench.sweep.executors.worker"]
+    Attributes:
+        logs: Folder for the output of workers that are started from now on; None: it is discarded.
+    """
 
-#: Seconds that a worker is given to end by itself.
-GRACE = 30.0
+    logs: Path | None = None
+
+    def worker_for(self, slot: Slot, config: Config) -> WorkerProcess:
+        """Return a worker on a slot that can serve a config: Keras has one backend a process."""
+        worker = self.get(slot.name)
+        if worker is not None and worker.backend != config.backend:
+            self.end(slot.name)
+            worker = None
+        if worker is None:
+            name = f"worker-{slot.name.replace(' ', '')}.log"
+            log = None if self.logs is None else self.logs / name
+            worker = self[slot.name] = WorkerProcess(slot, log, config.backend)
+        return worker
+
+    def listen(self, names: Iterable[str]) -> Iterator[tuple[str, list[dict[str, Any]] | None]]:
+        """Wait up to ``WAIT`` seconds for messages of the workers on the slots ``names``.
+
+        Yields:
+            The name of a slot and its worker's messages; None instead of messages if the worker
+            is gone.
+        """
+        with selectors.DefaultSelector() as selector:
+            for name in names:
+                selector.register(self[name], selectors.EVENT_READ, name)
+            ready = [key.data for key, _ in selector.select(WAIT)]
+        for name in ready:
+            yield name, self[name].read()
+
+    def ask(
+        self,
+        slots: Sequence[Slot],
+        question: str,
+        configs: Sequence[Config],
+        if_died: Callable[[str], Any],
+    ) -> list[Any]:
+        """Ask workers the same question about every config, and return the answers in order.
+
+        Args:
+            slots: Where workers are asked.
+            question: ``check``, ``build`` or ``memory``: see :mod:`.worker`.
+            configs: Asked about one by one, those of one backend together.
+            if_died: Returns the answer in place of a worker that died, given how it died.
+        """
+        waiting = sorted(range(len(configs)), key=lambda index: configs[index].backend)
+        answers: list[Any] = [None] * len(configs)
+        asked: dict[str, int] = {}
+        while waiting or asked:
+            for slot in slots[: len(configs)]:
+                if waiting and slot.name not in asked:
+                    config = configs[waiting[0]]
+                    message = {"do": question, "config": config.to_dict()}
+                    self.worker_for(slot, config).send(message)
+                    asked[slot.name] = waiting.pop(0)
+            for name, messages in self.listen(asked):
+                if messages is None:
+                    answers[asked.pop(name)] = if_died(self[name].death())
+                    self.end(name)
+                for message in messages or ():
+                    answers[asked.pop(name)] = message["answer"]
+        return answers
+
+    def end(self, name: str) -> None:
+        """End the worker on the slot ``name``."""
+        self.pop(name).close()
+
+    def close(self) -> None:
+        """End all workers; a run that one of them trains is interrupted and can be resumed."""
+        for worker in self.values():
+            worker.interrupt()
+        for name in list(self):
+            self.end(name)
 
 
 class WorkerProcess:
-    """A worker on a slot.
+    """A worker process, seen from the sweep.
 
-    It has a session of its own, so that Ctrl-C on the terminal reaches the sweep alone, which
-    passes on what it means.
+    The process has a session of its own, so that Ctrl-C on the terminal reaches the sweep alone,
+    which passes it on.
 
     Args:
-        slot: Its place.
-        log: A file that takes what it writes to standard output and error; None throws it away.
+        slot: Where the worker runs.
+        log: File to which its standard output and error are appended; None: they are discarded.
+        backend: Backend of Keras of the configs that the worker serves.
+
+    Attributes:
+        program: Identifies what the worker has compiled; see :attr:`PlannedCell.program`.
     """
 
-    def __init__(self, slot: Slot, log: Path | None = None) -> None:
+    def __init__(self, slot: Slot, log: Path | None = None, backend: str = "tensorflow") -> None:
         self.slot = slot
-        self.backend: str | None = None
+        self.backend = backend
         self.program: str | None = None
         self._log = log
+        self._log_start = 0  # size of the log at the last message sent
         self._lines = Lines()
-        where = [path or str(Path.cwd()) for path in sys.path]
         environment = {
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
             **slot.environment,
-            "PYTHONPATH": os.pathsep.join(where),
+            # The worker imports what this process can, from the same folders.
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
-        shared = ",".join(map(str, slot.cores))
+        cores = ",".join(map(str, slot.cores))
         with Path(log or os.devnull).open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", *WORKER, "--cores", shared],
+                [sys.executable, "-P", *WORKER, "--cores", cores],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -317,40 +362,38 @@ class WorkerProcess:
                 bufsize=0,
                 start_new_session=True,
             )
-        self._log_start = 0
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def fileno(self) -> int:
-        """The descriptor that has something to read when the worker says something or dies."""
+        """Return the descriptor that becomes readable when the worker writes a message or dies."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Tell it what to do; that it died meanwhile shows when it is read from."""
+        """Send a message. If the worker has died, the next :meth:`read` says so."""
         assert self._process.stdin is not None
         if self._log is not None and self._log.exists():
             self._log_start = self._log.stat().st_size
         try:
-            rest = memoryview(encoded(message))
-            while rest:
-                rest = rest[self._process.stdin.write(rest) or 0 :]
+            data = memoryview(encoded(message))
+            while data:
+                data = data[self._process.stdin.write(data) or 0 :]
         except BrokenPipeError:
             pass
 
     def read(self) -> list[dict[str, Any]] | None:
-        """What it said since, when its descriptor has something; None if it is gone."""
+        """Return the messages that have arrived, or None if the worker is gone."""
         data = os.read(self.fileno(), 1 << 16)
         return list(self._lines.feed(data)) if data else None
 
     def interrupt(self) -> None:
-        """Have it write a checkpoint and end."""
+        """Have the worker write a checkpoint and end."""
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it at once."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
@@ -358,32 +401,31 @@ class WorkerProcess:
             self._process.send_signal(number)
 
     def close(self) -> None:
-        """End it: it is told that nothing more comes, and killed if that does not help."""
+        """Close the pipes, upon which the worker ends; kill it if it does not."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+        self._wait()
+
+    def _wait(self) -> int:
         try:
-            self._process.wait(GRACE)
+            return self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self.kill()
-            self._process.wait()
+            return self._process.wait()
 
     def death(self) -> str:
-        """In words, how it ended: ``killed by SIGKILL``, ``ended with exit status 1``."""
-        try:
-            code = self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:  # it closed its pipe and lives on
-            self.kill()
-            code = self._process.wait()
+        """Return how the process ended: ``was killed by SIGKILL``, ``ended with exit status 1``."""
+        code = self._wait()  # its pipe is closed, but the process may still live
         if code >= 0:
             return f"ended with exit status {code}"
         try:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"was killed by {signal.Signals(-code).name}"
         except ValueError:
-            return f"killed by signal {-code}"
+            return f"was killed by signal {-code}"
 
-    def last_words(self) -> tuple[str, ...]:
-        """The last lines of its log since it was last told what to do."""
+    def last_output(self) -> tuple[str, ...]:
+        """Return the last lines of the log that were written since the last message sent."""
         if self._log is None:
             return ()
         try:

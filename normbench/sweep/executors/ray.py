@@ -1,4 +1,4 @@
-"""The executor that hands runs to Ray: on this machine, or on a cluster."""
+"""The executor that trains the cells of a sweep as tasks of Ray, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from typing import Any
 from normbench.config import Config
 from normbench.errors import NormbenchError, UserError
 from normbench.sweep.cell import CellResult
-from normbench.sweep.executors.base import Job, SweepContext, int_option
+from normbench.sweep.executors.base import SweepContext, int_option
 from normbench.sweep.executors.remote import Remote, remote_cell, remote_refusals
+from normbench.sweep.plan import PlannedCell
 
 
 class RayExecutor(Remote):
-    """Each run is a Ray task; queueing, placing and trying again are Ray's.
+    """Trains each cell as a Ray task; Ray queues, places and retries the tasks.
 
-    A run whose worker or node died is begun again by Ray, maybe elsewhere, and goes on from its
-    checkpoint. Tasks with a share of a GPU get a process of their own, because TensorFlow gives
-    GPU memory back only when its process ends; others use a process, and what it compiled, again.
+    Ray starts a cell whose worker or node died again, maybe on another node, and the cell goes on
+    from its checkpoint. Tasks with a share of a GPU get a process of their own, because TensorFlow
+    gives GPU memory back only when its process ends. Other tasks reuse a process and what it has
+    compiled.
 
     Args:
-        address: Of a cluster, as ``host:6379``, or ``auto`` for one that was started on this
-            machine; None: a Ray of its own here. A cluster with token authentication, which
-            recent versions of Ray enable where they find a token, also needs the token and
-            ``RAY_AUTH_MODE=token`` in the environment; ``auto`` and None see to that by themselves.
-        cpus_per_run: Cores that Ray keeps for a run, and its threads.
-        gpus_per_run: Share of a GPU, or a whole number of them; 0 for none.
-        retries: Times that Ray tries a run again after its worker or its node died.
+        address: Address of a cluster, such as ``host:6379``, or ``auto`` for one that was started
+            on this machine; None: start Ray here for this sweep. A cluster with token
+            authentication, which recent versions of Ray enable if they find a token, also needs
+            the token and ``RAY_AUTH_MODE=token`` in the environment; ``auto`` and None find the
+            token by themselves.
+        cpus_per_run: Cores that Ray reserves for a cell, and number of its threads.
+        gpus_per_run: Share of a GPU, or a whole number of GPUs; 0: none.
+        retries: Number of times that Ray tries a cell again after its worker or its node died.
 
     Raises:
         NormbenchError: Ray is not installed.
@@ -62,11 +65,11 @@ class RayExecutor(Remote):
         self._ray: Any = ray
         self._started = False
 
-    def place(self, count: int) -> list[str]:
+    def allocate(self, count: int) -> list[str]:
         ray = self._ray
         if not ray.is_initialized():
-            # Ray's workers import what this process can, from the same places.
-            # The folder of this command last: modules of the user's own may lie there.
+            # Ray's workers import what this process can, from the same folders. The working
+            # folder comes last, for modules of the user's own.
             paths = [path or str(Path.cwd()) for path in (*sys.path, "")]
             self._init(
                 include_dashboard=False,
@@ -75,22 +78,22 @@ class RayExecutor(Remote):
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
             )
             self._started = True
-        have = ray.cluster_resources()
-        room = int(have.get("CPU", 0) // self._cpus)
+        resources = ray.cluster_resources()
+        room = int(resources.get("CPU", 0) // self._cpus)
         if self._gpus:
-            room = min(room, int(have.get("GPU", 0) / self._gpus))
+            room = min(room, int(resources.get("GPU", 0) / self._gpus))
         if room < 1:
             raise UserError(
-                f"Ray has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, a run is to "
-                f"have {self._cpus} and {self._gpus:g}"
+                f"Ray has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, "
+                f"and a run is to have {self._cpus} and {self._gpus:g}"
             )
         return [f"ray {index}" for index in range(min(room, count))]
 
     def _init(self, **options: Any) -> None:
-        """Start a Ray of this process's own, or connect to the cluster that the address names.
+        """Start Ray on this machine, or connect to the cluster at the address.
 
         Raises:
-            NormbenchError: There is no such cluster, or it wants a token that it was not given.
+            NormbenchError: There is no such cluster, or it needs a token.
         """
         address = self._address
         if address is None:
@@ -101,7 +104,7 @@ class RayExecutor(Remote):
             with _silent_native_log():  # Ray's library writes a line a second while it tries
                 self._ray.init(address=address, **options)
         except Exception as error:
-            reasons = " ".join(str(each) for each in (error, error.__cause__, error.__context__))
+            reasons = " ".join(map(str, (error, error.__cause__, error.__context__)))
             if any(word in reasons for word in ("Unauthenticated", "AuthToken", "authentication")):
                 raise NormbenchError(
                     f"the Ray cluster at {address} wants an authentication token: set "
@@ -109,32 +112,23 @@ class RayExecutor(Remote):
                     "on its head node (unless ~/.ray/auth_token has it); for a cluster that was "
                     "started on this machine executor.address=auto finds the token by itself"
                 ) from error
-            raise NormbenchError(f"cannot use the Ray cluster at {address}: {_first(error)}") from (
-                error
-            )
+            message = f"cannot use the Ray cluster at {address}: {_first_line(error)}"
+            raise NormbenchError(message) from error
 
     def check(self, configs: Sequence[Config]) -> list[str]:
         problems: list[str] = [""] * len(configs)
         for backend in sorted({config.backend for config in configs}):
-            of = [index for index, config in enumerate(configs) if config.backend == backend]
+            indices = [i for i, config in enumerate(configs) if config.backend == backend]
             task = self._remote(remote_refusals, backend)
-            trees = [configs[index].to_dict() for index in of]
-            for index, problem in zip(of, self._ray.get(task.remote(trees)), strict=True):
+            trees = [configs[index].to_dict() for index in indices]
+            for index, problem in zip(indices, self._ray.get(task.remote(trees)), strict=True):
                 problems[index] = problem
         return problems
 
-    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
-        trains = {
-            backend: self._remote(remote_cell, backend)
-            for backend in {job.config.backend for job in jobs}
-        }
-        store = str(task.store.root.resolve())
-        return [
-            trains[job.config.backend].remote(
-                job.config.to_dict(), store, list(task.command), job.replace_damaged
-            )
-            for job in jobs
-        ]
+    def submit(self, cells: Sequence[PlannedCell], context: SweepContext) -> list[Any]:
+        backends = {cell.config.backend for cell in cells}
+        tasks = {backend: self._remote(remote_cell, backend) for backend in backends}
+        return [tasks[cell.config.backend].remote(context.order(cell)) for cell in cells]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         done, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=seconds)
@@ -148,11 +142,11 @@ class RayExecutor(Remote):
         except exceptions.TaskCancelledError:
             return CellResult("interrupted")
         except exceptions.OutOfMemoryError as error:
-            return CellResult("failed", "died", f"the host's memory was spent: {_first(error)}")
+            return CellResult("failed", "died", f"the host's memory was spent: {_first_line(error)}")
         except exceptions.RayError as error:
             if "KeyboardInterrupt" in str(error):
                 return CellResult("interrupted")
-            return CellResult("failed", "died", f"{type(error).__name__}: {_first(error)}")
+            return CellResult("failed", "died", f"{type(error).__name__}: {_first_line(error)}")
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         for handle in handles:
@@ -164,7 +158,7 @@ class RayExecutor(Remote):
             self._started = False
 
     def _remote(self, function: Any, backend: str) -> Any:
-        """A Ray task of ``function``, in processes of its own for each backend of Keras."""
+        """Make a Ray task of ``function``, with processes of its own for each backend of Keras."""
         return self._ray.remote(
             num_cpus=self._cpus,
             num_gpus=self._gpus,
@@ -183,7 +177,7 @@ class RayExecutor(Remote):
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Refuse a ``host:port`` at which nothing listens; Ray would try for minutes."""
+    """Refuse a ``host:port`` at which nothing listens, because Ray would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         return
@@ -197,17 +191,17 @@ def _refuse_unreachable(address: str) -> None:
 
 @contextmanager
 def _silent_native_log() -> Iterator[None]:
-    """Keep what native code writes to standard error off the screen; Python's errors stay."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Discard what native code writes to standard error. Exceptions of Python are not affected."""
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(null)
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else ""

@@ -1,20 +1,22 @@
-"""What executors share that hand runs to somebody else's queue: what runs is seen in the store."""
+"""The base of executors that hand cells to a cluster's own queue, and the function that runs there."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from normbench.config import Config
 from normbench.engine.observer import Observer
 from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError
-from normbench.store.store import Store
 from normbench.sweep.cell import CellResult, train_cell
-from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
+from normbench.sweep.executors.base import Executor, Stop, SweepContext
 from normbench.sweep.executors.pool import mark_failed
+from normbench.sweep.observer import SweepObserver, stored_progress
+from normbench.sweep.plan import PlannedCell
 from normbench.sweep.preflight import refusal
 
 #: Seconds between two looks at the store.
@@ -22,139 +24,118 @@ LOOK = 1.0
 
 
 class Remote(Executor):
-    """Hands all jobs over at once, and asks for each until it has ended.
+    """Submits all cells at once as jobs, and waits until each has ended.
 
-    Which of them run, where and how far they are is read from the store, which all machines must
-    share; so is what became of a job whose machine cannot tell any more.
+    The progress of a job is read from the store, a folder that all machines share. So is the
+    result of a job whose machine can no longer report it.
     """
 
     @abstractmethod
-    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
-        """Hand jobs over; return a handle of each."""
+    def submit(self, cells: Sequence[PlannedCell], context: SweepContext) -> list[Any]:
+        """Submit a job for each cell and return a handle for each job."""
 
     @abstractmethod
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
-        """Return those of ``handles`` that have ended, after ``seconds`` at the latest."""
+        """Return those of ``handles`` whose jobs have ended, after ``seconds`` at most."""
 
     @abstractmethod
     def result(self, handle: Any) -> CellResult:
-        """Say how the job of a handle ended that :meth:`wait` returned.
+        """Return the result of a job that :meth:`wait` returned.
 
-        A job that did not end by itself is "failed" with the cause "died", or "interrupted" where
-        it was withdrawn.
+        The result of a job that did not end by itself is ``failed`` with the cause ``died``, or
+        ``interrupted`` if the job was withdrawn.
         """
 
     @abstractmethod
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
-        """Take jobs back: those that run are to write a checkpoint, or to end ``at_once``."""
+        """Cancel jobs: running ones write a checkpoint first, unless they are to end ``at_once``."""
 
     def run(
-        self, jobs: Sequence[Job], task: SweepContext, watch: SweepObserver, stop: Stop
+        self,
+        cells: Sequence[PlannedCell],
+        context: SweepContext,
+        observer: SweepObserver,
+        stop: Stop,
     ) -> None:
-        waiting = dict(zip(self.submit(jobs, task), jobs, strict=True)) if jobs else {}
-        running: dict[str, float] = {}
-        heeded, looked = 0, 0.0
+        waiting = dict(zip(self.submit(cells, context), cells, strict=True)) if cells else {}
+        running: dict[str, float] = {}  # cells seen to run, with the time of the first sight
+        stops_passed_on, looked = 0, 0.0
         while waiting:
             for handle in self.wait(list(waiting), LOOK / 4):
-                job = waiting.pop(handle)
-                self._end(job, self.result(handle), running, task, watch, stop)
+                self._end(waiting.pop(handle), handle, running, context, observer, stop)
             if time.monotonic() - looked > LOOK:
                 looked = time.monotonic()
-                for job in waiting.values():
-                    _look(job, running, task, watch)
-            if stop.requests > heeded:
-                heeded = stop.requests
-                self.withdraw(list(waiting), at_once=heeded > 1)
-            watch.idle()
+                for cell in waiting.values():
+                    _look(cell, running, context, observer)
+            if stop.requests > stops_passed_on:
+                stops_passed_on = stop.requests
+                self.withdraw(list(waiting), at_once=stop.requests > 1)
+            observer.idle()
 
     def _end(
         self,
-        job: Job,
-        ending: CellResult,
+        cell: PlannedCell,
+        handle: Any,
         running: dict[str, float],
-        task: SweepContext,
-        watch: SweepObserver,
+        context: SweepContext,
+        observer: SweepObserver,
         stop: Stop,
     ) -> None:
-        began = running.pop(job.name, None)
-        run = task.store.run(job.name)
+        """Report the end of a cell whose job has ended."""
+        result = self.result(handle)
+        began = running.pop(cell.name, None)
+        run = context.store.run(cell.name)
         try:
             status = run.status
         except NormbenchError:
             status = "unreadable"
-        if ending.result == "interrupted" and began is None and status == "missing":
-            return  # withdrawn before it was begun
+        if result.result == "interrupted" and began is None and status == "missing":
+            return  # withdrawn before it was started
         if began is None:
-            watch.started(job, "")
-        if ending.cause == "died":
-            if status in ("finished", "diverged"):  # it died after the last file was written
-                ending = CellResult("diverged" if status == "diverged" else "trained")
+            observer.started(cell, "")
+        if result.cause == "died":
+            if status in ("finished", "diverged"):  # it died after writing the last file
+                result = CellResult("diverged" if status == "diverged" else "trained")
             elif stop.requests:
-                ending = CellResult("interrupted")
+                result = CellResult("interrupted")
             else:
-                mark_failed(run, ending.error, task.command)
-        seconds = 0.0 if began is None else time.monotonic() - began
-        fields = {**ending.to_dict(), "seconds": ending.seconds or seconds}
-        watch.ended(job, CellResult.from_dict(fields))
+                mark_failed(run, result.error, context.command)
+        if not result.seconds and began is not None:
+            result = replace(result, seconds=time.monotonic() - began)
+        observer.ended(cell, result)
 
 
-def _look(job: Job, running: dict[str, float], task: SweepContext, watch: SweepObserver) -> None:
-    """Tell what the store shows of a job that was handed over."""
-    run = task.store.run(job.name)
+def _look(
+    cell: PlannedCell, running: dict[str, float], context: SweepContext, observer: SweepObserver
+) -> None:
+    """Report the progress of a submitted cell that the store shows."""
+    run = context.store.run(cell.name)
     try:
         if run.status != "running":
             return
-        meta, last = run.meta or {}, run.last_metrics() or {}
-    except NormbenchError:  # said when the job has ended
+        host, facts = (run.meta or {}).get("host"), stored_progress(run, cell.config.epochs)
+    except NormbenchError:  # reported when the job has ended
         return
-    if job.name not in running:
-        running[job.name] = time.monotonic()
-        watch.started(job, str(meta.get("host")))
-    watch.progress(
-        job,
-        {
-            "epoch": last.get("epoch", 0),
-            "epochs": job.config.epochs,
-            "loss": last.get("train_loss"),
-            "val_acc": last.get("val_acc"),
-            "images_per_s": last.get("images_per_s"),
-        },
-    )
+    if cell.name not in running:
+        running[cell.name] = time.monotonic()
+        observer.started(cell, str(host))
+    observer.progress(cell, facts)
 
 
-# --- the function that runs on the other machine --------------------------------------------------
-# What a process keeps between two runs (:class:`WarmState`) lives here, so that a
-# worker process that Ray uses again has it.
-
+# State of the process on the other machine. Ray may use a worker process for several cells.
 _warm = WarmState()
 _built: dict[str, str] = {}
 
 
-def remote_cell(
-    tree: Mapping[str, Any], store: str, command: Sequence[str], replace_damaged: bool
-) -> dict[str, Any]:
-    """Train a run, or what is left of it; see :func:`normbench.sweep.cell.train_cell`.
-
-    Args:
-        tree: Of the config.
-        store: The folder of runs, as this machine sees it.
-        command: What the record names as the command.
-        replace_damaged: Begin anew where the run's files are damaged.
+def remote_cell(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a cell on the machine that this is called on; see :func:`.cell.train_cell`.
 
     Returns:
-        The ending, as :meth:`normbench.sweep.cell.CellResult.to_dict` gives it.
+        The result, as :meth:`.CellResult.to_dict` gives it.
     """
-    ending = train_cell(
-        Config.from_dict(tree),
-        Store(store),
-        observer=Observer(),
-        command=command,
-        warm=_warm,
-        replace_damaged=replace_damaged,
-    )
-    return ending.to_dict()
+    return train_cell(order, Observer(), _warm).to_dict()
 
 
 def remote_refusals(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say of each config why it cannot be trained; an empty text where it can."""
+    """Return for each config the reason why it cannot be trained, or an empty string."""
     return [refusal(Config.from_dict(tree), _warm, _built) for tree in trees]

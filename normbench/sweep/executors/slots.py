@@ -1,4 +1,4 @@
-"""Where a machine's runs go: its GPUs, each with room for some, or else shares of its cores."""
+"""Slots of this machine, in each of which one cell trains: on its GPUs, or on shares of its cores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from normbench.machine import nvidia_smi
 
-#: Most runs at a time on one GPU where nobody says otherwise; more slow one another down.
+#: Largest number of cells at a time on one GPU by default; more slow one another down.
 MOST_ON_A_GPU = 8
 
-#: Share of a GPU's free memory that is given away.
+#: Share of a GPU's free memory that cells may take.
 SHARE = 0.9
 
 
@@ -21,8 +21,8 @@ class Gpu:
     """A GPU that this process may use.
 
     Attributes:
-        id: As ``CUDA_VISIBLE_DEVICES`` names it.
-        free: Bytes; None where the driver does not say.
+        id: Its name in ``CUDA_VISIBLE_DEVICES``.
+        free: Free memory in bytes; None if the driver does not say.
     """
 
     id: str
@@ -31,13 +31,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run at a time.
+    """Room for one cell at a time.
 
     Attributes:
-        name: As ``gpu 0``, ``gpu 0.1`` (the second run on it), ``cpu 1``.
-        device: What slots share that take memory from each other.
-        cores: That the run may use; all of them where empty.
-        environment: That its worker is started with.
+        name: Such as ``gpu 0``, ``gpu 0.1`` (the second slot of that GPU) or ``cpu 1``.
+        device: Name of the device; slots of one device take memory from each other.
+        cores: Cores that the cell may use; empty: all.
+        environment: Environment variables of the slot's worker.
     """
 
     name: str
@@ -54,7 +54,7 @@ def visible_gpus(
     driver: Callable[[], list[dict[str, Any]]] = nvidia_smi,
     environment: Mapping[str, str] = os.environ,
 ) -> list[Gpu]:
-    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves of those the driver lists."""
+    """Return the GPUs of the driver's list that ``CUDA_VISIBLE_DEVICES`` makes visible."""
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None and chosen.strip() in ("", "-1"):
         return []
@@ -65,7 +65,7 @@ def visible_gpus(
     for name in chosen.split(","):
         index = int(name) if name.strip().isdigit() else None
         if index is not None and index >= len(known):
-            break  # CUDA, too, stops at the first that does not exist
+            break  # as CUDA does at the first GPU that does not exist
         gpus.append(Gpu(name.strip(), None if index is None else known[index]["free"]))
     return gpus
 
@@ -74,15 +74,15 @@ def on_gpus(gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int) -> list
     """Lay out slots on GPUs, the first of every GPU before the second of any.
 
     Args:
-        gpus: To be used.
-        jobs_per_gpu: For each of them.
-        most: Slots that are wanted at all.
+        gpus: GPUs to use.
+        jobs_per_gpu: Number of slots of each GPU.
+        most: Largest number of slots in all.
     """
-    laid = []
+    slots = []
     for turn in range(max(jobs_per_gpu, default=0)):
         for gpu, jobs in zip(gpus, jobs_per_gpu, strict=True):
             if turn < jobs:
-                laid.append(
+                slots.append(
                     Slot(
                         f"gpu {gpu.id}" + (f".{turn}" if turn else ""),
                         f"gpu {gpu.id}",
@@ -93,17 +93,17 @@ def on_gpus(gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int) -> list
                         },
                     )
                 )
-    return laid[:most]
+    return slots[:most]
 
 
 def on_cores(available: Sequence[int], workers: int) -> list[Slot]:
-    """Share cores among ``workers`` slots, neighbours together; more slots than cores share one."""
+    """Divide cores among ``workers`` slots, neighbors together; surplus slots share a core."""
     count = len(available)
-    laid = []
+    slots = []
     for index in range(workers):
         first = index * count // workers
         last = max((index + 1) * count // workers, first + 1)
-        laid.append(
+        slots.append(
             Slot(
                 f"cpu {index}",
                 "cpu",
@@ -111,11 +111,11 @@ def on_cores(available: Sequence[int], workers: int) -> list[Slot]:
                 {"CUDA_VISIBLE_DEVICES": "-1"},
             )
         )
-    return laid
+    return slots
 
 
 def fitting(gpu: Gpu, need: int, core_count: int) -> int:
-    """How many runs that each take ``need`` bytes fit on a GPU; at least one is tried."""
+    """Return how many cells of ``need`` bytes each fit on a GPU; at least one is tried."""
     if gpu.free is None:
         return 1
     return max(1, min(int(SHARE * gpu.free) // need, MOST_ON_A_GPU, core_count))

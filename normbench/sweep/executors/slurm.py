@@ -1,4 +1,4 @@
-"""The executor that hands runs to Slurm, through submitit."""
+"""The executor that submits the cells of a sweep to Slurm, through submitit."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from typing import Any
 from normbench.config import Config
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.sweep.cell import CellResult
-from normbench.sweep.executors.base import Job, SweepContext, int_option
+from normbench.sweep.executors.base import SweepContext, int_option
 from normbench.sweep.executors.local import Local
 from normbench.sweep.executors.remote import Remote, remote_cell
+from normbench.sweep.plan import PlannedCell
 
 CLUSTERS = ("slurm", "local", "debug")
 
-#: How submitit says that it does not requeue a job any more.
+#: Part of submitit's message that it does not requeue a job any more.
 OUT_OF_TIME = "timed-out too many times"
+
+#: Seconds between two questions to Slurm's controller, which serves the whole cluster.
+LOOK = 10.0
 
 
 class Slurm(Remote):
-    """One job array, a run a job. Queueing, placing and requeueing are Slurm's and submitit's.
+    """Trains cells as the jobs of one job array; Slurm and submitit queue, place and requeue them.
 
-    A job that is preempted or out of time is requeued, and goes on from the checkpoint of its
-    last epoch: after a preemption always, when its time is over ``timeouts`` times. A run that
-    needs still more time fails, and ``--retry-failed`` goes on from its checkpoint. The store must
-    be a folder that all nodes see.
+    A preempted job is always requeued, and one that is out of time is requeued ``timeouts`` times.
+    Either goes on from the checkpoint of its last epoch. A cell that needs still more time fails,
+    and ``--retry-failed`` goes on from its checkpoint. All nodes must see the folder of the store.
 
     Args:
-        cluster: ``slurm``; or, for trying things out, submitit's ``local`` or ``debug``.
-        partition: Of Slurm; None: its default.
-        account: Likewise.
+        cluster: ``slurm``; or, to try things out, submitit's ``local`` or ``debug``.
+        partition: Partition of Slurm; None: the default one.
+        account: Account to charge; None: the default one.
         minutes: Time limit of a job, each time that it runs.
-        timeouts: Times that a job which ran out of time is requeued.
+        timeouts: Number of times that a job which ran out of time is requeued.
         cpus_per_run: Cores of a job.
         gpus_per_run: GPUs of a job.
-        memory_gb: Of a job; None: Slurm's default.
-        at_a_time: Jobs of the array that run at the same time.
-        setup: Lines of the job's script that come before Python.
+        memory_gb: Memory of a job in GB; None: Slurm's default.
+        at_a_time: Largest number of jobs of the array that run at the same time.
+        setup: Lines of the job's script before it starts Python.
 
     Raises:
         NormbenchError: submitit is not installed.
@@ -91,18 +94,17 @@ class Slurm(Remote):
         self._queue = SlurmQueue() if cluster == "slurm" else None
         self._lost: set[str] = set()
 
-    def place(self, count: int) -> list[str]:
+    def allocate(self, count: int) -> list[str]:
         return [f"{self._cluster} {index}" for index in range(min(count, self._at_a_time))]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        """Check on the machine that submits, which need not have a GPU."""
-        here = Local(workers=1, gpus=0)
-        with here:
-            here.place(1)
-            return here.check_for_elsewhere(configs)
+        """Check on the machine that submits, which may have no GPU."""
+        with Local(workers=1, gpus=0) as local:
+            local.allocate(1)
+            return local.check_for_elsewhere(configs)
 
-    def submit(self, jobs: Sequence[Job], task: SweepContext) -> list[Any]:
-        folder = (task.logs or task.store.root) / "submitit"
+    def submit(self, cells: Sequence[PlannedCell], context: SweepContext) -> list[Any]:
+        folder = (context.logs or context.store.root) / "submitit"
         executor = self._submitit.AutoExecutor(
             folder=folder,
             cluster=self._cluster,
@@ -110,14 +112,8 @@ class Slurm(Remote):
             local_max_num_timeout=self._timeouts,
         )
         executor.update_parameters(**self._parameters)
-        store = str(task.store.root.resolve())
-        with executor.batch():  # one array
-            return [
-                executor.submit(
-                    Requeued(), job.config.to_dict(), store, list(task.command), job.replace_damaged
-                )
-                for job in jobs
-            ]
+        with executor.batch():  # as one job array
+            return [executor.submit(RequeuedCell(), context.order(cell)) for cell in cells]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         if self._queue is not None:
@@ -133,12 +129,12 @@ class Slurm(Remote):
             end = f": {lines[-1][:300]}" if lines else ""
             return CellResult("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
         try:
-            ending = CellResult.from_dict(handle.result())
-            # submitit raises this inside the run, which ends as if the error were its own.
-            if OUT_OF_TIME in ending.error:
-                return replace(ending, error=self._out_of_time(), log=())
-            return ending
-        except Exception as error:  # submitit's, and what the job raised
+            result = CellResult.from_dict(handle.result())
+            # submitit raises this error inside the run, which then fails with it.
+            if OUT_OF_TIME in result.error:
+                return replace(result, error=self._out_of_time(), log=())
+            return result
+        except Exception as error:  # of submitit, or raised by the job
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             if any(OUT_OF_TIME in line for line in lines):
                 return CellResult("failed", "died", self._out_of_time())
@@ -160,46 +156,40 @@ class Slurm(Remote):
             handle.cancel(check=False)
 
 
-class Requeued:
-    """A job that submitit submits again when Slurm preempts it or its time is over."""
+class RequeuedCell:
+    """A cell that submitit submits again if Slurm preempts its job or the job is out of time."""
 
-    def __call__(
-        self, tree: Mapping[str, Any], store: str, command: Sequence[str], replace_damaged: bool
-    ) -> dict[str, Any]:
-        return remote_cell(tree, store, command, replace_damaged)
+    def __call__(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        return remote_cell(order)
 
-    def checkpoint(self, *arguments: Any) -> Any:
-        """What submitit calls before the job ends; the run's own checkpoint is in the store."""
+    def checkpoint(self, order: Mapping[str, Any]) -> Any:
+        """Return what is to be submitted again; the checkpoint of the run is in the store."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, *arguments)
-
-
-# --- slurm's queue: which jobs left it without a word, and how running ones are told to stop ------
-
-LOOK = 10.0
-"""Seconds between two questions to the controller, which serves a whole cluster."""
+        return submitit.helpers.DelayedSubmission(self, order)
 
 
 class SlurmQueue:
-    """Asks ``squeue`` for this user's jobs, all of them with one question.
+    """Finds jobs that left Slurm's queue without a result, by asking ``squeue`` for all jobs at once.
 
-    submitit learns of a job that Slurm killed from ``sacct``, at first within seconds and later
-    within ten minutes; and never on a cluster that keeps no accounts.
+    submitit learns from ``sacct`` that Slurm killed a job: within seconds at first, later within ten
+    minutes, and never on a cluster without accounting.
 
     Args:
-        ask: Returns the ids of the jobs that wait or run, or None where that is not to be had.
+        ask: Returns the ids of this user's waiting and running jobs, or None if Slurm does not
+            answer.
     """
 
     def __init__(self, ask: Callable[[], set[str] | None] | None = None) -> None:
         self._ask = _queued if ask is None else ask
-        self._asked = time.monotonic()  # a job is not in the queue at the moment it is submitted
+        self._asked = time.monotonic()  # a job appears in the queue a moment after its submission
         self._missed: set[str] = set()
 
     def lost(self, ids: Iterable[str]) -> set[str]:
-        """Return those of ``ids`` that were missing in two looks, one after the other.
+        """Return those of ``ids`` that were missing from the queue in two successive answers.
 
-        Two, since a job leaves the queue before all machines that share its folder see its result.
+        One answer is not enough: a job leaves the queue before all machines see its result in the
+        shared folder.
         """
         if time.monotonic() - self._asked < LOOK:
             return set()
@@ -213,15 +203,16 @@ class SlurmQueue:
 
 
 def _queued() -> set[str] | None:
-    asked = _call(["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"])
-    return None if asked is None else set(asked.split())
+    user = f"--user={getpass.getuser()}"
+    answer = _call(["squeue", "--noheader", "--array", "--format=%i", user])
+    return None if answer is None else set(answer.split())
 
 
 def stop_softly(ids: Iterable[str]) -> None:
-    """Take waiting jobs back, and have running ones write a checkpoint and end.
+    """Cancel waiting jobs, and have running ones write a checkpoint and end.
 
-    SIGINT, as from Ctrl-C: submitit's jobs ignore the SIGTERM of a plain ``scancel``, and are
-    killed some 30 seconds after it.
+    Running jobs get SIGINT, as from Ctrl-C. They ignore the SIGTERM of a plain ``scancel``, because
+    submitit does, and would be killed some 30 seconds after it.
     """
     ids = list(ids)
     if ids:
@@ -230,6 +221,7 @@ def stop_softly(ids: Iterable[str]) -> None:
 
 
 def _call(command: list[str]) -> str | None:
+    """Return the output of a command, or None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,19 +1,21 @@
-"""A worker process: does what a sweep tells it over a pipe, one thing after the other.
+"""The program of a worker process, :func:`main`: it carries out messages, one after the other.
 
-Standard input brings messages, standard output carries them:
+Messages are JSON objects, one a line. The worker reads these from standard input:
 
-    {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …,
-     "may_split": …}
-        answered by {"event": "progress", …} any number of times, then {"event": "ended", …}
+    {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …, "may_split": …}
+        answered on standard output by any number of {"event": "progress", "facts": …}, then
+        {"event": "ended", …} with the fields of a CellResult
     {"do": "check", "config": …}
+        answered by {"event": "answer", "answer": why the config cannot be trained on this machine,
+        or an empty string}
     {"do": "build", "config": …}
-        answered by {"event": "answer", "problem": why it cannot be trained, or an empty text}
+        the same, for a machine whose memory is not known
     {"do": "memory", "config": …}
-        answered by {"event": "answer", "bytes": what training takes on a GPU, roughly}
+        answered by {"event": "answer", "answer": bytes that training takes on a GPU, roughly}
 
-A SIGINT has the run in progress write a checkpoint and the worker end. So does the end of standard
-input: a worker whose sweep is gone does not train on. Whatever else is written to standard output
-(by a library, by ``print``) goes where standard error goes, the worker's log.
+Upon SIGINT, the run in progress writes a checkpoint and the worker ends. The same happens at the end
+of standard input, so that no worker outlives its sweep. Anything else that is written to standard
+output, by a library or by ``print``, goes to standard error, which is the worker's log.
 """
 
 from __future__ import annotations
@@ -35,20 +37,22 @@ from typing import Any
 from normbench.config import Config
 from normbench.engine.reuse import WarmState
 from normbench.store.files import jsonable
-from normbench.store.store import Store
-from normbench.sweep.cell import CellResult, ProgressObserver, train_cell
+from normbench.sweep.cell import CellResult, train_cell
+from normbench.sweep.observer import ProgressObserver
 from normbench.sweep.preflight import memory, refusal
 
-#: Seconds between two reports within an epoch.
-EVERY = 0.5
+#: Seconds between two reports of progress within an epoch.
+REPORT_EVERY = 0.5
 
 
 class Worker:
     """Serves one sweep.
 
+    A thread reads the messages, so that the end of input is noticed while a run trains.
+
     Args:
-        orders: Descriptor that brings messages.
-        answers: Descriptor that takes them.
+        orders: Descriptor to read messages from.
+        answers: Descriptor to write messages to.
     """
 
     def __init__(self, orders: int, answers: int) -> None:
@@ -59,24 +63,28 @@ class Worker:
         self._built: dict[str, str] = {}
         self._stopping = False
         self._training = False
+        self._reported = 0.0
 
     def serve(self) -> None:
-        """Do what is asked until nothing more will be."""
+        """Carry out messages until there are no more."""
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGTERM, self._stop)
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             while not self._stopping and (message := self._queue.get()) is not None:
-                if message["do"] == "train":
-                    self._train(message)
-                elif message["do"] in ("check", "build"):
-                    config, here = Config.from_dict(message["config"]), message["do"] == "check"
-                    self._tell("answer", problem=refusal(config, self._warm, self._built, here))
-                elif message["do"] == "memory":
-                    config = Config.from_dict(message["config"])
-                    self._tell("answer", bytes=memory(config, self._warm))
-        except BrokenPipeError:  # the sweep is gone; what ran has ended
+                self._carry_out(message.pop("do"), message)
+        except BrokenPipeError:  # the sweep is gone, and the last run has ended
             pass
+
+    def _carry_out(self, do: str, message: Mapping[str, Any]) -> None:
+        if do == "train":
+            self._send("ended", **self._train(message).to_dict())
+        elif do == "memory":
+            config = Config.from_dict(message["config"])
+            self._send("answer", answer=memory(config, self._warm))
+        else:
+            config, here = Config.from_dict(message["config"]), do == "check"
+            self._send("answer", answer=refusal(config, self._warm, self._built, here))
 
     def _listen(self) -> None:
         try:
@@ -88,56 +96,43 @@ class Worker:
 
     def _stop(self, number: int, frame: Any) -> None:
         if self._stopping:
-            return  # a second one must not disturb the checkpoint; whoever cannot wait kills
+            return  # a second signal must not disturb the writing of the checkpoint
         self._stopping = True
         self._queue.put(None)
         if self._training:
             raise KeyboardInterrupt
 
-    def _train(self, message: Mapping[str, Any]) -> None:
+    def _train(self, order: Mapping[str, Any]) -> CellResult:
         try:
-            self._training = True
-            if self._stopping:  # between the order and here
+            self._training = True  # from here on, a signal raises KeyboardInterrupt
+            if self._stopping:  # the signal came before
                 raise KeyboardInterrupt
-            ending = train_cell(
-                Config.from_dict(message["config"]),
-                Store(message["store"]),
-                observer=ProgressObserver(self._progress()),
-                command=message["command"],
-                warm=self._warm,
-                replace_damaged=message["replace_damaged"],
-                may_split=message["may_split"],
-            )
-            self._training = False
+            result = train_cell(order, ProgressObserver(self._report), self._warm)
+            self._training = False  # inside the try: a signal before this line raises
+            return result
         except KeyboardInterrupt:
-            ending = CellResult("interrupted")
+            return CellResult("interrupted")
         finally:
             self._training = False
-        self._tell("ended", **ending.to_dict())
 
-    def _progress(self) -> Any:
-        last = 0.0
+    def _report(self, facts: Mapping[str, Any]) -> None:
+        """Send progress: each start and end of an epoch, and now and then within an epoch."""
+        now = time.monotonic()
+        if facts.get("step") and now - self._reported < REPORT_EVERY:
+            return
+        self._reported = now
+        with contextlib.suppress(BrokenPipeError):  # the end of input interrupts the run
+            self._send("progress", facts=facts)
 
-        def tell(facts: Mapping[str, Any]) -> None:
-            nonlocal last
-            now = time.monotonic()
-            # Within an epoch now and then; its start and its end always.
-            if facts.get("step") and now - last < EVERY:
-                return
-            last = now
-            with contextlib.suppress(BrokenPipeError):  # the end of input stops the run
-                self._tell("progress", facts=facts)
-
-        return tell
-
-    def _tell(self, event: str, **facts: Any) -> None:
-        send(self._answers, {"event": event, **facts})
+    def _send(self, event: str, **fields: Any) -> None:
+        send(self._answers, {"event": event, **fields})
 
 
 def pin(cores: Sequence[int]) -> None:
     """Keep this process and its threads on ``cores``.
 
-    TensorFlow and JAX then make as many threads as there are, and the record of a run says so.
+    TensorFlow and JAX then start as many threads as there are cores, and so the record of a run
+    says.
     """
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
@@ -145,7 +140,7 @@ def pin(cores: Sequence[int]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="normbench.sweep.executors.worker", description=__doc__)
-    parser.add_argument("--cores", default="", help="as 0,1: those it may use; all if left out")
+    parser.add_argument("--cores", default="", help="cores to use, such as 0,1; all by default")
     arguments = parser.parse_args(argv)
     pin([int(core) for core in arguments.cores.split(",") if core])
     faulthandler.enable()
@@ -157,42 +152,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# --- the pipe between a sweep and its workers: one JSON object a line, in either direction --------
-
-
 class Lines:
-    """Cuts what arrives from a pipe into messages."""
+    """Splits the bytes that arrive from a pipe into messages."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._torn = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the messages that ``data`` completes; what is torn off is kept for later."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        for line in whole:
+        """Yield the messages that ``data`` completes; keep the start of the next for later."""
+        *lines, self._torn = (self._torn + data).split(b"\n")
+        for line in lines:
             yield json.loads(line)
 
 
 def encoded(message: Mapping[str, Any]) -> bytes:
-    """A message as its line; NaN and infinities become null."""
+    """Return a message as one line; NaN and infinities become null."""
     return json.dumps(jsonable(dict(message)), allow_nan=False).encode() + b"\n"
 
 
 def send(descriptor: int, message: Mapping[str, Any]) -> None:
-    """Write a message to a pipe.
-
-    In one system call wherever the pipe takes it whole, so that an interrupt never tears it.
+    """Write a message to a pipe, in one system call if the pipe has room for it.
 
     Raises:
-        BrokenPipeError: Nobody reads any more.
+        BrokenPipeError: Nobody reads the pipe any more.
     """
-    rest = memoryview(encoded(message))
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    data = memoryview(encoded(message))
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def receive(descriptor: int) -> Iterator[dict[str, Any]]:
-    """Yield messages from a pipe until its other end is closed."""
+    """Yield the messages that arrive from a pipe until its other end is closed."""
     lines = Lines()
     while data := os.read(descriptor, 1 << 16):
         yield from lines.feed(data)
