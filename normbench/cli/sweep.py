@@ -65,6 +65,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         return _status(arguments)
     overrides = overrides_of(arguments)
     quiet_tensorflow()
+    from normbench.cli.sweep_screen import SweepScreen
     from normbench.sweep.sweep import sweep
 
     result = sweep(
@@ -75,6 +76,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         retry_failed=arguments.retry_failed,
         skip_invalid=arguments.skip_invalid,
         again=arguments.again,
+        view=SweepScreen(),
     )
     if result.interrupted:
         raise KeyboardInterrupt
@@ -92,13 +94,13 @@ def _asks_status(arguments: Namespace) -> bool:
 
 
 def _status(arguments: Namespace) -> int:
+    from normbench.cli.sweep_status import show_status
     from normbench.store.store import Store
-    from normbench.sweep.sweep import status
 
     names = [word for word in arguments.overrides[1:] if not word.startswith("store=")]
     if len(names) > 1:
         raise UserError(f"sweep status takes one name, got {', '.join(names)}")
-    return status(Store(store_of(arguments)), names[0] if names else None)
+    return show_status(Store(store_of(arguments)), names[0] if names else None)
 
 
 def _print_results(arguments: Namespace, result: SweepResult) -> None:

@@ -1,11 +1,11 @@
-"""The screen of a sweep: a live table of what runs, plain lines where there is no terminal."""
+"""The screen of a sweep, :class:`SweepScreen`: a live table on a terminal, else plain lines."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,10 @@ from normbench.cli.terminal import Column, LiveRegion, can_redraw, fitted_table,
 from normbench.formats import clock, count, duration, percent, small
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
-from normbench.sweep.cell import CellResult
-from normbench.sweep.executors.base import Job, SweepObserver
-from normbench.sweep.plan import SweepPlan
+from normbench.sweep.cell import RESULTS, CellResult
+from normbench.sweep.observer import SweepView
+from normbench.sweep.plan import PlannedCell, SweepPlan
+from normbench.sweep.sweep import SweepResult
 
 STYLE = {
     "trained": "green",
@@ -31,26 +32,25 @@ STYLE = {
     "failed": "red",
 }
 
-#: The order in which results are counted.
-RESULTS = tuple(STYLE)
-
-#: Seconds of silence after which an output without a live table is told how far the sweep is.
+#: Seconds of silence after which a line of progress is written to an output without a live table.
 MINUTE = 60.0
 
 
 @dataclass
 class Running:
-    """A run that goes on.
+    """A cell that trains.
 
     Attributes:
-        where: Its slot.
-        began: In seconds of ``time.monotonic``.
-        facts: What is known of it: see :meth:`SweepObserver.progress`.
+        where: The name of its slot.
+        began: Its start in seconds of ``time.monotonic``.
+        facts: Its progress: see :meth:`.SweepObserver.progress`.
+        first_epoch: Epochs that were completed when it was started; None until that is known.
     """
 
     where: str
     began: float
     facts: dict[str, Any] = field(default_factory=dict)
+    first_epoch: int | None = None
 
 
 _RUNNING_COLUMNS = (
@@ -72,128 +72,149 @@ def _epoch(row: Mapping[str, Any]) -> str:
 def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
     """Return a table of runs in progress that fits ``width`` columns.
 
-    Where room is short, columns go in the order where, loss, images/s; then names are wrapped.
+    If there is too little room, the columns "where", "loss" and "images/s" are left out in this
+    order; then names are wrapped.
 
     Args:
-        rows: With ``where`` and ``name``, and what is known of ``epoch``, ``epochs``, ``loss``,
-            ``val_acc``, ``images_per_s`` and ``seconds`` (since the run was started).
+        rows: One row for each run with ``where`` and ``name``, and as far as they are known
+            ``epoch``, ``epochs``, ``loss``, ``val_acc``, ``images_per_s`` and ``seconds`` (since
+            the start of the run).
+        width: Width of the terminal in characters.
     """
     table = fitted_table(_RUNNING_COLUMNS, rows, width)
     table.header_style = "dim"
     return table
 
 
-@contextmanager
-def checking(cells: int, console: Console | None = None) -> Iterator[None]:
-    """Show on a terminal that the networks of so many cells are being built, which takes a while.
-
-    A log gets nothing: what comes of it is said when the sweep begins.
-    """
-    console = Console() if console is None else console
-    if not can_redraw(console):
-        yield
-        return
-    cell = "cell" if cells == 1 else "cells"
-    with console.status(Text(f"checking {cells:,} {cell} …", "dim")):
-        yield
-
-
-class SweepScreen(SweepObserver):
-    """Shows a sweep as it goes. A context manager, so that the terminal is given back.
+class SweepScreen(SweepView):
+    """Shows a sweep as it goes.
 
     Args:
-        plan: Of the sweep.
-        slots: Places where runs go on at the same time.
-        store: Where results are read from.
-        console: Where to write; standard output where None.
-        live: Whether to keep a live table; where None, if the console is a terminal that can. Else
-            a line a minute says how far the sweep is.
+        console: Console to write to; standard output by default.
+        live: Keep a live table while cells train; by default if the console is a terminal that can
+            be redrawn. Without a table, a line a minute says how far the sweep is.
     """
 
-    def __init__(
-        self,
-        plan: SweepPlan,
-        slots: int,
-        store: Store,
-        console: Console | None = None,
-        live: bool | None = None,
-    ) -> None:
+    def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
         self.console = Console() if console is None else console
         self._wants_live = can_redraw(self.console) if live is None else live
         self._live: LiveRegion | None = None
-        self._began = self._told = time.monotonic()
+
+    # --- before and after the training -----------------------------------------------------------
+
+    def line(self, text: str) -> None:
+        self._write(Text(text))
+
+    def checking(self, cells: int) -> AbstractContextManager[object]:
+        """Show on a terminal that networks are being built; a log shows only the outcome."""
+        if not can_redraw(self.console):
+            return nullcontext()
+        noun = "cell" if cells == 1 else "cells"
+        return self.console.status(Text(f"checking {cells:,} {noun} …", "dim"))
+
+    def plan(self, plan: SweepPlan, slots: int) -> None:
+        for cell in plan.cells:
+            line = Text(f"{cell.state:<12} {plan.described(cell.name)}")
+            if cell.state in ("interrupted", "running"):
+                line.append(f"  after epoch {cell.epochs} of {cell.config.epochs}", "dim")
+            if cell.seconds is not None:
+                line.append(f"  about {duration(cell.seconds)}", "dim")
+            if cell.reason:
+                line.append(f"  {cell.reason}", "dim")
+            self._write(line)
+        self._write(Text(f"{plan.counted()}; {plan.estimate(slots)}"))
+
+    def failures(self, result: SweepResult) -> None:
+        """Show a table of the cells that failed, with the last lines of their logs."""
+        table = Table(title="failed", title_justify="left", show_lines=True)
+        table.add_column("run", overflow="fold")
+        table.add_column("reason, and last lines of its log", overflow="fold")
+        for name, failed in result.failed.items():
+            reason = Text(failed.error, "red")
+            for line in failed.log:
+                reason.append(f"\n{line}", "dim")
+            table.add_row(Text(result.plan.described(name).replace("  ", "\n", 1)), reason)
+        self.console.print(table)
+        if result.record is not None:
+            logs = result.record.path
+            hint = f"--retry-failed trains them again; the workers' logs are in {logs}"
+            self._write(Text(hint))
+
+    @contextmanager
+    def training(self, plan: SweepPlan, slots: int, store: Store) -> Iterator[None]:
+        self.begin(plan, slots, store)
+        if self._wants_live:
+            self._live = LiveRegion(self, self.console, transient=True)
+            self._live.start()
+        try:
+            yield
+        finally:
+            live, self._live = self._live, None
+            if live is not None:
+                live.stop()
+
+    def begin(self, plan: SweepPlan, slots: int, store: Store) -> None:
+        """Start to count the cells of a plan; see :meth:`training`."""
+        self._plan, self._slots, self._store = plan, max(slots, 1), store
         names = [cell.name for cell in plan.cells]
-        differs = plan.differs
-        self._differs = dict(zip(names, differs, strict=True))
-        self._short = dict(zip(names, short_names(names, differs), strict=True))
-        self._slots = max(slots, 1)
-        self._store = store
+        self._short = dict(zip(names, short_names(names, plan.differs), strict=True))
+        self._began = self._written = time.monotonic()
         self._estimates = {cell.name: cell.seconds for cell in plan.todo}
         self._waiting = set(self._estimates)
         self._total = len(self._estimates)
         self._running: dict[str, Running] = {}
         self._results: Counter[str] = Counter()
-        self._taken: list[float] = []
+        self._seconds: list[float] = []  # of the cells that were trained
 
-    def __enter__(self) -> SweepScreen:
-        if self._wants_live:
-            self._live = LiveRegion(self, self.console, transient=True)
-            self._live.start()
-        return self
+    # --- reports of the executor -----------------------------------------------------------------
 
-    def __exit__(self, *error: object) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
+    def started(self, cell: PlannedCell, where: str) -> None:
+        self._waiting.discard(cell.name)
+        self._running[cell.name] = Running(where, time.monotonic())
 
-    # --- what the executor reports ---------------------------------------------------------------
-
-    def started(self, job: Job, where: str) -> None:
-        self._waiting.discard(job.name)
-        self._running[job.name] = Running(where, time.monotonic())
-
-    def progress(self, job: Job, facts: Mapping[str, Any]) -> None:
-        if job.name in self._running:
-            self._running[job.name].facts.update(facts)
+    def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
+        if run := self._running.get(cell.name):
+            run.facts.update(facts)
+            if run.first_epoch is None:
+                run.first_epoch = run.facts.get("epoch")
         self.idle()
 
     def idle(self) -> None:
-        if self._live is None and time.monotonic() - self._told >= MINUTE:
-            self._write(Text(self._in_a_line(), "dim"))
+        if self._live is None and time.monotonic() - self._written >= MINUTE:
+            self._write(Text(self._progress_line(), "dim"))
 
-    def ended(self, job: Job, ending: CellResult) -> None:
-        self._running.pop(job.name, None)
-        self._waiting.discard(job.name)
-        self._results[ending.result] += 1
-        if ending.result in ("trained", "diverged"):
-            self._taken.append(ending.seconds)
-        of = len(str(self._total))
-        line = Text(f"[{sum(self._results.values()):>{of}}/{self._total}] ", "dim")
-        line.append(f"{ending.result:<11} ", STYLE[ending.result]).append(job.name, "default")
-        if differs := self._differs[job.name]:
-            line.append(f"  {differs}", "default")
-        line.append(self._detail(job, ending), "dim")
+    def ended(self, cell: PlannedCell, result: CellResult) -> None:
+        self._running.pop(cell.name, None)
+        self._waiting.discard(cell.name)
+        self._results[result.result] += 1
+        if result.result in ("trained", "diverged"):
+            self._seconds.append(result.seconds)
+        digits = len(str(self._total))
+        line = Text(f"[{sum(self._results.values()):>{digits}}/{self._total}] ", "dim")
+        line.append(f"{result.result:<11} ", STYLE[result.result])
+        line.append(self._plan.described(cell.name), "default")
+        line.append(self._detail(cell, result), "dim")
         self._write(line)
 
     def note(self, text: str) -> None:
         self._write(Text(text, "yellow"))
 
-    def again(self, job: Job, reason: str) -> None:
-        self._running.pop(job.name, None)
-        self._waiting.add(job.name)
-        self.note(f"{job.name}: {reason}; trying again")
+    def retrying(self, cell: PlannedCell, reason: str) -> None:
+        self._running.pop(cell.name, None)
+        self._waiting.add(cell.name)
+        super().retrying(cell, reason)
 
-    # --- how it is written -----------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------------
 
     def _write(self, text: Text) -> None:
         if self._live is not None:
             self._live.print(text)
-        else:  # never wrapped, either: a line of a log stays one
+        else:  # a long line is not wrapped, so that a line of a log stays one line
             self.console.print(text, soft_wrap=True, highlight=False)
-        self._told = time.monotonic()
+        self._written = time.monotonic()
 
-    def _in_a_line(self) -> str:
-        """Return how far the sweep is, for an output without a live table."""
+    def _progress_line(self) -> str:
+        """Return in one line how far the sweep is, for an output without a live table."""
         done = f"{sum(self._results.values())} of {self._total} cells done"
         parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
         for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
@@ -208,33 +229,33 @@ class SweepScreen(SweepObserver):
         left = self.left()
         return "time left unknown" if left is None else f"{clock(left)} left"
 
-    def _detail(self, job: Job, ending: CellResult) -> str:
-        if ending.error:
-            return f"  {ending.error}"
-        if ending.result not in ("trained", "diverged"):
+    def _detail(self, cell: PlannedCell, result: CellResult) -> str:
+        if result.error:
+            return f"  {result.error}"
+        if result.result not in ("trained", "diverged"):
             return ""
         try:
-            summary = self._store.run(job.name).summary or {}
+            summary = self._store.run(cell.name).summary or {}
         except StoreError as error:
             return f"  {error}"
-        if ending.result == "diverged":
-            what = f"in epoch {summary.get('diverged_epoch')}"
+        if result.result == "diverged":
+            detail = f"in epoch {summary.get('diverged_epoch')}"
         else:
-            what = f"test accuracy {percent(summary.get('test_acc'))}"
-        if (parts := summary.get("micro_batches", 1)) > 1:
-            what += f", batch in {parts} parts"
-        return f"  {what}  {duration(ending.seconds)}"
+            detail = f"test accuracy {percent(summary.get('test_acc'))}"
+        if (count := summary.get("micro_batches", 1)) > 1:
+            detail += f", batch in {count} micro-batches"
+        return f"  {detail}  {duration(result.seconds)}"
 
     def counts(self) -> str:
-        """How many cells ended how, run and wait."""
-        parts = [f"{self._results[each]} {each}" for each in RESULTS if self._results[each]]
+        """Return the numbers of cells by result, and of those that train and wait."""
+        parts = [f"{self._results[result]} {result}" for result in RESULTS if self._results[result]]
         parts.append(f"{len(self._running)} running")
         parts.append(f"{len(self._waiting)} waiting")
         return ", ".join(parts)
 
     def left(self) -> float | None:
-        """Seconds until all is done; None while nothing is known."""
-        mean = sum(self._taken) / len(self._taken) if self._taken else None
+        """Estimate the seconds until the end of the sweep; None if too little is known."""
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
         now = time.monotonic()
         total = 0.0
         for name in self._waiting:
@@ -253,7 +274,7 @@ class SweepScreen(SweepObserver):
         return total / min(self._slots, max(1, len(self._running) + len(self._waiting)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the live region: the table of what runs, and under it a bar with the counts."""
+        """Draw the table of the cells that train, and under it a bar with the counts."""
         now = time.monotonic()
         rows = [
             {"where": run.where, "name": self._short[name], "seconds": now - run.began, **run.facts}
@@ -267,7 +288,7 @@ class SweepScreen(SweepObserver):
         ]
         foot = Table.grid(padding=(0, 2, 0, 0))
         room = options.max_width - sum(text.cell_len + 2 for text in texts) - 4
-        if room >= 4:  # else the numbers are what matters
+        if room >= 4:  # the numbers matter more than the bar
             bar = ProgressBar(total=max(self._total, 1), completed=done, width=min(20, room))
             foot.add_row(texts[0], bar, *texts[1:])
         else:
@@ -276,9 +297,9 @@ class SweepScreen(SweepObserver):
 
 
 def _left_of(run: Running, now: float) -> float | None:
-    """Seconds that a run still takes at the speed it had so far, once it completed an epoch."""
+    """Estimate the seconds that a cell still takes, once it has completed an epoch."""
     epochs, epoch = run.facts.get("epochs"), run.facts.get("epoch") or 0
-    first = run.facts.get("first_epoch", 0)
-    if not epochs or epoch <= first:
+    trained = epoch - (run.first_epoch or 0)
+    if not epochs or trained <= 0:
         return None
-    return (now - run.began) * (epochs - epoch) / (epoch - first)
+    return (now - run.began) * (epochs - epoch) / trained

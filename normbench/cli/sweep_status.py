@@ -1,4 +1,4 @@
-"""A sweep seen from outside, from the store alone: what ran, what runs, what waits."""
+"""The state of a sweep, read from the store alone; :func:`show_status` prints it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from normbench.cli.sweep_screen import running_table
@@ -17,31 +17,23 @@ from normbench.cli.terminal import STATUS_STYLE, as_text
 from normbench.formats import duration
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
-from normbench.sweep.record import Record
+from normbench.sweep.observer import stored_progress
+from normbench.sweep.plan import STATES
+from normbench.sweep.record import Record, find
 
-#: States in the order in which they are counted, and what each is called of a cell.
-WORDS = {
-    "finished": "finished",
-    "diverged": "diverged",
-    "running": "running",
-    "interrupted": "interrupted",
-    "failed": "failed",
-    "unreadable": "unreadable",
-    "invalid": "invalid",
-    "missing": "waiting",
-}
+#: The words for the states of cells, in the order in which they are counted.
+WORDS: dict[str, str] = {state: state for state in STATES} | {"missing": "waiting"}
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a sweep stands.
+    """The state of a sweep.
 
     Attributes:
-        record: Of the sweep.
-        goes_on: Whether its process lives.
-        cells: A row a cell: ``name``, ``state``, and of running ones what is known of them.
-        left: Estimate of the seconds that it still takes, by what its cells took; None where
-            nothing is known.
+        record: The record of the sweep.
+        goes_on: True while its process lives.
+        cells: A row for each cell with ``name``, ``state``, and the progress of a running one.
+        left: Estimate of the seconds that the sweep still takes; None if too little is known.
     """
 
     record: Record
@@ -54,8 +46,29 @@ class Status:
         return Counter(cell["state"] for cell in self.cells)
 
 
+def show_status(store: Store, name: str | None = None, console: Console | None = None) -> int:
+    """Show the state of a sweep.
+
+    Args:
+        store: Where its runs are kept.
+        name: Name of its record or the first characters of it; None: the last sweep.
+        console: Console to write to; standard output by default.
+
+    Returns:
+        The exit code: 1 if a cell failed.
+
+    Raises:
+        UserError: There is no such sweep.
+        StoreError: Its record cannot be read.
+    """
+    status = status_of(find(store, name), store)
+    console = Console() if console is None else console
+    console.print(render(status, console.width))
+    return 1 if status.counts["failed"] or status.counts["unreadable"] else 0
+
+
 def status_of(record: Record, store: Store, now: datetime | None = None) -> Status:
-    """Read how a sweep stands.
+    """Read the state of a sweep.
 
     Raises:
         StoreError: Its record cannot be read.
@@ -63,7 +76,7 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
     now = datetime.now(UTC) if now is None else now
     head = record.head
     cells = [_cell(planned, store, now) for planned in head["cells"]]
-    taken = [each.seconds for each in record.endings.values() if each.result == "trained"]
+    taken = [cell.seconds for cell in record.results.values() if cell.result == "trained"]
     goes_on = record.goes_on
     running = [cell for cell in cells if cell["state"] == "running"]
     waiting = [cell for cell in cells if cell["todo"] and cell["state"] == "missing"]
@@ -85,17 +98,13 @@ def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, 
         state = run.status
         if state != "running":
             return {**row, "state": state}
-        last, meta = run.last_metrics() or {}, run.meta or {}
+        meta = run.meta or {}
         session = (meta.get("sessions") or [{}])[-1]
         return {
             **row,
             "state": state,
             "where": _where(meta),
-            "epoch": last.get("epoch", 0),
-            "epochs": (run.config or {}).get("epochs"),
-            "loss": last.get("train_loss"),
-            "val_acc": last.get("val_acc"),
-            "images_per_s": last.get("images_per_s"),
+            **stored_progress(run, (run.config or {}).get("epochs")),
             "seconds": _since(session.get("started"), now),
         }
     except StoreError as error:
@@ -115,7 +124,7 @@ def _since(stamp: Any, now: datetime) -> float | None:
 
 
 def render(status: Status, width: int) -> RenderableType:
-    """Return a sweep's status for a terminal of ``width`` columns."""
+    """Return the state of a sweep for a terminal of ``width`` columns."""
     head = status.record.head
     counts = status.counts
     parts: list[RenderableType] = [
@@ -141,11 +150,11 @@ def render(status: Status, width: int) -> RenderableType:
         )
         rows = [{**cell, "name": short[cell["name"]]} for cell in running]
         parts.append(running_table(rows, width))
-    endings = status.record.endings
+    results = status.record.results
     for cell in status.cells:
         if cell["state"] in ("failed", "unreadable", "invalid"):
-            ending = endings.get(cell["name"])
-            reason = (ending.error if ending else "") or cell["reason"]
+            result = results.get(cell["name"])
+            reason = (result.error if result else "") or cell["reason"]
             text = Text(f"{cell['state']:<11} ", STATUS_STYLE.get(cell["state"], "red"))
             text.append_text(as_text(f"{cell['name']}  {cell['differs']}".rstrip(), "default"))
             parts.append(text.append_text(as_text(f"  {reason}", "dim")))

@@ -1,4 +1,4 @@
-"""Experiments: named, documented sweeps, each a file in ``conf/experiment/``; see :func:`unfold`."""
+"""Experiments: sweeps with a name, each a file in ``conf/experiment/``; see :func:`unfold`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observers of a sweep: :class:`SweepObserver` follows its cells, :class:`SweepView` shows it all."""
+"""Observers of a sweep: :class:`SweepObserver` follows its cells, :class:`SweepView` shows all."""
 
 from __future__ import annotations
 

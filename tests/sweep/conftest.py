@@ -1,4 +1,4 @@
-"""Grids of runs that take a moment, on the fake engine (:mod:`tests.sweep.fakeengine`)."""
+"""Grids of small runs on the fake engine (:mod:`tests.sweep.fakeengine`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from normbench.sweep.cell import CellResult
-from normbench.sweep.executors import pool as workerprocess
-from normbench.sweep.executors.base import Executor, Job, Stop, SweepContext, SweepObserver
+from normbench.sweep.executors import pool
+from normbench.sweep.executors.base import Executor, Stop, SweepContext
 from normbench.sweep.grid import expand
+from normbench.sweep.observer import SweepObserver
+from normbench.sweep.plan import PlannedCell
 
 FAKE = Path(__file__).with_name("fakeengine.py")
 
@@ -25,7 +27,7 @@ def grid(tmp_store):
                 "dataset.train_size=160",
                 "arch=resnet8",
                 "arch.width=4",
-                *([] if any(each.startswith("norm=") for each in overrides) else ["norm=bn"]),
+                *([] if any(text.startswith("norm=") for text in overrides) else ["norm=bn"]),
                 "batch=16",
                 "epochs=3",
                 f"store={tmp_store}",
@@ -38,10 +40,10 @@ def grid(tmp_store):
 
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
-    """Have workers run the fake engine, and return what sets a fault of a run."""
+    """Have workers run the fake engine; return a function that sets a fault of a run."""
     folder = tmp_path / "faults"
     folder.mkdir()
-    monkeypatch.setattr(workerprocess, "WORKER", [str(FAKE)])
+    monkeypatch.setattr(pool, "WORKER", [str(FAKE)])
     monkeypatch.setenv("FAKE_FAULTS", str(folder))
 
     def fault(name: str, kind: str, count: int = 1) -> None:
@@ -51,53 +53,53 @@ def faults(tmp_path, monkeypatch):
     return fault
 
 
-class Seen(SweepObserver):
-    """Remembers what it was told."""
+class RecordingObserver(SweepObserver):
+    """Records every report of an executor."""
 
     def __init__(self) -> None:
-        self.begun: list[tuple[str, str]] = []
-        self.endings: dict[str, CellResult] = {}
+        self.starts: list[tuple[str, str]] = []
+        self.results: dict[str, CellResult] = {}
         self.ends: list[str] = []
-        self.agains: list[str] = []
+        self.retries: list[str] = []
         self.notes: list[str] = []
         self.facts: list[dict] = []
-        self.most = 0
-        self._now: set[str] = set()
+        self.most_at_once = 0
+        self._running: set[str] = set()
 
-    def started(self, job, where):
-        self.begun.append((job.name, where))
-        self._now.add(job.name)
-        self.most = max(self.most, len(self._now))
+    def started(self, cell, where):
+        self.starts.append((cell.name, where))
+        self._running.add(cell.name)
+        self.most_at_once = max(self.most_at_once, len(self._running))
 
-    def progress(self, job, facts):
+    def progress(self, cell, facts):
         self.facts.append(dict(facts))
 
-    def ended(self, job, ending):
-        self.ends.append(job.name)
-        self.endings[job.name] = ending
-        self._now.discard(job.name)
+    def ended(self, cell, result):
+        self.ends.append(cell.name)
+        self.results[cell.name] = result
+        self._running.discard(cell.name)
 
-    def again(self, job, reason):
-        self.agains.append(reason)
-        self._now.discard(job.name)
+    def retrying(self, cell, reason):
+        self.retries.append(reason)
+        self._running.discard(cell.name)
 
     def note(self, text):
         self.notes.append(text)
 
 
 @pytest.fixture
-def carry_out(tmp_store, tmp_path):
-    """Have an executor run configs, and return what it told."""
+def run_on(tmp_store, tmp_path):
+    """Have an executor train configs, and return the observer."""
 
-    def run(executor: Executor, configs, watch: Seen | None = None, stop: Stop | None = None):
+    def run(executor: Executor, configs, observer=None, stop: Stop | None = None):
         from normbench.store.store import Store
 
-        watch = Seen() if watch is None else watch
-        jobs = [Job(config, config.run_name) for config in configs]
+        observer = RecordingObserver() if observer is None else observer
+        cells = [PlannedCell(config, config.run_name) for config in configs]
         with executor:
-            executor.place(len(jobs))
-            task = SweepContext(Store(tmp_store), ["normbench", "sweep"], tmp_path)
-            executor.run(jobs, task, watch, stop or Stop())
-        return watch
+            executor.allocate(len(cells))
+            context = SweepContext(Store(tmp_store), ["normbench", "sweep"], tmp_path)
+            executor.run(cells, context, observer, stop or Stop())
+        return observer
 
     return run

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from normbench.cli import entry
-from normbench.sweep.executors import pool as workerprocess
+from normbench.sweep.executors import pool
 
 if __name__ == "__main__":
-    workerprocess.WORKER = [str(Path(__file__).with_name("fakeengine.py"))]
+    pool.WORKER = [str(Path(__file__).with_name("fakeengine.py"))]
     if sys.argv[1:2] == ["run"]:
         sys.path.insert(0, str(Path(__file__).parents[2]))
         from tests.sweep.fakeengine import install

@@ -9,7 +9,7 @@ import pytest
 
 from normbench.config import SCHEMA, compose
 from normbench.store.store import Store
-from normbench.sweep.plan import plan, provenance_mix
+from normbench.sweep.plan import other_versions, plan
 from normbench.sweep.preflight import problems
 
 
@@ -139,7 +139,7 @@ def test_a_store_of_other_versions_or_commits_is_flagged(grid, tmp_store):
             versions={"keras": keras}, git=commit and {"commit": commit, "dirty": False},
         )  # fmt: skip
     now = {"git": {"commit": "a" * 40, "dirty": False}, "versions": {"keras": "3.15.1"}}
-    lines = provenance_mix(plan(grid("seed=range(0,4)"), store).cells, store, now)
+    lines = other_versions(plan(grid("seed=range(0,4)"), store).cells, store, now)
     assert lines == [
         f"1 of 3 finished cells trained by commit {'b' * 10}, and this is commit {'a' * 10}",
         f"1 of 3 finished cells trained by an installed normbench, and this is commit {'a' * 10}",

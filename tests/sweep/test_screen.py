@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench.cli.sweep_screen import SweepScreen, checking
+from normbench.cli.sweep_screen import SweepScreen
 from normbench.store.store import Store
 from normbench.sweep.cell import CellResult
-from normbench.sweep.executors.base import Job
-from normbench.sweep.plan import plan
+from normbench.sweep.plan import PlannedCell, plan
 
 
 @pytest.fixture
@@ -27,15 +26,16 @@ def sweep(grid, tmp_store, monkeypatch):
 
     def make(live: bool) -> Any:
         console = Console(file=io.StringIO(), width=80, force_terminal=live, color_system=None)
-        made = SweepScreen(plan(configs, Store(tmp_store)), 3, Store(tmp_store), console, live)
-        jobs = [Job(config, config.run_name) for config in configs]
-        for job, where in zip(jobs, ["cpu 0", "cpu 1", "cpu 2"], strict=False):
-            made.started(job, where)
+        screen = SweepScreen(console, live)
+        planned = plan(configs, Store(tmp_store))
+        screen.begin(planned, 3, Store(tmp_store))
+        for cell, where in zip(planned.cells, ["cpu 0", "cpu 1", "cpu 2"], strict=False):
+            screen.started(cell, where)
         facts = {"epoch": 12, "epochs": 100, "loss": 12.5, "val_acc": 0.9, "images_per_s": 12345.6}
-        for job in jobs[1:3]:
+        for cell in planned.cells[1:3]:
             time.now += 10
-            made.progress(job, facts)
-        return made, jobs, time
+            screen.progress(cell, facts)
+        return screen, planned.cells, time
 
     return make
 
@@ -62,7 +62,7 @@ def test_the_live_table_cuts_no_column(sweep, width):
 
 
 def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
-    screen, jobs, time = sweep(live=False)
+    screen, cells, time = sweep(live=False)
     assert screen.console.file.getvalue() == ""
     for _ in range(90):
         time.now += 1
@@ -74,10 +74,10 @@ def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
         "gn_scaled_ws s0 optimizer.lr=0.05 (epoch 12/100, val acc 90.00%); "
         "gn_scaled_ws s1 optimizer.lr=0.1 (epoch 12/100, val acc 90.00%)"
     )
-    screen.ended(jobs[0], CellResult("failed", "died", "its worker was killed by SIGKILL"))
+    screen.ended(cells[0], CellResult("failed", "died", "its worker was killed by SIGKILL"))
     ended = screen.console.file.getvalue().splitlines()[1]
     assert ended == (
-        f"[1/8] failed      {jobs[0].name}  optimizer.lr=0.1  its worker was killed by SIGKILL"
+        f"[1/8] failed      {cells[0].name}  optimizer.lr=0.1  its worker was killed by SIGKILL"
     )
     time.now += 59
     screen.idle()
@@ -87,7 +87,7 @@ def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_that_cells_are_checked_is_shown_on_a_terminal_only(terminal):
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
-    with pytest.raises(KeyboardInterrupt), checking(54, console):
+    with pytest.raises(KeyboardInterrupt), SweepScreen(console).checking(54):
         raise KeyboardInterrupt
     written = console.file.getvalue()
     assert ("checking 54 cells …" in written) == terminal
@@ -97,6 +97,7 @@ def test_that_cells_are_checked_is_shown_on_a_terminal_only(terminal):
 def test_one_cell_needs_no_differences(grid, tmp_store):
     console = Console(file=io.StringIO(), width=80)
     (config,) = grid()
-    screen = SweepScreen(plan([config], Store(tmp_store)), 1, Store(tmp_store), console)
-    screen.ended(Job(config, config.run_name), replace(CellResult("skipped"), seconds=1.0))
+    screen = SweepScreen(console)
+    screen.begin(plan([config], Store(tmp_store)), 1, Store(tmp_store))
+    screen.ended(PlannedCell(config, config.run_name), replace(CellResult("skipped"), seconds=1.0))
     assert console.file.getvalue() == f"[1/1] skipped     {config.run_name}\n"

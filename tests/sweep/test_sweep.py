@@ -14,10 +14,12 @@ import pytest
 from rich.console import Console
 
 from normbench.cli import main
+from normbench.cli.sweep_screen import SweepScreen
+from normbench.cli.sweep_status import show_status
 from normbench.errors import UserError
 from normbench.store.store import Store
 from normbench.sweep.record import find, records
-from normbench.sweep.sweep import status, sweep
+from normbench.sweep.sweep import sweep
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -29,21 +31,29 @@ def overrides(tmp_store):
 
 
 @pytest.fixture
-def go(overrides, tmp_store, faults):
-    """Sweep with further overrides, and return the outcome, the lines and the screen's text."""
+def run_sweep(overrides, tmp_store, faults):
+    """Sweep with further overrides; return the result, the lines and the rest of the screen."""
+
+    class Screen(SweepScreen):
+        def __init__(self):
+            null = Path(os.devnull).open("w")  # noqa: SIM115
+            super().__init__(Console(file=null, width=160, record=True))
+            self.lines: list[str] = []
+
+        def line(self, text):
+            self.lines.append(text)
 
     def run(*more, **options):
-        lines: list[str] = []
-        console = Console(file=Path(os.devnull).open("w"), width=160, record=True)  # noqa: SIM115
-        outcome = sweep([*overrides, *more], ["normbench", "sweep", *more], say=lines.append,
-                        console=console, **options)  # fmt: skip
-        return outcome, lines, console.export_text()
+        screen = Screen()
+        command = ["normbench", "sweep", *more]
+        result = sweep([*overrides, *more], command, view=screen, **options)
+        return result, screen.lines, screen.console.export_text()
 
     return run
 
 
-def test_a_sweep_trains_records_and_skips(go, tmp_store):
-    outcome, lines, screen = go("seed=range(0,3)", "executor.workers=2")
+def test_a_sweep_trains_records_and_skips(run_sweep, tmp_store):
+    outcome, lines, screen = run_sweep("seed=range(0,3)", "executor.workers=2")
     assert outcome.exit_code == 0
     assert lines[0].startswith("3 cells: 3 to train; duration unknown")
     assert lines[-1] == "3 cells: 3 trained"
@@ -56,66 +66,66 @@ def test_a_sweep_trains_records_and_skips(go, tmp_store):
     assert head["result"] == "complete"
     assert head["ended"]
     assert [cell["state"] for cell in head["cells"]] == ["missing"] * 3
-    assert {name: each.result for name, each in record.endings.items()} == {
+    assert {name: each.result for name, each in record.results.items()} == {
         cell["name"]: "trained" for cell in head["cells"]
     }
     assert Store(tmp_store).foreign() == []
-    again, lines, _ = go("seed=range(0,4)")
+    again, lines, _ = run_sweep("seed=range(0,4)")
     assert lines[-1] == "4 cells: 1 trained, 3 skipped"
     assert lines[0].startswith("4 cells: 3 skipped, 1 to train; about ")
     assert again.exit_code == 0
-    _, lines, _ = go("seed=range(0,4)")
+    _, lines, _ = run_sweep("seed=range(0,4)")
     assert lines == ["4 cells: 4 skipped"]
     assert len(records(Store(tmp_store))) == 2  # nothing to do is not recorded
 
 
-def test_again_sets_all_cells_aside_and_trains_them(go, tmp_store):
-    go("seed=range(0,2)")
+def test_again_sets_all_cells_aside_and_trains_them(run_sweep, tmp_store):
+    run_sweep("seed=range(0,2)")
     store = Store(tmp_store)
     before = {run.name: run.meta["started"] for run in store.runs()}
-    outcome, lines, screen = go("seed=range(0,3)", again=True, dry_run=True)
+    outcome, lines, screen = run_sweep("seed=range(0,3)", again=True, dry_run=True)
     assert [cell.state for cell in outcome.plan.cells] == ["missing"] * 3
     assert screen.count("finished, to be set aside") == 2
     assert not list(tmp_store.glob(".*replaced*"))
-    outcome, lines, _ = go("seed=range(0,3)", again=True)
+    outcome, lines, _ = run_sweep("seed=range(0,3)", again=True)
     assert f"2 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
     assert lines[-1] == "3 cells: 3 trained"
     asides = list(tmp_store.glob(".*.replaced-*"))
     assert sorted(path.name[1:].partition(".replaced")[0] for path in asides) == sorted(before)
     assert all((path / "summary.json").is_file() for path in asides)
     assert store.foreign() == []
-    _, lines, _ = go("seed=range(0,3)")
+    _, lines, _ = run_sweep("seed=range(0,3)")
     assert lines == ["3 cells: 3 skipped"]
 
 
-def test_failed_cells_are_told_and_retried_only_on_request(go, faults, tmp_store):
-    first = go("seed=range(0,2)", dry_run=True)[0].plan.cells[0].name
+def test_failed_cells_are_told_and_retried_only_on_request(run_sweep, faults, tmp_store):
+    first = run_sweep("seed=range(0,2)", dry_run=True)[0].plan.cells[0].name
     faults(first, "raise")
-    outcome, lines, screen = go("seed=range(0,2)")
+    outcome, lines, screen = run_sweep("seed=range(0,2)")
     assert outcome.exit_code == 1
     assert lines[-1] == "2 cells: 1 trained, 1 failed"
     assert "RuntimeError: something broke" in screen
     assert "in two lines" in screen  # the log's last lines
     assert "--retry-failed" in screen
     assert find(Store(tmp_store), None).head["result"] == "failed"
-    outcome, lines, _ = go("seed=range(0,2)")
+    outcome, lines, _ = run_sweep("seed=range(0,2)")
     assert lines == ["2 cells: 1 skipped, 1 failed"]
     assert outcome.exit_code == 1
-    outcome, lines, _ = go("seed=range(0,2)", retry_failed=True)
+    outcome, lines, _ = run_sweep("seed=range(0,2)", retry_failed=True)
     assert lines[-1] == "2 cells: 1 trained, 1 skipped"
     assert outcome.exit_code == 0
 
 
-def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(go, tmp_store):
-    go("seed=0,1")
+def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(run_sweep, tmp_store):
+    run_sweep("seed=0,1")
     whole = Store(tmp_store).runs()[0]
     expected = whole.summary["weights_sha256"]
     (whole.path / "summary.json").unlink()
     (whole.path / "checkpoint" / "last.npz").write_bytes(b"torn")
-    outcome, lines, _ = go("seed=0,1")
+    outcome, lines, _ = run_sweep("seed=0,1")
     assert outcome.exit_code == 1
     assert "last.npz" in next(iter(outcome.failed.values())).error
-    outcome, lines, _ = go("seed=0,1", retry_failed=True)
+    outcome, lines, _ = run_sweep("seed=0,1", retry_failed=True)
     assert lines[-1] == "2 cells: 1 trained, 1 skipped"
     assert whole.summary["weights_sha256"] == expected
     aside = list(tmp_store.glob(".*.damaged-*"))
@@ -124,33 +134,33 @@ def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(go, tmp_store):
     assert len(Store(tmp_store).runs()) == 2
 
 
-def test_a_damaged_run_that_could_not_record_its_failure_is_mended_too(go, tmp_store):
-    go("seed=0,1")
+def test_a_damaged_run_that_could_not_record_its_failure_is_mended_too(run_sweep, tmp_store):
+    run_sweep("seed=0,1")
     whole = Store(tmp_store).runs()[0]
     expected = whole.summary["weights_sha256"]
     (whole.path / "summary.json").unlink()
     whole.update_meta(status="running", ended=None)
     (whole.path / "config.yaml").write_bytes(b"\x00{torn")
-    outcome, _, _ = go("seed=0,1", retry_failed=True)
+    outcome, _, _ = run_sweep("seed=0,1", retry_failed=True)
     assert outcome.exit_code == 0
     assert whole.summary["weights_sha256"] == expected
 
 
-def test_invalid_cells_are_found_before_anything_starts(go, tmp_store, monkeypatch):
+def test_invalid_cells_are_found_before_anything_starts(run_sweep, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
     with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
-        go("batch=16,161")
+        run_sweep("batch=16,161")
     assert Store(tmp_store).runs() == []
-    outcome, lines, _ = go("batch=16,161", skip_invalid=True)
+    outcome, lines, _ = run_sweep("batch=16,161", skip_invalid=True)
     assert "batch=161 is larger than the training set" in lines[0]
     assert lines[-1] == "2 cells: 1 trained, 1 invalid"
     assert outcome.exit_code == 0
 
 
-def test_a_dry_run_shows_state_and_time_and_leaves_nothing(go, tmp_store):
-    go("seed=0")
+def test_a_dry_run_shows_state_and_time_and_leaves_nothing(run_sweep, tmp_store):
+    run_sweep("seed=0")
     before = sorted(tmp_store.rglob("*"))
-    outcome, lines, screen = go("seed=0,1", "batch=16,161", dry_run=True)
+    outcome, lines, screen = run_sweep("seed=0,1", "batch=16,161", dry_run=True)
     assert lines == []
     assert outcome.exit_code == 0
     rows = screen.splitlines()
@@ -163,40 +173,42 @@ def test_a_dry_run_shows_state_and_time_and_leaves_nothing(go, tmp_store):
     assert sorted(tmp_store.rglob("*")) == before
 
 
-def test_a_sweep_has_one_executor(go):
+def test_a_sweep_has_one_executor(run_sweep):
     with pytest.raises(UserError, match="one executor"):
-        go("executor=local,inline")
+        run_sweep("executor=local,inline")
     with pytest.raises(UserError, match="unknown executor 'lokal': did you mean 'local'"):
-        go("executor=lokal")
+        run_sweep("executor=lokal")
     with pytest.raises(UserError, match="unknown option of executor=local 'worker': did you mean"):
-        go("executor.worker=2")
+        run_sweep("executor.worker=2")
 
 
-def start(overrides, *more):
+def start(overrides, *more, step_seconds=0.002):
     return subprocess.Popen(
         [sys.executable, str(FAKESWEEP), "sweep", *overrides, *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]),
+             "FAKE_STEP_SECONDS": str(step_seconds)},
     )  # fmt: skip
 
 
-def until(condition, seconds=60):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
-def going(store, count=1):
+def are_training(store, count=1):
     """Return whether ``count`` runs have a second row, and so the checkpoint of the first epoch."""
     return sum((run.last_metrics() or {}).get("epoch", 0) > 1 for run in store.runs()) >= count
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_that_is_stopped_goes_on_when_started_again(overrides, faults, tmp_store, number):
+def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store, number):
     store, grid = Store(tmp_store), ("seed=range(0,3)", "epochs=40", "executor.workers=2")
-    process = start(overrides, *grid)
-    until(lambda: going(store, 2))
+    # Slow steps: no run can end while the worker of the other one still starts.
+    process = start(overrides, *grid, step_seconds=0.05)
+    wait_until(lambda: are_training(store, 2))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     record = records(store)[-1]
@@ -207,7 +219,9 @@ def test_a_sweep_that_is_stopped_goes_on_when_started_again(overrides, faults, t
         assert record.head["result"] == "interrupted"
     else:
         assert record.head["result"] is None
-    until(lambda: not any(run.status == "running" for run in store.runs()))  # workers end alone
+    wait_until(
+        lambda: not any(run.status == "running" for run in store.runs())
+    )  # workers end alone
     assert not record.goes_on
     assert {run.status for run in store.runs()} == {"interrupted"}
     process = start(overrides, *grid)
@@ -231,30 +245,30 @@ def test_two_sweeps_of_the_same_cells_train_each_once(overrides, faults, tmp_sto
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
 
 
-def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsys, go):
+def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsys, run_sweep):
     store = Store(tmp_store)
     process = start(overrides, "seed=range(0,4)", "epochs=400", "executor.workers=1")
-    until(lambda: going(store))
+    wait_until(lambda: are_training(store))
     console = Console(file=Path(os.devnull).open("w"), width=200, record=True)  # noqa: SIM115
-    assert status(store, None, console) == 0
+    assert show_status(store, None, console) == 0
     text = console.export_text()
     assert "in progress, started" in text
     assert "4 cells: 1 running, 3 waiting" in text
     assert "/400" in text
     process.kill()
     process.communicate()
-    until(lambda: not any(run.status == "running" for run in store.runs()))
+    wait_until(lambda: not any(run.status == "running" for run in store.runs()))
     assert main(["sweep", "status", "--store", str(tmp_store)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "interrupted: its process is gone" in shown
     assert "1 interrupted, 3 waiting" in shown
 
 
-def test_status_names_the_sweep_or_says_there_is_none(tmp_store, go, capsys):
+def test_status_names_the_sweep_or_says_there_is_none(tmp_store, run_sweep, capsys):
     assert main(["sweep", "status", "--store", str(tmp_store)]) == 2
     assert "no record of a sweep" in capsys.readouterr().err
-    go("seed=0")
-    go("seed=1")
+    run_sweep("seed=0")
+    run_sweep("seed=1")
     first, second = records(Store(tmp_store))
     assert find(Store(tmp_store), None).name == second.name
     assert find(Store(tmp_store), first.name).name == first.name
@@ -262,10 +276,10 @@ def test_status_names_the_sweep_or_says_there_is_none(tmp_store, go, capsys):
     assert "unknown sweep 'nope'" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_every_folder_readable(go, overrides, tmp_store, monkeypatch):
+def test_a_full_disk_leaves_every_folder_readable(run_sweep, overrides, tmp_store, monkeypatch):
     """Writing fails from the second checkpoint of a run on, as on a disk that is full."""
     monkeypatch.setenv("FAKE_DISK_AFTER", "2")
-    outcome, _, screen = go("seed=range(0,4)", "executor.workers=1")
+    outcome, _, screen = run_sweep("seed=range(0,4)", "executor.workers=1")
     assert outcome.exit_code == 1
     assert len(outcome.failed) == 1
     assert next(iter(outcome.failed.values())).cause == "disk"
@@ -276,12 +290,12 @@ def test_a_full_disk_leaves_every_folder_readable(go, overrides, tmp_store, monk
         assert run.load_checkpoint() is not None
         run.metrics()
     monkeypatch.delenv("FAKE_DISK_AFTER")
-    outcome, _, _ = go("seed=range(0,4)", retry_failed=True)
+    outcome, _, _ = run_sweep("seed=range(0,4)", retry_failed=True)
     assert outcome.exit_code == 0
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
 
 
-def test_the_record_survives_what_it_cannot_write(go, tmp_store, monkeypatch):
+def test_the_record_survives_what_it_cannot_write(run_sweep, tmp_store, monkeypatch):
     from normbench.store.files import StoreError
     from normbench.sweep.record import Record
 
@@ -289,13 +303,13 @@ def test_the_record_survives_what_it_cannot_write(go, tmp_store, monkeypatch):
         raise StoreError("no space")
 
     monkeypatch.setattr(Record, "ended", refuse)
-    outcome, _, screen = go("seed=range(0,2)")
+    outcome, _, screen = run_sweep("seed=range(0,2)")
     assert outcome.exit_code == 0
     assert screen.count("the sweep's record is incomplete: no space") == 2
 
 
-def test_outcome_lines_are_strict_json(go, tmp_store):
-    go("seed=0")
+def test_outcome_lines_are_strict_json(run_sweep, tmp_store):
+    run_sweep("seed=0")
     (record,) = records(Store(tmp_store))
     (row,) = [json.loads(line) for line in (record.path / "outcome.jsonl").open()]
     assert row["result"] == "trained"

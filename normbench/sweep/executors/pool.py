@@ -1,4 +1,4 @@
-"""Worker processes on this machine, and :class:`Dispatch`, which trains the cells of a sweep on them."""
+"""Worker processes on this machine; :class:`Dispatch` trains the cells of a sweep on them."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class Dispatch:
         self._try_again(attempt, reason, CellResult("failed", "died", reason, log))
 
     def _try_again(self, attempt: Attempt, reason: str, result: CellResult) -> None:
-        """Put a cell back into the queue, or end it with ``result`` if it was tried often enough."""
+        """Put a cell back into the queue, or end it with ``result`` after too many attempts."""
         if attempt.tries <= self._retries:
             self._observer.retrying(attempt.cell, reason)
             self._waiting.insert(0, attempt)

@@ -142,7 +142,9 @@ class RayExecutor(Remote):
         except exceptions.TaskCancelledError:
             return CellResult("interrupted")
         except exceptions.OutOfMemoryError as error:
-            return CellResult("failed", "died", f"the host's memory was spent: {_first_line(error)}")
+            return CellResult(
+                "failed", "died", f"the host's memory was spent: {_first_line(error)}"
+            )
         except exceptions.RayError as error:
             if "KeyboardInterrupt" in str(error):
                 return CellResult("interrupted")

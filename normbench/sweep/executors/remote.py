@@ -1,4 +1,4 @@
-"""The base of executors that hand cells to a cluster's own queue, and the function that runs there."""
+"""Base of the executors that hand cells to a cluster's queue, and the function that runs there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Remote(Executor):
 
     @abstractmethod
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
-        """Cancel jobs: running ones write a checkpoint first, unless they are to end ``at_once``."""
+        """Cancel jobs. Running ones write a checkpoint first, unless told to end ``at_once``."""
 
     def run(
         self,

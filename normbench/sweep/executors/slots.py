@@ -1,4 +1,4 @@
-"""Slots of this machine, in each of which one cell trains: on its GPUs, or on shares of its cores."""
+"""Slots of this machine, in each of which one cell trains: on its GPUs, or on its cores."""
 
 from __future__ import annotations
 

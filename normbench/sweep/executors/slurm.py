@@ -170,10 +170,10 @@ class RequeuedCell:
 
 
 class SlurmQueue:
-    """Finds jobs that left Slurm's queue without a result, by asking ``squeue`` for all jobs at once.
+    """Finds jobs that left Slurm's queue, by asking ``squeue`` for all of them at once.
 
-    submitit learns from ``sacct`` that Slurm killed a job: within seconds at first, later within ten
-    minutes, and never on a cluster without accounting.
+    submitit learns from ``sacct`` that Slurm killed a job: within seconds at first, later within
+    ten minutes, and never on a cluster without accounting.
 
     Args:
         ask: Returns the ids of this user's waiting and running jobs, or None if Slurm does not

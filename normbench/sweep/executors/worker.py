@@ -13,9 +13,9 @@ Messages are JSON objects, one a line. The worker reads these from standard inpu
     {"do": "memory", "config": …}
         answered by {"event": "answer", "answer": bytes that training takes on a GPU, roughly}
 
-Upon SIGINT, the run in progress writes a checkpoint and the worker ends. The same happens at the end
-of standard input, so that no worker outlives its sweep. Anything else that is written to standard
-output, by a library or by ``print``, goes to standard error, which is the worker's log.
+Upon SIGINT, the run in progress writes a checkpoint and the worker ends. The same happens at the
+end of standard input, so that no worker outlives its sweep. Anything else that is written to
+standard output, by a library or by ``print``, goes to standard error, which is the worker's log.
 """
 
 from __future__ import annotations

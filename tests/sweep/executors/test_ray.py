@@ -13,7 +13,7 @@ import pytest
 from normbench.errors import NormbenchError, UserError
 from normbench.store.store import Store
 from normbench.sweep.executors.base import Stop
-from tests.sweep.conftest import Seen
+from tests.sweep.conftest import RecordingObserver
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'normbench[ray]'")
@@ -57,20 +57,20 @@ def on_ray(cluster, faults, monkeypatch):
     return make
 
 
-def test_runs_are_spread_over_the_nodes(grid, on_ray, carry_out, tmp_store):
-    seen = carry_out(on_ray(), grid("seed=range(0,4)", "epochs=20"))
-    assert Counter(each.result for each in seen.endings.values()) == {"trained": 4}
+def test_runs_are_spread_over_the_nodes(grid, on_ray, run_on, tmp_store):
+    observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=20"))
+    assert Counter(each.result for each in observer.results.values()) == {"trained": 4}
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
     assert len({run.meta["sessions"][0]["pid"] for run in Store(tmp_store).runs()}) >= 2
 
 
-def test_a_failure_and_a_death_are_told_apart(grid, on_ray, carry_out, faults, tmp_store):
+def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_store):
     configs = grid("seed=range(0,3)")
     faults(configs[0].run_name, "raise")
     faults(configs[1].run_name, "kill")
     faults(configs[2].run_name, "kill", 9)
-    seen = carry_out(on_ray(retries=1), configs)
-    endings = [seen.endings[config.run_name] for config in configs]
+    observer = run_on(on_ray(retries=1), configs)
+    endings = [observer.results[config.run_name] for config in configs]
     assert [each.result for each in endings] == ["failed", "trained", "failed"]
     assert endings[0].error == "RuntimeError: something broke in two lines"
     assert endings[2].cause == "died"
@@ -79,11 +79,11 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, carry_out, faults, t
     assert store.run(configs[2]).status == "failed"
 
 
-def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, carry_out, tmp_store):
+def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, run_on, tmp_store):
     node = cluster.add_node(num_cpus=1)
     configs = grid("seed=range(0,3)", "epochs=150")
 
-    class Losing(Seen):
+    class Losing(RecordingObserver):
         lost = False
 
         def idle(self):
@@ -96,23 +96,27 @@ def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, carr
                 self.lost = True
                 cluster.remove_node(node, allow_graceful=False)
 
-    seen = carry_out(on_ray(retries=2), configs, Losing())
-    assert Counter(each.result for each in seen.endings.values()) == {"trained": 3}
+    observer = run_on(on_ray(retries=2), configs, Losing())
+    assert Counter(each.result for each in observer.results.values()) == {"trained": 3}
     sessions = [len(run.meta["sessions"]) for run in Store(tmp_store).runs()]
     assert sorted(sessions) == [1, 1, 2]
 
 
-def test_a_stop_leaves_checkpoints(grid, on_ray, carry_out, tmp_store):
-    stop = Stop()
+def test_a_stop_leaves_checkpoints(grid, on_ray, run_on, tmp_store):
+    stop, training = Stop(), set()
 
-    class Stopping(Seen):
-        def progress(self, job, facts):
-            super().progress(job, facts)
-            if facts["epoch"] > 1 and not stop.requests:
+    class Stopping(RecordingObserver):
+        """Requests a stop once both nodes train, each with the checkpoint of an epoch."""
+
+        def progress(self, cell, facts):
+            super().progress(cell, facts)
+            if facts["epoch"] > 1:
+                training.add(cell.name)
+            if len(training) == 2:
                 stop.requests = 1
 
-    seen = carry_out(on_ray(), grid("seed=range(0,4)", "epochs=300"), Stopping(), stop)
-    assert {each.result for each in seen.endings.values()} == {"interrupted"}
+    observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=300"), Stopping(), stop)
+    assert {each.result for each in observer.results.values()} == {"interrupted"}
     runs = Store(tmp_store).runs()
     assert {run.meta["status"] for run in runs} == {"interrupted"}
     assert all(run.load_checkpoint() is not None for run in runs)
@@ -143,9 +147,9 @@ def test_a_cluster_that_wants_a_token_says_how_it_is_given(listening, capfd):
     wants = RuntimeError("Failed to connect to GCS. RPC error: InvalidAuthToken: Authentication "
                          "token is missing or incorrect")  # fmt: skip
     with pytest.raises(NormbenchError, match="wants an authentication token: set RAY_AUTH_MODE="):
-        connecting(listening, wants).place(1)
+        connecting(listening, wants).allocate(1)
     with pytest.raises(NormbenchError, match=f"cannot use .* at {listening}: Failed to connect"):
-        connecting(listening, RuntimeError("version mismatch")).place(1)
+        connecting(listening, RuntimeError("version mismatch")).allocate(1)
     assert capfd.readouterr().err == ""
 
 
@@ -153,7 +157,7 @@ def test_an_address_at_which_nothing_answers_is_refused_at_once(listening):
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(NormbenchError, match=f"no Ray cluster answers at {closed}"):
-        connecting(closed, None).place(1)
+        connecting(closed, None).allocate(1)
 
 
 def test_options_are_checked():

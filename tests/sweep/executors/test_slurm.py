@@ -24,14 +24,16 @@ def fake_jobs(monkeypatch, faults):
     return faults
 
 
-def test_jobs_end_as_they_end(grid, fake_jobs, carry_out, tmp_store):
+def test_jobs_end_as_they_end(grid, fake_jobs, run_on, tmp_store):
     configs = grid("seed=range(0,3)")
     fake_jobs(configs[0].run_name, "raise")
     fake_jobs(configs[1].run_name, "kill", 9)
-    seen = carry_out(Slurm(cluster="local"), configs)
-    assert Counter(each.result for each in seen.endings.values()) == {"trained": 1, "failed": 2}
-    assert seen.endings[configs[0].run_name].error == "RuntimeError: something broke in two lines"
-    assert seen.endings[configs[1].run_name].cause == "died"
+    observer = run_on(Slurm(cluster="local"), configs)
+    assert Counter(each.result for each in observer.results.values()) == {"trained": 1, "failed": 2}
+    assert (
+        observer.results[configs[0].run_name].error == "RuntimeError: something broke in two lines"
+    )
+    assert observer.results[configs[1].run_name].cause == "died"
     store = Store(tmp_store)
     assert store.run(configs[1]).status == "failed"
     assert store.run(configs[2]).status == "finished"

@@ -49,12 +49,12 @@ def test_a_job_that_comes_back_is_not_lost(clock):
 def test_no_answer_says_nothing(clock):
     answers = iter([set(), None, set(), set()])
     queue = SlurmQueue(lambda: next(answers))
-    seen = []
+    observer = []
     for _ in range(4):
         clock.now += 11
-        seen.append(queue.lost(["5_0"]))
-    assert seen[:2] == [set(), set()]
-    assert seen[-1] == {"5_0"}
+        observer.append(queue.lost(["5_0"]))
+    assert observer[:2] == [set(), set()]
+    assert observer[-1] == {"5_0"}
 
 
 def test_a_machine_without_slurm_has_no_answer(monkeypatch):
