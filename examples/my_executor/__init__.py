@@ -12,8 +12,8 @@ from normbench.sweep.executors.inline import Inline
 class TimeBox(Inline):
     """Train one run after the other in this process, and begin none once the time is over.
 
-    An executor has three methods: ``place`` names the slots it has, ``check`` says which configs
-    cannot be trained, and ``run`` carries out the jobs. This one has the first two from Inline.
+    An executor has three methods: ``allocate`` returns the names of its slots, ``check`` the reasons
+    why configs cannot be trained, and ``run`` trains cells. This one has the first two from Inline.
 
     Args:
         minutes: Time after which no run begins.
@@ -25,9 +25,9 @@ class TimeBox(Inline):
             raise UserError(f"executor.minutes must be above 0, got {minutes}")
         self.seconds = 60 * minutes
 
-    def run(self, jobs, context, observer, stop):
+    def run(self, cells, context, observer, stop):
         end = time.monotonic() + self.seconds
-        for job in jobs:
+        for cell in cells:
             if time.monotonic() > end:
-                stop.request("the time is over")
-            super().run([job], context, observer, stop)  # trains nothing once it was asked to stop
+                stop.request()
+            super().run([cell], context, observer, stop)  # trains nothing after a request to stop

@@ -69,8 +69,12 @@ class Stop:
         self.raises = False
         self._handlers_before: dict[int, Any] = {}
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def request(self) -> None:
+        """Request a stop, as Ctrl-C does."""
         self.requests += 1
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.request()
         if self.raises:
             raise KeyboardInterrupt
 
