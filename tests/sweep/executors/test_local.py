@@ -29,7 +29,7 @@ def statuses(store):
 
 def test_every_job_is_carried_out_once_by_workers_that_are_kept(grid, faults, run_on, tmp_store):
     observer = run_on(on_cpu(workers=2), grid("seed=range(0,6)"))
-    assert Counter(ending.result for ending in observer.results.values()) == {"trained": 6}
+    assert Counter(result.result for result in observer.results.values()) == {"trained": 6}
     assert len(observer.ends) == 6
     assert {where for _, where in observer.starts} == {"cpu 0", "cpu 1"}
     assert observer.most_at_once == 2
@@ -38,7 +38,7 @@ def test_every_job_is_carried_out_once_by_workers_that_are_kept(grid, faults, ru
     assert len(epochs) == 6 * 3
     assert len({line.split()[2] for line in epochs}) == 2  # two processes in all
     assert {facts["epoch"] for facts in observer.facts} == {0, 1, 2, 3}
-    assert all(ending.seconds > 0 for ending in observer.results.values())
+    assert all(result.seconds > 0 for result in observer.results.values())
 
 
 def test_a_worker_is_pinned_to_its_share_of_the_cores(grid, faults, run_on, monkeypatch):
@@ -79,7 +79,7 @@ def test_a_run_whose_worker_dies_goes_on_in_another(grid, faults, run_on, tmp_st
     configs = grid("seed=range(0,3)")
     faults(configs[0].run_name, kind)
     observer = run_on(on_cpu(workers=2), configs)
-    assert {ending.result for ending in observer.results.values()} == {"trained"}
+    assert {result.result for result in observer.results.values()} == {"trained"}
     assert observer.results[configs[0].run_name].tries == 2
     assert len(observer.retries) == 1
     assert how in observer.retries[0]
@@ -124,7 +124,7 @@ def test_no_memory_means_fewer_runs_and_once_more(grid, faults, run_on):
     configs = grid("seed=range(0,5)")
     faults(configs[0].run_name, "memory")
     observer = run_on(on_cpu(workers=2), configs)
-    assert {ending.result for ending in observer.results.values()} == {"trained"}
+    assert {result.result for result in observer.results.values()} == {"trained"}
     assert observer.retries == ["out of memory on cpu, which has 1 run at a time from now on"]
 
 
@@ -167,14 +167,14 @@ def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, req
     configs = grid("seed=range(0,4)", "epochs=100")
     stop = Stop()
     observer = run_on(on_cpu(workers=2), configs, StoppingAt(stop, requests), stop)
-    assert {ending.result for ending in observer.results.values()} == {"interrupted"}
+    assert {result.result for result in observer.results.values()} == {"interrupted"}
     assert len(observer.results) == 2
     assert statuses(tmp_store) == {"interrupted": 2}
     for run in Store(tmp_store).runs():
         _, info = run.load_checkpoint()
         assert info["epoch"] >= 1
     again = run_on(on_cpu(workers=2), configs)
-    assert {ending.result for ending in again.endings.values()} == {"trained"}
+    assert {result.result for result in again.results.values()} == {"trained"}
     alone = Store(tmp_store.parent / "alone")
     tmp_store.rename(alone.root)
     run_on(on_cpu(workers=2), configs)
@@ -238,7 +238,7 @@ def test_gpus_get_one_run_each_and_more_where_memory_allows(grid, faults, run_on
     most = 9 if threads.cores() >= 4 else None
     executor = Local(list_gpus=lambda: gpus, workers=most)
     observer = run_on(executor, configs)
-    assert {ending.result for ending in observer.results.values()} == {"trained"}
+    assert {result.result for result in observer.results.values()} == {"trained"}
     assert {"gpu 0", "gpu 3"} <= {where for _, where in observer.starts}
     assert not any(where.startswith("gpu 3.") for _, where in observer.starts)  # 4 GiB a run
     assert observer.notes[0].startswith("about 4.0 GiB per run")
@@ -249,7 +249,7 @@ def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, run_on):
     faults(configs[0].run_name, "gpu-memory")
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=3)
     observer = run_on(executor, configs)
-    assert {ending.result for ending in observer.results.values()} == {"trained"}
+    assert {result.result for result in observer.results.values()} == {"trained"}
     assert observer.retries == ["out of memory on gpu 0, which has 2 runs at a time from now on"]
 
 
