@@ -70,10 +70,10 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_
     faults(configs[1].run_name, "kill")
     faults(configs[2].run_name, "kill", 9)
     observer = run_on(on_ray(retries=1), configs)
-    endings = [observer.results[config.run_name] for config in configs]
-    assert [each.result for each in endings] == ["failed", "trained", "failed"]
-    assert endings[0].error == "RuntimeError: something broke in two lines"
-    assert endings[2].cause == "died"
+    results = [observer.results[config.run_name] for config in configs]
+    assert [each.result for each in results] == ["failed", "trained", "failed"]
+    assert results[0].error == "RuntimeError: something broke in two lines"
+    assert results[2].cause == "died"
     store = Store(tmp_store)
     assert [run["from_epoch"] for run in store.run(configs[1]).meta["sessions"]] == [0, 1]
     assert store.run(configs[2]).status == "failed"
