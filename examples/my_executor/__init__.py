@@ -12,8 +12,8 @@ from normbench.sweep.executors.inline import Inline
 class TimeBox(Inline):
     """Train one run after the other in this process, and begin none once the time is over.
 
-    An executor has three methods: ``allocate`` returns the names of its slots, ``check`` the reasons
-    why configs cannot be trained, and ``run`` trains cells. This one has the first two from Inline.
+    An executor has three methods: ``allocate`` returns the names of its slots, ``check`` the
+    reasons why configs cannot be trained, and ``run`` trains cells. Inline has the first two.
 
     Args:
         minutes: Time after which no run begins.
