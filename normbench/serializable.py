@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE = "normbench"
-_HOLDERS = ("initializers.py", "archs/*.py", "kernels/*.py", "norms/**/*.py")
+_HOLDERS = ("initializers.py", "archs/*.py", "norms/**/*.py")
 """Files of the package that register classes with Keras."""
 _CLASS = re.compile(
     rf'^@keras\.saving\.register_keras_serializable\("{_PACKAGE}"\)\nclass (\w+)', re.MULTILINE

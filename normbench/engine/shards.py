@@ -1,19 +1,37 @@
-"""A batch divided into shards, and a network's way through them."""
+"""A batch divided into shards, and a network called on them: :class:`Shards`, :func:`forward`.
+
+A shard is some consecutive images of a batch. TensorFlow computes shards side by side on a CPU, a
+few threads each. Layers know nothing of shards. Which layers can be called shard by shard is listed
+here: :data:`_EACH_IMAGE_ALONE` and :data:`_OVER_SHARDS`; so is what a layer says by an attribute
+``per_example = True``. Every other layer is called with the whole batch.
+
+Keras's private ``_run_through_graph``, ``_nodes_by_depth``, ``_keras_mask`` and
+``_call_has_training_arg`` were checked against Keras 3.15.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
+from normbench.kernels.batch_cpu import standardize_shards
+from normbench.kernels.conv import conv2d_shards, copies_for_shards
 from normbench.kernels.relu import is_rectifier, rectified
+from normbench.norms.batch import BatchNormalization
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D
+from normbench.norms.weights import (
+    ParametrizedConv2D,
+    ParametrizedDense,
+    ParametrizedDepthwiseConv2D,
+)
 
-_ALONE = frozenset(
+_EACH_IMAGE_ALONE = frozenset(
     {
         layers.Activation,
         layers.Add,
@@ -34,17 +52,18 @@ _ALONE = frozenset(
         layers.Reshape,
         layers.SeparableConv2D,
         layers.ZeroPadding2D,
+        DepthwiseConv2D,
     }
 )
-"""Keras's layers, and no subclass of theirs, that treat each image by itself and keep nothing."""
+"""Layers, and no subclass of theirs, that treat each image by itself and keep no state."""
 
 
 class Shards:
-    """A batched tensor as its parts, in order; to Keras's trees it is one value.
+    """A batched tensor as its shards, in order; to Keras's trees it is one value.
 
     Attributes:
-        parts: The parts.
-        addends: What each part is the sum of, where nothing else is computed of the parts.
+        parts: The shards.
+        addends: The tensors that each shard is the sum of, where the sum is used only once.
     """
 
     def __init__(self, parts: list[Any]) -> None:
@@ -52,12 +71,12 @@ class Shards:
         self.addends: list[list[Any]] | None = None
 
     def taken(self) -> Shards:
-        """For one use of it."""
+        """Return the shards for one use of them."""
         return self
 
     @classmethod
     def of(cls, batch: Any, count: int) -> Shards:
-        """Divide a batch, (N, ...), into at most ``count`` parts as equal as can be.
+        """Divide a batch, (N, ...), into at most ``count`` shards as equal as can be.
 
         Where N is known only when a graph runs, it must be at least ``count``.
         """
@@ -71,12 +90,12 @@ class Shards:
         return cls([batch] if count == 1 else tf.split(batch, sizes, num=count))
 
     def joined(self) -> Any:
-        """The batch whole."""
+        """Return the whole batch."""
         return self.parts[0] if len(self.parts) == 1 else tf.concat(self.parts, 0)
 
 
 class _Forked(Shards):
-    """One whose every use takes parts of its own, so that their gradients arrive apart."""
+    """Shards of which each use gets copies of its own, so that their gradients arrive apart."""
 
     def __init__(self, copies: list[list[Any]]) -> None:
         super().__init__(copies[0])
@@ -87,21 +106,20 @@ class _Forked(Shards):
 
 
 def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> Any:
-    """Return what a model gives for a batch that goes through it in shards.
+    """Return the outputs of a model for a batch that goes through it in shards.
 
-    As ``model(images, training=training)``, whose every layer is called: with each shard if it
-    treats each image by itself, with all of them if it ``takes_shards``, else with the batch, put
-    together. The results differ by rounding: operations add in another order.
+    They are those of ``model(images, training=training)`` but for rounding: operations add in
+    another order.
 
     Args:
-        model: Functional, without masks; any other is called with the whole batch.
+        model: Functional and without masks; any other is called with the whole batch.
         images: float32 (N, H, W, C), or shards of them.
-        count: Shards.
+        count: Number of shards.
         training: As for the model.
     """
     shards = images if isinstance(images, Shards) else Shards.of(images, count)
     walk = getattr(model, "_run_through_graph", None)
-    # Half precision gains from it even whole. A shard does not carry its mask along.
+    # Half precision gains from the walk even with one shard. A shard has no mask.
     whole = count == 1 and model.compute_dtype == "float32"
     if walk is None or whole or _has_masks(model):
         return model(shards.joined(), training=training)
@@ -110,20 +128,159 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
         [shards],
         lambda layer: _over_shards(layer, count, training, uses.get(layer, 0)),
     )
-    return keras.tree.map_structure(lambda each: each.taken().joined(), outputs)
+    return keras.tree.map_structure(lambda output: output.taken().joined(), outputs)
+
+
+def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[..., Any]:
+    """Return a layer as a function of structures of shards.
+
+    Args:
+        layer: A layer of the network.
+        count: Number of shards.
+        training: As for the layer.
+        uses: How often the layer's output is used; 0 where that is not known.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = keras.tree.map_structure(
+            lambda value: value.taken() if isinstance(value, Shards) else value, (args, kwargs)
+        )
+        if getattr(layer, "_call_has_training_arg", False):
+            kwargs["training"] = training
+        inputs = [
+            value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, Shards)
+        ]
+
+        def call_with(tensor_of: Callable[[Shards], Any]) -> Any:
+            """Call the layer with one tensor in place of each of its inputs' shards."""
+            tensors = keras.tree.map_structure(
+                lambda value: tensor_of(value) if isinstance(value, Shards) else value,
+                (args, kwargs),
+            )
+            return layer(*tensors[0], **tensors[1])
+
+        if function := shard_function(layer):
+            with keras.name_scope(layer.name):
+                return Shards(function(layer, inputs[0].parts, training))
+        if not _is_per_example(layer):
+            outputs = call_with(Shards.joined)
+            return keras.tree.map_structure(lambda batch: Shards.of(batch, count), outputs)
+        if is_rectifier(layer):
+            addends = inputs[0].addends or [None] * len(inputs[0].parts)
+            copies = [
+                rectified(layer, x, summands, max(1, uses))
+                for x, summands in zip(inputs[0].parts, addends, strict=True)
+            ]
+            return _Forked([list(shards) for shards in zip(*copies, strict=True)])
+        by_shard = [
+            call_with(lambda shards, i=i: shards.parts[i]) for i in range(len(inputs[0].parts))
+        ]
+        outputs = keras.tree.map_structure(lambda *parts: Shards(list(parts)), *by_shard)
+        same_shape = len({shards.parts[0].shape for shards in inputs}) == 1
+        if type(layer) is layers.Add and uses == 1 and same_shape:
+            # The ReLU that may follow adds and rectifies in one pass.
+            summands = zip(*(shards.parts for shards in inputs), strict=True)
+            outputs.addends = [list(tensors) for tensors in summands]
+        return outputs
+
+    return call
+
+
+# --- layers that see all shards of a batch at once ------------------------------------------------
+
+
+def _batch_normalization(layer: Any, shards: list[Any], training: bool) -> list[Any]:
+    """Normalize with the statistics of all shards, and update the layer's state once."""
+    xs = [layer.flatten(x) for x in shards]
+    if layer.takes_batch(xs[0], training):
+        gamma, beta = layer.affine()
+        ys, mean, variance, count = standardize_shards(xs, gamma, beta, layer.epsilon)
+        layer.update(mean, variance, count)
+    else:
+        ys = [layer.normalize(x, training) for x in xs]
+    return [layer.restore(y, x) for y, x in zip(ys, shards, strict=True)]
+
+
+def _convolution(layer: Any, shards: list[Any], training: bool) -> list[Any]:
+    """Convolve each shard; the kernel is mapped, rounded and transformed once."""
+    xs = [ops.cast(x, layer.compute_dtype) for x in shards]
+    kernel = layer.effective_kernel(training)
+    return [layer.finish(y) for y in conv2d_shards(xs, kernel, **layer.conv_options())]
+
+
+def _kernel_layer(layer: Any, shards: list[Any], training: bool) -> list[Any]:
+    """Call a layer with each shard; the kernel is mapped and rounded once."""
+    xs = [ops.cast(x, layer.compute_dtype) for x in shards]
+    kernels = copies_for_shards(layer.effective_kernel(training), len(xs), layer.compute_dtype)
+    ys = [layer.apply_kernel(x, kernel) for x, kernel in zip(xs, kernels, strict=True)]
+    return [layer.finish(y) for y in ys]
+
+
+class _OverShards(NamedTuple):
+    """How a layer is called with all shards of a batch.
+
+    Attributes:
+        function: Maps the layer, its input's shards and ``training`` to its output's shards.
+        replaced: Methods that the function stands in for. A subclass with one of its own computes
+            something else, and is called with the whole batch.
+    """
+
+    function: Callable[[Any, list[Any], bool], list[Any]]
+    replaced: tuple[str, ...]
+
+
+_BATCH_STEPS = ("call", "normalize", "standardize")
+_KERNEL_STEPS = ("call", "apply_kernel")
+_OVER_SHARDS: dict[type, _OverShards] = {
+    BatchNormalization: _OverShards(_batch_normalization, _BATCH_STEPS),
+    Conv2D: _OverShards(_convolution, _KERNEL_STEPS),
+    ParametrizedConv2D: _OverShards(_convolution, _KERNEL_STEPS),
+    ParametrizedDepthwiseConv2D: _OverShards(_kernel_layer, _KERNEL_STEPS),
+    ParametrizedDense: _OverShards(_kernel_layer, _KERNEL_STEPS),
+}
+
+
+def shard_function(layer: Any) -> Callable[[Any, list[Any], bool], list[Any]] | None:
+    """Return the function in :data:`_OVER_SHARDS` for a layer's class, or for a base it equals."""
+    for kind in type(layer).__mro__:
+        if kind in _OVER_SHARDS:
+            function, replaced = _OVER_SHARDS[kind]
+            same = all(getattr(type(layer), name) is getattr(kind, name) for name in replaced)
+            return function if same and _is_plain(layer) else None
+    return None
+
+
+def _is_per_example(layer: Any) -> bool:
+    """Return whether calling a layer with each shard is the same as calling it with the batch."""
+    known = type(layer) in _EACH_IMAGE_ALONE and getattr(layer, "axis", -1) != 0
+    return getattr(layer, "per_example", known) and _is_plain(layer)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether no function of the user's could look at all images of the layer's outputs."""
+    function = getattr(layer, "activation", None)
+    if function is not None and not function.__module__.startswith("keras."):
+        return False
+    return getattr(layer, "activity_regularizer", None) is None
+
+
+# --- the network's graph --------------------------------------------------------------------------
 
 
 def _has_masks(model: Any) -> bool:
-    """Whether a layer of a functional model, such as ``keras.layers.Masking``, makes a mask."""
-    nodes = (node for depth in model._nodes_by_depth.values() for node in depth)
-    return any(getattr(each, "_keras_mask", None) is not None for n in nodes for each in n.outputs)
+    """Return whether a layer of a functional model, such as ``Masking``, makes a mask."""
+    outputs = (tensor for node in _nodes(model) for tensor in node.outputs)
+    return any(getattr(tensor, "_keras_mask", None) is not None for tensor in outputs)
 
 
 def _uses(model: Any) -> dict[Any, int]:
-    """How often what a layer gives is used, of those that a model calls once and for a tensor."""
-    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
-    read = Counter(id(each) for node in nodes for each in node.input_tensors)
-    read.update(id(each) for each in model.outputs)
+    """Return how often each layer's output is used.
+
+    Only layers that the model calls once, and that return one tensor, are in it.
+    """
+    nodes = _nodes(model)
+    read = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    read.update(id(tensor) for tensor in model.outputs)
     calls = Counter(node.operation for node in nodes)
     return {
         node.operation: read[id(node.outputs[0])]
@@ -132,63 +289,6 @@ def _uses(model: Any) -> dict[Any, int]:
     }
 
 
-def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[..., Any]:
-    """A layer as a function of structures of shards; ``uses`` is 0 where it isn't known."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = keras.tree.map_structure(
-            lambda each: each.taken() if isinstance(each, Shards) else each, (args, kwargs)
-        )
-        if getattr(layer, "_call_has_training_arg", False):
-            kwargs["training"] = training
-        given = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, Shards)]
-
-        def handed(part: Callable[[Shards], Any]) -> Any:
-            chosen = lambda each: part(each) if isinstance(each, Shards) else each  # noqa: E731
-            own_args, own_kwargs = keras.tree.map_structure(chosen, (args, kwargs))
-            return layer(*own_args, **own_kwargs)
-
-        if _takes_shards(layer):
-            with keras.name_scope(layer.name):
-                return Shards(layer.call_with_shards(given[0].parts, training))
-        if not _per_example(layer):
-            outputs = handed(Shards.joined)
-            return keras.tree.map_structure(lambda each: Shards.of(each, count), outputs)
-        if is_rectifier(layer):
-            addends = given[0].addends or [None] * len(given[0].parts)
-            copies = [
-                rectified(layer, part, sum_of, max(1, uses))
-                for part, sum_of in zip(given[0].parts, addends, strict=True)
-            ]
-            return _Forked([list(parts) for parts in zip(*copies, strict=True)])
-        each = [handed(lambda shards, i=i: shards.parts[i]) for i in range(len(given[0].parts))]
-        outputs = keras.tree.map_structure(lambda *parts: Shards(list(parts)), *each)
-        same_shape = len({each.parts[0].shape for each in given}) == 1
-        if type(layer) is layers.Add and uses == 1 and same_shape:
-            outputs.addends = [list(each) for each in zip(*(g.parts for g in given), strict=True)]
-        return outputs
-
-    return call
-
-
-def _takes_shards(layer: Any) -> bool:
-    """Whether a layer has a way of its own through shards, that of the call it has."""
-    if not getattr(layer, "takes_shards", False):
-        return False
-    # Not one derived from such a layer with a call of its own.
-    own = next(vars(kind) for kind in type(layer).__mro__ if "call" in vars(kind))
-    return "call_with_shards" in own and _is_plain(layer)
-
-
-def _per_example(layer: Any) -> bool:
-    """Whether calling a layer with each shard is calling it with the batch."""
-    of_keras = type(layer) in _ALONE and getattr(layer, "axis", -1) != 0
-    return getattr(layer, "per_example", of_keras) and _is_plain(layer)
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether nobody's own function of a layer's outputs could look at all images."""
-    function = getattr(layer, "activation", None)
-    if function is not None and not function.__module__.startswith("keras."):
-        return False
-    return getattr(layer, "activity_regularizer", None) is None
+def _nodes(model: Any) -> list[Any]:
+    """Return the nodes of a functional model: one for each call of a layer."""
+    return [node for nodes in model._nodes_by_depth.values() for node in nodes]

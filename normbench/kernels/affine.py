@@ -10,14 +10,9 @@ from typing import Any
 
 from keras import ops
 
-from normbench.kernels.standardize import (
-    at_least_one,
-    centred_valid,
-    count_of,
-    first,
-    pivot_of,
-    spatial_sum,
-)
+from normbench.kernels.arrays import first_gradient
+from normbench.kernels.standardize import centred_valid, pivot_of
+from normbench.kernels.sums import at_least_one, count_of, spatial_sum
 
 Tensor = Any
 
@@ -47,7 +42,7 @@ def per_channel(x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor) ->
         y = ops.cast(centred_x() * scale + shift, dtype)
 
         def gradient(*upstream: Tensor):
-            dy = ops.cast(first(upstream), "float32")
+            dy = ops.cast(first_gradient(upstream), "float32")
             dx = dy * scale
             sum_dy = ops.sum(dy, axis=1)
             sums = [ops.sum(dy * centred_x(), axis=1), sum_dy]
@@ -64,7 +59,7 @@ def per_channel(x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor) ->
     return function(x, *given)
 
 
-def batch_centre(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Subtract each channel's mean over images and places, then add β.
 
     Args:
@@ -93,7 +88,7 @@ def batch_centre(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
         off = mean_of(shifted)
 
         def gradient(*upstream: Tensor):
-            dy = ops.cast(first(upstream), "float32")
+            dy = ops.cast(first_gradient(upstream), "float32")
             mean_dy = mean_of(dy)
             return ops.cast(dy - mean_dy, dtype), mean_dy * count
 

@@ -1,8 +1,13 @@
-"""Keras's convolutions, computed another way where that is quicker, or where theirs goes wrong."""
+"""Convolutions of arrays: :func:`conv2d` and :func:`depthwise_conv2d`.
+
+Both return what ``keras.ops.conv`` and ``keras.ops.depthwise_conv`` do, within rounding. On a CPU
+TensorFlow's own convolutions are slow in some cases and wrong in one; those are computed another
+way here. Other backends and devices get Keras's operations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,147 +15,136 @@ from keras import ops
 
 from normbench.kernels import winograd
 from normbench.kernels.compile import elementwise, on_cpu
-from normbench.kernels.standardize import as_tensor
+
+Tensor = Any
 
 
-def strides_over(layer: Any, inputs: Any) -> tuple[int, ...]:
-    """The strides of a convolution over ``inputs``, (N, H, W, C): 1 where these have one place.
+def conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: tuple[int, int] = (1, 1),
+    data_format: str = "channels_last",
+) -> Tensor:
+    """Return ``x`` convolved with ``kernel``, of x's dtype.
 
-    There they decide nothing. But in bfloat16 on a CPU the gradient of a kernel with strides is
-    not a number at times: TensorFlow 2.21's oneDNN reads memory that nobody wrote.
+    Args:
+        x: Any float dtype, (N, H, W, C), or (N, C, H, W) for ``data_format="channels_first"``.
+        kernel: Any float dtype, (k, k, C / groups, F); rounded to x's dtype.
+        strides: Spatial positions from one output to the next, by axis.
+        padding: "same" or "valid".
+        dilation_rate: Spatial positions from one weight to the next, by axis.
+        data_format: "channels_last" or "channels_first".
     """
-    if layer.data_format == "channels_last" and tuple(inputs.shape[1:3]) == (1, 1):
-        return (1, 1)
-    return layer.strides
+    (y,) = conv2d_shards(
+        [x],
+        kernel,
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation_rate,
+        data_format=data_format,
+    )
+    return y
 
 
-class Convolution(keras.layers.Layer):
-    """Mixed into a Conv2D: a kernel of 1×1 multiplies the matrix of all places.
+def conv2d_shards(shards: Sequence[Tensor], kernel: Tensor, **options: Any) -> list[Tensor]:
+    """Return :func:`conv2d` of each shard of a batch; the kernel is prepared once for all."""
+    x = shards[0]
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if winograd.pays(x, tuple(kernel.shape), **options):
+        transformed = winograd.transformed(ops.cast(kernel, dtype))
+        return [winograd.convolved(x, transformed, options["padding"]) for x in shards]
+    kernels = copies_for_shards(kernel, len(shards), dtype)
+    return [_conv2d(x, copy, **options) for x, copy in zip(shards, kernels, strict=True)]
 
-    On a CPU TensorFlow's convolution is slower, the gradient of its kernel most of all:
-    `benchmarks/pointwise.py`. Where it is not, with strides, and for other kernels, groups,
-    backends and devices, Keras's is taken. Kernels of 3×3 may be Winograd's: :func:`over_shards`.
+
+def depthwise_conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: tuple[int, int] = (1, 1),
+    data_format: str = "channels_last",
+) -> Tensor:
+    """Return ``x`` with each channel convolved by itself, of x's dtype.
+
+    On a CPU half precision is convolved in float32 and rounded once: TensorFlow would add up
+    float16 in float16, and its gradient of the inputs takes ten times as long.
+
+    Args:
+        x: Any float dtype, (N, H, W, C), or (N, C, H, W) for ``data_format="channels_first"``.
+        kernel: Of x's dtype, (k, k, C, M): M filters for each channel.
+        strides: As for :func:`conv2d`; so are ``padding``, ``dilation_rate`` and ``data_format``.
     """
-
-    def convolution_op(self: Any, inputs: Any, kernel: Any) -> Any:
-        """Return ``inputs``, (N, H, W, C), convolved with ``kernel``, (k, k, C / groups, F)."""
-        strides = strides_over(self, inputs)
-        product = (
-            self.kernel_size == (1, 1)
-            and strides == (1, 1)
-            and self.groups == 1
-            and self.data_format == "channels_last"
-            and on_cpu()
-        )
-        if not product:
-            return ops.conv(
-                inputs,
-                kernel,
-                strides=strides,
-                padding=self.padding,
-                dilation_rate=self.dilation_rate,
-                data_format=self.data_format,
-            )
-        channels, filters = kernel.shape[2:]
-        places = ops.reshape(inputs, (-1, channels))
-        y = ops.matmul(places, ops.reshape(kernel, (channels, filters)))
-        return ops.reshape(y, (*ops.shape(inputs)[:3], filters))
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if dtype in ("bfloat16", "float16") and on_cpu():
+        x, kernel = ops.cast(x, "float32"), ops.cast(kernel, "float32")
+    outputs = ops.depthwise_conv(
+        x,
+        kernel,
+        strides=_strides_over(x, strides, data_format),
+        padding=padding,
+        dilation_rate=dilation_rate,
+        data_format=data_format,
+    )
+    return ops.cast(outputs, dtype)
 
 
-@keras.saving.register_keras_serializable("normbench")
-class Conv2D(Convolution, keras.layers.Conv2D):
-    """Keras's Conv2D, as a matrix product where it is of 1×1, without strides or groups.
+def copies_for_shards(kernel: Tensor, shards: int, dtype: str) -> list[Tensor]:
+    """Return the kernel in ``dtype``, once for each shard.
 
-    A wide one of 3×3 is computed by Winograd's algorithm, in float32, where that is quicker. Both
-    with TensorFlow on a CPU only. The results differ from Keras's by rounding. Its gradient is a
-    number also where an image is one place; see :func:`strides_over`.
-    """
-
-    takes_shards = True
-
-    def call(self, inputs: Any) -> Any:
-        return self.call_with_shards([inputs])[0]
-
-    def call_with_shards(self, shards: list[Any], training: bool = False) -> list[Any]:
-        """As a call with each part of a batch, but the kernel is rounded once."""
-        return over_shards(self, shards, as_tensor(self.kernel), self.convolution_op)
-
-
-def over_shards(
-    layer: Any, shards: list[Any], kernel: Any, convolve: Callable[[Any, Any], Any]
-) -> list[Any]:
-    """What a layer gives for each shard: convolution, bias, activation.
-
-    ``convolve``, of a shard and the kernel, serves where Winograd's algorithm does not pay.
-    """
-    given = [ops.cast(each, layer.compute_dtype) for each in shards]
-    if winograd.pays(layer, given[0]):
-        transformed = winograd.transformed(ops.cast(kernel, layer.compute_dtype))
-        return [finished(layer, winograd.convolved(x, transformed, layer.padding)) for x in given]
-    kernels = _for_each(kernel, len(shards), layer.compute_dtype)
-    return [finished(layer, convolve(x, own)) for x, own in zip(given, kernels, strict=True)]
-
-
-def _for_each(kernel: Any, shards: int, dtype: str) -> list[Any]:
-    """Return a kernel in a dtype, for each shard; its gradient adds up theirs in float32.
-
-    In one pass: else that of each is written in float32 first, where a shard has few images more
-    memory than all else.
+    The kernel's gradient is the sum of all shards' gradients, added up in one pass in float32.
+    Otherwise TensorFlow writes a float32 copy of each shard's gradient to memory before it adds
+    them, which takes longer than all else where a shard has few images.
     """
     if shards == 1 or keras.backend.standardize_dtype(kernel.dtype) == dtype:
         return [ops.cast(kernel, dtype)] * shards
     import tensorflow as tf
 
     @tf.custom_gradient
-    def function(kernel: Any) -> Any:
-        def gradient(*upstream: Any) -> Any:
-            return elementwise(_added, *upstream)
+    def function(kernel: Tensor) -> Any:
+        def gradient(*upstream: Tensor) -> Tensor:
+            return elementwise(_sum_in_float32, *upstream)
 
         return [tf.cast(kernel, dtype)] * shards, gradient
 
     return function(kernel)
 
 
-def _added(*tensors: Any) -> Any:
-    """Add up tensors of any dtype in float32."""
-    return sum(ops.cast(each, "float32") for each in tensors)
+def _conv2d(x: Tensor, kernel: Tensor, **options: Any) -> Tensor:
+    """Return :func:`conv2d` by a matrix product where the kernel is 1×1, else by Keras's operation.
 
-
-def depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
-    """Return ``inputs``, (N, H, W, C), convolved with a DepthwiseConv2D's kernel, (k, k, C, M).
-
-    Half precision is convolved in float32 on a CPU, and rounded once: TensorFlow adds up float16 in
-    float16, and its gradient of the inputs takes ten times as long.
+    On a CPU TensorFlow's convolution of 1×1 is slower than the product, the gradient of its kernel
+    most of all: `benchmarks/pointwise.py`.
     """
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
-    if dtype in ("bfloat16", "float16") and on_cpu():
-        inputs, kernel = ops.cast(inputs, "float32"), ops.cast(kernel, "float32")
-    outputs = ops.depthwise_conv(
-        inputs,
-        kernel,
-        strides=strides_over(layer, inputs),
-        padding=layer.padding,
-        dilation_rate=layer.dilation_rate,
-        data_format=layer.data_format,
+    strides = _strides_over(x, options["strides"], options["data_format"])
+    is_product = (
+        tuple(kernel.shape[:2]) == (1, 1)
+        and strides == (1, 1)
+        and options["data_format"] == "channels_last"
+        and kernel.shape[2] == x.shape[-1]  # one group
+        and on_cpu()
     )
-    return ops.cast(outputs, dtype)
+    if not is_product:
+        return ops.conv(x, kernel, **{**options, "strides": strides})
+    channels, filters = kernel.shape[2:]
+    rows = ops.reshape(x, (-1, channels))
+    y = ops.matmul(rows, ops.reshape(kernel, (channels, filters)))
+    return ops.reshape(y, (*ops.shape(x)[:3], filters))
 
 
-def finished(layer: Any, outputs: Any) -> Any:
-    """Add a layer's bias to what it convolved or multiplied, and activate that."""
-    if layer.use_bias:
-        bias = ops.cast(layer.bias, layer.compute_dtype)
-        if getattr(layer, "data_format", None) == "channels_first":
-            bias = ops.reshape(bias, (1, -1, 1, 1))
-        outputs = ops.add(outputs, bias)
-    return outputs if layer.activation is None else layer.activation(outputs)
+def _strides_over(x: Tensor, strides: tuple[int, int], data_format: str) -> tuple[int, int]:
+    """Return the strides of a convolution over ``x``: 1 where its images are one position large.
+
+    The strides decide nothing there. But in bfloat16 on a CPU the gradient of a kernel with strides
+    is NaN at times: the oneDNN of TensorFlow 2.21 reads memory that nobody wrote.
+    """
+    is_one_position = data_format == "channels_last" and tuple(x.shape[1:3]) == (1, 1)
+    return (1, 1) if is_one_position else strides
 
 
-@keras.saving.register_keras_serializable("normbench")
-class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Keras's DepthwiseConv2D, whose gradient is a number also where an image is one place."""
-
-    per_example = True
-
-    def call(self, inputs: Any) -> Any:
-        return finished(self, depthwise(self, inputs, self.kernel))
+def _sum_in_float32(*tensors: Tensor) -> Tensor:
+    return sum(ops.cast(tensor, "float32") for tensor in tensors)

@@ -11,8 +11,9 @@ from typing import Any
 
 from keras import ops
 
+from normbench.kernels.arrays import first_gradient
 from normbench.kernels.compile import compile_shared
-from normbench.kernels.standardize import first, sum_of_rows
+from normbench.kernels.sums import sum_of_rows
 
 Tensor = Any
 
@@ -41,7 +42,7 @@ def standardized(matrix: Tensor, epsilon: float) -> Tensor:
     @ops.custom_gradient
     def standardize(w: Tensor):
         y, inverse = forward(w, epsilon=epsilon)
-        return y, lambda *upstream: backward(first(upstream), y, inverse)
+        return y, lambda *upstream: backward(first_gradient(upstream), y, inverse)
 
     return standardize(matrix)
 
@@ -85,7 +86,7 @@ def scaled_to(matrix: Tensor, length: Tensor, centred: bool, least: float) -> Te
         free = ops.cast(square > least, w.dtype)  # where not, the divisor is a constant
 
         def gradient(*upstream: Tensor):
-            dy = first(upstream)
+            dy = first_gradient(upstream)
             d_length = ops.sum(dy * unit, axis=0)
             dw = dy - unit * (d_length * free)
             if centred:

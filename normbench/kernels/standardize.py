@@ -25,7 +25,18 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.compile import compile_shared, exporting, inside_xla
+from normbench.kernels.arrays import both_gradients, first_gradient, image_sets
+from normbench.kernels.compile import compile_shared, exporting
+from normbench.kernels.sums import (
+    at_least_one,
+    count_in_batch,
+    count_of,
+    count_valid,
+    first_of_group,
+    group_means,
+    spatial_sum,
+    spatial_sum_of_squares,
+)
 
 Tensor = Any
 
@@ -75,7 +86,7 @@ def standardize(
         )
 
         def gradient(*upstream: Tensor):
-            return backward(x, first(upstream), gamma, *kept, **whole)
+            return backward(x, first_gradient(upstream), gamma, *kept, **whole)
 
         return (y, mean, variance), gradient
 
@@ -97,7 +108,7 @@ def _forward(
     x = ops.cast(x, "float32")
     total = across or (lambda values: values)
     if not subtract_mean:
-        variance = share(total(spatial_sum_of_squares(x)), groups, total(count_of(x, groups)))
+        variance = group_means(total(spatial_sum_of_squares(x)), groups, total(count_of(x, groups)))
         inverse = ops.rsqrt(variance + epsilon)
         y = x * _wide(inverse * gamma) + beta
         return ops.cast(y, dtype), ops.zeros_like(variance), variance, inverse
@@ -139,8 +150,8 @@ def _backward(
         if groups == int(x.shape[-1]):
             # γ is the group's own. The same product as in dx's first term: where a channel has a
             # single value, its gradient is then exactly 0.
-            return share(total(sums), groups, count) * scale
-        return share(total(sums * gamma), groups, count) * inverse
+            return group_means(total(sums), groups, count) * scale
+        return group_means(total(sums * gamma), groups, count) * inverse
 
     slope = weighted_mean(sum_product) * ops.square(inverse)
     dx = dy * _wide(scale) - x * _wide(slope)
@@ -171,16 +182,16 @@ def _statistics(
     channels = int(shifted.shape[-1])
     total = across or (lambda values: values)
     count = total(count_of(shifted, channels))
-    off = share(total(spatial_sum(shifted)), channels, count)
-    own = share(total(spatial_sum_of_squares(shifted)), channels, count) - ops.square(off)
+    off = group_means(total(spatial_sum(shifted)), channels, count)
+    own = group_means(total(spatial_sum_of_squares(shifted)), channels, count) - ops.square(off)
     # Between roundings the difference can be a hair below 0.
     own = ops.maximum(own, 0.0)
     if groups == channels:
         return -off, pivot + off, own
     # Of the group's means as differences to one pivot, which cost no digits.
-    apart = pivot - share_first(pivot, groups)
-    offset = apart - share(apart + off, groups, channels / groups)
-    variance = share(own + ops.square(off + offset), groups, channels / groups)
+    apart = pivot - first_of_group(pivot, groups)
+    offset = apart - group_means(apart + off, groups, channels / groups)
+    variance = group_means(own + ops.square(off + offset), groups, channels / groups)
     return offset, pivot - offset, variance
 
 
@@ -238,9 +249,9 @@ def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor
         offset, mean, variance = _statistics(values - _wide(pivot), pivot, groups=groups)
 
         def gradient(*upstream: Tensor):
-            d_mean, d_variance = _pair(upstream)
-            slope = share(d_variance, groups, count) * 2.0
-            constant = share(d_mean, groups, count) + offset * slope
+            d_mean, d_variance = both_gradients(upstream)
+            slope = group_means(d_variance, groups, count) * 2.0
+            constant = group_means(d_mean, groups, count) + offset * slope
             shifted = ops.cast(x, "float32") - _wide(pivot)
             return ops.cast(shifted * _wide(slope) + _wide(constant), dtype)
 
@@ -264,20 +275,13 @@ def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tenso
     return mean[0], variance[0], count_in_batch(x, valid)
 
 
-def count_in_batch(x: Tensor, valid: Tensor | None = None) -> Any:
-    """The values that a channel of a mini-batch, (N, S, C), has: a float, or a tensor."""
-    if valid is None:
-        return count_of(x[None], int(x.shape[-1]))
-    return count_valid(valid[None])[0]
-
-
 def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """A value near each channel's mean in float32 (A, B, S, C), from a few places: (A, C)."""
     total = across or (lambda values: values)
     sample = x[:, _some(x.shape[1]), _some(x.shape[2])]
     channels = int(x.shape[-1])
     count = total(count_of(sample, channels))
-    return rounded(share(total(spatial_sum(sample)), channels, count))
+    return rounded(group_means(total(spatial_sum(sample)), channels, count))
 
 
 def _standardize_valid(
@@ -336,17 +340,7 @@ def _mean_of_valid(
     # Chosen, not multiplied by 0: what is left out may be no number.
     sums = spatial_sum(ops.where(valid, values, 0.0))
     means = total(sums) / at_least_one(total(count_valid(valid)))
-    return means if groups == channels else share(means, groups, channels / groups)
-
-
-def image_sets(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Make each image of (N, S, C) a set of its own, (N, 1, S, C), and of a mask likewise."""
-    return ops.expand_dims(x, 1), None if valid is None else ops.expand_dims(valid, 1)
-
-
-def count_valid(valid: Tensor) -> Tensor:
-    """The number of valid positions of each set, bool (A, B, S, 1): float32 (A, 1)."""
-    return spatial_sum(ops.cast(valid, "float32"))
+    return means if groups == channels else group_means(means, groups, channels / groups)
 
 
 def pooled(
@@ -383,116 +377,6 @@ def pooled(
         return pivot + offset, mean_variance + between
     some = ops.shape(mean)[0] > 0  # else they are no numbers
     return ops.where(some, pivot + offset, 0.0), ops.where(some, mean_variance + between, 0.0)
-
-
-_SLICES = (8, 4, 2)
-
-LEAST_ROWS = 64
-"""Rows that XLA on a CPU adds up one after the other as fast as memory; fewer ten times slower."""
-
-
-def slices_of(rows: int) -> int:
-    """The slices that rows of memory are best divided in, for XLA on a CPU to add them up; or 1.
-
-    Slices it adds side by side, several rows at a time; what is left it adds row after row.
-    """
-    return next((n for n in _SLICES if rows % n == 0 and rows // n >= LEAST_ROWS), 1)
-
-
-def spatial_sum(values: Tensor) -> Tensor:
-    """Sum (A, B, S, C) to (A, C)."""
-    # Two steps, places first: on a CPU one reduction over both runs on a single core.
-    sums = sum_of_rows(values)
-    return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
-
-
-def sum_of_rows(values: Tensor) -> Tensor:
-    """Sum (..., S, C) to (..., C)."""
-    rows = values.shape[-2]
-    if keras.backend.backend() == "tensorflow" and inside_xla() and rows:
-        slices = slices_of(rows)
-        if slices > 1:
-            values = sum(ops.split(values, slices, axis=-2))
-    return ops.sum(values, axis=-2)
-
-
-def spatial_sum_of_squares(values: Tensor) -> Tensor:
-    """Sum the squares of float32 (A, B, S, C) to (A, C)."""
-    if keras.backend.backend() != "tensorflow" or exporting() or inside_xla():
-        return spatial_sum(ops.square(values))
-    import tensorflow as tf
-
-    # One pass, which does not write the squares to memory; XLA lacks this operation, and fuses.
-    sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
-    return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
-
-
-def share(sums: Tensor, groups: int, count: Any) -> Tensor:
-    """Turn sums (A, C) into means over a group, repeated for each of its channels: (A, C)."""
-    channels = int(sums.shape[-1])
-    count = at_least_one(count)
-    if groups == channels:
-        return sums / count
-    size = channels // groups
-    means = ops.sum(ops.reshape(sums, (-1, groups, size)), axis=-1, keepdims=True) / count
-    shape = (ops.shape(sums)[0], groups, size)
-    return ops.reshape(ops.broadcast_to(means, shape), (-1, channels))
-
-
-def share_first(values: Tensor, groups: int) -> Tensor:
-    """Each group's first channel of (A, C), repeated for each of its channels."""
-    size = int(values.shape[-1]) // groups
-    return ops.repeat(values[:, ::size], size, axis=1)
-
-
-def count_of(x: Tensor, groups: int) -> Any:
-    """The values that a statistic of x, (A, B, S, C), is taken over: a float, or a tensor."""
-    _, images, places, channels = x.shape
-    size = int(channels) // groups
-    if images is not None and places is not None:
-        return float(images * places * size)
-    return ops.cast(ops.shape(x)[1] * ops.shape(x)[2] * size, "float32")
-
-
-def at_least_one(count: Any) -> Any:
-    """What to divide sums by: a count, a float or a tensor, or 1 where nothing was counted."""
-    return max(count, 1.0) if isinstance(count, float) else ops.maximum(count, 1.0)
-
-
-def first(upstream: Any) -> Tensor:
-    """The gradient of the first output: backends pass one, several, or a tuple of them."""
-    while isinstance(upstream, (tuple, list)):
-        upstream = upstream[0]
-    return upstream
-
-
-def _pair(upstream: Any) -> tuple[Tensor, Tensor]:
-    """The gradients of two outputs."""
-    if len(upstream) == 1:
-        (upstream,) = upstream
-    return upstream[0], upstream[1]
-
-
-def as_tensor(variable: Any) -> Tensor:
-    """A variable's value as a plain tensor, which a custom gradient needs on TensorFlow."""
-    return ops.multiply(variable, 1)
-
-
-def flatten_spatial(x: Tensor) -> Tensor:
-    """Turn (N, ..., C) into (N, S, C), S being 1 where there is no space.
-
-    Half precision and float32 stay; float64, which nothing here computes in, becomes float32.
-    """
-    channels = int(x.shape[-1])
-    places = 1
-    for length in x.shape[1:-1]:
-        places = -1 if length is None or places == -1 else places * length
-    if keras.backend.standardize_dtype(x.dtype) == "float64":
-        x = ops.cast(x, "float32")
-    if places == -1:
-        images = x.shape[0] if x.shape[0] is not None else ops.shape(x)[0]
-        return ops.reshape(x, (images, -1, channels))
-    return ops.reshape(x, (-1 if x.shape[0] is None else x.shape[0], places, channels))
 
 
 def rounded(value: Tensor) -> Tensor:
@@ -566,7 +450,7 @@ def position_standardize(
         normalized = centred * inverse
 
         def gradient(*upstream: Tensor):
-            dy = ops.cast(first(upstream), "float32")
+            dy = ops.cast(first_gradient(upstream), "float32")
             weighted = dy * gamma
             dx = weighted - normalized * mean_of(weighted * normalized)
             if subtract_mean:

@@ -33,32 +33,40 @@ _TURNED = (3, 1, 2, 0)
 """In which order G of 3 weights is G of the same ones from last to first."""
 
 
-def pays(layer: Any, inputs: Any) -> bool:
-    """Whether a layer's convolution of ``inputs``, (N, H, W, C), is quicker this way.
+def pays(
+    x: Any,
+    kernel_shape: tuple[int, ...],
+    *,
+    strides: tuple[int, int],
+    padding: str,
+    dilation_rate: tuple[int, int],
+    data_format: str,
+) -> bool:
+    """Return whether a convolution of ``x``, (N, H, W, C), is quicker this way.
 
-    As `benchmarks/winograd.py` found it. The transforms write four times what they read: with fewer
-    channels the products don't earn that back, with 64 only while all of it stays in the cache and
-    edges are few; with few places they are less quick. Transforms of half precision would round.
+    The bounds are those that `benchmarks/winograd.py` found. The transforms write four times what
+    they read. With fewer channels the products don't earn that back; with 64 they do only while all
+    of it stays in the cache and edges are few. With few spatial positions the products themselves
+    are slower. Half precision is left out because the transforms would round.
     """
-    plain = (
-        None not in inputs.shape
-        and isinstance(layer, keras.layers.Conv2D)
-        and layer.kernel_size == (3, 3)
-        and layer.strides == layer.dilation_rate == (1, 1)
-        and layer.groups == 1
-        and layer.data_format == "channels_last"
-        and layer.compute_dtype == "float32"
-        and (layer.padding == "same" or min(inputs.shape[1:3]) >= 3)
-    )
-    if not plain or not on_cpu():
+    if None in x.shape or keras.backend.standardize_dtype(x.dtype) != "float32":
         return False
-    places = math.prod(inputs.shape[:-1])
-    fewer, more = sorted((inputs.shape[-1], layer.filters))
-    cached = math.prod(inputs.shape) <= 2**19
-    few_edges = min(inputs.shape[1:3]) >= 16
+    fits = (
+        tuple(kernel_shape[:2]) == (3, 3)
+        and tuple(strides) == tuple(dilation_rate) == (1, 1)
+        and data_format == "channels_last"
+        and kernel_shape[2] == x.shape[-1]  # one group
+        and (padding == "same" or min(x.shape[1:3]) >= 3)
+    )
+    if not fits or not on_cpu():
+        return False
+    positions = math.prod(x.shape[:-1])
+    fewer, more = sorted(kernel_shape[2:])
+    cached = math.prod(x.shape) <= 2**19
+    few_edges = min(x.shape[1:3]) >= 16
     wide = fewer >= 128 or (fewer >= 64 and cached and few_edges)
-    # Below, a step saves less than a millisecond, and compiling takes a second.
-    return wide and places >= 128 and places * fewer * more >= 2**23
+    # Below 2**23 products a step saves less than a millisecond, and compiling takes a second.
+    return wide and positions >= 128 and positions * fewer * more >= 2**23
 
 
 def transformed(kernel: Any) -> Any:

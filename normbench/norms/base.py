@@ -1,4 +1,17 @@
-"""What the layers with a scale and a shift for each channel have in common."""
+"""What normalization layers share. To add a normalization, subclass :class:`ChannelAffine`.
+
+The subclass states its formula in ``normalize``; :class:`BatchStatistics` is the base for one that
+normalizes with a mini-batch in training and with moving averages in inference::
+
+    class CenterNormalization(ChannelAffine):
+        formula = "y = γ·(x − μ) + β, μ of an image's channel"
+        computed_over = "space"
+        source = "an example"
+
+        def normalize(self, x):
+            gamma, beta = self.affine()
+            return gamma * (x - keras.ops.mean(x, axis=1, keepdims=True)) + beta
+"""
 
 from __future__ import annotations
 
@@ -8,11 +21,16 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import as_tensor, flatten_spatial
+from normbench.kernels.arrays import as_tensor, flatten_spatial
 
 
 class ChannelAffine(keras.layers.Layer):
     """A layer on (N, ..., C) that ends in ``y·γ + β`` with γ, β of shape (C,), in float32.
+
+    A subclass defines ``normalize(x)``, which maps (N, S, C) to (N, S, C), S being the number of
+    spatial positions. It may also take ``training``, a bool or None, and ``valid``, the positions
+    that a mask leaves in, bool (N, S, 1), or None for all. A subclass with further weights adds
+    them in ``create_weights(channels)``. The rest is done here: shapes, dtypes, masks.
 
     Statistics, γ and β stay in float32 under every dtype policy; the output has the policy's
     compute dtype.
@@ -31,6 +49,8 @@ class ChannelAffine(keras.layers.Layer):
     state: ClassVar[str] = "none"
     source: ClassVar[str]
 
+    normalize: Any  # each subclass takes those of x, training and valid that it needs
+
     def __init__(self, epsilon: float, center: bool, scale: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not epsilon >= 0:
@@ -38,15 +58,13 @@ class ChannelAffine(keras.layers.Layer):
         self.epsilon = float(epsilon)
         self.center = bool(center)
         self.scale = bool(scale)
-        # Where it looks at one position at a time it passes a mask on; elsewhere it must take it.
-        self.supports_masking = (
-            getattr(self, "computed_over", "") in ("channels", "nothing")
-            or "mask" in signature(self.call).parameters
-        )
+        # A layer that looks at one position at a time passes a mask on as it is. Any other must
+        # take the mask, to leave positions out of its statistics.
+        self.supports_masking = self._ignores_masks or "valid" in self._normalize_takes()
 
     @property
     def per_example(self) -> bool:
-        """Whether the outputs of a batch are those of its parts, and no state is kept."""
+        """Whether the output for an image depends on no other image, and no state is kept."""
         return "batch" not in self.computed_over and not self.non_trainable_variables
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -55,9 +73,38 @@ class ChannelAffine(keras.layers.Layer):
             raise ValueError(
                 f"{self.name} needs an input (N, ..., C) of known channels, got {input_shape}"
             )
+        self.channels = channels
         self.gamma = self.channel_weight("gamma", channels, "ones") if self.scale else None
         self.beta = self.channel_weight("beta", channels, "zeros") if self.center else None
+        self.create_weights(channels)
         self.built = True
+
+    def create_weights(self, channels: int) -> None:
+        """Add the weights that a subclass has besides γ and β, and check its options."""
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        takes = self._normalize_takes()
+        options: dict[str, Any] = {"training": training} if "training" in takes else {}
+        if "valid" in takes:
+            options["valid"] = self.valid_positions(mask, inputs)
+        elif not self._ignores_masks:
+            self.refuse_mask(mask)
+        return self.restore(self.normalize(self.flatten(inputs), **options), inputs)
+
+    def flatten(self, inputs: Any) -> Any:
+        """Return ``inputs``, (N, ..., C), as (N, S, C) in the compute dtype, at most float32."""
+        return flatten_spatial(ops.cast(inputs, self.compute_dtype))
+
+    def restore(self, outputs: Any, inputs: Any) -> Any:
+        """Give ``outputs``, (N, S, C), the shape of the inputs and the compute dtype."""
+        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
+
+    def affine(self) -> tuple[Any, Any]:
+        """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
+        shape = (self.channels,)
+        gamma = ops.ones(shape, "float32") if self.gamma is None else as_tensor(self.gamma)
+        beta = ops.zeros(shape, "float32") if self.beta is None else as_tensor(self.beta)
+        return gamma, beta
 
     def channel_weight(
         self, name: str, channels: int, initializer: Any, trainable: bool = True
@@ -111,16 +158,6 @@ class ChannelAffine(keras.layers.Layer):
                 "out too: give it an input without a mask, or use another normalization"
             )
 
-    def affine(self, channels: int) -> tuple[Any, Any]:
-        """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
-        gamma = ops.ones((channels,), "float32") if self.gamma is None else as_tensor(self.gamma)
-        beta = ops.zeros((channels,), "float32") if self.beta is None else as_tensor(self.beta)
-        return gamma, beta
-
-    def as_input(self, outputs: Any, inputs: Any) -> Any:
-        """Give ``outputs``, (N, S, C), the shape of the inputs and the compute dtype."""
-        return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
-
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
         return tuple(input_shape)
 
@@ -131,6 +168,15 @@ class ChannelAffine(keras.layers.Layer):
             "center": self.center,
             "scale": self.scale,
         }
+
+    @property
+    def _ignores_masks(self) -> bool:
+        """Whether each position is normalized by itself, so that a mask changes nothing."""
+        return getattr(self, "computed_over", "") in ("channels", "nothing")
+
+    def _normalize_takes(self) -> Any:
+        """Return the names of the arguments of ``normalize``."""
+        return signature(self.normalize).parameters if hasattr(self, "normalize") else ()
 
 
 class BatchStatistics(ChannelAffine):
@@ -146,21 +192,25 @@ class BatchStatistics(ChannelAffine):
             raise ValueError(f"momentum must be in 0..1, got {momentum}")
         self.momentum = float(momentum)
 
+    def moving_average(self, name: str, channels: int, initializer: str) -> Any:
+        """Add a moving average (C,), which is not learned."""
+        return self.channel_weight(name, channels, initializer, trainable=False)
+
     def takes_batch(self, inputs: Any, training: bool | None) -> bool:
-        """Whether to normalize with the mini-batch: in training, if it is not known to be empty."""
+        """Return whether to normalize with the mini-batch: in training, unless it is empty."""
         return bool(training) and self.trainable and 0 not in inputs.shape
 
     def update_average(
         self, moving: Any, new: Any, momentum: Any = None, count: Any = None
     ) -> None:
-        """Move a moving average towards a mini-batch's value; ``momentum`` weighs the old one.
+        """Move a moving average towards a mini-batch's value.
 
         Args:
             moving: The variable to move.
-            new: The value of the mini-batch, of the same shape.
-            momentum: Weight of the old value; by default the layer's.
-            count: How many values ``new`` is a statistic of, a float or a tensor: of none, the
-                average stays as it is.
+            new: The mini-batch's value, of the same shape.
+            momentum: Weight of the old value; by default the layer's ``momentum``.
+            count: How many values ``new`` is a statistic of, a float or a tensor. Where there are
+                none, the average stays as it is.
         """
         momentum = self.momentum if momentum is None else momentum
         old = ops.convert_to_tensor(moving)
@@ -170,7 +220,7 @@ class BatchStatistics(ChannelAffine):
         )
 
     def unbiased_factor(self, count: Any) -> Any:
-        """m/(m−1) for the m values that each channel has in the mini-batch."""
+        """Return m/(m−1) for the m values that each channel has in the mini-batch."""
         if not isinstance(count, float):
             return count / ops.maximum(count - 1.0, 1.0)
         if count == 1:
@@ -187,10 +237,10 @@ class BatchStatistics(ChannelAffine):
 def groups_dividing(
     layer: str, channels: int, groups: int | None, channels_per_group: int | None
 ) -> int:
-    """Return the number of groups, given either it or the channels of one.
+    """Return the number of groups, given either that number or the channels of one group.
 
     Raises:
-        ValueError: It does not divide the channels.
+        ValueError: The number given does not divide the channels.
     """
     name, value = ("groups", groups) if groups else ("channels_per_group", channels_per_group)
     if not value or channels % value:
@@ -203,7 +253,7 @@ def groups_dividing(
 
 
 def check_groups(groups: Any, channels_per_group: Any) -> None:
-    """Refuse anything but exactly one of the two, a whole number of at least 1.
+    """Check that exactly one of the two is given, and that it is a whole number of at least 1.
 
     Raises:
         ValueError: Both or neither given, or a value that is no such number.

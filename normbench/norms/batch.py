@@ -1,15 +1,16 @@
-"""Batch Normalization."""
+"""Batch Normalization, and its two halves: only centering and only scaling."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 from keras import ops
 
-from normbench.kernels.affine import batch_centre, per_channel
+from normbench.kernels.affine import batch_center, per_channel
 from normbench.kernels.batch import apply_statistics, batch_standardize
-from normbench.kernels.standardize import batch_moments, count_in_batch, flatten_spatial
+from normbench.kernels.standardize import batch_moments
+from normbench.kernels.sums import count_in_batch
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["BatchCentering", "BatchNormalization", "BatchScaling"]
@@ -47,7 +48,6 @@ class BatchNormalization(BatchStatistics):
     formula = "y = γ·(x − μ)/√(σ² + ε) + β"
     state = "moving mean, moving variance: per channel"
     source = "Ioffe & Szegedy 2015, algorithms 1 and 2 (arXiv 1502.03167)"
-    takes_shards: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -61,44 +61,28 @@ class BatchNormalization(BatchStatistics):
         super().__init__(momentum, epsilon, center, scale, **kwargs)
         self.unbiased = bool(unbiased)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
-        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
-        self.moving_variance = self.channel_weight(
-            "moving_variance", channels, "ones", trainable=False
-        )
+    def create_weights(self, channels: int) -> None:
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
+        self.moving_variance = self.moving_average("moving_variance", channels, "ones")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        valid = self.valid_positions(mask, inputs)
-        return self._normalize([inputs], training, valid)[0]
-
-    def call_with_shards(self, shards: list[Any], training: bool | None = None) -> list[Any]:
-        """As a call with a batch, given as its parts."""
-        return self._normalize(shards, training)
-
-    def _normalize(self, shards: list[Any], training: bool | None, valid: Any = None) -> list[Any]:
-        parts = [flatten_spatial(ops.cast(each, self.compute_dtype)) for each in shards]
-        gamma, beta = self.affine(int(shards[0].shape[-1]))
-        if self.takes_batch(shards[0], training):
-            outputs, mean, variance, count = self.standardize(parts, gamma, beta, valid)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        gamma, beta = self.affine()
+        if self.takes_batch(x, training):
+            y, mean, variance, count = self.standardize(x, gamma, beta, valid)
             self.update(mean, variance, count)
-        else:
-            mean = ops.convert_to_tensor(self.moving_mean)
-            variance = ops.convert_to_tensor(self.moving_variance)
-            outputs = [
-                apply_statistics(x, mean, variance, gamma, beta, self.epsilon) for x in parts
-            ]
-        return [self.as_input(y, x) for y, x in zip(outputs, shards, strict=True)]
+            return y
+        mean = ops.convert_to_tensor(self.moving_mean)
+        variance = ops.convert_to_tensor(self.moving_variance)
+        return apply_statistics(x, mean, variance, gamma, beta, self.epsilon)
 
     def standardize(
-        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+        self, x: Any, gamma: Any, beta: Any, valid: Any = None
     ) -> tuple[Any, Any, Any, Any]:
-        """Return what :func:`batch_standardize` does: outputs, mean, biased variance, count."""
-        return batch_standardize(parts, gamma, beta, self.epsilon, valid=valid)
+        """Return outputs, mean, biased variance and count of a mini-batch, x of (N, S, C)."""
+        return batch_standardize(x, gamma, beta, self.epsilon, valid=valid)
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
-        """Let the state follow a mini-batch's mean and biased variance over ``count`` values."""
+        """Update the state from a mini-batch's mean and biased variance over ``count`` values."""
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
         self.update_average(self.moving_mean, mean, count=count)
@@ -106,9 +90,6 @@ class BatchNormalization(BatchStatistics):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "unbiased": self.unbiased}
-
-
-# --- the two halves of Batch Normalization: subtracting the mean, and dividing by the deviation ---
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -143,22 +124,16 @@ class BatchCentering(BatchStatistics):
     def __init__(self, momentum: float = 0.99, center: bool = True, **kwargs: Any) -> None:
         super().__init__(momentum, epsilon=0.0, center=center, scale=False, **kwargs)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        self.moving_mean = self.channel_weight(
-            "moving_mean", int(input_shape[-1] or 0), "zeros", trainable=False
-        )
+    def create_weights(self, channels: int) -> None:
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        valid = self.valid_positions(mask, inputs)
-        x = flatten_spatial(inputs)
-        gamma, beta = self.affine(int(inputs.shape[-1]))
-        if self.takes_batch(inputs, training):
-            outputs, mean = batch_centre(x, beta, valid)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        gamma, beta = self.affine()
+        if self.takes_batch(x, training):
+            y, mean = batch_center(x, beta, valid)
             self.update_average(self.moving_mean, mean, count=count_in_batch(x, valid))
-        else:
-            outputs = per_channel(x, ops.convert_to_tensor(self.moving_mean), gamma, beta)
-        return self.as_input(outputs, inputs)
+            return y
+        return per_channel(x, ops.convert_to_tensor(self.moving_mean), gamma, beta)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -206,23 +181,18 @@ class BatchScaling(BatchStatistics):
         super().__init__(momentum, epsilon, center, scale, **kwargs)
         self.unbiased = bool(unbiased)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        self.moving_variance = self.channel_weight(
-            "moving_variance", int(input_shape[-1] or 0), "ones", trainable=False
-        )
+    def create_weights(self, channels: int) -> None:
+        self.moving_variance = self.moving_average("moving_variance", channels, "ones")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        valid = self.valid_positions(mask, inputs)
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        gamma, beta = self.affine(int(inputs.shape[-1]))
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
         variance = ops.convert_to_tensor(self.moving_variance)
-        if self.takes_batch(inputs, training):
+        if self.takes_batch(x, training):
             _, variance, count = batch_moments(x, valid)
             factor = self.unbiased_factor(count) if self.unbiased else 1.0
             self.update_average(self.moving_variance, variance * factor, count=count)
-        outputs = per_channel(x, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
-        return self.as_input(outputs, inputs)
+        return per_channel(x, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "unbiased": self.unbiased}

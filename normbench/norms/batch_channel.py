@@ -7,13 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from normbench.kernels.arrays import as_tensor
 from normbench.kernels.batch import apply_statistics
-from normbench.kernels.standardize import (
-    as_tensor,
-    batch_moments,
-    flatten_spatial,
-    group_standardize,
-)
+from normbench.kernels.standardize import batch_moments, group_standardize
 from normbench.norms.base import groups_dividing
 from normbench.norms.batch import BatchNormalization
 
@@ -78,20 +74,19 @@ class BatchChannelNormalization(BatchNormalization):
         self.groups = groups
         self.micro_batch = bool(micro_batch)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        groups_dividing(self.name, int(input_shape[-1] or 0), self.groups, None)
+    def create_weights(self, channels: int) -> None:
+        super().create_weights(channels)
+        groups_dividing(self.name, channels, self.groups, None)
         shape = (self.groups,)
         self.group_gamma = self.float_weight("group_gamma", shape, "ones") if self.scale else None
         self.group_beta = self.float_weight("group_beta", shape, "zeros") if self.center else None
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        gamma, beta = self.affine(int(inputs.shape[-1]))
-        valid = self.valid_positions(mask, inputs)
-        takes_batch = self.takes_batch(inputs, training)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
+        takes_batch = self.takes_batch(x, training)
         if takes_batch and not self.micro_batch:
-            (y,), mean, variance, count = self.standardize([x], gamma, beta, valid)
+            y, mean, variance, count = self.standardize(x, gamma, beta, valid)
             self.update(mean, variance, count)
         else:
             if takes_batch:
@@ -99,7 +94,7 @@ class BatchChannelNormalization(BatchNormalization):
             mean = ops.stop_gradient(ops.convert_to_tensor(self.moving_mean))
             variance = ops.stop_gradient(ops.convert_to_tensor(self.moving_variance))
             y = apply_statistics(x, mean, variance, gamma, beta, self.epsilon)
-        return self.as_input(self._over_channels(y, valid), inputs)
+        return self._over_channels(y, valid)
 
     def _move_averages(self, x: Any, valid: Any) -> None:
         """Move the averages towards the mini-batch's mean and mean square about the old mean."""

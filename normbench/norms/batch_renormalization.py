@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from normbench.kernels.batch import apply_statistics, batch_standardize
-from normbench.kernels.standardize import batch_moments, flatten_spatial
+from normbench.kernels.standardize import batch_moments
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["BatchRenormalization"]
@@ -77,43 +77,34 @@ class BatchRenormalization(BatchStatistics):
         self.r_max, self.d_max = float(r_max), float(d_max)
         self.r_steps, self.d_steps = _span("r_steps", r_steps), _span("d_steps", d_steps)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
-        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
-        self.moving_deviation = self.channel_weight(
-            "moving_deviation", channels, "ones", trainable=False
-        )
+    def create_weights(self, channels: int) -> None:
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
+        self.moving_deviation = self.moving_average("moving_deviation", channels, "ones")
         self.steps = self.float_weight("steps", (), "zeros", trainable=False)
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = flatten_spatial(inputs)
-        gamma, beta = self.affine(int(inputs.shape[-1]))
-        valid = self.valid_positions(mask, inputs)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        gamma, beta = self.affine()
         mean = ops.convert_to_tensor(self.moving_mean)
         deviation = ops.convert_to_tensor(self.moving_deviation)
-        if self.takes_batch(inputs, training):
-            steps = ops.convert_to_tensor(self.steps)
-            batch_mean, variance, count = batch_moments(x, valid)
-            batch_mean = ops.stop_gradient(batch_mean)
-            batch_deviation = ops.sqrt(ops.stop_gradient(variance) + self.epsilon)
-            r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)
-            (outputs,), *_ = batch_standardize(
-                [x], gamma * r, beta + gamma * d, self.epsilon, valid=valid
-            )
-            momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
-            self.update_average(self.moving_mean, batch_mean, momentum, count)
-            self.update_average(self.moving_deviation, batch_deviation, momentum, count)
-            step = 1.0 if isinstance(count, float) else ops.cast(ops.max(count) > 0, "float32")
-            self.steps.assign(steps + step)
-        else:
-            outputs = apply_statistics(x, mean, ops.square(deviation), gamma, beta, 0.0)
-        return self.as_input(outputs, inputs)
+        if not self.takes_batch(x, training):
+            return apply_statistics(x, mean, ops.square(deviation), gamma, beta, 0.0)
+        steps = ops.convert_to_tensor(self.steps)
+        batch_mean, variance, count = batch_moments(x, valid)
+        batch_mean = ops.stop_gradient(batch_mean)
+        batch_deviation = ops.sqrt(ops.stop_gradient(variance) + self.epsilon)
+        r, d = self._corrections(batch_mean, batch_deviation, mean, deviation, steps)
+        y, *_ = batch_standardize(x, gamma * r, beta + gamma * d, self.epsilon, valid=valid)
+        momentum = ops.minimum(self.momentum, steps / (steps + 1.0))
+        self.update_average(self.moving_mean, batch_mean, momentum, count)
+        self.update_average(self.moving_deviation, batch_deviation, momentum, count)
+        step = 1.0 if isinstance(count, float) else ops.cast(ops.max(count) > 0, "float32")
+        self.steps.assign(steps + step)
+        return y
 
     def _corrections(
         self, batch_mean: Any, batch_deviation: Any, mean: Any, deviation: Any, steps: Any
     ) -> tuple[Any, Any]:
-        """r and d, clipped as far as the steps taken allow."""
+        """Return r and d, clipped as far as the steps taken allow."""
         started = steps > 0
         mean = ops.where(started, mean, batch_mean)
         deviation = ops.where(started, deviation, batch_deviation)
@@ -139,6 +130,6 @@ def _span(name: str, steps: Sequence[float]) -> tuple[float, float]:
 
 
 def _progress(steps: Any, span: tuple[float, float]) -> Any:
-    """How much of ``span`` is over: 0 up to its start, 1 from its end on."""
+    """Return how much of ``span`` is over: 0 up to its start, 1 from its end on."""
     start, end = span
     return ops.clip((steps - start) / max(end - start, 1.0), 0.0, 1.0)

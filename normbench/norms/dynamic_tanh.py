@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import as_tensor, first, flatten_spatial
+from normbench.kernels.arrays import as_tensor, first_gradient
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["DynamicTanh"]
@@ -47,15 +47,13 @@ class DynamicTanh(ChannelAffine):
             raise ValueError(f"alpha must be a finite number, got {alpha}")
         self.initial_alpha = float(alpha)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
+    def create_weights(self, channels: int) -> None:
         initial = keras.initializers.Constant(self.initial_alpha)
         self.alpha = self.float_weight("alpha", (), initial)
 
-    def call(self, inputs: Any) -> Any:
-        gamma, beta = self.affine(int(inputs.shape[-1]))
-        outputs = _dynamic_tanh(flatten_spatial(inputs), as_tensor(self.alpha), gamma, beta)
-        return self.as_input(outputs, inputs)
+    def normalize(self, x: Any) -> Any:
+        gamma, beta = self.affine()
+        return _dynamic_tanh(x, as_tensor(self.alpha), gamma, beta)
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "alpha": self.initial_alpha}
@@ -64,7 +62,7 @@ class DynamicTanh(ChannelAffine):
 
 
 def _dynamic_tanh(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
-    """γ·tanh(α·x) + β of x, (N, S, C), with one pass back for all four gradients."""
+    """Return γ·tanh(α·x) + β of x, (N, S, C); one pass back computes all four gradients."""
     dtype = x.dtype
 
     @ops.custom_gradient
@@ -72,7 +70,7 @@ def _dynamic_tanh(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
         squashed = ops.tanh(ops.cast(x, "float32") * alpha)
 
         def gradient(*upstream: Any) -> Any:
-            dy = ops.cast(first(upstream), "float32")
+            dy = ops.cast(first_gradient(upstream), "float32")
             inner = dy * (1.0 - ops.square(squashed)) * gamma
             d_alpha = ops.sum(inner * ops.cast(x, "float32"))
             d_gamma = ops.sum(ops.sum(dy * squashed, axis=1), axis=0)

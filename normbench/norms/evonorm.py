@@ -8,15 +8,9 @@ import keras
 from keras import ops
 
 from normbench.kernels.affine import per_channel
-from normbench.kernels.standardize import (
-    as_tensor,
-    count_in_batch,
-    count_valid,
-    flatten_spatial,
-    image_sets,
-    moments,
-    pooled,
-)
+from normbench.kernels.arrays import as_tensor, image_sets
+from normbench.kernels.standardize import moments, pooled
+from normbench.kernels.sums import count_in_batch, count_valid
 from normbench.norms.base import BatchStatistics, ChannelAffine, check_groups, groups_dividing
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
@@ -72,24 +66,20 @@ class EvoNormS0(ChannelAffine):
         self.groups = groups
         self.channels_per_group = channels_per_group
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
+    def create_weights(self, channels: int) -> None:
         self._groups_of(channels)
         self.v = self.channel_weight("v", channels, "ones")
 
     def _groups_of(self, channels: int) -> int:
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
-        sets, valid = image_sets(x, self.valid_positions(mask, inputs))
-        _, variance = moments(sets, self._groups_of(channels), valid)
+    def normalize(self, x: Any, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
+        sets, valid = image_sets(x, valid)
+        _, variance = moments(sets, self._groups_of(self.channels), valid)
         gate = ops.sigmoid(per_channel(x, None, as_tensor(self.v), ops.zeros_like(beta)))
-        y = per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
-        return self.as_input(y, inputs)
+        return per_channel(x * gate, None, gamma * ops.rsqrt(variance + self.epsilon), beta)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -139,22 +129,16 @@ class EvoNormB0(BatchStatistics):
     ) -> None:
         super().__init__(momentum, epsilon, center, scale, **kwargs)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
+    def create_weights(self, channels: int) -> None:
         self.v = self.channel_weight("v", channels, "ones")
-        self.moving_variance = self.channel_weight(
-            "moving_variance", channels, "ones", trainable=False
-        )
+        self.moving_variance = self.moving_average("moving_variance", channels, "ones")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
-        valid = self.valid_positions(mask, inputs)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
         sets, valid_sets = image_sets(x, valid)
-        mean, variance = moments(sets, channels, valid_sets)
-        if self.takes_batch(inputs, training):
+        mean, variance = moments(sets, self.channels, valid_sets)
+        if self.takes_batch(x, training):
             counts = None if valid_sets is None else count_valid(valid_sets)
             _, batch_variance = pooled(mean, variance, axis=0, counts=counts)
             count = count_in_batch(x, valid)
@@ -162,8 +146,8 @@ class EvoNormB0(BatchStatistics):
         else:
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
         deviation = ops.sqrt(batch_variance + self.epsilon)
-        own = ops.sqrt(variance + self.epsilon)
-        # max(a, b) = a + relu(b − a), whose gradients need no reduction but those of a and b.
-        above = ops.relu(per_channel(x, None, as_tensor(self.v), own - deviation))
-        divisor = per_channel(above, None, ops.ones_like(gamma), deviation)
-        return self.as_input(per_channel(x / divisor, None, gamma, beta), inputs)
+        image_deviation = ops.sqrt(variance + self.epsilon)
+        # max(a, b) = a + relu(b − a), whose gradients need no reductions but those of a and b.
+        above = per_channel(x, None, as_tensor(self.v), image_deviation - deviation)
+        divisor = per_channel(ops.relu(above), None, ops.ones_like(gamma), deviation)
+        return per_channel(x / divisor, None, gamma, beta)

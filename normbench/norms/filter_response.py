@@ -8,13 +8,9 @@ import keras
 from keras import ops
 
 from normbench.kernels.affine import per_channel
-from normbench.kernels.standardize import (
-    as_tensor,
-    at_least_one,
-    count_valid,
-    flatten_spatial,
-    group_standardize,
-)
+from normbench.kernels.arrays import as_tensor
+from normbench.kernels.standardize import group_standardize
+from normbench.kernels.sums import at_least_one, count_valid
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["FilterResponseNormalization"]
@@ -65,9 +61,7 @@ class FilterResponseNormalization(ChannelAffine):
         self.tlu = bool(tlu)
         self.learned_epsilon = bool(learned_epsilon)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
+    def create_weights(self, channels: int) -> None:
         self.tau = self.channel_weight("tau", channels, "zeros") if self.tlu else None
         self.extra_epsilon = (
             self.channel_weight("extra_epsilon", channels, keras.initializers.Constant(1e-4))
@@ -75,31 +69,29 @@ class FilterResponseNormalization(ChannelAffine):
             else None
         )
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def normalize(self, x: Any, valid: Any = None) -> Any:
         # float32 from here to the end: rounding in between would add up.
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
-        valid = self.valid_positions(mask, inputs)
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
         tau = as_tensor(self.tau) if self.tau is not None else None
         shift = beta if tau is None else beta - tau
         if self.extra_epsilon is None:
             y = group_standardize(
-                x, gamma, shift, channels, self.epsilon, subtract_mean=False, valid=valid
+                x, gamma, shift, self.channels, self.epsilon, subtract_mean=False, valid=valid
             )
         else:
             epsilon = self.epsilon + ops.abs(as_tensor(self.extra_epsilon))
             squares = ops.square(x)
-            places = ops.cast(ops.shape(x)[1], "float32")
+            positions = ops.cast(ops.shape(x)[1], "float32")
             if valid is not None:
                 squares = ops.where(valid, squares, 0.0)
-                places = at_least_one(count_valid(valid[:, None]))
-            mean_square = ops.sum(squares, axis=1) / places
+                positions = at_least_one(count_valid(valid[:, None]))
+            mean_square = ops.sum(squares, axis=1) / positions
             y = per_channel(x, None, gamma * ops.rsqrt(mean_square + epsilon), shift)
         if tau is not None:
             # max(y, τ) = relu(y − τ) + τ, whose gradients need no reduction but τ's.
-            y = per_channel(ops.relu(y), None, ops.ones((channels,), "float32"), tau)
-        return self.as_input(y, inputs)
+            y = per_channel(ops.relu(y), None, ops.ones((self.channels,), "float32"), tau)
+        return y
 
     def get_config(self) -> dict[str, Any]:
         return {

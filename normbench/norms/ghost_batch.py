@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import count_of, count_valid, standardize
+from normbench.kernels.standardize import standardize
+from normbench.kernels.sums import count_of, count_valid
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["GhostBatchNormalization"]
@@ -42,9 +43,8 @@ class GhostBatchNormalization(BatchNormalization):
             ``tf.errors.InvalidArgumentError`` instead.
     """
 
-    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of a part of the mini-batch"
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of a virtual batch"
     source = "Hoffer, Hubara & Soudry 2017, algorithm 1 (arXiv 1705.08741)"
-    takes_shards = False
 
     def __init__(
         self,
@@ -64,10 +64,9 @@ class GhostBatchNormalization(BatchNormalization):
         self.virtual_batch = virtual_batch
 
     def standardize(
-        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+        self, x: Any, gamma: Any, beta: Any, valid: Any = None
     ) -> tuple[Any, Any, Any, Any]:
-        (x,) = parts
-        images, places, channels = x.shape
+        images, positions, channels = x.shape
         size = self.virtual_batch
         refusal = f"virtual_batch={size} does not divide the mini-batch of {self.name}"
         if images is None:
@@ -80,7 +79,7 @@ class GhostBatchNormalization(BatchNormalization):
         shape = (
             -1 if images is None else images // size,
             size,
-            ops.shape(x)[1] if places is None else places,
+            ops.shape(x)[1] if positions is None else positions,
             channels,
         )
         sets = ops.reshape(x, shape)
@@ -90,26 +89,26 @@ class GhostBatchNormalization(BatchNormalization):
             valid = ops.reshape(valid, (*shape[:-1], 1))
             count = count_valid(valid)
         y, mean, variance = standardize(sets, gamma, beta, int(channels), self.epsilon, valid=valid)
-        return [ops.reshape(y, ops.shape(x))], mean, variance, count
+        return ops.reshape(y, ops.shape(x)), mean, variance, count
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
-        # The same as following each virtual batch in turn: the last weighs 1 − momentum, the one
-        # before that times momentum, and so on.
+        # The same as an update by each virtual batch in turn: the last one weighs 1 − momentum,
+        # the one before it momentum times as much, and so on.
         if isinstance(count, float) or len(count.shape) == 0:
-            parts = ops.shape(mean)[0]
-            age = ops.cast(parts - 1 - ops.arange(parts), "float32")[:, None]
+            batches = ops.shape(mean)[0]
+            age = ops.cast(batches - 1 - ops.arange(batches), "float32")[:, None]
             weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
-            kept = ops.power(self.momentum, ops.cast(parts, "float32"))
-        else:  # those of no values are passed over
+            old_weight = ops.power(self.momentum, ops.cast(batches, "float32"))
+        else:  # virtual batches without a valid position are passed over
             counted = ops.cast(count > 0, "float32")
             age = ops.sum(counted, axis=0) - ops.cumsum(counted, axis=0)
             weight = (1.0 - self.momentum) * ops.power(self.momentum, age) * counted
-            kept = ops.power(self.momentum, ops.sum(counted))
+            old_weight = ops.power(self.momentum, ops.sum(counted))
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(
-                ops.convert_to_tensor(moving) * kept
+                ops.convert_to_tensor(moving) * old_weight
                 + ops.sum(ops.stop_gradient(new) * weight, axis=0)
             )
 
@@ -121,6 +120,6 @@ def _checked(x: Any, size: int, refusal: str) -> Any:
     """Have TensorFlow refuse, when it runs, a mini-batch that ``size`` does not divide."""
     import tensorflow as tf
 
-    rest = tf.math.floormod(tf.shape(x)[0], size)
-    with tf.control_dependencies([tf.debugging.assert_equal(rest, 0, message=refusal)]):
+    remainder = tf.math.floormod(tf.shape(x)[0], size)
+    with tf.control_dependencies([tf.debugging.assert_equal(remainder, 0, message=refusal)]):
         return tf.identity(x)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_spatial, group_standardize
+from normbench.kernels.standardize import group_standardize
 from normbench.norms.base import ChannelAffine, check_groups, groups_dividing
 
 __all__ = ["GroupNormalization", "InstanceNormalization", "LayerNormalization"]
@@ -20,24 +20,17 @@ class _Grouped(ChannelAffine):
     ) -> None:
         super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        self.groups_of(int(input_shape[-1] or 0))
+    def create_weights(self, channels: int) -> None:
+        self.groups_of(channels)  # refuses groups that do not divide the channels
 
     def groups_of(self, channels: int) -> int:
         """Return the number of groups for so many channels."""
         raise NotImplementedError
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        channels = int(inputs.shape[-1])
-        outputs = group_standardize(
-            flatten_spatial(inputs),
-            *self.affine(channels),
-            self.groups_of(channels),
-            self.epsilon,
-            valid=self.valid_positions(mask, inputs),
-        )
-        return self.as_input(outputs, inputs)
+    def normalize(self, x: Any, valid: Any = None) -> Any:
+        gamma, beta = self.affine()
+        groups = self.groups_of(self.channels)
+        return group_standardize(x, gamma, beta, groups, self.epsilon, valid=valid)
 
 
 @keras.saving.register_keras_serializable("normbench")

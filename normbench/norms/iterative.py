@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from normbench.kernels.affine import batch_centre, per_channel
-from normbench.kernels.standardize import at_least_one, count_in_batch, flatten_spatial
+from normbench.kernels.affine import batch_center, per_channel
+from normbench.kernels.sums import at_least_one, count_in_batch
 from normbench.norms.base import BatchStatistics, check_groups, groups_dividing
 
 __all__ = ["IterativeNormalization"]
@@ -78,11 +78,9 @@ class IterativeNormalization(BatchStatistics):
         self.channels_per_group = channels_per_group
         self.iterations = iterations
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
+    def create_weights(self, channels: int) -> None:
         groups = self._groups_of(channels)
-        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
         shape = (groups, channels // groups, channels // groups)
         self.moving_whitening = self.float_weight(
             "moving_whitening", shape, _identities, trainable=False
@@ -91,33 +89,33 @@ class IterativeNormalization(BatchStatistics):
     def _groups_of(self, channels: int) -> int:
         return groups_dividing(self.name, channels, self.groups, self.channels_per_group)
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        groups = self._groups_of(channels)
-        gamma, beta = self.affine(channels)
-        valid = self.valid_positions(mask, inputs)
-        if self.takes_batch(inputs, training):
-            centred, mean = batch_centre(x, ops.zeros_like(beta), valid)
-            vectors = _by_group(centred, groups)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        groups = self._groups_of(self.channels)
+        gamma, beta = self.affine()
+        if self.takes_batch(x, training):
+            centered, mean = batch_center(x, ops.zeros_like(beta), valid)
+            vectors = _by_group(centered, groups)
+            counted = vectors
+            if valid is not None:
+                counted = _by_group(ops.where(valid, centered, 0.0), groups)
             count = count_in_batch(x, valid)
-            if valid is None:
-                whitening = self._whitening(vectors, count)
-            else:
-                whitening = self._whitening(
-                    _by_group(ops.where(valid, centred, 0.0), groups), count
-                )
+            whitening = self._whitening(counted, count)
             self.update_average(self.moving_mean, mean, count=count)
             self.update_average(self.moving_whitening, whitening, count=count)
         else:
             vectors = _by_group(x - ops.convert_to_tensor(self.moving_mean), groups)
             whitening = ops.convert_to_tensor(self.moving_whitening)
         whitened = ops.transpose(ops.matmul(vectors, whitening), (1, 0, 2))
-        outputs = per_channel(ops.reshape(whitened, ops.shape(x)), None, gamma, beta)
-        return self.as_input(outputs, inputs)
+        return per_channel(ops.reshape(whitened, ops.shape(x)), None, gamma, beta)
 
     def _whitening(self, vectors: Any, count: Any) -> Any:
-        """Σ^(−1/2) of ``count`` centred vectors in (G, M, D), others 0: (G, D, D), symmetric."""
+        """Return Σ^(−1/2), (G, D, D), symmetric.
+
+        Args:
+            vectors: Centered, (G, M, D); those that do not count are 0.
+            count: How many of the M vectors count.
+        """
         size = int(vectors.shape[-1])
         identity = ops.convert_to_tensor(np.eye(size, dtype=np.float32))
         products = ops.matmul(ops.transpose(vectors, (0, 2, 1)), vectors)
@@ -148,6 +146,6 @@ def _by_group(x: Any, groups: int) -> Any:
 
 
 def _identities(shape: Any, dtype: Any = None) -> Any:
-    """An initializer: an identity matrix for each group."""
+    """Return an identity matrix for each group; an initializer."""
     values = np.broadcast_to(np.eye(shape[-1], dtype=np.float32), tuple(shape))
     return ops.convert_to_tensor(values, dtype=dtype)

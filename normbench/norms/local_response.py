@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import first
+from normbench.kernels.arrays import first_gradient
 
 __all__ = ["LocalResponseNormalization"]
 
@@ -89,7 +89,7 @@ def _local_response(x: Any, k: float, alpha: float, beta: float, radius: int) ->
         factor = ops.power(base, -beta)
 
         def gradient(*upstream: Any) -> Any:
-            dy = ops.cast(first(upstream), "float32")
+            dy = ops.cast(first_gradient(upstream), "float32")
             values = ops.cast(x, "float32")
             # A channel is in its neighbours' sums just where they are in its own.
             pulled = _neighbours(dy * values * factor / base, radius)

@@ -11,7 +11,7 @@ import keras
 from normbench.components import configured
 from normbench.config import PLACES
 from normbench.errors import UserError, nearest
-from normbench.kernels.conv import Conv2D, DepthwiseConv2D
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D
 from normbench.norms.weights import (
     ParametrizedConv2D,
     ParametrizedDense,

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_spatial, position_standardize
+from normbench.kernels.standardize import position_standardize
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["PositionalNormalization"]
@@ -40,8 +40,6 @@ class PositionalNormalization(ChannelAffine):
     ) -> None:
         super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
 
-    def call(self, inputs: Any) -> Any:
-        outputs = position_standardize(
-            flatten_spatial(inputs), *self.affine(int(inputs.shape[-1])), self.epsilon
-        )
-        return self.as_input(outputs, inputs)
+    def normalize(self, x: Any) -> Any:
+        gamma, beta = self.affine()
+        return position_standardize(x, gamma, beta, self.epsilon)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import at_least_one
+from normbench.kernels.sums import at_least_one
 from normbench.norms.batch import BatchNormalization
 
 __all__ = ["PreciseBatchNormalization", "recomputed_layers"]
@@ -65,8 +65,8 @@ class PreciseBatchNormalization(BatchNormalization):
     source = "Wu & Johnson 2021, section 3 (arXiv 2105.07576)"
     recompute = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
+    def create_weights(self, channels: int) -> None:
+        super().create_weights(channels)
         self.collected = self.float_weight(
             "collected", (), keras.initializers.Constant(_IDLE), trainable=False
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from normbench.kernels.standardize import flatten_spatial, group_standardize, position_standardize
+from normbench.kernels.standardize import group_standardize, position_standardize
 from normbench.norms.base import ChannelAffine
 
 __all__ = ["RMSNormalization"]
@@ -48,17 +48,11 @@ class RMSNormalization(ChannelAffine):
         super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
         self.per_position = bool(per_position)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        x = flatten_spatial(inputs)
-        gamma, beta = self.affine(int(inputs.shape[-1]))
+    def normalize(self, x: Any, valid: Any = None) -> Any:
+        gamma, beta = self.affine()
         if self.per_position:
-            outputs = position_standardize(x, gamma, beta, self.epsilon, subtract_mean=False)
-        else:
-            valid = self.valid_positions(mask, inputs)
-            outputs = group_standardize(
-                x, gamma, beta, 1, self.epsilon, subtract_mean=False, valid=valid
-            )
-        return self.as_input(outputs, inputs)
+            return position_standardize(x, gamma, beta, self.epsilon, subtract_mean=False)
+        return group_standardize(x, gamma, beta, 1, self.epsilon, subtract_mean=False, valid=valid)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "per_position": self.per_position}

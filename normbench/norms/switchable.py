@@ -8,15 +8,9 @@ import keras
 from keras import ops
 
 from normbench.kernels.affine import per_channel
-from normbench.kernels.standardize import (
-    as_tensor,
-    count_in_batch,
-    count_valid,
-    flatten_spatial,
-    image_sets,
-    moments,
-    pooled,
-)
+from normbench.kernels.arrays import as_tensor, image_sets
+from normbench.kernels.standardize import moments, pooled
+from normbench.kernels.sums import count_in_batch, count_valid
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["SwitchableNormalization"]
@@ -64,25 +58,19 @@ class SwitchableNormalization(BatchStatistics):
     ) -> None:
         super().__init__(momentum, epsilon, center, scale, **kwargs)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
+    def create_weights(self, channels: int) -> None:
         self.mean_logits = self.float_weight("mean_logits", (3,), "ones")
         self.variance_logits = self.float_weight("variance_logits", (3,), "ones")
-        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
-        self.moving_variance = self.channel_weight(
-            "moving_variance", channels, "ones", trainable=False
-        )
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
+        self.moving_variance = self.moving_average("moving_variance", channels, "ones")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(flatten_spatial(inputs), "float32")
-        channels = int(inputs.shape[-1])
-        gamma, beta = self.affine(channels)
-        valid = self.valid_positions(mask, inputs)
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
         sets, valid_sets = image_sets(x, valid)
-        mean, variance = moments(sets, channels, valid_sets)
+        mean, variance = moments(sets, self.channels, valid_sets)
         layer_mean, layer_variance = pooled(mean, variance, axis=1)
-        if self.takes_batch(inputs, training):
+        if self.takes_batch(x, training):
             counts = None if valid_sets is None else count_valid(valid_sets)
             batch_mean, batch_variance = pooled(mean, variance, axis=0, counts=counts)
             count = count_in_batch(x, valid)
@@ -97,4 +85,4 @@ class SwitchableNormalization(BatchStatistics):
         w = ops.softmax(as_tensor(self.variance_logits))
         mixed = w[0] * variance + w[1] * layer_variance + w[2] * batch_variance
         scale = gamma * ops.rsqrt(mixed + self.epsilon)
-        return self.as_input(per_channel(x, mixed_mean, scale, beta), inputs)
+        return per_channel(x, mixed_mean, scale, beta)

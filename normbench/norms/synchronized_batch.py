@@ -54,7 +54,6 @@ class SynchronizedBatchNormalization(BatchNormalization):
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² over all replicas"
     source = "Peng et al. 2018, section 3.3 (arXiv 1711.07240)"
-    takes_shards = False
 
     def __init__(
         self,
@@ -70,13 +69,13 @@ class SynchronizedBatchNormalization(BatchNormalization):
         self.axis_name = axis_name
 
     def standardize(
-        self, parts: list[Any], gamma: Any, beta: Any, valid: Any = None
+        self, x: Any, gamma: Any, beta: Any, valid: Any = None
     ) -> tuple[Any, Any, Any, Any]:
         across = self._sum_over_replicas()
-        return batch_standardize(parts, gamma, beta, self.epsilon, across=across, valid=valid)
+        return batch_standardize(x, gamma, beta, self.epsilon, across=across, valid=valid)
 
     def _sum_over_replicas(self) -> Callable[[Any], Any] | None:
-        """What sums a tensor over the replicas; None where there is one."""
+        """Return what sums a tensor over the replicas; None where there is one replica."""
         if keras.backend.backend() == "jax":
             import jax
 

@@ -10,9 +10,9 @@ from keras import ops
 
 from normbench.components import parameters_of
 from normbench.initializers import Normal
-from normbench.kernels.conv import Convolution, depthwise, over_shards
+from normbench.kernels.arrays import as_tensor
 from normbench.kernels.filters import as_matrix, filters_of, lengths, scaled_to, standardized
-from normbench.kernels.standardize import as_tensor
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D, KernelLayer
 
 
 class WeightParametrization:
@@ -90,7 +90,6 @@ class _Parametrized(keras.layers.Layer):
     A subclass that sets ``parametrized_by`` takes that class's options among its own.
     """
 
-    takes_shards: ClassVar[bool] = True
     parametrized_by: ClassVar[type[WeightParametrization] | None] = None
     _depthwise: ClassVar[bool]
     parametrization: WeightParametrization
@@ -126,13 +125,8 @@ class _Parametrized(keras.layers.Layer):
             )
         return super().add_weight(*args, **kwargs)
 
-    def call(self: Any, inputs: Any, training: bool = False) -> Any:
-        return self.call_with_shards([inputs], training)[0]
-
-    def call_with_shards(self: Any, shards: list[Any], training: bool = False) -> list[Any]:
-        """As a call with each part of a batch, but the kernel is mapped once."""
-        kernel = self.parametrization(as_tensor(self.kernel), training=training)
-        return over_shards(self, shards, kernel, self._convolve)
+    def effective_kernel(self: Any, training: bool) -> Any:
+        return self.parametrization(as_tensor(self.kernel), training=training)
 
     def save_own_variables(self, store: Any) -> None:
         # Keras's layers store kernel and bias and nothing else.
@@ -150,7 +144,7 @@ class _Parametrized(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("normbench")
-class ParametrizedConv2D(_Parametrized, Convolution, keras.layers.Conv2D):
+class ParametrizedConv2D(_Parametrized, Conv2D):
     """Keras's Conv2D under a :class:`WeightParametrization`.
 
     Args:
@@ -173,12 +167,9 @@ class ParametrizedConv2D(_Parametrized, Convolution, keras.layers.Conv2D):
         super().__init__(filters, kernel_size, **kwargs)
         self.parametrization = chosen
 
-    def _convolve(self, inputs: Any, kernel: Any) -> Any:
-        return self.convolution_op(inputs, kernel)
-
 
 @keras.saving.register_keras_serializable("normbench")
-class ParametrizedDepthwiseConv2D(_Parametrized, keras.layers.DepthwiseConv2D):
+class ParametrizedDepthwiseConv2D(_Parametrized, DepthwiseConv2D):
     """Keras's DepthwiseConv2D under a :class:`WeightParametrization`; each filter on its own.
 
     Args:
@@ -198,12 +189,9 @@ class ParametrizedDepthwiseConv2D(_Parametrized, keras.layers.DepthwiseConv2D):
         super().__init__(kernel_size, **kwargs)
         self.parametrization = chosen
 
-    def _convolve(self, inputs: Any, kernel: Any) -> Any:
-        return depthwise(self, inputs, kernel)
-
 
 @keras.saving.register_keras_serializable("normbench")
-class ParametrizedDense(_Parametrized, keras.layers.Dense):
+class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
     """Keras's Dense under a :class:`WeightParametrization`; a filter is what makes one unit.
 
     Args:
@@ -223,7 +211,7 @@ class ParametrizedDense(_Parametrized, keras.layers.Dense):
         super().__init__(units, **kwargs)
         self.parametrization = chosen
 
-    def _convolve(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)
 
 

@@ -13,7 +13,8 @@ from keras import ops
 
 from normbench.engine.loop import variable_names
 from normbench.errors import UserError
-from normbench.kernels.standardize import flatten_spatial, moments
+from normbench.kernels.arrays import flatten_spatial
+from normbench.kernels.standardize import moments
 from normbench.probes.minibatches import equal_parts, spread
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from normbench.engine.shards import forward
 from normbench.kernels import compile as _compiled
-from normbench.kernels.conv import Conv2D, DepthwiseConv2D
 from normbench.kernels.relu import is_rectifier, rectified
 from normbench.norms.batch import BatchNormalization
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 

@@ -13,7 +13,7 @@ from keras import ops
 from normbench import norms
 from normbench.kernels import winograd
 from normbench.kernels.compile import on_cpu
-from normbench.kernels.conv import Conv2D
+from normbench.norms.convolution import Conv2D
 from tests.norms.conftest import FLOAT32_ROUNDINGS
 
 tensorflow_alone = pytest.mark.skipif(
@@ -169,6 +169,12 @@ def test_second_derivatives_are_those_of_keras_s() -> None:
 LARGE = (8, 16, 16, 128)
 
 
+def pays(layer: Any, x: Any) -> bool:
+    """Return whether a built layer's convolution of ``x`` is Winograd's."""
+    x = ops.zeros(x.shape, layer.compute_dtype) if None not in x.shape else x
+    return winograd.pays(x, tuple(layer.kernel.shape), **layer.conv_options())
+
+
 def layer_for(shape: tuple[int, ...], kind: Any = Conv2D, **options: Any) -> Any:
     """A built layer, whose kernel is in proportion."""
     options = {"filters": 128, "kernel_size": 3, "padding": "same", **options}
@@ -179,14 +185,14 @@ def layer_for(shape: tuple[int, ...], kind: Any = Conv2D, **options: Any) -> Any
 
 def test_some_of_64_channels_do() -> None:
     shape = (8, 16, 16, 64)
-    assert winograd.pays(layer_for(shape, filters=64), ops.zeros(shape)) == on_cpu()
+    assert pays(layer_for(shape, filters=64), ops.zeros(shape)) == on_cpu()
 
 
 @pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D, norms.WNConv2D])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str) -> None:
     layer = layer_for(LARGE, kind, padding=padding)
-    assert winograd.pays(layer, ops.zeros(LARGE)) == on_cpu()
+    assert pays(layer, ops.zeros(LARGE)) == on_cpu()
 
 
 @pytest.mark.parametrize(
@@ -213,13 +219,15 @@ def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str)
 def test_other_layers_do_not(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     built = tuple(3 if options.get("padding") == "valid" else size for size in shape[1:-1])
     layer = layer_for((shape[0], *built, shape[-1]), **options)
-    assert not winograd.pays(layer, ops.zeros(shape))
+    assert not pays(layer, ops.zeros(shape))
 
 
-def test_nor_does_one_whose_batch_is_not_known_nor_a_depthwise_one() -> None:
-    assert not winograd.pays(layer_for(LARGE), keras.KerasTensor((None, *LARGE[1:])))
-    depthwise = norms.WSDepthwiseConv2D(3, padding="same")
-    assert not winograd.pays(depthwise, ops.zeros(LARGE))
+def test_nor_does_one_whose_batch_is_not_known_nor_a_depthwise_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not pays(layer_for(LARGE), keras.KerasTensor((None, *LARGE[1:])))
+    monkeypatch.setattr(winograd, "transformed", lambda kernel: pytest.fail("is taken"))
+    norms.WSDepthwiseConv2D(3, padding="same")(ops.zeros(LARGE))
 
 
 @tensorflow_alone
@@ -231,7 +239,7 @@ def test_what_xla_compiles_whole_is_left_to_it() -> None:
 
     @tf.function(jit_compile=True)
     def function(x: Any) -> Any:
-        taken.append(winograd.pays(layer, x))
+        taken.append(pays(layer, x))
         return x
 
     function(tf.zeros(LARGE))
@@ -254,6 +262,8 @@ def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
         other.assign(value)
     x = tf.constant(random.normal(size=shape), tf.float32)
 
+    from normbench.engine.shards import shard_function
+
     def of(layer: Any, call: Callable[[Any], Any]) -> list[Any]:
         weights = [weight.value for weight in layer.trainable_weights]
         with tf.GradientTape() as tape:
@@ -263,8 +273,8 @@ def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
         return [y, *tape.gradient(loss, [x, *weights])]
 
     wanted = of(theirs, theirs)
-    in_shards = lambda x: tf.concat(own.call_with_shards(tf.split(x, [8, 9])), 0)  # noqa: E731
-    assert winograd.pays(own, x)
+    in_shards = lambda x: tf.concat(shard_function(own)(own, tf.split(x, [8, 9]), False), 0)  # noqa: E731
+    assert pays(own, x)
     for values in (of(own, own), of(own, in_shards)):
         for value, other in zip(values, wanted, strict=True):
             # A ReLU's corner is met by few, and by a rounding there.
@@ -274,11 +284,13 @@ def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
 @tensorflow_alone
 @pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D])
 def test_shards_share_the_kernel_s_transform(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from normbench.engine.shards import shard_function
+
     counted = []
     original = winograd.transformed
     monkeypatch.setattr(
         winograd, "transformed", lambda kernel: counted.append(1) or original(kernel)
     )
     layer = layer_for(LARGE, kind)
-    assert len(layer.call_with_shards([ops.ones(LARGE), ops.ones(LARGE)])) == 2
+    assert len(shard_function(layer)(layer, [ops.ones(LARGE), ops.ones(LARGE)], False)) == 2
     assert len(counted) == 1

@@ -12,7 +12,7 @@ from keras import ops
 
 from normbench import norms
 from normbench.kernels.compile import on_cpu
-from normbench.kernels.conv import Conv2D, Convolution, DepthwiseConv2D
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D
 from normbench.norms.norm import Norm
 from tests.norms.conftest import EPSILON, FLOAT32_ROUNDINGS
 
@@ -250,7 +250,7 @@ def test_networks_have_it() -> None:
     assert type(norm.conv(4, 1, place="mid", name="a")) is Conv2D
     assert type(norm.conv(4, 3, place="mid", name="b")) is Conv2D
     assert type(norm.depthwise_conv(3, place="mid", name="c")) is DepthwiseConv2D
-    assert issubclass(norms.WSConv2D, Convolution)
+    assert issubclass(norms.WSConv2D, Conv2D)
 
 
 def test_is_saved_with_a_network(tmp_path: Any) -> None:
@@ -270,15 +270,17 @@ def test_shards_share_a_kernel_and_add_up_its_gradients_in_float32(
 ) -> None:
     import tensorflow as tf
 
+    from normbench.engine.shards import shard_function
+
     shape = (6, 4, 4, 16)
     layer = made(Conv2D, shape, filters, dtype=f"mixed_{dtype}")
-    parts = [tf.cast(tf.random.stateless_normal((n, *shape[1:]), (0, n)), dtype) for n in (2, 4)]
+    xs = [tf.cast(tf.random.stateless_normal((n, *shape[1:]), (0, n)), dtype) for n in (2, 4)]
 
     def shards() -> list[Any]:
-        return layer.call_with_shards(parts)
+        return shard_function(layer)(layer, xs, False)
 
     def alone() -> list[Any]:
-        return [layer(part) for part in parts]
+        return [layer(x) for x in xs]
 
     found = []
     for way in (shards, alone):

@@ -11,7 +11,7 @@ import pytest
 from normbench import norms
 from normbench.archs import resnet_small
 from normbench.config import compose
-from normbench.kernels.conv import Conv2D, DepthwiseConv2D
+from normbench.norms.convolution import Conv2D, DepthwiseConv2D
 from normbench.norms.norm import make_norm
 from tests.norms.test_every_layer import BACKEND, NAMES, make
 

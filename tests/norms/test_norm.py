@@ -12,7 +12,6 @@ from normbench.archs import resnet_small
 from normbench.components import options_of, parameters_of, target
 from normbench.config import compose, group_options
 from normbench.errors import UserError
-from normbench.kernels.conv import Conv2D
 from normbench.network import build_model
 from normbench.norms import (
     BatchNormalization,
@@ -20,6 +19,7 @@ from normbench.norms import (
     LayerNormalization,
     WeightStandardization,
 )
+from normbench.norms.convolution import Conv2D
 from normbench.norms.norm import Norm, make_norm
 from normbench.norms.weights import ParametrizedConv2D, ParametrizedDepthwiseConv2D
 

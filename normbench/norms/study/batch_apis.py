@@ -7,12 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.kernels.standardize import (
-    as_tensor,
-    batch_moments,
-    count_in_batch,
-    flatten_spatial,
-)
+from normbench.kernels.arrays import as_tensor
+from normbench.kernels.standardize import batch_moments
+from normbench.kernels.sums import count_in_batch
 from normbench.norms.base import BatchStatistics
 
 __all__ = ["KerasBatchNormalization", "MomentsBatchNormalization"]
@@ -96,33 +93,29 @@ class MomentsBatchNormalization(BatchStatistics):
     ) -> None:
         super().__init__(momentum, epsilon, center, scale, **kwargs)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
-        channels = int(input_shape[-1] or 0)
-        self.moving_mean = self.channel_weight("moving_mean", channels, "zeros", trainable=False)
-        self.moving_variance = self.channel_weight(
-            "moving_variance", channels, "ones", trainable=False
-        )
+    def create_weights(self, channels: int) -> None:
+        self.moving_mean = self.moving_average("moving_mean", channels, "zeros")
+        self.moving_variance = self.moving_average("moving_variance", channels, "ones")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        x = ops.cast(inputs, "float32")
-        gamma, beta = self.affine(int(inputs.shape[-1]))
-        valid = self.valid_positions(mask, inputs)
-        if self.takes_batch(inputs, training):
+    def normalize(self, x: Any, training: bool | None = None, valid: Any = None) -> Any:
+        x = ops.cast(x, "float32")
+        gamma, beta = self.affine()
+        if self.takes_batch(x, training):
             if valid is None:
-                mean, variance = _moments(x, list(range(len(x.shape) - 1)))
-                count = count_in_batch(flatten_spatial(inputs))
+                mean, variance = _moments(x, [0, 1])
+                count = count_in_batch(x)
                 if not isinstance(count, float):  # which may turn out to be 0: no 0/0
-                    mean, variance = (ops.where(count > 0, e, 0.0) for e in (mean, variance))
+                    mean, variance = (
+                        ops.where(count > 0, value, 0.0) for value in (mean, variance)
+                    )
             else:
-                mean, variance, count = batch_moments(flatten_spatial(x), valid)
+                mean, variance, count = batch_moments(x, valid)
             self.update_average(self.moving_mean, mean, count=count)
             self.update_average(self.moving_variance, variance, count=count)
         else:
             mean = ops.convert_to_tensor(self.moving_mean)
             variance = ops.convert_to_tensor(self.moving_variance)
-        outputs = _normalized(x, mean, variance, beta, gamma, self.epsilon)
-        return ops.cast(outputs, self.compute_dtype)
+        return _normalized(x, mean, variance, beta, gamma, self.epsilon)
 
 
 def _moments(x: Any, axes: list[int]) -> tuple[Any, Any]:

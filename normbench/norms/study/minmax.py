@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from normbench.errors import nearest
-from normbench.kernels.standardize import first, flatten_spatial
+from normbench.kernels.arrays import first_gradient
 from normbench.norms.base import ChannelAffine
 
 __all__ = [
@@ -49,14 +49,13 @@ class _MinMax(ChannelAffine):
     def per_example(self) -> bool:
         return "batch" not in self.over
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def normalize(self, x: Any, valid: Any = None) -> Any:
         axes = [_AXES[name] for name in self.over]
-        valid = self.valid_positions(mask, inputs)
-        outputs = _min_max(flatten_spatial(inputs), axes, self.epsilon, self.by_range, valid)
+        y = _min_max(x, axes, self.epsilon, self.by_range, valid)
         if self.scale or self.center:
-            gamma, beta = self.affine(int(inputs.shape[-1]))
-            outputs = outputs * gamma + beta
-        return self.as_input(outputs, inputs)
+            gamma, beta = self.affine()
+            y = y * gamma + beta
+        return y
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -246,7 +245,7 @@ class FlatteningMinMaxNormalization(_MinMax):
             )
         super().build(input_shape)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         self.refuse_mask(mask)
         return super().call(ops.reshape(inputs, (-1, int(inputs.shape[-1]))))
 
@@ -306,7 +305,7 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid:
         inverse = 1.0 / ops.where(is_free, wanted, floor)
 
         def gradient(*upstream: Any) -> Any:
-            dy = first(upstream)
+            dy = first_gradient(upstream)
             values = ops.cast(x, "float32")
             centred = values - least
             d_divisor = _over(ops.sum, dy * centred, axes) * -ops.square(inverse)

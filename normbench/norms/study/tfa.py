@@ -59,7 +59,7 @@ class _Wrapped(ChannelAffine):
         self.addons_layer.build(tuple(input_shape))
         self.built = True
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         self.refuse_mask(mask)
         outputs = self.addons_layer.call(ops.cast(inputs, "float32"))
         return ops.cast(outputs, self.compute_dtype)

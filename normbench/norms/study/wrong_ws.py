@@ -13,8 +13,8 @@ import keras
 from keras import ops
 
 from normbench.errors import nearest
+from normbench.kernels.arrays import as_tensor, first_gradient
 from normbench.kernels.filters import as_matrix, scaled_to
-from normbench.kernels.standardize import as_tensor, first
 from normbench.norms.weights import (
     ParametrizedConv2D,
     ParametrizedDepthwiseConv2D,
@@ -165,7 +165,9 @@ class WSAssign(WeightParametrization):
     def __call__(self, kernel: Any, training: bool = False) -> Any:
         @ops.custom_gradient
         def assigned(kernel: Any):
-            return self.standardize(kernel, self.depthwise), lambda *upstream: first(upstream)
+            return self.standardize(kernel, self.depthwise), lambda *upstream: first_gradient(
+                upstream
+            )
 
         return assigned(kernel)
 
