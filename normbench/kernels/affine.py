@@ -1,7 +1,7 @@
-"""Scaling, shifting and centring of channels with hand-written gradients.
+"""Scaling, shifting and centering channels with hand-written gradients.
 
-A gradient that the backend derives itself sums over images and places in one reduction, which
-TensorFlow runs on a single core of a CPU; here it is summed over places first.
+A gradient that the backend derives itself sums over images and spatial positions in one reduction,
+which TensorFlow runs on a single core of a CPU. Here the sum over positions comes first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from keras import ops
 
 from normbench.kernels.arrays import first_gradient
-from normbench.kernels.standardize import centred_valid, pivot_of
+from normbench.kernels.standardize import center_valid, pivot_of
 from normbench.kernels.sums import at_least_one, count_of, spatial_sum
 
 Tensor = Any
@@ -34,33 +34,33 @@ def per_channel(x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor) ->
 
     @ops.custom_gradient
     def function(x: Tensor, *parameters: Tensor) -> Any:
-        def centred_x() -> Tensor:
+        def centered_x() -> Tensor:
             values = ops.cast(x, "float32")
             return values if mean is None else values - _wide(parameters[0])
 
         scale, shift = _wide(parameters[-2]), _wide(parameters[-1])
-        y = ops.cast(centred_x() * scale + shift, dtype)
+        y = ops.cast(centered_x() * scale + shift, dtype)
 
         def gradient(*upstream: Tensor):
             dy = ops.cast(first_gradient(upstream), "float32")
             dx = dy * scale
             sum_dy = ops.sum(dy, axis=1)
-            sums = [ops.sum(dy * centred_x(), axis=1), sum_dy]
+            sums = [ops.sum(dy * centered_x(), axis=1), sum_dy]
             if mean is not None:
                 sums.insert(0, -sum_dy * scale[:, 0])
             return (
                 ops.cast(dx, dtype),
-                *(_like(value, shape) for value, shape in zip(sums, shapes, strict=True)),
+                *(_sum_like(value, shape) for value, shape in zip(sums, shapes, strict=True)),
             )
 
         return y, gradient
 
-    given = (scale, shift) if mean is None else (mean, scale, shift)
-    return function(x, *given)
+    parameters = (scale, shift) if mean is None else (mean, scale, shift)
+    return function(x, *parameters)
 
 
 def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Subtract each channel's mean over images and places, then add β.
+    """Subtract each channel's mean over images and positions, then add β.
 
     Args:
         x: Any float dtype, (N, S, C); computed in float32.
@@ -73,8 +73,8 @@ def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
     dtype = x.dtype
     if valid is not None:
         values = ops.cast(x, "float32")[None]
-        centred, mean, _ = centred_valid(values, valid[None], int(x.shape[-1]))
-        return ops.cast(centred[0] + beta, dtype), ops.stop_gradient(mean[0])
+        centered, mean, _ = center_valid(values, valid[None], int(x.shape[-1]))
+        return ops.cast(centered[0] + beta, dtype), ops.stop_gradient(mean[0])
     count = count_of(x[None], int(x.shape[-1]))
 
     def mean_of(values: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
 
 
 def _wide(value: Tensor) -> Tensor:
-    """Let (C,), (1, C) or (N, C) be broadcast over (N, S, C)."""
+    """Make (C,), (1, C) or (N, C) broadcast over (N, S, C)."""
     return value[None, None] if len(value.shape) == 1 else value[:, None]
 
 
-def _like(sums: Tensor, shape: Any) -> Tensor:
-    """Sum (N, C) over images where the parameter of ``shape`` is the same for all of them."""
+def _sum_like(sums: Tensor, shape: Any) -> Tensor:
+    """Sum (N, C) over images if all images share the parameter, as its ``shape`` tells."""
     if len(shape) == 1:
         return ops.sum(sums, axis=0)
     return ops.sum(sums, axis=0, keepdims=True) if shape[0] == 1 else sums

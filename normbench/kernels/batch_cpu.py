@@ -275,9 +275,9 @@ def normalized(x: Tensor, shift: Tensor, mean: Tensor, scale: Tensor, beta: Tens
 
 def gradient_sums(x: Tensor, dy: Tensor, shift: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Return partial sums of dy and of dy·(x − shift − mean): float32 (stretches, C)."""
-    centred = (ops.cast(x, "float32") - shift) - mean
+    centered = (ops.cast(x, "float32") - shift) - mean
     dy = ops.cast(dy, "float32")
-    return _sums(dy), _sums(dy * centred)
+    return _sums(dy), _sums(dy * centered)
 
 
 def input_gradient(
@@ -290,8 +290,8 @@ def input_gradient(
     slope: Tensor,
 ) -> Tensor:
     """Return (dy − mean_dy − (x − shift − mean)·slope)·scale, in x's dtype."""
-    centred = (ops.cast(x, "float32") - shift) - mean
-    gradient = (ops.cast(dy, "float32") - mean_dy) - centred * slope
+    centered = (ops.cast(x, "float32") - shift) - mean
+    gradient = (ops.cast(dy, "float32") - mean_dy) - centered * slope
     return ops.cast(gradient * scale, x.dtype)
 
 

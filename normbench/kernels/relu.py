@@ -1,8 +1,9 @@
-"""ReLU of half precision on a CPU with TensorFlow, by the bits of its numbers.
+"""ReLU of half precision on a CPU with TensorFlow, by the bits of its numbers: :func:`rectified`.
 
-TensorFlow converts each number to float32 and back, for the gradient two; read as integers, numbers
-above 0 are in order, and XLA compiles choosing among them to a pass at the speed of memory. Results
-are TensorFlow's, but that it takes subnormal numbers for 0.
+TensorFlow converts each number to float32 and back, and two for the gradient. But the bits of
+positive numbers, read as integers, are in the order of the numbers. So ReLU is a choice among
+integers, which XLA compiles to one pass at the speed of memory. The results are those of
+TensorFlow, except that TensorFlow takes subnormal numbers for 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SIX = 6.0
 
 
 def is_rectifier(layer: Any) -> bool:
-    """Whether a layer is Keras's ReLU, or ReLU6, and no other of that class."""
+    """Return whether a layer is Keras's ReLU or ReLU6, without any other option."""
     if type(layer) is not layers.ReLU or layer.negative_slope or layer.threshold:
         return False
     return layer.max_value in (None, _SIX)
@@ -30,14 +31,15 @@ def is_rectifier(layer: Any) -> bool:
 def rectified(
     layer: Any, x: Tensor, addends: Sequence[Tensor] | None = None, uses: int = 1
 ) -> list[Tensor]:
-    """Return what a rectifier gives for x, of any shape and dtype, once for each use of it.
+    """Return the output of a rectifier, once for each use of it.
 
     Args:
-        layer: The rectifier.
-        x: Its input.
-        addends: What x is the sum of, of one shape, if x is used nowhere else: one pass adds and
-            rectifies then.
-        uses: How many there are. Their gradients are added up in the pass through the rectifier.
+        layer: The rectifier, ReLU or ReLU6.
+        x: Its input, of any shape and dtype.
+        addends: The tensors of one shape that x is the sum of, if x is used nowhere else; one pass
+            then adds and rectifies.
+        uses: How often the output is used. The gradients of all uses are added up in the
+            rectifier's own pass.
     """
     half = layer.compute_dtype in ("bfloat16", "float16")
     if not half or tf.executing_eagerly() or not is_large(x) or not on_cpu():
@@ -58,28 +60,30 @@ def rectified(
 
         return [y] * uses, gradient
 
-    given = [x] if addends is None or folds else addends
-    return function(*(tf.cast(each, layer.compute_dtype) for each in given))
+    summands = [x] if addends is None or folds else addends
+    return function(*(tf.cast(summand, layer.compute_dtype) for summand in summands))
 
 
 def _folds(x: Tensor) -> bool:
-    """Whether TensorFlow takes the ReLU of x in one with the convolution that gives it."""
-    given = x.op.inputs if x.op.type == "AddV2" else [x]
-    biased = [each.op for each in given if each.op.type == "BiasAdd"]
-    return any("Conv" in each.inputs[0].op.type for each in biased)
+    """Return whether TensorFlow fuses the ReLU of x with the convolution whose output x is."""
+    summands = x.op.inputs if x.op.type == "AddV2" else [x]
+    biased = [tensor.op for tensor in summands if tensor.op.type == "BiasAdd"]
+    return any("Conv" in operation.inputs[0].op.type for operation in biased)
 
 
 def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:
-    """Return max(sum, 0), or what of it is at most a ceiling; what is no number stays."""
+    """Return the sum of the addends, clipped to 0..ceiling; NaN stays NaN."""
     x = _sum(addends)
     bits = _bits(x)
     lowest, highest = _bits_of(float("-inf"), x.dtype), _bits_of(float("inf"), x.dtype)
-    # Of negative numbers the integers fall towards 0, beyond -infinity are those of no number.
-    kept = tf.where(bits <= lowest, tf.zeros_like(bits), bits)
+    # The integers of negative numbers are negative: from that of -0.0, the lowest, up to that of
+    # -infinity. Beyond it are the NaNs.
+    clipped = tf.where(bits <= lowest, tf.zeros_like(bits), bits)
     if ceiling is not None:
         top = _bits_of(ceiling, x.dtype)
-        kept = tf.where((kept > top) & (kept <= highest), tf.fill(kept.shape, top), kept)
-    return tf.bitcast(kept, x.dtype)
+        above = (clipped > top) & (clipped <= highest)
+        clipped = tf.where(above, tf.fill(clipped.shape, top), clipped)
+    return tf.bitcast(clipped, x.dtype)
 
 
 def _passed(y: Tensor, *upstream: Tensor, ceiling: float | None) -> Tensor:
@@ -98,18 +102,18 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0]
     dtype = tensors[0].dtype
     if dtype != tf.bfloat16:
-        return tf.cast(sum(tf.cast(each, tf.float32) for each in tensors), dtype)
-    return _to_bfloat16(sum(_of_bfloat16(each) for each in tensors))
+        return tf.cast(sum(tf.cast(tensor, tf.float32) for tensor in tensors), dtype)
+    return _to_bfloat16(sum(_from_bfloat16(tensor) for tensor in tensors))
 
 
-def _of_bfloat16(x: Tensor) -> Tensor:
-    """As a cast to float32, which XLA does number by number on a CPU without such instructions."""
+def _from_bfloat16(x: Tensor) -> Tensor:
+    """Cast bfloat16 to float32; XLA's own cast is scalar on a CPU without such instructions."""
     bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
     return tf.bitcast(tf.bitwise.left_shift(bits, _word(16)), tf.float32)
 
 
 def _to_bfloat16(x: Tensor) -> Tensor:
-    """As a cast of float32: to the nearest, of two to the even one."""
+    """Cast float32 to bfloat16, rounding to nearest even."""
     bits = tf.bitcast(x, tf.uint32)
     odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _word(16)), _word(1))
     rounded = tf.bitwise.right_shift(bits + _word(0x7FFF) + odd, _word(16))

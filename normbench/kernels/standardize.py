@@ -1,16 +1,16 @@
-"""Standardization with a hand-written gradient, shared by the layers that standardize.
+"""Standardization with a hand-written gradient: :func:`standardize` and the forms made of it.
 
-The functions here work on images flattened to (N, S, C): N images, S places, C channels. Sums of
-float32 values about 1000 are off by more than their deviation of 1 may bear, and E[x²] − E[x]²
-loses all digits there. So each channel is shifted first by a value near its mean, the mean of a
-few of its places; its mean and variance are taken of what is left, and statistics of a group are
-put together from those of its channels without a cancelling difference. A constant input then
-really comes out as β. The bound: where the sample's mean is k deviations off the channel's, the
-variance is off by k² + 1 roundings.
+Images are flattened to (N, S, C): N images, S spatial positions, C channels; (A, B, S, C) is A sets
+of B images, and a statistic is taken of each set. Where values lie about 1000 with a deviation of
+1, float32 sums of them are too inaccurate, and E[x²] − E[x]² loses all digits. So each channel is
+first shifted by a pivot near its mean, the mean of a few of its positions. Mean and variance are
+taken of the shifted values, and a group's statistics are put together from those of its channels
+without a cancelling difference. A constant input then comes out as β exactly. Where the pivot is k
+deviations off the channel's mean, the variance is off by k² + 1 roundings.
 
-Where a mask leaves positions out, statistics are those of the valid ones, in the same way; the
-gradient is then the one that the backend derives. Where there is nothing to take a statistic of, an
-empty mini-batch or a fully masked one, means are 0 instead of 0/0.
+Where a mask leaves positions out, the statistics are those of the valid positions, and the gradient
+is the one that the backend derives. Where a statistic has no values, in an empty mini-batch or a
+fully masked one, means are 0 instead of 0/0.
 
 The gradient is that of the formulas in Ioffe & Szegedy 2015, section 3, written per statistic:
 dx = a·dy − r·mean(γ·dy) − (x − μ)·r³·mean(γ·dy·(x − μ)), with r = 1/σ and a = γ·r.
@@ -41,7 +41,7 @@ from normbench.kernels.sums import (
 Tensor = Any
 
 _SAMPLES = 8
-"""Images, and places of each, that a channel's shift is the mean of."""
+"""Images, and positions of each, that a channel's pivot is the mean of."""
 
 
 def standardize(
@@ -54,16 +54,16 @@ def standardize(
     across: Callable[[Tensor], Tensor] | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardize each of A sets of images over images, places and the channels of a group.
+    """Standardize each of A sets of images over images, positions and the channels of a group.
 
     Args:
         x: Any float dtype, (A, B, S, C): A sets of B images; computed in float32.
         gamma: Scale, float32 (C,).
         beta: Shift, float32 (C,).
-        groups: Groups of neighbouring channels; divides C.
+        groups: Groups of neighboring channels; divides C.
         epsilon: Added to the variance.
         subtract_mean: If not, x is divided by the root of its mean square instead.
-        across: Sums a tensor over the replicas that hold parts of the same sets.
+        across: Sums a tensor over the replicas that hold the rest of the same sets.
         valid: The positions that statistics are taken over, bool (A, B, S, 1); by default all.
 
     Returns:
@@ -73,24 +73,195 @@ def standardize(
     """
     if valid is not None:
         return _standardize_valid(x, gamma, beta, groups, epsilon, subtract_mean, across, valid)
-    whole = {"groups": groups, "across": across}
+    options = {"groups": groups, "across": across}
     forward, backward = _forward, _backward
-    # Replicas are asked for their sums in the middle of it: not to be moved into another graph.
+    # A sum over replicas must stay in the graph of its replica.
     if across is None:
         forward, backward = compile_shared(_forward, x), compile_shared(_backward, x)
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-        y, mean, variance, *kept = forward(
-            x, gamma, beta, epsilon=epsilon, subtract_mean=subtract_mean, **whole
+        y, mean, variance, *saved = forward(
+            x, gamma, beta, epsilon=epsilon, subtract_mean=subtract_mean, **options
         )
 
         def gradient(*upstream: Tensor):
-            return backward(x, first_gradient(upstream), gamma, *kept, **whole)
+            return backward(x, first_gradient(upstream), gamma, *saved, **options)
 
         return (y, mean, variance), gradient
 
     return function(x, gamma, beta)
+
+
+def group_standardize(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    epsilon: float,
+    subtract_mean: bool = True,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Standardize each image over positions and the channels of a group, then scale and shift.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        gamma: float32, (C,).
+        beta: float32, (C,).
+        groups: Number of groups; divides C.
+        epsilon: Added to the variance.
+        subtract_mean: If not, x is divided by the root of its mean square instead.
+        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        (N, S, C), of x's dtype.
+    """
+    # image_sets, not x[:, None], whose gradient on TensorFlow is a pass over memory.
+    sets, valid = image_sets(x, valid)
+    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean, valid=valid)
+    return ops.squeeze(y, axis=1)
+
+
+def position_standardize(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, subtract_mean: bool = True
+) -> Tensor:
+    """Standardize the channels at each position, then scale and shift channels.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        gamma: float32, (C,).
+        beta: float32, (C,).
+        epsilon: Added to the variance.
+        subtract_mean: If not, x is divided by the root of its mean square instead.
+
+    Returns:
+        (N, S, C), of x's dtype.
+    """
+    dtype = x.dtype
+    channels = float(x.shape[-1])
+
+    def mean_of(values: Tensor) -> Tensor:
+        return ops.sum(values, axis=-1, keepdims=True) / channels
+
+    def over_images(values: Tensor) -> Tensor:
+        # Two steps, positions first: on a CPU one reduction over both runs on a single core.
+        return ops.sum(ops.sum(values, axis=1), axis=0)
+
+    @ops.custom_gradient
+    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+        centered = ops.cast(x, "float32")
+        if subtract_mean:
+            centered = centered - rounded(mean_of(centered))
+            # Subtract what rounding left of the mean, too.
+            centered = centered - mean_of(centered)
+        inverse = ops.rsqrt(mean_of(ops.square(centered)) + epsilon)
+        normalized = centered * inverse
+
+        def gradient(*upstream: Tensor):
+            dy = ops.cast(first_gradient(upstream), "float32")
+            weighted = dy * gamma
+            dx = weighted - normalized * mean_of(weighted * normalized)
+            if subtract_mean:
+                dx = dx - mean_of(weighted)
+            return (
+                ops.cast(dx * inverse, dtype),
+                over_images(dy * normalized),
+                over_images(dy),
+            )
+
+        return ops.cast(normalized * gamma + beta, dtype), gradient
+
+    return function(x, gamma, beta)
+
+
+def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of A sets over images, positions and a group's channels.
+
+    Args:
+        x: Any float dtype, (A, B, S, C); computed in float32.
+        groups: Groups of neighboring channels; divides C.
+        valid: The positions that they are taken over, bool (A, B, S, 1); by default all.
+
+    Returns:
+        Mean and variance, float32 (A, C), repeated for each channel of a group; both have
+        gradients.
+    """
+    if valid is not None:
+        _, mean, variance = center_valid(ops.cast(x, "float32"), valid, groups)
+        return mean, variance
+    dtype = x.dtype
+    count = count_of(x, groups)
+
+    @ops.custom_gradient
+    def function(x: Tensor) -> Any:
+        values = ops.cast(x, "float32")
+        pivot = pivot_of(values)
+        offset, mean, variance = _statistics(values - _wide(pivot), pivot, groups=groups)
+
+        def gradient(*upstream: Tensor):
+            d_mean, d_variance = both_gradients(upstream)
+            slope = group_means(d_variance, groups, count) * 2.0
+            constant = group_means(d_mean, groups, count) + offset * slope
+            shifted = ops.cast(x, "float32") - _wide(pivot)
+            return ops.cast(shifted * _wide(slope) + _wide(constant), dtype)
+
+        return (mean, variance), gradient
+
+    return function(x)
+
+
+def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    """Return mean and biased variance of each channel of a mini-batch over images and positions.
+
+    Args:
+        x: Any float dtype, (N, S, C); computed in float32.
+        valid: The positions that they are taken over, bool (N, S, 1); by default all.
+
+    Returns:
+        Mean and variance, float32 (C,), with gradients; and :func:`count_in_batch`.
+    """
+    sets = None if valid is None else valid[None]
+    mean, variance = moments(ops.expand_dims(x, 0), int(x.shape[-1]), sets)
+    return mean[0], variance[0], count_in_batch(x, valid)
+
+
+def pooled(
+    mean: Tensor, variance: Tensor, axis: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of sets put together along ``axis``, which is kept.
+
+    Args:
+        mean: Of each set, (N, C).
+        variance: Of each set, (N, C).
+        axis: 0 puts images together, 1 channels.
+        counts: The values in each image's sets, (N, 1), for images; by default all are alike.
+
+    Returns:
+        (1, C) or (N, 1), by autodifferentiable operations.
+    """
+    if counts is not None:
+        weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
+        pivot = ops.sum(mean * weights, axis=0, keepdims=True)
+        apart = mean - pivot
+        offset = ops.sum(apart * weights, axis=0, keepdims=True)
+        spread = ops.square(apart - offset) + variance
+        return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
+    # Differences to one set's mean are exact where all are alike.
+    pivot = mean[:1] if axis == 0 else mean[:, :1]
+    may_be_empty = axis == 0 and mean.shape[0] is None
+    if may_be_empty:
+        pivot = ops.sum(pivot, axis=0, keepdims=True)
+    apart = mean - pivot
+    offset = ops.mean(apart, axis=axis, keepdims=True)
+    between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
+    mean_variance = ops.mean(variance, axis=axis, keepdims=True)
+    if not may_be_empty:
+        return pivot + offset, mean_variance + between
+    has_images = ops.shape(mean)[0] > 0  # of none, the means are NaN
+    return (
+        ops.where(has_images, pivot + offset, 0.0),
+        ops.where(has_images, mean_variance + between, 0.0),
+    )
 
 
 def _forward(
@@ -103,7 +274,7 @@ def _forward(
     subtract_mean: bool,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """Outputs, mean and variance; then what :func:`_backward` needs, 1/deviation last."""
+    """Return outputs, mean and variance; then the arguments of :func:`_backward`, 1/σ last."""
     dtype = x.dtype
     x = ops.cast(x, "float32")
     total = across or (lambda values: values)
@@ -129,7 +300,7 @@ def _backward(
     groups: int,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, of its dtype, and to γ and β."""
+    """Return the gradients to x, of its dtype, and to γ and β."""
     dtype = x.dtype
     x, dy = ops.cast(x, "float32"), ops.cast(dy, "float32")
     total = across or (lambda values: values)
@@ -146,10 +317,10 @@ def _backward(
     d_beta = ops.sum(sum_dy, axis=0)
 
     def weighted_mean(sums: Tensor) -> Tensor:
-        """γ/σ times a mean over the group."""
+        """Return γ/σ times a mean over the group."""
         if groups == int(x.shape[-1]):
-            # γ is the group's own. The same product as in dx's first term: where a channel has a
-            # single value, its gradient is then exactly 0.
+            # A group is a channel and has one γ. This is the same product as in dx's first term,
+            # so that the gradient is exactly 0 where a channel has a single value.
             return group_means(total(sums), groups, count) * scale
         return group_means(total(sums * gamma), groups, count) * inverse
 
@@ -167,16 +338,16 @@ def _statistics(
     groups: int,
     across: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Statistics of x, float32 (A, B, S, C), each (A, C), from x − pivot.
+    """Return statistics of x, float32 (A, B, S, C), each (A, C), from x − pivot.
 
     Args:
         shifted: x − pivot.
         pivot: A value near each channel's mean, (A, C).
-        groups: Groups of neighbouring channels.
+        groups: Groups of neighboring channels.
         across: As for :func:`standardize`.
 
     Returns:
-        An offset to be added to x − pivot to centre it on its group's mean; that mean; the
+        An offset to be added to x − pivot to center it on its group's mean; that mean; the
         group's biased variance.
     """
     channels = int(shifted.shape[-1])
@@ -184,101 +355,21 @@ def _statistics(
     count = total(count_of(shifted, channels))
     off = group_means(total(spatial_sum(shifted)), channels, count)
     own = group_means(total(spatial_sum_of_squares(shifted)), channels, count) - ops.square(off)
-    # Between roundings the difference can be a hair below 0.
+    # Roundings can make the difference slightly negative.
     own = ops.maximum(own, 0.0)
     if groups == channels:
         return -off, pivot + off, own
-    # Of the group's means as differences to one pivot, which cost no digits.
+    # The group's means, as differences from one pivot, which lose no digits.
     apart = pivot - first_of_group(pivot, groups)
     offset = apart - group_means(apart + off, groups, channels / groups)
     variance = group_means(own + ops.square(off + offset), groups, channels / groups)
     return offset, pivot - offset, variance
 
 
-def group_standardize(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    groups: int,
-    epsilon: float,
-    subtract_mean: bool = True,
-    valid: Tensor | None = None,
-) -> Tensor:
-    """Standardize each image over places and the channels of a group, then scale and shift.
-
-    Args:
-        x: Any float dtype, (N, S, C); computed in float32.
-        gamma: float32, (C,).
-        beta: float32, (C,).
-        groups: Number of groups; divides C.
-        epsilon: Added to the variance.
-        subtract_mean: If not, x is divided by the root of its mean square instead.
-        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
-
-    Returns:
-        (N, S, C), of x's dtype.
-    """
-    # Not x[:, None], whose gradient on TensorFlow is a pass over memory.
-    sets, valid = image_sets(x, valid)
-    y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean, valid=valid)
-    return ops.squeeze(y, axis=1)
-
-
-def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of A sets of images over images, places and a group's channels.
-
-    Args:
-        x: Any float dtype, (A, B, S, C); computed in float32.
-        groups: Groups of neighbouring channels; divides C.
-        valid: The positions that they are taken over, bool (A, B, S, 1); by default all.
-
-    Returns:
-        Mean and variance, float32 (A, C), repeated for each channel of a group; both have
-        gradients.
-    """
-    if valid is not None:
-        _, mean, variance = centred_valid(ops.cast(x, "float32"), valid, groups)
-        return mean, variance
-    dtype = x.dtype
-    count = count_of(x, groups)
-
-    @ops.custom_gradient
-    def function(x: Tensor) -> Any:
-        values = ops.cast(x, "float32")
-        pivot = pivot_of(values)
-        offset, mean, variance = _statistics(values - _wide(pivot), pivot, groups=groups)
-
-        def gradient(*upstream: Tensor):
-            d_mean, d_variance = both_gradients(upstream)
-            slope = group_means(d_variance, groups, count) * 2.0
-            constant = group_means(d_mean, groups, count) + offset * slope
-            shifted = ops.cast(x, "float32") - _wide(pivot)
-            return ops.cast(shifted * _wide(slope) + _wide(constant), dtype)
-
-        return (mean, variance), gradient
-
-    return function(x)
-
-
-def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-    """Mean and biased variance of each channel of a mini-batch over images and places.
-
-    Args:
-        x: Any float dtype, (N, S, C); computed in float32.
-        valid: The positions that they are taken over, bool (N, S, 1); by default all.
-
-    Returns:
-        Mean and variance, float32 (C,), with gradients; and :func:`count_in_batch`.
-    """
-    sets = None if valid is None else valid[None]
-    mean, variance = moments(ops.expand_dims(x, 0), int(x.shape[-1]), sets)
-    return mean[0], variance[0], count_in_batch(x, valid)
-
-
 def pivot_of(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """A value near each channel's mean in float32 (A, B, S, C), from a few places: (A, C)."""
+    """Return a value near each channel's mean, (A, C), from a few positions of (A, B, S, C)."""
     total = across or (lambda values: values)
-    sample = x[:, _some(x.shape[1]), _some(x.shape[2])]
+    sample = x[:, _sample_of(x.shape[1]), _sample_of(x.shape[2])]
     channels = int(x.shape[-1])
     count = total(count_of(sample, channels))
     return rounded(group_means(total(spatial_sum(sample)), channels, count))
@@ -294,10 +385,10 @@ def _standardize_valid(
     across: Callable[[Tensor], Tensor] | None,
     valid: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`standardize`, with statistics of the valid positions."""
+    """Compute :func:`standardize` with statistics of the valid positions."""
     values = ops.cast(x, "float32")
     if subtract_mean:
-        values, mean, variance = centred_valid(values, valid, groups, across)
+        values, mean, variance = center_valid(values, valid, groups, across)
     else:
         variance = _mean_of_valid(ops.square(values), valid, groups, across)
         mean = ops.zeros_like(variance)
@@ -305,7 +396,7 @@ def _standardize_valid(
     return ops.cast(y, x.dtype), ops.stop_gradient(mean), ops.stop_gradient(variance)
 
 
-def centred_valid(
+def center_valid(
     x: Tensor,
     valid: Tensor,
     groups: int,
@@ -316,151 +407,60 @@ def centred_valid(
     Args:
         x: float32 (A, B, S, C).
         valid: The positions that the mean is taken over, bool (A, B, S, 1).
-        groups: Groups of neighbouring channels; divides C.
+        groups: Groups of neighboring channels; divides C.
         across: As for :func:`standardize`.
 
     Returns:
         x less the mean, at all positions; the mean and the biased variance, float32 (A, C), 0
         where no position is valid. All have gradients.
     """
-    # In two steps: what the mean of large values loses in rounding, the mean of the rest has.
+    # Two steps: the mean of the shifted values makes up for the rounding of the first mean.
     pivot = rounded(ops.stop_gradient(_mean_of_valid(x, valid, groups, across)))
     shifted = x - _wide(pivot)
     off = _mean_of_valid(shifted, valid, groups, across)
-    centred = shifted - _wide(off)
-    return centred, pivot + off, _mean_of_valid(ops.square(centred), valid, groups, across)
+    centered = shifted - _wide(off)
+    return centered, pivot + off, _mean_of_valid(ops.square(centered), valid, groups, across)
 
 
 def _mean_of_valid(
     values: Tensor, valid: Tensor, groups: int, across: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
-    """Mean of float32 (A, B, S, C) over valid positions and a group's channels: (A, C)."""
+    """Return the mean of (A, B, S, C) over valid positions and a group's channels: (A, C)."""
     total = across or (lambda sums: sums)
     channels = int(values.shape[-1])
-    # Chosen, not multiplied by 0: what is left out may be no number.
+    # ops.where, not a product with 0: a position left out may be NaN.
     sums = spatial_sum(ops.where(valid, values, 0.0))
     means = total(sums) / at_least_one(total(count_valid(valid)))
     return means if groups == channels else group_means(means, groups, channels / groups)
-
-
-def pooled(
-    mean: Tensor, variance: Tensor, axis: int, counts: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance of sets put together along ``axis``, which is kept.
-
-    Args:
-        mean: Of each set, (N, C).
-        variance: Of each set, (N, C).
-        axis: 0 puts images together, 1 channels.
-        counts: The values in each image's sets, (N, 1), for images; by default all are alike.
-
-    Returns:
-        (1, C) or (N, 1), by autodifferentiable operations.
-    """
-    if counts is not None:
-        weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
-        pivot = ops.sum(mean * weights, axis=0, keepdims=True)
-        apart = mean - pivot
-        offset = ops.sum(apart * weights, axis=0, keepdims=True)
-        spread = ops.square(apart - offset) + variance
-        return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
-    # Differences to one set's mean are exact where all are alike.
-    pivot = mean[:1] if axis == 0 else mean[:, :1]
-    perhaps_none = axis == 0 and mean.shape[0] is None
-    if perhaps_none:
-        pivot = ops.sum(pivot, axis=0, keepdims=True)
-    apart = mean - pivot
-    offset = ops.mean(apart, axis=axis, keepdims=True)
-    between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
-    mean_variance = ops.mean(variance, axis=axis, keepdims=True)
-    if not perhaps_none:
-        return pivot + offset, mean_variance + between
-    some = ops.shape(mean)[0] > 0  # else they are no numbers
-    return ops.where(some, pivot + offset, 0.0), ops.where(some, mean_variance + between, 0.0)
 
 
 def rounded(value: Tensor) -> Tensor:
     """Drop the last three bits of a float32 value that others are shifted by.
 
     A compiler that fuses x − sum/count computes it anew wherever it is used, with or without a
-    rounding between the two operations, so that the shifted values of one place would not be
-    those of another. What has fewer bits than a product comes out the same everywhere.
+    rounding between the two operations, so that the shifted values of one use would differ from
+    those of another. A pivot with fewer bits than a float32 product comes out the same everywhere.
     """
     if keras.backend.backend() == "jax":
         import jax
 
         return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=20)
-    if exporting():  # no operation that every program knows does this, and few such programs fuse
+    if exporting():  # no operation known to every program does this, and few such programs fuse
         return value
     import tensorflow as tf
 
     return tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(value, tf.int32), -8), tf.float32)
 
 
-def _some(length: int | None) -> slice:
-    """Neighbouring indices of an axis, from its middle on where its length is known.
+def _sample_of(length: int | None) -> slice:
+    """Return neighboring indices of an axis, from its middle on where its length is known.
 
-    Not spread over the axis: TensorFlow copies with strides ten times slower than in a piece.
+    They are not spread over the axis, because TensorFlow copies ten times slower with strides.
     """
     start = 0 if length is None or length <= _SAMPLES else length // 2 - _SAMPLES // 2
     return slice(start, start + _SAMPLES)
 
 
 def _wide(statistic: Tensor) -> Tensor:
-    """Let (A, C) be broadcast over (A, B, S, C)."""
+    """Make (A, C) broadcast over (A, B, S, C)."""
     return statistic[:, None, None, :]
-
-
-# --- standardization over the channels at each place, with a hand-written gradient ----------------
-
-
-def position_standardize(
-    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, subtract_mean: bool = True
-) -> Tensor:
-    """Standardize each place's vector over its channels, then scale and shift channels.
-
-    Args:
-        x: Any float dtype, (N, S, C); computed in float32.
-        gamma: float32, (C,).
-        beta: float32, (C,).
-        epsilon: Added to the variance.
-        subtract_mean: If not, x is divided by the root of its mean square instead.
-
-    Returns:
-        (N, S, C), of x's dtype.
-    """
-    dtype = x.dtype
-    channels = float(x.shape[-1])
-
-    def mean_of(values: Tensor) -> Tensor:
-        return ops.sum(values, axis=-1, keepdims=True) / channels
-
-    def over_images(values: Tensor) -> Tensor:
-        # Two steps, places first: on a CPU one reduction over both runs on a single core.
-        return ops.sum(ops.sum(values, axis=1), axis=0)
-
-    @ops.custom_gradient
-    def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-        centred = ops.cast(x, "float32")
-        if subtract_mean:
-            centred = centred - rounded(mean_of(centred))
-            # What rounding left of the mean is taken out as well.
-            centred = centred - mean_of(centred)
-        inverse = ops.rsqrt(mean_of(ops.square(centred)) + epsilon)
-        normalized = centred * inverse
-
-        def gradient(*upstream: Tensor):
-            dy = ops.cast(first_gradient(upstream), "float32")
-            weighted = dy * gamma
-            dx = weighted - normalized * mean_of(weighted * normalized)
-            if subtract_mean:
-                dx = dx - mean_of(weighted)
-            return (
-                ops.cast(dx * inverse, dtype),
-                over_images(dy * normalized),
-                over_images(dy),
-            )
-
-        return ops.cast(normalized * gamma + beta, dtype), gradient
-
-    return function(x, gamma, beta)

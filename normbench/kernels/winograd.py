@@ -2,8 +2,9 @@
 
 F(2×2, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016,
 section 4.1: a tile of 2×2 outputs takes 16 multiplications for each channel and filter, not 36. The
-transforms only add and halve, and sums are of C products, not of 9 C: outputs round less than the
-plain sum's. `docs/speed.md` has figures.
+transforms only add and halve, and a sum has C products in place of 9 C, so that outputs round less
+than those of the plain sum. `docs/speed.md` has figures. The entry points are :func:`pays`,
+:func:`transformed` and :func:`convolved`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from keras import ops
 from normbench.kernels.compile import compile_shared, on_cpu
 
 PRODUCTS = "winograd"
-"""What the products' names in a graph have before them, for a profile to say."""
+"""Prefix of the products' names in a graph, for profiles."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
 _INPUTS: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-"""B^T, of 4 inputs in a row."""
+"""B^T, applied to 4 inputs in a row."""
 _KERNEL: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-"""G, of 3 weights in a row."""
+"""G, applied to 3 weights in a row."""
 _OUTPUTS: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
 """A^T, which gives 2 outputs in a row."""
 _TURNED = (3, 1, 2, 0)
-"""In which order G of 3 weights is G of the same ones from last to first."""
+"""The order of G's rows that makes G of 3 weights G of the reversed weights."""
 
 
 def pays(
@@ -84,11 +85,11 @@ def transformed(kernel: Any) -> Any:
 
 
 def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
-    """Return what ``inputs`` convolved with a kernel of 3×3 give.
+    """Return ``inputs`` convolved with a kernel of 3×3.
 
     Args:
         inputs: float32 (N, H, W, C).
-        kernel: What :func:`transformed` makes of the kernel, float32 (16, C, F).
+        kernel: The kernel after :func:`transformed`, float32 (16, C, F).
         padding: "same" or "valid".
 
     Returns:
@@ -101,7 +102,7 @@ def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
     @tf.custom_gradient
     def function(inputs: Any, kernel: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            # The tiles anew: at four times the inputs they are too much to keep.
+            # The tiles are computed anew. At four times the inputs they are too large to keep.
             tiles, spread, turned = compile_shared(_gradient_tiles, inputs, by_xla=True)(
                 inputs, upstream, before=before
             )
@@ -124,33 +125,33 @@ def _rows(tiles: Any) -> Any:
 
 
 def _images(products: Any, tiles: Any, size: tuple[int, ...], order: tuple[int, ...]) -> Any:
-    """The images of a size that the products, (16, N h w, F), of ``tiles`` add up to."""
+    """Return the images, (N, *size, F), that the products, (16, N h w, F), add up to."""
     products = ops.reshape(products, (*tiles.shape[:-1], products.shape[-1]))
     return compile_shared(_untiled, products, by_xla=True)(products, size=size, order=order)
 
 
 def _kernel_tiles(kernel: Any) -> Any:
-    """G g G^T, as (16, C, F)."""
+    """Return G g G^T as (16, C, F)."""
     columns = _times(_KERNEL, [kernel[i] for i in range(3)])
     return _rows(_times(_KERNEL, [columns[:, j] for j in range(3)]))
 
 
 def _kernel_untiled(upstream: Any) -> Any:
-    """The gradient of :func:`_kernel_tiles`, (3, 3, C, F)."""
-    given = ops.reshape(upstream, (4, 4, *upstream.shape[1:]))
-    rows = _times(_transposed(_KERNEL), [given[j] for j in range(4)])
+    """Return the gradient of :func:`_kernel_tiles`, (3, 3, C, F)."""
+    tiles = ops.reshape(upstream, (4, 4, *upstream.shape[1:]))
+    rows = _times(_transposed(_KERNEL), [tiles[j] for j in range(4)])
     return _times(_transposed(_KERNEL), [rows[:, i] for i in range(4)])
 
 
 def _input_tiles(inputs: Any, *, before: int, order: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
-    """B^T d B of each 4×4 tile d, two by two places apart: (4, 4, N, h, w, C).
+    """Return B^T d B of each 4×4 tile d, tiles being 2 positions apart: (4, 4, N, h, w, C).
 
-    What is a tile's column comes first, here and in all that is transformed.
+    A tile's columns are the first axis, here and in everything that is transformed.
 
     Args:
         inputs: (N, H, W, C).
         before: Zeros above and to the left of an image, and as many after it.
-        order: Of the rows of B^T.
+        order: Order of the rows of B^T.
     """
     matrix = tuple(_INPUTS[i] for i in order)
     h, w = ((size + 2 * before - 1) // 2 for size in inputs.shape[1:3])
@@ -160,7 +161,7 @@ def _input_tiles(inputs: Any, *, before: int, order: tuple[int, ...] = (0, 1, 2,
 
 
 def _spread(upstream: Any) -> Any:
-    """A dy A^T of each 2×2 tile of the outputs' gradients, (N, H, W, F): (4, 4, N, h, w, F)."""
+    """Return A dy A^T of each 2×2 tile of the outputs' gradients, (N, H, W, F)."""
     h, w = ((size + 1) // 2 for size in upstream.shape[1:3])
     dy = _in_pairs(upstream, 0, h, w)
     columns = _times(_transposed(_OUTPUTS), [dy[:, :, i] for i in range(2)])
@@ -168,18 +169,19 @@ def _spread(upstream: Any) -> Any:
 
 
 def _gradient_tiles(inputs: Any, upstream: Any, *, before: int) -> Any:
-    """What the gradients are products of.
+    """Return the factors of the products that give the gradients.
 
     Returns:
-        The tiles of the inputs; those of the outputs' gradients, for the kernel's; and these again
-        for the inputs' gradient, which is their convolution with the turned kernel.
+        The tiles of the inputs; the tiles of the outputs' gradients for the kernel's gradient; and
+        the latter again for the inputs' gradient, which is their convolution with the kernel turned
+        by 180°.
     """
     turned = _input_tiles(upstream, before=2 - before, order=_TURNED)
     return _input_tiles(inputs, before=before), _spread(upstream), turned
 
 
 def _untiled(products: Any, *, size: tuple[int, int], order: tuple[int, ...]) -> Any:
-    """A^T m A of each tile m of products, (4, 4, N, h, w, F), as images, (N, *size, F)."""
+    """Return A^T m A of each tile m of products, (4, 4, N, h, w, F), as images, (N, *size, F)."""
     _, _, n, h, w, filters = products.shape
     rows = _times(_OUTPUTS, [products[j] for j in order])
     tiles = _times(_OUTPUTS, [rows[:, i] for i in order])
@@ -188,7 +190,7 @@ def _untiled(products: Any, *, size: tuple[int, int], order: tuple[int, ...]) ->
 
 
 def _in_pairs(images: Any, before: int, h: int, w: int) -> Any:
-    """Images, (N, H, W, C), amid zeros: (N, h, 2, w, 2, C)."""
+    """Pad images, (N, H, W, C), with zeros and return them as (N, h, 2, w, 2, C)."""
     n, *sizes, channels = images.shape
     margins = [
         (before, 2 * count - before - size) for size, count in zip(sizes, (h, w), strict=True)
@@ -198,7 +200,7 @@ def _in_pairs(images: Any, before: int, h: int, w: int) -> Any:
 
 
 def _times(matrix: Matrix, vector: list[Any]) -> Any:
-    """A matrix times a vector of tensors."""
+    """Multiply a matrix with a vector of tensors."""
     rows = []
     for factors in matrix:
         terms = [

@@ -97,7 +97,7 @@ class BatchCentering(BatchStatistics):
     """Batch Normalization without the variance ("mean-only", Salimans & Kingma 2016, section 4).
 
     y = x − μ + β. In training μ is each channel's mean in the mini-batch, over images and places;
-    in inference a moving average of it. The gradient is centred in turn: dx = dy − mean(dy).
+    in inference a moving average of it. The gradient is centered in turn: dx = dy − mean(dy).
 
     Keras's ``BatchNormalization(scale=False)`` is something else: it leaves out γ and still
     divides by the deviation. Layers of this kind that circulate take the mean over the batch axis

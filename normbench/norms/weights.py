@@ -1,4 +1,7 @@
-"""Layers whose kernel passes through a weight parametrization in the forward pass."""
+"""Weight parametrizations, and the layers whose kernel passes through one in the forward pass.
+
+To add one, subclass :class:`WeightParametrization` and state its formula in ``of_filters``.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,32 @@ from keras import ops
 from normbench.components import parameters_of
 from normbench.initializers import Normal
 from normbench.kernels.arrays import as_tensor
-from normbench.kernels.filters import as_matrix, filters_of, lengths, scaled_to, standardized
+from normbench.kernels.filters import (
+    as_matrix,
+    filters_of,
+    lengths,
+    scale_filters,
+    standardize_filters,
+)
 from normbench.norms.convolution import Conv2D, DepthwiseConv2D, KernelLayer
+
+__all__ = [
+    "CWNConv2D",
+    "CWNDepthwiseConv2D",
+    "CenteredWeightNormalization",
+    "SNConv2D",
+    "SNDepthwiseConv2D",
+    "ScaledWSConv2D",
+    "ScaledWSDepthwiseConv2D",
+    "ScaledWeightStandardization",
+    "SpectralNormalization",
+    "WNConv2D",
+    "WNDepthwiseConv2D",
+    "WSConv2D",
+    "WSDepthwiseConv2D",
+    "WeightNormalization",
+    "WeightStandardization",
+]
 
 
 class WeightParametrization:
@@ -27,21 +54,21 @@ class WeightParametrization:
     """
 
     formula: ClassVar[str]
-    """What the layer convolves with, in one line."""
+    """The kernel that the layer convolves with, in one line."""
     computed_over: ClassVar[str]
-    """What a statistic is computed over."""
+    """The axes that a statistic is computed over."""
     parameters: ClassVar[str]
-    """What is trained besides the stored kernel."""
+    """Weights trained besides the stored kernel."""
     state: ClassVar[str]
-    """What is kept from step to step and not trained."""
+    """Values kept from step to step without being trained."""
     source: ClassVar[str]
-    """Who proposed it, and where."""
+    """Authors and publication."""
 
-    centred: ClassVar[bool] = False
-    """Whether a filter's mean is taken off, so that one of a single weight is always 0."""
+    centered: ClassVar[bool] = False
+    """Whether a filter's mean is subtracted, so that a filter of one weight is always 0."""
 
     def initializer(self, initializer: Any, depthwise: bool) -> Any:
-        """Return what draws the stored kernel, given what the layer was asked to draw it with."""
+        """Return the initializer of the stored kernel, given the one that the layer has."""
         return initializer
 
     def build(self, layer: Any, shape: tuple[int, ...], depthwise: bool) -> None:
@@ -52,7 +79,7 @@ class WeightParametrization:
         """
         self.depthwise = depthwise
         filters = filters_of(shape, depthwise)
-        if self.centred and math.prod(shape) == filters:
+        if self.centered and math.prod(shape) == filters:
             raise ValueError(
                 f"{layer.name} has filters of one weight each, which "
                 f"{type(self).__name__} would make 0"
@@ -85,7 +112,7 @@ def channel_gain(layer: Any, name: str, filters: int, initializer: Any) -> Any:
 
 
 class _Parametrized(keras.layers.Layer):
-    """What the kinds of layers under a parametrization share.
+    """Mixed into a layer with a kernel: maps the kernel by a :class:`WeightParametrization`.
 
     A subclass that sets ``parametrized_by`` takes that class's options among its own.
     """
@@ -150,11 +177,11 @@ class ParametrizedConv2D(_Parametrized, Conv2D):
     Args:
         filters: Output channels.
         kernel_size: Height and width of the kernel.
-        parametrization: What the kernel passes through.
+        parametrization: The map that the kernel passes through.
         **kwargs: As for ``keras.layers.Conv2D``.
 
     Raises:
-        TypeError: ``parametrization`` is none.
+        TypeError: ``parametrization`` is not a :class:`WeightParametrization`.
         ValueError: In ``build``, filters too small for the parametrization.
     """
 
@@ -174,11 +201,11 @@ class ParametrizedDepthwiseConv2D(_Parametrized, DepthwiseConv2D):
 
     Args:
         kernel_size: Height and width of the kernel.
-        parametrization: What the kernel passes through.
+        parametrization: The map that the kernel passes through.
         **kwargs: As for ``keras.layers.DepthwiseConv2D``.
 
     Raises:
-        TypeError: ``parametrization`` is none.
+        TypeError: ``parametrization`` is not a :class:`WeightParametrization`.
         ValueError: In ``build``, filters too small for the parametrization.
     """
 
@@ -192,15 +219,15 @@ class ParametrizedDepthwiseConv2D(_Parametrized, DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("normbench")
 class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
-    """Keras's Dense under a :class:`WeightParametrization`; a filter is what makes one unit.
+    """Keras's Dense under a :class:`WeightParametrization`; a filter is the weights of one unit.
 
     Args:
         units: Outputs.
-        parametrization: What the kernel passes through.
+        parametrization: The map that the kernel passes through.
         **kwargs: As for ``keras.layers.Dense``.
 
     Raises:
-        TypeError: ``parametrization`` is none.
+        TypeError: ``parametrization`` is not a :class:`WeightParametrization`.
         ValueError: In ``build``, filters too small for the parametrization.
     """
 
@@ -215,25 +242,7 @@ class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
         return ops.matmul(inputs, kernel)
 
 
-# --- weight Standardization -----------------------------------------------------------------------
-
-__all__ = [
-    "CWNConv2D",
-    "CWNDepthwiseConv2D",
-    "CenteredWeightNormalization",
-    "SNConv2D",
-    "SNDepthwiseConv2D",
-    "ScaledWSConv2D",
-    "ScaledWSDepthwiseConv2D",
-    "ScaledWeightStandardization",
-    "SpectralNormalization",
-    "WNConv2D",
-    "WNDepthwiseConv2D",
-    "WSConv2D",
-    "WSDepthwiseConv2D",
-    "WeightNormalization",
-    "WeightStandardization",
-]
+# --- Weight Standardization -----------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -251,17 +260,17 @@ class WeightStandardization(WeightParametrization):
     """
 
     formula = "Ŵ = (W − mean W)/√(var W + ε)"
-    computed_over = "kernel places, input channels"
+    computed_over = "kernel positions, input channels"
     parameters = "none"
     state = "none"
     source = "Qiao et al. 2019, equations 5–7 (arXiv 1903.10520)"
-    centred = True
+    centered = True
 
     def __init__(self, epsilon: float = 1e-5) -> None:
         self.epsilon = float(epsilon)
 
     def of_filters(self, matrix: Any) -> Any:
-        return standardized(matrix, self.epsilon)
+        return standardize_filters(matrix, self.epsilon)
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -278,7 +287,7 @@ class WSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
     parametrized_by = WeightStandardization
 
 
-# --- scaled Weight Standardization, for networks without activation normalization -----------------
+# --- Scaled Weight Standardization, for networks without activation normalization -----------------
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -288,7 +297,7 @@ class ScaledWeightStandardization(WeightParametrization):
     ``gamma·gain·(W − mean W)/√max(var W·fan-in, ε)``: arXiv 2102.06171, eq. 1, with the constant
     gamma of arXiv 2101.08692 and the trained gain and the ε of the authors' code. Behind a
     nonlinearity whose gamma it is, a convolution keeps the variance of its input, at any depth,
-    with nothing normalizing activations. As var·fan-in is the squared length of the centred
+    with nothing normalizing activations. As var·fan-in is the squared length of the centered
     filter, this is :class:`CenteredWeightNormalization` with another first gain.
 
     Differs from the papers: there, gamma is 1 for a convolution that follows no nonlinearity (of
@@ -302,11 +311,11 @@ class ScaledWeightStandardization(WeightParametrization):
     """
 
     formula = "Ŵ = γ·g·(W − mean W)/√max(var W·fan-in, ε)"
-    computed_over = "kernel places, input channels"
+    computed_over = "kernel positions, input channels"
     parameters = "g: per filter"
     state = "none"
     source = "Brock et al. 2021, equation 1 (arXiv 2102.06171)"
-    centred = True
+    centered = True
 
     def __init__(self, gamma: float = 1.0, gain: bool = True, epsilon: float = 1e-4) -> None:
         self.gamma = float(gamma)
@@ -323,7 +332,7 @@ class ScaledWeightStandardization(WeightParametrization):
         length = keras.ops.broadcast_to(
             keras.ops.cast(self.gamma * gain, matrix.dtype), (matrix.shape[1],)
         )
-        return scaled_to(matrix, length, centred=True, least=self.epsilon)
+        return scale_filters(matrix, length, centered=True, least=self.epsilon)
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -340,7 +349,7 @@ class ScaledWSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
     parametrized_by = ScaledWeightStandardization
 
 
-# --- weight Normalization, plain and centred ------------------------------------------------------
+# --- Weight Normalization, plain and centered -----------------------------------------------------
 
 
 _LEAST = 1e-24
@@ -359,7 +368,7 @@ class WeightNormalization(WeightParametrization):
     """
 
     formula = "Ŵ = g·W/‖W‖"
-    computed_over = "kernel places, input channels"
+    computed_over = "kernel positions, input channels"
     parameters = "g: per filter"
     state = "none"
     source = "Salimans & Kingma 2016, equation 2 (arXiv 1602.07868)"
@@ -369,26 +378,26 @@ class WeightNormalization(WeightParametrization):
 
         def initial(shape: tuple[int, ...], dtype: Any = None) -> Any:
             stored = as_matrix(ops.cast(as_tensor(layer.kernel), "float32"), depthwise)
-            return lengths(stored, self.centred)
+            return lengths(stored, self.centered)
 
         self._length = channel_gain(layer, "length", filters_of(shape, depthwise), initial)
 
     def of_filters(self, matrix: Any) -> Any:
         length = ops.cast(as_tensor(self._length), matrix.dtype)
-        return scaled_to(matrix, length, self.centred, _LEAST)
+        return scale_filters(matrix, length, self.centered, _LEAST)
 
 
 @keras.saving.register_keras_serializable("normbench")
 class CenteredWeightNormalization(WeightNormalization):
-    """Weight Normalization of the centred filter: W = g·c/‖c‖, c = v − mean v.
+    """Weight Normalization of the centered filter: W = g·c/‖c‖, c = v − mean v.
 
     Huang et al. 2017, section 3: a filter of mean 0 is blind to the mean of what it sees. The
-    first g is ‖c‖, so that the layer begins as the one with the stored kernel centred.
+    first g is ‖c‖, so that the layer begins as the one with the stored kernel centered.
     """
 
     formula = "Ŵ = g·(W − mean W)/‖W − mean W‖"
     source = "Huang et al. 2017, section 3 (arXiv 1710.02338)"
-    centred = True
+    centered = True
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -419,7 +428,7 @@ class CWNDepthwiseConv2D(ParametrizedDepthwiseConv2D):
     parametrized_by = CenteredWeightNormalization
 
 
-# --- spectral Normalization -----------------------------------------------------------------------
+# --- Spectral Normalization -----------------------------------------------------------------------
 
 
 _LEAST_NORM = 1e-24
@@ -430,7 +439,7 @@ _LEAST_NORM = 1e-24
 class SpectralNormalization(WeightParametrization):
     """The kernel divided by its largest singular value (Miyato et al. 2018, algorithm 1).
 
-    The kernel is seen as the matrix (output channels, kernel places × input channels), as there;
+    The kernel is seen as the matrix (output channels, kernel positions × input channels), as there;
     its σ is not the norm of the convolution as a map of images. σ = uᵀWv comes from power
     iteration; u is kept between steps and moves in training only, and no gradient passes through
     u and v. In inference σ = ‖Wᵀu‖, from the kept u.

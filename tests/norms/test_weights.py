@@ -15,7 +15,7 @@ from keras import ops
 
 from normbench import norms
 from normbench.kernels import compile as _compiled
-from normbench.kernels.filters import standardized
+from normbench.kernels.filters import standardize_filters
 from normbench.norms.weights import ParametrizedConv2D
 
 NAMES = ("WS", "ScaledWS", "WN", "CWN", "SN")
@@ -202,7 +202,7 @@ def test_large_kernels_are_standardized_by_what_xla_compiles(
     before = _compiled._graph.cache_info()
     with tf.GradientTape() as tape:
         tape.watch(given)
-        y = standardized(given, 1e-5)
+        y = standardize_filters(given, 1e-5)
     dw = tape.gradient(y, given, dy)
     after = _compiled._graph.cache_info()
     assert after.hits + after.misses == before.hits + before.misses + 2  # forward, backward

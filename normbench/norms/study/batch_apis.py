@@ -66,7 +66,7 @@ class MomentsBatchNormalization(BatchStatistics):
     backend than TensorFlow the same formulas stand in, as ``keras.ops``.
 
     ``tf.nn.batch_normalization`` computes x·(γ/σ) + (β − μ·γ/σ), which loses the digits that
-    centring first would keep where a channel's mean is far above its deviation.
+    centering first would keep where a channel's mean is far above its deviation.
 
     Args:
         momentum: Weight of the old moving statistics ("decay").

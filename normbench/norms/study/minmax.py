@@ -307,8 +307,8 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid:
         def gradient(*upstream: Any) -> Any:
             dy = first_gradient(upstream)
             values = ops.cast(x, "float32")
-            centred = values - least
-            d_divisor = _over(ops.sum, dy * centred, axes) * -ops.square(inverse)
+            centered = values - least
+            d_divisor = _over(ops.sum, dy * centered, axes) * -ops.square(inverse)
             d_most = ops.where(is_free, d_divisor, 0.0)
             d_least = -_over(ops.sum, dy, axes) * inverse
             if by_range:

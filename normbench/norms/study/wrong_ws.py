@@ -14,7 +14,7 @@ from keras import ops
 
 from normbench.errors import nearest
 from normbench.kernels.arrays import as_tensor, first_gradient
-from normbench.kernels.filters import as_matrix, scaled_to
+from normbench.kernels.filters import as_matrix, scale_filters
 from normbench.norms.weights import (
     ParametrizedConv2D,
     ParametrizedDepthwiseConv2D,
@@ -66,10 +66,10 @@ class WSRegularizer(keras.regularizers.Regularizer):
         if self.returns == "nothing":
             return ops.zeros((), "float32")
         values = ops.cast(kernel, "float32")
-        centred = values - ops.mean(values, axis=self.axes, keepdims=True)
-        variance = ops.mean(ops.square(centred), axis=self.axes, keepdims=True)
+        centered = values - ops.mean(values, axis=self.axes, keepdims=True)
+        variance = ops.mean(ops.square(centered), axis=self.axes, keepdims=True)
         deviation = ops.sqrt(ops.maximum(variance, _LEAST))
-        return ops.sum(centred / (deviation + self.epsilon))
+        return ops.sum(centered / (deviation + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon, "returns": self.returns, "axes": list(self.axes)}
@@ -137,7 +137,7 @@ class WSAssign(WeightParametrization):
     parameters = "none"
     state = "none"
     source = "WRONG, for study: an answer about Qiao et al. 2019 (arXiv 1903.10520)"
-    centred = True
+    centered = True
 
     def __init__(self, epsilon: float = 1e-4) -> None:
         self.epsilon = float(epsilon)
@@ -159,7 +159,7 @@ class WSAssign(WeightParametrization):
         values = ops.cast(kernel, keras.backend.result_type(kernel.dtype, "float32"))
         matrix = as_matrix(values, depthwise)
         length = ops.ones((matrix.shape[1],), matrix.dtype)
-        standard = scaled_to(matrix, length, centred=True, least=self.epsilon)
+        standard = scale_filters(matrix, length, centered=True, least=self.epsilon)
         return ops.cast(ops.reshape(standard, kernel.shape), kernel.dtype)
 
     def __call__(self, kernel: Any, training: bool = False) -> Any:
