@@ -17,7 +17,7 @@ from normbench.norms.norm import Norm
 PATCH = 2
 """Height and width of the patches that are whitened."""
 LEAST = 25
-"""Height and width from which images leave a place for the last pooling."""
+"""Height and width from which images leave a position for the last pooling."""
 
 
 @keras.saving.register_keras_serializable("normbench")

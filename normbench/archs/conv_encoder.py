@@ -33,7 +33,7 @@ def build(
     first convolution, ``mid`` after the others, ``head`` on the embedding.
 
     The original has widths 8, 32, 32, 64, 64, 128, halves after all but the last stage and embeds
-    by a 16×16 convolution to 128 channels, which takes images of 512×512 to one place each. It
+    by a 16×16 convolution to 128 channels, which takes images of 512×512 to one position each. It
     ends there; the heads are those of the Keras versions that were given in answer.
 
     Args:
@@ -44,8 +44,8 @@ def build(
         halvings: Stages that end in a convolution of stride 2; the image is halved so often.
         embedding: Channels of the embedding.
         embedding_kernel: Height and width of the convolution that makes it.
-        head: What turns the embedding's places into a vector: flatten, global_max or
-            global_average; all the same where there is one place.
+        head: What turns the embedding's positions into a vector: flatten, global_max or
+            global_average; all the same where there is one position.
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).

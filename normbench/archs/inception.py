@@ -1,4 +1,7 @@
-"""What the Inception networks have in common: units, stem, auxiliary and final classifiers."""
+"""Inception networks: GoogLeNet (:func:`build_googlenet`) and BN-Inception, Inception v2.
+
+BN-Inception is :func:`build_bn_inception`, the network that Batch Normalization was published with.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ from normbench.norms.norm import Norm
 HALVINGS = {"imagenet": 3, "pooled": 1, "small": 0}
 """How often each stem halves the image; the stages after it halve it twice more."""
 
+AUXILIARY = ("4a", "4d")
+"""Modules that an auxiliary classifier sits on, in both networks."""
 _POOLED = 5
 """Height and width that an auxiliary classifier averages over (Szegedy et al. 2015, section 5)."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Makes the parts of one Inception network.
+class Builder:
+    """Makes the units, stem and auxiliary classifiers of one Inception network.
 
     Args:
         arch: The network's name, for messages.
@@ -55,7 +60,7 @@ class Parts:
         if auxiliary_weight and min(left) < _POOLED:
             other = "" if stem == "small" else " or arch.stem=small"
             raise UserError(
-                f"arch={self.arch} averages {_POOLED}×{_POOLED} places in its auxiliary "
+                f"arch={self.arch} averages {_POOLED}×{_POOLED} positions in its auxiliary "
                 f"classifiers, where {input_shape[0]}×{input_shape[1]} images have "
                 f"{left[0]}×{left[1]}: take arch.auxiliary_weight=0{other}"
             )
@@ -63,7 +68,7 @@ class Parts:
     def unit(
         self, x: Any, filters: int, kernel_size: int, place: str, name: str, strides: int = 1
     ) -> Any:
-        """A convolution, the normalization of its place and the nonlinearity."""
+        """Apply a convolution, the normalization of its place and the nonlinearity."""
         x = self.norm.conv(
             scaled(filters, self.width),
             kernel_size,
@@ -78,11 +83,11 @@ class Parts:
         return keras.layers.Activation(self.activation, name=f"{name}_{self.activation}")(x)
 
     def stem(self, x: Any, kind: str, lrn: bool, separable: bool = False) -> Any:
-        """The layers before the first module.
+        """Apply the layers before the first module.
 
-        For ``imagenet`` those of both papers: 7×7 of stride 2, pooling, 1×1, 3×3, pooling. For
-        small images the 7×7 is a 3×3 of stride 1 without pooling; ``pooled`` keeps the second
-        pooling, ``small`` has none.
+        For ``imagenet`` these are those of both papers: 7×7 of stride 2, pooling, 1×1, 3×3,
+        pooling. For small images the 7×7 is a 3×3 of stride 1 without pooling; ``pooled`` keeps
+        the second pooling, ``small`` has none.
 
         Args:
             x: Images.
@@ -118,14 +123,14 @@ class Parts:
     def chain(
         self, x: Any, units: Sequence[tuple[int, int, str]], name: str, strides: int = 1
     ) -> Any:
-        """Units one after the other, each (filters, kernel size, place); the last one strided."""
+        """Apply units one after the other: (filters, kernel size, place); the last is strided."""
         for index, (filters, kernel_size, place) in enumerate(units, start=1):
             step = strides if index == len(units) else 1
             x = self.unit(x, filters, kernel_size, place, f"{name}{index}", step)
         return x
 
     def auxiliary(self, x: Any, classes: int, dropout: float, name: str) -> Any:
-        """An auxiliary classifier's logits, float32 (N, classes); its places are ``head``.
+        """Return an auxiliary classifier's logits, float32 (N, classes); its places are ``head``.
 
         5×5 average pooling of stride 3, 1×1 to 128 channels, 1,024 units, dropout and a linear
         layer (Szegedy et al. 2015, section 5).
@@ -144,13 +149,13 @@ class Parts:
 
 
 def pooled(x: Any, kind: str, name: str, strides: int = 1) -> Any:
-    """3×3 pooling, "max" or "avg", of images that keep their edges."""
+    """Apply 3×3 pooling, "max" or "avg", with padding."""
     make = keras.layers.MaxPooling2D if kind == "max" else keras.layers.AveragePooling2D
     return make(3, strides, padding="same", name=name)(x)
 
 
 def classified(x: Any, classes: int, dropout: float, prefix: str = "") -> Any:
-    """Dropout, where its rate is above 0, and a linear layer: float32 logits (N, classes)."""
+    """Apply dropout, where its rate is above 0, and a linear layer to logits (N, classes)."""
     rate("dropout", dropout)
     if dropout:
         x = keras.layers.Dropout(dropout, seed=drawn_seed(), name=f"{prefix}dropout")(x)
@@ -159,7 +164,7 @@ def classified(x: Any, classes: int, dropout: float, prefix: str = "") -> Any:
     )(x)
 
 
-# --- googLeNet, the first Inception network -------------------------------------------------------
+# --- GoogLeNet, the first Inception network -------------------------------------------------------
 
 
 class V1Module(NamedTuple):
@@ -191,8 +196,6 @@ STAGES = (
         V1Module("5b", 384, 192, 384, 48, 128, 128),
     ),
 )
-V1_AUXILIARY = ("4a", "4d")
-"""Modules that an auxiliary classifier sits on."""
 
 
 def build_googlenet(
@@ -228,7 +231,8 @@ def build_googlenet(
         separable: Whether the first convolution is depthwise, to 8 times the channels, and 1×1: the
             paper does not say so, but its counts for that layer (2.7 K, 34 M) are those.
         width: Factor of all channels, which are rounded to multiples of 8.
-        lrn: Whether to have Local Response Normalization at the paper's two places in the stem.
+        lrn: Whether to have Local Response Normalization after the stem's first convolution and
+            before its second pooling, as in the paper.
         dropout: Rate before the linear layer; 0.4 in the paper.
         auxiliary_weight: Weight in the loss of each of two auxiliary classifiers, 0.3 in the
             paper; 0 for none.
@@ -241,37 +245,37 @@ def build_googlenet(
     Raises:
         UserError: An unknown ``stem``, a number out of range, or images too small.
     """
-    parts = Parts("googlenet", norm, "relu", width)
-    parts.check(input_shape, stem, auxiliary_weight)
+    builder = Builder("googlenet", norm, "relu", width)
+    builder.check(input_shape, stem, auxiliary_weight)
     rate("dropout", dropout)
     rate("auxiliary_dropout", auxiliary_dropout)
     inputs = keras.Input(input_shape, name="images")
-    x = parts.stem(inputs, stem, lrn, separable)
+    x = builder.stem(inputs, stem, lrn, separable)
     auxiliary = []
     for index, stage in enumerate(STAGES):
         if index:
             x = pooled(x, "max", f"pool{index + 2}", 2)
         for module in stage:
-            x = _v1_module(parts, x, module)
-            if auxiliary_weight and module.name in V1_AUXILIARY:
+            x = _v1_module(builder, x, module)
+            if auxiliary_weight and module.name in AUXILIARY:
                 name = f"auxiliary{len(auxiliary) + 1}"
-                auxiliary.append(parts.auxiliary(x, classes, auxiliary_dropout, name))
+                auxiliary.append(builder.auxiliary(x, classes, auxiliary_dropout, name))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     logits = classified(x, classes, dropout)
     return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="googlenet")
 
 
-def _v1_module(parts: Parts, x: Any, module: V1Module) -> Any:
-    """One module (figure 2b of the paper)."""
+def _v1_module(builder: Builder, x: Any, module: V1Module) -> Any:
+    """Apply one module (figure 2b of the paper)."""
     name = f"inception{module.name}"
     three = [(module.three_reduce, 1, "pre"), (module.three, 3, "mid")]
     five = [(module.five_reduce, 1, "pre"), (module.five, 5, "mid")]
     pool = pooled(x, "max", f"{name}_pool")
     branches = [
-        parts.unit(x, module.one, 1, "post", f"{name}_one"),
-        parts.chain(x, three, f"{name}_three"),
-        parts.chain(x, five, f"{name}_five"),
-        parts.unit(pool, module.pool, 1, "post", f"{name}_projection"),
+        builder.unit(x, module.one, 1, "post", f"{name}_one"),
+        builder.chain(x, three, f"{name}_three"),
+        builder.chain(x, five, f"{name}_five"),
+        builder.unit(pool, module.pool, 1, "post", f"{name}_projection"),
     ]
     return keras.layers.Concatenate(name=name)(branches)
 
@@ -311,8 +315,6 @@ MODULES = (
     V2Module("5a", 352, 192, 320, 160, 224, "avg", 128),
     V2Module("5b", 352, 192, 320, 192, 224, "max", 128),
 )
-V2_AUXILIARY = ("4a", "4d")
-"""Modules that an auxiliary classifier sits on."""
 
 
 def build_bn_inception(
@@ -355,8 +357,8 @@ def build_bn_inception(
             as in the paper.
         width: Factor of all channels, which are rounded to multiples of 8.
         activation: "relu", or "sigmoid" as in the paper's BN-x5-Sigmoid.
-        lrn: Whether to have Local Response Normalization at GoogLeNet's two places in the stem, as
-            the paper's networks without BN.
+        lrn: Whether to have Local Response Normalization where GoogLeNet has it in the stem, as
+            the paper's networks without BN have.
         dropout: Rate before the linear layer; 0 in the paper's accelerated networks.
         auxiliary_weight: Weight in the loss of each of two auxiliary classifiers; 0 for none.
         auxiliary_dropout: Rate in these.
@@ -369,24 +371,25 @@ def build_bn_inception(
         UserError: An unknown ``stem`` or ``activation``, a number out of range, or images too
             small.
     """
-    parts = Parts("bn_inception", norm, activation, width)
-    parts.check(input_shape, stem, auxiliary_weight)
+    builder = Builder("bn_inception", norm, activation, width)
+    builder.check(input_shape, stem, auxiliary_weight)
     rate("dropout", dropout)
     rate("auxiliary_dropout", auxiliary_dropout)
     inputs = keras.Input(input_shape, name="images")
-    x = parts.stem(inputs, stem, lrn, separable)
+    x = builder.stem(inputs, stem, lrn, separable)
     auxiliary = []
     for module in MODULES:
-        x = _v2_module(parts, x, module)
-        if auxiliary_weight and module.name in V2_AUXILIARY:
+        x = _v2_module(builder, x, module)
+        if auxiliary_weight and module.name in AUXILIARY:
             name = f"auxiliary{len(auxiliary) + 1}"
-            auxiliary.append(parts.auxiliary(x, classes, auxiliary_dropout, name))
+            auxiliary.append(builder.auxiliary(x, classes, auxiliary_dropout, name))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     logits = classified(x, classes, dropout)
     return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="bn_inception")
 
 
-def _v2_module(parts: Parts, x: Any, module: V2Module) -> Any:
+def _v2_module(builder: Builder, x: Any, module: V2Module) -> Any:
+    """Apply one module (figure 5 of the paper)."""
     name = f"inception{module.name}"
     strides = 2 if module.halves else 1
     three = [(module.three_reduce, 1, "pre"), (module.three, 3, "mid")]
@@ -397,12 +400,12 @@ def _v2_module(parts: Parts, x: Any, module: V2Module) -> Any:
     ]
     pool = pooled(x, module.pooling, f"{name}_pool", strides)
     branches = [
-        parts.chain(x, three, f"{name}_three", strides),
-        parts.chain(x, double, f"{name}_double", strides),
+        builder.chain(x, three, f"{name}_three", strides),
+        builder.chain(x, double, f"{name}_double", strides),
     ]
     if module.halves:
         branches.append(pool)
     else:
-        branches.insert(0, parts.unit(x, module.one, 1, "post", f"{name}_one"))
-        branches.append(parts.unit(pool, module.projection, 1, "post", f"{name}_projection"))
+        branches.insert(0, builder.unit(x, module.one, 1, "post", f"{name}_one"))
+        branches.append(builder.unit(pool, module.projection, 1, "post", f"{name}_projection"))
     return keras.layers.Concatenate(name=name)(branches)

@@ -100,7 +100,7 @@ def rounded(channels: float) -> int:
 
 
 def _block(norm: Norm, x: Any, outputs: int, expansion: int | None, strides: int, name: str) -> Any:
-    """An inverted residual block (figure 4d); without ``expansion`` it has no first convolution."""
+    """Apply an inverted residual block (figure 4d); without ``expansion``, no first convolution."""
     y = x
     if expansion is not None:
         y = norm.conv(x.shape[-1] * expansion, 1, place="pre", name=f"{name}_expand")(y)

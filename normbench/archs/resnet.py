@@ -17,7 +17,7 @@ EXPANSION = 4
 
 
 class _Block(NamedTuple):
-    """What the blocks of one stage are made of."""
+    """The dimensions of the blocks of one stage."""
 
     outputs: int
     inner: int
@@ -63,7 +63,7 @@ def build(
         stride_at: Which convolution of a bottleneck halves the image: ``1x1``, the first, as in
             the paper, or ``3x3``, the middle one (Gross & Wilber 2016; "ResNet v1.5").
         head: ``average``: global average pooling and a linear layer; ``flatten``: average pooling
-            2×2, all places side by side, and a linear layer initialized as by He et al. 2015.
+            2×2, all positions side by side, and a linear layer initialized as by He et al. 2015.
         dropout: Share of the pooled values that training sets to zero.
 
     Returns:
@@ -141,7 +141,7 @@ def _stem(norm: Norm, x: Any, width: int, stem: str) -> Any:
 
 
 def _residual(norm: Norm, x: Any, kind: _Block, strides: int, name: str) -> Any:
-    """A block and its shortcut (He et al. 2016, figure 5; Xie et al. 2017, figure 3c)."""
+    """Apply a block and its shortcut (He et al. 2016, figure 5; Xie et al. 2017, figure 3c)."""
     y = (_bottleneck if kind.bottleneck else _basic)(norm, x, kind, strides, name)
     if strides != 1 or x.shape[-1] != kind.outputs:
         x = norm.conv(kind.outputs, 1, strides=strides, place="shortcut", name=f"{name}_conv0")(x)

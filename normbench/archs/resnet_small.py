@@ -57,7 +57,7 @@ def build(
 
 
 def _block(norm: Norm, x: Any, filters: int, strides: int, name: str) -> Any:
-    """Two 3×3 convolutions and a shortcut (He et al. 2016, figure 2)."""
+    """Apply two 3×3 convolutions and a shortcut (He et al. 2016, figure 2)."""
     y = norm.conv(filters, 3, strides=strides, place="mid", name=f"{name}_conv1")(x)
     y = norm(y, "mid", name=f"{name}_norm1")
     y = keras.layers.ReLU(name=f"{name}_relu1")(y)

@@ -1,4 +1,4 @@
-"""Pre-activation residual networks for small images."""
+"""Pre-activation residual networks for small images: ResNet v2 and wide ResNets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from normbench.errors import UserError
 from normbench.initializers import LecunNormal, drawn_seed
 from normbench.norms.norm import Norm
 
+STAGES = 3
+EXPANSION = 4
+"""Output channels of a bottleneck over its inner ones."""
 LAYERS = {"basic": 6, "bottleneck": 9}
-"""Layers with weights that one block in each of the three stages has."""
+"""Layers with weights of one block in each of the three stages."""
+WIDE_STEM = 16
+"""Channels of a wide network's first convolution, and of its first stage at a factor of 1."""
 
 
 def build(
@@ -60,18 +65,50 @@ def build(
     return network("resnet_v2", norm, input_shape, classes, shape)
 
 
-# --- networks for small images whose blocks normalize and rectify before they convolve ------------
+def build_wide(
+    norm: Norm,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    depth: int,
+    widening: int,
+    dropout: float,
+) -> keras.Model:
+    """Build a wide residual network, WRN-d-k (Zagoruyko & Komodakis 2016, table 1).
 
-STAGES = 3
-EXPANSION = 4
-"""Output channels of a bottleneck over its inner ones."""
+    Three stages of n pre-activation blocks of two 3×3 convolutions with 16k, 32k and 64k channels.
+    For the places of its normalizations see :func:`normbench.archs.resnet_v2.network`.
+
+    Args:
+        norm: Makes normalizations and convolutions.
+        input_shape: (H, W, C).
+        classes: Number of logits.
+        depth: d = 6n + 4: convolutions, those of the three shortcuts included.
+        widening: k.
+        dropout: Rate between the two convolutions of a block (figure 1d); the paper has 0.3 on
+            CIFAR.
+
+    Returns:
+        A model from (N, H, W, C) to logits float32 (N, classes).
+
+    Raises:
+        UserError: A ``depth`` that is not 6n + 4, a ``widening`` below 1, a ``dropout`` outside
+            [0, 1), or images below 3×3.
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise UserError(f"arch.depth must be 6n + 4 (10, 16, 22, 28, …), got {depth}")
+    not_too_deep("depth", depth)
+    at_least("widening", widening, 1)
+    rate("dropout", dropout)
+    shape = Shape((depth - 4) // 6, WIDE_STEM, WIDE_STEM * widening, False, dropout)
+    return network("wide_resnet", norm, input_shape, classes, shape)
 
 
 class Shape(NamedTuple):
-    """What a network is made of.
+    """The dimensions of a network.
 
     Attributes:
-        blocks: In each of the three stages.
+        blocks: Number of blocks in each of the three stages.
         stem: Channels of the first convolution.
         width: Inner channels of the first stage; each next stage doubles them.
         bottleneck: Whether a block is 1×1, 3×3 and 1×1 instead of two 3×3.
@@ -94,7 +131,7 @@ def network(
     and ReLU, global average pooling, a linear layer. A shortcut that changes the shape is a 1×1
     convolution of what the block has normalized and rectified; nothing normalizes after it.
 
-    A place is what a normalization comes after. A block's first one comes after the last
+    A normalization's place says which layer it follows. A block's first one comes after the last
     convolution of the block before it, and the addition: ``post``; in the first block, after the
     first convolution: ``stem``. What follows a bottleneck's 1×1 is ``pre``, a 3×3 within a block
     ``mid``; the one after all blocks is ``head``.
@@ -104,7 +141,7 @@ def network(
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        shape: What it is made of.
+        shape: The network's dimensions.
 
     Returns:
         A model from (N, H, W, C) to logits float32 (N, classes).
@@ -142,13 +179,13 @@ def _block(
     places: tuple[str, str],
     name: str,
 ) -> Any:
-    """Convolutions, each after normalization and ReLU, and a shortcut around them."""
+    """Apply convolutions, each after normalization and ReLU, and add a shortcut around them."""
     before, after = places
     outputs = inner * EXPANSION if shape.bottleneck else inner
     y = norm(x, before, name=f"{name}_norm1")
     y = keras.layers.ReLU(name=f"{name}_relu1")(y)
     if strides != 1 or x.shape[-1] != outputs:
-        # The sum has the bias of the other branch, where nothing normalizes it.
+        # Without a bias: the sum has the other branch's bias, where nothing normalizes it.
         x = norm.conv(
             outputs, 1, strides=strides, place=after, use_bias=False, name=f"{name}_conv0"
         )(y)
@@ -164,48 +201,3 @@ def _block(
             y = keras.layers.Dropout(shape.dropout, seed=drawn_seed(), name=f"{name}_dropout")(y)
         y = norm.conv(filters, size, strides=step, place=place, name=f"{name}_conv{number}")(y)
     return keras.layers.Add(name=f"{name}_add")([y, x])
-
-
-# --- wide residual networks for small images ------------------------------------------------------
-
-STEM = 16
-"""Channels of the first convolution, and of the first stage at a widening factor of 1."""
-
-
-def build_wide(
-    norm: Norm,
-    input_shape: tuple[int, int, int],
-    classes: int,
-    *,
-    depth: int,
-    widening: int,
-    dropout: float,
-) -> keras.Model:
-    """Build a wide residual network, WRN-d-k (Zagoruyko & Komodakis 2016, table 1).
-
-    Three stages of n pre-activation blocks of two 3×3 convolutions with 16k, 32k and 64k channels.
-    For the places of its normalizations see :func:`normbench.archs.resnet_v2.network`.
-
-    Args:
-        norm: Makes normalizations and convolutions.
-        input_shape: (H, W, C).
-        classes: Number of logits.
-        depth: d = 6n + 4: convolutions, those of the three shortcuts included.
-        widening: k.
-        dropout: Rate between the two convolutions of a block (figure 1d); the paper has 0.3 on
-            CIFAR.
-
-    Returns:
-        A model from (N, H, W, C) to logits float32 (N, classes).
-
-    Raises:
-        UserError: A ``depth`` that is not 6n + 4, a ``widening`` below 1, a ``dropout`` outside
-            [0, 1), or images below 3×3.
-    """
-    if depth < 10 or depth % 6 != 4:
-        raise UserError(f"arch.depth must be 6n + 4 (10, 16, 22, 28, …), got {depth}")
-    not_too_deep("depth", depth)
-    at_least("widening", widening, 1)
-    rate("dropout", dropout)
-    shape = Shape((depth - 4) // 6, STEM, STEM * widening, False, dropout)
-    return network("wide_resnet", norm, input_shape, classes, shape)
