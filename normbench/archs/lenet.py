@@ -60,7 +60,7 @@ def build(
     x = inputs
     missing = [max(0, SIDE - side) for side in input_shape[:2]]
     if any(missing):
-        edges = tuple((each // 2, each - each // 2) for each in missing)
+        edges = tuple((total // 2, total - total // 2) for total in missing)
         x = keras.layers.ZeroPadding2D(edges, name="padding")(x)
     for index, (filters, place) in enumerate(((6, "stem"), (16, "mid"), (120, "mid")), start=1):
         x = norm.conv(

@@ -72,13 +72,13 @@ def build(
     x = _normalized(norm, x, "stem", "stem")
     for stage, (expansion, channels, blocks, stage_strides) in enumerate(STAGES, start=1):
         for block in range(1, blocks + 1):
-            kept = block > 1 or (stem == "small" and stage == 2)
+            keeps_size = block > 1 or (stem == "small" and stage == 2)
             x = _block(
                 norm,
                 x,
                 rounded(channels * alpha),
                 expansion if expansion > 1 or first_expansion else None,
-                1 if kept else stage_strides,
+                1 if keeps_size else stage_strides,
                 f"stage{stage}_block{block}",
             )
     x = norm.conv(rounded(LAST * max(alpha, 1.0)), 1, place="head", name="head_conv")(x)

@@ -98,18 +98,18 @@ def apply_fused(
 
 def _forward(gamma: Tensor, beta: Tensor, *shards: Tensor, epsilon: float) -> tuple[Tensor, ...]:
     """Return the outputs; then a shift, and mean and variance of the shards less the shift."""
-    values = [tf.cast(each, tf.float32) for each in shards]
+    values = [tf.cast(x, tf.float32) for x in shards]
     mean, variance = _moments(values)
     shift = _shift(mean, variance)
 
     def shifted() -> tuple[Tensor, ...]:
-        less = [each - shift for each in values]
+        less = [x - shift for x in values]
         return (*less, *_moments(less))
 
     *values, mean, variance = tf.cond(
         tf.reduce_any(shift != 0), shifted, lambda: (*values, mean, variance)
     )
-    outputs = [apply_fused(each, mean, variance, gamma, beta, epsilon) for each in values]
+    outputs = [apply_fused(x, mean, variance, gamma, beta, epsilon) for x in values]
     outputs = [tf.cast(y, x.dtype) for y, x in zip(outputs, shards, strict=True)]
     return (*outputs, shift, mean, variance)
 
@@ -123,11 +123,9 @@ def _backward(
     """
     count = len(tensors) // 2
     shards = tensors[:count]
-    values = [tf.cast(each, tf.float32) for each in shards]
-    upstream = [tf.cast(each, tf.float32) for each in tensors[count:]]
-    values = tf.cond(
-        tf.reduce_any(shift != 0), lambda: [each - shift for each in values], lambda: values
-    )
+    values = [tf.cast(x, tf.float32) for x in shards]
+    upstream = [tf.cast(dy, tf.float32) for dy in tensors[count:]]
+    values = tf.cond(tf.reduce_any(shift != 0), lambda: [x - shift for x in values], lambda: values)
     whole = count == 1
     terms = [
         tf.raw_ops.FusedBatchNormGradV3(
@@ -144,14 +142,14 @@ def _backward(
         )
         for x, dy in zip(values, upstream, strict=True)
     ]
-    gradients = [tf.squeeze(each.x_backprop, axis=2) for each in terms]
-    d_gamma = tf.add_n([each.scale_backprop for each in terms])
-    d_beta = tf.add_n([each.offset_backprop for each in terms])
+    gradients = [tf.squeeze(term.x_backprop, axis=2) for term in terms]
+    d_gamma = tf.add_n([term.scale_backprop for term in terms])
+    d_beta = tf.add_n([term.offset_backprop for term in terms])
     if not whole:
         scale = gamma * tf.math.rsqrt(variance + epsilon) / _count(values)
         gradients = [
-            own - apply_fused(x, mean, variance, scale * d_gamma, scale * d_beta, epsilon)
-            for own, x in zip(gradients, values, strict=True)
+            dx - apply_fused(x, mean, variance, scale * d_gamma, scale * d_beta, epsilon)
+            for dx, x in zip(gradients, values, strict=True)
         ]
     gradients = [tf.cast(dx, x.dtype) for dx, x in zip(gradients, shards, strict=True)]
     return (d_gamma, d_beta, *gradients)
@@ -162,19 +160,19 @@ def _forward_in_passes(
 ) -> tuple[Tensor, ...]:
     """Compute :func:`_forward` in passes over memory that XLA compiles."""
     rows = _Rows(shards)
-    folded = [rows.folded(each) for each in shards]
+    folded = [rows.folded(x) for x in shards]
 
     def moments(shift: Tensor) -> tuple[Tensor, Tensor]:
         tiled = rows.tile_channels(shift)
-        sums = [compile_shared(moment_sums, each, by_xla=True)(each, tiled) for each in folded]
+        sums = [compile_shared(moment_sums, x, by_xla=True)(x, tiled) for x in folded]
         return _with_variance(*rows.means(sums))
 
     near = moments(tf.zeros_like(gamma))
     shift = _shift(*near)
     mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
     scale = gamma * tf.math.rsqrt(variance + epsilon)
-    tiled = [rows.tile_channels(each) for each in (shift, mean, scale, beta)]
-    outputs = [compile_shared(normalized, each, by_xla=True)(each, *tiled) for each in folded]
+    tiled = [rows.tile_channels(value) for value in (shift, mean, scale, beta)]
+    outputs = [compile_shared(normalized, x, by_xla=True)(x, *tiled) for x in folded]
     outputs = [tf.reshape(y, x.shape) for y, x in zip(outputs, shards, strict=True)]
     return (*outputs, shift, mean, variance)
 
@@ -186,14 +184,14 @@ def _backward_in_passes(
     count = len(tensors) // 2
     shards = tensors[:count]
     rows = _Rows(shards)
-    folded = [rows.folded(each) for each in tensors]
+    folded = [rows.folded(tensor) for tensor in tensors]
     pairs = list(zip(folded[:count], folded[count:], strict=True))
-    tiled = [rows.tile_channels(each) for each in (shift, mean)]
+    tiled = [rows.tile_channels(value) for value in (shift, mean)]
     sums = [compile_shared(gradient_sums, x, by_xla=True)(x, dy, *tiled) for x, dy in pairs]
     mean_dy, mean_product = rows.means(sums)
     deviation = tf.math.rsqrt(variance + epsilon)
     slope = tf.square(deviation) * mean_product
-    tiled += [rows.tile_channels(each) for each in (gamma * deviation, mean_dy, slope)]
+    tiled += [rows.tile_channels(value) for value in (gamma * deviation, mean_dy, slope)]
     gradients = [compile_shared(input_gradient, x, by_xla=True)(x, dy, *tiled) for x, dy in pairs]
     gradients = [tf.reshape(dx, x.shape) for dx, x in zip(gradients, shards, strict=True)]
     return (deviation * mean_product * rows.count, mean_dy * rows.count, *gradients)
@@ -224,8 +222,8 @@ class _Rows:
     def means(self, sums: list[Any]) -> tuple[Tensor, Tensor]:
         """Return two means (C,) over all shards, given each shard's two arrays of partial sums."""
         first, second = (
-            tf.add_n([tf.reduce_sum(tf.reshape(e, (-1, self._channels)), 0) for e in each])
-            for each in zip(*sums, strict=True)
+            tf.add_n([tf.reduce_sum(tf.reshape(rows, (-1, self._channels)), 0) for rows in shards])
+            for shards in zip(*sums, strict=True)
         )
         return first / self.count, second / self.count
 
@@ -240,8 +238,8 @@ def _shift(mean: Tensor, variance: Tensor) -> Tensor:
 def _moments(shards: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel, from E[x²] − E[x]²."""
     count = at_least_one(_count(shards))
-    mean = tf.add_n([spatial_sum(each[None])[0] for each in shards]) / count
-    square = tf.add_n([spatial_sum_of_squares(each[None])[0] for each in shards]) / count
+    mean = tf.add_n([spatial_sum(x[None])[0] for x in shards]) / count
+    square = tf.add_n([spatial_sum_of_squares(x[None])[0] for x in shards]) / count
     return _with_variance(mean, square)
 
 
@@ -252,7 +250,7 @@ def _with_variance(mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
 
 def _count(shards: list[Tensor]) -> Any:
     """Return how many values a channel has in all shards: a float, or a tensor."""
-    return sum(count_of(each[None], int(each.shape[-1])) for each in shards)
+    return sum(count_of(x[None], int(x.shape[-1])) for x in shards)
 
 
 # --- the passes that XLA compiles -----------------------------------------------------------------

@@ -354,15 +354,15 @@ def _statistics(
     total = across or (lambda values: values)
     count = total(count_of(shifted, channels))
     off = group_means(total(spatial_sum(shifted)), channels, count)
-    own = group_means(total(spatial_sum_of_squares(shifted)), channels, count) - ops.square(off)
+    mean_square = group_means(total(spatial_sum_of_squares(shifted)), channels, count)
     # Roundings can make the difference slightly negative.
-    own = ops.maximum(own, 0.0)
+    channel_variance = ops.maximum(mean_square - ops.square(off), 0.0)
     if groups == channels:
-        return -off, pivot + off, own
+        return -off, pivot + off, channel_variance
     # The group's means, as differences from one pivot, which lose no digits.
     apart = pivot - first_of_group(pivot, groups)
     offset = apart - group_means(apart + off, groups, channels / groups)
-    variance = group_means(own + ops.square(off + offset), groups, channels / groups)
+    variance = group_means(channel_variance + ops.square(off + offset), groups, channels / groups)
     return offset, pivot - offset, variance
 
 

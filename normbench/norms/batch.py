@@ -21,7 +21,7 @@ class BatchNormalization(BatchStatistics):
     """Batch Normalization (Ioffe & Szegedy 2015, algorithms 1 and 2).
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β. In training μ and σ² are each channel's mean and biased
-    variance in the mini-batch, over images and places; in inference moving averages of both.
+    variance in the mini-batch, over images and positions; in inference moving averages of both.
 
     Keras's layer keeps the biased variance in its moving average; the paper (algorithm 2, step
     10) and PyTorch the unbiased one, m/(m−1) times it. ``unbiased`` chooses. The paper averages
@@ -96,8 +96,9 @@ class BatchNormalization(BatchStatistics):
 class BatchCentering(BatchStatistics):
     """Batch Normalization without the variance ("mean-only", Salimans & Kingma 2016, section 4).
 
-    y = x − μ + β. In training μ is each channel's mean in the mini-batch, over images and places;
-    in inference a moving average of it. The gradient is centered in turn: dx = dy − mean(dy).
+    y = x − μ + β. In training μ is each channel's mean in the mini-batch, over images and
+    positions; in inference a moving average of it. The gradient is centered in turn:
+    dx = dy − mean(dy).
 
     Keras's ``BatchNormalization(scale=False)`` is something else: it leaves out γ and still
     divides by the deviation. Layers of this kind that circulate take the mean over the batch axis
@@ -146,7 +147,7 @@ class BatchScaling(BatchStatistics):
     """Batch Normalization without the mean: only divided by the deviation.
 
     y = γ·x/sqrt(σ² + ε) + β. In training σ² is each channel's biased variance in the mini-batch,
-    over images and places, about the mean that is not subtracted; in inference a moving average
+    over images and positions, about the mean that is not subtracted; in inference a moving average
     of it. The counterpart of :class:`BatchCentering`, for taking Batch Normalization apart.
 
     Args:

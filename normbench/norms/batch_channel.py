@@ -20,32 +20,32 @@ __all__ = ["BatchChannelNormalization"]
 class BatchChannelNormalization(BatchNormalization):
     """Batch-Channel Normalization (Qiao et al. 2019b, arXiv 1911.09738, algorithm 1).
 
-    Batch Normalization of each channel, then normalization of each image over places and the
+    Batch Normalization of each channel, then normalization of each image over positions and the
     channels of a group. The first keeps channels from being all but switched off (the paper's
     elimination singularities), which a normalization over channels alone does not; the second
     makes up for the first one's estimates.
 
-    For micro-batches, where a mini-batch's statistics are poor, the first part normalizes with
+    For micro-batches, where a mini-batch's statistics are poor, the first step normalizes with
     moving averages in training, too: the averages move first, μ̂ towards the mini-batch's mean
     and σ̂² towards its mean squared distance from the old μ̂ (so the authors' code), and no
     gradient passes through them. Inference is the same either way.
 
-    As in the authors' code, the second part has a scale and a shift for each group, where Group
+    As in the authors' code, the second step has a scale and a shift for each group, where Group
     Normalization has them for each channel. Their Batch Normalization's update rate is
     ``1 − momentum``, and follows the learning rate for micro-batches; here it is constant.
 
     Args:
-        groups: Groups of channels of the second part; must divide the channels.
+        groups: Groups of channels of the second step; must divide the channels.
         micro_batch: Whether training normalizes with the moving averages.
         momentum: Weight of the old moving statistics.
-        epsilon: Added to the variances of both parts.
-        center: Whether to add a shift, in both parts.
-        scale: Whether to multiply by a scale, in both parts.
+        epsilon: Added to the variances of both steps.
+        center: Whether to add a shift, in both steps.
+        scale: Whether to multiply by a scale, in both steps.
         unbiased: Whether the moving variance averages the unbiased variance; without effect
             where ``micro_batch``.
 
     Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics of both parts, moving ones too, are those of the valid positions.
+    statistics of both steps, moving ones too, are those of the valid positions.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:

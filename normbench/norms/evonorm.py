@@ -21,7 +21,7 @@ class EvoNormS0(ChannelAffine):
     """EvoNorm-S0 (Liu et al. 2020, table 2): batch-free normalization and activation in one.
 
     y = γ·x·sigmoid(v·x)/sqrt(σ² + ε) + β, σ² being the biased variance of a group of an image's
-    channels over its channels and all places, and v learned for each channel, starting at 1. It
+    channels over its channels and all positions, and v learned for each channel, starting at 1. It
     is Group Normalization's division with a Swish in place of x; no mean is subtracted.
 
     The layer contains its activation. A network that applies its ReLU after it all the same
@@ -94,8 +94,8 @@ class EvoNormB0(BatchStatistics):
     """EvoNorm-B0 (Liu et al. 2020, table 2): normalization and activation in one.
 
     y = γ·x/max(sqrt(σ²_B + ε), v·x + sqrt(σ²_I + ε)) + β. σ²_B is the biased variance of a
-    channel in the mini-batch over images and places (in inference a moving average of it), σ²_I
-    that of an image's channel over places, and v is learned for each channel, starting at 1.
+    channel in the mini-batch over images and positions (in inference a moving average of it), σ²_I
+    that of an image's channel over positions, and v is learned for each channel, starting at 1.
 
     The layer contains its activation: it is nonlinear in x through the max. A network that
     applies its ReLU after it all the same computes max(y, 0), which the paper's does not.

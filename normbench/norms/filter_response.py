@@ -20,7 +20,7 @@ __all__ = ["FilterResponseNormalization"]
 class FilterResponseNormalization(ChannelAffine):
     """Filter Response Normalization (Singh & Krishnan 2020, eq. 1–3) and TLU (eq. 4).
 
-    y = γ·x/sqrt(ν² + ε) + β, ν² being the mean of x² over the places of an image's channel; then
+    y = γ·x/sqrt(ν² + ε) + β, ν² being the mean of x² over the positions of an image's channel; then
     max(y, τ) with a learned threshold τ for each channel, the Thresholded Linear Unit. No mean is
     subtracted; no image depends on another.
 
@@ -28,8 +28,9 @@ class FilterResponseNormalization(ChannelAffine):
     the same computes max(y, τ, 0): thresholds below 0 then have no effect. Leave TLU out with
     ``tlu=False``.
 
-    Where an image has few places the paper learns ε for each channel, ε + abs(ε_l), ε_l starting
-    at 1e-4 (section 3.3): ``learned_epsilon``. Of a single place x/sqrt(x²) is only x's sign.
+    Where an image has few positions, the paper learns ε for each channel, ε + abs(ε_l), ε_l
+    starting at 1e-4 (section 3.3): ``learned_epsilon``. Of a single position x/sqrt(x²) is only
+    x's sign.
     tfa's layer has the learned ε, but a separate TLU and γ, β as here.
 
     Args:

@@ -38,7 +38,7 @@ class GroupNormalization(_Grouped):
     """Group Normalization (Wu & He 2018, eq. 2–6).
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β. Each image's channels are split into groups of neighbours; μ
-    and σ² are a group's mean and biased variance over its channels and all places. γ and β are
+    and σ² are a group's mean and biased variance over its channels and all positions. γ and β are
     one for each channel. The output of an image does not depend on the others; training and
     inference are the same.
 
@@ -96,7 +96,7 @@ class GroupNormalization(_Grouped):
 
 @keras.saving.register_keras_serializable("normbench")
 class LayerNormalization(_Grouped):
-    """Layer Normalization (Ba et al. 2016, eq. 3) of an image over places and channels.
+    """Layer Normalization (Ba et al. 2016, eq. 3) of an image over positions and channels.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with an image's mean and biased variance. γ and β are one for
     each channel, as Wu & He 2018 apply it to images; the paper has one for each unit. Keras's
@@ -122,14 +122,14 @@ class LayerNormalization(_Grouped):
 
 @keras.saving.register_keras_serializable("normbench")
 class InstanceNormalization(_Grouped):
-    """Instance Normalization (Ulyanov et al. 2016, eq. 4): each image's channel over places.
+    """Instance Normalization (Ulyanov et al. 2016, eq. 4): each image's channel over positions.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of an image's channel. The
     paper has no γ and β; they are usual since (Dumoulin et al. 2017).
 
-    Where an input has no places, or one, every value is its own mean: the output is β whatever
-    the input, the gradient to the input 0 and that to γ too. PyTorch refuses such an input in
-    training.
+    Where an input has one spatial position or no spatial axes, every value is its own mean: the
+    output is β whatever the input, and the gradients to the input and to γ are 0. PyTorch refuses
+    such an input in training.
 
     Args:
         epsilon: Added to the biased variance.

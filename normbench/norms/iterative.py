@@ -19,7 +19,7 @@ __all__ = ["IterativeNormalization"]
 class IterativeNormalization(BatchStatistics):
     """Iterative Normalization, IterNorm (Huang et al. 2019, algorithm 1): whitens channels.
 
-    y = γ·Σ^(−1/2)·(x − μ) + β. μ is each channel's mean in the mini-batch over images and places
+    y = γ·Σ^(−1/2)·(x − μ) + β. μ is each channel's mean in the mini-batch over images and positions
     and Σ = cov + ε·I the covariance of the channels of a group. Σ^(−1/2) is approximated by
     ``iterations`` steps of Newton's method on Σ_N = Σ/tr(Σ): P ← (3·P − P³·Σ_N)/2 from P = I,
     then P/sqrt(tr(Σ)). The gradient goes through the iteration. In inference μ and Σ^(−1/2) are

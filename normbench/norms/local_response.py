@@ -17,8 +17,8 @@ class LocalResponseNormalization(keras.layers.Layer):
     """Local Response Normalization (Krizhevsky et al. 2012, section 3.3).
 
     y_i = x_i / (k + α·Σ_j x_j²)^β, the sum over the n channels next to and including i at the same
-    place (fewer at the first and last channels). It subtracts nothing and learns nothing; training
-    and inference are the same.
+    position (fewer at the first and last channels). It subtracts nothing and learns nothing;
+    training and inference are the same.
 
     Others count differently. ``tf.nn.local_response_normalization`` has this formula, with
     ``depth_radius`` = (n − 1)/2 and ``bias`` = k (defaults 5, 1, α = 1, β = 0.5). PyTorch's
@@ -75,8 +75,8 @@ class LocalResponseNormalization(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"k": self.k, "alpha": self.alpha, "beta": self.beta, "n": self.n}
-        return {**super().get_config(), **own}
+        options = {"k": self.k, "alpha": self.alpha, "beta": self.beta, "n": self.n}
+        return {**super().get_config(), **options}
 
 
 def _local_response(x: Any, k: float, alpha: float, beta: float, radius: int) -> Any:

@@ -67,7 +67,7 @@ class Norm:
         if make is None:
             return x
         layer = make(name=name)
-        layer.place = place  # for who asks a built network what stands where
+        layer.place = place  # read by probes, which ask a built network where its layers stand
         return layer(x)
 
     def normalizes(self, place: str) -> bool:
@@ -82,7 +82,7 @@ class Norm:
         """
         for place in self._asked_for:
             if place not in self._used:
-                has = ", ".join(each for each in PLACES if each in self._used) or "nowhere"
+                has = ", ".join(known for known in PLACES if known in self._used) or "nowhere"
                 raise ValueError(
                     f"the network never normalizes at the place {place!r} (it does at: {has})"
                 )
@@ -107,7 +107,7 @@ class Norm:
             kernel_size: Height and width.
             place: The normalization that follows; None where none does.
             name: The layer's name.
-            strides: Of both axes.
+            strides: Spatial positions from one output to the next, on both axes.
             padding: "same" or "valid".
             groups: Groups of channels convolved apart.
             use_bias: By default just where no normalization follows to make it redundant.
@@ -191,11 +191,10 @@ def _he_normal(depthwise: bool) -> keras.initializers.Initializer:
     return HeNormal(depthwise=depthwise)
 
 
-# --- from the names and options in a config to the ``Norm`` that a network is built with ----------
-
+# --- from a config to a Norm ----------------------------------------------------------------------
 
 _STRUCTURE = ("weight", "places", "place", "bfn")
-"""Keys of a norm's group that are no options of its layer."""
+"""Keys of the group ``norm`` that are not options of its layer."""
 
 
 def make_norm(spec: Mapping[str, Any]) -> Norm:
@@ -228,11 +227,11 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "iterations": (lambda value: 1 <= value <= 100, "in 1..100"),
     "gamma": (lambda value: value > 0, "above 0"),
 }
-"""Options of this package's norms and weight parametrizations whose numbers have one meaning."""
+"""Ranges of options that mean the same in every norm and parametrization of this package."""
 
 
 def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
-    """Refuse numbers with which a layer would compute roots of negative numbers, or for ever.
+    """Refuse numbers with which a layer would compute roots of negative numbers, or never finish.
 
     Raises:
         UserError: A number is out of its range.
@@ -249,7 +248,7 @@ def _factory(group: str, spec: Mapping[str, Any], where: str = "") -> Any:
     if spec.get("_target_") is None:
         return None
     called = f"{group}{where}={spec.get('name')}"
-    made, options = configured(group, spec, called=called, structure=_STRUCTURE)
+    component, options = configured(group, spec, called=called, structure=_STRUCTURE)
     if str(spec["_target_"]).startswith("normbench."):
         _check_numbers(called, options)
-    return partial(made, **options)
+    return partial(component, **options)

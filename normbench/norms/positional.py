@@ -14,10 +14,10 @@ __all__ = ["PositionalNormalization"]
 
 @keras.saving.register_keras_serializable("normbench")
 class PositionalNormalization(ChannelAffine):
-    """Positional Normalization (Li et al. 2019, eq. 2–3): over the channels at each place.
+    """Positional Normalization (Li et al. 2019, eq. 2–3): over the channels at each position.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of the C channels at one
-    place of one image. This is what Keras's LayerNormalization does on images by default, and
+    position of one image. This is what Keras's LayerNormalization does on images by default, and
     transformers to each token. Of a single channel the output is β.
 
     The paper's moment shortcut, which hands μ and σ to a later layer of a generator as its β and
@@ -31,7 +31,7 @@ class PositionalNormalization(ChannelAffine):
     Input and output: (N, ..., C), any float dtype; computed in float32.
     """
 
-    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of the channels at a place"
+    formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of the channels at a position"
     computed_over = "channels"
     source = "Li, Wu, Weinberger & Belongie 2019, equations 2–3 (arXiv 1907.04312)"
 

@@ -17,9 +17,9 @@ __all__ = ["SynchronizedBatchNormalization"]
 class SynchronizedBatchNormalization(BatchNormalization):
     """Batch Normalization with the statistics of all replicas' mini-batches (Peng et al. 2018).
 
-    Where a mini-batch is split over devices, Batch Normalization takes each device's part on its
+    Where a mini-batch is split over devices, Batch Normalization takes each device's share on its
     own; this layer sums the statistics, and in the gradient the sums behind it, over all of them.
-    The replicas' parts may differ in size. On one device it is Batch Normalization.
+    The replicas' shares may differ in size. On one device it is Batch Normalization.
 
     When the sums are taken over replicas:
 
@@ -30,7 +30,7 @@ class SynchronizedBatchNormalization(BatchNormalization):
       ``DataParallel``) there is nothing to do: an array there is the whole mini-batch, and Batch
       Normalization is synchronized by itself.
 
-    Gradients to γ and β are each replica's own part, to be summed like all others.
+    Gradients to γ and β are each replica's own, to be summed like all others.
 
     Keras's layer with ``synchronized=True`` does this on TensorFlow alone and with
     E[x²] − E[x]², which in float32 loses the variance where |mean| is far above the deviation;

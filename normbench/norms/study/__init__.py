@@ -1,1 +1,1 @@
-"""TODO."""
+"""Layers kept only to be measured: faulty versions that circulate, and other packages' layers."""

@@ -209,10 +209,10 @@ class MaxFirstMinMaxNormalization(_MinMax):
 class FlatteningMinMaxNormalization(_MinMax):
     """WRONG: min-max normalization after a reshape to (−1, C), refused for images.
 
-    A version that circulates reshapes (N, H, W, C) to (−1, C) first, which makes each place of an
-    image a row of the batch: N·H·W outputs for N targets. Keras would find out in the loss at
+    A version that circulates reshapes (N, H, W, C) to (−1, C) first, which makes each position of
+    an image a row of the batch: N·H·W outputs for N targets. Keras would find out in the loss at
     best; this layer refuses to be built. The values would be :class:`MinMaxNormalization`'s,
-    which keeps the shape. Where an image has one place the reshape does no harm: the result is
+    which keeps the shape. Where an image has one position, the reshape does no harm: the result is
     then (N, C).
 
     Args:
@@ -224,7 +224,7 @@ class FlatteningMinMaxNormalization(_MinMax):
     Takes no mask.
 
     Raises:
-        ValueError: An image has more than one place, or ``epsilon`` is not above 0.
+        ValueError: An image has more than one position, or ``epsilon`` is not above 0.
     """
 
     computed_over = "batch, space, channels"
@@ -240,7 +240,7 @@ class FlatteningMinMaxNormalization(_MinMax):
         if any(length != 1 for length in input_shape[1:-1]):
             raise ValueError(
                 f"{self.name} would reshape {tuple(input_shape)} to (-1, {input_shape[-1]}), which "
-                "folds the places of an image into the batch axis so that outputs no longer "
+                "folds the positions of an image into the batch axis so that outputs no longer "
                 "belong to images: use norm=minmax, which computes the same and keeps the shape"
             )
         super().build(input_shape)

@@ -88,7 +88,7 @@ class WSAsRegularizer(WeightParametrization):
     """
 
     formula = "Ŵ = W; added to the loss: Σ (W − mean W)/(dev W + ε), which is 0"
-    computed_over = "kernel places, input channels"
+    computed_over = "kernel positions, input channels"
     parameters = "none"
     state = "none"
     source = "WRONG, for study: a question about Qiao et al. 2019 (arXiv 1903.10520)"
@@ -133,7 +133,7 @@ class WSAssign(WeightParametrization):
     """
 
     formula = "W ← (W − mean W)/√max(var W·fan-in, ε) at each step, outside the gradient"
-    computed_over = "kernel places, input channels"
+    computed_over = "kernel positions, input channels"
     parameters = "none"
     state = "none"
     source = "WRONG, for study: an answer about Qiao et al. 2019 (arXiv 1903.10520)"

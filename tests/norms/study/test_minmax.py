@@ -181,7 +181,9 @@ def test_over_the_batch_an_image_depends_on_its_neighbours_in_inference_too(trai
 
 @pytest.mark.parametrize("shape", [(None, 4, 5, 8), (None, None, None, 8), (None, 1, 2, 8)])
 def test_a_reshape_that_loses_the_batch_axis_is_refused(shape):
-    with pytest.raises(ValueError, match="folds the places of an image into the batch axis") as e:
+    with pytest.raises(
+        ValueError, match="folds the positions of an image into the batch axis"
+    ) as e:
         FlatteningMinMaxNormalization()(keras.Input(shape[1:]))
     assert "use norm=minmax" in str(e.value)
     assert "\n" not in str(e.value)
