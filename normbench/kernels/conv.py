@@ -118,7 +118,7 @@ def _conv2d(x: Tensor, kernel: Tensor, **options: Any) -> Tensor:
     """Return :func:`conv2d` by a matrix product where the kernel is 1×1, else by Keras's operation.
 
     On a CPU TensorFlow's convolution of 1×1 is slower than the product, the gradient of its kernel
-    most of all: `benchmarks/pointwise.py`.
+    most of all (`docs/speed.md`).
     """
     strides = _strides_over(x, options["strides"], options["data_format"])
     is_product = (

@@ -45,7 +45,7 @@ def pays(
 ) -> bool:
     """Return whether a convolution of ``x``, (N, H, W, C), is quicker this way.
 
-    The bounds are those that `benchmarks/winograd.py` found. The transforms write four times what
+    The bounds were measured; see `docs/speed.md`. The transforms write four times what
     they read. With fewer channels the products don't earn that back; with 64 they do only while all
     of it stays in the cache and edges are few. With few spatial positions the products themselves
     are slower. Half precision is left out because the transforms would round.
