@@ -59,7 +59,11 @@ ALLOWED: dict[str, set[str]] = {
 # Plug-ins are reached by the `_target_` of a config. These modules of their rooms are interfaces
 # and helpers, which other rooms may import by name.
 INTERFACES = {
-    "norms": {"normbench.norms.norm", "normbench.norms.precise_batch", "normbench.norms"},
+    "norms": {
+        *("normbench.norms", "normbench.norms.norm", "normbench.norms.precise_batch"),
+        # Layers that engine/shards.py calls with a batch in shards.
+        *("normbench.norms.batch", "normbench.norms.convolution", "normbench.norms.weights"),
+    },
     "data": {"normbench.data.base", "normbench.data.split", "normbench.data"},
 }
 EXECUTOR_INTERFACE = "normbench.sweep.executors.base"
