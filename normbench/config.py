@@ -120,8 +120,7 @@ class Config:
     @property
     def norm_name(self) -> str:
         """The normalization with its weight parametrization, as ``gn_ws``."""
-        weight = self.norm.get("weight", {}).get("name", "none")
-        return self.norm["name"] if weight == "none" else f"{self.norm['name']}_{weight}"
+        return norm_name(self.norm)
 
     @property
     def signature(self) -> str:
@@ -602,6 +601,16 @@ def _as_number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
 def _at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"{key} must be at least {least}, got {value}")
+
+
+def norm_name(norm: Mapping[str, Any]) -> str:
+    """Join the name of a group ``norm`` and its weight parametrization to ``gn_ws``.
+
+    :func:`normbench.report.names.split_norm` takes the name apart.
+    """
+    weight = norm.get("weight")
+    name = weight.get("name", "none") if isinstance(weight, Mapping) else "none"
+    return str(norm["name"]) if name == "none" else f"{norm['name']}_{name}"
 
 
 # --- placed normalizations: names turned into options --------------------------------------------

@@ -13,28 +13,13 @@ import pandas as pd
 from normbench.errors import NormbenchError
 from normbench.report import names as labels
 from normbench.report.frames import columns, is_config, is_provenance, read
-from normbench.report.metrics import METRICS
-from normbench.report.table import EMPTY, Table, TableEntry, number
+from normbench.report.metrics import listed
+from normbench.report.table import EMPTY, Table, TableEntry, markdown, markdown_text, number
 
 if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
     from normbench.store.store import Run
 
-_RESULTS = (
-    "test_acc",
-    "best_val_test_acc",
-    "val_acc",
-    "train_acc",
-    "test_loss",
-    "val_loss",
-    "train_loss",
-    "gap",
-    "best_val_epoch",
-    "images_per_s",
-    "train_seconds",
-    "wall_seconds",
-    "parameters",
-)
 _ALSO = ("status", "epochs_done", "weights_sha256")
 
 
@@ -108,8 +93,8 @@ def _results(pair: Pair) -> Table:
         ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
         rows.append([TableEntry(key), TableEntry(_cut(ours)), TableEntry(_cut(theirs)), EMPTY])
         data.append({"key": key, "first": ours, "second": theirs})
-    for name in _RESULTS:
-        shown = METRICS[name]
+    for shown in listed("diff"):
+        name = shown.name
         ours, theirs = (number(row.get(name)) for row in (pair.first, pair.second))
         if ours is None and theirs is None:
             continue
@@ -124,21 +109,19 @@ def _results(pair: Pair) -> Table:
     return Table("results", "Results", headers, rows, [pair.verdict], pd.DataFrame(data))
 
 
-def write(pair: Pair, out: Path) -> tuple[list[Path], Drawing]:
-    """Write the tables and the curves of a pair to a folder; return the files and the drawing."""
-    from normbench.report import table as render
-    from normbench.report.figures import overlay, style
+def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
+    """Write the tables of a pair and the drawing of its curves to a folder; return the files."""
+    from normbench.report.figures import style
 
     out.mkdir(parents=True, exist_ok=True)
-    drawing = overlay.draw(pair)
     written = style.save(drawing, out)
-    plain = render.markdown_text
+    plain = markdown_text
     lines = ["# Two runs", "", *(f"- {plain(name)}" for name in named(pair)), ""]
-    lines += [render.markdown(table) for table in tables(pair)]
+    lines += [markdown(table) for table in tables(pair)]
     lines += [f"![{plain(drawing.caption)}]({drawing.slug}.png)", ""]
     page = out / "diff.md"
     page.write_text("\n".join(lines), encoding="utf-8")
-    return [page, *written], drawing
+    return [page, *written]
 
 
 def named(pair: Pair) -> list[str]:

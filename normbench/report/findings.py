@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normbench.report import names as labels
 from normbench.report.caveats import listed
 from normbench.report.grid import Grid, GridCell
-from normbench.report.statistics import ALPHA, Difference, Improvement, t_quantile
+from normbench.report.statistics import ALPHA, Difference, t_quantile
 from normbench.report.study import Study
 from normbench.report.tables import TIMED, p_words
 
@@ -46,13 +46,8 @@ class Finding:
     cells: tuple[tuple[Any, Any], ...] = ()
 
 
-def findings(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
-    """Return the findings that the statistics of a grid support, in the order of STRENGTHS.
-
-    Args:
-        grid: One metric over a study.
-        chances: The probability of improvement of each row that has one.
-    """
+def findings(grid: Grid) -> list[Finding]:
+    """Return the findings that the statistics of a grid support, in the order of STRENGTHS."""
     found = _diverged(grid)
     compared = grid.metric.higher_is_better is not None and len(grid.study.rows) > 1
     if grid.metric.higher_is_better is not None and not grid.metric.timed:
@@ -64,7 +59,7 @@ def findings(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
         for row in grid.study.rows:
             cells = [c for c in grid.cells.values() if c.row == row and c.baseline is not None]
             found += _row(grid, row, cells, family)
-        found += _overall(grid, chances)
+        found += _overall(grid)
         found += _power(grid, family)
     elif compared:
         found.append(
@@ -213,10 +208,10 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
     ]
 
 
-def _overall(grid: Grid, chances: Mapping[Any, Improvement]) -> list[Finding]:
+def _overall(grid: Grid) -> list[Finding]:
     """Say over all columns how likely a run of each row is to beat one of the baseline."""
     found = []
-    for row, result in chances.items():
+    for row, result in grid.improvements.items():
         if result.tasks < 2 or math.isnan(result.low):
             continue
         name, base = _names(grid, row)

@@ -14,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
+from normbench.config import norm_name
 from normbench.errors import NormbenchError, UserError
+from normbench.report.metrics import METRICS
 from normbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -197,24 +199,31 @@ CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar
 
 _NOT_CONFIG = ("signature", "schema", "probe", "logger")
 _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
-FINAL = _names(
-    "train_loss train_acc val_loss val_acc test_loss test_acc best_val_epoch best_val_acc "
-    "best_val_test_acc best_val_test_loss steps images_seen parameters train_seconds "
-    "wall_seconds images_per_s diverged_epoch diverged_step micro_batches"
+FINAL = (
+    *(metric.name for metric in METRICS.values() if metric.summary),
+    *("steps", "images_seen", "diverged_epoch", "diverged_step", "micro_batches"),
 )
-CURVE_NUMBERS = _names(
-    "epoch step images_seen train_loss train_acc val_loss val_acc lr grad_norm grad_norm_max "
-    "images_per_s train_seconds eval_seconds"
+"""Keys of ``summary.json`` that become columns of the runs frame."""
+
+CURVE_NUMBERS = (
+    *("epoch", "step", "images_seen"),
+    *(metric.name for metric in METRICS.values() if metric.epoch and not metric.source),
 )
+"""Columns that the curves frame always has."""
+
 _PROVENANCE = ("commit", "dirty", "host", "processor", "devices")
-RESULTS = (*FINAL, "test_err", "val_err", "best_val_test_err", "gap", "epochs_done", "classes")
+RESULTS = (
+    *FINAL,
+    *(metric.name for metric in METRICS.values() if metric.formula),
+    *("epochs_done", "classes"),
+)
 LEADING = ("name", "status", "dataset", "arch", "norm", "batch", "seed", "epochs")
 _NOT_FROM_CONFIG = frozenset(
     _names(
         "name status signature path command started ended sessions error_type error_message "
-        "weights_sha256 steps_to_target epochs_to_target seconds_to_target row column"
+        "weights_sha256 row column"
     )
-).union(RESULTS, _PROVENANCE)
+).union(RESULTS, _PROVENANCE, (metric.name for metric in METRICS.values() if metric.of_run))
 
 
 def is_config(column: str) -> bool:
@@ -246,21 +255,13 @@ def config_columns(tree: Mapping[str, Any]) -> dict[str, Any]:
         if key in _NOT_CONFIG:
             continue
         if isinstance(value, Mapping) and "name" in value:
-            flat[key] = _group_name(key, value)
+            flat[key] = norm_name(value) if key == "norm" else str(value["name"])
             _flatten(f"{key}.", value, flat)
         elif isinstance(value, Mapping):
             _flatten(f"{key}.", value, flat)
         else:
             flat[key] = _cell(value)
     return flat
-
-
-def _group_name(key: str, group: Mapping[str, Any]) -> str:
-    name = str(group["name"])
-    weight = group.get("weight")
-    if key == "norm" and isinstance(weight, Mapping) and weight.get("name", "none") != "none":
-        return f"{name}_{weight['name']}"
-    return name
 
 
 def _flatten(prefix: str, group: Mapping[str, Any], flat: dict[str, Any]) -> None:
@@ -340,11 +341,7 @@ def _last(epochs: list[dict[str, Any]], key: str, summary: Mapping[str, Any] | N
 
 def _final(summary: Mapping[str, Any] | None) -> dict[str, Any]:
     values = {key: (summary or {}).get(key) for key in FINAL}
-    for name in ("test", "val", "best_val_test"):
-        accuracy = values[f"{name}_acc"]
-        values[f"{name}_err"] = None if accuracy is None else 1.0 - accuracy
-    train, test = values["train_acc"], values["test_acc"]
-    values["gap"] = None if train is None or test is None else train - test
+    values |= {m.name: m.derive(values) for m in METRICS.values() if m.formula}
     values["weights_sha256"] = (summary or {}).get("weights_sha256")
     return values
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ DIVERGED_RULE = (
     "against it nor for it: its values are not nearly normal. In losses, times and gaps a "
     "diverged run has no value and is left out. Either way it is counted beside the cell."
 )
+
+_THRESHOLDS = 121  # of a performance profile
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,58 @@ class Grid:
         if not counts:
             return "0"
         return f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+    @cached_property
+    def improvements(self) -> dict[Any, Improvement]:
+        """By row, the probability of doing better than the baseline over all columns at once.
+
+        A column counts as a task where both have runs; rows that share none are left out. A time
+        has no such probability, since the machine's load decides which run is faster.
+        """
+        if self.baseline is None or self.metric.higher_is_better is None or self.metric.timed:
+            return {}
+        found = {}
+        base = self._scores(self.baseline)
+        for row in self.study.rows:
+            scores = self._scores(row)
+            tasks = [column for column in scores if column in base and row != self.baseline]
+            if tasks:
+                found[row] = probability_of_improvement(
+                    [scores[column] for column in tasks], [base[column] for column in tasks]
+                )
+        return found
+
+    @cached_property
+    def profiles(self) -> dict[Any, Profile]:
+        """By row, the performance profile over all columns, for rows with runs in all of them.
+
+        Thresholds run over all scores, in stored units; a loss or a time is negated, so that a
+        higher score is better throughout.
+        """
+        if self.metric.higher_is_better is None:
+            return {}
+        scores = {row: self._scores(row) for row in self.study.rows}
+        columns = {column for tasks in scores.values() for column in tasks}
+        scores = {row: tasks for row, tasks in scores.items() if set(tasks) == columns}
+        if len(scores) < 2 or not columns:
+            return {}
+        every = np.concatenate([task for tasks in scores.values() for task in tasks.values()])
+        margin = 0.02 * (every.max() - every.min()) or 1e-9
+        thresholds = np.linspace(every.min() - margin, every.max() + margin, _THRESHOLDS)
+        return {
+            row: performance_profile(list(tasks.values()), thresholds)
+            for row, tasks in scores.items()
+        }
+
+    def _scores(self, row: Any) -> dict[Any, np.ndarray]:
+        """Return the runs' scores in each column where the row has any; higher is better."""
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        cells = {column: self.get(row, column) for column in self.study.columns}
+        return {
+            column: sign * np.array(list(cell.values.values()), float)
+            for column, cell in cells.items()
+            if cell is not None and cell.values
+        }
 
 
 def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
@@ -216,60 +271,3 @@ def _compare(cells: dict[tuple[Any, Any], GridCell], baseline: Any, metric: Metr
     corrected = holm([difference.p for difference in found])
     for place, difference, p in zip(places, found, corrected, strict=True):
         cells[place] = replace(cells[place], baseline=replace(difference, p_corrected=p))
-
-
-# --- every row against the baseline over all columns at once, as in Agarwal et al. 2021 -----------
-
-
-def improvements(grid: Grid) -> dict[Any, Improvement]:
-    """Return for each row the probability of doing better than the baseline.
-
-    A column counts as a task where both have runs; rows that share none are left out. Of a time
-    there is none, since the machine's load decides which run is faster.
-    """
-    if grid.baseline is None or grid.metric.higher_is_better is None or grid.metric.timed:
-        return {}
-    found = {}
-    for row in grid.study.rows:
-        shared = [
-            column
-            for column in grid.study.columns
-            if row != grid.baseline
-            and len(_scores(grid, row, column))
-            and len(_scores(grid, grid.baseline, column))
-        ]
-        if shared:
-            found[row] = probability_of_improvement(
-                [_scores(grid, row, column) for column in shared],
-                [_scores(grid, grid.baseline, column) for column in shared],
-            )
-    return found
-
-
-def profiles(grid: Grid, points: int = 121) -> dict[Any, Profile]:
-    """Return the performance profile, over all columns, of each row that has runs in all of them.
-
-    Thresholds run over all scores seen, in stored units; a loss or a time is negated, so that a
-    higher score is better throughout.
-    """
-    if grid.metric.higher_is_better is None:
-        return {}
-    columns = [
-        column
-        for column in grid.study.columns
-        if any(len(_scores(grid, row, column)) for row in grid.study.rows)
-    ]
-    scores = {row: [_scores(grid, row, column) for column in columns] for row in grid.study.rows}
-    scores = {row: tasks for row, tasks in scores.items() if all(map(len, tasks))}
-    if len(scores) < 2 or not columns:
-        return {}
-    every = np.concatenate([task for tasks in scores.values() for task in tasks])
-    margin = 0.02 * (every.max() - every.min()) or 1e-9
-    thresholds = np.linspace(every.min() - margin, every.max() + margin, points)
-    return {row: performance_profile(tasks, thresholds) for row, tasks in scores.items()}
-
-
-def _scores(grid: Grid, row: Any, column: Any) -> np.ndarray:
-    cell = grid.get(row, column)
-    sign = 1.0 if grid.metric.higher_is_better else -1.0
-    return sign * np.array(list(cell.values.values()) if cell else [], float)

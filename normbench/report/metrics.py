@@ -1,11 +1,17 @@
-"""The numbers a report can be about: how each is named, scaled, and which way is better."""
+"""The metrics of a report: :data:`METRICS` names, scales and places each number of a run.
+
+Every list of metrics in the report comes from METRICS: the columns of the data frames, the tables,
+the comparison of two runs, the curves. A new metric is one line there, and the key that the
+training session records.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.errors import unknown
 
@@ -15,19 +21,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the runs frame, as tables and figures show it.
+    """A column of the data frames, as tables and figures show it.
 
     Attributes:
-        name: The column in the runs frame.
+        name: The column in the runs frame; for a metric of epochs also in the curves frame,
+            unless ``source`` names another.
         label: Words for an axis or a heading, unit not included.
         unit: Unit after scaling, as ``%``; empty for a pure number.
-        scale: What a stored value is multiplied by to be shown in ``unit``.
+        scale: Factor from a stored value to one in ``unit``.
         digits: Digits after the decimal point.
         higher_is_better: None where neither direction is better.
-        worst: Value that a diverged run enters with; ``chance`` for an accuracy, ``1 - chance``
-            for an error, None where a diverged run has no value and is left out, counted.
+        worst: Value that a diverged run enters with: ``chance`` for an accuracy, ``1 - chance``
+            for an error, None where a diverged run has no value and is left out and counted.
         low, high: Limits of the possible values, in stored units; intervals end there.
         timed: Whether the machine and its load decide the value, so that no test is made.
+        summary: Whether it is a key of ``summary.json``.
+        epoch: Whether each line of ``metrics.jsonl`` has it.
+        source: The column of the curves frame, where it is not ``name``: a probe's.
+        of, formula: Names of the metrics that it is computed from, and the function of their
+            values.
+        curve: Scale of its axis in the figure against epochs, ``linear`` or ``log``; empty where
+            there is no such figure.
+        heading: Its heading, with the unit, in tables that list cells or runs.
+        tables: The tables that list it, separated by spaces: ``cells`` (all cells of a study),
+            ``runs`` (all runs), ``report`` (a table of its own in each report), ``diff`` (two
+            runs), ``target`` (a table of its own where a target is asked for).
     """
 
     name: str
@@ -40,6 +58,45 @@ class Metric:
     low: float = -math.inf
     high: float = math.inf
     timed: bool = False
+    summary: bool = False
+    epoch: bool = False
+    source: str = ""
+    of: tuple[str, ...] = ()
+    formula: Callable[..., float] | None = None
+    curve: str = ""
+    heading: str = ""
+    tables: str = ""
+
+    @property
+    def column(self) -> str:
+        """The column of the curves frame."""
+        return self.source or self.name
+
+    @property
+    def of_run(self) -> bool:
+        """Whether a run has one value of it, so that runs can be compared by it."""
+        return self.summary or not self.epoch
+
+    @property
+    def at_best(self) -> Metric | None:
+        """The same on test images at the best validation epoch; None for all other metrics."""
+        return METRICS.get(f"best_val_{self.name}") if self.name.startswith("test_") else None
+
+    @property
+    def complement(self) -> Metric | None:
+        """The error of an accuracy; None for all other metrics."""
+        return next((other for other in METRICS.values() if other.of == (self.name,)), None)
+
+    @property
+    def in_training(self) -> Metric | None:
+        """The same on training images, drawn beside a metric of validation images."""
+        split, _, quantity = self.name.partition("_")
+        return METRICS.get(f"train_{quantity}") if split == "val" else None
+
+    def derive(self, values: Mapping[str, Any]) -> float | None:
+        """Compute the metric from others, by name; None where one of them has no value."""
+        known = [values.get(name) for name in self.of]
+        return None if self.formula is None or None in known else self.formula(*known)
 
     @property
     def difference_unit(self) -> str:
@@ -78,58 +135,168 @@ class Metric:
         return f"{mean} ± {self.show(sample.half_width)}"
 
 
-def _accuracy(name: str, label: str) -> Metric:
-    return Metric(name, label, "%", 100.0, 2, True, "chance", 0.0, 1.0)
+def _accuracy(name: str, label: str, **options: Any) -> Metric:
+    limits = {"worst": "chance", "low": 0.0, "high": 1.0}
+    return Metric(name, label, "%", 100.0, 2, True, **limits, summary=True, **options)
 
 
 def _error(name: str, label: str) -> Metric:
-    return Metric(name, label, "%", 100.0, 2, False, "1 - chance", 0.0, 1.0)
+    accuracy = (name.removesuffix("err") + "acc",)
+    limits = {"worst": "1 - chance", "low": 0.0, "high": 1.0}
+    return Metric(name, label, "%", 100.0, 2, False, **limits, of=accuracy, formula=_complement)
 
 
-def _loss(name: str, label: str) -> Metric:
-    return Metric(name, label, "", 1.0, 4, False, low=0.0)
+def _complement(accuracy: float) -> float:
+    return 1.0 - accuracy
 
 
-def _timed(name: str, label: str, unit: str, digits: int, higher: bool) -> Metric:
-    return Metric(name, label, unit, 1.0, digits, higher, low=0.0, timed=True)
+def _loss(name: str, label: str, **options: Any) -> Metric:
+    return Metric(name, label, "", 1.0, 4, False, low=0.0, summary=True, **options)
 
+
+def _timed(name: str, label: str, unit: str, digits: int, higher: bool, **options: Any) -> Metric:
+    return Metric(name, label, unit, 1.0, digits, higher, low=0.0, timed=True, **options)
+
+
+def _to_target(name: str, label: str, digits: int) -> Metric:
+    return Metric(name, label, "", 1.0, digits, False, low=0.0, tables="target")
+
+
+def _of_epoch(name: str, label: str, unit: str = "", **options: Any) -> Metric:
+    return Metric(name, label, unit, epoch=True, **options)
+
+
+_AT_BEST = "at the best validation epoch"
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _accuracy("test_acc", "Test accuracy"),
-        _accuracy("val_acc", "Validation accuracy"),
-        _accuracy("train_acc", "Training accuracy"),
+        _accuracy("test_acc", "Test accuracy", heading="Test (%)", tables="cells runs diff"),
+        _accuracy(
+            "best_val_test_acc",
+            f"Test accuracy {_AT_BEST}",
+            heading="Test, best val. epoch (%)",
+            tables="cells runs diff",
+        ),
+        _accuracy(
+            "val_acc",
+            "Validation accuracy",
+            epoch=True,
+            curve="linear",
+            heading="Val. (%)",
+            tables="cells runs diff report",
+        ),
+        _accuracy(
+            "train_acc", "Training accuracy", epoch=True, heading="Train (%)", tables="runs diff"
+        ),
         _accuracy("best_val_acc", "Best validation accuracy"),
-        _accuracy("best_val_test_acc", "Test accuracy at the best validation epoch"),
         _error("test_err", "Test error"),
+        _error("best_val_test_err", f"Test error {_AT_BEST}"),
         _error("val_err", "Validation error"),
-        _error("best_val_test_err", "Test error at the best validation epoch"),
-        _loss("test_loss", "Test loss"),
-        _loss("val_loss", "Validation loss"),
-        _loss("train_loss", "Training loss"),
-        _loss("best_val_test_loss", "Test loss at the best validation epoch"),
-        Metric("gap", "Generalization gap", "points", 100.0, 2, None),
-        _timed("images_per_s", "Throughput", "images/s", 0, True),
-        _timed("train_seconds", "Training time", "s", 1, False),
-        _timed("wall_seconds", "Wall time", "s", 1, False),
-        Metric("steps_to_target", "Steps to the target", "", 1.0, 0, False, low=0.0),
-        Metric("epochs_to_target", "Epochs to the target", "", 1.0, 1, False, low=0.0),
-        _timed("seconds_to_target", "Training time to the target", "s", 1, False),
-        Metric("parameters", "Parameters", "", 1.0, 0, None, low=0.0),
-        Metric("best_val_epoch", "Best validation epoch", "", 1.0, 1, None, low=0.0),
+        _loss("test_loss", "Test loss", tables="diff"),
+        _loss("val_loss", "Validation loss", epoch=True, curve="log", tables="diff"),
+        _loss("train_loss", "Training loss", epoch=True, tables="diff"),
+        _loss("best_val_test_loss", f"Test loss {_AT_BEST}"),
+        Metric(
+            "gap",
+            "Generalization gap",
+            "points",
+            100.0,
+            of=("train_acc", "test_acc"),
+            formula=operator.sub,
+            heading="Gap (points)",
+            tables="cells diff report",
+        ),
+        Metric(
+            "best_val_epoch",
+            "Best validation epoch",
+            digits=1,
+            low=0.0,
+            summary=True,
+            tables="diff",
+        ),
+        _to_target("steps_to_target", "Steps to the target", 0),
+        _to_target("epochs_to_target", "Epochs to the target", 1),
+        _timed("seconds_to_target", "Training time to the target", "s", 1, False, tables="target"),
+        _timed(
+            "images_per_s",
+            "Throughput",
+            "images/s",
+            0,
+            True,
+            summary=True,
+            epoch=True,
+            heading="Images/s",
+            tables="cells runs diff report",
+        ),
+        _timed(
+            "train_seconds",
+            "Training time",
+            "s",
+            1,
+            False,
+            summary=True,
+            epoch=True,
+            heading="Training (s)",
+            tables="cells runs diff report",
+        ),
+        _timed("wall_seconds", "Wall time", "s", 1, False, summary=True, tables="diff"),
+        Metric("parameters", "Parameters", digits=0, low=0.0, summary=True, tables="diff"),
+        _of_epoch("lr", "Learning rate", digits=4, low=0.0, curve="linear"),
+        _of_epoch("grad_norm", "Gradient norm", digits=3, low=0.0, curve="log"),
+        _of_epoch("grad_norm_max", "Largest gradient norm", digits=3, low=0.0),
+        _of_epoch("eval_seconds", "Evaluation time", "s", digits=1, low=0.0),
+        _of_epoch(
+            "sharpness",
+            "Largest Hessian eigenvalue",
+            source="probe/sharpness/eigenvalue",
+            curve="log",
+        ),
+        _of_epoch(
+            "relative_update",
+            "Relative update ‖Δw‖/‖w‖",
+            digits=5,
+            source="probe/gradients/relative_update",
+            curve="log",
+        ),
+        _of_epoch(
+            "update_angle",
+            "Angle between updates",
+            "°",
+            digits=1,
+            source="probe/gradients/angle",
+            curve="linear",
+        ),
+        _of_epoch(
+            "gradient_angle",
+            "Angle between gradients",
+            "°",
+            digits=1,
+            source="probe/gradients/gradient_angle",
+            curve="linear",
+        ),
     )
 }
+"""All metrics by name, in the order in which tables and figures list them."""
+
+
+def listed(table: str) -> list[Metric]:
+    """Return the metrics that a kind of table lists (:attr:`Metric.tables`)."""
+    return [metric for metric in METRICS.values() if table in metric.tables.split()]
 
 
 def metric(name: str, columns: Iterable[str] = ()) -> Metric:
-    """Return the metric of that name; with ``columns``, only one that they hold.
+    """Return the metric of runs of that name; with ``columns``, only one that they hold.
 
     Raises:
-        UserError: No such metric, with the nearest one's name.
+        UserError: There is no such metric; the message has the nearest one.
     """
     present = set(columns)
-    offered = [known for known in METRICS if not present or known in present]
+    offered = [
+        known.name
+        for known in METRICS.values()
+        if known.of_run and (not present or known.name in present)
+    ]
     if name not in offered:
         raise unknown("metric", name, offered)
     return METRICS[name]

@@ -7,59 +7,81 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from normbench.formats import UNKNOWN, printable
 
+
+class NormStyle(NamedTuple):
+    """How a norm is printed and drawn.
+
+    Attributes:
+        text: Its printed name.
+        colour: A name in :data:`normbench.report.figures.style.PALETTE`; empty where colour and
+            marker follow from a checksum of the name, as for a norm of one's own.
+        marker: A marker of Matplotlib.
+    """
+
+    text: str
+    colour: str = ""
+    marker: str = ""
+
+
 NORMS = {
-    "none": "No norm",
-    "bn": "BN",
-    "bn_ws": "BN+WS",
-    "gn": "GN",
-    "gn_ws": "GN+WS",
-    "ln": "LN",
-    "ln_ws": "LN+WS",
-    "in": "IN",
-    "in_ws": "IN+WS",
-    "rms": "RMS",
-    "bn_keras": "BN (Keras)",
-    "bn_moments": "BN (tf.nn)",
-    "bn_center": "BN (mean only)",
-    "bn_var": "BN (variance only)",
-    "bn_noaffine": "BN (no affine)",
-    "brn": "Batch Renorm",
-    "ghost_bn": "Ghost BN",
-    "sync_bn": "Sync BN",
-    "precise_bn": "Precise BN",
-    "pn": "PN",
-    "frn": "FRN",
-    "evonorm_s0": "EvoNorm-S0",
-    "evonorm_b0": "EvoNorm-B0",
-    "switchable": "SwitchNorm",
-    "iternorm": "IterNorm",
-    "dyt": "DyT",
-    "lrn": "LRN",
-    "bcn": "BCN",
-    "xbn": "XBN",
-    "xbn_pre": "XBN (first)",
-    "xbn_post": "XBN (last)",
-    "bn_head_none": "BN, no embedding norm",
-    "bn_head_minmax": "BN, min–max",
-    "bn_head_minmax_channel": "BN, min–max per channel",
-    "bn_head_minmax_image": "BN, min–max per image",
-    "bn_head_minmax_max_first": "BN, min–max, max first",
-    "gn_tfa": "GN (tfa)",
-    "in_tfa": "IN (tfa)",
-    "frn_tfa": "FRN (tfa)",
-    "gn_ws_regularizer": "GN+WS as regularizer",
-    "gn_ws_assign": "GN+WS by assignment",
-    "minmax": "Min–max",
-    "minmax_channel": "Min–max per channel",
-    "minmax_image": "Min–max per image",
-    "minmax_max_first": "Min–max, max first",
-    "minmax_reshape": "Min–max, reshaped",
+    "none": NormStyle("No norm", "grey", "h"),
+    "bn": NormStyle("BN", "blue", "o"),
+    "bn_ws": NormStyle("BN+WS", "sky", "D"),
+    "gn": NormStyle("GN", "vermilion", "s"),
+    "gn_ws": NormStyle("GN+WS", "green", "^"),
+    "ln": NormStyle("LN", "purple", "v"),
+    "ln_ws": NormStyle("LN+WS", "purple", "^"),
+    "in": NormStyle("IN", "orange", "P"),
+    "in_ws": NormStyle("IN+WS", "orange", "^"),
+    "rms": NormStyle("RMS", "wine", "<"),
+    "bn_keras": NormStyle("BN (Keras)"),
+    "bn_moments": NormStyle("BN (tf.nn)"),
+    "bn_center": NormStyle("BN (mean only)", "blue", "<"),
+    "bn_var": NormStyle("BN (variance only)"),
+    "bn_noaffine": NormStyle("BN (no affine)", "blue", "s"),
+    "brn": NormStyle("Batch Renorm", "indigo", ">"),
+    "ghost_bn": NormStyle("Ghost BN", "sky", "o"),
+    "sync_bn": NormStyle("Sync BN", "blue", "D"),
+    "precise_bn": NormStyle("Precise BN", "blue", "P"),
+    "pn": NormStyle("PN", "olive", "v"),
+    "frn": NormStyle("FRN", "olive", "p"),
+    "evonorm_s0": NormStyle("EvoNorm-S0", "wine", "s"),
+    "evonorm_b0": NormStyle("EvoNorm-B0", "wine", "o"),
+    "switchable": NormStyle("SwitchNorm", "teal", "s"),
+    "iternorm": NormStyle("IterNorm", "indigo", "D"),
+    "dyt": NormStyle("DyT", "sand", "v"),
+    "lrn": NormStyle("LRN", "grey", "s"),
+    "bcn": NormStyle("BCN", "sand", "8"),
+    "xbn": NormStyle("XBN", "teal", "*"),
+    "xbn_pre": NormStyle("XBN (first)"),
+    "xbn_post": NormStyle("XBN (last)"),
+    "bn_head_none": NormStyle("BN, no embedding norm"),
+    "bn_head_minmax": NormStyle("BN, min–max"),
+    "bn_head_minmax_channel": NormStyle("BN, min–max per channel"),
+    "bn_head_minmax_image": NormStyle("BN, min–max per image"),
+    "bn_head_minmax_max_first": NormStyle("BN, min–max, max first"),
+    "gn_tfa": NormStyle("GN (tfa)", "vermilion", "o"),
+    "in_tfa": NormStyle("IN (tfa)", "orange", "o"),
+    "frn_tfa": NormStyle("FRN (tfa)", "olive", "o"),
+    "gn_ws_regularizer": NormStyle("GN+WS as regularizer", "vermilion", "<"),
+    "gn_ws_assign": NormStyle("GN+WS by assignment", "vermilion", "D"),
+    "minmax": NormStyle("Min–max", "indigo", "s"),
+    "minmax_channel": NormStyle("Min–max per channel", "indigo", "^"),
+    "minmax_image": NormStyle("Min–max per image", "indigo", "o"),
+    "minmax_max_first": NormStyle("Min–max, max first", "indigo", "v"),
+    "minmax_reshape": NormStyle("Min–max, reshaped", "indigo", "<"),
 }
-"""Printed name of each norm, in the order of tables."""
+"""How each norm is printed and drawn, in the order of tables."""
+
+UNNORMALIZED = {
+    "none_ws": NormStyle("WS", "green", "o"),
+    "none_scaled_ws": NormStyle("Scaled WS", "green", "D"),
+}
+"""The same of weight parametrizations without a norm; in tables they stand by alphabet."""
 
 WEIGHTS = {"ws": "WS", "scaled_ws": "Scaled WS", "wn": "WN", "cwn": "Centered WN", "sn": "SN"}
 """Printed name of each weight parametrization, as the names of norms end in them."""
@@ -92,19 +114,26 @@ def norm(name: str) -> str:
 
     A norm with a weight parametrization is written as both: ``bn_sn`` as BN+SN, ``none_ws`` as WS.
     """
-    base, bracket, options = name.partition(" (")
-    return _norm(base) + bracket + options
+    whole, bracket, options = name.partition(" (")
+    if whole in NORMS:
+        return NORMS[whole].text + bracket + options
+    activation, weight = split_norm(whole)
+    if weight:
+        text = WEIGHTS[weight]
+        whole = text if activation == "none" else f"{NORMS[activation].text}+{text}"
+    return whole + bracket + options
 
 
-def _norm(name: str) -> str:
-    if name in NORMS:
-        return NORMS[name]
-    for ending in sorted(WEIGHTS, key=len, reverse=True):
-        activation = name.removesuffix(f"_{ending}")
+def split_norm(name: str) -> tuple[str, str]:
+    """Split ``gn_ws`` into the norm and its weight parametrization, empty where it has none.
+
+    :func:`normbench.config.norm_name` joins them.
+    """
+    for weight in sorted(WEIGHTS, key=len, reverse=True):
+        activation = name.removesuffix(f"_{weight}")
         if activation != name and activation in NORMS:
-            weight = WEIGHTS[ending]
-            return weight if activation == "none" else f"{NORMS[activation]}+{weight}"
-    return name
+            return activation, weight
+    return name, ""
 
 
 def value(factor: str, raw: Any) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normbench.errors import NormbenchError, UserError, unknown
-from normbench.report import origin as provenance
+from normbench.report import origin, tables
 from normbench.report import sections as content
 from normbench.report import table as render
-from normbench.report import tables as lists
 from normbench.report.caveats import CONFOUND_RULE
+from normbench.report.figures import draw
 from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.sections import DRAWN, Section
@@ -87,7 +87,7 @@ def report(
     if len(made) > len(drawn):
         say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
     for section in drawn:
-        section.drawings = content.draw(section)
+        section.drawings = draw(section.grid)
     for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
         say(line)
     try:
@@ -169,8 +169,11 @@ def diff(
     for table in comparing.tables(pair):
         say(text(render.terminal(table)) + "\n")
     if out is not None:
+        from normbench.report.figures import overlay
+
         try:
-            written, drawing = comparing.write(pair, Path(out))
+            drawing = overlay.draw(pair)
+            written = comparing.write(pair, drawing, Path(out))
         except OSError as error:
             raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
         for line in _boxes([drawing]):
@@ -225,7 +228,7 @@ def export(
         raise UserError(_nothing(everything, where))
     for note in notes:
         say(f"note: {note}")
-    table = lists.summary(*studies(frames, asked.by))
+    table = tables.summary(*studies(frames, asked.by))
     if path is None:
         say(_rendered(table, kind).rstrip())
         return None
@@ -263,12 +266,12 @@ def _boxes(drawings: Sequence[Drawing]) -> list[str]:
 def _opening(
     everything: Frames, frames: Frames, where: str | None, notes: Sequence[str]
 ) -> list[str]:
-    lines = [f"{everything.root}: {provenance.counts(everything)}"]
+    lines = [f"{everything.root}: {origin.counts(everything)}"]
     if where:
-        lines.append(f"--where {where!r} keeps {provenance.counts(frames)}")
-    lines += provenance.unfinished(frames)
+        lines.append(f"--where {where!r} keeps {origin.counts(frames)}")
+    lines += origin.unfinished(frames)
     lines += [f"left out: {item}" for item in everything.left_out]
-    lines += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    lines += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
     return lines + [f"note: {note}" for note in notes]
 
 
@@ -310,7 +313,7 @@ def _write(
             written += write_table(table, out / "tables" / part, study=part)
         for drawing in section.drawings:
             written += style.save(drawing, out / "figures" / part)
-    written += write_table(lists.run_list(frames), out / "tables", ("md",))
+    written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
     markdown.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
     page.write_text(build(frames, made, asked, notes, out), encoding="utf-8")
@@ -350,11 +353,11 @@ def _markdown(
     asked: content.Request,
     notes: Sequence[str],
 ) -> str:
-    known = provenance.unfinished(frames, named=len(frames.runs))
+    known = origin.unfinished(frames, named=len(frames.runs))
     known += [f"left out: {item}" for item in frames.left_out]
-    known += [f"origin: {sentence}" for sentence in provenance.mixtures(frames.runs)]
+    known += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
     plain = render.markdown_text
-    lines = ["# Report", "", f"{plain(provenance.counts(frames))}.", ""]
+    lines = ["# Report", "", f"{plain(origin.counts(frames))}.", ""]
     lines += [f"- {plain(line)}" for line in [*known, *notes]]
     if asked.where:
         lines.append(f"- only runs with {render.markdown_code(asked.where)}")

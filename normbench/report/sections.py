@@ -4,44 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from normbench.errors import unknown
-from normbench.report import grid as improvement
-from normbench.report import names as labels
 from normbench.report import tables, where
-from normbench.report import tables as lists
-from normbench.report import tables as probed
-from normbench.report import tables as targets
-from normbench.report.caveats import allowing, listed, words
+from normbench.report.caveats import allowing, words
+from normbench.report.caveats import listed as in_words
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
 from normbench.report.grid import Grid, build, default_baseline
-from normbench.report.metrics import METRICS, Metric, metric
-from normbench.report.references import matching
+from normbench.report.metrics import Metric, listed, metric
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
 from normbench.report.where import parse as parse_filter
 
 if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
-    from normbench.report.statistics import Improvement
-
-AT_BEST = {
-    "test_acc": "best_val_test_acc",
-    "test_err": "best_val_test_err",
-    "test_loss": "best_val_test_loss",
-}
-"""Metrics of the final epoch, and the same at the best validation epoch."""
-
-_MIRRORED = {"test_acc": "test_err", "val_acc": "val_err"}
-_CURVES = (
-    ("val_acc", "train_acc", False),
-    ("val_loss", "train_loss", True),
-    ("grad_norm", "", True),
-)
 
 DRAWN = 12
 """Studies that get figures; the tables of all are written."""
@@ -55,7 +35,6 @@ class Section:
     grid: Grid
     tables: list[Table]
     findings: list[Finding]
-    chances: dict[Any, Improvement]
     drawings: list[Drawing] = field(default_factory=list)
 
     @property
@@ -93,7 +72,7 @@ def request(
     if where is not None:
         parse_filter(where)
     if target is not None:
-        targets.check(target)
+        tables.check_target(target)
     return Request(where, parse_by(by), metric_name, baseline, target, parse_by(allowed))
 
 
@@ -105,7 +84,7 @@ def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
     """
     notes: list[str] = []
     if asked.target is not None:
-        frames = targets.add(frames, asked.target)
+        frames = tables.add_target(frames, asked.target)
     if asked.where is not None:
         kept = where.select(asked.where, frames.runs)
         notes += kept.notes
@@ -138,93 +117,34 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
     return made, notes
 
 
-def draw(section: Section) -> list[Drawing]:
-    """Draw the figures of a study, the main ones first."""
-    from normbench.report.figures import (
-        batch,
-        curves,
-        depth,
-        heatmap,
-        layers,
-        percentiles,
-        profile,
-        rate,
-        smoothness,
-        time,
-    )
-
-    study, grid = section.study, section.grid
-    shown, runs = grid.metric, study.runs
-    known = matching(runs) if shown.name in ("test_acc", "test_err") else []
-    drawings = [batch.draw(grid, known)]
-    if shown.name in _MIRRORED:
-        drawings.append(batch.draw(build(study, METRICS[_MIRRORED[shown.name]]), known))
-    compared = grid.baseline is not None and shown.higher_is_better is not None
-    if compared and any(c.baseline is not None and c.baseline.n for c in grid.cells.values()):
-        drawings.append(heatmap.draw(grid))
-    seconds = build(study, METRICS["train_seconds"])
-    timed = any(cell.sample.n for cell in seconds.cells.values())
-    if timed and shown.name != "train_seconds":
-        drawings.append(time.draw(grid, seconds))
-    if runs["images_per_s"].notna().any() and shown.name != "images_per_s":
-        drawings.append(batch.draw(build(study, METRICS["images_per_s"]), zero=True))
-    if compared and len(study.columns) > 1:
-        chances = section.chances
-        drawings += [profile.draw_improvements(grid, chances)] if chances else []
-    if shown.higher_is_better is not None and len(study.rows) > 1:
-        shares = improvement.profiles(grid)
-        drawings += [profile.draw_profiles(grid, shares)] if shares else []
-    ended = runs.loc[runs["status"].isin(["finished", "diverged"]), "name"]
-    drawn = study.curves[study.curves["run"].isin(ended)]
-    if drawn["lr"].notna().any():
-        drawings.append(rate.draw(study))
-    for name, second, log in _CURVES:
-        if drawn[name].notna().any():
-            drawings.append(curves.draw(study, name, second, log=log))
-    for name, (_, log) in curves.PROBED.items():
-        if name in drawn and drawn[name].notna().any():
-            drawings.append(curves.draw(study, name, log=log))
-    drawings += smoothness.draw(study) + layers.draw(study)
-    drawings += percentiles.draw(study) + depth.draw(study)
-    # Names of layers that differ in case or in punctuation alone would share a file.
-    slugs = labels.slugs([each.slug for each in drawings], [each.caption for each in drawings])
-    for drawing, slug in zip(drawings, slugs, strict=True):
-        drawing.slug = slug
-    return drawings
-
-
 def _confounds(study: Study) -> list[str]:
     """Say how to name the confounds of a study as intended."""
     keys = [condition.key for condition in study.confounds]
     if not keys:
         return []
     return [
-        f"{study.title}: rows also differ in {listed([words(key) for key in keys])}; if that is "
+        f"{study.title}: rows also differ in {in_words([words(key) for key in keys])}; if that is "
         f"intended, add --allow-confound {allowing(keys)}"
     ]
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
     grid = build(study, shown, baseline)
-    chances = improvement.improvements(grid)
     made = [tables.matrix(grid)]
-    if shown.name in AT_BEST:
-        made.append(tables.matrix(build(study, METRICS[AT_BEST[shown.name]], baseline)))
+    if shown.at_best is not None:
+        made.append(tables.matrix(build(study, shown.at_best, baseline)))
     if baseline is not None and len(study.rows) > 1:
         made += [tables.differences(grid), tables.comparisons(grid)]
-        made += [tables.improvement(grid, chances)] if chances else []
-    selection = lists.selection(study)
+        made += [tables.improvement(grid)] if grid.improvements else []
+    selection = tables.selection(study)
     made += [selection] if selection else []
-    others = ["val_acc", "gap", "images_per_s", "train_seconds"]
-    if target is not None:
-        others = ["steps_to_target", "epochs_to_target", "seconds_to_target", *others]
-    for name in others:
-        if name != shown.name and _present(study.runs, name):
-            made.append(_titled(tables.matrix(build(study, METRICS[name])), name, target))
-    shifts = probed.estimation_shift(study)
+    for other in [*(listed("target") if target is not None else []), *listed("report")]:
+        if other is not shown and _present(study.runs, other.name):
+            made.append(_titled(tables.matrix(build(study, other)), other.name, target))
+    shifts = tables.estimation_shift(study)
     made += [shifts] if shifts else []
-    made.append(lists.summary(study))
-    return Section(study, grid, made, findings(grid, chances), chances)
+    made.append(tables.summary(study))
+    return Section(study, grid, made, findings(grid))
 
 
 def _present(runs: pd.DataFrame, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.frames import Frames, is_config
 from normbench.report.grid import Grid, GridCell, build
-from normbench.report.metrics import METRICS, Metric, metric
-from normbench.report.statistics import ALPHA, Improvement, Sample, sample
+from normbench.report.metrics import METRICS, Metric, listed
+from normbench.report.statistics import ALPHA, Sample, sample
 from normbench.report.study import Study, plain_value, ranges
 from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
 
@@ -127,10 +127,10 @@ def comparisons(grid: Grid) -> Table:
     )
 
 
-def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
+def improvement(grid: Grid) -> Table:
     """The probability that a run does better than one of the baseline, over all columns."""
     rows = []
-    for row, result in found.items():
+    for row, result in grid.improvements.items():
         interval = f"{result.low:.2f} to {result.high:.2f}"
         if math.isnan(result.low):
             interval = "– (a task has 1 run)"
@@ -145,7 +145,7 @@ def improvement(grid: Grid, found: Mapping[Any, Improvement]) -> Table:
             ]
         )
     base = grid.study.in_words(grid.baseline)
-    data = pd.DataFrame([{"row": row, **vars(result)} for row, result in found.items()])
+    data = pd.DataFrame([{"row": row, **vars(result)} for row, result in grid.improvements.items()])
     return Table(
         f"{grid.metric.name}-improvement",
         f"{grid.metric.label}, probability of improvement over {base}: {grid.study.title}",
@@ -301,8 +301,8 @@ def selection(study: Study) -> Table | None:
     """For each row, the column that validation chooses, and what it has on test."""
     if not study.column_factor or len(study.columns) < 2:
         return None
-    validation = build(study, metric("val_acc"))
-    test, at_best = build(study, metric("test_acc")), build(study, metric("best_val_test_acc"))
+    validation = build(study, METRICS["val_acc"])
+    test, at_best = build(study, METRICS["test_acc"]), build(study, METRICS["best_val_test_acc"])
     rows, data = [], []
     for row in study.rows:
         known = [c for c in validation.cells.values() if c.row == row and c.sample.n]
@@ -349,16 +349,6 @@ def selection(study: Study) -> Table | None:
     )
 
 
-_SUMMARY = {
-    "test_acc": "Test (%)",
-    "best_val_test_acc": "Test, best val. epoch (%)",
-    "val_acc": "Val. (%)",
-    "gap": "Gap (points)",
-    "images_per_s": "Images/s",
-    "train_seconds": "Training (s)",
-}
-
-
 def summary(*studies: Study) -> Table:
     """A line per cell, as for the appendix of a paper; several studies are told apart by columns.
 
@@ -384,7 +374,7 @@ def summary(*studies: Study) -> Table:
         labels.factor(first.column_factor) if first.column_factor else "",
         "Seeds",
         "Runs",
-        *_SUMMARY.values(),
+        *(metric.heading for metric in listed("cells")),
     ]
     place = headers.index("Runs")
     if all(set(line[place].text.split()[1::2]) == {"finished"} for line in lines):
@@ -414,7 +404,7 @@ def _notes(studies: Sequence[Study]) -> list[str]:
 
 
 def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]], list[dict]]:
-    grids = {name: build(study, METRICS[name]) for name in _SUMMARY}
+    grids = {metric.name: build(study, metric) for metric in listed("cells")}
     rows, data = [], []
     for place, cell in grids["test_acc"].cells.items():
         inside = study.runs.iloc[study.groups[place].places]
@@ -461,10 +451,9 @@ def run_list(frames: Frames) -> Table:
     """A line a run, whatever its state."""
     columns = ["norm", "batch", "seed"]
     columns = [c for c in ("dataset", "arch") if frames.runs[c].nunique() > 1] + columns
-    shown = ("test_acc", "best_val_test_acc", "val_acc", "train_acc")
+    metrics = listed("runs")
     rows = []
     for record in frames.runs.to_dict("records"):
-        values = [_numeric_metric(record.get(name), METRICS[name]) for name in shown]
         rows.append(
             [
                 TableEntry(str(record["name"]), runs=(str(record["name"]),)),
@@ -473,9 +462,7 @@ def run_list(frames: Frames) -> Table:
                 TableEntry(
                     f"{labels.plain(record.get('epochs_done'))}", number(record["epochs_done"])
                 ),
-                *values,
-                _numeric_metric(record.get("images_per_s"), METRICS["images_per_s"]),
-                _numeric_metric(record.get("train_seconds"), METRICS["train_seconds"]),
+                *(_numeric_metric(record.get(metric.name), metric) for metric in metrics),
             ]
         )
     return Table(
@@ -486,12 +473,7 @@ def run_list(frames: Frames) -> Table:
             "Status",
             *map(labels.factor, columns),
             "Epochs done",
-            "Test (%)",
-            "Test, best val. epoch (%)",
-            "Val. (%)",
-            "Train (%)",
-            "Images/s",
-            "Training (s)",
+            *(metric.heading for metric in metrics),
         ],
         rows,
         [],
@@ -602,7 +584,7 @@ def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
 # --- how long a run takes to reach an accuracy: the Batch Normalization paper's kind of table -----
 
 
-def check(target: float) -> None:
+def check_target(target: float) -> None:
     """Refuse a target that is no accuracy.
 
     Raises:
@@ -613,7 +595,7 @@ def check(target: float) -> None:
         raise UserError(f"--target must be an accuracy above 0 and up to 1, got {target:g}{hint}")
 
 
-def add(frames: Frames, target: float) -> Frames:
+def add_target(frames: Frames, target: float) -> Frames:
     """Return the frames with steps, epochs and seconds to a validation accuracy added to runs.
 
     Counted is the first epoch at whose end the validation accuracy is at least ``target``; the
@@ -626,7 +608,7 @@ def add(frames: Frames, target: float) -> Frames:
     Raises:
         UserError: ``target`` is no such fraction.
     """
-    check(target)
+    check_target(target)
     curves = frames.curves.assign(seconds=frames.curves.groupby("run")["train_seconds"].cumsum())
     reached = curves[curves["val_acc"] >= target].drop_duplicates("run").set_index("run")
     runs = frames.runs.copy()

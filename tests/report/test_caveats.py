@@ -17,7 +17,7 @@ from normbench.report.caveats import allowing, told
 from normbench.report.figures import batch
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames, config_columns
-from normbench.report.grid import build, improvements
+from normbench.report.grid import build
 from normbench.report.metrics import METRICS
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.tables import comparisons, differences, matrix, summary
@@ -35,7 +35,7 @@ def one(root: Path, *allowed: str, by: tuple[str, ...] = ("norm", "batch")) -> S
 
 def found_in(study: Study, baseline: Any = "bn") -> list[Finding]:
     grid = build(study, METRICS["test_acc"], baseline)
-    return findings(grid, improvements(grid))
+    return findings(grid)
 
 
 def of(found: list[Finding], strength: str) -> list[str]:

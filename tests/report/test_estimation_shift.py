@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from normbench.report import sections as content
-from normbench.report import tables as probed
-from normbench.report.figures import depth
+from normbench.report import tables
+from normbench.report.figures import depth, draw
 from normbench.report.frames import load
 from normbench.report.statistics import sample
 from normbench.report.study import studies
@@ -72,7 +72,7 @@ def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> Non
 
 def test_the_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> None:
     (study,) = studies(load(probed_store), ("norm", "batch"))
-    table = probed.estimation_shift(study)
+    table = tables.estimation_shift(study)
     assert table is not None
     assert len(table.rows) == 6
     texts = [[entry.text for entry in row] for row in table.rows]
@@ -88,14 +88,14 @@ def test_both_are_part_of_a_report(probed_store: Path) -> None:
     asked = content.request(None, "norm,batch", "test_acc", None, None)
     (section,), _ = content.sections(load(probed_store), asked)
     assert "estimation-shift" in [table.slug for table in section.tables]
-    assert "estimation-shift" in [drawing.slug for drawing in content.draw(section)]
+    assert "estimation-shift" in [drawing.slug for drawing in draw(section.grid)]
 
 
 def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
     (study,) = studies(load(root), ("norm", "batch"))
     assert depth.draw(study) == []
-    assert probed.estimation_shift(study) is None
+    assert tables.estimation_shift(study) is None
 
 
 def test_nothing_is_cut_off(probed_store: Path) -> None:

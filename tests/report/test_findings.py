@@ -12,7 +12,7 @@ from scipy import stats
 
 from normbench.report import load
 from normbench.report.findings import Finding, findings
-from normbench.report.grid import build, improvements
+from normbench.report.grid import build
 from normbench.report.metrics import METRICS
 from normbench.report.study import studies
 from normbench.report.tables import p_words
@@ -21,7 +21,7 @@ from normbench.report.tables import p_words
 def find(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> list[Finding]:
     (study,) = studies(load(root))
     grid = build(study, METRICS[name], baseline)
-    return findings(grid, improvements(grid))
+    return findings(grid)
 
 
 def of(found: list[Finding], strength: str) -> list[str]:
@@ -90,7 +90,7 @@ def test_an_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "bn_ws"), batches=(128, 256), seeds=4, epochs=3)
     found = find(root)
     (study,) = studies(load(root))
-    chance = improvements(build(study, METRICS["test_acc"], "bn"))["bn_ws"]
+    chance = build(study, METRICS["test_acc"], "bn").improvements["bn_ws"]
     assert of(found, "overall") == []
     assert of(found, "inconclusive") == [
         f"P(BN+WS beats BN) = {chance.probability:.2f} (95 % bootstrap interval {chance.low:.2f} "
@@ -140,7 +140,7 @@ def test_a_suggestive_difference_may_have_a_very_small_p(grid: Callable[..., Pat
     cell = found.cells["gn_ws", 16]
     weak = replace(cell, baseline=replace(cell.baseline, p=0.0004, p_corrected=0.08))
     found.cells["gn_ws", 16] = weak
-    (text,) = of(findings(found, {}), "suggestive")
+    (text,) = of(findings(found), "suggestive")
     assert "points, p < 0.001 (10 seeds): below 0.05 alone" in text
 
 

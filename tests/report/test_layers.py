@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 
-from normbench.report.figures import curves, layers, smoothness
+from normbench.report.figures import curves, draw, layers, smoothness
 from normbench.report.frames import load
-from normbench.report.sections import Request, draw, sections
+from normbench.report.metrics import METRICS
+from normbench.report.sections import Request, sections
 from normbench.report.study import Study, studies
 
 LAYERS = ("stem_conv", "stage1_conv", "logits")
@@ -178,9 +179,9 @@ def test_smoothness_is_a_band_from_the_least_to_the_most(grid):
 def test_whole_network_values_are_curves_in_the_report(grid):
     frames = load(store(grid, along))
     (section,), _ = sections(frames, Request())
-    slugs = [drawing.slug for drawing in draw(section)]
+    slugs = [drawing.slug for drawing in draw(section.grid)]
     assert {"sharpness-curves", "update_angle-curves", "smoothness"} <= set(slugs)
-    sharp = curves.draw(section.study, "probe/sharpness/eigenvalue", log=True)
+    sharp = curves.draw(section.study, METRICS["sharpness"])
     assert list(sharp.figure.axes[0].lines[0].get_xdata()) == [3]
     assert sharp.figure.axes[0].get_ylabel() == "Largest Hessian eigenvalue"
 

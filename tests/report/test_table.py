@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from normbench.report import load, tables
 from normbench.report import names as labels
 from normbench.report import table as render
-from normbench.report.grid import Grid, build, improvements
+from normbench.report.grid import Grid, build
 from normbench.report.metrics import METRICS
 from normbench.report.report import text
 from normbench.report.statistics import sample
@@ -129,7 +129,7 @@ def test_comparisons_list_every_pair(grid: Grid) -> None:
 
 
 def test_improvement_says_what_cannot_be_resampled(grid: Grid) -> None:
-    found = render.markdown(tables.improvement(grid, improvements(grid)))
+    found = render.markdown(tables.improvement(grid))
     assert cell_of(found, "LN", 2) == "– (a task has 1 run)"
     assert cell_of(found, "No norm", 2) == "– (all pairs agree)"
     assert cell_of(found, "GN", 3) == "6"

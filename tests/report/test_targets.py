@@ -10,11 +10,11 @@ import pytest
 
 from normbench.errors import UserError
 from normbench.report import load
-from normbench.report.tables import add
+from normbench.report.tables import add_target
 
 
 def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:
-    found = add(load(motley), 0.93).runs.set_index("name")
+    found = add_target(load(motley), 0.93).runs.set_index("name")
     reached = 0
     for name, row in found.iterrows():
         lines = (motley / str(name) / "metrics.jsonl").read_text().splitlines()
@@ -35,6 +35,6 @@ def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:
 
 def test_a_percentage_is_refused_with_the_fraction(motley: Path) -> None:
     with pytest.raises(UserError, match=r"write 0\.9 for 90 %"):
-        add(load(motley), 90)
+        add_target(load(motley), 90)
     with pytest.raises(UserError, match="above 0"):
-        add(load(motley), 0)
+        add_target(load(motley), 0)

@@ -12,8 +12,18 @@ from matplotlib.lines import Line2D
 
 from normbench.report import names as labels
 from normbench.report.figures import style
-from normbench.report.grid import Grid, GridCell
-from normbench.report.references import Reference
+from normbench.report.grid import Grid, GridCell, build
+from normbench.report.references import Reference, matching
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the metric, and the error where the metric is an accuracy."""
+    shown, study = grid.metric, grid.study
+    references = matching(study.runs) if shown.name in ("test_acc", "test_err") else []
+    drawings = [draw(grid, references)]
+    if shown.complement is not None:
+        drawings.append(draw(build(study, shown.complement), references))
+    return drawings
 
 
 @style.styled

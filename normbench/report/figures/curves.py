@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
@@ -14,6 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
+from normbench.report.grid import Grid
 from normbench.report.metrics import METRICS, Metric
 from normbench.report.study import Study
 
@@ -29,49 +31,40 @@ class _How(NamedTuple):
     x: str
 
 
-PROBED = {
-    "probe/sharpness/eigenvalue": (Metric("sharpness", "Largest Hessian eigenvalue"), True),
-    "probe/gradients/relative_update": (
-        Metric("relative_update", "Relative update ‖Δw‖/‖w‖", digits=5),
-        True,
-    ),
-    "probe/gradients/angle": (
-        Metric("update_angle", "Angle between updates", "°", digits=1),
-        False,
-    ),
-    "probe/gradients/gradient_angle": (
-        Metric("gradient_angle", "Angle between gradients", "°", digits=1),
-        False,
-    ),
-}
-"""What probes measured of whole networks: by column, how it is shown, whether logarithmically."""
-
-_OTHER = {
-    "lr": Metric("lr", "Learning rate", digits=4, low=0.0),
-    "grad_norm": Metric("grad_norm", "Gradient norm", digits=3, low=0.0),
-    **{column: shown for column, (shown, _) in PROBED.items()},
-}
 _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
 
 
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw each metric of epochs that any run recorded; the learning rate is ``rate``'s."""
+    study = grid.study
+    curves = joined(study)
+    return [
+        draw(study, metric)
+        for metric in METRICS.values()
+        if metric.curve and metric.name != "lr" and is_recorded(curves, metric)
+    ]
+
+
+def is_recorded(curves: pd.DataFrame, metric: Metric) -> bool:
+    """Return whether any epoch has a value of the metric."""
+    return metric.column in curves and bool(curves[metric.column].notna().any())
+
+
 @style.styled
-def draw(
-    study: Study, name: str, second: str = "", x: str = "epoch", *, log: bool = False
-) -> style.Drawing:
+def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     """Draw a curve of each row, mean and 95 % interval over seeds, a panel for each column.
 
     Args:
         study: Its finished and diverged runs are drawn.
-        name: A column of the curves frame, drawn solid with the interval as a band.
-        second: One drawn thin and dotted without a band, as ``train_acc`` beside ``val_acc``.
+        shown: A metric of epochs, drawn solid with the interval as a band. Beside one of
+            validation images the same of training images is thin and dotted, without a band.
         x: ``epoch`` or ``images_seen``.
-        log: Whether y is logarithmic.
     """
-    how = _How(METRICS.get(name) or _OTHER[name], x)
-    shown = how.shown
+    log, second = shown.curve == "log", shown.in_training
+    how = _How(shown, x)
     curves = joined(study)
-    found = bands(curves, name, x, log=log)
-    thin = bands(curves, second, x, log=log) if second else {}
+    found = bands(curves, shown.column, x, log=log)
+    thin = bands(curves, second.column, x, log=log) if second else {}
     panels = [c for c in study.columns if any(column == c for _, column in found)]
     count = max(len(panels), 1)
     wide = min(count, PANELS)
@@ -83,7 +76,7 @@ def draw(
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
     height = (1.75 + style.more_lines(titles)) * tall + 0.5
-    handles = _handles(study, rows, second)
+    handles = _handles(study, rows, second is not None)
     named = [str(handle.get_label()) for handle in handles]
     height += max(0.0, style.legend_height(named, width, 8) - 0.4)
     figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
@@ -107,12 +100,12 @@ def draw(
     _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
     for place, axis in enumerate(axes[: len(panels)]):
         if place % wide == 0:
-            axis.set_ylabel(_headed(shown.axis))
+            axis.set_ylabel(headed(shown.axis))
         if place + wide >= len(panels):
             axis.set_xlabel(_X[x][0])
             axis.tick_params(labelbottom=True)
     style.legend(figure, handles, 8, study.legend_title)
-    what = _headed(shown.label)
+    what = headed(shown.label)
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
         f"{shown.name}-curves",
@@ -124,8 +117,8 @@ def draw(
     )
 
 
-def _headed(words: str) -> str:
-    """Words for an axis of validation and training values, with a capital."""
+def headed(words: str) -> str:
+    """Return words for an axis of validation and training values, with a capital."""
     words = words.replace("Validation ", "")
     return words[:1].upper() + words[1:]
 
@@ -185,12 +178,12 @@ def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
             axis.set_ylim(low, high)
 
 
-def _handles(study: Study, rows: list[Any], second: str) -> list[Line2D]:
+def _handles(study: Study, rows: list[Any], training: bool) -> list[Line2D]:
     handles = []
     for row in rows:
         look = style.look(study.row_factor, row, study.rows)
         handles.append(style.handle(look, study.row(row), marker=False))
-    if second:
+    if training:
         for dashes, label in (("-", "validation"), (style.DOTTED, "training")):
             handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
     return handles

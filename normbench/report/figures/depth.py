@@ -14,12 +14,18 @@ from matplotlib.ticker import MaxNLocator
 from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
+from normbench.report.grid import Grid
 from normbench.report.study import Study
 
 PANELS = 4  # in a row of the page
 _SHIFT = re.compile(r"^probe/estimation_shift/(?P<layer>[^/]+)/(?P<quantity>[^/]+)$")
 DRAWN = {"mean_shift": "Shift of the mean", "std_shift": "Shift of the deviation"}
 """Quantities of the probe ``estimation_shift`` that are drawn, each in a row of panels."""
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the figures of the study; see :func:`draw`."""
+    return draw(grid.study)
 
 
 @style.styled

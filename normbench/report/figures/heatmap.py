@@ -15,6 +15,12 @@ from normbench.report.grid import Grid
 _LIGHT, _DARK = "#ffffff", "#000000"
 
 
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the heat map where any row can be compared with a baseline."""
+    directed = grid.baseline is not None and grid.metric.higher_is_better is not None
+    return [draw(grid)] if directed and any(_compared(grid, r) for r in grid.study.rows) else []
+
+
 @style.styled
 def draw(grid: Grid) -> style.Drawing:
     """Draw the paired differences to the baseline; green-blue is better, brown worse.

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.figures import style
+from normbench.report.grid import Grid
 from normbench.report.study import Study
 
 _LAYER = re.compile(r"^probe/(?P<probe>[^/]+)/(?P<layer>[^/]+)/(?P<quantity>[^/]+)$")
@@ -53,6 +54,11 @@ _KNOWN = {
     ("activations", "saturated"): ("Saturated outputs (%)", False, True),
 }
 """By probe and quantity: label, whether its colours are logarithmic, whether it is a share."""
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the figures of the study; see :func:`draw`."""
+    return draw(grid.study)
 
 
 @style.styled

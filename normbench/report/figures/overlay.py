@@ -10,30 +10,31 @@ from matplotlib.ticker import MaxNLocator
 
 from normbench.report import names as labels
 from normbench.report.figures import style
+from normbench.report.figures.curves import headed
+from normbench.report.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from normbench.report.diff import Pair
 
-_PANELS = (
-    ("val_acc", "train_acc", "Accuracy (%)", 100.0, False),
-    ("val_loss", "train_loss", "Loss", 1.0, True),
-    ("lr", "", "Learning rate", 1.0, False),
-    ("grad_norm", "", "Gradient norm", 1.0, True),
-)
+_WIDE = 2  # panels in a row
 
 
 @style.styled
 def draw(pair: Pair) -> style.Drawing:
-    """Draw accuracy, loss, learning rate and gradient norm of two runs against epochs."""
-    figure, grid = style.new(style.PAGE, 3.9, 2, 2)
+    """Draw the metrics of epochs of two runs, those of probes left out, a panel a metric."""
+    panels = [metric for metric in METRICS.values() if metric.curve and not metric.source]
+    tall = -(-len(panels) // _WIDE)
+    figure, grid = style.new(style.PAGE, 1.95 * tall, tall, _WIDE)
+    for axis in grid.ravel()[len(panels) :]:
+        axis.set_visible(False)
     looks = _looks(pair)
-    for axis, panel in zip(grid.ravel(), _PANELS, strict=True):
+    for axis, panel in zip(grid.ravel(), panels, strict=False):
         for curve, look in zip((pair.first_curve, pair.second_curve), looks, strict=True):
             _line(axis, curve, panel, look)
-        axis.set_ylabel(panel[2])
+        axis.set_ylabel(headed(panel.axis))
         axis.set_xlabel("Epoch")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-        if panel[4] and axis.lines:
+        if panel.curve == "log" and axis.lines:
             axis.set_yscale("log")
             style.plain_log(axis.yaxis, *axis.get_ylim())
     handles = [
@@ -47,13 +48,16 @@ def draw(pair: Pair) -> style.Drawing:
     return style.Drawing("curves", caption, figure, wide=True)
 
 
-def _line(axis: Axes, curve: dict[str, np.ndarray], panel: tuple, look: style.Look) -> None:
-    name, second, _, scale, _ = panel
-    for column, dashes, width in ((name, look.dashes, 1.2), (second, style.DOTTED, 0.9)):
-        if column and column in curve and np.isfinite(curve[column].astype(float)).any():
+def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.Look) -> None:
+    for metric, dashes, width in (
+        (shown, look.dashes, 1.2),
+        (shown.in_training, style.DOTTED, 0.9),
+    ):
+        column = metric.column if metric is not None else ""
+        if column in curve and np.isfinite(curve[column].astype(float)).any():
             axis.plot(
                 curve["epoch"].astype(float),
-                curve[column].astype(float) * scale,
+                curve[column].astype(float) * shown.scale,
                 color=look.colour,
                 linestyle=dashes,
                 linewidth=width,

@@ -12,12 +12,18 @@ from matplotlib.ticker import MaxNLocator
 from normbench.report import names as labels
 from normbench.report.bands import bands, joined
 from normbench.report.figures import style
+from normbench.report.grid import Grid
 from normbench.report.study import Study
 
 _MEDIAN = re.compile(r"^probe/activations/(?P<layer>.+?)(?:/unit(?P<unit>\d+))?/p50$")
 _WIDE = 3  # panels in a row
 _MOST = 12  # panels of a figure
 _LAYERS = 4  # that are drawn where a probe measured more
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the figures of the study; see :func:`draw`."""
+    return draw(grid.study)
 
 
 @style.styled

@@ -10,13 +10,20 @@ from matplotlib.colors import to_rgba
 from normbench.report import names as labels
 from normbench.report.figures import style
 from normbench.report.grid import Grid
-from normbench.report.statistics import Improvement, Profile
+from normbench.report.statistics import Profile
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw what compares rows over all columns: improvements, then profiles."""
+    several = len(grid.study.columns) > 1
+    drawings = [draw_improvements(grid)] if several and grid.improvements else []
+    return drawings + ([draw_profiles(grid)] if grid.profiles else [])
 
 
 @style.styled
-def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
+def draw_profiles(grid: Grid) -> style.Drawing:
     """Draw the share of runs better than each value, with the 95 % bootstrap band."""
-    study, shown = grid.study, grid.metric
+    study, shown, profiles = grid.study, grid.metric, grid.profiles
     sign = 1.0 if shown.higher_is_better else -1.0
     figure, axes = style.new(
         style.COLUMN, 2.3 + style.legend_height([study.row(row) for row in profiles])
@@ -62,9 +69,9 @@ def draw_profiles(grid: Grid, profiles: dict[Any, Profile]) -> style.Drawing:
 
 
 @style.styled
-def draw_improvements(grid: Grid, found: dict[Any, Improvement]) -> style.Drawing:
+def draw_improvements(grid: Grid) -> style.Drawing:
     """Draw each row's probability of doing better than the baseline, with its 95 % interval."""
-    study = grid.study
+    study, found = grid.study, grid.improvements
     base = study.in_words(grid.baseline)
     names = style.wrapped([_named(grid, row, found[row].tasks) for row in found], 1.1)
     asked = style.wrap(f"Probability of a better run than {base}'s", 1.9, size=7.5)

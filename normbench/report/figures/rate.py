@@ -7,9 +7,16 @@ from matplotlib.ticker import MaxNLocator
 from normbench.report import names as labels
 from normbench.report.bands import joined
 from normbench.report.figures import curves, style
+from normbench.report.grid import Grid
+from normbench.report.metrics import METRICS
 from normbench.report.study import Study
 
 _SAME = 1e-6  # relative
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the learning rate where any run recorded it."""
+    return [draw(grid.study)] if joined(grid.study)["lr"].notna().any() else []
 
 
 @style.styled
@@ -18,7 +25,7 @@ def draw(study: Study) -> style.Drawing:
     rates = joined(study)
     spread = rates.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
     if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():
-        return curves.draw(study, "lr")
+        return curves.draw(study, METRICS["lr"])
     columns = [column for column in study.columns if (rates["column"] == column).any()]
     figure, axes = style.new(
         style.COLUMN, 2.25 + style.legend_height([study.column(c) for c in columns], width=6)

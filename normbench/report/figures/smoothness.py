@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
+from normbench.report.grid import Grid
 from normbench.report.study import Study
 
 _PREFIX = "probe/smoothness/"
@@ -35,6 +36,11 @@ PANELS = (
     _Panel("Effective β-smoothness", "beta", "beta"),
 )
 """Those of figure 4 of the paper: a, b, c."""
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the figures of the study; see :func:`draw`."""
+    return draw(grid.study)
 
 
 @style.styled

@@ -54,7 +54,23 @@ INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY, WINE, INDIGO, OLIVE, TEAL, SAND)
+PALETTE = {
+    "blue": BLUE,
+    "vermilion": VERMILION,
+    "green": GREEN,
+    "purple": PURPLE,
+    "sky": SKY,
+    "orange": ORANGE,
+    "grey": GREY,
+    "wine": WINE,
+    "indigo": INDIGO,
+    "olive": OLIVE,
+    "teal": TEAL,
+    "sand": SAND,
+}
+"""Colours of series by the names that :data:`normbench.report.names.NORMS` uses."""
+
+COLOURS = tuple(PALETTE.values())
 _HANDLE = 0.46  # inches of a legend's entry without its name
 _SPACE = 0.12  # inches between the columns of a legend
 LINE = 0.13
@@ -67,48 +83,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (8, 1.5)), (0, (5, 1, 1, 1)))
 DOTTED = (0, (1, 1.2))
 """Line of training values beside those of validation: no row's own line is dotted."""
-
-_KNOWN = {
-    "bn": (BLUE, "o"),
-    "gn": (VERMILION, "s"),
-    "gn_ws": (GREEN, "^"),
-    "bn_ws": (SKY, "D"),
-    "ln": (PURPLE, "v"),
-    "in": (ORANGE, "P"),
-    "none": (GREY, "h"),
-    "rms": (WINE, "<"),
-    "brn": (INDIGO, ">"),
-    "frn": (OLIVE, "p"),
-    "xbn": (TEAL, "*"),
-    "bcn": (SAND, "8"),
-    "ln_ws": (PURPLE, "^"),
-    "in_ws": (ORANGE, "^"),
-    "bn_center": (BLUE, "<"),
-    "bn_noaffine": (BLUE, "s"),
-    "ghost_bn": (SKY, "o"),
-    "sync_bn": (BLUE, "D"),
-    "precise_bn": (BLUE, "P"),
-    "pn": (OLIVE, "v"),
-    "evonorm_s0": (WINE, "s"),
-    "evonorm_b0": (WINE, "o"),
-    "switchable": (TEAL, "s"),
-    "iternorm": (INDIGO, "D"),
-    "dyt": (SAND, "v"),
-    "lrn": (GREY, "s"),
-    "minmax": (INDIGO, "s"),
-    "minmax_channel": (INDIGO, "^"),
-    "minmax_image": (INDIGO, "o"),
-    "minmax_max_first": (INDIGO, "v"),
-    "minmax_reshape": (INDIGO, "<"),
-    "gn_tfa": (VERMILION, "o"),
-    "in_tfa": (ORANGE, "o"),
-    "frn_tfa": (OLIVE, "o"),
-    "gn_ws_regularizer": (VERMILION, "<"),
-    "gn_ws_assign": (VERMILION, "D"),
-    "scaled_ws": (GREEN, "D"),
-    "none_ws": (GREEN, "o"),
-    "none_scaled_ws": (GREEN, "D"),
-}
 
 _RC: Any = {
     "figure.dpi": 100,
@@ -340,8 +314,9 @@ def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
         colour = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
         return Look(colour, MARKERS[place % len(MARKERS)])
     name = str(value)
-    if factor == "norm" and name in _KNOWN:
-        return Look(*_KNOWN[name])
+    known = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
+    if factor == "norm" and known is not None and known.colour:
+        return Look(PALETTE[known.colour], known.marker)
     number = zlib.crc32(name.encode())
     colour = COLOURS[number % len(COLOURS)]
     marker = MARKERS[number // len(COLOURS) % len(MARKERS)]

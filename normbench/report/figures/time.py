@@ -9,10 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from normbench.report import names as labels
-from normbench.report.figures import style
-from normbench.report.figures.batch import hover
-from normbench.report.grid import Grid, GridCell
+from normbench.report.figures import batch, style
+from normbench.report.grid import Grid, GridCell, build
+from normbench.report.metrics import METRICS
 from normbench.report.statistics import Sample
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the metric against training time, and throughput, where they were measured."""
+    drawings = []
+    seconds = build(grid.study, METRICS["train_seconds"])
+    timed = any(cell.sample.n for cell in seconds.cells.values())
+    if timed and grid.metric.name != "train_seconds":
+        drawings.append(draw(grid, seconds))
+    if grid.study.runs["images_per_s"].notna().any() and grid.metric.name != "images_per_s":
+        throughput = build(grid.study, METRICS["images_per_s"])
+        drawings.append(batch.draw(throughput, zero=True))
+    return drawings
 
 
 @style.styled
@@ -53,7 +66,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         times += x
         heights += y
         for (cell, time), across, up in zip(known, x, y, strict=True):
-            text = f"{hover(grid, cell)}, {time.sample.mean:.1f} s of training"
+            text = f"{batch.hover(grid, cell)}, {time.sample.mean:.1f} s of training"
             points.append(style.Point(axis, across, up, text, (row, cell.column)))
         if study.column_factor and len(known) > 1:
             names = labels.shortened([study.column(cell.column) for cell, _ in known], 14)

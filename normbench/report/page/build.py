@@ -17,9 +17,7 @@ from markupsafe import Markup
 
 import normbench
 from normbench.report import names as labels
-from normbench.report import origin as provenance
-from normbench.report import origin as reproduce
-from normbench.report import tables as lists
+from normbench.report import origin
 from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.figures import style
 from normbench.report.frames import Frames, is_config
@@ -27,6 +25,7 @@ from normbench.report.grid import DIVERGED_RULE
 from normbench.report.page import svg
 from normbench.report.sections import Request, Section
 from normbench.report.table import Table, TableEntry
+from normbench.report.tables import run_list
 
 _HERE = Path(__file__).parent
 _MAIN = 3  # figures at the top of a study
@@ -66,19 +65,19 @@ def build(
     return environment.get_template("template.html").render(
         version=normbench.__version__,
         store=str(frames.root),
-        counts=provenance.counts(frames),
-        unfinished=provenance.unfinished(frames, named=len(frames.runs)),
+        counts=origin.counts(frames),
+        unfinished=origin.unfinished(frames, named=len(frames.runs)),
         left_out=frames.left_out,
-        mixtures=provenance.mixtures(frames.runs),
+        mixtures=origin.mixtures(frames.runs),
         notes=notes,
         asked=asked,
         sections=[_section(i, section, names, len(made)) for i, section in enumerate(made)],
         runs=_runs(frames, names, out),
         details=Markup(_script_json(_details(frames, names))),
         common=_common(frames.runs),
-        commands=reproduce.commands(frames.runs),
-        report_command=reproduce.report_command(frames.root, asked),
-        environment=provenance.environment(frames.runs),
+        commands=origin.commands(frames.runs),
+        report_command=origin.report_command(frames.root, asked),
+        environment=origin.environment(frames.runs),
         rules=[DIVERGED_RULE, CONFOUND_RULE],
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
@@ -157,7 +156,7 @@ def _table(table: Table, href: str) -> dict[str, Any]:
 
 def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
     """Return the list of runs, those of a cell together; the first of each carries its id."""
-    listed = lists.run_list(frames)
+    listed = run_list(frames)
     order = {name: place for place, name in enumerate(names.titles)}
     rows = []
     seen: set[str] = set()

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from normbench.report import Frames, load
-from normbench.report import sections as content
+from normbench.report import Frames, figures, load
 from normbench.report.bands import bands, joined
 from normbench.report.figures import batch, curves, heatmap, profile, rate, style, time
-from normbench.report.grid import Grid, build, improvements, profiles
+from normbench.report.grid import Grid, build
 from normbench.report.metrics import METRICS
 from normbench.report.references import REFERENCES
 from normbench.report.statistics import sample
@@ -79,7 +78,7 @@ def test_curves_of_one_epoch_are_points(motley: Path) -> None:
     frames = load(motley)
     curves_of_one = frames.curves[frames.curves["epoch"] == 1].reset_index(drop=True)
     (short,) = studies(replace(frames, curves=curves_of_one))
-    drawing = curves.draw(short, "val_acc", "train_acc")
+    drawing = curves.draw(short, METRICS["val_acc"])
     axis = drawing.figure.axes[0]
     assert axis.lines
     assert {line.get_marker() for line in axis.lines} == {"o"}
@@ -131,10 +130,10 @@ def test_a_diverged_run_counts_until_it_diverges(study: Study) -> None:
 
 
 def test_curves_have_a_panel_for_each_batch_size(study: Study) -> None:
-    drawing = curves.draw(study, "val_acc", "train_acc")
+    drawing = curves.draw(study, METRICS["val_acc"])
     titles = [axis.get_title() for axis in drawing.figure.axes if axis.get_visible()]
     assert titles == [f"Batch size {b}" for b in (16, 32, 64, 128, 256, 512)]
-    against = curves.draw(study, "val_loss", x="images_seen", log=True)
+    against = curves.draw(study, METRICS["val_loss"], x="images_seen")
     assert against.figure.axes[0].get_yscale() == "log"
     assert against.figure.axes[-1].get_xlabel() == "Images seen (thousands)"
     assert max(against.figure.axes[0].lines[0].get_xdata()) == pytest.approx(24.0)
@@ -187,12 +186,10 @@ def test_time_and_accuracy_have_no_room_below_zero(synth: SimpleNamespace, tmp_s
 
 
 def test_profiles_and_improvements(grid: Grid) -> None:
-    found = profiles(grid)
-    assert set(found) == {"bn", "gn", "gn_ws"}
-    drawing = profile.draw_profiles(grid, found)
+    assert set(grid.profiles) == {"bn", "gn", "gn_ws"}
+    drawing = profile.draw_profiles(grid)
     assert "Left out, since they lack runs: No norm, LN, IN." in drawing.caption
-    chances = improvements(grid)
-    drawing = profile.draw_improvements(grid, chances)
+    drawing = profile.draw_improvements(grid)
     names = [tick.get_text() for tick in drawing.figure.axes[0].get_yticklabels()]
     assert names == ["No norm (2 of 6)", "GN", "GN+WS", "LN (1 of 6)"]
 
@@ -211,7 +208,7 @@ def test_nothing_is_cut_off_at_the_edges(
         heatmap.draw(grid),
         *([heatmap.draw(whole)] if len(study.rows) > 1 else []),
         batch.draw(whole),
-        curves.draw(study, "val_acc", "train_acc"),
+        curves.draw(study, METRICS["val_acc"]),
         rate.draw(study),
         time.draw(whole, build(study, METRICS["train_seconds"])),
     ]
@@ -249,8 +246,7 @@ def labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Fram
 
 def drawn(study: Study, baseline: str) -> list[style.Drawing]:
     grid = build(study, METRICS["test_acc"], baseline)
-    section = content.Section(study, grid, [], [], improvements(grid))
-    return content.draw(section)
+    return figures.draw(grid)
 
 
 @pytest.mark.parametrize("by", [("label", "batch"), ("batch", "label")])

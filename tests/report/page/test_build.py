@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from normbench.report import load
-from normbench.report.figures import style
+from normbench.report.figures import draw, style
 from normbench.report.page import svg
 from normbench.report.page.build import build
-from normbench.report.sections import Request, draw, sections
+from normbench.report.sections import Request, sections
 
 VOID = {"meta", "input", "br", "hr", "img", "link", "rect", "use", "circle", "path", "stop"}
 
@@ -64,7 +64,7 @@ def page(motley: Path) -> str:
     frames = load(motley)
     asked = Request(target=None)
     made, _ = sections(frames, asked)
-    made[0].drawings = [d for d in draw(made[0]) if not d.slug.endswith("-curves")]
+    made[0].drawings = [d for d in draw(made[0].grid) if not d.slug.endswith("-curves")]
     return build(frames, made, asked, ["a note"], motley.parent / "out")
 
 
