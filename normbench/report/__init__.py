@@ -1,7 +1,8 @@
-"""Reads a store of runs and writes the tables and figures of a paper. Never imports TensorFlow.
+"""The report: tables, figures and a page on the runs of a store, without importing TensorFlow.
 
-By hand, as in ``notebooks/analyse_a_store.ipynb``: :func:`load` a store, part it into
-:func:`studies`, :func:`build` the grid of a metric, then make tables and figures of it.
+``normbench.report.report.report`` writes all of them. To analyse a store by hand, as in
+``notebooks/analyse_a_store.ipynb``: :func:`load` the store, split it into :func:`studies`,
+:func:`build` the grid of a metric, then make tables and figures of the grid.
 """
 
 from normbench.report.frames import Frames, load

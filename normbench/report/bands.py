@@ -1,4 +1,4 @@
-"""Curves of the runs of a cell as one: mean and interval over seeds at every epoch."""
+"""Bands: mean and interval over seeds of the curves of each cell, at every epoch."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def bands(
     """Return the band of a column of the curves for each (row, column), with 95 % t intervals.
 
     Args:
-        curves: What :func:`joined` gives.
+        curves: The epochs, from :func:`joined`.
         name: A column of numbers.
-        x: The column that runs along the curve.
-        log: Whether mean and interval are taken of the logarithm, as for a logarithmic axis: the
-            mean is then geometric, and no end of an interval is below zero.
+        x: The column of the horizontal axis.
+        log: Whether to take mean and interval of the logarithm, as for a logarithmic axis: the
+            mean is then geometric, and no interval reaches below zero.
     """
     if log:
         positive = curves[name].where(curves[name] > 0)
@@ -52,8 +52,8 @@ def bands(
     mean, along = table["mean"].to_numpy(float), table[x].to_numpy(float)
     drawn = [mean, mean - half, mean + half]
     if log:
-        drawn = [np.exp(each) for each in drawn]
+        drawn = [np.exp(line) for line in drawn]
     return {
-        (key[0], key[1]): Band(along[places], *(each[places] for each in drawn))
+        (key[0], key[1]): Band(along[places], *(line[places] for line in drawn))
         for key, places in table.groupby(["row", "column"], sort=False).indices.items()
     }

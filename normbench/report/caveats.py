@@ -1,8 +1,8 @@
-"""Find what a reader must know before believing a comparison: confounds, training, tuning.
+"""Caveats of a comparison: confounds, unfinished training, untuned learning rates.
 
-Rows and columns of a study differ in the factors that were asked for. Anything else that is
-recorded of a run and differs between them (another key of the config, a version, the processor) is
-a :class:`Condition`: a difference between two rows may come from it. :func:`conditions` finds them.
+Rows and columns of a study differ in the factors that were asked for. Any other recorded value that
+differs between them (a key of the config, a version, the processor) is a :class:`Condition`: it may
+be the cause of a difference between two rows. :func:`conditions` finds them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from normbench.report import names as labels
 from normbench.report.frames import GROUPS, is_config, is_provenance
 
 ENDED = ("finished", "diverged")
-"""States of runs whose results enter tables."""
+"""Statuses of runs whose results enter tables."""
 
 CONFOUND_RULE = (
     "Where runs of two rows differ in anything recorded but the factor that is compared (a key of "
@@ -31,9 +31,16 @@ CONFOUND_RULE = (
     "--by label, each label stands for a whole config."
 )
 
-_NAMES = ("seed", "store", "label", "host", "row", "column")  # tell runs apart, decide nothing
-_ROUNDING = ("engine.threads", "engine.shards")  # decide the last bits of sums alone
-_FOLLOW = {  # keys that repeat what another one says
+_NAMES = (
+    "seed",
+    "store",
+    "label",
+    "host",
+    "row",
+    "column",
+)  # identify runs, but do not change results
+_ROUNDING = ("engine.threads", "engine.shards")  # change the last bits of sums only
+_FOLLOW = {  # keys that another key determines
     "backend": ("engine.backend", "engine.jit_compile", "engine.deterministic"),
     "precision": ("engine.precision",),
     "accumulate": ("micro_batches",),
@@ -70,13 +77,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Something beside the factors that differs between the rows or columns of a study.
+    """A key beside the factors whose values differ between rows or columns of a study.
 
     Attributes:
         key: The column of the runs frame, as ``optimizer.lr``.
         values: Its value in each run of the study, as text; None where it is not recorded.
         rows, columns: Whether it differs between rows of one column, between columns of one row.
-        intended: Whether the user named it as a difference between rows that is wanted.
+        intended: Whether the user allows rows to differ in it.
     """
 
     key: str
@@ -87,23 +94,23 @@ class Condition:
 
     @property
     def words(self) -> str:
-        """The key in words."""
+        """The key as it is written in a sentence."""
         return words(self.key)
 
     @property
     def confounds(self) -> bool:
-        """Whether a difference between rows may come from this condition instead."""
+        """Whether it may be the cause of a difference between rows."""
         return self.rows and not self.intended and self.key not in _ROUNDING
 
 
 @dataclass(frozen=True)
 class Training:
-    """How far the runs of a study were trained, and what was tried for them.
+    """How far the runs of a study had converged, and how many learning rates were tried.
 
     Attributes:
         last_best: By row, how many finished runs are best on validation at their last epoch.
         finished: By row, how many finished runs have a best epoch.
-        rates: By row, the number of learning rates in the store, in the cell that has most.
+        rates: By row, the largest number of learning rates in the store for one of its cells.
     """
 
     last_best: Mapping[Any, int]
@@ -121,8 +128,8 @@ def conditions(
 ) -> list[Condition]:
     """Return the keys beside the factors that differ between cells.
 
-    Options of a factor that is a group (``norm.groups`` of ``norm``) belong to the factor. What
-    varies inside every cell alike, or is decided by the seed, differs between no two cells. With
+    Options of a factor that is a group (``norm.groups`` of ``norm``) belong to the factor. A key
+    that takes the same values in every cell, or that the seed determines, is no condition. With
     ``label`` as a factor each label stands for a whole config, so keys of the config are intended.
 
     Args:
@@ -142,12 +149,12 @@ def conditions(
     if "backend" in runs and "jax" not in set(runs["backend"]):
         keys = [key for key in keys if key != "version.jax"]
     found: dict[str, Condition] = {}
-    for key in sorted(keys, key=_place):
+    for key in sorted(keys, key=_order):
         values = _texts(runs, key)
         if len(set(values[ended]) - {None}) < 2:
             continue
         rows, columns = _differs(runs[ended], values[ended])
-        if not (rows or columns) or (key.endswith("seed") and _follows(runs["seed"], values)):
+        if not (rows or columns) or (key.endswith("seed") and _determines(runs["seed"], values)):
             continue
         intended = is_allowed(key, allowed) or ("label" in factors and is_config(key))
         found[key] = Condition(key, values, rows, columns, intended)
@@ -155,10 +162,10 @@ def conditions(
 
 
 def check_allowed(names: Sequence[str], runs: pd.DataFrame) -> None:
-    """Refuse a name that is no key, and no group of keys, that runs may differ in.
+    """Check the names given to --allow-confound.
 
     Raises:
-        UserError: With the nearest one.
+        UserError: A name is neither a key nor a group of keys; the message has the nearest one.
     """
     keys = [key for key in runs.columns if _is_condition(key) and key not in _NAMES]
     groups = {key.partition(".")[0] for key in keys if "." in key}
@@ -168,34 +175,34 @@ def check_allowed(names: Sequence[str], runs: pd.DataFrame) -> None:
 
 
 def is_allowed(key: str, allowed: Sequence[str]) -> bool:
-    """Return whether a key, or the group that it belongs to, is among the allowed ones."""
+    """Return whether a key or its group is allowed to differ."""
     return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
 def words(key: str) -> str:
-    """Return a key as it is called in a sentence."""
-    if key.startswith("version.") and key not in _WORDS:  # code or data of one's own
+    """Return a key as it is written in a sentence."""
+    if key.startswith("version.") and key not in _WORDS:  # the user's own code or data
         return f"version of {printable(key.removeprefix('version.'))}"
     return _WORDS.get(key) or printable(key)
 
 
 def allowing(keys: Sequence[str]) -> str:
-    """Return the value of --allow-confound that names these keys.
+    """Return the value of --allow-confound for these keys.
 
-    A key that a shell or a comma would take apart (``version.data of mine (path=a)``) is named by
-    its group.
+    A key with characters that a shell or the option would split at
+    (``version.data of mine (path=a)``) is replaced by its group.
     """
     plain = [key if re.fullmatch(r"[\w.]+", key) else key.partition(".")[0] for key in keys]
     return ",".join(dict.fromkeys(plain))
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Join names as ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def told(values: Mapping[str, Sequence[str]]) -> str:
-    """Return values by name, as ``BN 5, GN 2``; the most frequent one of many as ``all others``."""
+def describe_values(values: Mapping[str, Sequence[str]]) -> str:
+    """Write values by name, as ``BN 5, GN 2``; names with the commonest value as ``all others``."""
     texts = {name: _several(found) for name, found in values.items() if found}
     by_text: dict[str, list[str]] = {}
     for name, text in texts.items():
@@ -212,14 +219,14 @@ def told(values: Mapping[str, Sequence[str]]) -> str:
 
 
 def _several(values: Sequence[str]) -> str:
-    return listed(values) if len(values) <= _VALUES else f"{len(values)} values"
+    return join_names(values) if len(values) <= _VALUES else f"{len(values)} values"
 
 
 def _is_condition(key: str) -> bool:
     return is_config(key) or is_provenance(key) or key == "micro_batches"
 
 
-def _place(key: str) -> tuple[int, bool, str]:
+def _order(key: str) -> tuple[int, bool, str]:
     return _FIRST.index(key) if key in _FIRST else len(_FIRST), is_provenance(key), key
 
 
@@ -250,26 +257,26 @@ def _differs(runs: pd.DataFrame, values: np.ndarray) -> tuple[bool, bool]:
         groups: dict[Any, list[set[str]]] = {}
         for place, known in cells.items():
             groups.setdefault(place[shared], []).append(known)
-        found.append(any(each != group[0] for group in groups.values() for each in group))
+        found.append(any(values != group[0] for group in groups.values() for values in group))
     if not any(found):  # no two cells share a row or a column, or all cells have the same values
         every = list(cells.values())
-        found[0] = any(each != every[0] for each in every)
+        found[0] = any(values != every[0] for values in every)
     return found[0], found[1]
 
 
-def _follows(given: pd.Series, values: np.ndarray) -> bool:
-    """Return whether each given value comes with one value of the other."""
-    pairs = {(one, other) for one, other in zip(given, values, strict=True)}
+def _determines(first: pd.Series, second: np.ndarray) -> bool:
+    """Return whether each value of the first key goes with one value of the second."""
+    pairs = set(zip(first, second, strict=True))
     return len(pairs) == len({one for one, _ in pairs})
 
 
 def _repeats(found: Mapping[str, Condition], key: str) -> bool:
-    """Return whether another condition that differs decides this one, and says it already."""
+    """Return whether another condition determines this one, so that naming it would repeat it."""
     group = key.partition(".")[0]
     over = [name for name, keys in _FOLLOW.items() if key in keys]
     if group in GROUPS and key not in (group, "optimizer.lr"):
         over.append(group)
     return any(
-        name in found and _follows(pd.Series(found[name].values), found[key].values)
+        name in found and _determines(pd.Series(found[name].values), found[key].values)
         for name in over
     )

@@ -1,4 +1,4 @@
-"""Two runs side by side: what their configs, origins, results and curves do not share."""
+"""Two runs side by side: :func:`pair` reads them, :func:`tables` lists where they differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALSO = ("status", "epochs_done", "weights_sha256")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs as read: their rows, as in the runs frame, and the columns of their epochs."""
+    """Two runs: their rows of the runs frame, and their epochs as columns."""
 
     first: dict[str, Any]
     second: dict[str, Any]
@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """What can be said of the pair in a sentence."""
+        """A sentence on whether the final weights are the same."""
         sums = [row.get("weights_sha256") for row in (self.first, self.second)]
         if sums[0] and sums[0] == sums[1]:
             return "The final weights are the same to the last bit."
@@ -65,7 +65,7 @@ def pair(first: Run, second: Run) -> Pair:
 
 
 def tables(pair: Pair) -> list[Table]:
-    """Return what differs: in the config, in the origin, in the results."""
+    """Return the tables of differences in the config and in the origin, and of the results."""
     keys = [*dict.fromkeys((*pair.first, *pair.second))]
     config = [key for key in keys if is_config(key)]
     origin = [key for key in keys if is_provenance(key)]
@@ -125,7 +125,7 @@ def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
 
 
 def named(pair: Pair) -> list[str]:
-    """Return a line for each run: which is the first, which the second."""
+    """Return a line with the name of each run."""
     return [f"first: {pair.names[0]}", f"second: {pair.names[1]}"]
 
 
@@ -135,5 +135,5 @@ def _shown(row: Mapping[str, Any], key: str) -> str:
 
 
 def _cut(text: str) -> str:
-    """Shorten a checksum to what tells two apart."""
+    """Shorten a checksum to its first letters."""
     return f"{text[:12]}…" if len(text) == 64 else text

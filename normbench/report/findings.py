@@ -1,4 +1,4 @@
-"""Findings in plain words, each no stronger than the test behind it."""
+"""Findings: :func:`findings` writes sentences, each no stronger than the test behind it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normbench.report import names as labels
-from normbench.report.caveats import listed
+from normbench.report.caveats import join_names
 from normbench.report.grid import Grid, GridCell
 from normbench.report.statistics import ALPHA, Difference, t_quantile
 from normbench.report.study import Study
@@ -17,7 +17,7 @@ from normbench.report.tables import TIMED, p_words
 Pairs = Sequence[tuple[GridCell, Difference]]
 
 STRENGTHS = (
-    "caution",  # of all findings: training had not converged, no rate was tuned
+    "caution",  # qualifies all findings: training had not converged, no rate was tuned
     "significant",  # significant after Holm's correction, and nothing but the factor differs
     "overall",  # over all columns, an interval or an exact test that excludes chance
     "diverged",
@@ -28,12 +28,12 @@ STRENGTHS = (
     "untested",  # too few seeds, or differences without spread
     "note",
 )
-"""What a finding can be, in the order in which findings are listed."""
+"""Strengths of findings, in the order in which findings are listed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, how well it is supported, and the cells that it speaks of.
+    """A sentence, its strength, and the cells that it is about.
 
     Attributes:
         text: The sentence.
@@ -72,7 +72,7 @@ def findings(grid: Grid) -> list[Finding]:
 
 
 def cautions(study: Study) -> list[Finding]:
-    """Say where training had not converged, and where no learning rate was tuned."""
+    """Report rows whose training had not converged or whose learning rate was not tuned."""
     found = []
     training = study.training
     if training.unconverged:
@@ -83,14 +83,14 @@ def cautions(study: Study) -> list[Finding]:
 
 
 def _convergence(study: Study) -> str:
-    """Say how many runs were still improving at their last epoch."""
+    """Count the runs that were still improving at their last epoch."""
     training = study.training
     known = [row for row, count in training.finished.items() if count]
     if len(training.unconverged) == len(known):
         best, total = sum(training.last_best.values()), sum(training.finished.values())
         where, whose = f"{best} of {total} run{'' if total == 1 else 's'}", "training"
     else:
-        where = listed(
+        where = join_names(
             [
                 f"{training.last_best[row]} of {training.finished[row]} runs of {study.row(row)}"
                 for row in training.unconverged
@@ -102,11 +102,11 @@ def _convergence(study: Study) -> str:
 
 
 def _tuning(study: Study) -> list[str]:
-    """Say which rows were trained at a single learning rate."""
-    own = any(each.key == "optimizer.lr" and each.intended for each in study.conditions)
+    """Name the rows that were trained at a single learning rate."""
+    chosen = any(c.key == "optimizer.lr" and c.intended for c in study.conditions)
     rates = {row: count for row, count in study.training.rates.items() if count}
     single = [study.row(row) for row, count in rates.items() if count == 1]
-    if own or not single:
+    if chosen or not single:
         return []
     if len(single) == len(rates):
         return [
@@ -116,8 +116,8 @@ def _tuning(study: Study) -> list[str]:
     tuned = [study.row(row) for row, count in rates.items() if count > 1]
     was = "was" if len(single) == 1 else "were each"
     return [
-        f"The store has several learning rates of {listed(tuned)}; {listed(single)} {was} trained "
-        "at one, which was not tuned."
+        f"The store has several learning rates of {join_names(tuned)}; {join_names(single)} {was} "
+        "trained at one, which was not tuned."
     ]
 
 
@@ -140,7 +140,7 @@ def _row(grid: Grid, row: Any, cells: Sequence[GridCell], family: int) -> list[F
 
 
 def _significant(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
-    """Say where a row beats the baseline and where it falls behind, in one sentence."""
+    """Write in one sentence where a row beats the baseline and where it falls behind."""
     name, base = _names(grid, row)
     ahead = bool(grid.metric.higher_is_better)
     better = [(c, d) for c, d in pairs if (d.mean > 0) == ahead]
@@ -159,9 +159,9 @@ def _significant(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
 
 def _suggestive(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
     name, base = _names(grid, row)
-    each = "; ".join(f"{_at(grid, [c])}{_signed(grid, d)}, {p_words(d.p)}" for c, d in pairs)
+    sizes = "; ".join(f"{_at(grid, [c])}{_signed(grid, d)}, {p_words(d.p)}" for c, d in pairs)
     text = (
-        f"{name} differs from {base} {each} ({_seeds(pairs)}): below 0.05 alone, but not after "
+        f"{name} differs from {base} {sizes} ({_seeds(pairs)}): below 0.05 alone, but not after "
         f"Holm's correction for {family} comparisons. More seeds could settle it."
     )
     return _qualified(grid, row, pairs, text, "suggestive")
@@ -209,7 +209,7 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
 
 
 def _overall(grid: Grid) -> list[Finding]:
-    """Say over all columns how likely a run of each row is to beat one of the baseline."""
+    """Write, over all columns, how likely a run of each row is to beat one of the baseline."""
     found = []
     for row, result in grid.improvements.items():
         if result.tasks < 2 or math.isnan(result.low):
@@ -244,7 +244,7 @@ def _overall(grid: Grid) -> list[Finding]:
 
 
 def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
-    """Return the two-sided probability that chance alone parts the runs of all columns so."""
+    """Return the two-sided probability that chance alone separates the runs of all columns."""
     p = 2.0
     for cell in cells:
         base = grid.cells[grid.baseline, cell.column]
@@ -256,13 +256,13 @@ def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
 def _qualified(
     grid: Grid, row: Any, pairs: Sequence[tuple[GridCell, Any]], text: str, strength: str
 ) -> Finding:
-    """Return a finding that says what else its runs differ in, and is no stronger for it."""
+    """Return a finding that names what else its runs differ in; confounds lower its strength."""
     cells = [cell for cell, _ in pairs]
     differing = grid.study.differing(row, grid.baseline, [cell.column for cell in cells])
-    confounds = [told for condition, told in differing if condition.confounds]
-    others = [told for condition, told in differing if condition.intended]
+    confounds = [text for condition, text in differing if condition.confounds]
+    others = [text for condition, text in differing if condition.intended]
     if confounds:
-        text += f" Confounded: the rows also differ in {listed(confounds)}, "
+        text += f" Confounded: the rows also differ in {join_names(confounds)}, "
         if strength in ("undetected", "inconclusive"):
             text += "which may hide a difference."
         else:
@@ -270,7 +270,7 @@ def _qualified(
         if strength in ("significant", "overall", "suggestive"):
             strength = "confounded"
     if others:
-        text += f" The rows also differ in {listed(others)}, as intended."
+        text += f" The rows also differ in {join_names(others)}, as intended."
     return Finding(text, strength, _keys(cells))
 
 
@@ -286,18 +286,18 @@ def _diverged(grid: Grid) -> list[Finding]:
         if not cells:
             continue
         factor = labels.factor(grid.study.column_factor).lower() if grid.study.column_factor else ""
-        each = ", ".join(
+        counts = ", ".join(
             f"{c.diverged} of {c.sample.n + c.unvalued}"
             + (f" at {factor} {grid.study.column(c.column)}" if factor else "")
             for c in cells
         )
-        text = f"Diverged runs of {grid.study.in_words(row)}: {each}."
+        text = f"Diverged runs of {grid.study.in_words(row)}: {counts}."
         found.append(Finding(text, "diverged", _keys(cells)))
     return found
 
 
 def _power(grid: Grid, family: int) -> list[Finding]:
-    """Say how large a difference must be to be found: a missing one may be a lack of seeds."""
+    """Note the smallest difference that can be significant with so few seeds."""
     counts = [c.baseline.n for c in grid.cells.values() if c.baseline and c.baseline.tested]
     if not counts or max(counts) > 9:
         return []
@@ -325,23 +325,23 @@ def _seeds(pairs: Pairs) -> str:
 def _sizes(grid: Grid, pairs: Pairs) -> str:
     """Return ``at batch size 8 by 6.83 ± 0.24 points, at 16 by 3.47 ± 0.36``."""
     unit = f"{_unit(grid)} of {grid.metric.label.lower()}"
-    told = []
+    sizes = []
     for place, (cell, difference) in enumerate(pairs):
         where = _at(grid, [cell])
         if place and grid.study.column_factor:
             where = f"at {grid.study.column(cell.column)} "
         size = f"{grid.metric.show(abs(difference.mean))} ± "
         size += grid.metric.show(difference.half_width)
-        told.append(f"{where}by {size}{'' if place else unit}")
-    return listed(told)
+        sizes.append(f"{where}by {size}{'' if place else unit}")
+    return join_names(sizes)
 
 
 def _at(grid: Grid, cells: Sequence[GridCell]) -> str:
-    """Return ``at batch size 8 and 16 ``, with a space behind it; nothing without columns."""
+    """Return ``at batch size 8 and 16 ``, ending in a space; empty without columns."""
     if not grid.study.column_factor:
         return ""
     names = [grid.study.column(cell.column) for cell in cells]
-    return f"at {labels.factor(grid.study.column_factor).lower()} {listed(names)} "
+    return f"at {labels.factor(grid.study.column_factor).lower()} {join_names(names)} "
 
 
 def _signed(grid: Grid, difference: Difference) -> str:

@@ -1,4 +1,4 @@
-"""A store as data frames: one row a run, and one row an epoch of a run."""
+"""A store as data frames: :func:`load` returns one with a row a run, one with a row an epoch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in the store that is no run, or a run with a damaged file: not reported."""
+    """A folder that is not reported: it holds no run, or a run with a damaged file."""
 
     path: Path
     reason: str
@@ -36,7 +36,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Frames:
-    """What a store holds. Unpacks as ``runs, curves = load(store)``.
+    """The runs of a store; unpacks as ``runs, curves = load(store)``.
 
     Attributes:
         root: The store's folder.
@@ -57,15 +57,15 @@ class Frames:
 
     @property
     def whole(self) -> pd.DataFrame:
-        """The runs frame of the whole store, without what :meth:`select` took away."""
+        """The runs frame of the store, before any :meth:`select`."""
         return self.runs if self.unfiltered is None else self.unfiltered
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
         return iter((self.runs, self.curves))
 
-    def select(self, kept: pd.Series) -> Frames:
-        """Keep the runs for which ``kept`` (a boolean per row of ``runs``) is true."""
-        runs = self.runs[kept].reset_index(drop=True)
+    def select(self, mask: pd.Series) -> Frames:
+        """Return the frames with the runs where ``mask``, a boolean per row of ``runs``, holds."""
+        runs = self.runs[mask].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
         return Frames(self.root, runs, curves, self.left_out, self.whole)
 
@@ -79,7 +79,7 @@ class Frames:
                 if suffix == "parquet":
                     frame.to_parquet(path, index=False)
                 else:
-                    # Arrow's writer is ten times as fast as that of pandas.
+                    # Arrow's CSV writer is ten times as fast as that of pandas.
                     csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
                 written.append(path)
         return written
@@ -141,19 +141,19 @@ def _joined(key: str, pieces: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Give the columns of both frames their types, and those of the runs their order."""
-    runs = runs[sorted(runs.columns, key=_place)]
+    runs = runs[sorted(runs.columns, key=_order)]
     for column in RESULTS:
         if column in runs:
             runs[column] = pd.to_numeric(runs[column], errors="coerce").astype(float)
     for frame in (runs, curves):
         for column in frame.columns:
             if frame[column].dtype == object:
-                frame[column] = _plain(frame[column])
+                frame[column] = _one_type(frame[column])
     return runs, curves
 
 
-def _plain(column: pd.Series) -> pd.Series:
-    """Give a column of mixed values the one type that Parquet can hold."""
+def _one_type(column: pd.Series) -> pd.Series:
+    """Convert a column of mixed values to one type, as Parquet needs it."""
     values = [None if _missing(value) else value for value in column]
     present = [value for value in values if value is not None]
     if all(isinstance(value, bool) for value in present):
@@ -170,8 +170,8 @@ def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def _place(column: str) -> tuple[int, int, str]:
-    """Sort key of a column: name, status, config by group, results, the rest."""
+def _order(column: str) -> tuple[int, int, str]:
+    """Return the sort key of a column: name, status, config by group, results, others."""
     if column in LEADING:
         return 0, LEADING.index(column), ""
     if is_config(column):
@@ -182,7 +182,7 @@ def _place(column: str) -> tuple[int, int, str]:
     return 3, is_provenance(column), column
 
 
-# --- A run folder as one row of results and the columns of its epochs -----------------------------
+# --- one run: its row of the runs frame, and its epochs as columns -------------------------------
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -190,12 +190,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 GROUPS = ("dataset", "arch", "norm", "optimizer", "schedule")
-"""Groups of a config: each becomes a column with its name and one column an option."""
+"""Groups of a config: each becomes a column with its name and a column for each option."""
 
 STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
 
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
-"""Classes of the data sets that ship with normbench, for the accuracy of guessing."""
+"""Classes of the data sets that ship with normbench, for chance level in older runs."""
 
 _NOT_CONFIG = ("signature", "schema", "probe", "logger")
 _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
@@ -227,22 +227,22 @@ _NOT_FROM_CONFIG = frozenset(
 
 
 def is_config(column: str) -> bool:
-    """Whether a column of the runs frame comes from the config."""
+    """Return whether a column of the runs frame comes from the config."""
     return column not in _NOT_FROM_CONFIG and not column.startswith(("version.", "engine."))
 
 
 def is_provenance(column: str) -> bool:
-    """Whether a column of the runs frame says by what code and on what machine the run was made."""
+    """Return whether a column tells the code, the versions or the machine that made the run."""
     return column in _PROVENANCE or column.startswith(("version.", "engine."))
 
 
 def is_origin(column: str) -> bool:
-    """Return whether a column says which code made the run: cells of several are marked mixed."""
+    """Return whether a column tells the code or versions; cells with several are marked mixed."""
     return column in ("commit", "dirty") or column.startswith("version.")
 
 
 def chance(dataset: str, classes: float | None = None) -> float:
-    """Return the accuracy of guessing, 1/classes; 0 where the number of classes is unknown."""
+    """Return chance level, 1/classes; 0 where the number of classes is unknown."""
     if classes is not None and classes == classes and classes >= 1:
         return 1.0 / classes
     return 1.0 / CLASSES[dataset] if dataset in CLASSES else 0.0
@@ -281,8 +281,7 @@ def _cell(value: Any) -> Any:
 def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | None]:
     """Return a run's row and its epochs, or None, nothing, and the reason where a file is damaged.
 
-    A run of which any file cannot be what was written is left out whole: a report that keeps its
-    other numbers would stand on a folder that nobody can vouch for.
+    A run with any damaged file is left out as a whole: its other numbers cannot be trusted either.
     """
     try:
         config, meta, status = run.config, run.meta, run.status
@@ -293,7 +292,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     if config is None or meta is None:
         return None, [], "config.yaml or meta.json is missing"
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
-    row.setdefault("accumulate", 1)  # which older runs do not name
+    row.setdefault("accumulate", 1)  # older runs do not record it
     row["signature"] = meta.get("signature") or config.get("signature")
     row["epochs_done"] = _last(epochs, "epoch", summary)
     row.update(_final(summary))
@@ -306,10 +305,10 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
 def diagnosed(
     epochs: list[dict[str, Any]], diagnoses: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Add what was measured in checkpoints to the rows of their epochs.
+    """Add values that ``normbench diagnose`` measured in checkpoints to the rows of their epochs.
 
-    What the run measured itself stays; of several diagnoses of one epoch the last counts. One of a
-    checkpoint in the middle of an epoch belongs to no row.
+    Values that the run measured itself stay; of several diagnoses of an epoch the last counts. A
+    diagnosis of a checkpoint in the middle of an epoch belongs to no row and is left out.
     """
     found: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
     for line in diagnoses:
@@ -353,7 +352,7 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
         "commit": git.get("commit"),
         "dirty": git.get("dirty"),
         **{f"version.{name}": versions.get(name) for name in _VERSIONS},
-        **_own_versions(meta.get("own")),
+        **_user_versions(meta.get("own")),
         "host": meta.get("host"),
         "processor": meta.get("processor"),
         "devices": ", ".join(map(str, meta.get("devices") or [])),
@@ -367,19 +366,19 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _own_versions(own: Any) -> dict[str, str]:
-    """Return the versions of code and data of one's own that trained a run, by what they are of."""
-    if not isinstance(own, Mapping):
+def _user_versions(recorded: Any) -> dict[str, str]:
+    """Return the versions of the user's own code and data that trained a run, by name."""
+    if not isinstance(recorded, Mapping):
         return {}
     return {
-        f"version.{name}": " then ".join(str(each)[:10] for each in versions)
-        for name, versions in own.items()
+        f"version.{name}": " then ".join(str(version)[:10] for version in versions)
+        for name, versions in recorded.items()
         if isinstance(versions, list)
     }
 
 
 def columns(name: str, epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return a run's epochs as typed columns, so that their dicts need not be kept."""
+    """Return a run's epochs as typed columns, which take less memory than their dicts."""
     keys: dict[str, None] = dict.fromkeys(CURVE_NUMBERS)
     for epoch in epochs:
         keys.update(dict.fromkeys(epoch))
@@ -389,7 +388,7 @@ def columns(name: str, epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _array(values: list[Any]) -> np.ndarray:
-    """Return numbers as float64, null as NaN; anything else as texts."""
+    """Return numbers as float64 with NaN for null; other values as texts."""
     try:
         return np.array(values, dtype=float)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""One metric over a study: a cell for each row and column, compared with the baseline.
+"""One metric over a study: :func:`build` makes a cell for each row and column.
 
-Which runs enter: finished ones with their value; diverged ones by the rule in
-:data:`DIVERGED_RULE`; failed, running and interrupted ones do not, and are counted.
+Finished runs enter with their value, diverged runs by the rule in :data:`DIVERGED_RULE`. Failed,
+running and interrupted runs do not enter; they are counted.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class GridCell:
     Attributes:
         row, column: Values of the factors.
         values: Value by seed of the runs that enter.
-        runs: Names of all runs of the cell, in every state, ordered by seed.
-        diverged: How many diverged.
-        pending: How many failed, run or were interrupted.
-        unvalued: How many ended without a value of the metric (target not reached, or diverged).
-        sample: Mean, standard deviation, interval over ``values``.
+        runs: Names of all runs of the cell, in every status, ordered by seed.
+        diverged: Number of runs that diverged.
+        pending: Number of runs that failed, are running or were interrupted.
+        unvalued: Number of runs that ended without a value (target not reached, or diverged).
+        sample: Mean, standard deviation and interval of ``values``.
         best: Whether the mean is the best of its column.
         tied: Whether it was tested against the best and is not significantly worse.
         baseline: The difference to the baseline's cell of the same column, paired by seed.
@@ -76,13 +76,13 @@ class GridCell:
 
     @property
     def all_diverged(self) -> bool:
-        """Whether no run of the cell got to its end."""
+        """Whether every run that ended has diverged."""
         return self.diverged > 0 and self.diverged >= self.sample.n + self.unvalued
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a study for one metric, by (row, column); combinations without runs lack."""
+    """The cells of a study for one metric, by (row, column); none where there are no runs."""
 
     study: Study
     metric: Metric
@@ -155,13 +155,13 @@ class Grid:
 
 
 def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
-    """Describe every cell, mark the best of each column, compare each with the baseline's.
+    """Describe each cell, mark the best of each column, and compare each with the baseline.
 
     P-values against the baseline are corrected over all cells of the study; those against the
     best of a column, within the column.
 
     Raises:
-        UserError: No row is named like the baseline.
+        UserError: The study has no row of that name.
     """
     if baseline is not None and baseline not in study.rows:
         raise unknown("baseline", str(baseline), map(str, study.rows))
@@ -183,7 +183,7 @@ def default_baseline(study: Study, asked: str | None) -> Any:
     """Return the row asked for, else ``bn`` where there is one, else None.
 
     Raises:
-        UserError: No row is named as asked.
+        UserError: The study has no row of that name.
     """
     named = {str(row): row for row in study.rows}
     if asked is None:
@@ -221,7 +221,7 @@ def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric
 
 
 def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sample:
-    """Describe the values; runs at chance level forbid a t interval."""
+    """Describe the values; there is no t interval where a run entered at chance level."""
     described = sample(list(values.values()))
     if diverged and metric.worst:
         return replace(described, low=math.nan, high=math.nan)
@@ -229,10 +229,10 @@ def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sampl
 
 
 def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
-    """Compare two cells.
+    """Compare two cells, paired by seed.
 
-    There is no interval and no test where a run entered at chance level. A time has no test: its
-    spread between runs is that of the machine's load, which no seed pairs.
+    There is no interval and no test where a run entered at chance level. A time has no test: it
+    varies with the machine's load, which is not the same for the same seed.
     """
     found = paired(first.values, second.values)
     if metric.timed:
@@ -244,8 +244,8 @@ def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
 
 
 def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -> None:
-    """Mark the best cell of a column and those that are not significantly worse."""
-    # A mean over the runs that have a value is no match for one over all of them.
+    """Mark the best cell of a column, and the cells that are not significantly worse."""
+    # Only complete cells compete: a mean over the runs that have a value would be biased.
     inside = [
         cell
         for cell in cells.values()
@@ -266,8 +266,9 @@ def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -
 
 
 def _compare(cells: dict[tuple[Any, Any], GridCell], baseline: Any, metric: Metric) -> None:
-    places = [place for place in cells if place[0] != baseline and (baseline, place[1]) in cells]
-    found = [_paired(cells[p], cells[baseline, p[1]], metric) for p in places]
+    """Compare each cell with the baseline's of its column; Holm's correction covers all cells."""
+    keys = [key for key in cells if key[0] != baseline and (baseline, key[1]) in cells]
+    found = [_paired(cells[key], cells[baseline, key[1]], metric) for key in keys]
     corrected = holm([difference.p for difference in found])
-    for place, difference, p in zip(places, found, corrected, strict=True):
-        cells[place] = replace(cells[place], baseline=replace(difference, p_corrected=p))
+    for key, difference, p in zip(keys, found, corrected, strict=True):
+        cells[key] = replace(cells[key], baseline=replace(difference, p_corrected=p))

@@ -1,4 +1,4 @@
-"""How norms and other names are written in print, and in which order they stand."""
+"""Printed names, their order, and colors and markers of norms; names of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NormStyle(NamedTuple):
     Attributes:
         text: Its printed name.
         colour: A name in :data:`normbench.report.figures.style.PALETTE`; empty where colour and
-            marker follow from a checksum of the name, as for a norm of one's own.
+            marker follow from a checksum of the name, as for a user's own norm.
         marker: A marker of Matplotlib.
     """
 
@@ -84,7 +84,7 @@ UNNORMALIZED = {
 """The same of weight parametrizations without a norm; in tables they stand by alphabet."""
 
 WEIGHTS = {"ws": "WS", "scaled_ws": "Scaled WS", "wn": "WN", "cwn": "Centered WN", "sn": "SN"}
-"""Printed name of each weight parametrization, as the names of norms end in them."""
+"""Printed name of each weight parametrization, by the ending of norms' names."""
 
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -137,7 +137,7 @@ def split_norm(name: str) -> tuple[str, str]:
 
 
 def value(factor: str, raw: Any) -> str:
-    """Return a value of a factor as it is printed."""
+    """Return the printed value of a factor."""
     if factor == "norm":
         return norm(printable(str(raw)))
     if factor == "dataset":
@@ -147,9 +147,9 @@ def value(factor: str, raw: Any) -> str:
 
 
 def plain(raw: Any) -> str:
-    """Return any value as a text, in as few digits as tell a number from every other number.
+    """Return a value as text; a number in the fewest digits that identify it.
 
-    Whole numbers have no point; a missing value and an empty text are a dash.
+    Whole numbers have no decimal point; a missing value and an empty text are a dash.
     """
     if raw is None or raw != raw:
         return UNKNOWN
@@ -162,9 +162,9 @@ def plain(raw: Any) -> str:
 
 
 def distinct(factor: str, values: Iterable[Any]) -> dict[Any, str]:
-    """Return the printed name of each value of a factor; those that would read the same stay raw.
+    """Return the printed name of each value of a factor; values with the same one stay raw.
 
-    A norm of one's own named ``BN`` beside ``bn`` is such a pair.
+    A user's norm named ``BN`` beside ``bn`` is such a pair.
     """
     names = list(values)
     ways = [{raw: write(raw) for raw in names} for write in (lambda raw: value(factor, raw), plain)]
@@ -180,26 +180,26 @@ def distinct(factor: str, values: Iterable[Any]) -> dict[Any, str]:
 
 
 _SLUG = 80
-"""Most bytes of a slug: a file name may have 255 in all."""
+"""Most bytes of a slug: a file name may have 255 bytes in all."""
 
 
 def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
     """Return a name for a file or folder for each text: lower case, letters, digits, ``._-``.
 
-    No two are the same in any file system, also where upper and lower case or two ways to write
-    an accent count as the same. Texts that would share a name, and texts too long for one, end
-    in a checksum of their key.
+    The names differ in every file system, also where upper and lower case or two encodings of an
+    accent are the same. Texts that would share a name, and texts too long for one, end in a
+    checksum of their key.
 
     Args:
-        texts: What the names are made of.
-        keys: What tells texts apart that read the same; the texts themselves where None.
+        texts: The texts.
+        keys: A unique key for each text; the texts themselves where None.
     """
-    made = [_slug(text) for text in texts]
-    short = [slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in made]
+    full = [_slug(text) for text in texts]
+    short = [slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in full]
     counts = Counter(map(_folded, short))
     taken: set[str] = set()
     found = []
-    for slug, whole, key in zip(short, made, keys or texts, strict=True):
+    for slug, whole, key in zip(short, full, keys or texts, strict=True):
         name = slug
         if slug != whole or counts[_folded(slug)] > 1:
             name += f"-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:8]}"
@@ -213,8 +213,8 @@ def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
 
 def _slug(text: str) -> str:
     normal = unicodedata.normalize("NFC", text.lower())
-    kept = "".join(c if c.isalnum() or c in "._-" else "_" for c in normal)
-    return kept.strip("._-") or "all"
+    slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in normal)
+    return slug.strip("._-") or "all"
 
 
 def _folded(name: str) -> str:
@@ -222,7 +222,7 @@ def _folded(name: str) -> str:
 
 
 def several(name: str, count: int) -> str:
-    """Return ``6 batch sizes``; of a factor without a plural, ``6 values of dropout``."""
+    """Return ``6 batch sizes``; for a factor without a plural ``6 values of dropout``."""
     if name in ("batch", "norm", "dataset", "arch", "optimizer", "schedule", "seed"):
         word = factor(name).lower()
         return f"{count} {word}{'' if count == 1 else 's'}"
@@ -235,7 +235,7 @@ def factor(name: str) -> str:
 
 
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:
-    """Sort the values of a factor: norms as in tables, numbers by size, texts by alphabet."""
+    """Sort the values of a factor: norms as in NORMS, numbers by size, texts by alphabet."""
     known = {key: place for place, key in enumerate(NORMS)}
 
     def key(raw: Any) -> tuple[int, float, str]:
@@ -249,9 +249,9 @@ def ordered(name: str, values: Iterable[Any]) -> list[Any]:
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Return names of at most about ``most`` letters, the middle of longer ones left out.
+    """Shorten names to about ``most`` letters by leaving out the middle of longer ones.
 
-    Names that differ still do: those that would not get a number.
+    Different names stay different: names that would become the same get a number.
     """
     short = [_shortened(name, most) for name in names]
     alike: dict[str, list[str]] = {}

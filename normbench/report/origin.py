@@ -1,4 +1,4 @@
-"""Where a store's runs come from: mixtures of code, libraries and machines are said, not hidden."""
+"""The origin of runs: status, code, libraries and machines, and the commands that made them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _NAMED = 12  # runs named in one line; all are in the list of runs
 
 
 def counts(frames: Frames) -> str:
-    """Return how many runs there are in each state, as ``63 runs: 57 finished, 3 diverged``."""
+    """Count the runs by status, as ``63 runs: 57 finished, 3 diverged``."""
     if frames.runs.empty:
         return "0 runs"
     found = frames.runs["status"].value_counts()
     order = [*STATUSES, *sorted(set(found.index) - set(STATUSES))]
-    parts = [f"{found[status]} {status}" for status in order if status in found]
+    texts = [f"{found[status]} {status}" for status in order if status in found]
     total = len(frames.runs)
-    return f"{total} run{'s' if total != 1 else ''}: {', '.join(parts)}"
+    return f"{total} run{'s' if total != 1 else ''}: {', '.join(texts)}"
 
 
 def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
-    """Name the runs that did not finish, a line for each state, with the reason of a failure."""
+    """Name the runs that did not finish, a line for each status, with the error of a failure."""
     lines = []
     for status in ("diverged", "failed", "running", "interrupted", "missing"):
-        part = frames.runs[frames.runs["status"] == status]
-        if part.empty:
+        runs = frames.runs[frames.runs["status"] == status]
+        if runs.empty:
             continue
-        names = [_described(run) for run in part.to_dict("records")]
+        names = [_described(run) for run in runs.to_dict("records")]
         lines.append(f"{status}: {_listed(names, named)}")
     return lines
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
-    """Return a sentence for each respect in which the runs' origin differs."""
+    """Return a sentence for each way in which the runs' origins differ."""
     found = []
     ended = runs[runs["status"].isin(["finished", "diverged"])]
     commits = ended["commit"].str.slice(0, 10) if "commit" in ended else pd.Series(dtype=str)
@@ -51,9 +51,9 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
         found.append(f"{count} of {len(ended)} runs were made with uncommitted changes")
     for column in [c for c in ended.columns if c.startswith("version.")]:
         _add(found, f"versions of {column.removeprefix('version.')}", ended[column])
-    for column, what in (("processor", "processors"), ("devices", "sets of devices")):
+    for column, subject in (("processor", "processors"), ("devices", "sets of devices")):
         if column in ended:
-            _add(found, f"{what} (times cannot be compared)", ended[column].replace("", "none"))
+            _add(found, f"{subject} (times cannot be compared)", ended[column].replace("", "none"))
     for column in ("engine.jit_compile", "engine.deterministic", "engine.threads"):
         if column in ended:
             _add(found, f"settings of {column}", ended[column])
@@ -61,25 +61,25 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
 
 
 def _split(runs: pd.DataFrame) -> list[str]:
-    """Name the runs whose batches went through the network in parts."""
+    """Name the runs whose batches were split into micro-batches."""
     if "micro_batches" not in runs:
         return []
-    parts = runs[runs["micro_batches"].fillna(1) > 1].to_dict("records")
-    if not parts:
+    split = runs[runs["micro_batches"].fillna(1) > 1].to_dict("records")
+    if not split:
         return []
-    each = [
+    texts = [
         f"{run['name']} in {run['micro_batches']:g} of "
         f"{run['batch'] / run['micro_batches']:g} images"
-        for run in parts
+        for run in split
     ]
     return [
         "batches went through the network in micro-batches, which batch statistics are then of: "
-        f"{_listed(each, _NAMED)}"
+        f"{_listed(texts, _NAMED)}"
     ]
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return what the runs were made with, a pair of name and values with counts each."""
+    """Return name and values of everything that the runs were made with; counts where several."""
     columns = [c for c in runs.columns if c.startswith(("version.", "engine."))]
     found = []
     for column in ("commit", "host", "processor", "devices", *columns):
@@ -94,11 +94,11 @@ def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
-def _add(found: list[str], what: str, values: pd.Series) -> None:
+def _add(found: list[str], subject: str, values: pd.Series) -> None:
     tally = values.dropna().astype(str).value_counts()
     if len(tally) > 1:
-        each = ", ".join(f"{printable(value)} ({_runs(count)})" for value, count in tally.items())
-        found.append(f"runs come from {len(tally)} {what}: {each}")
+        texts = ", ".join(f"{printable(value)} ({_runs(count)})" for value, count in tally.items())
+        found.append(f"runs come from {len(tally)} {subject}: {texts}")
 
 
 def _listed(names: list[str], most: int) -> str:
@@ -118,29 +118,29 @@ def _described(run: dict) -> str:
     return str(run["name"])
 
 
-# --- the commands that made a store's runs, and the one that made the report ----------------------
+# --- commands -------------------------------------------------------------------------------------
 
 LISTED = 200
-"""Commands listed one by one; the rest are counted, each stands with its run."""
+"""Most commands that are listed; others are counted, and shown with their runs."""
 
 
 def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
-    """Return each command that is recorded, with how many runs it made, as few as will do.
+    """Return the shortest list of commands that makes the same runs, with counts of runs.
 
-    Runs made one by one whose commands form full grids are told as the sweeps that make them
-    all; the recorded command of each run stands with the run.
+    ``normbench run`` commands that form a full grid are replaced by the sweep that makes all of
+    their runs. The recorded command of each run is shown with the run.
     """
     recorded = Counter(_short(tuple(json.loads(text))) for text in runs["command"] if text != "[]")
     found = [
-        (shlex.join(command), sum(recorded[each] for each in made))
-        for command, made in _fewest(list(recorded))
+        (shlex.join(command), sum(recorded[original] for original in originals))
+        for command, originals in _fewest(list(recorded))
     ]
-    rest = sum(count for _, count in found[LISTED:])
-    return found[:LISTED] + ([("… and others", rest)] if rest else [])
+    others = sum(count for _, count in found[LISTED:])
+    return found[:LISTED] + ([("… and others", others)] if others else [])
 
 
 def report_command(root: Path, asked: Request) -> str:
-    """Return the command that writes the report again."""
+    """Return the command that writes the same report."""
     parts = ["normbench", "report", str(root)]
     if asked.where:
         parts += ["--where", asked.where]
@@ -158,18 +158,18 @@ def report_command(root: Path, asked: Request) -> str:
 
 
 def _short(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Name the program without its folder."""
+    """Write the program without its folder."""
     program = Path(command[0]).name if command else ""
     return ("normbench" if program == "__main__.py" else program, *command[1:])
 
 
 Command = tuple[str, ...]
-Told = list[tuple[Command, list[Command]]]  # a command, and the recorded ones that it stands for
+Replaced = list[tuple[Command, list[Command]]]  # a command, and those that it replaces
 
 
-def _fewest(recorded: list[Command]) -> Told:
-    """Return the shortest list of commands that stands for all that were recorded."""
-    single: Told = [(command, [command]) for command in recorded]
+def _fewest(recorded: list[Command]) -> Replaced:
+    """Return the shortest list of commands that makes the same runs as the recorded ones."""
+    single: Replaced = [(command, [command]) for command in recorded]
     options = {command: _options(command) for command in recorded}
     first = next(iter(options.values()), None)
     if (
@@ -185,30 +185,31 @@ def _fewest(recorded: list[Command]) -> Told:
     return min((_by_key(known, key) for key in first), key=len, default=single)
 
 
-def _by_key(known: dict[Command, dict[str, str]], key: str) -> Told:
-    """Part commands by the value of a key; values with the same grid beside it share a sweep."""
-    parts: dict[str, list[Command]] = {}
+def _by_key(known: dict[Command, dict[str, str]], key: str) -> Replaced:
+    """Group commands by the value of a key; values with the same other options share a sweep."""
+    by_value: dict[str, list[Command]] = {}
     for command, options in known.items():
-        parts.setdefault(options[key], []).append(command)
+        by_value.setdefault(options[key], []).append(command)
     alike: dict[frozenset, list[Command]] = {}
-    for made in parts.values():
-        rest = frozenset(
-            tuple(sorted((k, v) for k, v in known[command].items() if k != key)) for command in made
+    for group in by_value.values():
+        others = frozenset(
+            tuple(sorted((k, v) for k, v in known[command].items() if k != key))
+            for command in group
         )
-        alike.setdefault(rest, []).extend(made)
-    told: Told = []
-    for made in alike.values():
-        sweep = _grid({command: known[command] for command in made}) if len(made) > 1 else None
-        told += [(sweep, made)] if sweep else [(command, [command]) for command in made]
-    return told
+        alike.setdefault(others, []).extend(group)
+    replaced: Replaced = []
+    for group in alike.values():
+        sweep = _grid({command: known[command] for command in group}) if len(group) > 1 else None
+        replaced += [(sweep, group)] if sweep else [(command, [command]) for command in group]
+    return replaced
 
 
 def _options(command: Command) -> dict[str, str] | None:
-    """Return what a ``normbench run`` command sets; None for any other command."""
+    """Return the overrides of a ``normbench run`` command; None for any other command."""
     if len(command) < 2 or command[1] != "run":
         return None
     words = list(command[2:])
-    if "--store" in words[:-1]:  # says the same as store=
+    if "--store" in words[:-1]:  # means the same as store=
         at = words.index("--store")
         words[at : at + 2] = [f"store={words[at + 1]}"]
     parts = [part.partition("=") for part in words]
@@ -218,14 +219,14 @@ def _options(command: Command) -> dict[str, str] | None:
 
 
 def _grid(known: dict[Command, dict[str, str]]) -> Command | None:
-    """Return the sweep that makes the same runs as these commands, if there is one."""
+    """Return the sweep that makes the same runs as these commands, None where there is none."""
     keys = next(iter(known.values()))
     values = {key: sorted({o[key] for o in known.values()}, key=_natural) for key in keys}
     if math.prod(map(len, values.values())) != len(
         {tuple(sorted(o.items())) for o in known.values()}
     ):
         return None
-    return ("normbench", "sweep", *(f"{key}={','.join(each)}" for key, each in values.items()))
+    return ("normbench", "sweep", *(f"{key}={','.join(texts)}" for key, texts in values.items()))
 
 
 def _natural(text: str) -> tuple[int, float, str]:

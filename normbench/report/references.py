@@ -1,4 +1,4 @@
-"""Published results, each with its source and the configuration that it was measured in."""
+"""Published results with their sources and configurations; :func:`matching` finds those to draw."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Reference:
     """A published test error.
 
     Attributes:
-        dataset, arch, norm, batch: What was trained, by normbench's names.
-        epochs: Passes over the training set in the publication; a run matches from 90 % of it.
+        dataset, arch, norm, batch: The configuration, in normbench's names.
+        epochs: Epochs of the publication; a run matches from 90 % of them on.
         test_err: Published test error, a fraction.
         source: Publication and table.
     """
@@ -33,7 +33,7 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """What a figure writes beside the mark."""
+        """Source and error, for the caption of a figure."""
         return f"{self.source}: {100 * self.test_err:.2f} % error"
 
 
@@ -50,14 +50,14 @@ _AUGMENTED = {"dataset.crop_padding": 4, "dataset.flip": True}
 
 
 def matching(runs: pd.DataFrame) -> list[Reference]:
-    """Return the publications whose configuration finished runs of the frame share.
+    """Return the publications whose configuration a finished run shares.
 
-    Asked are data set (all of its training images, padded crop and flip), network, norm, batch
-    size, no label smoothing, and at least 90 % of the published number of epochs.
+    A run must have the same data set (all training images, padded crop and flip), network, norm
+    and batch size, no label smoothing, and at least 90 % of the published number of epochs.
     """
     networks = {known.arch for known in REFERENCES}
-    kept = (runs["status"] == "finished") & runs["arch"].isin(networks)
-    finished = runs[kept].to_dict("records")
+    candidates = (runs["status"] == "finished") & runs["arch"].isin(networks)
+    finished = runs[candidates].to_dict("records")
     return [known for known in REFERENCES if any(_matches(known, run) for run in finished)]
 
 

@@ -1,4 +1,7 @@
-"""What the command line calls: report, diff, export, and the table a sweep ends with."""
+"""The commands on a store's results: :func:`report`, :func:`diff`, :func:`export`.
+
+:func:`summary_table` is the table that a sweep ends with.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,21 @@ from typing import TYPE_CHECKING
 
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.report import origin, tables
-from normbench.report import sections as content
-from normbench.report import table as render
 from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.figures import draw
 from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
-from normbench.report.sections import DRAWN, Section
+from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
 from normbench.report.study import studies
-from normbench.report.table import Table
+from normbench.report.table import (
+    Table,
+    csv,
+    latex,
+    markdown,
+    markdown_code,
+    markdown_text,
+    terminal,
+)
 from normbench.store import schema
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 MANIFEST = ".normbench-report.json"
-"""Names the files that a report wrote, so that the next one can take away what it does not."""
+"""Lists the files that a report wrote, so that the next report removes those it does not write."""
 
 
 def report(
@@ -49,8 +58,8 @@ def report(
     Args:
         store: The store, or its folder.
         where: A filter on runs (:mod:`normbench.report.where`).
-        by: Columns of the config: rows, then columns of the tables; further ones part studies.
-        metric: What is compared (:data:`normbench.report.metrics.METRICS`).
+        by: Columns of the config: of rows, of columns, and further ones that split studies.
+        metric: The metric to compare (:data:`normbench.report.metrics.METRICS`).
         baseline: The row that the others are compared with; ``bn`` where there is one.
         target: A validation accuracy, a fraction, for the table of steps to reach it.
         out: The folder to write to.
@@ -61,37 +70,37 @@ def report(
         The page, ``index.html`` in ``out``.
 
     Raises:
-        UserError: Something asked for does not exist, or no run is left.
+        UserError: An option names something that does not exist, or no run is left.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    asked = content.request(where, by, metric, baseline, target, allow_confound)
-    _refuse_place(Path(out))
+    asked = request(where, by, metric, baseline, target, allow_confound)
+    _check_folder(Path(out))
     everything = load(store)
-    frames, notes = content.chosen(everything, asked)
+    frames, notes = choose(everything, asked)
     for line in _opening(everything, frames, asked.where, notes):
         say(line)
     if frames.runs.empty:
         raise UserError(_nothing(everything, asked.where))
-    made, more = content.sections(frames, asked)
+    found, more = sections(frames, asked)
     for note in more:
         say(f"note: {note}")
-    for section in made:
-        told: set[str] = set()
+    for section in found:
+        printed: set[str] = set()
         for table in section.main:
-            fresh = replace(table, notes=[note for note in table.notes if note not in told])
-            told.update(table.notes)
-            say(text(render.terminal(fresh)) + "\n")
+            fresh = replace(table, notes=[note for note in table.notes if note not in printed])
+            printed.update(table.notes)
+            say(text(terminal(fresh)) + "\n")
         for finding in section.findings:
             say(f"• {finding.text}")
-    drawn = made[:DRAWN]
-    if len(made) > len(drawn):
-        say(f"note: figures of the {DRAWN} largest of {len(made)} studies; tables of all")
+    drawn = found[:DRAWN]
+    if len(found) > len(drawn):
+        say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
     for section in drawn:
         section.drawings = draw(section.grid)
     for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
         say(line)
     try:
-        page = _write(Path(out), frames, made, asked, notes + more)
+        page = _write(Path(out), frames, found, asked, notes + more)
     except OSError as error:
         raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
     say(f"report: {page}")
@@ -121,18 +130,18 @@ def summary_table(
     from rich.console import Group
     from rich.text import Text
 
-    asked = content.request(None, by, metric, None, target, allow_confound)
-    frames, _ = content.chosen(load(store), asked)
+    asked = request(None, by, metric, None, target, allow_confound)
+    frames, _ = choose(load(store), asked)
     if names is not None and not frames.runs.empty:
         frames = frames.select(frames.runs["name"].isin(names))
     if frames.runs.empty:
         raise UserError(_nothing(frames, None))
-    made, _ = content.sections(frames, asked)
+    found, _ = sections(frames, asked)
     shown: list[rich.console.RenderableType] = []
-    for section in made:
-        shown.append(render.terminal(section.main[0]))
-        cautions = [each for each in section.findings if each.strength == "caution"]
-        shown += [Text(each.text, "dim") for each in cautions]
+    for section in found:
+        shown.append(terminal(section.main[0]))
+        cautions = [f for f in section.findings if f.strength == "caution"]
+        shown += [Text(caution.text, "dim") for caution in cautions]
     return Group(*shown)
 
 
@@ -143,7 +152,7 @@ def diff(
     out: Path | str | None = None,
     say: Say = print,
 ) -> None:
-    """Say what two runs do not share; with ``out``, write it there with their curves overlaid.
+    """Print where two runs differ; with ``out``, write that and their overlaid curves there.
 
     Args:
         store: The store, or its folder.
@@ -159,7 +168,7 @@ def diff(
 
     store = as_store(store)
     if out is not None:
-        _refuse_place(Path(out))
+        _check_folder(Path(out))
     first, second = store.find(run_a), store.find(run_b)
     if first.name == second.name:
         raise UserError(f"{run_a!r} and {run_b!r} are one run, {first.name}: name two")
@@ -167,7 +176,7 @@ def diff(
     for line in comparing.named(pair):
         say(line)
     for table in comparing.tables(pair):
-        say(text(render.terminal(table)) + "\n")
+        say(text(terminal(table)) + "\n")
     if out is not None:
         from normbench.report.figures import overlay
 
@@ -198,14 +207,14 @@ def export(
     Args:
         store: The store, or its folder.
         where: A filter on runs.
-        out: The file to write; None says the table instead.
+        out: The file to write; None to print the table.
         format: One of :data:`FORMATS`; by default the suffix of ``out``, else ``md``. ``csv``
             and ``parquet`` hold the unrounded numbers.
         by: Columns of the config that make a cell.
         say: Takes each line meant for the user.
 
     Returns:
-        The file, None where there is none.
+        The file; None where the table was printed.
 
     Raises:
         UserError: An unknown format, filter or column; Parquet without a file; no run is left.
@@ -217,13 +226,13 @@ def export(
         raise unknown("format", kind, FORMATS)
     if kind == "parquet" and path is None:
         raise UserError("format parquet needs a file: name one with --out")
-    asked = content.request(where, by, "test_acc", None, None)
+    asked = request(where, by, "test_acc", None, None)
     if path is not None:
-        _refuse_place(path.parent)
+        _check_folder(path.parent)
         if path.is_dir():
             raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
     everything = load(store)
-    frames, notes = content.chosen(everything, asked)
+    frames, notes = choose(everything, asked)
     if frames.runs.empty:
         raise UserError(_nothing(everything, where))
     for note in notes:
@@ -246,7 +255,7 @@ def export(
 
 
 def text(renderable: object, width: int | None = None) -> str:
-    """Return what rich would print, with colours where the terminal shows them."""
+    """Return the text that rich prints, with colors where the terminal shows them."""
     from rich.console import Console
 
     console = Console(width=width)
@@ -256,11 +265,11 @@ def text(renderable: object, width: int | None = None) -> str:
 
 
 def _boxes(drawings: Sequence[Drawing]) -> list[str]:
-    """Say in one line which characters of figures are drawn as boxes, if any are."""
+    """Return a note on characters of figures that are drawn as boxes, if there are any."""
     from normbench.report.figures import style
 
-    said = style.lacking(drawing.figure for drawing in drawings)
-    return [f"note: {said}"] if said else []
+    missing = style.lacking(drawing.figure for drawing in drawings)
+    return [f"note: {missing}"] if missing else []
 
 
 def _opening(
@@ -275,14 +284,15 @@ def _opening(
     return lines + [f"note: {note}" for note in notes]
 
 
-def _refuse_place(folder: Path) -> None:
-    """Refuse a folder that cannot be made because a file stands in its place or above it.
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made because it, or a folder above it, is a file.
 
-    Found before the tables and figures are computed, which may take minutes.
+    Checked before the tables and figures are computed, which may take minutes.
     """
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise UserError(f"cannot write to {str(folder)!r}: {there} is a file, not a folder")
+    path = folder.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {str(folder)!r}: {existing} is a file, not a folder")
 
 
 def _nothing(frames: Frames, where: str | None) -> str:
@@ -298,8 +308,8 @@ def _nothing(frames: Frames, where: str | None) -> str:
 def _write(
     out: Path,
     frames: Frames,
-    made: Sequence[Section],
-    asked: content.Request,
+    found: Sequence[Section],
+    asked: Request,
     notes: Sequence[str],
 ) -> Path:
     from normbench.report.figures import style
@@ -307,17 +317,17 @@ def _write(
 
     out.mkdir(parents=True, exist_ok=True)
     written = frames.write(out / "data")
-    for section in made:
-        part = section.study.slug if len(made) > 1 else ""
+    for section in found:
+        folder = section.study.slug if len(found) > 1 else ""
         for table in section.tables:
-            written += write_table(table, out / "tables" / part, study=part)
+            written += write_table(table, out / "tables" / folder, study=folder)
         for drawing in section.drawings:
-            written += style.save(drawing, out / "figures" / part)
+            written += style.save(drawing, out / "figures" / folder)
     written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
-    markdown.write_text(_markdown(frames, made, asked, notes), encoding="utf-8")
-    page.write_text(build(frames, made, asked, notes, out), encoding="utf-8")
-    _forget(out, [*written, markdown, page])
+    markdown.write_text(_markdown(frames, found, asked, notes), encoding="utf-8")
+    page.write_text(build(frames, found, asked, notes, out), encoding="utf-8")
+    _remove_old(out, [*written, markdown, page])
     return page
 
 
@@ -328,7 +338,7 @@ def write_table(
 
     Args:
         table: The table.
-        folder: Where to; made if it does not exist.
+        folder: Where to; found if it does not exist.
         kinds: Suffixes of the files.
         study: The slug of the table's study where a report has several.
     """
@@ -343,39 +353,39 @@ def write_table(
 
 def _rendered(table: Table, kind: str, study: str = "") -> str:
     if kind == "tex":
-        return render.latex(table, study)
-    return render.csv(table) if kind == "csv" else render.markdown(table)
+        return latex(table, study)
+    return csv(table) if kind == "csv" else markdown(table)
 
 
 def _markdown(
     frames: Frames,
-    made: Sequence[Section],
-    asked: content.Request,
+    found: Sequence[Section],
+    asked: Request,
     notes: Sequence[str],
 ) -> str:
     known = origin.unfinished(frames, named=len(frames.runs))
     known += [f"left out: {item}" for item in frames.left_out]
     known += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
-    plain = render.markdown_text
+    plain = markdown_text
     lines = ["# Report", "", f"{plain(origin.counts(frames))}.", ""]
     lines += [f"- {plain(line)}" for line in [*known, *notes]]
     if asked.where:
-        lines.append(f"- only runs with {render.markdown_code(asked.where)}")
-    for section in made:
-        part = f"{section.study.slug}/" if len(made) > 1 else ""
+        lines.append(f"- only runs with {markdown_code(asked.where)}")
+    for section in found:
+        part = f"{section.study.slug}/" if len(found) > 1 else ""
         lines += ["", f"## {plain(section.study.title)}", ""]
         lines += [f"- {plain(finding.text)}" for finding in section.findings]
         for drawing in section.drawings:
             caption = plain(drawing.caption)
             lines += ["", f"![{caption}](figures/{part}{drawing.slug}.png)", "", f"*{caption}*"]
         for table in section.tables:
-            lines += ["", render.markdown(table, "###").rstrip()]
+            lines += ["", markdown(table, "###").rstrip()]
     lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
     return "\n".join(lines)
 
 
-def _forget(out: Path, written: Sequence[Path]) -> None:
-    """Remove what an earlier report wrote here and this one did not, then list what is here."""
+def _remove_old(out: Path, written: Sequence[Path]) -> None:
+    """Remove files that an earlier report wrote and this one did not; write the manifest."""
     manifest = out / MANIFEST
     now = {path.relative_to(out).as_posix() for path in written}
     try:

@@ -1,4 +1,4 @@
-"""What a report says, before it is written: for each study its tables, figures and findings."""
+"""The content of a report before it is written: :func:`sections` makes one for each study."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pandas as pd
 
 from normbench.errors import unknown
 from normbench.report import tables, where
-from normbench.report.caveats import allowing, words
-from normbench.report.caveats import listed as in_words
+from normbench.report.caveats import allowing, join_names, words
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
 from normbench.report.grid import Grid, build, default_baseline
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
 
 DRAWN = 12
-"""Studies that get figures; the tables of all are written."""
+"""Most studies with figures; the tables of all are written."""
 
 
 @dataclass
 class Section:
-    """One study of a report."""
+    """The tables, findings and figures of one study; figures are drawn later."""
 
     study: Study
     grid: Grid
@@ -45,7 +44,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a report, checked as far as can be without the store."""
+    """The options of a report."""
 
     where: str | None = None
     by: tuple[str, ...] = ("norm", "batch")
@@ -63,7 +62,7 @@ def request(
     target: float | None,
     allowed: str | Sequence[str] = (),
 ) -> Request:
-    """Gather what was asked for, and check it as far as can be without the store.
+    """Collect the options of a report and check them as far as possible without the store.
 
     Raises:
         UserError: The metric is unknown, the filter cannot be read, or the target is no accuracy.
@@ -76,8 +75,8 @@ def request(
     return Request(where, parse_by(by), metric_name, baseline, target, parse_by(allowed))
 
 
-def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
-    """Return the runs that were asked for, and notes on what was asked for and is not there.
+def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
+    """Apply filter and target; return the runs, and notes on values in the filter that no run has.
 
     Raises:
         UserError: The filter or the target cannot be read.
@@ -86,14 +85,14 @@ def chosen(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
     if asked.target is not None:
         frames = tables.add_target(frames, asked.target)
     if asked.where is not None:
-        kept = where.select(asked.where, frames.runs)
-        notes += kept.notes
-        frames = frames.select(kept.kept)
+        found = where.select(asked.where, frames.runs)
+        notes += found.notes
+        frames = frames.select(found.mask)
     return frames, notes
 
 
 def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
-    """Part the runs into studies and make the tables and findings of each; figures are separate.
+    """Split the runs into studies and make the tables and findings of each; return notes, too.
 
     Raises:
         UserError: A column of ``by`` is unknown, no study has the baseline, or the metric needs
@@ -106,45 +105,46 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         rows = {str(row) for study in found for row in study.rows}
         if asked.baseline not in rows:
             raise unknown("baseline", asked.baseline, rows)
-    made = []
+    result = []
     for study in found:
         has = asked.baseline is None or asked.baseline in map(str, study.rows)
         baseline = default_baseline(study, asked.baseline) if has else None
         if not has:
             notes.append(f"{study.title}: no run of the baseline {asked.baseline!r}")
-        made.append(_section(study, shown, baseline, asked.target))
+        result.append(_section(study, shown, baseline, asked.target))
         notes += _confounds(study)
-    return made, notes
+    return result, notes
 
 
 def _confounds(study: Study) -> list[str]:
-    """Say how to name the confounds of a study as intended."""
+    """Tell the user how to mark the confounds of a study as intended."""
     keys = [condition.key for condition in study.confounds]
     if not keys:
         return []
+    names = join_names([words(key) for key in keys])
     return [
-        f"{study.title}: rows also differ in {in_words([words(key) for key in keys])}; if that is "
-        f"intended, add --allow-confound {allowing(keys)}"
+        f"{study.title}: rows also differ in {names}; if that is intended, add "
+        f"--allow-confound {allowing(keys)}"
     ]
 
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
     grid = build(study, shown, baseline)
-    made = [tables.matrix(grid)]
+    listing = [tables.matrix(grid)]
     if shown.at_best is not None:
-        made.append(tables.matrix(build(study, shown.at_best, baseline)))
+        listing.append(tables.matrix(build(study, shown.at_best, baseline)))
     if baseline is not None and len(study.rows) > 1:
-        made += [tables.differences(grid), tables.comparisons(grid)]
-        made += [tables.improvement(grid)] if grid.improvements else []
+        listing += [tables.differences(grid), tables.comparisons(grid)]
+        listing += [tables.improvement(grid)] if grid.improvements else []
     selection = tables.selection(study)
-    made += [selection] if selection else []
+    listing += [selection] if selection else []
     for other in [*(listed("target") if target is not None else []), *listed("report")]:
         if other is not shown and _present(study.runs, other.name):
-            made.append(_titled(tables.matrix(build(study, other)), other.name, target))
+            listing.append(_titled(tables.matrix(build(study, other)), other.name, target))
     shifts = tables.estimation_shift(study)
-    made += [shifts] if shifts else []
-    made.append(tables.summary(study))
-    return Section(study, grid, made, findings(grid))
+    listing += [shifts] if shifts else []
+    listing.append(tables.summary(study))
+    return Section(study, grid, listing, findings(grid))
 
 
 def _present(runs: pd.DataFrame, name: str) -> bool:
@@ -152,7 +152,7 @@ def _present(runs: pd.DataFrame, name: str) -> bool:
 
 
 def _titled(table: Table, name: str, target: float | None) -> Table:
-    """Say in the table which target was to be reached, and who is missing."""
+    """Name the target in the title of a table, and note the runs that did not reach it."""
     if target is None or not name.endswith("_to_target"):
         return table
     note = (

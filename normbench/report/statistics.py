@@ -1,4 +1,4 @@
-"""The statistics of a report: intervals over seeds, paired differences, corrected p-values.
+"""Statistics: intervals over seeds, paired differences, corrected p-values, bootstraps over tasks.
 
 Intervals are two-sided 95 % intervals of Student's t. Differences are paired by seed: the same
 seed gives both runs the same order of images and, as far as shapes agree, the same start.
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special  # not scipy.stats, which takes a second to import
+from scipy import special  # scipy.stats takes a second to import
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
 
-_SPREAD = 1e-12  # relative; below it the differences are equal but for rounding
+_SPREAD = 1e-12  # relative; a smaller spread of differences is rounding
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sample:
     """Mean, spread and 95 % interval of one cell.
 
     ``low`` and ``high`` are NaN with fewer than two values. They may have been cut at the limits of
-    what is measured (an accuracy ends at 1), which leaves ``half_width`` as it is.
+    the metric (an accuracy ends at 1), which does not change ``half_width``.
     """
 
     n: int
@@ -36,7 +36,7 @@ class Sample:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the t interval, limits aside: what stands after ±."""
+        """Half the width of the t interval before it was cut: the number after ±."""
         return math.nan if math.isnan(self.low) else _half_width(self.sd, self.n)
 
 
@@ -45,7 +45,7 @@ class Difference:
     """A paired difference, first minus second.
 
     Attributes:
-        n: Seeds that both have.
+        n: Number of seeds that both have.
         mean, low, high: Mean difference and its 95 % interval (NaN with fewer than two seeds).
         effect: Cohen's d of the differences (mean over standard deviation), with Hedges's
             correction for small samples; NaN with fewer than three seeds.
@@ -118,13 +118,13 @@ def t_quantile(probability: float, degrees: Any) -> Any:
 
 
 def _unbiased(degrees: int) -> float:
-    """Hedges's (1981) factor, which takes the bias of small samples out of Cohen's d."""
+    """Return Hedges's (1981) factor, which removes the small-sample bias of Cohen's d."""
     logarithm = math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)
     return math.exp(logarithm) / math.sqrt(degrees / 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct a family of p-values (Holm 1979, step-down); NaN stay NaN and do not count."""
+    """Correct a family of p-values (Holm 1979, step-down); NaN stays NaN and is not counted."""
     tested = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
     corrected = [math.nan] * len(p_values)
     largest = 0.0
@@ -141,7 +141,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # bootstrap: runs are drawn anew, with replacement, within each task and each method.
 
 REPETITIONS = 2000
-_SEED = 20210830  # of the resampling alone: the same store gives the same report
+_SEED = 20210830  # of the resampling: the same store always gives the same report
 _PERCENT = (2.5, 97.5)
 
 

@@ -1,10 +1,10 @@
-"""Part the runs of a store into studies, so that only runs of one config are averaged.
+"""Studies: :func:`studies` splits the runs of a store, so that a mean is over runs of one config.
 
-A store may hold several networks, data sets or learning rates. Runs are parted into studies by
+A store may hold several networks, data sets or learning rates. Runs are split into studies by
 every config key that varies inside a cell, that is, between runs of one row and column. A key that
-is constant inside each cell but differs between rows or columns does not part runs, since the
-study would fall to pieces; it is a condition of the study (:mod:`normbench.report.caveats`), said
-with every table, figure and finding.
+is constant inside each cell but differs between rows or columns does not split runs, since each
+row or column would become a study; it is a condition of the study
+(:mod:`normbench.report.caveats`), stated with every table, figure and finding.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from normbench.report.caveats import (
     Training,
     check_allowed,
     conditions,
-    listed,
-    told,
+    describe_values,
+    join_names,
 )
 from normbench.report.frames import GROUPS, Frames, is_config, is_origin
 
-_FREE = ("seed", "store", "label", "eval_batch")  # may differ in a cell: none is what is compared
+_FREE = ("seed", "store", "label", "eval_batch")  # may differ inside a cell
 _CAPTION = 200  # most letters that a caption spends on conditions
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
 
@@ -40,8 +40,8 @@ class Group(NamedTuple):
     """The runs of one row and column, ordered by seed.
 
     Attributes:
-        places: Their places in ``Study.runs``.
-        mixed: Whether those that ended come from more than one commit or set of versions.
+        places: Row numbers in ``Study.runs``.
+        mixed: Whether the runs that ended come from more than one commit or set of versions.
     """
 
     places: np.ndarray
@@ -54,17 +54,17 @@ class Study:
 
     Attributes:
         by: The factors, one or two: rows, then columns.
-        context: What parts this study from the others of the store, by config key; the data set
-            and the architecture always, unless they are factors.
+        context: Values of the config keys that split this study from the others; always with the
+            data set and the architecture, unless they are factors.
         rows, columns: Values of the factors, in the order of tables. With one factor
             ``columns`` is ``[""]``.
-        runs: Their rows of the runs frame, in every state, with ``row`` and ``column`` added.
-        curves: Their rows of the curves frame.
-        title: What the study is about, as ``resnet8 on Digits, optimizer.lr 0.1``; different for
-            every study of a store, as is the slug.
+        runs: Rows of the runs frame, in every state, with ``row`` and ``column`` added.
+        curves: Rows of the curves frame.
+        title: As ``resnet8 on Digits, optimizer.lr 0.1``; unique among the studies of a store, as
+            is the slug.
         slug: The name of the study's folders in a report.
         allowed: Keys, or groups of keys, in which rows may differ on purpose.
-        rates: By row, how many learning rates the store has runs at.
+        rates: By row, the number of learning rates with runs in the store.
     """
 
     by: tuple[str, ...]
@@ -93,23 +93,23 @@ class Study:
 
     @cached_property
     def columns_of_runs(self) -> dict[str, np.ndarray]:
-        """The columns of ``runs`` that each cell asks for, as arrays."""
+        """The columns of ``runs`` that cells are made from, as arrays."""
         names = ("name", "status", "seed", "dataset", "classes")
         return {name: self.runs[name].to_numpy() for name in names}
 
     @cached_property
     def conditions(self) -> list[Condition]:
-        """What differs between rows or columns beside the factors."""
+        """The keys beside the factors that differ between rows or columns."""
         return conditions(self.runs, self.by, self.context, self.allowed)
 
     @property
     def confounds(self) -> list[Condition]:
-        """The conditions that differ between rows and were not named as intended."""
+        """The conditions that differ between rows and are not intended."""
         return [condition for condition in self.conditions if condition.confounds]
 
     @cached_property
     def training(self) -> Training:
-        """Whether the runs had converged, and whether learning rates were tried."""
+        """How many runs had converged, and how many learning rates were tried."""
         known = self.runs[(self.runs["status"] == "finished") & self.runs["best_val_epoch"].notna()]
         last = known["best_val_epoch"] >= known["epochs_done"]
         finished = {row: int((known["row"] == row).sum()) for row in self.rows}
@@ -118,50 +118,52 @@ class Study:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What must stand under each table: the conditions in which rows or columns differ."""
+        """The notes under each table: conditions in which rows or columns differ, unequal seeds."""
         found = []
         if self.confounds:
             found.append(
-                f"Confounded: rows also differ in {self._told(self.confounds)}. Differences "
+                f"Confounded: rows also differ in {self._with_values(self.confounds)}. Differences "
                 f"between rows cannot be attributed to the {self.compared} alone."
             )
-        rows = [each for each in self.conditions if each.rows]
-        intended = [each for each in rows if each.intended]
+        rows = [condition for condition in self.conditions if condition.rows]
+        intended = [condition for condition in rows if condition.intended]
         if intended:
-            found.append(f"Rows also differ in {self._told(intended)}, as intended.")
-        rounding = [each for each in rows if not each.intended and not each.confounds]
+            found.append(f"Rows also differ in {self._with_values(intended)}, as intended.")
+        rounding = [c for c in rows if not c.intended and not c.confounds]
         if rounding:
             found.append(
-                f"Rows also differ in {self._told(rounding)}, which decides rounding only."
+                f"Rows also differ in {self._with_values(rounding)}, which decides rounding only."
             )
-        columns = [each for each in self.conditions if each.columns and not each.rows]
+        columns = [c for c in self.conditions if c.columns and not c.rows]
         if columns:
-            found.append(f"Columns also differ in {self._told(columns)}.")
+            found.append(f"Columns also differ in {self._with_values(columns)}.")
         return found + self._seeds()
 
     @property
     def compared(self) -> str:
-        """What rows stand for, in a sentence."""
+        """The factor of rows, as it is written in a sentence."""
         name = labels.factor(self.row_factor).lower()
         return "configuration" if self.row_factor == "label" else name
 
     @property
     def heading(self) -> str:
-        """The title with the conditions, for the caption of a figure."""
+        """The title and the conditions, for the caption of a figure."""
         parts = [self.title]
         for by_row, name in ((True, "rows"), (False, "columns")):
-            found = [each for each in self.conditions if each.rows == by_row]
+            found = [condition for condition in self.conditions if condition.rows == by_row]
             if not found:
                 continue
-            told = self._told(found)
-            if len(told) > _CAPTION:  # notes under tables have the values
-                told = listed([each.words for each in found])
-            parts.append(f"{name} also differ in {told}")
+            text = self._with_values(found)
+            if len(text) > _CAPTION:  # notes under tables have the values
+                text = join_names([condition.words for condition in found])
+            parts.append(f"{name} also differ in {text}")
         return "; ".join(parts)
 
-    def _told(self, found: Sequence[Condition]) -> str:
+    def _with_values(self, found: Sequence[Condition]) -> str:
         """Return conditions with their values by row, or by column where rows do not differ."""
-        return listed([f"{each.words} ({told(self._values(each, each.rows))})" for each in found])
+        return join_names(
+            [f"{c.words} ({describe_values(self._values(c, c.rows))})" for c in found]
+        )
 
     def _values(self, condition: Condition, by_row: bool) -> dict[str, list[str]]:
         keys = self.runs["row" if by_row else "column"].map(plain_value).to_numpy()
@@ -185,16 +187,16 @@ class Study:
         columns = list(columns)
         found = []
         for condition in self.conditions:
-            values = {each: [] for each in (other, row)}
+            values = {name: [] for name in (other, row)}
             differs = False
             for column in columns:
-                pair = [self._by_seed(condition, each, column) for each in (other, row)]
+                pair = [self._by_seed(condition, name, column) for name in (other, row)]
                 differs |= any(pair[0][seed] != pair[1][seed] for seed in pair[0].keys() & pair[1])
-                for each, known in zip((other, row), pair, strict=True):
-                    values[each] += known.values()
+                for name, known in zip((other, row), pair, strict=True):
+                    values[name] += known.values()
             if differs:
-                named = {self.row(each): _distinct(known) for each, known in values.items()}
-                found.append((condition, f"{condition.words} ({told(named)})"))
+                named = {self.row(name): _distinct(known) for name, known in values.items()}
+                found.append((condition, f"{condition.words} ({describe_values(named)})"))
         return found
 
     def _by_seed(self, condition: Condition, row: Any, column: Any) -> dict[int, str]:
@@ -209,26 +211,26 @@ class Study:
         }
 
     def _seeds(self) -> list[str]:
-        """Say where rows have runs of different seeds."""
+        """Note that rows have runs of different seeds, if they do."""
         ended = self.runs[self.runs["status"].isin(ENDED)]
         found = {row: set(ended.loc[ended["row"] == row, "seed"]) for row in self.rows}
         found = {row: seeds for row, seeds in found.items() if seeds}
         if len({frozenset(seeds) for seeds in found.values()}) < 2:
             return []
-        each = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
+        texts = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
         return [
-            f"Rows have different seeds ({told(each)}): a mean is over all seeds of its "
-            "cell, a difference over the seeds that both cells have."
+            f"Rows have different seeds ({describe_values(texts)}): a mean is over all seeds of "
+            "its cell, a difference over the seeds that both cells have."
         ]
 
     @property
     def row_factor(self) -> str:
-        """The factor that tells rows apart."""
+        """The factor of the rows."""
         return self.by[0]
 
     @property
     def column_factor(self) -> str:
-        """The factor that tells columns apart; empty with one factor."""
+        """The factor of the columns; empty with one factor."""
         return self.by[1] if len(self.by) > 1 else ""
 
     @cached_property
@@ -244,14 +246,14 @@ class Study:
         return self._names[0].get(value) or labels.value(self.row_factor, value)
 
     def in_words(self, value: Any) -> str:
-        """Return a row's name as it stands in a sentence: a number with its factor."""
+        """Return a row's name for a sentence: a number with its factor."""
         if isinstance(value, int | float):
             return f"{labels.factor(self.row_factor).lower()} {self.row(value)}"
         return self.row(value)
 
     @property
     def legend_title(self) -> str:
-        """What a legend of the rows needs above it: the factor, where the rows are numbers."""
+        """The title of a legend of the rows: the factor, where the rows are numbers."""
         numbers = any(isinstance(row, int | float) for row in self.rows)
         return labels.factor(self.row_factor) if numbers else ""
 
@@ -263,18 +265,18 @@ class Study:
 
     @property
     def numeric_columns(self) -> bool:
-        """Whether the columns lie on an axis of numbers."""
+        """Whether all columns are numbers."""
         return all(isinstance(column, int | float) for column in self.columns)
 
 
 def studies(
     frames: Frames, by: Sequence[str] = ("norm", "batch"), allowed: Sequence[str] = ()
 ) -> list[Study]:
-    """Part the runs into studies, the largest first.
+    """Split the runs into studies, the largest first.
 
     Args:
         frames: The runs.
-        by: Columns of the config: rows, columns, and further ones that part studies.
+        by: Columns of the config: of rows, of columns, and further ones that split studies.
         allowed: Keys in which rows may differ on purpose, as ``optimizer.lr``, or groups of them.
 
     Raises:
@@ -377,7 +379,7 @@ def _option(factor: str, row: pd.Series, column: str) -> str:
 
 
 def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """Return the keys that part the runs: those that vary while rows and columns stay the same."""
+    """Return the keys that split the runs: those that vary inside a cell."""
     inside = tuple(f"{name}." for name in by[:2] if name in GROUPS)
     config = [
         column
@@ -388,8 +390,10 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
     ]
     keys = [key for key in ("dataset", "arch") if key in config]
     keys += [name for name in by[2:] if name not in keys]
-    rest = sorted(config, key=lambda c: (_FIRST.index(c) if c in _FIRST else len(_FIRST), "." in c))
-    for column in rest:
+    candidates = sorted(
+        config, key=lambda c: (_FIRST.index(c) if c in _FIRST else len(_FIRST), "." in c)
+    )
+    for column in candidates:
         if column in keys or runs[column].nunique(dropna=False) < 2:
             continue
         if column.endswith("seed") and not _varies(runs, ["seed"], column):
@@ -400,15 +404,16 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
 
 
 def _origin(runs: pd.DataFrame) -> list[str]:
-    """Return the columns that say which code made a run."""
+    """Return the columns that tell the code and the versions that made a run."""
     return [column for column in runs.columns if is_origin(column)]
 
 
 def _rates(runs: pd.DataFrame, whole: pd.DataFrame, factors: Sequence[str]) -> dict[str, int]:
-    """Return for each run, by name, at how many learning rates the store has runs of its cell.
+    """Return by run name the number of learning rates at which the store has runs of its cell.
 
-    A cell is here what factors, data set, architecture, optimizer and batch size make: a rate may
-    have been chosen in shorter runs. ``whole`` is the store without the filter of the report.
+    Runs of a cell share factors, data set, architecture, optimizer and batch size here, but not
+    the number of epochs: a rate may have been chosen in shorter runs. ``whole`` is the store before
+    the filter of the report.
     """
     if "optimizer.lr" not in whole:
         return dict.fromkeys(runs["name"], 0)
@@ -464,10 +469,10 @@ def ranges(seeds: Iterable[int]) -> str:
     return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
 
 
-def _varies(runs: pd.DataFrame, given: list[str], column: str) -> bool:
-    """Whether a column takes several values where all of ``given`` are the same."""
-    pairs = runs[[*given, column]].drop_duplicates()
-    return bool(pairs.duplicated(given).any())
+def _varies(runs: pd.DataFrame, keys: list[str], column: str) -> bool:
+    """Return whether a column takes several values where all ``keys`` are the same."""
+    pairs = runs[[*keys, column]].drop_duplicates()
+    return bool(pairs.duplicated(keys).any())
 
 
 def plain_value(raw: Any) -> Any:

@@ -1,4 +1,8 @@
-"""A table before it is rendered: entries with a text, a value to sort by, marks, and their runs."""
+"""A table, and its rendering for a terminal and as Markdown, CSV and LaTeX.
+
+:class:`Table` holds entries with a text, a value to sort by, marks and runs; :func:`terminal`,
+:func:`markdown`, :func:`csv` and :func:`latex` render it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,11 @@ class TableEntry:
     """One entry of a table.
 
     Attributes:
-        text: What stands there, as plain text.
-        value: What it sorts by; None sorts as text.
+        text: The entry as plain text.
+        value: The number it is sorted by; None sorts by text.
         best, tied: The marks: best of its column; not significantly worse than the best.
-        remark: A short note in brackets behind the text, as ``1 of 3 diverged``.
-        runs: Names of the runs it was made from.
+        remark: A short note in brackets after the text, as ``1 of 3 diverged``.
+        runs: Names of the runs that it was computed from.
     """
 
     text: str
@@ -52,11 +56,11 @@ class Table:
     """A table of a report.
 
     Attributes:
-        slug: Its file name without suffix.
-        title: Its caption, a sentence without the full stop.
+        slug: File name without suffix.
+        title: Caption, a sentence without the full stop.
         headers: The heading of each column.
-        rows: As many entries a row as there are headers.
-        notes: What a reader must know to read it, sentences.
+        rows: The entries of each row, one for each header.
+        notes: Sentences below the table.
         data: The same numbers unrounded, in long form, for CSV.
         span: A heading over all columns but the first, as ``Batch size``.
     """
@@ -71,12 +75,12 @@ class Table:
 
 
 def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
-    """Return the entry of a cell, ``96.20 ± 0.41``, with what is unusual about it as a remark.
+    """Return the entry of a cell, ``96.20 ± 0.41``; a remark names anything unusual about it.
 
     Args:
         cell: The cell; None where there are no runs.
-        metric: Gives unit and digits.
-        usual: The number of seeds that needs no remark.
+        metric: The metric of the cell.
+        usual: The number of seeds that most cells have, which needs no remark.
     """
     if cell is None:
         return EMPTY
@@ -117,13 +121,13 @@ def usual_count(grid: Grid) -> int:
 
 
 def number(value: Any) -> float | None:
-    """Return a value to sort by, None where it is no number."""
+    """Return a value as a float to sort by; None where it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
 
 
-# --- tables as a terminal shows them, and as Markdown, CSV and LaTeX hold them --------------------
+# --- rendering ------------------------------------------------------------------------------------
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -153,24 +157,24 @@ _LATEX = {
 
 
 def terminal(table: Table) -> rich.console.RenderableType:
-    """Return what a rich console prints of the table: title, rows, notes.
+    """Return the table for a rich console: title, rows, notes.
 
     Six columns of values fit into 80 characters. The best of a column is bold, ties have a
-    dagger, remarks stand on a line of their own. Numbers are never cut: long names are wrapped,
-    and columns that have no room beside each other stand in blocks below each other.
+    dagger, remarks are on a separate line. Numbers are never cut: long names are wrapped, and
+    columns that do not fit beside each other are printed in blocks below each other.
     """
     return _Terminal(table)
 
 
 _GAP = 1  # between columns
-_NAME = 14  # columns of a name in a narrow terminal; longer names are wrapped
-_TEXT = 20  # the same of a text in another column than the first
-_WORD = 12  # columns of a word of a remark
-_LONGEST = 120  # letters of a name
+_NAME = 14  # width of names in a narrow terminal; longer names are wrapped
+_TEXT = 20  # the same for a text in another column than the first
+_WORD = 12  # width of a word of a remark
+_LONGEST = 120  # most letters of a name
 
 
 class _Terminal:
-    """A table that is laid out when the width of the terminal is known."""
+    """A renderable table, laid out when rich knows the width of the terminal."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -197,7 +201,7 @@ class _Terminal:
             yield Text(note, "dim")
 
     def _least(self, place: int) -> int:
-        """Return the width that a column needs for its numbers, or to be read."""
+        """Return the width that a column needs at least."""
         widest = max(map(cell_len, self.columns[place]))
         if place == 0:
             return min(widest, _NAME)
@@ -210,7 +214,7 @@ class _Terminal:
         return max(map(cell_len, [self.headers[place], *self.columns[place], *remarks]))
 
     def _blocks(self, width: int) -> list[list[int]]:
-        """Part the columns into blocks that fit; each begins with the column of names."""
+        """Split the columns into blocks that fit; each begins with the column of names."""
         blocks: list[list[int]] = [[0]]
         for place in range(1, len(self.headers)):
             if not self._fits([*blocks[-1], place], width) and len(blocks[-1]) > 1:
@@ -234,7 +238,7 @@ class _Terminal:
         widths = {place: self._least(place) for place in places}
         widths[0] = max(4, min(widths[0], width - sum(widths[p] + _GAP for p in places[1:])))
         # Names come first in what is left; the headers of the others share the rest.
-        room = width - sum(each + _GAP for each in widths.values()) + _GAP
+        room = width - sum(column + _GAP for column in widths.values()) + _GAP
         more = max(0, min(room, self._wanted(0) - widths[0]))
         widths[0] += more
         room -= more
@@ -274,7 +278,7 @@ def markdown(table: Table, heading: str = "##") -> str:
         return "\n".join([*lines, *map(markdown_text, table.notes), ""])
     if table.span:
         lines += [f"Columns: {markdown_text(table.span.lower())}.", ""]
-    body = [[_markdown_entry(each) for each in row] for row in table.rows]
+    body = [[_markdown_entry(entry) for entry in row] for row in table.rows]
     headers = [markdown_text(header) for header in table.headers]
     widths = [max(map(len, column), default=3) for column in zip(headers, *body, strict=True)]
     widths = [max(width, 3) for width in widths]
@@ -290,11 +294,11 @@ def markdown(table: Table, heading: str = "##") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_entry(each: TableEntry) -> str:
-    text = markdown_text(each.plain)
-    if each.best:
+def _markdown_entry(entry: TableEntry) -> str:
+    text = markdown_text(entry.plain)
+    if entry.best:
         return f"**{text}**"
-    return f"{text} †" if each.tied else text
+    return f"{text} †" if entry.tied else text
 
 
 def markdown_text(text: str) -> str:
@@ -307,7 +311,7 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a text as a code span, in more backticks than it holds in a row."""
+    """Return a text as a code span, between more backticks than it has in succession."""
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"
@@ -323,7 +327,7 @@ def csv(table: Table) -> str:
 
 
 def latex(table: Table, study: str = "") -> str:
-    """Return the table for LaTeX with the package booktabs; the caption is the title.
+    """Return the table for LaTeX with the package booktabs.
 
     Args:
         table: The table.
@@ -353,7 +357,7 @@ def latex(table: Table, study: str = "") -> str:
     lines.append("    \\midrule")
     remarks: dict[str, str] = {}
     for row in table.rows:
-        entries = [_latex_entry(each, remarks) for each in row]
+        entries = [_latex_entry(entry, remarks) for entry in row]
         lines.append(f"    {' & '.join(entries)} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}"]
     if table.notes or remarks:
@@ -373,14 +377,14 @@ def _latex_label(slug: str) -> str:
     return "".join(c if c.isascii() else f"{ord(c):x}" for c in slug)
 
 
-def _latex_entry(each: TableEntry, remarks: dict[str, str]) -> str:
+def _latex_entry(entry: TableEntry, remarks: dict[str, str]) -> str:
     """Return an entry; its remark becomes a letter, explained below the table."""
-    text = _latex_name(each.text)
-    if each.best:
+    text = _latex_name(entry.text)
+    if entry.best:
         text = f"\\textbf{{{text}}}"
-    signs = [_LATEX["†"]] if each.tied else []
-    if each.remark:
-        signs.append(_raised(remarks.setdefault(each.remark, _letter(len(remarks)))))
+    signs = [_LATEX["†"]] if entry.tied else []
+    if entry.remark:
+        signs.append(_raised(remarks.setdefault(entry.remark, _letter(len(remarks)))))
     return text + "".join(signs)
 
 
@@ -401,12 +405,12 @@ def latex_text(text: str) -> str:
     return escaped.replace("\0", "{}")
 
 
-_LATEX_LONG = 40  # letters from which a name is wrapped
-_LATEX_BREAK = 12  # letters of a wrapped name that may stand together
+_LATEX_LONG = 40  # most letters of a name on one line
+_LATEX_BREAK = 12  # letters between possible breaks of a longer name
 
 
 def _latex_name(text: str) -> str:
-    """Escape a name; a long one may break after a separator, or else anywhere."""
+    """Escape a name; a long one may break after separators and in long words."""
     if len(text) <= _LATEX_LONG:
         return latex_text(text)
     parts = [
@@ -418,5 +422,5 @@ def _latex_name(text: str) -> str:
 
 
 def _foreign(lines: Sequence[str]) -> str:
-    """Return the characters that pdfLaTeX does not know, each once."""
+    """Return the characters that pdfLaTeX cannot set, each once."""
     return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))

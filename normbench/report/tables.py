@@ -1,4 +1,4 @@
-"""The tables of a report: norm × batch matrices, differences, time, targets, lists of runs."""
+"""The tables of a report, as :class:`~normbench.report.table.Table`: a function a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usua
 
 
 def matrix(grid: Grid, slug: str = "") -> Table:
-    """Rows × columns of one metric: mean ± half the 95 % interval, with the marks."""
+    """Return rows × columns of one metric: mean ± half the 95 % interval, with marks."""
     usual = usual_count(grid)
     rows = [
         [
@@ -44,7 +44,7 @@ def matrix(grid: Grid, slug: str = "") -> Table:
 
 
 def differences(grid: Grid) -> Table:
-    """Rows × columns of the paired difference to the baseline, significant ones starred."""
+    """Return rows × columns of the paired difference to the baseline, significant ones starred."""
     base = grid.study.in_words(grid.baseline)
     rows = []
     for row in grid.study.rows:
@@ -71,7 +71,7 @@ def differences(grid: Grid) -> Table:
 
 
 def comparisons(grid: Grid) -> Table:
-    """Each comparison with the baseline in a line: interval, effect size, p-values."""
+    """Return a line for each comparison with the baseline: interval, effect size, p-values."""
     unit = grid.metric.difference_unit
     rows = []
     for (row, column), cell in grid.cells.items():
@@ -79,8 +79,8 @@ def comparisons(grid: Grid) -> Table:
         if found is None or not found.n:
             continue
         show = grid.metric.show
-        untold = math.isnan(found.low)
-        interval = "–" if untold else f"{show(found.low)} to {show(found.high)}"
+        single = math.isnan(found.low)
+        interval = "–" if single else f"{show(found.low)} to {show(found.high)}"
         rows.append(
             [
                 TableEntry(grid.study.row(row)),
@@ -91,7 +91,7 @@ def comparisons(grid: Grid) -> Table:
                     found.mean,
                     runs=cell.runs,
                 ),
-                TableEntry(interval, None if untold else found.low),
+                TableEntry(interval, None if single else found.low),
                 _numeric(found.effect, "+.2f"),
                 TableEntry(p_text(found.p), number(found.p)),
                 TableEntry(
@@ -128,7 +128,7 @@ def comparisons(grid: Grid) -> Table:
 
 
 def improvement(grid: Grid) -> Table:
-    """The probability that a run does better than one of the baseline, over all columns."""
+    """Return the probability that a run does better than one of the baseline, over all columns."""
     rows = []
     for row, result in grid.improvements.items():
         interval = f"{result.low:.2f} to {result.high:.2f}"
@@ -202,7 +202,7 @@ def differences_data(grid: Grid) -> pd.DataFrame:
 
 
 TIMED = "Times and throughput depend on the machine and its load, so no test is made."
-"""The note under comparisons of metrics that have ``timed``."""
+"""The note under comparisons of timed metrics."""
 
 
 def p_text(p: float) -> str:
@@ -212,11 +212,11 @@ def p_text(p: float) -> str:
     if p < 0.001:
         return "< 0.001"
     text = f"{p:.3f}"
-    return f"< {text}" if p < ALPHA <= float(text) else text  # 0.04996 is no 0.050
+    return f"< {text}" if p < ALPHA <= float(text) else text  # 0.04996 is not printed as 0.050
 
 
 def p_words(p: float) -> str:
-    """Return a p-value as it stands in a sentence: ``p = 0.012``, ``p < 0.001``."""
+    """Return a p-value for a sentence: ``p = 0.012``, ``p < 0.001``."""
     text = p_text(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -270,7 +270,7 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
 
 
 def _tests(grid: Grid) -> list[str]:
-    """Return notes on which differences were tested, and why others were not."""
+    """Return notes on the differences that were tested, and why others were not."""
     if grid.metric.timed:
         return [TIMED]
     compared = [c.baseline for c in grid.cells.values() if c.baseline and c.baseline.n]
@@ -294,11 +294,11 @@ def _numeric(value: float, form: str) -> TableEntry:
     return EMPTY if math.isnan(value) else TableEntry(format(value, form), value)
 
 
-# --- tables that list: the choice by validation, all cells of a study, all runs of a store --------
+# --- lists: choice by validation, all cells of a study, all runs of a store -----------------------
 
 
 def selection(study: Study) -> Table | None:
-    """For each row, the column that validation chooses, and what it has on test."""
+    """Return for each row the column with the best validation accuracy, and its test accuracy."""
     if not study.column_factor or len(study.columns) < 2:
         return None
     validation = build(study, METRICS["val_acc"])
@@ -350,23 +350,23 @@ def selection(study: Study) -> Table | None:
 
 
 def summary(*studies: Study) -> Table:
-    """A line per cell, as for the appendix of a paper; several studies are told apart by columns.
+    """Return a line for each cell of one or several studies, as for the appendix of a paper.
 
-    Keys that part the studies (the data set, the network, a learning rate) stand first in each
-    line, then keys of the config that differ between the cells of a study.
+    Columns with the keys that split the studies (the data set, the network, a learning rate) come
+    first, then those with keys of the config that differ between the cells of a study.
     """
     several = len(studies) > 1
     keys = list(dict.fromkeys(key for study in studies for key in study.context)) if several else []
     keys = [key for key in keys if len({str(study.context.get(key)) for study in studies}) > 1]
     keys += dict.fromkeys(
-        each.key
+        condition.key
         for study in studies
-        for each in study.conditions
-        if is_config(each.key) and each.key not in keys
+        for condition in study.conditions
+        if is_config(condition.key) and condition.key not in keys
     )
     found = [_summary_lines(study, keys) for study in studies]
     lines = [line for rows, _ in found for line in rows]
-    data = pd.DataFrame([values for _, part in found for values in part])
+    data = pd.DataFrame([values for _, data in found for values in data])
     first = studies[0]
     headers = [
         *map(labels.factor, keys),
@@ -424,7 +424,7 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]
                 TableEntry(study.column(place[1]), number(place[1])),
                 TableEntry(ranges(seeds), len(seeds), runs=cell.runs),
                 TableEntry(state),
-                *(entry(_unmarked(each), METRICS[name], usual) for name, each in cells.items()),
+                *(entry(_unmarked(cell), METRICS[name], usual) for name, cell in cells.items()),
             ]
         )
         line: dict[str, Any] = dict(study.context) | known
@@ -432,8 +432,8 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]
         if study.column_factor:
             line[study.column_factor] = place[1]
         line |= {"seeds": " ".join(map(str, seeds)), "runs": len(inside), "status": state}
-        for name, each in cells.items():
-            line |= {f"{name}_{key}": getattr(each.sample, key) for key in _SAMPLE}
+        for name, cell in cells.items():
+            line |= {f"{name}_{key}": getattr(cell.sample, key) for key in _SAMPLE}
         data.append(line)
     return rows, data
 
@@ -442,13 +442,13 @@ _SAMPLE = ("n", "mean", "sd", "low", "high")
 
 
 def _shared(runs: pd.DataFrame, key: str) -> Any:
-    """Return the value of a key that all runs of a cell have; several as one text."""
-    values = [] if key not in runs else [plain_value(each) for each in runs[key].unique()]
+    """Return the value of a key in the runs of a cell; several values as one text."""
+    values = [] if key not in runs else [plain_value(value) for value in runs[key].unique()]
     return values[0] if len(values) == 1 else ", ".join(map(labels.plain, values))
 
 
 def run_list(frames: Frames) -> Table:
-    """A line a run, whatever its state."""
+    """Return a line for each run, whatever its status."""
     columns = ["norm", "batch", "seed"]
     columns = [c for c in ("dataset", "arch") if frames.runs[c].nunique() > 1] + columns
     metrics = listed("runs")
@@ -495,7 +495,7 @@ def _numeric_metric(value: Any, shown: Metric) -> TableEntry:
     return EMPTY if found is None else TableEntry(shown.show(found), found)
 
 
-# --- the tables of what probes measured -----------------------------------------------------------
+# --- values of probes -----------------------------------------------------------------------------
 
 _PREFIX = "probe/estimation_shift/"
 _SHOWN = {
@@ -506,39 +506,39 @@ _SHOWN = {
     "std_shift_average": ("Shift of the deviation", 1.0, 3),
     "std_shift_slope": ("Its slope over depth", 1.0, 3),
 }
-"""By key of the probe: heading, factor and digits."""
+"""By key of the probe: heading, factor, digits."""
 
 
 def estimation_shift(study: Study) -> Table | None:
-    """Return validation accuracy with three kinds of statistics, and the shift, a line a cell.
+    """Return validation accuracy with three kinds of statistics, and the shift, for each cell.
 
-    Of the last epoch that each run has them for. None where no run has the probe
-    ``estimation_shift``.
+    Values are those of the last epoch that the probe ``estimation_shift`` measured in each run;
+    None where no run has this probe.
     """
     curves = joined(study)
-    measured = [name for name in curves.columns if name.startswith(_PREFIX)]
-    known = curves[curves[measured].notna().any(axis=1)] if measured else curves.iloc[:0]
+    keys = [name for name in curves.columns if name.startswith(_PREFIX)]
+    known = curves[curves[keys].notna().any(axis=1)] if keys else curves.iloc[:0]
     if known.empty:
         return None
     last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
     rows, data = [], []
     for row in study.rows:
         for column in study.columns:
-            own = last[(last["row"] == row) & (last["column"] == column)]
-            if own.empty:
+            measured = last[(last["row"] == row) & (last["column"] == column)]
+            if measured.empty:
                 continue
-            found = {key: _sample(own, key) for key in _SHOWN}
+            found = {key: _sample(measured, key) for key in _SHOWN}
             rows.append(
                 [
                     TableEntry(study.row(row), number(row)),
                     TableEntry(study.column(column), number(column)),
-                    TableEntry(str(len(own)), len(own)),
-                    *(_entry(found[key], key, tuple(own["run"])) for key in _SHOWN),
+                    TableEntry(str(len(measured)), len(measured)),
+                    *(_entry(found[key], key, tuple(measured["run"])) for key in _SHOWN),
                 ]
             )
             data += [
-                {"row": row, "column": column, "value": key, **vars(each)}
-                for key, each in found.items()
+                {"row": row, "column": column, "value": key, **vars(described)}
+                for key, described in found.items()
             ]
     epochs = sorted({int(epoch) for epoch in last["epoch"]})
     when = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
@@ -581,14 +581,14 @@ def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
     return TableEntry(text, found.mean, runs=runs)
 
 
-# --- how long a run takes to reach an accuracy: the Batch Normalization paper's kind of table -----
+# --- steps and time to a target accuracy, as in the Batch Normalization paper ---------------------
 
 
 def check_target(target: float) -> None:
-    """Refuse a target that is no accuracy.
+    """Check that a target is an accuracy.
 
     Raises:
-        UserError: It is not a fraction in (0, 1].
+        UserError: It is not in (0, 1].
     """
     if not 0 < target <= 1:
         hint = f" (write {target / 100:g} for {target:g} %)" if 1 < target <= 100 else ""
@@ -596,17 +596,17 @@ def check_target(target: float) -> None:
 
 
 def add_target(frames: Frames, target: float) -> Frames:
-    """Return the frames with steps, epochs and seconds to a validation accuracy added to runs.
+    """Add steps, epochs and seconds to a validation accuracy to the runs frame.
 
-    Counted is the first epoch at whose end the validation accuracy is at least ``target``; the
-    resolution is an epoch. A run that never gets there has no value.
+    They count up to the end of the first epoch with a validation accuracy of at least ``target``;
+    a run that never reaches it has no value.
 
     Args:
-        frames: What a store holds.
-        target: Accuracy, a fraction in (0, 1].
+        frames: The frames of a store.
+        target: Accuracy in (0, 1].
 
     Raises:
-        UserError: ``target`` is no such fraction.
+        UserError: ``target`` is not in (0, 1].
     """
     check_target(target)
     curves = frames.curves.assign(seconds=frames.curves.groupby("run")["train_seconds"].cumsum())

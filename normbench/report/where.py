@@ -1,10 +1,10 @@
-"""``--where 'norm in [bn, gn] and batch <= 64'``: a filter over runs, parsed and never executed.
+"""``--where 'norm in [bn, gn] and batch <= 64'``: a filter on runs, parsed but never executed.
 
 The text is Python's expression syntax, read by :mod:`ast` and walked here over a closed list of
-forms: comparisons, ``in``, ``and``, ``or``, ``not``, parentheses and lists. Left of a comparison
-stands a column of the runs frame. On the right stand numbers, quoted texts, ``true``, ``false``,
-``none`` where no text of that name is a value of the column, other columns of numbers, and bare
-names, which are texts.
+forms: comparisons, ``in``, ``and``, ``or``, ``not``, parentheses and lists. The left side of a
+comparison is a column of the runs frame. The right side is a number, a quoted text, ``true``,
+``false``, ``none`` (a missing value, unless the column holds that text), another column of numbers,
+or a bare name, which is read as a text. :func:`select` applies a filter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 from normbench.errors import UserError, nearest, unknown
 
 LONGEST = 2000
-"""Characters a filter may have: what nests deeper would exhaust Python's parser."""
+"""Most characters of a filter; deeper nesting would exhaust Python's parser."""
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -35,14 +35,14 @@ _HINT = 'write e.g. "norm in [bn, gn] and batch <= 64"'
 
 @dataclass
 class Filter:
-    """Which runs a text keeps.
+    """The result of a filter.
 
     Attributes:
-        kept: A boolean for each row of the runs frame.
-        notes: Values asked for that no run has, each as a sentence with the nearest one.
+        mask: A boolean for each row of the runs frame.
+        notes: A sentence for each value in the filter that no run has, with the nearest value.
     """
 
-    kept: pd.Series
+    mask: pd.Series
     notes: list[str] = field(default_factory=list)
 
 
@@ -54,10 +54,10 @@ def select(text: str, runs: pd.DataFrame) -> Filter:
             keeps no run because a value in it does not exist.
     """
     walker = _Walker(text, runs)
-    kept = walker.boolean(parse(text))
-    if walker.notes and not kept.any():
+    mask = walker.boolean(parse(text))
+    if walker.notes and not mask.any():
         raise UserError(f"--where {text!r} keeps no run: {'; '.join(walker.notes)}")
-    return Filter(kept, walker.notes)
+    return Filter(mask, walker.notes)
 
 
 def parse(text: str) -> ast.expr:
@@ -86,10 +86,10 @@ class _Walker:
     def boolean(self, node: ast.expr) -> pd.Series:
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-            kept = self.boolean(node.values[0])
+            mask = self.boolean(node.values[0])
             for value in node.values[1:]:
-                kept = join(kept, self.boolean(value))
-            return kept
+                mask = join(mask, self.boolean(value))
+            return mask
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return ~self.boolean(node.operand)
         if isinstance(node, ast.Compare):
@@ -102,12 +102,12 @@ class _Walker:
 
     def _chain(self, node: ast.Compare) -> pd.Series:
         """Evaluate ``16 <= batch < 64`` as Python does, each pair in turn."""
-        kept = pd.Series(True, index=self.runs.index)
+        mask = pd.Series(True, index=self.runs.index)
         left = node.left
         for op, right in zip(node.ops, node.comparators, strict=True):
-            kept &= self._pair(left, op, right)
+            mask &= self._pair(left, op, right)
             left = right
-        return kept
+        return mask
 
     def _pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
         if not isinstance(left, ast.Name | ast.Attribute):
@@ -121,16 +121,16 @@ class _Walker:
             if not isinstance(right, ast.List | ast.Tuple | ast.Set):
                 raise self._refuse(right, "is no list such as [bn, gn]")
             asked = [self._value(item, name) for item in right.elts]
-            kept = pd.Series(False, index=self.runs.index)
+            mask = pd.Series(False, index=self.runs.index)
             for value in asked:
-                kept |= self._equal(name, value)
-            return kept if isinstance(op, ast.In) else ~kept
+                mask |= self._equal(name, value)
+            return mask if isinstance(op, ast.In) else ~mask
         if type(op) not in _COMPARE:
             raise UserError(f"cannot read --where {self.text!r}: use ==, !=, <, <=, >, >=, in")
         value = self._value(right, name)
         if isinstance(op, ast.Eq | ast.NotEq):
-            kept = self._equal(name, value)
-            return kept if isinstance(op, ast.Eq) else ~kept
+            mask = self._equal(name, value)
+            return mask if isinstance(op, ast.Eq) else ~mask
         if not pd.api.types.is_numeric_dtype(column) or column.dtype in (bool, "boolean"):
             raise UserError(f"--where: {name!r} is not a number and has no order; use == or in")
         if isinstance(value, str) or value is None:
@@ -206,7 +206,7 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _turned(op: ast.cmpop) -> ast.cmpop | None:
-    """The operator that says the same with both sides exchanged."""
+    """Return the operator that means the same with both sides exchanged."""
     pairs = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
     if isinstance(op, ast.Eq | ast.NotEq):
         return op

@@ -245,7 +245,7 @@ def write_grid(
     return root
 
 
-def write_motley(root: Path) -> Path:
+def write_mixed(root: Path) -> Path:
     """Write a store with everything in it that a store can hold, the broken included."""
     write_grid(root)
     write_run(root, config("none", 16, 0), status="diverged", stop=4)
@@ -273,9 +273,9 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def motley(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mixed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds runs in every state, and folders that are none."""
-    return write_motley(tmp_path_factory.mktemp("motley") / "runs")
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "runs")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from normbench.errors import UserError
 from normbench.report import load
-from normbench.report.caveats import allowing, told
+from normbench.report.caveats import allowing, describe_values
 from normbench.report.figures import batch
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames, config_columns
@@ -199,9 +199,9 @@ def test_threads_decide_rounding_only(grid: Maker, synth: SimpleNamespace) -> No
     assert len(of(found_in(study), "significant")) == 1
 
 
-def test_options_of_norms_and_a_scaled_rate_are_no_conditions(motley: Path) -> None:
+def test_options_of_norms_and_a_scaled_rate_are_no_conditions(mixed_store: Path) -> None:
     # GN has groups where BN has none; the rate follows the batch size by a rule that all share.
-    assert one(motley).conditions == []
+    assert one(mixed_store).conditions == []
 
 
 def test_another_optimizer_is_said_with_its_rate_alone(grid: Maker, synth: SimpleNamespace) -> None:
@@ -271,11 +271,14 @@ def test_a_split_drawn_by_the_seed_is_no_condition(tmp_store: Path, synth: Simpl
 
 
 def test_values_of_many_rows_are_gathered() -> None:
-    assert told({"BN": ["5"], "GN": ["2"]}) == "BN 5, GN 2"
-    assert told({"BN": ["5"], "GN": ["2"], "LN": ["2"], "IN": ["2"]}) == "BN 5, all others 2"
-    assert told({f"N{i}": [str(i)] for i in range(9)}) == "9 different values"
-    assert told({"BN": ["1", "2", "3", "4"], "GN": ["1"]}) == "BN 4 values, GN 1"
-    assert told({"16": ["0.1"], "64": ["0.4"]}) == "16: 0.1, 64: 0.4"
+    assert describe_values({"BN": ["5"], "GN": ["2"]}) == "BN 5, GN 2"
+    assert (
+        describe_values({"BN": ["5"], "GN": ["2"], "LN": ["2"], "IN": ["2"]})
+        == "BN 5, all others 2"
+    )
+    assert describe_values({f"N{i}": [str(i)] for i in range(9)}) == "9 different values"
+    assert describe_values({"BN": ["1", "2", "3", "4"], "GN": ["1"]}) == "BN 4 values, GN 1"
+    assert describe_values({"16": ["0.1"], "64": ["0.4"]}) == "16: 0.1, 64: 0.4"
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_a_lower_error_beats(sure: Path) -> None:
     assert text.startswith("BN falls behind GN+WS at batch size 16 by ")
 
 
-def test_three_seeds_claim_little_and_say_why(motley: Path) -> None:
-    found = find(motley)
+def test_three_seeds_claim_little_and_say_why(mixed_store: Path) -> None:
+    found = find(mixed_store)
     assert of(found, "significant") == []
     assert all("not after Holm's correction" in text for text in of(found, "suggestive"))
     (note,) = of(found, "note")
@@ -75,8 +75,8 @@ def test_three_seeds_claim_little_and_say_why(motley: Path) -> None:
     )
 
 
-def test_divergence_and_single_seeds_are_said(motley: Path) -> None:
-    found = find(motley)
+def test_divergence_and_single_seeds_are_said(mixed_store: Path) -> None:
+    found = find(mixed_store)
     (diverged,) = of(found, "diverged")
     assert diverged == (
         "Diverged runs of No norm: 1 of 3 at batch size 16, 2 of 2 at batch size 512."
@@ -158,5 +158,5 @@ def test_without_a_baseline_nothing_is_tested(grid: Callable[..., Path]) -> None
     assert "--baseline" in only
 
 
-def test_a_metric_without_direction_finds_nothing(motley: Path) -> None:
-    assert {finding.strength for finding in find(motley, name="parameters")} == {"diverged"}
+def test_a_metric_without_direction_finds_nothing(mixed_store: Path) -> None:
+    assert {finding.strength for finding in find(mixed_store, name="parameters")} == {"diverged"}

@@ -45,8 +45,8 @@ def test_a_row_a_run_and_a_row_an_epoch(small: Path) -> None:
     assert set(runs.attrs["provenance"]) >= {"commit", "version.keras", "engine.threads"}
 
 
-def test_every_state_is_there_and_the_rest_is_named(motley: Path) -> None:
-    found = load(motley)
+def test_every_state_is_there_and_the_rest_is_named(mixed_store: Path) -> None:
+    found = load(mixed_store)
     states = found.runs["status"].value_counts().to_dict()
     assert states == {"finished": 57, "diverged": 3, "failed": 1, "interrupted": 2}
     reasons = {item.path.name: item.reason for item in found.left_out}

@@ -24,9 +24,9 @@ def make(root: Path, name: str = "test_acc", baseline: str | None = "bn") -> Gri
     return build(study, METRICS[name], baseline)
 
 
-def test_cells_hold_the_values_of_their_runs(motley: Path) -> None:
-    grid = make(motley)
-    runs = load(motley).runs
+def test_cells_hold_the_values_of_their_runs(mixed_store: Path) -> None:
+    grid = make(mixed_store)
+    runs = load(mixed_store).runs
     own = runs[(runs["norm"] == "gn") & (runs["batch"] == 64)].sort_values("seed")
     cell = grid.cells["gn", 64]
     assert list(cell.values.values()) == list(own["test_acc"])
@@ -34,8 +34,8 @@ def test_cells_hold_the_values_of_their_runs(motley: Path) -> None:
     assert cell.sample.mean == pytest.approx(own["test_acc"].mean())
 
 
-def test_differences_are_paired_and_corrected_over_the_study(motley: Path) -> None:
-    grid = make(motley)
+def test_differences_are_paired_and_corrected_over_the_study(mixed_store: Path) -> None:
+    grid = make(mixed_store)
     places = [p for p, c in grid.cells.items() if c.baseline is not None and c.baseline.tested]
     known = []
     for row, column in places:
@@ -48,8 +48,8 @@ def test_differences_are_paired_and_corrected_over_the_study(motley: Path) -> No
     assert all(grid.cells["bn", column].baseline is None for column in grid.study.columns)
 
 
-def test_diverged_runs_enter_at_chance_and_forbid_a_t_test(motley: Path) -> None:
-    grid = make(motley)
+def test_diverged_runs_enter_at_chance_and_forbid_a_t_test(mixed_store: Path) -> None:
+    grid = make(mixed_store)
     cell = grid.cells["none", 16]
     assert cell.diverged == 1
     assert cell.values[0] == pytest.approx(0.1)
@@ -58,25 +58,25 @@ def test_diverged_runs_enter_at_chance_and_forbid_a_t_test(motley: Path) -> None
     assert not cell.baseline.tested
     assert cell.baseline.mean < 0
     assert not cell.tied
-    assert make(motley, "test_err").cells["none", 16].values[0] == pytest.approx(0.9)
+    assert make(mixed_store, "test_err").cells["none", 16].values[0] == pytest.approx(0.9)
     assert grid.cells["none", 512].all_diverged
     assert not grid.cells["none", 512].best
 
 
-def test_diverged_runs_have_no_loss_and_no_time(motley: Path) -> None:
+def test_diverged_runs_have_no_loss_and_no_time(mixed_store: Path) -> None:
     for name in ("test_loss", "train_seconds", "gap"):
-        cell = make(motley, name).cells["none", 16]
+        cell = make(mixed_store, name).cells["none", 16]
         assert cell.sample.n == 2
         assert cell.unvalued == 1
 
 
-def test_runs_without_an_end_are_counted_only(motley: Path) -> None:
-    cell = make(motley).cells["ln", 128]
+def test_runs_without_an_end_are_counted_only(mixed_store: Path) -> None:
+    cell = make(mixed_store).cells["ln", 128]
     assert (cell.sample.n, cell.pending, cell.unvalued) == (0, 1, 0)
 
 
-def test_one_seed_has_no_interval_and_no_mark(motley: Path) -> None:
-    cell = make(motley).cells["ln", 64]
+def test_one_seed_has_no_interval_and_no_mark(mixed_store: Path) -> None:
+    cell = make(mixed_store).cells["ln", 64]
     assert cell.sample.n == 1
     assert math.isnan(cell.sample.low)
     assert not cell.tied
@@ -85,8 +85,8 @@ def test_one_seed_has_no_interval_and_no_mark(motley: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_acc", "test_loss"])
-def test_the_best_of_a_column_and_what_is_not_worse(motley: Path, name: str) -> None:
-    grid = make(motley, name)
+def test_the_best_of_a_column_and_what_is_not_worse(mixed_store: Path, name: str) -> None:
+    grid = make(mixed_store, name)
     for column in grid.study.columns:
         inside = [c for c in grid.cells.values() if c.column == column and c.sample.n > 1]
         inside = [c for c in inside if not c.diverged]
@@ -103,8 +103,8 @@ def test_the_best_of_a_column_and_what_is_not_worse(motley: Path, name: str) -> 
         assert [cell.tied for cell in others] == [value >= 0.05 for value in holm(p)]
 
 
-def test_a_mean_over_some_runs_is_never_best(motley: Path) -> None:
-    assert not make(motley, "images_per_s").cells["none", 16].best
+def test_a_mean_over_some_runs_is_never_best(mixed_store: Path) -> None:
+    assert not make(mixed_store, "images_per_s").cells["none", 16].best
 
 
 def test_mixed_code_is_seen(grid: Callable[..., Path], synth: SimpleNamespace) -> None:
@@ -125,6 +125,6 @@ def test_classes_of_an_unknown_data_set_give_zero(
     assert make(root).cells["bn", 16].values[1] == 0.0
 
 
-def test_an_unknown_baseline_is_refused(motley: Path) -> None:
+def test_an_unknown_baseline_is_refused(mixed_store: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'gn_ws'"):
-        make(motley, baseline="gnws")
+        make(mixed_store, baseline="gnws")

@@ -45,15 +45,15 @@ def test_it_names_confounds(
     assert "[significant]" not in said.getvalue()
 
 
-def test_it_runs(motley: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(mixed_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    monkeypatch.setenv("NORMBENCH_STORE", str(motley))
+    monkeypatch.setenv("NORMBENCH_STORE", str(mixed_store))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]), prepend=os.pathsep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nbclient.NotebookClient(
-            notebook, timeout=120, resources={"metadata": {"path": str(motley.parent)}}
+            notebook, timeout=120, resources={"metadata": {"path": str(mixed_store.parent)}}
         ).execute()
     texts = [
         str(output.get("text", "")) + str(output.get("data", {}).get("text/markdown", ""))

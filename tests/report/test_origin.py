@@ -11,9 +11,9 @@ from normbench.report import load
 from normbench.report.origin import counts, environment, mixtures, unfinished
 
 
-def test_one_origin_is_no_mixture(motley: Path) -> None:
-    assert mixtures(load(motley).runs) == []
-    shown = dict(environment(load(motley).runs))
+def test_one_origin_is_no_mixture(mixed_store: Path) -> None:
+    assert mixtures(load(mixed_store).runs) == []
+    shown = dict(environment(load(mixed_store).runs))
     assert shown["keras"] == "3.15.1"
     assert shown["engine.threads"] == "2"
 
@@ -56,8 +56,8 @@ def test_batches_that_were_split_are_told(grid: Callable[..., Path]) -> None:
     ]
 
 
-def test_states_are_counted_and_named(motley: Path) -> None:
-    frames = load(motley)
+def test_states_are_counted_and_named(mixed_store: Path) -> None:
+    frames = load(mixed_store)
     assert counts(frames) == "63 runs: 57 finished, 3 diverged, 2 interrupted, 1 failed"
     lines = unfinished(frames)
     assert [line.partition(":")[0] for line in lines] == ["diverged", "failed", "interrupted"]

@@ -24,11 +24,11 @@ class Written(SimpleNamespace):
 
 
 @pytest.fixture(scope="module")
-def written(motley: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(mixed_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """The report on a store with everything in it."""
     out = tmp_path_factory.mktemp("report") / "out"
     said: list[str] = []
-    page = commands.report(motley, target=0.93, out=out, say=said.append)
+    page = commands.report(mixed_store, target=0.93, out=out, say=said.append)
     assert page == out / "index.html"
     return Written(out=out, said=said)
 
@@ -82,20 +82,20 @@ def test_every_run_is_accounted_for(written: Written) -> None:
     assert "A diverged run enters" in text
 
 
-def test_csv_and_frames_agree(written: Written, motley: Path) -> None:
+def test_csv_and_frames_agree(written: Written, mixed_store: Path) -> None:
     lines = list(csv.DictReader((written.out / "tables" / "test_acc.csv").open()))
-    runs = load(motley).runs
+    runs = load(mixed_store).runs
     for line in lines:
         if line["diverged"] == "0" and int(line["n"]) > 0:
             own = runs[(runs["norm"] == line["norm"]) & (runs["batch"] == int(line["batch"]))]
             assert float(line["mean"]) == pytest.approx(own["test_acc"].mean())
     kept = pd.read_parquet(written.out / "data" / "curves.parquet")
-    pd.testing.assert_frame_equal(kept, load(motley).curves)
+    pd.testing.assert_frame_equal(kept, load(mixed_store).curves)
 
 
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing: what is looked at is everything else."""
-    monkeypatch.setattr(commands.content, "draw", lambda section: [])
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of the time."""
+    monkeypatch.setattr(commands, "draw", lambda grid: [])
 
 
 def test_a_second_report_takes_the_first_ones_files_away(
@@ -104,7 +104,7 @@ def test_a_second_report_takes_the_first_ones_files_away(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
     synth.write_grid(root, ("bn",), (16,), 2, 3, dataset="mnist")
     out = tmp_path / "out"
@@ -123,7 +123,7 @@ def test_a_second_report_takes_the_first_ones_files_away(
 def test_a_manifest_cannot_name_files_elsewhere(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
     precious = tmp_path / "precious.txt"
     precious.write_text("keep")
@@ -137,7 +137,7 @@ def test_a_manifest_cannot_name_files_elsewhere(
 def test_a_running_sweep_is_reported(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     synth.write_run(tmp_store, synth.config("bn", 16, 0), status="running", stop=3)
     synth.write_run(tmp_store, synth.config("bn", 16, 1), status="running", stop=0)
     said: list[str] = []
@@ -152,7 +152,7 @@ def test_a_confound_is_said_everywhere_until_it_is_allowed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
     synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
     out, said = tmp_path / "out", []
@@ -211,10 +211,10 @@ def test_one_cell_is_counted_in_the_singular(grid: Callable[..., Path], tmp_path
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(
-    motley: Path, tmp_path: Path, options: dict, says: str
+    mixed_store: Path, tmp_path: Path, options: dict, says: str
 ) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        commands.report(motley, out=tmp_path / "out", say=lambda line: None, **options)
+        commands.report(mixed_store, out=tmp_path / "out", say=lambda line: None, **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -222,28 +222,28 @@ def test_mistakes_are_refused_before_anything_is_written(
 def test_a_folder_that_cannot_be_written(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
     (tmp_path / "file").write_text("")
     with pytest.raises(NormbenchError, match="is a file, not a folder"):
         commands.report(root, out=tmp_path / "file" / "out", say=lambda line: None)
 
 
-def test_the_table_that_a_sweep_ends_with(motley: Path, tmp_store: Path) -> None:
-    shown = commands.text(commands.summary_table(motley), 80)
+def test_the_table_that_a_sweep_ends_with(mixed_store: Path, tmp_store: Path) -> None:
+    shown = commands.text(commands.summary_table(mixed_store), 80)
     assert "Test accuracy (%): resnet8 on Digits" in shown
     with pytest.raises(UserError, match="there are no runs"):
         commands.summary_table(tmp_store)
 
 
-def test_the_table_shows_the_runs_that_are_named(motley: Path) -> None:
-    runs = load(motley).runs
+def test_the_table_shows_the_runs_that_are_named(mixed_store: Path) -> None:
+    runs = load(mixed_store).runs
     kept = set(runs[(runs["norm"] == "bn") & (runs["status"] == "finished")]["name"])
-    shown = commands.text(commands.summary_table(motley, kept), 80)
+    shown = commands.text(commands.summary_table(mixed_store, kept), 80)
     assert "BN" in shown
     assert "GN" not in shown
     with pytest.raises(UserError, match="there are no runs"):
-        commands.summary_table(motley, [])
+        commands.summary_table(mixed_store, [])
 
 
 def test_a_store_of_damaged_runs_alone_is_not_called_empty(
@@ -261,7 +261,7 @@ def test_a_store_of_damaged_runs_alone_is_not_called_empty(
 def test_a_store_without_a_run_that_ended_is_reported(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=1, epochs=3)
     for file in root.glob("*/summary.json"):
         file.unlink()
@@ -269,21 +269,21 @@ def test_a_store_without_a_run_that_ended_is_reported(
     assert page.is_file()
 
 
-def test_diff_names_what_differs(motley: Path, tmp_path: Path) -> None:
-    names = load(motley).runs
+def test_diff_names_what_differs(mixed_store: Path, tmp_path: Path) -> None:
+    names = load(mixed_store).runs
     first = names[(names["norm"] == "bn") & (names["batch"] == 16)]["name"].iloc[0]
     second = names[(names["norm"] == "gn") & (names["batch"] == 16)]["name"].iloc[0]
     said: list[str] = []
-    commands.diff(motley, first, second, tmp_path / "diff", say=said.append)
+    commands.diff(mixed_store, first, second, tmp_path / "diff", say=said.append)
     text = (tmp_path / "diff" / "diff.md").read_text()
     assert "| norm.groups | –" in text
     assert "| batch" not in text
     assert "weights differ" in text
     assert (tmp_path / "diff" / "curves.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="are one run"):
-        commands.diff(motley, first, first.rpartition("-")[2], say=said.append)
+        commands.diff(mixed_store, first, first.rpartition("-")[2], say=said.append)
     with pytest.raises(UserError, match="no-such-run"):
-        commands.diff(motley, first, "no-such-run", say=said.append)
+        commands.diff(mixed_store, first, "no-such-run", say=said.append)
 
 
 def test_diff_says_that_weights_are_the_same(synth: SimpleNamespace, tmp_store: Path) -> None:
@@ -309,9 +309,9 @@ def test_diff_of_runs_without_results(
 
 
 @pytest.mark.parametrize("kind", ["md", "csv", "tex", "parquet"])
-def test_export_in_each_format(motley: Path, tmp_path: Path, kind: str) -> None:
+def test_export_in_each_format(mixed_store: Path, tmp_path: Path, kind: str) -> None:
     path = commands.export(
-        motley, "norm in [bn, gn]", tmp_path / f"table.{kind}", say=lambda line: None
+        mixed_store, "norm in [bn, gn]", tmp_path / f"table.{kind}", say=lambda line: None
     )
     assert path is not None
     if kind == "parquet":
@@ -335,17 +335,17 @@ def test_export_of_several_studies_tells_them_apart(
     assert "Digits" in text
 
 
-def test_export_refuses(motley: Path, tmp_path: Path) -> None:
+def test_export_refuses(mixed_store: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown format 'docx'"):
-        commands.export(motley, out=tmp_path / "x.docx")
+        commands.export(mixed_store, out=tmp_path / "x.docx")
     with pytest.raises(UserError, match="needs a file"):
-        commands.export(motley, format="parquet")
+        commands.export(mixed_store, format="parquet")
 
 
 def test_a_copied_store_reports_the_same_tables(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=3, epochs=3)
     shutil.copytree(root, tmp_path / "copy")
     for source, out in ((root, "one"), (tmp_path / "copy", "two")):
@@ -357,7 +357,7 @@ def test_a_copied_store_reports_the_same_tables(
 def test_studies_whose_names_look_alike_keep_their_files_apart(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick(monkeypatch)
+    without_figures(monkeypatch)
     rates = {"GN/A": 0.05, "GN+A": 0.2, "gn/a": 0.4, "n" * 300: 0.8}
     for label, rate in rates.items():
         synth.write_grid(tmp_store, ("bn", "gn"), (16,), 1, 2, label=label, optimizer__lr=rate)

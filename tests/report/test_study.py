@@ -14,8 +14,8 @@ from normbench.report import load
 from normbench.report.study import parse_by, studies
 
 
-def test_one_study_where_only_rows_columns_and_seeds_vary(motley: Path) -> None:
-    (study,) = studies(load(motley))
+def test_one_study_where_only_rows_columns_and_seeds_vary(mixed_store: Path) -> None:
+    (study,) = studies(load(mixed_store))
     assert study.rows == ["none", "bn", "gn", "gn_ws", "ln", "in"]
     assert study.columns == [16, 32, 64, 128, 256, 512]
     assert study.title == "resnet8 on Digits"
@@ -76,9 +76,9 @@ def test_one_factor_is_enough(grid: Callable[..., Path]) -> None:
     assert study.column("") == "all"
 
 
-def test_any_factors_make_a_title(motley: Path) -> None:
+def test_any_factors_make_a_title(mixed_store: Path) -> None:
     for by in (("dataset", "arch"), ("arch", "norm"), ("norm", "dataset", "arch", "batch")):
-        for study in studies(load(motley), by):
+        for study in studies(load(mixed_store), by):
             assert study.title
             assert study.slug
 
@@ -93,9 +93,9 @@ def test_any_factors_make_a_title(motley: Path) -> None:
         ("norm,seed", "unknown column"),
     ],
 )
-def test_bad_factors_are_refused(motley: Path, by: str, says: str) -> None:
+def test_bad_factors_are_refused(mixed_store: Path, by: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        studies(load(motley), parse_by(by))
+        studies(load(mixed_store), parse_by(by))
 
 
 ALIKE = ("GN/A", "GN+A", "gn/a", "..", "a" * 300, "a" * 301, "con\n", "実験", "é", "e\u0301")

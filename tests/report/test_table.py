@@ -27,8 +27,8 @@ from normbench.report.tables import run_list, selection, summary
 
 
 @pytest.fixture(scope="module")
-def grid(motley: Path) -> Grid:
-    (study,) = studies(load(motley))
+def grid(mixed_store: Path) -> Grid:
+    (study,) = studies(load(mixed_store))
     return build(study, METRICS["test_acc"], "bn")
 
 
@@ -149,11 +149,11 @@ def test_selection_is_by_validation_alone(grid: Grid) -> None:
             )
 
 
-def test_summary_and_run_list_name_everything(grid: Grid, motley: Path) -> None:
+def test_summary_and_run_list_name_everything(grid: Grid, mixed_store: Path) -> None:
     whole = summary(grid.study)
     assert len(whole.rows) == len(grid.cells)
     assert set(whole.data["runs"]) == {1, 2, 3}
-    listed = run_list(load(motley))
+    listed = run_list(load(mixed_store))
     assert len(listed.rows) == 63
 
 

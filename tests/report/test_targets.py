@@ -13,11 +13,11 @@ from normbench.report import load
 from normbench.report.tables import add_target
 
 
-def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:
-    found = add_target(load(motley), 0.93).runs.set_index("name")
+def test_the_first_epoch_that_reaches_it_counts(mixed_store: Path) -> None:
+    found = add_target(load(mixed_store), 0.93).runs.set_index("name")
     reached = 0
     for name, row in found.iterrows():
-        lines = (motley / str(name) / "metrics.jsonl").read_text().splitlines()
+        lines = (mixed_store / str(name) / "metrics.jsonl").read_text().splitlines()
         epochs = [json.loads(line) for line in lines if line.endswith("}")]
         seconds = 0.0
         for epoch in epochs:
@@ -33,8 +33,8 @@ def test_the_first_epoch_that_reaches_it_counts(motley: Path) -> None:
     assert 0 < reached < len(found)
 
 
-def test_a_percentage_is_refused_with_the_fraction(motley: Path) -> None:
+def test_a_percentage_is_refused_with_the_fraction(mixed_store: Path) -> None:
     with pytest.raises(UserError, match=r"write 0\.9 for 90 %"):
-        add_target(load(motley), 90)
+        add_target(load(mixed_store), 90)
     with pytest.raises(UserError, match="above 0"):
-        add_target(load(motley), 0)
+        add_target(load(mixed_store), 0)

@@ -51,7 +51,7 @@ RUNS = pd.DataFrame(
     ],
 )
 def test_keeps(text: str, names: str) -> None:
-    assert "".join(RUNS["name"][select(text, RUNS).kept]) == names
+    assert "".join(RUNS["name"][select(text, RUNS).mask]) == names
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_refuses_in_one_line(text: str, says: str) -> None:
 
 def test_a_value_that_no_run_has_is_noted_where_others_are_kept() -> None:
     found = select("norm in [bn, gm]", RUNS)
-    assert found.kept.sum() == 2
+    assert found.mask.sum() == 2
     assert found.notes == ["no run has norm 'gm' (did you mean 'gn'?)"]
 
 
@@ -94,4 +94,4 @@ def test_a_value_that_no_run_has_is_noted_where_others_are_kept() -> None:
 @settings(max_examples=150, deadline=None)
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(UserError):
-        assert len(select(text, RUNS).kept) == len(RUNS)
+        assert len(select(text, RUNS).mask) == len(RUNS)

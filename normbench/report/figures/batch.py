@@ -1,4 +1,4 @@
-"""A metric against batch size (or any other column factor), as the Group Norm paper's figure."""
+"""The figure of a metric against batch size (or another column factor), as in Wu & He 2018."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False) -> style.Drawing:
     """Draw the mean of each row against the columns, with the 95 % interval as a band.
 
-    A cell with diverged runs whose mean falls below what the others span stands as a cross at
-    the edge. With ``zero`` the axis of y starts at 0. Published results of the same configuration
-    are hollow stars with a dotted line.
+    A cell with diverged runs whose mean is outside the range of the others is a cross at the
+    edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
+    hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
     names = _ticks(grid)
@@ -60,7 +60,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
                 edgecolor=to_rgba(look.colour, 0.45),
                 linewidth=0.4,
             )
-        else:  # nothing lies between names: bars, side by side
+        else:  # there is nothing between names: bars, side by side
             x = x + _aside(study.rows.index(row), len(study.rows))
             axis.vlines(x, lower, upper, color=look.colour, linewidth=0.8)
         axis.plot(
@@ -111,7 +111,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
 
 
 def hover(grid: Grid, cell: GridCell) -> str:
-    """Return what the page says of a cell: names, mean, interval, number of seeds."""
+    """Return the text of a cell under the pointer: names, mean, interval, number of seeds."""
     study, shown = grid.study, grid.metric
     where = f"{labels.factor(study.column_factor).lower()} " if study.column_factor else ""
     text = f"{study.row(cell.row)}, {where}{study.column(cell.column)}: "
@@ -125,7 +125,7 @@ def hover(grid: Grid, cell: GridCell) -> str:
 
 
 def _aside(place: int, count: int) -> float:
-    """Return how far a row's points stand from the middle of a column of names."""
+    """Return the offset of a row's points from the middle of a column."""
     return 0.0 if count < 2 else 0.5 * (place / (count - 1) - 0.5)
 
 
@@ -141,7 +141,7 @@ def _places(grid: Grid) -> dict[object, float]:
 
 
 def _ticks(grid: Grid) -> style.NameTicks | None:
-    """Return how the columns stand below the axis where they are names."""
+    """Return the ticks of columns that are names; None for numbers."""
     columns = grid.study.columns
     if grid.study.numeric_columns:
         return None
@@ -165,12 +165,12 @@ def _lines(
     cells: Sequence[GridCell | None], scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     found = [(c.sample.mean, c.sample.low, c.sample.high) if c else (math.nan,) * 3 for c in cells]
-    mean, low, high = (scale * np.array(each) for each in zip(*found, strict=True))
+    mean, low, high = (scale * np.array(values) for values in zip(*found, strict=True))
     return mean, low, high
 
 
 def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
-    """Return limits of y that show the cells without divergence, wide intervals cut."""
+    """Return y limits that show all cells without diverged runs and cut wide intervals."""
     every = [cell for cell in grid.cells.values() if cell.sample.n and not cell.all_diverged]
     clean = [cell for cell in every if not cell.diverged] or every
     if not clean:

@@ -1,4 +1,4 @@
-"""Curves against epochs or images seen: small multiples, one panel a batch size."""
+"""The figures of metrics against epochs or images seen, a panel for each batch size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from normbench.report.metrics import METRICS, Metric
 from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
-_LATE = 0.3  # share of the way from which an accuracy's range is chosen
+_LATE = 0.3  # share of training after which values decide an accuracy's range
 _HOVERED = 10  # epochs of a curve that the page names
 
 
 class _How(NamedTuple):
-    """Which metric is drawn, against what."""
+    """The metric that is drawn, and the column of the x axis."""
 
     shown: Metric
     x: str
@@ -126,13 +126,13 @@ def headed(words: str) -> str:
 def _series(
     axis: Axes, study: Study, key: tuple[Any, Any], band: Band, thin: Band | None, how: _How
 ) -> list[style.Point]:
-    """Draw one curve, and return where the page names its values."""
+    """Draw one curve; return the points whose values the page names."""
     look = style.look(study.row_factor, key[0], study.rows)
     factor, scale = _X[how.x][1], how.shown.scale
     low = np.maximum(band.low, how.shown.low) * scale
     high = np.minimum(band.high, how.shown.high) * scale
     line = {"color": look.colour, "linewidth": 1.0}
-    if len(band.x) == 1:  # neither a line nor a band shows where there is one epoch
+    if len(band.x) == 1:  # a line or a band of one epoch would be invisible
         line |= {"marker": "o", "markersize": 3.0}
         axis.vlines(band.x * factor, low, high, colors=[to_rgba(look.colour, 0.4)], linewidth=0.8)
     else:
@@ -156,7 +156,7 @@ def _series(
 
 
 def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
-    """Choose the range of y: by the means, and for accuracies by the later part of the curves."""
+    """Set the y range: from the means, for accuracies from the later part of the curves."""
     if not drawn or not (log or shown.unit == "%"):
         return
     means = np.concatenate([band.mean for band in drawn]) * shown.scale
@@ -167,7 +167,7 @@ def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
         late = np.concatenate([band.mean[band.x >= start] for band in drawn]) * shown.scale
         last = min(band.mean[-1] for band in drawn if band.x[-1] >= start) * shown.scale
         low, high = min(np.quantile(late, 0.05), last), late.max()
-        # Half as much again below, where the early and the worst curves are.
+        # Leave half of the range again below, for the early epochs and the worst curves.
         span = high - low
         low, high = max(low - 0.5 * span, 0.0), min(high + 0.06 * span, 101.0)
     for axis in axes:

@@ -1,4 +1,4 @@
-"""Values of layers against their depth, as the estimation shift of batch statistics."""
+"""The figure of the estimation shift of batch statistics against the depth of layers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw the shift of population statistics against depth, a panel for each column.
 
-    A line for each row of the study that keeps such statistics, of the last epoch that each run
-    has them for; mean and 95 % interval over seeds of the logarithm. Nothing where no run has the
-    probe ``estimation_shift``.
+    A line for each row with such statistics, in the last epoch that the probe
+    ``estimation_shift`` measured in each run; mean and 95 % interval over seeds of the logarithm.
+    An empty list where no run has the probe.
     """
     values = over_depth(study)
     found = {
@@ -55,7 +55,7 @@ def draw(study: Study) -> list[style.Drawing]:
 
 
 def over_depth(study: Study) -> pd.DataFrame:
-    """Return what the probe measured over depth, in the last epoch that a run has it for.
+    """Return the values of the probe over depth, in the last epoch measured in each run.
 
     Returns:
         Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean of the

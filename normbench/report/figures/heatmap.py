@@ -1,4 +1,4 @@
-"""A heat map of the differences to the baseline, rows × columns."""
+"""The heat map of differences to the baseline, rows × columns."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(grid: Grid) -> style.Drawing:
     """Draw the paired differences to the baseline; green-blue is better, brown worse.
 
-    Significant ones (Holm) are starred, cells with diverged runs say so, cells that cannot be
-    compared are empty. The colours end at the largest difference between cells without divergence.
+    Significant differences (Holm) are starred, cells with diverged runs read ``div.``, cells that
+    cannot be compared are empty. The color scale ends at the largest difference between cells
+    without diverged runs.
     """
     study, shown = grid.study, grid.metric
     rows = [row for row in study.rows if row != grid.baseline and _compared(grid, row)]
@@ -47,7 +48,7 @@ def draw(grid: Grid) -> style.Drawing:
         [study.column(column) for column in study.columns],
         (width - 0.75 - _widest(names)) / len(study.columns),
     )
-    # Points of colour bars are named along the bar: in lines that are no longer than the bar.
+    # The label of the color bar runs along the bar, so its lines must not be longer than the bar.
     legend = style.wrap(f"Difference to {study.in_words(grid.baseline)}{unit}", 2.4, size=7.5)
     tall = max(0.27, 0.1 + style.LINE + style.more_lines(names))
     height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
@@ -112,7 +113,7 @@ def _widest(names: list[str]) -> float:
 
 
 def _compared(grid: Grid, row: object) -> bool:
-    """Whether any cell of the row has seeds in common with the baseline's."""
+    """Return whether any cell of the row shares a seed with the baseline's."""
     cells = [grid.get(row, column) for column in grid.study.columns]
     return any(c is not None and c.baseline is not None and c.baseline.n for c in cells)
 

@@ -1,4 +1,4 @@
-"""Values of a network's layers over training: heat maps of layers × epochs."""
+"""The heat maps of values of layers over training, layers × epochs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Key = tuple[Any, Any]
 
 
 class _Quantity(NamedTuple):
-    """What is drawn: its words, and the kind of its scale."""
+    """The quantity of a figure: its label and its color scale."""
 
     probe: str
     name: str
@@ -53,7 +53,7 @@ _KNOWN = {
     ("activations", "collapsed"): ("Collapsed units (%)", False, True),
     ("activations", "saturated"): ("Saturated outputs (%)", False, True),
 }
-"""By probe and quantity: label, whether its colours are logarithmic, whether it is a share."""
+"""By probe and quantity: label, whether the color scale is logarithmic, whether it is a share."""
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -65,9 +65,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw each quantity that a probe measured of each layer, a panel a row and column.
 
-    Any column ``probe/<probe>/<layer>/<quantity>`` of the curves that no other figure draws. All
-    panels share one scale of colours: mean over seeds, the geometric one where the scale is
-    logarithmic. Nothing of a quantity that fewer than two layers have.
+    This draws every column ``probe/<probe>/<layer>/<quantity>`` of the curves that no other figure
+    draws and at least two layers have. Values are means over seeds, geometric ones where the
+    color scale is logarithmic; all panels share one scale.
     """
     curves = joined(study)
     found: dict[tuple[str, str], dict[str, str]] = {}
@@ -89,7 +89,7 @@ def draw(study: Study) -> list[style.Drawing]:
 def _drawings(
     study: Study, curves: pd.DataFrame, key: tuple[str, str], columns: dict[str, str]
 ) -> list[style.Drawing]:
-    """The figures of one quantity, several where there are too many panels for one."""
+    """Draw one quantity, in several figures where there are too many panels for one."""
     quantity = _quantity(curves, key, columns)
     grids = _grids(curves, quantity, columns)
     drawn = [value for values, _ in grids.values() for value in values.ravel()]
@@ -134,7 +134,7 @@ def _quantity(curves: pd.DataFrame, key: tuple[str, str], columns: dict[str, str
 def _grids(
     curves: pd.DataFrame, quantity: _Quantity, columns: dict[str, str]
 ) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-    """For each row and column of the study: means over seeds, (layers, epochs), and the epochs."""
+    """Return by row and column of the study the means over seeds, (layers, epochs), and epochs."""
     wanted = list(columns.values())
     values = curves[["row", "column", "epoch", *wanted]].dropna(subset=wanted, how="all")
     if quantity.log:
@@ -155,7 +155,7 @@ def _plain(raw: Any) -> Any:
 
 
 def _scale(values: np.ndarray, quantity: _Quantity) -> tuple[Normalize, bool]:
-    """The scale of colours, and whether values lie below its end."""
+    """Return the color scale, and whether values lie below its end."""
     high = float(values.max()) if len(values) else 1.0
     if not quantity.log:
         return Normalize(0.0, high or 1.0), False
@@ -174,13 +174,13 @@ def _drawing(
 ) -> style.Drawing:
     wide, tall = max(map(len, lines)), len(lines)
     width = style.COLUMN if wide == 1 else style.PAGE
-    each = min(max(0.085 * len(layers) + 0.35, 1.0), 2.0)
+    panel_height = min(max(0.085 * len(layers) + 0.35, 1.0), 2.0)
     keys = [key for line in lines for key in line]
     room = (width - 1.0) / wide - 0.2
     titles = dict(
         zip(keys, style.wrapped([_title(study, key) for key in keys], room, size=7.5), strict=True)
     )
-    height = (each + style.more_lines(titles.values())) * tall + 0.35
+    height = (panel_height + style.more_lines(titles.values())) * tall + 0.35
     figure, axes = style.new(width, height, tall, wide, sharex=True, sharey=True)
     names = style.wrapped([layer.replace("_", " ") for layer in layers], 1.1, 1, 5.5)
     image, points = None, []
@@ -238,7 +238,7 @@ def _filled(line: list[Key], index: int, grids: dict[Key, Any]) -> bool:
 
 
 def _panel(axis: Axes, values: np.ndarray, epochs: np.ndarray, norm: Normalize) -> Any:
-    """Draw one map; a column of cells reaches half-way to the epochs beside it."""
+    """Draw one panel; each epoch reaches half-way to the epochs beside it."""
     middles = (epochs[1:] + epochs[:-1]) / 2
     first = epochs[0] - (middles[0] - epochs[0] if len(middles) else 0.5)
     last = epochs[-1] + (epochs[-1] - middles[-1] if len(middles) else 0.5)

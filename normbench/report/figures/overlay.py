@@ -1,4 +1,4 @@
-"""The curves of two runs in the same axes."""
+"""The figure of the curves of two runs in the same axes, for ``normbench diff``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.L
 
 
 def _looks(pair: Pair) -> list[style.Look]:
-    """Give each run its norm's colour; of two with the same norm the second is in ink, dashed."""
+    """Return each run's look by its norm; with equal norms the second run is black and dashed."""
     looks = [style.look("norm", row.get("norm")) for row in (pair.first, pair.second)]
     if looks[0].colour == looks[1].colour:
         looks[1] = style.Look(style.INK, looks[1].marker, (0, (4, 1.5)))
@@ -73,7 +73,7 @@ def _looks(pair: Pair) -> list[style.Look]:
 
 
 def _names(pair: Pair) -> list[str]:
-    """Name the runs by what tells them apart, if that is short."""
+    """Return short names that distinguish the runs."""
     parts: list[list[str]] = [[], []]
     for key in ("dataset", "arch", "norm", "batch", "seed"):
         values: list[Any] = [row.get(key) for row in (pair.first, pair.second)]

@@ -1,4 +1,4 @@
-"""The distribution of a layer's inputs over training: percentiles against steps."""
+"""The figure of the distribution of layers' inputs over training: percentiles against steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normbench.report.study import Study
 _MEDIAN = re.compile(r"^probe/activations/(?P<layer>.+?)(?:/unit(?P<unit>\d+))?/p50$")
 _WIDE = 3  # panels in a row
 _MOST = 12  # panels of a figure
-_LAYERS = 4  # that are drawn where a probe measured more
+_LAYERS = 4  # drawn at most
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -30,9 +30,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw the 15th, 50th and 85th percentiles of each layer and unit that a probe measured.
 
-    A panel for each cell of the study, a drawing for each layer and unit, as figure 1 of Ioffe &
-    Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the depth.
-    Nothing where no run has the probe ``activations``.
+    A drawing for each layer and unit, with a panel for each cell of the study, as in figure 1 of
+    Ioffe & Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the
+    depth. An empty list where no run has the probe ``activations``.
     """
     curves = joined(study)
     found = [

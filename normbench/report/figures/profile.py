@@ -1,4 +1,4 @@
-"""Performance profiles and probabilities of improvement over all columns (Agarwal et al. 2021)."""
+"""The figures over all columns at once (Agarwal et al. 2021): profiles and improvements."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _middle(profiles: dict[Any, Profile], diverged: bool) -> tuple[float, float]
     if not len(every):
         return None
     low, high = float(every.min()), float(every.max())
-    # Where no run lies for a quarter of the range, those below it are runs at chance level.
+    # Runs below a gap of a quarter of the range are diverged ones at chance level.
     steps = np.concatenate([p.thresholds[1:][np.diff(p.share) != 0] for p in profiles.values()])
     steps = np.sort(steps)
     gaps = np.diff(steps)

@@ -1,4 +1,4 @@
-"""The learning rate against epochs."""
+"""The figure of the learning rate against epochs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def figures(grid: Grid) -> list[style.Drawing]:
 
 @style.styled
 def draw(study: Study) -> style.Drawing:
-    """Draw the learning rate: one line for each column where all rows share it, else panels."""
+    """Draw one line for each column where all rows have the same rates, else a panel each."""
     rates = joined(study)
     spread = rates.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
     if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():
@@ -34,8 +34,8 @@ def draw(study: Study) -> style.Drawing:
     handles = []
     for column in columns:
         look = style.look(study.column_factor, column, columns)
-        own = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
-        axis.plot(own.index, own, color=look.colour)
+        means = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
+        axis.plot(means.index, means, color=look.colour)
         handles.append(style.handle(look, study.column(column), marker=False))
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))

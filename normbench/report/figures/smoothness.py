@@ -1,4 +1,4 @@
-"""The loss landscape along the gradient over training, as Santurkar et al. 2018 draw it."""
+"""The figure of the loss along the gradient over training, as in Santurkar et al. 2018."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key = tuple[Any, Any]
 
 
 class _Panel(NamedTuple):
-    """What one panel shows: a band from ``low`` to ``high``, or a curve where they are the same."""
+    """A panel: a band from ``low`` to ``high``, or a curve where they are the same column."""
 
     label: str
     low: str
@@ -35,7 +35,7 @@ PANELS = (
     _Panel("Change of the gradient", "change_low", "change_high"),
     _Panel("Effective β-smoothness", "beta", "beta"),
 )
-"""Those of figure 4 of the paper: a, b, c."""
+"""The panels a, b, c of figure 4 of the paper."""
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -45,11 +45,11 @@ def figures(grid: Grid) -> list[style.Drawing]:
 
 @style.styled
 def draw(study: Study) -> list[style.Drawing]:
-    """Draw ranges of loss and gradient change and β against steps, a line of panels a column.
+    """Draw ranges of loss and gradient change, and β, against steps; a line of panels a column.
 
     A filled band reaches from the smallest to the largest value over the sizes of step, each a
-    geometric mean over seeds; the paler rim adds their 95 % intervals. Nothing where no run has
-    the probe ``smoothness``.
+    geometric mean over seeds; the paler rim adds their 95 % intervals. An empty list where no run
+    has the probe ``smoothness``.
     """
     curves = joined(study)
     names = {name for panel in PANELS for name in (panel.low, panel.high)}
@@ -117,12 +117,12 @@ def _drawing(
 
 
 def _shared(low: Band, high: Band) -> tuple[Band, Band]:
-    """Both bands at the steps that both have."""
+    """Return both bands at the steps that both have."""
     both = np.intersect1d(low.x, high.x)
-    kept = [np.isin(band.x, both) for band in (low, high)]
+    masks = [np.isin(band.x, both) for band in (low, high)]
     first, second = (
         Band(*(values[places] for values in band))
-        for band, places in zip((low, high), kept, strict=True)
+        for band, places in zip((low, high), masks, strict=True)
     )
     return first, second
 
@@ -154,7 +154,7 @@ def _series(
 
 
 def _ranges(axes: list[Axes], shown: list[np.ndarray]) -> None:
-    """The same logarithmic range for a quantity at all columns of the study."""
+    """Set the same logarithmic range for a quantity in all columns of the study."""
     values = np.concatenate(shown) if shown else np.array([])
     values = values[np.isfinite(values) & (values > 0)]
     for axis in axes:

@@ -1,4 +1,4 @@
-"""A metric against the training time that it took."""
+"""The figures of a metric against training time, and of throughput."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
         style.plain_log(axis.xaxis, min(times), max(times))
-    # The margin of the axes may reach below 0 where no value can be.
+    # The margin of the axes may reach below 0, where there are no values.
     if times and axis.get_xlim()[0] < 0:
         axis.set_xlim(left=0)
     if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
@@ -100,7 +100,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
 
 
 def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None:
-    """Write the column beside the ends of each row, but not over another such label."""
+    """Write the column beside the ends of each row where no other label is."""
     axis.autoscale_view()
     taken: list[tuple[float, float]] = []
     for x, y, text, colour, lift in ends:
@@ -120,8 +120,8 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
 
 
 def _bars(samples: Sequence[Sample]) -> np.ndarray:
-    """Return how far intervals reach below and above their means, 0 where there is none."""
-    ends = [(each.mean - each.low, each.high - each.mean) for each in samples]
+    """Return the lengths of intervals below and above their means, 0 where there is none."""
+    ends = [(sample.mean - sample.low, sample.high - sample.mean) for sample in samples]
     return np.maximum(np.nan_to_num(np.array(ends).T), 0.0)
 
 

@@ -1,1 +1,1 @@
-"""The page: one HTML file that holds the whole report and needs no network."""
+"""The page of a report: one HTML file that needs no network."""

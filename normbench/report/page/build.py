@@ -1,4 +1,4 @@
-"""Builds the page from the sections of a report."""
+"""The page of a report: :func:`build` renders its sections as one HTML file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FILTERED = 10  # rows from which a table gets a field to filter it
 
 @dataclass(frozen=True)
 class Names:
-    """The ids of cells in the page, by study and (row, column), and by the runs of a cell."""
+    """The ids of cells in the page: by study and (row, column), by runs of a cell, by run."""
 
     by_key: dict[tuple[int, Any, Any], str]
     by_runs: dict[tuple[str, ...], str]
@@ -43,18 +43,18 @@ class Names:
 
 
 def build(
-    frames: Frames, made: Sequence[Section], asked: Request, notes: Sequence[str], out: Path
+    frames: Frames, found: Sequence[Section], asked: Request, notes: Sequence[str], out: Path
 ) -> str:
     """Return the page.
 
     Args:
         frames: The runs reported.
-        made: The studies, with their figures drawn.
-        asked: What the report was asked for.
-        notes: What the reader must know of the request.
-        out: The folder of the report, from which links to files are relative.
+        found: The studies, with their figures drawn.
+        asked: The options of the report.
+        notes: Notes on the request.
+        out: The folder of the report; links to files are relative to it.
     """
-    names = _names(made)
+    names = _names(found)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -71,7 +71,7 @@ def build(
         mixtures=origin.mixtures(frames.runs),
         notes=notes,
         asked=asked,
-        sections=[_section(i, section, names, len(made)) for i, section in enumerate(made)],
+        sections=[_section(i, section, names, len(found)) for i, section in enumerate(found)],
         runs=_runs(frames, names, out),
         details=Markup(_script_json(_details(frames, names))),
         common=_common(frames.runs),
@@ -86,9 +86,9 @@ def build(
     )
 
 
-def _names(made: Sequence[Section]) -> Names:
+def _names(found: Sequence[Section]) -> Names:
     names = Names({}, {}, {}, {})
-    for i, section in enumerate(made):
+    for i, section in enumerate(found):
         for j, (key, cell) in enumerate(section.grid.cells.items()):
             name = f"c{i}-{j}"
             names.by_key[i, key[0], key[1]] = name
@@ -99,7 +99,7 @@ def _names(made: Sequence[Section]) -> Names:
             if study.column_factor:
                 factor = labels.factor(study.column_factor).lower()
                 where += f", {factor} {study.column(cell.column)}"
-            names.titles[name] = where + (f" ({study.title})" if len(made) > 1 else "")
+            names.titles[name] = where + (f" ({study.title})" if len(found) > 1 else "")
     return names
 
 
@@ -155,7 +155,7 @@ def _table(table: Table, href: str) -> dict[str, Any]:
 
 
 def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
-    """Return the list of runs, those of a cell together; the first of each carries its id."""
+    """Return the list of runs, sorted by cell; the first run of a cell has the cell's id."""
     listed = run_list(frames)
     order = {name: place for place, name in enumerate(names.titles)}
     rows = []
@@ -178,7 +178,7 @@ def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
 
 
 def _details(frames: Frames, names: Names) -> dict[str, Any]:
-    """Return what the page shows of each run on demand: what differs, origin, command, error."""
+    """Return the details of each run that the page shows on demand."""
     runs = frames.runs
     varying = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) > 1]
     columns = [*varying, "commit", "host", "started", "ended", "signature", "weights_sha256"]
@@ -210,7 +210,7 @@ def _is_number(entry: TableEntry) -> bool:
 
 
 def _minus(text: str) -> str:
-    """Give numbers below zero a true minus sign."""
+    """Write a true minus sign before numbers below zero."""
     return "".join(
         "−" if c == "-" and text[i + 1 : i + 2].isdigit() and text[i - 1 : i] in ("", " ") else c
         for i, c in enumerate(text)
@@ -218,5 +218,5 @@ def _minus(text: str) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element around it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

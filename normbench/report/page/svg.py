@@ -1,4 +1,4 @@
-"""A drawing as inline SVG: its colours follow the page's light or dark, its values are marked."""
+"""A drawing as inline SVG, with the colors of a light or dark page and marks at its values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DARK = {
     style.TEAL: "#6fd0c2",
     style.SAND: "#d8c468",
 }
-"""Each colour of a series, lighter, for a dark page."""
+"""Colors of series on a dark page: each a lighter form."""
 
 
 def variables() -> tuple[str, str]:
@@ -42,8 +42,8 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
 
     Args:
         drawing: The figure and its values.
-        prefix: Put before every id, so that several drawings can stand in one page.
-        target: Gives the id of a cell's runs in the page by the key of a point; empty for none.
+        prefix: Prefix of every id, so that a page can hold several drawings.
+        target: Returns the id of a cell in the page from the key of a point, or an empty text.
     """
     text = drawing.svg()
     text = text[text.index("<svg") :]

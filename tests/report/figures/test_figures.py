@@ -22,8 +22,8 @@ from normbench.report.study import Study, studies
 
 
 @pytest.fixture(scope="module")
-def study(motley: Path) -> Study:
-    (found,) = studies(load(motley))
+def study(mixed_store: Path) -> Study:
+    (found,) = studies(load(mixed_store))
     return found
 
 
@@ -74,8 +74,8 @@ def test_throughput_starts_at_zero_and_has_no_crosses(study: Study) -> None:
     assert ("none", 512) not in {point.key for point in drawing.points}
 
 
-def test_curves_of_one_epoch_are_points(motley: Path) -> None:
-    frames = load(motley)
+def test_curves_of_one_epoch_are_points(mixed_store: Path) -> None:
+    frames = load(mixed_store)
     curves_of_one = frames.curves[frames.curves["epoch"] == 1].reset_index(drop=True)
     (short,) = studies(replace(frames, curves=curves_of_one))
     drawing = curves.draw(short, METRICS["val_acc"])

@@ -60,12 +60,12 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(motley: Path) -> str:
-    frames = load(motley)
+def page(mixed_store: Path) -> str:
+    frames = load(mixed_store)
     asked = Request(target=None)
     made, _ = sections(frames, asked)
     made[0].drawings = [d for d in draw(made[0].grid) if not d.slug.endswith("-curves")]
-    return build(frames, made, asked, ["a note"], motley.parent / "out")
+    return build(frames, made, asked, ["a note"], mixed_store.parent / "out")
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,13 @@ def test_links_inside_lead_somewhere(read: Reader) -> None:
     assert set(inside) <= set(read.ids)
 
 
-def test_every_run_is_listed_once_with_its_config(read: Reader, motley: Path) -> None:
+def test_every_run_is_listed_once_with_its_config(read: Reader, mixed_store: Path) -> None:
     names = [str(row["data-run"]) for row in read.rows]
-    assert sorted(names) == list(load(motley).runs["name"])
+    assert sorted(names) == list(load(mixed_store).runs["name"])
     targets = [str(a["href"]) for a in read.links if str(a["href"]).endswith("config.yaml")]
     assert len(targets) == 63
     for target in targets:
-        assert (motley.parent / "out" / target).resolve().is_file()
+        assert (mixed_store.parent / "out" / target).resolve().is_file()
 
 
 def test_values_under_the_pointer_lead_to_their_runs(read: Reader) -> None:
@@ -121,9 +121,9 @@ def test_details_are_json_that_cannot_end_the_script(page: str) -> None:
     assert len(details["cells"]) == 24
 
 
-def test_texts_of_a_store_are_escaped(motley: Path, tmp_path: Path) -> None:
+def test_texts_of_a_store_are_escaped(mixed_store: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    shutil.copytree(motley, root)
+    shutil.copytree(mixed_store, root)
     (root / "<b>bold<").mkdir()
     frames = load(root)
     made, _ = sections(frames, Request())
