@@ -1,4 +1,4 @@
-"""A network as a table: what each layer is, costs and holds, and where each normalization went."""
+"""A network layer by layer: :func:`network_of` builds it, :func:`rows` lists layers and costs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Network(NamedTuple):
     Attributes:
         name: As ``arch=resnet50 norm=xbn``.
         images: (H, W, C).
-        images_of: The data set that this is for; None where it was told otherwise.
+        images_of: The data set of this shape and number of classes; None where the user set them.
         classes: Number of logits.
         batch: Images of a training step.
-        layers: What :func:`normbench.network.layer_costs` says of each layer.
+        layers: The layers and their costs, from :func:`normbench.network.layer_costs`.
     """
 
     name: str
@@ -40,12 +40,12 @@ def network_of(config: Config, images: str | None = None, classes: int | None = 
     """Build the network of a run, without its data.
 
     Args:
-        config: Of the run.
-        images: Size of the images, as ``224x224x3``; None for that of the data set.
-        classes: Number of logits; None for that of the data set.
+        config: The run's config.
+        images: Size of the images, as ``224x224x3``; None for the data set's.
+        classes: Number of logits; None for the data set's.
 
     Raises:
-        UserError: A size or number that is none, or a network that cannot be built.
+        UserError: A size or number is not valid, or the network cannot be built.
     """
     if classes is not None and classes < 1:
         raise UserError(f"--classes must be at least 1, got {classes}")
@@ -78,7 +78,7 @@ def _size(images: str) -> tuple[int, int, int]:
 
 
 def rows(network: Network) -> list[dict[str, Any]]:
-    """Return the layers as rows of plain values, for a file or a pipe; the last is the total.
+    """Return the layers as rows of plain values, for a file or a pipe; the last row is the total.
 
     Bytes are for one image: ``activation_bytes`` of the layer's output, ``kept_bytes`` of what
     the backward pass needs of it.
@@ -105,7 +105,7 @@ def rows(network: Network) -> list[dict[str, Any]]:
 
 
 def totals(network: Network) -> list[tuple[str, str]]:
-    """Return what is said of a network as a whole: names and values, as they are shown."""
+    """Return the facts of a network as a whole, pairs of name and text."""
     total = rows(network)[-1]
     of = f" ({network.images_of})" if network.images_of else ""
     pairs = [
@@ -126,7 +126,7 @@ def totals(network: Network) -> list[tuple[str, str]]:
 
 
 def placed(layers: Sequence[LayerCost]) -> list[str]:
-    """Say of each kind of normalization how many there are at which places; or that none is."""
+    """Count the normalizations of each kind by place; ``none`` where there are none."""
     kinds: dict[str, Counter[str]] = {}
     for layer in layers:
         if layer.place:
@@ -144,25 +144,22 @@ def norm_styles(
     """Give each kind of normalization a style.
 
     Args:
-        layers: The network's.
-        styles: For the kinds that are not ``known``, in the order in which they appear.
-        known: Styles of kinds.
+        layers: The layers of the network.
+        styles: Styles of other kinds, in the order in which these appear.
+        known: Styles by kind.
     """
     known = known or {}
     kinds = dict.fromkeys(layer.kind for layer in layers if layer.place)
     others = (name for name in kinds if name not in known)
-    given = {name: styles[index % len(styles)] for index, name in enumerate(others)}
-    return {name: known.get(name) or given[name] for name in kinds}
+    assigned = {name: styles[index % len(styles)] for index, name in enumerate(others)}
+    return {name: known.get(name) or assigned[name] for name in kinds}
 
 
 def kind(layer: LayerCost) -> str:
-    """Name a layer's kind with its options, and what its kernel passes through."""
+    """Name a layer's kind with its options and its weight parametrization."""
     name = layer.kind.removeprefix("Parametrized") if layer.parametrization else layer.kind
-    return " ".join(
-        each
-        for each in (name, layer.about, layer.parametrization and f"({layer.parametrization})")
-        if each
-    )
+    weight = f"({layer.parametrization})" if layer.parametrization else ""
+    return " ".join(filter(None, (name, layer.about, weight)))
 
 
 def by(shape: Sequence[int]) -> str:

@@ -1,4 +1,7 @@
-"""A network as a drawing: blocks from top to bottom, the layers of each from left to right."""
+"""The drawing of a network: blocks from top to bottom, their layers from left to right.
+
+:func:`save` draws to a file; :func:`arrange` makes the layout.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,6 @@ from normbench.report.network import Network, by, norm_styles, placed, rows, sho
 if TYPE_CHECKING:  # imports Keras
     from normbench.network import LayerCost
 
-if TYPE_CHECKING:  # imports Keras
-    from normbench.network import LayerCost
-
 KINDS = (".png", ".svg", ".pdf")
 COLOURS = {
     "BatchNormalization": style.BLUE,
@@ -31,11 +31,11 @@ COLOURS = {
     "LayerNormalization": style.PURPLE,
     "InstanceNormalization": style.WINE,
 }
-"""Of the kinds of normalizations met most; the report has the same."""
+"""Colors of common kinds of normalizations, the same as in the report's figures."""
 OTHERS = (style.GREEN, style.INDIGO, style.GREY, style.TEAL)
-"""Of other kinds, in the order in which they appear."""
+"""Colors of other kinds, in the order in which these appear."""
 MAPPED = "#ffe9ad"
-"""Of layers whose kernel is under a weight parametrization."""
+"""Color of layers with a weight parametrization."""
 
 # Inches.
 _HEIGHT, _GAP = 0.40, 0.20  # of a cell, from column to column
@@ -64,7 +64,7 @@ _SHORT = {
 
 
 class _Place(NamedTuple):
-    """Where a cell stands: its middle and its width."""
+    """The position of a cell: its middle and its width."""
 
     x: float
     y: float
@@ -72,7 +72,7 @@ class _Place(NamedTuple):
 
 
 def check_file(path: str | Path) -> Path:
-    """Return where to draw to.
+    """Return the file to draw to, after checks.
 
     Raises:
         UserError: A suffix other than ``KINDS``, or a folder that does not exist.
@@ -89,12 +89,12 @@ def check_file(path: str | Path) -> Path:
 
 @style.styled
 def save(network: Network, path: str | Path, say: Callable[[str], None] | None = None) -> Path:
-    """Draw a network to a file, of the kind that its suffix names; returns where.
+    """Draw a network to a file in the format of its suffix; return the file.
 
     Args:
         network: The network.
         path: The file.
-        say: Takes a line on characters that no installed font has.
+        say: Called with a note on characters that no installed font has.
 
     Raises:
         UserError: See :func:`check_file`.
@@ -113,19 +113,19 @@ def save(network: Network, path: str | Path, say: Callable[[str], None] | None =
 def draw(network: Network) -> Figure:
     """Draw a network.
 
-    A row is a block; what it stands for is written to its left, the shape of what it puts out to
-    its right, with its parameters and multiply-adds. Normalizations have a colour a kind and name
-    their place; layers whose kernel is under a weight parametrization have one, too.
+    A row is a block, with its name to the left, and its output shape, parameters and multiply-adds
+    to the right. Each kind of normalization has a color and is labeled with its place; layers with
+    a weight parametrization have a color, too.
     """
     arranged = arrange(network.layers)
     colours = norm_styles(network.layers, OTHERS, COLOURS)
     widths = [_widths(row) for row in arranged]
-    inner = max(sum(each) + _GAP * len(each) for each in widths)
+    inner = max(sum(columns) + _GAP * len(columns) for columns in widths)
     legend = _legend(network, colours)
     top = 0.62 + 0.2 * len(legend)
     width = _TITLE + 2 * _GAP + inner + _SAYS
     lanes = [_lanes(row) for row in arranged]
-    heights = [each[-1] + 2 * _PAD for each in lanes]
+    heights = [edges[-1] + 2 * _PAD for edges in lanes]
     height = top + sum(heights) + _BETWEEN * len(heights)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -155,7 +155,7 @@ def draw(network: Network) -> Figure:
 
 
 def _lanes(row: Row) -> list[float]:
-    """The edges of the lanes below the first one's upper edge."""
+    """Return the edges of the lanes, from the upper edge of the first."""
     full = {cell.lane for cell in row.cells}
     edges = [0.0]
     for lane in range(row.lanes):
@@ -164,7 +164,7 @@ def _lanes(row: Row) -> list[float]:
 
 
 def _widths(row: Row) -> list[float]:
-    """The width of each column, that of its widest cell."""
+    """Return the width of each column, that of its widest cell."""
     widths = [0.0] * (1 + max(cell.column for cell in row.cells))
     for cell in row.cells:
         widths[cell.column] = max(widths[cell.column], _width(cell.layer))
@@ -181,9 +181,9 @@ def _width(layer: LayerCost) -> float:
 
 def _places(row: Row, columns: Sequence[float], middles: Sequence[float]) -> list[_Place]:
     left, x = [], _TITLE + _GAP
-    for each in columns:
+    for width in columns:
         left.append(x)
-        x += each + _GAP
+        x += width + _GAP
     return [
         _Place(
             left[cell.column] + columns[cell.column] / 2,
@@ -202,7 +202,7 @@ def _wire(
     begin: tuple[float, float],
     middles: Sequence[float],
 ) -> None:
-    """Draw a tensor's way: along its lane, into the goal from the left or else from below."""
+    """Draw the path of a tensor: along its lane, then into the goal from the left or from below."""
     goal, lane = places[wire.goal], middles[wire.lane]
     if wire.source is None:
         turns = [begin, (begin[0], lane)]
@@ -264,7 +264,7 @@ def _cell(axes: Any, layer: LayerCost, place: _Place, colours: Mapping[str, str]
 
 
 def _label(layer: LayerCost) -> str:
-    """What is written in a layer's cell: one or two lines."""
+    """Return the text of a layer's cell, one or two lines."""
     if layer.kind == "Activation":
         return layer.about
     name = layer.kind.removeprefix("Parametrized")
@@ -291,7 +291,7 @@ def _fitting(name: str, most: int = 14) -> str:
 
 
 def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
-    """Write left and right of a row what it is and what it costs."""
+    """Write the name of a row to its left and its costs to its right."""
     count = max(len(row.names), 1)
     middle = y + tall / 2
     room = _TITLE - 0.3
@@ -303,15 +303,15 @@ def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
         origins = printable(f"from {', '.join(row.origins)}")
         lines.append((style.wrap(origins, room, 1, 6.5), 6.5, "normal", style.GREY))
     _lines(axes, 0.18, middle, lines)
-    said = [(by(row.cells[-1].layer.output_shape), 7.5, "normal", style.INK)]
+    lines = [(by(row.cells[-1].layer.output_shape), 7.5, "normal", style.INK)]
     for total, unit in (
         (sum(cell.layer.parameters for cell in row.cells), "parameters"),
         (sum(cell.layer.multiply_adds for cell in row.cells), "mult.-adds"),
     ):
         if total:
             times = f"{count} × " if count > 1 else ""
-            said.append((f"{times}{short(total)} {unit}", 6.2, "normal", style.GREY))
-    _lines(axes, width - _SAYS + 0.14, middle, said)
+            lines.append((f"{times}{short(total)} {unit}", 6.2, "normal", style.GREY))
+    _lines(axes, width - _SAYS + 0.14, middle, lines)
 
 
 def _lines(
@@ -328,11 +328,11 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
     right = axes.get_xlim()[1]
     name = style.wrap(printable(network.name), right - 0.3, 1, 11.0)
     _text(axes, 0.14, 0.2, name, 10, style.INK, weight="bold", align="left")
-    said = (
+    totals = (
         f"{by(network.images)} images, {network.classes:,} classes  ·  "
         f"{short(total['parameters'])} parameters  ·  {short(total['multiply_adds'])} multiply-adds"
     )
-    _text(axes, 0.14, 0.42, said, 7.5, style.GREY, align="left")
+    _text(axes, 0.14, 0.42, totals, 7.5, style.GREY, align="left")
     for index, (text, colour) in enumerate(legend):
         y = 0.64 + 0.2 * index
         axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, colour, colour, 0.03))
@@ -341,7 +341,7 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
 
 
 def _legend(network: Network, colours: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Words and a colour each."""
+    """Return the texts of the legend with their colors."""
     legend = list(zip(placed(network.layers), colours.values(), strict=True)) if colours else []
     names = dict.fromkeys(layer.parametrization for layer in network.layers)
     return [*legend, *((f"kernels: {name}", MAPPED) for name in names if name)]
@@ -388,8 +388,8 @@ def _text(
 
 
 # --- the layout: a row a block, a column a step, a lane a branch --------------------------------
-# Knows nothing of the network but what :func:`normbench.network.layer_costs` says of its layers;
-# blocks are told by their layers' names.
+# It uses only the layers and costs of :func:`normbench.network.layer_costs`; layers belong to a
+# block by their names.
 
 _BLOCK = re.compile(r"(.*?block\d+|[^_]+)(?:_|$)")
 
@@ -405,7 +405,7 @@ class PlacedLayer:
 
 @dataclass(frozen=True)
 class Wire:
-    """A tensor's way from a cell (None: from where the row begins) to another, mostly in ``lane``.
+    """The path of a tensor from a cell (None: the begin of the row) to another, along ``lane``.
 
     ``source`` and ``goal`` are positions in the row's cells.
     """
@@ -420,10 +420,10 @@ class Row:
     """One block, or several in a row that are alike.
 
     Attributes:
-        names: Of the blocks; empty for single layers that belong to no block.
-        cells: Its layers.
-        wires: What connects them.
-        origins: Names of the rows that its input comes from, where not the row above.
+        names: Names of the blocks; empty for single layers that belong to no block.
+        cells: The layers.
+        wires: The connections of the layers.
+        origins: Names of the rows that the input comes from, if it is not the row above.
     """
 
     names: tuple[str, ...]
@@ -433,8 +433,8 @@ class Row:
 
     @property
     def lanes(self) -> int:
-        """How many lanes it has."""
-        return 1 + max(each.lane for each in (*self.cells, *self.wires))
+        """The number of lanes."""
+        return 1 + max(item.lane for item in (*self.cells, *self.wires))
 
     @property
     def title(self) -> str:
@@ -455,17 +455,17 @@ def arrange(layers: Sequence[LayerCost]) -> list[Row]:
     blocks in a row that have the same structure share a row.
     """
     blocks = _blocks(layers)
-    home = {layer.name: index for index, (_, own) in enumerate(blocks) for layer in own}
+    home = {layer.name: index for index, (_, members) in enumerate(blocks) for layer in members}
     rows: list[Row] = []
-    for index, (name, own) in enumerate(blocks):
-        names = {layer.name for layer in own}
-        outside = {home[each] for layer in own for each in layer.inputs if each not in names}
-        row = _row(own)
+    for index, (name, members) in enumerate(blocks):
+        names = {layer.name for layer in members}
+        outside = {home[name] for layer in members for name in layer.inputs if name not in names}
+        row = _row(members)
         row = Row(
             (name,) if name else (),
             row.cells,
             row.wires,
-            tuple(blocks[each][0] or blocks[each][1][-1].name for each in sorted(outside))
+            tuple(blocks[at][0] or blocks[at][1][-1].name for at in sorted(outside))
             if outside - {index - 1}
             else (),
         )
@@ -477,10 +477,10 @@ def arrange(layers: Sequence[LayerCost]) -> list[Row]:
 
 
 def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
-    """Part the layers into blocks, the images at the beginning of the first.
+    """Split the layers into blocks, the images at the beginning of the first.
 
-    Single layers are gathered under an empty name, or stand at the beginning of the next block if
-    they have no weights.
+    Single layers share a block with an empty name, or are the beginning of the next block if they
+    have no weights.
     """
 
     def name_of(layer: LayerCost) -> str:
@@ -490,14 +490,14 @@ def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
     blocks: list[tuple[str, list[LayerCost]]] = []
     single = [layer for layer in layers if not layer.inputs]
     for name, grouped in groupby((layer for layer in layers if layer.inputs), name_of):
-        own = list(grouped)
-        if len(own) == 1:
-            single += own
+        members = list(grouped)
+        if len(members) == 1:
+            single += members
         elif any(layer.parameters for layer in single):
-            blocks += [("", single), (name, own)]
+            blocks += [("", single), (name, members)]
             single = []
         else:
-            blocks.append((name, single + own))
+            blocks.append((name, single + members))
             single = []
     return [*blocks, ("", single)] if single else blocks
 
@@ -505,11 +505,11 @@ def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
 def _row(layers: Sequence[LayerCost]) -> Row:
     cells: list[PlacedLayer] = []
     at: dict[str, int] = {}
-    goes_on: set[str] = set()  # whose lane a later layer has taken over
+    goes_on: set[str] = set()  # layers whose lane a later layer has taken over
     lanes = 0
     for layer in layers:
-        inside = [each for each in layer.inputs if each in at]
-        column = 1 + max((cells[at[each]].column for each in inside), default=-1)
+        inside = [name for name in layer.inputs if name in at]
+        column = 1 + max((cells[at[name]].column for name in inside), default=-1)
         if inside and inside[0] not in goes_on:
             lane = cells[at[inside[0]]].lane
             goes_on.add(inside[0])
@@ -523,7 +523,7 @@ def _row(layers: Sequence[LayerCost]) -> Row:
 def _wires(cells: Sequence[PlacedLayer], at: dict[str, int], lanes: int) -> list[Wire]:
     wires = []
     for goal, cell in enumerate(cells):
-        for name in dict.fromkeys(each if each in at else None for each in cell.layer.inputs):
+        for name in dict.fromkeys(source if source in at else None for source in cell.layer.inputs):
             source = None if name is None else at[name]
             column = -1 if source is None else cells[source].column
             lane = cell.lane if source is None else cells[source].lane
@@ -536,12 +536,12 @@ def _wires(cells: Sequence[PlacedLayer], at: dict[str, int], lanes: int) -> list
 
 
 def _free(cells: Sequence[PlacedLayer], lane: int, after: int, before: int) -> bool:
-    """Whether nothing stands in a lane between two columns."""
-    return not any(each.lane == lane and after < each.column < before for each in cells)
+    """Return whether a lane is empty between two columns."""
+    return not any(cell.lane == lane and after < cell.column < before for cell in cells)
 
 
 def _joins(cells: Sequence[PlacedLayer], lane: int, goal: PlacedLayer) -> bool:
-    """Whether a branch in ``lane`` ends in ``goal``, which stands in another."""
+    """Return whether a branch in ``lane`` ends in ``goal``, which is in another lane."""
     return lane > goal.lane
 
 

@@ -1,8 +1,9 @@
-"""One style for all figures: sizes, fonts, and a colour and marker that belong to a norm's name.
+"""The style of all figures: sizes, fonts, colors and markers, layout helpers, and files.
 
-Colours are those of Okabe & Ito (2008), and of Tol's "muted" set beyond them, both chosen to be
-told apart by colour-blind readers. A norm has the same colour and marker in every figure of every
-store: known names by a table, others by a checksum of the name, never by the order of appearance.
+Colors are those of Okabe & Ito (2008) and of Tol's "muted" set, both chosen so that color-blind
+readers can distinguish them. A norm has the same color and marker in every figure of every store:
+known names from :data:`normbench.report.names.NORMS`, others from a checksum of the name, never by
+the order of appearance.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ KINDS = ("png", "svg", "pdf")
 """Files written of each figure."""
 
 INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
-"""Text and axes, grid lines, background; the page exchanges them in a dark setting."""
+"""Text and axes, grid lines, background; a dark page replaces them."""
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
@@ -77,12 +78,12 @@ LINE = 0.13
 """Height of a line of text, inches."""
 
 LINES = 3
-"""Lines that a name may take in a figure; the middle of a longer one is left out."""
+"""Most lines of a name in a figure; the middle of a longer name is left out."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (8, 1.5)), (0, (5, 1, 1, 1)))
 DOTTED = (0, (1, 1.2))
-"""Line of training values beside those of validation: no row's own line is dotted."""
+"""Dashes of training values beside those of validation; no row has a dotted line."""
 
 _RC: Any = {
     "figure.dpi": 100,
@@ -131,7 +132,7 @@ R = TypeVar("R")
 
 
 class Look(NamedTuple):
-    """How a series is drawn."""
+    """Color, marker and dashes of a series."""
 
     colour: str
     marker: str
@@ -139,7 +140,7 @@ class Look(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A value of a figure that the page names when the pointer is over it.
+    """A value of a figure that the page shows under the pointer.
 
     ``key`` is the (row, column) of the study's cell; ``x`` and ``y`` are in data coordinates.
     """
@@ -152,7 +153,7 @@ class Point(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A point by its place in the figure: fractions of the width from left, height from top."""
+    """A point in the figure: fractions of the width from the left, of the height from the top."""
 
     x: float
     y: float
@@ -162,7 +163,7 @@ class Hit(NamedTuple):
 
 @dataclass
 class Drawing:
-    """A figure with its file name, its caption and its values."""
+    """A figure with its file name, caption and values."""
 
     slug: str
     caption: str
@@ -173,7 +174,7 @@ class Drawing:
     _settled: bool = False
 
     def settle(self) -> None:
-        """Make the layout, once: every file and the page then agree on it."""
+        """Compute the layout once, so that it is the same in every file and in the page."""
         if not self._settled:
             with drawing_of(self.figure):
                 self.figure.draw_without_rendering()
@@ -191,7 +192,7 @@ class Drawing:
         return self._svg
 
     def hits(self) -> list[Hit]:
-        """Return where the points lie, after the layout is made."""
+        """Return the positions of the points in the figure."""
         self.settle()
         width, height = self.figure.get_size_inches() * self.figure.dpi
         found = []
@@ -202,7 +203,7 @@ class Drawing:
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Make a function draw in this style."""
+    """Decorate a function that draws, so that it uses this style."""
 
     @functools.wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -214,7 +215,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def drawing_of(figure: Figure) -> Iterator[None]:
-    """Set this style, and give each text of a figure the fonts that it needs.
+    """Set this style and give each text of a figure the fonts that it needs.
 
     Characters that no installed font has are drawn as boxes without a warning for each:
     :func:`lacking` names them.
@@ -223,14 +224,14 @@ def drawing_of(figure: Figure) -> Iterator[None]:
     for text in _texts(figure):
         if families := _further_fonts(text.get_text()):
             text.set_fontfamily([_FAMILY, *families])
-            rc["pdf.fonttype"] = 3  # outlines: fonts with PostScript outlines are no TrueType fonts
+            rc["pdf.fonttype"] = 3  # as outlines: not every font is TrueType
     with mpl.rc_context(rc), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def _texts(figure: Figure) -> list[Text]:
-    """Return all that is written in a figure."""
+    """Return all texts of a figure."""
     with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of that moment
         return [text for text in figure.findobj(Text) if isinstance(text, Text)]
 
@@ -277,7 +278,7 @@ def _fonts_with(character: str) -> tuple[str, ...]:
 def _entries() -> dict[str, FontEntry]:
     """Return the upright regular font of each installed family, by name."""
     found: dict[str, FontEntry] = {}
-    for entry in sorted(font_manager.fontManager.ttflist, key=lambda each: (each.name, each.fname)):
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
         if entry.style == "normal" and entry.name != "Last Resort High-Efficiency":
             known = found.get(entry.name)
             if known is None or _heaviness(entry) < _heaviness(known):
@@ -304,9 +305,9 @@ def _has(entry: FontEntry, character: str) -> bool:
 
 
 def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
-    """Return how a value of a factor is drawn, the same in every figure.
+    """Return the look of a value of a factor, the same in every figure.
 
-    Numbers are ordered, so they get a scale of colours by their place among ``values``.
+    Numbers get a scale of colors by their position in ``values``.
     """
     if isinstance(value, int | float) and len(values) > 1:
         place = list(values).index(value)
@@ -342,14 +343,14 @@ def log2_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def mark(look: Look) -> dict[str, Any]:
-    """Return how a marker is drawn: with a thin rim of paper, crosses a little larger."""
+    """Return the options of a marker: a thin rim in the color of the paper; crosses are larger."""
     size = 5.4 if look.marker in "P*" else 4.2
     rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.3}
     return {"marker": look.marker, "markersize": size, **rim}
 
 
 def text_width(text: str, size: float = 7.0) -> float:
-    """Return the inches that a line of text takes at a size in points."""
+    """Return the width in inches of a line of text at a size in points."""
     return _measured(text, size, (_FAMILY, *_further_fonts(text)))
 
 
@@ -365,22 +366,22 @@ def _measured(text: str, size: float, families: tuple[str, ...]) -> float:
 def wrapped(
     names: Sequence[str], inches: float, lines: int = LINES, size: float = 7.0
 ) -> list[str]:
-    """Wrap names to a width; the middle of those that take more lines is left out.
+    """Wrap names to a width; the middle of names that need more lines is left out.
 
-    Names that differ still do.
+    Different names stay different.
 
     Args:
-        names: What is written.
-        inches: The width that there is.
-        lines: Most lines of each.
-        size: Of the letters, in points.
+        names: The names.
+        inches: The width of a line, inches.
+        lines: Most lines of a name.
+        size: Size of the letters, points.
     """
     most = max(map(len, names), default=0)
     while True:
         short = labels.shortened(names, most)
         found = [_wrap(name, inches, size) for name in short]
-        if most <= 8 or all(len(each) <= lines for each in found):
-            return ["\n".join(each) for each in found]
+        if most <= 8 or all(len(name) <= lines for name in found):
+            return ["\n".join(name) for name in found]
         too_many = max(map(len, found))
         most = max(8, min(most - 1, int(most * (lines + 0.5) / too_many)))
 
@@ -391,12 +392,12 @@ def wrap(text: str, inches: float, lines: int = LINES, size: float = 7.0) -> str
 
 
 def more_lines(texts: Iterable[str]) -> float:
-    """Return the inches of height that the longest of wrapped texts needs beyond one line."""
+    """Return the height in inches that the longest wrapped text needs beyond one line."""
     return LINE * max((text.count("\n") for text in texts), default=0)
 
 
 def _wrap(text: str, inches: float, size: float) -> list[str]:
-    """Break a text after spaces and separators, or else within words."""
+    """Break a text after spaces and separators, and within words where it must."""
     if text_width(text, size) <= inches:
         return [text]
     lines = [""]
@@ -415,7 +416,7 @@ def _wrap(text: str, inches: float, size: float) -> list[str]:
 
 
 class NameTicks(NamedTuple):
-    """Names below an axis of x: wrapped, turned where they need it, and the height they take."""
+    """Wrapped names below an x axis, their rotation, and the height that they need."""
 
     names: list[str]
     rotation: float
@@ -423,7 +424,7 @@ class NameTicks(NamedTuple):
 
 
 def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
-    """Return how names stand below an axis with ``inches`` for each; the height beyond a line."""
+    """Fit names below an axis with ``inches`` for each; ``height`` is beyond the first line."""
     short = [name for name in names if text_width(name) <= inches]
     if len(short) == len(names):
         return NameTicks(list(names), 0.0, 0.0)
@@ -437,7 +438,7 @@ def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
 
 
 def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = "") -> None:
-    """Put a legend below the whole figure, where it hides nothing, to be read line by line."""
+    """Put a legend below the figure, where it hides nothing, ordered line by line."""
     if not handles:
         return
     inches = figure.get_size_inches()[0]
@@ -467,7 +468,7 @@ def plain_log(axis: Any, low: float, high: float) -> None:
 
 
 def legend_height(names: Sequence[str], inches: float = COLUMN, width: int = 4) -> float:
-    """Return the inches of height that a legend of these names takes in a figure so wide."""
+    """Return the height in inches of a legend of these names in a figure ``inches`` wide."""
     columns, shown = _legend_layout(names, inches, width)
     rows = [shown[first : first + columns] for first in range(0, len(shown), columns)]
     return 0.08 + sum(0.16 + more_lines(row) for row in rows)
@@ -485,12 +486,12 @@ def _legend_layout(names: Sequence[str], inches: float, width: int) -> tuple[int
 
 
 def minus(text: str) -> str:
-    """Return a text with true minus signs."""
+    """Replace hyphens by true minus signs."""
     return text.replace("-", "−")
 
 
 def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Write a drawing: PNG at 300 dots an inch, SVG, PDF; the same input gives the same bytes."""
+    """Write a drawing as PNG (300 dpi), SVG and PDF; the same input gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     drawing.settle()
     written = []
