@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
@@ -22,7 +22,10 @@ GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevi
 
 @dataclass(frozen=True)
 class Steps:
-    """What some consecutive training steps gave; each array has one entry a step.
+    """What some consecutive training steps measured; each array has one entry per step.
+
+    To measure something else in each step, add a field here, its dtype to ``DTYPES``, and its
+    value to what ``_one_step`` of both loops returns. It is then in every checkpoint, too.
 
     Attributes:
         loss: Mean over the mini-batch of what was minimized, float32.
@@ -34,17 +37,25 @@ class Steps:
     correct: np.ndarray
     grad_norm: np.ndarray
 
-    @classmethod
-    def none(cls) -> Steps:
-        return cls(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    NAMES: ClassVar = ("loss", "correct", "grad_norm")
+    DTYPES: ClassVar = ("float32", "int32", "float32")
 
-    def then(self, later: Steps) -> Steps:
-        """These steps followed by ``later``."""
-        return Steps(
-            np.concatenate([self.loss, later.loss]),
-            np.concatenate([self.correct, later.correct]),
-            np.concatenate([self.grad_norm, later.grad_norm]),
-        )
+    @classmethod
+    def empty(cls) -> Steps:
+        return cls(*(np.zeros(0, dtype) for dtype in cls.DTYPES))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    def followed_by(self, later: Steps) -> Steps:
+        """Return these steps and then ``later``."""
+        pairs = zip(self.arrays().values(), later.arrays().values(), strict=True)
+        return Steps(*map(np.concatenate, pairs))
+
+    def first(self, count: int) -> Steps:
+        """Return the first ``count`` of these steps."""
+        return Steps(*(values[:count] for values in self.arrays().values()))
 
     def __len__(self) -> int:
         return len(self.loss)

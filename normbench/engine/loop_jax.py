@@ -90,8 +90,7 @@ class JaxLoop(Loop):
             jnp.int32(count),
             jnp.asarray(padded),
         )
-        loss, hits, norms = (np.asarray(values)[:count] for values in history)
-        return Steps(loss, hits, norms)
+        return Steps(*(np.asarray(values)[:count] for values in history))
 
     def recompute(self) -> None:
         layers = recomputed_layers(self.model)
@@ -206,11 +205,7 @@ class JaxLoop(Loop):
     def _run_steps(
         self, state: State, data: Any, epoch: Any, first: Any, count: Any, rates: Any
     ) -> tuple[State, Any]:
-        history = (
-            jnp.zeros(self._steps, jnp.float32),
-            jnp.zeros(self._steps, jnp.int32),
-            jnp.zeros(self._steps, jnp.float32),
-        )
+        history = tuple(jnp.zeros(self._steps, dtype) for dtype in Steps.DTYPES)
 
         def body(index: Any, carried: Any) -> Any:
             state, history = carried

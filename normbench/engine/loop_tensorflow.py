@@ -97,8 +97,8 @@ class TensorFlowLoop(Loop):
         self._draw(tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
-        loss, hits, norms = self._run(tf.constant(first, tf.int32), tf.constant(rates))
-        return Steps(loss.numpy(), hits.numpy(), norms.numpy())
+        history = self._run(tf.constant(first, tf.int32), tf.constant(rates))
+        return Steps(*(values.numpy() for values in history))
 
     def recompute(self) -> None:
         layers = recomputed_layers(self.model)
@@ -181,9 +181,7 @@ class TensorFlowLoop(Loop):
 
     def _run_steps(self, first: Any, rates: Any) -> tuple[Any, Any, Any]:
         count = tf.shape(rates)[0]
-        histories = tuple(
-            tf.TensorArray(dtype, size=count) for dtype in (tf.float32, tf.int32, tf.float32)
-        )
+        histories = tuple(tf.TensorArray(dtype, size=count) for dtype in Steps.DTYPES)
 
         def body(index: Any, histories: Any) -> Any:
             values = self._one_step(first + index, rates[index])

@@ -1,4 +1,12 @@
-"""``train``: one run from its config to the evidence in its folder."""
+"""Training of one run, from its config to the evidence in its folder: :func:`train`.
+
+A run passes through this module from top to bottom::
+
+    train            look at the folder, refuse what cannot be trained, build, trace, lock
+    _train_locked    write meta.json, train, write summary.json, record how the session ended
+    Session.train    train the epochs that are left; split the batch where memory is short
+    Session          restore; for each epoch: steps, evaluation, row, checkpoint; then the test
+"""
 
 from __future__ import annotations
 
@@ -12,21 +20,25 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
 from normbench.engine.interrupts import delay_interrupts, raise_remembered, remember_interrupts
-from normbench.engine.loop import Loop, Steps
 from normbench.engine.micro_batches import MicroBatches
-from normbench.engine.observer import LoggingObserver, Observer, make_loggers
+from normbench.engine.observer import (
+    LoggingObserver,
+    Observer,
+    due_probes,
+    make_loggers,
+    measure_probes,
+)
 from normbench.engine.reuse import WarmState
 from normbench.engine.setup import (
-    Bench,
-    TrainingSetup,
     load_dataset,
+    prepare_and_trace,
     refuse_augmentation,
     refuse_batch,
 )
@@ -34,22 +46,40 @@ from normbench.errors import NormbenchError, UserError, details
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
 
+if TYPE_CHECKING:  # a module that imports Keras: not before the backend is chosen
+    from normbench.engine.loop import Steps
+
 log = logging.getLogger("normbench")
+
+CHUNK_SECONDS = 1.0
+"""Seconds of compiled steps between two looks at progress, at divergence and at Ctrl-C."""
+
+COMPLETE = ("finished", "diverged")
+"""Statuses of a run that is not trained any further."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What became of a call of :func:`train`.
+    """Result of :func:`train`.
 
     Attributes:
         run: The run's folder.
-        trained: Whether anything was trained; False where the run was complete already.
-        summary: Of the complete run; its ``status`` is finished or diverged.
+        trained: False if the run was complete already, so that nothing was trained.
+        summary: Summary of the complete run; its ``status`` is finished or diverged.
     """
 
     run: Run
     trained: bool
     summary: dict[str, Any]
+
+
+class Diverged(Exception):
+    """The loss of a step is not finite, or is above the config's ``max_loss``."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(f"diverged in step {step} (epoch {epoch})")
+        self.epoch = epoch
+        self.step = step
 
 
 def train(
@@ -63,28 +93,28 @@ def train(
     may_split: bool = True,
     again: bool = False,
 ) -> TrainResult:
-    """Train the run that ``config`` describes, or what is left of it, and keep the evidence.
+    """Train the run that ``config`` describes, or what is left of it, and record the evidence.
 
-    A complete run is not trained again. One that was cut off goes on from its last checkpoint,
-    on a CPU to the same bits as if it had not been.
+    A complete run is not trained again. An interrupted run continues from its last checkpoint; on
+    a CPU it ends in the same bits as a run that was never interrupted.
 
     Args:
-        config: Of the run.
-        store: Where it is kept; ``config.store`` by default.
-        observer: Is told how it goes.
-        command: What the record names as the command; this process's by default.
+        config: Config of the run.
+        store: Store that holds the run's folder; ``config.store`` by default.
+        observer: Receives progress, rows and notes.
+        command: Command line for the record; this process's ``sys.argv`` by default.
         must_exist: Refuse to begin a run that has no folder yet.
-        warm: The data set and the compiled loop of the run before in this process, for this run to
-            use where it can, and where its own are left.
-        may_split: Whether ``accumulate=auto`` may split the batch where memory is short.
-        again: Set the run's folder aside, if there is one, and train the run from its first step.
+        warm: Data set and compiled loop of this process's previous run. They are reused where
+            they fit, and replaced by this run's.
+        may_split: Allow ``accumulate=auto`` to split the batch when memory runs out.
+        again: Set an existing folder of the run aside and train from the first step.
 
     Raises:
         UserError: The config cannot be trained; nothing was written.
-        RunLocked: Another process trains this very run.
-        NormbenchError: The backend or what a logger writes with is missing, or the store cannot be
+        RunLocked: Another process is training this run.
+        NormbenchError: The backend or a logger's library is missing, or the store cannot be
             written.
-        KeyboardInterrupt: Passed on, after a checkpoint.
+        KeyboardInterrupt: Passed on after a checkpoint.
     """
     store = Store(config.store) if store is None else store
     run = store.run(config)
@@ -95,53 +125,51 @@ def train(
         if not again:
             raise StoreError(f"{error}: --again sets the folder aside and trains anew") from error
         status = "unreadable"
-    if status in ("finished", "diverged") and not again:
+    if status in COMPLETE and not again:
         return TrainResult(run, False, run.summary or {})
     if status == "missing" and must_exist:
         raise UserError(f"there is no run {run.name} in {store.root} to resume")
     if status == "running":
-        with run.lock(command):  # says who trains it, unless that ended just now
+        # Raises RunLocked, which names the owner, unless that process ended a moment ago. Found
+        # out here, not after a minute of compiling.
+        with run.lock(command):
             pass
+
+    # Refuse what can be refused within a second, before the backend is imported.
     warm = WarmState() if warm is None else warm
-    # Before the backend: what is missing is said within a second.
     dataset = warm.dataset(config, load_dataset)
     refuse_batch(config, dataset.name, len(dataset.train.labels))
     refuse_augmentation(config, dataset.shape)
     loggers = make_loggers(config.logger)
-    record = {"engine": backend.start(config.backend, config.precision)}
-    splitting = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
-    warm.drop_other_loop(config, splitting.count)
-    bench = Bench(config, dataset, warm, splitting)
-    if again:  # nothing refuses the run any more
+    observer = LoggingObserver(observer or Observer(), loggers, run, config)
+
+    # Build the network and trace its steps before the lock is taken and anything is written: a
+    # layer that cannot take these mini-batches raises here and leaves no folder behind.
+    engine = backend.start(config.backend, config.precision)
+    micro_batches = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
+    warm.drop_other_loop(config, micro_batches.count)
+    session = Session(run, config, dataset, warm, micro_batches, observer)
+
+    if again:  # nothing can refuse the new run any more, so the old one may go
         run.set_aside("replaced", command)
     with run.lock(command):
-        if run.status in ("finished", "diverged"):
+        if run.status in COMPLETE:  # by another process, while this one was building
             return TrainResult(run, False, run.summary or {})
-        watcher = LoggingObserver(observer or Observer(), loggers, run, config)
-        with _log_to(run, watcher.on_note), remember_interrupts():
-            return _train_locked(run, config, bench, record, watcher, command)
+        with _log_to(run, observer.on_note), remember_interrupts():
+            return _train_locked(session, {"engine": engine}, command)
 
 
-def _train_locked(
-    run: Run,
-    config: Config,
-    bench: Bench,
-    record: dict[str, Any],
-    observer: Observer,
-    command: list[str],
-) -> TrainResult:
-    began = time.perf_counter()
-    earlier = run.meta if run.exists else None
-    provenance = collect(command) | record | {"devices": bench.prepared.loop.devices()}
-    provenance |= _own(run, config, bench.prepared.dataset, earlier, observer)
-    meta = _begin(run, config, earlier, provenance, bench.splitting)
+def _train_locked(session: Session, engine: dict[str, Any], command: list[str]) -> TrainResult:
+    """Train a run whose lock this process holds, and record how that ended."""
+    run, observer = session.run, session.observer
+    session.begin(collect(command) | engine)
     try:
-        summary = _trained_split(run, config, bench, meta, observer)
-        summary["wall_seconds"] = _wall_seconds(earlier) + time.perf_counter() - began
+        summary = session.train()
+        summary["wall_seconds"] = session.earlier_seconds + session.seconds
         run.write_summary(summary)
     except KeyboardInterrupt:
         log.info("interrupted")
-        _end(run, meta, "interrupted", None, time.perf_counter() - began)
+        session.end("interrupted")
         observer.on_end({"status": "interrupted"}, run.path)
         raise
     except Exception as failure:
@@ -149,195 +177,444 @@ def _train_locked(
         kind, message = details(failure)
         error = {"type": kind, "message": message}
         try:
-            _end(run, meta, "failed", error, time.perf_counter() - began)
+            session.end("failed", error)
         except NormbenchError as another:  # a full disk must not hide what ended the run
             log.error("%s", another)
         observer.on_end({"status": "failed", "error": error}, run.path)
         raise
     finally:
-        bench.close()
-    _end(run, meta, summary["status"], None, time.perf_counter() - began)
+        session.release()
+    # summary.json comes first and meta.json last: a run that is killed in between is complete.
+    session.end(summary["status"])
     observer.on_end(summary, run.path)
     return TrainResult(run, True, summary)
 
 
-def _own(
-    run: Run, config: Config, dataset: Any, earlier: dict[str, Any] | None, observer: Observer
-) -> dict[str, Any]:
-    """Return the record of code and data of one's own: each with the versions that train the run.
+class Session:
+    """One process's work on a run: trains the epochs that are left and records each.
 
-    A run that goes on with another version than it began with has several, which a report tells.
+    Everything that is written is written between :meth:`begin` and :meth:`end`, with the run's
+    lock held by the caller.
+
+    Args:
+        run: Folder of the run.
+        config: Config of the run.
+        dataset: Data set of the run, split.
+        warm: Where the compiled loop is left for the process's next run.
+        micro_batches: Number of micro-batches that the run's batches are split into.
+        observer: Receives progress, rows and notes.
+
+    Attributes:
+        setup: Network, compiled loop and learning rates; replaced when the batch is split.
+        epoch: Completed epochs.
+        partial: Steps taken in the epoch in progress.
+        partial_seconds: Seconds that those steps took.
+        best: The epoch with the best validation accuracy, and that accuracy.
+
+    Raises:
+        UserError: The config cannot be trained.
     """
-    now = own_code(config.to_dict()) | own_data(config.dataset, dataset.fingerprint)
-    if not now:
-        return {}
-    trained = run.checkpoint_info() is not None
-    before = ((earlier or {}).get("own") or {}) if trained else {}
-    if trained:
-        for line in own_changes(before, now):
-            log.warning("%s", line)
-            observer.on_note(f"{line}: --again trains the run from its first step")
-    versions = {}
-    for name, version in now.items():
-        then = list(before.get(name) or [])
-        versions[name] = then if then[-1:] == [version] else [*then, version]
-    return {"own": versions}
 
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        dataset: Any,
+        warm: WarmState,
+        micro_batches: MicroBatches,
+        observer: Observer,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.dataset = dataset
+        self.warm = warm
+        self.micro_batches = micro_batches
+        self.observer = observer
+        self.setup = prepare_and_trace(config, dataset, warm, micro_batches.count)
+        self.epoch = 0
+        self.partial: Steps
+        self.partial_seconds = 0.0
+        self.best: dict[str, Any] = {"epoch": None, "val_acc": None}
 
-def _trained_split(
-    run: Run, config: Config, bench: Bench, meta: dict[str, Any], observer: Observer
-) -> dict[str, Any]:
-    """As :func:`_trained`; where memory is short and ``accumulate=auto``, with smaller parts."""
-    while True:
-        try:
-            return _trained(run, config, bench.prepared, meta, observer)
-        except Exception as failure:
-            if not bench.splitting.helps_against(failure):
-                raise
-        # Here the failure is gone, and with it what its traceback held on to.
-        kept = run.checkpoint_info()
-        bench.splitting.split(kept["epoch"] if kept else 0)
-        said = f"memory is short: from here on {bench.splitting.words}"
-        log.info("%s", said)
-        observer.on_note(f"{said}, which batch statistics are of")
-        run.update_meta(micro_batches=bench.splitting.history)
-        bench.again()
+    # --- the record of the session in meta.json ---------------------------------------------------
 
+    def begin(self, provenance: dict[str, Any]) -> None:
+        """Write ``config.yaml`` and a ``meta.json`` that says that the run is being trained.
 
-def _trained(
-    run: Run, config: Config, prepared: TrainingSetup, meta: dict[str, Any], observer: Observer
-) -> dict[str, Any]:
-    """Train what is left of the run and return its summary."""
-    from normbench.engine.observer import due_probes, measure_probes
-    from normbench.engine.train import Diverged, Session
-    from normbench.network import parameter_count
-
-    began = time.perf_counter()
-    session = Session(
-        run,
-        config,
-        prepared.loop,
-        prepared.rates,
-        prepared.steps_per_epoch,
-        observer,
-        lambda epoch: measure_probes(
-            due_probes(prepared.probes, epoch, config.epochs), prepared.loop, prepared.dataset
-        ),
-    )
-    # Compiled first: it leaves the state as it was, and what it draws is drawn anew.
-    prepared.loop.compile()
-    log.info("compiled in %.1f s", time.perf_counter() - began)
-    if session.restore():
-        meta["sessions"][-1]["from_epoch"] = session.epoch
-        run.update_meta(sessions=meta["sessions"])
-        log.info("resumed after epoch %d, step %d of the next", session.epoch, len(session.partial))
-    parameters = parameter_count(prepared.model)
-    observer.on_start(
-        {
-            "name": run.name,
-            "parameters": parameters,
-            "images": len(prepared.dataset.train.labels),
-            "steps_per_epoch": prepared.steps_per_epoch,
-            "epochs": config.epochs,
-            "devices": prepared.loop.devices(),
-            "resumed_from": session.epoch,
+        Args:
+            provenance: Host, versions, command and the like, and the facts of the engine.
+        """
+        self._began = time.perf_counter()
+        earlier = self.run.meta if self.run.exists else {}
+        earlier = earlier or {}
+        # A session that was killed could not write its seconds and counts none.
+        sessions = earlier.get("sessions", [])
+        self.earlier_seconds = sum(session.get("seconds") or 0.0 for session in sessions)
+        now = utc_now()
+        session = {
+            "started": now,
+            "ended": None,
+            "host": provenance["host"],
+            "pid": os.getpid(),
+            "from_epoch": 0,
+            "seconds": None,
         }
-    )
-    try:
-        session.train()
-        summary = {"status": "finished"} | session.conclude()
-    except Diverged as divergence:
-        log.info("%s", divergence)
-        summary = {"status": "diverged"} | _unknown_results(session)
-        summary |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
-    summary["micro_batches"] = prepared.loop.settings.micro_batches
-    return summary | _totals(run, parameters, prepared.dataset.classes)
+        self.meta = {
+            "status": "running",
+            "signature": self.config.signature,
+            "started": earlier.get("started", now),
+            "ended": None,
+            **provenance,
+            "devices": self.setup.loop.devices(),
+            **self._own_versions(earlier),
+            "micro_batches": self.micro_batches.history,
+            "error": None,
+            "sessions": [*sessions, session],
+        }
+        signed = {"signature": self.config.signature, "schema": SCHEMA}
+        self.run.create({**self.config.to_dict(), **signed}, self.meta)
+
+    def _own_versions(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """Return the versions of the user's own code and data that the run is trained with.
+
+        A run that continues with another version than it began with records several, in order, and
+        a report says so.
+        """
+        now = own_code(self.config.to_dict())
+        now |= own_data(self.config.dataset, self.dataset.fingerprint)
+        if not now:
+            return {}
+        # Versions count from the first checkpoint on: before it nothing was trained with them.
+        recorded: dict[str, Any] = {}
+        if self.run.checkpoint_info() is not None:
+            recorded = earlier.get("own") or {}
+            for change in own_changes(recorded, now):
+                log.warning("%s", change)
+                self.observer.on_note(f"{change}: --again trains the run from its first step")
+        versions = {}
+        for name, version in now.items():
+            before = list(recorded.get(name) or [])
+            versions[name] = before if before[-1:] == [version] else [*before, version]
+        return {"own": versions}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since :meth:`begin`."""
+        return time.perf_counter() - self._began
+
+    def end(self, status: str, error: dict[str, Any] | None = None) -> None:
+        """Record in ``meta.json`` how the session ended."""
+        now = utc_now()
+        self.meta["sessions"][-1].update(ended=now, seconds=round(self.seconds, 3))
+        self.run.update_meta(status=status, ended=now, error=error, sessions=self.meta["sessions"])
+
+    # --- the network and its compiled loop --------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """Replace the setup by one for the present number of micro-batches.
+
+        Raises:
+            NormbenchError: The network cannot take the smaller micro-batches.
+        """
+        del self.setup  # before the next one is built: memory may not hold two
+        self.warm.drop_loop()
+        try:
+            self.setup = prepare_and_trace(
+                self.config, self.dataset, self.warm, self.micro_batches.count
+            )
+        except UserError as error:  # no mistake of the user's: ``auto`` chose the size
+            raise NormbenchError(f"memory is short, and {error}") from error
+
+    def release(self) -> None:
+        """Leave to the process's next run no loop for a batch that ``accumulate=auto`` split."""
+        if self.config.accumulate == "auto" and self.micro_batches.count > 1:
+            self.warm.drop_loop()
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train what is left of the run and return its summary.
+
+        With ``accumulate=auto`` a step that runs out of memory is taken again, from the last
+        checkpoint, in smaller micro-batches.
+        """
+        while True:
+            try:
+                return self._train_remaining()
+            except Exception as error:
+                if not self.micro_batches.helps_against(error):
+                    raise
+            # Outside of the handler: the error's traceback, which holds on to the tensors of the
+            # step that failed, is gone.
+            info = self.run.checkpoint_info()
+            self.micro_batches.split(info["epoch"] if info else 0)
+            note = f"memory is short: from here on {self.micro_batches.words}"
+            log.info("%s", note)
+            self.observer.on_note(f"{note}, which batch statistics are of")
+            self.run.update_meta(micro_batches=self.micro_batches.history)
+            self.rebuild()
+
+    def _train_remaining(self) -> dict[str, Any]:
+        """Train from the last checkpoint to the end of the run and return its summary."""
+        from normbench.network import parameter_count
+
+        setup = self.setup
+        # Compile before restoring: compiling draws an order of its own, which no epoch uses.
+        began = time.perf_counter()
+        setup.loop.compile()
+        log.info("compiled in %.1f s", time.perf_counter() - began)
+        if self._restore():
+            self.meta["sessions"][-1]["from_epoch"] = self.epoch
+            self.run.update_meta(sessions=self.meta["sessions"])
+            log.info("resumed after epoch %d, step %d of the next", self.epoch, len(self.partial))
+        parameters = parameter_count(setup.model)
+        self.observer.on_start(
+            {
+                "name": self.run.name,
+                "parameters": parameters,
+                "images": len(self.dataset.train.labels),
+                "steps_per_epoch": setup.steps_per_epoch,
+                "epochs": self.config.epochs,
+                "devices": setup.loop.devices(),
+                "resumed_from": self.epoch,
+            }
+        )
+        try:
+            self._train_epochs()
+            results = {"status": "finished"} | self._test()
+        except Diverged as divergence:
+            # A result, not a failure: it is recorded with the step, and has no test accuracy.
+            log.info("%s", divergence)
+            results = {"status": "diverged"} | self._untested()
+            results |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
+        results["micro_batches"] = self.micro_batches.count
+        results |= self._totals()
+        return results | {"parameters": parameters, "classes": self.dataset.classes}
+
+    def _restore(self) -> bool:
+        """Load the last checkpoint, if there is one, and drop rows that were written after it."""
+        from normbench.engine.loop import Steps
+
+        loaded = self.run.load_checkpoint()
+        if loaded is None:
+            self.run.truncate_metrics(0)
+            self.epoch, self.partial, self.partial_seconds = 0, Steps.empty(), 0.0
+            self.best = {"epoch": None, "val_acc": None}
+            return False
+        arrays, info = loaded
+        self.partial = Steps(**{name: arrays.pop(f"partial/{name}") for name in Steps.NAMES})
+        self.partial_seconds = float(info["partial_seconds"])
+        self.setup.loop.load(arrays)
+        self.epoch = int(info["epoch"])
+        self.best = dict(info["best"])
+        self.run.truncate_metrics(self.epoch, info.get("metrics_sha256"))
+        return True
+
+    def _train_epochs(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            Diverged: A step's loss was not finite or too high; the epoch's row is written.
+            KeyboardInterrupt: Passed on, after a checkpoint of the steps taken so far.
+        """
+        while self.epoch < self.config.epochs:
+            self.setup.loop.begin_epoch(self.epoch)
+            try:
+                self._train_epoch()
+                row = self._evaluate_epoch()
+            except KeyboardInterrupt:
+                self._save_checkpoint()
+                raise
+            self._finish_epoch(row)
+
+    def _train_epoch(self) -> None:
+        """Take the steps of the epoch that are left, in compiled chunks of about a second."""
+        setup = self.setup
+        start = self.epoch * setup.steps_per_epoch
+        # A first step alone shows how long one takes. A resumed epoch tries the rest in one call.
+        count = setup.steps_per_epoch if len(self.partial) else 1
+        while (first := len(self.partial)) < setup.steps_per_epoch:
+            last = min(first + count, setup.steps_per_epoch)
+            began = time.perf_counter()
+            # The weights and the steps that are counted must change together: a checkpoint
+            # between the two would train the same steps twice.
+            with delay_interrupts():
+                steps = setup.loop.train(first, setup.rates[start + first : start + last])
+                seconds = time.perf_counter() - began
+                self.partial = self.partial.followed_by(steps)
+                self.partial_seconds += seconds
+            raise_remembered()
+            count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
+            self._refuse_divergence(first)
+            taken = len(self.partial)
+            self.observer.on_progress(
+                self.epoch + 1,
+                taken,
+                setup.steps_per_epoch,
+                float(np.mean(self.partial.loss)),
+                float(np.sum(self.partial.correct)) / (taken * self.config.batch),
+                taken * self.config.batch / self.partial_seconds,
+            )
+
+    def _refuse_divergence(self, first: int) -> None:
+        """End the run at the first step, from the epoch's step ``first`` on, that diverged."""
+        losses = self.partial.loss[first:]
+        bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
+        if not len(bad):
+            return
+        good = first + int(bad[0])
+        # The chunk went on after the bad step. Its later steps count neither in the row nor in the
+        # run, so that both are the same whatever the chunks' lengths.
+        self.partial = self.partial.first(good)
+        row = self._row(val=(math.nan, math.nan), eval_seconds=0.0)
+        self.run.append_metrics(row)
+        self.observer.on_epoch(row)
+        raise Diverged(self.epoch + 1, self.epoch * self.setup.steps_per_epoch + good + 1)
+
+    def _evaluate_epoch(self) -> dict[str, Any]:
+        """Evaluate the network after the last step of an epoch and return the epoch's row.
+
+        May be interrupted: the checkpoint then has all steps of the epoch, and this is repeated.
+        """
+        loop = self.setup.loop
+        began = time.perf_counter()
+        loop.recompute()
+        val = loop.evaluate("validation")
+        row = self._row(val=val, eval_seconds=time.perf_counter() - began)
+        loop.rate = row["lr"]
+        probes = due_probes(self.setup.probes, self.epoch + 1, self.config.epochs)
+        return row | measure_probes(probes, loop, self.dataset)
+
+    def _row(self, val: tuple[float, float], eval_seconds: float) -> dict[str, Any]:
+        """Return the epoch's line of ``metrics.jsonl``.
+
+        This is the one place where the engine names a metric of an epoch. To add one, add its
+        value here, and its label and unit to ``METRICS`` in ``report/metrics.py``.
+        """
+        taken, batch = len(self.partial), self.config.batch
+        step = self.epoch * self.setup.steps_per_epoch + taken
+        norms = self.partial.grad_norm.astype(np.float64)
+        finite = norms[np.isfinite(norms)]  # a scaled loss leaves out steps that overflow
+        return {
+            "epoch": self.epoch + 1,
+            "step": step,
+            "images_seen": step * batch,
+            "train_loss": _mean(self.partial.loss),
+            "train_acc": float(np.sum(self.partial.correct)) / (taken * batch) if taken else None,
+            "val_loss": val[0],
+            "val_acc": val[1],
+            "lr": float(self.setup.rates[max(step - 1, 0)]),
+            "grad_norm": _mean(finite),
+            "grad_norm_max": float(np.max(finite)) if len(finite) else None,
+            "images_per_s": taken * batch / self.partial_seconds if taken else None,
+            "train_seconds": self.partial_seconds,
+            "eval_seconds": eval_seconds,
+            "time": utc_now(),
+        }
+
+    def _finish_epoch(self, row: dict[str, Any]) -> None:
+        """Record a complete epoch: its row, then the checkpoints."""
+        # An interrupt between the row and its checkpoint would lose the whole epoch.
+        with delay_interrupts():
+            self.epoch += 1
+            self.partial, self.partial_seconds = self.partial.first(0), 0.0
+            # The row comes before the checkpoint: a process that is killed between them resumes
+            # from the checkpoint before, which drops the row. The other way round it would be lost.
+            self.run.append_metrics(row)
+            if self.best["epoch"] is None or row["val_acc"] > self.best["val_acc"]:
+                self.best = {"epoch": self.epoch, "val_acc": row["val_acc"]}
+                self._save_checkpoint(best=True)
+            self._save_checkpoint()
+        self.observer.on_epoch(row)
+
+    def _save_checkpoint(self, best: bool = False) -> None:
+        """Write everything that continuing to the same bits needs."""
+        arrays = self.setup.loop.state()
+        arrays |= {f"partial/{name}": values for name, values in self.partial.arrays().items()}
+        info = {
+            "epoch": self.epoch,
+            "step": self.epoch * self.setup.steps_per_epoch + len(self.partial),
+            "partial_seconds": self.partial_seconds,
+            "best": self.best,
+            "metrics_sha256": self.run.metrics_checksum(),
+        }
+        self.run.save_checkpoint(arrays, info, best=best)
+
+    # --- the end of the run -----------------------------------------------------------------------
+
+    def _test(self) -> dict[str, Any]:
+        """Evaluate the test split, after the final epoch and after the best on validation."""
+        loop = self.setup.loop
+        loss, accuracy = loop.evaluate("test")
+        final = loop.state()
+        results = self._untested()
+        results |= {
+            "test_loss": loss,
+            "test_acc": accuracy,
+            "weights_sha256": weights_hash(final),
+        }
+        if self.best["epoch"] == self.epoch:
+            results.update(best_val_test_loss=loss, best_val_test_acc=accuracy)
+        elif (best := self.run.load_checkpoint(best=True)) is not None:
+            loop.load(best[0])
+            loss, accuracy = loop.evaluate("test")
+            results.update(best_val_test_loss=loss, best_val_test_acc=accuracy)
+            loop.load(final)
+        return results
+
+    def _untested(self) -> dict[str, Any]:
+        """Return the results of a run that has no final epoch to test."""
+        return {
+            "test_loss": None,
+            "test_acc": None,
+            "best_val_epoch": self.best["epoch"],
+            "best_val_acc": self.best["val_acc"],
+            "best_val_test_loss": None,
+            "best_val_test_acc": None,
+            "weights_sha256": None,
+        }
+
+    def _totals(self) -> dict[str, Any]:
+        """Return the summary's sums over all epochs, and its values of the last one."""
+        rows = self.run.metrics()
+        last = rows[-1] if rows else {}
+        seconds = sum(row["train_seconds"] for row in rows)
+        images = last.get("images_seen", 0)
+        return {
+            "epochs": last.get("epoch", 0),
+            "steps": last.get("step", 0),
+            "images_seen": images,
+            **{key: last.get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc")},
+            "train_seconds": seconds,
+            "images_per_s": images / seconds if seconds else None,
+        }
 
 
-def _begin(
-    run: Run,
-    config: Config,
-    earlier: dict[str, Any] | None,
-    provenance: dict[str, Any],
-    splitting: MicroBatches,
-) -> dict[str, Any]:
-    """Write what the run is and that it runs; sessions before this one are kept."""
-    now = utc_now()
-    session = {
-        "started": now,
-        "ended": None,
-        "host": provenance["host"],
-        "pid": os.getpid(),
-        "from_epoch": 0,
-        "seconds": None,
-    }
-    meta = {
-        "status": "running",
-        "signature": config.signature,
-        "started": (earlier or {}).get("started", now),
-        "ended": None,
-        **provenance,
-        "micro_batches": splitting.history,
-        "error": None,
-        "sessions": [*(earlier or {}).get("sessions", []), session],
-    }
-    run.create({**config.to_dict(), "signature": config.signature, "schema": SCHEMA}, meta)
-    return meta
+def weights_hash(state: dict[str, np.ndarray]) -> str:
+    """Return the SHA-256 of a model's variables: equal only if two runs ended in the same bits."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if name.startswith("model/")):
+        digest.update(np.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()
 
 
-def _end(
-    run: Run, meta: dict[str, Any], status: str, error: dict[str, Any] | None, seconds: float
-) -> None:
-    now = utc_now()
-    meta["sessions"][-1].update(ended=now, seconds=round(seconds, 3))
-    run.update_meta(status=status, ended=now, error=error, sessions=meta["sessions"])
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else None
 
 
-def _totals(run: Run, parameters: int, classes: int) -> dict[str, Any]:
-    rows = run.metrics()
-    last = rows[-1] if rows else {}
-    seconds = sum(row["train_seconds"] for row in rows)
-    images = last.get("images_seen", 0)
-    return {
-        "epochs": last.get("epoch", 0),
-        "steps": last.get("step", 0),
-        "images_seen": images,
-        **{key: last.get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc")},
-        "parameters": parameters,
-        "classes": classes,
-        "train_seconds": seconds,
-        "images_per_s": images / seconds if seconds else None,
-    }
-
-
-def _unknown_results(session: Any) -> dict[str, Any]:
-    """Results that a diverged run lacks: it has no final epoch to test."""
-    return {
-        "test_loss": None,
-        "test_acc": None,
-        "best_val_epoch": session.best["epoch"],
-        "best_val_acc": session.best["val_acc"],
-        "best_val_test_loss": None,
-        "best_val_test_acc": None,
-        "weights_sha256": None,
-    }
-
-
-def _wall_seconds(earlier: dict[str, Any] | None) -> float:
-    """Seconds of the sessions before; one that was killed did not say and counts none."""
-    return sum(each.get("seconds") or 0.0 for each in (earlier or {}).get("sessions", []))
+# --- the run's log.txt ----------------------------------------------------------------------------
 
 
 class _RunLog(logging.FileHandler):
-    """Appends to a run's ``log.txt``; where that fails it says so once and lets the run go on.
+    """Appends to a run's ``log.txt``; if that fails, says so once and lets the run continue.
 
-    Python's own handler prints the stack of every line that it could not write.
+    Python's own handler prints a stack trace for every line that it could not write.
     """
 
-    def __init__(self, run: Run, tell: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, notify: Callable[[str], None]) -> None:
         super().__init__(run.log_path, encoding="utf-8", errors="backslashreplace", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._tell = tell
+        self._notify = notify
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -347,24 +624,24 @@ class _RunLog(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
-        self.addFilter(lambda record: False)  # nothing more is tried
+        self.addFilter(lambda record: False)  # no further attempts
         reason = getattr(error, "strerror", None) or error
-        self._tell(f"cannot write {self.baseFilename}: {reason}; the run goes on without its log")
+        self._notify(f"cannot write {self.baseFilename}: {reason}; the run goes on without its log")
 
     def close(self) -> None:
-        # What could not be written is still in the buffer, and closing tries it again.
+        # Closing tries again to write what is still in the buffer.
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
-def _log_to(run: Run, tell: Callable[[str], None]) -> Iterator[None]:
+def _log_to(run: Run, notify: Callable[[str], None]) -> Iterator[None]:
     """Append what the package logs to the run's ``log.txt``.
 
     Args:
-        tell: Is told in a line if that cannot be done.
+        notify: Receives one line if the log cannot be written.
     """
-    handler = _RunLog(run, tell)
+    handler = _RunLog(run, notify)
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -374,219 +651,3 @@ def _log_to(run: Run, tell: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(level)
         handler.close()
-
-
-# --- one run from its first step to its last, wherever it was left before -------------------------
-
-CHUNK_SECONDS = 1.0  # of compiled steps between two looks at progress and at Ctrl-C
-
-
-class Diverged(Exception):
-    """The loss of a step is not finite, or above what the config allows."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(f"diverged in step {step} (epoch {epoch})")
-        self.epoch = epoch
-        self.step = step
-
-
-class Session:
-    """Trains a run's remaining epochs and leaves each in the run's folder.
-
-    Args:
-        run: Locked by the caller and created.
-        config: Of the run.
-        loop: On the run's model and data.
-        rates: Learning rate of each step of the whole run, float32.
-        steps_per_epoch: Steps of an epoch; a last part smaller than a batch is left out.
-        observer: Is told how it goes.
-        measure: Gives what probes measure after an epoch, counted from 1, for its row of metrics.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        loop: Loop,
-        rates: np.ndarray,
-        steps_per_epoch: int,
-        observer: Observer,
-        measure: Callable[[int], dict[str, float]] = lambda epoch: {},
-    ) -> None:
-        self.run = run
-        self.config = config
-        self.loop = loop
-        self.rates = rates
-        self.steps_per_epoch = steps_per_epoch
-        self.observer = observer
-        self.measure = measure
-        self.epoch = 0  # completed
-        self.partial = Steps.none()  # steps taken in the epoch in progress
-        self.partial_seconds = 0.0
-        self.best: dict[str, Any] = {"epoch": None, "val_acc": None}
-
-    def restore(self) -> bool:
-        """Go back to the last checkpoint, if there is one, and drop what was written after it."""
-        loaded = self.run.load_checkpoint()
-        if loaded is None:
-            self.run.truncate_metrics(0)
-            return False
-        arrays, info = loaded
-        partial = {key: arrays.pop(f"partial/{key}") for key in ("loss", "correct", "grad_norm")}
-        self.loop.load(arrays)
-        self.partial = Steps(**partial)
-        self.partial_seconds = float(info["partial_seconds"])
-        self.epoch = int(info["epoch"])
-        self.best = dict(info["best"])
-        self.run.truncate_metrics(self.epoch, info.get("metrics_sha256"))
-        return True
-
-    def train(self) -> None:
-        """Train to the last epoch.
-
-        Raises:
-            Diverged: A step's loss was not finite or too high; the epoch's row is written.
-            KeyboardInterrupt: Passed on, after a checkpoint of the steps taken so far.
-        """
-        while self.epoch < self.config.epochs:
-            self.loop.begin_epoch(self.epoch)
-            try:
-                self._train_epoch()
-                row = self._evaluate_epoch()
-            except KeyboardInterrupt:
-                self.checkpoint()
-                raise
-            self._finish_epoch(row)
-
-    def _train_epoch(self) -> None:
-        start = self.epoch * self.steps_per_epoch
-        count = 1 if not len(self.partial) else self.steps_per_epoch
-        while (first := len(self.partial)) < self.steps_per_epoch:
-            last = min(first + count, self.steps_per_epoch)
-            began = time.perf_counter()
-            with delay_interrupts():  # the weights and the steps that are counted change together
-                steps = self.loop.train(first, self.rates[start + first : start + last])
-                seconds = time.perf_counter() - began
-                self.partial = self.partial.then(steps)
-                self.partial_seconds += seconds
-            raise_remembered()
-            count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
-            self._refuse_divergence(first)
-            done = len(self.partial)
-            self.observer.on_progress(
-                self.epoch + 1,
-                done,
-                self.steps_per_epoch,
-                float(np.mean(self.partial.loss)),
-                float(np.sum(self.partial.correct)) / (done * self.config.batch),
-                done * self.config.batch / self.partial_seconds,
-            )
-
-    def _refuse_divergence(self, first: int) -> None:
-        losses = self.partial.loss[first:]
-        bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
-        if not len(bad):
-            return
-        kept = first + int(bad[0])
-        self.partial = Steps(
-            self.partial.loss[:kept], self.partial.correct[:kept], self.partial.grad_norm[:kept]
-        )
-        row = self._row(val=(math.nan, math.nan), eval_seconds=0.0)
-        self.run.append_metrics(row)
-        self.observer.on_epoch(row)
-        raise Diverged(self.epoch + 1, self.epoch * self.steps_per_epoch + kept + 1)
-
-    def _evaluate_epoch(self) -> dict[str, Any]:
-        """Evaluate the network after the last step of an epoch and return the epoch's row.
-
-        May be interrupted: the checkpoint then has all steps of the epoch, and this is repeated.
-        """
-        began = time.perf_counter()
-        self.loop.recompute()
-        val = self.loop.evaluate("validation")
-        row = self._row(val=val, eval_seconds=time.perf_counter() - began)
-        self.loop.rate = row["lr"]
-        return row | self.measure(self.epoch + 1)
-
-    def _finish_epoch(self, row: dict[str, Any]) -> None:
-        # An interrupt between the row and its checkpoint would lose the whole epoch.
-        with delay_interrupts():
-            self.epoch += 1
-            self.partial, self.partial_seconds = Steps.none(), 0.0
-            # First the row, then the checkpoint: going on from the one before drops the row again.
-            self.run.append_metrics(row)
-            if self.best["epoch"] is None or row["val_acc"] > self.best["val_acc"]:
-                self.best = {"epoch": self.epoch, "val_acc": row["val_acc"]}
-                self.checkpoint(best=True)
-            self.checkpoint()
-        self.observer.on_epoch(row)
-
-    def checkpoint(self, best: bool = False) -> None:
-        """Write all that going on exactly needs."""
-        arrays = self.loop.state()
-        for key in ("loss", "correct", "grad_norm"):
-            arrays[f"partial/{key}"] = getattr(self.partial, key)
-        info = {
-            "epoch": self.epoch,
-            "step": self.epoch * self.steps_per_epoch + len(self.partial),
-            "partial_seconds": self.partial_seconds,
-            "best": self.best,
-            "metrics_sha256": self.run.metrics_checksum(),
-        }
-        self.run.save_checkpoint(arrays, info, best=best)
-
-    def _row(self, val: tuple[float, float], eval_seconds: float) -> dict[str, Any]:
-        taken, batch = len(self.partial), self.config.batch
-        step = self.epoch * self.steps_per_epoch + taken
-        norms = self.partial.grad_norm.astype(np.float64)
-        finite = norms[np.isfinite(norms)]  # a scaled loss may leave out steps that are not
-        return {
-            "epoch": self.epoch + 1,
-            "step": step,
-            "images_seen": step * batch,
-            "train_loss": _mean(self.partial.loss),
-            "train_acc": float(np.sum(self.partial.correct)) / (taken * batch) if taken else None,
-            "val_loss": val[0],
-            "val_acc": val[1],
-            "lr": float(self.rates[max(step - 1, 0)]),
-            "grad_norm": _mean(finite),
-            "grad_norm_max": float(np.max(finite)) if len(finite) else None,
-            "images_per_s": taken * batch / self.partial_seconds if taken else None,
-            "train_seconds": self.partial_seconds,
-            "eval_seconds": eval_seconds,
-            "time": utc_now(),
-        }
-
-    def conclude(self) -> dict[str, Any]:
-        """Evaluate the test split, of the final epoch and of the best on validation."""
-        loss, accuracy = self.loop.evaluate("test")
-        final = self.loop.state()
-        results: dict[str, Any] = {
-            "test_loss": loss,
-            "test_acc": accuracy,
-            "best_val_epoch": self.best["epoch"],
-            "best_val_acc": self.best["val_acc"],
-            "best_val_test_loss": None,
-            "best_val_test_acc": None,
-            "weights_sha256": weights_hash(final),
-        }
-        if self.best["epoch"] == self.epoch:
-            results.update(best_val_test_loss=loss, best_val_test_acc=accuracy)
-        elif (kept := self.run.load_checkpoint(best=True)) is not None:
-            self.loop.load(kept[0])
-            loss, accuracy = self.loop.evaluate("test")
-            results.update(best_val_test_loss=loss, best_val_test_acc=accuracy)
-            self.loop.load(final)
-        return results
-
-
-def weights_hash(state: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the model's variables: equal just where two runs ended in the same bits."""
-    digest = hashlib.sha256()
-    for name in sorted(name for name in state if name.startswith("model/")):
-        digest.update(np.ascontiguousarray(state[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(np.mean(values, dtype=np.float64)) if len(values) else None

@@ -133,18 +133,22 @@ def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_st
 
 def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_store):
     from normbench.engine.micro_batches import MicroBatches
-    from normbench.engine.setup import Bench, load_dataset
+    from normbench.engine.observer import Observer
+    from normbench.engine.setup import load_dataset
+    from normbench.engine.train import Session
+    from normbench.store.store import Store
 
     config = composed(
         tmp_store, "norm=ghost_bn", "norm.virtual_batch=8", "batch=16", "accumulate=auto"
     )
-    splitting = MicroBatches(config, None)
-    bench = Bench(config, load_dataset(config), WarmState(), splitting)
-    splitting.count = 4
+    micro_batches = MicroBatches(config, None)
+    run, dataset = Store(tmp_store).run(config), load_dataset(config)
+    session = Session(run, config, dataset, WarmState(), micro_batches, Observer())
+    micro_batches.count = 4
     with pytest.raises(
         NormbenchError, match=r"memory is short, and .* in 4 micro-batches"
     ) as error:
-        bench.again()
+        session.rebuild()
     assert error.value.exit_code == 1
 
 
