@@ -17,11 +17,11 @@ _room: ContextVar[list[float]] = ContextVar("room")
 
 @contextmanager
 def seeded(seed: int, most: float = math.inf) -> Iterator[None]:
-    """Within it, each initial value drawn takes the next stream of ``seed``.
+    """Within the context, draw each layer's initial values from the next stream of ``seed``.
 
     Args:
-        seed: Of a run.
-        most: Values that may be drawn in all; more raise a ValueError before they are drawn.
+        seed: Seed of the run.
+        most: Limit on the values drawn in all; a layer that would exceed it raises a ValueError.
     """
     token, room = _streams.set((seed, [0])), _room.set([most])
     try:
@@ -32,7 +32,7 @@ def seeded(seed: int, most: float = math.inf) -> Iterator[None]:
 
 
 def _take_room(shape: tuple[int, ...]) -> None:
-    """Refuse to draw values that there is no memory for, before it is asked for."""
+    """Refuse to draw more values than memory can hold, before any memory is allocated."""
     room = _room.get([math.inf])
     room[0] -= math.prod(shape)
     if room[0] < 0:

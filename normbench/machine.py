@@ -51,7 +51,7 @@ def container_limit() -> int | None:
 
 
 def nvidia_smi() -> list[dict[str, Any]]:
-    """Return the GPUs that NVIDIA's driver knows (``name``, ``total`` and ``free`` in bytes)."""
+    """Return the GPUs that NVIDIA's driver knows: ``name``, ``total`` and ``free`` bytes."""
     query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
@@ -61,7 +61,7 @@ def nvidia_smi() -> list[dict[str, Any]]:
         return []
     gpus = []
     for line in done.stdout.splitlines():
-        name, *numbers = (part.strip() for part in line.rsplit(",", 2))
+        name, *numbers = (field.strip() for field in line.rsplit(",", 2))
         if len(numbers) == 2 and all(number.isdigit() for number in numbers):
             total, free = (int(number) << 20 for number in numbers)
             gpus.append({"name": name, "total": total, "free": free})
@@ -72,8 +72,8 @@ def nvidia_smi() -> list[dict[str, Any]]:
 
 # --- what the frameworks see --------------------------------------------------------------------
 
-#: Stands before the line of JSON: frameworks write on standard output, too.
 MARK = "normbench-frameworks:"
+"""Prefix of the line of JSON: frameworks write to standard output, too."""
 
 
 def _tensorflow() -> dict[str, Any]:
@@ -123,20 +123,20 @@ def _nvml() -> list[dict[str, Any]]:
 
 
 def probe() -> dict[str, Any]:
-    """Import each framework and return what it says of itself, or the error it ends in."""
-    parts: dict[str, Callable[[], Any]] = {
+    """Import each framework and return its version and devices, or the error that it raises."""
+    frameworks: dict[str, Callable[[], Any]] = {
         "nvml": _nvml,  # before TensorFlow, which takes memory
         "tensorflow": _tensorflow,
         "keras": _keras,
         "jax": _jax,
     }
     found: dict[str, Any] = {}
-    for name, look in parts.items():
+    for name, inspect in frameworks.items():
         began = time.perf_counter()
         value: Any
         try:
-            value = look()
-        except Exception as error:  # whatever a broken installation raises is what is asked for
+            value = inspect()
+        except Exception as error:  # a broken installation may raise anything: report it
             lines = str(error).strip().splitlines()
             value = {"error": ": ".join([type(error).__name__, *lines[:1]])}
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The model of a run, built from its config."""
+"""The network of a run: :func:`build_model` builds it, :func:`layer_costs` says what it costs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from normbench.initializers import seeded
 from normbench.machine import machine_memory
 
 COPIES = 4
-"""Times that a run holds its weights at least: themselves, their gradients, the optimizer's state
-and the arrays of a checkpoint."""
+"""Copies of the weights that a run holds at least: the weights, their gradients, the optimizer's
+state and the arrays of a checkpoint."""
 
 
 def build_model(config: Config, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
@@ -28,12 +28,12 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
     The initial weights depend on ``config.seed`` alone, on every backend.
 
     Args:
-        config: Of the run.
+        config: Config of the run.
         input_shape: (H, W, C) of the images.
         classes: Number of logits.
 
     Raises:
-        UserError: A combination that cannot be: groups that do not divide the channels, say.
+        UserError: The combination is impossible, for example groups do not divide the channels.
     """
     from normbench.norms.norm import make_norm
 
@@ -60,11 +60,11 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
 
 
 def parameter_count(model: keras.Model) -> int:
-    """Count a model's trained parameters."""
+    """Return the number of a model's trained parameters."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
-# --- what a network costs, layer by layer, read from its Keras layers without running it ----------
+# --- cost of each layer, read from the Keras layers without running them --------------------------
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -79,7 +79,7 @@ _TRANSPOSED = (
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
 )
-_PASSES_GRADIENT_ON = (
+_NEEDS_NEITHER = (
     "Add",
     "AveragePooling2D",
     "Concatenate",
@@ -93,32 +93,32 @@ _PASSES_GRADIENT_ON = (
     "UpSampling2D",
     "ZeroPadding2D",
 )
-"""Kinds of layers that go backward without what they were given."""
-_GOES_BACKWARD_BY_ITS_OUTPUT = ("Activation", "Dropout", "MaxPooling2D", "ReLU", "Softmax")
-"""Kinds of layers that go backward by what they gave: a ReLU by its sign, a dropout by its mask."""
-_NEEDS_NO_INPUT = (*_PASSES_GRADIENT_ON, "Activation", "ReLU", "Softmax")
+"""Kinds of layers whose backward pass needs neither their input nor their output."""
+_NEEDS_OUTPUT = ("Activation", "Dropout", "MaxPooling2D", "ReLU", "Softmax")
+"""Kinds of layers whose backward pass needs their output: a ReLU its sign, a dropout its mask."""
+_NEEDS_NO_INPUT = (*_NEEDS_NEITHER, "Activation", "ReLU", "Softmax")
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer of a network is and costs.
+    """Description and cost of one layer of a network.
 
     Attributes:
-        name: The layer's name.
-        kind: Its class.
-        about: What sets it apart from others of its kind, as ``3×3 /2``; may be empty.
-        inputs: Names of the layers that it is given the outputs of.
-        output_shape: Without the batch axis.
-        parameters: Trained ones.
-        multiply_adds: For one image, forward; convolutions and linear layers count, as in the
-            papers, biases, normalizations, activations and pooling do not.
-        activation_bytes: Of one image's output, in the dtype that the layer computes in.
-        kept_bytes: The same, but 0 where the backward pass does without the output. In float32
-            their sum is what TensorFlow keeps, within 2 %; in half precision a normalization may
-            keep float32 copies besides.
-        place: Where in a block a normalization stands; None for other layers, and for a
+        name: Name of the layer.
+        kind: Name of the layer's class.
+        about: Main options of the layer, as in ``3×3 /2``; may be empty.
+        inputs: Names of the layers whose outputs are the layer's inputs.
+        output_shape: Shape of the output without the batch axis.
+        parameters: Number of trained parameters.
+        multiply_adds: Multiply-adds of one image's forward pass. As in the papers, convolutions
+            and linear layers count; biases, normalizations, activations and pooling do not.
+        activation_bytes: Bytes of one image's output, in the dtype that the layer computes in.
+        kept_bytes: The same, but 0 if the backward pass does not need the output. In float32 the
+            sum over layers is what TensorFlow keeps in memory, within 2 %; in half precision a
+            normalization may keep float32 copies as well.
+        place: Position in a block of a normalization; None for other layers, and for a
             normalization that was loaded from a file.
-        parametrization: What the kernel passes through before it is used; None for nothing.
+        parametrization: Class of the kernel's weight parametrization; None if there is none.
     """
 
     name: str
@@ -135,16 +135,16 @@ class LayerCost:
 
 
 def layer_costs(model: keras.Model) -> list[LayerCost]:
-    """Say what each layer of a network costs, from the images to the logits.
+    """Return the cost of each layer of a network, from the images to the logits.
 
-    A branch stays together, and follows the one that its join names first. A layer used twice is
-    listed twice, its parameters at the first.
+    The layers of a branch stay together; branches come in the order in which their join names
+    them. A layer that is used twice is listed twice, with its parameters at the first use.
 
     Args:
         model: A built network whose images have a known size.
 
     Raises:
-        ValueError: Images of an unknown size.
+        ValueError: The size of the images is unknown.
     """
     nodes = list(_from_images_to_logits(model))
     kept = _kept(nodes)
@@ -157,23 +157,23 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
 
 
 def multiply_adds(model: keras.Model) -> int:
-    """Count the multiply-adds of one image's forward pass to all outputs (see :class:`LayerCost`).
+    """Return the multiply-adds of one image's forward pass (see :class:`LayerCost`).
 
     Raises:
-        ValueError: Images of an unknown size.
+        ValueError: The size of the images is unknown.
     """
     return sum(cost.multiply_adds for cost in layer_costs(model))
 
 
 def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:
-    """Each use of each layer (a Keras ``Node``), after those that it depends on."""
+    """Yield each use of each layer (a Keras ``Node``), after the uses that it depends on."""
     done: set[tuple[int, int]] = set()
     waiting = [tensor._keras_history for tensor in reversed(model.outputs)]
     while waiting:
         history = waiting[-1]
         node = history.operation._inbound_nodes[history.node_index]
         before = [tensor._keras_history for tensor in node.input_tensors]
-        missing = [each for each in before if _key(each) not in done]
+        missing = [source for source in before if _key(source) not in done]
         if _key(history) in done:
             waiting.pop()
         elif missing:
@@ -188,11 +188,11 @@ def _key(history: Any) -> tuple[int, int]:
 
 
 def _kept(nodes: Iterable[Any]) -> set[tuple[int, int]]:
-    """Which uses have an output that the backward pass needs."""
+    """Return the keys of the uses whose output the backward pass needs."""
     kept = set()
     for node in nodes:
         kind = type(node.operation).__name__
-        if kind in _GOES_BACKWARD_BY_ITS_OUTPUT:
+        if kind in _NEEDS_OUTPUT:
             kept.update(_key(tensor._keras_history) for tensor in node.outputs)
         if kind not in _NEEDS_NO_INPUT:
             kept.update(_key(tensor._keras_history) for tensor in node.input_tensors)
@@ -203,7 +203,7 @@ def _cost(node: Any, kept: set[tuple[int, int]], first: bool) -> LayerCost:
     layer = node.operation
     output = node.outputs[0]
     shape = _image(layer, output)
-    size = sum(math.prod(_image(layer, each)) * _bytes(each.dtype) for each in node.outputs)
+    size = sum(math.prod(_image(layer, tensor)) * _bytes(tensor.dtype) for tensor in node.outputs)
     trained = getattr(layer, "trainable_variables", ()) if first else ()
     parametrization = getattr(layer, "parametrization", None)
     return LayerCost(
@@ -222,7 +222,7 @@ def _cost(node: Any, kept: set[tuple[int, int]], first: bool) -> LayerCost:
 
 
 def _image(layer: Any, tensor: Any) -> tuple[int, ...]:
-    """A tensor's shape without the batch axis."""
+    """Return a tensor's shape without the batch axis."""
     shape = tuple(tensor.shape[1:])
     if None in shape:
         raise ValueError(f"{layer.name} has an output of unknown size, {shape}: build the network "
@@ -242,65 +242,69 @@ def _multiply_adds(layer: Any, node: Any, shape: tuple[int, ...]) -> int:
         return math.prod(layer.kernel.shape) * math.prod(shape[:-1])
     if isinstance(layer, _SEPARABLE):
         weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
-        return weights * _places(layer, shape)
-    if isinstance(layer, _TRANSPOSED):  # the kernel is laid down at every place of the input
-        return math.prod(layer.kernel.shape) * _places(layer, _image(layer, node.input_tensors[0]))
+        return weights * _positions(layer, shape)
+    if isinstance(
+        layer, _TRANSPOSED
+    ):  # the kernel is applied at every spatial position of the input
+        return math.prod(layer.kernel.shape) * _positions(
+            layer, _image(layer, node.input_tensors[0])
+        )
     if isinstance(layer, _CONVOLUTIONS):  # a kernel has as many input channels as a group
-        return math.prod(layer.kernel.shape) * _places(layer, shape)
+        return math.prod(layer.kernel.shape) * _positions(layer, shape)
     return 0
 
 
-def _places(layer: Any, shape: tuple[int, ...]) -> int:
-    """Height times width."""
+def _positions(layer: Any, shape: tuple[int, ...]) -> int:
+    """Return the number of spatial positions of a shape without batch axis."""
     return math.prod(shape[1:] if layer.data_format == "channels_first" else shape[:-1])
 
 
 def _about(layer: Any) -> str:
-    """The options that one looks for first."""
-    said = []
+    """Describe the main options of a layer."""
+    words = []
     window = getattr(layer, "kernel_size", None) or getattr(layer, "pool_size", None)
     if window:
-        said.append("×".join(map(str, window)))
+        words.append("×".join(map(str, window)))
         strides = set(layer.strides)
         if strides != {1}:
-            said.append("/" + "×".join(map(str, sorted(strides))))
+            words.append("/" + "×".join(map(str, sorted(strides))))
     groups = getattr(layer, "groups", None)
     if isinstance(groups, int) and (groups > 1 or not window):
-        said.append(f"{groups} groups")
+        words.append(f"{groups} groups")
     if getattr(layer, "channels_per_group", None):
-        said.append(f"{layer.channels_per_group} channels a group")
+        words.append(f"{layer.channels_per_group} channels a group")
     if getattr(layer, "max_value", None):
-        said.append(f"at most {layer.max_value:g}")
+        words.append(f"at most {layer.max_value:g}")
     if isinstance(layer, keras.layers.Activation):
-        said.append(layer.activation.__name__)
+        words.append(layer.activation.__name__)
     if isinstance(layer, keras.layers.Dropout):
-        said.append(f"rate {layer.rate:g}")
-    return " ".join(said)
+        words.append(f"rate {layer.rate:g}")
+    return " ".join(words)
 
 
 def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
-    """Refuse a network that this machine has not the memory to train.
+    """Refuse a network that this machine does not have the memory to train.
 
-    The estimate is a lower bound: copies of the weights and, on a CPU, what the backward pass keeps
-    of one mini-batch. A GPU says itself that its memory is spent, and ``accumulate=auto`` may split
-    the batch.
+    The estimate is a lower bound: copies of the weights and, on a CPU, the activations of one
+    mini-batch that the backward pass needs. They are left out on a GPU, which reports by itself
+    that its memory is full, and with ``accumulate=auto``, which may split the batch.
 
     Args:
-        config: Of the run.
-        model: Its network; may have been built without weights.
+        config: Config of the run.
+        model: Network of the run; may have been built without weights.
         on_cpu: Whether the run computes on a CPU.
 
     Raises:
-        TooLarge: It needs more than there is.
+        TooLarge: The network needs more memory than there is.
     """
-    room = machine_memory()
+    available = machine_memory()
     network = f"norm={config.norm_name} in arch={config.arch['name']}"
     weights = sum(math.prod(variable.shape) for variable in model.variables)
     need = 4 * COPIES * weights
-    if need > room:
+    if need > available:
         raise TooLarge(
             f"{network} has {count(weights)} weights, which take at least {size(need)} in "
-            f"training: this machine has {size(room)} of memory"
+            f"training: this machine has {size(available)} of memory"
         )
     if not on_cpu or config.accumulate == "auto":
         return
@@ -309,9 +313,9 @@ def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
     except ValueError:  # an output of unknown size: nothing can be estimated
         return
     need += kept * config.micro_batch
-    if need > room:
+    if need > available:
         raise TooLarge(
             f"{network} takes at least {size(need)} in training with batch={config.batch} "
-            f"({size(kept)} an image): this machine has {size(room)} of memory; use a smaller "
+            f"({size(kept)} an image): this machine has {size(available)} of memory; use a smaller "
             "batch, or accumulate=N to train it in N parts"
         )

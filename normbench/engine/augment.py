@@ -1,4 +1,4 @@
-"""From stored bytes to what a network sees: augmentation and scaling, inside the compiled step."""
+"""Augmentation and scaling of images inside the compiled step: :class:`Images`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class Images:
     """How a data set's images are augmented and scaled.
 
     Args:
-        mean: float32 (C,), of the training images scaled to 0..1.
-        std: float32 (C,), likewise.
-        crop_padding: Zeros around an image before a random crop of its old size, in pixels.
-        flip: Whether to mirror half of the images left to right.
+        mean: Mean of each channel of the training images scaled to 0..1, float32 (C,).
+        std: Standard deviation of the same, float32 (C,).
+        crop_padding: Width in pixels of the border of zeros that is added to an image before a
+            random crop of its original size.
+        flip: Mirror half of the images left to right.
     """
 
     mean: np.ndarray
@@ -28,16 +29,21 @@ class Images:
     flip: bool
 
     def scale(self, pixels: Any) -> Any:
-        """Turn uint8 (N, H, W, C) into float32 with the training set's mean 0 and deviation 1."""
+        """Scale uint8 (N, H, W, C) to float32 of mean 0 and deviation 1 over the training set."""
         offset = (self.mean * 255.0).astype(np.float32)
         factor = (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
         return (ops.cast(pixels, "float32") - offset) * factor
 
     def prepare(self, pixels: Any, words: tuple[Any, Any]) -> Any:
-        """Crop, flip and scale uint8 (N, H, W, C), as one pass over them where that is quicker."""
+        """Crop, flip and scale uint8 (N, H, W, C), in one compiled pass where that is faster.
+
+        Args:
+            pixels: Images, uint8 (N, H, W, C).
+            words: Two random words of each image, uint32 (N,).
+        """
         augments = bool(self.crop_padding or self.flip)
-        # Picking pixels one by one, TensorFlow is slow at any number of them.
-        function = compile_shared(_prepared, pixels, by_xla=True if augments else None)
+        # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays for that.
+        function = compile_shared(_prepare, pixels, by_xla=True if augments else None)
         return function(
             pixels,
             *words,
@@ -48,7 +54,7 @@ class Images:
         )
 
     def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
-        """Crop and flip uint8 (N, H, W, C), as two random uint32 words an image decide."""
+        """Crop and flip images; arguments as for :meth:`prepare`."""
         if not self.crop_padding and not self.flip:
             return pixels
         count, height, width, channels = pixels.shape
@@ -65,13 +71,13 @@ class Images:
         rows = ops.clip(rows, 0, height - 1)
         columns = ops.clip(columns, 0, width - 1)
         image = ops.arange(count, dtype="int32")[:, None, None]
-        places = (image * height + rows[:, :, None]) * width + columns[:, None, :]
+        positions = (image * height + rows[:, :, None]) * width + columns[:, None, :]
         flat = ops.reshape(pixels, (count * height * width, channels))
-        moved = ops.take(flat, places, axis=0)
+        moved = ops.take(flat, positions, axis=0)
         return ops.where(inside[..., None], moved, ops.zeros_like(moved))
 
 
-def _prepared(
+def _prepare(
     pixels: Any,
     word0: Any,
     word1: Any,
@@ -81,7 +87,7 @@ def _prepared(
     crop_padding: int,
     flip: bool,
 ) -> Any:
-    """As :meth:`Images.prepare`, of what can be told by its value."""
+    """Compute :meth:`Images.prepare`; the options are hashable, so that equal ones compile once."""
     images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), crop_padding, flip)
     return images.scale(images.augment(pixels, (word0, word1)))
 
@@ -91,7 +97,7 @@ def _within(positions: Any, length: int) -> Any:
 
 
 def _bits(words: Any, first: int, count: int) -> Any:
-    """``count`` bits of uint32 words from bit ``first`` on, as int32."""
+    """Return ``count`` bits of uint32 words from bit ``first`` on, as int32."""
     shifted = ops.bitwise_right_shift(words, ops.convert_to_tensor(np.uint32(first), "uint32"))
     mask = ops.convert_to_tensor(np.uint32(2**count - 1), "uint32")
     return ops.cast(ops.bitwise_and(shifted, mask), "int32")

@@ -1,4 +1,4 @@
-"""The backend of this process: chosen once, before Keras is imported."""
+"""The backend of this process: :func:`start` chooses it once, before Keras is imported."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ Spec = tuple[tuple[int, ...], str]
 """Shape and data type of a tensor."""
 
 _OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
-"""What Keras and TensorFlow import if it is there, for uses that no run has: 2 of 4 seconds."""
+"""Packages that Keras and TensorFlow import if installed, for features that no run uses; they
+take 2 of 4 seconds."""
 
 
 def start(backend: str, precision: str) -> dict[str, Any]:
     """Make this process run Keras on ``backend`` under the dtype policy ``precision``.
 
-    On a CPU the backend is told to compute in a fixed order, which on a GPU would cost speed, and
-    TensorFlow to divide its threads (:mod:`normbench.engine.threads`).
+    On a CPU, the backend computes in a fixed order, which would cost speed on a GPU, and TensorFlow
+    divides its threads (:mod:`normbench.engine.threads`).
 
     Returns:
-        What a run's record says of it: backend, precision, jit_compile, deterministic, threads,
+        Facts for the run's record: backend, precision, jit_compile, deterministic, threads,
         shards.
 
     Raises:
@@ -44,7 +45,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with _native_messages_held(), _hidden([each for each in _OPTIONAL if each != backend]):
+    with _native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
         try:
             import keras
         except ModuleNotFoundError as error:
@@ -92,26 +93,27 @@ def trace(function: Callable[[Any], Any], specs: Sequence[Sequence[Spec]]) -> No
     """Trace a function of nested lists of tensors, and compute nothing.
 
     Args:
-        function: Of one list of lists, as ``specs`` are.
-        specs: Shape and data type of each tensor.
+        function: Function of one list of lists of tensors.
+        specs: Shape and data type of each tensor, in the same nesting.
     """
     if _running_backend() == "jax":
         import jax
 
-        jax.eval_shape(function, [[jax.ShapeDtypeStruct(*spec) for spec in each] for each in specs])
+        jax.eval_shape(
+            function, [[jax.ShapeDtypeStruct(*spec) for spec in group] for group in specs]
+        )
         return
     import tensorflow as tf
 
     traced = tf.function(function, autograph=False)
-    traced.get_concrete_function([[tf.TensorSpec(*spec) for spec in each] for each in specs])
+    traced.get_concrete_function([[tf.TensorSpec(*spec) for spec in group] for group in specs])
 
 
 @contextmanager
 def _native_messages_held() -> Iterator[None]:
-    """Hold back what native code writes to standard error while a backend starts.
+    """Hold back what native code writes to standard error; show it if the backend fails to start.
 
-    TensorFlow greets with messages that no setting silences and that would tear a live screen;
-    they are shown where the start fails.
+    TensorFlow prints messages that no setting silences and that would tear a live screen.
     """
     sys.stderr.flush()
     try:
@@ -135,19 +137,19 @@ def _native_messages_held() -> Iterator[None]:
 
 @contextmanager
 def _hidden(packages: list[str]) -> Iterator[None]:
-    """Let packages that nothing has imported yet seem to be missing.
+    """Within the context, make packages that are not imported yet appear to be missing.
 
-    Not in a notebook or at a prompt, where Keras's uses of them may be wanted later.
+    Does nothing in a notebook or at a prompt, where Keras's uses of them may be wanted later.
     """
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-    hidden = [] if interactive else [each for each in packages if each not in sys.modules]
+    hidden = [] if interactive else [name for name in packages if name not in sys.modules]
     modules: dict[str, Any] = sys.modules
     modules.update(dict.fromkeys(hidden))
     try:
         yield
     finally:
-        for each in hidden:
-            del modules[each]
+        for name in hidden:
+            del modules[name]
 
 
 def _started_jax() -> dict[str, Any]:

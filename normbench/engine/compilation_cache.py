@@ -1,11 +1,11 @@
-"""What JAX compiles, kept on disk for processes to come.
+"""A cache on disk of the programs that JAX compiles: :func:`keep` turns it on.
 
-For a GPU, where XLA times kernels to choose between them, compiling takes longest; a sweep's
-workers, and the sweep of tomorrow, then read what one has compiled. The choices are kept with it,
-so that a run that goes on computes as it did before.
+It is for GPUs, where compiling takes longest because XLA times kernels to choose between them. A
+sweep's other workers, and later sweeps, read what one worker has compiled. XLA's choices are stored
+with it, so that a resumed run computes as it did before.
 
-Not for a CPU, where it would save seconds: what was compiled for one processor is run on another
-after no more than a line in the log, and may crash there (jax-ml/jax issue 38445).
+It is not used on a CPU, where it would save seconds: JAX runs a program that was compiled for
+another processor after no more than a line in the log, and may crash (jax-ml/jax issue 38445).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from normbench.store.files import user_cache
 
 log = logging.getLogger("normbench")
 
-LARGEST = 2 * 2**30
-"""Bytes, beyond which JAX drops what has not been used for longest."""
+MAX_BYTES = 2 * 2**30
+"""Size of the cache above which JAX drops the programs that were not used for longest."""
 
-_WORTHWHILE = 0.5
-"""Seconds to compile from which on a program is kept."""
+_MIN_SECONDS = 0.5
+"""A program that compiles in less time is not stored."""
 
 
 def keep(folder: Path | None = None) -> Path | None:
-    """Have JAX read what it has compiled before, and keep what it compiles from here on.
+    """Have JAX read programs from the cache, and store there what it compiles from now on.
 
-    A folder that the user has named, by ``JAX_COMPILATION_CACHE_DIR``, or JAX's own settings, stay.
-    Without a folder that can be written JAX goes on compiling anew, which is said in the log.
+    A folder set by the user through ``JAX_COMPILATION_CACHE_DIR`` or JAX's own settings stays. If
+    the folder cannot be written, JAX compiles without a cache and the log says so.
 
     Args:
-        folder: Where; by default in the user's cache folder.
+        folder: Folder of the cache; by default one in the user's cache folder.
 
     Returns:
-        The folder, or None where it was left to JAX.
+        The folder, or None if JAX's own settings stay.
     """
     import jax
 
-    settings: Any = jax.config  # whose attributes it makes as it runs
+    settings: Any = jax.config  # its attributes are made at run time
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
     folder = folder or user_cache() / "jax"
@@ -52,15 +52,15 @@ def keep(folder: Path | None = None) -> Path | None:
         log.info("nothing compiled is kept: %s: %s", folder, error.strerror)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", LARGEST)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTHWHILE)
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
     return folder
 
 
 def _drop_broken(folder: Path) -> None:
-    """Remove what a process that died, or its machine, had not written to the end.
+    """Remove files that a process had not finished writing when it, or its machine, died.
 
-    JAX neither replaces such a file nor counts it rightly.
+    JAX neither replaces such a file nor counts its size correctly.
     """
     try:
         with filelock.FileLock(folder / ".lockfile", timeout=1):  # JAX's own
@@ -69,5 +69,5 @@ def _drop_broken(folder: Path) -> None:
                 if not entry.stat().st_size or not stamp.is_file() or not stamp.stat().st_size:
                     entry.unlink()
                     stamp.unlink(missing_ok=True)
-    except filelock.Timeout:  # in use: another process has just looked
+    except filelock.Timeout:  # in use: the other process has just cleaned up
         return

@@ -1,8 +1,8 @@
-"""``normbench diagnose``: what probes measure in the checkpoints that runs left.
+"""Probes measured in the checkpoints of runs that are trained already: :func:`diagnose`.
 
-What is found stands in the run's ``diagnosis.jsonl``, a line a checkpoint and probe: ``checkpoint``
-(``last`` or ``best``), ``epoch`` and ``step`` of it, ``probe``, ``options``, ``values`` by name,
-``time`` and ``commit``. A report adds them to the run's row of that epoch.
+The results are appended to a run's ``diagnosis.jsonl``, one line per checkpoint and probe:
+``checkpoint`` (``last`` or ``best``), its ``epoch`` and ``step``, ``probe``, ``options``,
+``values`` by name, ``time`` and ``commit``. A report adds them to the run's row of that epoch.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("last", "best")
 
-#: Runs that a command names one by one; of more it names none.
 NAMED = 8
+"""Runs that a suggested command names one by one; of more it names none."""
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 Options = dict[str, dict[str, Any]]
-"""Of each probe: its group of the config."""
+"""Config group of each probe, by the probe's name."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A run to be diagnosed: its config, and the info of each checkpoint that it has."""
+    """A run to be diagnosed: its config, the info of its checkpoints, and the probes' options."""
 
     run: Run
     config: Config
@@ -48,13 +48,13 @@ class Target:
 
 @dataclass
 class DiagnoseResult:
-    """What became of a call of :func:`diagnose`.
+    """Result of :func:`diagnose`.
 
     Attributes:
-        lines: By run, the lines of its ``diagnosis.jsonl`` that answer what was asked, and those
-            that the run itself measured, in their form.
-        measured: How many of them are new.
-        failures: A sentence each.
+        lines: For each run, the lines of its ``diagnosis.jsonl`` for the probes that were asked
+            for; values that the run measured itself are given in the same form.
+        measured: Number of new lines.
+        failures: One sentence for each run that failed.
     """
 
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -77,19 +77,19 @@ def diagnose(
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> DiagnoseResult:
-    """Measure in the checkpoints of runs what was not measured yet.
+    """Measure probes in the checkpoints of runs, unless they were measured there before.
 
-    A probe's options are those of the command; else those that the run had; else the defaults.
+    A probe's options are those of the command, else those that the run had, else the defaults.
 
     Args:
-        store: Where the runs are.
-        names: Of runs, as :meth:`Store.find` takes them.
-        probes: Names; all that there are by default, those left out that a network refuses.
-        overrides: Options of probes, as ``probe.activations.images=100``.
-        config_dir: A further folder with config groups.
-        again: Measure also what was measured before.
-        command: For the lock of a run, to say who holds it.
-        say: Is told of each measurement and of each failure.
+        store: Store with the runs.
+        names: Names of runs, as :meth:`Store.find` takes them.
+        probes: Names of probes; by default all probes that the network does not refuse.
+        overrides: Options of probes, such as ``probe.activations.images=100``.
+        config_dir: Additional folder with config groups.
+        again: Also measure what was measured before.
+        command: Command line, recorded in the lock of a run.
+        say: Called with a line for each measurement and each failure.
 
     Raises:
         UserError: No such run or probe, or option; a run that has no checkpoint, that names a
@@ -104,7 +104,7 @@ def diagnose(
     wanted = list(dict.fromkeys(probes or offered))
     groups, given = _options(wanted, overrides, config_dir)
     targets = [_target(run, groups, given, config_dir) for run in _runs(store, names)]
-    backends = sorted({each.config.backend for each in targets})
+    backends = sorted({target.config.backend for target in targets})
     if len(backends) > 1:
         raise UserError(
             f"these runs used {' and '.join(backends)}: diagnose the runs of one backend at a time"
@@ -112,18 +112,18 @@ def diagnose(
 
     from normbench.engine.reuse import WarmState
 
-    outcome, warm = DiagnoseResult(), WarmState()
-    for each in targets:
+    result, warm = DiagnoseResult(), WarmState()
+    for target in targets:
         try:
-            outcome.measured += _diagnose(each, again, bool(probes), warm, list(command), say)
-            outcome.lines[each.run.name] = _answers(each)
+            result.measured += _diagnose(target, again, bool(probes), warm, list(command), say)
+            result.lines[target.run.name] = _answers(target)
         except UserError:
             raise
         except Exception as error:
             warm.drop_all()
-            outcome.failures.append(f"{each.run.name}: {reason(error)}")
-            say(outcome.failures[-1])
-    return outcome
+            result.failures.append(f"{target.run.name}: {reason(error)}")
+            say(result.failures[-1])
+    return result
 
 
 def _runs(store: Store, names: Iterable[str]) -> list[Run]:
@@ -134,7 +134,7 @@ def _runs(store: Store, names: Iterable[str]) -> list[Run]:
 def _options(
     names: Sequence[str], overrides: Sequence[str], config_dir: str | None
 ) -> tuple[Options, Options]:
-    """The groups of probes as their files and the overrides say, and what the overrides say."""
+    """Return the probes' groups with the overrides applied, and the overridden options alone."""
     for override in parse(overrides):
         group, _, rest = override.key_or_group.partition(".")
         name = rest.partition(".")[0]
@@ -157,18 +157,18 @@ def _options(
 def trained_without(
     asked: Sequence[tuple[Config, Run]], config_dir: str | Path | None = None
 ) -> list[str]:
-    """Say what configs ask of complete runs that can only be had while they train.
+    """Return notes on probes, loggers and labels that complete runs were trained without.
 
-    Probes, loggers and labels are no part of a run's signature: a complete run is found under the
-    config that has them, and is not trained again.
+    They are no part of a run's signature: a complete run is found under a config that names them,
+    and is not trained again.
 
     Args:
         asked: Complete runs, each with the config that it was found under.
-        config_dir: The further folder with config groups that those configs are composed from.
+        config_dir: Additional folder with config groups that those configs are composed from.
 
     Returns:
-        A line each for probes, with the command that measures them in the checkpoints, for loggers
-        and for labels; none where the runs have all of them.
+        Lines for probes, with the command that measures them in the checkpoints, for loggers and
+        for labels; empty if the runs have all of them.
     """
     probes: dict[tuple[str, ...], list[Run]] = {}
     loggers: dict[tuple[str, ...], list[Run]] = {}
@@ -218,11 +218,11 @@ def _s(runs: Sequence[Run]) -> str:
 
 
 def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -> Target:
-    """Read what is known of a run without its arrays.
+    """Read a run's config and the info of its checkpoints, without their arrays.
 
     Raises:
-        UserError: It has no checkpoint, or names a component that no config group has.
-        NormbenchError: A file of it is damaged.
+        UserError: The run has no checkpoint, or names a component that no config group has.
+        NormbenchError: A file of the run is damaged.
     """
     run.verify()
     tree = {k: v for k, v in (run.config or {}).items() if k not in ("signature", "schema")}
@@ -242,43 +242,45 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
 def _diagnose(
     target: Target, again: bool, named: bool, warm: WarmState, command: list[str], say: Callable
 ) -> int:
-    """Measure what is due of a run, and return how much that was."""
+    """Measure the probes that are due in a run, and return the number of new lines."""
     if not any(_due(target, name, again) for name in target.options):
         return 0
     with target.run.lock(command):
-        prepared = _prepared(target, named, warm, say)
-        for line in _own_changes(target, prepared):
+        setup = _prepare(target, named, warm, say)
+        for line in _own_changes(target, setup):
             say(f"{target.run.name}: {line}, which measures its weights")
         measured = 0
-        for probe in prepared.probes:
+        for probe in setup.probes:
             values: dict[tuple[int, int], dict[str, float]] = {}
             for checkpoint in _due(target, probe.name, again):
-                place = _place(target.checkpoints[checkpoint])
-                if place not in values:  # the last epoch may be the best
+                position = _position(target.checkpoints[checkpoint])
+                if position not in values:  # the last epoch may be the best
                     began = time.perf_counter()
-                    _restore(target, checkpoint, prepared)
-                    values[place] = probe.measure(prepared.loop, prepared.dataset)
+                    _restore(target, checkpoint, setup)
+                    values[position] = probe.measure(setup.loop, setup.dataset)
                     took = duration(time.perf_counter() - began)
-                    say(f"{target.run.name}: {probe.name} at epoch {place[0]} measured in {took}")
+                    say(
+                        f"{target.run.name}: {probe.name} at epoch {position[0]} measured in {took}"
+                    )
                 target.run.append_diagnosis(
-                    _line(target, checkpoint, probe.name) | {"values": values[place]} | _origin()
+                    _line(target, checkpoint, probe.name) | {"values": values[position]} | _origin()
                 )
                 measured += 1
     return measured
 
 
-def _own_changes(target: Target, prepared: TrainingSetup) -> list[str]:
-    """Say which code and data of one's own a run was trained with other versions of."""
+def _own_changes(target: Target, setup: TrainingSetup) -> list[str]:
+    """Return notes on the user's own code and data that changed since the run was trained."""
     from normbench.store.provenance import own_changes, own_code, own_data
 
     config = target.config
     now = own_code({**vars(config), "probe": {}})
-    now |= own_data(config.dataset, prepared.dataset.fingerprint)
+    now |= own_data(config.dataset, setup.dataset.fingerprint)
     return own_changes((target.run.meta or {}).get("own"), now)
 
 
 def _due(target: Target, probe: str, again: bool) -> list[str]:
-    """The checkpoints in which a probe is to be measured."""
+    """Return the checkpoints in which a probe is still to be measured."""
     known = [] if again else [_identity(line) for line in _known(target)]
     return [
         each for each in target.checkpoints if _identity(_line(target, each, probe)) not in known
@@ -286,11 +288,11 @@ def _due(target: Target, probe: str, again: bool) -> list[str]:
 
 
 def _known(target: Target) -> list[dict[str, Any]]:
-    """What was measured of a run: lines of its diagnoses, and of what it measured itself."""
+    """Return all measurements of a run: its diagnoses, and what it measured in training."""
     lines = target.run.diagnoses()
     rows = {(row["epoch"], row["step"]): row for row in target.run.metrics()}
     for checkpoint, info in target.checkpoints.items():
-        row = rows.get(_place(info), {})
+        row = rows.get(_position(info), {})
         for name, options in target.config.probe.items():
             prefix = f"probe/{name}/"
             values = {key.removeprefix(prefix): v for key, v in row.items() if key[:6] == "probe/"
@@ -302,7 +304,7 @@ def _known(target: Target) -> list[dict[str, Any]]:
 
 
 def _answers(target: Target) -> list[dict[str, Any]]:
-    """Of what is known of a run, the newest of each probe and checkpoint that was asked for."""
+    """Return the newest measurement of each probe and checkpoint that was asked for."""
     asked = {
         _identity(_line(target, each, name)): None
         for name in target.options
@@ -312,10 +314,10 @@ def _answers(target: Target) -> list[dict[str, Any]]:
     return [found[key] for key in asked if found[key] is not None]
 
 
-def _prepared(
+def _prepare(
     target: Target, named: bool, warm: WarmState, say: Callable[[str], None]
 ) -> TrainingSetup:
-    """Build what the run was trained with, and the probes that its network does not refuse."""
+    """Build the run's training setup with the probes that its network does not refuse."""
     from dataclasses import replace
 
     from normbench.engine import backend
@@ -326,38 +328,38 @@ def _prepared(
     config = replace(target.config, probe={})
     dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
-    # That many functions are traced is no mistake where many networks are looked at.
+    # TensorFlow warns of many traced functions, which are expected with many networks.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     micro_batches = MicroBatches(config, target.run.meta).count
     if not warm.has_loop_for(config, micro_batches):
         warm.drop_loop()
-    prepared = prepare(config, dataset, warm, micro_batches)
+    setup = prepare(config, dataset, warm, micro_batches)
     probes = []
     for probe in make_probes(target.options):
         try:
-            probe.check(prepared.model)
+            probe.check(setup.model)
             probes.append(probe)
         except UserError as refusal:
             if named:
                 raise
             say(f"{target.run.name}: {probe.name} left out: {refusal}")
-    return replace(prepared, probes=probes)
+    return replace(setup, probes=probes)
 
 
-def _restore(target: Target, checkpoint: str, prepared: TrainingSetup) -> None:
-    """Put the loop where the run was at a checkpoint, in the epoch that it had just trained."""
+def _restore(target: Target, checkpoint: str, setup: TrainingSetup) -> None:
+    """Load a checkpoint into the loop, in the epoch that the run had just trained."""
     loaded = target.run.load_checkpoint(best=checkpoint == "best")
     if loaded is None:
         raise NormbenchError(f"the checkpoint {checkpoint} is gone")
     arrays, info = loaded
-    epoch, step = _place(info)
-    prepared.loop.begin_epoch(max(epoch - 1, 0))
-    prepared.loop.rate = float(prepared.rates[max(step - 1, 0)])
-    prepared.loop.load({k: v for k, v in arrays.items() if not k.startswith("partial/")})
+    epoch, step = _position(info)
+    setup.loop.begin_epoch(max(epoch - 1, 0))
+    setup.loop.rate = float(setup.rates[max(step - 1, 0)])
+    setup.loop.load({k: v for k, v in arrays.items() if not k.startswith("partial/")})
 
 
 def _line(target: Target, checkpoint: str, probe: str) -> dict[str, Any]:
-    epoch, step = _place(target.checkpoints[checkpoint])
+    epoch, step = _position(target.checkpoints[checkpoint])
     return {
         "checkpoint": checkpoint,
         "epoch": epoch,
@@ -368,7 +370,7 @@ def _line(target: Target, checkpoint: str, probe: str) -> dict[str, Any]:
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A probe's options; how often a run measures them is none of a single checkpoint's."""
+    """Return a probe's options without ``every``, which does not matter for one checkpoint."""
     return {k: v for k, v in group.items() if k not in ("name", "_target_", "every")}
 
 
@@ -378,11 +380,11 @@ def _origin() -> dict[str, Any]:
     return {"time": utc_now(), "commit": (package_git() or {}).get("commit")}
 
 
-def _place(info: Mapping[str, Any]) -> tuple[int, int]:
+def _position(info: Mapping[str, Any]) -> tuple[int, int]:
     return int(info["epoch"]), int(info["step"])
 
 
 def _identity(line: Mapping[str, Any]) -> str:
-    """What makes two measurements the same one."""
+    """Return a text that is equal for two lines of the same measurement."""
     keys = ("checkpoint", "epoch", "step", "probe", "options")
     return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""A network's weights as the vectors that the optimizer's update takes one by one."""
+"""A network's weights as the vectors that the optimizer updates one by one: WeightVectors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from normbench.engine.loop import flatten, unflatten
 Tensor = Any
 
 LARGE = 2**16
-"""Elements from which on a weight is a part by itself on a CPU.
+"""Number of elements from which on a weight is a vector by itself on a CPU.
 
-Below it what an operation costs to begin counts, which a part of many weights pays once; above it
-the memory that laying weights end to end, and taking them apart again, goes through.
+For smaller weights the fixed cost of an operation dominates, which a vector of many weights pays
+once. For larger ones the memory traffic of laying weights end to end and splitting them again does.
 """
 
 
 class WeightVectors:
-    """Small weights laid end to end as the first part, each large one as another.
+    """All small weights laid end to end as the first vector, and each large weight as another.
 
     Args:
-        shapes: Of all weights, in their order.
-        large: Elements from which on a weight is a part by itself; None for one part of all.
+        shapes: Shapes of all weights, in their order.
+        large: Number of elements from which on a weight is a vector by itself; None for a single
+            vector of all weights.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], large: int | None) -> None:
@@ -32,27 +33,27 @@ class WeightVectors:
         self._sizes = [math.prod(shape) for shape in shapes]
         alone = [i for i, size in enumerate(self._sizes) if large is not None and size >= large]
         together = [i for i in range(len(shapes)) if i not in alone]
-        self._parts = [each for each in (together, *([i] for i in alone)) if each]
+        # For each vector, the indices of its weights.
+        self._groups = [group for group in (together, *([i] for i in alone)) if group]
 
     def vectors(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The parts, float32 (P,), of one tensor for each weight."""
-        return [flatten([tensors[i] for i in part]) for part in self._parts]
+        """Return the vectors, float32 (P,), of a list with one tensor for each weight."""
+        return [flatten([tensors[i] for i in group]) for group in self._groups]
 
     def tensors(self, vectors: list[Tensor]) -> list[Tensor]:
         """Undo :meth:`vectors`."""
         tensors: list[Tensor] = [None] * len(self._shapes)
-        for part, vector in zip(self._parts, vectors, strict=True):
-            for i, tensor in zip(
-                part, unflatten(vector, [self._shapes[i] for i in part]), strict=True
-            ):
-                tensors[i] = tensor
+        for group, vector in zip(self._groups, vectors, strict=True):
+            pieces = unflatten(vector, [self._shapes[i] for i in group])
+            for i, piece in zip(group, pieces, strict=True):
+                tensors[i] = piece
         return tensors
 
-    def divided(self, vector: np.ndarray) -> list[np.ndarray]:
-        """The parts of all weights laid end to end in their order."""
-        each = np.split(vector, np.cumsum(self._sizes)[:-1])
-        return [np.concatenate([each[i] for i in part]) for part in self._parts]
+    def split(self, vector: np.ndarray) -> list[np.ndarray]:
+        """Return the vectors of an array that has all weights end to end in their order."""
+        pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
+        return [np.concatenate([pieces[i] for i in group]) for group in self._groups]
 
-    def joined(self, vectors: list[np.ndarray]) -> np.ndarray:
-        """Undo :meth:`divided`."""
-        return np.concatenate([np.ravel(each) for each in self.tensors(vectors)])
+    def join(self, vectors: list[np.ndarray]) -> np.ndarray:
+        """Undo :meth:`split`."""
+        return np.concatenate([np.ravel(tensor) for tensor in self.tensors(vectors)])

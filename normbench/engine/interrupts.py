@@ -1,4 +1,8 @@
-"""Ctrl-C: held back where what goes on must not be torn in two, and never lost."""
+"""Ctrl-C and SIGTERM during training: delayed where work must not be torn in two, never lost.
+
+:func:`delay_interrupts` protects a few statements; :func:`remember_interrupts` and
+:func:`raise_remembered` raise again an interrupt that Python dropped.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,14 @@ from typing import Any
 
 Handler = Callable[..., Any]
 
-_asked: list[int] = []
+_remembered: list[int] = []
 
 
 @contextmanager
 def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM go to what ``wrapped`` makes of their handlers.
+    """Within the context, replace the handlers of SIGINT and SIGTERM by ``wrapped(handler)``.
 
-    Outside of the main thread, which no signal interrupts, it does nothing.
+    Does nothing outside of the main thread, the only one that signals interrupt.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -35,18 +39,18 @@ def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
 
 @contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Within it, :func:`raise_remembered` raises again an interrupt that did not get through.
+    """Within the context, note each interrupt, so that :func:`raise_remembered` can raise it again.
 
-    Python prints and drops what a signal's handler raises while a finalizer or a callback from C
-    runs, and there are many of them while a network is traced.
+    Python prints and drops an exception that a signal's handler raises while a finalizer or a
+    callback from C runs, and there are many of them while a network is traced.
     """
 
     def remembering(handler: Handler) -> Handler:
         def handle(number: int, frame: Any) -> None:
             try:
                 handler(number, frame)
-            except BaseException:  # one that raises nothing wants nothing to end
-                _asked.append(number)
+            except BaseException:  # a handler that raises nothing does not want to end the run
+                _remembered.append(number)
                 raise
 
         return handle
@@ -55,22 +59,22 @@ def remember_interrupts() -> Iterator[None]:
         with _handled_by(remembering):
             yield
     finally:
-        _asked.clear()
+        _remembered.clear()
 
 
 def raise_remembered() -> None:
-    """Raise KeyboardInterrupt if an interrupt came within :func:`remembered` and work goes on."""
-    if _asked:
+    """Raise KeyboardInterrupt if an interrupt within :func:`remember_interrupts` was dropped."""
+    if _remembered:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def delay_interrupts() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM wait; they are handled as it is left.
+    """Within the context, make SIGINT and SIGTERM wait; handle them when it is left.
 
-    Python handles a signal between any two of its instructions: after a compiled step has changed
-    the weights, say, and before it is counted. A checkpoint written then would go on with other
-    numbers.
+    Python handles a signal between any two of its instructions: for example after a compiled step
+    has changed the weights and before it is counted. A run resumed from a checkpoint written at
+    that moment would end in other numbers.
     """
     waiting: list[Callable[[], Any]] = []
 

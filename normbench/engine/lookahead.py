@@ -1,4 +1,4 @@
-"""The steps that the optimizer would take next, worked out beside the training."""
+"""The steps that the optimizer would take next, computed on copies: :func:`lookahead`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ class Step(NamedTuple):
     """A step that was not taken; the vectors are float32 (P,) as :meth:`Loop.weights`.
 
     Attributes:
-        weights: From which it would be taken.
-        loss: Of the mini-batch there.
-        gradient: Of that loss, as it comes: not clipped, without weight decay.
-        update: What the step would add to the weights, weight decay, momentum, clipping and
-            constraints included.
-        direction: The update per unit of the learning rate. It is known where the rate is so low
-            that the update is lost in the weights' rounding, or 0; but 0 then for weights
-            under a constraint.
+        weights: Weights before the step.
+        loss: Loss of the mini-batch at these weights.
+        gradient: Gradient of that loss, not clipped and without weight decay.
+        update: Change of the weights, with weight decay, momentum, clipping and constraints.
+        direction: Update per unit of the learning rate. It is exact even at a rate of 0, or at one
+            so low that rounding of the weights swallows the update; weights under a constraint
+            then have a direction of 0.
     """
 
     weights: np.ndarray
@@ -39,18 +38,18 @@ def lookahead(
 ) -> list[Step]:
     """Return the steps that training would take on these mini-batches, one after another.
 
-    The optimizer's own formula, from its present slots (velocity, moments) and count of steps, on
-    gradients of :meth:`Loop.gradients`: without augmentation, and with what is no weight (moving
-    averages, random numbers) as it is now at each of the steps. Only copies move: the loop takes
-    no step and nothing of its state is written.
+    The optimizer's own formula is applied to its present slots (velocity, moments) and step count,
+    on gradients of :meth:`Loop.gradients`: without augmentation, and with the present values of
+    what is no weight (moving averages, random numbers) in all steps. Only copies change: the loop
+    takes no step, and its state stays as it is.
 
     Args:
-        loop: Whose training it is.
+        loop: Loop of the run.
         batches: Pixels, uint8 (N, H, W, C), and labels, int32 (N,), of each mini-batch.
-        rate: Learning rate of all these steps.
+        rate: Learning rate of all steps.
     """
     optimizer, variables = loop.settings.optimizer, list(loop.model.trainable_variables)
-    shapes = [tuple(each.shape) for each in variables]
+    shapes = [tuple(variable.shape) for variable in variables]
     state = loop.state()
     slots: list[Any] = [
         ops.convert_to_tensor(state[f"optimizer/slot{index}"]) for index in range(optimizer.slots)
@@ -62,18 +61,19 @@ def lookahead(
     for pixels, labels in batches:
         loss, gradient = loop.gradients(pixels, labels, weights)
         if loop.settings.scaled_loss and not np.isfinite(gradient).all():
-            # As in training: the step is left out.
-            none = np.zeros_like(weights)
-            steps.append(Step(weights, loss, gradient, none, none))
+            # A gradient that overflowed leaves its step out, as in training.
+            zeros = np.zeros_like(weights)
+            steps.append(Step(weights, loss, gradient, zeros, zeros))
             continue
         here = ops.convert_to_tensor(weights)
         clipped = _clipped(loop, variables, shapes, weights, gradient)
         step = ops.convert_to_tensor(np.int32(count))
-        # All optimizers are linear in the rate, so at 1 they tell the direction unrounded.
-        far, slots = optimizer.update(
+        # All optimizers are linear in the rate: at a rate of 1 the direction is not lost in the
+        # rounding of the weights.
+        moved, slots = optimizer.update(
             here, clipped, slots, ops.convert_to_tensor(np.float32(1.0)), step, decayed
         )
-        direction = weights - _numpy(far)
+        direction = weights - _numpy(moved)
         update = np.float32(-rate) * direction
         update, direction = _under_constraints(variables, shapes, weights, update, direction, rate)
         steps.append(Step(weights, loss, gradient, update, -direction))
@@ -85,12 +85,14 @@ def lookahead(
 def _clipped(
     loop: Loop, variables: list[Any], shapes: list[Any], weights: np.ndarray, gradient: np.ndarray
 ) -> Any:
-    """The gradient as the optimizer is handed it."""
+    """Return the gradient as the optimizer receives it."""
     if not loop.settings.optimizer.agc:
         return ops.convert_to_tensor(gradient)
     values = shared.unflatten(ops.convert_to_tensor(weights), shapes)
     gradients = shared.unflatten(ops.convert_to_tensor(gradient), shapes)
-    scale = ops.convert_to_tensor(np.float32(1.0))  # the gradient is already divided by any other
+    scale = ops.convert_to_tensor(
+        np.float32(1.0)
+    )  # ``gradient`` is of the loss itself, not of a scaled one
     factor = loop.settings.optimizer.agc
     return shared.flatten(clip_adaptively(variables, values, gradients, factor, scale))
 
@@ -103,7 +105,7 @@ def _under_constraints(
     direction: np.ndarray,
     rate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace what weights with a constraint would move by what they move within it."""
+    """Return the update and direction of weights that a constraint holds."""
     if all(variable.constraint is None for variable in variables):
         return update, direction
     update, direction, start = update.copy(), direction.copy(), 0

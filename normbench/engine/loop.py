@@ -1,4 +1,8 @@
-"""What the loops of all backends share: their interface, the update, the names of their state."""
+"""The interface of the training loops, :class:`Loop`, and what they share on all backends.
+
+A loop has the data on the device and runs many steps in one compiled call. It is implemented for
+TensorFlow and JAX; the update of the weights, the loss and the names of the state are here.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,11 @@ import numpy as np
 from keras import ops
 
 from normbench.engine.augment import Images
-from normbench.engine.optimizer import clip_adaptively
+from normbench.engine.optimizer import clip_adaptively, is_decayed
 from normbench.kernels.compile import compile_shared
 
-GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles (Micikevicius et al. 2018)
+GROWTH_STEPS = 2000
+"""Finite steps after which the loss scale doubles (Micikevicius et al. 2018)."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,16 @@ class LoopSettings:
     Attributes:
         batch: Images per step.
         eval_batch: Images per evaluation step.
-        seed: Of the order of the images and of augmentation.
-        smoothing: Of the labels, in the training loss alone.
+        seed: Seed of the order of the images and of augmentation.
+        smoothing: Label smoothing of the training loss; evaluation uses none.
         optimizer: Has ``slots`` and ``update`` as :class:`normbench.engine.optimizer.SGD`.
         images: Augmentation and scaling.
-        scaled_loss: Whether gradients are computed in float16, so that the loss must be scaled.
-        auxiliary_weight: Of the loss of each auxiliary classifier that the model has.
-        micro_batches: Equal parts of a batch whose gradients are computed one after the other and
-            averaged for one step. Only one part's activations are in memory at a time, and batch
-            statistics are of one part. Divides ``batch``.
+        scaled_loss: Scale the loss, because gradients are computed in float16.
+        auxiliary_weight: Weight of the loss of each auxiliary classifier that the model has.
+        micro_batches: Number of micro-batches of equal size that a batch is split into; divides
+            ``batch``. Their gradients are computed one after the other and averaged for one step:
+            only one micro-batch's activations are in memory at a time, and batch statistics are
+            those of one micro-batch.
     """
 
     batch: int
@@ -91,7 +97,7 @@ class LoopSettings:
 
     @property
     def micro_batch(self) -> int:
-        """Images that go through the network at once, and that batch statistics are of."""
+        """Images that go through the network at once and share batch statistics."""
         return self.batch // self.micro_batches
 
 
@@ -101,8 +107,8 @@ class Loop(ABC):
     State is the model's variables, the optimizer's slots and count, and the loss scale.
 
     Attributes:
-        rate: Learning rate of the last step taken, for who asks what the next would do; said by
-            who drives the loop, for a state that was loaded does not tell.
+        rate: Learning rate of the last step taken, for probes that ask what the next step would
+            do. Set by the caller: a state that was loaded does not contain it.
     """
 
     backend: str
@@ -114,12 +120,12 @@ class Loop(ABC):
     def trace(self) -> None:
         """Trace training and evaluation for the run's batch size, and compute nothing.
 
-        A layer that cannot take the mini-batches raises here. :meth:`compile` uses the result.
+        A layer that cannot take the mini-batches raises here. :meth:`compile` reuses the trace.
         """
 
     @abstractmethod
     def compile(self) -> None:
-        """Trace and compile; the state is left as it was."""
+        """Trace and compile, leaving the state as it was."""
 
     @abstractmethod
     def begin_epoch(self, epoch: int) -> None:
@@ -130,7 +136,7 @@ class Loop(ABC):
         """Take ``len(rates)`` steps of the epoch from its step ``first`` on.
 
         Args:
-            first: Steps of the epoch taken before.
+            first: Number of steps of the epoch that were taken before.
             rates: Learning rate of each step, float32.
         """
 
@@ -138,8 +144,8 @@ class Loop(ABC):
     def recompute(self) -> None:
         """Recompute the population statistics of the layers that ask for it, if any does.
 
-        From the training images in the order of the epoch, not augmented, in mini-batches of the
-        size that training normalizes over.
+        They are computed from the training images in the order of the epoch, not augmented, in
+        mini-batches of the size that training normalizes over.
         """
 
     @abstractmethod
@@ -148,47 +154,48 @@ class Loop(ABC):
 
     @abstractmethod
     def inspect(
-        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+        self, sub_model: Any, pixels: np.ndarray, *, batch_statistics: bool = False
     ) -> list[np.ndarray]:
-        """Return what a part of the model gives for images; nothing that is kept changes.
+        """Return the outputs of a sub-model for images, without changing the loop's state.
 
-        Compiled once for each part and mode, and kept: hand over the same part each time
-        (:meth:`part`).
+        Compiled once for each sub-model and mode, so pass the same object each time: the one that
+        :meth:`sub_model` returns.
 
         Args:
-            part: A ``keras.Model`` made of the model's own layers, or the model itself.
-            pixels: uint8 (N, H, W, C), one mini-batch.
+            sub_model: A ``keras.Model`` made of the model's own layers, or the model itself.
+            pixels: One mini-batch, uint8 (N, H, W, C).
             batch_statistics: Normalize with these images' statistics, as in training, but without
-                dropout; otherwise all is as in inference.
+                dropout. By default everything is as in inference.
         """
 
     @abstractmethod
     def weights(self) -> np.ndarray:
-        """Return the trainable weights laid end to end, as in ``model.trainable_variables``.
+        """Return the trainable weights laid end to end, float32 (P,).
 
-        float32 (P,).
+        Their order is that of ``model.trainable_variables``.
         """
 
     def gradients(
         self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
     ) -> tuple[float, np.ndarray]:
-        """Return the training loss of a mini-batch and its gradient; nothing that is kept changes.
+        """Return the training loss of a mini-batch and its gradient, without changing the state.
 
-        The loss is that which a step minimizes, label smoothing and auxiliary classifiers
-        included, without weight decay, which belongs to the optimizer, and without augmentation;
-        the gradient is as it comes, not clipped. Layers compute as in training: with the
-        mini-batch's statistics, and dropping what the present state of their random numbers says,
-        the same at each call. Where training splits its batches, so are more images than a part
-        has. Compiled once for each number of images.
+        The loss is the one that a step minimizes, with label smoothing and auxiliary classifiers,
+        but without augmentation, and without weight decay, which belongs to the optimizer. The
+        gradient is not clipped. Layers compute as in training: they use the mini-batch's
+        statistics, and dropout draws from the present state of its random numbers, so that each
+        call drops the same units. A run that splits its batches splits these images, too. Compiled
+        once for each number of images.
 
         Args:
-            pixels: uint8 (N, H, W, C), one mini-batch.
-            labels: int32 (N,).
-            weights: Where to take it, float32 (P,) as :meth:`weights`; the present ones by default.
+            pixels: One mini-batch, uint8 (N, H, W, C).
+            labels: Labels, int32 (N,).
+            weights: Weights at which to take the gradient, float32 (P,) as :meth:`weights`; the
+                present ones by default.
 
         Returns:
-            The mean loss, and the gradient, float32 (P,). Under a loss scale that is too high for
-            them some of the gradient is not finite.
+            The mean loss, and the gradient, float32 (P,). Parts of the gradient are not finite if
+            the loss scale is too high for them.
         """
         at = self.weights() if weights is None else weights
         size = len(labels) if self.settings.micro_batches == 1 else self.settings.micro_batch
@@ -196,42 +203,42 @@ class Loop(ABC):
             return self.gradient_at(pixels, labels, at)
         loss, gradient = 0.0, np.zeros(len(at))
         for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            share = len(labels[part]) / len(labels)
-            own_loss, own_gradient = self.gradient_at(pixels[part], labels[part], at)
-            loss += share * own_loss
-            gradient += share * own_gradient
+            chosen = slice(start, start + size)
+            share = len(labels[chosen]) / len(labels)
+            micro_loss, micro_gradient = self.gradient_at(pixels[chosen], labels[chosen], at)
+            loss += share * micro_loss
+            gradient += share * micro_gradient
         return loss, gradient.astype(np.float32)
 
     @abstractmethod
     def gradient_at(
         self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """As :meth:`gradients`, of images that go through the network at once."""
+        """Compute :meth:`gradients` of images that go through the network at once."""
 
     def sub_model(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
-        """Return the part of the model that goes by ``key``; ``make(model)`` makes it, once."""
-        if key not in self._parts:
-            self._parts[key] = make(self.model)
-        return self._parts[key]
+        """Return the sub-model stored under ``key``; ``make(model)`` builds it the first time."""
+        if key not in self._sub_models:
+            self._sub_models[key] = make(self.model)
+        return self._sub_models[key]
 
     @cached_property
-    def _parts(self) -> dict[Hashable, Any]:
+    def _sub_models(self) -> dict[Hashable, Any]:
         return {}
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a loop of the same model needs to go on exactly."""
+        """Return everything that a loop of the same model needs to continue to the same bits."""
 
     @abstractmethod
     def load(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Take over a state that :meth:`state` returned."""
 
     def restart(self, fresh: Loop) -> None:
         """Take over the seed and the initial state of ``fresh``, a loop of the same program.
 
-        What was compiled here then begins the run that ``fresh`` was made for; see
-        :mod:`normbench.engine.reuse` for what the two must share.
+        The functions compiled here then train the run that ``fresh`` was made for; see
+        :func:`normbench.engine.reuse.program` for what the two runs must share.
         """
         initial = fresh.state().values()  # in the same order; automatic names may differ
         self.load(dict(zip(self.state(), initial, strict=True)))
@@ -239,15 +246,15 @@ class Loop(ABC):
 
     @abstractmethod
     def devices(self) -> list[str]:
-        """Name the devices that are used."""
+        """Return the names of the devices in use."""
 
 
 @contextmanager
-def without_dropout(part: Any) -> Iterator[None]:
-    """Have the layers of a part that drop units drop none while a function of it is traced."""
+def without_dropout(model: Any) -> Iterator[None]:
+    """Within the context, have a model's dropout layers drop nothing while it is traced."""
     rates = {
         layer: layer.rate
-        for layer in part._flatten_layers()
+        for layer in model._flatten_layers()
         if hasattr(layer, "rate") and hasattr(layer, "seed_generator")
     }
     try:
@@ -260,28 +267,26 @@ def without_dropout(part: Any) -> Iterator[None]:
 
 
 def as_list(outputs: Any) -> list[Any]:
-    """A model's outputs as a list, which Keras makes none of where there is one."""
+    """Return a model's outputs as a list; Keras returns a single output by itself."""
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
 def flatten(tensors: list[Any]) -> Any:
-    """Lay tensors end to end: float32 (P,)."""
-    return ops.concatenate([ops.reshape(ops.cast(each, "float32"), (-1,)) for each in tensors])
+    """Lay tensors end to end, float32 (P,)."""
+    return ops.concatenate([ops.reshape(ops.cast(tensor, "float32"), (-1,)) for tensor in tensors])
 
 
 def unflatten(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
     """Undo :func:`flatten`."""
-    if len(shapes) == 1:  # which the backends cannot split into one part
+    if len(shapes) == 1:  # the backends cannot split a vector into one piece
         return [ops.reshape(vector, shapes[0])]
     sizes = [math.prod(shape) for shape in shapes]
-    parts = ops.split(vector, list(np.cumsum(sizes)[:-1]))
-    return [ops.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    pieces = ops.split(vector, list(np.cumsum(sizes)[:-1]))
+    return [ops.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def decay_mask(variables: list[Any]) -> np.ndarray:
-    """1 for each weight that weight decay applies to, else 0: float32 (P,)."""
-    from normbench.engine.optimizer import is_decayed
-
+    """Return 1 for each weight that weight decay applies to, else 0: float32 (P,)."""
     return np.concatenate(
         [np.full(math.prod(v.shape), float(is_decayed(v)), np.float32) for v in variables]
     )
@@ -297,20 +302,23 @@ def update_weights(
     decayed: list[Any],
     scale: tuple[Any, Any],
 ) -> tuple[list[Any], list[list[Any]], tuple[Any, Any], Any]:
-    """One step of the optimizer over parts, guarded by the loss scale where there is one.
+    """Take one step of the optimizer, guarded by the loss scale if there is one.
 
-    With a scaled loss, a step whose gradient is not finite is left out and the scale halved;
-    it doubles after ``GROWTH_STEPS`` finite ones (Micikevicius et al. 2018, section 3.2).
+    With a scaled loss, a step whose gradient is not finite is left out and the scale is halved;
+    the scale doubles after ``GROWTH_STEPS`` finite steps (Micikevicius et al. 2018, section 3.2).
+
+    All weights stand in one or several vectors: see ``WeightVectors`` in
+    :mod:`normbench.engine.flat_weights`.
 
     Args:
         settings: Has the optimizer.
-        weights: All of them, as vectors, each float32 (P,).
-        gradients: Of the loss times its scale, as the weights are.
-        slots: For each part, what the optimizer keeps of it, float32 (P,).
+        weights: Vectors of weights, each float32 (P,).
+        gradients: Gradients of the scaled loss, one vector for each of ``weights``.
+        slots: For each vector of weights, the optimizer's slots, each float32 (P,).
         rate: The learning rate, float32 scalar.
         step: Steps taken before this one, int32 scalar.
-        decayed: For each part, 1 where weight decay applies, else 0.
-        scale: The scale of the loss, and the finite steps since it last changed.
+        decayed: For each vector of weights, 1 where weight decay applies, else 0.
+        scale: The loss scale, and the number of finite steps since it last changed.
 
     Returns:
         The weights, the slots, the scale with its count of finite steps, and the norm of the
@@ -322,14 +330,14 @@ def update_weights(
     norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
     guard = [ops.isfinite(norm)] if settings.scaled_loss else []
     new_weights, new_slots = [], []
-    for part, gradient, its_slots, its_decayed in zip(
+    for vector, gradient, vector_slots, decay in zip(
         weights, gradients, slots, decayed, strict=True
     ):
-        update = compile_shared(_part_updated, part)
-        tensors = (part, gradient, rate, step, its_decayed, *its_slots, *guard)
-        part, *its_slots = update(*tensors, optimizer=settings.optimizer)
-        new_weights.append(part)
-        new_slots.append(its_slots)
+        update = compile_shared(_update_vector, vector)
+        tensors = (vector, gradient, rate, step, decay, *vector_slots, *guard)
+        new_vector, *new_vector_slots = update(*tensors, optimizer=settings.optimizer)
+        new_weights.append(new_vector)
+        new_slots.append(new_vector_slots)
     if guard:
         finite_steps = ops.where(guard[0], finite_steps + 1, 0)
         grown = finite_steps >= GROWTH_STEPS
@@ -338,16 +346,27 @@ def update_weights(
     return new_weights, new_slots, (factor, finite_steps), norm
 
 
-def _part_updated(
-    weights: Any, gradient: Any, rate: Any, step: Any, decayed: Any, *rest: Any, optimizer: Any
+def _update_vector(
+    weights: Any,
+    gradient: Any,
+    rate: Any,
+    step: Any,
+    decayed: Any,
+    *slots_and_guard: Any,
+    optimizer: Any,
 ) -> list[Any]:
-    """Weights and slots after a step; given, last, the slots, and whether they are to change."""
-    slots, guard = list(rest[: optimizer.slots]), rest[optimizer.slots :]
+    """Return the weights and slots after a step.
+
+    ``slots_and_guard`` are the slots and, with a scaled loss, a boolean that is false if the step
+    must be left out.
+    """
+    slots = list(slots_and_guard[: optimizer.slots])
+    guard = slots_and_guard[optimizer.slots :]
     new, new_slots = optimizer.update(weights, gradient, slots, rate, step, decayed)
     if not guard:
         return [new, *new_slots]
-    olds = [weights, *slots]
-    return [ops.where(guard[0], a, b) for a, b in zip([new, *new_slots], olds, strict=True)]
+    pairs = zip([new, *new_slots], [weights, *slots], strict=True)
+    return [ops.where(guard[0], after, before) for after, before in pairs]
 
 
 def clip_gradients(
@@ -357,7 +376,7 @@ def clip_gradients(
     gradients: list[Any],
     scale: Any,
 ) -> list[Any]:
-    """Clip gradients of the loss times ``scale`` where the optimizer asks for it."""
+    """Clip the gradients, which are of the loss times ``scale``, if the optimizer asks for it."""
     if not settings.optimizer.agc:
         return gradients
     factor = scale if settings.scaled_loss else 1.0
@@ -373,19 +392,19 @@ def apply_constraints(variables: list[Any], values: list[Any]) -> list[Any]:
 
 
 def variable_names(variables: list[Any]) -> list[str]:
-    """Name a model's variables for a checkpoint: their paths, made unique by their position."""
+    """Return names of a model's variables for a checkpoint: paths made unique by an index."""
     return [f"model/{index:03d}/{variable.path}" for index, variable in enumerate(variables)]
 
 
-# --- the loss that is minimized and the count that accuracy is made of ----------------------------
+# --- loss and accuracy ----------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
-    """Softmax cross-entropy of each image, with label smoothing (Szegedy et al. 2016, section 7).
+    """Return each image's softmax cross-entropy with label smoothing (Szegedy et al. 2016, § 7).
 
     Args:
-        logits: (N, K), any float dtype; computed in float32.
-        labels: int32 (N,).
+        logits: Logits (N, K) of any float dtype; computed in float32.
+        labels: Labels, int32 (N,).
         smoothing: Share of the target that is spread evenly over all classes.
 
     Returns:
@@ -398,31 +417,31 @@ def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
 
 
 def objective(outputs: Any, labels: Any, smoothing: float, auxiliary_weight: float) -> Any:
-    """What is minimized: the mean cross-entropy, and a share of each auxiliary classifier's.
+    """Return the minimized loss: mean cross-entropy, plus that of auxiliary classifiers.
 
     Args:
-        outputs: Of the model in training: logits (N, K), or a list of the logits and those of
-            auxiliary classifiers (Szegedy et al. 2015, section 5).
-        labels: int32 (N,).
-        smoothing: As for :func:`cross_entropy`.
-        auxiliary_weight: Of each auxiliary classifier's loss.
+        outputs: Outputs of the model in training: logits (N, K), or a list of the logits and
+            those of auxiliary classifiers (Szegedy et al. 2015, section 5).
+        labels: Labels, int32 (N,).
+        smoothing: See :func:`cross_entropy`.
+        auxiliary_weight: Weight of each auxiliary classifier's loss.
 
     Returns:
         float32 scalar.
     """
     logits, *auxiliary = outputs if isinstance(outputs, list | tuple) else [outputs]
     loss = ops.mean(cross_entropy(logits, labels, smoothing))
-    for each in auxiliary:
-        loss += auxiliary_weight * ops.mean(cross_entropy(each, labels, smoothing))
+    for auxiliary_logits in auxiliary:
+        loss += auxiliary_weight * ops.mean(cross_entropy(auxiliary_logits, labels, smoothing))
     return loss
 
 
 def logits_of(outputs: Any) -> Any:
-    """The classifier's logits (N, K) among a model's outputs, which may be several."""
+    """Return the classifier's logits (N, K), the first of a model's outputs."""
     return outputs[0] if isinstance(outputs, list | tuple) else outputs
 
 
 def correct(logits: Any, labels: Any) -> Any:
-    """How many images have their label's logit on top: int32 scalar."""
+    """Count the images whose label has the highest logit: int32 scalar."""
     hits = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
     return ops.sum(ops.cast(hits, "int32"))

@@ -98,15 +98,15 @@ class JaxLoop(Loop):
             return
         variables = self.model.non_trainable_variables
 
-        def pass_on(values: list[Any]) -> None:
+        def assign(values: list[Any]) -> None:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
 
-        pass_on(self._state["other"])
+        assign(self._state["other"])
         for layer in layers:
             layer.begin()
         other = [jnp.array(variable.value) for variable in variables]
-        pass_on(
+        assign(
             self._recompute(
                 self._state["trainable"], other, self._splits["train"][0], self._epoch[0]
             )
@@ -122,32 +122,32 @@ class JaxLoop(Loop):
         return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
 
     def inspect(
-        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+        self, sub_model: Any, pixels: np.ndarray, *, batch_statistics: bool = False
     ) -> list[np.ndarray]:
-        key = (id(part), batch_statistics)
+        key = (id(sub_model), batch_statistics)
         if key not in self._inspections:
 
             def function(trainable: Any, other: Any, pixels: Any) -> list[Any]:
                 scaled = self.settings.images.scale(pixels)
-                with loop.without_dropout(part):
-                    outputs, _ = part.stateless_call(
+                with loop.without_dropout(sub_model):
+                    outputs, _ = sub_model.stateless_call(
                         trainable, other, scaled, training=batch_statistics
                     )
                 return loop.as_list(outputs)
 
-            # The part is kept for its id to be its own.
-            self._inspections[key] = (part, jax.jit(function))
+            # The sub-model is stored, too, so that no other object can get its id.
+            self._inspections[key] = (sub_model, jax.jit(function))
         values = self._values()
         outputs = self._inspections[key][1](
-            [values[id(v)] for v in part.trainable_variables],
-            [values[id(v)] for v in part.non_trainable_variables],
+            [values[id(v)] for v in sub_model.trainable_variables],
+            [values[id(v)] for v in sub_model.non_trainable_variables],
             jnp.asarray(pixels),
         )
-        return [np.asarray(each) for each in outputs]
+        return [np.asarray(output) for output in outputs]
 
     def weights(self) -> np.ndarray:
-        parts = [np.asarray(value).ravel() for value in self._state["trainable"]]
-        return np.concatenate(parts).astype(np.float32)
+        values = [np.asarray(value).ravel() for value in self._state["trainable"]]
+        return np.concatenate(values).astype(np.float32)
 
     def gradient_at(
         self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
@@ -162,7 +162,7 @@ class JaxLoop(Loop):
         return float(loss), np.asarray(gradient)
 
     def _values(self) -> dict[int, Any]:
-        """The state's value of each of the model's variables, by the variable's id."""
+        """Return the state's value of each variable of the model, by the variable's id."""
         variables = [*self._variables, *self.model.non_trainable_variables]
         state = [*self._state["trainable"], *self._state["other"]]
         return dict(zip([id(v) for v in variables], state, strict=True))
@@ -182,14 +182,14 @@ class JaxLoop(Loop):
     def load(self, state: dict[str, np.ndarray]) -> None:
         variables = self.model.variables
         names = loop.variable_names(variables)
-        given = {id(v): state[name] for name, v in zip(names, variables, strict=True)}
+        values = {id(v): state[name] for name, v in zip(names, variables, strict=True)}
         slots = len(self._state["slots"])
         scale = self._state["scale"]
         if self.settings.scaled_loss:
             scale = (state["loss_scale/factor"], state["loss_scale/finite_steps"])
         self._state = {
-            "trainable": [jnp.array(given[id(v)]) for v in self._variables],
-            "other": [jnp.array(given[id(v)]) for v in self.model.non_trainable_variables],
+            "trainable": [jnp.array(values[id(v)]) for v in self._variables],
+            "other": [jnp.array(values[id(v)]) for v in self.model.non_trainable_variables],
             "slots": [jnp.array(state[f"optimizer/slot{i}"]) for i in range(slots)],
             "step": jnp.array(state["optimizer/step"]),
             "scale": (jnp.array(scale[0]), jnp.array(scale[1])),
@@ -219,7 +219,7 @@ class JaxLoop(Loop):
     ) -> tuple[State, Any]:
         settings, batch = self.settings, self.settings.batch
         start = position * batch
-        chosen, word0, word1 = (lax.dynamic_slice(each, (start,), (batch,)) for each in epoch)
+        chosen, word0, word1 = (lax.dynamic_slice(drawn, (start,), (batch,)) for drawn in epoch)
         images, labels = data
         pixels = settings.images.augment(images[chosen], (word0, word1))
         labels = labels[chosen]
@@ -230,7 +230,7 @@ class JaxLoop(Loop):
         gradients = loop.clip_gradients(
             settings, self._variables, state["trainable"], gradients, state["scale"][0]
         )
-        # One part: it is all one program of XLA's.
+        # One vector of all weights: XLA compiles the whole step as one program.
         (weights,), (slots,), scale, norm = loop.update_weights(
             settings,
             [loop.flatten(state["trainable"])],
@@ -241,9 +241,9 @@ class JaxLoop(Loop):
             [self._decayed],
             state["scale"],
         )
-        parts = loop.apply_constraints(self._variables, loop.unflatten(weights, self._shapes))
+        values = loop.unflatten(weights, self._shapes)
         new = {
-            "trainable": parts,
+            "trainable": loop.apply_constraints(self._variables, values),
             "other": other,
             "slots": slots,
             "step": state["step"] + 1,
@@ -254,8 +254,12 @@ class JaxLoop(Loop):
     def _pass(
         self, state: State, other: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any, Any, list[Any]]:
-        """Loss, images that are right, the other variables, and the gradients of the scaled loss,
-        of one micro-batch."""
+        """Run one micro-batch forward and backward.
+
+        Returns:
+            Loss, number of correct images, values of the non-trainable variables, and gradients of
+            the scaled loss.
+        """
         (_, (loss, logits, written)), gradients = jax.value_and_grad(self._minimized, has_aux=True)(
             state["trainable"], other, state["scale"][0], pixels, labels
         )
@@ -264,30 +268,31 @@ class JaxLoop(Loop):
     def _minimized(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, tuple[Any, Any, Any]]:
-        """The scaled loss of images that go through at once; the loss, logits, other variables."""
+        """Return the scaled loss of one pass; and the loss, logits and non-trainable values."""
         settings = self.settings
         outputs, written, losses = self.model.stateless_call(
             trainable, other, settings.images.scale(pixels), training=True, return_losses=True
         )
         loss = objective(outputs, labels, settings.smoothing, settings.auxiliary_weight)
-        for each in losses:
-            loss += each.astype(jnp.float32)
+        for penalty in losses:
+            loss += penalty.astype(jnp.float32)
         minimized = loss * scale if settings.scaled_loss else loss
         return minimized, (loss, logits_of(outputs), written)
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
-        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
-        parts, size = self.settings.micro_batches, self.settings.micro_batch
+        """Pass one micro-batch after the other; average the losses and the gradients of all."""
+        count, size = self.settings.micro_batches, self.settings.micro_batch
 
-        def body(carried: Any, part: Any) -> Any:
+        def body(carried: Any, micro_batch: Any) -> Any:
             loss, hits, other, gradients = carried
-            own_loss, own_hits, other, own = self._pass(state, other, *part)
-            added = [total + each / parts for total, each in zip(gradients, own, strict=True)]
-            return (loss + own_loss / parts, hits + own_hits, other, added), None
+            micro_loss, micro_hits, other, micro = self._pass(state, other, *micro_batch)
+            pairs = zip(gradients, micro, strict=True)
+            sums = [total + gradient / count for total, gradient in pairs]
+            return (loss + micro_loss / count, hits + micro_hits, other, sums), None
 
-        nothing = [jnp.zeros_like(value) for value in state["trainable"]]
-        start = (jnp.float32(0), jnp.int32(0), state["other"], nothing)
-        split = (pixels.reshape(parts, size, *pixels.shape[1:]), labels.reshape(parts, size))
+        zeros = [jnp.zeros_like(value) for value in state["trainable"]]
+        start = (jnp.float32(0), jnp.int32(0), state["other"], zeros)
+        split = (pixels.reshape(count, size, *pixels.shape[1:]), labels.reshape(count, size))
         return lax.scan(body, start, split)[0]
 
     def _gradient_of(
@@ -312,7 +317,7 @@ class JaxLoop(Loop):
         return lax.fori_loop(0, self._count // batch, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
-        """Losses of each full batch and of the rest; counts of correct images."""
+        """Return the sum of losses of each batch, the last one smaller, and the correct images."""
         count, batch = int(images.shape[0]), self.settings.eval_batch
         full = count // batch
 
@@ -323,14 +328,15 @@ class JaxLoop(Loop):
             logits = logits_of(outputs)
             return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
 
-        def body(hits: Any, part: Any) -> Any:
-            loss, right = score(*part)
+        def body(hits: Any, one_batch: Any) -> Any:
+            loss, right = score(*one_batch)
             return hits + right, loss
 
         shape = (full, batch, *images.shape[1:])
-        parts = (images[: full * batch].reshape(shape), labels[: full * batch].reshape(full, batch))
-        hits, losses = lax.scan(body, jnp.int32(0), parts)
+        stop = full * batch
+        batches = (images[:stop].reshape(shape), labels[:stop].reshape(full, batch))
+        hits, losses = lax.scan(body, jnp.int32(0), batches)
         if count % batch:
-            loss, right = score(images[full * batch :], labels[full * batch :])
+            loss, right = score(images[stop:], labels[stop:])
             losses, hits = jnp.append(losses, loss), hits + right
         return losses, hits

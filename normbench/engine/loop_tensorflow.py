@@ -45,16 +45,16 @@ class TensorFlowLoop(Loop):
         self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
-        self._weight_parts = WeightVectors(self._shapes, None if has_gpu() else LARGE)
-        decayed = self._weight_parts.divided(loop.decay_mask(self._variables))
-        # A weight by itself is decayed or not: one number.
-        self._decayed = [tf.constant(each if np.ptp(each) else each[0]) for each in decayed]
+        self._vectors = WeightVectors(self._shapes, None if has_gpu() else LARGE)
+        decayed = self._vectors.split(loop.decay_mask(self._variables))
+        # One number is enough where all weights of a vector are decayed, or none is.
+        self._decayed = [tf.constant(mask if np.ptp(mask) else mask[0]) for mask in decayed]
         self._slots = [
             [
-                tf.Variable(tf.zeros(len(each)), trainable=False)
+                tf.Variable(tf.zeros(len(mask)), trainable=False)
                 for _ in range(settings.optimizer.slots)
             ]
-            for each in decayed
+            for mask in decayed
         ]
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
@@ -64,13 +64,13 @@ class TensorFlowLoop(Loop):
             tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
         ]
         number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
-        # The seed is an argument, so that the next run's needs no trace of its own.
+        # The seed is an argument, so that the next run's seed needs no trace of its own.
         seed = tf.TensorSpec([], tf.uint32)
         self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
-        # Any number of steps is one signature: another length must not mean another trace.
+        # The number of steps is left open, so that another number needs no trace of its own.
         self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
         self._recompute = tf.function(self._see_training_images, autograph=False)
-        # Of any number of images, for one trace to serve both splits and their last batches.
+        # The number of images is left open: one trace serves both splits and their last batches.
         any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
@@ -86,8 +86,8 @@ class TensorFlowLoop(Loop):
         self.begin_epoch(0)
         if self._is_compiled:
             return
-        # XLA compiles its parts when they are first used: in a step that is taken back, so that no
-        # run's training time has it.
+        # XLA compiles when a function is first used. That is done here, in a step that is then
+        # undone, so that it does not count as training time.
         before = self.state()
         self.train(0, np.zeros(1, np.float32))
         self.load(before)
@@ -117,19 +117,21 @@ class TensorFlowLoop(Loop):
         return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
 
     def inspect(
-        self, part: Any, pixels: np.ndarray, *, batch_statistics: bool = False
+        self, sub_model: Any, pixels: np.ndarray, *, batch_statistics: bool = False
     ) -> list[np.ndarray]:
         shards = min(self._shards, len(pixels))
-        key = (id(part), batch_statistics, shards)
+        key = (id(sub_model), batch_statistics, shards)
         if key not in self._inspections:
             images = tf.TensorSpec([None, *pixels.shape[1:]], tf.uint8)
             function = tf.function(
-                lambda pixels: self._inspect(part, pixels, batch_statistics, shards),
+                lambda pixels: self._inspect(sub_model, pixels, batch_statistics, shards),
                 [images],
                 autograph=False,
             )
-            self._inspections[key] = (part, function)  # the part is kept for its id to be its own
-        return [each.numpy() for each in self._inspections[key][1](tf.constant(pixels))]
+            # The sub-model is stored, too, so that no other object can get its id.
+            self._inspections[key] = (sub_model, function)
+        outputs = self._inspections[key][1](tf.constant(pixels))
+        return [output.numpy() for output in outputs]
 
     def weights(self) -> np.ndarray:
         return np.concatenate([v.numpy().ravel() for v in self._variables]).astype(np.float32)
@@ -145,25 +147,24 @@ class TensorFlowLoop(Loop):
     def state(self) -> dict[str, np.ndarray]:
         state = {name: value.numpy() for name, value in self._named_state().items()}
         for index, slot in enumerate(zip(*self._slots, strict=True)):
-            state[f"optimizer/slot{index}"] = self._weight_parts.joined(
-                [each.numpy() for each in slot]
-            )
+            vectors = [variable.numpy() for variable in slot]
+            state[f"optimizer/slot{index}"] = self._vectors.join(vectors)
         return state
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         for name, variable in self._named_state().items():
             variable.assign(state[name])
         for index, slot in enumerate(zip(*self._slots, strict=True)):
-            parts = self._weight_parts.divided(state[f"optimizer/slot{index}"])
-            for variable, part in zip(slot, parts, strict=True):
-                variable.assign(part)
+            vectors = self._vectors.split(state[f"optimizer/slot{index}"])
+            for variable, vector in zip(slot, vectors, strict=True):
+                variable.assign(vector)
 
     def devices(self) -> list[str]:
         gpus = tf.config.list_logical_devices("GPU")
         return [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
 
     def _named_state(self) -> dict[str, Any]:
-        """All but the slots."""
+        """Return the variables of the state by name, all but the optimizer's slots."""
         variables = self.model.variables
         names = loop.variable_names(variables)
         named = {name: v.value for name, v in zip(names, variables, strict=True)}
@@ -176,8 +177,8 @@ class TensorFlowLoop(Loop):
     def _draw_epoch(self, epoch: Any, seed: Any) -> None:
         self._order.assign(epoch_order(seed, epoch, self._count))
         words = epoch_words(seed, AUGMENT, epoch, self._count)
-        for kept, drawn in zip(self._words, words, strict=True):
-            kept.assign(drawn)
+        for variable, drawn in zip(self._words, words, strict=True):
+            variable.assign(drawn)
 
     def _run_steps(self, first: Any, rates: Any) -> tuple[Any, Any, Any]:
         count = tf.shape(rates)[0]
@@ -185,7 +186,7 @@ class TensorFlowLoop(Loop):
 
         def body(index: Any, histories: Any) -> Any:
             values = self._one_step(first + index, rates[index])
-            written = [h.write(index, v) for h, v in zip(histories, values, strict=True)]
+            written = (h.write(index, v) for h, v in zip(histories, values, strict=True))
             return index + 1, tuple(written)
 
         _, histories = tf.while_loop(
@@ -200,8 +201,8 @@ class TensorFlowLoop(Loop):
         settings, batch = self.settings, self.settings.batch
         images, labels = self._splits["train"]
         chosen = tf.slice(self._order, [position * batch], [batch])
-        words = [tf.slice(each, [position * batch], [batch]) for each in self._words]
-        scaled = self._prepared(images, chosen, words)
+        words = [tf.slice(word, [position * batch], [batch]) for word in self._words]
+        scaled = self._prepare(images, chosen, words)
         labels = tf.gather(labels, chosen)
         if settings.micro_batches == 1:
             loss, hits, gradients = self._pass(scaled, labels)
@@ -212,19 +213,19 @@ class TensorFlowLoop(Loop):
         )
         weights, slots, scale, norm = loop.update_weights(
             settings,
-            self._weight_parts.vectors(self._variables),
-            self._weight_parts.vectors(gradients),
-            [[slot.read_value() for slot in part] for part in self._slots],
+            self._vectors.vectors(self._variables),
+            self._vectors.vectors(gradients),
+            [[slot.read_value() for slot in slots] for slots in self._slots],
             rate,
             self._step.read_value(),
             self._decayed,
             (self._scale.read_value(), self._finite_steps.read_value()),
         )
-        values = loop.apply_constraints(self._variables, self._weight_parts.tensors(weights))
+        values = loop.apply_constraints(self._variables, self._vectors.tensors(weights))
         for variable, value in zip(self._variables, values, strict=True):
             variable.value.assign(value)
-        for kept, part in zip(self._slots, slots, strict=True):
-            for variable, value in zip(kept, part, strict=True):
+        for variables, new in zip(self._slots, slots, strict=True):
+            for variable, value in zip(variables, new, strict=True):
                 variable.assign(value)
         self._step.assign_add(1)
         if settings.scaled_loss:
@@ -232,20 +233,20 @@ class TensorFlowLoop(Loop):
             self._finite_steps.assign(scale[1])
         return loss, hits, norm
 
-    def _prepared(self, images: Any, chosen: Any, words: Any) -> Shards:
-        """Chosen images augmented and scaled; in shards, unless a step divides them otherwise."""
+    def _prepare(self, images: Any, chosen: Any, words: Any) -> Shards:
+        """Return chosen images, augmented and scaled: in shards, or whole to be split further."""
         count = self._shards if self.settings.micro_batches == 1 else 1
-        each = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
-        prepared = self.settings.images.prepare
+        shards = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
+        prepare = self.settings.images.prepare
         return Shards(
             [
-                prepared(tf.gather(images, own), (word0, word1))
-                for own, word0, word1 in zip(*each, strict=True)
+                prepare(tf.gather(images, order), (word0, word1))
+                for order, word0, word1 in zip(*shards, strict=True)
             ]
         )
 
     def _pass(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
-        """Loss, images that are right, and the gradients of the scaled loss, of one micro-batch."""
+        """Return loss, number of correct images, and gradients of the scaled loss of one pass."""
         settings = self.settings
         with tf.GradientTape() as tape:
             outputs = self._forward(scaled)
@@ -261,31 +262,32 @@ class TensorFlowLoop(Loop):
     def _loss(self, outputs: Any, labels: Any) -> Any:
         loss = objective(outputs, labels, self.settings.smoothing, self.settings.auxiliary_weight)
         if self.model.losses:
-            loss += tf.add_n([tf.cast(each, tf.float32) for each in self.model.losses])
+            loss += tf.add_n([tf.cast(penalty, tf.float32) for penalty in self.model.losses])
         return loss
 
     def _forward(self, scaled: Any) -> Any:
         return forward(self.model, scaled, self._shards, training=True)
 
     def _passes(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
-        """As :meth:`_pass`, of a batch, a micro-batch after the other; means of loss, gradients."""
-        parts, size = self.settings.micro_batches, self.settings.micro_batch
+        """Pass one micro-batch after the other; average the losses and the gradients of all."""
+        count, size = self.settings.micro_batches, self.settings.micro_batch
 
         def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
             start = index * size
             shape = scaled.shape[1:]
-            own = self._pass(
+            micro_loss, micro_hits, micro_gradients = self._pass(
                 tf.slice(scaled, [start, *[0] * len(shape)], [size, *shape]),
                 tf.slice(labels, [start], [size]),
             )
-            added = [total + each / parts for total, each in zip(gradients, own[2], strict=True)]
-            return index + 1, loss + own[0] / parts, hits + own[1], added
+            pairs = zip(gradients, micro_gradients, strict=True)
+            sums = [total + gradient / count for total, gradient in pairs]
+            return index + 1, loss + micro_loss / count, hits + micro_hits, sums
 
-        nothing = [tf.zeros(v.shape, v.value.dtype) for v in self._variables]
-        start = (tf.constant(0), tf.constant(0.0), tf.constant(0), nothing)
-        # One at a time: their activations together are what does not fit.
-        ended = tf.while_loop(lambda index, *_: index < parts, body, start, parallel_iterations=1)
-        return ended[1:]
+        zeros = [tf.zeros(v.shape, v.value.dtype) for v in self._variables]
+        start = (tf.constant(0), tf.constant(0.0), tf.constant(0), zeros)
+        # One at a time, because the activations of several do not fit into memory.
+        end = tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)
+        return end[1:]
 
     def _gradient_of(self, weights: Any, pixels: Any, labels: Any) -> tuple[Any, Any]:
         settings = self.settings
@@ -293,9 +295,9 @@ class TensorFlowLoop(Loop):
         other = [v.value.read_value() for v in self.model.non_trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            given = [*loop.unflatten(weights, self._shapes), *other]
-            # What layers assign on the way stays in this call.
-            mapping = list(zip(variables, given, strict=True))
+            values = [*loop.unflatten(weights, self._shapes), *other]
+            # Within the scope, layers read these values, and their assignments change no variable.
+            mapping = list(zip(variables, values, strict=True))
             with keras.StatelessScope(mapping, collect_losses=True):
                 loss = self._loss(self._forward(settings.images.scale(pixels)), labels)
             minimized = loss * self._scale if settings.scaled_loss else loss
@@ -314,21 +316,23 @@ class TensorFlowLoop(Loop):
 
         tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
 
-    def _inspect(self, part: Any, pixels: Any, batch_statistics: bool, shards: int) -> list[Any]:
+    def _inspect(
+        self, sub_model: Any, pixels: Any, batch_statistics: bool, shards: int
+    ) -> list[Any]:
         scaled = self.settings.images.scale(pixels)
         if not batch_statistics:
-            return loop.as_list(forward(part, scaled, shards, training=False))
-        # What layers write as they normalize is written over again within the same call.
-        written = part.non_trainable_variables
-        kept = [variable.value.read_value() for variable in written]
-        with loop.without_dropout(part):
-            outputs = loop.as_list(forward(part, scaled, shards, training=True))
-        for variable, value in zip(written, kept, strict=True):
+            return loop.as_list(forward(sub_model, scaled, shards, training=False))
+        # Layers update their moving averages as they normalize: restore them in the same call.
+        written = sub_model.non_trainable_variables
+        before = [variable.value.read_value() for variable in written]
+        with loop.without_dropout(sub_model):
+            outputs = loop.as_list(forward(sub_model, scaled, shards, training=True))
+        for variable, value in zip(written, before, strict=True):
             variable.value.assign(value)
         return outputs
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """The loss of each batch, the last one as small as it comes; the images that are right."""
+        """Return the sum of losses of each batch, the last one smaller, and the correct images."""
         count, batch = tf.shape(labels)[0], self.settings.eval_batch
 
         def body(start: Any, losses: Any, hits: Any) -> Any:
@@ -344,6 +348,6 @@ class TensorFlowLoop(Loop):
             lambda start, *_: start < count,
             body,
             (0, losses, 0),
-            parallel_iterations=self._shards,  # batches side by side: one needs nothing of another
+            parallel_iterations=self._shards,  # batches side by side: they are independent
         )
         return losses.stack(), hits

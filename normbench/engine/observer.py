@@ -1,4 +1,10 @@
-"""What watches a run: the screen, a sweep's worker, nobody."""
+"""The interfaces that watch a run: :class:`Observer`, :class:`Probe` and :class:`Logger`.
+
+An observer hears how a run goes (the screen, a sweep's worker). A probe measures something in the
+network after an epoch. A logger writes a run's rows where another tool reads them. Probes and
+loggers are plug-ins: implement the class here, and name it as ``_target_`` in a file of
+``conf/probe`` or ``conf/logger``.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +18,26 @@ from normbench.components import configured
 from normbench.errors import NormbenchError, UserError
 
 if TYPE_CHECKING:
-    from normbench.config import Config
-    from normbench.store.run import Run
-if TYPE_CHECKING:
     import keras
 
+    from normbench.config import Config
     from normbench.data.split import Dataset
     from normbench.engine.loop import Loop
+    from normbench.store.run import Run
+
+log = logging.getLogger("normbench")
 
 
 class Observer:
-    """Is told how a run goes; this one does nothing with it."""
+    """Receives the events of a run. This base class ignores all of them."""
 
     def on_start(self, info: Mapping[str, Any]) -> None:
-        """A run begins or goes on: name, parameters, images, epochs, devices and the like."""
+        """A run begins or continues.
+
+        Args:
+            info: ``name``, ``parameters``, ``images``, ``steps_per_epoch``, ``epochs``,
+                ``devices``, and ``resumed_from``, the number of epochs that are complete.
+        """
 
     def on_progress(
         self,
@@ -36,29 +48,27 @@ class Observer:
         acc: float | None,
         images_per_s: float | None,
     ) -> None:
-        """``step`` steps of ``epoch`` (from 1) are done; means are over the epoch so far."""
+        """``step`` steps of ``epoch``, counted from 1, are done; means are of the epoch so far."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is complete; ``row`` is its line of ``metrics.jsonl``."""
 
     def on_note(self, text: str) -> None:
-        """Something happened that a person should know, as a batch that had to be split."""
+        """Something happened that the user should know, such as a batch that had to be split."""
 
     def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        """The run ended with ``summary["status"]``."""
+        """The session ended with ``summary["status"]``; the run's folder is at ``path``."""
 
 
-# --- what a probe is, and how a run gets those that its config names ------------------------------
-
-PREFIX = "probe"
+# --- probes ---------------------------------------------------------------------------------------
 
 
 class Probe(ABC):
-    """Measures something of a network after an epoch, and changes nothing.
+    """Measures something in a network after an epoch, and changes nothing.
 
     Attributes:
-        name: As in ``probe=``.
-        every: Epochs from one measurement to the next; the last epoch is always measured.
+        name: Name of the probe, as in ``probe=NAME``.
+        every: Epochs between two measurements; the last epoch is always measured.
     """
 
     name: str
@@ -66,116 +76,108 @@ class Probe(ABC):
 
     @abstractmethod
     def check(self, model: keras.Model) -> None:
-        """Refuse a network that this cannot be measured in.
+        """Refuse a network in which this cannot be measured.
 
         Raises:
-            UserError: Say, a layer that is asked for and not there.
+            UserError: For example, the network lacks a layer that an option names.
         """
 
     @abstractmethod
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
-        """Return values by a name such as ``hidden3_sigmoid/p50``.
+        """Return values by name, such as ``hidden3_sigmoid/p50``.
 
-        They stand in the epoch's row of metrics as ``probe/<probe>/<name>``.
+        They are written to the epoch's row of metrics as ``probe/<probe>/<name>``.
+
+        Args:
+            loop: Answers questions about the network: ``inspect``, ``gradients``, ``evaluate``.
+            dataset: Splits of the run's data set.
         """
 
 
 def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
-    """Make the probes of a config.
-
-    Args:
-        groups: ``config.probe``: by name, each with ``_target_`` and options.
+    """Make the probes that ``config.probe`` names, each with ``_target_`` and options.
 
     Raises:
-        UserError: An option that the probe does not take.
+        UserError: A probe does not take one of its options.
     """
-    made = []
+    probes = []
     for name, group in groups.items():
         kind, options = configured("probe", group, called=f"probe={name}")
-        made.append(kind(**options))
-    return made
+        probes.append(kind(**options))
+    return probes
 
 
 def checked_every(name: str, every: int) -> int:
-    """Return the option ``every`` of a probe.
-
-    Raises:
-        UserError: It is below 1.
-    """
+    """Return the option ``every`` of a probe; refuse a value below 1."""
     if every < 1:
         raise UserError(f"probe.{name}.every must be at least 1, got {every}")
     return every
 
 
 def due_probes(probes: list[Probe], epoch: int, epochs: int) -> list[Probe]:
-    """Return the probes that measure after an epoch, counted from 1, of a run of ``epochs``."""
+    """Return the probes that measure after ``epoch``, counted from 1, of a run of ``epochs``."""
     return [probe for probe in probes if epoch % probe.every == 0 or epoch == epochs]
 
 
 def measure_probes(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[str, float]:
-    """Return what all probes measure, by the names that a row of metrics has."""
+    """Return what all probes measure, by the names of columns in a row of metrics."""
     return {
-        f"{PREFIX}/{probe.name}/{key}": value
+        f"probe/{probe.name}/{key}": value
         for probe in probes
         for key, value in probe.measure(loop, dataset).items()
     }
 
 
-# --- what a logger is, and how a run's rows reach those that its config names ---------------------
-
-log = logging.getLogger("normbench")
+# --- loggers --------------------------------------------------------------------------------------
 
 
 class Logger(ABC):
-    """Writes what a run's folder holds to a place of another tool's.
+    """Writes the rows of a run where another tool reads them.
 
-    The folder stays the evidence: a logger may be given rows again that it was given by an
-    earlier session of the run, and must then hold each once.
+    The run's folder stays the evidence. A logger may receive rows again that it received from an
+    earlier session of the run, and must then store each of them once.
 
     Attributes:
-        name: As in ``logger=``.
+        name: Name of the logger, as in ``logger=NAME``.
     """
 
     name: str
 
     @abstractmethod
     def start(self, run: Run, config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A run begins or goes on; ``rows`` are those of its earlier sessions."""
+        """A run begins or continues; ``rows`` are those of its earlier sessions."""
 
     @abstractmethod
     def row(self, row: Mapping[str, Any]) -> None:
-        """An epoch is complete; see :meth:`normbench.engine.observer.Observer.on_epoch`."""
+        """An epoch is complete; ``row`` is its line of ``metrics.jsonl``."""
 
     @abstractmethod
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The session ended with ``summary["status"]``; what was opened is closed."""
+        """The session ended with ``summary["status"]``: close what was opened."""
 
 
 def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
-    """Make the loggers of a config.
-
-    Args:
-        groups: ``config.logger``: by name, each with ``_target_`` and options.
+    """Make the loggers that ``config.logger`` names, each with ``_target_`` and options.
 
     Raises:
-        UserError: An option that the logger does not take.
-        NormbenchError: The library that it writes with is not installed.
+        UserError: A logger does not take one of its options.
+        NormbenchError: The library that a logger writes with is not installed.
     """
-    made = []
+    loggers = []
     for name, group in groups.items():
         kind, options = configured("logger", group, called=f"logger={name}")
         try:
-            made.append(kind(**options))
+            loggers.append(kind(**options))
         except ModuleNotFoundError:
             raise NormbenchError(
                 f"logger={name} needs a library that is not installed: "
                 f"pip install 'normbench[{name}]'"
             ) from None
-    return made
+    return loggers
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The measured values of a row or a summary: neither texts nor what is not known."""
+    """Return the numbers of a row or a summary, without its texts and its missing values."""
     return {
         key: float(value)
         for key, value in row.items()
@@ -184,16 +186,16 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class LoggingObserver(Observer):
-    """Tells another observer and a run's loggers how the run goes.
+    """Passes the events of a run on to another observer and to the run's loggers.
 
-    A logger that fails (a server that is down, a full disk) is left out from there on, and the
-    run's log says so: nothing of what it is for is worth a run.
+    A logger that fails (a server that is down, a full disk) is left out from then on, and the run's
+    log says so: no logger is worth a run.
 
     Args:
-        observer: Is told everything, first.
-        loggers: Are told of rows and of the end.
-        run: Whose rows they get.
-        config: Of the run.
+        observer: Receives every event, before the loggers.
+        loggers: Receive the rows and the end of the run.
+        run: Folder whose earlier rows the loggers receive.
+        config: Config of the run.
     """
 
     def __init__(
@@ -207,28 +209,28 @@ class LoggingObserver(Observer):
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         self._observer.on_start(info)
-        if self._loggers and not self._started:  # a batch that is split starts once more
+        if self._loggers and not self._started:  # a run starts once more where its batch is split
             self._started = True
-            self._tell("start", self._run, self._config, self._run.metrics())
+            self._call_loggers("start", self._run, self._config, self._run.metrics())
 
     def on_progress(self, *progress: Any) -> None:
         self._observer.on_progress(*progress)
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self._observer.on_epoch(row)
-        self._tell("row", row)
+        self._call_loggers("row", row)
 
     def on_note(self, text: str) -> None:
         self._observer.on_note(text)
 
     def on_end(self, summary: Mapping[str, Any], path: Any) -> None:
         self._observer.on_end(summary, path)
-        self._tell("end", summary)
+        self._call_loggers("end", summary)
 
-    def _tell(self, what: str, *facts: Any) -> None:
+    def _call_loggers(self, method: str, *arguments: Any) -> None:
         for logger in list(self._loggers):
             try:
-                getattr(logger, what)(*facts)
+                getattr(logger, method)(*arguments)
             except Exception as error:
                 self._loggers.remove(logger)
                 log.warning(

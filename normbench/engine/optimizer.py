@@ -1,7 +1,8 @@
-"""Optimizers, each one pure formula over all weights laid end to end.
+"""Optimizers, each a pure formula over vectors of weights: :class:`SGD`, :class:`AdamW`.
 
-One update of one long vector takes a dozen operations where an update for each variable takes a
-dozen for each: at batch 16 on a CPU the difference is felt.
+The loops lay the weights end to end (:mod:`normbench.engine.flat_weights`): one update of one long
+vector takes a dozen operations, an update of each variable a dozen per variable, which at batch 16
+on a CPU is a large share of a step.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class SGD:
     Args:
         momentum: m, weight of the old velocity, in [0, 1).
         nesterov: Whether to use Nesterov's form.
-        weight_decay: λ, of kernels alone.
-        agc: Largest norm of a unit's gradient as a share of its weights' (adaptive gradient
-            clipping, :mod:`normbench.engine.optimizer`); 0 for no clipping.
+        weight_decay: λ, applied to kernels alone.
+        agc: λ of :func:`clip_adaptively`, the largest norm of a unit's gradient as a share of its
+            weights' norm; 0 for no clipping.
     """
 
     momentum: float
@@ -40,9 +41,9 @@ class SGD:
     slots: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _share("momentum", self.momentum)
-        _not_negative("weight_decay", self.weight_decay)
-        _not_negative("agc", self.agc)
+        _check_share("momentum", self.momentum)
+        _check_not_negative("weight_decay", self.weight_decay)
+        _check_not_negative("agc", self.agc)
 
     def update(
         self,
@@ -56,11 +57,11 @@ class SGD:
         """Return the weights and slots after a step; all float32 (P,) but ``rate`` and ``step``.
 
         Args:
-            weights: All trainable weights.
-            gradient: Of the loss.
-            slots: What the optimizer keeps between steps, zeros at first.
-            rate: The learning rate, float32 scalar.
-            step: Steps taken before this one, int32 scalar.
+            weights: A vector of trainable weights.
+            gradient: Gradient of the loss.
+            slots: State of the optimizer between steps, zeros at first.
+            rate: Learning rate, float32 scalar.
+            step: Number of steps taken before this one, int32 scalar.
             decayed: 1 where weight decay applies, else 0.
         """
         gradient = gradient + (self.weight_decay * decayed) * weights
@@ -77,7 +78,7 @@ class AdamW:
         beta1: Weight of the old first moment, in [0, 1).
         beta2: Weight of the old second moment, in [0, 1).
         epsilon: Added to the root of the second moment.
-        weight_decay: λ, of kernels alone; w loses η·λ·w a step.
+        weight_decay: λ, applied to kernels alone; w loses η·λ·w a step.
         agc: As for :class:`SGD`.
     """
 
@@ -90,12 +91,12 @@ class AdamW:
     slots: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        _share("beta1", self.beta1)
-        _share("beta2", self.beta2)
+        _check_share("beta1", self.beta1)
+        _check_share("beta2", self.beta2)
         if not self.epsilon > 0:
             raise UserError(f"optimizer.epsilon must be above 0, got {self.epsilon:g}")
-        _not_negative("weight_decay", self.weight_decay)
-        _not_negative("agc", self.agc)
+        _check_not_negative("weight_decay", self.weight_decay)
+        _check_not_negative("agc", self.agc)
 
     def update(
         self,
@@ -106,7 +107,7 @@ class AdamW:
         step: Tensor,
         decayed: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`SGD.update`."""
+        """Return the weights and slots after a step; see :meth:`SGD.update`."""
         count = ops.cast(step + 1, "float32")
         first = self.beta1 * slots[0] + (1 - self.beta1) * gradient
         second = self.beta2 * slots[1] + (1 - self.beta2) * ops.square(gradient)
@@ -118,24 +119,27 @@ class AdamW:
 
 
 def is_decayed(variable: Any) -> bool:
-    """Whether weight decay applies to a variable: to kernels, not to norms, gains and biases."""
+    """Return whether weight decay applies: to kernels, not to gains, biases and the like."""
     return variable.name.endswith("kernel")
 
 
-def _share(name: str, value: float) -> None:
+def _check_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UserError(f"optimizer.{name} must be in [0, 1), got {value:g}")
 
 
-def _not_negative(name: str, value: float) -> None:
+def _check_not_negative(name: str, value: float) -> None:
     if value < 0:
         raise UserError(f"optimizer.{name} must be 0 or more, got {value:g}")
 
 
 # --- adaptive gradient clipping -------------------------------------------------------------------
 
-LEAST_NORM = 1e-3  # of a unit's weights, so that those at 0 can move (Brock et al. 2021, eq. 3)
-HEAD = "logits/"  # the last linear layer is not clipped (Brock et al. 2021, section 4.1)
+LEAST_NORM = 1e-3
+"""Lower limit on the norm of a unit's weights, so that weights of 0 can move (Brock et al. 2021,
+eq. 3)."""
+HEAD = "logits/"
+"""Prefix of the last linear layer, which is not clipped (Brock et al. 2021, section 4.1)."""
 
 
 def clip_adaptively(
@@ -147,11 +151,11 @@ def clip_adaptively(
     of a depthwise one, or a whole vector of biases or gains.
 
     Args:
-        variables: Trainable; their names tell kernels and the head.
-        weights: Their values.
-        gradients: Of the loss times ``scale``.
+        variables: Trainable variables; their names tell kernels and the last layer.
+        weights: Values of the variables.
+        gradients: Gradients of the loss times ``scale``.
         factor: λ, above 0.
-        scale: Of the loss, scalar.
+        scale: Scale of the loss, scalar.
     """
     clipped = []
     for variable, weight, gradient in zip(variables, weights, gradients, strict=True):
@@ -166,7 +170,7 @@ def clip_adaptively(
 
 
 def _unit_axes(variable: Any) -> tuple[int, ...]:
-    """The axes within a unit."""
+    """Return the axes of a variable that lie within a unit."""
     rank = len(variable.shape)
     if variable.name == "depthwise_kernel":
         return tuple(range(rank - 2))

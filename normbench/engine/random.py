@@ -1,4 +1,7 @@
-"""Random words from (seed, stream, epoch, position): the same on every backend and machine."""
+"""Random words from (seed, stream, epoch, position): the same on every backend and machine.
+
+:func:`epoch_order` shuffles the training images, :func:`epoch_words` decides their augmentation.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The counter-based generator Threefry-2x32 with 20 rounds (Salmon et al. 2011, section 4.2).
+    """Return two random words of Threefry-2x32 with 20 rounds (Salmon et al. 2011, section 4.2).
 
-    A word depends on its key and counter alone, so any epoch's choices can be had without the
-    ones before: what a resumed run needs to go on exactly.
+    A word depends on its key and counter alone, so any epoch's choices can be computed without the
+    ones before, as a resumed run needs them.
 
     Args:
         key: Two uint32 tensors of shapes that broadcast with the counter's.
@@ -44,13 +47,13 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, A
 
 
 def epoch_words(seed: Any, stream: int, epoch: Any, count: int) -> tuple[Any, Any]:
-    """Two uint32 words, each (count,), for each position of an epoch.
+    """Return two uint32 words, each (count,), for each position of an epoch.
 
     Args:
-        seed: Of the run, 0..2**32 - 1; or a uint32 scalar tensor.
-        stream: What the words are for, so that two uses of a seed share none.
-        epoch: Scalar integer tensor.
-        count: Positions in the epoch.
+        seed: Seed of the run, 0..2**32 - 1, or a uint32 scalar tensor.
+        stream: Purpose of the words, so that two uses of a seed share none.
+        epoch: Epoch counted from 0, scalar integer tensor.
+        count: Number of positions in the epoch.
     """
     positions = ops.cast(ops.arange(count, dtype="int32"), "uint32")
     epochs = ops.broadcast_to(ops.cast(epoch, "uint32"), (count,))
@@ -58,9 +61,9 @@ def epoch_words(seed: Any, stream: int, epoch: Any, count: int) -> tuple[Any, An
 
 
 def epoch_order(seed: Any, epoch: Any, count: int) -> Any:
-    """The order of ``count`` images in an epoch: a permutation, int32 (count,)."""
+    """Return the order of ``count`` images in an epoch: a permutation, int32 (count,)."""
     words, _ = epoch_words(seed, SHUFFLE, epoch, count)
-    # 31 bits: sorting unsigned words is not offered everywhere. Equal words keep their order.
+    # 31 bits: not every backend sorts unsigned words. Equal words keep their order.
     return ops.cast(
         ops.argsort(ops.cast(ops.bitwise_right_shift(words, _word(1)), "int32")), "int32"
     )

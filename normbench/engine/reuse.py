@@ -1,4 +1,7 @@
-"""What a process keeps of one run for the next: the data set, and the compiled loop."""
+"""What a process keeps warm from one run for the next, its data set and compiled loop: WarmState.
+
+:func:`program` says which runs can share a compiled loop.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class WarmState:
-    """Keeps the last run's data set and loop, and hands them on where the next run can use them.
+    """The last run's data set and loop, handed to the next run if it can use them.
 
-    Reading a data set and compiling a loop take longer than many a run's training. A loop is
-    handed on only to a run of the same :func:`~normbench.engine.reuse.program`, after it took
-    over that run's own initial state and seed: its numbers are those of a fresh process.
+    Reading a data set and compiling a loop take longer than the training of many a run. A loop is
+    handed on only to a run of the same :func:`program`, after it took over that run's own initial
+    state and seed: the run's numbers are those of a fresh process.
     """
 
     def __init__(self) -> None:
@@ -27,20 +30,20 @@ class WarmState:
         self._loop: tuple[str, Loop] | None = None
 
     def dataset(self, config: Config, load: Callable[[Config], Any]) -> Any:
-        """The data set of ``config``, loaded by ``load`` if it is not the last one."""
+        """Return the data set of ``config``; call ``load`` if it is not the last run's."""
         key = json.dumps(config.dataset, sort_keys=True)
         if self._dataset is None or self._dataset[0] != key:
-            self._dataset = None  # first let go of the old one: two may not fit
+            self._dataset = None  # before the new one is loaded: memory may not hold two
             self._dataset = (key, load(config))
         return self._dataset[1]
 
     def loop(self, config: Config, fresh: Loop) -> Loop:
-        """A loop that is about to begin the run of ``config``.
+        """Return a loop in the initial state of the run of ``config``.
 
         Args:
-            config: Of the run.
-            fresh: A new loop on the run's model, not compiled yet; it is kept if the one from
-                before cannot be used.
+            config: Config of the run.
+            fresh: New loop on the run's model, not compiled yet. It is returned, and replaces the
+                last run's loop, if that one cannot be used.
         """
         if self.has_loop_for(config, fresh.settings.micro_batches):
             assert self._loop is not None
@@ -50,26 +53,26 @@ class WarmState:
         return self._loop[1]
 
     def has_loop_for(self, config: Config, micro_batches: int | None = None) -> bool:
-        """Whether the loop that is kept can be used for the run of ``config``.
+        """Return whether the last run's loop can train the run of ``config``.
 
         Args:
-            config: Of the run.
-            micro_batches: Parts that its batch is split into, if that is known already.
+            config: Config of the run.
+            micro_batches: Number of micro-batches per batch, if it is known already.
         """
         if self._loop is None or self._loop[0] != program(config):
             return False
         return micro_batches in (None, self._loop[1].settings.micro_batches)
 
     def drop_other_loop(self, config: Config, micro_batches: int) -> None:
-        """Let go of a loop that is kept and cannot be used for the run of ``config``."""
+        """Drop the last run's loop if it cannot train the run of ``config``."""
         if self._loop is not None and not self.has_loop_for(config, micro_batches):
             self.drop_loop()
 
     def drop_loop(self) -> None:
-        """Let go of the loop, and of what Keras and its backend keep of the model.
+        """Drop the loop, and what Keras and its backend keep of its model.
 
-        Keras then counts its automatic names from the start, as in a fresh process. It also has
-        TensorFlow forget how it executes functions: not to be called while a loop shall serve on.
+        Keras then counts its automatic names from the start, as in a fresh process. TensorFlow
+        also forgets how it executes its functions, so no loop may be used after this.
         """
         self._loop = None
         if "keras" in sys.modules:
@@ -77,26 +80,25 @@ class WarmState:
         gc.collect()
 
     def drop_all(self) -> None:
-        """Let go of everything, as after a failure that may have left a loop half changed."""
+        """Drop everything, as after a failure that may have left a loop half changed."""
         self._dataset = self._loop = None
 
 
-# --- which runs share a compiled training step --------------------------------------------------
-
-#: What a loop is handed anew for each run: the seed's numbers and the learning rate of each step.
-_FREE = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")
-_FREE_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
+_NOT_COMPILED_IN = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")
+_NOT_COMPILED_IN_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
 
 
 def program(config: Config) -> str:
-    """A text that two configs share exactly if one's compiled loop can train the other's run.
+    """Return a text that is equal for two configs if one's compiled loop can train the other's run.
 
     The network, its normalization, the data set with its split, the batch size, the optimizer's
-    own constants and the precision are compiled in; all that only decides the initial weights,
-    the order of the images or the learning rates is not.
+    constants and the precision are compiled in. The initial weights, the order of the images and
+    the learning rates are not: the loop is handed them anew for each run.
     """
-    tree = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    tree = {key: value for key, value in config.to_dict().items() if key not in _NOT_COMPILED_IN}
     tree["optimizer"] = {
-        key: value for key, value in tree["optimizer"].items() if key not in _FREE_OF_OPTIMIZER
+        key: value
+        for key, value in tree["optimizer"].items()
+        if key not in _NOT_COMPILED_IN_OF_OPTIMIZER
     }
     return json.dumps(tree, sort_keys=True)

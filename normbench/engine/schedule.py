@@ -1,4 +1,4 @@
-"""Learning rates: how they scale with the batch size, and their course over a run."""
+"""Learning rates: :func:`peak` scales with the batch size, the schedules change over the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def peak(lr: float, batch: int, base_batch: int, scaling: str) -> float:
     """Scale the learning rate from ``base_batch`` to ``batch``.
 
     Args:
-        lr: At ``base_batch`` images per step.
+        lr: Learning rate at ``base_batch`` images per step.
         batch: Images per step.
         base_batch: Images per step that ``lr`` is for.
         scaling: "linear" (Goyal et al. 2017, section 2.1), "sqrt" (Krizhevsky 2014) or "none".
@@ -26,10 +26,10 @@ def peak(lr: float, batch: int, base_batch: int, scaling: str) -> float:
 
 
 def cosine(steps: int, *, warmup: float, final: float) -> np.ndarray:
-    """Half a cosine from 1 to ``final`` after a warm-up (Loshchilov & Hutter 2017, eq. 5).
+    """Return half a cosine from 1 to ``final`` after a warm-up (Loshchilov & Hutter 2017, eq. 5).
 
     Args:
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
         warmup: Share of the steps in which the rate rises in proportion to the step.
         final: Share of the peak rate that is left at the end.
 
@@ -38,13 +38,16 @@ def cosine(steps: int, *, warmup: float, final: float) -> np.ndarray:
     """
     if not 0 <= final <= 1:
         raise UserError(f"schedule.final must be in 0..1, got {final:g}")
-    rest = _rest(steps, warmup)
-    course = final + (1 - final) * 0.5 * (1 + np.cos(np.pi * rest))
+    share = _share_after_warmup(steps, warmup)
+    course = final + (1 - final) * 0.5 * (1 + np.cos(np.pi * share))
     return _warmed(course, warmup)
 
 
 def step(steps: int, *, warmup: float, milestones: Sequence[float], factor: float) -> np.ndarray:
-    """Drops by ``factor`` at ``milestones``, shares of all steps; else as :func:`cosine`."""
+    """Return factors that drop by ``factor`` at ``milestones``, shares of all steps.
+
+    The warm-up and the return value are those of :func:`cosine`.
+    """
     if not 0 < factor <= 1:
         raise UserError(f"schedule.factor must be above 0 and at most 1, got {factor:g}")
     for milestone in milestones:
@@ -56,12 +59,12 @@ def step(steps: int, *, warmup: float, milestones: Sequence[float], factor: floa
 
 
 def constant(steps: int, *, warmup: float) -> np.ndarray:
-    """The peak rate throughout; else as :func:`cosine`."""
+    """Return the peak rate throughout, after the warm-up of :func:`cosine`."""
     return _warmed(np.ones(steps), warmup)
 
 
-def _rest(steps: int, warmup: float) -> np.ndarray:
-    """How much of what follows the warm-up is over, at each step: 0 to just below 1."""
+def _share_after_warmup(steps: int, warmup: float) -> np.ndarray:
+    """Return, at each step, the share of the steps after the warm-up that is over: 0 to below 1."""
     first = _warmup_steps(steps, warmup)
     return np.clip((np.arange(steps) - first) / max(1, steps - first), 0, 1)
 

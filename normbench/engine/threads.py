@@ -1,8 +1,8 @@
-"""The threads TensorFlow computes with on a CPU, and the parts of a batch that they share out.
+"""The threads that TensorFlow computes with on a CPU, divided among the shards of a batch.
 
-An operation of a small network takes a fraction of a millisecond: shared out between cores, each
-waits for the other about as long as it computes. So a batch goes through the network in shards,
-side by side, with a few threads each, and what needs all its images gets them together.
+An operation of a small network takes a fraction of a millisecond. Divided among cores, each core
+would wait for the others about as long as it computes. Instead the batch is divided into shards,
+which go through the network side by side with a few threads each (:mod:`normbench.engine.shards`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from functools import cache
 
 log = logging.getLogger("normbench")
 
-MOST_SHARDS = 4
-"""More would leave few images a shard at the batch sizes that matter most."""
+MAX_SHARDS = 4
+"""Limit on the shards of a batch: more would leave few images per shard at small batch sizes."""
 
 
 def available() -> int:
-    """The threads this process may compute with: ``TF_NUM_INTRAOP_THREADS``, else its cores."""
+    """Return the number of threads to compute with: ``TF_NUM_INTRAOP_THREADS``, else the cores."""
     limit = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
     if limit.isdigit() and int(limit):
         return int(limit)
@@ -39,21 +39,24 @@ def cores() -> int:
 
 
 def shards(threads: int) -> int:
-    """Into how many shards a batch is divided: of the threads alone, as are a run's roundings."""
-    return max(count for count in range(1, MOST_SHARDS + 1) if threads % count == 0)
+    """Return the number of shards of a batch: it depends on the threads alone.
+
+    A run's rounding depends on the shards, so that nothing else may decide them.
+    """
+    return max(count for count in range(1, MAX_SHARDS + 1) if threads % count == 0)
 
 
 def tensorflow_shards() -> int:
-    """Into how many shards TensorFlow takes a batch here: one on a GPU, which is not divided."""
+    """Return the number of shards of a batch on this machine; 1 on a GPU, which is not divided."""
     import tensorflow as tf
 
     return 1 if tf.config.list_physical_devices("GPU") else shards(available())
 
 
 def divide(shards: int) -> None:
-    """Have TensorFlow give each shard its own threads, which it does unless it is in use already.
+    """Have TensorFlow give each shard its own threads.
 
-    See :func:`are_divided`.
+    TensorFlow refuses if it is in use already; :func:`are_divided` tells.
     """
     import tensorflow as tf
 
@@ -65,7 +68,7 @@ def divide(shards: int) -> None:
 
 
 def are_divided(shards: int) -> bool:
-    """Whether TensorFlow gives each shard its own threads."""
+    """Return whether TensorFlow gives each shard its own threads."""
     if shards == 1:
         return True
     import tensorflow as tf
@@ -79,7 +82,7 @@ def are_divided(shards: int) -> bool:
 
 @cache
 def warn() -> None:
-    """Say, once, that the threads could not be divided."""
+    """Log, once, that the threads could not be divided."""
     log.warning(
         "TensorFlow was in use before normbench: its threads cannot be divided any more, so that "
         "runs here are slower, and rounded otherwise, than in a process of their own"

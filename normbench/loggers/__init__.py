@@ -1,1 +1,1 @@
-"""Loggers: other places that a run's rows are written to as it trains, one file each."""
+"""Loggers: they write a run's rows where other tools read them; one file each."""

@@ -1,4 +1,4 @@
-"""MLflow: parameters, metrics and the end of a run, written by MLflow's own client."""
+"""The logger for MLflow: parameters, metrics and the status of a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from normbench.store.run import Run
 
 _TAG = "normbench.run"
-_AT_ONCE = 100  # parameters that MLflow takes in one call; of metrics, ten times as many
+_AT_ONCE = 100  # limit of MLflow on parameters per call; on metrics it is ten times as many
 
 
 class MLflow(Logger):
-    """A run of MLflow for each run, found again by its name when the run goes on.
+    """One MLflow run for each run; it is found again by its name when the run is resumed.
 
     Args:
-        uri: A folder, which MLflow calls its file store; or any other tracking URI of MLflow.
-        experiment: MLflow's name of the pile of runs.
+        uri: A folder (MLflow's file store), or any other tracking URI of MLflow.
+        experiment: Name of the MLflow experiment.
 
     Raises:
         ModuleNotFoundError: MLflow is not installed.
@@ -38,7 +38,7 @@ class MLflow(Logger):
             if not value or not isinstance(value, str):
                 raise UserError(f"logger.mlflow.{option} must be a text, got {value!r}")
         if "://" not in uri and not uri.startswith("databricks"):
-            # MLflow 3 has its file store only for those who ask; a database needs all of MLflow.
+            # MLflow 3 has its file store only on request; a database would need the full package.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = Path(uri).resolve().as_uri()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -61,8 +61,8 @@ class MLflow(Logger):
             written = {int(entry.value) for entry in history}
             rows = [row for row in rows if row["epoch"] not in written]
         else:
-            made = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
-            self._id = made.info.run_id
+            created = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
+            self._id = created.info.run_id
             params = [self._param(key, str(value)[:500]) for key, value in _flat(config.to_dict())]
             for first in range(0, len(params), _AT_ONCE):
                 self._client.log_batch(self._id, params=params[first : first + _AT_ONCE])
@@ -85,7 +85,7 @@ class MLflow(Logger):
         self._log(numbers(row), int(row["step"]))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        if not self._id:  # it failed before its first step
+        if not self._id:  # the run failed before its first step
             return
         status = summary["status"]
         values = {key: value for key, value in numbers(summary).items() if "test_" in key}

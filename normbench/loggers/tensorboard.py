@@ -1,4 +1,4 @@
-"""TensorBoard event files, written by TensorBoard's own package."""
+"""The logger for TensorBoard: event files in the run's folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TensorBoard(Logger):
         self._writer: Any = None
 
     def start(self, run: Run, config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
-        # Written anew from the evidence: an event file cannot take back an epoch that was lost.
+        # Written anew from the run's rows: an event file cannot take back an epoch that was lost.
         folder = run.path / FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = self._writer_of(os.fspath(folder))
@@ -54,7 +54,7 @@ class TensorBoard(Logger):
         self._writer.flush()
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        if self._writer is None:  # it failed before its first step
+        if self._writer is None:  # the run failed before its first step
             return
         values = {key: value for key, value in numbers(summary).items() if key.startswith("test_")}
         self._add(int(summary.get("steps") or 0), time.time(), values)

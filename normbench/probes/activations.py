@@ -1,4 +1,4 @@
-"""The distribution of layers' inputs over training, and the units that have gone silent."""
+"""The distribution of layers' inputs over training, and dead or saturated units: Activations."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 PERCENTILES = (15, 50, 85)
-"""Those that Ioffe & Szegedy 2015 plot (figure 1)."""
+"""The percentiles that Ioffe & Szegedy 2015 plot (figure 1)."""
 
 _NONLINEAR = ("Activation", "ELU", "LeakyReLU", "PReLU", "ReLU")
-"""Kinds of Keras layers that are nonlinearities and nothing else."""
+"""Classes of Keras layers that are nonlinearities and nothing else."""
 
 
 class Activations(Probe):
-    """What chosen layers are given, in inference mode, on the same validation images each time.
+    """The inputs of chosen layers, in inference mode, on the same validation images each time.
 
-    Values by layer, all over images, places and units (channels):
+    Values by layer, over all images, spatial positions and units (channels):
 
     * ``<layer>/mean``, ``std``, and the percentiles ``p15``, ``p50``, ``p85``: Ioffe & Szegedy
       2015 (section 4.1, figures 1b and 1c) plot those of one typical sigmoid of the last hidden
-      layer. Percentiles are of ``places`` places an image, drawn at random once and for all; the
-      rest is of all places.
-    * ``<layer>/unit<u>/p15`` … of single units, over images and places.
-    * Of a ReLU, ``<layer>/dead``: share of the units whose output is 0 at all places of all
+      layer. Percentiles are taken at ``places`` spatial positions of each image, drawn at random
+      once; the other values at all positions.
+    * ``<layer>/unit<u>/p15`` … of single units, over images and positions.
+    * Of a ReLU, ``<layer>/dead``: share of the units whose output is 0 at all positions of all
       images.
     * Of a ReLU, ``<layer>/collapsed``: share of the units whose input is above 0 in at most
-      ``active`` of all places and images: eliminated in all but name. Qiao et al. 2019 (arXiv
-      1911.09738, abstract) call elimination singularities the points where "neurons become
-      consistently deactivated", and look at the normalized activations before the ReLU, which is
-      what a ReLU here is given; the paper has no threshold, this one is ours.
+      ``active`` of all positions and images. Qiao et al. 2019 (arXiv 1911.09738, abstract) call
+      elimination singularities the points where "neurons become consistently deactivated", and
+      look at the normalized activations before the ReLU, which are the input of a ReLU here. The
+      paper has no threshold; this one is ours.
     * Of a sigmoid or tanh, ``<layer>/saturated``: share of the outputs that are within ``margin``
       of a limit, as a share of the whole range (0.05: below 0.05 or above 0.95; below −0.9 or
       above 0.9).
 
     Args:
-        layers: Names of layers, ``*`` standing for any text; none for every nonlinearity.
-        images: How many validation images are shown; all, where there are fewer.
-        units: Those that get percentiles of their own.
-        places: Places of an image that percentiles are taken of.
-        margin: In (0, 0.5).
-        active: In [0, 1).
+        layers: Names of layers, with ``*`` for any text; empty for every nonlinearity.
+        images: Number of validation images; all, if there are fewer.
+        units: Indices of units with percentiles of their own.
+        places: Number of spatial positions of an image at which percentiles are taken.
+        margin: Distance from a limit, as a share of the range, within which an output counts as
+            saturated; in (0, 0.5).
+        active: Share of positive inputs up to which a unit counts as collapsed; in [0, 1).
         every: Epochs between two measurements.
 
     Raises:
@@ -89,9 +90,9 @@ class Activations(Probe):
     def chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
         """Return the layers that are measured, in the order of the network.
 
-        Layers with several inputs, and those that the images enter by, are never.
+        Layers with several inputs, and input layers, are never measured.
         """
-        single = [layer for layer in model.layers if _is_given_one(layer)]
+        single = [layer for layer in model.layers if _has_one_input(layer)]
         if not self.layers:
             return [layer for layer in single if type(layer).__name__ in _NONLINEAR]
         return [
@@ -123,27 +124,30 @@ class Activations(Probe):
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         layers = self.chosen(loop.model)
         names = tuple(layer.name for layer in layers)
-        part = loop.sub_model(("activations", names, self.places, self.margin), self._part)
+        sub_model = loop.sub_model(
+            ("activations", names, self.places, self.margin), self._sub_model
+        )
         pixels = dataset.validation.images[: self.images]
         batch = loop.settings.eval_batch
         chunks = [
-            loop.inspect(part, pixels[start : start + batch])
+            loop.inspect(sub_model, pixels[start : start + batch])
             for start in range(0, len(pixels), batch)
         ]
-        kept = [np.concatenate(each) for each in zip(*chunks, strict=True)]
+        outputs = [np.concatenate(chunk) for chunk in zip(*chunks, strict=True)]
+        width = len(_Found._fields)
         values: dict[str, float] = {}
         for index, layer in enumerate(layers):
-            found = _Found(*kept[index * len(_Found._fields) : (index + 1) * len(_Found._fields)])
+            found = _Found(*outputs[index * width : (index + 1) * width])
             values |= {f"{layer.name}/{key}": value for key, value in self._values(layer, found)}
         return values
 
-    def _part(self, model: keras.Model) -> keras.Model:
-        """The part of a model that ends in what is kept of each chosen layer's input."""
+    def _sub_model(self, model: keras.Model) -> keras.Model:
+        """Build the sub-model that outputs the :class:`_Found` of each chosen layer."""
         import keras
 
         outputs = []
         for layer in self.chosen(model):
-            outputs += _kept(layer.input, self.places, _limit(_kind(layer), self.margin))
+            outputs += _measured(layer.input, self.places, _limit(_kind(layer), self.margin))
         return keras.Model(model.inputs, outputs)
 
     def _values(self, layer: keras.layers.Layer, found: _Found) -> list[tuple[str, float]]:
@@ -164,9 +168,9 @@ class Activations(Probe):
 
 
 class _Found(NamedTuple):
-    """What is kept of a layer's input: (N, C) each but the sample, (N, K, C).
+    """Measurements of a layer's input, each (N, C); ``sample`` is (N, K, C).
 
-    ``beyond`` is the share of the places that are above 0, or whose size is above a limit.
+    ``beyond`` is the share of the positions at which the input, or its size, is above a limit.
     """
 
     mean: np.ndarray
@@ -176,12 +180,12 @@ class _Found(NamedTuple):
     sample: np.ndarray
 
 
-def _kept(given: Any, places: int, limit: float) -> _Found:
-    """The symbolic outputs that make up a :class:`_Found`; ``limit`` 0 is for the sign."""
+def _measured(inputs: Any, places: int, limit: float) -> _Found:
+    """Return a :class:`_Found` of symbolic outputs; a ``limit`` of 0 asks for the sign."""
     from keras import ops
 
-    size = int(np.prod(given.shape[1:-1], dtype=int))
-    values = ops.cast(ops.reshape(given, (-1, size, given.shape[-1])), "float32")
+    size = int(np.prod(inputs.shape[1:-1], dtype=int))
+    values = ops.cast(ops.reshape(inputs, (-1, size, inputs.shape[-1])), "float32")
     beyond = ops.cast(ops.abs(values) > limit if limit else values > 0, "float32")
     sample = values
     if size > places:
@@ -196,16 +200,16 @@ def _kept(given: Any, places: int, limit: float) -> _Found:
     )
 
 
-def _is_given_one(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is given one tensor of units, and is given it once."""
+def _has_one_input(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer is called once, on one tensor with units."""
     if type(layer).__name__ == "InputLayer" or len(layer._inbound_nodes) != 1:
         return False
-    given = layer.input
-    return not isinstance(given, list | tuple | dict) and len(given.shape) > 1
+    tensor = layer.input
+    return not isinstance(tensor, list | tuple | dict) and len(tensor.shape) > 1
 
 
 def _kind(layer: keras.layers.Layer) -> str:
-    """``relu``, ``sigmoid``, ``tanh``, or nothing for what is none of them."""
+    """Return ``relu``, ``sigmoid`` or ``tanh``; an empty text for any other layer."""
     if type(layer).__name__ == "ReLU":
         plain = layer.negative_slope == 0 and layer.threshold == 0  # pyright: ignore
         return "relu" if plain else ""
@@ -216,7 +220,7 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 
 def _limit(kind: str, margin: float) -> float:
-    """The size of an input beyond which the output is within a margin of its limit."""
+    """Return the size of an input beyond which the output is within ``margin`` of its limit."""
     # tanh(x) = 2·sigmoid(2x) − 1, so the same share of its range is reached at half the input.
     logit = float(np.log((1 - margin) / margin))
     return {"sigmoid": logit, "tanh": logit / 2}.get(kind, 0.0)
@@ -224,4 +228,4 @@ def _limit(kind: str, margin: float) -> float:
 
 def _percentiles(name: str, values: np.ndarray) -> list[tuple[str, float]]:
     found = np.percentile(values, PERCENTILES)
-    return [(f"{name}{at}", float(each)) for at, each in zip(PERCENTILES, found, strict=True)]
+    return [(f"{name}{at}", float(value)) for at, value in zip(PERCENTILES, found, strict=True)]

@@ -1,4 +1,4 @@
-"""How much what a network says of an image depends on the mini-batch that the image is in."""
+"""Dependence of an image's logits on the mini-batch that it is in: BatchDependence."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 _SEED = 1
-"""Of the other neighbours that each image gets."""
+"""Seed of the choice of other neighbours for each image."""
 
 
 class BatchDependence(Probe):
     """Differences between logits of the same images in other mini-batches.
 
-    Mini-batches of the largest of ``sizes``, W validation images each, are what all is compared
-    with, once in inference mode and once with the statistics of the mini-batch, as in training
-    but without dropout. A network without batch statistics must show no difference at all, so
-    nothing else may vary: libraries convolve other numbers of images, or an image in another
-    place, with other roundings. Therefore every mini-batch has W images, and every image keeps its
-    place in it:
+    The reference are mini-batches of W validation images, the largest of ``sizes``, once in
+    inference mode and once with the statistics of the mini-batch, as in training but without
+    dropout. A network without batch statistics must show no difference at all, so nothing else may
+    vary: libraries round differently for another number of images, and for an image at another
+    index of the mini-batch. Therefore every mini-batch has W images, and every image keeps its
+    index in it:
 
     * ``<mode>_neighbours_…``: each image is put among others, still W in all;
     * ``<mode>_size<b>_…``: each image is put in a mini-batch of b images, with the same b − 1
@@ -41,9 +41,9 @@ class BatchDependence(Probe):
     class with the highest logit is another.
 
     Args:
-        images: Validation images that are shown, evenly spread; all where there are fewer.
-        sizes: Of mini-batches; the largest must be a multiple of the others.
-        every: Epochs from one measurement to the next.
+        images: Number of validation images, evenly spread; all if there are fewer.
+        sizes: Sizes of mini-batches; the largest must be a multiple of the others.
+        every: Epochs between two measurements.
 
     Raises:
         UserError: An option below 1, or sizes that do not divide the largest; from ``check``, a
@@ -79,17 +79,21 @@ class BatchDependence(Probe):
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         pixels = dataset.validation.images
         chosen = minibatches.spread(len(pixels), self.images)
-        rows = max(2, -(-len(chosen) // self.width))  # two at least, for others to be there
-        # Filled up with the first images; of what is shown only the first of each counts.
+        rows = max(2, -(-len(chosen) // self.width))  # at least two, so that there are others
+        # Filled up with the first images, whose second logits do not count.
         order = np.resize(chosen, (rows, self.width))
         values: dict[str, float] = {}
         for mode, batch_statistics in (("inference", False), ("training", True)):
 
-            def logits(places: np.ndarray, batch_statistics: bool = batch_statistics) -> np.ndarray:
-                given = loop.inspect(loop.model, pixels[places], batch_statistics=batch_statistics)
-                return given[0].astype(np.float64)
+            def logits(
+                indices: np.ndarray, batch_statistics: bool = batch_statistics
+            ) -> np.ndarray:
+                outputs = loop.inspect(
+                    loop.model, pixels[indices], batch_statistics=batch_statistics
+                )
+                return outputs[0].astype(np.float64)
 
-            reference = np.stack([logits(places) for places in order])
+            reference = np.stack([logits(indices) for indices in order])
             found = {"neighbours": _among_others(order, logits)}
             for size in self.sizes:
                 found[f"size{size}"] = _in_batches_of(size, order, logits)
@@ -102,12 +106,12 @@ class BatchDependence(Probe):
 
 
 def _among_others(order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Logits (rows, width, K) with each column of ``order`` turned by rows of its own number."""
+    """Return logits (rows, width, K) with each column of ``order`` rotated by a random number."""
     rows, width = order.shape
     turns = np.random.PCG64(np.random.SeedSequence(_SEED)).random_raw(width) % np.uint64(rows)
     columns = np.arange(width)
     row = (np.arange(rows)[:, None] + turns.astype(np.int64)) % rows
-    turned = np.stack([logits(places) for places in order[row, columns]])
+    turned = np.stack([logits(indices) for indices in order[row, columns]])
     back = np.empty_like(turned)
     back[row, columns] = turned
     return back
@@ -116,16 +120,16 @@ def _among_others(order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray])
 def _in_batches_of(
     size: int, order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Logits (rows, width, K), each ``size`` neighbouring images filling a mini-batch alone."""
+    """Return logits (rows, width, K) where ``size`` neighbouring images fill a mini-batch alone."""
     width = order.shape[1]
-    given = []
-    for places in order:
-        own = []
+    rows = []
+    for indices in order:
+        groups = []
         for start in range(0, width, size):
-            alone = np.tile(places[start : start + size], width // size)
-            own.append(logits(alone)[start : start + size])
-        given.append(np.concatenate(own))
-    return np.stack(given)
+            repeated = np.tile(indices[start : start + size], width // size)
+            groups.append(logits(repeated)[start : start + size])
+        rows.append(np.concatenate(groups))
+    return np.stack(rows)
 
 
 def _differences(given: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The estimation shift of layers that keep population statistics."""
+"""The estimation shift of layers that keep population statistics: EstimationShift."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUMMARIZED = ("mean_shift", "std_shift")
 
 
 class EstimationShift(Probe):
-    """How far the population statistics that inference uses are from the true ones, and its cost.
+    """Distance of the population statistics used in inference from the true ones, and its cost.
 
     Huang et al. 2022 (section 3) compare the statistics μ̂, σ̂² that Batch Normalization keeps with
     those that its input really has in inference, μ and σ², where all layers before it normalize
@@ -39,8 +39,8 @@ class EstimationShift(Probe):
     * ``<layer>/mean_shift_of_mean`` = ‖μ̂ − μ‖₂/‖μ‖₂, large where the mean is near 0;
     * ``<layer>/std_shift`` = ‖σ̂ − σ‖₂/‖σ‖₂ and ``<layer>/variance_shift`` = ‖σ̂² − σ²‖₂/‖σ²‖₂;
     * ``<layer>/mean_distance`` = ‖μ̂ − μ‖₂ and ``<layer>/std_distance`` = ‖σ̂ − σ‖₂;
-    * ``<layer>/depth``: the place, from 1 on, of the convolution or fully connected layer that it
-      follows, the same for any choice of normalizations.
+    * ``<layer>/depth``: the index, from 1 on, of the convolution or fully connected layer that it
+      follows; it does not depend on the choice of normalizations.
 
     Over depth, of ``mean_shift`` and ``std_shift``: ``…_average``, ``…_largest``, and ``…_slope``,
     the least-squares slope against a depth that goes from 0 at the first layer to 1 at the last.
@@ -58,11 +58,11 @@ class EstimationShift(Probe):
     A network without such layers gets the three, which are then equal to within rounding.
 
     Args:
-        images: Training images that the true statistics are taken over, evenly spread; all where
-            there are fewer.
-        batch: Images per step, and those normalized together when recomputing; mini-batches are of
-            one size, so that a few images may be left out.
-        every: Epochs from one measurement to the next.
+        images: Number of training images for the true statistics, evenly spread; all if there are
+            fewer.
+        batch: Images per step, which are normalized together when recomputing. All mini-batches
+            have one size, so that a few images may be left out.
+        every: Epochs between two measurements.
 
     Raises:
         UserError: An option below 1; from ``check``, a layer that keeps something else than mean,
@@ -127,7 +127,7 @@ class EstimationShift(Probe):
     def _recomputed(
         self, loop: Loop, dataset: Dataset, layers: list[Keeper]
     ) -> tuple[float, float]:
-        """Loss and accuracy on validation with statistics that are taken anew."""
+        """Return loss and accuracy on validation with recomputed statistics."""
         from normbench.probes.population import chosen_images, input_statistics, replaced
 
         pixels = chosen_images(dataset.train.images, self.images)
@@ -144,7 +144,7 @@ class EstimationShift(Probe):
 
 
 def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
-    """Return the distances of estimated statistics from the true ones, as far as they are known."""
+    """Return the distances of estimated statistics from the true ones, for those that are kept."""
     assert true.mean is not None
     assert true.variance is not None
     true_std = np.sqrt(true.variance)
@@ -172,7 +172,7 @@ def _ratio(distance: float | np.floating, size: np.ndarray) -> float:
 
 
 def _over_depth(values: dict[str, float], layers: list[Keeper]) -> dict[str, float]:
-    """Average, maximum and slope over depth of the values by layer."""
+    """Return average, maximum and slope over depth of the values by layer."""
     found: dict[str, float] = {}
     for key in SUMMARIZED:
         known = [

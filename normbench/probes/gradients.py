@@ -1,4 +1,4 @@
-"""How large weights, gradients and updates are, and how far successive updates agree."""
+"""Norms of weights, gradients and updates, and angles between updates: Gradients."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class Gradients(Probe):
     """Norms of weights and gradients, relative updates, and angles between updates.
 
-    No step of the training is observed, and none is taken: after the epoch the optimizer's own
-    formula is worked out ``batches`` times in a row on copies of the weights and slots
-    (:func:`normbench.engine.lookahead.lookahead`), on the first training images as they are
-    stored, in mini-batches of the training's size, without augmentation, at the learning rate of
-    the epoch's last step. The same images come each time, from the first again where they run out.
+    No step of the training is observed, and none is taken. After the epoch the optimizer's own
+    formula is computed ``batches`` times in a row on copies of the weights and slots
+    (:func:`normbench.engine.lookahead.lookahead`), on the first training images without
+    augmentation, in mini-batches of the training's size, at the learning rate of the epoch's last
+    step. Each measurement uses the same images, starting over if they run out.
 
     Values, of each layer that has a kernel ``<layer>/…`` of its kernel alone, and of all weights
     together:
@@ -47,7 +47,7 @@ class Gradients(Probe):
     In half precision the gradients are those of the training, with its roundings.
 
     Args:
-        batches: Steps, at least 2.
+        batches: Number of steps, at least 2.
         every: Epochs between two measurements.
 
     Raises:
@@ -82,9 +82,9 @@ class Gradients(Probe):
         steps = lookahead(loop, batches, loop.rate)
         values = _of_all(steps)
         ends = np.cumsum([0, *(int(np.prod(v.shape)) for v in model.trainable_variables)])
-        for name, places in kernels(model).items():
-            own = np.concatenate([np.arange(ends[place], ends[place + 1]) for place in places])
-            values |= {f"{name}/{key}": value for key, value in _of(steps, own).items()}
+        for name, variables in kernels(model).items():
+            chosen = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in variables])
+            values |= {f"{name}/{key}": value for key, value in _of(steps, chosen).items()}
             if name in self._invariant[1]:
                 norm = values[f"{name}/weight_norm"]
                 values[f"{name}/effective_rate"] = loop.rate / norm**2 if norm else np.inf
@@ -94,15 +94,15 @@ class Gradients(Probe):
 def first_batches(
     dataset: Dataset, batch: int, count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Part the first training images into mini-batches, from the first again where they run out.
+    """Divide the first training images into mini-batches, starting over if they run out.
 
     Yields:
         Pixels, uint8 (``batch``, H, W, C), and labels, int32 (``batch``,), ``count`` times.
     """
     images, labels = dataset.train.images, dataset.train.labels
     for index in range(count):
-        places = np.arange(index * batch, (index + 1) * batch) % len(labels)
-        yield np.asarray(images[places]), np.asarray(labels[places], np.int32)
+        chosen = np.arange(index * batch, (index + 1) * batch) % len(labels)
+        yield np.asarray(images[chosen]), np.asarray(labels[chosen], np.int32)
 
 
 def norm(vector: np.ndarray) -> float:
@@ -125,19 +125,19 @@ def _of_all(steps: list[Step]) -> dict[str, float]:
     return values | {"gradient_angle": _mean_angle(gradients)}
 
 
-def _of(steps: list[Step], own: np.ndarray) -> dict[str, float]:
-    """The values of some weights, by their places."""
-    sizes = [(norm(step.update[own]), norm(step.weights[own])) for step in steps]
+def _of(steps: list[Step], chosen: np.ndarray) -> dict[str, float]:
+    """Return the values of the weights at indices ``chosen``."""
+    sizes = [(norm(step.update[chosen]), norm(step.weights[chosen])) for step in steps]
     return {
         "weight_norm": sizes[0][1],
-        "gradient_norm": float(np.mean([norm(step.gradient[own]) for step in steps])),
+        "gradient_norm": float(np.mean([norm(step.gradient[chosen]) for step in steps])),
         "relative_update": float(np.mean([up / w if w else np.inf for up, w in sizes])),
-        "angle": _mean_angle([step.direction[own] for step in steps]),
+        "angle": _mean_angle([step.direction[chosen] for step in steps]),
     }
 
 
 def _mean_angle(vectors: list[np.ndarray]) -> float:
-    """The mean angle between neighbours; NaN, which is stored as null, where there is none."""
+    """Return the mean angle between successive vectors; NaN, stored as null, if there is none."""
     found = [angle(one, other) for one, other in pairwise(vectors)]
     known = [each for each in found if not np.isnan(each)]
     return float(np.mean(known)) if known else np.nan

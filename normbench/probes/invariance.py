@@ -1,4 +1,4 @@
-"""Which weights of a network may be multiplied by any positive number without changing it."""
+"""Weights whose scale has no effect on a network in training: :func:`scale_invariant`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ from keras import ops
 from normbench.engine.optimizer import is_decayed
 
 _SIZE, _FACTOR = 100.0, 4.0
-"""Deviation of what layers are tried with, large for any ε to be nothing beside it, and how many
-times as much they are given the second time."""
+"""Deviation of the inputs that layers are tried on, so large that ε does not matter, and the factor
+of the inputs of the second try."""
 
 _TOLERANCE = 1e-3
 _IMAGES = 8
 
 
 def kernels(model: keras.Model) -> dict[str, list[int]]:
-    """Return the layers with kernels, in the order of the network: the kernels' places.
+    """Return the indices of each layer's kernels in ``model.trainable_variables``.
 
-    Returns:
-        By a layer's name, places in ``model.trainable_variables``.
+    The layers are those that have kernels, by name, in the order of the network.
     """
-    places = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
+    indices = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
     found = {}
     for layer in model.layers:
-        own = [places[id(v)] for v in layer.trainable_variables if is_decayed(v)]
+        own = [indices[id(v)] for v in layer.trainable_variables if is_decayed(v)]
         if own:
             found[layer.name] = own
     return found
 
 
 def scale_invariant(model: keras.Model) -> set[str]:
-    """Return the names of the layers whose kernels' scale the network does not see in training.
+    """Return the names of the layers whose kernels' scale does not change the network in training.
 
-    That is where the kernel passes through a parametrization that takes its scale out, or where
-    the layer is linear, has no bias, and gives what it computes only to layers that take the scale
-    of their input out. Whether they do is tried, with random numbers, so it holds for any
-    normalization; it is so up to the normalization's ε, which sees the scale.
+    Either the kernel passes through a weight parametrization that removes its scale, or the layer
+    is linear, has no bias, and all layers that use its output remove the scale of their input.
+    Whether a layer does is found out by running it on random numbers, so that it works for any
+    normalization; the normalization's ε is neglected.
 
     Args:
-        model: Built from single layers; what is inside a nested model is not looked at.
+        model: Network of single layers; layers inside a nested model are ignored.
     """
     inside = {id(operation) for operation in model.operations}
     names = set()
@@ -61,35 +60,35 @@ def scale_invariant(model: keras.Model) -> set[str]:
 
 
 def _takes_scale_out(layer: Any) -> bool:
-    """Whether a layer gives the same for its input times a factor, in training mode."""
+    """Return whether a layer's output in training mode is the same for a scaled input."""
     if not isinstance(layer, keras.layers.Layer) or isinstance(layer.input, list | tuple | dict):
         return False
     if any(size is None for size in layer.input.shape[1:]):
         return False
     images = max(_IMAGES, int(getattr(layer, "virtual_batch", 0)))
     x = np.random.default_rng(0).standard_normal((images, *layer.input.shape[1:]))
-    # One more than they are: a γ of 0 would hide everything.
+    # Plus 1, because a γ of 0 would hide every difference.
     weights = [ops.convert_to_tensor(v) + 1.0 for v in layer.trainable_variables]
     others = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
     options = {"training": True} if layer._call_has_training_arg else {}
 
-    def given(factor: float) -> np.ndarray:
+    def output(factor: float) -> np.ndarray:
         scaled = ops.convert_to_tensor((x * factor * _SIZE).astype(np.float32))
         outputs, _ = layer.stateless_call(weights, others, scaled, **options)
         return np.asarray(ops.convert_to_numpy(ops.cast(outputs, "float32")))
 
-    return _same(given(1.0), given(_FACTOR))
+    return _same(output(1.0), output(_FACTOR))
 
 
 def _takes_scale_out_of_kernel(layer: Any, parametrization: Any) -> bool:
     kernel = next(v for v in layer.trainable_variables if is_decayed(v))
     x = np.random.default_rng(0).standard_normal(tuple(kernel.shape)) * _SIZE
 
-    def given(factor: float) -> np.ndarray:
+    def output(factor: float) -> np.ndarray:
         scaled = ops.convert_to_tensor((x * factor).astype(np.float32))
         return np.asarray(ops.convert_to_numpy(parametrization(scaled, training=False)))
 
-    return _same(given(1.0), given(_FACTOR))
+    return _same(output(1.0), output(_FACTOR))
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

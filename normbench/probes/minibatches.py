@@ -1,4 +1,4 @@
-"""Images put together into mini-batches, and what a network says of them there."""
+"""Mini-batches of chosen images and a network's logits on them: what several probes share."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
-    """Return ``wanted`` places of ``count``, evenly spread; all of them where there are fewer."""
+    """Return ``wanted`` indices below ``count``, evenly spread; all if there are fewer."""
     wanted = min(wanted, count)
     return np.arange(wanted) * count // wanted
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Return the places below ``count`` in an order that ``seed`` decides, on every platform."""
+    """Return the indices below ``count`` in an order that depends on ``seed`` alone."""
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
     return np.argsort(keys, kind="stable")
 
 
 def equal_parts(count: int, most: int, multiple: int = 1) -> tuple[int, int]:
-    """Part ``count`` images into mini-batches of one size, of at most ``most`` images.
+    """Divide images into mini-batches of one size.
 
     Args:
-        count: Images.
-        most: Of a mini-batch.
-        multiple: What the size must be a multiple of.
+        count: Number of images.
+        most: Largest size of a mini-batch.
+        multiple: Number that the size must be a multiple of.
 
     Returns:
-        How many mini-batches, and their size; images that are over are left out.
+        Number of mini-batches, and their size; leftover images are left out.
     """
     size = count // -(-count // most)
     size = max(size - size % multiple, multiple)
@@ -40,34 +40,34 @@ def equal_parts(count: int, most: int, multiple: int = 1) -> tuple[int, int]:
 
 
 def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Part ``count`` images into mini-batches that are all full.
+    """Divide ``count`` images into mini-batches that are all full.
 
     Yields:
-        The places of a mini-batch's images, int64 (size,), and how many of them are new; the last
-        one is filled up with the first images.
+        Indices of a mini-batch's images, int64 (size,), and how many of them are new: the last
+        mini-batch is filled up with the first images.
     """
     for start in range(0, count, size):
-        places = np.arange(start, start + size)
-        yield places % count, min(size, count - start)
+        indices = np.arange(start, start + size)
+        yield indices % count, min(size, count - start)
 
 
 def logits(loop: Loop, pixels: np.ndarray, size: int, *, batch_statistics: bool) -> np.ndarray:
-    """Return what the classifier gives for images in mini-batches of ``size``, in their order.
+    """Return the logits of images that pass in mini-batches of ``size``, in their order.
 
     Args:
-        loop: Whose model is asked.
-        pixels: uint8 (N, H, W, C).
-        size: Of a mini-batch; the last one is filled up with the first images.
+        loop: Loop with the model.
+        pixels: Images, uint8 (N, H, W, C).
+        size: Size of a mini-batch; the last one is filled up with the first images.
         batch_statistics: As for :meth:`~normbench.engine.loop.Loop.inspect`.
 
     Returns:
         float32 (N, K).
     """
-    given = [
-        loop.inspect(loop.model, pixels[places], batch_statistics=batch_statistics)[0][:new]
-        for places, new in filled(len(pixels), size)
+    chunks = [
+        loop.inspect(loop.model, pixels[indices], batch_statistics=batch_statistics)[0][:new]
+        for indices, new in filled(len(pixels), size)
     ]
-    return np.concatenate(given).astype(np.float32)
+    return np.concatenate(chunks).astype(np.float32)
 
 
 def scores(given: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

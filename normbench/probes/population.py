@@ -1,4 +1,4 @@
-"""The population statistics that a network's layers keep for inference, and what they stand for."""
+"""Population statistics that layers keep for inference, and the true ones of their inputs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Keeper:
     """A layer that keeps population statistics.
 
     Attributes:
-        layer: It.
-        depth: The place, from 1 on, of the convolution or fully connected layer whose outputs it
-            is given, among all of the network; the last of them where it is given several's.
-        kept: The variables that hold them, by name.
+        layer: The layer.
+        depth: Index, from 1 on, of the convolution or fully connected layer whose output is the
+            layer's input, among all of the network; the last one if there are several.
+        kept: Variables that hold the statistics, by name.
     """
 
     layer: Any
@@ -52,7 +52,7 @@ class Keeper:
         return self.layer.name
 
     def read(self, values: Mapping[int, np.ndarray]) -> Statistics:
-        """Return what the layer keeps, given each variable's value by the variable's id."""
+        """Return the statistics that the layer keeps; ``values`` are by the variable's id."""
         found = {name: values[id(each)].astype(np.float64) for name, each in self.kept.items()}
         variance = found.get("moving_variance")
         if "moving_deviation" in found:
@@ -60,7 +60,7 @@ class Keeper:
         return Statistics(found.get("moving_mean"), variance)
 
     def write(self, statistics: Statistics) -> dict[int, np.ndarray]:
-        """Return the values that make the layer keep ``statistics``, by the variable's id."""
+        """Return the values of the layer's variables for ``statistics``, by the variable's id."""
         assert statistics.mean is not None
         assert statistics.variance is not None
         values = {
@@ -75,12 +75,12 @@ def keepers(model: keras.Model) -> list[Keeper]:
     """Return the layers of a network that keep population statistics, in its order.
 
     Raises:
-        UserError: One keeps something else than :data:`KNOWN`, lies inside another layer, or is
-            used more than once.
+        UserError: A layer keeps something other than :data:`KNOWN`, lies inside another layer, or
+            is used more than once.
     """
-    order = {id(layer): place for place, layer in enumerate(model.layers)}
+    order = {id(layer): index for index, layer in enumerate(model.layers)}
     weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
-    places = {id(layer): place for place, layer in enumerate(weighted, start=1)}
+    places = {id(layer): index for index, layer in enumerate(weighted, start=1)}
     found = []
     for layer in model.layers:
         if kept := _own(layer):
@@ -120,26 +120,27 @@ def replaced(
 def input_statistics(
     loop: Loop, layers: list[Keeper], pixels: np.ndarray, *, most: int, batch_statistics: bool
 ) -> list[Statistics]:
-    """Return the statistics of what layers are given for images, with the weights as they are.
+    """Return the statistics of layers' inputs over images, with the present weights.
 
-    Of each mini-batch in float32 about a value near the mean, put together in float64 (Chan, Golub
-    & LeVeque 1983, eq. 2.1).
+    They are computed for each mini-batch in float32 about a value near the mean, and combined in
+    float64 (Chan, Golub & LeVeque 1983, eq. 2.1).
 
     Args:
-        loop: Whose model is asked.
-        layers: At least one.
-        pixels: uint8 (N, H, W, C).
-        most: Images of a mini-batch; all mini-batches are of one size, the images over left out.
-        batch_statistics: Whether layers before another normalize as in training, with the
-            mini-batch, or as in inference.
+        loop: Loop with the model.
+        layers: At least one layer.
+        pixels: Images, uint8 (N, H, W, C).
+        most: Largest size of a mini-batch; all have one size, and leftover images are left out.
+        batch_statistics: Have the layers before normalize with the mini-batch, as in training.
     """
     names = tuple(layer.name for layer in layers)
-    part = loop.sub_model(("input statistics", names), lambda model: _moments_of(model, layers))
+    sub_model = loop.sub_model(
+        ("input statistics", names), lambda model: _moments_of(model, layers)
+    )
     parts, size = equal_parts(len(pixels), most, batch_multiple(layers))
     means, variances = None, None
     for index in range(parts):
         chosen = pixels[index * size : (index + 1) * size]
-        given = loop.inspect(part, chosen, batch_statistics=batch_statistics)
+        given = loop.inspect(sub_model, chosen, batch_statistics=batch_statistics)
         own = [each.astype(np.float64) for each in given]
         if means is None or variances is None:
             means, variances = own[::2], own[1::2]
@@ -164,17 +165,17 @@ def chosen_images(pixels: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def batch_multiple(layers: list[Keeper]) -> int:
-    """What a mini-batch must be a multiple of: ghost batches divide it."""
+    """Return the number that a mini-batch's size must be a multiple of, for ghost batches."""
     return math.lcm(*(getattr(each.layer, "virtual_batch", 1) for each in layers))
 
 
 def _own(layer: Any) -> dict[str, Any]:
-    """The statistics that a layer itself keeps, not those of layers inside it."""
+    """Return the statistics that a layer itself keeps, without those of layers inside it."""
     return {v.name: v for v in layer._non_trainable_variables if v.name.startswith("moving_")}
 
 
 def _depth(operation: Any, places: Mapping[int, int]) -> int:
-    """The last of the places of the weighted layers that reach an operation by no other; else 0."""
+    """Return the largest index of the weighted layers right before an operation; 0 for none."""
     found = 0
     for tensor in operation._inbound_nodes[0].input_tensors:
         above = tensor._keras_history.operation
@@ -183,7 +184,7 @@ def _depth(operation: Any, places: Mapping[int, int]) -> int:
 
 
 def _moments_of(model: keras.Model, layers: list[Keeper]) -> keras.Model:
-    """A part of the model that gives mean and variance of what each layer is given."""
+    """Build the sub-model that outputs mean and variance of each layer's input."""
     outputs = []
     for each in layers:
         axis = getattr(each.layer, "axis", -1)
@@ -192,7 +193,7 @@ def _moments_of(model: keras.Model, layers: list[Keeper]) -> keras.Model:
 
 
 class _Moments(keras.layers.Layer):
-    """Mean and biased variance of each channel over images and places: two float32 (C,)."""
+    """Mean and biased variance of each channel over images and positions: two float32 (C,)."""
 
     def __init__(self, axis: int, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)

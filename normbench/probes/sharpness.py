@@ -24,7 +24,7 @@ _FIRST = 1e-3
 """The very first step, before any curvature is known, as a share of ‖w‖."""
 
 _NOTHING = 1e-6
-"""What is left of a product beside the largest eigenvalue where the vectors span all there is."""
+"""Share of the largest eigenvalue below which the rest of a product is rounding alone."""
 
 
 class Sharpness(Probe):
@@ -58,9 +58,9 @@ class Sharpness(Probe):
     * ``iterations``: m; the limit, where it did not settle.
 
     Args:
-        images: Training images; rounded up to whole mini-batches.
+        images: Number of training images; rounded up to whole mini-batches.
         iterations: Largest number of products, each two gradients.
-        tolerance: Of the residual, in (0, 1).
+        tolerance: Residual at which the iteration stops, in (0, 1).
         every: Epochs between two measurements.
 
     Raises:
@@ -110,7 +110,7 @@ class Sharpness(Probe):
 
 
 class Eigen(NamedTuple):
-    """What the iteration came to; see :class:`Sharpness`."""
+    """Result of the iteration; see :class:`Sharpness`."""
 
     value: float
     residual: float
@@ -127,11 +127,11 @@ def largest(
     """Return the largest eigenvalue of the Jacobian of ``gradient``, which is symmetric.
 
     Args:
-        gradient: From float32 (P,) to float64 (P,).
-        weights: Where, float32 (P,).
+        gradient: Function from float32 (P,) to float64 (P,).
+        weights: Point at which the Jacobian is taken, float32 (P,).
         length: h of the first difference.
-        iterations: As for :class:`Sharpness`.
-        tolerance: As for :class:`Sharpness`.
+        iterations: See :class:`Sharpness`.
+        tolerance: See :class:`Sharpness`.
     """
     vector = np.random.default_rng(0).standard_normal(len(weights))
     vector /= norm(vector)
@@ -142,14 +142,14 @@ def largest(
         rest = _product(gradient, weights, vector, length)
         if not np.isfinite(norm(rest)):
             return Eigen(np.nan, np.nan, count)
-        basis.append(vector.astype(np.float32))  # half the memory; their roundings do no harm
-        # Twice, for what is left to be at right angles to all of them in spite of roundings.
+        basis.append(vector.astype(np.float32))  # half the memory; rounding does no harm
+        # Orthogonalize twice, because rounding leaves the first pass inexact.
         for _ in range(2):
-            for index, each in enumerate(basis):
-                part = float(each @ rest)
-                projected[index, count - 1] += part
-                rest -= part * each
-        # The matrix as the vectors see it, symmetric but for the errors of differences.
+            for index, direction in enumerate(basis):
+                component = float(direction @ rest)
+                projected[index, count - 1] += component
+                rest -= component * direction
+        # The matrix in the basis, which is symmetric but for the errors of the differences.
         upper = np.triu(projected[:count, :count])
         known = upper + np.triu(upper, 1).T
         values, vectors = np.linalg.eigh(known)
@@ -171,9 +171,9 @@ def _product(
     vector: np.ndarray,
     length: float,
 ) -> np.ndarray:
-    """The Hessian times a vector of length 1, float64 (P,), over the distance really moved."""
+    """Return the Hessian times a vector of length 1, float64 (P,)."""
     step = (length * vector).astype(np.float32)
     ahead, behind = weights + step, weights - step
-    # Weights are rounded to float32: what lies between is not 2h·v to the last digit.
+    # Divide by the distance really moved: weights are rounded to float32, so that it is not 2h.
     moved = norm(ahead.astype(np.float64) - behind.astype(np.float64))
     return (gradient(ahead) - gradient(behind)) / moved

@@ -1,4 +1,4 @@
-"""How far the loss and its gradient change along the gradient's direction."""
+"""Change of the loss and of its gradient along the gradient's direction: Smoothness."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Smoothness(Probe):
     Args:
         steps: η, each above 0, in units of the gradient, not of the training's learning rate: the
             same for all normalizations.
-        batches: Mini-batches.
+        batches: Number of mini-batches.
         every: Epochs between two measurements.
 
     Raises:
@@ -71,7 +71,7 @@ class Smoothness(Probe):
             self._along(loop, pixels, labels, weights)
             for pixels, labels in first_batches(dataset, loop.settings.batch, self.batches)
         ]
-        return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+        return {key: float(np.mean([values[key] for values in found])) for key in found[0]}
 
     def _along(
         self, loop: Loop, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
@@ -80,9 +80,10 @@ class Smoothness(Probe):
         size = norm(gradient)
         losses, changes = [], []
         for step in self.steps:
-            there = loop.gradients(pixels, labels, weights - np.float32(step) * gradient)
-            losses.append(there[0])
-            changes.append(norm(gradient - there[1]))
+            moved = weights - np.float32(step) * gradient
+            moved_loss, moved_gradient = loop.gradients(pixels, labels, moved)
+            losses.append(moved_loss)
+            changes.append(norm(gradient - moved_gradient))
         losses, changes = (np.where(np.isfinite(x), x, np.inf) for x in (losses, changes))
         slopes = changes / (np.array(self.steps) * size) if size else np.array([np.nan])
         return {

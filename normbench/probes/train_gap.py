@@ -21,18 +21,18 @@ _ORDER = 2
 class TrainGap(Probe):
     """Loss and accuracy of the same training images in training mode and in inference mode.
 
-    Weights, images and mini-batches are the same, there is no augmentation and no dropout: what is
-    left between the two is the normalization, which uses the mini-batch's statistics in one and
-    those it keeps in the other. Mini-batches have the training's size and a fixed random order;
-    the last one is filled up with the first images.
+    Weights, images and mini-batches are the same, and there is no augmentation and no dropout. The
+    only difference is the normalization, which uses the mini-batch's statistics in training mode
+    and its moving statistics in inference mode. Mini-batches have the training's size and a fixed
+    random order; the last one is filled up with the first images.
 
     Values: ``training_loss`` and ``inference_loss``, mean cross-entropy without label smoothing;
     ``training_acc`` and ``inference_acc`` (0..1); ``loss_gap``, inference minus training, and
     ``acc_gap``, training minus inference: both are above 0 where inference does worse.
 
     Args:
-        images: Training images that are shown, evenly spread; all where there are fewer.
-        every: Epochs from one measurement to the next.
+        images: Number of training images, evenly spread; all if there are fewer.
+        every: Epochs between two measurements.
 
     Raises:
         UserError: An option below 1.
@@ -56,10 +56,10 @@ class TrainGap(Probe):
         pixels, labels = train.images[chosen], train.labels[chosen]
         values: dict[str, float] = {}
         for mode, batch_statistics in (("training", True), ("inference", False)):
-            given = minibatches.logits(
+            logits = minibatches.logits(
                 loop, pixels, loop.settings.micro_batch, batch_statistics=batch_statistics
             )
-            values[f"{mode}_loss"], values[f"{mode}_acc"] = minibatches.scores(given, labels)
+            values[f"{mode}_loss"], values[f"{mode}_acc"] = minibatches.scores(logits, labels)
         values["loss_gap"] = values["inference_loss"] - values["training_loss"]
         values["acc_gap"] = values["training_acc"] - values["inference_acc"]
         return values

@@ -27,7 +27,7 @@ from normbench.engine import compilation_cache
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 if len(sys.argv) > 1:
-    compilation_cache._WORTHWHILE = 0.2
+    compilation_cache._MIN_SECONDS = 0.2
     assert compilation_cache.keep(Path(sys.argv[1])) == Path(sys.argv[1])
 from tests.engine.tinyloop import loop_of
 loop, _ = loop_of("norm=bn")

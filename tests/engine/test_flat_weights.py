@@ -27,9 +27,9 @@ def test_nothing_is_lost_or_moved(large, sizes):
     for given, made in zip(tensors, parts.tensors(vectors), strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(made), given)
     whole = np.concatenate([each.ravel() for each in tensors])
-    for one, other in zip(parts.divided(whole), vectors, strict=True):
+    for one, other in zip(parts.split(whole), vectors, strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(parts.joined(vectors), whole)
+    np.testing.assert_array_equal(parts.join(vectors), whole)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one part")
