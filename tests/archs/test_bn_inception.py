@@ -115,7 +115,7 @@ def test_it_has_auxiliary_classifiers_where_they_are_asked_for():
         ({"stem": "large"}, "unknown arch.stem 'large'"),
         ({"activation": "relu6"}, "unknown arch.activation 'relu6': did you mean 'relu'"),
         ({"width": -1.0}, "arch.width must be above 0"),
-        ({"auxiliary_weight": 0.3, "stem": "imagenet"}, "arch=bn_inception averages 5×5 places"),
+        ({"auxiliary_weight": 0.3, "stem": "imagenet"}, "arch=bn_inception averages 5×5 positions"),
     ],
 )
 def test_impossible_options_are_refused(bad, message):
