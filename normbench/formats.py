@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeGuard
 
 from normbench.errors import unwrapped, with_type
@@ -121,3 +122,11 @@ def nothing_to_train(summary: Mapping[str, Any]) -> str:
     accuracy = summary.get("test_acc")
     told = f" (test accuracy {100 * accuracy:.2f} %)" if is_known(accuracy) else ""
     return f"already finished{told}: nothing to train"
+
+
+def seconds_since(stamp: Any, now: datetime) -> float | None:
+    """Return the seconds from an ISO-8601 time until ``now``; None if it is no such time."""
+    try:
+        return (now - datetime.fromisoformat(stamp)).total_seconds()
+    except (TypeError, ValueError):
+        return None

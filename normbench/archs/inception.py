@@ -5,7 +5,7 @@ BN-Inception is :func:`build_bn_inception`, the network that Batch Normalization
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ _POOLED = 5
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes the units, stem and auxiliary classifiers of one Inception network.
+    """Makes one Inception network: its units, stem and auxiliary classifiers, and the whole.
 
     Args:
         arch: The network's name, for messages.
@@ -41,6 +41,54 @@ class Builder:
     norm: Norm
     activation: str
     width: float
+
+    def network(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        stages: Sequence[Sequence[Any]],
+        apply_module: Callable[[Builder, Any, Any], Any],
+        *,
+        stem: str,
+        separable: bool,
+        lrn: bool,
+        dropout: float,
+        auxiliary_weight: float,
+        auxiliary_dropout: float,
+    ) -> keras.Model:
+        """Build the network: stem, modules with auxiliary classifiers, pooling, classifier.
+
+        Args:
+            input_shape: (H, W, C).
+            classes: Number of logits.
+            stages: The modules, each with a ``name``; between two stages the image is halved.
+            apply_module: Applies one of them: ``apply_module(builder, x, module)``.
+            stem, separable, lrn: As for :meth:`stem`.
+            dropout: Rate before the classifier.
+            auxiliary_weight: 0 for no auxiliary classifiers.
+            auxiliary_dropout: Rate in these.
+
+        Returns:
+            A model from (N, H, W, C) to logits (N, classes), or to a list of these and of the
+            auxiliary classifiers'.
+        """
+        self.check(input_shape, stem, auxiliary_weight)
+        rate("dropout", dropout)
+        rate("auxiliary_dropout", auxiliary_dropout)
+        inputs = keras.Input(input_shape, name="images")
+        x = self.stem(inputs, stem, lrn, separable)
+        auxiliary = []
+        for index, stage in enumerate(stages):
+            if index:
+                x = pooled(x, "max", f"pool{index + 2}", 2)
+            for module in stage:
+                x = apply_module(self, x, module)
+                if auxiliary_weight and module.name in AUXILIARY:
+                    name = f"auxiliary{len(auxiliary) + 1}"
+                    auxiliary.append(self.auxiliary(x, classes, auxiliary_dropout, name))
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        logits = classified(x, classes, dropout)
+        return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name=self.arch)
 
     def check(self, input_shape: tuple[int, int, int], stem: str, auxiliary_weight: float) -> None:
         """Refuse options and images that the network cannot have.
@@ -245,24 +293,18 @@ def build_googlenet(
     Raises:
         UserError: An unknown ``stem``, a number out of range, or images too small.
     """
-    builder = Builder("googlenet", norm, "relu", width)
-    builder.check(input_shape, stem, auxiliary_weight)
-    rate("dropout", dropout)
-    rate("auxiliary_dropout", auxiliary_dropout)
-    inputs = keras.Input(input_shape, name="images")
-    x = builder.stem(inputs, stem, lrn, separable)
-    auxiliary = []
-    for index, stage in enumerate(STAGES):
-        if index:
-            x = pooled(x, "max", f"pool{index + 2}", 2)
-        for module in stage:
-            x = _v1_module(builder, x, module)
-            if auxiliary_weight and module.name in AUXILIARY:
-                name = f"auxiliary{len(auxiliary) + 1}"
-                auxiliary.append(builder.auxiliary(x, classes, auxiliary_dropout, name))
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = classified(x, classes, dropout)
-    return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="googlenet")
+    return Builder("googlenet", norm, "relu", width).network(
+        input_shape,
+        classes,
+        STAGES,
+        _v1_module,
+        stem=stem,
+        separable=separable,
+        lrn=lrn,
+        dropout=dropout,
+        auxiliary_weight=auxiliary_weight,
+        auxiliary_dropout=auxiliary_dropout,
+    )
 
 
 def _v1_module(builder: Builder, x: Any, module: V1Module) -> Any:
@@ -371,21 +413,18 @@ def build_bn_inception(
         UserError: An unknown ``stem`` or ``activation``, a number out of range, or images too
             small.
     """
-    builder = Builder("bn_inception", norm, activation, width)
-    builder.check(input_shape, stem, auxiliary_weight)
-    rate("dropout", dropout)
-    rate("auxiliary_dropout", auxiliary_dropout)
-    inputs = keras.Input(input_shape, name="images")
-    x = builder.stem(inputs, stem, lrn, separable)
-    auxiliary = []
-    for module in MODULES:
-        x = _v2_module(builder, x, module)
-        if auxiliary_weight and module.name in AUXILIARY:
-            name = f"auxiliary{len(auxiliary) + 1}"
-            auxiliary.append(builder.auxiliary(x, classes, auxiliary_dropout, name))
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = classified(x, classes, dropout)
-    return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name="bn_inception")
+    return Builder("bn_inception", norm, activation, width).network(
+        input_shape,
+        classes,
+        (MODULES,),  # two of them halve the image themselves
+        _v2_module,
+        stem=stem,
+        separable=separable,
+        lrn=lrn,
+        dropout=dropout,
+        auxiliary_weight=auxiliary_weight,
+        auxiliary_dropout=auxiliary_dropout,
+    )
 
 
 def _v2_module(builder: Builder, x: Any, module: V2Module) -> Any:

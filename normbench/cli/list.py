@@ -14,7 +14,7 @@ from rich.table import Table
 from normbench.cli.parser import Parser, add_store, store_of
 from normbench.cli.terminal import STATUS_STYLE, Column, fitted_table, print_rows, wrapping
 from normbench.errors import UserError
-from normbench.formats import UNKNOWN, age, count, failure, percent
+from normbench.formats import UNKNOWN, age, count, failure, percent, seconds_since
 from normbench.store.differences import NAME, as_overrides, differences
 from normbench.store.store import Run, Store, StoreError
 
@@ -114,14 +114,6 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     texts = [str(row[key] or "") for key in ("dataset", "arch", "norm")]
     numbers = [row[key] if isinstance(row[key], int) else -1 for key in ("batch", "seed")]
     return (*texts, *numbers, row["differs"], row["name"])
-
-
-def seconds_since(stamp: Any, now: datetime) -> float | None:
-    """Return the seconds from an ISO-8601 time until ``now``; None if it is no such time."""
-    try:
-        return (now - datetime.fromisoformat(stamp)).total_seconds()
-    except (TypeError, ValueError):
-        return None
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from normbench.cli.sweep_screen import running_table
 from normbench.cli.terminal import STATUS_STYLE, as_text
-from normbench.formats import duration
+from normbench.formats import duration, seconds_since
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
 from normbench.sweep.observer import stored_progress
@@ -105,7 +105,7 @@ def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, 
             "state": state,
             "where": _where(meta),
             **stored_progress(run, (run.config or {}).get("epochs")),
-            "seconds": _since(session.get("started"), now),
+            "seconds": seconds_since(session.get("started"), now),
         }
     except StoreError as error:
         return {**row, "state": "unreadable", "reason": str(error)}
@@ -114,13 +114,6 @@ def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, 
 def _where(meta: Mapping[str, Any]) -> str:
     devices = ", ".join(str(d).removeprefix("/device:") for d in meta.get("devices") or [])
     return f"{meta.get('host')} {devices}".strip()
-
-
-def _since(stamp: Any, now: datetime) -> float | None:
-    try:
-        return (now - datetime.fromisoformat(stamp)).total_seconds()
-    except (TypeError, ValueError):
-        return None
 
 
 def render(status: Status, width: int) -> RenderableType:

@@ -285,6 +285,12 @@ def unflatten(vector: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
     return [ops.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+def splits_as(dataset: Any, convert: Callable[[np.ndarray], Any]) -> dict[str, tuple[Any, Any]]:
+    """Return images and labels of each split by its name, converted to tensors of a backend."""
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    return {name: (convert(split.images), convert(split.labels)) for name, split in splits.items()}
+
+
 def decay_mask(variables: list[Any]) -> np.ndarray:
     """Return 1 for each weight that weight decay applies to, else 0: float32 (P,)."""
     return np.concatenate(

@@ -34,14 +34,7 @@ class JaxLoop(Loop):
     def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
         self.settings = settings
-        self._splits = {
-            name: (jnp.asarray(split.images), jnp.asarray(split.labels))
-            for name, split in (
-                ("train", dataset.train),
-                ("validation", dataset.validation),
-                ("test", dataset.test),
-            )
-        }
+        self._splits = loop.splits_as(dataset, jnp.asarray)
         self._count = int(self._splits["train"][0].shape[0])
         self._steps = self._count // settings.batch
         self._variables = list(model.trainable_variables)

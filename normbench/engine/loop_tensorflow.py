@@ -33,14 +33,7 @@ class TensorFlowLoop(Loop):
     def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
         self.settings = settings
-        self._splits = {
-            name: (tf.constant(split.images), tf.constant(split.labels))
-            for name, split in (
-                ("train", dataset.train),
-                ("validation", dataset.validation),
-                ("test", dataset.test),
-            )
-        }
+        self._splits = loop.splits_as(dataset, tf.constant)
         self._count = int(self._splits["train"][0].shape[0])
         self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)

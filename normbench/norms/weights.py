@@ -41,6 +41,9 @@ __all__ = [
     "WeightStandardization",
 ]
 
+_LEAST_SQUARE = 1e-24
+"""Least squared length, of a filter or of σ, in a divisor: a filter of zeros stays one, no NaN."""
+
 
 class WeightParametrization:
     """A differentiable map from the stored kernel to the one that is convolved with.
@@ -352,10 +355,6 @@ class ScaledWSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 # --- Weight Normalization, plain and centered -----------------------------------------------------
 
 
-_LEAST = 1e-24
-"""Least squared length of a filter in the divisor: a filter of zeros stays one, without NaN."""
-
-
 @keras.saving.register_keras_serializable("normbench")
 class WeightNormalization(WeightParametrization):
     """Direction and length of each filter apart: W = g·v/‖v‖ (Salimans & Kingma 2016, eq. 2).
@@ -384,7 +383,7 @@ class WeightNormalization(WeightParametrization):
 
     def of_filters(self, matrix: Any) -> Any:
         length = ops.cast(as_tensor(self._length), matrix.dtype)
-        return scale_filters(matrix, length, self.centered, _LEAST)
+        return scale_filters(matrix, length, self.centered, _LEAST_SQUARE)
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -429,10 +428,6 @@ class CWNDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 
 # --- Spectral Normalization -----------------------------------------------------------------------
-
-
-_LEAST_NORM = 1e-24
-"""Least square of a length, and least square of σ, in a divisor."""
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -500,13 +495,13 @@ class SpectralNormalization(WeightParametrization):
         else:
             u = _unit(u)
         sigma = ops.max(ops.sum(ops.matmul(matrix, v) * u, axis=(1, 2)))
-        return values / ops.maximum(sigma, _LEAST_NORM**0.5)
+        return values / ops.maximum(sigma, _LEAST_SQUARE**0.5)
 
 
 def _unit(vectors: Any) -> Any:
     """Give each (…, n, 1) the length 1."""
     square = ops.sum(ops.square(vectors), axis=-2, keepdims=True)
-    return vectors * ops.rsqrt(ops.maximum(square, _LEAST_NORM))
+    return vectors * ops.rsqrt(ops.maximum(square, _LEAST_SQUARE))
 
 
 @keras.saving.register_keras_serializable("normbench")
