@@ -38,6 +38,11 @@ def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural: ``1 cell``, ``1,200 cells``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float | None, digits: int = 2) -> str:
     """Write a fraction as a percentage: 0.5678 is ``56.78%``."""
     return f"{100 * fraction:.{digits}f}%" if is_known(fraction) else UNKNOWN

@@ -67,3 +67,8 @@ def test_a_failure_is_one_line() -> None:
     long = formats.failure({"type": "E", "message": "x" * 999})
     assert len(long) == 300
     assert long.endswith("…")
+
+
+def test_a_number_has_its_noun_in_the_singular_or_plural():
+    shown = [formats.counted(number, "cell") for number in (0, 1, 2, 1200)]
+    assert shown == ["0 cells", "1 cell", "2 cells", "1,200 cells"]

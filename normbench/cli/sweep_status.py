@@ -14,7 +14,7 @@ from rich.text import Text
 
 from normbench.cli.sweep_screen import running_table
 from normbench.cli.terminal import STATUS_STYLE, as_text
-from normbench.formats import duration, seconds_since
+from normbench.formats import counted, duration, seconds_since
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
 from normbench.sweep.observer import stored_progress
@@ -126,7 +126,7 @@ def render(status: Status, width: int) -> RenderableType:
         ),
         as_text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
     ]
-    line = Text(f"{len(status.cells)} cells: ")
+    line = Text(f"{counted(len(status.cells), 'cell')}: ")
     shown = [(state, word) for state, word in WORDS.items() if counts[state]]
     for index, (state, word) in enumerate(shown):
         line.append(", " if index else "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normbench.errors import NormbenchError, UserError, unknown
+from normbench.formats import counted
 from normbench.report import origin, tables
 from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.figures import draw
@@ -250,7 +251,7 @@ def export(
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
     cells = len(table.rows)
-    say(f"export: {path} ({cells} cell{'' if cells == 1 else 's'})")
+    say(f"export: {path} ({counted(cells, 'cell')})")
     return path
 
 

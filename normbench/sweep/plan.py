@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 from normbench.config import Config
-from normbench.formats import duration, failure
+from normbench.formats import counted, duration, failure
 from normbench.store.differences import as_overrides, differences
 from normbench.store.provenance import own_changes, own_code, own_data
 from normbench.store.store import Run, Store, StoreError
@@ -134,7 +134,7 @@ class SweepPlan:
         words = {"missing": "to train", "interrupted": "to resume"}
         counts = [f"{ended[result]} {result}" for result in RESULTS if ended[result]]
         counts += [f"{number} {words.get(state, state)}" for state, number in states.items()]
-        return f"{len(self.cells)} cells: " + ", ".join(counts)
+        return f"{counted(len(self.cells), 'cell')}: " + ", ".join(counts)
 
 
 def plan(

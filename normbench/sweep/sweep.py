@@ -11,6 +11,7 @@ from typing import Any
 from normbench.config import Config
 from normbench.engine.diagnose import trained_without
 from normbench.errors import NormbenchError, UserError
+from normbench.formats import counted
 from normbench.store.provenance import collect
 from normbench.store.store import RunLocked, Store
 from normbench.sweep.cell import CellResult
@@ -218,5 +219,5 @@ def _refuse_invalid(planned: SweepPlan, skip: bool, view: SweepView) -> None:
     if len(invalid) > LISTED:
         view.line(f"invalid      and {len(invalid) - LISTED} more")
     if invalid and not skip:
-        cells = "1 cell" if len(invalid) == 1 else f"{len(invalid)} cells"
+        cells = counted(len(invalid), "cell")
         raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
