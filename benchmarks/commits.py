@@ -3,9 +3,10 @@
     python benchmarks/commits.py COMMIT [--arch vgg16] [--batches 16 128] [--norms none bn gn]
 
 The commit's files are laid out in a folder of their own for as long as it takes; the tree as it
-stands is the other contender. Each has a process, and they are measured in turns, the first of a
-round being the second of the next. Prints images/s, medians over rounds with their range, and the
-median and range of the rounds' ratios, which drift less than an hour's machine does.
+stands is the other contender. Each has a process, served by its own commit's train_step.py, and
+they are measured in turns, the first of a round being the second of the next. Prints images/s,
+medians over rounds with their range, and the median and range of the rounds' ratios, which drift
+less than an hour's machine does.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def files_of(commit: str) -> Iterator[Path]:
         yield files
 
 
-def measured(packages: list[Path], cell: tuple[str, ...], rounds: int, seconds: float) -> str:
-    """Cells of the table's row, from a contender for each of two folders with the package."""
+def measured(checkouts: list[Path], cell: tuple[str, ...], rounds: int, seconds: float) -> str:
+    """Cells of the table's row, from a contender for each of two folders with a commit's files."""
     contenders = []
-    for each in packages:
-        contenders.append(Contender("engine", *cell, package=each))
+    for each in checkouts:
+        contenders.append(Contender("engine", *cell, checkout=each))
         contenders[-1].rest()
     rates: list[list[float]] = [[], []]
     for turn in range(rounds):
@@ -56,7 +57,7 @@ def measured(packages: list[Path], cell: tuple[str, ...], rounds: int, seconds: 
 
 def main() -> None:
     options = argparse.ArgumentParser(description="An earlier commit's engine beside today's.")
-    options.add_argument("commit", help="one whose engine is built as today's is")
+    options.add_argument("commit", help="one whose benchmarks/train_step.py has --serve")
     add_options(options, sorted(each.stem for each in Path(ROOT, "conf", "arch").glob("*.yaml")))
     given = options.parse_args()
     with files_of(given.commit) as earlier:

@@ -24,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,19 +217,23 @@ class Contender:
     Args:
         name: Of the contender.
         *cell: Arch, norm, batch and precision.
-        package: The folder whose normbench it is to import; by default as this process would.
+        checkout: Folder of a commit's files, whose own copy of this script serves the contender
+            with that commit's normbench; by default this script and this process's normbench.
     """
 
-    def __init__(self, name: str, *cell: str, package: Path | None = None) -> None:
+    def __init__(self, name: str, *cell: str, checkout: Path | None = None) -> None:
         self.name = name
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-        if package is not None:
-            environment["PYTHONPATH"] = str(package)
+        script = Path(__file__)
+        if checkout is not None:
+            environment["PYTHONPATH"] = str(checkout)
+            script = checkout / "benchmarks" / script.name
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the process dies
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name, *cell],
+            [sys.executable, script, "--serve", name, *cell],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
             env=environment,
         )
@@ -253,7 +258,9 @@ class Contender:
         assert self.process.stdout is not None
         answer = self.process.stdout.readline().strip()
         if not answer:
-            raise SystemExit(f"{self.name} died")
+            self.errors.seek(0)
+            reason = self.errors.read().strip().rpartition("\n")[2]
+            raise SystemExit(f"{self.name} died: {reason}")
         return answer
 
     def close(self) -> None:
