@@ -1,6 +1,6 @@
 # From nothing but Python 3.11 to 3.13, make and pip: every target sets up .venv by itself.
 PYTHON ?= python3
-# What pytest is given: make test ARGS="-m slow", make test ARGS="tests/norms -x".
+# What pytest is given: make test ARGS="tests/norms -x".
 ARGS ?=
 # Tests side by side, a file in one process; JOBS=0 runs them in this one, for a debugger.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
@@ -10,6 +10,10 @@ UPGRADE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# The whole suite runs on TensorFlow; these tests, of layers and gradients, run on JAX as well.
+JAX_TESTS := tests/kernels tests/norms tests/probes tests/engine/test_gradients.py \
+	tests/engine/test_accumulate.py tests/test_serializable.py
 
 # What builds the sources that come without a wheel (antlr4-python3-runtime, promise) and our own.
 BUILD_TOOLS := hatchling setuptools wheel
@@ -28,10 +32,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types lock clean
+.PHONY: help quickstart test test-slow lint types lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (no download), and report
 	$(BIN)/normbench sweep +experiment=quickstart store=.quickstart/runs
@@ -40,13 +44,15 @@ quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (
 	@echo "  source $(BIN)/activate"
 	@echo "  normbench run norm=gn batch=16 dataset=digits arch=resnet8 epochs=5"
 
-test: $(STAMP) ## run the tests (ARGS="-m slow" for the slow ones)
+test: $(STAMP) ## run the tests (ARGS="tests/norms -x" for some of them)
 ifeq ($(ARGS),)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/kernels tests/norms tests/probes \
-		tests/engine/test_gradients.py tests/engine/test_accumulate.py \
-		tests/test_serializable.py
+	KERAS_BACKEND=jax $(PYTEST) $(JAX_TESTS)
 endif
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-slow: $(STAMP) ## run the tests that test leaves out because they are slow
+	KERAS_BACKEND=jax $(PYTEST) $(JAX_TESTS) -m "slow and not slurm"
+	$(PYTEST) -m "slow and not slurm"
 
 lint: $(STAMP) ## check style and formatting with ruff
 	$(BIN)/ruff check .
