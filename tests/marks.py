@@ -1,0 +1,30 @@
+"""Marks for parametrized tests: `slow_except()` leaves a few values in the default suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Mark all values of a parametrization as slow except the `quick` ones.
+
+    A parametrization over many norms, networks or precisions keeps its representative members in
+    the default suite this way::
+
+        @pytest.mark.parametrize("norm", slow_except(("bn", "gn_ws"), NORMS))
+
+    A value that is a tuple gives several arguments, as in `pytest.mark.parametrize`.
+    """
+    quick, values = list(quick), list(values)
+    unknown = [value for value in quick if value not in values]
+    if unknown:
+        raise ValueError(f"not among the values: {unknown}")
+    return [value if value in quick else _slow(value) for value in values]
+
+
+def _slow(value: Any) -> Any:
+    arguments = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*arguments, marks=pytest.mark.slow)
