@@ -16,15 +16,19 @@ def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
 
         @pytest.mark.parametrize("norm", slow_except(("bn", "gn_ws"), NORMS))
 
-    A value that is a tuple gives several arguments, as in `pytest.mark.parametrize`.
+    A value that is a tuple gives several arguments, as in `pytest.mark.parametrize`. A quick value
+    that is not among the values is an error: renamed, it would leave the default suite unnoticed.
     """
     quick, values = list(quick), list(values)
     unknown = [value for value in quick if value not in values]
     if unknown:
         raise ValueError(f"not among the values: {unknown}")
-    return [value if value in quick else _slow(value) for value in values]
+    return [
+        value if value in quick else slow(*value) if isinstance(value, tuple) else slow(value)
+        for value in values
+    ]
 
 
-def _slow(value: Any) -> Any:
-    arguments = value if isinstance(value, tuple) else (value,)
-    return pytest.param(*arguments, marks=pytest.mark.slow)
+def slow(*values: Any) -> Any:
+    """Mark one case of a parametrization, a value for each of its arguments, as slow."""
+    return pytest.param(*values, marks=pytest.mark.slow)

@@ -1,0 +1,31 @@
+"""The helpers that leave cases of a parametrization to the slow suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.marks import slow, slow_except
+
+
+def test_all_values_but_the_quick_ones_are_slow() -> None:
+    bn, gn, none = slow_except(("bn", "none"), ["bn", "gn", "none"])
+    assert (bn, none) == ("bn", "none")
+    assert gn.values == ("gn",)
+    assert [mark.name for mark in gn.marks] == ["slow"]
+
+
+def test_a_slow_tuple_gives_several_arguments() -> None:
+    first, second = slow_except([("bn", 4)], [("bn", 4), ("gn", 8)])
+    assert first == ("bn", 4)
+    assert second.values == ("gn", 8)
+
+
+def test_a_slow_case_may_be_of_one_argument_that_is_a_tuple() -> None:
+    case = slow((2, 3))
+    assert case.values == ((2, 3),)
+    assert [mark.name for mark in case.marks] == ["slow"]
+
+
+def test_quick_values_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"not among the values: \['bnn'\]"):
+        slow_except(("bn", "bnn"), ["bn", "gn"])
