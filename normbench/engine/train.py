@@ -385,6 +385,7 @@ class Session:
         except Diverged as divergence:
             # A result, not a failure: it is recorded with the step, and has no test accuracy.
             log.info("%s", divergence)
+            self._record_divergence(divergence)
             results = {"status": "diverged"} | self._untested()
             results |= {"diverged_epoch": divergence.epoch, "diverged_step": divergence.step}
         results["micro_batches"] = self.micro_batches.count
@@ -414,7 +415,7 @@ class Session:
         """Train to the last epoch.
 
         Raises:
-            Diverged: A step's loss was not finite or too high; the epoch's row is written.
+            Diverged: A step's loss was not finite or too high.
             KeyboardInterrupt: Passed on, after a checkpoint of the steps taken so far.
         """
         while self.epoch < self.config.epochs:
@@ -430,6 +431,7 @@ class Session:
     def _train_epoch(self) -> None:
         """Take the steps of the epoch that are left, in compiled chunks of about a second."""
         setup = self.setup
+        self._refuse_divergence()  # an interrupt may have come before the last chunk was looked at
         start = self.epoch * setup.steps_per_epoch
         # A first step alone shows how long one takes. A resumed epoch tries the rest in one call.
         count = setup.steps_per_epoch if len(self.partial) else 1
@@ -445,7 +447,7 @@ class Session:
                 self.partial_seconds += seconds
             raise_remembered()
             count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
-            self._refuse_divergence(first)
+            self._refuse_divergence()
             taken = len(self.partial)
             self.observer.on_progress(
                 self.epoch + 1,
@@ -456,20 +458,30 @@ class Session:
                 taken * self.config.batch / self.partial_seconds,
             )
 
-    def _refuse_divergence(self, first: int) -> None:
-        """End the run at the first step, from the epoch's step ``first`` on, that diverged."""
-        losses = self.partial.loss[first:]
+    def _refuse_divergence(self) -> None:
+        """End the run if a step of the epoch diverged.
+
+        Raises:
+            Diverged: The first such step; nothing is recorded yet.
+        """
+        losses = self.partial.loss
         bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
-        if not len(bad):
-            return
-        good = first + int(bad[0])
-        # The chunk went on after the bad step. Its later steps count neither in the row nor in the
-        # run, so that both are the same whatever the chunks' lengths.
+        if len(bad):
+            step = self.epoch * self.setup.steps_per_epoch + int(bad[0]) + 1
+            raise Diverged(self.epoch + 1, step)
+
+    def _record_divergence(self, divergence: Diverged) -> None:
+        """Append the row of the epoch that diverged.
+
+        It has the steps before the one that diverged, whatever the lengths of the chunks: the last
+        chunk went on after it. The weights have its later steps, so that no checkpoint may be
+        written from here on; an interrupted run diverges again from its last checkpoint.
+        """
+        good = divergence.step - 1 - self.epoch * self.setup.steps_per_epoch
         self.partial = self.partial.first(good)
         row = self._row(val=(math.nan, math.nan), eval_seconds=0.0)
         self.run.append_metrics(row)
         self.observer.on_epoch(row)
-        raise Diverged(self.epoch + 1, self.epoch * self.setup.steps_per_epoch + good + 1)
 
     def _evaluate_epoch(self) -> dict[str, Any]:
         """Evaluate the network after the last step of an epoch and return the epoch's row.

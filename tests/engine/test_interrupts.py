@@ -169,3 +169,34 @@ def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
     assert run.checkpoint_info()["step"] == 10  # the whole first epoch
     assert len(run.metrics()) == (0 if moment == "validation" else 1)
     assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize("moment", ["steps", "row"])
+def test_a_run_interrupted_as_it_diverges_diverges_at_the_same_step(
+    small, tmp_path, monkeypatch, moment
+):
+    from normbench.engine.loop_tensorflow import TensorFlowLoop
+    from normbench.store.run import Run
+
+    # No step's loss is 1.5 or less, so that the first one is refused, and later ones need not be.
+    config = small("max_loss=1.5", "optimizer.lr=0.01")
+    whole = train(config, Store(tmp_path / "whole"))
+    assert whole.summary["diverged_step"] == 1
+    owner, name = {"steps": (TensorFlowLoop, "train"), "row": (Run, "append_metrics")}[moment]
+    call = getattr(owner, name)
+
+    def pressed(self, *arguments, **options):
+        result = call(self, *arguments, **options)
+        if moment == "row" or arguments[1].any():  # compiling takes a step at a rate of 0
+            press()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    run = Store(config.store).run(config)
+    assert run.status == "interrupted"
+    outcome = train(config)
+    assert outcome.summary["diverged_step"] == 1
+    assert [row["step"] for row in outcome.run.metrics()] == [0]
