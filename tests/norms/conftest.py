@@ -102,7 +102,7 @@ class Run:
     dtype: str
 
 
-def run(
+def run_layer(
     layer: keras.layers.Layer, x: Array, upstream: Array | None = None, training: bool = False
 ) -> Run:
     """Call a layer and go back through it, on the backend in use; its state is updated.
@@ -261,7 +261,7 @@ class Checker:
     ) -> None:
         random = np.random.default_rng(1)
         upstream = random.standard_normal(x.shape).astype(x.dtype)
-        got = run(layer, x, upstream, training)
+        got = run_layer(layer, x, upstream, training)
         assert got.dtype == dtype
 
         values = {"x": x.astype(np.float64)}
@@ -290,9 +290,10 @@ class Checker:
             else:
                 directions = [random.standard_normal(actual.shape) for _ in range(6)]
                 slopes = [
-                    complex_slope(reference, values, name, each, upstream) for each in directions
+                    complex_slope(reference, values, name, direction, upstream)
+                    for direction in directions
                 ]
-                actual = np.array([np.sum(actual * each) for each in directions])
+                actual = np.array([np.sum(actual * direction) for direction in directions])
                 target, largest = np.array(slopes), np.abs(slopes).max()
             if name == "x":
                 largest = max(largest, slope)
@@ -310,17 +311,17 @@ class Checker:
 
 @pytest.fixture(scope="session")
 def check() -> Checker:
-    """Checks a layer against a reference; see :class:`Checker`."""
+    """Check a layer against a reference; see :class:`Checker`."""
     return Checker()
 
 
-@pytest.fixture(scope="session")
-def go() -> Callable[..., Run]:
-    """Calls a layer and goes back through it; see :func:`run`."""
-    return run
+@pytest.fixture(scope="session", name="run_layer")
+def _run_layer() -> Callable[..., Run]:
+    """Call a layer and go back through it; see :func:`run_layer`."""
+    return run_layer
 
 
-@pytest.fixture(scope="session")
-def shaken() -> Callable[..., Any]:
-    """Moves a built layer's learned weights off their initial values; see :func:`randomize`."""
+@pytest.fixture(scope="session", name="randomize")
+def _randomize() -> Callable[..., Any]:
+    """Move a built layer's learned weights off their initial values; see :func:`randomize`."""
     return randomize

@@ -41,10 +41,10 @@ def test_inference(case, check):
 @pytest.mark.parametrize(
     "options", [{"center": False}, {"scale": False}, {"center": 0, "scale": 0}]
 )
-def test_without_affine(options, go):
+def test_without_affine(options, run_layer):
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     layer = BatchNormalization(epsilon=1e-5, **options)
-    got = go(layer, x, training=True)
+    got = run_layer(layer, x, training=True)
     assert {v.name for v in layer.trainable_variables} == {
         name for name, option in (("gamma", "scale"), ("beta", "center")) if options.get(option, 1)
     }
@@ -53,13 +53,13 @@ def test_without_affine(options, go):
 
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_moving_statistics_after_several_steps(unbiased, offset, go):
+def test_moving_statistics_after_several_steps(unbiased, offset, run_layer):
     layer = BatchNormalization(momentum=0.8, unbiased=unbiased)
     random = np.random.default_rng(0)
     mean, variance = np.zeros(6), np.ones(6)
     for _ in range(4):
         x = (offset + random.standard_normal((3, 5, 7, 6)) * np.arange(1, 7)).astype(np.float32)
-        got = go(layer, x, training=True)
+        got = run_layer(layer, x, training=True)
         mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2), dtype="f8")
         factor = 105 / 104 if unbiased else 1
         variance = 0.8 * variance + 0.2 * x.var((0, 1, 2), dtype="f8") * factor
@@ -67,41 +67,43 @@ def test_moving_statistics_after_several_steps(unbiased, offset, go):
     np.testing.assert_allclose(got.state["moving_variance"], variance, rtol=2e-6)
 
 
-def test_frozen_layer_normalizes_with_its_moving_statistics(go):
+def test_frozen_layer_normalizes_with_its_moving_statistics(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
     layer = BatchNormalization(epsilon=0.0)
     layer.trainable = False
-    got = go(layer, x, training=True)
+    got = run_layer(layer, x, training=True)
     np.testing.assert_array_equal(got.outputs, x)
     np.testing.assert_array_equal(got.state["moving_mean"], 0)
 
 
-def test_one_value_a_channel_has_no_unbiased_variance(go):
+def test_one_value_a_channel_has_no_unbiased_variance(run_layer):
     with pytest.raises(ValueError, match="one value a channel"):
-        go(BatchNormalization(unbiased=True), np.ones((1, 1, 1, 3), np.float32), training=True)
-    got = go(BatchNormalization(), np.full((1, 1, 1, 3), 7, np.float32), training=True)
+        run_layer(
+            BatchNormalization(unbiased=True), np.ones((1, 1, 1, 3), np.float32), training=True
+        )
+    got = run_layer(BatchNormalization(), np.full((1, 1, 1, 3), 7, np.float32), training=True)
     np.testing.assert_array_equal(got.outputs, 0)
     np.testing.assert_array_equal(got.d_inputs, 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_equal_values_do_not_add_up_to_noise(dtype, go):
+def test_many_equal_values_do_not_add_up_to_noise(dtype, run_layer):
     """Summed one by one in float32, 50,176 times 1.7 have a mean 4e-4 off."""
     x = np.full((16, 56, 56, 6), 1.7, np.float32)
     layer = BatchNormalization(epsilon=1e-5, dtype=dtype)
-    got = go(layer, x, training=True)
+    got = run_layer(layer, x, training=True)
     np.testing.assert_allclose(got.outputs, 0, atol=1e-3)
     assert got.state["moving_mean"] == pytest.approx([0.017] * 6, rel=4e-3)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_large_inputs_take_the_fused_road_to_the_same_numbers(offset, go, shaken):
+def test_large_inputs_take_the_fused_road_to_the_same_numbers(offset, run_layer, randomize):
     shape = (32, 32, 32, 16)
     x, upstream = (np.random.default_rng(seed).standard_normal(shape) for seed in range(2))
     x = (x + offset).astype(np.float32)
     layer = BatchNormalization(momentum=0.0, epsilon=1e-5, unbiased=True)
     layer.build(shape)
-    got = go(shaken(layer), x, upstream, training=True)
+    got = run_layer(randomize(layer), x, upstream, training=True)
     gamma = keras.ops.convert_to_numpy(layer.gamma).astype("f8")
     beta = keras.ops.convert_to_numpy(layer.beta).astype("f8")
     x = x.astype("f8")
@@ -118,7 +120,7 @@ def test_large_inputs_take_the_fused_road_to_the_same_numbers(offset, go, shaken
     np.testing.assert_allclose(got.state["moving_mean"], x.mean(axes), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(got.state["moving_variance"], x.var(axes, ddof=1), rtol=2e-5)
     expected = (x - x.mean(axes)) / np.sqrt(x.var(axes, ddof=1) + 1e-5) * gamma + beta
-    np.testing.assert_allclose(go(layer, x.astype("f4")).outputs, expected, atol=3e-4)
+    np.testing.assert_allclose(run_layer(layer, x.astype("f4")).outputs, expected, atol=3e-4)
 
 
 on_tensorflow = pytest.mark.skipif(
@@ -163,15 +165,15 @@ def test_in_passes(layer, case, check, passes):
 
 @on_tensorflow
 @pytest.mark.parametrize("layer", [BatchNormalization, InShards])
-def test_in_passes_channels_at_any_distance_from_0(layer, go, passes):
-    test_channels_at_any_distance_from_0(layer, go)
+def test_in_passes_channels_at_any_distance_from_0(layer, run_layer, passes):
+    test_channels_at_any_distance_from_0(layer, run_layer)
 
 
 @on_tensorflow
-def test_state_after_shards_is_that_after_the_batch(go):
+def test_state_after_shards_is_that_after_the_batch(run_layer):
     x = np.random.default_rng(0).standard_normal((5, 4, 3, 6)) * np.arange(6) + 3
     whole, parts = (
-        go(layer(), x.astype(np.float32), training=True).state
+        run_layer(layer(), x.astype(np.float32), training=True).state
         for layer in (BatchNormalization, InShards)
     )
     for name, value in whole.items():
@@ -180,11 +182,11 @@ def test_state_after_shards_is_that_after_the_batch(go):
 
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
 @pytest.mark.parametrize("channels", [4, 32])
-def test_variance_of_many_positive_values(layer, channels, go):
+def test_variance_of_many_positive_values(layer, channels, run_layer):
     """TensorFlow's fused Batch Normalization adds them up in one go: off by 7e-4 at this size."""
     random = np.random.default_rng(0)
     x = random.standard_normal((128, 32, 32, channels)).clip(0).astype(np.float32)
-    got = go(layer(momentum=0.0, epsilon=1e-5), x, x, training=True)
+    got = run_layer(layer(momentum=0.0, epsilon=1e-5), x, x, training=True)
     x = x.astype("f8")
     np.testing.assert_allclose(got.state["moving_variance"], x.var((0, 1, 2)), rtol=2e-6)
     normalized = reference(x, 1.0, 0.0)
@@ -199,23 +201,23 @@ def test_variance_of_many_positive_values(layer, channels, go):
 
 @on_tensorflow
 @pytest.mark.parametrize("images", [32, 512])
-def test_roundings_do_not_grow_with_the_batch(images, go):
+def test_roundings_do_not_grow_with_the_batch(images, run_layer):
     """A sum in one go has as many as it has terms."""
     x = np.random.default_rng(0).standard_normal((images, 32, 32, 32), np.float32).clip(0)
-    got = go(BatchNormalization(momentum=0.0), x, training=True)
+    got = run_layer(BatchNormalization(momentum=0.0), x, training=True)
     np.testing.assert_allclose(
         got.state["moving_variance"], x.var((0, 1, 2), dtype=np.float64), rtol=5e-7
     )
 
 
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
-def test_channels_at_any_distance_from_0(layer, go):
+def test_channels_at_any_distance_from_0(layer, run_layer):
     """Those that are far are shifted, those that are near in the same batch are not."""
     distances = np.array([0, 1, 1.9, 2.1, 4, 30, 1e3, -1e3, 1e5])
     random = np.random.default_rng(0)
     x = (random.standard_normal((8, 6, 5, 9)) + distances).astype(np.float32)
     upstream = random.standard_normal(x.shape).astype(np.float32)
-    got = go(layer(momentum=0.0, epsilon=1e-5), x, upstream, training=True)
+    got = run_layer(layer(momentum=0.0, epsilon=1e-5), x, upstream, training=True)
     x, dy, axes = x.astype("f8"), upstream.astype("f8"), (0, 1, 2)
     normalized = reference(x, 1.0, 0.0)
     np.testing.assert_allclose(got.state["moving_mean"], x.mean(axes), rtol=2e-7, atol=1e-6)
@@ -233,16 +235,16 @@ def test_impossible_momentum_is_refused(momentum):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_kerases_layer(training, go, shaken):
+def test_equals_kerases_layer(training, run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 8)).astype(np.float32)
     upstream = np.random.default_rng(1).standard_normal(x.shape)
     ours, theirs = BatchNormalization(), keras.layers.BatchNormalization()
     runs = []
     for layer in (ours, theirs):
         layer.build(x.shape)
-        shaken(layer)
-        go(layer, x, upstream, training=True)
-        runs.append(go(layer, x, upstream, training=training))
+        randomize(layer)
+        run_layer(layer, x, upstream, training=True)
+        runs.append(run_layer(layer, x, upstream, training=training))
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-5)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=1e-5)
     for name in ("gamma", "beta"):
@@ -253,12 +255,12 @@ def test_equals_kerases_layer(training, go, shaken):
         np.testing.assert_allclose(value, runs[1].state[name], rtol=1e-5, atol=1e-6)
 
 
-def test_equals_pytorchs_layer_with_the_unbiased_variance(go):
+def test_equals_pytorchs_layer_with_the_unbiased_variance(run_layer):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     theirs = torch.nn.BatchNorm2d(3, eps=1e-5, momentum=0.1)
     expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
-    got = go(BatchNormalization(0.9, 1e-5, unbiased=True), x, training=True)
+    got = run_layer(BatchNormalization(0.9, 1e-5, unbiased=True), x, training=True)
     np.testing.assert_allclose(got.outputs, expected, atol=1e-5)
     np.testing.assert_allclose(got.state["moving_variance"], theirs.running_var, rtol=1e-5)
 
@@ -266,32 +268,32 @@ def test_equals_pytorchs_layer_with_the_unbiased_variance(go):
 # --- the theory of section 3.3: BN(Wu) = BN((aW)u) and its gradients --------------------------
 
 
-def linear_then_bn(weights, u, upstream, go):
+def linear_then_bn(weights, u, upstream, run_layer):
     """Outputs of BN(uW), and their gradients to u and to W."""
     dense = keras.layers.Dense(weights.shape[1], use_bias=False)
     model = keras.Sequential([keras.Input(u.shape[1:]), dense, BatchNormalization(epsilon=0.0)])
     dense.kernel.assign(weights)
-    got = go(model, u, upstream, training=True)
+    got = run_layer(model, u, upstream, training=True)
     return got.outputs, got.d_inputs, got.d_weights["kernel"]
 
 
 @pytest.mark.parametrize("a", [2.0**-10, 0.3, 7.0, 2.0**10])
-def test_scale_of_the_weights_is_cancelled(a, go):
+def test_scale_of_the_weights_is_cancelled(a, run_layer):
     random = np.random.default_rng(0)
     u, upstream = random.standard_normal((12, 6)), random.standard_normal((12, 4))
     weights = random.standard_normal((6, 4))
     u, weights = u.astype(np.float32), weights.astype(np.float32)
-    plain = linear_then_bn(weights, u, upstream, go)
-    scaled = linear_then_bn(np.float32(a) * weights, u, upstream, go)
+    plain = linear_then_bn(weights, u, upstream, run_layer)
+    scaled = linear_then_bn(np.float32(a) * weights, u, upstream, run_layer)
     np.testing.assert_allclose(scaled[0], plain[0], atol=2e-5)
     np.testing.assert_allclose(scaled[1], plain[1], atol=2e-5)  # ∂BN((aW)u)/∂u = ∂BN(Wu)/∂u
     np.testing.assert_allclose(a * scaled[2], plain[2], atol=5e-5)  # ∂/∂(aW) = 1/a · ∂/∂W
 
 
-def test_bias_of_the_layer_before_is_redundant(go):
+def test_bias_of_the_layer_before_is_redundant(run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 3, 4)).astype(np.float32)
-    plain = go(BatchNormalization(), x, x, training=True)
-    moved = go(BatchNormalization(), x + np.float32([1, -2, 4, 0.5]), x, training=True)
+    plain = run_layer(BatchNormalization(), x, x, training=True)
+    moved = run_layer(BatchNormalization(), x + np.float32([1, -2, 4, 0.5]), x, training=True)
     np.testing.assert_allclose(moved.outputs, plain.outputs, atol=2e-6)
     np.testing.assert_allclose(plain.d_inputs.sum((0, 1, 2)), 0, atol=1e-4)
 
@@ -306,8 +308,8 @@ SHARED = BatchNormalization(epsilon=0.0)
     mean=st.floats(-100, 100),
     deviation=st.floats(0.01, 100),
 )
-def test_normalized_values_sum_to_0_with_mean_square_1(seed, mean, deviation, go):
+def test_normalized_values_sum_to_0_with_mean_square_1(seed, mean, deviation, run_layer):
     x = mean + deviation * np.random.default_rng(seed).standard_normal((4, 3, 2, 5))
-    outputs = go(SHARED, x.astype(np.float32), training=True).outputs
+    outputs = run_layer(SHARED, x.astype(np.float32), training=True).outputs
     np.testing.assert_allclose(outputs.sum((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose((outputs**2).mean((0, 1, 2)), 1, rtol=1e-4)

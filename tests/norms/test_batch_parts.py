@@ -29,38 +29,43 @@ def test_scaling(case, check):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_moving_statistics_after_several_steps(offset, go):
+def test_moving_statistics_after_several_steps(offset, run_layer):
     centering = BatchCentering(momentum=0.8)
     scaling = BatchScaling(momentum=0.8, unbiased=True)
     random = np.random.default_rng(0)
     mean, variance = np.zeros(6), np.ones(6)
     for _ in range(3):
         x = (offset + random.standard_normal((3, 5, 7, 6)) * np.arange(1, 7)).astype(np.float32)
-        states = go(centering, x, training=True).state, go(scaling, x, training=True).state
+        states = (
+            run_layer(centering, x, training=True).state,
+            run_layer(scaling, x, training=True).state,
+        )
         mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2), dtype="f8")
         variance = 0.8 * variance + 0.2 * x.var((0, 1, 2), dtype="f8", ddof=1)
     np.testing.assert_allclose(states[0]["moving_mean"], mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(states[1]["moving_variance"], variance, rtol=2e-6)
     assert [set(state) for state in states] == [{"moving_mean"}, {"moving_variance"}]
 
-    np.testing.assert_allclose(go(centering, x).outputs, x - mean, atol=2e-3 if offset else 1e-5)
+    np.testing.assert_allclose(
+        run_layer(centering, x).outputs, x - mean, atol=2e-3 if offset else 1e-5
+    )
     expected = x / np.sqrt(variance + 1e-3)
-    np.testing.assert_allclose(go(scaling, x).outputs, expected, rtol=1e-5)
+    np.testing.assert_allclose(run_layer(scaling, x).outputs, expected, rtol=1e-5)
 
 
-def test_centering_works_over_space_and_batch(go):
+def test_centering_works_over_space_and_batch(run_layer):
     """Centring over the batch axis alone, as a version that circulates does, is not this."""
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
-    outputs = go(BatchCentering(), x, training=True).outputs
+    outputs = run_layer(BatchCentering(), x, training=True).outputs
     np.testing.assert_allclose(outputs.mean((0, 1, 2)), 0, atol=1e-6)
     assert np.abs(outputs.mean(0)).max() > 0.1
     assert BatchCentering().momentum == 0.99
 
 
-def test_one_value_a_channel(go):
+def test_one_value_a_channel(run_layer):
     x = np.full((1, 1, 1, 2), 7, np.float32)
-    got = go(BatchCentering(), x, training=True)
+    got = run_layer(BatchCentering(), x, training=True)
     np.testing.assert_allclose(got.outputs, 0, atol=1e-6)
     np.testing.assert_array_equal(got.d_inputs, 0)
     with pytest.raises(ValueError, match="one value a channel"):
-        go(BatchScaling(unbiased=True), x, training=True)
+        run_layer(BatchScaling(unbiased=True), x, training=True)

@@ -45,20 +45,20 @@ def test_training(r_max, d_max, mean, deviation, case, check):
     check(layer, formula, case)
 
 
-def test_unclipped_it_is_what_inference_does(go):
+def test_unclipped_it_is_what_inference_does(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     layer = start(BatchRenormalization(r_max=1e6, d_max=1e6, **OPEN), x.shape, 0.2, 1.3, 10)
     expected = (x - 0.2) / 1.3
-    np.testing.assert_allclose(go(layer, x).outputs, expected, atol=1e-6)
-    np.testing.assert_allclose(go(layer, x, training=True).outputs, expected, atol=1e-5)
+    np.testing.assert_allclose(run_layer(layer, x).outputs, expected, atol=1e-6)
+    np.testing.assert_allclose(run_layer(layer, x, training=True).outputs, expected, atol=1e-5)
 
 
-def test_before_its_steps_it_is_batch_normalization(go, shaken):
+def test_before_its_steps_it_is_batch_normalization(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     runs = []
     for layer in (BatchRenormalization(), BatchNormalization()):
         layer.build(x.shape)
-        runs.append(go(shaken(layer), x, x, training=True))
+        runs.append(run_layer(randomize(layer), x, x, training=True))
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-6)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=1e-6)
 
@@ -66,22 +66,22 @@ def test_before_its_steps_it_is_batch_normalization(go, shaken):
 @pytest.mark.parametrize(
     ("steps", "r_max", "d_max"), [(5, 1, 0), (10, 1, 0), (15, 2, 2.5), (20, 3, 5), (99, 3, 5)]
 )
-def test_bounds_are_relaxed_linearly(steps, r_max, d_max, go):
+def test_bounds_are_relaxed_linearly(steps, r_max, d_max, run_layer):
     x = 1e4 * np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32) + 1e6
     layer = BatchRenormalization(epsilon=0, r_steps=(10, 20), d_steps=(10, 20))
     start(layer, x.shape, 0, 1, steps)
-    outputs = go(layer, x, training=True).outputs
+    outputs = run_layer(layer, x, training=True).outputs
     np.testing.assert_allclose(outputs.std((0, 1, 2)), r_max, rtol=1e-4)
     np.testing.assert_allclose(outputs.mean((0, 1, 2)), d_max, atol=1e-3)
 
 
-def test_moving_statistics_start_as_plain_averages(go):
+def test_moving_statistics_start_as_plain_averages(run_layer):
     layer = BatchRenormalization(momentum=0.75, epsilon=1e-3)
     random = np.random.default_rng(0)
     means, deviations = [], []
     for _ in range(6):
         x = random.standard_normal((4, 5, 6, 2)).astype(np.float32) * [1, 3] + [0, 5]
-        got = go(layer, x.astype(np.float32), training=True)
+        got = run_layer(layer, x.astype(np.float32), training=True)
         means.append(x.mean((0, 1, 2)))
         deviations.append(np.sqrt(x.var((0, 1, 2)) + 1e-3))
     for name, seen in (("moving_mean", means), ("moving_deviation", deviations)):
@@ -92,7 +92,7 @@ def test_moving_statistics_start_as_plain_averages(go):
     assert got.state["steps"] == 6
 
 
-def test_equals_kerases_renorm(go):
+def test_equals_kerases_renorm(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     theirs = keras.layers.BatchNormalization(
         renorm=True, renorm_clipping={"rmax": 1.5, "rmin": 1 / 1.5, "dmax": 0.1}
@@ -101,7 +101,7 @@ def test_equals_kerases_renorm(go):
     theirs.renorm_mean.assign([0.2] * 3)
     theirs.renorm_stddev.assign([0.5] * 3)
     ours = start(BatchRenormalization(r_max=1.5, d_max=0.1, **OPEN), x.shape, 0.2, 0.5, 10)
-    runs = [go(layer, x, x, training=True) for layer in (ours, theirs)]
+    runs = [run_layer(layer, x, x, training=True) for layer in (ours, theirs)]
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-5)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=1e-5)
 

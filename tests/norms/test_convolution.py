@@ -34,7 +34,7 @@ def made(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) ->
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients_are_those_of_the_formula(
-    go: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
+    run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
     layer = made(Conv2D, shape, strides=strides, dtype=policy)
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     kernel, bias = (
         np.asarray(ops.convert_to_numpy(ops.cast(each, dtype)), "f8") for each in layer.weights
     )
-    found = go(layer, x, dy)
+    found = run_layer(layer, x, dy)
     d_kernel, d_bias = found.d_weights["kernel"], found.d_weights["bias"]
     taken = x[:, ::strides, ::strides]
     expected_dx = np.zeros_like(x)
@@ -85,7 +85,7 @@ def test_values_and_gradients_are_those_of_the_formula(
         (norms.WSDepthwiseConv2D, 3),
     ],
 )
-def test_strides_over_one_place_decide_nothing(go: Any, kind: Any, size: int) -> None:
+def test_strides_over_one_place_decide_nothing(run_layer: Any, kind: Any, size: int) -> None:
     shape = (3, 1, 1, 8)
     # By itself a layer of Keras's does not take half precision on JAX, only in a network.
     half = keras.backend.backend() == "tensorflow"
@@ -101,12 +101,12 @@ def test_strides_over_one_place_decide_nothing(go: Any, kind: Any, size: int) ->
             weight.assign(value)
     x = random.normal(size=shape).astype(ml_dtypes.bfloat16 if half else np.float32)
     dy = random.normal(size=layers[0].compute_output_shape(shape))
-    plain = go(layers[0], x, dy)
+    plain = run_layer(layers[0], x, dy)
     for _ in range(20):
         # In memory that TensorFlow gives back, for what reads it without having written there.
         for length in (2, 8, 32, 64, 128, 256, 512, 1024, 4096, 65536):
             ops.convert_to_numpy(ops.full((length,), np.nan, "bfloat16"))
-        strided = go(layers[1], x, dy)
+        strided = run_layer(layers[1], x, dy)
         np.testing.assert_array_equal(strided.outputs, plain.outputs)
         np.testing.assert_array_equal(strided.d_inputs, plain.d_inputs)
         for name, gradient in plain.d_weights.items():
@@ -165,7 +165,7 @@ def test_depthwise_is_keras_s_layer(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_depthwise_values_and_gradients_are_those_of_the_formula(
-    go: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
+    run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
     if keras.backend.backend() == "jax" and dtype != "float32":
         pytest.skip("by itself a layer of Keras's does not take half precision on JAX")
@@ -187,7 +187,7 @@ def test_depthwise_values_and_gradients_are_those_of_the_formula(
     x = random.normal(size=shape) * (1e-3 if distribution == "tiny" else 1)
     x = rounded(x + 100 * (distribution == "far"))
     dy = rounded(random.normal(size=layer.compute_output_shape(shape)))
-    found = go(layer, x, dy)
+    found = run_layer(layer, x, dy)
 
     def formula(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
         """Outputs, and gradients of inputs and kernel: TensorFlow pads more after than before."""

@@ -17,23 +17,23 @@ def test_against_the_formula(case, check):
 
 
 @pytest.mark.parametrize(("center", "scale"), [(False, True), (True, False), (False, False)])
-def test_without_scale_or_shift(center, scale, go):
+def test_without_scale_or_shift(center, scale, run_layer):
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
     layer = DynamicTanh(alpha=2.0, center=center, scale=scale)
-    got = go(layer, x)
+    got = run_layer(layer, x)
     np.testing.assert_allclose(got.outputs, np.tanh(2.0 * x.astype("f8")), atol=1e-6)
     assert set(got.d_weights) == {"alpha"} | ({"gamma"} if scale else set()) | (
         {"beta"} if center else set()
     )
 
 
-def test_equals_pytorchs(go, shaken):
+def test_equals_pytorchs(run_layer, randomize):
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     x, upstream = (random.standard_normal((3, 4, 5, 6)).astype(np.float32) for _ in range(2))
     layer = DynamicTanh()
     layer.build(x.shape)
-    shaken(layer)
+    randomize(layer)
     theirs = {
         v.name: torch.tensor(keras.ops.convert_to_numpy(v.value), requires_grad=True)
         for v in layer.trainable_variables
@@ -41,14 +41,14 @@ def test_equals_pytorchs(go, shaken):
     inputs = torch.tensor(x, requires_grad=True)
     outputs = theirs["gamma"] * torch.tanh(theirs["alpha"] * inputs) + theirs["beta"]
     outputs.backward(torch.tensor(upstream))
-    got = go(layer, x, upstream)
+    got = run_layer(layer, x, upstream)
     np.testing.assert_allclose(got.outputs, outputs.detach().numpy(), atol=1e-6)
     np.testing.assert_allclose(got.d_inputs, inputs.grad.numpy(), atol=1e-6)
     for name, gradient in got.d_weights.items():
         np.testing.assert_allclose(gradient, theirs[name].grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_alpha_starts_where_asked_and_is_one_number(go):
+def test_alpha_starts_where_asked_and_is_one_number(run_layer):
     layer = DynamicTanh()
     layer.build((None, 4, 4, 8))
     assert layer.alpha.shape == ()
@@ -56,17 +56,19 @@ def test_alpha_starts_where_asked_and_is_one_number(go):
     assert layer.count_params() == 1 + 8 + 8
 
 
-def test_no_image_depends_on_another(go):
+def test_no_image_depends_on_another(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
     layer = DynamicTanh()
-    np.testing.assert_array_equal(go(layer, x).outputs[:2], go(layer, x[:2]).outputs)
-    np.testing.assert_array_equal(go(layer, x, training=True).outputs, go(layer, x).outputs)
+    np.testing.assert_array_equal(run_layer(layer, x).outputs[:2], run_layer(layer, x[:2]).outputs)
+    np.testing.assert_array_equal(
+        run_layer(layer, x, training=True).outputs, run_layer(layer, x).outputs
+    )
 
 
-def test_saves_and_loads(tmp_path, shaken):
+def test_saves_and_loads(tmp_path, randomize):
     inputs = keras.Input((None, None, 4))
     model = keras.Model(inputs, DynamicTanh(alpha=0.8, name="dyt")(inputs))
-    shaken(model)
+    randomize(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.get_layer("dyt").get_config() == model.get_layer("dyt").get_config()

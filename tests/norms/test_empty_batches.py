@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.norms.conftest import run, state_of
+from tests.norms.conftest import run_layer, state_of
 from tests.norms.test_every_layer import BACKEND, NAMES, make
 
 SHAPE = (0, 3, 4, 16)
@@ -17,7 +17,7 @@ def test_an_empty_batch_leaves_state_and_gradients_whole(name):
     layer = make(name)
     layer.build((None, *SHAPE[1:]))
     before = state_of(layer)
-    got = run(layer, np.zeros(SHAPE, np.float32), training=True)
+    got = run_layer(layer, np.zeros(SHAPE, np.float32), training=True)
     assert got.outputs.shape == got.d_inputs.shape == SHAPE
     for weight, gradient in got.d_weights.items():
         np.testing.assert_array_equal(gradient, 0, err_msg=weight)
@@ -57,7 +57,7 @@ def test_population_statistics_pass_over_an_empty_batch():
     layer.build(x.shape)
     layer.begin()
     for batch in (x[:0], x, x[:0]):
-        run(layer, batch, training=True)
+        run_layer(layer, batch, training=True)
     layer.finish()
     np.testing.assert_allclose(layer.moving_mean, x.mean((0, 1, 2)), atol=1e-6)
     assert float(keras.ops.convert_to_numpy(layer.collected)) == -1

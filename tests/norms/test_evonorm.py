@@ -59,22 +59,22 @@ def test_b0_inference(case, check):
     check(layer, reference, case, training=False)
 
 
-def test_b0_moving_variance_after_several_steps(go):
+def test_b0_moving_variance_after_several_steps(run_layer):
     layer = EvoNormB0(momentum=0.8)
     random = np.random.default_rng(0)
     variance = np.ones(4)
     for _ in range(3):
         x = (5 + random.standard_normal((3, 5, 7, 4)) * np.arange(1, 5)).astype(np.float32)
-        got = go(layer, x, training=True)
+        got = run_layer(layer, x, training=True)
         variance = 0.8 * variance + 0.2 * x.var((0, 1, 2), dtype="f8")
     np.testing.assert_allclose(got.state["moving_variance"], variance, rtol=2e-6)
 
 
-def test_they_are_activations_too(go):
+def test_they_are_activations_too(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 8)).astype(np.float32)
-    s0_outputs = go(EvoNormS0(4), x).outputs
+    s0_outputs = run_layer(EvoNormS0(4), x).outputs
     assert -0.4 < s0_outputs.min() < 0 < x.max() - 2  # Swish's least value is −0.278
-    b0_outputs = go(EvoNormB0(), x, training=True).outputs
+    b0_outputs = run_layer(EvoNormB0(), x, training=True).outputs
     # Divided by the deviation where x is well below 0, bounded by 1/v where it is large.
     np.testing.assert_allclose(b0_outputs[x < -1], (x / x.std((0, 1, 2)))[x < -1], atol=1e-4)
     assert 0 < b0_outputs.max() < 1

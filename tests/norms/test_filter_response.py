@@ -39,22 +39,22 @@ def test_with_a_learned_epsilon(case, check):
     check(layer, reference, case)
 
 
-def test_initial_weights(go):
+def test_initial_weights(run_layer):
     layer = FilterResponseNormalization(learned_epsilon=True)
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 4)).astype(np.float32)
-    outputs = go(layer, x).outputs
+    outputs = run_layer(layer, x).outputs
     np.testing.assert_array_equal(layer.tau, np.zeros(4))
     np.testing.assert_allclose(layer.extra_epsilon, np.full(4, 1e-4))
     expected = np.maximum(normalized(x.astype("f8"), 1.0, 0.0, 1e-6 + 1e-4), 0)
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
-def test_threshold_below_zero_lets_negative_values_through(go):
+def test_threshold_below_zero_lets_negative_values_through(run_layer):
     layer = FilterResponseNormalization()
     layer.build((None, None, None, 4))
     layer.tau.assign([-0.5, 0.0, 0.5, -9.0])
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 4)).astype(np.float32)
-    least = go(layer, x).outputs.min((0, 1, 2))
+    least = run_layer(layer, x).outputs.min((0, 1, 2))
     np.testing.assert_allclose(least[:3], [-0.5, 0.0, 0.5])
     assert least[3] < -1
 
@@ -65,10 +65,12 @@ SHARED = FilterResponseNormalization(epsilon=0.0, tlu=False)
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), powers=st.lists(st.integers(-20, 20), min_size=4, max_size=4))
-def test_scale_of_each_channel_is_cancelled(seed, powers, go):
+def test_scale_of_each_channel_is_cancelled(seed, powers, run_layer):
     x = np.random.default_rng(seed).standard_normal((2, 5, 3, 4)).astype(np.float32)
     scale = np.float32(2.0) ** np.array(powers, np.float32)
-    np.testing.assert_allclose(go(SHARED, x * scale).outputs, go(SHARED, x).outputs, atol=1e-6)
+    np.testing.assert_allclose(
+        run_layer(SHARED, x * scale).outputs, run_layer(SHARED, x).outputs, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("tlu", [True, False])

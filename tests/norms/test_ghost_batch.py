@@ -27,23 +27,23 @@ def test_training(case, check):
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_moving_statistics_follow_the_virtual_batches_in_turn(unbiased, go):
+def test_moving_statistics_follow_the_virtual_batches_in_turn(unbiased, run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 5, 4)).astype(np.float32)
     ghost = GhostBatchNormalization(2, momentum=0.7, unbiased=unbiased)
     plain = BatchNormalization(momentum=0.7, unbiased=unbiased)
     for _ in range(2):
-        got = go(ghost, x, training=True)
+        got = run_layer(ghost, x, training=True)
         for part in np.split(x, 3):
-            expected = go(plain, part, training=True)
+            expected = run_layer(plain, part, training=True)
     for name, value in expected.state.items():
         np.testing.assert_allclose(got.state[name], value, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(go(ghost, x).outputs, go(plain, x).outputs, atol=1e-5)
+    np.testing.assert_allclose(run_layer(ghost, x).outputs, run_layer(plain, x).outputs, atol=1e-5)
 
 
-def test_one_virtual_batch_is_batch_normalization(go):
+def test_one_virtual_batch_is_batch_normalization(run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 5, 4)).astype(np.float32)
     runs = [
-        go(layer, x, x, training=True)
+        run_layer(layer, x, x, training=True)
         for layer in (GhostBatchNormalization(6), BatchNormalization())
     ]
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-5)
@@ -53,11 +53,11 @@ def test_one_virtual_batch_is_batch_normalization(go):
     )
 
 
-def test_a_mini_batch_it_does_not_divide_is_refused(go):
+def test_a_mini_batch_it_does_not_divide_is_refused(run_layer):
     layer = GhostBatchNormalization(4, name="ghost")
     with pytest.raises(ValueError, match=r"virtual_batch=4 does not divide .* ghost, 6 images"):
-        go(layer, np.zeros((6, 2, 2, 3), np.float32), training=True)
-    go(layer, np.zeros((6, 2, 2, 3), np.float32))  # inference takes any number of images
+        run_layer(layer, np.zeros((6, 2, 2, 3), np.float32), training=True)
+    run_layer(layer, np.zeros((6, 2, 2, 3), np.float32))  # inference takes any number of images
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX knows every shape")

@@ -48,12 +48,12 @@ def test_instance(case, check):
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1, 4), (3, 4)])
-def test_instance_of_one_place_is_beta(shape, go, shaken):
+def test_instance_of_one_place_is_beta(shape, run_layer, randomize):
     layer = InstanceNormalization()
     layer.build(shape)
-    shaken(layer)
+    randomize(layer)
     x = 1e3 * images(0, shape)
-    got = go(layer, x, images(1, shape))
+    got = run_layer(layer, x, images(1, shape))
     beta = np.broadcast_to(keras.ops.convert_to_numpy(layer.beta), shape)
     np.testing.assert_allclose(got.outputs, beta, rtol=1e-6)
     np.testing.assert_allclose(got.d_inputs, 0, atol=1e-5)  # of dy·γ/σ, which is about 60
@@ -61,10 +61,10 @@ def test_instance_of_one_place_is_beta(shape, go, shaken):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_large_images_lose_no_digits(offset, go):
+def test_large_images_lose_no_digits(offset, run_layer):
     """Of 12,544 values about 1000, a sum in float32 alone gives a mean off by 1e-3."""
     x = offset + images(0, (1, 112, 112, 2))
-    got = go(GroupNormalization(2, epsilon=1e-5), x)
+    got = run_layer(GroupNormalization(2, epsilon=1e-5), x)
     expected = reference(x.astype("f8"), 2, 1.0, 0.0)
     np.testing.assert_allclose(got.outputs, expected, rtol=5e-6, atol=5e-6)
 
@@ -80,17 +80,19 @@ def calls_of_compiled() -> int:
 @pytest.mark.parametrize(
     "shape", [(32, 32, 32, 16), (32, 16, 16, 32), (32, 8, 8, 64), (32, 9, 9, 32)], ids=str
 )
-def test_large_inputs_take_the_compiled_road_to_the_same_numbers(shape, groups, dtype, go, shaken):
+def test_large_inputs_take_the_compiled_road_to_the_same_numbers(
+    shape, groups, dtype, run_layer, randomize
+):
     assert np.prod(shape) >= _compiled.WORTHWHILE
     x, upstream = 1000 + images(0, shape), images(1, shape)
     layer = GroupNormalization(groups, epsilon=1e-5, dtype=dtype)
     layer.build(shape)
-    shaken(layer)
+    randomize(layer)
     before = calls_of_compiled()
-    whole = go(layer, x, upstream)
+    whole = run_layer(layer, x, upstream)
     assert calls_of_compiled() == before + 2  # forward, backward
     assert np.prod(shape[1:]) < _compiled.WORTHWHILE
-    parts = [go(layer, x[i : i + 1], upstream[i : i + 1]) for i in range(32)]
+    parts = [run_layer(layer, x[i : i + 1], upstream[i : i + 1]) for i in range(32)]
     assert calls_of_compiled() == before + 2
     tolerance = 2e-5 if dtype == "float32" else 2e-2
     for field in ("outputs", "d_inputs"):
@@ -101,8 +103,10 @@ def test_large_inputs_take_the_compiled_road_to_the_same_numbers(shape, groups, 
         np.testing.assert_allclose(gradient, expected, atol=2e-3)
 
 
-def test_large_constant_images_give_beta(go):
-    got = go(GroupNormalization(2, epsilon=1e-5), np.full((1, 112, 112, 4), 1000.1, np.float32))
+def test_large_constant_images_give_beta(run_layer):
+    got = run_layer(
+        GroupNormalization(2, epsilon=1e-5), np.full((1, 112, 112, 4), 1000.1, np.float32)
+    )
     np.testing.assert_allclose(got.outputs, 0, atol=1e-3)
 
 
@@ -118,24 +122,24 @@ def test_large_constant_images_give_beta(go):
     ],
     ids=["group", "instance", "layer"],
 )
-def test_equals_kerases_layer(ours, theirs, go, shaken):
+def test_equals_kerases_layer(ours, theirs, run_layer, randomize):
     x, upstream = images(), images(1)
     runs = []
     for layer in (ours, theirs()):
         layer.build(x.shape)
-        shaken(layer)
-        runs.append(go(layer, x, upstream))
+        randomize(layer)
+        runs.append(run_layer(layer, x, upstream))
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=2e-6)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=5e-6)
     for name, gradient in runs[0].d_weights.items():
         np.testing.assert_allclose(gradient, runs[1].d_weights[name], atol=2e-5)
 
 
-def test_equals_pytorchs_layer(go):
+def test_equals_pytorchs_layer(run_layer):
     torch = pytest.importorskip("torch")
     x = images()
     theirs = torch.nn.GroupNorm(4, 8)(torch.tensor(x.transpose(0, 3, 1, 2)))
-    got = go(GroupNormalization(4, epsilon=1e-5), x)
+    got = run_layer(GroupNormalization(4, epsilon=1e-5), x)
     np.testing.assert_allclose(
         got.outputs, theirs.detach().numpy().transpose(0, 2, 3, 1), atol=2e-6
     )
@@ -154,10 +158,10 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), factor=st.floats(1, 2))
-def test_scale_of_the_input_is_cancelled(name, seed, power, factor, go):
+def test_scale_of_the_input_is_cancelled(name, seed, power, factor, run_layer):
     x = images(seed)
     scale = np.float32(factor * 2.0**power)
-    plain, scaled = go(SHARED[name], x), go(SHARED[name], scale * x)
+    plain, scaled = run_layer(SHARED[name], x), run_layer(SHARED[name], scale * x)
     np.testing.assert_allclose(scaled.outputs, plain.outputs, atol=1e-5)
     np.testing.assert_allclose(scale * scaled.d_inputs, plain.d_inputs, atol=1e-4)
 
@@ -165,28 +169,28 @@ def test_scale_of_the_input_is_cancelled(name, seed, power, factor, go):
 @pytest.mark.parametrize("name", SHARED)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), shift=st.floats(-30, 30))
-def test_shift_of_the_input_is_cancelled(name, seed, shift, go):
+def test_shift_of_the_input_is_cancelled(name, seed, shift, run_layer):
     x = images(seed)
-    moved = go(SHARED[name], x + np.float32(shift)).outputs
-    np.testing.assert_allclose(moved, go(SHARED[name], x).outputs, atol=1e-4)
+    moved = run_layer(SHARED[name], x + np.float32(shift)).outputs
+    np.testing.assert_allclose(moved, run_layer(SHARED[name], x).outputs, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(4)))
-def test_order_of_the_groups_does_not_matter(seed, order, go):
+def test_order_of_the_groups_does_not_matter(seed, order, run_layer):
     x = images(seed)
     channels = np.arange(8).reshape(4, 2)[list(order)].ravel()
-    outputs = go(SHARED["group"], x).outputs
+    outputs = run_layer(SHARED["group"], x).outputs
     np.testing.assert_allclose(
-        go(SHARED["group"], x[..., channels]).outputs, outputs[..., channels], atol=1e-6
+        run_layer(SHARED["group"], x[..., channels]).outputs, outputs[..., channels], atol=1e-6
     )
 
 
-def test_channels_of_a_group_are_neighbours(go):
+def test_channels_of_a_group_are_neighbours(run_layer):
     x = images()
     changed = x.copy()
     changed[..., 3] *= 7
-    moved = go(SHARED["group"], changed).outputs != go(SHARED["group"], x).outputs
+    moved = run_layer(SHARED["group"], changed).outputs != run_layer(SHARED["group"], x).outputs
     assert moved[..., 2:4].any(axis=(0, 1, 2)).all()
     assert not moved[..., [0, 1, 4, 5, 6, 7]].any()
 
@@ -194,11 +198,11 @@ def test_channels_of_a_group_are_neighbours(go):
 # --- options ----------------------------------------------------------------------------------
 
 
-def test_channels_per_group_is_another_way_to_say_groups(go):
+def test_channels_per_group_is_another_way_to_say_groups(run_layer):
     x = images()
     np.testing.assert_array_equal(
-        go(GroupNormalization(channels_per_group=2), x).outputs,
-        go(GroupNormalization(groups=4), x).outputs,
+        run_layer(GroupNormalization(channels_per_group=2), x).outputs,
+        run_layer(GroupNormalization(groups=4), x).outputs,
     )
 
 

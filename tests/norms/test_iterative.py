@@ -62,33 +62,35 @@ def test_inference(case, check):
     check(layer, formula, case, training=False, terms=8)
 
 
-def test_many_iterations_whiten(go):
+def test_many_iterations_whiten(run_layer):
     random = np.random.default_rng(0)
     mixing = random.standard_normal((6, 6)) / 4 + np.eye(6)
     x = (random.standard_normal((8, 5, 4, 6)) @ mixing + 3).astype(np.float32)
-    outputs = go(IterativeNormalization(1, epsilon=0.0, iterations=9), x, training=True).outputs
+    outputs = run_layer(
+        IterativeNormalization(1, epsilon=0.0, iterations=9), x, training=True
+    ).outputs
     vectors = outputs.reshape(-1, 6)
     np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(vectors.T @ vectors / len(vectors), np.eye(6), atol=1e-3)
 
 
-def test_groups_of_one_channel_are_batch_normalization(go):
+def test_groups_of_one_channel_are_batch_normalization(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 3, 6)).astype(np.float32)
     runs = [
-        go(layer, x, x[::-1], training=True)
+        run_layer(layer, x, x[::-1], training=True)
         for layer in (IterativeNormalization(6), BatchNormalization(epsilon=1e-5))
     ]
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=1e-5)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=1e-5)
 
 
-def test_moving_statistics_after_several_steps(go):
+def test_moving_statistics_after_several_steps(run_layer):
     layer = IterativeNormalization(2, momentum=0.8)
     random = np.random.default_rng(0)
     mean, whitening = np.zeros(6), np.stack([np.eye(3)] * 2)
     for _ in range(3):
         x = (2 + random.standard_normal((3, 5, 7, 6)) * np.arange(1, 7)).astype(np.float32)
-        got = go(layer, x, training=True)
+        got = run_layer(layer, x, training=True)
         vectors = x.reshape(-1, 6).astype("f8")
         mean = 0.8 * mean + 0.2 * vectors.mean(0)
         parts = np.split(vectors - vectors.mean(0), 2, axis=1)

@@ -38,18 +38,18 @@ def test_against_the_formula(case, check):
 @pytest.mark.parametrize(
     "options", [{}, {"n": 1}, {"n": 7}, {"n": 99}, {"alpha": 0.0}, {"beta": 0.0}]
 )
-def test_options_against_the_formula(options, go):
+def test_options_against_the_formula(options, run_layer):
     x = 30 * images()
     expected = reference(x.astype("f8"), **options)
     np.testing.assert_allclose(
-        go(LocalResponseNormalization(**options), x).outputs, expected, rtol=3e-6
+        run_layer(LocalResponseNormalization(**options), x).outputs, expected, rtol=3e-6
     )
 
 
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow takes long to import"
 )
-def test_equals_tensorflows(go):
+def test_equals_tensorflows(run_layer):
     import tensorflow as tf
 
     x, upstream = images(), images(1)
@@ -57,38 +57,38 @@ def test_equals_tensorflows(go):
         inputs = tf.constant(x)
         tape.watch(inputs)
         theirs = tf.nn.local_response_normalization(inputs, 1, 0.5, 0.05, 1.3)
-    got = go(LocalResponseNormalization(**OPTIONS), x, upstream)
+    got = run_layer(LocalResponseNormalization(**OPTIONS), x, upstream)
     np.testing.assert_allclose(got.outputs, theirs.numpy(), atol=2e-6)
     gradient = tape.gradient(theirs, inputs, tf.constant(upstream))
     np.testing.assert_allclose(got.d_inputs, gradient.numpy(), atol=5e-6)
 
 
-def test_equals_pytorchs_with_n_times_its_alpha(go):
+def test_equals_pytorchs_with_n_times_its_alpha(run_layer):
     torch = pytest.importorskip("torch")
     x, upstream = images(), images(1)
     theirs = torch.nn.LocalResponseNorm(3, alpha=3 * 0.05, beta=1.3, k=0.5)
     inputs = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     outputs = theirs(inputs)
     outputs.backward(torch.tensor(upstream.transpose(0, 3, 1, 2).copy()))
-    got = go(LocalResponseNormalization(**OPTIONS), x, upstream)
+    got = run_layer(LocalResponseNormalization(**OPTIONS), x, upstream)
     expected = outputs.detach().numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(got.outputs, expected, atol=2e-6)
     np.testing.assert_allclose(got.d_inputs, inputs.grad.numpy().transpose(0, 2, 3, 1), atol=5e-6)
 
 
-def test_channels_farther_than_half_the_window_have_no_effect(go):
+def test_channels_farther_than_half_the_window_have_no_effect(run_layer):
     layer = LocalResponseNormalization(n=3)
     x = images()
     changed = x.copy()
     changed[..., 3] += 10
-    moved = (go(layer, x).outputs != go(layer, changed).outputs).any(axis=(0, 1, 2))
+    moved = (run_layer(layer, x).outputs != run_layer(layer, changed).outputs).any(axis=(0, 1, 2))
     np.testing.assert_array_equal(np.flatnonzero(moved), [2, 3, 4])
 
 
-def test_no_image_depends_on_another(go):
+def test_no_image_depends_on_another(run_layer):
     x = images(shape=(4, 3, 3, 6))
     layer = LocalResponseNormalization(**OPTIONS)
-    np.testing.assert_array_equal(go(layer, x).outputs[:2], go(layer, x[:2]).outputs)
+    np.testing.assert_array_equal(run_layer(layer, x).outputs[:2], run_layer(layer, x[:2]).outputs)
 
 
 def test_saves_and_loads(tmp_path):

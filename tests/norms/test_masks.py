@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from normbench import norms
-from tests.norms.conftest import Case, Run, run, state_of
+from tests.norms.conftest import Case, Run, run_layer, state_of
 from tests.norms.test_every_layer import BACKEND, NAMES, make
 
 SHAPE = (4, 6, 8)
@@ -45,7 +45,7 @@ class Masked(keras.layers.Layer):
 
 
 def masked_run(layer: Any, x: np.ndarray, mask: np.ndarray, training: bool = True) -> Run:
-    return run(Masked(layer, mask), x.astype(np.float32), training=training)
+    return run_layer(Masked(layer, mask), x.astype(np.float32), training=training)
 
 
 # --- references, of (N, S, C), float64 or complex -----------------------------------------------
@@ -216,7 +216,7 @@ def test_batch_normalization_behind_masking_is_that_of_keras(distribution):
     runs = []
     for kind in (norms.BatchNormalization, keras.layers.BatchNormalization):
         model = behind_masking(kind(momentum=0.8, epsilon=EPSILON))
-        runs.append((run(model, x, upstream, training=True), model))
+        runs.append((run_layer(model, x, upstream, training=True), model))
     (ours, model), (theirs, _) = runs
     valid = ours.outputs[VALID]
     np.testing.assert_allclose(valid.mean(0), 0, atol=1e-5)
@@ -264,7 +264,7 @@ def test_what_is_in_the_padding_changes_no_valid_output(name, training):
             found.append(masked_run(layer, values, GAPS, training))
         else:  # looks at one position at a time
             assert layer.supports_masking
-            found.append(run(layer, values.astype(np.float32), training=training))
+            found.append(run_layer(layer, values.astype(np.float32), training=training))
     one, two = found
     np.testing.assert_allclose(one.outputs[GAPS], two.outputs[GAPS], atol=1e-6)
     for key, value in one.state.items():
@@ -281,7 +281,7 @@ def test_moving_statistics_are_those_of_the_valid_positions_alone(name):
     masked, alone = kind(**options), kind(**options)
     masked.build(SHAPE)
     masked_run(masked, x, VALID)
-    run(alone, x[VALID][None], training=True)
+    run_layer(alone, x[VALID][None], training=True)
     for key, value in state_of(alone).items():
         np.testing.assert_allclose(state_of(masked)[key], value, rtol=1e-5, atol=1e-5)
 

@@ -19,47 +19,47 @@ def parts(sizes: tuple[int, ...], offset: float = 0.0) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_recomputed_statistics_are_those_of_all_values(unbiased, offset, go):
+def test_recomputed_statistics_are_those_of_all_values(unbiased, offset, run_layer):
     layer = PreciseBatchNormalization(momentum=0.5, unbiased=unbiased)
-    go(layer, parts((4,))[0], training=True)  # moving averages that must leave no trace
+    run_layer(layer, parts((4,))[0], training=True)  # moving averages that must leave no trace
     layer.begin()
     batches = parts((4, 4, 2, 5), offset)
     for batch in batches:
-        go(layer, batch, training=True)
+        run_layer(layer, batch, training=True)
     layer.finish()
     everything = np.concatenate(batches).astype("f8")
     expected = everything.mean((0, 1, 2)), everything.var((0, 1, 2), ddof=int(unbiased))
     np.testing.assert_allclose(layer.moving_mean, expected[0], rtol=1e-6)
     np.testing.assert_allclose(layer.moving_variance, expected[1], rtol=1e-5)
-    outputs = go(layer, batches[0]).outputs
+    outputs = run_layer(layer, batches[0]).outputs
     np.testing.assert_allclose(
         outputs, (batches[0] - expected[0]) / np.sqrt(expected[1] + 1e-3), atol=2e-4
     )
 
 
-def test_trains_as_batch_normalization_before_and_after(go):
+def test_trains_as_batch_normalization_before_and_after(run_layer):
     precise, plain = (
         kind(momentum=0.8, unbiased=True)
         for kind in (PreciseBatchNormalization, BatchNormalization)
     )
     batches = parts((4, 4, 4))
     for batch in batches[:2]:
-        runs = [go(layer, batch, batch, training=True) for layer in (precise, plain)]
+        runs = [run_layer(layer, batch, batch, training=True) for layer in (precise, plain)]
     np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
     np.testing.assert_array_equal(runs[0].d_inputs, runs[1].d_inputs)
     for name, value in runs[1].state.items():
         np.testing.assert_allclose(runs[0].state[name], value, rtol=1e-6)
 
     precise.begin()
-    go(precise, batches[0], training=True)
+    run_layer(precise, batches[0], training=True)
     precise.finish()
     mean = keras.ops.convert_to_numpy(precise.moving_mean)
-    got = go(precise, batches[2], training=True)
+    got = run_layer(precise, batches[2], training=True)
     expected = 0.8 * mean + 0.2 * batches[2].mean((0, 1, 2))
     np.testing.assert_allclose(got.state["moving_mean"], expected, rtol=1e-5)
 
 
-def test_finishing_without_a_mini_batch_is_refused(go):
+def test_finishing_without_a_mini_batch_is_refused(run_layer):
     layer = PreciseBatchNormalization(name="stem_norm")
     layer.build((None, 3, 4, 2))
     layer.begin()

@@ -27,13 +27,13 @@ def test_at_each_position(case, check):
     check(layer, reference, case)
 
 
-def test_large_inputs_have_the_same_numbers_as_their_parts(go, shaken):
+def test_large_inputs_have_the_same_numbers_as_their_parts(run_layer, randomize):
     rng = np.random.default_rng(0)
     x, upstream = (rng.standard_normal((16, 32, 32, 16)).astype(np.float32) for _ in range(2))
     layer = RMSNormalization(epsilon=1e-5)
     layer.build(x.shape)
-    whole = go(shaken(layer), x, upstream)
-    parts = [go(layer, x[i : i + 4], upstream[i : i + 4]) for i in range(0, 16, 4)]
+    whole = run_layer(randomize(layer), x, upstream)
+    parts = [run_layer(layer, x[i : i + 4], upstream[i : i + 4]) for i in range(0, 16, 4)]
     for field in ("outputs", "d_inputs"):
         expected = np.concatenate([getattr(part, field) for part in parts])
         np.testing.assert_allclose(getattr(whole, field), expected, rtol=0, atol=2e-5)
@@ -42,7 +42,7 @@ def test_large_inputs_have_the_same_numbers_as_their_parts(go, shaken):
         np.testing.assert_allclose(gradient, expected, atol=2e-3)
 
 
-def test_equals_kerases_layer_at_each_position(go, shaken):
+def test_equals_kerases_layer_at_each_position(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     runs = []
     for layer in (
@@ -50,7 +50,7 @@ def test_equals_kerases_layer_at_each_position(go, shaken):
         keras.layers.RMSNormalization(epsilon=1e-6),
     ):
         layer.build(x.shape)
-        runs.append(go(shaken(layer), x, x[::-1]))
+        runs.append(run_layer(randomize(layer), x, x[::-1]))
     np.testing.assert_allclose(runs[0].outputs, runs[1].outputs, atol=2e-6)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=5e-6)
 
@@ -62,9 +62,9 @@ SHARED = [RMSNormalization(epsilon=0.0), RMSNormalization(epsilon=0.0, per_posit
 @pytest.mark.parametrize("layer", SHARED, ids=["image", "position"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), sign=st.sampled_from([1, -1]))
-def test_scale_is_cancelled_and_a_shift_is_not(layer, seed, power, sign, go):
+def test_scale_is_cancelled_and_a_shift_is_not(layer, seed, power, sign, run_layer):
     x = np.random.default_rng(seed).standard_normal((2, 5, 3, 8)).astype(np.float32)
-    plain = go(layer, x).outputs
-    scaled = go(layer, x * np.float32(sign * 2.0**power)).outputs
+    plain = run_layer(layer, x).outputs
+    scaled = run_layer(layer, x * np.float32(sign * 2.0**power)).outputs
     np.testing.assert_allclose(scaled, sign * plain, atol=1e-6)
-    assert np.abs(go(layer, x + np.float32(1)).outputs - plain).max() > 0.1
+    assert np.abs(run_layer(layer, x + np.float32(1)).outputs - plain).max() > 0.1

@@ -54,13 +54,13 @@ def test_inference(case, check):
     check(layer, formula, case, training=False, terms=8)
 
 
-def test_moving_statistics_after_several_steps(go):
+def test_moving_statistics_after_several_steps(run_layer):
     layer = SwitchableNormalization(momentum=0.8)
     random = np.random.default_rng(0)
     mean, variance = np.zeros(4), np.ones(4)
     for _ in range(3):
         x = (5 + random.standard_normal((3, 5, 7, 4)) * np.arange(1, 5)).astype(np.float32)
-        got = go(layer, x, training=True)
+        got = run_layer(layer, x, training=True)
         mean = 0.8 * mean + 0.2 * x.mean((0, 1, 2), dtype="f8")
         variance = 0.8 * variance + 0.2 * x.var((0, 1, 2), dtype="f8")
     np.testing.assert_allclose(got.state["moving_mean"], mean, rtol=2e-6)
@@ -71,14 +71,14 @@ def test_moving_statistics_after_several_steps(go):
     ("place", "kind"),
     [(0, InstanceNormalization), (1, LayerNormalization), (2, BatchNormalization)],
 )
-def test_a_switch_thrown_is_that_normalization(place, kind, go):
+def test_a_switch_thrown_is_that_normalization(place, kind, run_layer):
     x = np.random.default_rng(0).standard_normal((3, 5, 7, 4)).astype(np.float32)
     layer = SwitchableNormalization()
     layer.build(x.shape)
     logits = np.where(np.arange(3) == place, 100, 0)
     layer.mean_logits.assign(logits)
     layer.variance_logits.assign(logits)
-    expected = go(kind(epsilon=1e-5), x, x[::-1], training=True)
-    got = go(layer, x, x[::-1], training=True)
+    expected = run_layer(kind(epsilon=1e-5), x, x[::-1], training=True)
+    got = run_layer(layer, x, x[::-1], training=True)
     np.testing.assert_allclose(got.outputs, expected.outputs, atol=1e-5)
     np.testing.assert_allclose(got.d_inputs, expected.d_inputs, atol=1e-5)

@@ -14,13 +14,13 @@ import pytest
 from normbench.norms import BatchNormalization, SynchronizedBatchNormalization
 
 
-def test_on_one_device_it_is_batch_normalization(go, shaken):
+def test_on_one_device_it_is_batch_normalization(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     runs = []
     for kind in (SynchronizedBatchNormalization, BatchNormalization):
         layer = kind(momentum=0.8, unbiased=True)
         layer.build(x.shape)
-        runs.append(go(shaken(layer), x, x, training=True))
+        runs.append(run_layer(randomize(layer), x, x, training=True))
     np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
     np.testing.assert_array_equal(runs[0].d_inputs, runs[1].d_inputs)
     for name, value in runs[1].state.items():
@@ -29,7 +29,7 @@ def test_on_one_device_it_is_batch_normalization(go, shaken):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="for JAX's mapped axes")
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_over_a_mapped_axis_it_is_that_of_the_whole_mini_batch(offset, go, shaken):
+def test_over_a_mapped_axis_it_is_that_of_the_whole_mini_batch(offset, run_layer, randomize):
     import jax
 
     x = (offset + np.random.default_rng(0).standard_normal((6, 5, 3, 4))).astype(np.float32)
@@ -37,11 +37,11 @@ def test_over_a_mapped_axis_it_is_that_of_the_whole_mini_batch(offset, go, shake
     options = {"momentum": 0.8, "unbiased": True}
     plain = BatchNormalization(**options)
     plain.build(x.shape)
-    expected = go(shaken(plain), x, upstream, training=True)
+    expected = run_layer(randomize(plain), x, upstream, training=True)
 
     layer = SynchronizedBatchNormalization(axis_name="parts", **options)
     layer.build(x.shape)
-    shaken(layer)
+    randomize(layer)
     weights = [v.value for v in layer.trainable_variables]
     state = [v.value for v in layer.non_trainable_variables]
 

@@ -16,30 +16,30 @@ def images(offset: float = 0.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_and_inference_are_ours(kind, go):
+def test_training_and_inference_are_ours(kind, run_layer):
     x = images()
     upstream = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
     ours = BatchNormalization(momentum=0.9, epsilon=1e-3)
     theirs = kind(momentum=0.9, epsilon=1e-3)
     for _ in range(3):
-        expected = go(ours, x, upstream, training=True)
-        got = go(theirs, x, upstream, training=True)
+        expected = run_layer(ours, x, upstream, training=True)
+        got = run_layer(theirs, x, upstream, training=True)
     np.testing.assert_allclose(got.outputs, expected.outputs, atol=1e-5)
     np.testing.assert_allclose(got.d_inputs, expected.d_inputs, atol=1e-5)
     for name, gradient in expected.d_weights.items():
         np.testing.assert_allclose(got.d_weights[name], gradient, rtol=1e-4, atol=1e-4)
     for name, value in expected.state.items():
         np.testing.assert_allclose(got.state[name], value, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(go(theirs, x).outputs, go(ours, x).outputs, atol=1e-5)
+    np.testing.assert_allclose(run_layer(theirs, x).outputs, run_layer(ours, x).outputs, atol=1e-5)
 
 
-def test_tf_nn_loses_digits_where_the_mean_is_large_and_ours_does_not(go):
+def test_tf_nn_loses_digits_where_the_mean_is_large_and_ours_does_not(run_layer):
     x = images(offset=1e4)
     exact = x.astype("f8")
     expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-3)
 
     def error(kind):
-        outputs = go(kind(epsilon=1e-3), x, training=True).outputs
+        outputs = run_layer(kind(epsilon=1e-3), x, training=True).outputs
         return np.abs(outputs - expected).max()
 
     assert error(BatchNormalization) < 1e-4

@@ -73,9 +73,9 @@ def test_max_first(case, check):
 
 
 @pytest.mark.parametrize("over", [["space"], ["channels"], ["batch"], ["channels", "batch"]])
-def test_any_axes(over, go):
+def test_any_axes(over, run_layer):
     x, upstream = images(), images(1)
-    got = go(MinMaxNormalization(over=over), x, upstream)
+    got = run_layer(MinMaxNormalization(over=over), x, upstream)
     np.testing.assert_allclose(got.outputs, reference(x.astype("f8"), axes_of(over, 4)), atol=1e-6)
     assert MinMaxNormalization(over=over).over == tuple(
         name for name in ("batch", "space", "channels") if name in over
@@ -93,7 +93,7 @@ WRONG = MaxFirstMinMaxNormalization()
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_those_of_finite_differences(name, go):
+def test_gradients_are_those_of_finite_differences(name, run_layer):
     """Without ties min and max are differentiable, and no convention is needed."""
     layer, axes = LAYERS[name]
     x, upstream = images(), images(1)
@@ -107,10 +107,10 @@ def test_gradients_are_those_of_finite_differences(name, go):
         step = np.zeros(x.shape)
         step[index] = 1e-6
         gradient[index] = (value(x + step) - value(x - step)) / 2e-6
-    np.testing.assert_allclose(go(layer, x, upstream).d_inputs, gradient, atol=1e-5)
+    np.testing.assert_allclose(run_layer(layer, x, upstream).d_inputs, gradient, atol=1e-5)
 
 
-def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(go):
+def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(run_layer):
     x = np.array([0, 0, 1, 2, 4, 4, 4, 3], np.float32).reshape(1, 2, 2, 2)
     upstream = images(0, x.shape)
 
@@ -119,8 +119,8 @@ def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(go):
             shifted = inputs - keras.ops.min(inputs)
             return shifted / keras.ops.max(shifted)
 
-    plain = go(Plain(), x, upstream)
-    got = go(MinMaxNormalization(), x, upstream)
+    plain = run_layer(Plain(), x, upstream)
+    got = run_layer(MinMaxNormalization(), x, upstream)
     np.testing.assert_allclose(got.outputs, plain.outputs, atol=1e-7)
     np.testing.assert_allclose(got.d_inputs, plain.d_inputs, atol=1e-6)
 
@@ -130,44 +130,44 @@ def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(go):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("offset", [0.0, -1000.0])
-def test_reaches_exactly_0_and_1(name, offset, go):
+def test_reaches_exactly_0_and_1(name, offset, run_layer):
     layer, axes = LAYERS[name]
-    outputs = go(layer, images() + np.float32(offset)).outputs
+    outputs = run_layer(layer, images() + np.float32(offset)).outputs
     np.testing.assert_array_equal(outputs.min(axis=axes), 0)
     np.testing.assert_allclose(outputs.max(axis=axes), 1, rtol=2e-7)
-    again = go(layer, 0.5 * images() + np.float32(offset)).outputs
+    again = run_layer(layer, 0.5 * images() + np.float32(offset)).outputs
     np.testing.assert_allclose(again, outputs, atol=5e-4 if offset else 1e-6)
 
 
-def test_the_maximum_taken_first_does_not_reach_1(go):
+def test_the_maximum_taken_first_does_not_reach_1(run_layer):
     x = images() + 1000
     low, high = x.min(axis=(0, 1, 2)), x.max(axis=(0, 1, 2))
-    got = go(WRONG, x).outputs.max(axis=(0, 1, 2))
+    got = run_layer(WRONG, x).outputs.max(axis=(0, 1, 2))
     np.testing.assert_allclose(got, 1 - low / high, rtol=1e-5)
     assert got.max() < 0.01
     x[0, 0, 0] = -2
     x[0, 0, 1] = 1
     x[0, 1:], x[0, 0, 2:], x[1:] = 0, 0, 0
-    np.testing.assert_allclose(go(WRONG, x).outputs.max(), 3)
-    np.testing.assert_allclose(go(WRONG, x - 3).outputs.min(), -1.5)
+    np.testing.assert_allclose(run_layer(WRONG, x).outputs.max(), 3)
+    np.testing.assert_allclose(run_layer(WRONG, x - 3).outputs.min(), -1.5)
 
 
 @pytest.mark.parametrize("layer", [*(layer for layer, _ in LAYERS.values()), WRONG])
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e30])
-def test_constant_input_gives_0_and_finite_gradients(layer, value, go):
-    got = go(layer, np.full_like(images(), value), images(1))
+def test_constant_input_gives_0_and_finite_gradients(layer, value, run_layer):
+    got = run_layer(layer, np.full_like(images(), value), images(1))
     np.testing.assert_array_equal(got.outputs, 0)
     assert np.isfinite(got.d_inputs).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_over_the_batch_an_image_depends_on_its_neighbours_in_inference_too(training, go):
+def test_over_the_batch_an_image_depends_on_its_neighbours_in_inference_too(training, run_layer):
     x = images()
     neighbours = x.copy()
     neighbours[1:] *= 3
 
     def change(layer):
-        outputs = [go(layer, each, training=training).outputs[0] for each in (x, neighbours)]
+        outputs = [run_layer(layer, each, training=training).outputs[0] for each in (x, neighbours)]
         return np.abs(outputs[0] - outputs[1]).max()
 
     assert change(LAYERS["whole"][0]) > 0.05
@@ -211,9 +211,9 @@ def test_the_reshape_does_no_harm_where_an_image_has_one_place():
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_saves_and_loads(layer, tmp_path, shaken):
+def test_saves_and_loads(layer, tmp_path, randomize):
     inputs = keras.Input((None, 5, 4))
-    model = shaken(keras.Model(inputs, layer(inputs)))
+    model = randomize(keras.Model(inputs, layer(inputs)))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.layers[1].get_config() == layer.get_config()

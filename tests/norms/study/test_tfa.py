@@ -43,14 +43,14 @@ def small(layer) -> keras.layers.Layer:
 
 @pytest.mark.usefixtures("addons")
 @pytest.mark.parametrize(("groups", "epsilon"), [(4, 1e-3), (4, 1e-5), (1, 1e-3), (8, 1e-3)])
-def test_group_equals_kerases_to_the_last_bit(groups, epsilon, go, shaken):
+def test_group_equals_kerases_to_the_last_bit(groups, epsilon, run_layer, randomize):
     x, upstream = 3 * images() + 1, images(1)
     runs = []
     for make in (TfaGroupNormalization, keras.layers.GroupNormalization):
         layer = make(groups=groups, epsilon=epsilon)
         layer.build(SHAPE)
-        shaken(layer)
-        runs.append(go(layer, x, upstream))
+        randomize(layer)
+        runs.append(run_layer(layer, x, upstream))
     np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=2e-6)
     assert set(runs[0].d_weights) == {"gamma", "beta"}
@@ -59,12 +59,12 @@ def test_group_equals_kerases_to_the_last_bit(groups, epsilon, go, shaken):
 
 
 @pytest.mark.usefixtures("addons")
-def test_instance_equals_kerases_to_the_last_bit(go, shaken):
+def test_instance_equals_kerases_to_the_last_bit(run_layer, randomize):
     runs = []
     for layer in (TfaInstanceNormalization(), keras.layers.GroupNormalization(groups=-1)):
         layer.build(SHAPE)
-        shaken(layer)
-        runs.append(go(layer, images(), images(1)))
+        randomize(layer)
+        runs.append(run_layer(layer, images(), images(1)))
     np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
     np.testing.assert_allclose(runs[0].d_inputs, runs[1].d_inputs, atol=2e-6)
 
@@ -94,14 +94,14 @@ def test_filter_response(learned, case, check):
 @pytest.mark.usefixtures("addons")
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_half_precision_is_computed_in_float32(layer, dtype, go):
+def test_half_precision_is_computed_in_float32(layer, dtype, run_layer):
     options = {"groups": 4} if layer is TfaGroupNormalization else {}
     half = layer(dtype=dtype, **options)
     x = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(images() + 100, half.compute_dtype)))
-    got = go(half, x)
+    got = run_layer(half, x)
     assert got.dtype == half.compute_dtype
     assert {v.dtype for v in half.trainable_variables} == {"float32"}
-    expected = go(layer(**options), x.astype("f4")).outputs
+    expected = run_layer(layer(**options), x.astype("f4")).outputs
     np.testing.assert_allclose(got.outputs, expected, rtol=1e-2, atol=1e-2)
 
 
