@@ -44,8 +44,9 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
     """Return a sentence for each way in which the runs' origins differ."""
     found = []
     ended = runs[runs["status"].isin(["finished", "diverged"])]
-    commits = ended["commit"].str.slice(0, 10) if "commit" in ended else pd.Series(dtype=str)
-    _add(found, "commits", commits)
+    if "commit" in ended:
+        # Runs made outside a git checkout have no commit, and a column of None has no .str.
+        _add(found, "commits", ended["commit"].dropna().astype(str).str.slice(0, 10))
     if "dirty" in ended and ended["dirty"].fillna(False).astype(bool).any():
         count = int(ended["dirty"].fillna(False).astype(bool).sum())
         found.append(f"{count} of {len(ended)} runs were made with uncommitted changes")

@@ -43,6 +43,15 @@ def test_each_mixture_is_told_with_its_counts(
     ]
 
 
+def test_runs_made_outside_a_git_checkout_have_no_commit(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    for path in root.glob("*/meta.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "git": None}))
+    runs = load(root).runs
+    assert mixtures(runs) == []
+    assert "commit" not in dict(environment(runs))
+
+
 def test_batches_that_were_split_are_told(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     run = sorted(root.glob("*-s1-*"))[0]
