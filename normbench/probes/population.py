@@ -1,4 +1,7 @@
-"""Population statistics that layers keep for inference, and the true ones of their inputs."""
+"""Population statistics that layers keep for inference, and the true ones of their inputs.
+
+:func:`keepers` finds the layers; :func:`input_statistics` measures the inputs that they get.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,12 @@ class Keeper:
         layer: The layer.
         depth: Index, from 1 on, of the convolution or fully connected layer whose output is the
             layer's input, among all of the network; the last one if there are several.
-        kept: Variables that hold the statistics, by name.
+        variables: Variables that hold the statistics, by name.
     """
 
     layer: Any
     depth: int
-    kept: Mapping[str, Any]
+    variables: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -53,11 +56,14 @@ class Keeper:
 
     def read(self, values: Mapping[int, np.ndarray]) -> Statistics:
         """Return the statistics that the layer keeps; ``values`` are by the variable's id."""
-        found = {name: values[id(each)].astype(np.float64) for name, each in self.kept.items()}
-        variance = found.get("moving_variance")
-        if "moving_deviation" in found:
-            variance = np.square(found["moving_deviation"]) - self.layer.epsilon
-        return Statistics(found.get("moving_mean"), variance)
+        arrays = {
+            name: values[id(variable)].astype(np.float64)
+            for name, variable in self.variables.items()
+        }
+        variance = arrays.get("moving_variance")
+        if "moving_deviation" in arrays:
+            variance = np.square(arrays["moving_deviation"]) - self.layer.epsilon
+        return Statistics(arrays.get("moving_mean"), variance)
 
     def write(self, statistics: Statistics) -> dict[int, np.ndarray]:
         """Return the values of the layer's variables for ``statistics``, by the variable's id."""
@@ -68,7 +74,10 @@ class Keeper:
             "moving_variance": statistics.variance,
             "moving_deviation": np.sqrt(statistics.variance + self.layer.epsilon),
         }
-        return {id(each): values[name].astype(np.float32) for name, each in self.kept.items()}
+        return {
+            id(variable): values[name].astype(np.float32)
+            for name, variable in self.variables.items()
+        }
 
 
 def keepers(model: keras.Model) -> list[Keeper]:
@@ -80,11 +89,11 @@ def keepers(model: keras.Model) -> list[Keeper]:
     """
     order = {id(layer): index for index, layer in enumerate(model.layers)}
     weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
-    places = {id(layer): index for index, layer in enumerate(weighted, start=1)}
-    found = []
+    depths = {id(layer): depth for depth, layer in enumerate(weighted, start=1)}
+    result = []
     for layer in model.layers:
-        if kept := _own(layer):
-            for name in kept:
+        if variables := _statistics_variables(layer):
+            for name in variables:
                 if name not in KNOWN:
                     raise UserError(
                         f"{layer.name} ({type(layer).__name__}) keeps {name}, which cannot be "
@@ -92,19 +101,19 @@ def keepers(model: keras.Model) -> list[Keeper]:
                     )
             if len(layer._inbound_nodes) != 1:
                 raise UserError(f"{layer.name} keeps statistics and is used more than once")
-            found.append(Keeper(layer, _depth(layer, places), kept))
+            result.append(Keeper(layer, _depth(layer, depths), variables))
     for layer in model._flatten_layers(include_self=False):
-        if id(layer) not in order and _own(layer):
+        if id(layer) not in order and _statistics_variables(layer):
             raise UserError(f"{layer.name} keeps statistics and lies inside another layer")
-    return found
+    return result
 
 
 def values_of(loop: Loop, state: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
     """Return the value of each of the model's variables in a loop's state, by its id."""
     variables = loop.model.variables
     return {
-        id(each): state[name]
-        for name, each in zip(variable_names(variables), variables, strict=True)
+        id(variable): state[name]
+        for name, variable in zip(variable_names(variables), variables, strict=True)
     }
 
 
@@ -136,23 +145,24 @@ def input_statistics(
     sub_model = loop.sub_model(
         ("input statistics", names), lambda model: _moments_of(model, layers)
     )
-    parts, size = equal_parts(len(pixels), most, batch_multiple(layers))
+    count, size = equal_parts(len(pixels), most, batch_multiple(layers))
     means, variances = None, None
-    for index in range(parts):
-        chosen = pixels[index * size : (index + 1) * size]
-        given = loop.inspect(sub_model, chosen, batch_statistics=batch_statistics)
-        own = [each.astype(np.float64) for each in given]
+    for index in range(count):
+        images = pixels[index * size : (index + 1) * size]
+        outputs = loop.inspect(sub_model, images, batch_statistics=batch_statistics)
+        # The outputs are a mean, a variance, a mean, a variance …
+        arrays = [output.astype(np.float64) for output in outputs]
         if means is None or variances is None:
-            means, variances = own[::2], own[1::2]
+            means, variances = arrays[::2], arrays[1::2]
             continue
         share = 1 / (index + 1)
-        for place, (mean, variance) in enumerate(zip(own[::2], own[1::2], strict=True)):
-            apart = mean - means[place]
-            means[place] = means[place] + apart * share
-            variances[place] = (
-                variances[place]
-                + (variance - variances[place]) * share
-                + np.square(apart) * (share * (1 - share))
+        for i, (mean, variance) in enumerate(zip(arrays[::2], arrays[1::2], strict=True)):
+            difference = mean - means[i]
+            means[i] = means[i] + difference * share
+            variances[i] = (
+                variances[i]
+                + (variance - variances[i]) * share
+                + np.square(difference) * (share * (1 - share))
             )
     assert means is not None
     assert variances is not None
@@ -166,29 +176,30 @@ def chosen_images(pixels: np.ndarray, wanted: int) -> np.ndarray:
 
 def batch_multiple(layers: list[Keeper]) -> int:
     """Return the number that a mini-batch's size must be a multiple of, for ghost batches."""
-    return math.lcm(*(getattr(each.layer, "virtual_batch", 1) for each in layers))
+    return math.lcm(*(getattr(keeper.layer, "virtual_batch", 1) for keeper in layers))
 
 
-def _own(layer: Any) -> dict[str, Any]:
-    """Return the statistics that a layer itself keeps, without those of layers inside it."""
-    return {v.name: v for v in layer._non_trainable_variables if v.name.startswith("moving_")}
+def _statistics_variables(layer: Any) -> dict[str, Any]:
+    """Return a layer's variables of population statistics, by name, without nested layers'."""
+    variables = layer._non_trainable_variables
+    return {each.name: each for each in variables if each.name.startswith("moving_")}
 
 
-def _depth(operation: Any, places: Mapping[int, int]) -> int:
+def _depth(operation: Any, depths: Mapping[int, int]) -> int:
     """Return the largest index of the weighted layers right before an operation; 0 for none."""
-    found = 0
+    depth = 0
     for tensor in operation._inbound_nodes[0].input_tensors:
-        above = tensor._keras_history.operation
-        found = max(found, places[id(above)] if id(above) in places else _depth(above, places))
-    return found
+        source = tensor._keras_history.operation
+        depth = max(depth, depths[id(source)] if id(source) in depths else _depth(source, depths))
+    return depth
 
 
 def _moments_of(model: keras.Model, layers: list[Keeper]) -> keras.Model:
     """Build the sub-model that outputs mean and variance of each layer's input."""
     outputs = []
-    for each in layers:
-        axis = getattr(each.layer, "axis", -1)
-        outputs += _Moments(axis, name=f"{each.name}_input_moments")(each.layer.input)
+    for keeper in layers:
+        axis = getattr(keeper.layer, "axis", -1)
+        outputs += _Moments(axis, name=f"{keeper.name}_input_moments")(keeper.layer.input)
     return keras.Model(model.inputs, outputs)
 
 
@@ -205,4 +216,5 @@ class _Moments(keras.layers.Layer):
 
     def call(self, inputs: Any) -> list[Any]:
         x = ops.moveaxis(inputs, self.axis, -1)
-        return [each[0] for each in moments(flatten_spatial(x)[None], int(x.shape[-1]))]
+        mean, variance = moments(flatten_spatial(x)[None], int(x.shape[-1]))
+        return [mean[0], variance[0]]

@@ -244,8 +244,8 @@ def test_a_layer_that_keeps_the_mean_alone():
     from normbench.probes.population import Statistics, keepers
 
     (keeper,) = keepers(model)
-    assert set(keeper.kept) == {"moving_mean"}
-    read = keeper.read({id(keeper.kept["moving_mean"]): np.float32([1, 0, 0, 0])})
+    assert set(keeper.variables) == {"moving_mean"}
+    read = keeper.read({id(keeper.variables["moving_mean"]): np.float32([1, 0, 0, 0])})
     found = shifts(read, Statistics(np.zeros(4), np.full(4, 4.0)))
     assert found["mean_shift"] == pytest.approx(1 / 4)
     assert "std_shift" not in found
