@@ -17,13 +17,13 @@ class NormStyle(NamedTuple):
 
     Attributes:
         text: Its printed name.
-        colour: A name in :data:`normbench.report.figures.style.PALETTE`; empty where colour and
+        color: A name in :data:`normbench.report.figures.style.PALETTE`; empty where color and
             marker follow from a checksum of the name, as for a user's own norm.
         marker: A marker of Matplotlib.
     """
 
     text: str
-    colour: str = ""
+    color: str = ""
     marker: str = ""
 
 

@@ -56,17 +56,17 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
                 x,
                 np.where(outside, np.nan, lower),
                 np.where(outside, np.nan, upper),
-                facecolor=to_rgba(look.colour, 0.13 if len(study.rows) < 5 else 0.08),
-                edgecolor=to_rgba(look.colour, 0.45),
+                facecolor=to_rgba(look.color, 0.13 if len(study.rows) < 5 else 0.08),
+                edgecolor=to_rgba(look.color, 0.45),
                 linewidth=0.4,
             )
         else:  # there is nothing between names: bars, side by side
             x = x + _aside(study.rows.index(row), len(study.rows))
-            axis.vlines(x, lower, upper, color=look.colour, linewidth=0.8)
+            axis.vlines(x, lower, upper, color=look.color, linewidth=0.8)
         axis.plot(
             x,
             inside,
-            color=look.colour,
+            color=look.color,
             linestyle=look.dashes if study.numeric_columns else "none",
             **style.mark(look),
         )
@@ -81,7 +81,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
                 continue
             if away:
                 crossed = True
-                axis.plot(where, y, marker="x", color=look.colour, clip_on=False, zorder=5)
+                axis.plot(where, y, marker="x", color=look.color, clip_on=False, zorder=5)
                 axis.annotate(
                     "div.",
                     (where, y),
@@ -89,7 +89,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
                     textcoords="offset points",
                     ha="center",
                     fontsize=5.5,
-                    color=look.colour,
+                    color=look.color,
                 )
             points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
     _draw_references(axis, references, shown.scale, shown.name)

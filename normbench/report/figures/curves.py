@@ -131,12 +131,12 @@ def _series(
     factor, scale = _X[how.x][1], how.shown.scale
     low = np.maximum(band.low, how.shown.low) * scale
     high = np.minimum(band.high, how.shown.high) * scale
-    line = {"color": look.colour, "linewidth": 1.0}
+    line = {"color": look.color, "linewidth": 1.0}
     if len(band.x) == 1:  # a line or a band of one epoch would be invisible
         line |= {"marker": "o", "markersize": 3.0}
-        axis.vlines(band.x * factor, low, high, colors=[to_rgba(look.colour, 0.4)], linewidth=0.8)
+        axis.vlines(band.x * factor, low, high, colors=[to_rgba(look.color, 0.4)], linewidth=0.8)
     else:
-        face = to_rgba(look.colour, 0.15)
+        face = to_rgba(look.color, 0.15)
         axis.fill_between(band.x * factor, low, high, facecolor=face, linewidth=0)
     axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line)
     if thin is not None:

@@ -133,12 +133,10 @@ def _line(
     axis: Axes, study: Study, key: tuple[Any, Any], band: Band, quantity: str
 ) -> list[style.Point]:
     look = style.look(study.row_factor, key[0], study.rows)
-    axis.fill_between(
-        band.x, band.low, band.high, facecolor=to_rgba(look.colour, 0.15), linewidth=0
-    )
+    axis.fill_between(band.x, band.low, band.high, facecolor=to_rgba(look.color, 0.15), linewidth=0)
     small = style.mark(look)
     small["markersize"] *= 0.65  # a layer's; there are many in a row
-    axis.plot(band.x, band.mean, color=look.colour, linestyle=look.dashes, linewidth=0.9, **small)
+    axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.9, **small)
     where = f", {study.column(key[1])}" if study.column_factor else ""
     name = DRAWN[quantity].lower()
     return [

@@ -54,11 +54,11 @@ def draw(grid: Grid) -> style.Drawing:
     height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
     figure, axes = style.new(width, height)
     axis = axes[0, 0]
-    colours = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
+    colors = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
         bad=style.GRID
     )
     norm = Normalize(-limit, limit)
-    image = axis.pcolormesh(values, cmap=colours, norm=norm, edgecolors=style.PAPER, linewidth=1.0)
+    image = axis.pcolormesh(values, cmap=colors, norm=norm, edgecolors=style.PAPER, linewidth=1.0)
     points = []
     for i, row in enumerate(rows):
         for j, column in enumerate(study.columns):
@@ -69,7 +69,7 @@ def draw(grid: Grid) -> style.Drawing:
                 "*" if cell.baseline.significant else ""
             )
             text = "div." if cell.diverged else text
-            red, green, blue, _ = colours(norm(values[i, j]))
+            red, green, blue, _ = colors(norm(values[i, j]))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
             axis.text(
                 j + 0.5,

@@ -28,8 +28,8 @@ _ELSEWHERE = {
 _WIDE, _TALL = 4, 4  # panels of a figure
 _NAMED = 14  # layers whose names stand beside a panel, at most
 _HOVERED = 4  # epochs of a layer that the page names
-_SPAN = 30.0  # largest over smallest value, from which on colours are logarithmic
-_DECADES = 6  # of a colour scale, at most
+_SPAN = 30.0  # largest over smallest value, from which on colors are logarithmic
+_DECADES = 6  # of a color scale, at most
 Key = tuple[Any, Any]
 
 
@@ -218,7 +218,7 @@ def _drawing(
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", slug),
         f"{quantity.label} of each layer against epochs: {study.heading}. Layers from the images "
-        f"(top) to the logits; {mean} over seeds; one scale of colours for all panels"
+        f"(top) to the logits; {mean} over seeds; one scale of colors for all panels"
         f"{f', {_DECADES} decades long' if scale[1] else ''}; grey: no value.",
         figure,
         points,
@@ -243,12 +243,12 @@ def _panel(axis: Axes, values: np.ndarray, epochs: np.ndarray, norm: Normalize) 
     first = epochs[0] - (middles[0] - epochs[0] if len(middles) else 0.5)
     last = epochs[-1] + (epochs[-1] - middles[-1] if len(middles) else 0.5)
     edges = np.concatenate([[first], middles, [last]])
-    colours = mpl.colormaps["viridis"].with_extremes(bad=style.GRID)
+    colors = mpl.colormaps["viridis"].with_extremes(bad=style.GRID)
     image = axis.pcolormesh(
         edges,
         np.arange(len(values) + 1),
         np.ma.masked_invalid(values),
-        cmap=colours,
+        cmap=colors,
         norm=norm,
         rasterized=values.size > 2000,
     )

@@ -118,10 +118,10 @@ def draw(network: Network) -> Figure:
     a weight parametrization have a color, too.
     """
     arranged = arrange(network.layers)
-    colours = norm_styles(network.layers, OTHERS, COLOURS)
+    colors = norm_styles(network.layers, OTHERS, COLOURS)
     widths = [_widths(row) for row in arranged]
     inner = max(sum(columns) + _GAP * len(columns) for columns in widths)
-    legend = _legend(network, colours)
+    legend = _legend(network, colors)
     top = 0.62 + 0.2 * len(legend)
     width = _TITLE + 2 * _GAP + inner + _SAYS
     lanes = [_lanes(row) for row in arranged]
@@ -143,11 +143,11 @@ def draw(network: Network) -> Figure:
             middle = y - _BETWEEN / 2
             right = _TITLE + _GAP + inner + 0.12
             turns = [end, (right, end[1]), (right, middle), (begin[0], middle), begin]
-            _line(axes, turns, arrow=False, colour="#a9abb0")
+            _line(axes, turns, arrow=False, color="#a9abb0")
         for wire in row.wires:
             _wire(axes, row, places, wire, begin, middles)
         for cell, place in zip(row.cells, places, strict=True):
-            _cell(axes, cell.layer, place, colours)
+            _cell(axes, cell.layer, place, colors)
         _words(axes, row, y, tall, width)
         end = (places[-1].x + places[-1].width / 2, places[-1].y)
         y += tall + _BETWEEN
@@ -221,10 +221,10 @@ def _wire(
 
 
 def _line(
-    axes: Any, turns: Sequence[tuple[float, float]], arrow: bool = True, colour: str = _LINE
+    axes: Any, turns: Sequence[tuple[float, float]], arrow: bool = True, color: str = _LINE
 ) -> None:
     xs, ys = zip(*turns, strict=True)
-    axes.plot(xs, ys, color=colour, linewidth=0.8, solid_capstyle="round", zorder=1)
+    axes.plot(xs, ys, color=color, linewidth=0.8, solid_capstyle="round", zorder=1)
     if arrow:
         axes.annotate(
             "",
@@ -232,7 +232,7 @@ def _line(
             turns[-2],
             arrowprops={
                 "arrowstyle": "-|>,head_width=0.18,head_length=0.36",
-                "color": colour,
+                "color": color,
                 "linewidth": 0,
                 "shrinkA": 0,
                 "shrinkB": 0,
@@ -241,7 +241,7 @@ def _line(
         )
 
 
-def _cell(axes: Any, layer: LayerCost, place: _Place, colours: Mapping[str, str]) -> None:
+def _cell(axes: Any, layer: LayerCost, place: _Place, colors: Mapping[str, str]) -> None:
     if layer.kind in _JOINS:
         axes.add_patch(
             Circle((place.x, place.y), _JOIN / 2, facecolor=style.INK, edgecolor="none", zorder=2)
@@ -250,7 +250,7 @@ def _cell(axes: Any, layer: LayerCost, place: _Place, colours: Mapping[str, str]
         return
     fill, edge = MAPPED if layer.parametrization else _WEIGHT, "#9a9ca1"
     if layer.place:
-        fill = edge = colours[layer.kind]
+        fill = edge = colors[layer.kind]
     elif not layer.multiply_adds:
         fill, edge = "#e6e7ea", "none"
     left, top = place.x - place.width / 2, place.y - _HEIGHT / 2
@@ -317,9 +317,9 @@ def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
 def _lines(
     axes: Any, x: float, middle: float, lines: Sequence[tuple[str, float, str, str]]
 ) -> None:
-    for index, (text, points, weight, colour) in enumerate(lines):
+    for index, (text, points, weight, color) in enumerate(lines):
         y = middle + 0.14 * (index - (len(lines) - 1) / 2)
-        _text(axes, x, y, text, points, colour, weight=weight, align="left")
+        _text(axes, x, y, text, points, color, weight=weight, align="left")
 
 
 def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> None:
@@ -333,16 +333,16 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
         f"{short(total['parameters'])} parameters  ·  {short(total['multiply_adds'])} multiply-adds"
     )
     _text(axes, 0.14, 0.42, totals, 7.5, style.GREY, align="left")
-    for index, (text, colour) in enumerate(legend):
+    for index, (text, color) in enumerate(legend):
         y = 0.64 + 0.2 * index
-        axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, colour, colour, 0.03))
+        axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, color, color, 0.03))
         shown = style.wrap(printable(text), right - 0.6, 1, 7.5)
         _text(axes, 0.48, y, shown, 7.5, style.INK, align="left")
 
 
-def _legend(network: Network, colours: Mapping[str, str]) -> list[tuple[str, str]]:
+def _legend(network: Network, colors: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the texts of the legend with their colors."""
-    legend = list(zip(placed(network.layers), colours.values(), strict=True)) if colours else []
+    legend = list(zip(placed(network.layers), colors.values(), strict=True)) if colors else []
     names = dict.fromkeys(layer.parametrization for layer in network.layers)
     return [*legend, *((f"kernels: {name}", MAPPED) for name in names if name)]
 
@@ -368,7 +368,7 @@ def _text(
     y: float,
     text: str,
     points: float,
-    colour: str,
+    color: str,
     *,
     weight: str = "normal",
     align: str = "center",
@@ -378,7 +378,7 @@ def _text(
         y,
         text,
         fontsize=points,
-        color=colour,
+        color=color,
         fontweight=weight,
         ha=align,
         va="center",

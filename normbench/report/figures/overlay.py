@@ -58,7 +58,7 @@ def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.L
             axis.plot(
                 curve["epoch"].astype(float),
                 curve[column].astype(float) * shown.scale,
-                color=look.colour,
+                color=look.color,
                 linestyle=dashes,
                 linewidth=width,
             )
@@ -67,7 +67,7 @@ def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.L
 def _looks(pair: Pair) -> list[style.Look]:
     """Return each run's look by its norm; with equal norms the second run is black and dashed."""
     looks = [style.look("norm", row.get("norm")) for row in (pair.first, pair.second)]
-    if looks[0].colour == looks[1].colour:
+    if looks[0].color == looks[1].color:
         looks[1] = style.Look(style.INK, looks[1].marker, (0, (4, 1.5)))
     return looks
 

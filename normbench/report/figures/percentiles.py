@@ -68,10 +68,10 @@ def _drawing(
         look = style.look(study.row_factor, key[0], study.rows)
         x = middle[key].x
         axis.fill_between(
-            x, low[key].mean, high[key].mean, facecolor=to_rgba(look.colour, 0.18), linewidth=0
+            x, low[key].mean, high[key].mean, facecolor=to_rgba(look.color, 0.18), linewidth=0
         )
         for band, weight in ((low[key], 0.6), (middle[key], 1.3), (high[key], 0.6)):
-            axis.plot(x, band.mean, color=look.colour, linewidth=weight)
+            axis.plot(x, band.mean, color=look.color, linewidth=weight)
         title = titles[place]
         axis.set_title(shown[place])
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))

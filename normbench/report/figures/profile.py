@@ -38,13 +38,13 @@ def draw_profiles(grid: Grid) -> style.Drawing:
             100 * profile.low,
             100 * profile.high,
             step="post",
-            facecolor=to_rgba(look.colour, 0.13),
+            facecolor=to_rgba(look.color, 0.13),
             linewidth=0,
         )
         axis.plot(
             x,
             100 * profile.share,
-            color=look.colour,
+            color=look.color,
             linestyle=look.dashes,
             drawstyle="steps-post",
         )
@@ -84,11 +84,11 @@ def draw_improvements(grid: Grid) -> style.Drawing:
         look = style.look(study.row_factor, row, study.rows)
         if np.isfinite(result.low):
             ends = [result.low, result.high]
-            axis.plot(ends, [place, place], color=look.colour, linewidth=2.0, solid_capstyle="butt")
+            axis.plot(ends, [place, place], color=look.color, linewidth=2.0, solid_capstyle="butt")
         axis.plot(
             result.probability,
             place,
-            color=look.colour,
+            color=look.color,
             **style.mark(look),
         )
         text = f"{study.row(row)}: {result.probability:.2f}"

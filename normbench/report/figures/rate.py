@@ -35,7 +35,7 @@ def draw(study: Study) -> style.Drawing:
     for column in columns:
         look = style.look(study.column_factor, column, columns)
         means = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
-        axis.plot(means.index, means, color=look.colour)
+        axis.plot(means.index, means, color=look.color)
         handles.append(style.handle(look, study.column(column), marker=False))
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))

@@ -133,15 +133,15 @@ def _series(
     look = style.look(study.row_factor, key[0], study.rows)
     bottom = np.where(np.isfinite(low.low), low.low, low.mean)
     top = np.where(np.isfinite(high.high), high.high, high.mean)
-    axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.colour, 0.10), linewidth=0)
+    axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.color, 0.10), linewidth=0)
     if panel.low == panel.high:
-        axis.plot(low.x, low.mean, color=look.colour, linestyle=look.dashes, linewidth=1.0)
+        axis.plot(low.x, low.mean, color=look.color, linestyle=look.dashes, linewidth=1.0)
     else:
         axis.fill_between(
-            low.x, low.mean, high.mean, facecolor=to_rgba(look.colour, 0.17), linewidth=0
+            low.x, low.mean, high.mean, facecolor=to_rgba(look.color, 0.17), linewidth=0
         )
         for band in (low, high):
-            axis.plot(band.x, band.mean, color=look.colour, linestyle=look.dashes, linewidth=0.8)
+            axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.8)
     where = f", {study.column(key[1])}" if study.column_factor else ""
     picked = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
     points = []

@@ -69,7 +69,7 @@ PALETTE = {
     "teal": TEAL,
     "sand": SAND,
 }
-"""Colours of series by the names that :data:`normbench.report.names.NORMS` uses."""
+"""Colors of series by the names that :data:`normbench.report.names.NORMS` uses."""
 
 COLOURS = tuple(PALETTE.values())
 _HANDLE = 0.46  # inches of a legend's entry without its name
@@ -134,7 +134,7 @@ R = TypeVar("R")
 class Look(NamedTuple):
     """Color, marker and dashes of a series."""
 
-    colour: str
+    color: str
     marker: str
     dashes: Any = "-"
 
@@ -312,16 +312,16 @@ def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
     if isinstance(value, int | float) and len(values) > 1:
         place = list(values).index(value)
         red, green, blue, _ = mpl.colormaps["viridis"](0.9 * place / (len(values) - 1))
-        colour = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
-        return Look(colour, MARKERS[place % len(MARKERS)])
+        color = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+        return Look(color, MARKERS[place % len(MARKERS)])
     name = str(value)
     known = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
-    if factor == "norm" and known is not None and known.colour:
-        return Look(PALETTE[known.colour], known.marker)
+    if factor == "norm" and known is not None and known.color:
+        return Look(PALETTE[known.color], known.marker)
     number = zlib.crc32(name.encode())
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLOURS[number % len(COLOURS)]
     marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
-    return Look(colour, marker, DASHES[1 + number // 144 % 3])
+    return Look(color, marker, DASHES[1 + number // 144 % 3])
 
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
@@ -455,7 +455,7 @@ def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) ->
     """Return an entry of a legend."""
     drawn = mark(look) if marker else {}
     return Line2D(
-        [], [], color=look.colour, linestyle=look.dashes if line else "none", label=label, **drawn
+        [], [], color=look.color, linestyle=look.dashes if line else "none", label=label, **drawn
     )
 
 

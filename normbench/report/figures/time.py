@@ -51,13 +51,13 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         x = [time.sample.mean for _, time in known]
         y = [cell.sample.mean * shown.scale for cell, _ in known]
         if study.numeric_columns:
-            axis.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.5)
+            axis.plot(x, y, color=look.color, linewidth=0.7, alpha=0.5)
         axis.errorbar(
             x,
             y,
             xerr=_bars([time.sample for _, time in known]),
             yerr=shown.scale * _bars([cell.sample for cell, _ in known]),
-            color=look.colour,
+            color=look.color,
             linestyle="none",
             elinewidth=0.6,
             **style.mark(look),
@@ -70,7 +70,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
             points.append(style.Point(axis, across, up, text, (row, cell.column)))
         if study.column_factor and len(known) > 1:
             names = labels.shortened([study.column(cell.column) for cell, _ in known], 14)
-            ends += [(x[i], y[i], names[i], look.colour, 3.0 if i == 0 else -7.5) for i in (0, -1)]
+            ends += [(x[i], y[i], names[i], look.color, 3.0 if i == 0 else -7.5) for i in (0, -1)]
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
         style.plain_log(axis.xaxis, min(times), max(times))
@@ -103,7 +103,7 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
     """Write the column beside the ends of each row where no other label is."""
     axis.autoscale_view()
     taken: list[tuple[float, float]] = []
-    for x, y, text, colour, lift in ends:
+    for x, y, text, color, lift in ends:
         across, up = axis.transData.transform((x, y))
         if any(abs(across - a) < 16 and abs(up - b) < 9 for a, b in taken):
             continue
@@ -114,7 +114,7 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
             xytext=(3.0, lift),
             textcoords="offset points",
             fontsize=5.5,
-            color=colour,
+            color=color,
             path_effects=[withStroke(linewidth=1.2, foreground=style.PAPER)],
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from normbench.report.figures import style
 
 _VARIABLES = {style.INK: "--ink", style.GRID: "--grid", style.PAPER: "--paper"} | {
-    colour: f"--s-{colour[1:]}" for colour in style.COLOURS
+    color: f"--s-{color[1:]}" for color in style.COLOURS
 }
 
 DARK = {
@@ -31,9 +31,9 @@ DARK = {
 
 
 def variables() -> tuple[str, str]:
-    """Return the CSS declarations of the series' colours, for a light and for a dark page."""
-    light = "".join(f"--s-{colour[1:]}:{colour};" for colour in style.COLOURS)
-    dark = "".join(f"--s-{colour[1:]}:{DARK[colour]};" for colour in style.COLOURS)
+    """Return the CSS declarations of the series' colors, for a light and for a dark page."""
+    light = "".join(f"--s-{color[1:]}:{color};" for color in style.COLOURS)
+    dark = "".join(f"--s-{color[1:]}:{DARK[color]};" for color in style.COLOURS)
     return light, dark
 
 
@@ -51,8 +51,8 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    for colour, variable in _VARIABLES.items():
-        text = re.sub(re.escape(colour), f"var({variable})", text, flags=re.I)
+    for color, variable in _VARIABLES.items():
+        text = re.sub(re.escape(color), f"var({variable})", text, flags=re.I)
     width, height = _size(text)
     head = (
         f'<svg class="figure" viewBox="0 0 {width:g} {height:g}" role="img" '

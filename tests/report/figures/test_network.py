@@ -38,7 +38,7 @@ def test_the_drawing_says_blocks_places_shapes_and_totals(network):
     assert any("8×8×1 images, 10 classes" in text for text in said)
 
 
-def test_normalizations_are_coloured_by_kind(network):
+def test_normalizations_are_colored_by_kind(network):
     patches = draw(network).axes[0].patches
     fills = [patch.get_facecolor() for patch in patches]
     # Nine normalizations in the places of a ResNet-8 and a legend's entry for each kind.
@@ -46,7 +46,7 @@ def test_normalizations_are_coloured_by_kind(network):
     assert fills.count(to_rgba(COLOURS["GroupNormalization"])) == 3 + 1
 
 
-def test_kernels_under_a_parametrization_have_a_colour():
+def test_kernels_under_a_parametrization_have_a_color():
     network = network_of(compose(["arch=resnet8", "arch.width=8", "norm=gn_ws", "dataset=digits"]))
     figure = draw(network)
     fills = [patch.get_facecolor() for patch in figure.axes[0].patches]

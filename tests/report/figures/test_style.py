@@ -19,20 +19,20 @@ from normbench.report import names as labels
 from normbench.report.figures import style
 
 
-def luminance(colour: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+def luminance(color: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_known_norms_look_different() -> None:
     looks = [
-        (style.look("norm", name).colour, style.look("norm", name).marker)
+        (style.look("norm", name).color, style.look("norm", name).marker)
         for name in labels.NORMS
         if not name.startswith("none_scaled")
     ]
     assert len(set(looks)) == len(looks)
     main = [style.look("norm", name) for name in ("none", "bn", "bn_ws", "gn", "gn_ws", "ln", "in")]
-    assert len({look.colour for look in main}) == len(main)
+    assert len({look.color for look in main}) == len(main)
     assert len({look.marker for look in main}) == len(main)
 
 
@@ -46,25 +46,25 @@ def test_an_unknown_norm_looks_the_same_in_every_process() -> None:
     assert done.stdout.strip() == str(here)
 
 
-def test_numbers_are_coloured_by_order() -> None:
+def test_numbers_are_colored_by_order() -> None:
     looks = [style.look("norm.groups", value, [1, 2, 4, 8]) for value in (1, 2, 4, 8)]
-    assert len({look.colour for look in looks}) == 4
-    lights = [luminance(look.colour) for look in looks]
+    assert len({look.color for look in looks}) == 4
+    lights = [luminance(look.color) for look in looks]
     assert lights == sorted(lights)
 
 
-def test_colours_stand_out_from_the_paper() -> None:
-    for colour in style.COLOURS:
-        contrast = (luminance(style.PAPER) + 0.05) / (luminance(colour) + 0.05)
-        assert contrast > 1.7, colour
+def test_colors_stand_out_from_the_paper() -> None:
+    for color in style.COLOURS:
+        contrast = (luminance(style.PAPER) + 0.05) / (luminance(color) + 0.05)
+        assert contrast > 1.7, color
 
 
-def simulated(colour: str, matrix: list[list[float]]) -> tuple[float, ...]:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+def simulated(color: str, matrix: list[list[float]]) -> tuple[float, ...]:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return tuple(sum(m * c for m, c in zip(row, linear, strict=True)) for row in matrix)
 
 
-def test_main_colours_differ_for_colour_blind_readers() -> None:
+def test_main_colors_differ_for_color_blind_readers() -> None:
     # Machado, Oliveira & Fernandes 2009, severity 1: protanopia and deuteranopia.
     protan = [
         [0.152286, 1.052583, -0.204868],
@@ -76,7 +76,7 @@ def test_main_colours_differ_for_colour_blind_readers() -> None:
         [0.280085, 0.672501, 0.047413],
         [-0.011820, 0.042940, 0.968881],
     ]
-    main = [style.look("norm", name).colour for name in ("bn", "gn", "gn_ws", "bn_ws", "ln")]
+    main = [style.look("norm", name).color for name in ("bn", "gn", "gn_ws", "bn_ws", "ln")]
     for matrix in (protan, deutan):
         for a, b in itertools.combinations(main, 2):
             far = (
