@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "train one network, or resume its training",
     "sweep": "train one run for each combination of values",
     "report": "write tables, figures and a web page",
+    "power": "say how many seeds it takes to see a difference",
     "diagnose": "measure the checkpoints of finished runs",
     "list": "list the runs of a store",
     "show": "show one run, or the layers of a network",

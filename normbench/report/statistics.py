@@ -52,6 +52,9 @@ class Difference:
         p: Two-sided p-value of the paired t test. NaN where it cannot be tested: one seed, or
             differences without any spread, for which the test is undefined.
         p_corrected: ``p`` after Holm's correction over the family of comparisons, NaN as ``p``.
+        looks: Number of times that the difference may be looked at before the last seed is
+            trained (:mod:`normbench.report.sequential`). Interval and p-values hold at all of
+            them together.
     """
 
     n: int
@@ -61,6 +64,7 @@ class Difference:
     effect: float
     p: float
     p_corrected: float = math.nan
+    looks: int = 1
 
     @property
     def tested(self) -> bool:
@@ -92,24 +96,33 @@ def sample(values: Sequence[float] | np.ndarray) -> Sample:
     return Sample(n, mean, sd, mean - half, mean + half)
 
 
-def _half_width(sd: float, n: int) -> float:
-    return float(t_quantile(0.5 + CONFIDENCE / 2, n - 1)) * sd / math.sqrt(n)
+def _half_width(sd: float, n: int, looks: int = 1) -> float:
+    return float(t_quantile(1 - (1 - CONFIDENCE) / looks / 2, n - 1)) * sd / math.sqrt(n)
 
 
-def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
-    """Compare two cells given as value by seed, over the seeds that both have."""
+def paired(first: Mapping[int, float], second: Mapping[int, float], looks: int = 1) -> Difference:
+    """Compare two cells over the seeds that both have.
+
+    Args:
+        first, second: Value by seed.
+        looks: Number of times that the difference may be looked at. The error of 5 % is divided
+            among them by the union bound: t intervals at level 1 − 0.05/looks, p-values times
+            ``looks``.
+    """
     seeds = sorted(first.keys() & second.keys())
     pairs = np.array([(first[seed], second[seed]) for seed in seeds], dtype=float).reshape(-1, 2)
     differences = pairs[:, 0] - pairs[:, 1]
     described = sample(differences)
     n, mean, sd = described.n, described.mean, described.sd
+    half = _half_width(sd, n, looks) if n > 1 else math.nan
+    low, high = mean - half, mean + half
     scale = float(np.abs(pairs).max(initial=0.0))
     if n < 2 or sd <= _SPREAD * scale:
-        return Difference(n, mean, described.low, described.high, math.nan, math.nan)
+        return Difference(n, mean, low, high, math.nan, math.nan, looks=looks)
     statistic = mean / (sd / math.sqrt(n))
-    p = 2.0 * float(special.stdtr(n - 1, -abs(statistic)))
+    p = min(1.0, looks * 2.0 * float(special.stdtr(n - 1, -abs(statistic))))
     effect = _unbiased(n - 1) * mean / sd if n > 2 else math.nan
-    return Difference(n, mean, described.low, described.high, effect, p)
+    return Difference(n, mean, low, high, effect, p, looks=looks)
 
 
 def t_quantile(probability: float, degrees: Any) -> Any:

@@ -1,0 +1,81 @@
+"""``normbench power``: how many seeds it takes to see a difference."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+from normbench.cli.parser import WHERE, Parser, add_store, store_of
+
+_EPILOG = """\
+For example:
+  normbench power --difference 0.5
+  normbench power runs --difference 0.5 --power 0.9 --baseline gn --where 'batch <= 64'
+  normbench power --difference 0.5 --until 0.3 --max-seeds 40"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--difference",
+        metavar="POINTS",
+        type=float,
+        required=True,
+        help="difference that is to be seen: points of an accuracy, else in the metric's unit",
+    )
+    parser.add_argument(
+        "--power",
+        metavar="PROBABILITY",
+        type=float,
+        default=0.8,
+        help="probability with which it is to be seen (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--until",
+        metavar="POINTS",
+        type=float,
+        help="also say at how many seeds normbench sweep --until ends",
+    )
+    parser.add_argument(
+        "--max-seeds",
+        metavar="N",
+        type=int,
+        default=20,
+        help="the same option of that sweep (default: %(default)s)",
+    )
+    parser.add_argument("--where", metavar="FILTER", help=WHERE)
+    parser.add_argument(
+        "--by",
+        metavar="KEY[,KEY...]",
+        default="norm,batch",
+        help="config keys of the rows, of the columns, and of separate tables "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metric", default="test_acc", help="metric to compare (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"
+    )
+    add_store(parser, positional=True)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    from normbench.report.power import power
+    from normbench.report.report import text
+    from normbench.report.table import terminal
+
+    tables = power(
+        store_of(arguments),
+        arguments.difference,
+        arguments.power,
+        where=arguments.where,
+        by=arguments.by,
+        metric_name=arguments.metric,
+        baseline=arguments.baseline,
+        until=arguments.until,
+        max_seeds=arguments.max_seeds,
+    )
+    for place, table in enumerate(tables):
+        print(("\n" if place else "") + text(terminal(table)))
+    return 0
