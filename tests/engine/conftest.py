@@ -1,4 +1,4 @@
-"""A small data set with something to learn, and configs for it."""
+"""A small data set with something to learn, configs of runs on it, and loops that tests share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from normbench.config import Config, compose
+from normbench.engine.reuse import WarmState
+from tests.engine.tinyloop import TINY, SharedLoops
 
 
 @pytest.fixture
@@ -14,22 +16,37 @@ def small(tmp_store: Path):
     """Compose a config of a run that takes about a second; overrides may be added."""
 
     def make(*overrides: str) -> Config:
-        chosen = [each for each in overrides if each.startswith("norm=")] or ["norm=gn"]
-        norm = [*chosen, *(["norm.groups=2"] if chosen[0].startswith("norm=gn") else [])]
-        others = [each for each in overrides if each not in chosen]
+        norm = [text for text in overrides if text.startswith("norm=")] or ["norm=gn"]
+        groups = ["norm.groups=2"] if norm[0].startswith("norm=gn") else []
+        has_arch = any(text.startswith("arch=") for text in overrides)
         return compose(
             [
                 "dataset=digits",
                 "dataset.train_size=160",
                 "dataset.validation=100",
-                "arch=resnet8",
-                "arch.width=4",
+                *([] if has_arch else TINY),
                 *norm,
+                *groups,
                 "batch=16",
                 "epochs=2",
                 f"store={tmp_store}",
-                *others,
+                *(text for text in overrides if text not in norm),
             ]
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def warm() -> WarmState:
+    """The compiled loop of the module's previous run: test_reuse.py shows that it changes no bit.
+
+    A test that is about another matter trains with it, so that one program is compiled once.
+    """
+    return WarmState()
+
+
+@pytest.fixture(scope="module")
+def shared_loop() -> SharedLoops:
+    """Return a loop of these options in its initial state; compiled once a module."""
+    return SharedLoops()

@@ -1,4 +1,4 @@
-"""Weights in parts: laid out and taken apart without loss, and trained as one vector is."""
+"""Weights in vectors: laid out and taken apart without loss, and trained as one vector is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from normbench.engine import loop_tensorflow as tensorflow_loop
 from normbench.engine.flat_weights import WeightVectors
 from normbench.engine.optimizer import SGD, AdamW
 from tests.engine.tinyloop import loop_of
+from tests.marks import slow_except
 
 SHAPES = [(2, 3), (5,), (4, 4), (), (3, 3, 2)]
 
@@ -21,62 +22,64 @@ SHAPES = [(2, 3), (5,), (4, 4), (), (3, 3, 2)]
 def test_nothing_is_lost_or_moved(large, sizes):
     random = np.random.default_rng(0)
     tensors = [random.normal(size=shape).astype(np.float32) for shape in SHAPES]
-    parts = WeightVectors(SHAPES, large)
-    vectors = [keras.ops.convert_to_numpy(each) for each in parts.vectors(tensors)]
-    assert [each.shape for each in vectors] == [(size,) for size in sizes]
-    for given, made in zip(tensors, parts.tensors(vectors), strict=True):
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(made), given)
-    whole = np.concatenate([each.ravel() for each in tensors])
-    for one, other in zip(parts.split(whole), vectors, strict=True):
-        np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(parts.join(vectors), whole)
+    layout = WeightVectors(SHAPES, large)
+    vectors = [keras.ops.convert_to_numpy(vector) for vector in layout.vectors(tensors)]
+    assert [vector.shape for vector in vectors] == [(size,) for size in sizes]
+    for tensor, restored in zip(tensors, layout.tensors(vectors), strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(restored), tensor)
+    whole = np.concatenate([tensor.ravel() for tensor in tensors])
+    for piece, vector in zip(layout.split(whole), vectors, strict=True):
+        np.testing.assert_array_equal(piece, vector)
+    np.testing.assert_array_equal(layout.join(vectors), whole)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one part")
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        SGD(momentum=0.9, nesterov=True, weight_decay=1e-2, agc=0.0),
-        SGD(momentum=0.9, nesterov=False, weight_decay=1e-2, agc=0.01),
-        AdamW(beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=1e-1, agc=0.0),
-    ],
-    ids=["nesterov", "clipped", "adamw"],
-)
-def test_parts_train_as_one_vector(monkeypatch, optimizer, precision):
+OPTIMIZERS = {
+    "nesterov": SGD(momentum=0.9, nesterov=True, weight_decay=1e-2, agc=0.0),
+    "clipped": SGD(momentum=0.9, nesterov=False, weight_decay=1e-2, agc=0.01),
+    "adamw": AdamW(beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=1e-1, agc=0.0),
+}
+CASES = [(name, precision) for name in OPTIMIZERS for precision in ("float32", "mixed_float16")]
+QUICK = [("clipped", "mixed_float16"), ("adamw", "float32")]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one vector")
+@pytest.mark.parametrize(("optimizer", "precision"), slow_except(QUICK, CASES))
+def test_several_vectors_train_as_one(monkeypatch, optimizer, precision):
     rates, ends = np.full(3, 0.05, np.float32), []
+    options = {"count": 48, "optimizer": OPTIMIZERS[optimizer]}
     for large in (10**9, 500, 1):
         monkeypatch.setattr(tensorflow_loop, "LARGE", large)
-        loop, _ = loop_of("norm=gn_ws", f"precision={precision}", count=48, optimizer=optimizer)
+        loop, _ = loop_of("norm=gn_ws", f"precision={precision}", **options)
         assert len(loop._slots) > 1 or large == 10**9
         loop.begin_epoch(0)
         steps = loop.train(0, rates)
         ends.append((loop.state(), steps))
     (state, steps), *others = ends
-    for own, its_steps in others:
-        assert own.keys() == state.keys()
+    for other_state, other_steps in others:
+        assert other_state.keys() == state.keys()
         for name, value in state.items():
-            np.testing.assert_allclose(own[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(its_steps.loss, steps.loss, rtol=1e-4)
-        np.testing.assert_allclose(its_steps.grad_norm, steps.grad_norm, rtol=1e-4)
+            np.testing.assert_allclose(other_state[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(other_steps.loss, steps.loss, rtol=1e-4)
+        np.testing.assert_allclose(other_steps.grad_norm, steps.grad_norm, rtol=1e-4)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one part")
-def test_a_state_goes_on_in_other_parts(monkeypatch):
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one vector")
+def test_a_state_goes_on_in_other_vectors(monkeypatch):
     """As where a checkpoint is read that another machine wrote."""
     rates, ends = np.full(1, 0.05, np.float32), []
-    monkeypatch.setattr(tensorflow_loop, "LARGE", 500)
-    first, _ = loop_of("norm=gn", momentum=0.9)
-    first.begin_epoch(0)
-    first.train(0, rates)
-    state = first.state()
+    loops = []
     for large in (500, 10**9):
         monkeypatch.setattr(tensorflow_loop, "LARGE", large)
         loop, _ = loop_of("norm=gn", momentum=0.9)
+        loop.begin_epoch(0)
+        loops.append(loop)
+    loops[0].train(0, rates)
+    state = loops[0].state()
+    for loop in loops:
         loop.load(state)
         assert all(np.array_equal(value, state[name]) for name, value in loop.state().items())
-        loop.begin_epoch(0)
         loop.train(1, rates)
         ends.append(loop.state())
+    assert not np.array_equal(ends[0]["optimizer/slot0"], state["optimizer/slot0"])
     for name, value in ends[0].items():
         np.testing.assert_allclose(ends[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -7,8 +7,10 @@ import threading
 import pytest
 
 from normbench.engine.interrupts import delay_interrupts, raise_remembered, remember_interrupts
+from normbench.engine.loop_tensorflow import TensorFlowLoop
 from normbench.engine.observer import Observer
 from normbench.engine.train import train
+from normbench.store.run import Run
 from normbench.store.store import Store
 
 
@@ -80,18 +82,18 @@ def test_a_handler_that_ends_nothing_is_left_at_that():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_ends_though_its_interrupt_got_lost(small):
+def test_a_run_ends_though_its_interrupt_got_lost(small, warm):
     class Unlucky(Observer):
         def on_start(self, info):
             Finalized()
 
-    config = small()
+    config = small("norm=bn")
     with pytest.raises(KeyboardInterrupt):
-        train(config, observer=Unlucky())
+        train(config, observer=Unlucky(), warm=warm)
     run = Store(config.store).run(config)
     assert run.status == "interrupted"
     assert run.checkpoint_info()["step"] == 1
-    assert train(config).summary["status"] == "finished"
+    assert train(config, warm=warm).summary["status"] == "finished"
 
 
 def test_another_thread_is_let_be():
@@ -107,20 +109,21 @@ def test_another_thread_is_let_be():
     assert seen == [signal.getsignal(signal.SIGINT)]
 
 
+@pytest.fixture
+def whole(small, warm, tmp_path):
+    """The result of the run that the tests below interrupt, trained without an interruption."""
+    return train(small("norm=bn"), Store(tmp_path / "whole"), warm=warm)
+
+
 @pytest.mark.parametrize("press_at", [2, 3])
 def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
-    small, tmp_path, monkeypatch, press_at
+    small, warm, whole, monkeypatch, press_at
 ):
-    from normbench.engine.loop_tensorflow import TensorFlowLoop
-    from normbench.engine.train import train
-    from normbench.store.store import Store
-
     config = small("norm=bn")
-    whole = train(config, Store(tmp_path / "whole"))
-    calls, trained = [], TensorFlowLoop.train
+    calls, train_steps = [], TensorFlowLoop.train
 
     def pressed(self, first, rates):
-        steps = trained(self, first, rates)
+        steps = train_steps(self, first, rates)
         if len(rates):
             calls.append(len(rates))
             if len(calls) == press_at:
@@ -131,21 +134,18 @@ def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(TensorFlowLoop, "train", pressed)
         with pytest.raises(KeyboardInterrupt):
-            train(config)
-    outcome = train(config)
+            train(config, warm=warm)
+    assert len(calls) == press_at
+    outcome = train(config, warm=warm)
     assert len(outcome.run.meta["sessions"]) == 2
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 
 @pytest.mark.parametrize("moment", ["validation", "row", "checkpoint"])
 def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
-    small, tmp_path, monkeypatch, moment
+    small, warm, whole, monkeypatch, moment
 ):
-    from normbench.engine.loop_tensorflow import TensorFlowLoop
-    from normbench.store.run import Run
-
     config = small("norm=bn")
-    whole = train(config, Store(tmp_path / "whole"))
     owner, name = {
         "validation": (TensorFlowLoop, "evaluate"),
         "row": (Run, "append_metrics"),
@@ -164,39 +164,9 @@ def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, pressed)
         with pytest.raises(KeyboardInterrupt):
-            train(config)
+            train(config, warm=warm)
     run = Store(config.store).run(config)
     assert run.checkpoint_info()["step"] == 10  # the whole first epoch
     assert len(run.metrics()) == (0 if moment == "validation" else 1)
-    assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
-
-
-@pytest.mark.parametrize("moment", ["steps", "row"])
-def test_a_run_interrupted_as_it_diverges_diverges_at_the_same_step(
-    small, tmp_path, monkeypatch, moment
-):
-    from normbench.engine.loop_tensorflow import TensorFlowLoop
-    from normbench.store.run import Run
-
-    # No step's loss is 1.5 or less, so that the first one is refused, and later ones need not be.
-    config = small("max_loss=1.5", "optimizer.lr=0.01")
-    whole = train(config, Store(tmp_path / "whole"))
-    assert whole.summary["diverged_step"] == 1
-    owner, name = {"steps": (TensorFlowLoop, "train"), "row": (Run, "append_metrics")}[moment]
-    call = getattr(owner, name)
-
-    def pressed(self, *arguments, **options):
-        result = call(self, *arguments, **options)
-        if moment == "row" or arguments[1].any():  # compiling takes a step at a rate of 0
-            press()
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, pressed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    run = Store(config.store).run(config)
-    assert run.status == "interrupted"
-    outcome = train(config)
-    assert outcome.summary["diverged_step"] == 1
-    assert [row["step"] for row in outcome.run.metrics()] == [0]
+    resumed = train(config, warm=warm)
+    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]

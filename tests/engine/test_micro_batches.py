@@ -15,10 +15,12 @@ from normbench.errors import UserError, is_out_of_memory
 from normbench.store.store import Store
 
 
-class Noting(Observer):
-    def __init__(self):
+class Notes(Observer):
+    """Collects a run's notes, and presses Ctrl-C once the epoch `interrupts_at` is complete."""
+
+    def __init__(self, interrupts_at=None):
         self.notes = []
-        self.interrupts_at = None
+        self.interrupts_at = interrupts_at
 
     def on_note(self, text):
         self.notes.append(text)
@@ -28,58 +30,78 @@ class Noting(Observer):
             raise KeyboardInterrupt
 
 
+def config_in(store, *overrides: str) -> Config:
+    """Compose a config of a run that takes a second."""
+    options = ["dataset.train_size=160", "dataset.validation=100", "epochs=2", "batch=16"]
+    network = ["arch=mlp_sigmoid", "arch.layers=1", "arch.units=8", "norm=bn", f"store={store}"]
+    return compose(["dataset=digits", *network, *options, *overrides])
+
+
 @pytest.fixture
 def small(tmp_store):
-    """Compose a config of a run that takes a second; overrides may be added."""
+    return lambda *overrides: config_in(tmp_store, *overrides)
 
-    def make(*overrides: str) -> Config:
-        options = ["dataset.train_size=160", "dataset.validation=100", "epochs=2", "batch=16"]
-        network = ["arch=mlp_sigmoid", "norm=bn", f"store={tmp_store}"]
-        return compose(["dataset=digits", *network, *options, *overrides])
 
-    return make
+def limit_memory(monkeypatch, limit, from_epoch=0):
+    """Let steps find no memory where more than ``limit`` images go through the network at once."""
+    loop = backend.loop_class("tensorflow")
+    train_steps = loop.train
+    memory = {"limit": limit, "from_epoch": from_epoch, "epoch": 0}
+
+    def begin(self, epoch, begin_epoch=loop.begin_epoch):
+        memory["epoch"] = epoch
+        begin_epoch(self, epoch)
+
+    def step(self, first, rates):
+        is_short = self.settings.micro_batch > memory["limit"]
+        if len(rates) and is_short and memory["epoch"] >= memory["from_epoch"]:
+            tf.zeros([1 << 45])  # which no machine has: TensorFlow's own error
+        return train_steps(self, first, rates)
+
+    monkeypatch.setattr(loop, "train", step)
+    monkeypatch.setattr(loop, "begin_epoch", begin)
+    return memory
 
 
 @pytest.fixture
 def short_of_memory(monkeypatch):
-    """Steps find no memory where more than ``limit`` images go through the network at once."""
-    loop = backend.loop_class("tensorflow")
-    takes = loop.train
-    room = {"limit": 4, "from_epoch": 0, "epoch": 0}
-
-    def begin(self, epoch, begins=loop.begin_epoch):
-        room["epoch"] = epoch
-        begins(self, epoch)
-
-    def step(self, first, rates):
-        full = self.settings.micro_batch > room["limit"] and room["epoch"] >= room["from_epoch"]
-        if len(rates) and full:
-            tf.zeros([1 << 45])  # which no machine has: TensorFlow's own error
-        return takes(self, first, rates)
-
-    monkeypatch.setattr(loop, "train", step)
-    monkeypatch.setattr(loop, "begin_epoch", begin)
-    return room
+    """Memory for at most 8 images at once; a test may change the limit."""
+    return limit_memory(monkeypatch, 8)
 
 
-def test_a_run_is_split_as_far_as_needed_and_says_so(small, short_of_memory):
-    seen = Noting()
-    outcome = train(small("accumulate=auto"), observer=seen)
+@pytest.fixture(scope="module")
+def split_run(tmp_path_factory):
+    """The result and the notes of a run that finds memory for at most 4 images at once."""
+    observer = Notes()
+    with pytest.MonkeyPatch.context() as patch:
+        limit_memory(patch, 4)
+        config = config_in(tmp_path_factory.mktemp("split"), "accumulate=auto", "seed=3")
+        return train(config, observer=observer), observer.notes
+
+
+def test_a_run_is_split_as_far_as_needed_and_says_so(split_run):
+    outcome, notes = split_run
     assert outcome.summary["status"] == "finished"
     assert outcome.summary["micro_batches"] == 4
     assert outcome.run.meta["micro_batches"] == [{"epoch": 0, "count": 4}]
-    assert [note.split(",")[0] for note in seen.notes] == [
+    assert [note.split(",")[0] for note in notes] == [
         "memory is short: from here on a batch of 16 as 2 micro-batches of 8",
         "memory is short: from here on a batch of 16 as 4 micro-batches of 4",
     ]
     assert "as 4 micro-batches of 4" in outcome.run.log_path.read_text()
 
 
-def test_the_numbers_are_those_of_a_batch_split_from_the_start(small, short_of_memory, tmp_path):
-    found = train(small("accumulate=auto"))
-    asked = train(small("accumulate=4"))
-    assert found.run.name != asked.run.name
-    assert found.summary["weights_sha256"] == asked.summary["weights_sha256"]
+def test_a_batch_split_from_the_start_gives_the_same_numbers_and_a_loop_for_the_next_run(
+    small, split_run
+):
+    warm = WarmState()
+    train(small("accumulate=4", "seed=1"), warm=warm)
+    assert warm.has_loop_for(small("accumulate=4", "seed=3"), 4)
+    assert not warm.has_loop_for(small("accumulate=2"), 2)
+    split, _ = split_run
+    asked = train(small("accumulate=4", "seed=3"), warm=warm)
+    assert asked.run.name != split.run.name
+    assert asked.summary["weights_sha256"] == split.summary["weights_sha256"]
 
 
 def test_where_memory_gets_short_later_the_run_goes_on_from_its_last_epoch(small, short_of_memory):
@@ -87,37 +109,25 @@ def test_where_memory_gets_short_later_the_run_goes_on_from_its_last_epoch(small
     outcome = train(small("accumulate=auto"))
     assert outcome.run.meta["micro_batches"] == [
         {"epoch": 0, "count": 1},
-        {"epoch": 1, "count": 4},
+        {"epoch": 1, "count": 2},
     ]
     assert [row["epoch"] for row in outcome.run.metrics()] == [1, 2]
 
 
-def test_a_run_that_goes_on_keeps_its_parts(small, short_of_memory):
-    whole = train(small("accumulate=auto", "seed=3"), Store(small().store + "-whole"))
-    seen = Noting()
-    seen.interrupts_at = 1
+def test_a_resumed_run_keeps_its_micro_batches(small, split_run, short_of_memory):
+    short_of_memory["limit"] = 4
     config = small("accumulate=auto", "seed=3")
     with pytest.raises(KeyboardInterrupt):
-        train(config, observer=seen)
+        train(config, observer=Notes(interrupts_at=1))
     short_of_memory["limit"] = 1000  # memory is there again: the numbers must not change
     outcome = train(config)
     assert outcome.summary["micro_batches"] == 4
-    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert outcome.summary["weights_sha256"] == split_run[0].summary["weights_sha256"]
 
 
-def test_what_was_compiled_serves_the_next_run_of_as_many_parts(small):
+def test_a_run_that_was_split_leaves_no_loop_to_the_next(small, short_of_memory):
     warm = WarmState()
-    train(small("accumulate=4"), warm=warm)
-    assert warm.has_loop_for(small("accumulate=4", "seed=1"), 4)
-    assert not warm.has_loop_for(small("accumulate=2"), 2)
-    again = train(small("accumulate=4", "seed=1"), warm=warm)
-    alone = train(small("accumulate=4", "seed=1"), Store(small().store + "-alone"))
-    assert again.summary["weights_sha256"] == alone.summary["weights_sha256"]
-
-
-def test_a_run_that_was_split_leaves_nothing_to_the_next(small, short_of_memory):
-    warm = WarmState()
-    assert train(small("accumulate=auto"), warm=warm).summary["micro_batches"] == 4
+    assert train(small("accumulate=auto"), warm=warm).summary["micro_batches"] == 2
     assert not warm.has_loop_for(small("accumulate=auto", "seed=1"))
     short_of_memory["limit"] = 1000
     assert train(small("accumulate=auto", "seed=1"), warm=warm).summary["micro_batches"] == 1
@@ -125,6 +135,7 @@ def test_a_run_that_was_split_leaves_nothing_to_the_next(small, short_of_memory)
 
 @pytest.mark.parametrize("overrides", [(), ("accumulate=2",)])
 def test_without_being_asked_nothing_is_split(small, short_of_memory, overrides):
+    short_of_memory["limit"] = 4
     config = small(*overrides)
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(config)
@@ -137,32 +148,32 @@ def test_a_sweep_may_forbid_it_for_a_first_try(small, short_of_memory):
     config = small("accumulate=auto")
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(config, may_split=False)
-    assert train(config).summary["micro_batches"] == 4
+    assert train(config).summary["micro_batches"] == 2
 
 
-def test_a_part_of_one_image_is_the_end(small, short_of_memory):
+def test_a_micro_batch_of_one_image_is_the_end(small, short_of_memory):
     short_of_memory["limit"] = 0
-    config = small("accumulate=auto", "norm=ln")  # BN takes no part of one image
+    config = small("accumulate=auto", "norm=ln", "batch=4")  # BN takes no single image
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(config)
     meta = json.loads((Store(config.store).run(config).path / "meta.json").read_text())
-    assert meta["micro_batches"] == [{"epoch": 0, "count": 16}]
+    assert meta["micro_batches"] == [{"epoch": 0, "count": 4}]
 
 
 def test_other_errors_split_nothing(small):
-    splitting = MicroBatches(small("accumulate=auto"), None)
-    assert not splitting.helps_against(RuntimeError("something else"))
-    assert splitting.helps_against(MemoryError())
-    splitting.split(0)
-    assert splitting.count == 2
+    micro_batches = MicroBatches(small("accumulate=auto"), None)
+    assert not micro_batches.helps_against(RuntimeError("something else"))
+    assert micro_batches.helps_against(MemoryError())
+    micro_batches.split(0)
+    assert micro_batches.count == 2
 
 
 def test_the_next_count_divides_the_batch(small):
-    splitting = MicroBatches(small("batch=45", "accumulate=auto"), None)
+    micro_batches = MicroBatches(small("batch=45", "accumulate=auto"), None)
     counts = []
-    while splitting.helps_against(MemoryError()):
-        splitting.split(0)
-        counts.append(splitting.count)
+    while micro_batches.helps_against(MemoryError()):
+        micro_batches.split(0)
+        counts.append(micro_batches.count)
     assert counts == [3, 9, 45]
 
 

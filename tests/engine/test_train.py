@@ -13,9 +13,12 @@ import yaml
 
 from normbench.engine import threads
 from normbench.engine.observer import Observer
+from normbench.engine.reuse import WarmState
 from normbench.engine.train import train
 from normbench.errors import UserError
 from normbench.store.store import RunLocked, Store
+from tests.engine.tinyloop import TINY
+from tests.marks import slow, slow_except
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
@@ -43,7 +46,7 @@ def timeless(rows):
 
 
 def test_a_run_leaves_its_evidence(small):
-    config = small()
+    config = small("arch=resnet8", "arch.width=4")
     outcome = train(config)
     run = outcome.run
     assert outcome.trained
@@ -77,9 +80,9 @@ def test_a_run_leaves_its_evidence(small):
     assert summary["wall_seconds"] >= summary["train_seconds"] > 0
 
 
-def test_the_same_command_twice_trains_once(small):
+def test_the_same_command_twice_trains_once(small, warm):
     config = small()
-    first = train(config)
+    first = train(config, warm=warm)
     written = (first.run.path / "summary.json").stat().st_mtime_ns
     second = train(config)
     assert not second.trained
@@ -99,18 +102,25 @@ def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("norm", "where"),
-    [("bn", (1, 1)), ("bn", (2, 4)), ("gn", (2, 9)), ("gn_ws", (2, 4)), ("gn_ws", (1, None))],
+    [
+        slow("bn", (1, 1)),
+        ("bn", (2, 4)),
+        slow("gn", (2, 9)),
+        slow("gn_ws", (2, 4)),
+        ("gn_ws", (1, None)),
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, where, monkeypatch):
     # Looks at progress after every step, so that the interrupt falls inside the epoch.
     monkeypatch.setattr("normbench.engine.train.CHUNK_SECONDS", 1e-9)
     config = small(f"norm={norm}")
-    whole = train(config, Store(tmp_path / "whole"))
+    warm = WarmState()
+    whole = train(config, Store(tmp_path / "whole"), warm=warm)
     with pytest.raises(KeyboardInterrupt):
-        train(config, observer=Interrupting(*where))
+        train(config, observer=Interrupting(*where), warm=warm)
     run = Store(config.store).run(config)
     assert run.status == "interrupted"
-    outcome = train(config)
+    outcome = train(config)  # with a loop of its own, as in another process
     assert outcome.trained
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
@@ -120,15 +130,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, wher
 
 def start(config, *more):
     command = [sys.executable, "-m", "normbench", "run"]
-    tree = config.to_dict()
+    dataset = config.to_dict()["dataset"]
     return subprocess.Popen(
         [
             *command,
             "dataset=digits",
-            f"dataset.train_size={tree['dataset']['train_size']}",
-            f"dataset.validation={tree['dataset']['validation']}",
-            "arch=resnet8",
-            f"arch.width={tree['arch']['width']}",
+            f"dataset.train_size={dataset['train_size']}",
+            f"dataset.validation={dataset['validation']}",
+            *TINY,
             f"norm={config.norm_name}",
             f"batch={config.batch}",
             f"epochs={config.epochs}",
@@ -149,9 +158,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "norm", ["bn_ws", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bn", "gn", "gn_ws"))]
-)
+@pytest.mark.parametrize("norm", slow_except(["bn_ws"], ["bn_ws", "bn", "gn", "gn_ws"]))
 def test_a_killed_run_goes_on_to_the_same_bits(small, tmp_path, norm):
     groups = ["norm.groups=2"] if norm[0] == "g" else []
     config = small(f"norm={norm}", "epochs=60")
@@ -168,9 +175,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(small, tmp_path, norm):
     assert run.summary is None
     killed_at = run.metrics()[-1]["epoch"]
     assert 3 <= killed_at < 60
-    outcome = train(config)
+    warm = WarmState()
+    outcome = train(config, warm=warm)
     assert outcome.run.meta["sessions"][1]["from_epoch"] >= killed_at - 1
-    whole = train(config, Store(tmp_path / "whole"))
+    whole = train(config, Store(tmp_path / "whole"), warm=warm)
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
 
@@ -204,7 +212,7 @@ def test_divergence_is_kept_as_a_result(small):
     assert not train(config).trained
 
 
-def test_a_failure_is_recorded_and_can_be_resumed(small, monkeypatch):
+def test_a_failure_is_recorded_and_can_be_resumed(small, warm, monkeypatch):
     config = small()
 
     def broken(self, split):
@@ -213,12 +221,12 @@ def test_a_failure_is_recorded_and_can_be_resumed(small, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("normbench.engine.loop_tensorflow.TensorFlowLoop.evaluate", broken)
         with pytest.raises(RuntimeError):
-            train(config)
+            train(config, warm=warm)
     run = Store(config.store).run(config)
     assert run.status == "failed"
     assert run.meta["error"] == {"type": "RuntimeError", "message": "the device is gone"}
     assert "the device is gone" in run.log_path.read_text()
-    assert train(config).run.status == "finished"
+    assert train(config, warm=warm).run.status == "finished"
     assert run.meta["error"] is None
 
 
@@ -227,7 +235,7 @@ def test_a_failure_is_recorded_and_can_be_resumed(small, monkeypatch):
     [
         ("batch=161", "batch=161 is larger than the training set of digits"),
         ("norm.groups=3", "groups=3 does not divide the 4 channels"),
-        ("arch.depth=9", "arch.depth must be 6n"),
+        ("arch.halvings=2", r"arch.halvings must be in 0\.\.1"),
         ("dataset.validation=5000", "validation"),
         ("optimizer.momentum=1", "optimizer.momentum must be in"),
         ("optimizer.lr=0", "optimizer.lr must be above 0"),
@@ -246,24 +254,29 @@ def test_resume_refuses_to_begin(small):
         train(small(), must_exist=True)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", slow_except(["mixed_float16"], ["mixed_bfloat16", "mixed_float16"])
+)
 def test_half_precision_learns_and_resumes_to_the_same_bits(small, tmp_path, precision):
     config = small(f"precision={precision}", "epochs=3")
-    whole = train(config, Store(tmp_path / "whole"))
+    warm = WarmState()
+    whole = train(config, Store(tmp_path / "whole"), warm=warm)
     assert whole.summary["train_loss"] < whole.run.metrics()[0]["train_loss"]
     with pytest.raises(KeyboardInterrupt):
-        train(config, observer=Interrupting(2))
+        train(config, observer=Interrupting(2), warm=warm)
     assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 
-def test_the_best_epoch_is_tested_beside_the_last(small):
-    outcome = train(small("epochs=6", "optimizer.lr=0.8", "schedule=constant"))
+def test_the_best_epoch_is_tested_beside_the_last(small, warm):
+    config = small("epochs=6", "optimizer.lr=0.8", "schedule=constant")
+    outcome = train(config, warm=warm)
     rows = outcome.run.metrics()
     best = int(np.argmax([row["val_acc"] for row in rows])) + 1
     assert outcome.summary["best_val_epoch"] == best
     assert outcome.summary["best_val_acc"] == rows[best - 1]["val_acc"]
 
 
+@pytest.mark.slow  # test_backends_agree.py compares the backends more closely
 def test_jax_trains_the_same_curve(small, tmp_path):
     """Same weights at the start, same order of images: equal losses but for rounding."""
     pytest.importorskip("jax")
@@ -294,15 +307,17 @@ def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp
     source = target(config.dataset["_target_"])()
     data = load(source, 100, config.dataset["split_seed"], 160)
     scaled = (data.train.images / 255.0 - data.mean) / data.std
-    kernel = kept["stem_conv/kernel"].astype(np.float64)
+    kernel = kept["stage1_conv1/kernel"].astype(np.float64)
     padded = np.pad(scaled, ((0, 0), (1, 1), (1, 1), (0, 0)))
     outputs = sum(
         padded[:, i : i + 8, j : j + 8, :] @ kernel[i, j] for i in range(3) for j in range(3)
     )
     np.testing.assert_allclose(
-        kept["stem_norm/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
+        kept["stage1_norm1/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_allclose(kept["stem_norm/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(
+        kept["stage1_norm1/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4
+    )
 
 
 def test_adaptive_clipping_trains_what_has_no_normalization(small):

@@ -14,8 +14,32 @@ from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from normbench.network import build_model
 
-#: Three normalized convolutions: quick to trace, which is what most of a test's time goes to.
-SMALL = ("arch=conv_encoder", "arch.widths=[8,8]", "arch.halvings=1", "arch.embedding=8")
+#: Four normalized convolutions: quick to trace, which is what most of a test's time goes to.
+SMALL = ("arch=conv_encoder", "arch.widths=[8]", "arch.halvings=1", "arch.embedding=8")
+
+#: Two normalized convolutions and an embedding, for whole runs.
+TINY = ("arch=conv_encoder", "arch.widths=[4]", "arch.halvings=0", "arch.embedding=4")
+
+
+class SharedLoops:
+    """Loops by their options, so that tests that train alike compile once.
+
+    A module has its own (fixture `shared_loop`): `keras.backend.clear_session()`, which other
+    modules' runs may call, leaves loops useless.
+    """
+
+    def __init__(self):
+        self._loops = {}
+
+    def __call__(self, *overrides, **changes):
+        """Return what `loop_of()` returns, with the loop in its initial state."""
+        key = repr((overrides, sorted(changes.items())))
+        if key not in self._loops:
+            loop, split = loop_of(*overrides, **changes)
+            self._loops[key] = loop, split, loop.state()
+        loop, split, initial_state = self._loops[key]
+        loop.load(initial_state)
+        return loop, split
 
 
 def random_split(seed, count, shape, classes):
@@ -26,8 +50,9 @@ def random_split(seed, count, shape, classes):
 
 
 def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **changes):
-    named = any(each.startswith("arch=") for each in overrides)
-    config = compose([*([] if named else SMALL), f"batch={batch}", *overrides])
+    """Return a loop and its only split; keyword arguments change the loop's settings."""
+    has_arch = any(override.startswith("arch=") for override in overrides)
+    config = compose([*([] if has_arch else SMALL), f"batch={batch}", *overrides])
     backend.start(keras.backend.backend(), config.precision)
     split = random_split(1, count, (size, size, 3), classes)
     data = SimpleNamespace(train=split, validation=split, test=split)
@@ -43,8 +68,8 @@ def loop_of(*overrides, count=32, batch=16, classes=4, momentum=0.0, size=8, **c
         **changes,
     }
     model = build_model(config, (size, size, 3), classes)
-    made = backend.loop_class(keras.backend.backend())(model, data, LoopSettings(**options))
-    return made, split
+    loop = backend.loop_class(keras.backend.backend())(model, data, LoopSettings(**options))
+    return loop, split
 
 
 def first_batch(split, batch=16):

@@ -13,6 +13,7 @@ from normbench.engine import backend
 from normbench.engine.augment import Images
 from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
+from normbench.engine.reuse import WarmState
 from tests.engine.tinyloop import random_split
 
 
@@ -38,9 +39,16 @@ def tiny(tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def warm() -> WarmState:
+    """The compiled loop of the module's previous run: tests/engine/test_reuse.py shows that it
+    changes no bit. Runs of one network, probed and not, train with it."""
+    return WarmState()
+
+
 @pytest.fixture
 def loop_on():
-    """Make a loop on a model of one's own and random images, and their data set."""
+    """Make a loop on a model and random images, and their data set."""
 
     def make(model: keras.Model, *, count: int = 48, batch: int = 16, **changes):
         split = random_split(5, count, model.input_shape[1:], int(model.output_shape[-1]))

@@ -14,10 +14,10 @@ from normbench.store.store import Store
 PROBED = ("probe=activations", "probe.activations.layers=[hidden*_sigmoid]")
 
 
-def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny):
+def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny, warm):
     plain, probed = tiny(store="a"), tiny(*PROBED, store="b")
     assert plain.run_name == probed.run_name
-    first, second = train(plain), train(probed)
+    first, second = train(plain, warm=warm), train(probed, warm=warm)
     assert first.summary["weights_sha256"] == second.summary["weights_sha256"]
     assert first.summary["test_loss"] == second.summary["test_loss"]
     rows = second.run.metrics()
@@ -41,7 +41,7 @@ def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny):
     assert not any(name.startswith("probe/") for name in first.run.metrics()[0])
 
 
-def test_values_are_those_of_the_formula(tiny):
+def test_values_are_those_of_the_formula(tiny, warm):
     """The last hidden layer's input, from the checkpoint's weights, in NumPy."""
     from normbench.data.digits import Digits
     from normbench.data.split import load
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_formula(tiny):
         "probe.activations.images=50",
         "probe.activations.units=[3]",
     )
-    outcome = train(config)
+    outcome = train(config, warm=warm)
     arrays, _ = Store(config.store).run(config).load_checkpoint()
     weights = {name.split("/", 2)[2]: value.astype("f8") for name, value in arrays.items()
                if name.startswith("model/")}  # fmt: skip

@@ -19,6 +19,7 @@ from normbench.norms.batch import BatchCentering, BatchNormalization
 from normbench.norms.batch_renormalization import BatchRenormalization
 from normbench.norms.group import GroupNormalization
 from normbench.probes.estimation_shift import EstimationShift
+from tests.marks import slow, slow_except
 
 KINDS = {
     "bn": BatchNormalization,
@@ -71,6 +72,22 @@ def loop_on(model):
     return backend.loop_class(keras.backend.backend())(model, data, settings), data
 
 
+@pytest.fixture(scope="module")
+def loop_of():
+    """Return a loop on `network(*options)` in its initial state, and its data set; made once."""
+    loops = {}
+
+    def restored(*options):
+        if options not in loops:
+            loop, data = loop_on(network(*options))
+            loops[options] = loop, data, loop.state()
+        loop, data, state = loops[options]
+        loop.load(state)
+        return loop, data
+
+    return restored
+
+
 class Direct:
     """The same network in NumPy and float64."""
 
@@ -116,12 +133,13 @@ class Direct:
         return losses.mean(), (logits.argmax(1) == labels).mean()
 
 
-@pytest.mark.parametrize("kind", ["bn", "keras", "brn"])
-@pytest.mark.parametrize("batch", [50, 16])
-def test_values_are_those_of_a_direct_computation(kind, batch):
-    model = network(kind, kind, auxiliary=kind == "keras")
-    direct = Direct(model)
-    loop, data = loop_on(model)
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [("bn", 50), ("bn", 16), ("keras", 50), slow("keras", 16), ("brn", 50), slow("brn", 16)],
+)
+def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
+    loop, data = loop_of(kind, kind, kind == "keras")
+    direct = Direct(loop.model)
     before = loop.state()
     values = EstimationShift(images=50, batch=batch, every=1).measure(loop, data)
     after = loop.state()
@@ -196,15 +214,14 @@ def test_values_are_those_of_a_direct_computation(kind, batch):
     assert values["mini_batch_acc"] == pytest.approx(right / 40, abs=1e-6)
 
 
-def test_no_shift_is_left_after_recomputing():
+def test_no_shift_is_left_after_recomputing(loop_of):
     """In the first layer always; in all where the images make one mini-batch."""
     from normbench.probes.population import input_statistics, keepers, replaced
 
     probe = EstimationShift(images=50, batch=50, every=1)
     for batch, layers in ((50, (1, 2)), (16, (1,))):
-        model = network("bn", "bn")
-        loop, data = loop_on(model)
-        found = keepers(model)
+        loop, data = loop_of("bn", "bn", False)
+        found = keepers(loop.model)
         pixels = data.train.images
         anew = input_statistics(loop, found, pixels, most=batch, batch_statistics=True)
         values = {}
@@ -220,16 +237,16 @@ def test_no_shift_is_left_after_recomputing():
             assert measured["norm2/mean_shift"] > 1e-4
 
 
-def test_a_mixed_network_is_measured_where_statistics_are_kept():
-    loop, data = loop_on(network("gn", "bn"))
+def test_a_mixed_network_is_measured_where_statistics_are_kept(loop_of):
+    loop, data = loop_of("gn", "bn")
     values = EstimationShift(images=50, batch=50, every=1).measure(loop, data)
     assert {key.split("/")[0] for key in values if "/" in key} == {"norm2"}
     assert values["norm2/depth"] == 2
     assert "std_shift_slope" not in values
 
 
-def test_a_network_that_keeps_no_statistics_gets_three_equal_results():
-    loop, data = loop_on(network("gn", "gn"))
+def test_a_network_that_keeps_no_statistics_gets_three_equal_results(loop_of):
+    loop, data = loop_of("gn", "gn")
     values = EstimationShift(images=50, batch=50, every=1).measure(loop, data)
     assert len(values) == 6
     assert values["recomputed_loss"] == values["population_loss"]
@@ -286,34 +303,36 @@ class Stopping(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    "norm", ["norm=bn", "norm=ghost_bn norm.virtual_batch=8", "norm=gn norm.groups=7"]
-)
-def test_training_is_the_same_to_the_last_bit(norm, tiny):
+NORMS = ("norm=bn", "norm=ghost_bn norm.virtual_batch=8", "norm=gn norm.groups=7")
+
+
+@pytest.mark.parametrize("norm", slow_except(["norm=bn"], NORMS))
+def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
     norm = norm.split()
     often = (*PROBED, "probe.estimation_shift.every=1")
-    plain = train(tiny(*norm, store="a")).summary
-    probed = train(tiny(*norm, *often, store="b"))
+    plain = train(tiny(*norm, store="a"), warm=warm).summary
+    probed = train(tiny(*norm, *often, store="b"), warm=warm)
     assert probed.summary["weights_sha256"] == plain["weights_sha256"]
     assert probed.summary["test_loss"] == plain["test_loss"]
     config = tiny(*norm, *often, store="c")
     with pytest.raises(KeyboardInterrupt):
-        train(config, observer=Stopping())
-    resumed = train(config)
+        train(config, observer=Stopping(), warm=warm)
+    resumed = train(config, warm=warm)
     assert resumed.summary["weights_sha256"] == plain["weights_sha256"]
-    kept = [
+    values = [
         {key: value for key, value in row.items() if key.startswith("probe/")}
         for row in probed.run.metrics()
     ]
     if "norm=gn" not in norm:
-        assert kept[0]["probe/estimation_shift/hidden1_norm/depth"] == 1
-    assert kept == [{k: row[k] for k in kept[0]} for row in resumed.run.metrics()]
+        assert values[0]["probe/estimation_shift/hidden1_norm/depth"] == 1
+    assert values == [{k: row[k] for k in values[0]} for row in resumed.run.metrics()]
     accuracy = probed.run.metrics()[-1]["val_acc"]
-    assert kept[-1]["probe/estimation_shift/population_acc"] == accuracy
+    assert values[-1]["probe/estimation_shift/population_acc"] == accuracy
 
 
-def test_epochs_between_are_left_out(tiny):
-    rows = train(tiny(*PROBED, "epochs=3", "probe.estimation_shift.every=2")).run.metrics()
+def test_epochs_between_are_left_out(tiny, warm):
+    config = tiny(*PROBED, "epochs=3", "probe.estimation_shift.every=2")
+    rows = train(config, warm=warm).run.metrics()
     probed = [any(key.startswith("probe/") for key in row) for row in rows]
     assert probed == [False, True, True]
 
