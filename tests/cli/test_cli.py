@@ -17,8 +17,8 @@ def small_run(tmp_store):
     return [
         "dataset=digits",
         "dataset.train_size=160",
-        "arch=resnet8",
-        "arch.width=8",
+        "arch=mlp_sigmoid",
+        "arch.units=8",
         "batch=16",
         "epochs=1",
         f"store={tmp_store}",
@@ -124,11 +124,14 @@ def test_run_twice_list_show(small_run, tmp_store, capsys):
     assert row["status"] == "finished"
     assert main(["show", row["signature"], "--store", str(tmp_store)]) == 0
     shown = capsys.readouterr().out
-    assert "resnet8" in shown
+    assert "mlp_sigmoid" in shown
     assert row["signature"] in shown
 
 
-def test_sweep_trains_each_cell_once_and_reports(small_run, tmp_store, tmp_path, capsys):
+def test_sweep_trains_each_cell_once_and_reports(
+    small_run, tmp_store, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("normbench.report.report.draw", lambda grid: [])  # figures take long
     sweep = ["sweep", *small_run, "norm=bn,gn", "norm.epsilon=0.001", "executor=inline"]
     assert main([*sweep, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("missing") == 2

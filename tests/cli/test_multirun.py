@@ -50,17 +50,15 @@ def trained(store):
 
 
 def test_every_job_is_a_run_of_the_store(multirun, tmp_store, capfd):
-    assert multirun("norm=bn,ln", "batch=16,32") == 0
-    names = {
-        f"digits-mlp_sigmoid-{norm}-b{batch}-s0" for norm in ("bn", "ln") for batch in (16, 32)
-    }
+    assert multirun("norm=bn,ln", "batch=16") == 0
+    names = {f"digits-mlp_sigmoid-{norm}-b16-s0" for norm in ("bn", "ln")}
     assert trained(tmp_store) == dict.fromkeys(names, "finished")
     assert Store(tmp_store).foreign() == []
     one = Store(tmp_store).find("digits-mlp_sigmoid-bn-b16")
     assert one.meta["command"][:2] == ["normbench", "run"]
     assert {"norm=bn", "batch=16"} <= set(one.meta["command"])
     capfd.readouterr()
-    assert multirun("norm=bn", "batch=16,32") == 0
+    assert multirun("norm=bn,ln", "batch=16") == 0
     assert capfd.readouterr().out.count("nothing to train") == 2
 
 
@@ -95,14 +93,15 @@ def test_groups_of_the_users_own_are_found(multirun, tmp_store, tmp_path):
     folder = tmp_path / "own" / "norm"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults:\n  - ln\n  - _self_\nname: mine\nepsilon: 0.5\n")
-    assert multirun("norm=mine,ln", "batch=32", "--config-dir", str(folder.parent)) == 0
-    assert set(trained(tmp_store)) == {f"digits-mlp_sigmoid-{n}-b32-s0" for n in ("mine", "ln")}
+    assert multirun("norm=mine,none", "batch=32", "--config-dir", str(folder.parent)) == 0
+    assert set(trained(tmp_store)) == {f"digits-mlp_sigmoid-{n}-b32-s0" for n in ("mine", "none")}
 
 
 @pytest.mark.skipif(
     find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_joblib_launcher") is None,
     reason="hydra-joblib-launcher is not installed",
 )
+@pytest.mark.slow  # two further processes start TensorFlow
 def test_another_launcher_carries_them_out(multirun, tmp_store):
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert multirun("norm=bn,ln", "batch=32", *joblib) == 0

@@ -72,8 +72,8 @@ def faults(tmp_path, monkeypatch):
 
 
 @needs_dev_full
-def test_a_list_that_cannot_be_written_says_so_and_a_reader_may_leave(tmp_path):
-    listing = [sys.executable, "-m", "normbench", "experiments"]
+def test_a_text_that_cannot_be_written_says_so_and_a_reader_may_leave():
+    listing = [sys.executable, "-m", "normbench", "run", "--print-config"]
     full = shell('"$@" > /dev/full', *listing)
     assert full.returncode == 1
     assert full.stderr == (
@@ -84,11 +84,14 @@ def test_a_list_that_cannot_be_written_says_so_and_a_reader_may_leave(tmp_path):
     assert left.stdout.count("\n") == 1
 
 
-def test_names_are_listed_in_ascii():
-    listed = shell('"$@"', sys.executable, "-m", "normbench", "norms", PYTHONIOENCODING="ascii")
-    assert (listed.returncode, listed.stderr) == (0, "")
-    assert "gamma" in listed.stdout
-    assert "?" not in listed.stdout
+def test_names_are_shown_in_ascii(tmp_store):
+    run = Store(tmp_store).run("digits-resnet8-bn-b16-s0-00000000")
+    run.create({"signature": "00000000", "label": "γ ≤ 1"}, {"status": "failed"})
+    show = [sys.executable, "-m", "normbench", "show", run.name, "--store", str(tmp_store)]
+    shown = shell('"$@"', *show, PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "gamma <= 1" in shown.stdout
+    assert "?" not in shown.stdout
 
 
 def test_only_a_loss_that_nobody_wanted_is_told(monkeypatch, tmp_path):

@@ -18,19 +18,11 @@ import pytest
 from normbench.cli import main
 from normbench.store import provenance
 from normbench.store.store import Store
+from tests.marks import slow
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/__init__.py"))
-SMALL = [
-    *(
-        "epochs=1",
-        "seed=0",
-        "arch.width=8",
-        "dataset.train_size=160",
-        "dataset.validation=100",
-        "batch=16",
-    ),
-]
+SMALL = ["epochs=1", "seed=0", "dataset.train_size=160", "dataset.validation=100", "batch=16"]
 
 
 def commands(name: str) -> list[list[str]]:
@@ -52,13 +44,22 @@ def in_examples(monkeypatch: pytest.MonkeyPatch) -> Any:
     provenance.code_hash.cache_clear()
 
 
-def run_header(name: str, store: Path) -> Store:
-    """Run the commands of an example's header on few images for an epoch; return the store."""
+def run_header(name: str, store: Path, fast: bool) -> Store:
+    """Run the commands of an example's header on few images for an epoch; return the store.
+
+    Args:
+        fast: Train a network that compiles fast in place of the ResNet that most headers name.
+    """
     for words in commands(name):
         verb = words[0]
         words = [word for word in words if not word.startswith("epochs=")]
         if verb in ("run", "sweep"):
             words += [*SMALL, f"backend={keras.backend.backend()}", f"store={store}"]
+            if fast and name != "my_network":
+                words = [word for word in words if word != "arch=resnet8"]
+                words += ["arch=mlp_sigmoid", "arch.units=8"]
+            else:
+                words.append("arch.width=8")
         if verb == "sweep":
             words += ["norm=bn"] if "executor=timebox" in words else ["executor=inline"]
         if "RUN" in words:
@@ -85,8 +86,9 @@ CHECKS = {"my_probe": check_probe, "my_logger": check_logger}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_commands_of_the_header_train(name: str, tmp_store: Path, capsys: Any) -> None:
-    store = run_header(name, tmp_store)
+@pytest.mark.parametrize("fast", [True, slow(False)])
+def test_commands_of_the_header_train(name: str, fast: bool, tmp_store: Path, capsys: Any) -> None:
+    store = run_header(name, tmp_store, fast)
     summaries = [run.summary for run in store.runs()]
     assert summaries
     assert all(summary["status"] == "finished" for summary in summaries)
@@ -123,6 +125,7 @@ def test_the_data_set_has_the_labels_it_says() -> None:
 def test_the_executor_begins_no_run_after_its_time(tmp_store: Path, capsys: Any) -> None:
     (words,) = commands("my_executor")
     words += [*SMALL, f"backend={keras.backend.backend()}", f"store={tmp_store}"]
+    words += ["arch=mlp_sigmoid", "arch.units=8"]
     main([*words, "executor.minutes=0.000001"])
     trained = [json.loads((run.path / "meta.json").read_text()) for run in Store(tmp_store).runs()]
     assert len(trained) < 3

@@ -9,22 +9,29 @@ from normbench.config import group_options
 from normbench.errors import UserError
 from normbench.sweep.experiment import load, unfold
 from normbench.sweep.grid import expand
+from tests.marks import slow_except
 
 NAMES = group_options()["experiment"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_is_whole(name):
+def test_every_experiment_composes_at_every_scale(name):
     experiment = load(name)
     assert experiment.title
     for scale in ["full", *experiment.scales]:
-        cells = expand([f"+experiment={name}", f"scale={scale}"])
+        cells = expand([f"+experiment={name}", f"scale={scale}", "batch=16", "seed=0"])
         assert cells
         assert len({cell.run_name for cell in cells}) == len(cells)
-    if experiment.scales:
-        assert len(expand([f"+experiment={name}", "scale=small"])) < len(
-            expand([f"+experiment={name}"])
-        )
+
+
+@pytest.mark.parametrize("name", slow_except(("bn_paper_mnist", "gn_groups"), NAMES))
+def test_cells_of_an_experiment_are_distinct_and_fewer_at_a_small_scale(name):
+    counts = {}
+    for scale in ["full", *load(name).scales]:
+        cells = expand([f"+experiment={name}", f"scale={scale}"])
+        counts[scale] = len(cells)
+        assert len({cell.run_name for cell in cells}) == len(cells)
+    assert counts.get("small", 0) < counts["full"]
 
 
 def test_an_experiment_is_what_would_be_typed():
@@ -103,7 +110,11 @@ def test_a_file_that_says_nothing_sensible_is_refused(text, message, mine):
         load("mine", mine)
 
 
-def test_the_list_counts_cells_and_says_what_each_asks():
+def test_the_list_counts_cells_and_says_what_each_asks(monkeypatch):
+    names = ["quickstart", "batch_sweep"]  # the others have many cells
+    monkeypatch.setattr(
+        "normbench.cli.experiments.group_options", lambda folder: {"experiment": names}
+    )
     found = {(row["experiment"], row["scale"]): row for row in rows()}
     assert found["quickstart", "full"]["cells"] == 27
     assert found["batch_sweep", "full"]["cells"] == 4 * 6 * 5

@@ -20,6 +20,7 @@ from normbench.errors import UserError
 from normbench.store.store import Store
 from normbench.sweep.record import find, records
 from normbench.sweep.sweep import sweep
+from tests.marks import slow_except
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -203,9 +204,12 @@ def are_training(store, count=1):
     return sum((run.last_metrics() or {}).get("epoch", 0) > 1 for run in store.runs()) >= count
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    slow_except([signal.SIGINT, signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]),
+)
 def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store, number):
-    store, grid = Store(tmp_store), ("seed=range(0,3)", "epochs=40", "executor.workers=2")
+    store, grid = Store(tmp_store), ("seed=range(0,3)", "epochs=16", "executor.workers=2")
     # Slow steps: no run can end while the worker of the other one still starts.
     process = start(overrides, *grid, step_seconds=0.05)
     wait_until(lambda: are_training(store, 2))
@@ -224,7 +228,7 @@ def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store
     )  # workers end alone
     assert not record.goes_on
     assert {run.status for run in store.runs()} == {"interrupted"}
-    process = start(overrides, *grid)
+    process = start(overrides, *grid, step_seconds=0)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "2 to resume" in output

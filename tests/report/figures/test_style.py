@@ -155,8 +155,8 @@ def test_letters_that_no_font_has_are_named_once(
 ) -> None:
     nowhere = "\U0003fffd"  # assigned to nothing
     drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
-    for drawing in drawings:
-        style.save(drawing, tmp_path)
+    for drawing, kinds in zip(drawings, [style.KINDS, ["svg"], ["svg"]], strict=True):
+        style.save(drawing, tmp_path, kinds)
     said = style.lacking(drawing.figure for drawing in drawings)
     assert said.count(nowhere) == 1
     assert "no installed font has these characters" in said

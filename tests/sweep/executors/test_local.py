@@ -163,9 +163,11 @@ class StoppingAt(RecordingObserver):
 
 
 @pytest.mark.parametrize("requests", [1, 2])
-def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, requests):
-    configs = grid("seed=range(0,4)", "epochs=100")
+def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, monkeypatch, requests):
+    configs = grid("seed=range(0,4)", "epochs=12")
     stop = Stop()
+    # Slow steps: no run can end while the worker of the other one still starts.
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
     observer = run_on(on_cpu(workers=2), configs, StoppingAt(stop, requests), stop)
     assert {result.result for result in observer.results.values()} == {"interrupted"}
     assert len(observer.results) == 2
@@ -173,6 +175,7 @@ def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, req
     for run in Store(tmp_store).runs():
         _, info = run.load_checkpoint()
         assert info["epoch"] >= 1
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
     again = run_on(on_cpu(workers=2), configs)
     assert {result.result for result in again.results.values()} == {"trained"}
     alone = Store(tmp_store.parent / "alone")

@@ -58,7 +58,7 @@ def on_ray(cluster, faults, monkeypatch):
 
 
 def test_runs_are_spread_over_the_nodes(grid, on_ray, run_on, tmp_store):
-    observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=20"))
+    observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=10"))
     assert Counter(each.result for each in observer.results.values()) == {"trained": 4}
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
     assert len({run.meta["sessions"][0]["pid"] for run in Store(tmp_store).runs()}) >= 2
@@ -79,6 +79,7 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_
     assert store.run(configs[2]).status == "failed"
 
 
+@pytest.mark.slow
 def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, run_on, tmp_store):
     node = cluster.add_node(num_cpus=1)
     configs = grid("seed=range(0,3)", "epochs=150")
