@@ -3,13 +3,17 @@
 Hydra's lexer accepts ASCII letters and a few signs, and turns ``1e3``, ``007`` or ``null`` into
 values. A key that holds a text must accept any text, so :func:`parse` quotes values that Hydra
 cannot read, and :func:`written` returns a value as it was typed.
+
+Beside Hydra's ``range(start, stop, step)`` there is ``log(first, last, count)``: that many values
+from ``first`` to ``last``, each the same multiple of the one before.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 from normbench.errors import UserError
 
@@ -29,6 +33,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         try:
             override = _parse(text)
         except HydraException as error:
+            if isinstance(error.__cause__, UserError):  # of log(), which has read its arguments
+                raise UserError(f"{text!r}: {error.__cause__}") from None
             try:
                 override = _parse(_with_quotes(text))
             except HydraException:
@@ -84,10 +90,56 @@ def refers(value: Any) -> bool:
     return re.search(r"\$\{[^}]+\}", str(value)) is not None
 
 
-def _parse(text: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def spaced_evenly(first: float, last: float, count: int) -> list[float] | list[int]:
+    """Return ``count`` values from ``first`` to ``last`` with one ratio between neighbors.
 
-    return OverridesParser.create().parse_override(text)
+    Values between two whole numbers are whole. Others are rounded as :func:`rounded` does, so that
+    a value is the same number, and so the same run, as when it is typed.
+
+    Raises:
+        UserError: A limit is not above 0, the limits are equal, or there are not ``count`` values.
+    """
+    if not (math.isfinite(first) and math.isfinite(last) and min(first, last) > 0):
+        raise UserError(f"log() needs limits above 0, got {first:g} and {last:g}")
+    if first == last or not 2 <= count <= _MOST:
+        raise UserError(f"log(first, last, count) needs two limits and a count of 2 to {_MOST:,}")
+    exact = [first * (last / first) ** (index / (count - 1)) for index in range(count)]
+    if isinstance(first, int) and isinstance(last, int):
+        whole = [round(value) for value in exact]
+        if len(set(whole)) < count:
+            raise UserError(
+                f"there are not {count} whole numbers on a log scale in {first}..{last}"
+            )
+        return whole
+    return [first, *map(rounded, exact[1:-1]), last]
+
+
+_MOST = 1000
+"""Largest number of values of ``log()``."""
+
+
+def rounded(value: float) -> float:
+    """Return a value with up to six significant digits if it has so few, else with three.
+
+    So 0.1 / 2 / 2 / 2 / 2 is 0.00625, and the third of five values from 0.01 to 0.02 is 0.0141.
+    """
+    short = float(f"{value:.6g}")
+    return short if math.isclose(short, value, rel_tol=1e-9) else float(f"{value:.3g}")
+
+
+def _parse(text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+    from hydra.core.override_parser.types import ChoiceSweep
+
+    def log(first: float, last: float, count: int) -> ChoiceSweep:
+        return ChoiceSweep(list=list(spaced_evenly(first, last, count)))
+
+    # Hydra checks arguments against annotations, which are texts in this module.
+    number = Union[int, float]  # noqa: UP007 - Hydra knows no other form
+    log.__annotations__ = {"first": number, "last": number, "count": int}
+    functions = create_functions()
+    functions.register(name="log", func=log)
+    return OverridesParser(functions=functions).parse_override(text)
 
 
 def _with_quotes(text: str) -> str:

@@ -113,3 +113,37 @@ def test_lists_of_texts_are_lists() -> None:
 def test_quoted_text_is_read_back(text: str) -> None:
     (override,) = parse([f"key={quoted(text)}"])
     assert override.value() == text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=log(0.025,0.4,5)", [0.025, 0.05, 0.1, 0.2, 0.4]),
+        ("optimizer.lr=log(0.01,1,7)", [0.01, 0.0215, 0.0464, 0.1, 0.215, 0.464, 1.0]),
+        ("optimizer.lr=log(0.4,0.00625,7)", [0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625]),
+        ("batch=log(16,256,5)", [16, 32, 64, 128, 256]),
+    ],
+)
+def test_log_names_values_with_one_ratio(override, expected):
+    values = [c.optimizer["lr"] if "lr" in override else c.batch for c in expand([override])]
+    assert values == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=log(0,1,3)", "'optimizer.lr=log(0,1,3)': log() needs limits above 0, got 0"),
+        ("optimizer.lr=log(0.1,0.1,3)", "needs two limits and a count of 2 to 1,000"),
+        ("optimizer.lr=log(0.1,0.2,1)", "needs two limits and a count of 2 to 1,000"),
+        ("batch=log(1,3,8)", "there are not 8 whole numbers on a log scale in 1..3"),
+        ("optimizer.lr=log(0.1,0.2)", "optimizer.lr must be a number, got 'log(0.1,0.2)'"),
+    ],
+)
+def test_log_refuses_limits_and_counts_that_make_no_sense(override, message):
+    with pytest.raises(UserError) as refused:
+        expand([override])
+    assert message in str(refused.value)
+
+
+def test_a_label_may_look_like_log():
+    assert expand(["label=log(x)"])[0].label == "log(x)"

@@ -19,12 +19,14 @@ from normbench.errors import UserError
 
 if TYPE_CHECKING:
     from normbench.sweep.sweep import SweepResult
+    from normbench.sweep.tune import TuneMetric, TuneOptions
 
 _EPILOG = """\
 Every key takes several values, as a list, a range or a pattern. Quote what the shell would read:
   normbench sweep norm=bn,gn batch=16,64 'seed=range(0,5)' dataset=digits arch=resnet8 epochs=5
   normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
   normbench sweep +experiment=batch_sweep scale=small
+  normbench sweep norm=bn,gn 'seed=range(0,5)' --tune 'optimizer.lr=log(0.025,0.4,5)'
   normbench sweep status
 
 `normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
@@ -56,6 +58,34 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"
     )
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE[,...]",
+        help="choose the value of a key in each cell by trials, on validation images; may be "
+        "repeated, for all combinations",
+    )
+    tuning.add_argument(
+        "--tune-seeds",
+        metavar="SEED[,SEED...]",
+        help="seeds of the trials, which no final run may have (default: 1000)",
+    )
+    tuning.add_argument(
+        "--tune-epochs", type=int, metavar="N", help="epochs of a trial (default: the final run's)"
+    )
+    tuning.add_argument(
+        "--tune-metric",
+        metavar="NAME",
+        help="metric of validation images that chooses (default: val_acc)",
+    )
+    tuning.add_argument(
+        "--extend",
+        type=int,
+        metavar="N",
+        help="try up to N further values in each cell whose best value ends its list",
+    )
     add_store(parser)
     add_config_dir(parser)
 
@@ -64,6 +94,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if _asks_status(arguments):
         return _status(arguments)
     overrides = overrides_of(arguments)
+    tune = _tune_options(arguments)
     quiet_tensorflow()
     from normbench.cli.sweep_screen import SweepScreen
     from normbench.sweep.sweep import sweep
@@ -76,6 +107,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         retry_failed=arguments.retry_failed,
         skip_invalid=arguments.skip_invalid,
         again=arguments.again,
+        tune=tune,
         view=SweepScreen(),
     )
     if result.interrupted:
@@ -103,12 +135,71 @@ def _status(arguments: Namespace) -> int:
     return show_status(Store(store_of(arguments)), names[0] if names else None)
 
 
+def _tune_options(arguments: Namespace) -> TuneOptions | None:
+    """Return what is tuned; None if nothing is.
+
+    Raises:
+        UserError: An option of tuning without ``--tune``, or a metric that cannot choose a value.
+    """
+    named = ("tune_seeds", "tune_epochs", "tune_metric", "extend")
+    given = [name for name in named if getattr(arguments, name) is not None]
+    if not arguments.tune:
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{option} goes with --tune KEY=VALUE,VALUE, which names what is tuned")
+        return None
+    from normbench.sweep.tune import SEEDS, TuneOptions
+
+    return TuneOptions(
+        keys=arguments.tune,
+        seeds=SEEDS if arguments.tune_seeds is None else arguments.tune_seeds,
+        epochs=arguments.tune_epochs,
+        metric=_tune_metric(arguments.tune_metric or "val_acc"),
+        extend=arguments.extend or 0,
+    )
+
+
+def _tune_metric(name: str) -> TuneMetric:
+    """Return the metric that chooses a value, of METRICS: one of validation images alone."""
+    from normbench.errors import unknown
+    from normbench.report.metrics import METRICS
+    from normbench.sweep.tune import TuneMetric
+
+    known = METRICS.get(name)
+    if known is not None and "test" in {
+        word for key in (name, *known.of) for word in key.split("_")
+    }:
+        raise UserError(
+            f"--tune-metric {name} has test images in it: a value chosen by them makes the results "
+            "look better than they are (val_acc, val_loss, … choose by validation images)"
+        )
+    allowed = [
+        metric.name
+        for metric in METRICS.values()
+        if metric.higher_is_better is not None
+        and metric.of_run
+        and metric.name.removeprefix("best_").startswith("val_")
+        and "test" not in metric.name
+    ]
+    if known is None or name not in allowed:
+        raise unknown("--tune-metric", name, allowed)
+    unit = f" {known.unit}" if known.unit else ""
+    return TuneMetric(
+        name=known.name,
+        label=known.label[0].lower() + known.label[1:],
+        higher_is_better=bool(known.higher_is_better),
+        value=lambda summary: summary.get(known.name) if known.summary else known.derive(summary),
+        show=lambda value: known.show(value) + unit,
+    )
+
+
 def _print_results(arguments: Namespace, result: SweepResult) -> None:
     """Print the table of a sweep's complete cells; of an experiment, the one that it asks for."""
     from rich.console import Console
 
-    names = [cell.name for cell in result.plan.cells]
-    names = [name for name in names if (result.store.root / name / "summary.json").is_file()]
+    names = [
+        name for name in result.final_names if (result.store.root / name / "summary.json").is_file()
+    ]
     if not names:
         return
     from normbench.report.report import summary_table

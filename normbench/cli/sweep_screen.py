@@ -99,6 +99,7 @@ class SweepScreen(SweepView):
         self.console = Console() if console is None else console
         self._wants_live = can_redraw(self.console) if live is None else live
         self._live: LiveRegion | None = None
+        self._trials = False
 
     # --- before and after the training -----------------------------------------------------------
 
@@ -111,6 +112,10 @@ class SweepScreen(SweepView):
             return nullcontext()
         noun = "cell" if cells == 1 else "cells"
         return self.console.status(Text(f"checking {cells:,} {noun} …", "dim"))
+
+    def phase(self, text: str, trials: bool = False) -> None:
+        self._trials = trials
+        self.line(text)
 
     def plan(self, plan: SweepPlan, slots: int) -> None:
         for cell in plan.cells:
@@ -240,6 +245,8 @@ class SweepScreen(SweepView):
             return f"  {error}"
         if result.result == "diverged":
             detail = f"in epoch {summary.get('diverged_epoch')}"
+        elif self._trials:
+            detail = f"validation accuracy {percent(summary.get('val_acc'))}"
         else:
             detail = f"test accuracy {percent(summary.get('test_acc'))}"
         if (count := summary.get("micro_batches", 1)) > 1:

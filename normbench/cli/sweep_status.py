@@ -13,10 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from normbench.cli.sweep_screen import running_table
-from normbench.cli.terminal import STATUS_STYLE, as_text
+from normbench.cli.terminal import STATUS_STYLE, Column, as_text, fitted_table, wrapping
 from normbench.formats import counted, duration, seconds_since
-from normbench.store.differences import short_names
+from normbench.report.metrics import METRICS
+from normbench.store.differences import as_overrides, short_names
 from normbench.store.store import Store, StoreError
+from normbench.store.tuning import TunedCell, Tuning, read
 from normbench.sweep.observer import stored_progress
 from normbench.sweep.plan import STATES
 from normbench.sweep.record import Record, find
@@ -34,12 +36,14 @@ class Status:
         goes_on: True while its process lives.
         cells: A row for each cell with ``name``, ``state``, and the progress of a running one.
         left: Estimate of the seconds that the sweep still takes; None if too little is known.
+        tuning: What a sweep that tunes keys has chosen so far; None for other sweeps.
     """
 
     record: Record
     goes_on: bool
     cells: list[dict[str, Any]]
     left: float | None
+    tuning: Tuning | None = None
 
     @property
     def counts(self) -> Counter[str]:
@@ -85,7 +89,7 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
         mean = sum(taken) / len(taken)
         begun = sum(max(0.0, mean - (cell.get("seconds") or 0)) for cell in running)
         left = (mean * len(waiting) + begun) / max(1, len(running))
-    return Status(record, goes_on, cells, left)
+    return Status(record, goes_on, cells, left, read(record.path))
 
 
 def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
@@ -134,6 +138,8 @@ def render(status: Status, width: int) -> RenderableType:
     if status.left is not None:
         line.append(f", about {duration(status.left)} left")
     parts.append(line)
+    if status.tuning is not None:
+        parts += _tuned(status.tuning, width)
     running = [cell for cell in status.cells if cell["state"] == "running"]
     if running:
         cells = status.cells
@@ -152,6 +158,65 @@ def render(status: Status, width: int) -> RenderableType:
             text.append_text(as_text(f"{cell['name']}  {cell['differs']}".rstrip(), "default"))
             parts.append(text.append_text(as_text(f"  {reason}", "dim")))
     return Group(*parts)
+
+
+def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
+    """Return what was chosen in each cell, from what, with which numbers."""
+    metric = METRICS.get(tuning.metric)
+
+    def shown(value: float) -> str:
+        return metric.show(value) if metric else f"{value:g}"
+
+    def mean(cell: TunedCell) -> str:
+        if cell.chosen is None:
+            return ""
+        best = cell.means[cell.values.index(cell.chosen)]
+        return "" if best is None else shown(best)
+
+    def tried(cell: TunedCell) -> str:
+        one = len(tuning.keys) == 1
+        texts = []
+        for values, average in zip(cell.values, cell.means, strict=True):
+            statuses = {trial.status for trial in cell.trials if trial.values == values}
+            unmeasured = next((word for word in _ENDS if word in statuses), "waiting")
+            text = unmeasured if average is None else shown(average)
+            written = as_overrides(values)
+            texts.append(f"{written.partition('=')[2] if one else written}: {text}")
+        return ", ".join(texts)
+
+    def choice(cell: TunedCell) -> str:
+        if cell.chosen is None:
+            return f"none: {cell.problem}"
+        ends = [
+            edge if len(tuning.keys) == 1 else f"{key} {edge}" for key, edge in cell.edges.items()
+        ]
+        return as_overrides(cell.chosen) + (f" ({', '.join(ends)} tried)" if ends else "")
+
+    label = tuning.metric if metric is None else metric.axis.lower()
+    seeds = ", ".join(map(str, tuning.seeds))
+    noun = "seed" if len(tuning.seeds) == 1 else "seeds"
+    budgets = {(cell.trial_epochs, cell.epochs) for cell in tuning.cells}
+    epochs = "; ".join(
+        f"{counted(trial, 'epoch')} a trial"
+        + (" as the final runs" if trial == final else f", {final} a final run")
+        for trial, final in sorted(budgets)
+    )
+    rule = f"Chosen: {tuning.rule}."
+    columns = (
+        wrapping("tuned cell", lambda cell: cell.described),
+        wrapping("chosen", choice),
+        Column("mean", mean),
+        wrapping("tried", tried),
+    )
+    return [
+        as_text(f"{', '.join(tuning.keys)} by {label}, {noun} {seeds}; {epochs}"),
+        fitted_table(columns, tuning.cells, width),
+        as_text(rule, "dim"),
+    ]
+
+
+_ENDS = ("failed", "unreadable", "diverged", "invalid")
+"""States of trials that leave a value without a mean, in the order in which one is shown."""
 
 
 def _state(status: Status, head: Mapping[str, Any]) -> str:

@@ -67,6 +67,14 @@ META = record(
         "engine": mapping(null=True),
         "own": mapping(sequence(text()), null=True),
         **dict.fromkeys(("command", "devices"), sequence(text(), null=True)),
+        "tuned": record(
+            {
+                **dict.fromkeys(("sweep", "metric"), text()),
+                "values": mapping(),
+                "trials": sequence(text()),
+            },
+            null=True,
+        ),
         "micro_batches": sequence(
             record({"epoch": integer(0), "count": integer(1)}), least=1, null=True
         ),

@@ -18,7 +18,7 @@ MOST_CELLS = 100_000
 
 
 def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
-    """Expand overrides in Hydra's sweep grammar: choices, ``range(…)`` and ``glob(…)``.
+    """Expand overrides in Hydra's sweep grammar: choices, ``range(…)``, ``log(…)`` and ``glob(…)``.
 
     The last override varies fastest. Equal configs are one cell.
 
@@ -34,19 +34,33 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
     Raises:
         UserError: A name is unknown, or an interval names no finite set of values.
     """
-    groups = group_options(config_dir)
     _, lists = unfold(overrides, config_dir)
-    cells: dict[tuple[str, str], Config] = {}
+    return [config for config, _ in expand_lists(lists, config_dir)]
+
+
+def expand_lists(
+    lists: Sequence[Sequence[str]], config_dir: str | Path | None = None
+) -> list[tuple[Config, tuple[Any, ...]]]:
+    """Expand lists of overrides, as :func:`expand` does; equal configs are one cell.
+
+    Returns:
+        The config of each cell, and the parsed overrides of one value each that it is composed of.
+
+    Raises:
+        UserError: As for :func:`expand`.
+    """
+    groups = group_options(config_dir)
+    cells: dict[tuple[str, str], tuple[Config, tuple[Any, ...]]] = {}
     for variant in lists:
-        axes = [_values(override, groups) for override in parse(variant)]
-        _refuse_too_many(math.prod(map(len, axes)))
+        axes = [single_values(override, groups) for override in parse(variant)]
+        refuse_too_many(math.prod(map(len, axes)))
         for combination in itertools.product(*axes):
             config = compose_parsed(combination, config_dir, groups)
-            cells.setdefault((config.run_name, config.store), config)
+            cells.setdefault((config.run_name, config.store), (config, combination))
     return list(cells.values())
 
 
-def _values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
+def single_values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
     """Return the overrides of one value each that an override stands for."""
     from hydra.core.override_parser.types import ValueType
 
@@ -88,9 +102,10 @@ def _check_range(override: Any) -> None:
             f"{text!r} names no value: the values begin at {start}, change by {step} and end "
             f"before {stop}"
         )
-    _refuse_too_many(count)
+    refuse_too_many(count)
 
 
-def _refuse_too_many(count: int) -> None:
+def refuse_too_many(count: int) -> None:
+    """Refuse a sweep of more than :data:`MOST_CELLS` cells."""
     if count > MOST_CELLS:
         raise UserError(f"a sweep has at most {MOST_CELLS:,} cells, this one has {count:,}")

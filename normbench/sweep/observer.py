@@ -58,6 +58,15 @@ class SweepView(SweepObserver):
         """Return a context for the time in which the networks of ``cells`` cells are built."""
         return nullcontext()
 
+    def phase(self, text: str, trials: bool = False) -> None:
+        """Show that a phase of a sweep begins.
+
+        Args:
+            text: The phase, with the number of its cells.
+            trials: True if its cells are trials, whose test accuracy nobody should look at.
+        """
+        self.line(text)
+
     def plan(self, plan: SweepPlan, slots: int) -> None:
         """Show the plan of a sweep that is not carried out."""
         for cell, differs in zip(plan.cells, plan.differs, strict=True):

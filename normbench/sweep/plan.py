@@ -116,6 +116,8 @@ class SweepPlan:
     def estimate(self, slots: int) -> str:
         """Return in words how long the sweep may take."""
         seconds, unknown = self.seconds(slots)
+        if not self.todo:
+            return "nothing to train"
         if not seconds:
             return "duration unknown (no similar run in the store)"
         more = f", and {unknown} of unknown length" if unknown else ""

@@ -3,6 +3,8 @@
     runs/sweeps/<name>/
       sweep.json      command, executor, provenance, the planned cells, start and end
       outcome.jsonl   one line for each cell, appended when the cell ends
+      tuning.json     of a sweep that tunes keys: the trials and what they chose
+                      (:mod:`normbench.store.tuning`)
       worker-*.log    output of the worker processes beside the runs' own logs
       lock            held while the sweep goes on
 
@@ -26,10 +28,9 @@ from normbench.store import lock as runlock
 from normbench.store.provenance import utc_now
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
 from normbench.store.store import Store
+from normbench.store.tuning import FOLDER
 from normbench.sweep.cell import CellResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
-
-FOLDER = "sweeps"
 
 SCHEMA = 1
 
@@ -91,13 +92,21 @@ class Record:
                 "executor": dict(executor),
                 **provenance,
                 "command": list(command),
-                "cells": [
-                    _planned(cell, differs)
-                    for cell, differs in zip(plan.cells, plan.differs, strict=True)
-                ],
+                "cells": _planned_cells(plan),
             }
         )
         return new
+
+    def add(self, plan: SweepPlan) -> None:
+        """Add the cells of a further phase of the sweep.
+
+        Raises:
+            StoreError: The record cannot be read or written.
+        """
+        head = self.head
+        known = {cell["name"] for cell in head["cells"]}
+        new = [cell for cell in _planned_cells(plan) if cell["name"] not in known]
+        self._write({**head, "cells": [*head["cells"], *new]})
 
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
@@ -188,6 +197,10 @@ def find(store: Store, name: str | None) -> Record:
     close = nearest(name, names)
     hint = f": did you mean {close!r}?" if close else ""
     raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
+
+
+def _planned_cells(plan: SweepPlan) -> list[dict[str, Any]]:
+    return [_planned(cell, text) for cell, text in zip(plan.cells, plan.differs, strict=True)]
 
 
 def _planned(cell: PlannedCell, differs: str) -> dict[str, Any]:

@@ -1,0 +1,245 @@
+"""Records of tuning: :func:`tuned_cells` returns what each cell of a store was tuned from.
+
+A sweep that tunes keys (``normbench sweep … --tune``) keeps a file ``tuning.json`` in the folder of
+its record, ``sweeps/<name>/``. The file alone says which runs are trials and which are final ones:
+trials are ordinary runs, and their configs do not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normbench.store import files
+from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
+from normbench.store.store import Store
+
+FILE = "tuning.json"
+FOLDER = "sweeps"
+SCHEMA = 1
+
+_CELL = record(
+    {
+        **dict.fromkeys(("key", "name", "differs", "dataset", "arch", "norm", "problem"), text()),
+        **dict.fromkeys(("batch", "epochs", "trial_epochs"), integer(1)),
+        **dict.fromkeys(("values", "added"), sequence(mapping())),
+        "trials": sequence(
+            record(
+                {
+                    **dict.fromkeys(("run", "status"), text()),
+                    "values": mapping(),
+                    "seed": integer(0),
+                    "metric": number(null=True),
+                }
+            )
+        ),
+        "means": sequence(number(null=True)),
+        "chosen": mapping(null=True),
+        "edges": mapping(text("smallest", "largest")),
+        "final": sequence(text()),
+    }
+)
+_TUNING = record(
+    {
+        "schema": integer(1),
+        "keys": sequence(text(), least=1),
+        **dict.fromkeys(("metric", "rule"), text()),
+        "higher_is_better": boolean(),
+        "seeds": sequence(integer(0), least=1),
+        "extend": integer(0),
+        "cells": sequence(_CELL),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run that was trained to choose a value.
+
+    Attributes:
+        run: The name of its folder.
+        values: Its values of the tuned keys.
+        seed: Its seed.
+        status: ``finished``, ``diverged``, ``failed`` or ``invalid``; until it has ended
+            ``missing``, ``running`` or ``interrupted``.
+        metric: The metric of validation images at its end; None unless it finished.
+    """
+
+    run: str
+    values: dict[str, Any]
+    seed: int
+    status: str
+    metric: float | None
+
+
+@dataclass(frozen=True)
+class TunedCell:
+    """A cell of a sweep with its trials and the value that they led to.
+
+    Attributes:
+        key: Hash of the config without its seed and the tuned keys; equal for equal cells.
+        name: Start of the names of its runs, as ``digits-resnet8-bn-b16``.
+        differs: Values of keys that the name does not show and in which cells differ.
+        dataset, arch, norm: Names.
+        batch: Images per step.
+        epochs: Epochs of the final runs.
+        trial_epochs: Epochs of the trials.
+        values: The values of the tuned keys that were tried.
+        added: Those of ``values`` that ``--extend`` added.
+        trials: The trials, in the order of ``values``, then of the tuning seeds.
+        means: For each of ``values`` the mean of the metric over its trials; None where a trial
+            diverged or has not ended.
+        chosen: The chosen values of the tuned keys; None if nothing is chosen.
+        edges: ``smallest`` or ``largest`` by tuned key, where the chosen value ends its list.
+        problem: Why nothing was chosen, or an empty string.
+        final: Names of the final runs.
+        sweep: The name of the sweep's record.
+        keys: The tuned keys.
+        metric: The metric of the trials: a key of ``METRICS``.
+        higher_is_better: True if a larger metric is better.
+        seeds: The tuning seeds.
+    """
+
+    key: str
+    name: str
+    differs: str
+    dataset: str
+    arch: str
+    norm: str
+    batch: int
+    epochs: int
+    trial_epochs: int
+    values: tuple[dict[str, Any], ...]
+    added: tuple[dict[str, Any], ...]
+    trials: tuple[Trial, ...]
+    means: tuple[float | None, ...]
+    chosen: dict[str, Any] | None
+    edges: dict[str, str]
+    problem: str
+    final: tuple[str, ...]
+    sweep: str
+    keys: tuple[str, ...]
+    metric: str
+    higher_is_better: bool
+    seeds: tuple[int, ...]
+
+    @property
+    def described(self) -> str:
+        """The cell in words: its name and the keys in which it differs from other cells."""
+        return f"{self.name} {self.differs}".rstrip()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What one sweep tuned: the content of ``tuning.json``.
+
+    Attributes:
+        sweep: The name of the sweep's record.
+        keys: The tuned keys.
+        metric: The metric of the trials: a key of ``METRICS``.
+        higher_is_better: True if a larger metric is better.
+        seeds: The tuning seeds.
+        extend: Largest number of values that the sweep adds to those of a cell.
+        rule: How a value is chosen, in a sentence.
+        cells: The cells, in the order of the grid.
+    """
+
+    sweep: str
+    keys: tuple[str, ...]
+    metric: str
+    higher_is_better: bool
+    seeds: tuple[int, ...]
+    extend: int
+    rule: str
+    cells: tuple[TunedCell, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write ``tuning.json`` into the folder of a sweep's record, atomically.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        tree = asdict(self)
+        del tree["sweep"]
+        shared = ("sweep", "keys", "metric", "higher_is_better", "seeds")
+        tree["cells"] = [
+            {key: value for key, value in cell.items() if key not in shared}
+            for cell in tree["cells"]
+        ]
+        content = files.printable(files.jsonable({"schema": SCHEMA, **tree}))
+        files.write_text(folder / FILE, files.dumps(content, indent=1) + "\n")
+
+
+def read(folder: Path) -> Tuning | None:
+    """Return what the sweep with the record in ``folder`` tuned; None if it tuned nothing.
+
+    Raises:
+        StoreError: The file is damaged or cannot be read.
+    """
+    tree = files.read_json(folder / FILE, _TUNING)
+    if tree is None:
+        return None
+    shared = {
+        "sweep": folder.name,
+        "keys": tuple(tree["keys"]),
+        "metric": tree["metric"],
+        "higher_is_better": tree["higher_is_better"],
+        "seeds": tuple(tree["seeds"]),
+    }
+    cells = tuple(_cell(cell, shared) for cell in tree["cells"])
+    return Tuning(**shared, extend=tree["extend"], rule=tree["rule"], cells=cells)
+
+
+def tunings(store: Store) -> list[Tuning]:
+    """Return what the sweeps of a store tuned, the oldest first.
+
+    Raises:
+        StoreError: A record is damaged or cannot be read.
+    """
+    paths = sorted((store.root / FOLDER).glob(f"*/{FILE}"))
+    return [tuning for path in paths if (tuning := read(path.parent)) is not None]
+
+
+def tuned_cells(store: Store) -> list[TunedCell]:
+    """Return each tuned cell of a store once, in the order in which they were first tuned.
+
+    Several sweeps may have tuned a cell. The last one that chose a value counts; ``final`` has the
+    final runs of all that chose the same.
+
+    Raises:
+        StoreError: A record is damaged or cannot be read.
+    """
+    cells: dict[tuple[str, tuple[str, ...]], TunedCell] = {}
+    for tuning in tunings(store):
+        for cell in tuning.cells:
+            before = cells.get((cell.key, cell.keys))
+            if before is None or before.chosen is None:
+                cells[cell.key, cell.keys] = cell
+            elif cell.chosen is not None:
+                final = cell.final
+                if before.chosen == cell.chosen:
+                    final = tuple(dict.fromkeys((*before.final, *cell.final)))
+                cells[cell.key, cell.keys] = replace(cell, final=final)
+    return list(cells.values())
+
+
+def trial_names(store: Store) -> set[str]:
+    """Return the names of the runs that are trials, and final runs of no sweep.
+
+    Raises:
+        StoreError: A record is damaged or cannot be read.
+    """
+    cells = [cell for tuning in tunings(store) for cell in tuning.cells]
+    trials = {trial.run for cell in cells for trial in cell.trials}
+    return trials - {name for cell in cells for name in cell.final}
+
+
+def _cell(tree: Mapping[str, Any], shared: Mapping[str, Any]) -> TunedCell:
+    listed: Sequence[str] = ("values", "added", "means", "final")
+    known = {key: tree[key] for key in TunedCell.__dataclass_fields__ if key in tree}
+    known |= {key: tuple(tree[key]) for key in listed}
+    fields = Trial.__dataclass_fields__
+    trials = tuple(Trial(**{key: trial[key] for key in fields}) for trial in tree["trials"])
+    return TunedCell(**{**known, "trials": trials, **shared})

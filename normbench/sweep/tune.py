@@ -1,0 +1,627 @@
+"""Tuning in a sweep: :class:`Tuner` says which trials each cell needs, and which value they choose.
+
+A cell here is a combination of the grid's values without the seed. Each value of the tuned keys is
+trained in each cell with the same seeds and epochs, the *trials*; the value with the best mean of a
+metric of validation images is chosen; the final seeds are trained with it. Nothing is kept in
+memory that the store does not have: which trials are missing, and what those that ended choose, is
+read from the runs each time, so a sweep that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from normbench.config import Config, compose_parsed, group_options, parse
+from normbench.errors import UserError
+from normbench.formats import counted
+from normbench.overrides import rounded
+from normbench.store.differences import as_overrides, differences
+from normbench.store.store import Store, StoreError
+from normbench.store.tuning import Trial, TunedCell, Tuning, tunings
+from normbench.sweep.experiment import Experiment
+from normbench.sweep.grid import expand_lists, refuse_too_many, single_values
+
+SEEDS = "1000"
+"""The default of ``--tune-seeds``: far from 0, 1, 2, …, so that more final seeds never meet it."""
+
+_SENSELESS = {
+    "seed": "the best of several seeds is luck; --tune-seeds names the seeds of the trials",
+    "epochs": "every value has the same budget; --tune-epochs sets the epochs of the trials",
+    "batch": "it names a cell of the comparison; put its values into the grid",
+    "norm": "it names a cell of the comparison; put its values into the grid",
+    "arch": "it names a cell of the comparison; put its values into the grid",
+    "dataset": "results on different data cannot be compared; put its values into the grid",
+    **dict.fromkeys(("store", "label", "probe", "logger", "executor"), "it changes no number"),
+}
+
+
+@dataclass(frozen=True)
+class TuneMetric:
+    """The metric by which values are chosen.
+
+    Attributes:
+        name: Its key in ``METRICS`` of the report.
+        label: Its name in words.
+        higher_is_better: True if a larger value is better.
+        value: Returns the metric of a run's summary; None if the summary has none.
+        show: Formats a value with its unit.
+    """
+
+    name: str = "val_acc"
+    label: str = "validation accuracy"
+    higher_is_better: bool = True
+    value: Callable[[Mapping[str, Any]], float | None] = lambda summary: summary.get("val_acc")
+    show: Callable[[float], str] = lambda value: f"{100 * value:.2f} %"
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What a sweep tunes, as the user asked for it.
+
+    Attributes:
+        keys: The tuned keys with their values, as ``optimizer.lr=0.05,0.1``; all combinations.
+        seeds: The seeds of the trials, as the value of an override: ``1000,1001``.
+        epochs: Epochs of a trial; None: those of the final run.
+        metric: Chooses the value, by its mean over the trials.
+        extend: Largest number of values added to a cell whose best value ends its list.
+    """
+
+    keys: Sequence[str]
+    seeds: str = SEEDS
+    epochs: int | None = None
+    metric: TuneMetric = field(default_factory=TuneMetric)
+    extend: int = 0
+
+
+@dataclass
+class Axis:
+    """A tuned key with its values, numbers in ascending order.
+
+    Attributes:
+        key: The key, or the group, as ``optimizer.lr``.
+        overrides: A parsed override for each value.
+        values: The values as JSON has them.
+    """
+
+    key: str
+    overrides: list[Any]
+    values: list[Any]
+
+    @property
+    def numeric(self) -> bool:
+        return all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in self.values
+        )
+
+    def beyond(self, edge: str) -> float | None:
+        """Return the next value beyond the ``smallest`` or ``largest`` by the list's own step.
+
+        The step is the difference where the differences are equal, else the ratio where the ratios
+        are, as far as rounding tells. Of two values above 0 it is the ratio.
+
+        Returns:
+            The value; None if the list has no step, or the next value has another sign.
+        """
+        values = self.values
+        if not self.numeric or len(values) < 2:
+            return None
+        last = values[-1] if edge == "largest" else values[0]
+        sign = 1 if edge == "largest" else -1
+        count = len(values) - 1
+        pairs = list(itertools.pairwise(values))
+        difference = (values[-1] - values[0]) / count
+        if (count > 1 or values[0] <= 0) and all(
+            math.isclose(b - a, difference, rel_tol=1e-6) for a, b in pairs
+        ):
+            following = last + sign * difference
+            if abs(following) < 1e-9 * abs(difference):
+                following = 0.0  # 0.1 - (0.3 - 0.1) / 2 is 1e-17
+        elif values[0] > 0:
+            ratio = (values[-1] / values[0]) ** (1 / count)
+            if not all(math.isclose(b / a, ratio, rel_tol=0.02) for a, b in pairs):
+                return None
+            following = last * ratio**sign
+        else:
+            return None
+        if all(isinstance(value, int) for value in values):
+            following = round(following)  # a ratio leaves the whole numbers below the smallest one
+        else:
+            following = rounded(following)
+        if (values[0] > 0 and following <= 0) or (values[-1] < 0 and following >= 0):
+            return None
+        return None if following in values else following
+
+    def add(self, value: float) -> None:
+        """Put a number into the list, at its place."""
+        index = sum(before < value for before in self.values)
+        self.values.insert(index, value)
+        self.overrides.insert(index, parse([f"{self.key}={value!r}"])[0])
+
+
+@dataclass(eq=False)
+class TuningCell:
+    """A cell of the grid with its tuned keys.
+
+    Attributes:
+        base: The config of its first final run before any key is tuned.
+        overrides: The parsed overrides that the cell is composed of, without its seed.
+        final_seeds: The seeds of its final runs.
+        axes: The tuned keys with the values of this cell, which may be extended.
+        added: The values that were added, in the order of their addition.
+        ended: Ends of lists at which no value can be added, by (key, ``smallest``/``largest``).
+        invalid: Names of trials that cannot be trained.
+        record: What the trials say so far; see :meth:`Tuner.assess`.
+    """
+
+    base: Config
+    overrides: tuple[Any, ...]
+    final_seeds: list[int]
+    axes: list[Axis]
+    added: list[tuple[str, Any]] = field(default_factory=list)
+    ended: set[tuple[str, str]] = field(default_factory=set)
+    invalid: set[str] = field(default_factory=set)
+    record: TunedCell | None = None
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """The combinations of tuned values, by key; the last key varies fastest."""
+        keys = [axis.key for axis in self.axes]
+        lists = [axis.values for axis in self.axes]
+        return [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        return None if self.record is None else self.record.chosen
+
+    @property
+    def name(self) -> str:
+        """The start of the names of its runs."""
+        return self.base.run_name.rpartition("-s")[0]
+
+
+class Tuner:
+    """The cells of a sweep that tunes keys.
+
+    Args:
+        lists: Lists of overrides that the grid consists of (see :func:`.experiment.unfold`).
+        options: What is tuned.
+        config_dir: Further folder with config groups.
+
+    Raises:
+        UserError: A key cannot be tuned, has fewer than two values or also stands in the grid, a
+            tuning seed is a final seed, or a list has no step to be extended by.
+    """
+
+    def __init__(
+        self,
+        lists: Sequence[Sequence[str]],
+        options: TuneOptions,
+        config_dir: str | Path | None = None,
+    ) -> None:
+        self.options = options
+        self._config_dir = config_dir
+        self._groups = group_options(config_dir)
+        self._configs: dict[tuple[Any, ...], Config] = {}
+        axes = self._axes(options.keys)
+        _refuse_in_grid(axes, lists)
+        self.seeds = _seeds(options.seeds, self._groups)
+        if options.epochs is not None and options.epochs < 1:
+            raise UserError(f"--tune-epochs must be at least 1, got {options.epochs}")
+        if options.extend:
+            _refuse_extend(options.extend, axes)
+        self.cells = self._cells(lists, axes)
+        trials = len(self.cells) * math.prod(len(axis.values) for axis in axes) * len(self.seeds)
+        refuse_too_many(trials + sum(len(cell.final_seeds) for cell in self.cells))
+        for cell in self.cells:
+            both = sorted(set(cell.final_seeds) & set(self.seeds))
+            if both:
+                raise UserError(
+                    f"seed {both[0]} is a tuning seed and a final one: a value that was chosen by "
+                    "a seed looks better with it; --tune-seeds takes others"
+                )
+        trees = [cell.base.to_dict() for cell in self.cells]
+        self._differs = [as_overrides(found) for found in differences(trees)]
+        for cell in self.cells:
+            self.trial_configs(cell)  # an unknown key or a wrong value is refused here
+
+    # --- the grid --------------------------------------------------------------------------------
+
+    def _axes(self, texts: Sequence[str]) -> list[Axis]:
+        axes: dict[str, Axis] = {}
+        for override in parse(texts):
+            key, typed = str(override.key_or_group), override.typed
+            if override.is_delete() or override.is_add():
+                raise UserError(f"--tune {typed}: write {key}=VALUE,VALUE")
+            why = _SENSELESS.get(key) or (
+                _SENSELESS["dataset"] if key.startswith("dataset.") else ""
+            )
+            if why:
+                raise UserError(f"--tune {typed}: {key} cannot be tuned: {why}")
+            if key in axes:
+                raise UserError(f"--tune names {key} twice: write its values in one list")
+            axis = Axis(key, [], [])
+            for single in single_values(override, self._groups):
+                value = _plain(single.value())
+                if value not in axis.values:
+                    axis.overrides.append(single)
+                    axis.values.append(value)
+            if len(axis.values) < 2:
+                raise UserError(
+                    f"--tune {typed}: one value leaves nothing to choose; write several values, or "
+                    f"{key}={axis.values[0]} without --tune"
+                )
+            if axis.numeric:
+                order = sorted(range(len(axis.values)), key=axis.values.__getitem__)
+                axis.overrides = [axis.overrides[index] for index in order]
+                axis.values = [axis.values[index] for index in order]
+            axes[key] = axis
+        return list(axes.values())
+
+    def _cells(self, lists: Sequence[Sequence[str]], axes: Sequence[Axis]) -> list[TuningCell]:
+        cells: dict[tuple[str, str], TuningCell] = {}
+        for config, combination in expand_lists(lists, self._config_dir):
+            overrides = tuple(o for o in combination if o.key_or_group != "seed")
+            key = (_without_seed(config), config.store)
+            if key not in cells:
+                cells[key] = TuningCell(config, overrides, [], copy.deepcopy(list(axes)))
+            if config.seed not in cells[key].final_seeds:
+                cells[key].final_seeds.append(config.seed)
+        return list(cells.values())
+
+    def described(self, cell: TuningCell) -> str:
+        """Return the start of the names of a cell's runs, and the keys in which cells differ."""
+        return f"{cell.name}  {self._differs[self.cells.index(cell)]}".rstrip()
+
+    # --- the runs --------------------------------------------------------------------------------
+
+    def trial_configs(self, cell: TuningCell) -> list[Config]:
+        """Return the configs of a cell's trials: for each combination, one for each tuning seed."""
+        return [
+            self._config(cell, combination, seed, self.options.epochs)
+            for combination in cell.combinations
+            for seed in self.seeds
+        ]
+
+    def final_configs(self, cell: TuningCell, seeds: Sequence[int] | None = None) -> list[Config]:
+        """Return the configs of a cell's final runs at its chosen value.
+
+        Args:
+            cell: A cell. If nothing is chosen yet, its first value stands for the chosen one.
+            seeds: Other seeds than those of the grid.
+        """
+        values = cell.chosen or cell.combinations[0]
+        seeds = cell.final_seeds if seeds is None else seeds
+        return [self._config(cell, values, seed, None) for seed in seeds]
+
+    def _config(
+        self, cell: TuningCell, values: Mapping[str, Any], seed: int, epochs: int | None
+    ) -> Config:
+        chosen = []
+        for axis in cell.axes:
+            chosen.append(axis.overrides[axis.values.index(values[axis.key])])
+        texts = [f"seed={seed}", *([] if epochs is None else [f"epochs={epochs}"])]
+        key = (id(cell), *(override.input_line for override in chosen), *texts)
+        if key not in self._configs:
+            overrides = (*cell.overrides, *chosen, *parse(texts))
+            self._configs[key] = compose_parsed(overrides, self._config_dir, self._groups)
+        return self._configs[key]
+
+    # --- what the trials say ---------------------------------------------------------------------
+
+    def assess(self, store: Store) -> None:
+        """Read the trials from the store, and choose a value in each cell where all have ended."""
+        for cell, differs in zip(self.cells, self._differs, strict=True):
+            cell.record = self._assessed(cell, store, differs)
+
+    def _assessed(self, cell: TuningCell, store: Store, differs: str) -> TunedCell:
+        configs = iter(self.trial_configs(cell))
+        combinations = cell.combinations
+        trials = tuple(
+            self._trial(next(configs), combination, cell, store)
+            for combination in combinations
+            for _ in self.seeds
+        )
+        means = tuple(
+            _mean(trials[start : start + len(self.seeds)])
+            for start in range(0, len(trials), len(self.seeds))
+        )
+        problem, chosen = _choice(trials, means, self.options.metric.higher_is_better)
+        values = None if chosen is None else combinations[chosen]
+        base = cell.base
+        record = TunedCell(
+            key=self._key(cell),
+            name=cell.name,
+            differs=differs,
+            dataset=base.dataset["name"],
+            arch=base.arch["name"],
+            norm=base.norm_name,
+            batch=base.batch,
+            epochs=base.epochs,
+            trial_epochs=self.options.epochs or base.epochs,
+            values=tuple(combinations),
+            added=tuple(
+                combination
+                for combination in combinations
+                if any(combination[key] == value for key, value in cell.added)
+            ),
+            trials=trials,
+            means=means,
+            chosen=values,
+            edges={} if values is None else _edges(cell.axes, values),
+            problem=problem,
+            final=(),
+            sweep="",
+            keys=tuple(axis.key for axis in cell.axes),
+            metric=self.options.metric.name,
+            higher_is_better=self.options.metric.higher_is_better,
+            seeds=tuple(self.seeds),
+        )
+        if values is None:
+            return record
+        cell.record = record
+        final = tuple(config.run_name for config in self.final_configs(cell))
+        return replace(record, final=final)
+
+    def _trial(
+        self, config: Config, values: dict[str, Any], cell: TuningCell, store: Store
+    ) -> Trial:
+        run, metric = store.run(config), None
+        try:
+            status: str = run.status
+            if status == "finished":
+                metric = self.options.metric.value(run.summary or {})
+        except StoreError:
+            status = "unreadable"
+        if status == "missing" and run.name in cell.invalid:
+            status = "invalid"
+        if metric is not None and not math.isfinite(metric):
+            metric = None
+        return Trial(run.name, values, config.seed, status, metric)
+
+    def _key(self, cell: TuningCell) -> str:
+        """Return a hash of a cell's config without seed, tuned keys and what changes no number."""
+        tree = cell.base.to_dict()
+        launch = ("seed", "store", "label", "probe", "logger")
+        for key in (*launch, *(axis.key for axis in cell.axes)):
+            *parents, last = key.replace("/", ".").split(".")
+            branch: Any = tree
+            for parent in parents:
+                branch = branch.get(parent, {}) if isinstance(branch, dict) else {}
+            if isinstance(branch, dict):
+                branch.pop(last, None)
+        text = json.dumps(tree, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def extend(self, note: Callable[[str], None] = lambda text: None) -> bool:
+        """Add a value to each cell whose best value ends its list, if it may have another one.
+
+        Args:
+            note: Receives a line where a value cannot be added.
+
+        Returns:
+            True if a value was added to any cell.
+        """
+        grown = False
+        for cell in self.cells:
+            edges = {} if cell.record is None else cell.record.edges
+            for axis in cell.axes:
+                edge = edges.get(axis.key)
+                if edge is None or len(cell.added) >= self.options.extend:
+                    continue
+                grown |= self._extend(cell, axis, edge, note)
+        return grown
+
+    def _extend(self, cell: TuningCell, axis: Axis, edge: str, note: Callable[[str], None]) -> bool:
+        if (axis.key, edge) in cell.ended:
+            return False
+        value = axis.beyond(edge)
+        before = copy.copy(axis.overrides), copy.copy(axis.values)
+        if value is not None:
+            axis.add(value)
+            try:
+                self.trial_configs(cell)
+                cell.added.append((axis.key, value))
+                return True
+            except UserError as error:
+                note(f"{cell.name}: {axis.key} is not extended: {error}")
+                axis.overrides, axis.values = before
+        cell.ended.add((axis.key, edge))
+        return False
+
+    def settle(self, store: Store) -> None:
+        """Assess the trials, and extend lists as far as trials in the store already tell."""
+        self.assess(store)
+        while self.extend():
+            self.assess(store)
+
+    # --- the record ------------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> str:
+        """How a value is chosen, in a sentence."""
+        metric = self.options.metric
+        order = "highest" if metric.higher_is_better else "lowest"
+        return (
+            f"the value with the {order} mean of the final {metric.label} over the tuning seeds; "
+            "of equal means the first value (the smallest); a value with a diverged trial is not "
+            "chosen"
+        )
+
+    def tuning(self, sweep: str) -> Tuning:
+        """Return the content of the record, for the sweep of that name."""
+        cells = [cell.record for cell in self.cells if cell.record is not None]
+        return Tuning(
+            sweep=sweep,
+            keys=tuple(axis.key for axis in self.cells[0].axes),
+            metric=self.options.metric.name,
+            higher_is_better=self.options.metric.higher_is_better,
+            seeds=tuple(self.seeds),
+            extend=self.options.extend,
+            rule=self.rule,
+            cells=tuple(replace(cell, sweep=sweep) for cell in cells),
+        )
+
+    def refuse_other_budget(self, store: Store) -> None:
+        """Refuse a store in which values were chosen with other epochs or seeds of the trials.
+
+        Compared are cells with the same data set, network and number of final epochs, because
+        their results stand beside each other.
+
+        Raises:
+            UserError: The budgets differ.
+            StoreError: A record is damaged.
+        """
+        mine = {
+            (c.base.dataset["name"], c.base.arch["name"], c.base.epochs): (
+                self.options.epochs or c.base.epochs
+            )
+            for c in self.cells
+        }
+        for tuning in tunings(store):
+            for cell in tuning.cells:
+                epochs = mine.get((cell.dataset, cell.arch, cell.epochs))
+                if cell.chosen is None or epochs is None:
+                    continue
+                theirs = (cell.trial_epochs, sorted(cell.seeds))
+                if theirs != (epochs, sorted(self.seeds)):
+                    raise UserError(
+                        f"the trials in {store.root} were made with --tune-epochs "
+                        f"{cell.trial_epochs} --tune-seeds {_listed(cell.seeds)} (sweep "
+                        f"{tuning.sweep}), this sweep has --tune-epochs {epochs} --tune-seeds "
+                        f"{_listed(self.seeds)}: use the same budget or another store"
+                    )
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def _mean(trials: Sequence[Trial]) -> float | None:
+    values = [trial.metric for trial in trials if trial.metric is not None]
+    return math.fsum(values) / len(values) if len(values) == len(trials) else None
+
+
+def _choice(
+    trials: Sequence[Trial], means: Sequence[float | None], higher_is_better: bool
+) -> tuple[str, int | None]:
+    """Choose among combinations of values.
+
+    Returns:
+        Why nothing is chosen, or an empty string; and the index of the chosen combination.
+    """
+    failed = [trial for trial in trials if trial.status in ("failed", "unreadable")]
+    waiting = [t for t in trials if t.status in ("missing", "running", "interrupted")]
+    if failed:
+        verb = "has" if len(failed) == 1 else "have"
+        first = failed[0].run
+        return f"{counted(len(failed), 'trial')} {verb} failed, the first is {first}", None
+    if waiting:
+        return f"{len(waiting)} of {counted(len(trials), 'trial')} to be trained", None
+    eligible = [(index, mean) for index, mean in enumerate(means) if mean is not None]
+    if not eligible:
+        counts = {
+            "diverged": sum(trial.status == "diverged" for trial in trials),
+            "cannot be trained": sum(trial.status == "invalid" for trial in trials),
+            "ended without the metric": sum(trial.status == "finished" for trial in trials),
+        }
+        how = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"no value is left to choose: of {counted(len(trials), 'trial')}, {how}", None
+    sign = 1 if higher_is_better else -1
+    return "", max(eligible, key=lambda pair: (sign * pair[1], -pair[0]))[0]
+
+
+def _edges(axes: Sequence[Axis], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tuned keys whose chosen number is the smallest or the largest of its list."""
+    edges = {}
+    for axis in axes:
+        if axis.numeric and values[axis.key] in (axis.values[0], axis.values[-1]):
+            edges[axis.key] = "smallest" if values[axis.key] == axis.values[0] else "largest"
+    return edges
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def lists_without(
+    experiment: Experiment | None, lists: Sequence[list[str]], options: TuneOptions
+) -> list[list[str]]:
+    """Leave the tuned keys out of an experiment's lists, where all have the same single value.
+
+    As a value that is typed beside an experiment replaces the experiment's own, so does --tune.
+    """
+    if experiment is None:
+        return list(lists)
+    tuned = {str(override.key_or_group) for override in parse(options.keys)}
+    texts: dict[str, set[str]] = {key: set() for key in tuned}
+    for overrides in lists:
+        for override in parse(overrides):
+            if str(override.key_or_group) in tuned:
+                swept = override.is_sweep_override()
+                texts[str(override.key_or_group)] |= {override.typed, *(["several"] * swept)}
+    dropped = {key for key, found in texts.items() if len(found) == 1}
+    return [
+        [o.typed for o in parse(overrides) if str(o.key_or_group) not in dropped]
+        for overrides in lists
+    ]
+
+
+def _refuse_in_grid(axes: Sequence[Axis], lists: Sequence[Sequence[str]]) -> None:
+    tuned = {axis.key for axis in axes}
+    for overrides in lists:
+        for override in parse(overrides):
+            if str(override.key_or_group) in tuned:
+                raise UserError(
+                    f"{override.typed!r} and --tune {override.key_or_group}=… set the same key: "
+                    "it is either a key of the grid or tuned in each of its cells"
+                )
+
+
+def _refuse_extend(extend: int, axes: Sequence[Axis]) -> None:
+    if extend < 0:
+        raise UserError(f"--extend must be at least 0, got {extend}")
+    for axis in axes:
+        if axis.numeric and axis.beyond("largest") is None and axis.beyond("smallest") is None:
+            listed = ",".join(map(str, axis.values))
+            raise UserError(
+                f"--extend goes on by the step of a list, and {axis.key}={listed} has neither one "
+                "ratio nor one difference"
+            )
+    if not any(axis.numeric for axis in axes):
+        keys = ", ".join(axis.key for axis in axes)
+        raise UserError(f"--extend needs a tuned key with numbers, and {keys} has none")
+
+
+def _seeds(text: str, groups: dict[str, list[str]]) -> list[int]:
+    """Return the seeds that ``--tune-seeds`` names."""
+    try:
+        (override,) = parse([f"seed={text}"])
+        seeds = [single.value() for single in single_values(override, groups)]
+    except UserError as error:
+        raise UserError(f"--tune-seeds {text}: {error}") from None
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(
+                f"--tune-seeds must be whole numbers in 0..4294967295, as 1000,1001; got {text}"
+            )
+    return list(dict.fromkeys(seeds))
+
+
+def _plain(value: Any) -> Any:
+    if type(value).__name__ == "QuotedString":
+        return value.text
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _without_seed(config: Config) -> str:
+    return replace(config, seed=0).run_name
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ",".join(map(str, seeds))
