@@ -15,6 +15,7 @@ from normbench.engine.reuse import WarmState
 from normbench.engine.train import train
 from normbench.errors import NormbenchError, UserError
 from normbench.sweep.preflight import refusal
+from tests.engine.tinyloop import TINY
 
 GHOST = (
     "virtual_batch=32 does not divide the mini-batch of stem_norm, {} images: "
@@ -57,14 +58,13 @@ class Picky(keras.layers.Layer):
 
 
 def composed(tmp_store, *overrides, config_dir=None):
-    arch = [] if any(each.startswith("arch=") for each in overrides) else ["arch=resnet8"]
-    width = ["arch.width=4"] if arch else []
+    has_arch = any(override.startswith("arch=") for override in overrides)
+    arch = [] if has_arch else ["arch=resnet8", "arch.width=4"]
     return compose(
         [
             "dataset=digits",
             "dataset.train_size=160",
             *arch,
-            *width,
             "batch=16",
             "epochs=1",
             f"store={tmp_store}",
@@ -83,9 +83,9 @@ def test_a_run_is_refused_and_nothing_is_written(overrides, says, tmp_store):
 
 @pytest.mark.parametrize(("overrides", "says"), CASES)
 def test_a_sweep_finds_the_same_without_weights(overrides, says, tmp_store):
-    said = refusal(composed(tmp_store, *overrides), WarmState(), {})
-    assert says in said
-    assert "cannot be trained with batch=" in said
+    message = refusal(composed(tmp_store, *overrides), WarmState(), {})
+    assert says in message
+    assert "cannot be trained with batch=" in message
 
 
 def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, monkeypatch):
@@ -138,9 +138,8 @@ def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_s
     from normbench.engine.train import Session
     from normbench.store.store import Store
 
-    config = composed(
-        tmp_store, "norm=ghost_bn", "norm.virtual_batch=8", "batch=16", "accumulate=auto"
-    )
+    norm = ["norm=ghost_bn", "norm.virtual_batch=8"]
+    config = composed(tmp_store, *TINY, *norm, "batch=16", "accumulate=auto")
     micro_batches = MicroBatches(config, None)
     run, dataset = Store(tmp_store).run(config), load_dataset(config)
     session = Session(run, config, dataset, WarmState(), micro_batches, Observer())
@@ -165,7 +164,7 @@ def test_tracing_ahead_leaves_no_second_trace_and_no_change(tmp_store, monkeypat
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(GroupNormalization, "call", counted)
-    config = composed(tmp_store, "norm=gn", "norm.groups=2")
+    config = composed(tmp_store, *TINY, "norm=gn", "norm.groups=2")
     loop = prepare(config, load_dataset(config), WarmState(), 1).loop
     before = loop.state()
     loop.trace()

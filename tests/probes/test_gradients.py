@@ -12,6 +12,7 @@ from normbench.errors import UserError
 from normbench.network import build_model
 from normbench.probes.gradients import Gradients, angle
 from normbench.probes.invariance import kernels, scale_invariant
+from tests.marks import slow_except
 
 ALL = {"weight_norm", "gradient_norm", "relative_update", "angle"}
 
@@ -133,7 +134,7 @@ def test_weights_under_a_constraint_move_within_it(loop_on):
 
 def network(norm):
     config = compose(["arch=resnet8", "arch.width=8", f"norm={norm}"])
-    return build_model(config, (16, 16, 3), 10)
+    return build_model(config, (8, 8, 3), 10)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_which_kernels_have_a_scale(norm, seen):
     assert scale_invariant(model) == (set() if seen is None else names - seen)
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn_ws"])
+@pytest.mark.parametrize("norm", slow_except(["bn"], ["bn", "gn_ws"]))
 def test_the_gradient_of_such_a_kernel_is_at_right_angles_to_it(norm, loop_on):
     """Euler's theorem for functions that a factor does not change: ⟨w, ∇f(w)⟩ = 0."""
     loop, dataset = loop_on(network(norm))
