@@ -1,4 +1,4 @@
-"""Commands of the README, docs/running.md and conf/: a shell, our parser and configs take them."""
+"""Commands of README, two pages of docs/ and conf/: shell, parser and configs take them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from normbench.sweep.grid import expand
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/running.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FAIR = (ROOT / "docs" / "fair.md").read_text(encoding="utf-8")
+
+
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(README) + blocks_of(FAIR)
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 
@@ -61,7 +68,7 @@ def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
 
 def test_every_command_is_in_a_shell_block() -> None:
     assert len(BLOCKS) > 10
-    outside = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^```.*?^```$", "", README + FAIR, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^ {4}\S.*$", outside, re.MULTILINE)  # blocks name their language
 
 
@@ -133,8 +140,8 @@ print(rows[$1]['name'])"
 SKIPPED = ("make ", "pip ", "source ", "normbench data prepare", "normbench data import")
 
 
-@pytest.mark.slow
-def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) -> None:
+def run_commands(blocks: list[str], tmp_path: Path) -> Path:
+    """Run the commands of pages one after the other, small; return the folder they ran in."""
     tools, work = tmp_path / "bin", tmp_path / "work"
     tools.mkdir()
     work.mkdir()
@@ -148,7 +155,7 @@ def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) ->
         "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(tmp_path / "data"),
     }
-    for command in "".join(BLOCKS[1:]).splitlines():  # the first one shows what there is
+    for command in "".join(blocks).splitlines():
         if command.startswith(SKIPPED) or ".quickstart" in command:
             continue
         if "experiment=batch_sweep" in command:  # minutes even where its runs are small
@@ -158,8 +165,25 @@ def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) ->
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert not re.search("nothing (was trained|to train)", done.stdout), command
+    return work
+
+
+@pytest.mark.slow
+def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) -> None:
+    work = run_commands(blocks_of(README)[1:], tmp_path)  # the first one shows what there is
     assert (work / "report" / "index.html").is_file()
     assert (work / "runs.csv").is_file()
     rows = "".join(file.read_text() for file in (work / "runs").glob("*/metrics.jsonl"))
     assert "probe/gradients/" in rows
     assert "probe/smoothness/" in rows
+
+
+@pytest.mark.slow
+def test_the_page_on_fair_comparisons_runs_too(tmp_path: Path) -> None:
+    from normbench.store.store import Store
+    from normbench.store.tuning import tuned_cells
+
+    work = run_commands(blocks_of(FAIR), tmp_path)
+    cells = tuned_cells(Store(work / "runs"))
+    assert len(cells) == 4
+    assert all(cell.chosen is not None for cell in cells)
