@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,10 @@ def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
 def slow(*values: Any) -> Any:
     """Mark one case of a parametrization, a value for each of its arguments, as slow."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def slow_except_on_jax(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Mark values as `slow_except()` does, on JAX alone: it compiles each case for a second."""
+    values = list(values)
+    on_jax = os.environ["KERAS_BACKEND"] == "jax"  # set by tests/conftest.py
+    return slow_except(quick if on_jax else values, values)

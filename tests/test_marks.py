@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.marks import slow, slow_except
+from tests.marks import slow, slow_except, slow_except_on_jax
 
 
 def test_all_values_but_the_quick_ones_are_slow() -> None:
@@ -29,3 +29,12 @@ def test_a_slow_case_may_be_of_one_argument_that_is_a_tuple() -> None:
 def test_quick_values_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match=r"not among the values: \['bnn'\]"):
         slow_except(("bn", "bnn"), ["bn", "gn"])
+
+
+@pytest.mark.parametrize(("backend", "marked"), [("jax", [1, 3]), ("tensorflow", [])])
+def test_on_jax_alone_a_test_may_leave_out_more(
+    backend: str, marked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    cases = slow_except_on_jax((2,), [1, 2, 3])
+    assert [case.values[0] for case in cases if case not in (1, 2, 3)] == marked

@@ -6,6 +6,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 LARGE = {
     "stem": "imagenet",
@@ -69,8 +70,8 @@ def test_a_separable_first_convolution_has_depth_multiplier_8(undrawn):
     ("side", "stem", "last"),
     [
         (28, "small", 7),
-        (32, "small", 8),
-        (28, "pooled", 4),
+        slow(32, "small", 8),
+        slow(28, "pooled", 4),
         (32, "pooled", 4),
         (224, "imagenet", 7),
         (32, "imagenet", 1),
@@ -123,6 +124,7 @@ def test_impossible_options_are_refused(bad, message):
         build(Norm(None), (32, 32, 3), 10, **{**SMALL, **bad})
 
 
+@pytest.mark.slow  # that of GoogLeNet, of the same modules, is saved by default
 def test_it_can_be_saved(reloaded):
     overrides = ["arch.width=0.125", "arch.separable=true", "norm=gn_ws"]
     reloaded(build_model(compose(["arch=bn_inception", *overrides]), (28, 28, 1), 10))

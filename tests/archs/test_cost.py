@@ -8,6 +8,7 @@ from normbench.config import compose
 from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms import WeightStandardization
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 L = keras.layers
 
@@ -203,10 +204,11 @@ def kept_by_tensorflow(model, batch):
     "overrides",
     [
         ["arch=resnet8", "norm=none"],
-        ["arch=resnet8", "norm=bn"],
-        ["arch=resnet8", "norm=gn_ws"],
-        ["arch=resnet50", "arch.width=8", "arch.blocks=[2,1]", "norm=xbn"],
-        pytest.param(["arch=mobilenet_v2", "arch.alpha=0.1", "norm=bn"], marks=pytest.mark.slow),
+        slow(["arch=resnet8", "norm=bn"]),
+        slow(["arch=resnet8", "norm=gn_ws"]),
+        ["arch=resnet50", "arch.width=8", "arch.blocks=[1,1]", "norm=xbn"],
+        slow(["arch=resnet50", "arch.width=8", "arch.blocks=[2,1]", "norm=xbn"]),
+        slow(["arch=mobilenet_v2", "arch.alpha=0.1", "norm=bn"]),
     ],
     ids=" ".join,
 )

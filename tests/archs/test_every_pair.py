@@ -1,7 +1,7 @@
 """Every catalogued normalization in every network: built, trained for a step, saved and loaded.
 
-By default each norm and each network is met in a few pairs, with the compiled step run op by op;
-``pytest -m slow`` takes all of them, compiled as in a run.
+By default some norms and networks are met in one pair each, with the compiled step run op by op.
+``pytest -m slow`` takes each norm and network once, and then all pairs, compiled as in a run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from normbench.engine.optimizer import SGD
 from normbench.engine.setup import initialize_from
 from normbench.errors import UserError
 from normbench.network import build_model
+from tests.marks import slow_except
 
 BACKEND = keras.backend.backend()
 SHAPE, CLASSES, BATCH = (28, 28, 1), 10, 16
@@ -96,21 +97,26 @@ REFUSED = {
 """The pairs that cannot be, and a word of the reason."""
 
 PAIRS = [(norm, arch) for norm in NORMS for arch in TINY]
-QUICK = ("conv_encoder", "mlp_sigmoid", "lenet")
+SMALLEST = ("conv_encoder", "mlp_sigmoid", "lenet")
 LARGE = ("bn_inception", "googlenet", "mobilenet_v2")
-"""Of so many layers that the quick tests train them, and leave saving them to their own tests."""
+"""Networks of so many layers that saving them is left to their own tests."""
 
 
-def quick(index: int, norm: str) -> str:
+def small_network(index: int, norm: str) -> str:
     """A small network for the norm of this index, the next one where they cannot be a pair."""
-    turned = [*QUICK[index % len(QUICK) :], *QUICK, "resnet50"]
+    turned = [*SMALLEST[index % len(SMALLEST) :], *SMALLEST, "resnet50"]
     return next(arch for arch in turned if (norm, arch) not in REFUSED)
 
 
-SOME = [
-    *((norm, quick(index, norm)) for index, norm in enumerate(NORMS)),
+ONE_OF_EACH = {
+    *((norm, small_network(index, norm)) for index, norm in enumerate(NORMS)),
     *(("bn", arch) for arch in TINY if arch not in LARGE),
-    *(pair for pair in REFUSED if pair[0] in ("gn", "minmax_reshape", "xbn_pre")),
+}
+QUICK_NORMS = ("bn", "bn_head_minmax", "brn", "frn", "gn", "gn_ws", "ln", "none", "bn_sn", "xbn")
+QUICK_NETWORKS = ("airbench", "lenet", "mlp_sigmoid", "resnet8", "resnet50", "vgg11", "wrn16_4")
+QUICK = [
+    *((norm, small_network(list(NORMS).index(norm), norm)) for norm in QUICK_NORMS),
+    *(("bn", arch) for arch in QUICK_NETWORKS),
 ]
 
 
@@ -118,13 +124,20 @@ def test_every_network_in_conf_is_among_these():
     assert list(TINY) == group_options()["arch"]
 
 
-@pytest.mark.parametrize(("norm", "arch"), sorted(set(SOME)))
-def test_some_pairs(norm, arch, reloaded):
+@pytest.mark.parametrize(("norm", "arch"), slow_except(QUICK, sorted(ONE_OF_EACH)))
+def test_one_pair_of_each_norm_and_each_network(norm, arch, reloaded):
     with op_by_op(arch):
         check(norm, arch, reloaded)
 
 
-@pytest.mark.parametrize("arch", LARGE)
+@pytest.mark.parametrize(
+    ("norm", "arch"), [pair for pair in REFUSED if pair[0] in ("gn", "minmax_reshape", "xbn_pre")]
+)
+def test_pairs_that_cannot_be_are_refused(norm, arch, reloaded):
+    check(norm, arch, reloaded)
+
+
+@pytest.mark.parametrize("arch", slow_except(["mobilenet_v2"], LARGE))
 def test_large_networks(arch):
     with op_by_op(arch):
         check("bn", arch, lambda model: model)

@@ -5,6 +5,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 PUBLISHED = {
     "stem": "imagenet",
@@ -85,8 +86,8 @@ def test_all_that_can_be_left_out():
     ("side", "stem", "last"),
     [
         (28, "small", 7),
-        (32, "small", 8),
-        (28, "pooled", 4),
+        slow(32, "small", 8),
+        slow(28, "pooled", 4),
         (32, "pooled", 4),
         (224, "imagenet", 7),
         (32, "imagenet", 1),

@@ -11,6 +11,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 SMALL = {"alpha": 0.1, "stem": "small", "first_expansion": False, "dropout": 0.0}
 
@@ -24,7 +25,13 @@ def small(shape=(32, 32, 3), **options):
 # 6.06 M for those two.
 @pytest.mark.parametrize(
     ("alpha", "parameters", "mega"),
-    [(1.4, 6.06, 582), (1.0, 3.47, 300), (0.75, 2.61, 209), (0.5, 1.95, 97), (0.35, 1.66, 59)],
+    [
+        slow(1.4, 6.06, 582),
+        (1.0, 3.47, 300),
+        slow(0.75, 2.61, 209),
+        slow(0.5, 1.95, 97),
+        (0.35, 1.66, 59),
+    ],
 )
 def test_counts_are_the_published_ones(alpha, parameters, mega, undrawn):
     overrides = ["arch=mobilenet_v2", "arch.stem=imagenet", f"arch.alpha={alpha}"]

@@ -10,6 +10,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm, make_norm
+from tests.marks import slow
 
 SMALL = {
     "blocks": [1, 1],
@@ -34,9 +35,9 @@ def small(shape=(32, 32, 3), norm=None, **options):
     ("arch", "parameters", "giga"),
     [
         ("resnet18", 11_689_512, 1.81),
-        ("resnet34", 21_797_672, 3.66),
+        slow("resnet34", 21_797_672, 3.66),
         ("resnet50", 25_557_032, 4.09),
-        ("resnet101", 44_549_160, 7.80),
+        slow("resnet101", 44_549_160, 7.80),
         ("resnext50", 25_028_904, 4.23),
     ],
 )
@@ -49,7 +50,13 @@ def test_counts_are_the_published_ones(arch, parameters, giga, undrawn):
 
 # He et al. 2016, table 1; fractions of 0.1 G are cut off there.
 @pytest.mark.parametrize(
-    ("arch", "giga"), [("resnet18", 1.8), ("resnet34", 3.6), ("resnet50", 3.8), ("resnet101", 7.6)]
+    ("arch", "giga"),
+    [
+        ("resnet18", 1.8),
+        slow("resnet34", 3.6),
+        ("resnet50", 3.8),
+        slow("resnet101", 7.6),
+    ],
 )
 def test_multiply_adds_are_the_papers_with_its_stride(arch, giga, undrawn):
     config = compose([f"arch={arch}", "arch.stem=imagenet", "arch.stride_at=1x1"])

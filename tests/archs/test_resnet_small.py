@@ -3,11 +3,12 @@ import pytest
 from normbench.archs.resnet_small import build
 from normbench.errors import UserError
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 
 # He et al. 2016, table 6: 0.27, 0.46 and 0.85 M parameters with shortcuts padded by zeros. Ours
 # are convolutions, 512 + 2,048 weights and 192 of their normalizations more.
-@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (56, 0.85)])
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), slow(32, 0.46), slow(56, 0.85)])
 def test_parameter_counts_are_the_published_ones(depth, millions):
     from functools import partial
 

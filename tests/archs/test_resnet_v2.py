@@ -7,6 +7,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, layer_costs, parameter_count
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 SMALL = {"depth": 11, "block": "bottleneck", "width": 8}
 
@@ -16,7 +17,7 @@ def small(shape=(32, 32, 3), **options):
 
 
 # He et al. 2016b, table 4 (arXiv 1603.05027): 1.7 M parameters each.
-@pytest.mark.parametrize("options", [(), ("arch.depth=110", "arch.block=basic")])
+@pytest.mark.parametrize("options", [slow(()), ("arch.depth=110", "arch.block=basic")])
 def test_parameter_counts_are_the_published_ones(options, undrawn):
     model = build_model(compose(["arch=resnet_v2", *options]), (32, 32, 3), 10)
     assert round(parameter_count(model) / 1e6, 1) == 1.7
@@ -25,8 +26,8 @@ def test_parameter_counts_are_the_published_ones(options, undrawn):
 @pytest.mark.parametrize(("depth", "block"), [(29, "bottleneck"), (20, "basic")])
 def test_depth_counts_the_layers_with_weights(depth, block):
     layers = small(depth=depth, block=block).layers
-    weighted = [each for each in layers if each.trainable_variables]
-    shortcuts = [each for each in weighted if each.name.endswith("conv0")]
+    weighted = [layer for layer in layers if layer.trainable_variables]
+    shortcuts = [layer for layer in weighted if layer.name.endswith("conv0")]
     assert len(weighted) - len(shortcuts) == depth
 
 
@@ -39,7 +40,7 @@ def test_output_is_one_logit_a_class(side, last, block):
     assert model.get_layer("head_relu").output.shape[1:3] == (last, last)
 
 
-def test_what_is_added_up_is_never_normalized_on_its_way():
+def test_the_sum_of_a_block_is_not_normalized():
     costs = {
         cost.name: cost
         for cost in layer_costs(
@@ -56,7 +57,7 @@ def test_what_is_added_up_is_never_normalized_on_its_way():
     assert "shortcut" not in {cost.place for cost in costs.values()}
 
 
-def test_a_place_is_what_a_normalization_comes_after():
+def test_places_are_named_by_what_a_normalization_follows():
     model = build_model(compose(["arch=resnet_v2", "arch.depth=20", "norm=bn"]), (32, 32, 3), 10)
     places = {cost.name: cost.place for cost in layer_costs(model) if cost.place}
     assert places["stage1_block1_norm1"] == "stem"

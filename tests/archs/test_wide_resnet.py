@@ -7,6 +7,7 @@ from normbench.config import compose
 from normbench.errors import UserError
 from normbench.network import build_model, layer_costs, multiply_adds, parameter_count
 from normbench.norms.norm import Norm
+from tests.marks import slow
 
 SMALL = {"depth": 10, "widening": 1, "dropout": 0.0}
 
@@ -18,7 +19,7 @@ def small(shape=(32, 32, 3), **options):
 # Zagoruyko & Komodakis 2016, table 4 (arXiv 1605.07146), in millions.
 @pytest.mark.parametrize(
     ("depth", "widening", "millions"),
-    [(40, 1, 0.6), (40, 4, 8.9), (16, 8, 11.0), (22, 8, 17.2), (28, 10, 36.5)],
+    [(40, 1, 0.6), slow(40, 4, 8.9), (16, 8, 11.0), slow(22, 8, 17.2), slow(28, 10, 36.5)],
 )
 def test_parameter_counts_are_the_published_ones(depth, widening, millions, undrawn):
     options = ["arch=wrn28_10", f"arch.depth={depth}", f"arch.widening={widening}"]

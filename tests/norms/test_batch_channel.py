@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 from normbench.norms import BatchChannelNormalization, BatchNormalization, GroupNormalization
+from tests.marks import slow_except_on_jax
 
 EPSILON = 1e-3
 
@@ -79,7 +80,10 @@ def moved(values: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.
 
 
 @pytest.mark.parametrize("micro_batch", [False, True])
-@pytest.mark.parametrize(("shape", "groups"), [((2, 3, 4, 6), 3), ((1, 5, 3, 4), 2), ((3, 8), 4)])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    slow_except_on_jax([((2, 3, 4, 6), 3)], [((2, 3, 4, 6), 3), ((1, 5, 3, 4), 2), ((3, 8), 4)]),
+)
 def test_outputs_and_gradients_in_training(
     shape: tuple[int, ...], groups: int, micro_batch: bool
 ) -> None:
@@ -144,7 +148,9 @@ def test_it_is_batch_and_then_group_normalization() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [False, True])
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", slow_except_on_jax(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"])
+)
 def test_half_precision_is_computed_in_float32(policy: str, micro_batch: bool) -> None:
     x = np.random.default_rng(4).normal(1, 2, (2, 4, 3, 8))
     layer = BatchChannelNormalization(2, micro_batch=micro_batch, dtype=policy)

@@ -14,9 +14,18 @@ from normbench import norms
 from normbench.kernels.compile import on_cpu
 from normbench.norms.convolution import Conv2D, DepthwiseConv2D
 from normbench.norms.norm import Norm
+from tests.marks import slow_except_on_jax
 from tests.norms.conftest import EPSILON, FLOAT32_ROUNDINGS
 
 SHAPES = [(4, 6, 6, 16), (1, 5, 3, 7), (2, 1, 1, 1), (3, 7, 4, 130)]
+DISTRIBUTIONS = ["ordinary", "far", "tiny"]
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+def further_on_jax(shape: tuple[int, ...]) -> Any:
+    """Marks of a shape: JAX, which compiles each for a second, has the first alone by default."""
+    on_jax = keras.backend.backend() == "jax"
+    return pytest.mark.slow if on_jax and shape != SHAPES[0] else ()
 
 
 def made(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) -> Any:
@@ -29,10 +38,12 @@ def made(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) ->
     return layer
 
 
-@pytest.mark.parametrize("distribution", ["ordinary", "far", "tiny"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("distribution", slow_except_on_jax(["far"], DISTRIBUTIONS))
+@pytest.mark.parametrize("dtype", slow_except_on_jax(["float32", "bfloat16"], DTYPES))
 @pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=further_on_jax(shape)) for shape in SHAPES], ids=str
+)
 def test_values_and_gradients_are_those_of_the_formula(
     run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
@@ -53,7 +64,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     expected_dx[:, ::strides, ::strides] = np.einsum("nhwo,ijco->nhwc", dy, kernel)
     sums = "nhwc,nhwo->co"
     magnitudes = np.abs(taken), np.abs(dy), np.abs(kernel)
-    for given, wanted, magnitude in (
+    for actual, wanted, magnitude in (
         (
             found.outputs,
             np.einsum("nhwc,ijco->nhwo", taken, kernel) + bias,
@@ -69,21 +80,24 @@ def test_values_and_gradients_are_those_of_the_formula(
     ):
         # Sums are of float32 at least; what they give is rounded to the dtype, y once more.
         allowed = 2 * EPSILON[dtype] * np.abs(magnitude) + FLOAT32_ROUNDINGS * 2.0**-23 * magnitude
-        assert given.shape == wanted.shape
-        assert (np.abs(given - wanted) <= allowed).all()
+        assert actual.shape == wanted.shape
+        assert (np.abs(actual - wanted) <= allowed).all()
 
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [
-        (Conv2D, 1),
-        (Conv2D, 3),
-        (Conv2D, 5),
-        (norms.WSConv2D, 3),
-        (DepthwiseConv2D, 3),
-        (DepthwiseConv2D, 5),
-        (norms.WSDepthwiseConv2D, 3),
-    ],
+    slow_except_on_jax(
+        [(Conv2D, 3), (DepthwiseConv2D, 3)],
+        [
+            (Conv2D, 1),
+            (Conv2D, 3),
+            (Conv2D, 5),
+            (norms.WSConv2D, 3),
+            (DepthwiseConv2D, 3),
+            (DepthwiseConv2D, 5),
+            (norms.WSDepthwiseConv2D, 3),
+        ],
+    ),
 )
 def test_strides_over_one_place_decide_nothing(run_layer: Any, kind: Any, size: int) -> None:
     shape = (3, 1, 1, 8)
@@ -160,10 +174,12 @@ def test_depthwise_is_keras_s_layer(options: dict[str, Any]) -> None:
     assert own.get_config() == {**theirs.get_config(), "name": own.name}
 
 
-@pytest.mark.parametrize("distribution", ["ordinary", "far", "tiny"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("distribution", slow_except_on_jax(["far"], DISTRIBUTIONS))
+@pytest.mark.parametrize("dtype", slow_except_on_jax(["float32", "bfloat16"], DTYPES))
 @pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=further_on_jax(shape)) for shape in SHAPES], ids=str
+)
 def test_depthwise_values_and_gradients_are_those_of_the_formula(
     run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
@@ -196,7 +212,7 @@ def test_depthwise_values_and_gradients_are_those_of_the_formula(
             max((out - 1) * strides + 3 - size, 0)
             for out, size in zip(dy.shape[1:3], sizes, strict=True)
         ]
-        edges = [(each // 2, each - each // 2) for each in lost]
+        edges = [(count // 2, count - count // 2) for count in lost]
         padded = np.pad(x, ((0, 0), *edges, (0, 0)))
         y, dx, d_kernel = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
         for i in range(3):

@@ -14,8 +14,11 @@ from normbench.config import compose, group_options
 from normbench.initializers import seeded
 from normbench.norms import ParametrizedConv2D, ParametrizedDense
 from normbench.norms.norm import Norm, make_norm
+from tests.marks import slow_except_on_jax
 
 WEIGHTS = [name for name in group_options()["norm/weight"] if name != "none"]
+QUICK = ("sn", "ws")
+"""The parametrizations that JAX, which compiles each, has by default: one has a state."""
 
 
 def pair(weight: str) -> tuple[keras.layers.Layer, keras.layers.Layer]:
@@ -36,8 +39,8 @@ def inputs() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("weight", slow_except_on_jax(QUICK, WEIGHTS))
+@pytest.mark.parametrize("training", slow_except_on_jax([True], [False, True]))
 def test_it_is_a_convolution_of_one_place(weight, training):
     dense, conv = pair(weight)
     assert isinstance(dense, ParametrizedDense)
@@ -59,7 +62,7 @@ def test_weight_standardization_standardizes_each_units_weights():
     np.testing.assert_allclose(kernel.std(0), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weight", slow_except_on_jax(QUICK, WEIGHTS))
 def test_it_can_be_saved(weight, tmp_path: Path):
     norm = make_norm(compose(["norm=none", f"norm/weight={weight}"]).norm)
     images = keras.Input((6,))

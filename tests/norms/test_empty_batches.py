@@ -6,13 +6,14 @@ import keras
 import numpy as np
 import pytest
 
+from tests.marks import slow_except, slow_except_on_jax
 from tests.norms.conftest import run_layer, state_of
-from tests.norms.test_every_layer import BACKEND, NAMES, make
+from tests.norms.test_every_layer import BACKEND, NAMES, QUICK, make
 
 SHAPE = (0, 3, 4, 16)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "ghost_bn", "iternorm"), NAMES))
 def test_an_empty_batch_leaves_state_and_gradients_whole(name):
     layer = make(name)
     layer.build((None, *SHAPE[1:]))
@@ -26,8 +27,11 @@ def test_an_empty_batch_leaves_state_and_gradients_whole(name):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX knows each shape")
-@pytest.mark.parametrize("name", [each for each in NAMES if not each.endswith("_tfa")])
-def test_so_does_one_whose_size_only_the_graph_knows(name):
+@pytest.mark.parametrize(
+    "name",
+    slow_except((*QUICK, "ghost_bn"), [name for name in NAMES if not name.endswith("_tfa")]),
+)
+def test_an_empty_batch_of_unknown_size_leaves_state_and_gradients_whole(name):
     import tensorflow as tf
 
     layer = make(name)

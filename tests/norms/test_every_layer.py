@@ -14,6 +14,7 @@ import yaml
 
 from normbench.components import target
 from normbench.config import conf_dir
+from tests.marks import slow_except, slow_except_on_jax
 
 SHAPE = (16, 3, 4, 16)
 BACKEND = keras.backend.backend()
@@ -35,14 +36,16 @@ NAMES = [
     if spec.get("_target_") and not spec.keys() & {"bfn", "places"} and name != "minmax_reshape"
 ]
 assert len(NAMES) > 25
+QUICK = ("bn", "frn", "gn")
+"""Layers for tests that compile each: over the batch with a state, over space, over groups."""
 
 
 def make(name: str, **options: Any) -> Any:
     """The layer as ``norm=<name>`` makes it."""
     if name.endswith("_tfa") and (BACKEND != "tensorflow" or not find_spec("tensorflow_addons")):
         pytest.skip("tensorflow-addons is not installed, or not for this backend")
-    given = {k: v for k, v in SPECS[name].items() if k not in ("name", "_target_")}
-    return target(SPECS[name]["_target_"])(**given, **options)
+    in_file = {k: v for k, v in SPECS[name].items() if k not in ("name", "_target_")}
+    return target(SPECS[name]["_target_"])(**in_file, **options)
 
 
 @cache
@@ -93,7 +96,7 @@ def sees_the_batch(name: str, training: bool) -> bool:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
 def test_an_image_depends_on_the_others_only_where_it_is_said_to(name, training):
     """Batch-free normalizations never, Batch Normalization and its like in training."""
     _, call = used(name)
@@ -107,21 +110,21 @@ def test_an_image_depends_on_the_others_only_where_it_is_said_to(name, training)
         np.testing.assert_allclose(alone, among, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
 def test_images_may_come_in_any_order(name):
     layer, call = used(name)
     order = np.random.default_rng(7).permutation(SHAPE[0])
     x = images(5)
     state = [keras.ops.convert_to_numpy(v.value) for v in layer.non_trainable_variables]
     outputs = []
-    for given in (x, x[order]):
+    for batch in (x, x[order]):
         for variable, value in zip(layer.non_trainable_variables, state, strict=True):
             variable.assign(value)
-        outputs.append(call(given, True))
+        outputs.append(call(batch, True))
     np.testing.assert_allclose(outputs[1], outputs[0][order], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
 def test_inference_leaves_the_state_alone(name):
     layer, call = used(name)
     before = [keras.ops.convert_to_numpy(v.value) for v in layer.weights]
@@ -133,7 +136,7 @@ def test_inference_leaves_the_state_alone(name):
 # --- kept and set up --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, NAMES))
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     layer, call = used(name)
     model = keras.Sequential([keras.Input(SHAPE[1:]), layer])
@@ -157,8 +160,10 @@ def test_options_in_conf_are_those_of_the_constructor(name):
             assert config[key] == value, key
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "policy", slow_except_on_jax(["mixed_bfloat16"], ["mixed_bfloat16", "mixed_float16"])
+)
+@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, NAMES))
 def test_half_precision_keeps_weights_and_state_in_float32(name, policy):
     layer = make(name, dtype=policy)
     layer.build(SHAPE)
@@ -206,7 +211,10 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 @tensorflow_only
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "frn_tfa"])  # refuses them
+@pytest.mark.parametrize(
+    "name",
+    slow_except(QUICK, [n for n in NAMES if n != "frn_tfa"]),  # it refuses them
+)
 def test_sizes_may_be_unknown_until_it_runs(name):
     import tensorflow as tf
 
@@ -236,7 +244,7 @@ def fresh_step(name: str) -> Any:
 
 
 @tensorflow_only
-@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_tfa")])
+@pytest.mark.parametrize("name", slow_except(QUICK, [n for n in NAMES if not n.endswith("_tfa")]))
 def test_the_same_step_gives_the_same_bits(name):
     import tensorflow as tf
 

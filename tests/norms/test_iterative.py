@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from normbench.norms import BatchNormalization, IterativeNormalization
+from tests.marks import slow_except_on_jax
 
 
 def groups_for(channels: int) -> int:
@@ -32,7 +33,7 @@ def reference(x, gamma, beta, groups, iterations=5, epsilon=1e-5):
     return np.concatenate(whitened, axis=1).reshape(x.shape) * gamma + beta
 
 
-@pytest.mark.parametrize("iterations", [1, 5])
+@pytest.mark.parametrize("iterations", slow_except_on_jax([5], [1, 5]))
 def test_training(iterations, case, check):
     groups = groups_for(case.channels)
     layer = IterativeNormalization(groups, iterations=iterations, dtype=case.dtype)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from normbench import norms
+from tests.marks import slow, slow_except_on_jax
 from tests.norms.conftest import Case, Run, run_layer, state_of
-from tests.norms.test_every_layer import BACKEND, NAMES, make
+from tests.norms.test_every_layer import NAMES, make
 
 SHAPE = (4, 6, 8)
 VALID = np.arange(6) < np.array([[6], [3], [1], [4]])
@@ -21,9 +22,11 @@ GAPS = np.random.default_rng(0).random((4, 3, 5)) < 0.6
 """Of 4 images the pixels that count."""
 EPSILON = 1e-5
 
-INPUTS = [Case(SHAPE, "float32", ("ordinary", "far"))]
-if BACKEND == "tensorflow":  # JAX compiles each
-    INPUTS += [Case(SHAPE, dtype, ("ordinary", "far")) for dtype in ("bfloat16", "float16")]
+INPUTS = [
+    Case(SHAPE, "float32", ("ordinary", "far")),
+    slow(Case(SHAPE, "bfloat16", ("ordinary", "far"))),
+    slow(Case(SHAPE, "float16", ("ordinary", "far"))),
+]
 
 
 class Masked(keras.layers.Layer):
@@ -191,8 +194,12 @@ UNCENTRED = {"bn_moments", "bn_var", "evonorm_b0", "evonorm_s0", "frn", "frn_lea
 """Those whose formula, or TensorFlow's for it, has terms in proportion to |mean| / deviation."""
 
 
+QUICK = ("bn", "evonorm_b0", "frn", "gn", "minmax")
+"""Normalizations that JAX, which compiles each, has by default."""
+
+
 @pytest.mark.parametrize("inputs", INPUTS, ids=str)
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, REFERENCES))
 def test_statistics_are_those_of_valid_positions(name, inputs, check):
     kind, options, reference = REFERENCES[name]
     options = {"epsilon": EPSILON, "dtype": inputs.dtype, **options}
@@ -245,11 +252,12 @@ def test_a_model_with_a_mask_is_saved_and_loaded(tmp_path):
 # --- every normalization ------------------------------------------------------------------------
 
 TAKING = [name for name in NAMES if not name.endswith("_tfa")]
-STATEFUL = [name for name in REFERENCES if hasattr(REFERENCES[name][0], "follow")]
+STATEFUL = [name for name in REFERENCES if hasattr(REFERENCES[name][0], "update_average")]
+assert len(STATEFUL) > 8
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("name", slow_except_on_jax(("bn", "gn", "lrn"), TAKING))
 def test_what_is_in_the_padding_changes_no_valid_output(name, training):
     random = np.random.default_rng(3)
     shape = (*GAPS.shape, 16)
@@ -271,7 +279,7 @@ def test_what_is_in_the_padding_changes_no_valid_output(name, training):
         np.testing.assert_allclose(value, two.state[key], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", slow_except_on_jax(("bn", "brn"), STATEFUL))
 def test_moving_statistics_are_those_of_the_valid_positions_alone(name):
     if name == "ghost_bn":
         pytest.skip("its virtual batches are not those of the valid positions alone")
@@ -298,7 +306,7 @@ def test_virtual_batches_of_padding_alone_are_passed_over():
         np.testing.assert_allclose(state_of(masked)[key], value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, TAKING))
 def test_a_batch_of_padding_alone_is_finite_and_changes_no_state(name):
     layer = make(name)
     shape = (16, 3, 16)

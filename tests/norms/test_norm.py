@@ -22,6 +22,7 @@ from normbench.norms import (
 from normbench.norms.convolution import Conv2D
 from normbench.norms.norm import Norm, make_norm
 from normbench.norms.weights import ParametrizedConv2D, ParametrizedDepthwiseConv2D
+from tests.marks import slow_except_on_jax
 
 SHAPE = (8, 8, 3)
 
@@ -96,26 +97,26 @@ def test_a_map_of_places_is_built(tmp_path: Path) -> None:
     assert isinstance(model.get_layer("stage2_block1_conv1"), ParametrizedConv2D)
 
 
-@pytest.mark.parametrize("name", group_options()["norm"])
+@pytest.mark.parametrize("name", slow_except_on_jax(["gn_ws", "xbn"], group_options()["norm"]))
 def test_every_norm_file_builds_and_holds_just_its_layers_options(name: str) -> None:
     spec = compose([f"norm={name}"]).norm
     assert isinstance(make_norm(spec), Norm)
     if spec["_target_"] is not None:
-        made = target(spec["_target_"])
+        layer = target(spec["_target_"])
         options = options_of(spec, "weight", "place", "bfn", "places")
         # An axis of the caller's own program is nothing that a run could choose.
-        assert set(options) == set(parameters_of(made)) - {"axis_name"}
-        made(**options)
+        assert set(options) == set(parameters_of(layer)) - {"axis_name"}
+        layer(**options)
 
 
-@pytest.mark.parametrize("name", group_options()["norm/weight"])
+@pytest.mark.parametrize("name", slow_except_on_jax(["ws"], group_options()["norm/weight"]))
 def test_every_weight_file_builds_and_holds_just_its_options(name: str) -> None:
     spec = compose([f"norm/weight={name}"]).norm["weight"]
     if spec["_target_"] is None:
         assert name == "none"
         return
-    made = target(spec["_target_"])
-    assert made(**options_of(spec)).get_config() == options_of(spec)
+    parametrization = target(spec["_target_"])
+    assert parametrization(**options_of(spec)).get_config() == options_of(spec)
     model = build(f"norm/weight={name}")
     assert isinstance(model.get_layer("stem_conv"), ParametrizedConv2D)
 

@@ -13,6 +13,7 @@ from normbench.norms import (
     MaxFirstMinMaxNormalization,
     MinMaxNormalization,
 )
+from tests.marks import slow_except_on_jax
 
 EPSILON = 1e-3
 
@@ -201,14 +202,17 @@ def test_the_reshape_does_no_harm_where_an_image_has_one_place():
 # --- options, files ---------------------------------------------------------------------------
 
 
+SAVED = [
+    MinMaxNormalization(over=["space"], scale=True),
+    ChannelMinMaxNormalization(epsilon=1e-2),
+    ImageMinMaxNormalization(center=True, scale=True),
+    MaxFirstMinMaxNormalization(over=["batch"]),
+]
+
+
 @pytest.mark.parametrize(
     "layer",
-    [
-        MinMaxNormalization(over=["space"], scale=True),
-        ChannelMinMaxNormalization(epsilon=1e-2),
-        ImageMinMaxNormalization(center=True, scale=True),
-        MaxFirstMinMaxNormalization(over=["batch"]),
-    ],
+    slow_except_on_jax([SAVED[0]], SAVED),
     ids=lambda layer: type(layer).__name__,
 )
 def test_saves_and_loads(layer, tmp_path, randomize):

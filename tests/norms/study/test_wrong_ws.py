@@ -12,6 +12,7 @@ from keras import ops
 
 from normbench import norms
 from normbench.norms.weights import ParametrizedConv2D, ParametrizedDepthwiseConv2D
+from tests.marks import slow_except_on_jax
 
 SHAPES = [((3, 3, 2, 4), False), ((3, 3, 4, 2), True)]
 
@@ -49,7 +50,7 @@ def standardized(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
     return kernel * scale - kernel.mean(axes) * scale
 
 
-@pytest.mark.parametrize("returns", ["sum", "nothing"])
+@pytest.mark.parametrize("returns", slow_except_on_jax(["sum"], ["sum", "nothing"]))
 @pytest.mark.parametrize(("shape", "depthwise"), SHAPES)
 def test_as_a_regularizer_it_standardizes_nothing(
     shape: tuple[int, ...], depthwise: bool, returns: str
