@@ -20,7 +20,7 @@ from normbench.report.origin import mixtures
 from normbench.store import provenance
 from normbench.store.store import Store
 from normbench.sweep.preflight import problems
-from tests.marks import slow
+from tests.marks import slow_except
 
 SOURCE = """
 from pathlib import Path
@@ -135,17 +135,23 @@ def test_options_of_a_data_set_reach_its_class(own: Own) -> None:
     np.testing.assert_array_equal(chosen.test.images, first[40:] + 5)
 
 
+MISTAKES = [
+    ("brightr: 5\n", "unknown option of dataset=mine 'brightr': did you mean 'brighter'?"),
+    ("crop_paddin: 0\n", "unknown option of dataset=mine 'crop_paddin': did you mean 'crop_p"),
+    (None, "dataset=mine lacks the option 'crop_padding'"),
+]
+COMMANDS = ["run", "sweep --dry-run", "show", "data list", "data prepare mine", "doctor"]
+
+
 @pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ("brightr: 5\n", "unknown option of dataset=mine 'brightr': did you mean 'brighter'?"),
-        ("crop_paddin: 0\n", "unknown option of dataset=mine 'crop_paddin': did you mean 'crop_p"),
-        (None, "dataset=mine lacks the option 'crop_padding'"),
-    ],
-)
-@pytest.mark.parametrize(
-    "command",
-    ["run", "sweep --dry-run", "show", "data list", "data prepare mine", slow("doctor")],
+    ("command", "more", "message"),
+    slow_except(  # every mistake, and every command
+        [
+            *(("run", *mistake) for mistake in MISTAKES),
+            *((command, *MISTAKES[0]) for command in COMMANDS),
+        ],
+        [(command, *mistake) for command in COMMANDS for mistake in MISTAKES],
+    ),
 )
 def test_a_misspelt_option_of_a_data_set_is_refused_everywhere(
     command: str, more: str | None, message: str, own: Own, capsys: Any

@@ -23,10 +23,13 @@ CONFIGS = {config: signature for signature, config in LINES if "+experiment=" no
 EXPERIMENTS = {config: signature for signature, config in LINES if "+experiment=" in config}
 
 
-def test_configs_keep_their_signatures() -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_configs_keep_their_signatures(step: int) -> None:
+    """Compose each third config by default: all of them take a quarter of a minute."""
     assert len(CONFIGS) > 90
-    composed = {config: compose(config.split()).signature for config in CONFIGS}
-    assert composed == CONFIGS
+    recorded = dict(list(CONFIGS.items())[::step])
+    composed = {config: compose(config.split()).signature for config in recorded}
+    assert composed == recorded
 
 
 def digest(config: str) -> str:

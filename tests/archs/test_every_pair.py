@@ -112,8 +112,8 @@ ONE_OF_EACH = {
     *((norm, small_network(index, norm)) for index, norm in enumerate(NORMS)),
     *(("bn", arch) for arch in TINY if arch not in LARGE),
 }
-QUICK_NORMS = ("bn", "bn_head_minmax", "brn", "frn", "gn", "gn_ws", "ln", "none", "bn_sn", "xbn")
-QUICK_NETWORKS = ("airbench", "lenet", "mlp_sigmoid", "resnet8", "resnet50", "vgg11", "wrn16_4")
+QUICK_NORMS = ("bn", "bn_head_minmax", "frn", "gn", "gn_ws", "ln", "none", "bn_sn", "xbn")
+QUICK_NETWORKS = ("lenet", "mlp_sigmoid", "resnet8", "resnet50", "vgg11", "wrn16_4")
 QUICK = [
     *((norm, small_network(list(NORMS).index(norm), norm)) for norm in QUICK_NORMS),
     *(("bn", arch) for arch in QUICK_NETWORKS),

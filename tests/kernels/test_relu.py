@@ -17,6 +17,7 @@ from normbench.kernels import compile as _compiled
 from normbench.kernels.relu import is_rectifier, rectified
 from normbench.norms.batch import BatchNormalization
 from normbench.norms.convolution import Conv2D, DepthwiseConv2D
+from tests.marks import slow_except
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -126,7 +127,7 @@ def mixed():
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", slow_except([2], [1, 2]))
 def test_a_network(count, normalized, monkeypatch, mixed):
     """In it a convolution's ReLU stays TensorFlow's, which takes both in one."""
     monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
@@ -197,7 +198,7 @@ def network(name):
     return keras.Model(inputs, relu(add([inputs, x])))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", slow_except([2], [1, 2]))
 @pytest.mark.parametrize(
     "name",
     [
