@@ -10,6 +10,7 @@ import keras
 import pytest
 
 from normbench.engine import threads
+from tests.marks import slow
 
 ASKED = """
 from normbench.engine import backend
@@ -35,7 +36,7 @@ def test_a_limit_in_the_environment_counts(monkeypatch):
     assert threads.available() == threads.cores() >= 1
 
 
-def asked(count: int, first: str = "") -> subprocess.CompletedProcess[str]:
+def ask(count: int, first: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(count)}
     return subprocess.run(
         [sys.executable, "-c", first + ASKED],
@@ -47,14 +48,14 @@ def asked(count: int, first: str = "") -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
-@pytest.mark.parametrize(("count", "settings"), [(1, "1 0 0"), (8, "8 2 4")])
+@pytest.mark.parametrize(("count", "settings"), [slow(1, "1 0 0"), (8, "8 2 4")])
 def test_tensorflow_gives_each_shard_its_threads(count, settings):
-    done = asked(count)
+    done = ask(count)
     assert done.stdout.split("\n")[0] == settings
     assert "in use before" not in done.stderr
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
-def test_it_is_said_where_tensorflow_was_in_use_already():
-    done = asked(2, "import tensorflow as tf\ntf.constant(1) + 1\n")
+def test_a_warning_is_logged_where_tensorflow_was_in_use_already():
+    done = ask(2, "import tensorflow as tf\ntf.constant(1) + 1\n")
     assert "TensorFlow was in use before normbench: its threads cannot be divided" in done.stderr
