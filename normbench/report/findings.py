@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from normbench.formats import counted
 from normbench.report import names as labels
-from normbench.report.caveats import join_names
+from normbench.report.caveats import join_names, words
 from normbench.report.grid import Grid, GridCell
 from normbench.report.statistics import ALPHA, Difference, t_quantile
 from normbench.report.study import Study
 from normbench.report.tables import TIMED, p_words
+from normbench.report.tuning import CellTuning, tuned_keys, value_text
+from normbench.report.tuning_tables import ordered, rules
 
 Pairs = Sequence[tuple[GridCell, Difference]]
 
 STRENGTHS = (
     "caution",  # qualifies all findings: training had not converged, no rate was tuned
+    "tuned",  # the tuned keys: how their values were chosen, and which
     "significant",  # significant after Holm's correction, and nothing but the factor differs
     "overall",  # over all columns, an interval or an exact test that excludes chance
     "diverged",
@@ -52,6 +56,7 @@ def findings(grid: Grid) -> list[Finding]:
     compared = grid.metric.higher_is_better is not None and len(grid.study.rows) > 1
     if grid.metric.higher_is_better is not None and not grid.metric.timed:
         found += cautions(grid.study)
+    found += tuned(grid.study)
     if compared and grid.metric.timed:
         found.append(Finding(TIMED, "note"))
     elif compared and grid.baseline is not None:
@@ -104,7 +109,7 @@ def _convergence(study: Study) -> str:
 def _tuning(study: Study) -> list[str]:
     """Name the rows that were trained at a single learning rate."""
     chosen = any(c.key == "optimizer.lr" and c.intended for c in study.conditions)
-    rates = {row: count for row, count in study.training.rates.items() if count}
+    rates = _rates(study)
     single = [study.row(row) for row, count in rates.items() if count == 1]
     if chosen or not single:
         return []
@@ -119,6 +124,98 @@ def _tuning(study: Study) -> list[str]:
         f"The store has several learning rates of {join_names(tuned)}; {join_names(single)} {was} "
         "trained at one, which was not tuned."
     ]
+
+
+def _rates(study: Study) -> dict[Any, int]:
+    """Return by row the number of learning rates tried, in trials or in other runs of the store."""
+    rates = {row: count for row, count in study.training.rates.items() if count}
+    for cell in study.tuned:
+        if "optimizer.lr" in cell.cell.keys:
+            rates[cell.row] = max(rates.get(cell.row, 0), len(cell.along("optimizer.lr")))
+    return rates
+
+
+def _untuned(study: Study) -> str:
+    """Return the sentence that each claim carries where no learning rate was tuned."""
+    rates = _rates(study)
+    if "optimizer.lr" in study.by or not rates or max(rates.values()) > 1:
+        return ""
+    if any(condition.key == "optimizer.lr" and condition.rows for condition in study.conditions):
+        return ""  # said where the conditions are
+    return " The learning rate was the same for all rows, and not tuned."
+
+
+def tuned(study: Study) -> list[Finding]:
+    """Report how tuned keys were chosen, which values were, and where a list was too short."""
+    if not study.tuned:
+        return []
+    cells = ordered(study)
+    found = []
+    for key in tuned_keys(cells):
+        name = words(key)
+        whose = [cell for cell in cells if key in cell.cell.keys]
+        chosen = [cell for cell in whose if cell.cell.chosen is not None]
+        if chosen:
+            texts = _by_cell(study, chosen, lambda c, key=key: value_text(c.cell.chosen[key]))
+            found.append(Finding(f"Chosen {name}: {texts}.", "tuned", _places(study, chosen)))
+        for end in ("largest", "smallest"):
+            edge = [cell for cell in chosen if cell.cell.edges.get(key) == end]
+            if edge:
+                texts = _by_cell(study, edge, lambda c, key=key: value_text(c.cell.chosen[key]))
+                found.append(
+                    Finding(
+                        f"The best {name} is the {end} tried for {texts}: a better one may lie "
+                        "beyond it. Add values to the list, or --extend it.",
+                        "caution",
+                        _places(study, edge),
+                    )
+                )
+    nothing = [cell for cell in cells if cell.cell.chosen is None]
+    for cell in nothing:
+        reason = cell.cell.problem or "its trials have not all ended"
+        where = _by_cell(study, [cell], lambda _: "")
+        found.append(Finding(f"Nothing was chosen for {where}: {reason}.", "caution"))
+    wrong = [name for cell in cells for name in cell.contradicted]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        found.append(
+            Finding(
+                "Trials whose runs have another result than the one that their value was chosen "
+                f"by: {', '.join(wrong[:3])}{more}.",
+                "caution",
+            )
+        )
+    keys = join_names([words(key) for key in tuned_keys(cells)])
+    rule = " ".join(rules(study))
+    found.insert(0, Finding(f"Tuned for each cell: {keys}, {_budget(cells)}. {rule}", "tuned"))
+    return found
+
+
+def _budget(cells: Sequence[CellTuning]) -> str:
+    """Return the number of values that the cells tried."""
+    counts = sorted({len(cell.tried) for cell in cells})
+    added = sum(len(cell.cell.added) for cell in cells)
+    several = any(len(cell.cell.keys) > 1 for cell in cells)
+    noun = "combination" if several else "value"
+    text = counted(counts[-1], noun)
+    if len(counts) > 1:
+        text = f"{counts[0]} to {text}"
+    return text + (f" ({added} of all cells' added by --extend)" if added else "")
+
+
+def _by_cell(study: Study, cells: Sequence[CellTuning], text: Callable[[CellTuning], str]) -> str:
+    """Write a text for each cell, as ``BN 0.1 at batch size 16, 0.2 at 128; GN …``."""
+    factor = labels.factor(study.column_factor).lower() if study.column_factor else ""
+    rows: dict[Any, list[str]] = {}
+    for cell in cells:
+        parts = rows.setdefault(cell.row, [])
+        where = f"{'at' if parts else f'at {factor}'} {study.column(cell.column)}" if factor else ""
+        parts.append(f"{text(cell)} {where}".strip())
+    return "; ".join(f"{study.in_words(row)} {', '.join(parts)}" for row, parts in rows.items())
+
+
+def _places(study: Study, cells: Sequence[CellTuning]) -> tuple[tuple[Any, Any], ...]:
+    return tuple((c.row, c.column) for c in cells if (c.row, c.column) in study.groups)
 
 
 def _row(grid: Grid, row: Any, cells: Sequence[GridCell], family: int) -> list[Finding]:
@@ -271,6 +368,7 @@ def _qualified(
             strength = "confounded"
     if others:
         text += f" The rows also differ in {join_names(others)}, as intended."
+    text += _untuned(grid.study)
     return Finding(text, strength, _keys(cells))
 
 

@@ -18,6 +18,7 @@ from normbench.config import norm_name
 from normbench.errors import NormbenchError, UserError
 from normbench.report.metrics import METRICS
 from normbench.store.store import Store
+from normbench.store.tuning import TunedCell, trial_names, tuned_cells
 
 if TYPE_CHECKING:
     from normbench.store.store import Run
@@ -42,11 +43,13 @@ class Frames:
         root: The store's folder.
         runs: A row a run, sorted by name: ``name``, ``status``, the config (a group's name under
             the group's, its options as ``norm.groups``), the final metrics (accuracies are
-            fractions 0..1, times in seconds), the provenance. ``attrs["config"]`` and
+            fractions 0..1, times in seconds), the provenance; in a store with tuned keys also
+            ``trial``, true for the trials of tuning. ``attrs["config"]`` and
             ``attrs["provenance"]`` list the columns of each kind.
         curves: A row an epoch: ``run`` and the keys of ``metrics.jsonl``, ordered by run, epoch.
         left_out: Foreign and unreadable folders, each with its reason.
         unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
+        tuned: The cells whose keys were tuned, of the whole store.
     """
 
     root: Path
@@ -54,6 +57,7 @@ class Frames:
     curves: pd.DataFrame
     left_out: tuple[LeftOut, ...] = field(default=())
     unfiltered: pd.DataFrame | None = None
+    tuned: tuple[TunedCell, ...] = ()
 
     @property
     def whole(self) -> pd.DataFrame:
@@ -67,7 +71,7 @@ class Frames:
         """Return the frames with the runs where ``mask``, a boolean per row of ``runs``, holds."""
         runs = self.runs[mask].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
-        return Frames(self.root, runs, curves, self.left_out, self.whole)
+        return Frames(self.root, runs, curves, self.left_out, self.whole, self.tuned)
 
     def write(self, folder: Path) -> list[Path]:
         """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""
@@ -93,6 +97,7 @@ def load(store: Store | Path | str) -> Frames:
 
     Raises:
         UserError: The folder does not exist.
+        NormbenchError: The record of a tuned sweep is damaged: trials cannot be told from results.
     """
     store = as_store(store)
     if not store.root.is_dir():
@@ -108,9 +113,12 @@ def load(store: Store | Path | str) -> Frames:
         rows.append(row)
         pieces.append(columns(run.name, epochs))
     runs, curves = _typed(*_frames(rows, pieces))
+    tuned = tuple(tuned_cells(store))
+    if tuned:
+        runs["trial"] = runs["name"].isin(trial_names(store))
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
-    return Frames(store.root, runs, curves, tuple(left_out))
+    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned)
 
 
 def as_store(store: Store | Path | str) -> Store:
@@ -221,7 +229,7 @@ LEADING = ("name", "status", "dataset", "arch", "norm", "batch", "seed", "epochs
 _NOT_FROM_CONFIG = frozenset(
     _names(
         "name status signature path command started ended sessions error_type error_message "
-        "weights_sha256 row column"
+        "weights_sha256 row column trial"
     )
 ).union(RESULTS, _PROVENANCE, (metric.name for metric in METRICS.values() if metric.of_run))
 

@@ -25,7 +25,9 @@ def counts(frames: Frames) -> str:
     order = [*STATUSES, *sorted(set(found.index) - set(STATUSES))]
     texts = [f"{found[status]} {status}" for status in order if status in found]
     total = len(frames.runs)
-    return f"{total} run{'s' if total != 1 else ''}: {', '.join(texts)}"
+    trials = int(frames.runs["trial"].sum()) if "trial" in frames.runs else 0
+    tuning = f" ({trials} of them trials of tuning)" if trials else ""
+    return f"{total} run{'s' if total != 1 else ''}: {', '.join(texts)}{tuning}"
 
 
 def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
@@ -114,6 +116,8 @@ def _runs(count: int) -> str:
 def _described(run: dict) -> str:
     if run["status"] == "failed" and isinstance(run.get("error_type"), str):
         return f"{run['name']} ({printable(run['error_type'])})"
+    if run.get("trial"):
+        return f"{run['name']} (trial)"
     if run["status"] in ("running", "interrupted"):
         return f"{run['name']} (epoch {run['epochs_done']:g} of {run['epochs']})"
     return str(run["name"])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from normbench.errors import unknown
-from normbench.report import tables, where
+from normbench.formats import counted
+from normbench.report import tables, tuning, tuning_tables, where
 from normbench.report.caveats import allowing, join_names, words
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
@@ -106,6 +107,7 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         if asked.baseline not in rows:
             raise unknown("baseline", asked.baseline, rows)
     result = []
+    notes += _trials_alone(frames)
     for study in found:
         has = asked.baseline is None or asked.baseline in map(str, study.rows)
         baseline = default_baseline(study, asked.baseline) if has else None
@@ -114,6 +116,17 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         result.append(_section(study, shown, baseline, asked.target))
         notes += _confounds(study)
     return result, notes
+
+
+def _trials_alone(frames: Frames) -> list[str]:
+    """Note that only trials of tuning are left to report, if so."""
+    trials = tuning.is_trial(frames.runs)
+    if not frames.tuned or not len(trials) or not trials.all():
+        return []
+    return [
+        f"all {counted(len(trials), 'run')} are trials of tuning, shown as ordinary runs: there "
+        "are no final runs"
+    ]
 
 
 def _confounds(study: Study) -> list[str]:
@@ -130,12 +143,13 @@ def _confounds(study: Study) -> list[str]:
 
 def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
     grid = build(study, shown, baseline)
-    listing = [tables.matrix(grid)]
+    listing = [tuning_tables.with_chosen(tables.matrix(grid), study)]
     if shown.at_best is not None:
         listing.append(tables.matrix(build(study, shown.at_best, baseline)))
     if baseline is not None and len(study.rows) > 1:
         listing += [tables.differences(grid), tables.comparisons(grid)]
         listing += [tables.improvement(grid)] if grid.improvements else []
+    listing += tuning_tables.tables(study)
     selection = tables.selection(study)
     listing += [selection] if selection else []
     for other in [*(listed("target") if target is not None else []), *listed("report")]:

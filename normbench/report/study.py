@@ -20,6 +20,7 @@ import pandas as pd
 
 from normbench.errors import UserError, unknown
 from normbench.report import names as labels
+from normbench.report import tuning
 from normbench.report.caveats import (
     ENDED,
     Condition,
@@ -28,8 +29,11 @@ from normbench.report.caveats import (
     conditions,
     describe_values,
     join_names,
+    words,
 )
 from normbench.report.frames import GROUPS, Frames, is_config, is_origin
+from normbench.report.tuning import CellTuning
+from normbench.store.tuning import TunedCell
 
 _FREE = ("seed", "store", "label", "eval_batch")  # may differ inside a cell
 _CAPTION = 200  # most letters that a caption spends on conditions
@@ -58,13 +62,18 @@ class Study:
             data set and the architecture, unless they are factors.
         rows, columns: Values of the factors, in the order of tables. With one factor
             ``columns`` is ``[""]``.
-        runs: Rows of the runs frame, in every state, with ``row`` and ``column`` added.
+        runs: Rows of the runs frame, in every state, with ``row`` and ``column`` added; trials of
+            tuning are left out.
         curves: Rows of the curves frame.
         title: As ``resnet8 on Digits, optimizer.lr 0.1``; unique among the studies of a store, as
             is the slug.
         slug: The name of the study's folders in a report.
         allowed: Keys, or groups of keys, in which rows may differ on purpose.
         rates: By row, the number of learning rates with runs in the store.
+        marked: ``runs`` with one text instead of the values of tuned keys
+            (:func:`normbench.report.tuning.marked`); None where no key was tuned.
+        tuned: The cells whose keys were tuned, also those without final runs.
+        trials: The runs of the store that are trials of ``tuned``.
     """
 
     by: tuple[str, ...]
@@ -77,6 +86,9 @@ class Study:
     slug: str
     allowed: tuple[str, ...] = ()
     rates: Mapping[Any, int] = field(default_factory=dict)
+    marked: pd.DataFrame | None = None
+    tuned: tuple[CellTuning, ...] = ()
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
@@ -100,7 +112,8 @@ class Study:
     @cached_property
     def conditions(self) -> list[Condition]:
         """The keys beside the factors that differ between rows or columns."""
-        return conditions(self.runs, self.by, self.context, self.allowed)
+        runs = self.runs if self.marked is None else self.marked
+        return conditions(runs, self.by, self.context, self.allowed)
 
     @property
     def confounds(self) -> list[Condition]:
@@ -137,7 +150,17 @@ class Study:
         columns = [c for c in self.conditions if c.columns and not c.rows]
         if columns:
             found.append(f"Columns also differ in {self._with_values(columns)}.")
-        return found + self._seeds()
+        return found + self._tuning() + self._seeds()
+
+    def _tuning(self) -> list[str]:
+        """Note the keys that were tuned for each cell, and so may differ between cells."""
+        keys = [words(key) for key in tuning.tuned_keys(self.tuned)]
+        if not keys:
+            return []
+        return [
+            f"Each cell has its own {join_names(keys)}, chosen in trials by validation alone. "
+            "Trials do not enter."
+        ]
 
     @property
     def compared(self) -> str:
@@ -157,6 +180,9 @@ class Study:
             if len(text) > _CAPTION:  # notes under tables have the values
                 text = join_names([condition.words for condition in found])
             parts.append(f"{name} also differ in {text}")
+        if self.tuned:
+            keys = join_names([words(key) for key in tuning.tuned_keys(self.tuned)])
+            parts.append(f"{keys} tuned for each cell")
         return "; ".join(parts)
 
     def _with_values(self, found: Sequence[Condition]) -> str:
@@ -295,14 +321,20 @@ def studies(
     if frames.runs.empty:
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
-    runs = frames.runs.copy()
-    runs["row"] = _variants(runs, first)
-    runs["column"] = _variants(runs, second) if second else ""
-    keys = _context(runs, factors)
+    runs, trial = frames.runs.copy(), tuning.is_trial(frames.runs)
+    tuned = bool(frames.tuned) and not trial.all()  # trials alone are ordinary runs
+    marked = tuning.marked(runs, frames, factors) if tuned else runs
+    row, column = _variants(marked, first), _variants(marked, second) if second else ""
+    for frame in (runs, marked):
+        frame["row"], frame["column"] = row, column
+    results = marked[~trial] if tuned else marked
+    keys = _context(results, factors)
     rates = _rates(runs, frames.whole, factors[:2])
     found = []
-    parts = runs.groupby(keys, dropna=False, sort=True) if keys else [((), runs)]
+    parts = results.groupby(keys, dropna=False, sort=True) if keys else [((), results)]
     for values, part in parts:
+        shown = part.reset_index(drop=True)
+        part = runs.loc[part.index]
         curves = frames.curves[frames.curves["run"].isin(part["name"])]
         found.append(
             Study(
@@ -316,10 +348,57 @@ def studies(
                 slug="",
                 allowed=tuple(allowed),
                 rates=_by_row(part, rates),
+                marked=shown if tuned else None,
             )
         )
     found.sort(key=lambda study: -len(study.runs))
-    return _named(found)
+    return _named(_with_tuning(found, frames, marked) if tuned else found)
+
+
+def _with_tuning(found: Sequence[Study], frames: Frames, marked: pd.DataFrame) -> list[Study]:
+    """Give each study the tuned cells of its runs, and those cells of its kind without any.
+
+    A cell has no final runs yet if its trials go on, or none at all if all of them diverged. It
+    belongs to the first study whose context its trials share.
+    """
+    names = {name: place for place, study in enumerate(found) for name in study.runs["name"]}
+    stored = set(frames.whole["name"])
+    records = {record["name"]: record for record in marked.to_dict("records")}
+    cells: list[list[CellTuning]] = [[] for _ in found]
+    for cell in frames.tuned:
+        known = [name for name in cell.final if name in names]
+        if known:
+            place = names[known[0]]
+            record = records[known[0]]
+        elif stored.intersection(cell.final):  # the filter of the report leaves the cell out
+            continue
+        else:
+            trials = [records[trial.run] for trial in cell.trials if trial.run in records]
+            places = [i for i, study in enumerate(found) if _is_of(study, cell, trials)]
+            if not places:
+                continue
+            place, record = places[0], trials[0]
+        row, column = plain_value(record["row"]), plain_value(record["column"])
+        cells[place].append(tuning.cell_tuning(cell, row, column, frames.whole))
+    whole = frames.whole
+    return [
+        replace(
+            study,
+            tuned=tuple(tuned),
+            trials=whole[whole["name"].isin({t.run for c in tuned for t in c.cell.trials})],
+        )
+        for study, tuned in zip(found, cells, strict=True)
+    ]
+
+
+def _is_of(study: Study, cell: TunedCell, trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a cell without final runs has the values that all runs of a study share."""
+    if not trials:
+        return False
+    known = {key: plain_value(trials[0].get(key)) for key in study.context}
+    if "epochs" in known:
+        known["epochs"] = cell.epochs
+    return all(known[key] == value for key, value in study.context.items())
 
 
 def _named(found: Sequence[Study]) -> list[Study]:

@@ -19,6 +19,7 @@ from normbench.report.metrics import METRICS, Metric, listed
 from normbench.report.statistics import ALPHA, Sample, sample
 from normbench.report.study import Study, plain_value, ranges
 from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
+from normbench.report.tuning import tuned_keys
 
 
 def matrix(grid: Grid, slug: str = "") -> Table:
@@ -364,6 +365,7 @@ def summary(*studies: Study) -> Table:
         for condition in study.conditions
         if is_config(condition.key) and condition.key not in keys
     )
+    keys = list(dict.fromkeys([*keys, *(k for s in studies for k in tuned_keys(s.tuned))]))
     found = [_summary_lines(study, keys) for study in studies]
     lines = [line for rows, _ in found for line in rows]
     data = pd.DataFrame([values for _, data in found for values in data])
@@ -457,7 +459,7 @@ def run_list(frames: Frames) -> Table:
         rows.append(
             [
                 TableEntry(str(record["name"]), runs=(str(record["name"]),)),
-                TableEntry(str(record["status"])),
+                TableEntry(f"{record['status']}{' (trial)' if record.get('trial') else ''}"),
                 *(TableEntry(labels.value(c, record[c]), number(record[c])) for c in columns),
                 TableEntry(
                     f"{labels.plain(record.get('epochs_done'))}", number(record["epochs_done"])

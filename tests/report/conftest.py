@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,6 +266,147 @@ def write_mixed(root: Path) -> Path:
     return root
 
 
+BEST_RATE = {"bn": 0.2, "gn": 0.1, "gn_ws": 0.1}
+"""The learning rate at which the tuned runs of a norm do best, at batch size 128."""
+
+
+def tuned_accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
+    """Return the validation accuracy of a run at a learning rate; None where it diverges."""
+    octaves = np.log2(lr / BEST_RATE.get(norm, 0.1)) - 0.25 * np.log2(batch / 128)
+    if octaves > (1.6 if norm == "bn" else 2.2):
+        return None
+    rng = np.random.default_rng([zlib.crc32(norm.encode()), batch, seed, round(1e6 * lr)])
+    best, width = BEHAVIOUR.get(norm, (0.94, 0.002, 0.004))[0], 0.012 if norm == "bn" else 0.005
+    return float(best - width * octaves**2 + rng.normal(0, 0.001))
+
+
+def write_tuned(
+    root: Path,
+    norms: Iterable[str] = ("bn", "gn", "gn_ws"),
+    batches: Iterable[int] = (16, 128),
+    rates: Sequence[float] = (0.025, 0.05, 0.1, 0.2, 0.4),
+    tuning_seeds: Sequence[int] = (1000,),
+    seeds: int = 3,
+    epochs: int = 5,
+    trial_epochs: int | None = None,
+    added: Sequence[float] = (),
+    accuracy: Callable[[str, int, float, int], float | None] = tuned_accuracy,
+    sweep: str = "20261101-100000-abcd",
+    **changes: Any,
+) -> Path:
+    """Write the store of a sweep that tuned the learning rate of each cell; return its folder."""
+    cells = []
+    for norm in norms:
+        for batch in batches:
+            cells.append(
+                _write_tuned_cell(
+                    root,
+                    norm,
+                    batch,
+                    rates,
+                    tuning_seeds,
+                    seeds,
+                    (epochs, trial_epochs or epochs),
+                    added,
+                    accuracy,
+                    changes,
+                )
+            )
+    write_tuning(root, cells, tuning_seeds, sweep)
+    return root
+
+
+def write_tuning(
+    root: Path, cells: list[dict[str, Any]], seeds: Sequence[int], sweep: str, **changes: Any
+) -> None:
+    """Write the record of a tuned sweep."""
+    folder = root / "sweeps" / sweep
+    folder.mkdir(parents=True)
+    record = {
+        "schema": 1,
+        "keys": ["optimizer.lr"],
+        "metric": "val_acc",
+        "higher_is_better": True,
+        "seeds": list(seeds),
+        "extend": 0,
+        "rule": "highest mean of val_acc over the tuning seeds",
+        "cells": cells,
+        **changes,
+    }
+    (folder / "tuning.json").write_text(json.dumps(record))
+
+
+def _write_tuned_cell(
+    root: Path,
+    norm: str,
+    batch: int,
+    rates: Sequence[float],
+    tuning_seeds: Sequence[int],
+    seeds: int,
+    epochs: tuple[int, int],
+    added: Sequence[float],
+    accuracy: Callable[[str, int, float, int], float | None],
+    changes: dict[str, Any],
+) -> dict[str, Any]:
+    trials, means = [], []
+    for lr in rates:
+        scores = [accuracy(norm, batch, lr, seed) for seed in tuning_seeds]
+        means.append(None if None in scores else float(np.mean([s or 0 for s in scores])))
+        for seed, score in zip(tuning_seeds, scores, strict=True):
+            tree = config(norm, batch, seed, epochs=epochs[1], optimizer__lr=lr, **changes)
+            run = write_run(
+                root, tree, status="finished" if score else "diverged", stop=None if score else 2
+            )
+            if score:
+                set_result(run, "val_acc", score)
+            trials.append(
+                {
+                    "run": run.name,
+                    "values": {"optimizer.lr": lr},
+                    "seed": seed,
+                    "status": "finished" if score else "diverged",
+                    "metric": score,
+                }
+            )
+    known = [(mean, -lr, lr) for mean, lr in zip(means, rates, strict=True) if mean is not None]
+    best = max(known)[2] if known else None
+    final = []
+    if best is not None:
+        for seed in range(seeds):
+            tree = config(norm, batch, seed, epochs=epochs[0], optimizer__lr=best, **changes)
+            final.append(write_run(root, tree).name)
+    ends = {rates[0]: "smallest", rates[-1]: "largest"}
+    return {
+        "key": f"{zlib.crc32(f'{norm}{batch}{changes}'.encode()):08x}",
+        "name": f"{changes.get('dataset', 'digits')}-resnet8-{norm}-b{batch}",
+        "differs": "",
+        "dataset": changes.get("dataset", "digits"),
+        "arch": "resnet8",
+        "norm": norm,
+        "batch": batch,
+        "epochs": epochs[0],
+        "trial_epochs": epochs[1],
+        "values": [{"optimizer.lr": lr} for lr in rates],
+        "added": [{"optimizer.lr": lr} for lr in added],
+        "trials": trials,
+        "means": means,
+        "chosen": None if best is None else {"optimizer.lr": best},
+        "edges": {"optimizer.lr": ends[best]} if best in ends else {},
+        "problem": "" if best is not None else "all trials diverged",
+        "final": final,
+    }
+
+
+def set_result(run: Path, key: str, value: float) -> None:
+    """Change a number of a run's summary and of its last epoch."""
+    path = run / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    path = run / "metrics.jsonl"
+    *rows, last = path.read_text().splitlines()
+    rows.append(json.dumps({**json.loads(last), key: value}))
+    path.write_text("\n".join(rows) + "\n")
+
+
 @pytest.fixture
 def grid(tmp_path: Path) -> Callable[..., Path]:
     """A maker of stores with a finished run in every cell."""
@@ -285,5 +426,8 @@ def synth() -> SimpleNamespace:
         config=config,
         write_run=write_run,
         write_grid=write_grid,
+        write_tuned=write_tuned,
+        write_tuning=write_tuning,
+        set_result=set_result,
         versions=VERSIONS,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # style imports Matplotlib
 
 FIGURES = (
     "batch",  # the metric against the columns, and the error of an accuracy
+    "tuning",  # sensitivity to tuned keys, expected best of n trials
     "heatmap",  # differences to the baseline
     "time",  # the metric against training time; throughput
     "profile",  # probability of improvement and performance profiles over all columns

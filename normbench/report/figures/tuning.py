@@ -1,0 +1,339 @@
+"""The figures of tuned keys: sensitivity to their values, and what more trials would gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from normbench.report import names as labels
+from normbench.report import tuning
+from normbench.report.caveats import join_names, words
+from normbench.report.figures import style
+from normbench.report.grid import Grid
+from normbench.report.study import Study
+from normbench.report.tuning import CellTuning, Tried
+from normbench.report.tuning_tables import columns_of, heading, rows_of
+
+PANELS = 3  # in a row of the page
+_LABELLED = 6  # most labelled ticks of an axis of values
+_STRIP = 0.055  # height of a row of crosses, as a share of the axes
+_RANGE = 4.0  # least spread of all means, in spreads of the better half, at which the worst are cut
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the sensitivity to each tuned key, and the expected best of n trials."""
+    study = grid.study
+    if not study.tuned:
+        return []
+    drawings = [sensitivity(study, key) for key in tuning.tuned_keys(study.tuned)]
+    found = [drawing for drawing in drawings if drawing is not None]
+    if any(len(cell.expected_best()) > 1 for cell in study.tuned):
+        found.append(expected(study))
+    return found
+
+
+class _Panels(NamedTuple):
+    """The axes of a figure with a panel for each column.
+
+    Attributes:
+        figure: The figure.
+        axes: An axes for each column with tuned cells.
+        cells: The cells of each.
+        wide: The number of panels in a row.
+    """
+
+    figure: Any
+    axes: list[Axes]
+    cells: list[list[CellTuning]]
+    wide: int
+
+
+def _panels(study: Study, names: Sequence[str]) -> _Panels:
+    """Make a panel for each column, with room for a legend of ``names``."""
+    columns = columns_of(study)
+    count = len(columns)
+    wide = min(count, PANELS)
+    tall = -(-count // wide)
+    width = style.COLUMN if count == 1 else style.PAGE
+    factor = labels.factor(study.column_factor) if study.column_factor else ""
+    titles = [f"{factor} {study.column(column)}" if factor else "" for column in columns]
+    titles = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    height = (1.95 + style.more_lines(titles)) * tall + 0.3
+    height += style.legend_height(names, width, 8)
+    figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
+    axes = list(grid.ravel())
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    cells = []
+    for axis, column, title in zip(axes, columns, titles, strict=False):
+        if title:
+            axis.set_title(title)
+        order = rows_of(study)
+        inside = [cell for cell in study.tuned if cell.column == column]
+        cells.append(sorted(inside, key=lambda cell: order.index(cell.row)))
+    return _Panels(figure, axes[:count], cells, wide)
+
+
+def _labelled(panels: _Panels, x: str, y: str) -> None:
+    """Label the outer axes."""
+    count = len(panels.axes)
+    for place, axis in enumerate(panels.axes):
+        if place % panels.wide == 0:
+            axis.set_ylabel(y)
+        if place + panels.wide >= count:
+            axis.set_xlabel(x)
+            axis.tick_params(labelbottom=True)
+
+
+# --- sensitivity ----------------------------------------------------------------------------------
+
+
+@style.styled
+def sensitivity(study: Study, key: str) -> style.Drawing | None:
+    """Draw the metric of trials against the values of a key, a line for each row.
+
+    The chosen values have a ring; trials that diverged are crosses at the bottom. Other tuned keys
+    have their chosen values. None where no trial has ended.
+    """
+    cells = [cell for cell in study.tuned if key in cell.cell.keys and cell.along(key)]
+    values = tuning.values_of(cells, key)
+    if not any(one.scores or one.diverged for cell in cells for one in cell.along(key)):
+        return None
+    numeric, log = tuning.is_numeric(values), tuning.is_geometric(values)
+    where: Callable[[Any], float] = float if numeric else values.index
+    rows = rows_of(study)
+    handles = [
+        style.handle(style.look(study.row_factor, row, rows), study.row(row)) for row in rows
+    ]
+    handles.append(_ring(label="chosen"))
+    diverged = any(one.diverged for cell in cells for one in cell.along(key))
+    if diverged:
+        cross = Line2D([], [], color=style.INK, marker="x", markersize=4, linestyle="none")
+        cross.set_label("diverged trial")
+        handles.append(cross)
+    panels = _panels(study, [str(handle.get_label()) for handle in handles])
+    low, high = _limits(cells, key)
+    crossing = max((sum(_diverges(c, key) for c in inside) for inside in panels.cells), default=0)
+    points = []
+    for axis, inside in zip(panels.axes, panels.cells, strict=True):
+        place = 0
+        for cell in inside:
+            if key not in cell.cell.keys:
+                continue
+            look = style.look(study.row_factor, cell.row, rows)
+            points += _line(axis, study, cell, key, look, where)
+            if _diverges(cell, key):
+                x = [where(one.values[key]) for one in cell.along(key) if one.diverged]
+                height = _STRIP * (crossing - place - 0.3)
+                _crosses(axis, x, height, look)
+                place += 1
+    if high > low:
+        room = _STRIP * crossing
+        low -= room / (1 - room) * (high - low)
+        panels.axes[0].set_ylim(low, high)
+    ticks = [where(value) for value in values]
+    if log:
+        panels.axes[0].set_xscale("log")
+        panels.axes[0].set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+    elif len(ticks) > 1:
+        margin = 0.06 * (ticks[-1] - ticks[0])
+        panels.axes[0].set_xlim(ticks[0] - margin, ticks[-1] + margin)
+    for axis in panels.axes:
+        _ticks(axis, ticks, [tuning.value_text(value) for value in values])
+    _labelled(panels, _capital(words(key)), heading(cells))
+    style.legend(panels.figure, handles, 8, study.legend_title)
+    seeds = max(len(one.trials) for cell in cells for one in cell.tried)
+    drawn = "Mean over tuning seeds, with a point for each seed" if seeds > 1 else "One tuning seed"
+    others = [words(other) for other in tuning.tuned_keys(study.tuned) if other != key]
+    held = f", {join_names(others)} as chosen" if others else ""
+    edges = " Lines that leave a panel go on below it." if _cut(cells, key) else ""
+    return style.Drawing(
+        "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
+        f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
+        f"Ring: chosen.{' Cross: diverged.' if diverged else ''}{edges}",
+        panels.figure,
+        points,
+        wide=len(panels.axes) > 1,
+    )
+
+
+def _line(
+    axis: Axes,
+    study: Study,
+    cell: CellTuning,
+    key: str,
+    look: style.Look,
+    where: Callable[[Any], float],
+) -> list[style.Point]:
+    """Draw the means of a cell, a point for each seed, and the ring; return what the page names."""
+    tried, scale = cell.along(key), cell.metric.scale
+    x = np.array([where(one.values[key]) for one in tried])
+    means = np.array([_mean(one) for one in tried]) * scale
+    axis.plot(x, means, color=look.colour, linestyle=look.dashes, linewidth=1.0, **style.mark(look))
+    points = []
+    for one, across, mean in zip(tried, x, means, strict=True):
+        if len(one.trials) > 1:
+            scores = np.array(one.scores) * scale
+            axis.plot(
+                np.full(len(scores), across),
+                scores,
+                color=look.colour,
+                linestyle="none",
+                marker=".",
+                markersize=3.5,
+                markeredgewidth=0,
+                alpha=0.6,
+                zorder=1.9,
+            )
+        if math.isnan(mean):
+            continue
+        if one.values == cell.cell.chosen:
+            ring = _ring()
+            ring.set_data([across], [mean])
+            axis.add_line(ring)
+        text = f"{study.row(cell.row)}, {tuning.short(key)} {tuning.value_text(one.values[key])}: "
+        text += f"{cell.metric.show(mean / scale)} {cell.metric.unit}".rstrip()
+        if len(one.trials) > 1:
+            text += f" ({len(one.scores)} of {len(one.trials)} seeds)"
+        points.append(style.Point(axis, float(across), float(mean), text, (cell.row, cell.column)))
+    return points
+
+
+def _mean(one: Tried) -> float:
+    """Return the mean of the trials that finished; NaN if none did."""
+    return float(np.mean(one.scores)) if one.scores else math.nan
+
+
+def _diverges(cell: CellTuning, key: str) -> bool:
+    return key in cell.cell.keys and any(one.diverged for one in cell.along(key))
+
+
+def _ring(label: str = "") -> Line2D:
+    return Line2D(
+        [],
+        [],
+        marker="o",
+        markersize=8.0,
+        markerfacecolor="none",
+        markeredgecolor=style.INK,
+        markeredgewidth=0.9,
+        linestyle="none",
+        label=label,
+        zorder=6,
+    )
+
+
+def _crosses(axis: Axes, x: Sequence[float], height: float, look: style.Look) -> None:
+    """Draw crosses at a height of the panel, a row of crosses for each line."""
+    axis.plot(
+        x,
+        [height] * len(x),
+        color=look.colour,
+        marker="x",
+        markersize=4,
+        linestyle="none",
+        transform=axis.get_xaxis_transform(),
+        zorder=5,
+    )
+
+
+def _all_means(cells: Sequence[CellTuning], key: str) -> list[float]:
+    scores = [score for cell in cells for one in cell.along(key) for score in one.scores]
+    return [score * cells[0].metric.scale for score in scores]
+
+
+def _limits(cells: Sequence[CellTuning], key: str) -> tuple[float, float]:
+    """Return y limits in which differences near the best can be seen."""
+    found = _all_means(cells, key)
+    if not found:
+        return math.nan, math.nan
+    low, high = min(found), max(found)
+    if not cells[0].cell.higher_is_better:
+        if _cut(cells, key):
+            high = low + _RANGE * (float(np.median(found)) - low)
+    elif _cut(cells, key):
+        low = high - _RANGE * (high - float(np.median(found)))
+    margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _cut(cells: Sequence[CellTuning], key: str) -> bool:
+    """Return whether the worst values are so far off that they are left out of the panels."""
+    found = _all_means(cells, key)
+    if not found:
+        return False
+    best = max(found) if cells[0].cell.higher_is_better else min(found)
+    spread = abs(best - float(np.median(found)))
+    return spread > 0 and max(abs(best - score) for score in found) > _RANGE * spread
+
+
+def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
+    """Label the values tried, or every second or third of many."""
+    step = -(-len(ticks) // _LABELLED)
+    shown = dict(zip(ticks[::step], names[::step], strict=True))
+    axis.xaxis.set_major_locator(FixedLocator(list(shown)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _nearest(shown, value)))
+    axis.xaxis.set_minor_locator(FixedLocator(list(ticks)) if step > 1 else NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _nearest(shown: dict[float, str], value: float) -> str:
+    """Return the name of a tick; Matplotlib may give its position with a rounding error."""
+    return shown[min(shown, key=lambda known: abs(known - value))]
+
+
+# --- the expected best of n trials ----------------------------------------------------------------
+
+
+@style.styled
+def expected(study: Study) -> style.Drawing:
+    """Draw the expected best validation metric against the number of values tried."""
+    rows = rows_of(study)
+    present = [row for row in rows if any(c.row == row and c.expected_best() for c in study.tuned)]
+    handles = [
+        style.handle(style.look(study.row_factor, row, rows), study.row(row)) for row in present
+    ]
+    panels = _panels(study, [str(handle.get_label()) for handle in handles])
+    points = []
+    lost = False
+    for axis, inside in zip(panels.axes, panels.cells, strict=True):
+        for cell in inside:
+            best = cell.expected_best()
+            if not best:
+                continue
+            lost |= any(one.diverged for one in cell.tried)
+            look = style.look(study.row_factor, cell.row, rows)
+            counts = np.arange(1, len(best) + 1)
+            shown = np.array(best) * cell.metric.scale
+            line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.0}
+            axis.plot(counts, shown, **line, **style.mark(look))
+            for n, value, y in zip(counts, best, shown, strict=True):
+                text = f"{study.row(cell.row)}, best of {n}: {cell.metric.show(value)}"
+                text = f"{text} {cell.metric.unit}".rstrip()
+                key = (cell.row, cell.column)
+                points.append(style.Point(axis, float(n), float(y), text, key))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    label = heading(study.tuned)
+    _labelled(panels, "Values tried, n", f"Best of n: {label[:1].lower()}{label[1:]}")
+    style.legend(panels.figure, handles, 8, study.legend_title)
+    metric = study.tuned[0].metric
+    counted = "at chance level" if metric.worst else "as the worst other one"
+    return style.Drawing(
+        "expected-best",
+        f"Expected best {metric.label.lower()} of n of the values tried, drawn at random without "
+        f"replacement (Dodge et al. 2019, unbiased form of Tang et al. 2020): {study.heading}."
+        + (f" A value with a diverged trial counts {counted}." if lost else ""),
+        panels.figure,
+        points,
+        wide=len(panels.axes) > 1,
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,339 @@
+"""Tuned keys of a report: :class:`CellTuning` is a cell's trials and the value chosen from them.
+
+A sweep with ``--tune`` trains each value of a tuned key with tuning seeds, chooses one for each
+cell by validation, and trains the final seeds at it (:mod:`normbench.store.tuning`). Only final
+runs enter tables, figures and findings. A tuned key differs between cells by design;
+:func:`marked` replaces its values, so that it neither splits the runs into studies nor counts as a
+confound.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from normbench.formats import counted
+from normbench.report import names as labels
+from normbench.report.frames import Frames, chance
+from normbench.report.metrics import METRICS, Metric
+from normbench.store.tuning import Trial, TunedCell
+
+TUNED = "tuned"
+"""The value of a tuned key in comparisons, where all cells were tuned by one protocol."""
+
+NEAR = 0.01
+"""Distance to the best that counts as near: a point of a percentage, else a share of the best."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A value of the tuned keys (one for each key), with its trials.
+
+    Attributes:
+        values: The value of each tuned key.
+        trials: Its trials, a tuning seed each.
+    """
+
+    values: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """The metric of each finished trial."""
+        return [t.metric for t in self.trials if t.status == "finished" and t.metric is not None]
+
+    @property
+    def diverged(self) -> int:
+        """The number of trials that diverged."""
+        return sum(trial.status == "diverged" for trial in self.trials)
+
+    @property
+    def mean(self) -> float:
+        """The mean over tuning seeds; NaN where a trial has no score, which rules the value out."""
+        scores = self.scores
+        complete = len(scores) == len(self.trials) > 0
+        return float(np.mean(scores)) if complete else math.nan
+
+
+class NearRange(NamedTuple):
+    """The values of one key next to the best whose means are near the best.
+
+    Attributes:
+        low, high: The smallest and the largest of them.
+        open: Whether the range reaches the end of the values tried, so that it may be wider.
+    """
+
+    low: float
+    high: float
+    open: bool
+
+
+@dataclass(frozen=True)
+class CellTuning:
+    """The trials of one row and column of a study.
+
+    Attributes:
+        row, column: Values of the factors.
+        cell: The record of the cell.
+        tried: The values tried, in ascending order.
+        chance: The accuracy of guessing, at which a diverged trial counts.
+        contradicted: Names of trials whose runs have another metric than the record.
+    """
+
+    row: Any
+    column: Any
+    cell: TunedCell
+    tried: tuple[Tried, ...]
+    chance: float = 0.0
+    contradicted: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of validation images that decided."""
+        name = self.cell.metric
+        higher = self.cell.higher_is_better
+        return METRICS.get(name) or Metric(name, labels.plain(name), higher_is_better=higher)
+
+    @property
+    def sign(self) -> float:
+        """1 where a larger metric is better, else -1."""
+        return 1.0 if self.cell.higher_is_better else -1.0
+
+    @cached_property
+    def base(self) -> Mapping[str, Any] | None:
+        """The chosen values; where nothing was chosen yet, those of the best mean so far."""
+        if self.cell.chosen is not None:
+            return self.cell.chosen
+        known = [tried for tried in self.tried if not math.isnan(tried.mean)]
+        return max(known, key=lambda tried: self.sign * tried.mean).values if known else None
+
+    def along(self, key: str) -> list[Tried]:
+        """Return the values tried of one key; other tuned keys have their chosen values."""
+        others = [other for other in self.cell.keys if other != key]
+        if not others:
+            return list(self.tried)
+        base = self.base
+        if base is None:
+            return []
+        return [t for t in self.tried if all(t.values[other] == base[other] for other in others)]
+
+    def near(self, key: str) -> NearRange | None:
+        """Return the range of a numeric key within :data:`NEAR` of the best mean.
+
+        The range is of values tried, next to each other; a value whose trial diverged ends it.
+        """
+        tried = self.along(key)
+        means = np.array([self.sign * one.mean for one in tried])
+        if not len(means) or np.isnan(means).all():
+            return None
+        best = int(np.nanargmax(means))
+        limit = means[best] - (NEAR if self.metric.unit == "%" else NEAR * abs(means[best]))
+        low = high = best
+        while low > 0 and means[low - 1] >= limit - 1e-12:
+            low -= 1
+        while high < len(means) - 1 and means[high + 1] >= limit - 1e-12:
+            high += 1
+        is_open = low == 0 or high == len(means) - 1
+        return NearRange(float(tried[low].values[key]), float(tried[high].values[key]), is_open)
+
+    def expected_best(self) -> list[float]:
+        """Return the expected best mean after 1, 2, … values; empty before all trials ended."""
+        if any(t.status not in ("finished", "diverged") for one in self.tried for t in one.trials):
+            return []
+        known = [one.mean for one in self.tried if not math.isnan(one.mean)]
+        if not known:
+            return []
+        lost = min(self.sign * value for value in known)
+        if self.metric.worst == "chance":
+            lost = self.chance
+        elif self.metric.worst:
+            lost = -(1.0 - self.chance)
+        scores = [lost if math.isnan(one.mean) else self.sign * one.mean for one in self.tried]
+        return [self.sign * value for value in expected_maximum(scores)]
+
+
+def expected_maximum(scores: Sequence[float]) -> list[float]:
+    """Return the expected largest of n scores drawn without replacement, for n = 1 … N.
+
+    With the scores v₁ ≤ … ≤ v_N in order, this is Σ_k C(k - 1, n - 1) / C(N, n) · v_k: the
+    largest of n is v_k in C(k - 1, n - 1) of all C(N, n) choices. It is the expected validation
+    performance of Dodge et al. (2019), who draw with replacement, in the unbiased form of Tang et
+    al. (2020): each value of a list is tried once.
+    """
+    ordered = sorted(scores)
+    total = len(ordered)
+    return [
+        sum(math.comb(k, n - 1) * value for k, value in enumerate(ordered)) / math.comb(total, n)
+        for n in range(1, total + 1)
+    ]
+
+
+# --- from a store's records to the cells of a study -----------------------------------------------
+
+
+def final_cells(frames: Frames) -> dict[str, TunedCell]:
+    """Return by name of a final run the cell that it belongs to."""
+    return {name: cell for cell in frames.tuned for name in cell.final}
+
+
+def is_trial(runs: pd.DataFrame) -> np.ndarray:
+    """Return for each run whether it is a trial, and a final run of no sweep."""
+    return runs["trial"].to_numpy(bool) if "trial" in runs else np.zeros(len(runs), bool)
+
+
+def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.DataFrame:
+    """Return the runs with :data:`TUNED` instead of the values of keys that were tuned.
+
+    Runs tuned by different protocols (other values, seeds, epochs or another metric) have
+    different texts instead, since a larger budget may cause a difference. A key that is a factor
+    of the report keeps its values.
+    """
+    if not frames.tuned:
+        return runs
+    owners = final_cells(frames)
+    trials = {trial.run: cell for cell in frames.tuned for trial in cell.trials}
+    cells = [owners.get(name) or trials.get(name) for name in runs["name"]]
+    texts = _texts([cell for cell in cells if cell is not None])
+    runs = runs.copy()
+    for key in dict.fromkeys(key for cell in frames.tuned for key in cell.keys):
+        columns = [c for c in runs.columns if c == key or c.startswith(f"{key}.")]
+        for column in columns:
+            if column in factors or key in factors:
+                continue
+            runs[column] = [
+                texts[_protocol(cell)] if cell is not None and key in cell.keys else value
+                for value, cell in zip(runs[column], cells, strict=True)
+            ]
+    return runs
+
+
+def _protocol(cell: TunedCell) -> tuple[Any, ...]:
+    """Return what must be equal for two cells to have been tuned alike."""
+    listed = [value for value in cell.values if value not in cell.added]
+    values = tuple(json.dumps(value, sort_keys=True) for value in listed)
+    return cell.keys, values, cell.seeds, cell.trial_epochs, cell.metric
+
+
+def _texts(cells: Sequence[TunedCell]) -> dict[tuple[Any, ...], str]:
+    """Return a text for each protocol, :data:`TUNED` where there is one."""
+    protocols = {_protocol(cell): cell for cell in cells}
+    if len(protocols) < 2:
+        return dict.fromkeys(protocols, TUNED)
+    texts: dict[tuple[Any, ...], str] = {}
+    for protocol, cell in protocols.items():
+        text = (
+            f"{TUNED} over {counted(len(protocol[1]), 'value')} with "
+            f"{counted(len(cell.seeds), 'seed')} of {counted(cell.trial_epochs, 'epoch')}"
+        )
+        same = sum(known.startswith(text) for known in texts.values())
+        texts[protocol] = f"{text} (protocol {same + 1})" if same else text
+    return texts
+
+
+def cell_tuning(cell: TunedCell, row: Any, column: Any, whole: pd.DataFrame) -> CellTuning:
+    """Return the trials of a cell.
+
+    A run's own status and metric count; those of the record, where the store has the run no more.
+
+    Args:
+        cell: The record of the cell.
+        row, column: Values of the factors.
+        whole: All runs of the store.
+    """
+    names = {trial.run for trial in cell.trials}
+    runs = whole[whole["name"].isin(names)]
+    known = {run["name"]: run for run in runs.to_dict("records")}
+    contradicted = []
+    found: dict[str, tuple[Mapping[str, Any], list[Trial]]] = {}
+    for trial in cell.trials:
+        run = known.get(trial.run)
+        current = trial
+        if run is not None and run["status"] in ("finished", "diverged"):
+            value = run.get(cell.metric)
+            metric = None if value is None or value != value else float(value)
+            status = trial.status if trial.status == "invalid" else str(run["status"])
+            metric = metric if status == "finished" else None
+            current = Trial(trial.run, trial.values, trial.seed, status, metric)
+            if trial.metric is not None and (
+                metric is None or abs(metric - trial.metric) > 1e-9 * max(1.0, abs(trial.metric))
+            ):
+                contradicted.append(trial.run)
+        key = json.dumps(trial.values, sort_keys=True)
+        found.setdefault(key, (trial.values, []))[1].append(current)
+    tried = [Tried(values, tuple(trials)) for values, trials in found.values()]
+    tried.sort(key=lambda one: [_order(one.values[key]) for key in cell.keys])
+    classes = [run.get("classes") for run in known.values()]
+    guess = chance(cell.dataset, next((c for c in classes if c is not None and c == c), None))
+    return CellTuning(row, column, cell, tuple(tried), guess, tuple(contradicted))
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))
+
+
+# --- values of one key over the cells of a study --------------------------------------------------
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and no boolean."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def tuned_keys(cells: Sequence[CellTuning]) -> list[str]:
+    """Return the keys that any of the cells was tuned in."""
+    return list(dict.fromkeys(key for cell in cells for key in cell.cell.keys))
+
+
+def values_of(cells: Sequence[CellTuning], key: str) -> list[Any]:
+    """Return the values of a key that any cell tried: numbers by size, then texts in order."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        for one in cell.tried:
+            if key in one.values:
+                found.setdefault(json.dumps(one.values[key]), one.values[key])
+    return sorted(found.values(), key=_order)
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Return whether all values are numbers."""
+    return bool(values) and all(map(is_number, values))
+
+
+def is_geometric(values: Sequence[Any]) -> bool:
+    """Return whether numbers, in ascending order, are spaced by ratios rather than differences."""
+    if len(values) < 2 or not is_numeric(values) or values[0] <= 0:
+        return False
+    ratios = [after / before for before, after in pairwise(values)]
+    steps = [after - before for before, after in pairwise(values)]
+    return max(ratios) / min(ratios) <= max(steps) / min(steps)
+
+
+def short(key: str) -> str:
+    """Return the last part of a key, as ``lr``."""
+    return labels.plain(key.rpartition(".")[2])
+
+
+def chosen_text(cell: TunedCell) -> str:
+    """Return the chosen values as a remark, as ``lr 0.4, the largest tried``."""
+    if cell.chosen is None:
+        return ""
+    parts = [
+        f"{short(key)} {value_text(cell.chosen[key])}"
+        + (f", the {cell.edges[key]} tried" if key in cell.edges else "")
+        for key in cell.keys
+    ]
+    return ", ".join(parts)
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a tuned key as text."""
+    return labels.plain(value) if isinstance(value, int | float | str) else json.dumps(value)

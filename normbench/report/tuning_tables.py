@@ -1,0 +1,341 @@
+"""The tables of tuned keys: chosen values, how forgiving each row is, and what tuning cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normbench.formats import counted
+from normbench.report import names as labels
+from normbench.report import tuning
+from normbench.report.caveats import words
+from normbench.report.grid import build
+from normbench.report.metrics import METRICS
+from normbench.report.statistics import sample
+from normbench.report.study import Study
+from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
+from normbench.report.tuning import CellTuning, NearRange
+
+_DECADES = 1000  # ratio of the largest value to the smallest from which ranges are in decades
+
+
+def tables(study: Study) -> list[Table]:
+    """Return the tables of tuned keys; none where no key was tuned."""
+    if not study.tuned:
+        return []
+    keys = tuning.tuned_keys(study.tuned)
+    ranges = [near_best(study, key) for key in keys]
+    return [chosen(study), *(table for table in ranges if table is not None), cost(study)]
+
+
+def with_chosen(table: Table, study: Study) -> Table:
+    """Return a table of rows × columns with the chosen values in the remarks of its entries."""
+    cells = [cell.cell for cell in study.tuned]
+    if not cells:
+        return table
+
+    def named(entry: TableEntry) -> TableEntry:
+        cell = next((c for c in cells if set(entry.runs) & set(c.final)), None)
+        remarks = [entry.remark, "" if cell is None else tuning.chosen_text(cell)]
+        return replace(entry, remark=", ".join(filter(None, remarks)))
+
+    rows = [[row[0], *map(named, row[1:])] for row in table.rows]
+    return replace(table, rows=rows)
+
+
+def ordered(study: Study) -> list[CellTuning]:
+    """Return the tuned cells in the order of tables."""
+    rows, columns = rows_of(study), columns_of(study)
+    return sorted(study.tuned, key=lambda c: (rows.index(c.row), columns.index(c.column)))
+
+
+def rows_of(study: Study) -> list[Any]:
+    """Return the rows that were tuned, also those without final runs."""
+    return labels.ordered(study.row_factor, {cell.row for cell in study.tuned})
+
+
+def columns_of(study: Study) -> list[Any]:
+    """Return the columns that were tuned, also those without final runs."""
+    return labels.ordered(study.column_factor, {cell.column for cell in study.tuned})
+
+
+def chosen(study: Study) -> Table:
+    """Return for each cell the values tried, the one chosen, and the metric at it."""
+    keys = tuning.tuned_keys(study.tuned)
+    cells = ordered(study)
+    final = build(study, METRICS["test_acc"])
+    usual = usual_count(final)
+    rows, data = [], []
+    for cell in cells:
+        record, metric = cell.cell, cell.metric
+        best = next((one for one in cell.tried if one.values == record.chosen), None)
+        scores = sample(best.scores if best is not None else [])
+        shown = metric.estimate(scores) if scores.n else "–"
+        result = final.get(cell.row, cell.column)
+        rows.append(
+            [
+                TableEntry(study.row(cell.row)),
+                TableEntry(study.column(cell.column), number(cell.column)),
+                *(_chosen(cell, key) for key in keys),
+                TableEntry(shown, scores.mean if scores.n else None),
+                entry(result, final.metric, usual) if result is not None else EMPTY,
+                TableEntry(_tried(cell), len(cell.tried), remark=_added(cell)),
+                _trials(cell),
+            ]
+        )
+        # Marks belong to the table of results: this one has other columns beside it.
+        rows[-1][-3] = TableEntry(**{**vars(rows[-1][-3]), "best": False, "tied": False})
+        data += _chosen_data(study, cell)
+    metrics = {cell.metric.name: cell.metric for cell in cells}
+    heading = next(iter(metrics.values())).axis if len(metrics) == 1 else "Metric"
+    return Table(
+        "tuning",
+        f"Values chosen by validation, and the results at them: {study.title}",
+        [
+            labels.factor(study.row_factor),
+            labels.factor(study.column_factor) if study.column_factor else "",
+            *(_capital(words(key)) for key in keys),
+            f"{heading} of trials",
+            "Test (%)",
+            "Values tried",
+            "Trials",
+        ],
+        rows,
+        [*study.notes, *rules(study)],
+        pd.DataFrame(data),
+    )
+
+
+def rules(study: Study) -> list[str]:
+    """Return a sentence on how values were chosen, for each protocol."""
+    texts = []
+    for cell in study.tuned:
+        record = cell.cell
+        seeds = f"{counted(len(record.seeds), 'tuning seed')} ({', '.join(map(str, record.seeds))})"
+        which = "highest" if record.higher_is_better else "lowest"
+        length = f"{counted(record.trial_epochs, 'epoch')} each, "
+        length += (
+            "as many as final runs have"
+            if record.trial_epochs == record.epochs
+            else f"where final runs have {record.epochs}"
+        )
+        texts.append(
+            f"Chosen: the value with the {which} mean {cell.metric.label.lower()} over {seeds}, "
+            f"in trials of {length}. A value with a diverged trial is not chosen."
+        )
+    return list(dict.fromkeys(texts))
+
+
+def _chosen(cell: CellTuning, key: str) -> TableEntry:
+    record = cell.cell
+    if key not in record.keys:
+        return TableEntry("–", remark="not tuned")
+    if record.chosen is None:
+        return TableEntry("–", remark=record.problem or "not chosen yet")
+    value = record.chosen[key]
+    edge = f"the {record.edges[key]} tried" if key in record.edges else ""
+    return TableEntry(tuning.value_text(value), number(value), remark=edge, runs=())
+
+
+def _tried(cell: CellTuning) -> str:
+    keys = cell.cell.keys
+    if len(keys) > 1:
+        return counted(len(cell.tried), "combination")
+    values = [one.values[keys[0]] for one in cell.tried]
+    texts = [tuning.value_text(value) for value in values]
+    if not tuning.is_numeric(values) or len(values) < 3:
+        return ", ".join(texts)
+    return f"{len(values)}: {texts[0]} to {texts[-1]}"
+
+
+def _added(cell: CellTuning) -> str:
+    added = len(cell.cell.added)
+    return f"{added} added" if added else ""
+
+
+def _trials(cell: CellTuning) -> TableEntry:
+    states = [trial.status for one in cell.tried for trial in one.trials]
+    remarks = [
+        f"{states.count(status)} {status}"
+        for status in dict.fromkeys(states)
+        if status != "finished"
+    ]
+    return TableEntry(str(len(states)), len(states), remark=", ".join(remarks))
+
+
+def _chosen_data(study: Study, cell: CellTuning) -> list[dict[str, Any]]:
+    lines = []
+    for one in cell.tried:
+        line: dict[str, Any] = {study.row_factor: cell.row}
+        if study.column_factor:
+            line[study.column_factor] = cell.column
+        line |= {key: tuning.value_text(value) for key, value in one.values.items()}
+        line |= {"metric": cell.cell.metric, "mean": one.mean, "trials": len(one.trials)}
+        line |= {"diverged": one.diverged, "chosen": one.values == cell.cell.chosen}
+        lines.append(line | {"added": one.values in cell.cell.added})
+    return lines
+
+
+# --- how forgiving --------------------------------------------------------------------------------
+
+
+def near_best(study: Study, key: str) -> Table | None:
+    """Return the width of the range of a key's values near the best, rows × columns.
+
+    None where the values are no numbers, or no cell has a mean.
+    """
+    cells = [cell for cell in study.tuned if key in cell.cell.keys]
+    values = tuning.values_of(cells, key)
+    if not tuning.is_numeric(values):
+        return None
+    found = {(cell.row, cell.column): (cell, cell.near(key)) for cell in cells}
+    found = {place: pair for place, pair in found.items() if pair[1] is not None}
+    if not found:
+        return None
+    log = tuning.is_geometric(values)
+    decades = log and values[-1] >= _DECADES * values[0]
+    unit = "decades" if decades else "factors of two" if log else f"units of {tuning.short(key)}"
+    columns = columns_of(study)
+    rows, data = [], []
+    for row in rows_of(study):
+        entries = []
+        for column in columns:
+            cell, near = found.get((row, column), (None, None))
+            if cell is None or near is None:
+                entries.append(EMPTY)
+                continue
+            width = _width(near, log, decades)
+            entries.append(_range(cell, near, width))
+            data.append(
+                {
+                    study.row_factor: row,
+                    **({study.column_factor: column} if study.column_factor else {}),
+                    "key": key,
+                    **near._asdict(),
+                    "width": width,
+                    "unit": unit,
+                }
+            )
+        rows.append([TableEntry(study.row(row)), *entries])
+    metric = cells[0].metric
+    near = "1 point" if metric.unit == "%" else "1 %"
+    several = len(tuning.tuned_keys(study.tuned)) > 1
+    notes = [
+        f"Width of the range of values tried, next to each other, whose mean "
+        f"{metric.label.lower()} is within {near} of the cell's best, in {unit}; the range in "
+        "brackets. The true range may reach up to the next value tried on either side. ≥: it "
+        "reaches the end of the list, so it may be wider.",
+    ]
+    if several:
+        notes.append("Other tuned keys have their chosen values.")
+    return Table(
+        "tuning-range" + (f"-{tuning.short(key)}" if several else ""),
+        f"How forgiving: range of the {words(key)} within {near} of the best, in {unit}: "
+        f"{study.title}",
+        [labels.factor(study.row_factor), *map(study.column, columns)],
+        rows,
+        notes,
+        pd.DataFrame(data),
+        labels.factor(study.column_factor) if study.column_factor else "",
+    )
+
+
+def _width(near: NearRange, log: bool, decades: bool) -> float:
+    if not log:
+        return near.high - near.low
+    return math.log10(near.high / near.low) if decades else math.log2(near.high / near.low)
+
+
+def _range(cell: CellTuning, near: NearRange, width: float) -> TableEntry:
+    low, high = tuning.value_text(near.low), tuning.value_text(near.high)
+    text = f"{width:.1f}" if width < 100 else f"{width:.0f}"
+    if 0 < width < 0.05:
+        text = f"{width:.2g}"
+    which = f"{low} to {high}" if low != high else f"{low} alone"
+    runs = cell.cell.final
+    return TableEntry(("≥ " if near.open else "") + text, width, remark=which, runs=runs)
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+_PHASES = ("tuning", "final")
+
+
+def cost(study: Study) -> Table:
+    """Return runs, images and hours of the trials and of the final runs, a line for each row."""
+    owner = {t.run: cell.row for cell in study.tuned for t in cell.cell.trials}
+    trials = study.trials.assign(row=[owner.get(name) for name in study.trials["name"]])
+    phases = {"tuning": trials, "final": study.runs}
+    names = labels.ordered(study.row_factor, {*study.rows, *rows_of(study)})
+    lines = [
+        (study.row(row), {p: runs[runs["row"] == row] for p, runs in phases.items()})
+        for row in names
+    ]
+    lines.append(("All", phases))
+    rows, data = [], []
+    for name, parts in lines:
+        sums = {phase: _sums(runs) for phase, runs in parts.items()}
+        hours = {phase: found[2] for phase, found in sums.items()}
+        total = sum(hours.values())
+        share = hours["tuning"] / total if total else math.nan
+        rows.append(
+            [
+                TableEntry(name),
+                *(_amount(value, place) for p in _PHASES for place, value in enumerate(sums[p])),
+                EMPTY if math.isnan(share) else TableEntry(f"{100 * share:.0f}", share),
+            ]
+        )
+        data += [
+            {"row": name, "phase": phase, "runs": found[0], "images": found[1], "hours": found[2]}
+            for phase, found in sums.items()
+        ]
+    gone = len(owner) - len(trials)
+    notes = [
+        "Images: training images seen. Hours: wall time of runs that ended, added up; runs side by "
+        "side on one machine take less time together."
+    ]
+    if gone:
+        are = "trial is" if gone == 1 else "trials are"
+        notes.append(f"{gone} {are} not in the store, and so not counted.")
+    heads = [f"{what}, {phase}" for phase in _PHASES for what in ("Runs", "Images (M)", "Hours")]
+    return Table(
+        "tuning-cost",
+        f"Cost of tuning and of the final runs: {study.title}",
+        [labels.factor(study.row_factor), *heads, "Tuning (% of hours)"],
+        rows,
+        notes,
+        pd.DataFrame(data),
+    )
+
+
+def _sums(runs: pd.DataFrame) -> tuple[int, float, float]:
+    """Return the number of runs, the images that they saw, and their hours."""
+    if runs.empty:
+        return 0, 0.0, 0.0
+    seconds = runs["wall_seconds"].fillna(runs["train_seconds"])
+    return len(runs), float(np.nansum(runs["images_seen"])), float(np.nansum(seconds)) / 3600
+
+
+def _amount(value: float, place: int) -> TableEntry:
+    if place == 0:
+        return TableEntry(f"{value:,}", float(value))
+    shown = value / 1e6 if place == 1 else value
+    text = f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
+    if 0 < shown < 0.001:
+        text = "< 0.001"
+    return TableEntry(text, value)
+
+
+def heading(cells: Sequence[CellTuning]) -> str:
+    """Return the label of an axis of the metric that decided, with its unit."""
+    metrics = {cell.metric.name: cell.metric for cell in cells}
+    return next(iter(metrics.values())).axis if len(metrics) == 1 else "Metric of trials"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
