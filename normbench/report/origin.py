@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from normbench.formats import printable
+from normbench.formats import counted, printable
 from normbench.report.frames import STATUSES, Frames
 from normbench.report.sections import Request
 
@@ -37,8 +37,13 @@ def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
         runs = frames.runs[frames.runs["status"] == status]
         if runs.empty:
             continue
-        names = [_described(run) for run in runs.to_dict("records")]
-        lines.append(f"{status}: {_listed(names, named)}")
+        records = runs.to_dict("records")
+        # Trials diverge by design, where a list of values reaches far enough.
+        trials = sum(bool(run.get("trial")) for run in records) if status == "diverged" else 0
+        names = [_described(run) for run in records if not (trials and run.get("trial"))]
+        names = [_listed(names, named)] if names else []
+        names += [counted(trials, "trial") + " of tuning"] if trials else []
+        lines.append(f"{status}: {' and '.join(names)}")
     return lines
 
 

@@ -58,7 +58,7 @@ def _panels(study: Study, names: Sequence[str]) -> _Panels:
     """Make a panel for each column, with room for a legend of ``names``."""
     columns = columns_of(study)
     count = len(columns)
-    wide = min(count, PANELS)
+    wide = 2 if count == 4 else min(count, PANELS)
     tall = -(-count // wide)
     width = style.COLUMN if count == 1 else style.PAGE
     factor = labels.factor(study.column_factor) if study.column_factor else ""
@@ -118,7 +118,10 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
         cross.set_label("diverged trial")
         handles.append(cross)
     panels = _panels(study, [str(handle.get_label()) for handle in handles])
-    low, high = _limits(cells, key)
+    scores = [score for cell in cells for one in cell.along(key) for score in one.scores]
+    higher, scale = cells[0].cell.higher_is_better, cells[0].metric.scale
+    limits = _limits([score * scale for score in scores], higher)
+    low, high, _ = limits
     crossing = max((sum(_diverges(c, key) for c in inside) for inside in panels.cells), default=0)
     points = []
     for axis, inside in zip(panels.axes, panels.cells, strict=True):
@@ -152,11 +155,10 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     drawn = "Mean over tuning seeds, with a point for each seed" if seeds > 1 else "One tuning seed"
     others = [words(other) for other in tuning.tuned_keys(study.tuned) if other != key]
     held = f", {join_names(others)} as chosen" if others else ""
-    edges = " Lines that leave a panel go on below it." if _cut(cells, key) else ""
     return style.Drawing(
         "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
         f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
-        f"Ring: chosen.{' Cross: diverged.' if diverged else ''}{edges}",
+        f"Ring: chosen.{' Cross: diverged.' if diverged else ''}{_left(limits, higher)}",
         panels.figure,
         points,
         wide=len(panels.axes) > 1,
@@ -175,7 +177,7 @@ def _line(
     tried, scale = cell.along(key), cell.metric.scale
     x = np.array([where(one.values[key]) for one in tried])
     means = np.array([_mean(one) for one in tried]) * scale
-    axis.plot(x, means, color=look.colour, linestyle=look.dashes, linewidth=1.0, **style.mark(look))
+    axis.plot(x, means, color=look.color, linestyle=look.dashes, linewidth=1.0, **style.mark(look))
     points = []
     for one, across, mean in zip(tried, x, means, strict=True):
         if len(one.trials) > 1:
@@ -183,7 +185,7 @@ def _line(
             axis.plot(
                 np.full(len(scores), across),
                 scores,
-                color=look.colour,
+                color=look.color,
                 linestyle="none",
                 marker=".",
                 markersize=3.5,
@@ -194,7 +196,7 @@ def _line(
         if math.isnan(mean):
             continue
         if one.values == cell.cell.chosen:
-            ring = _ring()
+            ring = _ring(look.color)
             ring.set_data([across], [mean])
             axis.add_line(ring)
         text = f"{study.row(cell.row)}, {tuning.short(key)} {tuning.value_text(one.values[key])}: "
@@ -214,15 +216,15 @@ def _diverges(cell: CellTuning, key: str) -> bool:
     return key in cell.cell.keys and any(one.diverged for one in cell.along(key))
 
 
-def _ring(label: str = "") -> Line2D:
+def _ring(color: str = style.INK, label: str = "") -> Line2D:
     return Line2D(
         [],
         [],
         marker="o",
-        markersize=8.0,
+        markersize=8.5,
         markerfacecolor="none",
-        markeredgecolor=style.INK,
-        markeredgewidth=0.9,
+        markeredgecolor=color,
+        markeredgewidth=1.1,
         linestyle="none",
         label=label,
         zorder=6,
@@ -234,7 +236,7 @@ def _crosses(axis: Axes, x: Sequence[float], height: float, look: style.Look) ->
     axis.plot(
         x,
         [height] * len(x),
-        color=look.colour,
+        color=look.color,
         marker="x",
         markersize=4,
         linestyle="none",
@@ -243,34 +245,33 @@ def _crosses(axis: Axes, x: Sequence[float], height: float, look: style.Look) ->
     )
 
 
-def _all_means(cells: Sequence[CellTuning], key: str) -> list[float]:
-    scores = [score for cell in cells for one in cell.along(key) for score in one.scores]
-    return [score * cells[0].metric.scale for score in scores]
+class _Limits(NamedTuple):
+    """Limits of y; ``cut`` tells that the worst values are left out."""
+
+    low: float
+    high: float
+    cut: bool
 
 
-def _limits(cells: Sequence[CellTuning], key: str) -> tuple[float, float]:
+def _limits(values: Sequence[float], higher_is_better: bool) -> _Limits:
     """Return y limits in which differences near the best can be seen."""
-    found = _all_means(cells, key)
-    if not found:
-        return math.nan, math.nan
-    low, high = min(found), max(found)
-    if not cells[0].cell.higher_is_better:
-        if _cut(cells, key):
-            high = low + _RANGE * (float(np.median(found)) - low)
-    elif _cut(cells, key):
-        low = high - _RANGE * (high - float(np.median(found)))
+    if not values:
+        return _Limits(math.nan, math.nan, False)
+    low, high, median = min(values), max(values), float(np.median(values))
+    spread = high - median if higher_is_better else median - low
+    cut = spread > 0 and high - low > _RANGE * spread
+    if cut and higher_is_better:
+        low = high - _RANGE * spread
+    elif cut:
+        high = low + _RANGE * spread
     margin = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return _Limits(low - margin, high + margin, cut)
 
 
-def _cut(cells: Sequence[CellTuning], key: str) -> bool:
-    """Return whether the worst values are so far off that they are left out of the panels."""
-    found = _all_means(cells, key)
-    if not found:
-        return False
-    best = max(found) if cells[0].cell.higher_is_better else min(found)
-    spread = abs(best - float(np.median(found)))
-    return spread > 0 and max(abs(best - score) for score in found) > _RANGE * spread
+def _left(limits: _Limits, higher_is_better: bool) -> str:
+    """Return a sentence on lines that leave the panels, for a caption."""
+    side = "below" if higher_is_better else "above"
+    return f" Lines that leave a panel go on {side} it." if limits.cut else ""
 
 
 def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
@@ -300,7 +301,7 @@ def expected(study: Study) -> style.Drawing:
         style.handle(style.look(study.row_factor, row, rows), study.row(row)) for row in present
     ]
     panels = _panels(study, [str(handle.get_label()) for handle in handles])
-    points = []
+    points, every = [], []
     lost = False
     for axis, inside in zip(panels.axes, panels.cells, strict=True):
         for cell in inside:
@@ -311,7 +312,8 @@ def expected(study: Study) -> style.Drawing:
             look = style.look(study.row_factor, cell.row, rows)
             counts = np.arange(1, len(best) + 1)
             shown = np.array(best) * cell.metric.scale
-            line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.0}
+            every += list(shown)
+            line = {"color": look.color, "linestyle": look.dashes, "linewidth": 1.0}
             axis.plot(counts, shown, **line, **style.mark(look))
             for n, value, y in zip(counts, best, shown, strict=True):
                 text = f"{study.row(cell.row)}, best of {n}: {cell.metric.show(value)}"
@@ -319,6 +321,10 @@ def expected(study: Study) -> style.Drawing:
                 key = (cell.row, cell.column)
                 points.append(style.Point(axis, float(n), float(y), text, key))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    higher = study.tuned[0].cell.higher_is_better
+    limits = _limits(every, higher)
+    if limits.high > limits.low:
+        panels.axes[0].set_ylim(limits.low, limits.high)
     label = heading(study.tuned)
     _labelled(panels, "Values tried, n", f"Best of n: {label[:1].lower()}{label[1:]}")
     style.legend(panels.figure, handles, 8, study.legend_title)
@@ -328,7 +334,8 @@ def expected(study: Study) -> style.Drawing:
         "expected-best",
         f"Expected best {metric.label.lower()} of n of the values tried, drawn at random without "
         f"replacement (Dodge et al. 2019, unbiased form of Tang et al. 2020): {study.heading}."
-        + (f" A value with a diverged trial counts {counted}." if lost else ""),
+        + (f" A value with a diverged trial counts {counted}." if lost else "")
+        + _left(limits, higher),
         panels.figure,
         points,
         wide=len(panels.axes) > 1,

@@ -1,0 +1,295 @@
+"""Tuned keys: trials stay out of results, and the choice is shown with what it was made from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from normbench.report import load
+from normbench.report import tuning_tables as tables
+from normbench.report.findings import Finding, findings
+from normbench.report.grid import build
+from normbench.report.metrics import METRICS
+from normbench.report.origin import counts, unfinished
+from normbench.report.sections import request, sections
+from normbench.report.study import Study, studies
+from normbench.report.table import latex, markdown
+from normbench.report.tables import run_list, summary
+from normbench.report.tuning import expected_maximum, is_geometric
+from normbench.store.files import StoreError
+
+Accuracy = Callable[[str, int, float, int], float | None]
+TABLE = {0.025: 0.90, 0.05: 0.94, 0.1: 0.955, 0.2: 0.96, 0.4: 0.93}
+
+
+def listed(norm: str, batch: int, lr: float, seed: int) -> float | None:
+    """BN as in TABLE; GN best at the largest rate."""
+    return TABLE[lr] if norm == "bn" else 0.9 + lr / 10
+
+
+def one(root: Path) -> Study:
+    (study,) = studies(load(root))
+    return study
+
+
+def texts(study: Study, strength: str = "") -> list[str]:
+    found: list[Finding] = findings(build(study, METRICS["test_acc"], "bn"))
+    return [finding.text for finding in found if strength in ("", finding.strength)]
+
+
+@pytest.fixture
+def tuned(tmp_store: Path, synth: SimpleNamespace) -> Path:
+    """BN and GN at two batch sizes, five learning rates, one tuning seed, three final seeds."""
+    return synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=listed)
+
+
+def test_trials_enter_no_table_and_confound_nothing(tuned: Path) -> None:
+    study = one(tuned)
+    assert len(study.runs) == 2 * 2 * 3
+    assert set(study.runs["seed"]) == {0, 1, 2}
+    assert len(study.trials) == 2 * 2 * 5
+    assert study.confounds == []
+    assert study.context == {"dataset": "digits", "arch": "resnet8"}
+    assert study.notes[0] == (
+        "Each cell has its own learning rate, chosen in trials by validation alone. Trials do not "
+        "enter."
+    )
+    assert not any("Confounded" in text or "was not tuned" in text for text in texts(study))
+    assert counts(load(tuned)).endswith("(20 of them trials of tuning)")
+
+
+def test_untuned_rows_beside_tuned_ones_are_confounded(tuned: Path, synth: SimpleNamespace) -> None:
+    synth.write_grid(tuned, ("gn_ws",), (16, 128), 3, 5)
+    study = one(tuned)
+    (condition,) = study.confounds
+    assert condition.key == "optimizer.lr"
+    assert "learning rate (GN+WS 0.1, all others tuned)" in study.notes[0] or (
+        "learning rate (BN tuned, GN tuned, GN+WS 0.1)" in study.notes[0]
+    )
+
+
+def test_rows_tuned_by_another_protocol_are_confounded(tuned: Path, synth: SimpleNamespace) -> None:
+    synth.write_tuned(tuned, ("gn_ws",), rates=(0.05, 0.1), sweep="20261102-100000-beef")
+    assert "tuned over 2 values with 1 seed of 5 epochs" in one(tuned).notes[0]
+
+
+def test_results_name_the_chosen_values(tuned: Path) -> None:
+    found, _ = sections(load(tuned), request(None, ("norm", "batch"), "test_acc", None, None))
+    (section,) = found
+    first = section.main[0]
+    assert [[entry.remark for entry in row[1:]] for row in first.rows] == [
+        ["lr 0.2", "lr 0.2"],
+        ["lr 0.4, the largest tried", "lr 0.4, the largest tried"],
+    ]
+    assert all(not entry.remark for row in section.main[1].rows for entry in row)
+    table = summary(section.study)
+    assert table.headers[0] == "optimizer.lr"
+    assert set(table.data["optimizer.lr"]) == {0.2, 0.4}
+    slugs = [table.slug for table in section.tables]
+    assert {"tuning", "tuning-range", "tuning-cost"} <= set(slugs)
+
+
+def test_findings_name_choice_and_edges(tuned: Path) -> None:
+    study = one(tuned)
+    rule, chosen = texts(study, "tuned")
+    assert rule.startswith("Tuned for each cell: learning rate, 5 values. Chosen: the value with ")
+    assert "over 1 tuning seed (1000), in trials of 5 epochs each, as many as" in rule
+    assert chosen == (
+        "Chosen learning rate: BN 0.2 at batch size 16, 0.2 at 128; GN 0.4 at batch size 16, 0.4 "
+        "at 128."
+    )
+    (edge,) = [text for text in texts(study, "caution") if "largest tried" in text]
+    assert edge.startswith(
+        "The best learning rate is the largest tried for GN 0.4 at batch size 16, 0.4 at 128: "
+    )
+
+
+def test_untuned_claims_say_so(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=10, epochs=3)
+    (claim,) = texts(one(root), "significant")
+    assert claim.endswith(" The learning rate was the same for all rows, and not tuned.")
+
+
+def test_forgiving_ranges(tuned: Path) -> None:
+    table = tables.near_best(one(tuned), "optimizer.lr")
+    assert table is not None
+    assert table.title.startswith(
+        "How forgiving: range of the learning rate within 1 point of the best, in factors of two"
+    )
+    # BN: 0.1 is half a point below 0.2, 0.4 three points. GN: half a point lower with 0.05 less.
+    assert [[entry.plain for entry in row] for row in table.rows] == [
+        ["BN", "1.0 (0.1 to 0.2)", "1.0 (0.1 to 0.2)"],
+        ["GN", "≥ 0.0 (0.4 alone)", "≥ 0.0 (0.4 alone)"],
+    ]
+    assert list(table.data["width"]) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_diverged_value_ends_the_range_and_is_not_chosen(
+    tmp_store: Path, synth: SimpleNamespace
+) -> None:
+    def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
+        return None if lr == 0.1 and seed == 1001 else TABLE[lr]
+
+    synth.write_tuned(tmp_store, ("bn",), (16,), tuning_seeds=(1000, 1001), accuracy=accuracy)
+    (cell,) = one(tmp_store).tuned
+    value = cell.along("optimizer.lr")[2]
+    assert (value.values["optimizer.lr"], value.diverged, value.scores) == (0.1, 1, [0.955])
+    assert np.isnan(value.mean)
+    near = cell.near("optimizer.lr")
+    assert near is not None
+    assert (near.low, near.high, near.open) == (0.2, 0.2, False)
+    assert unfinished(load(tmp_store)) == ["diverged: 1 trial of tuning"]
+    table = tables.chosen(one(tmp_store))
+    assert table.rows[0][-1].plain == "10 (1 diverged)"
+
+
+def test_a_cell_without_a_choice_is_a_caution(tmp_store: Path, synth: SimpleNamespace) -> None:
+    def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
+        return None if norm == "gn" and batch == 128 else TABLE[lr]
+
+    synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=accuracy)
+    study = one(tmp_store)
+    assert "Nothing was chosen for GN at batch size 128: all trials diverged." in texts(study)
+    assert ("gn", 128) in {(cell.row, cell.column) for cell in study.tuned}
+    assert tables.chosen(study).rows[-1][2].plain == "– (all trials diverged)"
+    ranges = tables.near_best(study, "optimizer.lr")
+    assert ranges is not None
+    assert ranges.rows[1][2].text == "–"
+
+
+def test_a_trial_that_was_changed_is_a_caution(tuned: Path, synth: SimpleNamespace) -> None:
+    trial = one(tuned).tuned[0].cell.trials[0].run
+    synth.set_result(tuned / trial, "val_acc", 0.5)
+    (text,) = [text for text in texts(one(tuned), "caution") if "another result" in text]
+    assert trial in text
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_expected_maximum_is_the_mean_over_all_choices(n: int) -> None:
+    scores = [0.3, 0.9, 0.9, 0.1, 0.5]
+    best = [max(choice) for choice in itertools.combinations(scores, n)]
+    assert expected_maximum(scores)[n - 1] == pytest.approx(np.mean(best))
+
+
+def test_diverged_values_count_at_chance_in_the_expected_best(
+    tmp_store: Path, synth: SimpleNamespace
+) -> None:
+    def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
+        return None if lr == 0.4 else 0.9
+
+    synth.write_tuned(tmp_store, ("bn",), (16,), rates=(0.2, 0.4), accuracy=accuracy)
+    (cell,) = one(tmp_store).tuned
+    assert cell.expected_best() == pytest.approx([0.5, 0.9])  # (0.9 + 1 / 10 classes) / 2
+
+
+def test_cost_counts_trials_and_final_runs(tuned: Path) -> None:
+    study = one(tuned)
+    table = tables.cost(study)
+    assert [[row[0].text, row[1].text, row[4].text] for row in table.rows] == [
+        ["BN", "10", "6"],
+        ["GN", "10", "6"],
+        ["All", "20", "12"],
+    ]
+    hours = float(study.trials["wall_seconds"].sum()) / 3600
+    assert table.rows[-1][3].value == pytest.approx(hours)
+    assert table.rows[-1][2].value == pytest.approx(20 * 5 * 1200)  # images
+
+
+def test_trials_alone_are_shown_as_runs(tuned: Path) -> None:
+    frames = load(tuned)
+    found, notes = sections(
+        frames.select(frames.runs["trial"]),
+        request(None, ("norm", "batch"), "test_acc", None, None),
+    )
+    assert len(found) == 5  # a study for each learning rate
+    assert notes[0].startswith("all 20 runs are trials of tuning, shown as ordinary runs")
+
+
+def test_a_filter_on_seeds_leaves_the_tuning(tuned: Path) -> None:
+    frames = load(tuned)
+    (study,) = studies(frames.select(frames.runs["seed"] < 2))
+    assert len(study.runs) == 8
+    assert len(study.tuned) == 4
+    assert len(study.trials) == 20
+
+
+def test_the_list_of_runs_marks_trials(tuned: Path) -> None:
+    states = [row[1].text for row in run_list(load(tuned)).rows]
+    assert states.count("finished (trial)") == 20
+    assert states.count("finished") == 12
+
+
+def test_a_tuned_option_of_the_norm_makes_no_rows(tmp_store: Path, synth: SimpleNamespace) -> None:
+    cells = []
+    for batch, best in ((16, 4), (128, 8)):
+        names = {}
+        for groups in (4, 8):
+            tree = synth.config("gn", batch, 1000, epochs=3, norm__groups=groups)
+            names[groups] = synth.write_run(tmp_store, tree).name
+        final = [
+            synth.write_run(
+                tmp_store, synth.config("gn", batch, seed, epochs=3, norm__groups=best)
+            ).name
+            for seed in range(2)
+        ]
+        cells.append(
+            {
+                "key": f"{batch:08x}",
+                "name": f"digits-resnet8-gn-b{batch}",
+                "differs": "",
+                "dataset": "digits",
+                "arch": "resnet8",
+                "norm": "gn",
+                "batch": batch,
+                "epochs": 3,
+                "trial_epochs": 3,
+                "added": [],
+                "edges": {},
+                "problem": "",
+                "values": [{"norm.groups": groups} for groups in names],
+                "trials": [
+                    {
+                        "run": name,
+                        "values": {"norm.groups": groups},
+                        "seed": 1000,
+                        "status": "finished",
+                        "metric": None,
+                    }
+                    for groups, name in names.items()
+                ],
+                "means": [None, None],
+                "chosen": {"norm.groups": best},
+                "final": final,
+            }
+        )
+    synth.write_tuning(tmp_store, cells, (1000,), "20261101-100000-abcd", keys=["norm.groups"])
+    study = one(tmp_store)
+    assert (study.rows, study.columns) == (["gn"], [16, 128])
+    assert study.confounds == []
+
+
+def test_tables_render_in_every_format(tuned: Path) -> None:
+    for table in tables.tables(one(tuned)):
+        assert table.title in markdown(table)
+        assert latex(table).count(r"\\") > len(table.rows)
+        assert len(table.data)
+
+
+def test_a_damaged_record_is_refused(tuned: Path) -> None:
+    (record,) = tuned.glob("sweeps/*/tuning.json")
+    record.write_text(json.dumps({"schema": 1}))
+    with pytest.raises(StoreError, match=r"tuning\.json"):
+        load(tuned)
+
+
+def test_geometric_lists_are_told_from_arithmetic_ones() -> None:
+    assert is_geometric([0.025, 0.05, 0.1, 0.2])
+    assert is_geometric([0.01, 0.1])
+    assert not is_geometric([0.1, 0.2, 0.3, 0.4])
+    assert not is_geometric([0, 1, 2])
