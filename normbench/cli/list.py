@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from normbench.errors import UserError
 from normbench.formats import UNKNOWN, age, count, failure, percent, seconds_since
 from normbench.store.differences import NAME, as_overrides, differences
 from normbench.store.store import Run, Store, StoreError
+from normbench.store.tuning import trial_names
 
 
 def add_arguments(parser: Parser) -> None:
@@ -30,10 +31,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if named and not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     runs = store.runs()
+    trials = trial_names(store) if runs else set()
     if arguments.json:
-        print(json.dumps(rows(runs), indent=1))
+        print(json.dumps(rows(runs, trials=trials), indent=1))
     elif runs:
-        print_rows(lambda: rows(runs), lambda: table(rows(runs)))
+        print_rows(lambda: rows(runs, trials=trials), lambda: table(rows(runs, trials=trials)))
     else:
         print(f"no runs in {store.root}: normbench run makes one")
     return 0
@@ -44,12 +46,15 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 _NAME_PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
 
 
-def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any]]:
+def rows(
+    runs: Iterable[Run], now: datetime | None = None, trials: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Return a row for each run, ready for JSON.
 
     Rows are sorted by data set, network, norm, batch size, seed and ``differs``: the keys that
     differ among the runs and that their names do not show, as ``optimizer.lr=0.1``. Accuracies are
-    fractions, and ``age_seconds`` counts from the last change of the run. Unknown values are None.
+    fractions, and ``age_seconds`` counts from the last change of the run. ``trial`` is true for a
+    trial of tuning, whose name is in ``trials``. Unknown values are None.
     ``problem`` is the reason of a run that failed, or whose files cannot be read (status
     ``unreadable``).
     """
@@ -58,6 +63,7 @@ def rows(runs: Iterable[Run], now: datetime | None = None) -> list[dict[str, Any
     found = differences([config for _, config in listed])
     for (row, _), differs in zip(listed, found, strict=True):
         row["differs"] = as_overrides(differs)
+        row["trial"] = row["name"] in trials
     return sorted((row for row, _ in listed), key=_order)
 
 
@@ -157,4 +163,9 @@ def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
     def style(row: Mapping[str, Any], heading: str) -> str:
         return STATUS_STYLE.get(row["status"], "") if heading == "status" else ""
 
-    return fitted_table(_COLUMNS, rows, width, style)
+    columns = list(_COLUMNS)
+    if any(row.get("trial") for row in rows):
+        place = [column.heading for column in columns].index("status")
+        phase = Column("phase", lambda row: "trial" if row.get("trial") else "", right=False)
+        columns.insert(place, phase)
+    return fitted_table(columns, rows, width, style)

@@ -155,13 +155,14 @@ def tuned(study: Study) -> list[Finding]:
         name = words(key)
         whose = [cell for cell in cells if key in cell.cell.keys]
         chosen = [cell for cell in whose if cell.cell.chosen is not None]
+        write = _value_of(key)
         if chosen:
-            texts = _by_cell(study, chosen, lambda c, key=key: value_text(c.cell.chosen[key]))
+            texts = _by_cell(study, chosen, write)
             found.append(Finding(f"Chosen {name}: {texts}.", "tuned", _places(study, chosen)))
         for end in ("largest", "smallest"):
             edge = [cell for cell in chosen if cell.cell.edges.get(key) == end]
             if edge:
-                texts = _by_cell(study, edge, lambda c, key=key: value_text(c.cell.chosen[key]))
+                texts = _by_cell(study, edge, write)
                 found.append(
                     Finding(
                         f"The best {name} is the {end} tried for {texts}: a better one may lie "
@@ -189,6 +190,10 @@ def tuned(study: Study) -> list[Finding]:
     rule = " ".join(rules(study))
     found.insert(0, Finding(f"Tuned for each cell: {keys}, {_budget(cells)}. {rule}", "tuned"))
     return found
+
+
+def _value_of(key: str) -> Callable[[CellTuning], str]:
+    return lambda cell: value_text((cell.cell.chosen or {}).get(key))
 
 
 def _budget(cells: Sequence[CellTuning]) -> str:

@@ -83,13 +83,12 @@ def chosen(study: Study) -> Table:
                 TableEntry(study.column(cell.column), number(cell.column)),
                 *(_chosen(cell, key) for key in keys),
                 TableEntry(shown, scores.mean if scores.n else None),
-                entry(result, final.metric, usual) if result is not None else EMPTY,
+                # Marks belong to the table of results, where columns are compared.
+                replace(entry(result, final.metric, usual), best=False, tied=False),
                 TableEntry(_tried(cell), len(cell.tried), remark=_added(cell)),
                 _trials(cell),
             ]
         )
-        # Marks belong to the table of results: this one has other columns beside it.
-        rows[-1][-3] = TableEntry(**{**vars(rows[-1][-3]), "best": False, "tied": False})
         data += _chosen_data(study, cell)
     metrics = {cell.metric.name: cell.metric for cell in cells}
     heading = next(iter(metrics.values())).axis if len(metrics) == 1 else "Metric"
@@ -143,10 +142,10 @@ def _chosen(cell: CellTuning, key: str) -> TableEntry:
 
 
 def _tried(cell: CellTuning) -> str:
-    keys = cell.cell.keys
-    if len(keys) > 1:
+    key, *others = cell.cell.keys
+    if others:
         return counted(len(cell.tried), "combination")
-    values = [one.values[keys[0]] for one in cell.tried]
+    values = [one.values[key] for one in cell.tried]
     texts = [tuning.value_text(value) for value in values]
     if not tuning.is_numeric(values) or len(values) < 3:
         return ", ".join(texts)

@@ -349,3 +349,14 @@ def test_a_running_cell_is_shown_by_its_name() -> None:
     shown = text_of(running_table([row], 100), 100)
     assert "[/gpu]" in shown
     assert ":tada: [/x]" in shown
+
+
+def test_list_marks_trials_of_tuning(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    trial, final = make(store, "bn"), make(store, "gn")
+    found = rows(store.runs(), NOW, trials={trial.name})
+    assert {row["name"]: row["trial"] for row in found} == {trial.name: True, final.name: False}
+    shown = table(found, 140)
+    assert [str(column.header) for column in shown.columns].count("phase") == 1
+    plain = table(rows(store.runs(), NOW), 140)
+    assert "phase" not in [str(column.header) for column in plain.columns]

@@ -18,6 +18,9 @@ from normbench.report.study import studies
 from normbench.report.tables import p_words
 
 
+UNTUNED = "The learning rate was the same for all rows, and not tuned."
+
+
 def find(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> list[Finding]:
     (study,) = studies(load(root))
     grid = build(study, METRICS[name], baseline)
@@ -50,7 +53,7 @@ def test_a_difference_is_claimed_with_size_interval_and_p(sure: Path) -> None:
     assert nothing == (
         "No significant difference between GN+WS and BN at batch size 128 (10 seeds): the 95 % "
         f"interval of the difference spans {100 * other.low:+.2f} to {100 * other.high:+.2f} "
-        "points."
+        "points. " + UNTUNED
     ).replace("-", "−")
     assert next(f for f in found if f.strength == "significant").cells == (("gn_ws", 16),)
 
@@ -94,7 +97,7 @@ def test_an_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
     assert of(found, "overall") == []
     assert of(found, "inconclusive") == [
         f"P(BN+WS beats BN) = {chance.probability:.2f} (95 % bootstrap interval {chance.low:.2f} "
-        f"to {chance.high:.2f}) over 2 batch sizes: no evidence either way."
+        f"to {chance.high:.2f}) over 2 batch sizes: no evidence either way. {UNTUNED}"
     ]
 
 
@@ -111,7 +114,8 @@ def test_complete_separation_is_tested_exactly(
 ) -> None:
     root = grid(norms=("bn", "none"), batches=(64, 128), seeds=seeds, epochs=3)
     assert of(find(root), strength) == [
-        f"Every run of No norm did worse than every run of BN at each of 2 batch sizes {end}"
+        f"Every run of No norm did worse than every run of BN at each of 2 batch sizes {end} "
+        + UNTUNED
     ]
 
 
