@@ -17,7 +17,6 @@ from normbench.report.metrics import METRICS
 from normbench.report.study import studies
 from normbench.report.tables import p_words
 
-
 UNTUNED = "The learning rate was the same for all rows, and not tuned."
 
 
