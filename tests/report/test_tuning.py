@@ -13,6 +13,7 @@ import pytest
 
 from normbench.report import load
 from normbench.report import tuning_tables as tables
+from normbench.report.figures import tuning as drawn
 from normbench.report.findings import Finding, findings
 from normbench.report.grid import build
 from normbench.report.metrics import METRICS
@@ -293,3 +294,18 @@ def test_geometric_lists_are_told_from_arithmetic_ones() -> None:
     assert is_geometric([0.01, 0.1])
     assert not is_geometric([0.1, 0.2, 0.3, 0.4])
     assert not is_geometric([0, 1, 2])
+
+
+def test_figures_draw_choice_divergence_and_budget(tmp_store: Path, synth: SimpleNamespace) -> None:
+    def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
+        return None if lr == 0.4 else TABLE[lr]
+
+    synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=accuracy, seeds=1)
+    study = one(tmp_store)
+    first, second = drawn.figures(build(study, METRICS["test_acc"], "bn"))
+    assert (first.slug, second.slug) == ("sensitivity", "expected-best")
+    assert "Ring: chosen. Cross: diverged." in first.caption
+    assert len(first.points) == 2 * 2 * 4  # norms, batch sizes, values that did not diverge
+    assert len(second.points) == 2 * 2 * 5
+    assert [axis.get_title() for axis in first.figure.axes] == ["Batch size 16", "Batch size 128"]
+    assert all(axis.get_xscale() == "log" for axis in first.figure.axes)
