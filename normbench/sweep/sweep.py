@@ -256,15 +256,23 @@ class Phases:
         else:
             self.result.plan = SweepPlan((*self.result.plan.cells, *planned.cells))
 
-    def train(self, planned: SweepPlan, title: str = "", trials: bool = False) -> None:
+    def train(
+        self,
+        planned: SweepPlan,
+        title: str = "",
+        trials: bool = False,
+        recorded: Callable[[], None] = lambda: None,
+    ) -> None:
         """Train the cells of a phase, and write each end into the result and the record.
 
         Args:
             planned: The cells; those that are not to do are recorded too.
             title: Name of the phase; empty if there is only one.
             trials: True if the cells are trials.
+            recorded: Called when the record has the cells, before any is trained.
         """
         record = self.record(planned)
+        recorded()
         prefix = f"{title}: " if title else ""
         estimate = planned.estimate(len(self.slots))
         where = ", ".join(self.slots)
@@ -432,7 +440,7 @@ class TunedPhases:
     def _train(self, planned: SweepPlan, title: str, is_trial: bool = False) -> None:
         if planned.todo:
             self._phases.allocate(len(planned.todo))
-            self._phases.train(planned, title, is_trial)
+            self._phases.train(planned, title, is_trial, self._write)
         elif planned.cells:
             self._phases.skip(planned)
             self._view.line(f"{title}: {planned.counted()}")

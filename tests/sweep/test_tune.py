@@ -405,6 +405,21 @@ def test_status_tells_what_was_chosen_from_what(run_sweep, tmp_store):
     assert "highest mean of the final validation accuracy" in " ".join(text.split())
 
 
+@pytest.mark.slow
+def test_a_real_sweep_on_digits_tunes_in_this_process(tmp_store):
+    words = ["norm=bn", "batch=64", "seed=0", "dataset=digits", "dataset.train_size=320",
+             "arch=resnet8", "arch.width=4", "epochs=1", f"store={tmp_store}", "executor=inline",
+             "--tune", "optimizer.lr=0.001,0.2", "--tune-metric", "val_loss"]  # fmt: skip
+    command = [sys.executable, "-m", "normbench", "sweep", *words]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "trials: 2 cells: 2 to train" in output
+    assert "final runs: 1 cell: 1 to train" in output
+    (cell,) = tuned_cells(Store(tmp_store))
+    losses = [Store(tmp_store).run(trial.run).summary["val_loss"] for trial in cell.trials]
+    assert list(cell.means) == losses
+    assert cell.means[cell.values.index(cell.chosen)] == min(losses)
+
+
 # --- killed and resumed ---------------------------------------------------------------------------
 
 
