@@ -1,4 +1,4 @@
-"""Commands of README, two pages of docs/ and conf/: shell, parser and configs take them."""
+"""Commands of README, three pages of docs/ and conf/: shell, parser and configs take them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from normbench.sweep.experiment import unfold
 from normbench.sweep.grid import expand
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/running.md")
+PAGES = ("README.md", "docs/running.md", "docs/verifying.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 FAIR = (ROOT / "docs" / "fair.md").read_text(encoding="utf-8")
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "doctor": "check this machine and the installation",
     "diff": "compare two runs",
     "export": "write all results as one table",
+    "verify": "train finished runs again and compare",
 }
 """The sub-commands in the order of the help: the name of the module, and its summary."""
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from normbench.errors import NormbenchError
 from normbench.formats import counted, printable
 from normbench.report.frames import STATUSES, Frames
 from normbench.report.sections import Request
+from normbench.store import verification
+from normbench.store.store import Store
 
 _NAMED = 12  # runs named in one line; all are in the list of runs
 
@@ -84,6 +87,21 @@ def _split(runs: pd.DataFrame) -> list[str]:
         "batches went through the network in micro-batches, which batch statistics are then of: "
         f"{_listed(texts, _NAMED)}"
     ]
+
+
+def verified(frames: Frames) -> list[str]:
+    """Return a sentence on the runs that ``normbench verify`` trained again, if there are any."""
+    ended = frames.runs[frames.runs["status"].isin(["finished", "diverged"])]
+    try:
+        newest = verification.newest(Store(frames.root))
+    except NormbenchError as error:
+        return [f"{error}: what it says is ignored"]
+    known = {name: item for name, item in newest.items() if name in set(ended["name"])}
+    if not known:
+        return []
+    names = [name for name, item in known.items() if item["verdict"] == "differs"]
+    refuted = f" ({_listed(names, _NAMED)})" if names else ""
+    return [f"{verification.counted(known, len(ended))}{refuted}"]
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:

@@ -78,6 +78,7 @@ def report(
     _check_folder(Path(out))
     everything = load(store)
     frames, notes = choose(everything, asked)
+    notes += origin.verified(frames)
     for line in _opening(everything, frames, asked.where, notes):
         say(line)
     if frames.runs.empty:

@@ -23,8 +23,8 @@ __all__ = [
     "note_on_checksums",
 ]
 
-#: Folders that belong in a store and are not runs.
-_BESIDE = {"sweeps"}
+#: Entries that belong in a store and are not runs.
+_BESIDE = {"sweeps", "verification.json"}
 
 
 def note_on_checksums() -> str:
@@ -87,8 +87,9 @@ class Store:
     def foreign(self) -> list[tuple[Path, str]]:
         """Return the entries of the store that are not runs, each with the reason.
 
-        Hidden entries, a README and the folder of sweeps are left out, because they belong in a
-        store; so is a run that another process has locked and is about to create.
+        Hidden entries, a README, the folder of sweeps and ``verification.json`` are left out,
+        because they belong in a store; so is a run that another process has locked and is about to
+        create.
         """
         found: list[tuple[Path, str]] = []
         for entry in self._entries():

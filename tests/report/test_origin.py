@@ -8,7 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from normbench.report import load
-from normbench.report.origin import counts, environment, mixtures, unfinished
+from normbench.report.origin import counts, environment, mixtures, unfinished, verified
+from normbench.report.report import report
+from normbench.store import verification
+from normbench.store.store import Store
 
 
 def test_one_origin_is_no_mixture(mixed_store: Path) -> None:
@@ -73,3 +76,27 @@ def test_states_are_counted_and_named(mixed_store: Path) -> None:
     assert "(ResourceExhaustedError)" in lines[1]
     assert "(epoch 9 of 20)" in lines[2]
     assert unfinished(frames, named=1)[0].endswith("and 2 more")
+
+
+def test_report_counts_runs_that_were_trained_again(
+    tmp_path: Path, grid: Callable[..., Path]
+) -> None:
+    store = Store(grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3))
+    names = [run.name for run in store.runs()][:2]
+    assert verified(load(store)) == []
+    for name, verdict in zip(names, ("equal", "differs"), strict=True):
+        item = {"run": name, "verdict": verdict, "time": "2026-11-01T10:00:00Z"}
+        verification.append(store, [item | {"record": store.run(name).metrics_checksum()}])
+    (sentence,) = verified(load(store))
+    total = len(store.runs())
+    assert sentence == (
+        f"2 of {total} runs trained again: 1 equal to the last bit, 1 not verified ({names[1]})"
+    )
+    said: list[str] = []
+    page = report(store, out=tmp_path / "out", say=said.append)
+    assert f"note: {sentence}" in said
+    assert "trained again: 1 equal to the last bit" in page.read_text(encoding="utf-8")
+    assert "trained again: 1 equal" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    (store.root / verification.NAME).write_text("{}")
+    assert "verification.json" in verified(load(store))[0]
+    assert verified(load(store))[0].endswith("what it says is ignored")
