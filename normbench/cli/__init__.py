@@ -41,6 +41,7 @@ COMMANDS = {
     "diff": "compare two runs",
     "export": "write all results as one table",
     "verify": "train finished runs again and compare",
+    "pack": "write one archive for a paper",
 }
 """The sub-commands in the order of the help: the name of the module, and its summary."""
 

@@ -73,6 +73,12 @@ class Frames:
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
         return Frames(self.root, runs, curves, self.left_out, self.whole, self.tuned)
 
+    def moved(self, root: Path) -> Frames:
+        """Return the frames of the same runs with ``root`` as the store's folder."""
+        runs = self.runs.assign(path=[str(root / name) for name in self.runs["name"]])
+        runs.attrs.update(self.runs.attrs)
+        return Frames(root, runs, self.curves, self.left_out, self.unfiltered)
+
     def write(self, folder: Path) -> list[Path]:
         """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""
         folder.mkdir(parents=True, exist_ok=True)

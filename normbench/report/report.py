@@ -53,6 +53,7 @@ def report(
     out: Path | str = "report",
     say: Say = print,
     allow_confound: str | Sequence[str] = (),
+    shown_as: Path | None = None,
 ) -> Path:
     """Write tables, figures and a page on the runs of a store.
 
@@ -66,6 +67,8 @@ def report(
         out: The folder to write to.
         say: Takes each line meant for the user.
         allow_confound: Keys, or groups of keys, in which rows may differ on purpose.
+        shown_as: The folder of the store that is written in the place of its present one, relative
+            to the folder above ``out``.
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -83,6 +86,8 @@ def report(
         say(line)
     if frames.runs.empty:
         raise UserError(_nothing(everything, asked.where))
+    if shown_as is not None:
+        frames = frames.moved(shown_as)
     found, more = sections(frames, asked)
     for note in more:
         say(f"note: {note}")
@@ -102,7 +107,8 @@ def report(
     for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
         say(line)
     try:
-        page = _write(Path(out), frames, found, asked, notes + more)
+        linked_from = None if shown_as is None else Path(Path(out).name)
+        page = _write(Path(out), frames, found, asked, notes + more, linked_from)
     except OSError as error:
         raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
     say(f"report: {page}")
@@ -313,7 +319,9 @@ def _write(
     found: Sequence[Section],
     asked: Request,
     notes: Sequence[str],
+    linked_from: Path | None = None,
 ) -> Path:
+    """Write all files of a report; the page's links start at ``linked_from``, else at ``out``."""
     from normbench.report.figures import style
     from normbench.report.page.build import build
 
@@ -328,7 +336,7 @@ def _write(
     written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
     markdown.write_text(_markdown(frames, found, asked, notes), encoding="utf-8")
-    page.write_text(build(frames, found, asked, notes, out), encoding="utf-8")
+    page.write_text(build(frames, found, asked, notes, linked_from or out), encoding="utf-8")
     _remove_old(out, [*written, markdown, page])
     return page
 

@@ -1,0 +1,256 @@
+"""One archive of a store for a paper's artifact: :func:`pack`.
+
+The archive is deterministic: the same store gives the same bytes. Entries are sorted, have no owner
+and one date, and neither the report nor the compressed file says when it was made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import normbench
+from normbench.components import conf_dir
+from normbench.errors import UserError
+from normbench.formats import counted
+from normbench.report.frames import as_store
+from normbench.report.report import report
+from normbench.store import files, records, verification
+from normbench.store.store import Run, Store, StoreError
+
+Say = Callable[[str], None]
+
+RUN_FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagnosis.jsonl",
+             "log.txt")  # fmt: skip
+"""Records of a run folder. Locks and files of loggers stay where they are."""
+
+CHECKPOINTS = ("checkpoint/last.npz", "checkpoint/best.npz")
+SWEEP_FILES = ("sweep.json", "outcome.jsonl")
+
+MANIFEST = "MANIFEST"
+"""Checksums of all other files, in the format of ``sha256sum``."""
+
+DATE = 315532800
+"""Date of every entry, 1980-01-01, in seconds: the first that every archive format can hold."""
+
+_ENDINGS = (".tar.gz", ".tgz")
+
+
+def pack(
+    store: Store | Path | str,
+    out: Path | str,
+    checkpoints: bool = False,
+    force: bool = False,
+    say: Say = print,
+) -> Path:
+    """Write one archive with the records, the report and the configs of a store.
+
+    Args:
+        store: The store, or its folder.
+        out: The archive, which ends in ``.tar.gz`` or ``.tgz``.
+        checkpoints: Also pack the checkpoints of the runs.
+        force: Replace an archive that exists.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The archive.
+
+    Raises:
+        UserError: No such store or no finished run in it; ``out`` exists, lies in the store, or has
+            another ending.
+        NormbenchError: A file cannot be read or written; no archive is left behind.
+    """
+    store, out = as_store(store), files.expand_user(out)
+    name = _name(store, out, force)
+    runs = _runs(store, say)
+    with tempfile.TemporaryDirectory(prefix="normbench-pack-") as folder:
+        packed: dict[str, Path | bytes] = {
+            **_records(store, runs, checkpoints),
+            **_environment(runs),
+            **_report(store, Path(folder)),
+        }
+        packed["README.md"] = _readme(name, runs, "requirements.lock" in packed).encode()
+        packed[MANIFEST] = _manifest(packed)
+        files.write_atomic(out, lambda file: _write(file, name, packed))
+    megabytes = out.stat().st_size / 1e6
+    say(f"pack: {out} ({counted(len(runs), 'run')}, {counted(len(packed), 'file')}, "
+        f"{megabytes:.1f} MB)")  # fmt: skip
+    return out
+
+
+def _name(store: Store, out: Path, force: bool) -> str:
+    """Return the name of the archive's folder, and refuse a place it cannot be written to."""
+    ending = next((each for each in _ENDINGS if out.name.endswith(each)), "")
+    name = out.name.removesuffix(ending)
+    if not ending or not name:
+        raise UserError(f"--out {str(out)!r}: name a file that ends in .tar.gz, as paper.tar.gz")
+    if not store.root.is_dir():
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
+    if store.root.resolve() in out.resolve().parents:
+        raise UserError(f"--out {str(out)!r} lies in the store {store.root}: name a file beside it")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {str(out)!r}: there is no folder {str(out.parent)!r}")
+    if out.is_dir():
+        raise UserError(f"cannot write {str(out)!r}: it is a folder")
+    if out.exists() and not force:
+        raise UserError(f"{str(out)!r} exists: --force replaces it")
+    return name
+
+
+def _runs(store: Store, say: Say) -> list[Run]:
+    """Return the runs to be packed, and name those that are left out."""
+    found, statuses = [], []
+    for run in store.runs():
+        try:
+            status = run.verify()
+        except StoreError as error:
+            say(f"left out: {run.name}: {' '.join(str(error).split())}")
+            continue
+        if status == "running":
+            say(f"left out: {run.name}: it is being trained")
+            continue
+        found.append(run)
+        statuses.append(status)
+    if not {"finished", "diverged"} & {*statuses}:
+        raise UserError(f"no run in {store.root} is finished: there is nothing to pack")
+    return found
+
+
+def _records(store: Store, runs: list[Run], checkpoints: bool) -> dict[str, Path | bytes]:
+    """Return the records of runs, sweeps and verifications by their names in the archive."""
+    found: dict[str, Path | bytes] = {}
+    for run in runs:
+        for file in (*RUN_FILES, *(CHECKPOINTS if checkpoints else ())):
+            if _is_plain(path := run.path / file):
+                found[f"runs/{run.name}/{file}"] = path
+    for folder in sorted((store.root / "sweeps").glob("*")):
+        for file in SWEEP_FILES:
+            if not folder.is_symlink() and _is_plain(path := folder / file):
+                found[f"runs/sweeps/{folder.name}/{file}"] = path
+    if _is_plain(path := store.root / verification.NAME):
+        found[f"runs/{verification.NAME}"] = path
+    return found
+
+
+def _is_plain(path: Path) -> bool:
+    """Return whether a path is a file and no link, which could lead out of the store."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _environment(runs: list[Run]) -> dict[str, Path | bytes]:
+    """Return the config groups, and the lock of versions: of the checkout, else of the runs."""
+    conf = conf_dir()
+    found: dict[str, Path | bytes] = {
+        f"conf/{path.relative_to(conf).as_posix()}": path for path in conf.rglob("*.yaml")
+    }
+    lock = Path(normbench.__file__).parent.parent / "requirements.lock"
+    if lock.is_file() and not (Path(normbench.__file__).parent / "conf").is_dir():
+        found["requirements.lock"] = lock
+        return found
+    versions = {
+        f"{package}=={version}"
+        for run in runs
+        for package, version in ((run.meta or {}).get("versions") or {}).items()
+        if package != "python"
+    }
+    found["versions.txt"] = "".join(f"{line}\n" for line in sorted(versions)).encode()
+    return found
+
+
+def _report(store: Store, folder: Path) -> dict[str, Path | bytes]:
+    """Write the report, which names the store as it is in the archive, and return its files."""
+    out = folder / "report"
+    report(store, out=out, say=lambda line: None, shown_as=Path("runs"))
+    return {
+        f"report/{path.relative_to(out).as_posix()}": path
+        for path in out.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def _readme(name: str, runs: list[Run], locked: bool) -> str:
+    install = (
+        "pip install -r requirements.lock"
+        if locked
+        else "pip install -r versions.txt   # where the runs name one version of each package"
+    )
+    return f"""\
+# {name}
+
+The records of {counted(len(runs), "run")} of normbench {normbench.__version__}, and their report.
+
+| path | content |
+| --- | --- |
+| `report/index.html` | tables, figures and findings; `report/data/` has the numbers |
+| `runs/` | a folder for each run: config, provenance, metrics of each epoch, results, checksums |
+| `conf/` | the config groups that the commands name |
+| `{"requirements.lock" if locked else "versions.txt"}` | versions of all packages |
+| `{MANIFEST}` | checksums of all other files |
+
+In this folder, with normbench installed:
+
+    sha256sum --quiet --check {MANIFEST}
+    {install}
+    normbench list runs
+    normbench report runs --out report-again
+    normbench verify runs --sample 5
+
+`normbench verify` trains runs again and compares them with the records to the last bit; it adds a
+file to `runs/`, after which `{MANIFEST}` no longer lists all of them.
+"""
+
+
+def _manifest(packed: dict[str, Path | bytes]) -> bytes:
+    lines = (f"{records.digest(_bytes(packed[name]))}  {name}\n" for name in sorted(packed))
+    return "".join(lines).encode()
+
+
+def _bytes(content: Path | bytes) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.read_bytes()
+    except OSError as error:
+        raise files.store_error("read", content, error) from error
+
+
+def _write(file: BinaryIO, folder: str, packed: dict[str, Path | bytes]) -> None:
+    """Write the compressed archive.
+
+    The header of gzip holds neither name nor time.
+    """
+    with (
+        gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for directory in _folders(folder, packed):
+            archive.addfile(_entry(directory, tarfile.DIRTYPE, 0o755))
+        for name in sorted(packed):
+            data = _bytes(packed[name])
+            entry = _entry(f"{folder}/{name}", tarfile.REGTYPE, 0o644)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def _folders(folder: str, packed: dict[str, Path | bytes]) -> Iterator[str]:
+    """Yield the folders of the archive, each before those in it."""
+    parents = {parent.as_posix() for name in packed for parent in Path(folder, name).parents}
+    yield from sorted(parents - {".", "", os.sep})
+
+
+def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.mtime = kind, mode, DATE
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
