@@ -32,7 +32,7 @@ RUN_FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagn
 """Records of a run folder. Locks and files of loggers stay where they are."""
 
 CHECKPOINTS = ("checkpoint/last.npz", "checkpoint/best.npz")
-SWEEP_FILES = ("sweep.json", "outcome.jsonl")
+SWEEP_FILES = ("sweep.json", "outcome.jsonl", "tuning.json")
 
 MANIFEST = "MANIFEST"
 """Checksums of all other files, in the format of ``sha256sum``."""
