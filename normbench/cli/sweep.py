@@ -27,6 +27,7 @@ Every key takes several values, as a list, a range or a pattern. Quote what the 
   normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
   normbench sweep +experiment=batch_sweep scale=small
   normbench sweep norm=bn,gn 'seed=range(0,5)' --tune 'optimizer.lr=log(0.025,0.4,5)'
+  normbench sweep norm=bn,gn 'seed=range(0,3)' dataset=digits arch=resnet8 epochs=5 --until 0.5
   normbench sweep status
 
 `normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
@@ -86,6 +87,23 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="try up to N further values in each cell whose best value ends its list",
     )
+    seeds = parser.add_argument_group("seeds as many as needed")
+    seeds.add_argument(
+        "--until",
+        metavar="POINTS",
+        type=float,
+        help="add seeds until the 95 %% interval of each difference to the baseline is narrower "
+        "than ± this",
+    )
+    seeds.add_argument(
+        "--max-seeds",
+        metavar="N",
+        type=int,
+        help="most seeds of a cell that --until trains (default: 20)",
+    )
+    seeds.add_argument(
+        "--baseline", metavar="[KEY=]ROW", help="baseline of --until, as norm=gn (default: bn)"
+    )
     add_store(parser)
     add_config_dir(parser)
 
@@ -99,6 +117,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.cli.sweep_screen import SweepScreen
     from normbench.sweep.sweep import sweep
 
+    if arguments.until is not None:
+        return _until(arguments, overrides, command, tune)
+    for option, value in (("--max-seeds", arguments.max_seeds), ("--baseline", arguments.baseline)):
+        if value is not None:
+            raise UserError(f"{option} goes with --until: --until 0.3 {option} {value}")
     result = sweep(
         overrides,
         command,
@@ -110,6 +133,44 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         tune=tune,
         view=SweepScreen(),
     )
+    return _finished(arguments, result)
+
+
+def _until(
+    arguments: Namespace, overrides: list[str], command: Sequence[str], tune: TuneOptions | None
+) -> int:
+    """Add seeds until the differences to the baseline are known well enough."""
+    from normbench.cli.sweep_screen import SweepScreen
+    from normbench.report.rounds import NarrowIntervals
+    from normbench.sweep.experiment import unfold
+    from normbench.sweep.until import sweep_until
+
+    if arguments.again:
+        raise UserError("--until goes on from the runs that exist: leave out --again")
+    experiment, _ = unfold(arguments.overrides, arguments.config_dir)
+    asked = dict(experiment.report) if experiment else {}
+    rule = NarrowIntervals(
+        arguments.until,
+        arguments.baseline or asked.get("baseline"),
+        str(asked.get("by", "norm,batch")).split(","),
+        asked.get("metric", "test_acc"),
+    )
+    result = sweep_until(
+        overrides,
+        command,
+        rule,
+        20 if arguments.max_seeds is None else arguments.max_seeds,
+        config_dir=arguments.config_dir,
+        dry_run=arguments.dry_run,
+        retry_failed=arguments.retry_failed,
+        skip_invalid=arguments.skip_invalid,
+        tune=tune,
+        view=SweepScreen(),
+    )
+    return _finished(arguments, result)
+
+
+def _finished(arguments: Namespace, result: SweepResult) -> int:
     if result.interrupted:
         raise KeyboardInterrupt
     if not arguments.dry_run:

@@ -22,6 +22,7 @@ from normbench.store.tuning import TunedCell, Tuning, read
 from normbench.sweep.observer import stored_progress
 from normbench.sweep.plan import STATES
 from normbench.sweep.record import Record, find
+from normbench.sweep.until import described
 
 #: The words for the states of cells, in the order in which they are counted.
 WORDS: dict[str, str] = {state: state for state in STATES} | {"missing": "waiting"}
@@ -140,6 +141,8 @@ def render(status: Status, width: int) -> RenderableType:
     parts.append(line)
     if status.tuning is not None:
         parts += _tuned(status.tuning, width)
+    if head.get("until"):
+        parts.append(as_text(described(head["until"])))
     running = [cell for cell in status.cells if cell["state"] == "running"]
     if running:
         cells = status.cells

@@ -405,7 +405,8 @@ def _power(grid: Grid, family: int) -> list[Finding]:
     if not counts or max(counts) > 9:
         return []
     n = max(set(counts), key=counts.count)
-    needed = float(t_quantile(1 - ALPHA / 2 / family, n - 1)) / math.sqrt(n)
+    looks = max(c.baseline.looks for c in grid.cells.values() if c.baseline and c.baseline.tested)
+    needed = float(t_quantile(1 - ALPHA / 2 / family / looks, n - 1)) / math.sqrt(n)
     return [
         Finding(
             f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, only differences "

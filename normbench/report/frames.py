@@ -17,6 +17,7 @@ from pyarrow import csv
 from normbench.config import norm_name
 from normbench.errors import NormbenchError, UserError
 from normbench.report.metrics import METRICS
+from normbench.report.sequential import declared
 from normbench.store.store import Store
 from normbench.store.tuning import TunedCell, trial_names, tuned_cells
 
@@ -118,6 +119,9 @@ def load(store: Store | Path | str) -> Frames:
             continue
         rows.append(row)
         pieces.append(columns(run.name, epochs))
+    if looks := declared(store.root):
+        for row in rows:
+            row["looks"] = " ".join(map(str, looks.get(row["name"], ())))
     runs, curves = _typed(*_frames(rows, pieces))
     tuned = tuple(tuned_cells(store))
     if tuned:
@@ -125,6 +129,19 @@ def load(store: Store | Path | str) -> Frames:
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
     return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned)
+
+
+def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:
+    """Return the frames of runs that are not trained yet.
+
+    Args:
+        configs: Their resolved configs.
+    """
+    rows = [
+        {"name": str(place), "status": "missing", "classes": None, **config_columns(tree)}
+        for place, tree in enumerate(configs)
+    ]
+    return Frames(Path(), *_typed(*_frames(rows, [])))
 
 
 def as_store(store: Store | Path | str) -> Store:
@@ -235,7 +252,7 @@ LEADING = ("name", "status", "dataset", "arch", "norm", "batch", "seed", "epochs
 _NOT_FROM_CONFIG = frozenset(
     _names(
         "name status signature path command started ended sessions error_type error_message "
-        "weights_sha256 row column trial"
+        "weights_sha256 row column trial looks"
     )
 ).union(RESULTS, _PROVENANCE, (metric.name for metric in METRICS.values() if metric.of_run))
 

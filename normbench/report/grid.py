@@ -59,6 +59,7 @@ class GridCell:
         tied: Whether it was tested against the best and is not significantly worse.
         baseline: The difference to the baseline's cell of the same column, paired by seed.
         mixed: Whether the runs come from more than one commit or set of versions.
+        looks: Number of declared looks at its runs (:mod:`normbench.report.sequential`).
     """
 
     row: Any
@@ -70,6 +71,7 @@ class GridCell:
     unvalued: int
     sample: Sample
     mixed: bool
+    looks: int = 1
     best: bool = False
     tied: bool = False
     baseline: Difference | None = None
@@ -217,7 +219,16 @@ def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric
         ended - len(values),
         _sample(values, metric, diverged),
         mixed,
+        _looks(study, places),
     )
+
+
+def _looks(study: Study, places: np.ndarray) -> int:
+    """Return the largest number of looks that a sweep declared for any of these runs; else 1."""
+    if "looks" not in study.runs:
+        return 1
+    texts = study.runs["looks"].to_numpy(object)[places]
+    return max((len(text.split()) for text in texts if isinstance(text, str)), default=1) or 1
 
 
 def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sample:
@@ -234,12 +245,14 @@ def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
     There is no interval and no test where a run entered at chance level. A time has no test: it
     varies with the machine's load, which is not the same for the same seed.
     """
-    found = paired(first.values, second.values)
+    found = paired(first.values, second.values, max(first.looks, second.looks))
     if metric.timed:
         return replace(found, effect=math.nan, p=math.nan)
     if metric.worst and (first.diverged or second.diverged):
         nothing = math.nan
-        return Difference(found.n, found.mean, nothing, nothing, nothing, nothing)
+        return Difference(
+            found.n, found.mean, nothing, nothing, nothing, nothing, looks=found.looks
+        )
     return found
 
 

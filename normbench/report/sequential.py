@@ -34,6 +34,10 @@ hand.
 from __future__ import annotations
 
 import math
+from pathlib import Path
+
+from normbench.store import files
+from normbench.store.schema import integer, record, sequence, text
 
 GROWTH = 1.5
 """The factor by which the number of seeds grows, at most, from a look to the next."""
@@ -53,4 +57,46 @@ def schedule(first: int, most: int) -> tuple[int, ...]:
         return (first,)
     return tuple(
         sorted({round(first * (most / first) ** (place / rounds)) for place in range(rounds + 1)})
+    )
+
+
+_HEAD = record(
+    {},
+    {
+        "cells": sequence(record({"name": text()})),
+        "until": record({"looks": sequence(integer(2))}),
+    },
+)
+
+
+def declared(root: Path) -> dict[str, tuple[int, ...]]:
+    """Return the looks of the runs of a store that sweeps with ``--until`` have trained, by name.
+
+    Of a run in several such sweeps, as a baseline may be, it is the longest schedule.
+
+    Args:
+        root: The folder of the store. Each of its ``sweeps/*/sweep.json`` may have the key
+            ``until`` (:mod:`normbench.sweep.until`).
+
+    Raises:
+        StoreError: A record is damaged.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(root.glob("sweeps/*/sweep.json")):
+        head = files.read_json(path, _HEAD) or {}
+        if not (until := head.get("until")):
+            continue
+        looks = tuple(until["looks"])
+        for cell in head.get("cells", ()):
+            found[cell["name"]] = max(found.get(cell["name"], ()), looks, key=len)
+    return found
+
+
+def note(looks: tuple[int, ...]) -> str:
+    """Return the sentence under differences of a sweep that added seeds."""
+    return (
+        f"Seeds were added until intervals were narrow, with looks declared after "
+        f"{', '.join(map(str, looks))} seeds: intervals and p-values of differences hold at all "
+        f"{len(looks)} looks together (union bound: t intervals at level 1 − 0.05/{len(looks)}, "
+        f"p-values times {len(looks)})."
     )

@@ -110,6 +110,12 @@ class Study:
         return {name: self.runs[name].to_numpy() for name in names}
 
     @cached_property
+    def looks(self) -> tuple[int, ...]:
+        """The longest schedule of the sweeps that added seeds (:mod:`.sequential`), if any did."""
+        texts = self.runs["looks"].dropna().unique() if "looks" in self.runs else []
+        return max((tuple(map(int, text.split())) for text in texts), key=len, default=())
+
+    @cached_property
     def conditions(self) -> list[Condition]:
         """The keys beside the factors that differ between rows or columns."""
         runs = self.runs if self.marked is None else self.marked

@@ -12,6 +12,7 @@ import pandas as pd
 
 from normbench.errors import UserError
 from normbench.report import names as labels
+from normbench.report import sequential
 from normbench.report.bands import joined
 from normbench.report.frames import Frames, is_config
 from normbench.report.grid import Grid, GridCell, build
@@ -58,6 +59,7 @@ def differences(grid: Grid) -> Table:
     notes = [
         *grid.study.notes,
         "Mean of the differences paired by seed ± half of their 95 % t interval.",
+        *_looks(grid),
         *_tests(grid),
     ]
     return Table(
@@ -123,6 +125,7 @@ def comparisons(grid: Grid) -> Table:
             "three seeds on. p: two-sided paired t test; Holm's correction covers all "
             "comparisons of this table. A dash: one seed, a diverged run, or differences "
             "without spread.",
+            *_looks(grid),
         ],
         differences_data(grid),
     )
@@ -268,6 +271,12 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     if any(cell.mixed for cell in marked):
         notes.append("Mixed versions: the runs of the cell come from different code or libraries.")
     return notes
+
+
+def _looks(grid: Grid) -> list[str]:
+    """Return the note on differences that may be looked at several times, if there are any."""
+    several = any(cell.baseline and cell.baseline.looks > 1 for cell in grid.cells.values())
+    return [sequential.note(grid.study.looks)] if several and not grid.metric.timed else []
 
 
 def _tests(grid: Grid) -> list[str]:

@@ -135,6 +135,14 @@ class Record:
         """
         self._write({**self.head, "ended": utc_now(), "result": result})
 
+    def annotate(self, **facts: Any) -> None:
+        """Add keys to ``sweep.json``.
+
+        Raises:
+            StoreError: The record cannot be written.
+        """
+        self._write({**self.head, **facts})
+
     @property
     def head(self) -> dict[str, Any]:
         """The content of ``sweep.json``.
