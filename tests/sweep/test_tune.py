@@ -460,6 +460,8 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
     wait_until(lambda: not any(run.status == "running" for run in store.runs()))
     ended = {run.name: run.meta["ended"] for run in store.runs() if run.status == "finished"}
     assert ended
+    # A row of the second epoch says that the first has a checkpoint.
+    advanced = {run.name for run in store.runs() if (run.last_metrics() or {}).get("epoch", 0) > 1}
     output, _ = (process := begin(base, 0.002)).communicate(timeout=120)
     assert process.returncode == 0, output
     assert "to resume" in output
@@ -469,7 +471,8 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         assert run.status == "finished"
         first_epochs = [session["from_epoch"] for session in run.meta["sessions"]]
         assert first_epochs[0] == 0
-        assert all(epoch > 0 for epoch in first_epochs[1:])  # none from its first step again
+        if run.name in advanced:
+            assert all(epoch > 0 for epoch in first_epochs[1:])  # not from its first step again
         if run.name in ended:
             assert (len(first_epochs), run.meta["ended"]) == (1, ended[run.name])
         if "-s1000-" not in run.name:
