@@ -453,7 +453,7 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         )
         return begun > 0 and any(run.status == "finished" for run in runs)
 
-    process = begin(base, 0.02)
+    process = begin(base, 0.06)
     wait_until(under_way)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -464,7 +464,8 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
     advanced = {run.name for run in store.runs() if (run.last_metrics() or {}).get("epoch", 0) > 1}
     output, _ = (process := begin(base, 0.002)).communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "to resume" in output
+    if advanced - ended.keys():  # it may have ended between the look and the kill
+        assert "to resume" in output
     runs = store.runs()
     assert len(runs) == 8
     for run in runs:
