@@ -79,6 +79,7 @@ def loop_of():
 
     def restored(*options):
         if options not in loops:
+            backend.start(keras.backend.backend(), "float32")  # before layers take their dtype
             loop, data = loop_on(network(*options))
             loops[options] = loop, data, loop.state()
         loop, data, state = loops[options]
