@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from normbench.components import (
     check_names,
+    check_recorded,
     conf_dir,
     group_options,
     options_of,
@@ -180,6 +181,27 @@ class Config:
         hints = typing.get_type_hints(cls)
         checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
         return cls(**copy.deepcopy(checked))
+
+    @classmethod
+    def from_run(
+        cls, recorded: Mapping[str, Any], config_dir: str | Path | None, where: str
+    ) -> Config:
+        """Build the config that a run folder records; the folder may come from anybody.
+
+        Args:
+            recorded: The content of ``config.yaml``.
+            config_dir: Additional folder with config groups, given on this command line.
+            where: Name of the run in messages.
+
+        Raises:
+            UserError: It names a component that no config group has, or it is no config.
+        """
+        tree = {key: value for key, value in recorded.items() if key not in _ABOUT}
+        return cls.from_dict(check_recorded(_SINCE | tree, config_dir, where))
+
+
+_ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config
+_SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 
 def _is_foreign(target: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from normbench.errors import UserError, nearest
+from normbench.formats import capitalized
 
 #: Help texts that several sub-commands share.
 RUN_NAMES = "name, signature, or the beginning of either"
@@ -64,7 +65,7 @@ class Parser(argparse.ArgumentParser):
             summary: Its help in one line, in lower case and without a period.
         """
         command: Parser = self._subparsers_action.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+            name, help=summary, description=f"{capitalized(summary)}."
         )
         command.add_argument(
             "--debug", action="store_true", help="show the full traceback of an error"
@@ -94,6 +95,24 @@ def add_store(parser: Parser, positional: bool = False) -> None:
         "--store",
         metavar="FOLDER",
         help="folder of runs (default: $NORMBENCH_STORE if set, else runs)",
+    )
+
+
+def add_comparison(parser: Parser) -> None:
+    """Add the options that say which runs are compared, by what, and with what."""
+    parser.add_argument("--where", metavar="FILTER", help=WHERE)
+    parser.add_argument(
+        "--by",
+        metavar="KEY[,KEY...]",
+        default="norm,batch",
+        help="config keys of the rows, of the columns, and of separate tables "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metric", default="test_acc", help="metric to compare (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from normbench.cli.parser import WHERE, Parser, add_store, store_of
+from normbench.cli.parser import Parser, add_comparison, add_store, store_of
 
 _EPILOG = """\
 For example:
@@ -43,20 +43,7 @@ def add_arguments(parser: Parser) -> None:
         default=20,
         help="the same option of that sweep (default: %(default)s)",
     )
-    parser.add_argument("--where", metavar="FILTER", help=WHERE)
-    parser.add_argument(
-        "--by",
-        metavar="KEY[,KEY...]",
-        default="norm,batch",
-        help="config keys of the rows, of the columns, and of separate tables "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--metric", default="test_acc", help="metric to compare (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"
-    )
+    add_comparison(parser)
     add_store(parser, positional=True)
 
 

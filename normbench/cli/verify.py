@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.cli import INTERRUPTED
     from normbench.store.store import Store
-    from normbench.store.verification import VERDICTS
+    from normbench.store.verification import summary
     from normbench.sweep.verify import verify
 
     store = Store(store_of(arguments))
@@ -54,12 +54,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         config_dir=arguments.config_dir,
         command=command,
     )
-    verdicts = [*result.verdicts.values()]
-    counts = [f"{verdicts.count(key)} {text}" for key, text in VERDICTS.items() if key in verdicts]
-    if result.failures:
-        counts.append(f"{len(result.failures)} damaged or not trained again")
-    runs = f"{len(verdicts)} of {result.asked} run{'s' * (result.asked != 1)} trained again"
-    print(f"{runs}{': ' * bool(counts)}{', '.join(counts)}")
+    print(summary([*result.verdicts.values()], result.asked, len(result.failures)))
     if result.interrupted:
         print("interrupted: what was verified so far is kept")
         return INTERRUPTED

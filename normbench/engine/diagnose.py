@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench.components import check_recorded, options_of
+from normbench.components import options_of
 from normbench.config import Config, compose, default_store, group_options, parse
 from normbench.errors import NormbenchError, UserError, reason, unknown
 from normbench.formats import duration
@@ -30,7 +30,6 @@ CHECKPOINTS = ("last", "best")
 
 NAMED = 8
 """Runs that a suggested command names one by one; of more it names none."""
-_SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 Options = dict[str, dict[str, Any]]
 """Config group of each probe, by the probe's name."""
@@ -225,9 +224,7 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
         NormbenchError: A file of the run is damaged.
     """
     run.verify()
-    tree = {k: v for k, v in (run.config or {}).items() if k not in ("signature", "schema")}
-    recorded = check_recorded(_SINCE | tree, config_dir, f"run {run.name}")
-    config = Config.from_dict(recorded)
+    config = Config.from_run(run.config or {}, config_dir, f"run {run.name}")
     infos = {each: run.checkpoint_info(best=each == "best") for each in CHECKPOINTS}
     found = {each: info for each, info in infos.items() if info is not None}
     if not found:

@@ -22,8 +22,8 @@ from normbench.errors import UserError
 from normbench.formats import counted
 from normbench.report.frames import as_store
 from normbench.report.report import report
-from normbench.store import files, records, verification
-from normbench.store.store import Run, Store, StoreError
+from normbench.store import files, records
+from normbench.store.store import SWEEPS, VERIFICATIONS, Run, Store, StoreError
 
 Say = Callable[[str], None]
 
@@ -130,12 +130,12 @@ def _records(store: Store, runs: list[Run], checkpoints: bool) -> dict[str, Path
         for file in (*RUN_FILES, *(CHECKPOINTS if checkpoints else ())):
             if _is_plain(path := run.path / file):
                 found[f"runs/{run.name}/{file}"] = path
-    for folder in sorted((store.root / "sweeps").glob("*")):
+    for folder in sorted((store.root / SWEEPS).glob("*")):
         for file in SWEEP_FILES:
             if not folder.is_symlink() and _is_plain(path := folder / file):
-                found[f"runs/sweeps/{folder.name}/{file}"] = path
-    if _is_plain(path := store.root / verification.NAME):
-        found[f"runs/{verification.NAME}"] = path
+                found[f"runs/{SWEEPS}/{folder.name}/{file}"] = path
+    if _is_plain(path := store.root / VERIFICATIONS):
+        found[f"runs/{VERIFICATIONS}"] = path
     return found
 
 

@@ -16,8 +16,8 @@ from normbench.report.grid import build, default_baseline
 from normbench.report.metrics import metric
 from normbench.report.sequential import schedule
 from normbench.report.study import Study, studies
+from normbench.report.tuning import is_trial
 from normbench.store.store import Store
-from normbench.store.tuning import trial_names
 
 
 class Look(NamedTuple):
@@ -86,8 +86,7 @@ class NarrowIntervals:
 
     def look(self, store: Store, names: Sequence[str], looks: tuple[int, ...]) -> Look:
         frames = load(store)
-        trials = trial_names(store)
-        frames = frames.select(frames.runs["name"].isin(names) & ~frames.runs["name"].isin(trials))
+        frames = frames.select(frames.runs["name"].isin(names) & ~is_trial(frames.runs))
         frames.runs["looks"] = " ".join(map(str, looks))
         found: list[dict[str, Any]] = []
         for study in self._studies(frames):

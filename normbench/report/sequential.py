@@ -38,6 +38,7 @@ from pathlib import Path
 
 from normbench.store import files
 from normbench.store.schema import integer, record, sequence, text
+from normbench.store.store import SWEEPS
 
 GROWTH = 1.5
 """The factor by which the number of seeds grows, at most, from a look to the next."""
@@ -82,7 +83,7 @@ def declared(root: Path) -> dict[str, tuple[int, ...]]:
         StoreError: A record is damaged.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(root.glob("sweeps/*/sweep.json")):
+    for path in sorted(root.glob(f"{SWEEPS}/*/sweep.json")):
         head = files.read_json(path, _HEAD) or {}
         if not (until := head.get("until")):
             continue

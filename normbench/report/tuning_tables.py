@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from normbench.formats import counted
+from normbench.formats import capitalized, counted
 from normbench.report import names as labels
 from normbench.report import tuning
 from normbench.report.caveats import words
 from normbench.report.grid import build
-from normbench.report.metrics import METRICS
+from normbench.report.metrics import METRICS, Metric
 from normbench.report.statistics import sample
 from normbench.report.study import Study
 from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
@@ -90,16 +90,15 @@ def chosen(study: Study) -> Table:
             ]
         )
         data += _chosen_data(study, cell)
-    metrics = {cell.metric.name: cell.metric for cell in cells}
-    heading = next(iter(metrics.values())).axis if len(metrics) == 1 else "Metric"
+    shared = _one_metric(cells)
     return Table(
         "tuning",
         f"Values chosen by validation, and the results at them: {study.title}",
         [
             labels.factor(study.row_factor),
             labels.factor(study.column_factor) if study.column_factor else "",
-            *(_capital(words(key)) for key in keys),
-            f"{heading} of trials",
+            *(capitalized(words(key)) for key in keys),
+            f"{shared.axis if shared else 'Metric'} of trials",
             "Test (%)",
             "Values tried",
             "Trials",
@@ -332,9 +331,11 @@ def _amount(value: float, place: int) -> TableEntry:
 
 def heading(cells: Sequence[CellTuning]) -> str:
     """Return the label of an axis of the metric that decided, with its unit."""
+    shared = _one_metric(cells)
+    return shared.axis if shared else "Metric of trials"
+
+
+def _one_metric(cells: Sequence[CellTuning]) -> Metric | None:
+    """Return the metric that decided in all cells; None if there are several."""
     metrics = {cell.metric.name: cell.metric for cell in cells}
-    return next(iter(metrics.values())).axis if len(metrics) == 1 else "Metric of trials"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return next(iter(metrics.values())) if len(metrics) == 1 else None

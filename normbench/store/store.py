@@ -23,8 +23,11 @@ __all__ = [
     "note_on_checksums",
 ]
 
+#: Names of the folder with the records of sweeps, and of the file with verifications.
+SWEEPS, VERIFICATIONS = "sweeps", "verification.json"
+
 #: Entries that belong in a store and are not runs.
-_BESIDE = {"sweeps", "verification.json"}
+_BESIDE = {SWEEPS, VERIFICATIONS}
 
 
 def note_on_checksums() -> str:

@@ -14,10 +14,9 @@ from typing import Any
 
 from normbench.store import files
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
-from normbench.store.store import Store
+from normbench.store.store import SWEEPS, Store
 
 FILE = "tuning.json"
-FOLDER = "sweeps"
 SCHEMA = 1
 
 _CELL = record(
@@ -198,7 +197,7 @@ def tunings(store: Store) -> list[Tuning]:
     Raises:
         StoreError: A record is damaged or cannot be read.
     """
-    paths = sorted((store.root / FOLDER).glob(f"*/{FILE}"))
+    paths = sorted((store.root / SWEEPS).glob(f"*/{FILE}"))
     return [tuning for path in paths if (tuning := read(path.parent)) is not None]
 
 

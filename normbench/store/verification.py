@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from normbench import formats
 from normbench.errors import NormbenchError
 from normbench.store import files, records, schema
 from normbench.store.files import StoreError
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
+from normbench.store.store import VERIFICATIONS as NAME
 from normbench.store.store import Store
-
-NAME = "verification.json"
 
 SCHEMA = 1
 """Version of the file's layout. A newer one is refused rather than misread."""
@@ -132,8 +132,20 @@ def counted(verifications: Mapping[str, Mapping[str, Any]], runs: int) -> str:
         verifications: The newest verification of each run, by name.
         runs: Number of complete runs.
     """
-    verdicts = [item["verdict"] for item in verifications.values()]
+    return summary([item["verdict"] for item in verifications.values()], runs)
+
+
+def summary(verdicts: Sequence[str], runs: int, failures: int = 0) -> str:
+    """Count verdicts as :func:`counted` does.
+
+    Args:
+        verdicts: The verdict on each run that was trained again.
+        runs: Number of runs that they are of.
+        failures: Number of runs that are damaged or could not be trained again.
+    """
     counts = [
         f"{verdicts.count(key)} {words}" for key, words in VERDICTS.items() if key in verdicts
     ]
-    return f"{len(verdicts)} of {runs} run{'s' * (runs != 1)} trained again: {', '.join(counts)}"
+    counts += [f"{failures} damaged or not trained again"] if failures else []
+    head = f"{len(verdicts)} of {formats.counted(runs, 'run')} trained again"
+    return f"{head}: {', '.join(counts)}" if counts else head

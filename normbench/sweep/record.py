@@ -27,8 +27,7 @@ from normbench.store import files
 from normbench.store import lock as runlock
 from normbench.store.provenance import utc_now
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
-from normbench.store.store import Store
-from normbench.store.tuning import FOLDER
+from normbench.store.store import SWEEPS, Store
 from normbench.sweep.cell import CellResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
 
@@ -82,7 +81,7 @@ class Record:
         Raises:
             StoreError: The record cannot be written.
         """
-        new = cls(_fresh_folder(store.root / FOLDER, command))
+        new = cls(_fresh_folder(store.root / SWEEPS, command))
         new._write(
             {
                 "schema": SCHEMA,
@@ -175,7 +174,7 @@ class Record:
 
 def records(store: Store) -> list[Record]:
     """Return the records of a store's sweeps, the oldest first."""
-    folder = store.root / FOLDER
+    folder = store.root / SWEEPS
     if not folder.is_dir():
         return []
     return [Record(path.parent) for path in sorted(folder.glob("*/sweep.json"))]

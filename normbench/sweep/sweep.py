@@ -116,7 +116,7 @@ def sweep(
     else:
         experiment, lists = unfold(cell_overrides, config_dir)
         tuner = Tuner(lists_without(experiment, lists, tune), tune, config_dir)
-        configs = [config for cell in tuner.cells for config in tuner.trial_configs(cell)]
+        configs = tuner.trials()
     phases = Phases(
         _store_of(configs), command, options, view, config_dir, retry_failed, skip_invalid, again
     )
@@ -232,8 +232,15 @@ class Phases:
         return planned.without(found)
 
     def refuse_invalid(self, planned: SweepPlan) -> None:
-        """Refuse a plan with cells that cannot be trained, unless they are to be skipped."""
-        _refuse_invalid(planned, self._skip_invalid, self.view)
+        """List the cells that cannot be trained, and refuse the plan unless they are skipped."""
+        invalid = planned.of_state("invalid")
+        for cell in invalid[:LISTED]:
+            self.view.line(f"invalid      {planned.described(cell.name)}  {cell.reason}")
+        if len(invalid) > LISTED:
+            self.view.line(f"invalid      and {len(invalid) - LISTED} more")
+        if invalid and not self._skip_invalid:
+            cells = counted(len(invalid), "cell")
+            raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
 
     def record(self, planned: SweepPlan) -> Record:
         """Write the cells of a phase into the record, which is begun with the first phase."""
@@ -355,18 +362,6 @@ def _set_aside(cells: Sequence[PlannedCell], context: SweepContext, view: SweepV
         view.line(f"{runs} set aside in {context.store.root}, as .NAME.replaced-TIME")
 
 
-def _refuse_invalid(planned: SweepPlan, skip: bool, view: SweepView) -> None:
-    """List the cells that cannot be trained, and refuse the sweep unless they are skipped."""
-    invalid = planned.of_state("invalid")
-    for cell in invalid[:LISTED]:
-        view.line(f"invalid      {planned.described(cell.name)}  {cell.reason}")
-    if len(invalid) > LISTED:
-        view.line(f"invalid      and {len(invalid) - LISTED} more")
-    if invalid and not skip:
-        cells = counted(len(invalid), "cell")
-        raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
-
-
 class TunedPhases:
     """The phases of a sweep that tunes keys: trials, further trials where asked for, final runs.
 
@@ -386,9 +381,8 @@ class TunedPhases:
         tuner.refuse_other_budget(self._store)
         if not phases.again:
             tuner.settle(self._store)
-        trials = phases.plan(self._new(self._trial_configs()))
-        decided = [cell for cell in tuner.cells if cell.chosen is not None]
-        finals = phases.plan([c for cell in decided for c in tuner.final_configs(cell)])
+        trials = phases.plan(self._new(tuner.trials()))
+        finals = phases.plan(tuner.finals(chosen=True))
         later = self._undecided_finals()
         phases.allocate(max(len(trials.todo), len(finals.todo) + len(later.cells)))
         # The final runs are checked now too, so that none is refused after hours of trials.
@@ -403,9 +397,6 @@ class TunedPhases:
             self._train_finals()
         self._end()
 
-    def _trial_configs(self) -> list[Config]:
-        return [c for cell in self._tuner.cells for c in self._tuner.trial_configs(cell)]
-
     def _new(self, configs: Sequence[Config]) -> list[Config]:
         """Return the configs that no phase has had yet."""
         new = [config for config in configs if config.run_name not in self._planned]
@@ -414,9 +405,7 @@ class TunedPhases:
 
     def _undecided_finals(self) -> SweepPlan:
         """Return a stand-in for each final run whose value the trials have still to choose."""
-        undecided = [cell for cell in self._tuner.cells if cell.chosen is None]
-        configs = [c for cell in undecided for c in self._tuner.final_configs(cell)]
-        planned = plan(configs, self._store)
+        planned = plan(self._tuner.finals(chosen=False), self._store)
         return SweepPlan(
             tuple(
                 replace(cell, state="missing", todo=True, epochs=0, reason="")
@@ -434,7 +423,7 @@ class TunedPhases:
             self._write()
             if phases.result.interrupted or not tuner.extend(self._view.note):
                 return
-            trials = phases.check(phases.plan(self._new(self._trial_configs())))
+            trials = phases.check(phases.plan(self._new(tuner.trials())))
             title = "further trials"
 
     def _train(self, planned: SweepPlan, title: str, is_trial: bool = False) -> None:
@@ -454,9 +443,7 @@ class TunedPhases:
         tuner, phases = self._tuner, self._phases
         for cell in tuner.cells:
             self._view.line(chosen_line(cell, tuner))
-        decided = [cell for cell in tuner.cells if cell.chosen is not None]
-        finals = phases.plan([c for cell in decided for c in tuner.final_configs(cell)])
-        finals = phases.check(finals)
+        finals = phases.check(phases.plan(tuner.finals(chosen=True)))
         self._train(finals, "final runs")
 
     def _write(self) -> None:

@@ -301,6 +301,19 @@ class Tuner:
         seeds = cell.final_seeds if seeds is None else seeds
         return [self._config(cell, values, seed, None) for seed in seeds]
 
+    def trials(self) -> list[Config]:
+        """Return the configs of all trials."""
+        return [config for cell in self.cells for config in self.trial_configs(cell)]
+
+    def finals(self, chosen: bool) -> list[Config]:
+        """Return the configs of the final runs of all cells with a chosen value, or without one.
+
+        Args:
+            chosen: True for the cells that have one.
+        """
+        cells = [cell for cell in self.cells if (cell.chosen is not None) == chosen]
+        return [config for cell in cells for config in self.final_configs(cell)]
+
     def _config(
         self, cell: TuningCell, values: Mapping[str, Any], seed: int, epochs: int | None
     ) -> Config:

@@ -17,10 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from normbench.components import check_recorded
 from normbench.config import Config
 from normbench.engine import threads
 from normbench.errors import NormbenchError, UserError
+from normbench.formats import counted
 from normbench.store import verification
 from normbench.store.provenance import changed_since, utc_now
 from normbench.store.store import Run, Store, StoreError
@@ -45,7 +45,6 @@ TESTED = ("test_loss", "test_acc", "best_val_test_loss", "best_val_test_acc")
 """Results in ``summary.json`` that are compared beside the curves, as curves of one value."""
 
 _COMPLETE = ("finished", "diverged")
-_SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 Curves = dict[str, list[float | None]]
 """The values of each metric, an epoch each."""
@@ -169,15 +168,14 @@ def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
 def _job(run: Run, config_dir: str | None) -> _Job:
     """Read the record of a run, and decide how it is trained again.
 
-    Nothing of a run folder is imported before :func:`check_recorded` has allowed it.
+    Nothing of a run folder is imported before :meth:`Config.from_run` has allowed it.
 
     Raises:
         NormbenchError: A file is damaged, the config is not the one of the run's signature, the
             run names a component that no config group has, or its own code or data changed.
     """
     recorded, meta = run.config or {}, run.meta or {}
-    tree = {k: v for k, v in recorded.items() if k not in ("signature", "schema")}
-    config = Config.from_dict(check_recorded(_SINCE | tree, config_dir, f"run {run.name}"))
+    config = Config.from_run(recorded, config_dir, f"run {run.name}")
     if run.name.rpartition("-")[2] not in (config.signature, config.earlier_signature):
         raise UserError(
             f"its config has the signature {config.signature}, not that of its name: it was edited"
@@ -296,8 +294,8 @@ def compare(run: Run, again: Run, store: Store, checksum: str | None = None) -> 
     if curves == curves_again and same_end and weights is not False:
         hashed = "and weights" if weights else "(it has no weights' hash)"
         under = f"; other conditions: {'; '.join(unequal)}" if unequal else ""
-        counted = f"{epochs} epoch{'s' * (epochs != 1)}"
-        return found | {"reason": f"equal to the last bit: metrics of {counted} {hashed}{under}"}
+        length = counted(epochs, "epoch")
+        return found | {"reason": f"equal to the last bit: metrics of {length} {hashed}{under}"}
     if not unequal:
         words = _first_difference(curves, curves_again, summary, summary_again, weights)
         code = _other_code(meta, meta_again)
@@ -463,7 +461,7 @@ def _judged(
     why = f"other conditions: {'; '.join(unequal)}"
     found: dict[str, Any] = {"seeds": len(others), "spread": spread if others else {}}
     if len(others) < LEAST_SEEDS:
-        seeds = f"{len(others)} other seed{'s' * (len(others) != 1)}"
+        seeds = counted(len(others), "other seed")
         reason = (
             f"cannot be judged ({seeds} in the store, {LEAST_SEEDS} are needed): {words}; {why}"
         )

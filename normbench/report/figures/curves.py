@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from normbench.formats import capitalized
 from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
@@ -119,8 +120,7 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
 
 def headed(words: str) -> str:
     """Return words for an axis of validation and training values, with a capital."""
-    words = words.replace("Validation ", "")
-    return words[:1].upper() + words[1:]
+    return capitalized(words.replace("Validation ", ""))
 
 
 def _series(

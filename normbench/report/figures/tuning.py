@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from normbench.formats import capitalized
 from normbench.report import names as labels
 from normbench.report import tuning
 from normbench.report.caveats import join_names, words
@@ -149,7 +150,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
         panels.axes[0].set_xlim(ticks[0] - margin, ticks[-1] + margin)
     for axis in panels.axes:
         _ticks(axis, ticks, [tuning.value_text(value) for value in values])
-    _labelled(panels, _capital(words(key)), heading(cells))
+    _labelled(panels, capitalized(words(key)), heading(cells))
     style.legend(panels.figure, handles, 8, study.legend_title)
     seeds = max(len(one.trials) for cell in cells for one in cell.tried)
     drawn = "Mean over tuning seeds, with a point for each seed" if seeds > 1 else "One tuning seed"
@@ -340,7 +341,3 @@ def expected(study: Study) -> style.Drawing:
         points,
         wide=len(panels.axes) > 1,
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
