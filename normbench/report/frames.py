@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +72,16 @@ class Frames:
         """Return the frames with the runs where ``mask``, a boolean per row of ``runs``, holds."""
         runs = self.runs[mask].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
-        return Frames(self.root, runs, curves, self.left_out, self.whole, self.tuned)
+        return replace(self, runs=runs, curves=curves, unfiltered=self.whole)
 
     def moved(self, root: Path) -> Frames:
-        """Return the frames of the same runs with ``root`` as the store's folder."""
+        """Return the frames of the same runs with ``root`` as the store's folder.
+
+        What the store's present folder has beside them, :attr:`left_out`, is not moved.
+        """
         runs = self.runs.assign(path=[str(root / name) for name in self.runs["name"]])
         runs.attrs.update(self.runs.attrs)
-        return Frames(root, runs, self.curves, self.left_out, self.unfiltered)
+        return replace(self, root=root, runs=runs, left_out=())
 
     def write(self, folder: Path) -> list[Path]:
         """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""

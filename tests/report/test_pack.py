@@ -6,11 +6,13 @@ import hashlib
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from normbench.cli import main
 from normbench.report.pack import pack
+from normbench.report.report import report
 from normbench.store.files import StoreError
 from normbench.store.store import Store
 
@@ -67,6 +69,20 @@ def test_unpacked_archive_is_whole_and_readable(
     assert "finished" in capsys.readouterr().out
     assert main(["report", str(folder / "runs"), "--out", str(tmp_path / "again")]) == 0
     assert not Store(folder / "runs").foreign()
+
+
+def test_the_report_of_a_tuned_store_is_the_same_in_the_archive(
+    tmp_path: Path, synth: SimpleNamespace
+) -> None:
+    store = synth.write_tuned(tmp_path / "runs", ("bn", "gn"), (16,), (0.1, 0.2), seeds=2)
+    report(store, out=tmp_path / "report", say=quiet)
+    folder = unpacked(pack(store, tmp_path / "paper.tar.gz", say=quiet), tmp_path / "unpacked")
+    tables = sorted(path.name for path in (tmp_path / "report" / "tables").iterdir())
+    assert "tuning.md" in tables
+    assert sorted(path.name for path in (folder / "report" / "tables").iterdir()) == tables
+    for name in ("tuning.md", "test_acc.md", "test_acc-differences.md"):
+        packed = (folder / "report" / "tables" / name).read_text()
+        assert packed == (tmp_path / "report" / "tables" / name).read_text()
 
 
 def test_checkpoints_are_packed_on_request(store: Path, tmp_path: Path) -> None:
