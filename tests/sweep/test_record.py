@@ -8,9 +8,9 @@ from threading import Barrier
 import pytest
 
 from normbench.store.files import StoreError
-from normbench.store.store import Store
+from normbench.store.store import SWEEPS, Store
 from normbench.sweep.plan import SweepPlan
-from normbench.sweep.record import FOLDER, Record, records
+from normbench.sweep.record import Record, records
 
 TOGETHER = 16
 
@@ -29,6 +29,6 @@ def test_sweeps_of_one_command_begun_together_get_a_record_each(tmp_store):
 
 
 def test_a_record_that_cannot_be_made_says_so(tmp_store):
-    (tmp_store / FOLDER).write_text("in the way")
+    (tmp_store / SWEEPS).write_text("in the way")
     with pytest.raises(StoreError, match="make"):
         Record.begin(Store(tmp_store), SweepPlan(()), ["normbench"], {}, {})
