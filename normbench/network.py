@@ -1,4 +1,8 @@
-"""The network of a run: :func:`build_model` builds it, :func:`layer_costs` says what it costs."""
+"""The network of a run: :func:`build_model` builds it, :func:`layer_costs` says what it costs.
+
+:func:`layers_within` and :func:`calls_of` walk a built model. They stand on Keras's private
+``_flatten_layers``, ``_inbound_nodes`` and ``_keras_history``, checked against Keras 3.15.
+"""
 
 from __future__ import annotations
 
@@ -165,13 +169,23 @@ def multiply_adds(model: keras.Model) -> int:
     return sum(cost.multiply_adds for cost in layer_costs(model))
 
 
+def layers_within(model: keras.Model) -> list[Any]:
+    """Return the layers of a model, and those inside its layers, without the model itself."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def calls_of(layer: Any) -> list[Any]:
+    """Return a Keras ``Node`` for each call of a layer on symbolic tensors, in order."""
+    return layer._inbound_nodes
+
+
 def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:
     """Yield each use of each layer (a Keras ``Node``), after the uses that it depends on."""
     done: set[tuple[int, int]] = set()
     waiting = [tensor._keras_history for tensor in reversed(model.outputs)]
     while waiting:
         history = waiting[-1]
-        node = history.operation._inbound_nodes[history.node_index]
+        node = calls_of(history.operation)[history.node_index]
         before = [tensor._keras_history for tensor in node.input_tensors]
         missing = [source for source in before if _key(source) not in done]
         if _key(history) in done:

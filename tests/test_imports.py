@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         *("components", "config", "data", "errors", "formats", "kernels", "machine", "network"),
         *("norms", "store"),
     },
-    "probes": {"engine", "errors", "kernels"},
+    "probes": {"engine", "errors", "kernels", "network"},
     "loggers": {"engine", "errors"},
     "sweep": {
         *("components", "config", "engine", "errors", "formats", "machine", "network"),

@@ -20,6 +20,7 @@ from keras import ops
 from normbench.engine.augment import Images
 from normbench.engine.optimizer import clip_adaptively, is_decayed
 from normbench.kernels.compile import compile_shared
+from normbench.network import layers_within
 
 GROWTH_STEPS = 2000
 """Finite steps after which the loss scale doubles (Micikevicius et al. 2018)."""
@@ -254,7 +255,7 @@ def without_dropout(model: Any) -> Iterator[None]:
     """Within the context, have a model's dropout layers drop nothing while it is traced."""
     rates = {
         layer: layer.rate
-        for layer in model._flatten_layers()
+        for layer in layers_within(model)
         if hasattr(layer, "rate") and hasattr(layer, "seed_generator")
     }
     try:

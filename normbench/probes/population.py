@@ -18,6 +18,7 @@ from normbench.engine.loop import variable_names
 from normbench.errors import UserError
 from normbench.kernels.arrays import flatten_spatial
 from normbench.kernels.standardize import moments
+from normbench.network import calls_of, layers_within
 from normbench.probes.minibatches import equal_parts, spread
 
 if TYPE_CHECKING:
@@ -99,10 +100,10 @@ def keepers(model: keras.Model) -> list[Keeper]:
                         f"{layer.name} ({type(layer).__name__}) keeps {name}, which cannot be "
                         f"recomputed from its input (allowed: {', '.join(KNOWN)})"
                     )
-            if len(layer._inbound_nodes) != 1:
+            if len(calls_of(layer)) != 1:
                 raise UserError(f"{layer.name} keeps statistics and is used more than once")
             result.append(Keeper(layer, _depth(layer, depths), variables))
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_within(model):
         if id(layer) not in order and _statistics_variables(layer):
             raise UserError(f"{layer.name} keeps statistics and lies inside another layer")
     return result
@@ -188,7 +189,7 @@ def _statistics_variables(layer: Any) -> dict[str, Any]:
 def _depth(operation: Any, depths: Mapping[int, int]) -> int:
     """Return the largest index of the weighted layers right before an operation; 0 for none."""
     depth = 0
-    for tensor in operation._inbound_nodes[0].input_tensors:
+    for tensor in calls_of(operation)[0].input_tensors:
         source = tensor._keras_history.operation
         depth = max(depth, depths[id(source)] if id(source) in depths else _depth(source, depths))
     return depth

@@ -216,14 +216,15 @@ def trace_layers(model: keras.Model, batch: int) -> None:
     import keras
 
     from normbench.engine import backend
+    from normbench.network import calls_of, layers_within
 
     calls: dict[Any, tuple[Any, Any]] = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_within(model):
         known = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
         if known and getattr(layer, "per_example", not hasattr(layer, "computed_over")):
             continue
         options = {key: value for key, value in layer.get_config().items() if key != "name"}
-        for node in layer._inbound_nodes:
+        for node in calls_of(layer):
             inputs = node.arguments.keras_tensors
             shapes = tuple((tensor.dtype, tensor.shape) for tensor in inputs)
             calls.setdefault((type(layer), repr(options), shapes), (layer, node))
@@ -269,7 +270,7 @@ def memory(config: Config, warm: WarmState) -> int:
 
     from normbench.engine import backend
     from normbench.engine.setup import check_config
-    from normbench.network import build_model
+    from normbench.network import build_model, calls_of
 
     backend.start(config.backend, config.precision)
     dataset = check_config(config, warm)
@@ -280,7 +281,7 @@ def memory(config: Config, warm: WarmState) -> int:
     weights = sum(int(np.prod(variable.shape)) for variable in model.variables)
     outputs = sum(
         int(np.prod(tensor.shape[1:]))
-        for node in (n for layer in model.layers for n in layer._inbound_nodes)
+        for node in (n for layer in model.layers for n in calls_of(layer))
         for tensor in node.output_tensors
     )
     itemsize = 4 if config.precision == "float32" else 2
