@@ -2,11 +2,12 @@
 #   cd examples
 #   normbench run --config-dir my_probe/conf probe=calibration norm=bn arch=resnet8 dataset=digits
 #   normbench diagnose --config-dir my_probe/conf --probe calibration RUN
+#   normbench report --metric calibration/ece
 """How well a network's confidence agrees with its accuracy."""
 
 import numpy as np
 
-from normbench.engine.observer import Probe
+from normbench.engine.observer import Probe, ProbeValue
 from normbench.probes import minibatches
 
 
@@ -22,6 +23,12 @@ class Calibration(Probe):
     """
 
     name = "calibration"
+    values = (
+        ProbeValue(
+            "ece", "Calibration error", "%", 100.0, 2, higher_is_better=False, curve="linear"
+        ),
+        ProbeValue("confidence", "Mean confidence", "%", 100.0, 2),
+    )
 
     def __init__(self, *, bins, every):
         self.bins = bins

@@ -34,6 +34,8 @@ COMMANDS = {
     "diagnose": "measure the checkpoints of finished runs",
     "list": "list the runs of a store",
     "show": "show one run, or the layers of a network",
+    "tag": "give runs tags and a note",
+    "rm": "move runs to the trash, bring them back, or empty it",
     "norms": "list the normalizations, or explain one",
     "experiments": "list the ready-made sweeps, or explain one",
     "data": "list, download or import data sets",

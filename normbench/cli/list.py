@@ -11,16 +11,31 @@ from typing import Any
 
 from rich.table import Table
 
-from normbench.cli.parser import Parser, add_store, store_of
+from normbench.cli.parser import WHERE, Parser, add_store, store_of
+from normbench.cli.selection import matching
 from normbench.cli.terminal import STATUS_STYLE, Column, fitted_table, print_rows, wrapping
-from normbench.errors import UserError
+from normbench.errors import UserError, unknown
 from normbench.formats import UNKNOWN, age, count, failure, percent, seconds_since
+from normbench.store import annotations
 from normbench.store.differences import NAME, as_overrides, differences
 from normbench.store.store import Run, Store, StoreError
 from normbench.store.tuning import trial_names
 
+_EPILOG = """\
+For example:
+  normbench list --where 'norm == bn and test_acc < 0.6'
+  normbench list --sort test_acc"""
+
 
 def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("--where", metavar="FILTER", help=WHERE)
+    parser.add_argument(
+        "--sort",
+        metavar="KEY[,KEY...]",
+        help="config keys or metrics to order the runs by, those that do best first",
+    )
+    parser.add_argument("--reverse", action="store_true", help="order the runs the other way round")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     add_store(parser, positional=True)
 
@@ -32,13 +47,51 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     runs = store.runs()
     trials = trial_names(store) if runs else set()
+    places: dict[str, int] = {}
+    if runs and (arguments.where is not None or arguments.sort is not None):
+        names = ordered(store, arguments.where, arguments.sort)
+        places = {name: place for place, name in enumerate(names)}
+    if arguments.where is not None:
+        runs = [run for run in runs if run.name in places]
+
+    def found() -> list[dict[str, Any]]:
+        listed = rows(runs, trials=trials)
+        if arguments.sort is not None:  # runs that cannot be read have no place and come last
+            listed.sort(key=lambda row: places.get(row["name"], len(places)))
+        return listed[::-1] if arguments.reverse else listed
+
     if arguments.json:
-        print(json.dumps(rows(runs, trials=trials), indent=1))
+        print(json.dumps(found(), indent=1))
     elif runs:
-        print_rows(lambda: rows(runs, trials=trials), lambda: table(rows(runs, trials=trials)))
+        print_rows(found, lambda: table(found()))
+    elif arguments.where is not None and store.runs():
+        print(f"no run matches --where {arguments.where!r}")
     else:
         print(f"no runs in {store.root}: normbench run makes one")
     return 0
+
+
+def ordered(store: Store, where: str | None, keys: str | None) -> list[str]:
+    """Return the names of the runs that match a filter, sorted by keys.
+
+    Args:
+        store: The store.
+        where: A filter; None for all runs that can be read.
+        keys: Columns of the runs frame, separated by commas. Metrics in which higher is better
+            descend, others ascend; runs without a value are last.
+
+    Raises:
+        UserError: The filter cannot be read, or there is no such column.
+    """
+    frames = matching(store, where)
+    names = [key.strip() for key in (keys or "name").split(",")]
+    for name in names:
+        if name not in frames.runs.columns:
+            raise unknown("key in --sort", name, frames.runs.columns)
+    rising = [
+        name not in frames.metrics or not frames.metrics[name].higher_is_better for name in names
+    ]
+    return list(frames.runs.sort_values(names, ascending=rising, kind="stable")["name"])
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -54,7 +107,8 @@ def rows(
     Rows are sorted by data set, network, norm, batch size, seed and ``differs``: the keys that
     differ among the runs and that their names do not show, as ``optimizer.lr=0.1``. Accuracies are
     fractions, and ``age_seconds`` counts from the last change of the run. ``trial`` is true for a
-    trial of tuning, whose name is in ``trials``. Unknown values are None.
+    trial of tuning, whose name is in ``trials``; ``tags`` and ``note`` are the user's. Unknown
+    values are None.
     ``problem`` is the reason of a run that failed, or whose files cannot be read (status
     ``unreadable``).
     """
@@ -74,7 +128,7 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
         ("status", "epoch", "epochs", "val_acc", "test_acc", "best_val_epoch", "best_val_acc")
     )
     row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
-    row |= {"path": str(run.path), "problem": None}
+    row |= {"path": str(run.path), "problem": None, "tags": "", "note": ""}
     config: dict[str, Any] = {}
     row |= _name_parts(run, config)  # all that is known of a run whose config cannot be read
     try:
@@ -97,6 +151,8 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
         meta = run.meta or {}
         row["started"], row["ended"] = meta.get("started"), meta.get("ended")
         row["age_seconds"] = seconds_since(row["ended"] or last.get("time") or row["started"], now)
+        found = annotations.read(run)
+        row["tags"], row["note"] = ",".join(found.tags), found.note
         error = meta.get("error")
         if row["status"] == "failed" and error:
             row["problem"] = failure(error)
@@ -164,6 +220,8 @@ def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
         return STATUS_STYLE.get(row["status"], "") if heading == "status" else ""
 
     columns = list(_COLUMNS)
+    if any(row["tags"] for row in rows):
+        columns.append(wrapping("tags", lambda row: row["tags"]))
     if any(row.get("trial") for row in rows):
         place = [column.heading for column in columns].index("status")
         phase = Column("phase", lambda row: "trial" if row.get("trial") else "", right=False)

@@ -109,7 +109,10 @@ def add_comparison(parser: Parser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--metric", default="test_acc", help="metric to compare (default: %(default)s)"
+        "--metric",
+        metavar="NAME",
+        default="test_acc",
+        help="metric to compare (default: %(default)s; normbench report --metrics lists them)",
     )
     parser.add_argument(
         "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"

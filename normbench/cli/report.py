@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
 
 from normbench.cli.parser import Parser, add_comparison, add_store, store_of
+from normbench.cli.terminal import Column, fitted_table, print_rows
+
+if TYPE_CHECKING:
+    from normbench.report.metrics import Metric
 
 _EPILOG = """\
 For example:
   normbench report --where 'norm in [bn, gn] and batch <= 64' --by norm,batch --out report
-  normbench report --by norm,optimizer.lr --metric val_acc --baseline bn"""
+  normbench report --by norm,optimizer.lr --metric val_acc --baseline bn
+  normbench report --metrics"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,12 +39,19 @@ def add_arguments(parser: Parser) -> None:
         help="keys in which rows may differ on purpose, as in optimizer.lr",
     )
     parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="list what --metric takes, with the values of the store's probes, and stop",
+    )
+    parser.add_argument(
         "--out", metavar="FOLDER", default="report", help="folder to write (default: %(default)s)"
     )
     add_store(parser, positional=True)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    if arguments.metrics:
+        return _list_metrics(store_of(arguments))
     from normbench.report.report import report
 
     report(
@@ -51,4 +68,50 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def writes(arguments: Namespace) -> bool:
-    return True
+    return not arguments.metrics
+
+
+def _list_metrics(store: str) -> int:
+    """Print the metrics of a store's runs; those that every store has where there is no store."""
+    from normbench.report.frames import load
+    from normbench.report.metrics import METRICS, OVER_EPOCHS
+
+    metrics: Mapping[str, Metric] = METRICS
+    counts: dict[str, int] = {}
+    if Path(store).is_dir():
+        frames = load(store)
+        metrics = frames.metrics
+        known = frames.curves.groupby("run").count().gt(0).sum()  # runs with a value in any epoch
+        counts = {str(name): int(count) for name, count in known.items()}
+        counts |= {str(name): int(count) for name, count in frames.runs.count().items()}
+    rows = [
+        {
+            "metric": metric.name,
+            "meaning": metric.axis,
+            "better": {None: "", True: "higher", False: "lower"}[metric.higher_is_better],
+            "one for each": "run" if metric.of_run else "epoch",
+            "runs": counts.get(metric.name, 0),
+        }
+        for metric in metrics.values()
+    ]
+    print_rows(lambda: rows, lambda: _table(rows))
+    if sys.stdout.isatty():
+        print(
+            f"of a number for each epoch, --metric NAME:{OVER_EPOCHS[0]} (or "
+            f"{', '.join(OVER_EPOCHS[1:])}) compares one value a run; {OVER_EPOCHS[0]} without"
+        )
+    return 0
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    def text(key: str, **options: Any) -> Column:
+        return Column(key, lambda row: str(row[key]), **options)
+
+    columns = [
+        text("metric", right=False),
+        text("meaning", right=False, gives_way=True),
+        text("better", right=False, spare=2),
+        text("one for each", right=False, spare=1),
+        text("runs", spare=3),
+    ]
+    return fitted_table(columns, rows)

@@ -2,7 +2,8 @@
 
 The results are appended to a run's ``diagnosis.jsonl``, one line per checkpoint and probe:
 ``checkpoint`` (``last`` or ``best``), its ``epoch`` and ``step``, ``probe``, ``options``,
-``values`` by name, ``time`` and ``commit``. A report adds them to the run's row of that epoch.
+``values`` by name, ``probe_values`` (how reports show them), ``time`` and ``commit``. A report adds
+the values to the run's row of that epoch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.components import options_of
 from normbench.config import Config, compose, default_store, group_options, parse
+from normbench.engine.observer import described_values
 from normbench.errors import NormbenchError, UserError, reason, unknown
 from normbench.formats import duration
 
@@ -259,9 +261,10 @@ def _diagnose(
                     say(
                         f"{target.run.name}: {probe.name} at epoch {position[0]} measured in {took}"
                     )
-                target.run.append_diagnosis(
-                    _line(target, checkpoint, probe.name) | {"values": values[position]} | _origin()
-                )
+                line = _line(target, checkpoint, probe.name) | {"values": values[position]}
+                if described := described_values([probe]):
+                    line["probe_values"] = described
+                target.run.append_diagnosis(line | _origin())
                 measured += 1
     return measured
 

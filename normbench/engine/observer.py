@@ -12,7 +12,8 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from normbench.components import configured
 from normbench.errors import NormbenchError, UserError
@@ -63,16 +64,45 @@ class Observer:
 # --- probes ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ProbeValue:
+    """How reports call, scale and draw a value that a probe measures.
+
+    It is recorded with each run, so that a report needs no code of the probe.
+
+    Attributes:
+        name: The value's name in what ``measure`` returns.
+        label: Words for an axis or a heading, unit not included.
+        unit: Unit after scaling, as ``%``; empty for a pure number.
+        scale: Factor from a measured value to one in ``unit``.
+        digits: Digits after the decimal point.
+        higher_is_better: None where neither direction is better.
+        curve: Scale of the axis in the figure against epochs, ``linear`` or ``log``; empty where
+            there is no such figure.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 3
+    higher_is_better: bool | None = None
+    curve: str = ""
+
+
 class Probe(ABC):
     """Measures something in a network after an epoch, and changes nothing.
 
     Attributes:
         name: Name of the probe, as in ``probe=NAME``.
         every: Epochs between two measurements; the last epoch is always measured.
+        values: How reports show its values. A value that is not listed is shown by its name, and
+            drawn against epochs only if the probe lists none.
     """
 
     name: str
     every: int = 1
+    values: ClassVar[tuple[ProbeValue, ...]] = ()
 
     @abstractmethod
     def check(self, model: keras.Model) -> None:
@@ -103,8 +133,25 @@ def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
     probes = []
     for name, group in groups.items():
         kind, options = configured("probe", group, called=f"probe={name}")
-        probes.append(kind(**options))
+        probe = kind(**options)
+        for value in probe.values:
+            if not value.label or value.curve not in ("", "linear", "log"):
+                raise UserError(
+                    f"probe={name}: the value {value.name!r} needs a label, and a curve that is "
+                    f"linear, log or empty, got {value.label!r} and {value.curve!r}"
+                )
+        probes.append(probe)
     return probes
+
+
+def described_values(probes: Sequence[Probe | type[Probe]]) -> dict[str, dict[str, Any]]:
+    """Return how reports show the values of probes, by column, for the record of a run."""
+    described = {}
+    for probe in probes:
+        for value in probe.values:
+            facts = asdict(value)
+            described[f"probe/{probe.name}/{facts.pop('name')}"] = facts
+    return described
 
 
 def checked_every(name: str, every: int) -> int:

@@ -31,6 +31,7 @@ from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import (
     LoggingObserver,
     Observer,
+    described_values,
     due_probes,
     make_loggers,
     measure_probes,
@@ -267,12 +268,21 @@ class Session:
             **provenance,
             "devices": self.setup.loop.devices(),
             **self._own_versions(earlier),
+            **self._probe_values(earlier),
             "micro_batches": self.micro_batches.history,
             "error": None,
             "sessions": [*sessions, session],
         }
         signed = {"signature": self.config.signature, "schema": SCHEMA}
         self.run.create({**self.config.to_dict(), **signed}, self.meta)
+
+    def _probe_values(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """Return how reports show the values of the run's probes, if it has any."""
+        described = {
+            **(earlier.get("probe_values") or {}),
+            **described_values(self.setup.probes),
+        }
+        return {"probe_values": described} if described else {}
 
     def _own_versions(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """Return the versions of the user's own code and data that the run is trained with.

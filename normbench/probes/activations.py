@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ class Activations(Probe):
     """
 
     name = "activations"
+    values = (
+        ProbeValue("*/dead", "Dead units", "%", 100.0, 1, False),
+        ProbeValue("*/collapsed", "Collapsed units", "%", 100.0, 1, False),
+        ProbeValue("*/saturated", "Saturated outputs", "%", 100.0, 1),
+        ProbeValue("*/mean", "Mean of the inputs"),
+        ProbeValue("*/std", "Deviation of the inputs"),
+        ProbeValue("*/p15", "15th percentile of the inputs"),
+        ProbeValue("*/p50", "Median of the inputs"),
+        ProbeValue("*/p85", "85th percentile of the inputs"),
+    )
 
     def __init__(
         self,
@@ -202,7 +212,9 @@ def _measured(inputs: Any, places: int, limit: float) -> _Found:
 
 def _has_one_input(layer: keras.layers.Layer) -> bool:
     """Return whether a layer is called once, on one tensor with units."""
-    if type(layer).__name__ == "InputLayer" or len(layer._inbound_nodes) != 1:
+    from normbench.network import calls_of
+
+    if type(layer).__name__ == "InputLayer" or len(calls_of(layer)) != 1:
         return False
     tensor = layer.input
     return not isinstance(tensor, list | tuple | dict) and len(tensor.shape) > 1

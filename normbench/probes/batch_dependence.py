@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
 
@@ -51,6 +51,26 @@ class BatchDependence(Probe):
     """
 
     name = "batch_dependence"
+    values = (
+        ProbeValue(
+            "training_neighbours_changed",
+            "Images whose class depends on the mini-batch, training mode",
+            "%",
+            100.0,
+            1,
+            curve="linear",
+        ),
+        ProbeValue(
+            "inference_neighbours_changed",
+            "Images whose class depends on the mini-batch, inference mode",
+            "%",
+            100.0,
+            1,
+        ),
+        ProbeValue("*_changed", "Images whose class depends on the mini-batch", "%", 100.0, 1),
+        ProbeValue("*_mean", "Mean difference of logits", digits=4),
+        ProbeValue("*_max", "Largest difference of logits", digits=4),
+    )
 
     def __init__(self, *, images: int, sizes: Sequence[int], every: int) -> None:
         if images < 1:
@@ -68,7 +88,9 @@ class BatchDependence(Probe):
         self.every = checked_every(self.name, every)
 
     def check(self, model: keras.Model) -> None:
-        for layer in model._flatten_layers():
+        from normbench.network import layers_within
+
+        for layer in layers_within(model):
             ghost = getattr(layer, "virtual_batch", 1)
             if self.width % ghost:
                 raise UserError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
 
@@ -70,6 +70,24 @@ class EstimationShift(Probe):
     """
 
     name = "estimation_shift"
+    values = (
+        ProbeValue("mean_shift_average", "Shift of the mean, average of the layers"),
+        ProbeValue("mean_shift_largest", "Shift of the mean, largest of the layers"),
+        ProbeValue("mean_shift_slope", "Shift of the mean, slope over depth"),
+        ProbeValue("std_shift_average", "Shift of the deviation, average of the layers"),
+        ProbeValue("std_shift_largest", "Shift of the deviation, largest of the layers"),
+        ProbeValue("std_shift_slope", "Shift of the deviation, slope over depth"),
+        ProbeValue("population_acc", "Validation accuracy", "%", 100.0, 2, True),
+        ProbeValue(
+            "recomputed_acc", "Validation accuracy, recomputed statistics", "%", 100.0, 2, True
+        ),
+        ProbeValue(
+            "mini_batch_acc", "Validation accuracy, mini-batch statistics", "%", 100.0, 2, True
+        ),
+        ProbeValue("*/mean_shift", "Shift of the mean"),
+        ProbeValue("*/std_shift", "Shift of the deviation"),
+        ProbeValue("*/variance_shift", "Shift of the variance"),
+    )
 
     def __init__(self, *, images: int, batch: int, every: int) -> None:
         for option, value in (("images", images), ("batch", batch)):

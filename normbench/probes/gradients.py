@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,18 @@ class Gradients(Probe):
     """
 
     name = "gradients"
+    values = (
+        ProbeValue("relative_update", "Relative update ‖Δw‖/‖w‖", digits=5, curve="log"),
+        ProbeValue("angle", "Angle between updates", "°", digits=1, curve="linear"),
+        ProbeValue("gradient_angle", "Angle between gradients", "°", digits=1, curve="linear"),
+        ProbeValue("weight_norm", "Norm of the weights"),
+        ProbeValue("gradient_norm", "Norm of the gradient"),
+        ProbeValue("*/relative_update", "Relative update ‖Δw‖/‖w‖", digits=5),
+        ProbeValue("*/angle", "Angle between updates", "°", digits=1),
+        ProbeValue("*/weight_norm", "Norm of the kernel"),
+        ProbeValue("*/gradient_norm", "Norm of the kernel's gradient"),
+        ProbeValue("*/effective_rate", "Effective learning rate η/‖w‖²", digits=5),
+    )
 
     def __init__(self, *, batches: int, every: int) -> None:
         if batches < 2:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes.gradients import first_batches, norm
 
@@ -69,6 +69,11 @@ class Sharpness(Probe):
     """
 
     name = "sharpness"
+    values = (
+        ProbeValue("eigenvalue", "Largest Hessian eigenvalue", digits=2, curve="log"),
+        ProbeValue("residual", "Residual of the largest Hessian eigenvalue"),
+        ProbeValue("iterations", "Products with the Hessian", digits=0),
+    )
 
     def __init__(self, *, images: int, iterations: int, tolerance: float, every: int) -> None:
         for option, value in (("images", images), ("iterations", iterations)):
@@ -82,7 +87,9 @@ class Sharpness(Probe):
         self.every = checked_every(self.name, every)
 
     def check(self, model: keras.Model) -> None:
-        for layer in model._flatten_layers():
+        from normbench.network import layers_within
+
+        for layer in layers_within(model):
             if layer.compute_dtype in ("float16", "bfloat16"):
                 raise UserError(
                     f"probe.{self.name} needs precision=float32: {layer.name} computes in "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes.gradients import first_batches, norm
 
@@ -52,6 +52,15 @@ class Smoothness(Probe):
     """
 
     name = "smoothness"
+    values = (
+        ProbeValue("beta", "Effective β-smoothness", higher_is_better=False),
+        ProbeValue("loss", "Loss of training images, training mode", digits=4),
+        ProbeValue("loss_low", "Smallest loss along the gradient", digits=4),
+        ProbeValue("loss_high", "Largest loss along the gradient", digits=4),
+        ProbeValue("gradient_norm", "Norm of the gradient"),
+        ProbeValue("change_low", "Smallest change of the gradient"),
+        ProbeValue("change_high", "Largest change of the gradient"),
+    )
 
     def __init__(self, *, steps: Sequence[float], batches: int, every: int) -> None:
         if not steps or not all(0 < step < np.inf for step in steps):

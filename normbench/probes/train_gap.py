@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from normbench.engine.observer import Probe, checked_every
+from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
 
@@ -39,6 +39,21 @@ class TrainGap(Probe):
     """
 
     name = "train_gap"
+    values = (
+        ProbeValue("loss_gap", "Loss in inference mode minus in training mode", curve="linear"),
+        ProbeValue(
+            "acc_gap",
+            "Accuracy in training mode minus in inference mode",
+            "points",
+            100.0,
+            2,
+            curve="linear",
+        ),
+        ProbeValue("training_loss", "Loss in training mode", digits=4),
+        ProbeValue("inference_loss", "Loss in inference mode", digits=4),
+        ProbeValue("training_acc", "Accuracy in training mode", "%", 100.0, 2, True),
+        ProbeValue("inference_acc", "Accuracy in inference mode", "%", 100.0, 2, True),
+    )
 
     def __init__(self, *, images: int, every: int) -> None:
         if images < 1:

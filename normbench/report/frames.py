@@ -16,8 +16,9 @@ from pyarrow import csv
 
 from normbench.config import norm_name
 from normbench.errors import NormbenchError, UserError
-from normbench.report.metrics import METRICS
+from normbench.report.metrics import METRICS, Metric, find_metric, known_metrics, over_epochs
 from normbench.report.sequential import declared
+from normbench.store import annotations
 from normbench.store.store import Store
 from normbench.store.tuning import TunedCell, trial_names, tuned_cells
 
@@ -51,6 +52,8 @@ class Frames:
         left_out: Foreign and unreadable folders, each with its reason.
         unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
         tuned: The cells whose keys were tuned, of the whole store.
+        metrics: All metrics by name: METRICS, and a metric of epochs for each value that a probe
+            measured in any run of the store.
     """
 
     root: Path
@@ -59,6 +62,7 @@ class Frames:
     left_out: tuple[LeftOut, ...] = field(default=())
     unfiltered: pd.DataFrame | None = None
     tuned: tuple[TunedCell, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
 
     @property
     def whole(self) -> pd.DataFrame:
@@ -73,6 +77,24 @@ class Frames:
         runs = self.runs[mask].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
         return replace(self, runs=runs, curves=curves, unfiltered=self.whole)
+
+    def with_metric(self, name: str) -> tuple[Frames, Metric]:
+        """Return the metric that a user names, and frames whose runs have a column of its name.
+
+        Raises:
+            UserError: There is no such metric (:func:`normbench.report.metrics.find_metric`).
+        """
+        metric = find_metric(name, self.metrics, {*self.runs.columns, *self.curves.columns})
+        if not metric.over:
+            return self, metric
+        values = over_epochs(metric, self.curves)
+        frames = [self.runs, self.whole]
+        added = [frame.assign(**{metric.name: frame["name"].map(values)}) for frame in frames]
+        for frame, old in zip(added, frames, strict=True):
+            frame[metric.name] = frame[metric.name].astype(float)
+            frame.attrs.update(old.attrs)
+        unfiltered = None if self.unfiltered is None else added[1]
+        return replace(self, runs=added[0], unfiltered=unfiltered), metric
 
     def moved(self, root: Path) -> Frames:
         """Return the frames of the same runs with ``root`` as the store's folder.
@@ -99,11 +121,12 @@ class Frames:
         return written
 
 
-def load(store: Store | Path | str) -> Frames:
+def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
     """Read a store into data frames.
 
     Args:
         store: The store, or its folder.
+        epochs: False leaves the curves frame without rows, which takes less time and memory.
 
     Raises:
         UserError: The folder does not exist.
@@ -115,13 +138,18 @@ def load(store: Store | Path | str) -> Frames:
     left_out = [LeftOut(path, reason) for path, reason in store.foreign()]
     rows: list[dict[str, Any]] = []
     pieces: list[dict[str, np.ndarray]] = []
+    described: dict[str, Any] = {}
     for run in store.runs():
-        row, epochs, problem = read(run)
+        row, lines, problem = read(run)
         if row is None:
             left_out.append(LeftOut(run.path, problem or "it cannot be read"))
             continue
         rows.append(row)
-        pieces.append(columns(run.name, epochs))
+        if not epochs:
+            continue
+        pieces.append(columns(run.name, lines))
+        if any(column.startswith("probe/") for column in pieces[-1]):
+            described |= _described(run)
     if looks := declared(store.root):
         for row in rows:
             row["looks"] = " ".join(map(str, looks.get(row["name"], ())))
@@ -131,7 +159,9 @@ def load(store: Store | Path | str) -> Frames:
         runs["trial"] = runs["name"].isin(trial_names(store))
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
-    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned)
+    probed = [str(column) for column in curves.columns if str(column).startswith("probe/")]
+    metrics = known_metrics(probed, shipped_probe_values() | described) if probed else METRICS
+    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned, metrics=metrics)
 
 
 def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:
@@ -241,7 +271,7 @@ FINAL = (
 
 CURVE_NUMBERS = (
     *("epoch", "step", "images_seen"),
-    *(metric.name for metric in METRICS.values() if metric.epoch and not metric.source),
+    *(metric.name for metric in METRICS.values() if metric.epoch),
 )
 """Columns that the curves frame always has."""
 
@@ -257,12 +287,16 @@ _NOT_FROM_CONFIG = frozenset(
         "name status signature path command started ended sessions error_type error_message "
         "weights_sha256 row column trial looks"
     )
-).union(RESULTS, _PROVENANCE, (metric.name for metric in METRICS.values() if metric.of_run))
+).union(RESULTS, _PROVENANCE, METRICS)
 
 
 def is_config(column: str) -> bool:
     """Return whether a column of the runs frame comes from the config."""
-    return column not in _NOT_FROM_CONFIG and not column.startswith(("version.", "engine."))
+    return (
+        column not in _NOT_FROM_CONFIG
+        and ":" not in column  # a metric taken over the epochs, as grad_norm:max
+        and not column.startswith(("version.", "engine.", "tag."))
+    )
 
 
 def is_provenance(column: str) -> bool:
@@ -321,6 +355,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
         config, meta, status = run.config, run.meta, run.status
         summary, epochs = run.summary, run.metrics()
         epochs = diagnosed(epochs, run.diagnoses())
+        tags = annotations.read(run).tags
     except NormbenchError as error:
         return None, [], _reason(error, run)
     if config is None or meta is None:
@@ -333,6 +368,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     row["classes"] = (summary or {}).get("classes")
     row.update(_provenance(meta))
     row["path"] = str(run.path)
+    row |= {f"tag.{tag}": True for tag in tags}
     return row, epochs, None
 
 
@@ -359,6 +395,25 @@ def diagnosed(
         {**row, **{k: v for k, v in more.items() if k not in row}}
         for row, more in zip(epochs, added, strict=True)
     ]
+
+
+def shipped_probe_values() -> dict[str, Any]:
+    """Return how the values of normbench's own probes are shown, for runs that do not say so.
+
+    Runs of earlier versions do not record it.
+    """
+    from normbench.components import target, targets_in
+    from normbench.engine.observer import described_values
+
+    return described_values([target(path) for path in sorted(targets_in("probe"))])
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """Return how the values of a run's probes are shown, as the run recorded it."""
+    described = dict((run.meta or {}).get("probe_values") or {})
+    for line in run.diagnoses():
+        described |= line.get("probe_values") or {}
+    return described
 
 
 def _reason(error: NormbenchError, run: Run) -> str:

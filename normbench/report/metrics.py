@@ -2,20 +2,26 @@
 
 Every list of metrics in the report comes from METRICS: the columns of the data frames, the tables,
 the comparison of two runs, the curves. A new metric is one line there, and the key that the
-training session records.
+training session records. :func:`known_metrics` adds what the probes of a store's runs measured, and
+:func:`find_metric` reads the name of a metric as a user types it: ``test_acc``, or a number of each
+epoch with what is taken of it over the epochs, ``grad_norm:max``.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from normbench.errors import unknown
+from normbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from normbench.report.statistics import Sample
 
 
@@ -37,7 +43,9 @@ class Metric:
         timed: Whether the machine and its load decide the value, so that no test is made.
         summary: Whether it is a key of ``summary.json``.
         epoch: Whether each line of ``metrics.jsonl`` has it.
-        source: The column of the curves frame, where it is not ``name``: a probe's.
+        source: The column of the curves frame, where it is not ``name``: what ``over`` is taken of.
+        over: What is taken of the values of all epochs, as ``max`` (:data:`OVER_EPOCHS`); empty
+            for a number that the run itself recorded.
         of, formula: Names of the metrics that it is computed from, and the function of their
             values.
         curve: Scale of its axis in the figure against epochs, ``linear`` or ``log``; empty where
@@ -61,6 +69,7 @@ class Metric:
     summary: bool = False
     epoch: bool = False
     source: str = ""
+    over: str = ""
     of: tuple[str, ...] = ()
     formula: Callable[..., float] | None = None
     curve: str = ""
@@ -71,6 +80,11 @@ class Metric:
     def column(self) -> str:
         """The column of the curves frame."""
         return self.source or self.name
+
+    @property
+    def slug(self) -> str:
+        """The name in names of files: ``gradients-angle-max`` of ``probe/gradients/angle:max``."""
+        return re.sub(r"[^\w.-]+", "-", self.name.removeprefix("probe/"))[:100]
 
     @property
     def of_run(self) -> bool:
@@ -246,35 +260,6 @@ METRICS: dict[str, Metric] = {
         _of_epoch("grad_norm", "Gradient norm", digits=3, low=0.0, curve="log"),
         _of_epoch("grad_norm_max", "Largest gradient norm", digits=3, low=0.0),
         _of_epoch("eval_seconds", "Evaluation time", "s", digits=1, low=0.0),
-        _of_epoch(
-            "sharpness",
-            "Largest Hessian eigenvalue",
-            source="probe/sharpness/eigenvalue",
-            curve="log",
-        ),
-        _of_epoch(
-            "relative_update",
-            "Relative update ‖Δw‖/‖w‖",
-            digits=5,
-            source="probe/gradients/relative_update",
-            curve="log",
-        ),
-        _of_epoch(
-            "update_angle",
-            "Angle between updates",
-            "°",
-            digits=1,
-            source="probe/gradients/angle",
-            curve="linear",
-        ),
-        _of_epoch(
-            "gradient_angle",
-            "Angle between gradients",
-            "°",
-            digits=1,
-            source="probe/gradients/gradient_angle",
-            curve="linear",
-        ),
     )
 }
 """All metrics by name, in the order in which tables and figures list them."""
@@ -285,18 +270,123 @@ def listed(table: str) -> list[Metric]:
     return [metric for metric in METRICS.values() if table in metric.tables.split()]
 
 
-def metric(name: str, columns: Iterable[str] = ()) -> Metric:
-    """Return the metric of runs of that name; with ``columns``, only one that they hold.
+OVER_EPOCHS = ("last", "best", "mean", "min", "max")
+"""What a run's value can be of the values that it has for each epoch."""
+
+_WORDS = {
+    "last": "{}, last epoch",
+    "best": "{}, best epoch",
+    "mean": "{}, mean over epochs",
+    "min": "{}, smallest of all epochs",
+    "max": "{}, largest of all epochs",
+}
+
+
+def known_metrics(
+    columns: Iterable[str], described: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Metric]:
+    """Return METRICS, and a metric of epochs for each value that a probe measured.
+
+    Args:
+        columns: The columns of the curves frame; those of probes are ``probe/<probe>/<name>``.
+        described: How the values of probes are called, scaled and drawn, by column or by a pattern
+            such as ``probe/activations/*/p50`` (:class:`normbench.engine.observer.ProbeValue`).
+    """
+    found = dict(METRICS)
+    for column in columns:
+        if column.startswith("probe/") and column not in found:
+            found[column] = _of_probe(column, described)
+    return found
+
+
+def _of_probe(column: str, described: Mapping[str, Mapping[str, Any]]) -> Metric:
+    facts = described.get(column)
+    if facts is None:
+        matching = (described[pattern] for pattern in described if fnmatchcase(column, pattern))
+        facts = next(matching, None)
+    _, probe, name = column.split("/", 2)
+    layer = name.rpartition("/")[0]
+    if facts is None:
+        lists = any(pattern.startswith(f"probe/{probe}/") for pattern in described)
+        # A value of each layer would make as many figures as there are layers.
+        curve = "" if lists or layer else "linear"
+        return _of_epoch(column, f"{name} ({probe})", digits=3, curve=curve)
+    label, percent = facts["label"], facts.get("unit") == "%"
+    return _of_epoch(
+        column,
+        f"{label} of {layer}" if layer and column not in described else label,
+        facts.get("unit", ""),
+        scale=facts.get("scale", 1.0),
+        digits=facts.get("digits", 3),
+        higher_is_better=facts.get("higher_is_better"),
+        curve=facts.get("curve", ""),
+        low=0.0 if percent else -math.inf,
+        high=100.0 / facts.get("scale", 1.0) if percent else math.inf,
+    )
+
+
+def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str] = ()) -> Metric:
+    """Return the metric that a user names, so that each run has one value of it.
+
+    Args:
+        name: A metric of runs, or a metric of epochs with ``:`` and one of OVER_EPOCHS; the last
+            epoch's value without. ``probe/`` may be left out before a probe's value.
+        known: All metrics, from :func:`known_metrics`.
+        columns: Of the runs frame and the curves frame; if given, one of them must hold it.
+
+    Raises:
+        UserError: There is no such metric; the message has the nearest one. Or neither direction is
+            better, so that there is no best epoch.
+    """
+    base, colon, over = name.rpartition(":")
+    if not colon:
+        base, over = name, ""
+    if base not in known and f"probe/{base}" in known:
+        base = f"probe/{base}"
+    present = set(columns)
+    offered = [m.name for m in known.values() if not present or m.name in present]
+    if base not in offered:
+        raise unknown("metric", base, offered)
+    metric = known[base]
+    if not colon and metric.of_run:
+        return metric
+    over = over or "last"
+    if over not in OVER_EPOCHS:
+        raise unknown(f"value of {base} over epochs", over, OVER_EPOCHS)
+    if not metric.epoch:
+        raise UserError(f"metric {base} has one value a run, none of each epoch: leave out :{over}")
+    if over == "best" and metric.higher_is_better is None:
+        raise UserError(f"metric {base} has no better direction: use {base}:min or {base}:max")
+    return replace(
+        metric,
+        name=f"{base}:{over}",
+        label=_WORDS[over].format(metric.label),
+        source=base,
+        over=over,
+        epoch=False,
+        summary=False,
+        curve="",
+        heading="",
+        tables="",
+    )
+
+
+def over_epochs(metric: Metric, curves: pd.DataFrame) -> pd.Series:
+    """Return the value of a metric such as ``grad_norm:max`` for each run, by the run's name."""
+    values = curves.groupby("run", sort=False)[metric.source]
+    over = metric.over
+    if over == "best":
+        over = "max" if metric.higher_is_better else "min"
+    return getattr(values, over)()  # each leaves out epochs without a value
+
+
+def metric(name: str) -> Metric:
+    """Return the metric of runs of that name, of METRICS alone.
 
     Raises:
         UserError: There is no such metric; the message has the nearest one.
     """
-    present = set(columns)
-    offered = [
-        known.name
-        for known in METRICS.values()
-        if known.of_run and (not present or known.name in present)
-    ]
+    offered = [known.name for known in METRICS.values() if known.of_run]
     if name not in offered:
         raise unknown("metric", name, offered)
     return METRICS[name]

@@ -22,13 +22,13 @@ from normbench.errors import UserError
 from normbench.formats import counted
 from normbench.report.frames import as_store
 from normbench.report.report import report
-from normbench.store import files, records
+from normbench.store import annotations, files, records
 from normbench.store.store import SWEEPS, VERIFICATIONS, Run, Store, StoreError
 
 Say = Callable[[str], None]
 
 RUN_FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagnosis.jsonl",
-             "log.txt")  # fmt: skip
+             "log.txt", annotations.FILE)  # fmt: skip
 """Records of a run folder. Locks and files of loggers stay where they are."""
 
 CHECKPOINTS = ("checkpoint/last.npz", "checkpoint/best.npz")

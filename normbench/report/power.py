@@ -19,7 +19,6 @@ from normbench.errors import UserError, unknown
 from normbench.report import names as labels
 from normbench.report.frames import load
 from normbench.report.grid import Grid, GridCell, build, default_baseline
-from normbench.report.metrics import metric
 from normbench.report.sections import choose, request
 from normbench.report.sequential import schedule
 from normbench.report.statistics import ALPHA, CONFIDENCE, t_quantile
@@ -137,14 +136,13 @@ def power(
     """
     _check(difference, probability, until, max_seeds)
     asked = request(where, by, metric_name, baseline, None)
-    shown = metric(metric_name)
-    if shown.timed:
-        raise UserError(f"{metric_name} is not tested: times depend on the machine and its load")
     everything = load(store)
     frames, _ = choose(everything, asked)
     if frames.runs.empty:
         raise UserError(f"there are no runs in {everything.root} to estimate a spread from")
-    shown = metric(metric_name, frames.runs.columns)
+    frames, shown = frames.with_metric(metric_name)
+    if shown.timed:
+        raise UserError(f"{metric_name} is not tested: times depend on the machine and its load")
     found = studies(frames, asked.by)
     rows = {str(row) for study in found for row in study.rows}
     if baseline is not None and baseline not in rows:

@@ -15,7 +15,7 @@ from normbench.report.caveats import allowing, join_names, words
 from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
 from normbench.report.grid import Grid, build, default_baseline
-from normbench.report.metrics import Metric, listed, metric
+from normbench.report.metrics import METRICS, Metric, find_metric, listed
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
 from normbench.report.where import parse as parse_filter
@@ -68,7 +68,8 @@ def request(
     Raises:
         UserError: The metric is unknown, the filter cannot be read, or the target is no accuracy.
     """
-    metric(metric_name)
+    if "/" not in metric_name:  # all but the values of probes, which the store's runs decide
+        find_metric(metric_name, METRICS)
     if where is not None:
         parse_filter(where)
     if target is not None:
@@ -99,8 +100,8 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         UserError: A column of ``by`` is unknown, no study has the baseline, or the metric needs
             a target.
     """
+    frames, shown = frames.with_metric(asked.metric)
     found = studies(frames, asked.by, asked.allowed)
-    shown = metric(asked.metric, frames.runs.columns)
     notes: list[str] = []
     if asked.baseline is not None and found:
         rows = {str(row) for study in found for row in study.rows}

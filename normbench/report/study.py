@@ -32,6 +32,7 @@ from normbench.report.caveats import (
     words,
 )
 from normbench.report.frames import GROUPS, Frames, is_config, is_origin
+from normbench.report.metrics import METRICS, Metric
 from normbench.report.tuning import CellTuning
 from normbench.store.tuning import TunedCell
 
@@ -74,6 +75,7 @@ class Study:
             (:func:`normbench.report.tuning.marked`); None where no key was tuned.
         tuned: The cells whose keys were tuned, also those without final runs.
         trials: The runs of the store that are trials of ``tuned``.
+        metrics: All metrics by name, those of the store's probes included.
     """
 
     by: tuple[str, ...]
@@ -89,6 +91,7 @@ class Study:
     marked: pd.DataFrame | None = None
     tuned: tuple[CellTuning, ...] = ()
     trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
 
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
@@ -355,6 +358,7 @@ def studies(
                 allowed=tuple(allowed),
                 rates=_by_row(part, rates),
                 marked=shown if tuned else None,
+                metrics=frames.metrics,
             )
         )
     found.sort(key=lambda study: -len(study.runs))

@@ -35,7 +35,7 @@ def matrix(grid: Grid, slug: str = "") -> Table:
     ]
     title = f"{grid.metric.axis}: {grid.study.title}"
     return Table(
-        slug or grid.metric.name,
+        slug or grid.metric.slug,
         title,
         [labels.factor(grid.study.row_factor), *map(grid.study.column, grid.study.columns)],
         rows,
@@ -63,7 +63,7 @@ def differences(grid: Grid) -> Table:
         *_tests(grid),
     ]
     return Table(
-        f"{grid.metric.name}-differences",
+        f"{grid.metric.slug}-differences",
         f"{what}: {grid.study.title}",
         [labels.factor(grid.study.row_factor), *map(grid.study.column, grid.study.columns)],
         rows,
@@ -104,7 +104,7 @@ def comparisons(grid: Grid) -> Table:
         )
     base = grid.study.in_words(grid.baseline)
     return Table(
-        f"{grid.metric.name}-comparisons",
+        f"{grid.metric.slug}-comparisons",
         f"{grid.metric.label} against {base}, paired by seed: {grid.study.title}",
         [
             labels.factor(grid.study.row_factor),
@@ -151,7 +151,7 @@ def improvement(grid: Grid) -> Table:
     base = grid.study.in_words(grid.baseline)
     data = pd.DataFrame([{"row": row, **vars(result)} for row, result in grid.improvements.items()])
     return Table(
-        f"{grid.metric.name}-improvement",
+        f"{grid.metric.slug}-improvement",
         f"{grid.metric.label}, probability of improvement over {base}: {grid.study.title}",
         [labels.factor(grid.study.row_factor), f"P(better than {base})", "95 % interval", "Tasks"],
         rows,

@@ -41,6 +41,21 @@ _git = record({}, {"commit": text(null=True), "dirty": boolean(null=True)}, null
 
 _group = record({}, {"name": text(), "_target_": text(null=True)})
 
+#: How reports show a value of a probe, by its column: ``probe/<probe>/<name>``.
+_probe_values = mapping(
+    record(
+        {"label": text()},
+        {
+            "unit": text(),
+            "scale": number(),
+            "digits": integer(0, 17),
+            "higher_is_better": boolean(null=True),
+            "curve": text("", "linear", "log"),
+        },
+    ),
+    null=True,
+)
+
 CONFIG = record(
     {},
     {
@@ -66,6 +81,7 @@ META = record(
         "versions": mapping(text(), null=True),
         "engine": mapping(null=True),
         "own": mapping(sequence(text()), null=True),
+        "probe_values": _probe_values,
         **dict.fromkeys(("command", "devices"), sequence(text(), null=True)),
         "tuned": record(
             {
@@ -144,6 +160,7 @@ _ABOUT_DIAGNOSIS = {
     "options": mapping(),
     "time": text(null=True),
     "commit": text(null=True),
+    "probe_values": _probe_values,
 }
 
 DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS)

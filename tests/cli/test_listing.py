@@ -128,6 +128,8 @@ def test_rows_of_every_status(tmp_store: Path) -> None:
         "best_val_acc": 0.953,
         "images_per_s": 1234.5,
         "parameters": 272474,
+        "tags": "",
+        "note": "",
         "started": "2026-11-21T08:00:00Z",
         "ended": "2026-11-21T11:00:00Z",
         "age_seconds": 3600.0,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from normbench.cli import main
+from normbench.report import load
 from normbench.store import provenance
 from normbench.store.store import Store
 from tests.marks import slow
@@ -62,6 +63,8 @@ def run_header(name: str, store: Path, fast: bool) -> Store:
                 words.append("arch.width=8")
         if verb == "sweep":
             words += ["norm=bn"] if "executor=timebox" in words else ["executor=inline"]
+        if verb == "report":
+            words += ["--store", str(store), "--out", str(store.parent / "report")]
         if "RUN" in words:
             words[words.index("RUN")] = Store(store).runs()[0].name
             words += ["--store", str(store)]
@@ -73,6 +76,9 @@ def check_probe(store: Store) -> None:
     (row,) = store.runs()[0].metrics()
     assert 0 <= row["probe/calibration/ece"] <= 1
     assert 0.1 <= row["probe/calibration/confidence"] <= 1
+    frames, metric = load(store).with_metric("calibration/ece")
+    assert metric.label == "Calibration error, last epoch"
+    assert list(frames.runs[metric.name]) == [row["probe/calibration/ece"]]
 
 
 def check_logger(store: Store) -> None:

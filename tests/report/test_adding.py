@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from normbench.report import load
-from normbench.report.figures import FIGURES, curves
+from normbench.report.figures import FIGURES
 from normbench.report.grid import build
-from normbench.report.metrics import METRICS
+from normbench.report.metrics import METRICS, listed
 from normbench.report.study import studies
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding.md"
@@ -36,15 +36,14 @@ def test_the_figure_draws_what_it_says(mixed_store: Path) -> None:
     assert "batch" in FIGURES
 
 
-def test_the_metric_is_drawn_against_epochs(
+def test_the_metric_is_computed_from_others(
     mixed_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METRICS, "ece", METRICS["val_acc"])  # so that it is taken out again
+    monkeypatch.setitem(METRICS, "loss_gap", METRICS["val_acc"])  # so that it is taken out again
     run_block("A metric")
-    metric = METRICS["ece"]
-    assert metric.column == "probe/calibration/ece"
-    (study,) = studies(load(mixed_store))
-    study.curves[metric.column] = 0.25
-    drawing = curves.draw(study, metric)
-    assert drawing.figure.axes[0].get_ylabel() == "Calibration error (%)"
-    assert np.allclose(drawing.figure.axes[0].lines[0].get_ydata(), 25)
+    runs = load(mixed_store).runs
+    values = METRICS["loss_gap"].derive({"val_loss": 1.5, "train_loss": 1.0})
+    assert values == 0.5
+    finished = runs[runs["status"] == "finished"]
+    np.testing.assert_allclose(finished["loss_gap"], finished["val_loss"] - finished["train_loss"])
+    assert METRICS["loss_gap"] in listed("report")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 
-from normbench.report.figures import curves, draw, layers, smoothness
+from normbench.report.figures import batch_dependence, curves, draw, layers, smoothness
 from normbench.report.frames import load
-from normbench.report.metrics import METRICS
+from normbench.report.grid import build
 from normbench.report.sections import Request, sections
 from normbench.report.study import Study, studies
 
@@ -180,8 +180,8 @@ def test_whole_network_values_are_curves_in_the_report(grid):
     frames = load(store(grid, along))
     (section,), _ = sections(frames, Request())
     slugs = [drawing.slug for drawing in draw(section.grid)]
-    assert {"sharpness-curves", "update_angle-curves", "smoothness"} <= set(slugs)
-    sharp = curves.draw(section.study, METRICS["sharpness"])
+    assert {"sharpness-eigenvalue-curves", "gradients-angle-curves", "smoothness"} <= set(slugs)
+    sharp = curves.draw(section.study, frames.metrics["probe/sharpness/eigenvalue"])
     assert list(sharp.figure.axes[0].lines[0].get_xdata()) == [3]
     assert sharp.figure.axes[0].get_ylabel() == "Largest Hessian eigenvalue"
 
@@ -190,3 +190,42 @@ def test_nothing_without_probes(grid):
     study = study_of(grid(norms=("bn",), batches=(16,), seeds=1, epochs=2))
     assert layers.draw(study) == []
     assert smoothness.draw(study) == []
+    assert batch_dependence.draw(study) == []
+
+
+def dependent(row, seed, batch, norm):
+    """What the probes ``batch_dependence`` and ``train_gap`` measure every second epoch."""
+    if row["epoch"] == 2:
+        return {}
+    depends = norm == "bn"
+    sizes = {
+        f"probe/batch_dependence/{mode}_size{size}_mean": depends * (mode == "training") / size
+        for mode in ("training", "inference")
+        for size in (4, 16)
+    }
+    changed = {"probe/batch_dependence/training_neighbours_changed": depends * 0.25}
+    return {**sizes, **changed, "probe/train_gap/loss_gap": depends * 0.5 - 0.1 * seed}
+
+
+def test_dependence_on_the_batch_is_drawn_against_its_size(grid):
+    study = study_of(store(grid, dependent))
+    (drawing,) = batch_dependence.draw(study)
+    axes = drawing.figure.axes
+    assert [axis.get_title() for axis in axes] == ["Batch size 16", "Batch size 32"]
+    lines = {line.get_color(): line for line in axes[0].lines}
+    assert len(axes[0].lines) == len(lines) == 2  # no line of inference mode, which is 0 throughout
+    found = sorted(tuple(line.get_ydata()) for line in lines.values())
+    assert found == [(0.0, 0.0), (1 / 4, 1 / 16)]
+    assert all(list(line.get_xdata()) == [4.0, 16.0] for line in lines.values())
+    assert drawing.caption.endswith("No norm: exactly 0.")
+
+
+def test_the_gap_between_modes_and_changed_classes_are_curves(grid):
+    study = study_of(store(grid, dependent))
+    drawn = {drawing.slug: drawing for drawing in draw(build(study, study.metrics["test_acc"]))}
+    gap = drawn["train_gap-loss_gap-curves"].figure.axes[0]
+    assert gap.get_ylabel() == "Loss in inference mode minus in training mode"
+    assert gap.get_yscale() == "linear"
+    assert list(gap.lines[0].get_xdata()) == [1, 3]
+    changed = drawn["batch_dependence-training_neighbours_changed-curves"].figure.axes[0]
+    assert max(max(line.get_ydata()) for line in changed.lines) == 25  # %

@@ -27,6 +27,7 @@ FIGURES = (
     "layers",  # values of layers over training (probes)
     "percentiles",  # of layers' inputs over training (probe)
     "depth",  # the estimation shift over depth (probe)
+    "batch_dependence",  # of logits on the mini-batch (probe)
 )
 """Modules of this package, in the order of the page: the first drawings stand at its top."""
 

@@ -101,7 +101,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     style.legend(figure, handles, title=study.legend_title)
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
-        f"{shown.name}-by-{study.column_factor or 'all'}",
+        f"{shown.slug}-by-{study.column_factor or 'all'}",
         f"{shown.label} against {factor}: {study.heading}. {_band(grid)}"
         + (" Cross (div.): beyond the axis, with diverged runs." if crossed else "")
         + "".join(f" Star: {known.text}." for known in references),

@@ -17,7 +17,7 @@ from normbench.report import names as labels
 from normbench.report.bands import Band, bands, joined
 from normbench.report.figures import style
 from normbench.report.grid import Grid
-from normbench.report.metrics import METRICS, Metric
+from normbench.report.metrics import Metric
 from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
@@ -36,13 +36,18 @@ _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw each metric of epochs that any run recorded; the learning rate is ``rate``'s."""
+    """Draw each metric of epochs that any run recorded; the learning rate is ``rate``'s.
+
+    The metric that is compared is drawn too, if it is taken from a number of each epoch.
+    """
     study = grid.study
     curves = joined(study)
     return [
         draw(study, metric)
-        for metric in METRICS.values()
-        if metric.curve and metric.name != "lr" and is_recorded(curves, metric)
+        for metric in study.metrics.values()
+        if (metric.curve or metric.name == grid.metric.source)
+        and metric.name != "lr"
+        and is_recorded(curves, metric)
     ]
 
 
@@ -109,7 +114,7 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     what = headed(shown.label)
     what += " on validation (solid) and training (dotted) images" if second else ""
     return style.Drawing(
-        f"{shown.name}-curves",
+        f"{shown.slug}-curves",
         f"{what} against {_X[x][0].lower()}: {study.heading}. Mean and 95 % t interval over seeds"
         f"{' of the logarithm' if log else ''}; a diverged run counts until it diverges.",
         figure,

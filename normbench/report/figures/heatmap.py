@@ -96,7 +96,7 @@ def draw(grid: Grid) -> style.Drawing:
     bar.outline.set_visible(False)
     bar.set_label(legend)
     return style.Drawing(
-        f"{shown.name}-heatmap",
+        f"{shown.slug}-heatmap",
         f"{shown.label}, difference to {study.in_words(grid.baseline)}{unit}: {study.heading}. "
         "Green-blue is better, brown worse. *: p < 0.05 after Holm's correction; div.: with "
         "diverged runs.",

@@ -22,7 +22,7 @@ _WIDE = 2  # panels in a row
 @style.styled
 def draw(pair: Pair) -> style.Drawing:
     """Draw the metrics of epochs of two runs, those of probes left out, a panel a metric."""
-    panels = [metric for metric in METRICS.values() if metric.curve and not metric.source]
+    panels = [metric for metric in METRICS.values() if metric.curve]
     tall = -(-len(panels) // _WIDE)
     figure, grid = style.new(style.PAGE, 1.95 * tall, tall, _WIDE)
     for axis in grid.ravel()[len(panels) :]:

@@ -60,7 +60,7 @@ def draw_profiles(grid: Grid) -> style.Drawing:
     axis.set_ylabel("Runs better than τ (%)")
     style.legend(figure, handles, title=study.legend_title)
     return style.Drawing(
-        f"{shown.name}-profiles",
+        f"{shown.slug}-profiles",
         f"Performance profiles over {_tasks(grid)}: {study.heading}. Share of runs whose "
         f"{shown.label.lower()} is better than τ, the mean over tasks, with 95 % bands from a "
         f"stratified bootstrap (Agarwal et al. 2021).{_absent(grid, profiles)}",
@@ -103,7 +103,7 @@ def draw_improvements(grid: Grid) -> style.Drawing:
     axis.grid(False, axis="y")
     axis.set_xlabel(asked)
     return style.Drawing(
-        f"{grid.metric.name}-improvement",
+        f"{grid.metric.slug}-improvement",
         f"Probability that a run does better in {grid.metric.label.lower()} than one of {base}, "
         f"over {_tasks(grid)}: {study.heading}. Bars: 95 % stratified bootstrap intervals; dashed: "
         "an even chance. In brackets: tasks shared with the baseline, where not all.",

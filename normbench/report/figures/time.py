@@ -91,7 +91,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         else ""
     )
     return style.Drawing(
-        f"{shown.name}-by-time",
+        f"{shown.slug}-by-time",
         f"{shown.label} against training time, evaluation left out: {study.heading}. Bars: 95 % t "
         f"intervals.{order} Cells with diverged runs are left out.",
         figure,

@@ -1,0 +1,121 @@
+"""``normbench rm``: move runs to the trash of their store, bring them back, or empty it.
+
+The trash is the hidden folders ``.NAME.WHY-TIME`` of the store. ``--again``, and a sweep that
+trains damaged runs anew, set folders aside in the same way; ``--empty`` deletes all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from normbench.cli.parser import Parser, add_store, store_of
+from normbench.cli.selection import add_selection, selected
+from normbench.errors import NormbenchError, UserError, unknown
+from normbench.formats import counted, size
+from normbench.store.store import Store
+
+REMOVED = "removed"
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<why>removed|replaced|damaged)-(?P<time>[\dTZ-]+)")
+
+_EPILOG = """\
+For example:
+  normbench rm 3f9c
+  normbench rm --where 'status == failed' --dry-run
+  normbench rm --restore 3f9c
+  normbench rm --empty"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    add_selection(parser, "remove")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--restore", action="store_true", help="bring removed runs back")
+    other.add_argument("--empty", action="store_true", help="delete what is in the trash, for good")
+    add_store(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    store = Store(store_of(arguments))
+    if not store.root.is_dir():
+        raise UserError(f"there is no store {str(store.root)!r}: no such folder")
+    if arguments.empty:
+        if arguments.runs or arguments.where:
+            raise UserError("--empty deletes the whole trash: it takes no run and no --where")
+        return _empty(store, arguments.dry_run)
+    if arguments.restore:
+        if not arguments.runs or arguments.where:
+            raise UserError("--restore needs the names of removed runs, and no --where")
+        return _restore(store, arguments.runs, arguments.dry_run)
+    return _remove(store, arguments, command)
+
+
+def writes(arguments: Namespace) -> bool:
+    return not arguments.dry_run
+
+
+def _remove(store: Store, arguments: Namespace, command: Sequence[str]) -> int:
+    runs = selected(store, arguments.runs, arguments.where)
+    for run in runs:
+        if not arguments.dry_run:
+            run.set_aside(REMOVED, command)
+        print(f"{'would be removed' if arguments.dry_run else 'removed'}: {run.name}")
+    if not arguments.dry_run:
+        print(
+            f"{counted(len(runs), 'run')} in the trash of {store.root}: --restore brings one back, "
+            "--empty deletes all"
+        )
+    return 0
+
+
+def _trash(store: Store) -> dict[Path, tuple[str, str]]:
+    """Return the name and the reason of each folder that was set aside, the oldest first."""
+    found = {}
+    for path in sorted(store.root.iterdir(), key=lambda path: path.name.rpartition("-20")[2]):
+        match = _ASIDE.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found[path] = (match["name"], match["why"])
+    return found
+
+
+def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
+    removed = {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
+    chosen = {}
+    for text in names:
+        starts = [name for name in removed if name.startswith(text)]
+        ends = [name for name in removed if name.rpartition("-")[2].startswith(text)]
+        found = [text] if text in removed else sorted({*starts, *ends})
+        if not found:
+            raise unknown("removed run", text, removed)
+        if len(found) > 1:
+            raise UserError(f"removed run {text!r} could be any of {', '.join(found[:4])}")
+        if store.run(found[0]).path.exists():
+            raise UserError(f"the store has a run {found[0]} again: remove it first")
+        chosen[found[0]] = removed[found[0]]
+    for name, path in chosen.items():
+        if not dry_run:
+            try:
+                path.rename(store.run(name).path)
+            except OSError as error:
+                raise NormbenchError(f"cannot restore {name}: {error.strerror}") from None
+        print(f"{'would be restored' if dry_run else 'restored'}: {name}")
+    return 0
+
+
+def _empty(store: Store, dry_run: bool) -> int:
+    total = 0
+    trash = _trash(store)
+    for path, (name, why) in trash.items():
+        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if not dry_run:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise NormbenchError(f"cannot delete {path}: {error.strerror}") from None
+        print(f"{'would be deleted' if dry_run else 'deleted'}: {name} ({why})")
+    print(f"{counted(len(trash), 'folder')}, {size(total)}")
+    return 0

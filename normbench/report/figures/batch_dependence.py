@@ -1,0 +1,148 @@
+"""The figure of how much logits depend on the mini-batch, against the size of the mini-batch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from normbench.report import names as labels
+from normbench.report.bands import Band, bands, joined
+from normbench.report.figures import style
+from normbench.report.grid import Grid
+from normbench.report.study import Study
+
+PANELS = 4  # in a row of the page
+_DIFFERENCE = re.compile(
+    r"^probe/batch_dependence/(?P<mode>training|inference)_size(?P<size>\d+)_mean$"
+)
+
+
+def figures(grid: Grid) -> list[style.Drawing]:
+    """Draw the figures of the study; see :func:`draw`."""
+    return draw(grid.study)
+
+
+@style.styled
+def draw(study: Study) -> list[style.Drawing]:
+    """Draw the differences of logits against the size of mini-batches, a panel for each column.
+
+    Of each row a solid line in training mode and, where it is not 0 throughout, a dotted one in
+    inference mode, in the last epoch that the probe ``batch_dependence`` measured in each run;
+    mean and 95 % interval over seeds. An empty list where no run has the probe.
+    """
+    values = over_sizes(study)
+    found = {
+        mode: bands(values[values["mode"] == mode], "value", "size")
+        for mode in ("training", "inference")
+    }
+    if not found["training"]:
+        return []
+    columns = [c for c in study.columns if any(key[1] == c for key in found["training"])]
+    parts = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
+    return [
+        _drawing(study, found, part, f"-{number}" if len(parts) > 1 else "")
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def over_sizes(study: Study) -> pd.DataFrame:
+    """Return the values of the probe by size, in the last epoch measured in each run.
+
+    Returns:
+        Columns ``run``, ``row``, ``column``, ``mode``, ``size``, and ``value``: the mean absolute
+        difference of logits to those in the largest mini-batch.
+    """
+    curves = joined(study)
+    measured = [name for name in curves.columns if _DIFFERENCE.match(name)]
+    known = curves[curves[measured].notna().any(axis=1)] if measured else curves.iloc[:0]
+    last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
+    lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
+    lines = lines.drop(columns="name").join(lines["name"].str.extract(_DIFFERENCE))
+    return lines.assign(size=lines["size"].astype(float))
+
+
+def _drawing(
+    study: Study,
+    found: dict[str, dict[tuple[Any, Any], Band]],
+    columns: list[Any],
+    number: str,
+) -> style.Drawing:
+    rows = [row for row in study.rows if any(key[0] == row for key in found["training"])]
+    varying = {key for key, band in found["inference"].items() if np.any(band.mean > 0)}
+    wide = len(columns) > 1
+    width = style.PAGE if wide else style.COLUMN
+    titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
+    titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
+    handles = [
+        style.handle(style.look(study.row_factor, row, study.rows), study.row(row)) for row in rows
+    ]
+    if varying:
+        for dashes, label in (("-", "training mode"), (style.DOTTED, "inference mode")):
+            handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
+    named = [str(handle.get_label()) for handle in handles]
+    height = 2.0 + style.legend_height(named, width, 8) + style.more_lines(titles)
+    figure, grid = style.new(width, height, 1, len(columns), sharex=True, sharey=True)
+    points = []
+    sizes = sorted({float(x) for band in found["training"].values() for x in band.x})
+    for axis, column, title in zip(grid.ravel(), columns, titles, strict=True):
+        for row in rows:
+            key = (row, column)
+            if key in found["training"]:
+                points += _line(axis, study, key, found["training"][key], "training")
+            if key in varying:
+                points += _line(axis, study, key, found["inference"][key], "inference")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator(sizes))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        if len(sizes) == 1:
+            axis.set_xlim(sizes[0] / 2, sizes[0] * 2)
+        axis.set_xlabel("Images of a mini-batch")
+        axis.set_ylim(bottom=0)
+        if study.column_factor:
+            axis.set_title(title)
+    grid.ravel()[0].set_ylabel("Mean difference of logits")
+    style.legend(figure, handles, 8, study.legend_title)
+    none = [study.row(row) for row in rows if all(
+        not np.any(band.mean > 0) for key, band in found["training"].items() if key[0] == row
+    )]  # fmt: skip
+    exact = f" {', '.join(none)}: exactly 0." if none else ""
+    return style.Drawing(
+        f"batch-dependence{number}",
+        "How much an image's logits change when the rest of its mini-batch does, in the last epoch "
+        f"that was measured: {study.heading}. Mean absolute difference to the logits in the "
+        "largest mini-batch, on validation images. Mean and 95 % t interval over seeds."
+        f"{exact}",
+        figure,
+        points,
+        wide=wide,
+    )
+
+
+def _line(
+    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, mode: str
+) -> list[style.Point]:
+    look = style.look(study.row_factor, key[0], study.rows)
+    low = np.maximum(band.low, 0.0)
+    axis.fill_between(band.x, low, band.high, facecolor=to_rgba(look.color, 0.15), linewidth=0)
+    dashes = look.dashes if mode == "training" else style.DOTTED
+    axis.plot(
+        band.x, band.mean, color=look.color, linestyle=dashes, linewidth=1.0, **style.mark(look)
+    )
+    where = f", {study.column(key[1])}" if study.column_factor else ""
+    return [
+        style.Point(
+            axis,
+            float(x),
+            float(mean),
+            f"{study.row(key[0])}{where}, {x:g} images, {mode} mode: {mean:.3g}",
+            key,
+        )
+        for x, mean in zip(band.x, band.mean, strict=True)
+    ]

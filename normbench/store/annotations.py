@@ -1,0 +1,91 @@
+"""Tags and a note that a user gives to a run: :func:`read` and :func:`annotate`.
+
+They are kept in ``annotations.json`` in the run's folder, beside the record, which they do not
+change: ``tags``, a list of words in alphabetical order, and ``note``, a text. A run without such a
+file has neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from normbench.errors import UserError, unknown
+from normbench.store import files, schema
+from normbench.store.run import Run
+
+FILE = "annotations.json"
+
+TAG = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII)
+"""A tag can be written in a filter, as ``--where tag.paper``."""
+
+LONGEST_NOTE = 2000
+
+_CHECK = schema.record({}, {"tags": schema.sequence(schema.text()), "note": schema.text()})
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The tags of a run, in alphabetical order, and its note."""
+
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+
+def read(run: Run) -> Annotations:
+    """Return the tags and the note of a run.
+
+    Raises:
+        StoreError: The file is damaged or cannot be read.
+    """
+    path = run.path / FILE
+    found = files.read_json(path, _CHECK) or {}
+    tags = found.get("tags", [])
+    for tag in tags:
+        if not TAG.fullmatch(tag):
+            raise files.damaged(path, f"{tag!r} is no tag")
+    return Annotations(tuple(sorted(set(tags))), found.get("note", ""))
+
+
+def annotate(
+    run: Run, add: Collection[str] = (), remove: Iterable[str] = (), note: str | None = None
+) -> Annotations:
+    """Change the tags and the note of a run; return both as they are now.
+
+    Args:
+        run: The run; it may be training.
+        add: Tags to add.
+        remove: Tags to remove.
+        note: The new note; empty for none, None to leave it as it is.
+
+    Raises:
+        UserError: A tag that is no tag, or one to remove that the run does not have.
+        StoreError: The file is damaged or cannot be written.
+    """
+    check(add, note)
+    before = read(run)
+    for tag in remove:
+        if tag not in before.tags:
+            raise unknown(f"tag of {run.name}", tag, before.tags)
+    tags = sorted({*before.tags, *add} - set(remove))
+    after = Annotations(tuple(tags), before.note if note is None else note)
+    if after != before:
+        record = {"tags": list(after.tags), "note": after.note}
+        files.write_text(run.path / FILE, files.dumps(record, indent=1) + "\n")
+    return after
+
+
+def check(tags: Iterable[str], note: str | None = None) -> None:
+    """Refuse words that are no tags, and a note that is too long.
+
+    Raises:
+        UserError: A tag or the note is not allowed.
+    """
+    for tag in tags:
+        if not TAG.fullmatch(tag):
+            raise UserError(
+                f"{tag!r} is no tag: use letters, digits and _, a letter first, 40 at most"
+            )
+    if note is not None and len(note) > LONGEST_NOTE:
+        raise UserError(f"the note has {len(note):,} characters (allowed: {LONGEST_NOTE:,})")

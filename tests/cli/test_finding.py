@@ -1,0 +1,145 @@
+"""Runs found, tagged, removed and brought back: ``list --where``, ``tag`` and ``rm``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normbench.cli import main
+from normbench.store.store import Store
+from tests.report.conftest import config, write_grid, write_run
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Two norms, two batch sizes, two seeds; and a run that failed."""
+    root = write_grid(tmp_path / "runs", norms=("bn", "gn"), batches=(16, 128), seeds=2, epochs=2)
+    write_run(root, config("ln", 16, 0, epochs=2), status="failed", stop=1)
+    monkeypatch.setenv("NORMBENCH_STORE", str(root))
+    return Store(root)
+
+
+def listed(capsys: Any, *options: str) -> list[dict[str, Any]]:
+    assert main(["list", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def failed(capsys: Any, *words: str) -> str:
+    assert main(list(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_list_takes_the_filter_of_a_report(store: Store, capsys: Any) -> None:
+    found = listed(capsys, "--where", "norm == gn and batch <= 64")
+    assert [(row["norm"], row["batch"], row["seed"]) for row in found] == [
+        ("gn", 16, 0),
+        ("gn", 16, 1),
+    ]
+    assert "did you mean 'norm'" in failed(capsys, "list", "--where", "nrom == gn")
+    assert main(["list", "--where", "seed == 7"]) == 0
+    assert capsys.readouterr().out == "no run matches --where 'seed == 7'\n"
+
+
+def test_list_sorts_metrics_best_first_and_keys_ascending(store: Store, capsys: Any) -> None:
+    accuracies = [row["test_acc"] for row in listed(capsys, "--sort", "test_acc")]
+    assert accuracies[-1] is None  # the run that failed
+    assert accuracies[:-1] == sorted(accuracies[:-1], reverse=True)
+    keys = [(row["batch"], row["norm"]) for row in listed(capsys, "--sort", "batch,norm")]
+    assert keys == sorted(keys)
+    backwards = listed(capsys, "--sort", "batch,norm", "--reverse")
+    assert [(row["batch"], row["norm"]) for row in backwards] == keys[::-1]
+    assert "did you mean 'test_acc'" in failed(capsys, "list", "--sort", "tset_acc")
+
+
+def test_a_run_that_cannot_be_read_is_still_listed_when_sorted(store: Store, capsys: Any) -> None:
+    broken = store.runs()[0]
+    (broken.path / "meta.json").write_text("{")
+    rows = listed(capsys, "--sort", "seed")
+    assert len(rows) == 9
+    assert rows[-1]["name"] == broken.name
+
+
+def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
+    assert main(["tag", "--where", "norm == gn", "--add", "paper,small", "--note", "figure 2"]) == 0
+    assert capsys.readouterr().out.count("paper, small; figure 2") == 4
+    found = listed(capsys, "--where", "tag.paper and batch == 16")
+    assert [(row["tags"], row["note"]) for row in found] == [("paper,small", "figure 2")] * 2
+    assert main(["tag", found[0]["name"], "--remove", "paper"]) == 0
+    capsys.readouterr()
+    assert len(listed(capsys, "--where", "tag.paper")) == 3
+    assert len(listed(capsys, "--where", "not tag.paper")) == 6
+    assert "did you mean 'tag.paper'" in failed(capsys, "list", "--where", "tag.papr")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["tag", "bn"], "nothing to do: use --add, --remove or --note"),
+        (["tag", "--add", "paper"], "name runs, or say which with --where"),
+        (["tag", "digits", "--where", "seed == 0", "--add", "a"], "not both"),
+        (["tag", "--where", "seed == 7", "--add", "a"], "no run matches"),
+        (["tag", "--where", "seed == 0", "--add", "a", "--remove", "a"], "both added and removed"),
+        (["tag", "--where", "seed == 0", "--add", "a b"], "is no tag"),
+        (["rm"], "name runs, or say which with --where"),
+        (["rm", "nothing"], "unknown run 'nothing'"),
+        (["rm", "--empty", "digits"], "it takes no run"),
+        (["rm", "--restore"], "needs the names of removed runs"),
+        (["rm", "--restore", "digits"], "unknown removed run 'digits' (none exist)"),
+    ],
+)
+def test_mistakes_are_one_line_and_change_nothing(
+    store: Store, capsys: Any, words: list[str], wanted: str
+) -> None:
+    before = sorted(path.name for path in store.root.rglob("*"))
+    assert wanted in failed(capsys, *words)
+    assert sorted(path.name for path in store.root.rglob("*")) == before
+
+
+def test_removed_runs_leave_every_list_and_can_be_brought_back(store: Store, capsys: Any) -> None:
+    assert main(["rm", "--where", "status == failed", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("would be removed: digits-resnet8-ln-b16-s0")
+    assert len(store.runs()) == 9
+    assert main(["rm", "--where", "status == failed"]) == 0
+    assert "1 run in the trash" in capsys.readouterr().out
+    assert len(store.runs()) == len(listed(capsys)) == 8
+    assert store.foreign() == []
+    run = store.runs()[0]
+    content = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert main(["rm", run.name]) == 0
+    assert not run.path.exists()
+    assert main(["rm", "--restore", run.name.rpartition("-")[2]]) == 0
+    assert {name: (run.path / name).read_bytes() for name in content} == content
+
+
+def test_a_run_is_not_restored_over_another(store: Store, capsys: Any) -> None:
+    run = store.runs()[0]
+    assert main(["rm", run.name]) == 0
+    capsys.readouterr()
+    run.path.mkdir()
+    assert "remove it first" in failed(capsys, "rm", "--restore", run.name)
+
+
+def test_a_run_that_is_training_is_not_removed(store: Store, capsys: Any) -> None:
+    run = store.runs()[0]
+    with run.lock(["normbench", "run"]):
+        assert main(["rm", run.name]) == 2
+    assert run.exists
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_emptied_trash_is_gone_and_nothing_else(store: Store, capsys: Any) -> None:
+    (store.root / ".notes").mkdir()
+    first, second = store.runs()[:2]
+    first.set_aside("replaced", [])
+    assert main(["rm", second.name]) == 0
+    capsys.readouterr()
+    assert main(["rm", "--empty", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 folders, ")
+    assert main(["rm", "--empty"]) == 0
+    hidden = [path.name for path in store.root.iterdir() if path.name.startswith(".")]
+    assert hidden == [".notes"]
+    assert len(store.runs()) == 7
