@@ -19,11 +19,22 @@ def test_it_has_no_files_of_its_own(tmp_path):
     assert BinaryMNIST().state(tmp_path) == "missing"
 
 
+def test_it_is_mnist_in_black_and_white(imported, monkeypatch):
+    tiny, root = imported
+    source = BinaryMNIST()
+    monkeypatch.setattr(source, "_gray", tiny.source)
+    check_levels(source.arrays(root), tiny.source.arrays(root))
+
+
 @pytest.mark.data
-def test_it_is_mnist_in_black_and_white(real_data, tmp_path):
+@pytest.mark.slow
+def test_genuine_images_are_mnist_in_black_and_white(real_data, tmp_path):
     source = BinaryMNIST()
     source.import_from(real_data / "mnist", tmp_path)
-    got, grey = source.arrays(tmp_path), MNIST().arrays(tmp_path)
-    assert set(np.unique(got.train_images)) == {0, 255}
-    np.testing.assert_array_equal(got.test_images > 0, grey.test_images >= 128)
-    np.testing.assert_array_equal(got.train_labels, grey.train_labels)
+    check_levels(source.arrays(tmp_path), MNIST().arrays(tmp_path))
+
+
+def check_levels(two_levels, gray):
+    assert set(np.unique(two_levels.train_images)) == {0, 255}
+    np.testing.assert_array_equal(two_levels.test_images > 0, gray.test_images >= 128)
+    np.testing.assert_array_equal(two_levels.train_labels, gray.train_labels)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.data
 
 @pytest.fixture(scope="module")
 def root(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder into which both were imported, at the same time."""
+    """A data folder into which both were imported, at the same time, which takes a minute."""
     folder = tmp_path_factory.mktemp("tfds")
     with ThreadPoolExecutor() as pool:
         jobs = [
@@ -46,6 +46,7 @@ def cifar_files(real_data: Path) -> dict[str, dict[bytes, Any]]:
     return batches
 
 
+@pytest.mark.slow
 def test_plain_tfds_reads_cifar10_as_it_is_in_the_files(root: Path, real_data: Path) -> None:
     import tensorflow_datasets as tfds
 
@@ -66,6 +67,7 @@ def test_plain_tfds_reads_cifar10_as_it_is_in_the_files(root: Path, real_data: P
         np.testing.assert_array_equal(read["label"][order], labels)
 
 
+@pytest.mark.slow
 def test_plain_tfds_reads_mnist_as_it_is_in_the_files(root: Path, real_data: Path) -> None:
     import tensorflow_datasets as tfds
 
@@ -85,6 +87,7 @@ def test_plain_tfds_reads_mnist_as_it_is_in_the_files(root: Path, real_data: Pat
         )
 
 
+@pytest.mark.slow
 def test_loading_again_needs_no_tensorflow_and_no_time(root: Path) -> None:
     code = (
         "import sys, time; from normbench.data.cifar import CIFAR10; "
@@ -106,6 +109,7 @@ def test_loading_again_needs_no_tensorflow_and_no_time(root: Path) -> None:
     assert modules.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_splits_of_cifar10_are_balanced_and_its_statistics_the_known_ones(root: Path) -> None:
     data = load(CIFAR10(), validation=5000, split_seed=0, train_size=10_000, data_dir=root)
     assert set(np.bincount(data.validation.labels)) == {500}
@@ -114,6 +118,7 @@ def test_the_splits_of_cifar10_are_balanced_and_its_statistics_the_known_ones(ro
     np.testing.assert_allclose(data.std, [0.2470, 0.2435, 0.2616], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_lost_cache_is_decoded_from_the_folder(root: Path) -> None:
     source = MNIST()
     before = {k: v.copy() for k, v in vars(source.arrays(root)).items()}

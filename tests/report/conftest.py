@@ -431,3 +431,9 @@ def synth() -> SimpleNamespace:
         set_result=set_result,
         versions=VERSIONS,
     )
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have a single figure: drawing takes most of their time."""
+    monkeypatch.setattr("normbench.report.figures.FIGURES", ("heatmap",))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from normbench.report import load
 from normbench.report.origin import counts, environment, mixtures, unfinished, verified
 from normbench.report.report import report
@@ -78,6 +80,7 @@ def test_states_are_counted_and_named(mixed_store: Path) -> None:
     assert unfinished(frames, named=1)[0].endswith("and 2 more")
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_report_counts_runs_that_were_trained_again(
     tmp_path: Path, grid: Callable[..., Path]
 ) -> None:

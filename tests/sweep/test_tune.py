@@ -423,10 +423,10 @@ def test_a_real_sweep_on_digits_tunes_in_this_process(tmp_store):
 # --- killed and resumed ---------------------------------------------------------------------------
 
 
-def begin(base, step_seconds):
+def begin(base, step_seconds, *options):
     return subprocess.Popen(
         [sys.executable, str(FAKESWEEP), "sweep", *base, *GRID, "epochs=20", "executor.workers=2",
-         "--tune", "optimizer.lr=0.1,0.2"],
+         "--tune", "optimizer.lr=0.1,0.2", *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]),
              "FAKE_STEP_SECONDS": str(step_seconds)},
@@ -453,7 +453,9 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         )
         return begun > 0 and any(run.status == "finished" for run in runs)
 
-    process = begin(base, 0.06)
+    # Trials of two epochs where they are only waited for.
+    options = ["--tune-epochs", "2"] if phase == "final runs" else []
+    process = begin(base, 0.02, *options)
     wait_until(under_way)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -463,7 +465,7 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
     assert ended
     # A row of the second epoch says that the first has a checkpoint.
     advanced = {run.name for run in store.runs() if (run.last_metrics() or {}).get("epoch", 0) > 1}
-    output, _ = (process := begin(base, 0.002)).communicate(timeout=120)
+    output, _ = (process := begin(base, 0.002, *options)).communicate(timeout=120)
     assert process.returncode == 0, output
     if advanced - ended.keys():  # it may have ended between the look and the kill
         assert "to resume" in output

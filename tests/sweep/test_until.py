@@ -70,7 +70,10 @@ def test_the_report_prints_the_interval_that_the_sweep_looked_at(until) -> None:
     assert last["n"] == found.n == 6
 
 
-def test_the_report_says_how_often_the_sweep_was_looked_at(until, tmp_path, capsys) -> None:
+def test_the_report_says_how_often_the_sweep_was_looked_at(
+    until, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("normbench.report.figures.FIGURES", ("heatmap",))  # the others take seconds
     until("--until", "0.001", "--max-seeds", "6", *BASELINE)
     words = ["--by", "optimizer.lr,batch", "--baseline", "0.1", "--out", str(tmp_path / "report")]
     assert main(["report", str(until.store.root), *words]) == 0
