@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/running.md", "docs/verifying.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 FAIR = (ROOT / "docs" / "fair.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def blocks_of(text: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = blocks_of(README) + blocks_of(FAIR)
+BLOCKS = blocks_of(README) + blocks_of(FAIR) + blocks_of(MODELS)
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 
@@ -68,7 +69,8 @@ def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
 
 def test_every_command_is_in_a_shell_block() -> None:
     assert len(BLOCKS) > 10
-    outside = re.sub(r"^```.*?^```$", "", README + FAIR, flags=re.MULTILINE | re.DOTALL)
+    pages = README + FAIR + MODELS
+    outside = re.sub(r"^```.*?^```$", "", pages, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^ {4}\S.*$", outside, re.MULTILINE)  # blocks name their language
 
 
@@ -187,3 +189,19 @@ def test_the_page_on_fair_comparisons_runs_too(tmp_path: Path) -> None:
     cells = tuned_cells(Store(work / "runs"))
     assert len(cells) == 4
     assert all(cell.chosen is not None for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_page_on_models_runs_too_and_so_does_its_python(tmp_path: Path) -> None:
+    work = run_commands(blocks_of(MODELS), tmp_path)
+    first = min((work / "runs").glob("digits-*")).name
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for code in re.findall(r"^```python\n(.*?)^```$", MODELS, re.MULTILINE | re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("RUN", first)],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stderr}"

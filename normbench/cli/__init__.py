@@ -41,7 +41,7 @@ COMMANDS = {
     "data": "list, download or import data sets",
     "doctor": "check this machine and the installation",
     "diff": "compare two runs",
-    "export": "write all results as one table",
+    "export": "write all results as one table, or a trained network",
     "verify": "train finished runs again and compare",
     "pack": "write one archive for a paper",
 }
@@ -157,7 +157,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 def _named_store(arguments: Namespace) -> str | None:
     """Return the store named by ``--store FOLDER``, ``store=FOLDER`` or the argument STORE."""
-    words = [getattr(arguments, "folder", None) or "", *getattr(arguments, "overrides", ())]
+    # With --model, the argument of export is a run.
+    folder = None if getattr(arguments, "model", None) else getattr(arguments, "folder", None)
+    words = [folder or "", *getattr(arguments, "overrides", ())]
     named = [word.removeprefix("store=") for word in words if word.startswith("store=")]
     if not named and words[0]:
         named = [words[0]]
@@ -165,7 +167,7 @@ def _named_store(arguments: Namespace) -> str | None:
         named.append(arguments.store)
     if len(set(named)) > 1:
         raise UserError(f"two stores are named: {named[0]!r} and {named[-1]!r}")
-    if getattr(arguments, "folder", None) == "" or (named and not named[0].strip()):
+    if folder == "" or (named and not named[0].strip()):
         raise UserError("the store is empty: name a folder, or none for the default")
     return named[0] if named else None
 

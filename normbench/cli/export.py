@@ -1,29 +1,82 @@
-"""``normbench export``: write all results as one table."""
+"""``normbench export``: write all results as one table, or the trained network of a run."""
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from normbench.cli.parser import WHERE, Parser, add_store, store_of
+from normbench.cli.parser import (
+    RUN_NAMES,
+    WHERE,
+    Parser,
+    add_config_dir,
+    add_store,
+    quiet_tensorflow,
+    store_of,
+)
+from normbench.errors import UserError
+
+_TABLE = "runs.csv"
+_EPILOG = f"""\
+A table has a row for each cell of the store. With --model, the trained network of one run (its
+{RUN_NAMES}; or the path of its folder) is written instead. It takes images of 0..255 and gives
+logits; Keras loads it after import normbench.norms, or with --plain without normbench:
+  normbench export RUN --model model.keras --plain"""
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "folder", nargs="?", metavar="STORE|RUN", help="the same as --store STORE; or a run"
+    )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
+    parser.add_argument("--out", metavar="FILE", help=f"table to write (default: {_TABLE})")
+    parser.add_argument("--model", metavar="FILE", help="write the trained network of RUN to FILE")
     parser.add_argument(
-        "--out", metavar="FILE", default="runs.csv", help="file to write (default: %(default)s)"
+        "--plain", action="store_true", help="with --model: use Keras's own layers alone"
     )
     parser.add_argument(
-        "--format", help="csv, md, tex or parquet (default: the suffix of the file)"
+        "--format",
+        help="csv, md, tex or parquet; of a model keras, savedmodel or onnx "
+        "(default: the suffix of the file)",
     )
-    add_store(parser, positional=True)
+    add_store(parser)
+    add_config_dir(parser)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    if arguments.model is not None:
+        _export_model(arguments)
+        return 0
+    for option in ("plain", "config_dir"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option.replace('_', '-')} is for a model: give --model FILE, too")
     from normbench.report.report import export
 
-    export(store_of(arguments), arguments.where, arguments.out, arguments.format)
+    out = _TABLE if arguments.out is None else arguments.out
+    export(store_of(arguments), arguments.where, out, arguments.format)
     return 0
+
+
+def _export_model(arguments: Namespace) -> None:
+    for option in ("where", "out"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} is for the table: --model FILE names the model's file")
+    if arguments.folder is None:
+        raise UserError(f"export --model needs a run: its {RUN_NAMES}")
+    quiet_tensorflow()
+    from normbench.engine.export import export
+
+    export(
+        arguments.folder,
+        arguments.model,
+        store_of(arguments),
+        format=arguments.format,
+        plain=arguments.plain,
+        config_dir=arguments.config_dir,
+        say=lambda line: print(line, file=sys.stderr if line.startswith("note:") else sys.stdout),
+    )
 
 
 def writes(arguments: Namespace) -> bool:

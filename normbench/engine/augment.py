@@ -28,11 +28,19 @@ class Images:
     crop_padding: int
     flip: bool
 
+    @property
+    def offset(self) -> np.ndarray:
+        """Value that is subtracted from the pixels of each channel, float32 (C,)."""
+        return (self.mean * 255.0).astype(np.float32)
+
+    @property
+    def factor(self) -> np.ndarray:
+        """Value that the pixels of each channel are then multiplied by, float32 (C,)."""
+        return (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
+
     def scale(self, pixels: Any) -> Any:
         """Scale uint8 (N, H, W, C) to float32 of mean 0 and deviation 1 over the training set."""
-        offset = (self.mean * 255.0).astype(np.float32)
-        factor = (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
-        return (ops.cast(pixels, "float32") - offset) * factor
+        return (ops.cast(pixels, "float32") - self.offset) * self.factor
 
     def prepare(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Crop, flip and scale uint8 (N, H, W, C), in one compiled pass where that is faster.

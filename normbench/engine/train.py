@@ -10,7 +10,6 @@ A run passes through this module from top to bottom::
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -43,6 +42,7 @@ from normbench.engine.setup import (
     refuse_augmentation,
     refuse_batch,
 )
+from normbench.engine.weights import weights_hash
 from normbench.errors import NormbenchError, UserError, details
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
@@ -610,14 +610,6 @@ class Session:
             "train_seconds": seconds,
             "images_per_s": images / seconds if seconds else None,
         }
-
-
-def weights_hash(state: dict[str, np.ndarray]) -> str:
-    """Return the SHA-256 of a model's variables: equal only if two runs ended in the same bits."""
-    digest = hashlib.sha256()
-    for name in sorted(name for name in state if name.startswith("model/")):
-        digest.update(np.ascontiguousarray(state[name]).tobytes())
-    return digest.hexdigest()
 
 
 def _mean(values: np.ndarray) -> float | None:

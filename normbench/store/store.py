@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from normbench.config import default_store
 from normbench.errors import UserError, nearest
 from normbench.store import files
 from normbench.store import lock as runlock
@@ -20,6 +21,7 @@ __all__ = [
     "Status",
     "Store",
     "StoreError",
+    "find_run",
     "note_on_checksums",
 ]
 
@@ -144,3 +146,22 @@ class Store:
         close = nearest(name, [run.name for run in runs])
         hint = f": did you mean {close!r}?" if close else ""
         raise UserError(f"unknown run {text!r}{hint} (the store {self.root} has {len(runs)} runs)")
+
+
+def find_run(name: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:
+    """Return the run with a name, or the run in a folder.
+
+    Args:
+        name: A name as :meth:`Store.find` takes it; or, with a slash or as a path object, the path
+            of a run folder.
+        store: Folder of runs that a name is looked up in; by default ``$NORMBENCH_STORE`` if that
+            is set, else ``runs``.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    if isinstance(name, str) and "/" not in name:
+        return Store(default_store() if store is None else store).find(name)
+    path = files.expand_user(name).resolve()
+    run = Run(path)
+    return run if run.exists else Store(path.parent).find(path.name)

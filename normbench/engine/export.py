@@ -1,0 +1,333 @@
+"""The trained network of a run as a Keras model: :func:`load` in memory, :func:`export` in a file.
+
+The model takes images as the data set gives them, 0..255, and returns logits. It has the layers of
+the run's network, or layers of Keras's own that compute the same (:mod:`normbench.engine.plain`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normbench.config import Config
+from normbench.engine.setup import load_dataset
+from normbench.engine.weights import final_weights
+from normbench.errors import NormbenchError, UserError, unknown, why
+from normbench.store.files import expand_user
+from normbench.store.provenance import own_changes, own_code, own_data
+from normbench.store.store import Run, find_run
+
+if TYPE_CHECKING:
+    import keras
+
+FORMATS = {"keras": "keras", "savedmodel": "tf_saved_model", "onnx": "onnx"}
+"""Formats of a model's file by the names that Keras has for them. A file's suffix names one."""
+
+BACKENDS = ("tensorflow", "jax")
+"""Backends of Keras that the layers compute on."""
+
+Note = Callable[[str], None]
+
+
+def load(
+    run: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None = None,
+    *,
+    plain: bool = False,
+    config_dir: str | os.PathLike[str] | None = None,
+) -> keras.Model:
+    """Return the trained network of a run as a Keras model; see :func:`normbench.load`.
+
+    If Keras is not imported yet, it is started on the run's backend. On another backend the model
+    computes the same up to rounding.
+    """
+    found = find_run(run, store)
+    return _model(found, plain, config_dir, lambda line: warnings.warn(line, stacklevel=6))
+
+
+def export(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None = None,
+    *,
+    format: str | None = None,
+    plain: bool = False,
+    config_dir: str | os.PathLike[str] | None = None,
+    say: Note = print,
+) -> Path:
+    """Write the trained network of a finished run into a file, which appears whole or not at all.
+
+    Args:
+        run: As for :func:`load`; so are ``store``, ``plain`` and ``config_dir``.
+        out: The file, or the folder of a SavedModel.
+        format: One of :data:`FORMATS`; by default the suffix of ``out``.
+        say: Takes each line meant for the user.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: As for :func:`load`; an unknown format, one whose library is missing, or a model
+            that Keras cannot write in it.
+        NormbenchError: As for :func:`load`; or the file cannot be written.
+    """
+    path = expand_user(out)
+    if path.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: there is a folder of this name")
+    kind = _format_of(path, format)
+    found = find_run(run, store)
+    _check_library(kind, found)
+    model = _model(found, plain, config_dir, lambda line: say(f"note: {line}"))
+    _write(model, path, kind, found)
+    images = "×".join(map(str, model.input_shape[1:]))
+    say(f"export: {path} ({found.name}; images of {images}, 0..255, to {_classes(model)} logits)")
+    if kind == "keras":
+        say(f"to load it: {_to_load(model)}keras.saving.load_model({path.name!r})")
+    return path
+
+
+# --- from a run to a model ------------------------------------------------------------------------
+
+
+def _model(
+    run: Run, plain: bool, config_dir: str | os.PathLike[str] | None, note: Note
+) -> keras.Model:
+    """Build the network of a run with its final weights and, before it, the scaling of images."""
+    weights = final_weights(run)
+    config = Config.from_run(
+        run.config or {}, None if config_dir is None else str(config_dir), f"run {run.name}"
+    )
+    dataset = load_dataset(config)
+    _check_own(run, config, dataset, note)
+    with _keras(config):
+        from normbench.engine.augment import Images
+        from normbench.network import build_model
+
+        network = build_model(config, dataset.shape, dataset.classes)
+        _assign(network, weights, run)
+        images = Images(
+            mean=np.asarray(dataset.mean, np.float32),
+            std=np.asarray(dataset.std, np.float32),
+            crop_padding=0,
+            flip=False,
+        )
+        try:
+            return _with_scaling(network, images, plain)
+        except UserError:
+            raise
+        except Exception as error:  # a layer of the user's own that Keras cannot copy
+            raise UserError(f"run {run.name} cannot be made a model: {why(error)}") from error
+
+
+def _check_own(run: Run, config: Config, dataset: Any, note: Note) -> None:
+    """Check that the user's own code and data are those that the run was trained with.
+
+    Raises:
+        UserError: The data set has changed: its images would be scaled otherwise than in training.
+    """
+    recorded = (run.meta or {}).get("own")
+    for line in own_changes(recorded, own_code({**vars(config), "probe": {}, "logger": {}})):
+        note(line)
+    if changes := own_changes(recorded, own_data(config.dataset, dataset.fingerprint)):
+        raise UserError(f"run {run.name}: {'; '.join(changes)}: images would be scaled otherwise")
+
+
+@contextmanager
+def _keras(config: Config) -> Iterator[None]:
+    """Import Keras, on the run's backend if it is not imported yet; build under the run's dtype.
+
+    Global settings of a process that has imported Keras before are left as they were.
+
+    Raises:
+        NormbenchError: The backend is missing, or Keras runs on one that the layers do not know.
+    """
+    if "keras" not in sys.modules:
+        os.environ.setdefault("KERAS_BACKEND", config.backend)
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        import keras
+    except ModuleNotFoundError as error:
+        raise NormbenchError(
+            f"the run's backend {config.backend} is not installed: there is no {error.name} "
+            f"(KERAS_BACKEND names another)"
+        ) from None
+    if keras.config.backend() not in BACKENDS:
+        raise NormbenchError(
+            f"Keras runs on {keras.config.backend()} here: set KERAS_BACKEND to "
+            f"{' or '.join(BACKENDS)} before Keras is imported"
+        )
+    policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
+    keras.config.set_dtype_policy(config.precision)
+    keras.config.set_image_data_format("channels_last")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
+
+
+def _assign(network: keras.Model, weights: Mapping[str, np.ndarray], run: Run) -> None:
+    """Assign a checkpoint's weights to a network's variables, in their order.
+
+    The names are not compared: automatic ones depend on the other models of the process.
+
+    Raises:
+        UserError: Their number or a shape differs from the network's, because code has changed.
+    """
+    variables = list(network.variables)
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [array.shape for array in weights.values()]:
+        raise UserError(
+            f"run {run.name} has weights of other shapes than its network has in this version of "
+            "normbench"
+        )
+    for variable, array in zip(variables, weights.values(), strict=True):
+        variable.assign(array)
+
+
+def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model:
+    """Copy a network, layer by layer, behind the scaling of its images.
+
+    Two layers scale, because a single Rescaling multiplies first: this gives the bits of training.
+    """
+    import keras
+
+    from normbench.engine.loop import as_list
+    from normbench.engine.plain import plain_layer, plain_weights
+
+    raw = keras.Input(network.input_shape[1:], dtype="float32", name="images")
+    centered = keras.layers.Rescaling(
+        1.0, offset=(-images.offset).tolist(), dtype="float32", name="subtract_mean"
+    )(raw)
+    scaled = keras.layers.Rescaling(
+        images.factor.tolist(), dtype="float32", name="divide_by_deviation"
+    )(centered)
+    copies: list[tuple[Any, Any]] = []
+
+    def copy(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):  # an operation without state
+            return layer
+        new = plain_layer(layer) if plain else type(layer).from_config(layer.get_config())
+        copies.append((layer, new))
+        return new
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = keras.tree.map_structure(
+            lambda value: scaled if value is raw else value, (args, kwargs)
+        )
+        # Such as a mask, which not all layers of Keras's know by name.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        return layer(*args, **kwargs)
+
+    copied = keras.models.clone_model(
+        network, input_tensors=raw, clone_function=copy, call_function=call
+    )
+    for layer, new in copies:
+        if type(new) is type(layer):
+            pairs = list(zip(new.variables, layer.variables, strict=True))
+        else:
+            pairs = [(getattr(new, name), value) for name, value in plain_weights(layer).items()]
+        for variable, value in pairs:
+            # By way of NumPy: on JAX, two variables would share a buffer, which predict() gives up.
+            variable.assign(keras.ops.convert_to_numpy(value))
+    # Auxiliary classifiers, which train alone, are left out.
+    return keras.Model(raw, as_list(copied.outputs)[0], name=network.name)
+
+
+# --- from a model to a file -----------------------------------------------------------------------
+
+
+def _format_of(path: Path, format: str | None) -> str:
+    """Return the format of a file, which must have the suffix that Keras asks for.
+
+    Raises:
+        UserError: An unknown format, or no format at all.
+    """
+    kind = format or path.suffix.lstrip(".")
+    if not kind:
+        raise UserError(
+            f"{path.name!r} does not say its format: end it in .keras, or give --format "
+            f"{', '.join(FORMATS)}"
+        )
+    if kind not in FORMATS:
+        raise unknown("format of a model", kind, FORMATS)
+    if kind == "keras" and path.suffix != ".keras":
+        raise UserError(f"Keras loads a model from a file that ends in .keras, not {path.name!r}")
+    return kind
+
+
+def _check_library(kind: str, run: Run) -> None:
+    """Refuse, before the data set is read, a format whose libraries are not installed.
+
+    Raises:
+        UserError: A library is missing.
+    """
+    running = sys.modules.get("keras")
+    backend = running.config.backend() if running else os.environ.get("KERAS_BACKEND")
+    needed = [] if kind == "keras" else ["tensorflow"]
+    if kind == "onnx":
+        needed.append("tf2onnx")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        on = backend or (run.config or {}).get("backend")
+        raise UserError(
+            f"Keras writes the format {kind} on {on} with {' and '.join(needed)}: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
+    """Write a model beside its path, and move it there when it is whole.
+
+    Raises:
+        UserError: Keras cannot write the model, or not read it again.
+        NormbenchError: The file cannot be written.
+    """
+    import keras
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    written = Path(scratch) / path.name
+    try:
+        if kind == "keras":
+            model.save(written)
+            # Without code of the file's own, as everybody should load it.
+            keras.saving.load_model(written, compile=False, safe_mode=True)
+        else:
+            model.export(str(written), format=FORMATS[kind], verbose=False)
+        written.replace(path)
+    except OSError as error:
+        raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except Exception as error:
+        raise UserError(
+            f"Keras cannot write the model of run {run.name} as {kind}: {why(error)}"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _classes(model: keras.Model) -> int:
+    return int(model.output_shape[-1])
+
+
+def _to_load(model: keras.Model) -> str:
+    """Return the imports that loading a model takes, as Python."""
+    modules = {type(layer).__module__ for layer in model.layers}
+    own = sorted(name for name in modules if not name.startswith(("keras.", "normbench.")))
+    if any(name.startswith("normbench.") for name in modules):
+        own.insert(0, "normbench.norms")
+    return f"import {', '.join([*own, 'keras'])}; "
