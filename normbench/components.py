@@ -13,15 +13,11 @@ built with. Three rules hold for every group:
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,13 +29,11 @@ from normbench.errors import UserError, unknown
 __all__ = [
     "DATASET_KEYS",
     "MOVED",
-    "NeedsHydra",
     "check_name",
     "check_names",
     "check_options",
     "check_recorded",
     "component",
-    "compose_shipped",
     "conf_dir",
     "configured",
     "group_file",
@@ -187,10 +181,7 @@ def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
 
 def _files_under(root: Path) -> dict[tuple[str, str], Path]:
     return {
-        (Path(folder).relative_to(root).as_posix(), name.removesuffix(".yaml")): Path(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith(".yaml")
+        (file.parent.relative_to(root).as_posix(), file.stem): file for file in root.rglob("*.yaml")
     }
 
 
@@ -206,111 +197,6 @@ def _read_keys(file: Path) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{file} must be a group of keys")
     return dict(tree)
-
-
-# --- the shipped files, composed ------------------------------------------------------------------
-
-
-class NeedsHydra(Exception):
-    """A choice of files that is left to Hydra: to compose it, or to refuse it with a reason."""
-
-
-def compose_shipped(choices: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Compose ``conf/config.yaml`` and the files that it or a user chooses, as Hydra does.
-
-    Hydra takes 45 ms a choice, seconds for all normalizations. The files in ``conf/`` need four
-    kinds of entries in ``defaults``: a file of the same group, a file of a group inside it, an
-    ``override`` of such a choice, and ``_self_``. All others are left to Hydra, and so are the
-    files of a user's own folder.
-
-    Args:
-        choices: The chosen file by group (``norm/weight``), or a list of files.
-
-    Returns:
-        The config, and the name of the chosen file of the group ``norm``.
-
-    Raises:
-        NeedsHydra: The files have other entries, or a choice is none that they offer.
-    """
-    chosen, met = dict(choices), set[str]()
-    tree: dict[str, Any] = {}
-    for package, keys in _layers("", "config", chosen, met):
-        inside = tree
-        for part in package:
-            inside = inside.setdefault(part, {})
-        _merge(inside, keys)
-    if not choices.keys() <= met:
-        raise NeedsHydra
-    del tree["hydra"]
-    return tree, chosen["norm"]
-
-
-def _layers(
-    group: str, name: str, chosen: dict[str, Any], met: set[str]
-) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Yield the keys of a file and of those that its ``defaults`` name, in the order of merging.
-
-    Args:
-        group: The group of the file; empty for ``conf/config.yaml``.
-        name: Name of the file.
-        chosen: The chosen file by group; entries of ``defaults`` are added where there is none.
-        met: Groups that a ``defaults`` list names; those of this file are added.
-    """
-    package, found = _shipped_file(conf_dir() / group / f"{name}.yaml")
-    keys = dict(found)
-    defaults = keys.pop("defaults", ["_self_"])
-    if not isinstance(defaults, list) or (keys and "_self_" not in defaults):
-        raise NeedsHydra
-    entries = [entry if isinstance(entry, dict) else {"": entry} for entry in defaults]
-    pairs = [pair for entry in entries for pair in entry.items()]
-    if len(pairs) != len(entries) or not all(_ENTRY.fullmatch(str(key)) for key, _ in pairs):
-        raise NeedsHydra
-    # The choice of a file stands above those of the files that it includes.
-    for key, value in pairs:
-        if key.startswith(_OVERRIDE):
-            chosen.setdefault(_inside(group, key.removeprefix(_OVERRIDE)), value)
-    for key, value in pairs:
-        if value == "_self_":
-            yield package or [part for part in group.split("/") if part], keys
-        elif not key:
-            yield from _layers(group, value, chosen, met)
-        elif not key.startswith(_OVERRIDE):
-            inner = _inside(group, key)
-            met.add(inner)
-            files = chosen.setdefault(inner, value)
-            if isinstance(files, list) and not isinstance(value, list):
-                raise NeedsHydra
-            for file in files if isinstance(files, list) else [files]:
-                yield from _layers(inner, file, chosen, met)
-
-
-_OVERRIDE = "override "
-_ENTRY = re.compile(rf"|({_OVERRIDE})?\w[\w/]*")
-_PACKAGE = re.compile(r"# @package ([a-z][\w.]*)\n")
-
-
-def _inside(group: str, inner: str) -> str:
-    return f"{group}/{inner}" if group else inner
-
-
-@cache
-def _shipped_file(file: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return the package that the first line of a file names, if it does, and the file's keys."""
-    if not file.is_file():
-        raise NeedsHydra
-    text = file.read_text(encoding="utf-8")
-    package, keys = _PACKAGE.match(text), _read_keys(file)
-    if "@package" in text and (package is None or "defaults" in keys):
-        raise NeedsHydra
-    return package[1].split(".") if package else [], keys
-
-
-def _merge(tree: dict[str, Any], keys: Mapping[str, Any]) -> None:
-    for key, value in keys.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = copy.deepcopy(value)
 
 
 # --- from a path to a component -------------------------------------------------------------------

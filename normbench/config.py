@@ -1,7 +1,7 @@
 """The config of a run: :func:`compose` builds a :class:`Config` from ``conf/`` and overrides.
 
-The chosen files of the groups are composed; values are then checked against the types that the
-files have, and put in. ``Config.signature`` is a hash of all keys that decide a run's numbers.
+Hydra composes the chosen files of the groups; values are then checked here, against the types that
+the files have, and put in. ``Config.signature`` is a hash of all keys that decide a run's numbers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normbench.components import (
-    NeedsHydra,
     check_names,
     check_recorded,
-    compose_shipped,
     conf_dir,
     group_options,
     options_of,
@@ -180,7 +178,7 @@ class Config:
         }
         for key in known - set(tree) - newer:
             raise UserError(f"the config lacks the key {key!r}")
-        hints = _hints(cls)
+        hints = typing.get_type_hints(cls)
         checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
         return cls(**copy.deepcopy(checked))
 
@@ -201,8 +199,6 @@ class Config:
         tree = {key: value for key, value in recorded.items() if key not in _ABOUT}
         return cls.from_dict(check_recorded(_SINCE | tree, config_dir, where))
 
-
-_hints = lru_cache(typing.get_type_hints)  # of thousands of cells
 
 _ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
@@ -327,42 +323,11 @@ def _stored(config: Config) -> Config:
 
 @lru_cache(maxsize=4096)
 def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
-    """Compose one choice of groups, once for all cells of a sweep that share it.
+    """Compose one choice of groups with Hydra, once for all cells of a sweep that share it.
 
     Returns:
         The config, and the name of the chosen file of the group ``norm``.
     """
-    if config_dir is None:
-        from omegaconf import OmegaConf
-
-        try:
-            tree, norm_file = compose_shipped(_choices(chosen))
-            return OmegaConf.create(tree), norm_file
-        except NeedsHydra:
-            pass
-    return _compose_with_hydra(chosen, config_dir)
-
-
-def _choices(chosen: Sequence[str]) -> dict[str, Any]:
-    """Return the chosen file, or list of files, of each group.
-
-    Raises:
-        NeedsHydra: A group is chosen twice, or in a way that Hydra refuses.
-    """
-    choices: dict[str, Any] = {}
-    for override in parse(chosen):
-        value = _plain(override.value())
-        files = value if isinstance(value, list) else [value]
-        texts = {file for file in files if isinstance(file, str)}
-        is_added = override.is_add() or override.is_force_add() or override.package is not None
-        if is_added or override.key_or_group in choices or len(texts) < len(files):
-            raise NeedsHydra
-        choices[override.key_or_group] = value
-    return choices
-
-
-def _compose_with_hydra(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
-    """Compose one choice of groups with Hydra, as :func:`_compose_groups` does."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException

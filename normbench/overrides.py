@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Union
 
 from normbench.errors import UserError
@@ -129,12 +128,6 @@ def rounded(value: float) -> float:
 
 
 def _parse(text: str) -> Any:
-    return _parser().parse_override(text)
-
-
-@cache
-def _parser() -> Any:
-    """Return Hydra's parser of overrides, with ``log()`` among its functions."""
     from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
     from hydra.core.override_parser.types import ChoiceSweep
 
@@ -146,7 +139,7 @@ def _parser() -> Any:
     log.__annotations__ = {"first": number, "last": number, "count": int}
     functions = create_functions()
     functions.register(name="log", func=log)
-    return OverridesParser(functions=functions)
+    return OverridesParser(functions=functions).parse_override(text)
 
 
 def _with_quotes(text: str) -> str:

@@ -1,25 +1,12 @@
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from normbench.components import NeedsHydra, compose_shipped
-from normbench.config import (
-    Config,
-    _compose_groups,
-    _compose_with_hydra,
-    compose,
-    conf_dir,
-    default_store,
-    group_options,
-    parse,
-)
+from normbench.config import Config, compose, conf_dir, default_store, group_options, parse
 from normbench.errors import UserError
-from tests.marks import slow_except
 
 
 def test_defaults_are_the_documented_ones():
@@ -172,67 +159,18 @@ def test_a_further_config_folder_adds_choices(tmp_path):
 OF_SWEEPS = ("experiment", "executor")
 
 
-CHOICES = [
-    (group, name)
-    for group, names in group_options().items()
-    for name in names
-    if group not in OF_SWEEPS
-]
-
-
-@pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_choice_composes_without_hydra(group, name, monkeypatch):
-    monkeypatch.setattr("normbench.config._compose_with_hydra", None)
-    config = compose([f"{group}={name}"])
-    assert len(config.signature) == 8
-
-
-SEVERAL = [
-    "",
-    "norm=gn_ws norm/weight=wn",
-    "norm=xbn norm/weight=ws dataset=digits arch=resnet8",
-    "probe=[gradients,activations] logger=mlflow",
-    "probe=[] optimizer=adamw schedule=step",
-]
-SAMPLE = ["norm=bn_ws", "norm=bn_head_minmax", "norm=xbn_post", "norm/weight=ws", "probe=gradients"]
-
-
 @pytest.mark.parametrize(
-    "choices", [*SEVERAL, *slow_except(SAMPLE, [f"{group}={name}" for group, name in CHOICES])]
-)
-def test_files_are_composed_as_hydra_does(choices):
-    chosen = tuple(choices.split())
-    ours, norm_file = _compose_groups(chosen, None)
-    theirs, its_norm_file = _compose_with_hydra(chosen, None)
-    assert norm_file == its_norm_file
-    assert ours == theirs
-    # In the same order, too, in which a run's config.yaml has them.
-    assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
-
-
-@pytest.mark.parametrize(
-    "defaults",
+    ("group", "name"),
     [
-        "[gn, {override /dataset: digits}, _self_]",
-        "[gn@other, _self_]",
-        "[{optional weight: none}, _self_]",
-        "[{weight: none}]",  # the file's keys are put in before or after, as Hydra decides
-        "[{weight: none, other: none}, _self_]",
-        "[{weight: missing}, _self_]",
+        (group, name)
+        for group, names in group_options().items()
+        for name in names
+        if group not in OF_SWEEPS
     ],
 )
-def test_other_forms_of_a_defaults_list_are_left_to_hydra(defaults, tmp_path, monkeypatch):
-    copied = shutil.copytree(conf_dir(), tmp_path / "conf")
-    (copied / "norm" / "new.yaml").write_text(f"defaults: {defaults}\nname: new\n")
-    monkeypatch.setattr("normbench.components.conf_dir", lambda: copied)
-    with pytest.raises(NeedsHydra):
-        compose_shipped({"norm": "new"})
-
-
-@pytest.mark.parametrize("choices", [{"nrm": "bn"}, {"norm": "bm"}, {"norm": ["bn", "gn"]}])
-def test_choices_that_hydra_refuses_are_left_to_it(choices):
-    with pytest.raises(NeedsHydra):
-        compose_shipped(choices)
+def test_every_choice_composes(group, name):
+    config = compose([f"{group}={name}"])
+    assert len(config.signature) == 8
 
 
 def test_what_is_for_sweeps_is_refused_in_a_run():
