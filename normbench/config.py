@@ -81,6 +81,7 @@ class Config:
     eval_batch: int
     max_loss: float
     accumulate: int | Literal["auto"] = field(default=1, metadata=_LATER)
+    devices: int = field(default=1, metadata=_LATER)
     store: str = field(metadata=_LAUNCH)
     probe: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
     logger: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
@@ -104,6 +105,9 @@ class Config:
                     f"accumulate={self.accumulate} does not divide batch={self.batch} "
                     f"(allowed: {', '.join(map(str, allowed))}, auto)"
                 )
+        _at_least("devices", self.devices, 1)
+        if self.devices > 1:
+            self._check_devices()
         if not self.max_loss > 0:
             raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
         for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
@@ -113,10 +117,27 @@ class Config:
         if scaling not in ("linear", "sqrt", "none"):
             raise unknown("optimizer.scaling", str(scaling), ("linear", "sqrt", "none"))
 
+    def _check_devices(self) -> None:
+        if self.backend != "jax":
+            raise UserError(
+                f"devices={self.devices} needs backend=jax: TensorFlow trains on one device here"
+            )
+        if self.accumulate == "auto":
+            raise UserError(f"devices={self.devices} needs a number for accumulate, not auto")
+        if self.batch // self.accumulate % self.devices:
+            raise UserError(
+                f"devices={self.devices} does not divide the {self.batch // self.accumulate} "
+                f"images of batch={self.batch} with accumulate={self.accumulate}"
+            )
+
     @property
     def micro_batch(self) -> int:
-        """Images in a forward pass; the whole batch where ``accumulate=auto`` decides later."""
-        return self.batch // (1 if self.accumulate == "auto" else self.accumulate)
+        """Images in a forward pass of one device.
+
+        The whole batch where ``accumulate=auto`` decides later.
+        """
+        parts = 1 if self.accumulate == "auto" else self.accumulate
+        return self.batch // (parts * self.devices)
 
     @property
     def norm_name(self) -> str:

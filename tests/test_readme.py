@@ -117,6 +117,9 @@ SMALL = """\
 # normbench, but runs are small, and RUN and OTHER are the first two that there are.
 for word do
     shift
+    case "$word $*" in
+        "RUN --restore"*|"RUN rm --restore"*) word=$(removed) ;;
+    esac
     case $word in
         RUN) word=$(first 0) ;;
         OTHER) word=$(first 1) ;;
@@ -139,6 +142,10 @@ import json, sys
 rows = [row for row in json.load(sys.stdin) if row['status'] == 'finished']
 print(rows[$1]['name'])"
 """
+REMOVED = """\
+#!/bin/sh
+ls -A runs | sed -n 's/^\\.\\(.*\\)\\.removed-.*/\\1/p'
+"""
 SKIPPED = ("make ", "pip ", "source ", "normbench data prepare", "normbench data import")
 
 
@@ -147,7 +154,7 @@ def run_commands(blocks: list[str], tmp_path: Path) -> Path:
     tools, work = tmp_path / "bin", tmp_path / "work"
     tools.mkdir()
     work.mkdir()
-    for name, text in (("normbench", SMALL), ("first", FIRST)):
+    for name, text in (("normbench", SMALL), ("first", FIRST), ("removed", REMOVED)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     environment = {
@@ -156,6 +163,7 @@ def run_commands(blocks: list[str], tmp_path: Path) -> Path:
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(tmp_path / "data"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     for command in "".join(blocks).splitlines():
         if command.startswith(SKIPPED) or ".quickstart" in command:

@@ -20,7 +20,6 @@ from keras import ops
 from normbench.engine.augment import Images
 from normbench.engine.optimizer import clip_adaptively, is_decayed
 from normbench.kernels.compile import compile_shared
-from normbench.network import layers_within
 
 GROWTH_STEPS = 2000
 """Finite steps after which the loss scale doubles (Micikevicius et al. 2018)."""
@@ -84,6 +83,9 @@ class LoopSettings:
             ``batch``. Their gradients are computed one after the other and averaged for one step:
             only one micro-batch's activations are in memory at a time, and batch statistics are
             those of one micro-batch.
+        devices: Number of devices that each micro-batch is split over in equal shares; each has
+            all weights. Batch statistics are those of a device's share.
+        synchronized: Whether batch statistics are of all devices' shares together instead.
     """
 
     batch: int
@@ -95,11 +97,14 @@ class LoopSettings:
     scaled_loss: bool
     auxiliary_weight: float = 0.0
     micro_batches: int = 1
+    devices: int = 1
+    synchronized: bool = False
 
     @property
     def micro_batch(self) -> int:
         """Images that go through the network at once and share batch statistics."""
-        return self.batch // self.micro_batches
+        shares = 1 if self.synchronized else self.devices
+        return self.batch // (self.micro_batches * shares)
 
 
 class Loop(ABC):
@@ -199,7 +204,8 @@ class Loop(ABC):
             the loss scale is too high for them.
         """
         at = self.weights() if weights is None else weights
-        size = len(labels) if self.settings.micro_batches == 1 else self.settings.micro_batch
+        whole = self.settings.micro_batch == self.settings.batch
+        size = len(labels) if whole else self.settings.micro_batch
         if len(labels) <= size:
             return self.gradient_at(pixels, labels, at)
         loss, gradient = 0.0, np.zeros(len(at))
@@ -253,6 +259,8 @@ class Loop(ABC):
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """Within the context, have a model's dropout layers drop nothing while it is traced."""
+    from normbench.network import layers_within
+
     rates = {
         layer: layer.rate
         for layer in layers_within(model)

@@ -1,4 +1,9 @@
-"""The loop on JAX: an epoch's steps as one ``lax`` loop over a functional state."""
+"""The loop on JAX: an epoch's steps as one ``lax`` loop over a functional state.
+
+With ``devices`` above 1 every device has all images and the whole state. A micro-batch is split:
+each device takes its share through the network and back, and loss, gradients and moving statistics
+are averaged over the devices before the weights are updated, which all devices do alike.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normbench.engine import loop
 from normbench.engine.loop import (
@@ -25,6 +31,13 @@ from normbench.norms.precise_batch import recomputed_layers
 
 State = dict[str, Any]
 
+REPLICAS = "replicas"
+"""Name of the axis over devices; :class:`SynchronizedBatchNormalization` sums over it."""
+
+_EVERYWHERE, _SHARED_OUT = PartitionSpec(), PartitionSpec(REPLICAS)
+_STRIDE = np.uint32(0x9E3779B9)
+"""Distance of the seeds of two devices: 2³² over the golden ratio, so that no two come close."""
+
 
 class JaxLoop(Loop):
     """A :class:`Loop` that passes its state through compiled functions."""
@@ -34,7 +47,8 @@ class JaxLoop(Loop):
     def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
         self.settings = settings
-        self._splits = loop.splits_as(dataset, jnp.asarray)
+        self._mesh = _mesh(settings.devices)
+        self._splits = loop.splits_as(dataset, lambda values: self._on_all(jnp.asarray(values)))
         self._count = int(self._splits["train"][0].shape[0])
         self._steps = self._count // settings.batch
         self._variables = list(model.trainable_variables)
@@ -48,6 +62,7 @@ class JaxLoop(Loop):
             "step": jnp.int32(0),
             "scale": (jnp.float32(2.0**15), jnp.int32(0)),
         }
+        self._state = self._on_all(self._state)
         self._epoch: Any = None
         self._draw = jax.jit(self._draw_epoch)
         self._run = jax.jit(self._run_steps, donate_argnums=0)
@@ -106,7 +121,7 @@ class JaxLoop(Loop):
         )
         for layer in layers:
             layer.finish()
-        self._state["other"] = [jnp.array(variable.value) for variable in variables]
+        self._state["other"] = self._on_all([jnp.array(v.value) for v in variables])
 
     def evaluate(self, split: str) -> tuple[float, float]:
         images, labels = self._splits[split]
@@ -187,9 +202,23 @@ class JaxLoop(Loop):
             "step": jnp.array(state["optimizer/step"]),
             "scale": (jnp.array(scale[0]), jnp.array(scale[1])),
         }
+        self._state = self._on_all(self._state)
 
     def devices(self) -> list[str]:
-        return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+        used = jax.devices() if self._mesh is None else self._mesh.devices.flat
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in used]
+
+    def _on_all(self, tree: Any) -> Any:
+        """Return arrays with a copy on each device of the run."""
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self._mesh, _EVERYWHERE))
+
+    def _shared_out(self, images: Any) -> Any:
+        """Ask the compiler to compute images in equal shares, one for each device."""
+        if self._mesh is None or images.shape[0] % self.settings.devices:
+            return images
+        return lax.with_sharding_constraint(images, NamedSharding(self._mesh, _SHARED_OUT))
 
     def _draw_epoch(self, epoch: Any, seed: Any) -> Any:
         order = epoch_order(seed, epoch, self._count)
@@ -215,7 +244,7 @@ class JaxLoop(Loop):
         chosen, word0, word1 = (lax.dynamic_slice(drawn, (start,), (batch,)) for drawn in epoch)
         images, labels = data
         pixels = settings.images.augment(images[chosen], (word0, word1))
-        labels = labels[chosen]
+        pixels, labels = self._shared_out(pixels), labels[chosen]
         if settings.micro_batches == 1:
             loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
         else:
@@ -247,16 +276,55 @@ class JaxLoop(Loop):
     def _pass(
         self, state: State, other: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any, Any, list[Any]]:
-        """Run one micro-batch forward and backward.
+        """Run one micro-batch forward and backward, on all devices of the run.
 
         Returns:
             Loss, number of correct images, values of the non-trainable variables, and gradients of
             the scaled loss.
         """
+        arguments = state["trainable"], other, state["scale"][0], pixels, labels
+        if self._mesh is None:
+            return self._pass_here(*arguments)
+        whole, shares = (_EVERYWHERE,) * 3, (_SHARED_OUT,) * 2
+        # check_vma=False: the gradient of a sum over devices, in synchronized layers, is then that
+        # of all devices' losses, which the mean over devices below needs.
+        on_all = jax.shard_map(
+            self._pass_share,
+            mesh=self._mesh,
+            in_specs=(*whole, *shares),
+            out_specs=_EVERYWHERE,
+            check_vma=False,
+        )
+        return on_all(*arguments)
+
+    def _pass_here(
+        self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any, Any, list[Any]]:
         (_, (loss, logits, written)), gradients = jax.value_and_grad(self._minimized, has_aux=True)(
-            state["trainable"], other, state["scale"][0], pixels, labels
+            trainable, other, scale, pixels, labels
         )
         return loss, correct(logits, labels), written, gradients
+
+    def _pass_share(
+        self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
+    ) -> tuple[Any, Any, Any, list[Any]]:
+        """Do what :meth:`_pass_here` does on one device's share; return the mean over devices."""
+        index = lax.axis_index(REPLICAS)
+
+        def is_seed(value: Any) -> bool:
+            return value.dtype == jnp.uint32  # the state of a layer's random numbers
+
+        # Each device draws numbers of its own, as it does for its own images on one device.
+        drawn = [v + index.astype(v.dtype) * _STRIDE if is_seed(v) else v for v in other]
+        loss, hits, written, gradients = self._pass_here(trainable, drawn, scale, pixels, labels)
+
+        def joined(value: Any) -> Any:
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                return lax.pmean(value, REPLICAS)
+            return value - index.astype(value.dtype) * _STRIDE if is_seed(value) else value
+
+        loss, written, gradients = jax.tree.map(joined, (loss, written, gradients))
+        return loss, lax.psum(hits, REPLICAS), written, gradients
 
     def _minimized(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
@@ -274,7 +342,8 @@ class JaxLoop(Loop):
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
         """Pass one micro-batch after the other; average the losses and the gradients of all."""
-        count, size = self.settings.micro_batches, self.settings.micro_batch
+        count = self.settings.micro_batches
+        size = self.settings.batch // count
 
         def body(carried: Any, micro_batch: Any) -> Any:
             loss, hits, other, gradients = carried
@@ -315,9 +384,8 @@ class JaxLoop(Loop):
         full = count // batch
 
         def score(pixels: Any, labels: Any) -> Any:
-            outputs, _ = self.model.stateless_call(
-                trainable, other, self.settings.images.scale(pixels), training=False
-            )
+            scaled = self.settings.images.scale(self._shared_out(pixels))
+            outputs, _ = self.model.stateless_call(trainable, other, scaled, training=False)
             logits = logits_of(outputs)
             return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
 
@@ -333,3 +401,10 @@ class JaxLoop(Loop):
             loss, right = score(images[stop:], labels[stop:])
             losses, hits = jnp.append(losses, loss), hits + right
         return losses, hits
+
+
+def _mesh(devices: int) -> Mesh | None:
+    """Return the first devices of this machine as a mesh of one axis; None for a single one."""
+    if devices == 1:
+        return None
+    return Mesh(np.array(jax.devices()[:devices]), (REPLICAS,))

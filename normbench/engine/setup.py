@@ -66,8 +66,9 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
     from normbench.engine.augment import Images
     from normbench.engine.loop import LoopSettings
     from normbench.engine.observer import make_probes
-    from normbench.network import build_model, refuse_too_large
+    from normbench.network import build_model, layers_within, refuse_too_large
 
+    refuse_devices(config)
     steps = len(dataset.train.labels) // config.batch
     optimizer, rates = _optimizer(config), _rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
@@ -87,6 +88,8 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
         scaled_loss=config.precision == "mixed_float16",
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
         micro_batches=micro_batches,
+        devices=config.devices,
+        synchronized=any(hasattr(layer, "axis_name") for layer in layers_within(model)),
     )
     initialize_from(model, dataset.train.images, settings.images)
     make_loop: Any = backend.loop_class(config.backend)
@@ -186,6 +189,26 @@ def refuse_batch(config: Config, dataset: str, images: int) -> None:
         )
 
 
+def refuse_devices(config: Config) -> None:
+    """Refuse more devices than this machine has; its backend must have been started."""
+    if config.devices == 1:
+        return
+    import jax
+
+    present = jax.device_count()
+    if config.devices > present:
+        hint = ""
+        if backend.on_cpu():
+            hint = (
+                "; to try it without GPUs, set XLA_FLAGS=--xla_force_host_platform_device_count="
+                f"{config.devices}"
+            )
+        raise UserError(
+            f"devices={config.devices} is more than this machine has (allowed: 1"
+            f"{f' to {present}' if present > 1 else ''}){hint}"
+        )
+
+
 def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
     """Refuse a random crop that could miss the image, of ``shape`` (H, W, C), entirely."""
     padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
@@ -207,6 +230,8 @@ def training_refusal(config: Config, micro_batches: int, error: BaseException) -
     size = f"batch={config.batch}"
     if micro_batches > 1:
         size += f" in {micro_batches} micro-batches of {config.batch // micro_batches}"
+    if config.devices > 1:
+        size += f" on {config.devices} devices"
     return UserError(
         f"norm={config.norm_name} in arch={config.arch['name']} cannot be trained with {size}: "
         f"{why(error)}"

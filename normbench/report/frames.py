@@ -275,7 +275,7 @@ CURVE_NUMBERS = (
 )
 """Columns that the curves frame always has."""
 
-_PROVENANCE = ("commit", "dirty", "host", "processor", "devices")
+_PROVENANCE = ("commit", "dirty", "host", "processor", "hardware")
 RESULTS = (
     *FINAL,
     *(metric.name for metric in METRICS.values() if metric.formula),
@@ -361,7 +361,8 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     if config is None or meta is None:
         return None, [], "config.yaml or meta.json is missing"
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
-    row.setdefault("accumulate", 1)  # older runs do not record it
+    for key in ("accumulate", "devices"):
+        row.setdefault(key, 1)  # older runs do not record it
     row["signature"] = meta.get("signature") or config.get("signature")
     row["epochs_done"] = _last(epochs, "epoch", summary)
     row.update(_final(summary))
@@ -444,7 +445,7 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
         **_user_versions(meta.get("own")),
         "host": meta.get("host"),
         "processor": meta.get("processor"),
-        "devices": ", ".join(map(str, meta.get("devices") or [])),
+        "hardware": ", ".join(map(str, meta.get("devices") or [])),
         **{f"engine.{key}": _cell(value) for key, value in engine.items()},
         "command": json.dumps(meta.get("command") or []),
         "started": meta.get("started"),

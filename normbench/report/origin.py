@@ -62,7 +62,7 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
         found.append(f"{count} of {len(ended)} runs were made with uncommitted changes")
     for column in [c for c in ended.columns if c.startswith("version.")]:
         _add(found, f"versions of {column.removeprefix('version.')}", ended[column])
-    for column, subject in (("processor", "processors"), ("devices", "sets of devices")):
+    for column, subject in (("processor", "processors"), ("hardware", "sets of devices")):
         if column in ended:
             _add(found, f"{subject} (times cannot be compared)", ended[column].replace("", "none"))
     for column in ("engine.jit_compile", "engine.deterministic", "engine.threads"):
@@ -108,7 +108,7 @@ def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return name and values of everything that the runs were made with; counts where several."""
     columns = [c for c in runs.columns if c.startswith(("version.", "engine."))]
     found = []
-    for column in ("commit", "host", "processor", "devices", *columns):
+    for column in ("commit", "host", "processor", "hardware", *columns):
         if column in runs and runs[column].notna().any():
             values = runs[column].dropna().astype(str).replace("", "none").value_counts()
             several = len(values) > 1

@@ -154,7 +154,7 @@ def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool =
     except NormbenchError as error:
         return str(error)
     tree = config.to_dict()
-    keys = ("arch", "norm", "dataset", "precision", "batch", "accumulate")
+    keys = ("arch", "norm", "dataset", "precision", "batch", "accumulate", "devices")
     key = json.dumps({key: tree[key] for key in keys}, sort_keys=True)
     if key not in built:
         try:
@@ -174,12 +174,13 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
     import keras
 
     from normbench.engine import backend
-    from normbench.engine.setup import training_refusal
+    from normbench.engine.setup import refuse_devices, training_refusal
     from normbench.network import build_model, refuse_too_large
 
     def build() -> None:
         model = build_model(config, dataset.shape, dataset.classes)
         if here:
+            refuse_devices(config)
             refuse_too_large(config, model, backend.on_cpu())
         try:
             # First as a whole: a network of the user's own need not be a graph of layers.
@@ -188,7 +189,8 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise training_refusal(config, config.batch // config.micro_batch, error) from error
+            parts = 1 if config.accumulate == "auto" else config.accumulate
+            raise training_refusal(config, parts, error) from error
 
     try:
         with _weightless():

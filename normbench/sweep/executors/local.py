@@ -52,7 +52,16 @@ class Local(Executor):
         return [slot.name for slot in self._slots]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        return self._pool.ask(self._slots, "check", configs, _building_failed)
+        found = self._pool.ask(self._slots, "check", configs, _building_failed)
+        if not self._gpus:
+            return found
+        return [
+            f"devices={config.devices}: executor=local trains a cell on one GPU; executor=inline "
+            "trains on several"
+            if config.devices > 1
+            else answer
+            for config, answer in zip(configs, found, strict=True)
+        ]
 
     def check_for_elsewhere(self, configs: Sequence[Config]) -> list[str]:
         """Check configs as :meth:`check` does, but not against the memory of this machine."""
