@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ convolution (of two convolutions, the first counts as inner); on the shortcut; b
 
 _MARK = "launch"
 _LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
-_TEXTS = ("store", "label")  # keys that take any text
+_TEXTS = ("store", "label", "init")  # keys that take any text
 _LATER = {"later": True}  # metadata of newer fields: signatures leave their default out
 
 
@@ -82,6 +83,8 @@ class Config:
     max_loss: float
     accumulate: int | Literal["auto"] = field(default=1, metadata=_LATER)
     devices: int = field(default=1, metadata=_LATER)
+    init: str = field(default="", metadata=_LATER)
+    init_head: Literal["trained", "new"] = field(default="trained", metadata=_LATER)
     store: str = field(metadata=_LAUNCH)
     probe: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
     logger: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
@@ -108,6 +111,13 @@ class Config:
         _at_least("devices", self.devices, 1)
         if self.devices > 1:
             self._check_devices()
+        if self.init and not self.init_signature:
+            raise UserError(
+                f"init={self.init} does not end in the signature of a run, 8 hex digits: give the "
+                "name, the path or the signature of a run (normbench list)"
+            )
+        if self.init_head == "new" and not self.init:
+            raise UserError("init_head=new needs init=RUN, the run that the other weights are of")
         if not self.max_loss > 0:
             raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
         for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
@@ -145,6 +155,14 @@ class Config:
         return norm_name(self.norm)
 
     @property
+    def init_signature(self) -> str:
+        """Signature of the run that ``init`` names, with which its name ends; empty for none.
+
+        It stands for the weights in the signature of this run, wherever the other run is kept.
+        """
+        return init_signature(self.init)
+
+    @property
     def signature(self) -> str:
         """Eight hex digits, equal for two configs exactly if their numbers must be equal."""
         return self._hashed(_signed)
@@ -161,6 +179,8 @@ class Config:
             if not each.metadata.get(_MARK)
             and not (each.metadata.get("later") and getattr(self, each.name) == each.default)
         }
+        if self.init:
+            tree["init"] = self.init_signature
         text = json.dumps(
             {"schema": SCHEMA, **signed(tree)},
             sort_keys=True,
@@ -223,6 +243,12 @@ class Config:
 
 _ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
+
+
+def init_signature(init: str) -> str:
+    """Return the signature of the run that a value of ``init`` names; empty where it names none."""
+    found = re.search(r"(?:^|[-/])([0-9a-f]{8})/?$", init)
+    return found[1] if found else ""
 
 
 def _is_foreign(target: str) -> bool:

@@ -1,7 +1,8 @@
 """The network of a run: :func:`build_model` builds it, :func:`layer_costs` says what it costs.
 
-:func:`layers_within` and :func:`calls_of` walk a built model. They stand on Keras's private
-``_flatten_layers``, ``_inbound_nodes`` and ``_keras_history``, checked against Keras 3.15.
+:func:`layers_within`, :func:`calls_of` and :func:`layer_of` walk a built model. They stand on
+Keras's private ``_flatten_layers``, ``_inbound_nodes`` and ``_keras_history``, checked against
+Keras 3.15.
 """
 
 from __future__ import annotations
@@ -177,6 +178,11 @@ def layers_within(model: keras.Model) -> list[Any]:
 def calls_of(layer: Any) -> list[Any]:
     """Return a Keras ``Node`` for each call of a layer on symbolic tensors, in order."""
     return layer._inbound_nodes
+
+
+def layer_of(output: Any) -> Any:
+    """Return the layer that computes an output of a model."""
+    return output._keras_history.operation
 
 
 def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:

@@ -92,7 +92,7 @@ def test_parser_and_configs_take_every_command_as_a_shell_hands_it_over(
         arguments = parse(words)
         seen.add(arguments.command)
         if arguments.command == "run" and not arguments.multirun:
-            compose(arguments.overrides)
+            compose([word.replace("init=RUN", "init=00000000") for word in arguments.overrides])
         elif arguments.command in ("run", "sweep") and arguments.overrides != ["status"]:
             _, rest = choose(arguments.overrides)
             experiment, lists = unfold(rest)
@@ -123,6 +123,8 @@ for word do
     case $word in
         RUN) word=$(first 0) ;;
         OTHER) word=$(first 1) ;;
+        init=RUN) word=init=$(first 0) ;;
+        epochs=8) word=epochs=2 ;;
         epochs=*) word=epochs=1 ;;
     esac
     set -- "$@" "$word"
@@ -130,8 +132,9 @@ done
 case "$1 $2 $*" in
     "sweep status"*|*--print-config*) ;;
     "run "*|"sweep "*)
+        case "$*" in *epochs=2*) epochs=2 ;; *) epochs=1 ;; esac
         set -- "$@" dataset=digits dataset.train_size=640 dataset.validation=200 \\
-            arch=resnet8 arch.width=8 epochs=1 ;;
+            arch=resnet8 arch.width=8 epochs=$epochs ;;
 esac
 exec "$PYTHON" -m normbench "$@"
 """

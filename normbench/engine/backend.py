@@ -45,7 +45,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with _native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
+    with native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
         try:
             import keras
         except ModuleNotFoundError as error:
@@ -110,7 +110,7 @@ def trace(function: Callable[[Any], Any], specs: Sequence[Sequence[Spec]]) -> No
 
 
 @contextmanager
-def _native_messages_held() -> Iterator[None]:
+def native_messages_held() -> Iterator[None]:
     """Hold back what native code writes to standard error; show it if the backend fails to start.
 
     TensorFlow prints messages that no setting silences and that would tear a live screen.

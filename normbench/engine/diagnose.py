@@ -325,7 +325,8 @@ def _prepare(
     from normbench.engine.observer import make_probes
     from normbench.engine.setup import load_dataset, prepare
 
-    config = replace(target.config, probe={})
+    # The checkpoint has all weights: the run that they started from is not needed.
+    config = replace(target.config, probe={}, init="", init_head="trained")
     dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
     # TensorFlow warns of many traced functions, which are expected with many networks.

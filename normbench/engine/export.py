@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normbench.config import Config
+from normbench.engine.backend import native_messages_held
 from normbench.engine.setup import load_dataset
 from normbench.engine.weights import final_weights
 from normbench.errors import NormbenchError, UserError, unknown, why
@@ -151,11 +152,13 @@ def _keras(config: Config) -> Iterator[None]:
     Raises:
         NormbenchError: The backend is missing, or Keras runs on one that the layers do not know.
     """
-    if "keras" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", config.backend)
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
+        if "keras" not in sys.modules:
+            os.environ.setdefault("KERAS_BACKEND", config.backend)
+            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+            with native_messages_held():
+                _import_keras()
         import keras
     except ModuleNotFoundError as error:
         raise NormbenchError(
@@ -175,6 +178,16 @@ def _keras(config: Config) -> Iterator[None]:
     finally:
         keras.config.set_dtype_policy(policy)
         keras.config.set_image_data_format(data_format)
+
+
+def _import_keras() -> None:
+    """Import Keras and start its backend's devices, which print messages as they start."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
 
 
 def _assign(network: keras.Model, weights: Mapping[str, np.ndarray], run: Run) -> None:

@@ -84,7 +84,10 @@ class WarmState:
         self._dataset = self._loop = None
 
 
-_NOT_COMPILED_IN = ("seed", "epochs", "schedule", "max_loss", "probe", "logger", "label", "store")
+_NOT_COMPILED_IN = (
+    *("seed", "epochs", "schedule", "max_loss", "init", "init_head"),
+    *("probe", "logger", "label", "store"),
+)
 _NOT_COMPILED_IN_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
 
 

@@ -15,6 +15,7 @@ from normbench.config import Config
 from normbench.engine import backend
 from normbench.engine.observer import Probe, make_loggers
 from normbench.engine.reuse import WarmState
+from normbench.engine.weights import start_from
 from normbench.errors import UserError, is_out_of_memory, why
 from normbench.store.provenance import data_hash
 
@@ -41,6 +42,7 @@ class TrainingSetup:
         rates: Learning rate of each step of the run, float32.
         steps_per_epoch: Steps of an epoch; images that do not fill a last batch are left out.
         probes: Probes that the config names.
+        init: The run that the weights are from, and their hash; None where they were drawn.
     """
 
     dataset: Any
@@ -49,6 +51,7 @@ class TrainingSetup:
     rates: np.ndarray
     steps_per_epoch: int
     probes: list[Probe]
+    init: dict[str, str] | None = None
 
 
 def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -> TrainingSetup:
@@ -70,7 +73,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
 
     refuse_devices(config)
     steps = len(dataset.train.labels) // config.batch
-    optimizer, rates = _optimizer(config), _rates(config, steps)
+    optimizer, rates = _optimizer(config), learning_rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
     refuse_too_large(config, model, backend.on_cpu())
     settings = LoopSettings(
@@ -92,12 +95,13 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
         synchronized=any(hasattr(layer, "axis_name") for layer in layers_within(model)),
     )
     initialize_from(model, dataset.train.images, settings.images)
+    init = start_from(model, config) if config.init else None
     make_loop: Any = backend.loop_class(config.backend)
     loop = warm.loop(config, make_loop(model, dataset, settings))
     probes = make_probes(config.probe)
     for probe in probes:
         probe.check(model)
-    return TrainingSetup(dataset, loop.model, loop, rates, steps, probes)
+    return TrainingSetup(dataset, loop.model, loop, rates, steps, probes, init)
 
 
 def prepare_and_trace(
@@ -170,7 +174,7 @@ def check_config(config: Config, warm: WarmState) -> Any:
     refuse_augmentation(config, dataset.shape)
     make_loggers(config.logger)
     _optimizer(config)
-    _rates(config, len(dataset.train.labels) // config.batch)
+    learning_rates(config, len(dataset.train.labels) // config.batch)
     return dataset
 
 
@@ -249,7 +253,7 @@ def _optimizer(config: Config) -> Any:
     return make(**options)
 
 
-def _rates(config: Config, steps: int) -> np.ndarray:
+def learning_rates(config: Config, steps: int) -> np.ndarray:
     """Return the learning rate of each step of the run, float32; ``steps`` make an epoch."""
     from normbench.engine import schedule
 

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from normbench.config import SCHEMA, Config
 from normbench.engine import backend
 from normbench.engine.interrupts import delay_interrupts, raise_remembered, remember_interrupts
+from normbench.engine.longer import hindrance, shorter_run, take_over
 from normbench.engine.micro_batches import MicroBatches
 from normbench.engine.observer import (
     LoggingObserver,
@@ -44,11 +45,13 @@ from normbench.engine.setup import (
 )
 from normbench.engine.weights import weights_hash
 from normbench.errors import NormbenchError, UserError, details
+from normbench.formats import counted
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
 
 if TYPE_CHECKING:  # a module that imports Keras: not before the backend is chosen
     from normbench.engine.loop import Steps
+    from normbench.engine.setup import TrainingSetup
 
 log = logging.getLogger("normbench")
 
@@ -97,7 +100,9 @@ def train(
     """Train the run that ``config`` describes, or what is left of it, and record the evidence.
 
     A complete run is not trained again. An interrupted run continues from its last checkpoint; on
-    a CPU it ends in the same bits as a run that was never interrupted.
+    a CPU it ends in the same bits as a run that was never interrupted. Where a finished run has the
+    first epochs of a run to the last bit, that run goes on from it
+    (:mod:`normbench.engine.longer`).
 
     Args:
         config: Config of the run.
@@ -149,7 +154,10 @@ def train(
     engine = backend.start(config.backend, config.precision)
     micro_batches = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
     warm.drop_other_loop(config, micro_batches.count)
-    session = Session(run, config, dataset, warm, micro_batches, observer)
+    begins = again or run.checkpoint_info() is None
+    session = Session(run, config, dataset, warm, micro_batches, observer, begins)
+    if begins and not again:
+        session.shorter = shorter_run(config, store)
 
     if again:  # nothing can refuse the new run any more, so the old one may go
         run.set_aside("replaced", command)
@@ -204,8 +212,10 @@ class Session:
         warm: Where the compiled loop is left for the process's next run.
         micro_batches: Number of micro-batches that the run's batches are split into.
         observer: Receives progress, rows and notes.
+        begins: Whether training begins here: the run has no checkpoint, or its folder is set aside.
 
     Attributes:
+        shorter: A finished run of fewer epochs, whose epochs this run may begin with; or None.
         setup: Network, compiled loop and learning rates; replaced when the batch is split.
         epoch: Completed epochs.
         partial: Steps taken in the epoch in progress.
@@ -224,6 +234,7 @@ class Session:
         warm: WarmState,
         micro_batches: MicroBatches,
         observer: Observer,
+        begins: bool,
     ) -> None:
         self.run = run
         self.config = config
@@ -231,7 +242,8 @@ class Session:
         self.warm = warm
         self.micro_batches = micro_batches
         self.observer = observer
-        self.setup = prepare_and_trace(config, dataset, warm, micro_batches.count)
+        self.setup = self._prepare(begins)
+        self.shorter: Run | None = None
         self.epoch = 0
         self.partial: Steps
         self.partial_seconds = 0.0
@@ -248,8 +260,11 @@ class Session:
         self._began = time.perf_counter()
         earlier = self.run.meta if self.run.exists else {}
         earlier = earlier or {}
-        # A session that was killed could not write its seconds and counts none.
-        sessions = earlier.get("sessions", [])
+        begun = self.run.checkpoint_info() is not None
+        # A session that was killed could not write its seconds and counts none. Those of a shorter
+        # run count from the checkpoint on that was taken over from it.
+        sessions = [each for each in earlier.get("sessions", []) if begun or "run" not in each]
+        continues = earlier.get("continues") if begun else None
         self.earlier_seconds = sum(session.get("seconds") or 0.0 for session in sessions)
         now = utc_now()
         session = {
@@ -269,6 +284,8 @@ class Session:
             "devices": self.setup.loop.devices(),
             **self._own_versions(earlier),
             **self._probe_values(earlier),
+            **({"init": init} if (init := self.setup.init or earlier.get("init")) else {}),
+            **({"continues": continues} if continues else {}),
             "micro_batches": self.micro_batches.history,
             "error": None,
             "sessions": [*sessions, session],
@@ -320,6 +337,16 @@ class Session:
 
     # --- the network and its compiled loop --------------------------------------------------------
 
+    def _prepare(self, begins: bool) -> TrainingSetup:
+        """Build the network and trace its steps.
+
+        Args:
+            begins: Whether training begins here. Otherwise a checkpoint replaces the weights of the
+                run that ``init`` names, which need not exist any more.
+        """
+        config = self.config if begins else replace(self.config, init="", init_head="trained")
+        return prepare_and_trace(config, self.dataset, self.warm, self.micro_batches.count)
+
     def rebuild(self) -> None:
         """Replace the setup by one for the present number of micro-batches.
 
@@ -329,9 +356,7 @@ class Session:
         del self.setup  # before the next one is built: memory may not hold two
         self.warm.drop_loop()
         try:
-            self.setup = prepare_and_trace(
-                self.config, self.dataset, self.warm, self.micro_batches.count
-            )
+            self.setup = self._prepare(begins=self.run.checkpoint_info() is None)
         except UserError as error:  # no mistake of the user's: ``auto`` chose the size
             raise NormbenchError(f"memory is short, and {error}") from error
 
@@ -348,6 +373,7 @@ class Session:
         With ``accumulate=auto`` a step that runs out of memory is taken again, from the last
         checkpoint, in smaller micro-batches.
         """
+        self._take_over()
         while True:
             try:
                 return self._train_remaining()
@@ -363,6 +389,32 @@ class Session:
             self.observer.on_note(f"{note}, which batch statistics are of")
             self.run.update_meta(micro_batches=self.micro_batches.history)
             self.rebuild()
+
+    def _take_over(self) -> None:
+        """Begin with the epochs of a shorter run where that changes no bit; else say why not."""
+        shorter = self.shorter
+        if shorter is None or self.run.checkpoint_info() is not None:
+            return
+        epochs = (shorter.config or {})["epochs"]
+        reason = hindrance(shorter, self.config, self.setup.rates, self.meta)
+        if reason is None:
+            sessions = [{"run": shorter.name, **each} for each in (shorter.meta or {})["sessions"]]
+            self.earlier_seconds += sum(each.get("seconds") or 0.0 for each in sessions)
+            self.meta["sessions"][:0] = sessions
+            self.meta["continues"] = {"run": shorter.name, "epochs": epochs}
+            self.run.update_meta(sessions=self.meta["sessions"], continues=self.meta["continues"])
+            take_over(shorter, self.run, self.setup.probes, self.config.epochs)
+            note = (
+                f"goes on from {shorter.name} after {counted(epochs, 'epoch')}, to the last bit as "
+                "if trained at once"
+            )
+        else:
+            note = (
+                f"trains anew, though {shorter.name} has {epochs} of these {self.config.epochs} "
+                f"epochs: {reason}"
+            )
+        log.info("%s", note)
+        self.observer.on_note(note)
 
     def _train_remaining(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end of the run and return its summary."""

@@ -61,6 +61,7 @@ _WORDS = {
     "label_smoothing": "label smoothing",
     "eval_batch": "batch size of evaluation",
     "accumulate": "micro-batches",
+    "init": "run that the weights are from",
     "micro_batches": "micro-batches",
     "commit": "commit of the code",
     "dirty": "uncommitted changes",

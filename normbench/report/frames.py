@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
-from normbench.config import norm_name
+from normbench.config import init_signature, norm_name
 from normbench.errors import NormbenchError, UserError
 from normbench.report.metrics import METRICS, Metric, find_metric, known_metrics, over_epochs
 from normbench.report.sequential import declared
@@ -363,6 +363,9 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
     for key in ("accumulate", "devices"):
         row.setdefault(key, 1)  # older runs do not record it
+    # The path may differ between runs that started from the same weights.
+    row["init"] = init_signature(str(row.get("init", "")))
+    row.setdefault("init_head", "trained")
     row["signature"] = meta.get("signature") or config.get("signature")
     row["epochs_done"] = _last(epochs, "epoch", summary)
     row.update(_final(summary))

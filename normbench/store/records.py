@@ -66,7 +66,7 @@ CONFIG = record(
         **dict.fromkeys(("batch", "epochs"), integer(1)),
         "seed": integer(0),
         **dict.fromkeys(("probe", "logger"), mapping(mapping())),
-        **dict.fromkeys(("store", "label"), text()),
+        **dict.fromkeys(("store", "label", "init", "init_head"), text()),
     },
 )
 
@@ -94,6 +94,8 @@ META = record(
         "micro_batches": sequence(
             record({"epoch": integer(0), "count": integer(1)}), least=1, null=True
         ),
+        "init": record({"run": text(), "weights_sha256": text()}, null=True),
+        "continues": record({"run": text(), "epochs": integer(1)}, null=True),
         "error": record({"type": text(), "message": text()}, null=True),
         "sessions": sequence(
             record(
@@ -103,6 +105,7 @@ META = record(
                     "pid": integer(0),
                     "from_epoch": integer(0),
                     "seconds": _amount,
+                    "run": text(),
                 },
             ),
             null=True,

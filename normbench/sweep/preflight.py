@@ -155,6 +155,7 @@ def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool =
         return str(error)
     tree = config.to_dict()
     keys = ("arch", "norm", "dataset", "precision", "batch", "accumulate", "devices")
+    keys += ("init", "init_head")
     key = json.dumps({key: tree[key] for key in keys}, sort_keys=True)
     if key not in built:
         try:
@@ -175,6 +176,7 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
 
     from normbench.engine import backend
     from normbench.engine.setup import refuse_devices, training_refusal
+    from normbench.engine.weights import start_from
     from normbench.network import build_model, refuse_too_large
 
     def build() -> None:
@@ -182,6 +184,8 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
         if here:
             refuse_devices(config)
             refuse_too_large(config, model, backend.on_cpu())
+        if config.init:
+            start_from(model, config, assign=False)
         try:
             # First as a whole: a network of the user's own need not be a graph of layers.
             model(keras.KerasTensor((config.micro_batch, *dataset.shape), "float32"), training=True)

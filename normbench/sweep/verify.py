@@ -23,7 +23,7 @@ from normbench.errors import NormbenchError, UserError
 from normbench.formats import counted
 from normbench.store import verification
 from normbench.store.provenance import changed_since, utc_now
-from normbench.store.store import Run, Store, StoreError
+from normbench.store.store import Run, Store, StoreError, find_run
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import Stop, SweepContext
 from normbench.sweep.executors.pool import Dispatch, WorkerPool
@@ -137,7 +137,7 @@ def verify(
     jobs = []
     for name in chosen:
         try:
-            jobs.append(_job(store.run(name), config_dir))
+            jobs.append(_job(store.run(name), store, config_dir))
         except NormbenchError as error:
             result.failures[name] = " ".join(str(error).split())
             say(f"{name}: cannot be trained again: {result.failures[name]}")
@@ -165,7 +165,7 @@ def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
     return names, damaged
 
 
-def _job(run: Run, config_dir: str | None) -> _Job:
+def _job(run: Run, store: Store, config_dir: str | None) -> _Job:
     """Read the record of a run, and decide how it is trained again.
 
     Nothing of a run folder is imported before :meth:`Config.from_run` has allowed it.
@@ -182,10 +182,25 @@ def _job(run: Run, config_dir: str | None) -> _Job:
         )
     if changes := changed_since(recorded, meta.get("own"), config):
         raise UserError("; ".join(changes))
-    # A logger would send the numbers to the place where those of the recorded run are.
-    config = replace(config, logger={})
+    if config.init:
+        _check_init(config, meta, store)
+    # A logger would send the numbers to the place where those of the recorded run are. The weights
+    # that a run started from are in the store, wherever it was when the run was trained.
+    config = replace(config, logger={}, store=str(store.root))
     cell = PlannedCell(config, config.run_name)
     return _Job(run, cell, _slot(config, meta), run.metrics_checksum())
+
+
+def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
+    """Check that the weights that a run started from are still those of the run it names.
+
+    Raises:
+        UserError: There is no such run, or it was trained again and has other weights.
+    """
+    source = find_run(config.init, store.root)
+    recorded = (meta.get("init") or {}).get("weights_sha256")
+    if (source.summary or {}).get("weights_sha256") != recorded:
+        raise UserError(f"it started from other weights than {source.name} has now")
 
 
 def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:

@@ -32,7 +32,10 @@ def small_run(tmp_store):
         (["run", "--resum"], "unknown option '--resum': did you mean --resume?"),
         (["run", "norm=gm"], "unknown norm 'gm': did you mean 'gn'?"),
         (["norms", "gn", "foo"], "norms cannot take 'foo' (see normbench norms --help)"),
-        (["list", "--where", "x"], "normbench list has no option --where: normbench report, normb"),
+        (
+            ["doctor", "--where", "x"],
+            "normbench doctor has no option --where: normbench report, no",
+        ),
         (["data", "list", "--from=x"], "normbench data list has no option --from: normbench data "),
         (["--store", "x", "list"], "--store stands after the command, as in: normbench run --st"),
         (
