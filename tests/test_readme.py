@@ -194,10 +194,10 @@ def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) ->
 @pytest.mark.slow
 def test_the_page_on_fair_comparisons_runs_too(tmp_path: Path) -> None:
     from normbench.store.store import Store
-    from normbench.store.tuning import tuned_cells
+    from normbench.store.tuning import tuning_of
 
     work = run_commands(blocks_of(FAIR), tmp_path)
-    cells = tuned_cells(Store(work / "runs"))
+    cells = tuning_of(Store(work / "runs")).cells
     assert len(cells) == 4
     assert all(cell.chosen is not None for cell in cells)
 

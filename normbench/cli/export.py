@@ -12,6 +12,7 @@ from normbench.cli.parser import (
     Parser,
     add_config_dir,
     add_store,
+    add_superseded,
     quiet_tensorflow,
     store_of,
 )
@@ -41,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
         help="csv, md, tex or parquet; of a model keras, savedmodel or onnx "
         "(default: the suffix of the file)",
     )
+    add_superseded(parser)
     add_store(parser)
     add_config_dir(parser)
 
@@ -55,7 +57,13 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.report.report import export
 
     out = _TABLE if arguments.out is None else arguments.out
-    export(store_of(arguments), arguments.where, out, arguments.format)
+    export(
+        store_of(arguments),
+        arguments.where,
+        out,
+        arguments.format,
+        superseded=arguments.superseded,
+    )
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from normbench.formats import UNKNOWN, age, count, failure, percent, seconds_sin
 from normbench.store import annotations
 from normbench.store.differences import NAME, as_overrides, differences
 from normbench.store.store import Run, Store, StoreError
-from normbench.store.tuning import trial_names
+from normbench.store.tuning import StoreTuning, tuning_of
 
 _EPILOG = """\
 For example:
@@ -46,7 +46,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if named and not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     runs = store.runs()
-    trials = trial_names(store) if runs else set()
+    tuning = tuning_of(store) if runs else None
     places: dict[str, int] = {}
     if runs and (arguments.where is not None or arguments.sort is not None):
         names = ordered(store, arguments.where, arguments.sort)
@@ -55,7 +55,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         runs = [run for run in runs if run.name in places]
 
     def found() -> list[dict[str, Any]]:
-        listed = rows(runs, trials=trials)
+        listed = rows(runs, tuning=tuning)
         if arguments.sort is not None:  # runs that cannot be read have no place and come last
             listed.sort(key=lambda row: places.get(row["name"], len(places)))
         return listed[::-1] if arguments.reverse else listed
@@ -100,24 +100,24 @@ _NAME_PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
 
 
 def rows(
-    runs: Iterable[Run], now: datetime | None = None, trials: Collection[str] = ()
+    runs: Iterable[Run], now: datetime | None = None, tuning: StoreTuning | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each run, ready for JSON.
 
     Rows are sorted by data set, network, norm, batch size, seed and ``differs``: the keys that
     differ among the runs and that their names do not show, as ``optimizer.lr=0.1``. Accuracies are
     fractions, and ``age_seconds`` counts from the last change of the run. ``trial`` is true for a
-    trial of tuning, whose name is in ``trials``; ``tags`` and ``note`` are the user's. Unknown
-    values are None.
-    ``problem`` is the reason of a run that failed, or whose files cannot be read (status
-    ``unreadable``).
+    trial of tuning, ``superseded`` for a final run at values that were chosen earlier; ``tuning``
+    says which these are. ``tags`` and ``note`` are the user's. Unknown values are None. ``problem``
+    is the reason of a run that failed, or whose files cannot be read (status ``unreadable``).
     """
     now = datetime.now(UTC) if now is None else now
     listed = [_row(run, now) for run in runs]
     found = differences([config for _, config in listed])
     for (row, _), differs in zip(listed, found, strict=True):
         row["differs"] = as_overrides(differs)
-        row["trial"] = row["name"] in trials
+        row["trial"] = tuning is not None and row["name"] in tuning.trials
+        row["superseded"] = tuning is not None and row["name"] in tuning.superseded
     return sorted((row for row, _ in listed), key=_order)
 
 
@@ -185,6 +185,10 @@ def _text(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: UNKNOWN if row[key] is None else str(row[key])
 
 
+def _phase(row: Mapping[str, Any]) -> str:
+    return next((word for word in ("trial", "superseded") if row.get(word)), "")
+
+
 def _epoch(row: Mapping[str, Any]) -> str:
     if row["epoch"] is None:
         return UNKNOWN
@@ -222,8 +226,7 @@ def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
     columns = list(_COLUMNS)
     if any(row["tags"] for row in rows):
         columns.append(wrapping("tags", lambda row: row["tags"]))
-    if any(row.get("trial") for row in rows):
+    if any(map(_phase, rows)):
         place = [column.heading for column in columns].index("status")
-        phase = Column("phase", lambda row: "trial" if row.get("trial") else "", right=False)
-        columns.insert(place, phase)
+        columns.insert(place, Column("phase", _phase, right=False))
     return fitted_table(columns, rows, width, style)

@@ -119,6 +119,15 @@ def add_comparison(parser: Parser) -> None:
     )
 
 
+def add_superseded(parser: Parser) -> None:
+    """Add ``--superseded``."""
+    parser.add_argument(
+        "--superseded",
+        action="store_true",
+        help="also show final runs at tuned values that a later sweep replaced, as untuned runs",
+    )
+
+
 def add_config_dir(parser: Parser) -> None:
     """Add ``--config-dir``."""
     parser.add_argument(

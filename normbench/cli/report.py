@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from normbench.cli.parser import Parser, add_comparison, add_store, store_of
+from normbench.cli.parser import Parser, add_comparison, add_store, add_superseded, store_of
 from normbench.cli.terminal import Column, fitted_table, print_rows
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="KEY[,KEY...]",
         help="keys in which rows may differ on purpose, as in optimizer.lr",
     )
+    add_superseded(parser)
     parser.add_argument(
         "--metrics",
         action="store_true",
@@ -63,6 +64,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         target=arguments.target,
         out=arguments.out,
         allow_confound=arguments.allow_confound,
+        superseded=arguments.superseded,
     )
     return 0
 

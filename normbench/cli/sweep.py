@@ -18,7 +18,7 @@ from normbench.cli.parser import (
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
-    from normbench.sweep.sweep import SweepResult
+    from normbench.sweep.phases import SweepResult
     from normbench.sweep.tune import TuneMetric, TuneOptions
 
 _EPILOG = """\

@@ -20,8 +20,8 @@ from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
 from normbench.sweep.cell import RESULTS, CellResult
 from normbench.sweep.observer import SweepView
+from normbench.sweep.phases import SweepResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
-from normbench.sweep.sweep import SweepResult
 
 STYLE = {
     "trained": "green",

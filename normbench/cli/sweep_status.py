@@ -18,10 +18,11 @@ from normbench.formats import counted, duration, seconds_since
 from normbench.report.metrics import METRICS
 from normbench.store.differences import as_overrides, short_names
 from normbench.store.store import Store, StoreError
-from normbench.store.tuning import TunedCell, Tuning, read
+from normbench.store.tuning import TunedCell, Tuning, read, tuning_of
 from normbench.sweep.observer import stored_progress
 from normbench.sweep.plan import STATES
 from normbench.sweep.record import Record, find
+from normbench.sweep.tuned_phases import superseded_lines
 from normbench.sweep.until import described
 
 #: The words for the states of cells, in the order in which they are counted.
@@ -38,6 +39,7 @@ class Status:
         cells: A row for each cell with ``name``, ``state``, and the progress of a running one.
         left: Estimate of the seconds that the sweep still takes; None if too little is known.
         tuning: What a sweep that tunes keys has chosen so far; None for other sweeps.
+        superseded: A line for each choice of its cells that a later one has replaced.
     """
 
     record: Record
@@ -45,6 +47,7 @@ class Status:
     cells: list[dict[str, Any]]
     left: float | None
     tuning: Tuning | None = None
+    superseded: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -90,7 +93,9 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
         mean = sum(taken) / len(taken)
         begun = sum(max(0.0, mean - (cell.get("seconds") or 0)) for cell in running)
         left = (mean * len(waiting) + begun) / max(1, len(running))
-    return Status(record, goes_on, cells, left, read(record.path))
+    tuning = read(record.path)
+    superseded = superseded_lines(tuning.cells, tuning_of(store), store) if tuning else []
+    return Status(record, goes_on, cells, left, tuning, tuple(superseded))
 
 
 def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
@@ -141,6 +146,7 @@ def render(status: Status, width: int) -> RenderableType:
     parts.append(line)
     if status.tuning is not None:
         parts += _tuned(status.tuning, width)
+    parts += [as_text(line) for line in status.superseded]
     if head.get("until"):
         parts.append(as_text(described(head["until"])))
     running = [cell for cell in status.cells if cell["state"] == "running"]

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,7 @@ def train(
     warm: WarmState | None = None,
     may_split: bool = True,
     again: bool = False,
+    tuned: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train the run that ``config`` describes, or what is left of it, and record the evidence.
 
@@ -114,6 +115,8 @@ def train(
             they fit, and replaced by this run's.
         may_split: Allow ``accumulate=auto`` to split the batch when memory runs out.
         again: Set an existing folder of the run aside and train from the first step.
+        tuned: The trials that chose the values of the run, for its ``meta.json``. A run that goes
+            on without them keeps those that it has.
 
     Raises:
         UserError: The config cannot be trained; nothing was written.
@@ -165,13 +168,20 @@ def train(
         if run.status in COMPLETE:  # by another process, while this one was building
             return TrainResult(run, False, run.summary or {})
         with _log_to(run, observer.on_note), remember_interrupts():
-            return _train_locked(session, {"engine": engine}, command)
+            facts = {"engine": engine, **({"tuned": dict(tuned)} if tuned else {})}
+            return _train_locked(session, facts, command)
 
 
-def _train_locked(session: Session, engine: dict[str, Any], command: list[str]) -> TrainResult:
-    """Train a run whose lock this process holds, and record how that ended."""
+def _train_locked(session: Session, facts: dict[str, Any], command: list[str]) -> TrainResult:
+    """Train a run whose lock this process holds, and record how that ended.
+
+    Args:
+        session: The work on the run.
+        facts: Keys of ``meta.json`` that this process knows beside the provenance.
+        command: Command line for the record.
+    """
     run, observer = session.run, session.observer
-    session.begin(collect(command) | engine)
+    session.begin(collect(command) | facts)
     try:
         summary = session.train()
         summary["wall_seconds"] = session.earlier_seconds + session.seconds
@@ -280,6 +290,7 @@ class Session:
             "signature": self.config.signature,
             "started": earlier.get("started", now),
             "ended": None,
+            **({"tuned": earlier["tuned"]} if earlier.get("tuned") else {}),
             **provenance,
             "devices": self.setup.loop.devices(),
             **self._own_versions(earlier),

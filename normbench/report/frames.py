@@ -20,7 +20,7 @@ from normbench.report.metrics import METRICS, Metric, find_metric, known_metrics
 from normbench.report.sequential import declared
 from normbench.store import annotations
 from normbench.store.store import Store
-from normbench.store.tuning import TunedCell, trial_names, tuned_cells
+from normbench.store.tuning import TunedCell, tuning_of
 
 if TYPE_CHECKING:
     from normbench.store.store import Run
@@ -46,8 +46,9 @@ class Frames:
         runs: A row a run, sorted by name: ``name``, ``status``, the config (a group's name under
             the group's, its options as ``norm.groups``), the final metrics (accuracies are
             fractions 0..1, times in seconds), the provenance; in a store with tuned keys also
-            ``trial``, true for the trials of tuning. ``attrs["config"]`` and
-            ``attrs["provenance"]`` list the columns of each kind.
+            ``trial``, true for the trials of tuning, and ``superseded``, true for final runs at
+            values that were chosen earlier. ``attrs["config"]`` and ``attrs["provenance"]`` list
+            the columns of each kind.
         curves: A row an epoch: ``run`` and the keys of ``metrics.jsonl``, ordered by run, epoch.
         left_out: Foreign and unreadable folders, each with its reason.
         unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
@@ -154,14 +155,15 @@ def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
         for row in rows:
             row["looks"] = " ".join(map(str, looks.get(row["name"], ())))
     runs, curves = _typed(*_frames(rows, pieces))
-    tuned = tuple(tuned_cells(store))
-    if tuned:
-        runs["trial"] = runs["name"].isin(trial_names(store))
+    tuned = tuning_of(store)
+    if tuned.cells:
+        runs["trial"] = runs["name"].isin(tuned.trials)
+        runs["superseded"] = runs["name"].isin(tuned.superseded)
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
     probed = [str(column) for column in curves.columns if str(column).startswith("probe/")]
     metrics = known_metrics(probed, shipped_probe_values() | described) if probed else METRICS
-    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned, metrics=metrics)
+    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned.cells, metrics=metrics)
 
 
 def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:
@@ -285,7 +287,7 @@ LEADING = ("name", "status", "dataset", "arch", "norm", "batch", "seed", "epochs
 _NOT_FROM_CONFIG = frozenset(
     _names(
         "name status signature path command started ended sessions error_type error_message "
-        "weights_sha256 row column trial looks"
+        "weights_sha256 row column trial superseded looks"
     )
 ).union(RESULTS, _PROVENANCE, METRICS)
 

@@ -14,6 +14,7 @@ from normbench.errors import NormbenchError
 from normbench.formats import counted, printable
 from normbench.report.frames import STATUSES, Frames
 from normbench.report.sections import Request
+from normbench.report.tuning import is_superseded, is_trial, phase
 from normbench.store import verification
 from normbench.store.store import Store
 
@@ -28,8 +29,9 @@ def counts(frames: Frames) -> str:
     order = [*STATUSES, *sorted(set(found.index) - set(STATUSES))]
     texts = [f"{found[status]} {status}" for status in order if status in found]
     total = len(frames.runs)
-    trials = int(frames.runs["trial"].sum()) if "trial" in frames.runs else 0
-    tuning = f" ({trials} of them trials of tuning)" if trials else ""
+    phases = {"trials of tuning": is_trial(frames.runs), "superseded": is_superseded(frames.runs)}
+    asides = [f"{mask.sum()} of them {name}" for name, mask in phases.items() if mask.any()]
+    tuning = f" ({', '.join(asides)})" if asides else ""
     return f"{total} run{'s' if total != 1 else ''}: {', '.join(texts)}{tuning}"
 
 
@@ -139,8 +141,8 @@ def _runs(count: int) -> str:
 def _described(run: dict) -> str:
     if run["status"] == "failed" and isinstance(run.get("error_type"), str):
         return f"{run['name']} ({printable(run['error_type'])})"
-    if run.get("trial"):
-        return f"{run['name']} (trial)"
+    if phase(run):
+        return f"{run['name']} ({phase(run)})"
     if run["status"] in ("running", "interrupted"):
         return f"{run['name']} (epoch {run['epochs_done']:g} of {run['epochs']})"
     return str(run["name"])
@@ -182,6 +184,8 @@ def report_command(root: Path, asked: Request) -> str:
         parts += ["--target", f"{asked.target:g}"]
     if asked.allowed:
         parts += ["--allow-confound", ",".join(asked.allowed)]
+    if asked.superseded:
+        parts.append("--superseded")
     return shlex.join(parts)
 
 

@@ -54,6 +54,7 @@ def report(
     say: Say = print,
     allow_confound: str | Sequence[str] = (),
     shown_as: Path | None = None,
+    superseded: bool = False,
 ) -> Path:
     """Write tables, figures and a page on the runs of a store.
 
@@ -69,6 +70,8 @@ def report(
         allow_confound: Keys, or groups of keys, in which rows may differ on purpose.
         shown_as: The folder of the store that is written in the place of its present one, relative
             to the folder above ``out``.
+        superseded: Also show final runs at values that were chosen earlier, as runs that were not
+            tuned.
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -77,7 +80,7 @@ def report(
         UserError: An option names something that does not exist, or no run is left.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    asked = request(where, by, metric, baseline, target, allow_confound)
+    asked = request(where, by, metric, baseline, target, allow_confound, superseded)
     _check_folder(Path(out))
     everything = load(store)
     frames, notes = choose(everything, asked)
@@ -209,6 +212,7 @@ def export(
     format: str | None = None,
     by: str | Sequence[str] = ("norm", "batch"),
     say: Say = print,
+    superseded: bool = False,
 ) -> Path | None:
     """Write one table of all cells of a store, for the appendix of a paper.
 
@@ -220,6 +224,7 @@ def export(
             and ``parquet`` hold the unrounded numbers.
         by: Columns of the config that make a cell.
         say: Takes each line meant for the user.
+        superseded: As for :func:`report`.
 
     Returns:
         The file; None where the table was printed.
@@ -234,7 +239,7 @@ def export(
         raise unknown("format", kind, FORMATS)
     if kind == "parquet" and path is None:
         raise UserError("format parquet needs a file: name one with --out")
-    asked = request(where, by, "test_acc", None, None)
+    asked = request(where, by, "test_acc", None, None, superseded=superseded)
     if path is not None:
         _check_folder(path.parent)
         if path.is_dir():

@@ -16,7 +16,7 @@ from normbench.report.grid import build, default_baseline
 from normbench.report.metrics import metric
 from normbench.report.sequential import schedule
 from normbench.report.study import Study, studies
-from normbench.report.tuning import is_trial
+from normbench.report.tuning import is_aside
 from normbench.store.store import Store
 
 
@@ -86,7 +86,7 @@ class NarrowIntervals:
 
     def look(self, store: Store, names: Sequence[str], looks: tuple[int, ...]) -> Look:
         frames = load(store)
-        frames = frames.select(frames.runs["name"].isin(names) & ~is_trial(frames.runs))
+        frames = frames.select(frames.runs["name"].isin(names) & ~is_aside(frames.runs))
         frames.runs["looks"] = " ".join(map(str, looks))
         found: list[dict[str, Any]] = []
         for study in self._studies(frames):
@@ -130,7 +130,11 @@ class NarrowIntervals:
         if known:
             widest = max(known, key=lambda line: line["half_width"])
             place = f"{widest['row']} {widest['column']}".strip()
-            texts.append(f"the widest is ±{widest['half_width']:.{self._metric.digits}f} ({place})")
+            half, most = widest["half_width"], self._metric.high - self._metric.low
+            size = f"is ±{half:.{self._metric.digits}f}"
+            if half > most * self._metric.scale:
+                size = "has all differences that there can be"
+            texts.append(f"the widest {size} ({place})")
         if missing := len(found) - len(waiting):
             texts.append(f"{missing} without an interval, because a run diverged")
         text = ", ".join(texts)

@@ -53,6 +53,7 @@ class Request:
     baseline: str | None = None
     target: float | None = None
     allowed: tuple[str, ...] = ()
+    superseded: bool = False
 
 
 def request(
@@ -62,6 +63,7 @@ def request(
     baseline: str | None,
     target: float | None,
     allowed: str | Sequence[str] = (),
+    superseded: bool = False,
 ) -> Request:
     """Collect the options of a report and check them as far as possible without the store.
 
@@ -74,11 +76,15 @@ def request(
         parse_filter(where)
     if target is not None:
         tables.check_target(target)
-    return Request(where, parse_by(by), metric_name, baseline, target, parse_by(allowed))
+    by, intended = parse_by(by), parse_by(allowed)
+    return Request(where, by, metric_name, baseline, target, intended, superseded)
 
 
 def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
-    """Apply filter and target; return the runs, and notes on values in the filter that no run has.
+    """Apply filter and target; return the runs with notes.
+
+    Notes are on values in the filter that no run has, and on superseded runs, which stay in the
+    frames and out of tables unless asked for.
 
     Raises:
         UserError: The filter or the target cannot be read.
@@ -90,7 +96,9 @@ def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
         found = where.select(asked.where, frames.runs)
         notes += found.notes
         frames = frames.select(found.mask)
-    return frames, notes
+    if asked.superseded:
+        frames = tuning.with_superseded(frames)
+    return frames, notes + tuning.superseded_note(frames)
 
 
 def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
@@ -120,13 +128,17 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
 
 
 def _trials_alone(frames: Frames) -> list[str]:
-    """Note that only trials of tuning are left to report, if so."""
-    trials = tuning.is_trial(frames.runs)
-    if not frames.tuned or not len(trials) or not trials.all():
+    """Note that only trials of tuning and superseded runs are left to report, if so."""
+    aside = tuning.is_aside(frames.runs)
+    if not frames.tuned or not len(aside) or not aside.all():
         return []
+    superseded = tuning.is_superseded(frames.runs)
+    kinds = "superseded" if superseded.all() else "trials of tuning"
+    if superseded.any() and not superseded.all():
+        kinds = "trials of tuning or superseded"
     return [
-        f"all {counted(len(trials), 'run')} are trials of tuning, shown as ordinary runs: there "
-        "are no final runs"
+        f"all {counted(len(aside), 'run')} are {kinds}, shown as ordinary runs: there are no final "
+        "runs"
     ]
 
 

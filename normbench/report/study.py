@@ -64,7 +64,7 @@ class Study:
         rows, columns: Values of the factors, in the order of tables. With one factor
             ``columns`` is ``[""]``.
         runs: Rows of the runs frame, in every state, with ``row`` and ``column`` added; trials of
-            tuning are left out.
+            tuning and superseded runs are left out.
         curves: Rows of the curves frame.
         title: As ``resnet8 on Digits, optimizer.lr 0.1``; unique among the studies of a store, as
             is the slug.
@@ -330,13 +330,13 @@ def studies(
     if frames.runs.empty:
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
-    runs, trial = frames.runs.copy(), tuning.is_trial(frames.runs)
-    tuned = bool(frames.tuned) and not trial.all()  # trials alone are ordinary runs
+    runs, aside = frames.runs.copy(), tuning.is_aside(frames.runs)
+    tuned = bool(frames.tuned) and not aside.all()  # trials alone are ordinary runs
     marked = tuning.marked(runs, frames, factors) if tuned else runs
     row, column = _variants(marked, first), _variants(marked, second) if second else ""
     for frame in (runs, marked):
         frame["row"], frame["column"] = row, column
-    results = marked[~trial] if tuned else marked
+    results = marked[~aside] if tuned else marked
     keys = _context(results, factors)
     rates = _rates(runs, frames.whole, factors[:2])
     found = []

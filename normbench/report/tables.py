@@ -20,7 +20,7 @@ from normbench.report.metrics import METRICS, Metric, listed
 from normbench.report.statistics import ALPHA, Sample, sample
 from normbench.report.study import Study, plain_value, ranges
 from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
-from normbench.report.tuning import tuned_keys
+from normbench.report.tuning import phase, tuned_keys
 
 
 def matrix(grid: Grid, slug: str = "") -> Table:
@@ -59,6 +59,7 @@ def differences(grid: Grid) -> Table:
     notes = [
         *grid.study.notes,
         "Mean of the differences paired by seed ± half of their 95 % t interval.",
+        *_cut(grid),
         *_looks(grid),
         *_tests(grid),
     ]
@@ -83,7 +84,7 @@ def comparisons(grid: Grid) -> Table:
             continue
         show = grid.metric.show
         single = math.isnan(found.low)
-        interval = "–" if single else f"{show(found.low)} to {show(found.high)}"
+        interval = "–" if single else " to ".join(map(show, grid.metric.ends(found)))
         rows.append(
             [
                 TableEntry(grid.study.row(row)),
@@ -125,6 +126,7 @@ def comparisons(grid: Grid) -> Table:
             "three seeds on. p: two-sided paired t test; Holm's correction covers all "
             "comparisons of this table. A dash: one seed, a diverged run, or differences "
             "without spread.",
+            *_cut(grid),
             *_looks(grid),
         ],
         differences_data(grid),
@@ -229,9 +231,7 @@ def _difference(cell: GridCell | None, shown: Metric) -> TableEntry:
     if cell is None or cell.baseline is None or not cell.baseline.n:
         return EMPTY
     found = cell.baseline
-    text = f"{found.mean * shown.scale:+.{shown.digits}f}"
-    if found.half_width >= 0:
-        text += f" ± {shown.show(found.half_width)}"
+    text = shown.difference(found)
     remark = "1 seed" if found.n == 1 else ""
     if cell.diverged:
         remark = f"{cell.diverged} of {cell.sample.n + cell.unvalued} diverged"
@@ -249,9 +249,16 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     marked = list(grid.cells.values())
     cut = [cell for cell in marked if grid.metric.cuts(cell.sample)]
     if cut and grid.metric.unit == "%":
-        notes.append("An interval that passes 0 or 100 % ends there.")
+        wide = any(grid.metric.by_ends(cell.sample.mean, cell.sample.half_width) for cell in cut)
+        more = " [low, high]: an interval wider than the whole scale." if wide else ""
+        notes.append(f"An interval that passes 0 or 100 % ends there.{more}")
     elif cut:
-        notes.append("[low, high]: an interval that would pass 0, cut there.")
+        limits = " or ".join(
+            f"{limit * grid.metric.scale:g}"
+            for limit in (grid.metric.low, grid.metric.high)
+            if math.isfinite(limit)
+        )
+        notes.append(f"[low, high]: an interval that would pass {limits}, cut there.")
     if grid.metric.timed:
         notes.append(TIMED)
     if any(cell.best for cell in marked):
@@ -271,6 +278,15 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     if any(cell.mixed for cell in marked):
         notes.append("Mixed versions: the runs of the cell come from different code or libraries.")
     return notes
+
+
+def _cut(grid: Grid) -> list[str]:
+    """Return the note on intervals of differences that would be wider than any difference."""
+    found = [cell.baseline for cell in grid.cells.values() if cell.baseline]
+    if all(grid.metric.ends(d) == (d.low, d.high) or math.isnan(d.low) for d in found):
+        return []
+    most = f"{(grid.metric.high - grid.metric.low) * grid.metric.scale:g}"
+    return [f"An interval that passes {most} {grid.metric.difference_unit} ends there."]
 
 
 def _looks(grid: Grid) -> list[str]:
@@ -468,7 +484,7 @@ def run_list(frames: Frames) -> Table:
         rows.append(
             [
                 TableEntry(str(record["name"]), runs=(str(record["name"]),)),
-                TableEntry(f"{record['status']}{' (trial)' if record.get('trial') else ''}"),
+                TableEntry(record["status"] + (f" ({phase(record)})" if phase(record) else "")),
                 *(TableEntry(labels.value(c, record[c]), number(record[c])) for c in columns),
                 TableEntry(
                     f"{labels.plain(record.get('epochs_done'))}", number(record["epochs_done"])
@@ -586,6 +602,8 @@ def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
     _, scale, digits = _SHOWN[key]
     if not found.n:
         return TableEntry("–", runs=runs)
+    if key.endswith("_acc"):
+        return TableEntry(METRICS["val_acc"].estimate(found), found.mean, runs=runs)
     text = f"{found.mean * scale:.{digits}f}"
     if not math.isnan(found.half_width):
         text += f" ± {found.half_width * scale:.{digits}f}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from normbench.formats import counted
 from normbench.report import names as labels
 from normbench.report.frames import Frames, chance
 from normbench.report.metrics import METRICS, Metric
+from normbench.store.differences import as_overrides
 from normbench.store.tuning import Trial, TunedCell
 
 TUNED = "tuned"
@@ -186,7 +187,63 @@ def final_cells(frames: Frames) -> dict[str, TunedCell]:
 
 def is_trial(runs: pd.DataFrame) -> np.ndarray:
     """Return for each run whether it is a trial, and a final run of no sweep."""
-    return runs["trial"].to_numpy(bool) if "trial" in runs else np.zeros(len(runs), bool)
+    return _marked_in(runs, "trial")
+
+
+def is_superseded(runs: pd.DataFrame) -> np.ndarray:
+    """Return for each run whether it is a final run at values that were chosen earlier."""
+    return _marked_in(runs, "superseded")
+
+
+def is_aside(runs: pd.DataFrame) -> np.ndarray:
+    """Return for each run whether it is no result of its sweep: a trial, or superseded."""
+    return is_trial(runs) | is_superseded(runs)
+
+
+def with_superseded(frames: Frames) -> Frames:
+    """Return the frames with superseded runs as ordinary ones, which nobody tuned."""
+    attrs = frames.runs.attrs
+    runs = frames.runs.drop(columns="superseded", errors="ignore")
+    runs.attrs.update(attrs)
+    return replace(frames, runs=runs)
+
+
+_NAMED = 3  # cells named in the note on superseded runs
+
+
+def superseded_note(frames: Frames) -> list[str]:
+    """Return a sentence on the superseded runs, which tables leave out; none if there are none."""
+    left_out = set(frames.runs["name"][is_superseded(frames.runs)])
+    if not left_out or is_aside(frames.runs).all():
+        return []
+    cells = [
+        (cell, old)
+        for cell in frames.tuned
+        for old in cell.superseded
+        if left_out.intersection(old.runs)
+    ]
+    texts = [
+        f"{cell.described} {as_overrides(old.values)}, now {as_overrides(cell.chosen or {})}"
+        for cell, old in cells[:_NAMED]
+    ]
+    more = f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
+    count = len(left_out)
+    runs = (
+        "1 final run is superseded and" if count == 1 else f"{count} final runs are superseded and"
+    )
+    return [
+        f"{runs} left out, because a later sweep chose other values ({'; '.join(texts)}{more}): "
+        "--superseded shows them"
+    ]
+
+
+def phase(run: Mapping[str, Any]) -> str:
+    """Return ``trial`` or ``superseded`` for a run that is no result of its sweep, else ""."""
+    return next((name for name in ("trial", "superseded") if run.get(name)), "")
+
+
+def _marked_in(runs: pd.DataFrame, column: str) -> np.ndarray:
+    return runs[column].to_numpy(bool) if column in runs else np.zeros(len(runs), bool)
 
 
 def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.DataFrame:
@@ -194,13 +251,21 @@ def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.Dat
 
     Runs tuned by different protocols (other values, seeds, epochs or another metric) have
     different texts instead, since a larger budget may cause a difference. A key that is a factor
-    of the report keeps its values.
+    of the report keeps its values, and so does a superseded run that was asked for, whose column
+    ``superseded`` is gone (:func:`with_superseded`).
     """
     if not frames.tuned:
         return runs
-    owners = final_cells(frames)
     trials = {trial.run: cell for cell in frames.tuned for trial in cell.trials}
-    cells = [owners.get(name) or trials.get(name) for name in runs["name"]]
+    superseded = set(runs["name"][is_superseded(runs)])
+    earlier = {
+        name: cell
+        for cell in frames.tuned
+        for old in cell.superseded
+        for name in superseded.intersection(old.runs)
+    }
+    owners = trials | earlier | final_cells(frames)
+    cells = [owners.get(name) for name in runs["name"]]
     texts = _texts([cell for cell in cells if cell is not None])
     runs = runs.copy()
     for key in dict.fromkeys(key for cell in frames.tuned for key in cell.keys):

@@ -1,13 +1,16 @@
-"""Records of tuning: :func:`tuned_cells` returns what each cell of a store was tuned from.
+"""Records of tuning: :func:`tuning_of` returns what each cell of a store was tuned from.
 
 A sweep that tunes keys (``normbench sweep … --tune``) keeps a file ``tuning.json`` in the folder of
 its record, ``sweeps/<name>/``. The file alone says which runs are trials and which are final ones:
 trials are ordinary runs, and their configs do not tell.
+
+Several sweeps may have tuned a cell, such as a second one with more values. The choice of the last
+sweep that made one counts; final runs at a value that an earlier sweep chose are *superseded*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,19 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """Final runs of a cell at values that an earlier sweep chose, and the last one did not.
+
+    Attributes:
+        values: The values of the tuned keys that were chosen earlier.
+        runs: The names of the runs.
+    """
+
+    values: dict[str, Any]
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TunedCell:
     """A cell of a sweep with its trials and the value that they led to.
 
@@ -99,6 +115,7 @@ class TunedCell:
         metric: The metric of the trials: a key of ``METRICS``.
         higher_is_better: True if a larger metric is better.
         seeds: The tuning seeds.
+        superseded: Final runs of earlier choices; known of the cells of :func:`tuning_of`.
     """
 
     key: str
@@ -123,6 +140,12 @@ class TunedCell:
     metric: str
     higher_is_better: bool
     seeds: tuple[int, ...]
+    superseded: tuple[Superseded, ...] = ()
+
+    @property
+    def identity(self) -> tuple[str, tuple[str, ...]]:
+        """Equal for two records of one cell."""
+        return self.key, self.keys
 
     @property
     def described(self) -> str:
@@ -162,7 +185,7 @@ class Tuning:
         """
         tree = asdict(self)
         del tree["sweep"]
-        shared = ("sweep", "keys", "metric", "higher_is_better", "seeds")
+        shared = ("sweep", "keys", "metric", "higher_is_better", "seeds", "superseded")
         tree["cells"] = [
             {key: value for key, value in cell.items() if key not in shared}
             for cell in tree["cells"]
@@ -201,38 +224,72 @@ def tunings(store: Store) -> list[Tuning]:
     return [tuning for path in paths if (tuning := read(path.parent)) is not None]
 
 
-def tuned_cells(store: Store) -> list[TunedCell]:
-    """Return each tuned cell of a store once, in the order in which they were first tuned.
+@dataclass(frozen=True)
+class StoreTuning:
+    """What the sweeps of a store tuned, taken together.
 
-    Several sweeps may have tuned a cell. The last one that chose a value counts; ``final`` has the
-    final runs of all that chose the same.
+    Attributes:
+        cells: Each tuned cell once, in the order in which the cells were first tuned. ``final`` has
+            the final runs of all sweeps that chose the same.
+        trials: The names of the runs that are trials, and final runs of no cell.
+        superseded: The names of the final runs at values that were chosen earlier, and that are
+            neither trials nor final runs now.
+    """
+
+    cells: tuple[TunedCell, ...]
+    trials: frozenset[str]
+    superseded: frozenset[str]
+
+
+def tuning_of(store: Store) -> StoreTuning:
+    """Read all records of tuning of a store.
 
     Raises:
         StoreError: A record is damaged or cannot be read.
     """
-    cells: dict[tuple[str, tuple[str, ...]], TunedCell] = {}
-    for tuning in tunings(store):
+    return combined(tunings(store))
+
+
+def combined(records: Sequence[Tuning]) -> StoreTuning:
+    """Combine the records of several sweeps, the oldest first."""
+    by_cell: dict[Any, list[TunedCell]] = {}
+    for tuning in records:
         for cell in tuning.cells:
-            before = cells.get((cell.key, cell.keys))
-            if before is None or before.chosen is None:
-                cells[cell.key, cell.keys] = cell
-            elif cell.chosen is not None:
-                final = cell.final
-                if before.chosen == cell.chosen:
-                    final = tuple(dict.fromkeys((*before.final, *cell.final)))
-                cells[cell.key, cell.keys] = replace(cell, final=final)
-    return list(cells.values())
+            by_cell.setdefault(cell.identity, []).append(cell)
+    merged = [_merged(cells) for cells in by_cell.values()]
+    final = {name for cell in merged for name in cell.final}
+    listed = {trial.run for cells in by_cell.values() for cell in cells for trial in cell.trials}
+    trials = frozenset(listed - final)
+    cells = tuple(_without(cell, final | trials) for cell in merged)
+    superseded = frozenset(name for cell in cells for old in cell.superseded for name in old.runs)
+    return StoreTuning(cells, trials, superseded)
 
 
-def trial_names(store: Store) -> set[str]:
-    """Return the names of the runs that are trials, and final runs of no sweep.
+def _merged(records: Sequence[TunedCell]) -> TunedCell:
+    """Return the last record of a cell that has a choice, with the final runs of all records."""
+    decided = [cell for cell in records if cell.chosen is not None]
+    if not decided:
+        return records[-1]
+    last = decided[-1]
+    same = dict.fromkeys(
+        name for cell in decided if cell.chosen == last.chosen for name in cell.final
+    )
+    others: dict[str, tuple[dict[str, Any], dict[str, None]]] = {}
+    for cell in decided:
+        if cell.chosen is not None and cell.chosen != last.chosen:
+            _, names = others.setdefault(repr(cell.chosen), (cell.chosen, {}))
+            names.update(dict.fromkeys(cell.final))
+    superseded = tuple(Superseded(values, tuple(names)) for values, names in others.values())
+    return replace(last, final=tuple(same), superseded=superseded)
 
-    Raises:
-        StoreError: A record is damaged or cannot be read.
-    """
-    cells = [cell for tuning in tunings(store) for cell in tuning.cells]
-    trials = {trial.run for cell in cells for trial in cell.trials}
-    return trials - {name for cell in cells for name in cell.final}
+
+def _without(cell: TunedCell, names: Set[str]) -> TunedCell:
+    """Return a cell none of whose superseded runs is among ``names``."""
+    left = [
+        replace(old, runs=tuple(name for name in old.runs if name not in names))
+        for old in cell.superseded
+    ]
+    return replace(cell, superseded=tuple(old for old in left if old.runs))
 
 
 def _cell(tree: Mapping[str, Any], shared: Mapping[str, Any]) -> TunedCell:

@@ -94,6 +94,7 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
             command=command,
             warm=warm,
             may_split=order["may_split"],
+            tuned=order.get("tuned"),
         )
     except RunLocked as error:
         return ended("locked", error=str(error))

@@ -12,7 +12,7 @@ from normbench.sweep.cell import CellResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
 
 if TYPE_CHECKING:
-    from normbench.sweep.sweep import SweepResult
+    from normbench.sweep.phases import SweepResult
 
 
 class SweepObserver:

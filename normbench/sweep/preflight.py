@@ -26,7 +26,12 @@ LIBRARIES = 3 << 29
 """Bytes of a GPU that CUDA's context and the libraries' workspaces take (1.5 GiB)."""
 
 
-def problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[str, str]:
+def problems(
+    cells: Sequence[PlannedCell],
+    store: Store,
+    check: Check,
+    known: dict[str, str] | None = None,
+) -> dict[str, str]:
     """Find the cells that cannot be trained.
 
     The data sets are checked first, which needs no framework. Of the remaining cells, ``check`` is
@@ -37,10 +42,21 @@ def problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[s
         cells: The cells that are to be trained.
         store: Where earlier runs are kept.
         check: Builds the networks of configs.
+        known: Answers of earlier calls, by combination; these are not asked for again. Added to.
 
     Returns:
         The reasons by the names of the cells that cannot be trained.
     """
+    known = {} if known is None else known
+    keys = {cell.name: _combination(cell.config) for cell in cells}
+    new = [cell for cell in cells if keys[cell.name] not in known]
+    found = _new_problems(new, store, check)
+    known.update({keys[cell.name]: found.get(cell.name, "") for cell in new})
+    return {cell.name: known[keys[cell.name]] for cell in cells if known[keys[cell.name]]}
+
+
+def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[str, str]:
+    """Return the reasons by the names of the cells that cannot be trained; nothing is known yet."""
     found: dict[str, str] = {}
     source_problems: dict[str, str] = {}
     for cell in cells:

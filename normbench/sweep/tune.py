@@ -22,25 +22,15 @@ from typing import Any
 from normbench.config import Config, compose_parsed, group_options, parse
 from normbench.errors import UserError
 from normbench.formats import counted
-from normbench.overrides import rounded
 from normbench.store.differences import as_overrides, differences
 from normbench.store.store import Store, StoreError
 from normbench.store.tuning import Trial, TunedCell, Tuning, tunings
-from normbench.sweep.experiment import Experiment
+from normbench.sweep.axis import Axis, axes_of, lists_without, refuse_extend, refuse_in_grid
+from normbench.sweep.experiment import unfold
 from normbench.sweep.grid import expand_lists, refuse_too_many, single_values
 
 SEEDS = "1000"
 """The default of ``--tune-seeds``: far from 0, 1, 2, …, so that more final seeds never meet it."""
-
-_SENSELESS = {
-    "seed": "the best of several seeds is luck; --tune-seeds names the seeds of the trials",
-    "epochs": "every value has the same budget; --tune-epochs sets the epochs of the trials",
-    "batch": "it names a cell of the comparison; put its values into the grid",
-    "norm": "it names a cell of the comparison; put its values into the grid",
-    "arch": "it names a cell of the comparison; put its values into the grid",
-    "dataset": "results on different data cannot be compared; put its values into the grid",
-    **dict.fromkeys(("store", "label", "probe", "logger", "executor"), "it changes no number"),
-}
 
 
 @dataclass(frozen=True)
@@ -79,71 +69,6 @@ class TuneOptions:
     epochs: int | None = None
     metric: TuneMetric = field(default_factory=TuneMetric)
     extend: int = 0
-
-
-@dataclass
-class Axis:
-    """A tuned key with its values, numbers in ascending order.
-
-    Attributes:
-        key: The key, or the group, as ``optimizer.lr``.
-        overrides: A parsed override for each value.
-        values: The values as JSON has them.
-    """
-
-    key: str
-    overrides: list[Any]
-    values: list[Any]
-
-    @property
-    def numeric(self) -> bool:
-        return all(
-            isinstance(value, int | float) and not isinstance(value, bool) for value in self.values
-        )
-
-    def beyond(self, edge: str) -> float | None:
-        """Return the next value beyond the ``smallest`` or ``largest`` by the list's own step.
-
-        The step is the difference where the differences are equal, else the ratio where the ratios
-        are, as far as rounding tells. Of two values above 0 it is the ratio.
-
-        Returns:
-            The value; None if the list has no step, or the next value has another sign.
-        """
-        values = self.values
-        if not self.numeric or len(values) < 2:
-            return None
-        last = values[-1] if edge == "largest" else values[0]
-        sign = 1 if edge == "largest" else -1
-        count = len(values) - 1
-        pairs = list(itertools.pairwise(values))
-        difference = (values[-1] - values[0]) / count
-        if (count > 1 or values[0] <= 0) and all(
-            math.isclose(b - a, difference, rel_tol=1e-6) for a, b in pairs
-        ):
-            following = last + sign * difference
-            if abs(following) < 1e-9 * abs(difference):
-                following = 0.0  # 0.1 - (0.3 - 0.1) / 2 is 1e-17
-        elif values[0] > 0:
-            ratio = (values[-1] / values[0]) ** (1 / count)
-            if not all(math.isclose(b / a, ratio, rel_tol=0.02) for a, b in pairs):
-                return None
-            following = last * ratio**sign
-        else:
-            return None
-        if all(isinstance(value, int) for value in values):
-            following = round(following)  # a ratio leaves the whole numbers below the smallest one
-        else:
-            following = rounded(following)
-        if (values[0] > 0 and following <= 0) or (values[-1] < 0 and following >= 0):
-            return None
-        return None if following in values else following
-
-    def add(self, value: float) -> None:
-        """Put a number into the list, at its place."""
-        index = sum(before < value for before in self.values)
-        self.values.insert(index, value)
-        self.overrides.insert(index, parse([f"{self.key}={value!r}"])[0])
 
 
 @dataclass(eq=False)
@@ -195,6 +120,11 @@ class Tuner:
         options: What is tuned.
         config_dir: Further folder with config groups.
 
+    Attributes:
+        cells: The cells, in the order of the grid.
+        seeds: The tuning seeds.
+        protocol: The options by which values are chosen, as they could be typed.
+
     Raises:
         UserError: A key cannot be tuned, has fewer than two values or also stands in the grid, a
             tuning seed is a final seed, or a list has no step to be extended by.
@@ -210,13 +140,14 @@ class Tuner:
         self._config_dir = config_dir
         self._groups = group_options(config_dir)
         self._configs: dict[tuple[Any, ...], Config] = {}
-        axes = self._axes(options.keys)
-        _refuse_in_grid(axes, lists)
+        axes = axes_of(options.keys, self._groups)
+        refuse_in_grid(axes, lists)
         self.seeds = _seeds(options.seeds, self._groups)
         if options.epochs is not None and options.epochs < 1:
             raise UserError(f"--tune-epochs must be at least 1, got {options.epochs}")
         if options.extend:
-            _refuse_extend(options.extend, axes)
+            refuse_extend(options.extend, axes)
+        self.protocol = _protocol(options, axes, self.seeds)
         self.cells = self._cells(lists, axes)
         trials = len(self.cells) * math.prod(len(axis.values) for axis in axes) * len(self.seeds)
         refuse_too_many(trials + sum(len(cell.final_seeds) for cell in self.cells))
@@ -234,36 +165,17 @@ class Tuner:
 
     # --- the grid --------------------------------------------------------------------------------
 
-    def _axes(self, texts: Sequence[str]) -> list[Axis]:
-        axes: dict[str, Axis] = {}
-        for override in parse(texts):
-            key, typed = str(override.key_or_group), override.typed
-            if override.is_delete() or override.is_add():
-                raise UserError(f"--tune {typed}: write {key}=VALUE,VALUE")
-            why = _SENSELESS.get(key) or (
-                _SENSELESS["dataset"] if key.startswith("dataset.") else ""
-            )
-            if why:
-                raise UserError(f"--tune {typed}: {key} cannot be tuned: {why}")
-            if key in axes:
-                raise UserError(f"--tune names {key} twice: write its values in one list")
-            axis = Axis(key, [], [])
-            for single in single_values(override, self._groups):
-                value = _plain(single.value())
-                if value not in axis.values:
-                    axis.overrides.append(single)
-                    axis.values.append(value)
-            if len(axis.values) < 2:
-                raise UserError(
-                    f"--tune {typed}: one value leaves nothing to choose; write several values, or "
-                    f"{key}={axis.values[0]} without --tune"
-                )
-            if axis.numeric:
-                order = sorted(range(len(axis.values)), key=axis.values.__getitem__)
-                axis.overrides = [axis.overrides[index] for index in order]
-                axis.values = [axis.values[index] for index in order]
-            axes[key] = axis
-        return list(axes.values())
+    @classmethod
+    def of(
+        cls, overrides: Sequence[str], options: TuneOptions, config_dir: str | Path | None = None
+    ) -> Tuner:
+        """Make the tuner of a grid from its overrides as they are typed.
+
+        Raises:
+            UserError: As for the class; or a name in the overrides is unknown.
+        """
+        experiment, lists = unfold(overrides, config_dir)
+        return cls(lists_without(experiment, lists, options.keys), options, config_dir)
 
     def _cells(self, lists: Sequence[Sequence[str]], axes: Sequence[Axis]) -> list[TuningCell]:
         cells: dict[tuple[str, str], TuningCell] = {}
@@ -294,12 +206,32 @@ class Tuner:
         """Return the configs of a cell's final runs at its chosen value.
 
         Args:
-            cell: A cell. If nothing is chosen yet, its first value stands for the chosen one.
+            cell: A cell. If nothing is chosen yet, the first value that can be trained stands for
+                the chosen one.
             seeds: Other seeds than those of the grid.
         """
-        values = cell.chosen or cell.combinations[0]
+        values = cell.chosen or self._stand_in(cell)
         seeds = cell.final_seeds if seeds is None else seeds
         return [self._config(cell, values, seed, None) for seed in seeds]
+
+    def _stand_in(self, cell: TuningCell) -> dict[str, Any]:
+        """Return the first combination of values of which a trial can be trained."""
+        combinations, trials = cell.combinations, iter(self.trial_configs(cell))
+        for combination in combinations:
+            names = {next(trials).run_name for _ in self.seeds}
+            if not names & cell.invalid:
+                return combination
+        return combinations[0]
+
+    def possible_finals(self, cell: TuningCell) -> list[tuple[Config, list[Config]]]:
+        """Return for each combination the first final run that it would have, and its trials."""
+        trials, count = self.trial_configs(cell), len(self.seeds)
+        return [
+            (self._config(cell, combination, cell.final_seeds[0], None), trials[start:][:count])
+            for start, combination in zip(
+                range(0, len(trials), count), cell.combinations, strict=True
+            )
+        ]
 
     def trials(self) -> list[Config]:
         """Return the configs of all trials."""
@@ -350,7 +282,7 @@ class Tuner:
         values = None if chosen is None else combinations[chosen]
         base = cell.base
         record = TunedCell(
-            key=self._key(cell),
+            key=self.key(cell),
             name=cell.name,
             differs=differs,
             dataset=base.dataset["name"],
@@ -399,7 +331,7 @@ class Tuner:
             metric = None
         return Trial(run.name, values, config.seed, status, metric)
 
-    def _key(self, cell: TuningCell) -> str:
+    def key(self, cell: TuningCell) -> str:
         """Return a hash of a cell's config without seed, tuned keys and what changes no number."""
         tree = cell.base.to_dict()
         launch = ("seed", "store", "label", "probe", "logger")
@@ -559,56 +491,19 @@ def _edges(axes: Sequence[Axis], values: Mapping[str, Any]) -> dict[str, str]:
     return edges
 
 
-# --- refusals -------------------------------------------------------------------------------------
+# --- the options ----------------------------------------------------------------------------------
 
 
-def lists_without(
-    experiment: Experiment | None, lists: Sequence[list[str]], options: TuneOptions
-) -> list[list[str]]:
-    """Leave the tuned keys out of an experiment's lists, where all have the same single value.
-
-    As a value that is typed beside an experiment replaces the experiment's own, so does --tune.
-    """
-    if experiment is None:
-        return list(lists)
-    tuned = {str(override.key_or_group) for override in parse(options.keys)}
-    texts: dict[str, set[str]] = {key: set() for key in tuned}
-    for overrides in lists:
-        for override in parse(overrides):
-            if str(override.key_or_group) in tuned:
-                swept = override.is_sweep_override()
-                texts[str(override.key_or_group)] |= {override.typed, *(["several"] * swept)}
-    dropped = {key for key, found in texts.items() if len(found) == 1}
-    return [
-        [o.typed for o in parse(overrides) if str(o.key_or_group) not in dropped]
-        for overrides in lists
-    ]
-
-
-def _refuse_in_grid(axes: Sequence[Axis], lists: Sequence[Sequence[str]]) -> None:
-    tuned = {axis.key for axis in axes}
-    for overrides in lists:
-        for override in parse(overrides):
-            if str(override.key_or_group) in tuned:
-                raise UserError(
-                    f"{override.typed!r} and --tune {override.key_or_group}=… set the same key: "
-                    "it is either a key of the grid or tuned in each of its cells"
-                )
-
-
-def _refuse_extend(extend: int, axes: Sequence[Axis]) -> None:
-    if extend < 0:
-        raise UserError(f"--extend must be at least 0, got {extend}")
-    for axis in axes:
-        if axis.numeric and axis.beyond("largest") is None and axis.beyond("smallest") is None:
-            listed = ",".join(map(str, axis.values))
-            raise UserError(
-                f"--extend goes on by the step of a list, and {axis.key}={listed} has neither one "
-                "ratio nor one difference"
-            )
-    if not any(axis.numeric for axis in axes):
-        keys = ", ".join(axis.key for axis in axes)
-        raise UserError(f"--extend needs a tuned key with numbers, and {keys} has none")
+def _protocol(options: TuneOptions, axes: Sequence[Axis], seeds: Sequence[int]) -> str:
+    """Return the options by which values are chosen; equal for equal choices."""
+    words = [f"--tune {axis.key}={','.join(map(str, axis.values))}" for axis in axes]
+    words.append(f"--tune-seeds {_listed(seeds)}")
+    if options.epochs is not None:
+        words.append(f"--tune-epochs {options.epochs}")
+    words.append(f"--tune-metric {options.metric.name}")
+    if options.extend:
+        words.append(f"--extend {options.extend}")
+    return " ".join(words)
 
 
 def _seeds(text: str, groups: dict[str, list[str]]) -> list[int]:
@@ -624,12 +519,6 @@ def _seeds(text: str, groups: dict[str, list[str]]) -> list[int]:
                 f"--tune-seeds must be whole numbers in 0..4294967295, as 1000,1001; got {text}"
             )
     return list(dict.fromkeys(seeds))
-
-
-def _plain(value: Any) -> Any:
-    if type(value).__name__ == "QuotedString":
-        return value.text
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_seed(config: Config) -> str:

@@ -9,11 +9,13 @@ record of the round, under ``until`` in ``sweep.json``:
     seeds       number of seeds at this look
     stopped     "" where seeds are added, else "narrow" or "max-seeds"
     width, baseline, metric, comparisons   as the rule says
+    tuned       of a sweep that tunes keys: hashes of the cells that are compared with the
+                baseline, and the options by which their values are chosen
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +28,12 @@ from normbench.store.store import Store
 from normbench.sweep.executors.base import choose, make
 from normbench.sweep.grid import expand
 from normbench.sweep.observer import SweepView
+from normbench.sweep.phases import SweepResult
 from normbench.sweep.plan import plan
 from normbench.sweep.record import Record, records
-from normbench.sweep.sweep import SweepResult, sweep
-from normbench.sweep.tune import TuneOptions
+from normbench.sweep.sweep import sweep
+from normbench.sweep.tune import TuneOptions, Tuner
+from normbench.sweep.tuned_phases import planned_with
 
 
 class Look(Protocol):
@@ -87,7 +91,8 @@ def sweep_until(
     """Train a grid with more and more seeds until a rule is content or ``max_seeds`` are trained.
 
     Looks that an earlier sweep of the same schedule has taken are not taken again, except for the
-    last: the same command goes on where it was.
+    last: the same command goes on where it was. With ``tune``, the first round makes the trials,
+    and all rounds train final runs at the values that these chose.
 
     Args:
         overrides, command, config_dir, retry_failed, skip_invalid, tune, view: As for
@@ -100,39 +105,42 @@ def sweep_until(
         UserError: As for :func:`normbench.sweep.sweep.sweep`; or the grid does not fit the rule.
     """
     view = SweepView() if view is None else view
-    executor, cell_overrides = choose(overrides, config_dir)
-    configs = expand(cell_overrides, config_dir)
-    seeds = _seeds_of(configs, max_seeds)
-    baseline = rule.baseline_runs(configs)
-    store = Store(configs[0].store)
-    looks = rule.looks(len(_seeds(configs)), max_seeds)
-    taken = _taken(store, {config.run_name for config in configs} - baseline, looks)
+    executor, _ = choose(overrides, config_dir)
+
+    def grid_of(words: Sequence[str]) -> _Grid:
+        return _Grid(choose(words, config_dir)[1], tune, config_dir)
 
     def words(count: int) -> list[str]:
         fixed = [text for text in overrides if parse([text])[0].key_or_group != "seed"]
         return [*fixed, f"seed={','.join(map(str, seeds[:count]))}"]
 
+    first = grid_of(overrides)
+    seeds = _seeds_of(first.configs, max_seeds)
+    looks = rule.looks(len(_seeds(first.configs)), max_seeds)
+    grid = grid_of(words(max_seeds))  # a tuning seed that a later round would meet is refused here
+    grid.set_baseline(rule.baseline_runs(grid.configs))
+    store = grid.store
+    taken = _taken(store, grid, looks)
+    remaining = [count for count in looks if count >= max(taken, default=0)]
     options: dict[str, Any] = {
         "config_dir": config_dir,
         "skip_invalid": skip_invalid,
         "tune": tune,
         "view": view,
     }
-    remaining = [count for count in looks if count >= max(taken, default=0)]
     if dry_run:
-        result = sweep(words(remaining[0]), command, dry_run=True, **options)
-        _, most = choose(words(looks[-1]), config_dir)
-        largest = plan(expand(most, config_dir), store)
-        with make(executor) as made:
-            slots = len(made.allocate(len(largest.todo))) if largest.todo else 0
+        count = remaining[0]
+        if count in taken:  # the same command looks again first, and may go on
+            found = rule.look(store, grid.final_names(seeds[:count]), looks)
+            stopped = _stopped(found, count, looks)
+            view.line(f"{count} seeds: {found.text}{_ENDS[stopped]}")
+            count = count if stopped else remaining[1]
+        result = sweep(words(count), command, dry_run=True, **options)
         view.line(
-            f"round {looks.index(remaining[0]) + 1} of at most {len(looks)}: looks after "
+            f"round {looks.index(count) + 1} of at most {len(looks)}: looks after "
             f"{', '.join(map(str, looks))} seeds"
         )
-        if tune is None:
-            view.line(f"at most {largest.counted()}; {largest.estimate(slots)}")
-        else:
-            view.line(f"at most {counted(len(largest.cells), 'final run')}")
+        view.line(grid.described(executor))
         return result
     for count in remaining:
         view.line(f"round {looks.index(count) + 1} of at most {len(looks)}: {count} seeds")
@@ -140,17 +148,146 @@ def sweep_until(
         if result.interrupted:
             return result
         if result.exit_code:
-            view.line("no seeds are added while runs have failed: --retry-failed trains them again")
+            view.line(_why_not(result))
             return result
-        found = rule.look(store, [cell.name for cell in result.plan.cells], looks)
-        stopped = "narrow" if found.narrow else "max-seeds" if count == looks[-1] else ""
-        facts = {"looks": list(looks), "seeds": count, "stopped": stopped, **found.facts}
+        found = rule.look(store, result.final_names, looks)
+        stopped = _stopped(found, count, looks)
         if result.record is not None or count not in taken:
-            _write(result, store, command, executor, facts)
+            facts = {"looks": list(looks), "seeds": count, "stopped": stopped, **found.facts}
+            _write(result, store, command, executor, facts | grid.facts)
         view.line(f"{count} seeds: {found.text}{_ENDS[stopped]}")
         if stopped:
             return result
     raise AssertionError("the last look stops")
+
+
+class _Grid:
+    """The cells of a sweep with all seeds of its last round.
+
+    Args:
+        overrides: Overrides of the runs.
+        tune: Keys whose values trials choose; None: no key is tuned.
+        config_dir: Further folder with config groups.
+
+    Attributes:
+        configs: The configs of the runs. Where trials choose values, the first ones stand for them,
+            so that all cells have the same.
+        store: Where the runs are kept.
+    """
+
+    def __init__(
+        self, overrides: Sequence[str], tune: TuneOptions | None, config_dir: str | Path | None
+    ) -> None:
+        self._tuner = None if tune is None else Tuner.of(overrides, tune, config_dir)
+        if self._tuner is None:
+            self.configs = expand(overrides, config_dir)
+        else:
+            self.configs = self._tuner.finals(chosen=False)
+        self.store = Store(self.configs[0].store)
+        self._baseline: set[str] = set()
+        self._baseline_cells: set[str] = set()
+
+    def set_baseline(self, baseline: set[str]) -> None:
+        """Say which runs of :attr:`configs` are of the baseline, which several sweeps may look at.
+
+        Args:
+            baseline: Their names.
+        """
+        self._baseline = baseline
+        if self._tuner is None:
+            return
+        self._baseline_cells = {
+            self._tuner.key(cell)
+            for cell in self._tuner.cells
+            if baseline & {config.run_name for config in self._tuner.final_configs(cell)}
+        }
+        self._tuner.settle(self.store)  # from here on, cells have the values that trials chose
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells a later sweep that it looks at the same cells, for the record of a look."""
+        if self._tuner is None:
+            return {}
+        return {"tuned": {"cells": sorted(self._keys), "protocol": self._tuner.protocol}}
+
+    @property
+    def _keys(self) -> set[str]:
+        """Hashes of the tuned cells that are compared with the baseline."""
+        if self._tuner is None:
+            return set()
+        return {self._tuner.key(cell) for cell in self._tuner.cells} - self._baseline_cells
+
+    def refuse_other(self, record: Record, looks: tuple[int, ...]) -> bool:
+        """Refuse a sweep that has looked at the same cells in another way.
+
+        Returns:
+            True if the sweep of ``record`` has looked at these cells.
+
+        Raises:
+            UserError: It declared other looks, or chose values by other trials.
+        """
+        head = record.head
+        until = head["until"]
+        tuned = until.get("tuned") or {}
+        names = {cell["name"] for cell in head["cells"]}
+        same = bool(self._keys & {*tuned.get("cells", ())})
+        if not same and not names & self._compared_names():
+            return False
+        if tuple(until["looks"]) != looks:
+            before = until["looks"]
+            raise UserError(
+                f"sweep {record.name} has looked at these runs with {before[0]} to {before[-1]} "
+                "seeds declared: use the same seeds and --max-seeds, or another store"
+            )
+        if same and self._tuner is not None and tuned.get("protocol") != self._tuner.protocol:
+            raise UserError(
+                f"sweep {record.name} has looked at these cells tuned with "
+                f"{tuned.get('protocol')}, this sweep has {self._tuner.protocol}: other trials may "
+                "choose other values, which looks were not declared for; use another store"
+            )
+        return True
+
+    def _compared_names(self) -> set[str]:
+        """Return the names of the runs that are compared with the baseline, as far as known."""
+        if self._tuner is None:
+            return {config.run_name for config in self.configs} - self._baseline
+        return {
+            config.run_name
+            for cell in self._tuner.cells
+            if cell.chosen is not None and self._tuner.key(cell) not in self._baseline_cells
+            for config in self._tuner.final_configs(cell)
+        }
+
+    def final_names(self, seeds: Sequence[int]) -> list[str]:
+        """Return the names of the runs with some of the seeds that a round looks at."""
+        configs = self.configs if self._tuner is None else self._tuner.finals(chosen=True)
+        return [config.run_name for config in configs if config.seed in seeds]
+
+    def described(self, executor: Mapping[str, Any]) -> str:
+        """Return in a line how many runs all rounds train at most, and how long that may take."""
+        if self._tuner is None:
+            cells, kinds = plan(self.configs, self.store), ""
+        else:
+            planned = planned_with(self._tuner, self.store)
+            cells = planned.whole
+            finals = len(cells.cells) - len(planned.trials.cells)
+            kinds = f" ({counted(len(planned.trials.cells), 'trial')} and {finals} final)"
+        with make(executor) as made:
+            slots = len(made.allocate(len(cells.todo))) if cells.todo else 0
+        return f"at most {cells.counted()}{kinds}; {cells.estimate(slots)}"
+
+
+def _why_not(result: SweepResult) -> str:
+    """Return why a sweep that failed adds no seeds."""
+    failed = result.failed or result.plan.of_state("failed", "unreadable")
+    if result.undecided and not failed:
+        return "no seeds are added while a cell has no value that its trials chose"
+    return "no seeds are added while runs have failed: --retry-failed trains them again"
+
+
+def _stopped(found: Look, count: int, looks: tuple[int, ...]) -> str:
+    """Return why no seeds are added after a look; empty where they are."""
+    return "narrow" if found.narrow else "max-seeds" if count == looks[-1] else ""
 
 
 _ENDS = {
@@ -185,27 +322,15 @@ def _seeds_of(configs: Sequence[Config], most: int) -> list[int]:
     return [*given, *after]
 
 
-def _taken(store: Store, names: set[str], looks: tuple[int, ...]) -> set[int]:
-    """Return the looks that earlier sweeps have taken at any of these runs.
+def _taken(store: Store, grid: _Grid, looks: tuple[int, ...]) -> set[int]:
+    """Return the looks that earlier sweeps have taken at the cells of a grid.
 
     Raises:
         UserError: An earlier sweep declared other looks. The error of all looks together would be
             above 5 %.
     """
-    taken: set[int] = set()
-    for record in records(store):
-        head = record.head
-        until = head.get("until")
-        if not until or not names & {cell["name"] for cell in head["cells"]}:
-            continue
-        if tuple(until["looks"]) != looks:
-            before = until["looks"]
-            raise UserError(
-                f"sweep {record.name} has looked at these runs with {before[0]} to {before[-1]} "
-                "seeds declared: use the same seeds and --max-seeds, or another store"
-            )
-        taken.add(until["seeds"])
-    return taken
+    earlier = [record for record in records(store) if record.head.get("until")]
+    return {record.head["until"]["seeds"] for record in earlier if grid.refuse_other(record, looks)}
 
 
 def _write(
@@ -216,12 +341,24 @@ def _write(
     facts: dict[str, Any],
 ) -> None:
     """Write a look into the record of its round; a round without training gets one."""
-    record = result.record
+    record = result.record or _without_look(store, command, result)
     if record is None:
         record = Record.begin(store, result.plan, command, executor, collect(command))
+    if record.head["ended"] is None:
         record.close("complete")
-        result.record = record
+    result.record = record
     record.annotate(until=facts)
+
+
+def _without_look(store: Store, command: Sequence[str], result: SweepResult) -> Record | None:
+    """Return the record of a round that was killed between its last run and its look."""
+    names = {cell.name for cell in result.plan.cells}
+    for record in reversed(records(store)):
+        head = record.head
+        same = names == {cell["name"] for cell in head["cells"]}
+        if same and head["command"] == list(command) and "until" not in head:
+            return record
+    return None
 
 
 def described(until: dict[str, Any]) -> str:

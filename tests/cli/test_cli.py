@@ -234,10 +234,10 @@ def test_a_command_speaks_only_of_the_runs_that_it_read_itself(capsys, tmp_path,
 def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["sweep", "dataset=digits", "arch=resnet8", "--dry-run", "executor=inline"]
-    monkeypatch.setattr("normbench.sweep.sweep.problems", lambda cells, *rest: {})
+    monkeypatch.setattr("normbench.sweep.phases.problems", lambda cells, *rest: {})
     chosen = []
     monkeypatch.setattr(
-        "normbench.sweep.sweep.plan",
+        "normbench.sweep.phases.plan",
         lambda configs, store, *rest: chosen.append(str(store.root)) or SweepPlan(()),
     )
     assert main([*words, "--store", "mine"]) == 0

@@ -19,6 +19,7 @@ from normbench.cli.show import run_page
 from normbench.cli.sweep_screen import running_table
 from normbench.cli.terminal import tsv
 from normbench.store.store import Run, Store
+from normbench.store.tuning import StoreTuning
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 SUMMARY = {
@@ -357,7 +358,8 @@ def test_a_running_cell_is_shown_by_its_name() -> None:
 def test_list_marks_trials_of_tuning(tmp_path: Path) -> None:
     store = Store(tmp_path)
     trial, final = make(store, "bn"), make(store, "gn")
-    found = rows(store.runs(), NOW, trials={trial.name})
+    tuning = StoreTuning((), frozenset({trial.name}), frozenset())
+    found = rows(store.runs(), NOW, tuning)
     assert {row["name"]: row["trial"] for row in found} == {trial.name: True, final.name: False}
     shown = table(found, 140)
     assert [str(column.header) for column in shown.columns].count("phase") == 1

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from normbench.cli import main
 from normbench.report import load
 from normbench.report import tuning_tables as tables
 from normbench.report.figures import tuning as drawn
@@ -18,7 +19,7 @@ from normbench.report.findings import Finding, findings
 from normbench.report.grid import build
 from normbench.report.metrics import METRICS
 from normbench.report.origin import counts, unfinished
-from normbench.report.sections import request, sections
+from normbench.report.sections import choose, request, sections
 from normbench.report.study import Study, studies
 from normbench.report.table import latex, markdown
 from normbench.report.tables import run_list, summary
@@ -218,6 +219,65 @@ def test_a_filter_on_seeds_leaves_the_tuning(tuned: Path) -> None:
     assert len(study.runs) == 8
     assert len(study.tuned) == 4
     assert len(study.trials) == 20
+
+
+@pytest.fixture
+def rechosen(tuned: Path, synth: SimpleNamespace) -> Path:
+    """The same store with an earlier sweep that chose 0.1 for BN at batch size 16."""
+    record = json.loads((tuned / "sweeps" / "20261101-100000-abcd" / "tuning.json").read_text())
+    cell = dict(record["cells"][0])
+    final = [
+        synth.write_run(tuned, synth.config("bn", 16, seed, epochs=5, optimizer__lr=0.1)).name
+        for seed in range(3)
+    ]
+    cell |= {"chosen": {"optimizer.lr": 0.1}, "final": final}
+    synth.write_tuning(tuned, [cell], (1000,), "20261031-100000-abcd")
+    return tuned
+
+
+def test_superseded_runs_enter_no_table_unless_asked_for(rechosen: Path) -> None:
+    frames = load(rechosen)
+    assert int(frames.runs["superseded"].sum()) == 3
+    assert counts(frames).endswith("(20 of them trials of tuning, 3 of them superseded)")
+    states = [row[1].text for row in run_list(frames).rows]
+    assert states.count("finished (superseded)") == 3
+    by = ("norm", "batch")
+    shown, notes = choose(frames, request(None, by, "test_acc", None, None))
+    assert notes == [
+        "3 final runs are superseded and left out, because a later sweep chose other values "
+        "(digits-resnet8-bn-b16 optimizer.lr=0.1, now optimizer.lr=0.2): --superseded shows them"
+    ]
+    (study,) = studies(shown)
+    assert len(study.runs) == 12
+    assert study.confounds == []
+    shown, notes = choose(frames, request(None, by, "test_acc", None, None, superseded=True))
+    assert notes == []
+    largest, other = studies(shown)
+    assert len(largest.runs) == 12
+    assert set(other.runs["optimizer.lr"]) == {0.1}
+    assert len(other.runs) == 3
+
+
+def test_superseded_runs_alone_are_shown_as_runs(rechosen: Path) -> None:
+    by = ("norm", "batch")
+    asked = request("optimizer.lr == 0.1 and seed < 3", by, "test_acc", None, None)
+    frames, notes = choose(load(rechosen), asked)
+    assert notes == []
+    found, notes = sections(frames, asked)
+    assert len(found[0].study.runs) == 3
+    assert notes[0].startswith("all 3 runs are superseded, shown as ordinary runs")
+
+
+def test_the_report_says_that_runs_are_superseded(
+    rechosen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    assert main(["report", str(rechosen), "--out", str(out)]) == 0
+    assert "3 final runs are superseded and left out" in capsys.readouterr().out
+    assert "3 final runs are superseded" in (out / "report.md").read_text()
+    assert main(["report", str(rechosen), "--out", str(out), "--superseded"]) == 0
+    assert "are superseded" not in capsys.readouterr().out
+    assert "--superseded" in (out / "index.html").read_text()
 
 
 def test_the_list_of_runs_marks_trials(tuned: Path) -> None:

@@ -18,10 +18,11 @@ from normbench.cli.sweep_status import show_status
 from normbench.config import SCHEMA
 from normbench.errors import UserError
 from normbench.store.store import Store
-from normbench.store.tuning import trial_names, tuned_cells, tunings
+from normbench.store.tuning import tuning_of, tunings
+from normbench.sweep.axis import Axis
 from normbench.sweep.record import records
 from normbench.sweep.sweep import sweep
-from normbench.sweep.tune import Axis, TuneMetric, TuneOptions, Tuner
+from normbench.sweep.tune import TuneMetric, TuneOptions, Tuner
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -270,7 +271,7 @@ def test_a_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
     # The record: values, trials with their numbers, the choice, the final runs.
     (tuning,) = tunings(store)
     assert (tuning.keys, tuning.metric, tuning.seeds) == (("optimizer.lr",), "val_acc", (1000,))
-    assert tuning.cells == result.tuned == tuple(tuned_cells(store))
+    assert tuning.cells == result.tuned == tuning_of(store).cells
     for cell in tuning.cells:
         assert [trial.values["optimizer.lr"] for trial in cell.trials] == [0.05, 0.1, 0.2]
         for trial in cell.trials:
@@ -286,8 +287,8 @@ def test_a_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
                 "trials": [trial.run for trial in cell.trials],
             }
             assert run.verify() == "finished"
-    assert trial_names(store) == {t.run for cell in tuning.cells for t in cell.trials}
-    assert not trial_names(store) & set(result.final_names)
+    assert tuning_of(store).trials == {t.run for cell in tuning.cells for t in cell.trials}
+    assert not tuning_of(store).trials & set(result.final_names)
     head = records(store)[0].head
     assert (len(head["cells"]), head["result"]) == (10, "complete")
     # A second time nothing is trained or recorded.
@@ -302,7 +303,7 @@ def test_more_final_seeds_use_the_same_trials(run_sweep, tmp_store):
     run_sweep()
     result, lines = run_sweep("norm=bn,gn", "seed=range(0,4)")
     assert lines[-1] == "14 cells: 4 trained, 10 skipped"
-    assert [len(cell.final) for cell in tuned_cells(Store(tmp_store))] == [4, 4]
+    assert [len(cell.final) for cell in tuning_of(Store(tmp_store)).cells] == [4, 4]
     assert len(result.final_names) == 8
 
 
@@ -360,16 +361,16 @@ def test_a_cell_whose_trials_all_diverge_fails_plainly(run_sweep, tmp_store):
 
 
 def test_values_that_cannot_be_trained_can_be_skipped(run_sweep, tmp_store, monkeypatch):
-    def problems(cells, store, check):
+    def problems(cells, *others):
         return {c.name: "too fast" for c in cells if c.config.optimizer["lr"] == 0.2}
 
-    monkeypatch.setattr("normbench.sweep.sweep.problems", problems)
+    monkeypatch.setattr("normbench.sweep.phases.problems", problems)
     with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
         run_sweep("norm=bn", "seed=0")
     assert not list(tmp_store.iterdir())
     result, _ = run_sweep("norm=bn", "seed=0", skip_invalid=True)
     assert result.exit_code == 0
-    (cell,) = tuned_cells(Store(tmp_store))
+    (cell,) = tuning_of(Store(tmp_store)).cells
     assert [trial.status for trial in cell.trials] == ["finished", "finished", "invalid"]
     assert cell.means[2] is None
     assert cell.chosen["optimizer.lr"] in (0.05, 0.1)
@@ -388,7 +389,7 @@ def test_choices_from_trials_of_a_plain_sweep_are_recorded(run_sweep, tmp_store)
     assert tunings(Store(tmp_store)) == []
     _, lines = run_sweep("norm=bn", "seed=0")
     assert lines[-1] == "4 cells: 4 skipped"
-    (cell,) = tuned_cells(Store(tmp_store))
+    (cell,) = tuning_of(Store(tmp_store)).cells
     assert Store(tmp_store).run(cell.final[0]).meta["tuned"]["values"] == cell.chosen
 
 
@@ -414,10 +415,145 @@ def test_a_real_sweep_on_digits_tunes_in_this_process(tmp_store):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "trials: 2 cells: 2 to train" in output
     assert "final runs: 1 cell: 1 to train" in output
-    (cell,) = tuned_cells(Store(tmp_store))
+    (cell,) = tuning_of(Store(tmp_store)).cells
     losses = [Store(tmp_store).run(trial.run).summary["val_loss"] for trial in cell.trials]
     assert list(cell.means) == losses
     assert cell.means[cell.values.index(cell.chosen)] == min(losses)
+
+
+# --- the record of final runs ---------------------------------------------------------------------
+
+
+def test_a_final_run_names_its_trials_from_its_beginning(run_sweep, faults, tmp_store, monkeypatch):
+    monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
+    result, _ = run_sweep()
+    for cell in result.tuned:
+        for name in cell.final:
+            assert Store(tmp_store).run(name).meta["tuned"] == {
+                "sweep": result.record.name,
+                "values": cell.chosen,
+                "metric": "val_acc",
+                "trials": [trial.run for trial in cell.trials],
+            }
+        assert all("tuned" not in Store(tmp_store).run(t.run).meta for t in cell.trials)
+
+
+def test_a_final_run_that_is_resumed_alone_keeps_its_trials(run_sweep, tmp_store):
+    result, _ = run_sweep("norm=bn", "seed=0")
+    run = Store(tmp_store).run(result.tuned[0].final[0])
+    tuned = run.meta["tuned"]
+    (run.path / "summary.json").unlink()
+    run.reset()
+    run_sweep("norm=bn", "seed=0", f"optimizer.lr={tuned['values']['optimizer.lr']}", tune=None)
+    assert len(run.meta["sessions"]) == 2
+    assert run.meta["tuned"] == tuned
+
+
+# --- choices that change --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rechosen(run_sweep, tmp_store):
+    """Tune a cell twice, the second time without the value that was chosen; return both results."""
+    first, _ = run_sweep("norm=bn", "seed=0,1")
+    (cell,) = first.tuned
+    left = [lr for lr in (0.05, 0.1, 0.2) if lr != cell.chosen["optimizer.lr"]]
+    again = TuneOptions([f"optimizer.lr={','.join(map(str, left))}"])
+    second, lines = run_sweep("norm=bn", "seed=0,1", tune=again)
+    return first, second, lines
+
+
+def test_final_runs_of_an_earlier_choice_are_superseded(rechosen, tmp_store):
+    first, second, lines = rechosen
+    ((old,), (new,)) = first.tuned, second.tuned
+    assert old.chosen != new.chosen
+    tuning = tuning_of(Store(tmp_store))
+    (cell,) = tuning.cells
+    assert (cell.chosen, cell.final) == (new.chosen, new.final)
+    assert tuning.superseded == set(old.final)
+    assert not tuning.trials & {*old.final, *new.final}
+    assert lines[-2] == (
+        f"superseded   digits-resnet8-bn-b16  optimizer.lr={old.chosen['optimizer.lr']}: 2 final "
+        f"runs; the choice is now optimizer.lr={new.chosen['optimizer.lr']} "
+        f"(sweep {second.record.name})"
+    )
+
+
+def test_a_choice_that_comes_back_has_its_final_runs_again(rechosen, run_sweep, tmp_store):
+    first, second, _ = rechosen
+    third, lines = run_sweep("norm=bn", "seed=0,1")
+    assert lines[-1] == "5 cells: 5 skipped"
+    assert third.record is not None  # the choice is new, although nothing was trained
+    tuning = tuning_of(Store(tmp_store))
+    assert tuning.cells[0].final == first.tuned[0].final
+    assert tuning.superseded == set(second.tuned[0].final)
+
+
+def test_status_names_what_is_superseded(rechosen, tmp_store):
+    first, second, lines = rechosen
+    for result in (first, second):
+        console = Console(file=Path(os.devnull).open("w"), width=200, record=True)  # noqa: SIM115
+        show_status(Store(tmp_store), result.record.name, console)
+        assert lines[-2] in console.export_text()
+
+
+def test_the_list_of_runs_marks_what_is_superseded(rechosen, tmp_store):
+    from normbench.cli.list import rows
+
+    first, _, _ = rechosen
+    store = Store(tmp_store)
+    found = rows(store.runs(), tuning=tuning_of(store))
+    assert {row["name"] for row in found if row["superseded"]} == set(first.tuned[0].final)
+
+
+# --- the check before the training ----------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The configs whose networks the executor is asked to build."""
+    from normbench.sweep.executors.local import Local
+
+    configs: list = []
+    check = Local.check
+
+    def record(self, wanted):
+        configs.extend(wanted)
+        return check(self, wanted)
+
+    monkeypatch.setattr(Local, "check", record)
+    return configs
+
+
+def test_each_network_is_checked_once(run_sweep, asked):
+    run_sweep()
+    assert [(c.norm_name, c.optimizer["lr"]) for c in asked] == [
+        (norm, lr) for norm in ("bn", "gn") for lr in (0.05, 0.1, 0.2)
+    ]
+
+
+def test_final_runs_of_other_epochs_are_checked_before_the_trials(run_sweep, asked, faults):
+    run_sweep("norm=bn", "seed=0,1", tune=TuneOptions(TUNE.keys, epochs=1))
+    assert [(c.optimizer["lr"], c.epochs) for c in asked] == [
+        (lr, epochs) for epochs in (1, 3) for lr in (0.05, 0.1, 0.2)
+    ]
+
+
+def test_a_value_whose_final_runs_cannot_be_trained_is_not_tried(
+    run_sweep, tmp_store, monkeypatch
+):
+    def problems(cells, *others):
+        wrong = [c for c in cells if c.config.epochs == 3 and c.config.optimizer["lr"] == 0.2]
+        return {cell.name: "too long" for cell in wrong}
+
+    monkeypatch.setattr("normbench.sweep.phases.problems", problems)
+    options = TuneOptions(TUNE.keys, epochs=1)
+    with pytest.raises(UserError, match="1 cell cannot be trained"):
+        run_sweep("norm=bn", "seed=0", tune=options)
+    result, lines = run_sweep("norm=bn", "seed=0", tune=options, skip_invalid=True)
+    assert any("its final runs cannot be trained: too long" in line for line in lines)
+    assert [trial.status for trial in result.tuned[0].trials] == ["finished"] * 2 + ["invalid"]
+    assert result.exit_code == 0
 
 
 # --- killed and resumed ---------------------------------------------------------------------------
@@ -482,7 +618,7 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         if "-s1000-" not in run.name:
             assert len(run.meta["tuned"]["trials"]) == 2
     # Both kinds ended as they do in a sweep that nobody stops.
-    cells = tuned_cells(store)
+    cells = tuning_of(store).cells
     assert [len(cell.final) for cell in cells] == [2, 2]
 
 
@@ -548,4 +684,4 @@ def test_a_damaged_record_is_refused(run_sweep, tmp_store):
     from normbench.store.files import StoreError
 
     with pytest.raises(StoreError, match=r"tuning.json.*means"):
-        tuned_cells(Store(tmp_store))
+        tuning_of(Store(tmp_store))

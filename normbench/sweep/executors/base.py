@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -30,12 +30,14 @@ class SweepContext:
         command: Command line that the records of the runs name.
         logs: Folder for the output of worker processes; None: the output is discarded.
         replace_damaged: Set damaged folders of runs aside and train these runs anew.
+        tuned: The trials that chose the values of a final run, for its record, by the run's name.
     """
 
     store: Store
     command: Sequence[str]
     logs: Path | None = None
     replace_damaged: bool = False
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def order(self, cell: PlannedCell, may_split: bool = True) -> dict[str, Any]:
         """Return all that :func:`~normbench.sweep.cell.train_cell` needs, as plain JSON types.
@@ -50,6 +52,7 @@ class SweepContext:
             "command": list(self.command),
             "replace_damaged": self.replace_damaged,
             "may_split": may_split,
+            "tuned": self.tuned.get(cell.name),
         }
 
 

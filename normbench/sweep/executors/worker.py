@@ -2,7 +2,8 @@
 
 Messages are JSON objects, one a line. The worker reads these from standard input:
 
-    {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …, "may_split": …}
+    {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …, "may_split": …,
+     "tuned": …}
         answered on standard output by any number of {"event": "progress", "facts": …}, then
         {"event": "ended", …} with the fields of a CellResult
     {"do": "check", "config": …}

@@ -57,6 +57,35 @@ def on_ray(cluster, faults, monkeypatch):
     return make
 
 
+def test_trials_and_final_runs_are_tasks(cluster, faults, tmp_store, monkeypatch):
+    from normbench.store.tuning import tuning_of
+    from normbench.sweep.sweep import sweep
+    from normbench.sweep.tune import TuneOptions
+
+    # Records of final runs have their trials from the beginning, not from the end of the sweep.
+    monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
+    remote = RayExecutor._remote
+
+    def with_fake_engine(self, function, backend):
+        env = {"FAKE_FAULTS": str(faults.folder), "FAKE_ENGINE": "1", "KERAS_BACKEND": backend}
+        return remote(self, function, backend).options(runtime_env={"env_vars": env})
+
+    monkeypatch.setattr(RayExecutor, "_remote", with_fake_engine)
+    # The fake network has no layers that could be checked.
+    monkeypatch.setattr(RayExecutor, "check", lambda self, configs: [""] * len(configs))
+    overrides = ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
+                 "batch=16", "epochs=1", "norm=bn", "seed=0,1", f"store={tmp_store}",
+                 "executor=ray"]  # fmt: skip
+    tune = TuneOptions(["optimizer.lr=0.1,0.2"])
+    result = sweep(overrides, ["normbench", "sweep"], tune=tune)
+    assert result.exit_code == 0
+    store = Store(tmp_store)
+    assert Counter(run.status for run in store.runs()) == {"finished": 4}
+    (cell,) = tuning_of(store).cells
+    for name in cell.final:
+        assert store.run(name).meta["tuned"]["trials"] == [trial.run for trial in cell.trials]
+
+
 def test_runs_are_spread_over_the_nodes(grid, on_ray, run_on, tmp_store):
     observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=10"))
     assert Counter(each.result for each in observer.results.values()) == {"trained": 4}

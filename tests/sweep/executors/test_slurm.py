@@ -98,3 +98,23 @@ def test_options_are_checked():
         Slurm(setup="module load cuda")
     with pytest.raises(UserError, match=r"executor.timeouts must be a whole number of at least 0"):
         Slurm(timeouts=-1)
+
+
+def test_trials_and_final_runs_are_jobs(fake_jobs, tmp_store, monkeypatch):
+    from normbench.store.tuning import tuning_of
+    from normbench.sweep.sweep import sweep
+    from normbench.sweep.tune import TuneOptions
+
+    # Records of final runs have their trials from the beginning, not from the end of the sweep.
+    monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
+    overrides = ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
+                 "batch=16", "epochs=1", "norm=bn", "seed=0,1", f"store={tmp_store}",
+                 "executor=slurm", "executor.cluster=local"]  # fmt: skip
+    tune = TuneOptions(["optimizer.lr=0.1,0.2"])
+    result = sweep(overrides, ["normbench", "sweep"], tune=tune)
+    assert result.exit_code == 0
+    store = Store(tmp_store)
+    assert Counter(run.status for run in store.runs()) == {"finished": 4}
+    (cell,) = tuning_of(store).cells
+    for name in cell.final:
+        assert store.run(name).meta["tuned"]["trials"] == [trial.run for trial in cell.trials]

@@ -1,0 +1,187 @@
+"""The keys of ``--tune``: :class:`Axis` is a key and its values; :func:`axes_of` reads them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from normbench.config import parse
+from normbench.errors import UserError
+from normbench.overrides import rounded
+from normbench.sweep.experiment import Experiment
+from normbench.sweep.grid import single_values
+
+_SENSELESS = {
+    "seed": "the best of several seeds is luck; --tune-seeds names the seeds of the trials",
+    "epochs": "every value has the same budget; --tune-epochs sets the epochs of the trials",
+    "batch": "it names a cell of the comparison; put its values into the grid",
+    "norm": "it names a cell of the comparison; put its values into the grid",
+    "arch": "it names a cell of the comparison; put its values into the grid",
+    "dataset": "results on different data cannot be compared; put its values into the grid",
+    **dict.fromkeys(("store", "label", "probe", "logger", "executor"), "it changes no number"),
+}
+
+
+@dataclass
+class Axis:
+    """A tuned key with its values, numbers in ascending order.
+
+    Attributes:
+        key: The key, or the group, as ``optimizer.lr``.
+        overrides: A parsed override for each value.
+        values: The values as JSON has them.
+    """
+
+    key: str
+    overrides: list[Any]
+    values: list[Any]
+
+    @property
+    def numeric(self) -> bool:
+        return all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in self.values
+        )
+
+    def beyond(self, edge: str) -> float | None:
+        """Return the next value beyond the ``smallest`` or ``largest`` by the list's own step.
+
+        The step is the difference where the differences are equal, else the ratio where the ratios
+        are, as far as rounding tells. Of two values above 0 it is the ratio.
+
+        Returns:
+            The value; None if the list has no step, or the next value has another sign.
+        """
+        values = self.values
+        if not self.numeric or len(values) < 2:
+            return None
+        last = values[-1] if edge == "largest" else values[0]
+        sign = 1 if edge == "largest" else -1
+        count = len(values) - 1
+        pairs = list(itertools.pairwise(values))
+        difference = (values[-1] - values[0]) / count
+        if (count > 1 or values[0] <= 0) and all(
+            math.isclose(b - a, difference, rel_tol=1e-6) for a, b in pairs
+        ):
+            following = last + sign * difference
+            if abs(following) < 1e-9 * abs(difference):
+                following = 0.0  # 0.1 - (0.3 - 0.1) / 2 is 1e-17
+        elif values[0] > 0:
+            ratio = (values[-1] / values[0]) ** (1 / count)
+            if not all(math.isclose(b / a, ratio, rel_tol=0.02) for a, b in pairs):
+                return None
+            following = last * ratio**sign
+        else:
+            return None
+        if all(isinstance(value, int) for value in values):
+            following = round(following)  # a ratio leaves the whole numbers below the smallest one
+        else:
+            following = rounded(following)
+        if (values[0] > 0 and following <= 0) or (values[-1] < 0 and following >= 0):
+            return None
+        return None if following in values else following
+
+    def add(self, value: float) -> None:
+        """Put a number into the list, at its place."""
+        index = sum(before < value for before in self.values)
+        self.values.insert(index, value)
+        self.overrides.insert(index, parse([f"{self.key}={value!r}"])[0])
+
+
+def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
+    """Read the tuned keys and their values.
+
+    Args:
+        texts: As ``optimizer.lr=0.05,0.1``, a text for each key.
+        groups: The options of each config group, by group.
+
+    Raises:
+        UserError: A key cannot be tuned, is named twice, or has fewer than two values.
+    """
+    axes: dict[str, Axis] = {}
+    for override in parse(texts):
+        key, typed = str(override.key_or_group), override.typed
+        if override.is_delete() or override.is_add():
+            raise UserError(f"--tune {typed}: write {key}=VALUE,VALUE")
+        group = "dataset" if key.startswith("dataset.") else key
+        why = _SENSELESS.get(group, "")
+        if why:
+            raise UserError(f"--tune {typed}: {key} cannot be tuned: {why}")
+        if key in axes:
+            raise UserError(f"--tune names {key} twice: write its values in one list")
+        axis = Axis(key, [], [])
+        for single in single_values(override, groups):
+            value = _plain(single.value())
+            if value not in axis.values:
+                axis.overrides.append(single)
+                axis.values.append(value)
+        if len(axis.values) < 2:
+            raise UserError(
+                f"--tune {typed}: one value leaves nothing to choose; write several values, or "
+                f"{key}={axis.values[0]} without --tune"
+            )
+        if axis.numeric:
+            order = sorted(range(len(axis.values)), key=axis.values.__getitem__)
+            axis.overrides = [axis.overrides[index] for index in order]
+            axis.values = [axis.values[index] for index in order]
+        axes[key] = axis
+    return list(axes.values())
+
+
+def _plain(value: Any) -> Any:
+    if type(value).__name__ == "QuotedString":
+        return value.text
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def lists_without(
+    experiment: Experiment | None, lists: Sequence[list[str]], keys: Sequence[str]
+) -> list[list[str]]:
+    """Leave the tuned keys out of an experiment's lists, where all have the same single value.
+
+    As a value that is typed beside an experiment replaces the experiment's own, so does --tune.
+    """
+    if experiment is None:
+        return list(lists)
+    tuned = {str(override.key_or_group) for override in parse(keys)}
+    texts: dict[str, set[str]] = {key: set() for key in tuned}
+    for overrides in lists:
+        for override in parse(overrides):
+            if str(override.key_or_group) in tuned:
+                swept = override.is_sweep_override()
+                texts[str(override.key_or_group)] |= {override.typed, *(["several"] * swept)}
+    dropped = {key for key, found in texts.items() if len(found) == 1}
+    return [
+        [o.typed for o in parse(overrides) if str(o.key_or_group) not in dropped]
+        for overrides in lists
+    ]
+
+
+def refuse_in_grid(axes: Sequence[Axis], lists: Sequence[Sequence[str]]) -> None:
+    """Refuse a tuned key that the lists of overrides of a grid set as well."""
+    tuned = {axis.key for axis in axes}
+    for overrides in lists:
+        for override in parse(overrides):
+            if str(override.key_or_group) in tuned:
+                raise UserError(
+                    f"{override.typed!r} and --tune {override.key_or_group}=… set the same key: "
+                    "it is either a key of the grid or tuned in each of its cells"
+                )
+
+
+def refuse_extend(extend: int, axes: Sequence[Axis]) -> None:
+    """Refuse ``--extend`` unless the lists of numbers have a step to go on by."""
+    if extend < 0:
+        raise UserError(f"--extend must be at least 0, got {extend}")
+    for axis in axes:
+        if axis.numeric and axis.beyond("largest") is None and axis.beyond("smallest") is None:
+            listed = ",".join(map(str, axis.values))
+            raise UserError(
+                f"--extend goes on by the step of a list, and {axis.key}={listed} has neither one "
+                "ratio nor one difference"
+            )
+    if not any(axis.numeric for axis in axes):
+        keys = ", ".join(axis.key for axis in axes)
+        raise UserError(f"--extend needs a tuned key with numbers, and {keys} has none")

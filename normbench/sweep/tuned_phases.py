@@ -1,0 +1,322 @@
+"""The phases of a sweep that tunes keys, :class:`TunedPhases`: trials, choice, final runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from normbench.config import Config
+from normbench.formats import counted, duration
+from normbench.store.differences import as_overrides
+from normbench.store.store import RunLocked, Store
+from normbench.store.tuning import StoreTuning, TunedCell, Tuning, combined, tunings
+from normbench.sweep.phases import Phases, try_to_record
+from normbench.sweep.plan import PlannedCell, SweepPlan, plan
+from normbench.sweep.tune import Tuner, TuningCell
+
+
+class TunedPlan(NamedTuple):
+    """The runs of a sweep that tunes keys, as the store has them.
+
+    Attributes:
+        trials: The trials.
+        finals: The final runs of the cells whose trials have chosen a value.
+        later: A stand-in for each final run whose value the trials have still to choose.
+    """
+
+    trials: SweepPlan
+    finals: SweepPlan
+    later: SweepPlan
+
+    @property
+    def whole(self) -> SweepPlan:
+        """All runs."""
+        return SweepPlan((*self.trials.cells, *self.finals.cells, *self.later.cells))
+
+
+class TunedPhases:
+    """Trains the phases: trials, further trials where asked for, final runs.
+
+    Args:
+        phases: Trains the runs.
+        tuner: Says which trials there are, and what they choose.
+    """
+
+    def __init__(self, phases: Phases, tuner: Tuner) -> None:
+        self._phases, self._tuner = phases, tuner
+        self._store, self._view = phases.store, phases.view
+        self._planned: set[str] = set()
+
+    def sweep(self, dry_run: bool) -> None:
+        """Train the trials and the final runs, or show what would be trained."""
+        phases, tuner = self._phases, self._tuner
+        tuner.refuse_other_budget(self._store)
+        if not phases.again:
+            tuner.settle(self._store)
+        planned = self._plan()
+        if dry_run:
+            self._show(planned)
+            return
+        phases.refuse_invalid(planned.whole)
+        self._train_trials(planned.trials)
+        if not phases.result.interrupted:
+            self._train_finals()
+        self._end()
+
+    # --- the plan --------------------------------------------------------------------------------
+
+    def _plan(self) -> TunedPlan:
+        """Plan all phases as far as they are known, and check their networks.
+
+        The final runs are checked now too, so that none is refused after hours of trials.
+        """
+        phases, tuner = self._phases, self._tuner
+        trials = phases.plan(self._new(tuner.trials()))
+        finals = phases.plan(tuner.finals(chosen=True))
+        later = len(tuner.finals(chosen=False))
+        phases.allocate(max(len(trials.todo), len(finals.todo) + later))
+        trials = self._checked(trials)
+        return TunedPlan(trials, phases.check(finals), phases.check(stand_ins(tuner, self._store)))
+
+    def _new(self, configs: Sequence[Config]) -> list[Config]:
+        """Return the configs that no phase has had yet."""
+        new = [config for config in configs if config.run_name not in self._planned]
+        self._planned |= {config.run_name for config in new}
+        return new
+
+    def _checked(self, trials: SweepPlan) -> SweepPlan:
+        """Check trials, and with each the final run that it may lead to, where epochs differ.
+
+        A value whose final runs cannot be trained is not tried.
+        """
+        phases, tuner = self._phases, self._tuner
+        waiting = {cell.name for cell in trials.todo}
+        followed: dict[str, list[str]] = {}  # trials by the final run that they may lead to
+        finals: list[Config] = []
+        for cell in tuner.cells:
+            for final, own in tuner.possible_finals(cell):
+                names = [config.run_name for config in own if config.run_name in waiting]
+                if final.epochs != own[0].epochs and (names or cell.chosen is None):
+                    finals.append(final)
+                    followed[final.run_name] = names
+        possible = plan(finals, self._store)
+        both = phases.check(SweepPlan((*trials.cells, *possible.cells)))
+        count = len(trials.cells)
+        checked, refused = SweepPlan(both.cells[:count]), SweepPlan(both.cells[count:])
+        valid = {cell.name for cell in checked.cells if cell.state != "invalid"}
+        checked = checked.without(
+            {
+                name: f"its final runs cannot be trained: {final.reason}"
+                for final in refused.of_state("invalid")
+                for name in followed[final.name]
+                if name in valid
+            }
+        )
+        invalid = {cell.name for cell in checked.of_state("invalid")}
+        for cell in tuner.cells:
+            cell.invalid |= invalid
+        return checked
+
+    def _show(self, planned: TunedPlan) -> None:
+        """Show the plan: the trials, and the final runs as far as they are known."""
+        view, tuner, slots = self._view, self._tuner, len(self._phases.slots)
+        keys = " ".join(f"{axis.key}=?" for axis in tuner.cells[0].axes)
+        view.line("trials:")
+        view.plan(planned.trials, slots)
+        if extend := tuner.options.extend:
+            values = counted(extend, "further value")
+            view.line(f"--extend: up to {values} in each cell whose best value ends its list")
+        view.line("final runs:")
+        for cell in tuner.cells:
+            if cell.chosen is not None:
+                view.line(chosen_line(cell, tuner))
+        if planned.finals.cells:
+            view.plan(planned.finals, slots)
+        by_name = {cell.name: cell for cell in planned.later.cells}
+        for cell in tuner.cells:
+            if cell.chosen is None:
+                runs = [by_name[config.run_name] for config in tuner.final_configs(cell)]
+                seeds = ",".join(str(seed) for seed in cell.final_seeds)
+                known = [run.seconds for run in runs if run.seconds is not None]
+                time = f"  about {duration(sum(known))}" if known else ""
+                view.line(f"{'missing':<12} {tuner.described(cell)}  {keys} seed={seeds}{time}")
+        whole = planned.whole
+        view.line(f"together: {whole.counted()}; {whole.estimate(slots)}")
+        self._phases.result.plan, self._phases.result.planned_only = whole, True
+
+    # --- the training ----------------------------------------------------------------------------
+
+    def _train_trials(self, trials: SweepPlan) -> None:
+        phases, tuner = self._phases, self._tuner
+        title = "trials"
+        while True:
+            self._train(trials, title, is_trial=True)
+            tuner.assess(self._store)
+            self._write()
+            if phases.result.interrupted or not tuner.extend(self._view.note):
+                return
+            trials = self._checked(phases.plan(self._new(tuner.trials())))
+            title = "further trials"
+
+    def _train_finals(self) -> None:
+        """Train the final runs, whose networks were checked with the trials."""
+        tuner, phases = self._tuner, self._phases
+        for cell in tuner.cells:
+            self._view.line(chosen_line(cell, tuner))
+        self._train(phases.check(phases.plan(tuner.finals(chosen=True))), "final runs")
+
+    def _train(self, planned: SweepPlan, title: str, is_trial: bool = False) -> None:
+        phases = self._phases
+        if planned.todo:
+            phases.allocate(len(planned.todo))
+            record = phases.record(planned)
+            self._write()
+            cells = [] if is_trial else phases.result.tuned
+            tuned = {name: _trials_of(cell, record.name) for cell in cells for name in cell.final}
+            phases.train(planned, title, is_trial, tuned)
+        elif planned.cells:
+            phases.skip(planned)
+            self._view.line(f"{title}: {planned.counted()}")
+
+    # --- the record ------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Write what is tuned and chosen so far into the record, if there is one."""
+        result = self._phases.result
+        tuning = self._tuning()
+        result.tuned = tuning.cells
+        if result.record is not None:
+            folder = result.record.path
+            try_to_record(lambda: tuning.write(folder), self._view)
+
+    def _tuning(self) -> Tuning:
+        record = self._phases.result.record
+        return self._tuner.tuning("" if record is None else record.name)
+
+    def _end(self) -> None:
+        """Record choices and trials, which may be new although no run was: count, list failures."""
+        phases, result = self._phases, self._phases.result
+        self._write()
+        others = [t for t in tunings(self._store) if t.sweep != self._tuning().sweep]
+        if result.record is None and not _are_recorded(result.tuned, combined(others)):
+            phases.record(SweepPlan(()))
+            self._write()
+        phases.close()
+        own = [] if result.record is None else [self._tuning()]
+        known = combined([*others, *own])
+        try_to_record(lambda: name_trials(result.tuned, known, phases), self._view)
+        for line in superseded_lines(result.tuned, known, self._store):
+            self._view.line(line)
+        self._view.line(result.plan.counted(result.results))
+        if result.failed:
+            self._view.failures(result)
+
+
+def stand_ins(tuner: Tuner, store: Store) -> SweepPlan:
+    """Return a stand-in for each final run whose value the trials have still to choose."""
+    planned = plan(tuner.finals(chosen=False), store)
+    return SweepPlan(tuple(_stand_in(cell) for cell in planned.cells))
+
+
+def _stand_in(cell: PlannedCell) -> PlannedCell:
+    return replace(cell, state="missing", todo=True, epochs=0, reason="")
+
+
+def planned_with(tuner: Tuner, store: Store) -> TunedPlan:
+    """Look up in a store all runs of a sweep that tunes keys; no network is built."""
+    trials, finals = plan(tuner.trials(), store), plan(tuner.finals(chosen=True), store)
+    return TunedPlan(trials, finals, stand_ins(tuner, store))
+
+
+def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
+    """Return in one line which value a cell's trials chose, from what, or why they chose none."""
+    record = cell.record
+    if record is None or record.chosen is None:
+        problem = "no trial has ended" if record is None else record.problem
+        return f"not chosen   {tuner.described(cell)}  {problem}"
+    show = tuner.options.metric.show
+    mean = record.means[record.values.index(record.chosen)]
+    edges = "".join(
+        f"; {'' if len(record.edges) == 1 else key + ': '}this is the {edge} tried"
+        for key, edge in record.edges.items()
+    )
+    hint = ", --extend N tries further ones" if edges and not tuner.options.extend else ""
+    tried = len(record.values)
+    best = "" if mean is None else f"{tuner.options.metric.label} {show(mean)}, "
+    chosen = as_overrides(record.chosen)
+    return f"chosen       {tuner.described(cell)}  {chosen}  ({best}best of {tried}{edges}{hint})"
+
+
+def superseded_lines(cells: Sequence[TunedCell], known: StoreTuning, store: Store) -> list[str]:
+    """Return a line for each choice with final runs that a later choice has replaced.
+
+    Args:
+        cells: The cells to speak of.
+        known: What the store's sweeps tuned, with the choices that count now.
+        store: Where the runs are kept.
+    """
+    now = {cell.identity: cell for cell in known.cells}
+    lines = []
+    for cell in cells:
+        present = now.get(cell.identity, cell)
+        for old in present.superseded:
+            count = sum(store.run(name).exists for name in old.runs)
+            if count:
+                lines.append(
+                    f"superseded   {cell.described}  {as_overrides(old.values)}: "
+                    f"{counted(count, 'final run')}; the choice is now "
+                    f"{as_overrides(present.chosen or {})} (sweep {present.sweep})"
+                )
+    return lines
+
+
+def _are_recorded(cells: Sequence[TunedCell], known: StoreTuning) -> bool:
+    """Return whether records in the store have the trials, the choices and the final runs."""
+    before = {cell.identity: cell for cell in known.cells}
+    return all(
+        (there := before.get(cell.identity)) is not None
+        and (there.chosen, there.trials) == (cell.chosen, cell.trials)
+        and set(cell.final) <= set(there.final)
+        for cell in cells
+    )
+
+
+def _trials_of(cell: TunedCell, sweep: str) -> dict[str, Any]:
+    """Return the trials that chose the values of a final run, for its ``meta.json``."""
+    return {
+        "sweep": sweep,
+        "values": cell.chosen,
+        "metric": cell.metric,
+        "trials": [trial.run for trial in cell.trials],
+    }
+
+
+def name_trials(cells: Sequence[TunedCell], known: StoreTuning, phases: Phases) -> None:
+    """Write into ``meta.json`` of complete final runs which trials chose their values.
+
+    A run that is trained as a final one names its trials from its beginning; left are runs that
+    were trained before they were chosen, or whose value has been chosen from more trials since. A
+    run that another process holds is left alone.
+
+    Args:
+        cells: The cells of the sweep.
+        known: What the store's sweeps tuned, with the names of their records.
+        phases: Has the store and the command.
+
+    Raises:
+        StoreError: A file cannot be read or written.
+    """
+    sweeps: Mapping[Any, str] = {cell.identity: cell.sweep for cell in known.cells}
+    for cell in cells:
+        named = _trials_of(cell, sweeps[cell.identity])
+        for name in cell.final:
+            run = phases.store.run(name)
+            if run.status not in ("finished", "diverged"):
+                continue
+            before = (run.meta or {}).get("tuned") or {}
+            if {**before, "sweep": named["sweep"]} == named:
+                continue
+            with suppress(RunLocked), run.lock(phases.command):
+                run.update_meta(tuned=named)

@@ -1,0 +1,197 @@
+"""``normbench sweep --tune … --until …`` on the fake engine: trials once, seeds round by round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from normbench.cli import main
+from normbench.store.store import Store
+from normbench.store.tuning import tuning_of
+from normbench.sweep.record import records
+
+FAKESWEEP = Path(__file__).with_name("fakesweep.py")
+TUNE = ("--tune", "optimizer.lr=0.1,0.2")
+UNTIL = ("--until", "0.001", "--max-seeds", "6", "--baseline", "batch=16")
+
+
+def words(store: Path, *more: str) -> list[str]:
+    """Two cells of two trials, with 3 to 6 final seeds."""
+    return ["sweep", "dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
+            "norm=bn", "batch=16,32", "epochs=1", "seed=range(0,3)", "executor.workers=2",
+            f"store={store}", *more]  # fmt: skip
+
+
+@pytest.fixture
+def rounds(tmp_store, faults, capsys):
+    """Run the command in this process; return exit code and output."""
+
+    def run(*more: str, tune=TUNE, until=UNTIL):
+        code = main(words(tmp_store, *tune, *until, *more))
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+def looks_of(store: Store) -> list[dict]:
+    return [record.head["until"] for record in records(store) if "until" in record.head]
+
+
+def results_of(store: Store) -> dict[str, dict]:
+    """The results of all runs, without what differs each time."""
+    return {
+        run.name: {key: value for key, value in run.summary.items() if "second" not in key
+                   and not key.endswith("_per_s")}
+        for run in store.runs()
+    }  # fmt: skip
+
+
+def test_trials_are_made_once_and_seeds_are_added(rounds, tmp_store, faults):
+    store = Store(tmp_store)
+    code, out = rounds()
+    assert code == 0
+    assert "trials: 4 cells: 4 to train" in out
+    assert "round 3 of at most 3: 6 seeds" in out
+    assert len(store.runs()) == 4 + 12
+    assert len((faults.folder / "epochs.log").read_text().splitlines()) == 16
+    looks = looks_of(store)
+    assert [look["seeds"] for look in looks] == [3, 4, 6]
+    assert [look["stopped"] for look in looks] == ["", "", "max-seeds"]
+    assert [look["comparisons"][0]["n"] for look in looks] == [3, 4, 6]  # trials are not counted
+    assert [len(cell.final) for cell in tuning_of(store).cells] == [6, 6]
+    # The same command finds the last look, and repeats none before it.
+    code, out = rounds()
+    assert code == 0
+    assert "round 3 of at most 3: 6 seeds" in out
+    assert "round 1" not in out
+    assert "round 2" not in out
+    assert len(looks_of(store)) == 3
+    assert len((faults.folder / "epochs.log").read_text().splitlines()) == 16
+
+
+def test_a_sweep_whose_intervals_were_narrow_goes_on_if_they_are_to_be_narrower(rounds, tmp_store):
+    wide = ("--until", "1000000", *UNTIL[2:])
+    assert rounds(until=wide)[0] == 0
+    assert [look["stopped"] for look in looks_of(Store(tmp_store))] == ["narrow"]
+    code, out = rounds()
+    assert code == 0
+    assert "round 1 of at most 3: 3 seeds" in out
+    assert len(looks_of(Store(tmp_store))) == 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Results and looks of the sweep when nobody kills it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store = Store(folder / "runs")
+    subprocess.run(
+        [sys.executable, str(FAKESWEEP), *words(store.root, *TUNE, *UNTIL)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return results_of(store), looks_of(store)
+
+
+@pytest.mark.parametrize(
+    ("place", "looks"),
+    [
+        pytest.param(
+            "normbench.sweep.phases:_Recorder.ended 2", 0, id="trials", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "normbench.sweep.tuned_phases:TunedPhases._train_finals 1", 0, id="after the choice"
+        ),
+        pytest.param("normbench.sweep.phases:_Recorder.ended 11", 1, id="round 2"),
+        pytest.param(
+            "normbench.report.rounds:NarrowIntervals.look 1",
+            0,
+            id="before look 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("normbench.report.rounds:NarrowIntervals.look 2", 1, id="before look 2"),
+    ],
+)
+def test_a_killed_sweep_goes_on_where_it_was(rounds, tmp_store, faults, undisturbed, place, looks):
+    store = Store(tmp_store)
+    killed = subprocess.run(
+        [sys.executable, str(FAKESWEEP), *words(tmp_store, *TUNE, *UNTIL)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "FAKE_KILL": place},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    end = time.monotonic() + 60
+    while any(run.status == "running" for run in store.runs()):  # its workers end by themselves
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert len(looks_of(store)) == looks
+    ended = {run.name: run.meta for run in store.runs() if run.status == "finished"}
+    for run in store.runs():
+        if "-s1000-" not in run.name:  # a final run names its trials from its beginning
+            assert len(run.meta["tuned"]["trials"]) == 2
+    code, out = rounds()
+    assert code == 0, out
+    results, expected_looks = undisturbed
+    assert results_of(store) == results
+    assert looks_of(store) == expected_looks
+    for name, meta in ended.items():
+        assert store.run(name).meta["sessions"] == meta["sessions"]  # not trained again
+    assert len([record for record in records(store) if "until" in record.head]) == 3
+
+
+def test_the_plan_shows_trials_the_next_round_and_the_most(rounds, tmp_store):
+    code, out = rounds("--dry-run")
+    assert code == 0
+    assert out.startswith("trials:\n")
+    assert "missing      digits-resnet8-bn-b16  optimizer.lr=? seed=0,1,2" in out
+    assert "round 1 of at most 3: looks after 3, 4, 6 seeds" in out
+    assert "at most 16 cells: 16 to train (4 trials and 12 final)" in out
+    assert not list(tmp_store.iterdir())
+    rounds(until=("--until", "1000000", *UNTIL[2:]))
+    code, out = rounds("--dry-run")
+    assert code == 0
+    assert "3 seeds: 0 of 1 intervals are narrower than ±0.001 points" in out
+    assert "round 2 of at most 3: looks after 3, 4, 6 seeds" in out
+    assert "at most 16 cells: 10 skipped, 6 to train (4 trials and 12 final)" in out
+    assert len(looks_of(Store(tmp_store))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"until": (*UNTIL[:3], "9", *UNTIL[4:])}, "looked at these runs with 3 to 6 seeds"),
+        (
+            {"tune": ("--tune", "optimizer.lr=0.1,0.2,0.4")},
+            "looked at these cells tuned with --tune optimizer.lr=0.1,0.2 --tune-seeds 1000",
+        ),
+        ({"tune": (*TUNE, "--extend", "1")}, "--extend 1: other trials may choose other values"),
+    ],
+)
+def test_looks_hold_for_one_schedule_and_one_protocol(rounds, tmp_store, change, message):
+    rounds(until=("--until", "1000000", *UNTIL[2:]))
+    count = len(Store(tmp_store).runs())
+    code, out = rounds(**change)
+    assert code == 2
+    assert message in out
+    assert len(out.splitlines()) == 1
+    assert len(Store(tmp_store).runs()) == count
+
+
+def test_a_tuning_seed_of_a_later_round_is_refused_before_the_first(rounds, tmp_store):
+    code, out = rounds("--tune-seeds", "5")
+    assert code == 2
+    assert "seed 5 is a tuning seed and a final one" in out
+    assert not list(tmp_store.iterdir())
+
+
+def test_a_cell_without_a_choice_adds_no_seeds(rounds, tmp_store):
+    code, out = rounds("max_loss=1e-9")
+    assert code == 1
+    assert "no seeds are added while a cell has no value that its trials chose" in out
+    assert looks_of(Store(tmp_store)) == []
