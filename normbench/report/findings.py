@@ -271,7 +271,8 @@ def _suggestive(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
 
 def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
     name, base = _names(grid, row)
-    low, high = min(d.low for _, d in pairs), max(d.high for _, d in pairs)
+    ends = [grid.metric.ends(difference) for _, difference in pairs]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     interval = "interval of the difference spans"
     if len(pairs) > 1:
         interval = "intervals of the differences span"
@@ -434,8 +435,7 @@ def _sizes(grid: Grid, pairs: Pairs) -> str:
         where = _at(grid, [cell])
         if place and grid.study.column_factor:
             where = f"at {grid.study.column(cell.column)} "
-        size = f"{grid.metric.show(abs(difference.mean))} ± "
-        size += grid.metric.show(difference.half_width)
+        size = grid.metric.difference(difference, sign=False)
         sizes.append(f"{where}by {size}{'' if place else unit}")
     return join_names(sizes)
 
@@ -449,8 +449,7 @@ def _at(grid: Grid, cells: Sequence[GridCell]) -> str:
 
 
 def _signed(grid: Grid, difference: Difference) -> str:
-    half = grid.metric.show(difference.half_width)
-    return f"by {_number(grid, difference.mean)} ± {half}{_unit(grid)}"
+    return f"by {grid.metric.difference(difference)}{_unit(grid)}".replace("-", "−")
 
 
 def _number(grid: Grid, value: float) -> str:

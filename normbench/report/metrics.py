@@ -22,7 +22,7 @@ from normbench.errors import UserError, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from normbench.report.statistics import Sample
+    from normbench.report.statistics import Difference, Sample
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,68 @@ class Metric:
         half = sample.half_width
         return sample.mean - half < self.low or sample.mean + half > self.high
 
-    def estimate(self, sample: Sample) -> str:
-        """Format a mean with its interval, if there is one, as ``96.20 ± 0.41``.
+    def by_ends(self, mean: float, half: float) -> bool:
+        """Return whether an interval is written by its ends, cut at the limits of the metric.
 
-        An interval that would pass a limit is written by its ends, ``52 [0, 118]``; not that of a
-        percentage, whose limits every reader knows.
+        So is one that would pass a limit; of a percentage, whose limits every reader knows, only
+        one that is wider than the whole scale.
+
+        Args:
+            mean: The middle of the interval, in stored units.
+            half: Half of its width.
         """
-        mean = self.show(sample.mean)
-        if math.isnan(sample.half_width):
-            return mean
-        if self.unit != "%" and self.cuts(sample):
-            return f"{mean} [{self.show(sample.low)}, {self.show(sample.high)}]"
-        return f"{mean} ± {self.show(sample.half_width)}"
+        if self.unit == "%":
+            return 2 * half > self.high - self.low
+        return mean - half < self.low or mean + half > self.high
+
+    def estimate(self, sample: Sample) -> str:
+        """Format a mean with its interval: ``96.20 ± 0.41``, or ``54.86 [0.00, 100.00]``."""
+        return self.around(sample.mean, sample.half_width)
+
+    def around(self, mean: float, half: float) -> str:
+        """Format a mean with half of its interval's width, as :meth:`estimate` does.
+
+        Args:
+            mean: The mean, in stored units.
+            half: Half of the width of its interval; NaN if there is none.
+        """
+        text = self.show(mean)
+        if math.isnan(half):
+            return text
+        if self.by_ends(mean, half):
+            low, high = max(mean - half, self.low), min(mean + half, self.high)
+            return f"{text} [{self.show(low)}, {self.show(high)}]"
+        return f"{text} ± {self.show(half)}"
+
+    def ends(self, found: Difference) -> tuple[float, float]:
+        """Return the interval of a difference, cut at the largest difference that there can be."""
+        most = self.high - self.low
+        return max(found.low, -most), min(found.high, most)
+
+    def difference(self, found: Difference, sign: bool = True) -> str:
+        """Format a difference with its interval, if there is one, as ``+1.20 ± 0.41``.
+
+        Two accuracies differ by at most 100 points. An interval that would pass that is written by
+        its ends, ``+12.00 [-100.00, +80.00]``.
+
+        Args:
+            found: The difference.
+            sign: False to write the amount of a difference, as ``1.20 ± 0.41``.
+        """
+        turn = -1.0 if not sign and found.mean < 0 else 1.0
+        plus = "+" if sign else ""
+
+        def show(value: float) -> str:
+            return f"{value * self.scale:{plus}.{self.digits}f}"
+
+        text = show(turn * found.mean)
+        if not found.half_width >= 0:
+            return text
+        ends = self.ends(found)
+        if ends == (found.low, found.high):
+            return f"{text} ± {self.show(found.half_width)}"
+        low, high = sorted(turn * end for end in ends)
+        return f"{text} [{show(low)}, {show(high)}]"
 
 
 def _accuracy(name: str, label: str, **options: Any) -> Metric:
@@ -216,6 +266,8 @@ METRICS: dict[str, Metric] = {
             "Generalization gap",
             "points",
             100.0,
+            low=-1.0,
+            high=1.0,
             of=("train_acc", "test_acc"),
             formula=operator.sub,
             heading="Gap (points)",

@@ -20,7 +20,7 @@ from normbench.report import table as render
 from normbench.report.grid import Grid, build
 from normbench.report.metrics import METRICS
 from normbench.report.report import text
-from normbench.report.statistics import sample
+from normbench.report.statistics import paired, sample
 from normbench.report.study import studies
 from normbench.report.table import Table, TableEntry
 from normbench.report.tables import run_list, selection, summary
@@ -100,6 +100,26 @@ def test_an_interval_ends_where_values_end() -> None:
     high = accuracy.within(sample([0.99, 1.0, 0.98]))
     assert high.high == 1.0
     assert accuracy.estimate(high) == f"99.00 ± {100 * high.half_width:.2f}"
+    wide = accuracy.within(sample([0.4, 0.69]))  # half of its interval is 184 points
+    assert accuracy.estimate(wide) == "54.50 [0.00, 100.00]"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text", "amount"),
+    [
+        ("test_acc", (0.01, 0.02), "+1.50 ± 6.35", "1.50 ± 6.35"),
+        ("test_acc", (-0.01, -0.02), "-1.50 ± 6.35", "1.50 ± 6.35"),
+        ("test_acc", (0.1, 0.3), "+20.00 [-100.00, +100.00]", "20.00 [-100.00, 100.00]"),
+        ("test_acc", (-0.7, -0.8), "-75.00 [-100.00, -11.47]", "75.00 [11.47, 100.00]"),
+        ("gap", (1.5, -1.5), "+0.00 [-200.00, +200.00]", "0.00 [-200.00, 200.00]"),
+        ("test_loss", (1.0, 3.0), "+2.0000 ± 12.7062", "2.0000 ± 12.7062"),
+        ("test_acc", (0.01,), "+1.00", "1.00"),
+    ],
+)
+def test_an_interval_of_differences_ends_where_differences_end(name, values, text, amount) -> None:
+    found = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    assert METRICS[name].difference(found) == text
+    assert METRICS[name].difference(found, sign=False) == amount
 
 
 def test_a_cut_interval_is_explained(grid: Grid) -> None:

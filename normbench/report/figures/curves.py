@@ -154,8 +154,7 @@ def _series(
     for place in picked:
         x, mean = float(band.x[place]), float(band.mean[place])
         half = float(band.high[place] - band.low[place]) / 2
-        spread = f" ± {how.shown.show(half)}" if half >= 0 else ""
-        text = f"{named} {x:g}: {how.shown.show(mean)}{spread} {how.shown.unit}".rstrip()
+        text = f"{named} {x:g}: {how.shown.around(mean, half)} {how.shown.unit}".rstrip()
         points.append(style.Point(axis, x * factor, mean * scale, text, key))
     return points
 

@@ -129,9 +129,7 @@ def _hover(grid: Grid, row: object, column: object) -> str:
     text = f"{grid.study.row(row)} − {grid.study.in_words(grid.baseline)}"
     if grid.study.column_factor:
         text += f" at {grid.study.column(column)}"
-    text += f": {found.mean * shown.scale:+.{shown.digits}f}"
-    if found.half_width >= 0:
-        text += f" ± {shown.show(found.half_width)}"
+    text += f": {shown.difference(found)}"
     text += f" {shown.difference_unit}".rstrip()
     if found.tested:
         text += f", p = {found.p:.3g}, corrected {found.p_corrected:.3g}"
