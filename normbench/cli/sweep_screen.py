@@ -22,6 +22,7 @@ from normbench.sweep.cell import RESULTS, CellResult
 from normbench.sweep.observer import SweepView
 from normbench.sweep.phases import SweepResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
+from normbench.sweep.tune import TuneMetric
 
 STYLE = {
     "trained": "green",
@@ -99,7 +100,7 @@ class SweepScreen(SweepView):
         self.console = Console() if console is None else console
         self._wants_live = can_redraw(self.console) if live is None else live
         self._live: LiveRegion | None = None
-        self._trials = False
+        self._metric: TuneMetric | None = None
 
     # --- before and after the training -----------------------------------------------------------
 
@@ -113,8 +114,8 @@ class SweepScreen(SweepView):
         noun = "cell" if cells == 1 else "cells"
         return self.console.status(Text(f"checking {cells:,} {noun} …", "dim"))
 
-    def phase(self, text: str, trials: bool = False) -> None:
-        self._trials = trials
+    def phase(self, text: str, metric: TuneMetric | None = None) -> None:
+        self._metric = metric
         self.line(text)
 
     def plan(self, plan: SweepPlan, slots: int) -> None:
@@ -245,8 +246,10 @@ class SweepScreen(SweepView):
             return f"  {error}"
         if result.result == "diverged":
             detail = f"in epoch {summary.get('diverged_epoch')}"
-        elif self._trials:
-            detail = f"validation accuracy {percent(summary.get('val_acc'))}"
+        elif self._metric is not None:
+            value = self._metric.value(summary)
+            shown = "unknown" if value is None else self._metric.show(value)
+            detail = f"{self._metric.label} {shown}"
         else:
             detail = f"test accuracy {percent(summary.get('test_acc'))}"
         if (count := summary.get("micro_batches", 1)) > 1:

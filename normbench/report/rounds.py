@@ -130,11 +130,10 @@ class NarrowIntervals:
         if known:
             widest = max(known, key=lambda line: line["half_width"])
             place = f"{widest['row']} {widest['column']}".strip()
-            half, most = widest["half_width"], self._metric.high - self._metric.low
-            size = f"is ±{half:.{self._metric.digits}f}"
-            if half > most * self._metric.scale:
-                size = "has all differences that there can be"
-            texts.append(f"the widest {size} ({place})")
+            half = widest["half_width"]
+            most = (self._metric.high - self._metric.low) * self._metric.scale
+            size = f"wider than ±{most:g}" if half > most else f"±{half:.{self._metric.digits}f}"
+            texts.append(f"the widest is {size} ({place})")
         if missing := len(found) - len(waiting):
             texts.append(f"{missing} without an interval, because a run diverged")
         text = ", ".join(texts)

@@ -110,6 +110,13 @@ def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
     )
 
 
+def ends_note(rows: Sequence[Sequence[TableEntry]]) -> list[str]:
+    """Return the note on intervals that are written by their ends, if a table has any."""
+    if any("[" in entry.text for row in rows for entry in row[1:]):
+        return ["[low, high]: an interval, cut where the values of the metric end."]
+    return []
+
+
 def _all_of(total: int) -> str:
     return f"all {total} runs" if total > 1 else "1 run"
 

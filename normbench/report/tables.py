@@ -19,7 +19,15 @@ from normbench.report.grid import Grid, GridCell, build
 from normbench.report.metrics import METRICS, Metric, listed
 from normbench.report.statistics import ALPHA, Sample, sample
 from normbench.report.study import Study, plain_value, ranges
-from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
+from normbench.report.table import (
+    EMPTY,
+    Table,
+    TableEntry,
+    ends_note,
+    entry,
+    number,
+    usual_count,
+)
 from normbench.report.tuning import phase, tuned_keys
 
 
@@ -418,6 +426,7 @@ def summary(*studies: Study) -> Table:
             "also at the epoch of best validation accuracy. The gap is training minus test "
             "accuracy; training accuracy is taken while the network trains, on augmented images "
             "where there are any.",
+            *ends_note(lines),
         ],
         data,
     )

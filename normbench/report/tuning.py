@@ -396,7 +396,7 @@ def chosen_text(cell: TunedCell) -> str:
         + (f", the {cell.edges[key]} tried" if key in cell.edges else "")
         for key in cell.keys
     ]
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def value_text(value: Any) -> str:

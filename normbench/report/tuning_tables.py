@@ -18,7 +18,15 @@ from normbench.report.grid import build
 from normbench.report.metrics import METRICS, Metric
 from normbench.report.statistics import sample
 from normbench.report.study import Study
-from normbench.report.table import EMPTY, Table, TableEntry, entry, number, usual_count
+from normbench.report.table import (
+    EMPTY,
+    Table,
+    TableEntry,
+    ends_note,
+    entry,
+    number,
+    usual_count,
+)
 from normbench.report.tuning import CellTuning, NearRange
 
 _DECADES = 1000  # ratio of the largest value to the smallest from which ranges are in decades
@@ -104,7 +112,7 @@ def chosen(study: Study) -> Table:
             "Trials",
         ],
         rows,
-        [*study.notes, *rules(study)],
+        [*study.notes, *rules(study), *ends_note(rows)],
         pd.DataFrame(data),
     )
 

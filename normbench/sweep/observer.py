@@ -13,6 +13,7 @@ from normbench.sweep.plan import PlannedCell, SweepPlan
 
 if TYPE_CHECKING:
     from normbench.sweep.phases import SweepResult
+    from normbench.sweep.tune import TuneMetric
 
 
 class SweepObserver:
@@ -58,12 +59,13 @@ class SweepView(SweepObserver):
         """Return a context for the time in which the networks of ``cells`` cells are built."""
         return nullcontext()
 
-    def phase(self, text: str, trials: bool = False) -> None:
+    def phase(self, text: str, metric: TuneMetric | None = None) -> None:
         """Show that a phase of a sweep begins.
 
         Args:
             text: The phase, with the number of its cells.
-            trials: True if its cells are trials, whose test accuracy nobody should look at.
+            metric: The metric that chooses, if its cells are trials, whose test accuracy nobody
+                should look at.
         """
         self.line(text)
 

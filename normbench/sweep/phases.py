@@ -22,6 +22,7 @@ from normbench.sweep.observer import SweepObserver, SweepView
 from normbench.sweep.plan import PlannedCell, SweepPlan, changed_components, other_versions, plan
 from normbench.sweep.preflight import problems
 from normbench.sweep.record import Record
+from normbench.sweep.tune import TuneMetric
 
 #: Invalid cells that are listed; the others are counted.
 LISTED = 20
@@ -220,7 +221,7 @@ class Phases:
         self,
         planned: SweepPlan,
         title: str = "",
-        trials: bool = False,
+        metric: TuneMetric | None = None,
         tuned: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Train the cells of a phase that is recorded, and write each end into result and record.
@@ -228,7 +229,7 @@ class Phases:
         Args:
             planned: The cells of the phase.
             title: Name of the phase; empty if there is only one.
-            trials: True if the cells are trials.
+            metric: The metric that chooses, if the cells are trials.
             tuned: For a run's ``meta.json``, by name of a final run: the trials that chose its
                 values.
         """
@@ -237,7 +238,7 @@ class Phases:
         prefix = f"{title}: " if title else ""
         estimate = planned.estimate(len(self.slots))
         where = ", ".join(self.slots)
-        self.view.phase(f"{prefix}{planned.counted()}; {estimate}, on {where}", trials)
+        self.view.phase(f"{prefix}{planned.counted()}; {estimate}, on {where}", metric)
         context = SweepContext(
             self.store, self.command, record.path, self.retry_failed, tuned or {}
         )

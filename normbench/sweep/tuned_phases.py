@@ -175,7 +175,8 @@ class TunedPhases:
             self._write()
             cells = [] if is_trial else phases.result.tuned
             tuned = {name: _trials_of(cell, record.name) for cell in cells for name in cell.final}
-            phases.train(planned, title, is_trial, tuned)
+            metric = self._tuner.options.metric if is_trial else None
+            phases.train(planned, title, metric, tuned)
         elif planned.cells:
             phases.skip(planned)
             self._view.line(f"{title}: {planned.counted()}")
@@ -239,7 +240,7 @@ def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
     show = tuner.options.metric.show
     mean = record.means[record.values.index(record.chosen)]
     edges = "".join(
-        f"; {'' if len(record.edges) == 1 else key + ': '}this is the {edge} tried"
+        f"; {'' if len(record.keys) == 1 else key + ': '}this is the {edge} tried"
         for key, edge in record.edges.items()
     )
     hint = ", --extend N tries further ones" if edges and not tuner.options.extend else ""

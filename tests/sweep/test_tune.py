@@ -539,9 +539,7 @@ def test_final_runs_of_other_epochs_are_checked_before_the_trials(run_sweep, ask
     ]
 
 
-def test_a_value_whose_final_runs_cannot_be_trained_is_not_tried(
-    run_sweep, tmp_store, monkeypatch
-):
+def test_a_value_whose_final_runs_cannot_be_trained_is_not_tried(run_sweep, tmp_store, monkeypatch):
     def problems(cells, *others):
         wrong = [c for c in cells if c.config.epochs == 3 and c.config.optimizer["lr"] == 0.2]
         return {cell.name: "too long" for cell in wrong}

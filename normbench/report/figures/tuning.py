@@ -327,7 +327,9 @@ def expected(study: Study) -> style.Drawing:
     if limits.high > limits.low:
         panels.axes[0].set_ylim(limits.low, limits.high)
     label = heading(study.tuned)
-    _labelled(panels, "Values tried, n", f"Best of n: {label[:1].lower()}{label[1:]}")
+    several = any(len(cell.cell.keys) > 1 for cell in study.tuned)
+    tried = "Combinations tried, n" if several else "Values tried, n"
+    _labelled(panels, tried, f"Best of n: {label[:1].lower()}{label[1:]}")
     style.legend(panels.figure, handles, 8, study.legend_title)
     metric = study.tuned[0].metric
     counted = "at chance level" if metric.worst else "as the worst other one"
