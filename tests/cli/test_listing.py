@@ -137,6 +137,7 @@ def test_rows_of_every_status(tmp_store: Path) -> None:
         "path": str(finished.path),
         "problem": None,
         "trial": False,
+        "superseded": False,
     }
     assert [row["age_seconds"] for row in listed[1:3]] == [28 * 60.0, 4 * 3600.0]
     assert listed[2]["problem"] == "OOM: no room stack"
