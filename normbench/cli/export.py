@@ -71,6 +71,8 @@ def _export_model(arguments: Namespace) -> None:
     for option in ("where", "out"):
         if getattr(arguments, option) is not None:
             raise UserError(f"--{option} is for the table: --model FILE names the model's file")
+    if arguments.superseded:
+        raise UserError("--superseded is for the table: --model FILE names the model's file")
     if arguments.folder is None:
         raise UserError(f"export --model needs a run: its {RUN_NAMES}")
     quiet_tensorflow()
