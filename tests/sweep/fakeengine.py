@@ -41,7 +41,6 @@ def install() -> None:
     model = types.ModuleType("normbench.network")
     model.build_model = build_model
     model.parameter_count = lambda model: 3
-    model.layers_within = lambda model: []
     model.refuse_too_large = lambda *arguments: None  # its networks have no layers
     model.layers_within = lambda network: []
     sys.modules["normbench.network"] = model
