@@ -107,6 +107,8 @@ SAME = {
 
 PAIRS = [(norm, arch) for norm in NORMS for arch in TINY if arch not in SAME]
 SMALLEST = ("conv_encoder", "mlp_sigmoid", "lenet")
+LARGE = ("bn_inception", "googlenet", "mobilenet_v2")
+"""Networks of many layers, which are saved with one norm and in tests of their own."""
 
 
 def small_network(index: int, norm: str) -> str:
@@ -142,7 +144,7 @@ def test_every_pair(norm, arch, reloaded):
     # With all that the pairs before have left: a thousand do not fit.
     keras.utils.clear_session(free_memory=(norm, arch) not in QUICK)
     with op_by_op(arch):
-        check(norm, arch, reloaded)
+        check(norm, arch, reloaded if arch not in LARGE else lambda model: model)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tests.marks import slow_except
 NAMES = group_options()["experiment"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The zoo takes seconds to compose: a hundred choices of files.
+@pytest.mark.parametrize("name", slow_except([n for n in NAMES if n != "norm_zoo"], NAMES))
 def test_every_experiment_composes_at_every_scale(name):
     experiment = load(name)
     assert experiment.title
