@@ -99,8 +99,7 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
 
 
 def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
-    row = {key: planned[key] for key in ("name", "todo", "reason")}
-    row["differs"] = planned.get("differs", "")  # records of earlier versions have none
+    row = {key: planned[key] for key in ("name", "todo", "reason", "differs")}
     if planned["state"] == "invalid":
         return {**row, "state": "invalid"}
     run = store.run(planned["name"])

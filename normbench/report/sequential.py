@@ -36,9 +36,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from normbench.store import files
-from normbench.store.schema import integer, record, sequence, text
-from normbench.store.store import SWEEPS
+from normbench.store import sweeps
 
 GROWTH = 1.5
 """The factor by which the number of seeds grows, at most, from a look to the next."""
@@ -61,34 +59,23 @@ def schedule(first: int, most: int) -> tuple[int, ...]:
     )
 
 
-_HEAD = record(
-    {},
-    {
-        "cells": sequence(record({"name": text()})),
-        "until": record({"looks": sequence(integer(2))}),
-    },
-)
-
-
 def declared(root: Path) -> dict[str, tuple[int, ...]]:
     """Return the looks of the runs of a store that sweeps with ``--until`` have trained, by name.
 
     Of a run in several such sweeps, as a baseline may be, it is the longest schedule.
 
     Args:
-        root: The folder of the store. Each of its ``sweeps/*/sweep.json`` may have the key
-            ``until`` (:mod:`normbench.sweep.until`).
+        root: The folder of the store.
 
     Raises:
-        StoreError: A record is damaged.
+        StoreError: The record of a sweep is damaged.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(root.glob(f"{SWEEPS}/*/sweep.json")):
-        head = files.read_json(path, _HEAD) or {}
-        if not (until := head.get("until")):
+    for head in sweeps.read_all(root):
+        if "until" not in head:
             continue
-        looks = tuple(until["looks"])
-        for cell in head.get("cells", ()):
+        looks = tuple(head["until"]["looks"])
+        for cell in head["cells"]:
             found[cell["name"]] = max(found.get(cell["name"], ()), looks, key=len)
     return found
 

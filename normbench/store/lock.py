@@ -1,15 +1,17 @@
-"""The lock of a run folder, :func:`locked`: one process trains a run at a time.
+"""Locks in a store, :func:`locked`: one process trains a run, or verifies the store, at a time.
 
-The lock is the kernel's: ``flock`` on the file ``lock``, taken through the library ``filelock``.
-It belongs to the open file, so the kernel frees it the moment its owner ends, even by ``kill -9``,
-and nobody has to clean up or wait for a timeout. ``lock.json`` beside it names the owner; it is for
-messages only and decides nothing, so it may be stale or missing.
+A lock is the kernel's ``flock`` on a file, taken through the library ``filelock``. It belongs to
+the open file, so the kernel frees it the moment its owner ends, even by ``kill -9``, and nobody has
+to clean up or wait for a timeout. The file itself stays: removing it would let one process lock the
+removed file while another locks its successor. A file with the ending ``.json`` beside it names the
+owner; it is for messages only and decides nothing, so it may be stale or missing.
 
 Several hosts on one store: NFS (Linux 2.6.12 and later; version 4, or 3 with its lock daemon),
-Lustre mounted with ``flock`` and CephFS carry the lock between hosts. There a killed process frees
-it at once, a host that vanished only when the server ends its lease (NFSv4: about 90 s). Where a
-mount keeps locks to one host (NFS ``local_lock=flock``, Lustre ``localflock``), processes of one
-host still exclude each other, but two hosts do not. A mount without any locks is refused.
+Lustre mounted with ``flock`` and CephFS share locks between hosts. There the lock of a killed
+process is freed at once, that of a host that vanished only when the server ends its lease (NFSv4:
+about 90 s). Where a mount keeps locks to one host (NFS ``local_lock=flock``, Lustre
+``localflock``), processes of one host still exclude each other, but two hosts do not. A mount
+without any locks is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _held: dict[str, int] = {}
 
 
 class RunLocked(UserError):
-    """Another process trains this run; ``owner`` is its ``lock.json``, or None."""
+    """Another process holds the lock; ``owner`` is the note that it wrote, or None."""
 
     def __init__(self, message: str, owner: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -53,9 +55,9 @@ class RunLocked(UserError):
 def is_held(path: Path) -> bool:
     """Return whether some process, this one included, holds the lock at ``path``.
 
-    It tries a shared lock, so that any number of processes may look at once and only one that
-    takes the lock must try twice (see :func:`_take`). It writes nothing, so that it also works in
-    a read-only store.
+    The check tries a shared lock, so that any number of processes may look at once, and only a
+    process that takes the lock may have to try twice (see :func:`_take`). It writes nothing, so it
+    also works in a read-only store.
 
     Raises:
         StoreError: The file cannot be opened, or its file system has no locks.
@@ -70,8 +72,8 @@ def is_held(path: Path) -> bool:
         raise store_error("read", path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # Closing the file would release the lock too, but not if another thread has just forked:
-        # the child then holds the same open file, and with it the lock.
+        # Closing the file would release the lock too, unless another thread has just forked: the
+        # child then holds the same open file, and with it the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return False
     except OSError as error:
@@ -85,9 +87,9 @@ def is_held(path: Path) -> bool:
 def _take(path: Path) -> FileLock | None:
     """Take the lock, or return None if another process owns it.
 
-    A failed attempt means that another process owns the lock *or* is just looking at it
-    (:func:`is_held`). A shared lock tells the two apart: it is granted beside other shared locks,
-    but not beside an owner's. So nobody is refused because of a process that looks, and an owner is
+    An attempt fails if another process owns the lock *or* is just looking at it (:func:`is_held`).
+    A shared lock tells the two apart: it is granted beside other shared locks, but not beside an
+    owner's exclusive one. So no process is refused because of one that looks, and an owner is
     detected without waiting.
     """
     lock = FileLock(path, thread_local=False)
@@ -102,9 +104,9 @@ def _take(path: Path) -> FileLock | None:
                 raise StoreError(
                     f"cannot lock {path}: another program keeps it locked for reading"
                 ) from None
-            time.sleep(
-                random.uniform(0.0005, 0.005)
-            )  # random, so that two takers do not collide again
+            # Two processes that take a free lock at the same moment may keep each other from it by
+            # the shared locks with which they look. Random waits part them.
+            time.sleep(random.uniform(0.0005, 0.005))
             continue
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -134,7 +136,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 def _note(path: Path) -> dict[str, Any] | None:
     """Return the content of ``lock.json``, or None if it is missing or damaged.
 
-    It is for messages only: damage to it must not end a command.
+    The note is for messages only: damage to it must not end a command.
     """
     try:
         return read_json(path.with_suffix(".json"), OWNER)
@@ -164,21 +166,31 @@ def owner_of(path: Path, patience: float = 0.0) -> dict[str, Any] | None:
     return None
 
 
-def refusal(name: str, owner: dict[str, Any] | None) -> RunLocked:
-    """Build the error that names the process that trains the run ``name``."""
+def refusal(activity: str, owner: dict[str, Any] | None) -> RunLocked:
+    """Build the error that names the process that holds a lock.
+
+    Args:
+        activity: The sentence that the owner completes, as ``run NAME is being trained``.
+        owner: The owner's note; empty or None if it wrote none.
+    """
     if not owner:
-        return RunLocked(f"run {name} is being trained by another process", owner)
+        return RunLocked(f"{activity} by another process", owner)
     command = shlex.join(str(part) for part in owner.get("command") or [])
     return RunLocked(
-        f"run {name} is being trained by process {owner.get('pid')} on {owner.get('host')} "
-        f"since {owner.get('started')}" + (f": {command}" if command else ""),
+        f"{activity} by process {owner.get('pid')} on {owner.get('host')} since "
+        f"{owner.get('started')}" + (f": {command}" if command else ""),
         owner,
     )
 
 
 @contextlib.contextmanager
-def locked(path: Path, name: str, command: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Hold the lock at ``path`` for the run ``name``.
+def locked(path: Path, activity: str, command: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Hold the lock at ``path``.
+
+    Args:
+        path: The file to lock, which is made if it does not exist.
+        activity: What the lock protects, for the refusal of others: ``run NAME is being trained``.
+        command: The command line of this process, for the same purpose.
 
     Yields:
         The note of the last owner if it died without releasing the lock, else None.
@@ -190,7 +202,7 @@ def locked(path: Path, name: str, command: Sequence[str]) -> Iterator[dict[str, 
     key = os.path.realpath(path)
     lock = None if _held.get(key) == os.getpid() else _take(path)
     if lock is None:
-        raise refusal(name, owner_of(path, patience=0.3))
+        raise refusal(activity, owner_of(path, patience=0.3))
     note = path.with_suffix(".json")
     pid = os.getpid()
     _held[key] = pid

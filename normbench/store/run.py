@@ -322,7 +322,8 @@ class Run:
     @contextmanager
     def _locked(self, command: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         self._make(self.path)
-        with runlock.locked(self.path / "lock", self.name, command) as died:
+        activity = f"run {self.name} is being trained"
+        with runlock.locked(self.path / "lock", activity, command) as died:
             files.sweep_temporary(self.path)
             files.sweep_temporary(self.path / "checkpoint")
             yield died

@@ -23,33 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from normbench.errors import UserError, nearest
-from normbench.store import files
+from normbench.store import files, sweeps
 from normbench.store import lock as runlock
 from normbench.store.provenance import utc_now
-from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
+from normbench.store.schema import integer, number, record, sequence, text
 from normbench.store.store import SWEEPS, Store
 from normbench.sweep.cell import CellResult
 from normbench.sweep.plan import PlannedCell, SweepPlan
 
-SCHEMA = 1
-
-_HEAD = record(
-    {
-        "started": text(),
-        **dict.fromkeys(("ended", "result"), text(null=True)),
-        "command": sequence(text()),
-        "cells": sequence(
-            record(
-                {
-                    **dict.fromkeys(("name", "state", "reason"), text()),
-                    "todo": boolean(),
-                    "seconds": number(0, null=True),
-                }
-            )
-        ),
-    },
-    {"host": text(null=True), "executor": mapping()},
-)
 _ENDING = record(
     {
         **dict.fromkeys(("name", "result", "cause", "error"), text()),
@@ -84,7 +65,7 @@ class Record:
         new = cls(_fresh_folder(store.root / SWEEPS, command))
         new._write(
             {
-                "schema": SCHEMA,
+                "schema": sweeps.SCHEMA,
                 "started": utc_now(),
                 "ended": None,
                 "result": None,
@@ -110,7 +91,7 @@ class Record:
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
         """Hold the record's lock, which shows that the sweep goes on."""
-        with runlock.locked(self.path / "lock", self.name, command):
+        with runlock.locked(self.path / "lock", f"sweep {self.name} is being trained", command):
             yield
 
     @property
@@ -144,14 +125,14 @@ class Record:
 
     @property
     def head(self) -> dict[str, Any]:
-        """The content of ``sweep.json``.
+        """The content of ``sweep.json``, as :func:`normbench.store.sweeps.read` returns it.
 
         Raises:
-            StoreError: The file is missing or cannot be read.
+            StoreError: The file is missing, damaged, or cannot be read.
         """
-        head = files.read_json(self.path / "sweep.json", _HEAD)
+        head = sweeps.read(self.path)
         if head is None:
-            raise files.StoreError(f"{self.path} is no record of a sweep: no sweep.json")
+            raise files.StoreError(f"{self.path} is no record of a sweep: no {sweeps.FILE}")
         return head
 
     @property
@@ -169,15 +150,12 @@ class Record:
 
     def _write(self, head: Mapping[str, Any]) -> None:
         content = files.dumps(files.printable(files.jsonable(dict(head))), indent=1)
-        files.write_text(self.path / "sweep.json", content + "\n")
+        files.write_text(self.path / sweeps.FILE, content + "\n")
 
 
 def records(store: Store) -> list[Record]:
     """Return the records of a store's sweeps, the oldest first."""
-    folder = store.root / SWEEPS
-    if not folder.is_dir():
-        return []
-    return [Record(path.parent) for path in sorted(folder.glob("*/sweep.json"))]
+    return [Record(folder) for folder in sweeps.folders(store.root)]
 
 
 def find(store: Store, name: str | None) -> Record:
