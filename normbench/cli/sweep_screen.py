@@ -90,11 +90,16 @@ def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
 class SweepScreen(SweepView):
     """Shows a sweep as it goes.
 
+    Attributes:
+        noun: The word for the cells in a line of progress.
+
     Args:
         console: Console to write to; standard output by default.
         live: Keep a live table while cells train; by default if the console is a terminal that can
             be redrawn. Without a table, a line a minute says how far the sweep is.
     """
+
+    noun = "cells"
 
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
         self.console = Console() if console is None else console
@@ -190,17 +195,20 @@ class SweepScreen(SweepView):
             self._write(Text(self._progress_line(), "dim"))
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
-        self._running.pop(cell.name, None)
-        self._waiting.discard(cell.name)
-        self._results[result.result] += 1
-        if result.result in ("trained", "diverged"):
-            self._seconds.append(result.seconds)
+        self._count(cell, result)
         digits = len(str(self._total))
         line = Text(f"[{sum(self._results.values()):>{digits}}/{self._total}] ", "dim")
         line.append(f"{result.result:<11} ", STYLE[result.result])
         line.append(self._plan.described(cell.name), "default")
         line.append(self._detail(cell, result), "dim")
         self._write(line)
+
+    def _count(self, cell: PlannedCell, result: CellResult) -> None:
+        self._running.pop(cell.name, None)
+        self._waiting.discard(cell.name)
+        self._results[result.result] += 1
+        if result.result in ("trained", "diverged"):
+            self._seconds.append(result.seconds)
 
     def note(self, text: str) -> None:
         self._write(Text(text, "yellow"))
@@ -221,7 +229,7 @@ class SweepScreen(SweepView):
 
     def _progress_line(self) -> str:
         """Return in one line how far the sweep is, for an output without a live table."""
-        done = f"{sum(self._results.values())} of {self._total} cells done"
+        done = f"{sum(self._results.values())} of {self._total} {self.noun} done"
         parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
         for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
             val = run.facts.get("val_acc")
@@ -304,6 +312,15 @@ class SweepScreen(SweepView):
         else:
             foot.add_row(*texts)
         yield Group(running_table(rows, options.max_width), foot) if rows else foot
+
+
+class VerifyScreen(SweepScreen):
+    """Shows the runs that ``normbench verify`` trains again. The line of each is its verdict."""
+
+    noun = "runs"
+
+    def ended(self, cell: PlannedCell, result: CellResult) -> None:
+        self._count(cell, result)
 
 
 def _left_of(run: Running, now: float) -> float | None:

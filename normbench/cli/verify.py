@@ -20,7 +20,10 @@ Runs are trained into a folder outside the store. Metrics and weights must be eq
 on the same kind of processor, with the same number of threads and the same versions; elsewhere each
 curve must differ by no more than the other seeds of its cell do, of which two are needed to judge.
 Exit code 1: a run does not verify, is damaged, or could not be trained again. A run that cannot be
-judged is neither verified nor refuted, and leaves the exit code at 0."""
+judged is neither verified nor refuted, and leaves the exit code at 0.
+
+After Ctrl-C, or however else it ended, the same command goes on: runs that it has compared are not
+trained again as long as nothing has changed."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,28 +38,41 @@ def add_arguments(parser: Parser) -> None:
         "--seed", metavar="S", type=int, default=0, help="seed of the choice (default: %(default)s)"
     )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
+    parser.add_argument(
+        "--trials",
+        action="store_true",
+        help="also choose from the trials of tuning, as --where does",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="also train runs that were trained again before"
+    )
     add_store(parser, positional=True)
     add_config_dir(parser)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.cli import INTERRUPTED
+    from normbench.cli.sweep_screen import VerifyScreen
     from normbench.store.store import Store
     from normbench.store.verification import summary
     from normbench.sweep.verify import verify
 
-    store = Store(store_of(arguments))
+    store, screen = Store(store_of(arguments)), VerifyScreen()
     result = verify(
         store,
         None if arguments.where is None else _matching(store, arguments.where),
         arguments.sample,
         arguments.seed,
+        trials=arguments.trials,
+        again=arguments.again,
         config_dir=arguments.config_dir,
         command=command,
+        say=screen.line,
+        view=screen,
     )
     print(summary([*result.verdicts.values()], result.asked, len(result.failures)))
     if result.interrupted:
-        print("interrupted: what was verified so far is kept")
+        print("interrupted: what was verified so far is kept, and the same command goes on")
         return INTERRUPTED
     return result.exit_code
 

@@ -136,6 +136,19 @@ def package_git() -> dict[str, Any] | None:
     return git_state(package, code=[package, package.parent / "conf"], trusted=True)
 
 
+def package_code() -> str:
+    """Return the SHA-256 of normbench's source files, which tells versions without a commit apart.
+
+    A checkout with uncommitted changes has the commit of one without.
+    """
+    package = Path(normbench.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package).as_posix()
+        digest.update(f"{name}\n".encode() + hashlib.sha256(_bytes(file)).digest())
+    return digest.hexdigest()
+
+
 def _top(folder: Path) -> Path | None:
     shown = _git(folder, "rev-parse", "--show-toplevel", trusted=False)
     return Path(shown.strip()).resolve() if shown else None
@@ -229,14 +242,38 @@ def code_hash(path: str) -> str | None:
     project is its package, or its folder if that is not a folder of installed packages. The hash is
     computed once in a process, because a module is loaded once.
     """
-    look_in_working_folder()
-    files = _project_files(path.rpartition(".")[0])
+    files = code_files(path)
     if not files:
         return None
     digest = hashlib.sha256()
     for name, file in sorted(files.items()):
         digest.update(f"{name}\n".encode() + hashlib.sha256(_bytes(file)).digest())
     return digest.hexdigest()
+
+
+def code_files(path: str) -> dict[str, Path]:
+    """Return the source files behind a dotted path by the names of their modules.
+
+    These are the files of which :func:`code_hash` is the hash; none if there is no such module.
+    """
+    look_in_working_folder()
+    return _project_files(path.rpartition(".")[0])
+
+
+def installed_package(path: str) -> str | None:
+    """Return the requirement of the installed package behind a dotted path, as ``my-norms==1.2``.
+
+    Returns:
+        The package, or only its name if its version is not known; None if the code lies in a folder
+        that packages are not installed in.
+    """
+    look_in_working_folder()
+    top = path.partition(".")[0]
+    if _spec(top) is None or _root(top) is not None:
+        return None
+    name = next(iter(metadata.packages_distributions().get(top, [])), top)
+    installed = version(name)
+    return name if installed is None else f"{name}=={installed}"
 
 
 def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:

@@ -1,11 +1,12 @@
-"""``verification.json``: the record of runs that were trained again, in their store's folder.
+"""``verification.json``: the comparisons of runs with the same runs trained again.
 
-:func:`read` and :func:`append` are its reader and its writer; :func:`newest` picks the
-verifications that still speak of the runs as they are now. `normbench.sweep.verify` makes them.
+The file lies in the folder of the store. `normbench.sweep.verify` appends each comparison with
+:func:`append`; :func:`newest` returns those that are of the runs as they are now.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from normbench.store import files, records, schema
 from normbench.store.files import StoreError
 from normbench.store.schema import boolean, integer, mapping, number, record, sequence, text
 from normbench.store.store import VERIFICATIONS as NAME
-from normbench.store.store import Store
+from normbench.store.store import Run, Store
 
 SCHEMA = 1
 """Version of the file's layout. A newer one is refused rather than misread."""
@@ -26,7 +27,7 @@ VERDICTS = {
     "unjudged": "under other conditions, without enough seeds to judge by",
     "differs": "not verified",
 }
-"""Each verdict on a run that was trained again, as a report words it."""
+"""The verdicts on runs that were trained again, each in the words of the report."""
 
 VERIFICATION = record(
     {"run": text(), "verdict": text(*VERDICTS), "time": text(), "record": text(null=True)},
@@ -37,6 +38,7 @@ VERIFICATION = record(
         "seeds": integer(0),
         "conditions": sequence(text()),
         "weights": boolean(null=True),
+        **dict.fromkeys(("folder", "code"), text()),
         "commit": text(null=True),
         "dirty": boolean(null=True),
         "versions": mapping(text()),
@@ -44,15 +46,17 @@ VERIFICATION = record(
         "threads": integer(1, null=True),
     },
 )
-"""A verification. ``record`` is the checksum of the run's ``metrics.jsonl``, ``differences`` and
-``spread`` are the largest by curve, ``conditions`` how this machine differs from the recorded one,
-``weights`` whether the weights' hashes are equal; the rest is where it was trained again."""
+"""One comparison. ``record`` is the checksum of the run's ``metrics.jsonl`` and ``folder`` that of
+all its records (:func:`fingerprint`), which earlier versions did not write. ``differences`` and
+``spread`` are the largest by curve, ``conditions`` says how this machine differs from the recorded
+one, ``weights`` whether the weights' hashes are equal. The other keys say with which code and on
+which machine the run was trained again."""
 
 _FILE = record({"schema": integer(1), "verifications": sequence(VERIFICATION)})
 
 
 def read(store: Store) -> list[dict[str, Any]]:
-    """Return the verifications of a store, oldest first.
+    """Return the comparisons of a store, the oldest first.
 
     Raises:
         StoreError: The file is damaged, or a newer normbench wrote it.
@@ -76,7 +80,11 @@ def read(store: Store) -> list[dict[str, Any]]:
 
 
 def append(store: Store, verifications: Sequence[Mapping[str, Any]]) -> None:
-    """Add verifications to those of a store; the file is replaced atomically.
+    """Add comparisons to those of a store.
+
+    The file is replaced atomically, so a process that dies meanwhile leaves the old comparisons or
+    all of them. Two processes that append at the same time would lose one's; the lock of
+    `normbench.sweep.verify` keeps them apart.
 
     Raises:
         StoreError: The file is damaged, or cannot be written.
@@ -87,7 +95,10 @@ def append(store: Store, verifications: Sequence[Mapping[str, Any]]) -> None:
 
 
 def set_damaged_aside(store: Store) -> str:
-    """Rename a damaged file, so that a new one can be begun; return a note, "" if it is sound.
+    """Rename the file if it is damaged, so that a new one can be begun.
+
+    Returns:
+        A sentence on what was damaged and where it is kept; "" if nothing was.
 
     Raises:
         StoreError: It cannot be renamed.
@@ -106,9 +117,9 @@ def set_damaged_aside(store: Store) -> str:
 
 
 def newest(store: Store) -> dict[str, dict[str, Any]]:
-    """Return the newest verification of each run, by the run's name.
+    """Return the newest comparison of each run, by the run's name.
 
-    A verification of metrics that the run no longer has (it was trained again) is left out.
+    It is left out if the run has changed since, because it was trained anew or edited.
 
     Raises:
         StoreError: The file is damaged.
@@ -117,19 +128,36 @@ def newest(store: Store) -> dict[str, dict[str, Any]]:
     return {name: item for name, item in latest.items() if _is_current(store, name, item)}
 
 
-def _is_current(store: Store, name: str, verification: Mapping[str, Any]) -> bool:
+def _is_current(store: Store, name: str, comparison: Mapping[str, Any]) -> bool:
     try:
         run = store.run(name)
-        return run.exists and run.metrics_checksum() == verification["record"]
+        if not run.exists or run.metrics_checksum() != comparison["record"]:
+            return False
+        return "folder" not in comparison or fingerprint(run) == comparison["folder"]
     except NormbenchError:  # no plain name, or a file that cannot be read
         return False
+
+
+def fingerprint(run: Run) -> str:
+    """Return the SHA-256 of all records of a run that a comparison depends on, in hex.
+
+    Logs, checkpoints and diagnoses are left out, and so is the note on the trials of tuning that a
+    sweep may add to ``meta.json`` long after the run has ended.
+
+    Raises:
+        StoreError: A file is damaged or cannot be read.
+    """
+    config = files.read_bytes(run.path / "config.yaml") or b""
+    meta = {key: value for key, value in (run.meta or {}).items() if key != "tuned"}
+    parts = [records.digest(config), run.metrics_checksum(), run.summary, meta]
+    return records.digest(json.dumps(parts, sort_keys=True).encode())
 
 
 def counted(verifications: Mapping[str, Mapping[str, Any]], runs: int) -> str:
     """Count verdicts in a sentence, as ``5 of 72 runs trained again: 5 equal to the last bit``.
 
     Args:
-        verifications: The newest verification of each run, by name.
+        verifications: The newest comparison of each run, by name.
         runs: Number of complete runs.
     """
     return summary([item["verdict"] for item in verifications.values()], runs)
@@ -140,7 +168,7 @@ def summary(verdicts: Sequence[str], runs: int, failures: int = 0) -> str:
 
     Args:
         verdicts: The verdict on each run that was trained again.
-        runs: Number of runs that they are of.
+        runs: Number of runs, those that were not trained again included.
         failures: Number of runs that are damaged or could not be trained again.
     """
     counts = [

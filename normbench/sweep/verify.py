@@ -3,36 +3,50 @@
 A run is trained into a folder outside the store, by a worker process that has as many threads as
 the run had. Where its conditions (processor, threads, versions, …) equal the recorded ones, every
 number must be equal to the last bit. Under other conditions rounding differs, and the differences
-grow during training; a run then verifies if they stay within what the other seeds of its cell
-differ by.
+grow during training; a run then verifies if they stay within the spread over the other seeds of
+its cell.
+
+Each comparison is in the store's ``verification.json`` as soon as it is made. The same command
+after an interruption, of whatever kind, believes those comparisons and trains the other runs of the
+sample: see :func:`_is_believed`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from normbench.config import Config
 from normbench.engine import threads
 from normbench.errors import NormbenchError, UserError
 from normbench.formats import counted
+from normbench.machine import processor
 from normbench.store import verification
-from normbench.store.provenance import changed_since, utc_now
+from normbench.store.lock import locked
+from normbench.store.provenance import changed_since, package_code, utc_now, versions
 from normbench.store.store import Run, Store, StoreError, find_run
+from normbench.store.tuning import tuning_of
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import Stop, SweepContext
 from normbench.sweep.executors.pool import Dispatch, WorkerPool
 from normbench.sweep.executors.slots import Slot, on_gpus, visible_gpus
-from normbench.sweep.observer import SweepObserver
-from normbench.sweep.plan import PlannedCell
+from normbench.sweep.observer import SweepObserver, SweepView
+from normbench.sweep.plan import PlannedCell, Speeds, SweepPlan
 
 SAMPLE = 5
 """Number of runs that are trained again by default."""
+
+LOCK = ".verify.lock"
+"""Name of the file in a store that is locked while the store is verified."""
 
 LEAST_SEEDS = 2
 """Number of other seeds of a cell below which a run under other conditions is not judged. With two
@@ -78,12 +92,20 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run that is trained again."""
+    """A run that is trained again.
+
+    Attributes:
+        run: The recorded run.
+        cell: Its config, without loggers, for the worker.
+        slot: Has the kind of device and the number of threads that the run had.
+        seals: The checksums of the run's records before it is trained again, as they are written
+            into the comparison.
+    """
 
     run: Run
     cell: PlannedCell
     slot: Slot
-    checksum: str
+    seals: dict[str, str]
 
 
 def verify(
@@ -92,26 +114,34 @@ def verify(
     sample: int | None = None,
     seed: int = 0,
     *,
+    trials: bool = False,
+    again: bool = False,
     config_dir: str | None = None,
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
+    view: SweepView | None = None,
 ) -> VerifyResult:
     """Train complete runs of a store again, one after another, and compare them with the record.
 
-    Each comparison is appended to the store's ``verification.json`` at once.
+    Each comparison is appended to the store's ``verification.json`` at once. A run of the sample
+    that has been compared before is not trained again unless something has changed since.
 
     Args:
         store: Store with the runs. None of its runs is written to.
-        names: Names of the runs to choose from; None for all.
+        names: Names of the runs to choose from; None for all but the trials of tuning.
         sample: Number of runs, chosen at random; None for all ``names``, or :data:`SAMPLE` if there
             are none.
         seed: Seed of the choice.
+        trials: Also choose from the trials of tuning if ``names`` is None.
+        again: Also train the runs that have been compared before.
         config_dir: Additional folder with config groups, for runs with components of one's own.
-        command: Command line, for the record of the runs in the scratch folder.
+        command: Command line, for the lock and for the record of the runs in the scratch folder.
         say: Called with a line for each run, and with notes.
+        view: Shows how far the training is; by default nothing does.
 
     Raises:
-        UserError: There is no store, no complete run, or a sample of none.
+        UserError: There is no store, no complete run, a sample of none, or another process verifies
+            the store.
         StoreError: ``verification.json`` cannot be written.
     """
     if sample is not None and sample < 1:
@@ -120,36 +150,211 @@ def verify(
         raise UserError(f"--seed {seed}: a seed is a whole number of at least 0")
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
-    complete, damaged = _complete(store)
-    pool = [name for name in complete if names is None or name in names]
-    if not pool and not damaged:
-        chosen_from = "that was chosen " if names is not None and complete else ""
-        raise UserError(f"no run {chosen_from}in {store.root} is finished: nothing to train again")
-    if names is None and sample is None:
-        sample = SAMPLE
-    chosen = pool if sample is None else _drawn(pool, sample, seed)
-    result = VerifyResult(len(chosen), {}, dict(damaged))
-    for name, reason in damaged.items():
-        say(f"{name}: damaged: {reason}")
-    if note := verification.set_damaged_aside(store):
-        say(f"note: {note}")
-    verification.append(store, [])  # a store that cannot be written to is found out now
-    jobs = []
-    for name in chosen:
-        try:
-            jobs.append(_job(store.run(name), store, config_dir))
-        except NormbenchError as error:
-            result.failures[name] = " ".join(str(error).split())
-            say(f"{name}: cannot be trained again: {result.failures[name]}")
-    with tempfile.TemporaryDirectory(prefix="normbench-verify-") as scratch, Stop() as stop:
-        _train(jobs, Store(scratch), store, result, stop, [*command], say)
-    result.interrupted = bool(stop.requests)
-    return result
+    # Two processes would train the same runs, and each would overwrite the other's comparisons.
+    with locked(store.root / LOCK, f"store {store.root} is being verified", command):
+        complete, damaged = _complete(store)
+        pool, trials_left_out = _pool(store, complete, names, trials)
+        if not pool and not damaged:
+            raise UserError(_nothing(store, complete, names, trials_left_out))
+        if names is None and sample is None:
+            sample = SAMPLE
+        chosen = pool if sample is None else _drawn(pool, sample, seed)
+        verifier = _Verifier(store, len(chosen), say, view, command)
+        verifier.begin(damaged)
+        jobs = verifier.prepare(chosen, config_dir, again)
+        if view is not None and chosen:
+            view.phase(_opening(len(chosen), len(pool), trials_left_out, jobs))
+        verifier.report_known()
+        if jobs:
+            verifier.train(jobs)
+        return verifier.result
+
+
+def _pool(
+    store: Store, complete: Sequence[str], names: Sequence[str] | None, trials: bool
+) -> tuple[list[str], int]:
+    """Return the runs that may be chosen, and the number of trials that were left out."""
+    if names is not None:
+        wanted = set(names)
+        return [name for name in complete if name in wanted], 0
+    left_out = set() if trials else tuning_of(store).trials
+    pool = [name for name in complete if name not in left_out]
+    return pool, len(complete) - len(pool)
+
+
+def _nothing(
+    store: Store, complete: Sequence[str], names: Sequence[str] | None, trials_left_out: int
+) -> str:
+    if trials_left_out:
+        return (
+            f"only trials of tuning are finished in {store.root}: nothing to train again "
+            "(--trials chooses from them)"
+        )
+    chosen_from = "that was chosen " if names is not None and complete else ""
+    return f"no run {chosen_from}in {store.root} is finished: nothing to train again"
 
 
 def _drawn(names: Sequence[str], count: int, seed: int) -> list[str]:
     """Draw runs at random; the same seed draws the same runs of the same store."""
     return sorted(random.Random(seed).sample(list(names), min(count, len(names))))
+
+
+def _opening(chosen: int, pool: int, trials_left_out: int, jobs: Sequence[_Job]) -> str:
+    """Return in one line how many runs are verified, and how long that may take."""
+    head = f"{chosen} of {counted(pool, 'run')} chosen, {len(jobs)} to train"
+    if trials_left_out:
+        trials = counted(trials_left_out, "trial")
+        head += f" ({trials} of tuning left out, --trials includes them)"
+    return f"{head}; {_plan(jobs).estimate(1)}, one after another" if jobs else head
+
+
+def _plan(jobs: Sequence[_Job]) -> SweepPlan:
+    return SweepPlan(tuple(job.cell for job in jobs))
+
+
+class _Verifier:
+    """Verifies the chosen runs of a store whose lock is held.
+
+    Args:
+        store: The store.
+        asked: Number of chosen runs.
+        say: Receives a line for each run, and notes.
+        view: Shows how far the training is.
+        command: Command line, for the record of the runs in the scratch folder.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        asked: int,
+        say: Callable[[str], None],
+        view: SweepView | None,
+        command: Sequence[str],
+    ) -> None:
+        self.store, self.result = store, VerifyResult(asked, {}, {})
+        self._say, self._view, self._command = say, view, [*command]
+        self._code = package_code()
+        self._believed: dict[str, Mapping[str, Any]] = {}
+        self._refused: list[str] = []
+        self._reported = 0
+
+    def begin(self, damaged: Mapping[str, str]) -> None:
+        """Name the damaged runs, and find out whether comparisons can be written."""
+        self.result.failures.update(damaged)
+        for name, reason in damaged.items():
+            self._say(f"{name}: damaged: {reason}")
+        if note := verification.set_damaged_aside(self.store):
+            self._say(f"note: {note}")
+        verification.append(self.store, [])  # rather than after an hour of training
+
+    def prepare(self, chosen: Sequence[str], config_dir: str | None, again: bool) -> list[_Job]:
+        """Return the runs to be trained: the others cannot be, or have been before."""
+        before = {} if again else verification.newest(self.store)
+        speeds = Speeds(self.store)
+        jobs = []
+        for name in chosen:
+            try:
+                job = _job(self.store.run(name), self.store, config_dir, speeds)
+                item = before.get(name)
+                if item is not None and _is_believed(item, job, self.store, self._code):
+                    self._believed[name] = item
+                else:
+                    jobs.append(job)
+            except NormbenchError as error:
+                self.result.failures[name] = " ".join(str(error).split())
+                self._refused.append(name)
+        return jobs
+
+    def report_known(self) -> None:
+        """Report the chosen runs of which the result is known without training."""
+        for name in self._refused:
+            self._line(name, f"cannot be trained again: {self.result.failures[name]}")
+        for name, item in self._believed.items():
+            self.result.verdicts[name] = item["verdict"]
+            reason = item.get("reason") or verification.VERDICTS[item["verdict"]]
+            self._line(name, f"{reason} (trained again {item['time']}; --again trains it anew)")
+
+    def train(self, jobs: Sequence[_Job]) -> None:
+        """Train the runs one after another, and compare each with its record.
+
+        Runs with the same slot follow each other, sorted by program, so that a worker compiles each
+        program once.
+        """
+        with _scratch(self.store) as folder, Stop() as stop:
+            scratch, workers = Store(folder), WorkerPool()
+            context = SweepContext(scratch, self._command)
+            view = self._view
+            with view.training(_plan(jobs), 1, scratch) if view else nullcontext():
+                try:
+                    for slot in dict.fromkeys(job.slot.name for job in jobs):
+                        group = [job for job in jobs if job.slot.name == slot]
+                        group.sort(key=lambda job: job.cell.program)
+                        cells = [job.cell for job in group]
+                        observer = _Comparing(group, self._compare(scratch), view)
+                        slots = [group[0].slot]
+                        Dispatch(cells, slots, workers, context, observer, stop, 0).run()
+                        if slot in workers:
+                            workers.end(slot)
+                        if stop.requests:
+                            break
+                finally:
+                    workers.close()
+            self.result.interrupted = bool(stop.requests)
+
+    def _compare(self, scratch: Store) -> Callable[[_Job, CellResult], None]:
+        """Return a function that compares a run with its record once it was trained again."""
+
+        def ended(job: _Job, outcome: CellResult) -> None:
+            name = job.run.name
+            if outcome.result == "interrupted":
+                return
+            if outcome.result not in ("trained", "diverged"):
+                self.result.failures[name] = outcome.error
+                self._line(name, f"cannot be trained again: {outcome.error}")
+                return
+            again = scratch.run(job.cell.name)
+            found = compare(job.run, again, self.store, job.seals) | {"code": self._code}
+            verification.append(self.store, [found])
+            self.result.verdicts[name] = found["verdict"]
+            self._line(name, found["reason"])
+            # Checkpoints of a large sample may be more than a temporary folder holds.
+            shutil.rmtree(again.path, ignore_errors=True)
+
+        return ended
+
+    def _line(self, name: str, text: str) -> None:
+        """Report a chosen run, with its number among them."""
+        self._reported += 1
+        digits = len(str(self.result.asked))
+        self._say(f"[{self._reported:>{digits}}/{self.result.asked}] {name}: {text}")
+
+
+def _is_believed(item: Mapping[str, Any], job: _Job, store: Store, code: str) -> bool:
+    """Return whether an earlier comparison is the one that training the run again would give.
+
+    That holds as long as the run's records, normbench's code, the versions of the packages and the
+    processor are the same. A verdict by the spread over seeds also depends on the other seeds. The
+    user's own code and data are those of the record: :func:`_job` has refused others.
+    """
+    return (
+        item.get("folder") == job.seals["folder"]
+        and item.get("code") == code
+        and item.get("versions") == versions()
+        and item.get("processor") == processor()
+        and ("seeds" not in item or item["seeds"] == len(_other_curves(job.run, store)))
+    )
+
+
+def _scratch(store: Store) -> tempfile.TemporaryDirectory[str]:
+    """Make the folder that runs are trained into; remove one that a killed process left behind."""
+    digest = hashlib.sha256(os.fsencode(store.root.resolve())).hexdigest()[:12]
+    prefix = f"normbench-verify-{digest}-"
+    # The lock of the store is held, so no other process is at work in a folder of this name.
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):
+            if not left.is_symlink() and left.stat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
 
 
 def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
@@ -165,7 +370,7 @@ def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
     return names, damaged
 
 
-def _job(run: Run, store: Store, config_dir: str | None) -> _Job:
+def _job(run: Run, store: Store, config_dir: str | None, speeds: Speeds) -> _Job:
     """Read the record of a run, and decide how it is trained again.
 
     Nothing of a run folder is imported before :meth:`Config.from_run` has allowed it.
@@ -187,8 +392,13 @@ def _job(run: Run, store: Store, config_dir: str | None) -> _Job:
     # A logger would send the numbers to the place where those of the recorded run are. The weights
     # that a run started from are in the store, wherever it was when the run was trained.
     config = replace(config, logger={}, store=str(store.root))
-    cell = PlannedCell(config, config.run_name)
-    return _Job(run, cell, _slot(config, meta), run.metrics_checksum())
+    seconds = speeds.seconds(config, config.epochs)
+    cell = PlannedCell(config, config.run_name, seconds=seconds)
+    return _Job(run, cell, _slot(config, meta), _seals(run))
+
+
+def _seals(run: Run) -> dict[str, str]:
+    return {"record": run.metrics_checksum(), "folder": verification.fingerprint(run)}
 
 
 def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
@@ -219,68 +429,57 @@ def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
 
 
 class _Comparing(SweepObserver):
-    """Compares each run with its record as soon as it was trained again."""
+    """Compares each run with its record as soon as it was trained again.
 
-    def __init__(self, jobs: Sequence[_Job], ended: Callable[[_Job, CellResult], None]) -> None:
+    Args:
+        jobs: The runs.
+        compare: Called with each run that has ended.
+        view: Receives every report too.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[_Job],
+        compare: Callable[[_Job, CellResult], None],
+        view: SweepView | None,
+    ) -> None:
         self._jobs = {job.cell.name: job for job in jobs}
-        self._ended = ended
+        self._compare = compare
+        self._view = SweepObserver() if view is None else view
+
+    def started(self, cell: PlannedCell, where: str) -> None:
+        self._view.started(cell, where)
+
+    def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
+        self._view.progress(cell, facts)
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
-        self._ended(self._jobs[cell.name], result)
+        self._view.ended(cell, result)
+        self._compare(self._jobs[cell.name], result)
 
+    def retrying(self, cell: PlannedCell, reason: str) -> None:
+        self._view.retrying(cell, reason)
 
-def _train(
-    jobs: Sequence[_Job],
-    scratch: Store,
-    store: Store,
-    result: VerifyResult,
-    stop: Stop,
-    command: list[str],
-    say: Callable[[str], None],
-) -> None:
-    """Train the runs one after another, those with the same slot and program side by side."""
+    def note(self, text: str) -> None:
+        self._view.note(text)
 
-    def ended(job: _Job, outcome: CellResult) -> None:
-        name = job.run.name
-        if outcome.result == "interrupted":
-            return
-        if outcome.result not in ("trained", "diverged"):
-            result.failures[name] = outcome.error
-            say(f"{name}: cannot be trained again: {outcome.error}")
-            return
-        found = compare(job.run, scratch.run(job.cell.name), store, job.checksum)
-        verification.append(store, [found])
-        result.verdicts[name] = found["verdict"]
-        say(f"{name}: {found['reason']}")
-
-    context = SweepContext(scratch, command)
-    workers = WorkerPool()
-    try:
-        for slot in dict.fromkeys(job.slot.name for job in jobs):
-            group = [job for job in jobs if job.slot.name == slot]
-            group.sort(key=lambda job: job.cell.program)
-            cells = [job.cell for job in group]
-            observer = _Comparing(group, ended)
-            Dispatch(cells, [group[0].slot], workers, context, observer, stop, 0).run()
-            if slot in workers:
-                workers.end(slot)
-            if stop.requests:
-                return
-    finally:
-        workers.close()
+    def idle(self) -> None:
+        self._view.idle()
 
 
 # --- the comparison -------------------------------------------------------------------------------
 
 
-def compare(run: Run, again: Run, store: Store, checksum: str | None = None) -> dict[str, Any]:
+def compare(
+    run: Run, again: Run, store: Store, seals: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Compare a run with the same run trained again; return a record of the comparison.
 
     Args:
         run: The recorded run.
         again: The run trained again.
         store: Store with the other seeds of the run's cell.
-        checksum: Checksum of the metrics when training began; that of the present ones by default.
+        seals: Checksums of the run's records when training began; the present ones by default.
 
     Returns:
         A :data:`normbench.store.verification.VERIFICATION`.
@@ -296,7 +495,7 @@ def compare(run: Run, again: Run, store: Store, checksum: str | None = None) -> 
         "run": run.name,
         "verdict": "equal",
         "time": utc_now(),
-        "record": checksum or run.metrics_checksum(),
+        **(seals or _seals(run)),
         "differences": largest,
         "conditions": unequal,
         "weights": weights,
@@ -458,9 +657,7 @@ def _judged(
     The spread of a curve is the largest difference between two of the runs: the other seeds, and
     the run trained again. The recorded run is left out: numbers that were edited would widen it.
     """
-    others = [_curves(other) for other in _other_seeds(run, store)]
-    epochs = len(curves.get("epoch", []))
-    others = [other for other in others if len(other.get("epoch", [])) == epochs]
+    others = _other_curves(run, store)
     spread = {
         key: max(
             (
@@ -483,8 +680,8 @@ def _judged(
         return found | {"verdict": "unjudged", "reason": reason}
     beyond = [key for key, difference in largest.items() if difference > spread[key]]
     if beyond or not same_end:
-        what = ", ".join(beyond) or "how the run ended"
-        reason = f"does not verify: {what} beyond the spread of {len(others)} other seeds"
+        beyond_words = ", ".join(beyond) or "how the run ended"
+        reason = f"does not verify: {beyond_words} beyond the spread of {len(others)} other seeds"
         return found | {"verdict": "differs", "reason": f"{reason}: {words}; {why}"}
     reason = f"verifies within the spread of {len(others)} other seeds: {words}; {why}"
     return found | {"verdict": "within", "reason": reason}
@@ -498,6 +695,13 @@ def _beside(largest: Mapping[str, float], spread: Mapping[str, float]) -> str:
         if difference
     ]
     return f"largest differences {', '.join(texts)}" if texts else "the weights alone differ"
+
+
+def _other_curves(run: Run, store: Store) -> list[Curves]:
+    """Return the curves of the other seeds of a run's cell that have as many epochs as the run."""
+    epochs = len(run.metrics())
+    found = [_curves(other) for other in _other_seeds(run, store)]
+    return [curves for curves in found if len(curves.get("epoch", [])) == epochs]
 
 
 def _other_seeds(run: Run, store: Store) -> list[Run]:

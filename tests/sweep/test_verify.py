@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from normbench.cli import main
+from normbench.cli.sweep_screen import VerifyScreen
 from normbench.errors import UserError
-from normbench.store import records, verification
+from normbench.store import lock, records, verification
 from normbench.store.store import Run, Store
+from normbench.store.tuning import Trial, TunedCell, Tuning
 from normbench.sweep import verify as module
+from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.local import Local
+from normbench.sweep.observer import SweepView
+from normbench.sweep.plan import plan
 from normbench.sweep.verify import conditions, verify
 
 
@@ -65,7 +79,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != verification.NAME
+        if path.is_file() and path.name not in (verification.NAME, module.LOCK)
     }
 
 
@@ -115,7 +129,7 @@ def test_an_edited_test_accuracy_and_weights_hash_are_refuted(store, lines) -> N
     reseal(second)
     result = verify(store, [first.name, second.name], say=lines.append)
     assert [*result.verdicts.values()] == ["differs", "differs"]
-    said = {line.partition(": ")[0]: line for line in lines}
+    said = {line.partition("] ")[2].partition(": ")[0]: line for line in lines}
     assert "test_acc is 0.995 in the record" in said[first.name]
     assert "the metrics are equal, but the weights differ" in said[second.name]
 
@@ -177,8 +191,9 @@ def test_a_run_that_cannot_be_trained_is_one_line(store, lines, faults) -> None:
     assert result.exit_code == 1
     assert not result.verdicts
     assert len(lines) == 2
+    assert lines[0].startswith(f"[1/2] {strange.name}: cannot be trained again: ")
     assert "nothing of it is imported" in lines[0]
-    assert lines[1].startswith(f"{failing.name}: cannot be trained again: ")
+    assert lines[1].startswith(f"[2/2] {failing.name}: cannot be trained again: ")
 
 
 def test_an_edited_config_is_refused(store, lines) -> None:
@@ -222,9 +237,268 @@ def test_a_verification_of_other_metrics_does_not_count(store) -> None:
 
 def test_command_line_filters_and_counts(store, capsys) -> None:
     assert main(["verify", str(store.root), "--where", "seed in [1, 3]"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "2 of 2 runs trained again: 2 equal to the last bit"
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 of 2 runs chosen, 2 to train; ")
+    assert [line[:6] for line in lines] == ["[1/2] ", "[2/2] "]
+    assert last == "2 of 2 runs trained again: 2 equal to the last bit"
+
+
+def test_command_line_ends_with_1_where_a_run_does_not_verify(store, capsys) -> None:
+    run = run_of(store, 2)
+    edit_metric(run, "val_acc", 0.99)
+    reseal(run)
+    command = ["verify", str(store.root), "--where", "seed in [1, 2]"]
+    for _ in range(2):  # an earlier verdict is no better than a new one
+        assert main(command) == 1
+        assert capsys.readouterr().out.splitlines()[-1] == (
+            "2 of 2 runs trained again: 1 equal to the last bit, 1 not verified"
+        )
+
+
+# --- trials of tuning -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(store) -> Store:
+    """Return the store with a record that says that seeds 0 and 1 were trials."""
+    trials = tuple(run_of(store, seed).name for seed in (0, 1))
+    finals = tuple(run_of(store, seed).name for seed in (2, 3))
+    folder = store.root / "sweeps" / "20261127-100000-abcd"
+    folder.mkdir(parents=True)
+    chosen = {"optimizer.lr": 0.1}
+    cell = TunedCell(
+        key="k", name="bn", differs="", dataset="digits", arch="resnet8", norm="bn", batch=16,
+        epochs=3, trial_epochs=3, values=(chosen,), added=(), means=(0.5,), chosen=chosen,
+        edges={}, problem="", final=finals, sweep=folder.name, keys=("optimizer.lr",),
+        trials=tuple(Trial(name, chosen, n, "finished", 0.5) for n, name in enumerate(trials)),
+        metric="val_acc", higher_is_better=True, seeds=(0, 1),
+    )  # fmt: skip
+    tuning = Tuning(folder.name, cell.keys, "val_acc", True, cell.seeds, 0, "the best", (cell,))
+    tuning.write(folder)
+    return store
+
+
+def seeds_of(verdicts: dict[str, str]) -> list[int]:
+    return sorted(int(re.search(r"-s(\d+)-", name).group(1)) for name in verdicts)
+
+
+def test_trials_of_tuning_are_verified_on_request_alone(tuned) -> None:
+    assert seeds_of(verify(tuned, say=lambda line: None).verdicts) == [2, 3]
+    every = verify(tuned, trials=True, say=lambda line: None)
+    assert seeds_of(every.verdicts) == [0, 1, 2, 3]
+    trial = run_of(tuned, 1).name
+    assert [*verify(tuned, [trial], say=lambda line: None).verdicts] == [trial]
+
+
+def test_command_line_chooses_trials_by_option_and_by_filter(tuned, capsys) -> None:
+    assert main(["verify", str(tuned.root)]) == 0
+    assert capsys.readouterr().out.startswith(
+        "2 of 2 runs chosen, 2 to train (2 trials of tuning left out, --trials includes them); "
     )
+    assert main(["verify", str(tuned.root), "--where", "seed == 0"]) == 0
+    assert capsys.readouterr().out.startswith("1 of 1 run chosen, 1 to train; ")
+    assert main(["verify", str(tuned.root), "--trials"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4 of 4 runs chosen, 1 to train; ")
+    assert out.splitlines()[-1] == "4 of 4 runs trained again: 4 equal to the last bit"
+
+
+def test_a_store_with_trials_alone_says_how_to_choose_them(tuned) -> None:
+    for seed in (2, 3):
+        run_of(tuned, seed).move_aside("test")
+    with pytest.raises(UserError, match=r"only trials of tuning are finished .*\(--trials"):
+        verify(tuned)
+
+
+# --- going on after an interruption ---------------------------------------------------------------
+
+
+def epochs_trained(faults) -> int:
+    return len((faults.folder / "epochs.log").read_text().splitlines())
+
+
+def test_runs_that_were_compared_are_not_trained_again(store, lines, faults) -> None:
+    assert len(verify(store, sample=2, say=lines.append).verdicts) == 2
+    trained = epochs_trained(faults)
+    lines.clear()
+    result = verify(store, sample=4, say=lines.append)
+    assert [*result.verdicts.values()] == ["equal"] * 4
+    assert epochs_trained(faults) == trained + 2 * 3
+    assert [line[:6] for line in lines] == ["[1/4] ", "[2/4] ", "[3/4] ", "[4/4] "]
+    before = [line for line in lines if "(trained again 2" in line]
+    assert before == lines[:2]
+    assert len(verification.read(store)) == 4
+    verify(store, sample=4, say=lines.append)
+    assert epochs_trained(faults) == trained + 2 * 3
+    verify(store, sample=4, again=True, say=lines.append)
+    assert epochs_trained(faults) == trained + 2 * 3 + 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "verdict"),
+    [
+        ("summary.json", {"test_acc": 0.25}, "differs"),
+        ("meta.json", {"processor": "Another CPU"}, "equal"),
+        ("meta.json", {"tuned": {"sweep": "s", "metric": "m", "values": {}, "trials": []}}, None),
+    ],
+)
+def test_a_comparison_is_not_believed_once_the_run_has_changed(
+    store, faults, name, changes, verdict
+) -> None:
+    run = run_of(store, 2)
+    verify(store, [run.name], say=lambda line: None)
+    trained = epochs_trained(faults)
+    edit_json(run, name, **changes)
+    reseal(run)
+    assert (run.name in verification.newest(store)) == (verdict is None)
+    result = verify(store, [run.name], say=lambda line: None)
+    assert result.verdicts == {run.name: verdict or "equal"}
+    assert epochs_trained(faults) == trained + (0 if verdict is None else 3)
+
+
+@pytest.mark.parametrize("name", ["package_code", "versions", "processor"])
+def test_a_comparison_by_other_code_or_on_another_machine_is_not_believed(
+    store, faults, monkeypatch, name
+) -> None:
+    run = run_of(store, 2)
+    verify(store, [run.name], say=lambda line: None)
+    trained = epochs_trained(faults)
+    monkeypatch.setattr(module, name, lambda: {} if name == "versions" else "another")
+    assert verify(store, [run.name], say=lambda line: None).verdicts == {run.name: "equal"}
+    assert epochs_trained(faults) == trained + 3
+
+
+def test_a_run_without_enough_seeds_is_judged_once_there_are_more(
+    store, lines, run_on, grid
+) -> None:
+    run = run_of(store, 2)
+    edit_metric(run, "val_acc", run.metrics()[1]["val_acc"] + 1e-6)
+    edit_json(run, "meta.json", processor="Another CPU")
+    reseal(run)
+    for seed in (0, 1):
+        run_of(store, seed).move_aside("test")
+    assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "unjudged"}
+    assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "unjudged"}
+    assert "--again trains it anew" in lines[1]
+    run_on(Local(workers=1, gpus=0), grid("seed=0,1"))
+    assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "within"}
+
+
+FAKESWEEP = Path(__file__).with_name("fakesweep.py")
+
+
+def begin(store: Store, seconds_per_step: float) -> subprocess.Popen[str]:
+    """Start ``normbench verify`` of the store's four runs, in a process of its own."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "FAKE_STEP_SECONDS": str(seconds_per_step)}
+    environment["PYTHONPATH"] = str(root)
+    return subprocess.Popen(
+        [sys.executable, str(FAKESWEEP), "verify", str(store.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def leftovers() -> set[Path]:
+    return {*Path(tempfile.gettempdir()).glob("normbench-verify-*")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_same_command_goes_on_however_it_was_stopped(store, faults, number) -> None:
+    others = leftovers()
+    process = begin(store, 0.05)
+    wait_until(lambda: len(verification.read(store)) > 0)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), output
+    assert (number == signal.SIGINT) == ("the same command goes on" in output)
+    compared = len(verification.read(store))
+    assert 0 < compared < 4
+    process = begin(store, 0.002)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"4 of 4 runs chosen, {4 - compared} to train" in output
+    assert output.splitlines()[-1] == "4 of 4 runs trained again: 4 equal to the last bit"
+    assert len(verification.read(store)) == 4
+    assert leftovers() - others == set()  # the folder of the killed process is gone, too
+
+
+def test_a_second_command_on_the_store_is_refused_in_one_line(store, capsys) -> None:
+    process = begin(store, 0.05)
+    try:
+        wait_until(lambda: lock.is_held(store.root / module.LOCK))
+        assert main(["verify", str(store.root)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"normbench: store {store.root} is being verified by process ")
+        assert error.count("\n") == 1
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert main(["verify", str(store.root), "--sample", "1"]) == 0
+    assert not store.foreign()
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def test_progress_is_shown_by_the_view_of_a_sweep(store, lines) -> None:
+    seen: list[tuple[str, object]] = []
+
+    class View(SweepView):
+        def phase(self, text, trials=False):
+            seen.append(("phase", text))
+
+        def training(self, plan, slots, store):
+            seen.append(("training", [cell.seconds is not None for cell in plan.cells]))
+            return super().training(plan, slots, store)
+
+        def started(self, cell, where):
+            seen.append(("started", cell.name))
+
+        def progress(self, cell, facts):
+            seen.append(("epoch", facts.get("epoch")))
+
+        def ended(self, cell, result):
+            seen.append(("ended", cell.name))
+
+    verify(store, sample=2, say=lines.append, view=View())
+    kinds = [kind for kind, _ in seen]
+    assert kinds[:3] == ["phase", "training", "started"]
+    assert seen[1] == ("training", [True, True])  # this machine has trained such runs
+    assert re.fullmatch(r"2 of 4 runs chosen, 2 to train; about .*, one after another", seen[0][1])
+    assert kinds.count("started") == kinds.count("ended") == 2
+    assert {fact for kind, fact in seen if kind == "epoch"} >= {0, 1, 2, 3}
+
+
+def test_a_log_has_a_line_a_minute_of_a_long_verification(grid, tmp_store, monkeypatch) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("normbench.cli.sweep_screen.time", clock)
+    screen = VerifyScreen(Console(file=io.StringIO(), width=80), live=False)
+    planned = plan(grid("seed=0,1"), Store(tmp_store))
+    first, second = planned.cells
+    with screen.training(planned, 1, Store(tmp_store)):
+        screen.started(first, "cpu 2")
+        screen.ended(first, CellResult("trained", seconds=100.0))
+        screen.line(f"[1/2] {first.name}: equal to the last bit")
+        screen.started(second, "cpu 2")
+        now[0] += 15
+        screen.progress(second, {"epoch": 1, "epochs": 3, "val_acc": 0.5})
+        now[0] += 60
+        screen.idle()
+    assert screen.console.file.getvalue().splitlines() == [
+        f"[1/2] {first.name}: equal to the last bit",
+        "1:15 elapsed; 1 of 2 runs done; 0:25 left; s1 (epoch 1/3, val acc 50.00%)",
+    ]
 
 
 @pytest.mark.parametrize(
