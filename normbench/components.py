@@ -43,10 +43,12 @@ __all__ = [
     "look_in_working_folder",
     "make_source",
     "options_of",
+    "own_files",
     "parameters_of",
     "present_path",
     "read_group",
     "read_groups",
+    "recorded_components",
     "target",
     "targets_in",
 ]
@@ -153,6 +155,50 @@ def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
     """
     found = (_read_keys(file).get("_target_") for file in _files_of(group, config_dir))
     return {path for path in found if isinstance(path, str)}
+
+
+def own_files(
+    group: str, spec: Mapping[str, Any], config_dir: str | Path | None
+) -> dict[tuple[str, str], Path]:
+    """Return the files of ``config_dir`` that name a component, and those in their ``defaults``.
+
+    Args:
+        group: As ``norm`` or ``norm/weight``.
+        spec: The keys of the component in the config of a run.
+        config_dir: A second folder of config groups.
+
+    Returns:
+        The files by group and name; none if ``conf/`` has the component.
+
+    Raises:
+        UserError: As :func:`group_options`, or a file of the group is no YAML mapping.
+    """
+    shipped = _files_under(conf_dir())
+    own = {key: file for key, file in _group_files(config_dir).items() if key not in shipped}
+    path, name = spec.get("_target_"), spec.get("name")
+    if not is_own(path) and (group, name) in shipped:
+        return {}
+    trees = {key: _read_keys(file) for key, file in own.items() if key[0] == group}
+    same = [key for key, tree in trees.items() if tree.get("_target_") == path]
+    waiting = [key for key in same if trees[key].get("name", key[1]) == name]
+    if not waiting and is_own(path):  # the name was set on the command line
+        waiting = same
+    found: dict[tuple[str, str], Path] = {}
+    while waiting:
+        key = waiting.pop()
+        if key in own and key not in found:
+            found[key] = own[key]
+            waiting += _defaults_of(key[0], _read_keys(own[key]))
+    return found
+
+
+def _defaults_of(group: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield group and name of each entry in the ``defaults`` of a file of a group."""
+    for entry in tree.get("defaults") or []:
+        if isinstance(entry, Mapping):
+            yield from ((f"{group}/{within}", str(name)) for within, name in entry.items())
+        else:
+            yield group, str(entry)
 
 
 def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
@@ -469,7 +515,7 @@ def check_recorded(
     """
     _check_size(tree, where)
     checked = _moved(tree)
-    groups = dict(_recorded_groups(checked, where))
+    groups = dict(recorded_components(checked, where))
     # normbench writes no _target_ anywhere else.
     for path, found in _targets(checked):
         if path not in groups:
@@ -494,10 +540,22 @@ _STRUCTURE = ("weight", "bfn", "places")
 """Keys of the group ``norm`` that hold components themselves."""
 
 
-def _recorded_groups(
+def recorded_components(
     tree: Mapping[str, Any], where: str
 ) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    """Yield the path, the group and the keys of each component in a config."""
+    """Yield each component in the config of a run.
+
+    Args:
+        tree: The config.
+        where: Name of the run in messages.
+
+    Yields:
+        The position of the component in the config, as ``norm.weight``; its group, as
+        ``norm/weight``; and its keys, which are empty if the config has no such component.
+
+    Raises:
+        UserError: A key that must hold a component holds something else.
+    """
 
     def group_at(parent: Mapping[str, Any], key: str, path: str) -> Mapping[str, Any]:
         value = parent.get(key) or {}

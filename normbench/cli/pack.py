@@ -5,15 +5,17 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from normbench.cli.parser import Parser, add_store, store_of
+from normbench.cli.parser import Parser, add_config_dir, add_store, store_of
 
 _EPILOG = """\
 For example:
   normbench pack runs --out paper.tar.gz
+  normbench pack runs --out paper.tar.gz --config-dir my_norm/conf
 
 The archive holds the records of runs and sweeps, the report, the config groups, the lock of
-versions, a manifest of checksums, and a README with the commands that read it. The same store gives
-the same bytes."""
+versions, a manifest of checksums, and a README with the commands that read it. Of --config-dir it
+takes the files that the runs name, with the modules behind them. The same store gives the same
+bytes."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,12 +26,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--checkpoints", action="store_true", help="also pack the checkpoints")
     parser.add_argument("--force", action="store_true", help="replace an archive that exists")
     add_store(parser, positional=True)
+    add_config_dir(parser)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.report.pack import pack
 
-    pack(store_of(arguments), arguments.out, arguments.checkpoints, arguments.force)
+    pack(
+        store_of(arguments),
+        arguments.out,
+        arguments.checkpoints,
+        arguments.force,
+        config_dir=arguments.config_dir,
+    )
     return 0
 
 

@@ -2,6 +2,10 @@
 
 The archive is deterministic: the same store gives the same bytes. Entries are sorted, have no owner
 and one date, and neither the report nor the compressed file says when it was made.
+
+Runs with components of the user's own, whose config files are in a folder of ``--config-dir``, can
+only be verified with these files and the modules behind them. The folder ``own/`` of the archive
+holds those that the runs name, and nothing else of the user's.
 """
 
 from __future__ import annotations
@@ -12,17 +16,19 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import normbench
-from normbench.components import conf_dir
+from normbench.components import conf_dir, group_options, is_own, own_files, recorded_components
 from normbench.errors import UserError
 from normbench.formats import counted
 from normbench.report.frames import as_store
 from normbench.report.report import report
-from normbench.store import annotations, files, records
+from normbench.store import annotations, files, provenance, records
 from normbench.store.store import SWEEPS, VERIFICATIONS, Run, Store, StoreError
 
 Say = Callable[[str], None]
@@ -33,6 +39,9 @@ RUN_FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagn
 
 CHECKPOINTS = ("checkpoint/last.npz", "checkpoint/best.npz")
 SWEEP_FILES = ("sweep.json", "outcome.jsonl", "tuning.json")
+
+OWN = "own"
+"""Folder of the archive with the user's own config files, in ``conf/``, and modules."""
 
 MANIFEST = "MANIFEST"
 """Checksums of all other files, in the format of ``sha256sum``."""
@@ -49,6 +58,7 @@ def pack(
     checkpoints: bool = False,
     force: bool = False,
     say: Say = print,
+    config_dir: Path | str | None = None,
 ) -> Path:
     """Write one archive with the records, the report and the configs of a store.
 
@@ -58,25 +68,30 @@ def pack(
         checkpoints: Also pack the checkpoints of the runs.
         force: Replace an archive that exists.
         say: Takes each line meant for the user.
+        config_dir: Folder with the config groups of the user's own components, if the runs have
+            such components.
 
     Returns:
         The archive.
 
     Raises:
         UserError: No such store or no finished run in it; ``out`` exists, lies in the store, or has
-            another ending.
+            another ending; a run has a component of which a config file or module is not found.
         NormbenchError: A file cannot be read or written; no archive is left behind.
     """
     store, out = as_store(store), files.expand_user(out)
     name = _name(store, out, force)
+    group_options(config_dir)  # refuse a folder that does not exist before the runs are read
     runs = _runs(store, say)
+    own = _own(runs, config_dir, say)
     with tempfile.TemporaryDirectory(prefix="normbench-pack-") as folder:
         packed: dict[str, Path | bytes] = {
             **_records(store, runs, checkpoints),
             **_environment(runs),
             **_report(store, Path(folder)),
+            **own.files,
         }
-        packed["README.md"] = _readme(name, runs, "requirements.lock" in packed).encode()
+        packed["README.md"] = _readme(name, runs, own, "requirements.lock" in packed).encode()
         packed[MANIFEST] = _manifest(packed)
         files.write_atomic(out, lambda file: _write(file, name, packed))
     megabytes = out.stat().st_size / 1e6
@@ -139,6 +154,93 @@ def _records(store: Store, runs: list[Run], checkpoints: bool) -> dict[str, Path
     return found
 
 
+@dataclass
+class _Own:
+    """What runs need of the user's own.
+
+    Attributes:
+        files: Config files and modules, by their names in the archive.
+        packages: Installed packages, as ``my-norms==1.2``, which are not packed.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    packages: list[str] = field(default_factory=list)
+
+
+def _own(runs: list[Run], config_dir: Path | str | None, say: Say) -> _Own:
+    """Find the config files and the modules of the user's own components that runs name.
+
+    Raises:
+        UserError: A component has no config file in ``config_dir``, or no module is found for it.
+    """
+    own = _Own()
+    known: set[tuple[str, Any, Any]] = set()
+    for run in runs:
+        config = run.config or {}
+        for path, (group, spec) in recorded_components(config, f"run {run.name}"):
+            key = (group, spec.get("_target_"), spec.get("name"))
+            if spec and key not in known:
+                known.add(key)
+                _add(own, group, spec, f"run {run.name} names {key[1]!r} at {path}", config_dir)
+    own.packages = sorted(set(own.packages))
+    for line in _notes(runs, own.packages):
+        say(f"note: {line}")
+    return own
+
+
+def _add(
+    own: _Own, group: str, spec: Mapping[str, Any], where: str, config_dir: Path | str | None
+) -> None:
+    """Add the config files and modules of a component.
+
+    Args:
+        own: What is added to.
+        group: As ``norm`` or ``norm/weight``.
+        spec: The keys of the component in the config of a run.
+        where: A sentence that names the component and the run.
+        config_dir: Folder with the user's own config groups.
+    """
+    target = spec.get("_target_")
+    found = {} if config_dir is None else own_files(group, spec, config_dir)
+    for (within, name), file in found.items():
+        own.files[f"{OWN}/conf/{within}/{name}.yaml"] = file
+    if not isinstance(target, str) or not is_own(target):
+        return
+    if not found:
+        folders = "conf/" if config_dir is None else f"conf/ or {config_dir}"
+        hint = " (--config-dir adds a folder of your own)" if config_dir is None else ""
+        raise UserError(f"{where}, which no file of {group} has in {folders}{hint}")
+    if package := provenance.installed_package(target):
+        if package.partition("==")[0] not in provenance.PACKAGES:  # their versions are in the lock
+            own.packages.append(package)
+        return
+    modules = provenance.code_files(target)
+    if target.rpartition(".")[0] not in modules:
+        raise UserError(
+            f"{where}, and there is no module {target.rpartition('.')[0]!r} in {Path.cwd()} or on "
+            "Python's path: start normbench in the folder that holds it"
+        )
+    for module, file in modules.items():
+        parents = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
+        own.files["/".join([OWN, *parents, file.name])] = file
+
+
+def _notes(runs: list[Run], packages: list[str]) -> Iterator[str]:
+    """Yield a line for everything that a verification of the archive will miss."""
+    changes: Counter[str] = Counter()
+    data: dict[str, None] = {}
+    for run in runs:
+        recorded = (run.meta or {}).get("own") or {}
+        changes.update(provenance.own_changes(recorded, provenance.own_code(run.config or {})))
+        data |= dict.fromkeys(name for name in recorded if name.startswith("data of "))
+    for line, count in changes.items():
+        yield f"{counted(count, 'run')} cannot be verified: {line}"
+    for name in data:
+        yield f"{name} is not packed: a verification reads it from there"
+    for package in packages:
+        yield f"{package} is an installed package and not packed: the README names it"
+
+
 def _is_plain(path: Path) -> bool:
     """Return whether a path is a file and no link, which could lead out of the store."""
     try:
@@ -178,12 +280,19 @@ def _report(store: Store, folder: Path) -> dict[str, Path | bytes]:
     }
 
 
-def _readme(name: str, runs: list[Run], locked: bool) -> str:
+def _readme(name: str, runs: list[Run], own: _Own, locked: bool) -> str:
     install = (
         "pip install -r requirements.lock"
         if locked
         else "pip install -r versions.txt   # where the runs name one version of each package"
     )
+    verify = "normbench verify runs --sample 5"
+    rows = ""
+    if own.files:
+        verify = f"PYTHONPATH={OWN} {verify} --config-dir {OWN}/conf"
+        rows = f"| `{OWN}/` | config files and modules of components that are not normbench's |\n"
+    if own.packages:
+        install += f"\n    pip install {' '.join(own.packages)}"
     return f"""\
 # {name}
 
@@ -194,7 +303,7 @@ The records of {counted(len(runs), "run")} of normbench {normbench.__version__},
 | `report/index.html` | tables, figures and findings; `report/data/` has the numbers |
 | `runs/` | a folder for each run: config, provenance, metrics of each epoch, results, checksums |
 | `conf/` | the config groups that the commands name |
-| `{"requirements.lock" if locked else "versions.txt"}` | versions of all packages |
+{rows}| `{"requirements.lock" if locked else "versions.txt"}` | versions of all packages |
 | `{MANIFEST}` | checksums of all other files |
 
 In this folder, with normbench installed:
@@ -203,7 +312,7 @@ In this folder, with normbench installed:
     {install}
     normbench list runs
     normbench report runs --out report-again
-    normbench verify runs --sample 5
+    {verify}
 
 `normbench verify` trains runs again and compares them with the records to the last bit; it adds a
 file to `runs/`, after which `{MANIFEST}` no longer lists all of them.

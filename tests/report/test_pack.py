@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
+import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ import pytest
 from normbench.cli import main
 from normbench.report.pack import pack
 from normbench.report.report import report
+from normbench.store import provenance
 from normbench.store.files import StoreError
 from normbench.store.store import Store
 
@@ -143,3 +147,169 @@ def test_mistakes_are_one_line(
         assert message in error
         assert error.count("\n") == 1
     assert there.read_bytes() == b"mine"
+
+
+# --- components of one's own ----------------------------------------------------------------------
+
+LAYER = """
+from my_pack_formula import FACTOR
+
+from normbench.norms import GroupNormalization
+
+
+class Scaled(GroupNormalization):
+    def call(self, x):
+        return FACTOR * super().call(x)
+"""
+
+
+class Own:
+    """A folder with modules, and a folder of config groups that names some of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.conf = folder, folder / "my_conf"
+        for name, text in (
+            ("my_pack_layer.py", LAYER),
+            ("my_pack_formula.py", "FACTOR = 2.0\n"),
+            ("my_pack_other.py", "from my_pack_layer import Scaled as Other\n"),
+        ):
+            (folder / name).write_text(text)
+        norm = self.conf / "norm"
+        norm.mkdir(parents=True)
+        (norm / "scaled.yaml").write_text(
+            "defaults: [{weight: none}, scaled_base, _self_]\nname: scaled\n"
+            "_target_: my_pack_layer.Scaled\n"
+        )
+        (norm / "scaled_base.yaml").write_text("groups: 1\n")
+        (norm / "other.yaml").write_text("name: other\n_target_: my_pack_other.Other\n")
+        (norm / "gn64.yaml").write_text("name: gn64\n_target_: normbench.norms.gn\ngroups: 64\n")
+
+    def run(self, root: Path, synth: SimpleNamespace, seed: int = 0, **changes: object) -> Path:
+        """Write a run whose normalization is the one of the folder, and its code's version."""
+        named = {"norm__name": "scaled", "norm___target_": "my_pack_layer.Scaled"} | changes
+        path = synth.write_run(root, synth.config("gn", 16, seed, **named))
+        code = provenance.own_code({"norm": {"_target_": named["norm___target_"]}})
+        meta = json.loads((path / "meta.json").read_text())
+        own = {name: [version] for name, version in code.items()}
+        (path / "meta.json").write_text(json.dumps(meta | {"own": own}))
+        return path
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    caches = (provenance._spec, provenance.code_hash)
+    for cache in caches:
+        cache.cache_clear()
+    yield Own(tmp_path)
+    for cache in caches:
+        cache.cache_clear()
+
+
+def own_names(archive: Path) -> list[str]:
+    with tarfile.open(archive) as opened:
+        names = [name.removeprefix("paper/") for name in opened.getnames()]
+        return [name for name in names if Path(name).suffix and name.startswith("own/")]
+
+
+def test_own_files_that_runs_name_are_packed_and_no_others(
+    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+) -> None:
+    own.run(store, synth)
+    said: list[str] = []
+    archive = pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
+    assert own_names(archive) == [
+        "own/conf/norm/scaled.yaml",
+        "own/conf/norm/scaled_base.yaml",
+        "own/my_pack_formula.py",
+        "own/my_pack_layer.py",
+    ]
+    assert [line for line in said if "note" in line] == []
+    folder = unpacked(archive, tmp_path / "out")
+    assert (folder / "own" / "my_pack_layer.py").read_text() == LAYER
+    command = "PYTHONPATH=own normbench verify runs --sample 5 --config-dir own/conf"
+    assert command in (folder / "README.md").read_text()
+    manifest = (folder / "MANIFEST").read_text()
+    assert "  own/conf/norm/scaled.yaml\n" in manifest
+    first = archive.read_bytes()
+    again = pack(store, tmp_path / "paper.tar.gz", force=True, say=quiet, config_dir=own.conf)
+    assert again.read_bytes() == first
+
+
+def test_a_config_file_of_a_shipped_component_is_packed_where_a_run_has_its_name(
+    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+) -> None:
+    tree = synth.config("gn", 16, 5, norm__name="gn64")
+    synth.write_run(store, tree)
+    archive = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=own.conf)
+    assert own_names(archive) == ["own/conf/norm/gn64.yaml"]
+
+
+def test_without_components_of_ones_own_nothing_is_added(
+    store: Path, own: Own, tmp_path: Path
+) -> None:
+    with_folder = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=own.conf)
+    assert own_names(with_folder) == []
+    first = with_folder.read_bytes()
+    assert pack(store, tmp_path / "paper.tar.gz", force=True, say=quiet).read_bytes() == first
+
+
+def test_code_that_has_changed_since_is_named(
+    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+) -> None:
+    for seed in (0, 1):
+        own.run(store, synth, seed)
+    (own.folder / "my_pack_formula.py").write_text("FACTOR = 3.0\n")
+    provenance.code_hash.cache_clear()
+    said: list[str] = []
+    pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
+    (note,) = [line for line in said if line.startswith("note: ")]
+    assert "2 runs cannot be verified: the run was trained with my_pack_layer.Scaled " in note
+
+
+def test_an_installed_package_is_named_and_not_packed(
+    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+) -> None:
+    (own.conf / "norm" / "rich.yaml").write_text("name: rich\n_target_: rich.text.Text\n")
+    changes = {"norm__name": "rich", "norm___target_": "rich.text.Text"}
+    own.run(store, synth, **changes)
+    said: list[str] = []
+    archive = pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
+    assert own_names(archive) == ["own/conf/norm/rich.yaml"]
+    (note,) = [line for line in said if line.startswith("note: ")]
+    assert re.fullmatch(r"note: rich==[\d.]+ is an installed package and not packed: .*", note)
+    readme = (unpacked(archive, tmp_path / "out") / "README.md").read_text()
+    assert re.search(r"^    pip install rich==[\d.]+$", readme, re.MULTILINE)
+
+
+def test_own_files_that_are_not_found_are_refused_in_one_line(
+    store: Path,
+    own: Own,
+    tmp_path: Path,
+    synth: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = own.run(store, synth)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = ["pack", str(store), "--out", str(tmp_path / "paper.tar.gz")]
+
+    def refusal(*words: str) -> str:
+        assert main([*command, *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert not (tmp_path / "paper.tar.gz").exists()
+        return error
+
+    named = f"run {run.name} names 'my_pack_layer.Scaled' at norm, "
+    assert f"{named}which no file of norm has in conf/ (--config-dir adds" in refusal()
+    missing = refusal("--config-dir", str(empty))
+    assert f"{named}which no file of norm has in conf/ or {empty}\n" in missing
+    nowhere = tmp_path / "nowhere"
+    assert f"--config-dir '{nowhere}' is no folder" in refusal("--config-dir", str(nowhere))
+    (own.folder / "my_pack_layer.py").unlink()
+    provenance._spec.cache_clear()
+    importlib.invalidate_caches()
+    assert f"{named}and there is no module 'my_pack_layer' in " in refusal(
+        "--config-dir", str(own.conf)
+    )
