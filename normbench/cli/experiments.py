@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from normbench.cli.parser import Parser, add_config_dir
 from normbench.cli.terminal import print_rows
 from normbench.config import group_options
-from normbench.sweep.experiment import FULL, Experiment, load
+from normbench.formats import counted
+from normbench.sweep.experiment import FULL, Experiment, load, unfold
 from normbench.sweep.grid import expand
+from normbench.sweep.tune import SEEDS, Tuner, lists_without, tuned_by_experiment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,8 +34,8 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """Return one row an experiment and scale: ``experiment``, ``scale``, ``cells``, ``minutes``,
-    ``asks``."""
+    """Return one row an experiment and scale: ``experiment``, ``scale``, ``cells``, ``trials`` (0
+    where nothing is tuned), ``minutes``, ``asks``."""
     found = []
     for name in group_options(config_dir).get("experiment", []):
         experiment = load(name, config_dir)
@@ -43,6 +45,7 @@ def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
                     "experiment": name,
                     "scale": scale,
                     "cells": _cells(experiment, scale, config_dir),
+                    "trials": _trials(experiment, scale, config_dir),
                     "minutes": experiment.minutes.get(scale),
                     "asks": experiment.title,
                 }
@@ -58,7 +61,7 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("experiment", "scale"):
         table.add_column(title, no_wrap=True)
-    for title in ("cells", "minutes"):
+    for title in ("cells", "trials", "minutes"):
         table.add_column(title, justify="right")
     table.add_column("asks")
     last = None
@@ -70,6 +73,7 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
             Text(row["experiment"] if first else ""),
             Text(row["scale"]),
             str(row["cells"]),
+            str(row["trials"] or ""),
             minutes,
             Text(row["asks"] if first else ""),
         )
@@ -84,6 +88,9 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
     for variant in experiment.variants:
         if variant:
             lines.append(f"  variant: {' '.join(variant)}")
+    if experiment.tune:
+        lines += ["tuned in each cell", *(f"  {text}" for text in experiment.tune)]
+        lines += _tuning(experiment)
     for scale, overrides in experiment.scales.items():
         lines += [f"scale={scale}", *(f"  {each}" for each in overrides)]
     if experiment.expected:
@@ -92,8 +99,32 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
     for scale in (FULL, *experiment.scales):
         minutes = experiment.minutes.get(scale)
         time = f", about {minutes:g} minutes on two CPU cores" if minutes else ""
-        lines.append(f"  {scale}: {_cells(experiment, scale, config_dir)}{time}")
+        trials = _trials(experiment, scale, config_dir)
+        before = f" after {trials:,} trials" if trials else ""
+        lines.append(f"  {scale}: {_cells(experiment, scale, config_dir)}{before}{time}")
     return "\n".join(lines)
+
+
+def _tuning(experiment: Experiment) -> list[str]:
+    """Return in lines which seeds and epochs trials have, and how lists are extended."""
+    epochs = experiment.tune_epochs
+    lines = [
+        f"  trials: seed {experiment.tune_seeds or SEEDS}, "
+        + ("epochs of the final runs" if epochs is None else counted(epochs, "epoch"))
+    ]
+    if experiment.extend:
+        values = counted(experiment.extend, "further value")
+        lines.append(f"  up to {values} in each cell whose best value ends its list")
+    return lines
+
+
+def _trials(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:
+    words = [f"+experiment={experiment.name}", f"scale={scale}"]
+    options = tuned_by_experiment(words, config_dir)
+    if options is None:
+        return 0
+    _, lists = unfold(words, config_dir)
+    return len(Tuner(lists_without(experiment, lists, options), options, config_dir).trials())
 
 
 def _cells(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:

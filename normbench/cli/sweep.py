@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from normbench.cli.parser import (
@@ -112,7 +113,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if _asks_status(arguments):
         return _status(arguments)
     overrides = overrides_of(arguments)
-    tune = _tune_options(arguments)
+    tune = _tune_options(arguments, overrides)
     quiet_tensorflow()
     from normbench.cli.sweep_screen import SweepScreen
     from normbench.sweep.sweep import sweep
@@ -196,28 +197,36 @@ def _status(arguments: Namespace) -> int:
     return show_status(Store(store_of(arguments)), names[0] if names else None)
 
 
-def _tune_options(arguments: Namespace) -> TuneOptions | None:
-    """Return what is tuned; None if nothing is.
+def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions | None:
+    """Return what is tuned: as an experiment has it, but for the options that are typed.
+
+    Returns:
+        None if nothing is tuned.
 
     Raises:
-        UserError: An option of tuning without ``--tune``, or a metric that cannot choose a value.
+        UserError: An option of tuning where nothing is tuned, or a metric that cannot choose a
+            value.
     """
-    named = ("tune_seeds", "tune_epochs", "tune_metric", "extend")
-    given = [name for name in named if getattr(arguments, name) is not None]
-    if not arguments.tune:
-        if given:
-            option = f"--{given[0].replace('_', '-')}"
+    from normbench.sweep.executors.base import choose
+    from normbench.sweep.tune import TuneOptions, tuned_by_experiment
+
+    names = {"tune_seeds": "seeds", "tune_epochs": "epochs", "tune_metric": "metric"}
+    typed = {
+        name: getattr(arguments, name)
+        for name in (*names, "extend")
+        if getattr(arguments, name) is not None
+    }
+    _, of_runs = choose(overrides, arguments.config_dir)
+    options = tuned_by_experiment(of_runs, arguments.config_dir)
+    if arguments.tune:
+        options = replace(options or TuneOptions([]), keys=arguments.tune)
+    if options is None:
+        if typed:
+            option = f"--{next(iter(typed)).replace('_', '-')}"
             raise UserError(f"{option} goes with --tune KEY=VALUE,VALUE, which names what is tuned")
         return None
-    from normbench.sweep.tune import SEEDS, TuneOptions
-
-    return TuneOptions(
-        keys=arguments.tune,
-        seeds=SEEDS if arguments.tune_seeds is None else arguments.tune_seeds,
-        epochs=arguments.tune_epochs,
-        metric=_tune_metric(arguments.tune_metric or "val_acc"),
-        extend=arguments.extend or 0,
-    )
+    typed["tune_metric"] = _tune_metric(typed.get("tune_metric", "val_acc"))
+    return replace(options, **{names.get(name, name): value for name, value in typed.items()})
 
 
 def _tune_metric(name: str) -> TuneMetric:

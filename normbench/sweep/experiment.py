@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,10 @@ class Experiment:
         minutes: Expected minutes on two CPU cores by scale, measured or estimated.
         report: Options of ``normbench report`` that give the experiment's table.
         about: The lines of the comment at the top of the file.
+        tune: The keys that are tuned in each cell with their values, as they would be typed after
+            ``--tune``; none of them are among the overrides.
+        tune_seeds, tune_epochs, extend: Values of the options of these names; None if the file
+            does not set them.
     """
 
     name: str
@@ -44,6 +49,10 @@ class Experiment:
     minutes: Mapping[str, float] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     about: tuple[str, ...] = ()
+    tune: tuple[str, ...] = ()
+    tune_seeds: str | None = None
+    tune_epochs: int | None = None
+    extend: int | None = None
 
     def unfolded(self, scale: str, typed: Sequence[str]) -> list[list[str]]:
         """Return one list of overrides for each variant.
@@ -112,7 +121,7 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{file} must be a group of keys")
-    allowed = ("title", "overrides", "variants", "scales", "expected", "minutes", "report")
+    allowed = ("title", "overrides", "variants", "scales", "expected", "minutes", "report", *_TUNING)
     for key in tree:
         if key not in allowed:
             raise unknown(f"key in {file}", str(key), allowed)
@@ -135,7 +144,77 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
             line.removeprefix("#").removeprefix(" ")
             for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
         ),
+        **_tuning(file, tree),
     )
+
+
+_TUNING = ("tune", "tune_seeds", "tune_epochs", "extend")
+
+
+def _tuning(file: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of :class:`Experiment` that say what is tuned, and how.
+
+    Raises:
+        UserError: A value is not one that the option of the same name takes.
+    """
+    for key in _TUNING[1:]:
+        if key in tree and "tune" not in tree:
+            raise UserError(f"{file}: {key} goes with tune, which names the keys that are tuned")
+    if "tune" not in tree:
+        return {}
+    axes = tree["tune"]
+    if not isinstance(axes, Mapping) or not axes:
+        raise UserError(
+            f"{file}: tune must be keys with their values, as tune: {{optimizer.lr: [0.05, 0.1]}}"
+        )
+    found: dict[str, Any] = {"tune": tuple(_axis(file, str(key), axes[key]) for key in axes)}
+    if "tune_seeds" in tree:
+        seeds = tree["tune_seeds"]
+        listed = seeds if isinstance(seeds, list) else [seeds]
+        if not listed or not all(isinstance(seed, str) or _is_count(seed, 0) for seed in listed):
+            raise UserError(f"{file}: tune_seeds must be seeds, as [1000, 1001], not {seeds!r}")
+        found["tune_seeds"] = ",".join(map(str, listed))
+    for key, least in (("tune_epochs", 1), ("extend", 0)):
+        if key in tree:
+            if not _is_count(tree[key], least):
+                raise UserError(
+                    f"{file}: {key} must be a whole number of at least {least}, not {tree[key]!r}"
+                )
+            found[key] = tree[key]
+    return found
+
+
+def _axis(file: Path, key: str, values: Any) -> str:
+    """Return a tuned key with its values, as it would be typed after ``--tune``.
+
+    Args:
+        file: The file, for messages.
+        key: The key, as ``optimizer.lr``.
+        values: A list of at least two values, or a text such as ``log(0.025,0.4,5)``.
+    """
+    simple = (str, int, float, bool, type(None))
+    if isinstance(values, list) and all(isinstance(value, simple) for value in values):
+        # YAML takes 1e-4 for a text, which is written here as it stands.
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        values = ",".join(texts) if len(texts) > 1 else None
+    if not isinstance(values, str):
+        raise UserError(
+            f"{file}: tune.{key} must have several values, as [0.05, 0.1] or 'log(0.025,0.4,5)'"
+        )
+    try:
+        (override,) = parse([f"{key}={values}"])
+    except UserError as error:
+        raise UserError(f"{file}: tune.{key}: {error}") from None
+    if not override.is_sweep_override():
+        raise UserError(
+            f"{file}: tune.{key} must have several values, as [0.05, 0.1] or 'log(0.025,0.4,5)', "
+            f"not {values}"
+        )
+    return f"{key}={values}"
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _texts(file: Path, key: str, value: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from normbench.sweep.executors.base import choose
 from normbench.sweep.grid import expand
 from normbench.sweep.observer import SweepView
 from normbench.sweep.phases import Phases, SweepResult
-from normbench.sweep.tune import TuneOptions, Tuner
+from normbench.sweep.tune import TuneOptions, Tuner, tuned_by_experiment
 from normbench.sweep.tuned_phases import TunedPhases
 
 
@@ -39,7 +39,8 @@ def sweep(
         retry_failed: Also train the cells that failed before; damaged ones from their first step.
         skip_invalid: Leave out the cells that cannot be trained, instead of refusing the sweep.
         again: Set the folders of all cells aside and train the cells from their first step.
-        tune: Keys whose values are chosen for each cell by trials, before the final runs.
+        tune: Keys whose values are chosen for each cell by trials, before the final runs; by
+            default those of the experiment, if there is one and it tunes any.
         view: Shows the sweep to the user; plain lines by default.
 
     Raises:
@@ -48,6 +49,7 @@ def sweep(
     """
     view = SweepView() if view is None else view
     options, cell_overrides = choose(overrides, config_dir)
+    tune = tuned_by_experiment(cell_overrides, config_dir) if tune is None else tune
     if tune is None:
         tuner, configs = None, expand(cell_overrides, config_dir)
     else:

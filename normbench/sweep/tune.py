@@ -494,6 +494,37 @@ def _edges(axes: Sequence[Axis], values: Mapping[str, Any]) -> dict[str, str]:
 # --- the options ----------------------------------------------------------------------------------
 
 
+def tuned_by_experiment(
+    overrides: Sequence[str], config_dir: str | Path | None = None
+) -> TuneOptions | None:
+    """Return what the experiment among the overrides of a sweep tunes; None if it tunes nothing.
+
+    A value that is typed beside the experiment replaces that of the experiment: a key with a typed
+    value is not tuned.
+
+    Args:
+        overrides: The overrides as they are typed, ``+experiment=NAME`` among them.
+        config_dir: Further folder with config groups.
+
+    Raises:
+        UserError: There is no such experiment, or its file is not valid.
+    """
+    experiment, _ = unfold(overrides, config_dir)
+    if experiment is None:
+        return None
+    typed = {str(override.key_or_group) for override in parse(overrides)}
+    keys = [text for text in experiment.tune if text.partition("=")[0] not in typed]
+    if not keys:
+        return None
+    seeds, extend = experiment.tune_seeds, experiment.extend
+    return TuneOptions(
+        keys=keys,
+        seeds=SEEDS if seeds is None else seeds,
+        epochs=experiment.tune_epochs,
+        extend=0 if extend is None else extend,
+    )
+
+
 def _protocol(options: TuneOptions, axes: Sequence[Axis], seeds: Sequence[int]) -> str:
     """Return the options by which values are chosen; equal for equal choices."""
     words = [f"--tune {axis.key}={','.join(map(str, axis.values))}" for axis in axes]

@@ -32,7 +32,7 @@ from normbench.sweep.phases import SweepResult
 from normbench.sweep.plan import plan
 from normbench.sweep.record import Record, records
 from normbench.sweep.sweep import sweep
-from normbench.sweep.tune import TuneOptions, Tuner
+from normbench.sweep.tune import TuneOptions, Tuner, tuned_by_experiment
 from normbench.sweep.tuned_phases import planned_with
 
 
@@ -105,7 +105,8 @@ def sweep_until(
         UserError: As for :func:`normbench.sweep.sweep.sweep`; or the grid does not fit the rule.
     """
     view = SweepView() if view is None else view
-    executor, _ = choose(overrides, config_dir)
+    executor, cell_overrides = choose(overrides, config_dir)
+    tune = tuned_by_experiment(cell_overrides, config_dir) if tune is None else tune
 
     def grid_of(words: Sequence[str]) -> _Grid:
         return _Grid(choose(words, config_dir)[1], tune, config_dir)

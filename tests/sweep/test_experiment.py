@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from normbench.cli import main
 from normbench.cli.experiments import details, rows
 from normbench.config import group_options
 from normbench.errors import UserError
 from normbench.sweep.experiment import load, unfold
 from normbench.sweep.grid import expand
+from normbench.sweep.tune import TuneOptions, tuned_by_experiment
 from tests.marks import slow_except
 
 NAMES = group_options()["experiment"]
@@ -111,6 +115,132 @@ def test_a_file_that_says_nothing_sensible_is_refused(text, message, mine):
         load("mine", mine)
 
 
+# --- tuned keys -----------------------------------------------------------------------------------
+
+GRID = "title: a test\noverrides: [dataset=digits, arch=resnet8, 'norm=bn,gn', 'seed=0,1']\n"
+
+
+@pytest.fixture
+def tuning(mine):
+    """Return a function that writes an experiment which tunes keys; it returns the folder."""
+
+    def write(text: str, overrides: str = GRID):
+        (mine / "experiment" / "mine.yaml").write_text(overrides + text)
+        return mine
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("tune: {optimizer.lr: [0.05, 0.1]}", "optimizer.lr=0.05,0.1"),
+        ("tune: {optimizer.lr: 'log(0.025,0.4,5)'}", "optimizer.lr=log(0.025,0.4,5)"),
+        ("tune: {optimizer.lr: 0.05,0.1}", "optimizer.lr=0.05,0.1"),
+        ("tune: {optimizer.weight_decay: [0, 1e-4, 1.0e-5]}",
+         "optimizer.weight_decay=0,1e-4,1e-05"),
+        ("tune: {optimizer.nesterov: [true, false]}", "optimizer.nesterov=true,false"),
+        ("tune: {optimizer: [sgd, adamw]}", "optimizer=sgd,adamw"),
+    ],
+)  # fmt: skip
+def test_tuned_keys_are_what_would_be_typed(text, typed, tuning):
+    folder = tuning(text + "\n")
+    assert load("mine", folder).tune == (typed,)
+    options = tuned_by_experiment(["+experiment=mine"], folder)
+    assert options == replace(TuneOptions([typed]), metric=options.metric)
+    assert "tuned in each cell\n  " + typed in details("mine", folder)
+
+
+def test_the_protocol_of_tuning_stands_in_the_file(tuning):
+    folder = tuning(
+        "tune: {optimizer.lr: [0.05, 0.1], optimizer.weight_decay: [0.0, 0.1, 0.2]}\n"
+        "tune_seeds: [7, 8]\ntune_epochs: 3\nextend: 2\n"
+    )
+    options = tuned_by_experiment(["+experiment=mine"], folder)
+    assert options.keys == ["optimizer.lr=0.05,0.1", "optimizer.weight_decay=0.0,0.1,0.2"]
+    assert (options.seeds, options.epochs, options.extend) == ("7,8", 3, 2)
+    shown = details("mine", folder)
+    assert "  trials: seed 7,8, 3 epochs\n  up to 2 further values in each cell" in shown
+    assert "  full: 4 after 24 trials" in shown
+    (row,) = [row for row in rows(folder) if row["experiment"] == "mine"]
+    assert (row["cells"], row["trials"]) == (4, 24)
+
+
+def test_a_key_with_a_typed_value_is_not_tuned(tuning):
+    folder = tuning("tune: {optimizer.lr: [0.05, 0.1], optimizer.weight_decay: [0.0, 0.1]}\n")
+    options = tuned_by_experiment(["+experiment=mine", "optimizer.lr=0.3"], folder)
+    assert options.keys == ["optimizer.weight_decay=0.0,0.1"]
+    typed = ["+experiment=mine", "optimizer.lr=0.3", "optimizer.weight_decay=0.1,0.2"]
+    assert tuned_by_experiment(typed, folder) is None
+    assert tuned_by_experiment(["+experiment=quickstart"]) is None
+    assert tuned_by_experiment(["norm=bn,gn"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tune: optimizer.lr=0.1,0.2", "tune must be keys with their values, as tune: {opt"),
+        ("tune: {}", "tune must be keys with their values"),
+        ("tune: {optimizer.lr: 0.1}", "tune.optimizer.lr must have several values"),
+        ("tune: {optimizer.lr: [0.1]}", "tune.optimizer.lr must have several values"),
+        ("tune: {optimizer.lr: '0.1'}", "must have several values, .* not 0.1"),
+        ("tune: {optimizer.lr: [[0.1], [0.2]]}", "tune.optimizer.lr must have several values"),
+        ("tune: {optimizer.lr: 'log(0.1)'}", r"tune.optimizer.lr: "),
+        ("tune: {optimizer.lr: [0.1, 0.2]}\ntune_epochs: 0", "tune_epochs must be a whole number"),
+        ("tune: {optimizer.lr: [0.1, 0.2]}\nextend: many", "extend must be a whole number"),
+        ("tune: {optimizer.lr: [0.1, 0.2]}\ntune_seeds: [0.5]", "tune_seeds must be seeds"),
+        ("tune: {optimizer.lr: [0.1, 0.2]}\ntune_seed: 7", "did you mean 'tune_seeds'"),
+        ("extend: 2", "extend goes with tune"),
+    ],
+)
+def test_a_file_that_tunes_nothing_sensible_is_refused(text, message, tuning):
+    folder = tuning(text + "\n")
+    with pytest.raises(UserError, match=message) as error:
+        load("mine", folder)
+    assert "mine.yaml" in str(error.value)
+
+
+@pytest.fixture
+def plan_of(tuning, tmp_store, capsys):
+    """Return a function that plans a tuned experiment and returns the lines of the plan."""
+    folder = tuning("tune: {optimizer.lr: [0.05, 0.1]}\ntune_seeds: 7\n")
+
+    def plan(*words: str, code: int = 0) -> str:
+        command = ["sweep", "+experiment=mine", f"store={tmp_store}", "--config-dir", str(folder)]
+        assert main([*command, *words, "--dry-run"]) == code
+        out, error = capsys.readouterr()
+        return error if code else out
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("words", "together", "shown", "absent"),
+    [
+        ([], "together: 8 cells", ["-s7-", "optimizer.lr=? seed=0,1"], ["-s1000-"]),
+        (["--tune", "optimizer.lr=0.1,0.2,0.3"], "together: 10 cells", ["-s7-"], ["lr=0.05"]),
+        (["--tune-seeds", "8,9"], "together: 12 cells", ["-s8-", "-s9-"], ["-s7-"]),
+        (["--extend", "1"], "together: 8 cells", ["--extend: up to 1 further value"], []),
+        (["optimizer.lr=0.3"], "4 cells: 4 to train", [], ["trials", "-s7-"]),
+    ],
+)
+def test_a_plan_has_the_trials_unless_the_command_line_says_otherwise(
+    words, together, shown, absent, plan_of
+):
+    text = plan_of(*words)
+    assert text.splitlines()[-1].startswith(together)
+    for word in shown:
+        assert word in text
+    for word in absent:
+        assert word not in text
+
+
+def test_options_of_tuning_need_a_tuned_key(plan_of):
+    error = plan_of("optimizer.lr=0.3", "--tune-epochs", "2", code=2)
+    assert "--tune-epochs goes with --tune KEY=VALUE,VALUE" in error
+    assert error.count("\n") == 1
+
+
 def test_the_list_counts_cells_and_says_what_each_asks(monkeypatch):
     names = ["quickstart", "batch_sweep"]  # the others have many cells
     monkeypatch.setattr(
@@ -120,6 +250,7 @@ def test_the_list_counts_cells_and_says_what_each_asks(monkeypatch):
     assert found["quickstart", "full"]["cells"] == 27
     assert found["batch_sweep", "full"]["cells"] == 4 * 6 * 5
     assert all(row["asks"] for row in found.values())
+    assert not any(row["trials"] for row in found.values())
 
 
 def test_one_experiment_is_shown_with_its_commands():

@@ -620,6 +620,19 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
     assert [len(cell.final) for cell in cells] == [2, 2]
 
 
+def test_an_experiment_that_tunes_is_trained_as_if_it_was_typed(run_sweep, tmp_path):
+    folder = tmp_path / "conf"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text(
+        "title: a test\noverrides: ['norm=bn,gn', 'seed=0,1', optimizer.lr=0.1]\n"
+        "tune: {optimizer.lr: [0.05, 0.1, 0.2]}\n"
+    )
+    first, _ = run_sweep()
+    again, lines = run_sweep("+experiment=mine", tune=None, config_dir=folder)
+    assert [cell.chosen for cell in again.tuned] == [cell.chosen for cell in first.tuned]
+    assert lines[-1] == "10 cells: 10 skipped"  # they are the same runs
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 TUNED = ["--tune", "optimizer.lr=0.1,0.2"]
