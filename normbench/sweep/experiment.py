@@ -121,7 +121,8 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{file} must be a group of keys")
-    allowed = ("title", "overrides", "variants", "scales", "expected", "minutes", "report", *_TUNING)
+    plain = ("title", "overrides", "variants", "scales", "expected", "minutes", "report")
+    allowed = (*plain, *_TUNING)
     for key in tree:
         if key not in allowed:
             raise unknown(f"key in {file}", str(key), allowed)
