@@ -1,14 +1,15 @@
 """Components: from the file of a config group to the object that is built from it.
 
-A file of a group names a component by its ``_target_``, a dotted path, and lists the options it is
-built with. Three rules hold for every group:
+A file of a group names a component by its ``_target_``, a dotted path, and lists the options that
+the component is built with. Three rules hold for every group:
 
-- A group's files are those of ``conf/`` and of one further folder (``--config-dir``). A name that
-  both folders have is refused (:func:`group_options`).
-- A ``_target_`` may only name a class or function of its group's kind, which is checked before it
-  is called (:func:`component`), and takes no options but its own (:func:`configured`).
-- A run folder names components and brings no code: a ``_target_`` that is recorded there is
-  followed only if a file of the group has it, too (:func:`check_recorded`).
+- The files of a group are those in ``conf/`` and in one further folder (``--config-dir``). A name
+  that both folders have is refused (:func:`group_options`).
+- A ``_target_`` must name a class or function of its group's kind, which is checked before anything
+  is called (:func:`component`), and options that it does not take are refused
+  (:func:`configured`).
+- A run folder names components and brings no code. A ``_target_`` in its config is imported only
+  if a file of the group has the same one (:func:`check_recorded`).
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ MOVED = {
     "normbench.archs.googlenet.build": "normbench.archs.inception.build_googlenet",
     "normbench.archs.wide_resnet.build": "normbench.archs.resnet_v2.build_wide",
 }
-"""Components that moved: the old path of a module, or of a name in one, to its present path. Older
-run folders record the old paths."""
+"""Present paths of components that have moved, by the old path of the module or of the name in it.
+Run folders of earlier versions record the old paths."""
 
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
@@ -87,7 +88,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def conf_dir() -> Path:
-    """Return the folder ``conf/``: the one in the installed package, else the checkout's."""
+    """Return the folder ``conf/`` of the installed package, or else of the checkout."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -113,7 +114,7 @@ def group_file(group: str, name: str, config_dir: str | Path | None = None) -> P
     """Return the path of a group's file.
 
     Raises:
-        UserError: The group offers no such name; and as :func:`group_options`.
+        UserError: The group has no file of this name; and as :func:`group_options`.
     """
     files = _group_files(config_dir)
     if (group, name) not in files:
@@ -122,7 +123,7 @@ def group_file(group: str, name: str, config_dir: str | Path | None = None) -> P
 
 
 def read_group(group: str, name: str, config_dir: str | Path | None = None) -> dict[str, Any]:
-    """Return the keys in a group's file, its ``defaults`` list included.
+    """Return the keys in a file of a group, its ``defaults`` list included.
 
     Raises:
         UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
@@ -131,14 +132,14 @@ def read_group(group: str, name: str, config_dir: str | Path | None = None) -> d
 
 
 def read_groups(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """Return the keys of every group's file, as :func:`read_group` does of one."""
+    """Return the keys of each file of each group, as :func:`read_group` returns them."""
     return [
         _read_keys(file) for (group, _), file in _group_files(config_dir).items() if group != "."
     ]
 
 
 def header(group: str, name: str, config_dir: str | Path | None = None) -> str:
-    """Return the comment at the top of a group's file on one line; empty where it has none."""
+    """Return the comment at the top of a file of a group on one line; "" if it has none."""
     lines = []
     for line in group_file(group, name, config_dir).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -202,7 +203,7 @@ def _defaults_of(group: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
-    """Return the files of all groups by group and name, the files beside ``conf/`` included."""
+    """Return all config files by group and name; one at the top of a folder has the group "."."""
     shipped = _files_under(conf_dir())
     if config_dir is None:
         return shipped
@@ -253,7 +254,7 @@ class _Kind:
     """The kind of object that the files of a group may name.
 
     Attributes:
-        wanted: Description of the kind, to follow "must be".
+        wanted: Description of the kind; a message puts it after "must be".
         accepts: Returns whether an imported object is of this kind.
     """
 
@@ -262,7 +263,7 @@ class _Kind:
 
 
 def _subclass_of(path: str) -> _Kind:
-    """Return the kind of the subclasses of a class, which is imported when one is checked."""
+    """Return the kind of the subclasses of a class, which is imported at the first check."""
 
     def accepts(made: Any) -> bool:
         if not inspect.isclass(made) or inspect.isabstract(made):
@@ -306,10 +307,10 @@ _KINDS = {
 
 
 def target(path: str) -> Any:
-    """Import the object at a dotted path, or at its present path if it moved (:data:`MOVED`).
+    """Import the object at a dotted path, or at its present path if it has moved (:data:`MOVED`).
 
     Raises:
-        UserError: No such module, or nothing of that name in it.
+        UserError: There is no such module, or it has no such name.
     """
     module_name, _, name = present_path(path).rpartition(".")
     if not module_name:
@@ -331,16 +332,16 @@ def target(path: str) -> Any:
 
 
 def present_path(path: str) -> str:
-    """Return the present path of a component (:data:`MOVED`)."""
+    """Return the present path of a component that may have moved (:data:`MOVED`)."""
     module, _, name = path.rpartition(".")
     return MOVED.get(path) or f"{MOVED.get(module, module)}.{name}"
 
 
 def look_in_working_folder() -> None:
-    """Let Python import modules from the working folder, as ``python -m normbench`` does anyway."""
+    """Let Python import modules from the working folder, as it does for ``python -m normbench``."""
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):
-        sys.path.append(folder)  # last, so that it shadows nothing
+        sys.path.append(folder)  # at the end, so that its modules hide no others
 
 
 def is_own(target: Any) -> bool:
@@ -360,11 +361,13 @@ def check_names(tree: Mapping[str, Any]) -> None:
 
 
 def check_name(group: str, spec: Any) -> None:
-    """Refuse a user's own class under a shipped name, which runs and reports would show.
+    """Refuse a class of the user's that has the name of a shipped one.
+
+    Runs and reports show the name alone, which would then stand for two different things.
 
     Args:
         group: As ``norm`` or ``norm/weight``.
-        spec: The group's keys.
+        spec: The keys of the group in a config.
 
     Raises:
         UserError: ``name`` is a name in ``conf/``, and ``_target_`` is outside normbench.
@@ -390,10 +393,10 @@ def component(group: str, path: str, called: str) -> Any:
         UserError: There is no such object, or it is not of the group's kind.
     """
     kind = _KINDS[group]
-    made = target(path)
-    if not kind.accepts(made):
+    found = target(path)
+    if not kind.accepts(found):
         raise UserError(f"{called}: _target_ {path!r} must be {kind.wanted}")
-    return made
+    return found
 
 
 def configured(
@@ -409,26 +412,26 @@ def configured(
 
     Args:
         group: As ``norm`` or ``norm/weight``.
-        spec: The group's keys: ``name``, ``_target_`` and options.
+        spec: The keys of the group in a config: ``name``, ``_target_`` and options.
         called: Name of the component in messages; ``GROUP=NAME`` by default.
-        keys: Required keys that are not options, because the engine reads them.
+        keys: Required keys that are not options of the component, because the engine reads them.
         structure: Allowed keys that are not options.
-        passed: Parameters that the caller passes besides the options.
+        passed: Names of the parameters that the caller passes in addition to the options.
 
     Raises:
-        UserError: No such component, one of another kind, or options that it does not take.
+        UserError: There is no such component, it is of another kind, or it does not take an option.
     """
     called = called or f"{group}={spec.get('name')}"
     path = spec.get("_target_")
     if not isinstance(path, str):
         raise UserError(f"{called} lacks the key '_target_', a dotted path")
-    made = component(group, path, called)
+    found = component(group, path, called)
     options = options_of(spec, *keys, *structure)
-    check_options(called, made, {**dict.fromkeys(passed), **options}, keys)
+    check_options(called, found, {**dict.fromkeys(passed), **options}, keys)
     for key in keys:
         if key not in spec:
             raise UserError(f"{called} lacks the option {key!r}")
-    return made, options
+    return found, options
 
 
 def make_source(spec: Mapping[str, Any]) -> Any:
@@ -438,10 +441,10 @@ def make_source(spec: Mapping[str, Any]) -> Any:
         spec: The group ``dataset`` of a config.
 
     Raises:
-        UserError: No such class, one that is no source, or options that it does not take.
+        UserError: There is no such class, it is not a source, or it does not take an option.
     """
-    made, options = configured("dataset", spec, keys=DATASET_KEYS)
-    return made(**options)
+    source, options = configured("dataset", spec, keys=DATASET_KEYS)
+    return source(**options)
 
 
 def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
@@ -452,23 +455,24 @@ def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
 
 
 def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
-    """Return the options that a class's constructor, or a function, takes by name.
+    """Return the options that a class or a function takes, by name.
 
-    A layer's ``name`` and ``dtype`` are not options, nor is what it takes as ``**kwargs``.
+    The ``name`` and ``dtype`` of a layer are not options, nor is anything that it takes only as
+    ``**kwargs``.
     """
     signature = inspect.signature(made.__init__ if inspect.isclass(made) else made)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        name: each
-        for name, each in signature.parameters.items()
-        if each.kind in kinds and name not in ("self", "name", "dtype")
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in kinds and name not in ("self", "name", "dtype")
     }
 
 
 def check_options(
     kind: str, made: Any, options: Mapping[str, Any], beside: Collection[str] = ()
 ) -> None:
-    """Refuse options that a component does not take, and the lack of one that it needs.
+    """Refuse options that a component does not take, and the lack of an option that it requires.
 
     Args:
         kind: Name of the component in messages, as ``norm=gn``.
@@ -483,8 +487,8 @@ def check_options(
     for name in options:
         if name not in known:
             raise unknown(f"option of {kind}", str(name), [*known, *beside])
-    for name, each in known.items():
-        if each.default is inspect.Parameter.empty and name not in options:
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
             raise UserError(f"{kind} lacks the option {name!r}")
 
 
@@ -504,14 +508,15 @@ def check_recorded(
 
     Args:
         tree: The recorded config.
-        config_dir: A second folder of config groups, given on this command line.
+        config_dir: A second folder of config groups, which the command line of this process names.
         where: Name of the run in messages.
 
     Returns:
-        The config with the present paths of components that moved (:data:`MOVED`).
+        The config with the present paths of components that have moved (:data:`MOVED`).
 
     Raises:
-        UserError: A ``_target_`` that no file in either folder has, or a value that no config has.
+        UserError: The config has a ``_target_`` that no file in either folder has, or a value that
+            no config of normbench has.
     """
     _check_size(tree, where)
     checked = _moved(tree)
@@ -537,7 +542,7 @@ def check_recorded(
 
 
 _STRUCTURE = ("weight", "bfn", "places")
-"""Keys of the group ``norm`` that hold components themselves."""
+"""Keys of the group ``norm`` that hold further components."""
 
 
 def recorded_components(
@@ -591,7 +596,7 @@ def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _moved(value: Any) -> Any:
-    """Return a copy of a config with the present paths of the components that were moved."""
+    """Return a copy of a config with the present paths of components that have moved."""
     if isinstance(value, Mapping):
         return {
             key: present_path(item) if key == "_target_" and isinstance(item, str) else _moved(item)
@@ -601,7 +606,7 @@ def _moved(value: Any) -> Any:
 
 
 def _check_size(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse the endless or enormous values that YAML's aliases can make of a small file."""
+    """Refuse the endless or enormous values that aliases in YAML can make of a small file."""
     left = _MOST_VALUES
     waiting: list[tuple[Any, int]] = [(tree, 0)]
     while waiting:

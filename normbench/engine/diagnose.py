@@ -1,9 +1,9 @@
-"""Probes measured in the checkpoints of runs that are trained already: :func:`diagnose`.
+"""Probes on the checkpoints of trained runs: :func:`diagnose`.
 
-The results are appended to a run's ``diagnosis.jsonl``, one line per checkpoint and probe:
-``checkpoint`` (``last`` or ``best``), its ``epoch`` and ``step``, ``probe``, ``options``,
+Results are appended to a run's ``diagnosis.jsonl``, one line per checkpoint and probe. A line has
+the keys ``checkpoint`` (``last`` or ``best``), its ``epoch`` and ``step``, ``probe``, ``options``,
 ``values`` by name, ``probe_values`` (how reports show them), ``time`` and ``commit``. A report adds
-the values to the run's row of that epoch.
+the values to the row of that epoch.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("last", "best")
 
 NAMED = 8
-"""Runs that a suggested command names one by one; of more it names none."""
+"""Largest number of runs that a suggested command names; with more it has the word RUN instead."""
 
 Options = dict[str, dict[str, Any]]
-"""Config group of each probe, by the probe's name."""
+"""The keys of the config group of each probe, by the probe's name."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class DiagnoseResult:
     """Result of :func:`diagnose`.
 
     Attributes:
-        lines: For each run, the lines of its ``diagnosis.jsonl`` for the probes that were asked
-            for; values that the run measured itself are given in the same form.
+        lines: For each run, the newest measurement of each probe that was asked for, as a line of
+            ``diagnosis.jsonl``. Measurements from the training of the run have the same form.
         measured: Number of new lines.
         failures: One sentence for each run that failed.
     """
@@ -78,14 +78,15 @@ def diagnose(
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> DiagnoseResult:
-    """Measure probes in the checkpoints of runs, unless they were measured there before.
+    """Measure probes on the checkpoints of runs, unless they were measured there before.
 
-    A probe's options are those of the command, else those that the run had, else the defaults.
+    Each option of a probe has the value of ``overrides``, else the one that the run was trained
+    with, else the default.
 
     Args:
         store: Store with the runs.
         names: Names of runs, as :meth:`Store.find` takes them.
-        probes: Names of probes; by default all probes that the network does not refuse.
+        probes: Names of probes; by default all probes that do not refuse the network.
         overrides: Options of probes, such as ``probe.activations.images=100``.
         config_dir: Additional folder with config groups.
         again: Also measure what was measured before.
@@ -93,9 +94,9 @@ def diagnose(
         say: Called with a line for each measurement and each failure.
 
     Raises:
-        UserError: No such run or probe, or option; a run that has no checkpoint, that names a
-            component of no config group, or whose network a probe that was named refuses; runs of
-            several backends.
+        UserError: There is no such run, probe or option; a run has no checkpoint, or names a
+            component that no config group has; a probe that was named refuses the network; the
+            runs used several backends.
         NormbenchError: The backend is missing, or a run cannot be read.
     """
     offered = group_options(config_dir)["probe"]
@@ -103,8 +104,8 @@ def diagnose(
         if name not in offered:
             raise unknown("probe", name, offered)
     wanted = list(dict.fromkeys(probes or offered))
-    groups, given = _options(wanted, overrides, config_dir)
-    targets = [_target(run, groups, given, config_dir) for run in _runs(store, names)]
+    groups, overridden = _options(wanted, overrides, config_dir)
+    targets = [_target(run, groups, overridden, config_dir) for run in _runs(store, names)]
     backends = sorted({target.config.backend for target in targets})
     if len(backends) > 1:
         raise UserError(
@@ -135,11 +136,11 @@ def _runs(store: Store, names: Iterable[str]) -> list[Run]:
 def _options(
     names: Sequence[str], overrides: Sequence[str], config_dir: str | None
 ) -> tuple[Options, Options]:
-    """Return the probes' groups with the overrides applied, and the overridden options alone."""
+    """Return the probes' groups with the overrides applied, and only the overridden options."""
     for override in parse(overrides):
-        group, _, rest = override.key_or_group.partition(".")
-        name = rest.partition(".")[0]
-        if group != "probe" or not rest:
+        group, _, inner = override.key_or_group.partition(".")
+        name = inner.partition(".")[0]
+        if group != "probe" or not inner:
             raise UserError(
                 f"{override.input_line!r}: diagnose only takes options of probes, as in "
                 "probe.NAME.OPTION=VALUE"
@@ -147,12 +148,12 @@ def _options(
         if name not in names:
             raise unknown("probe", name, names)
     groups = compose([f"probe=[{','.join(names)}]", *overrides], config_dir).probe
-    given: Options = {}
+    overridden: Options = {}
     for override in parse(overrides):
         _, name, option = override.key_or_group.split(".", 2)
         option = option.partition(".")[0]
-        given.setdefault(name, {})[option] = groups[name][option]
-    return groups, given
+        overridden.setdefault(name, {})[option] = groups[name][option]
+    return groups, overridden
 
 
 def trained_without(
@@ -160,16 +161,16 @@ def trained_without(
 ) -> list[str]:
     """Return notes on probes, loggers and labels that complete runs were trained without.
 
-    They are no part of a run's signature: a complete run is found under a config that names them,
-    and is not trained again.
+    Probes, loggers and labels are not part of the signature. A config that names some therefore
+    finds a complete run that was trained without them, and does not train it again.
 
     Args:
         asked: Complete runs, each with the config that it was found under.
-        config_dir: Additional folder with config groups that those configs are composed from.
+        config_dir: Additional folder with config groups, for the suggested command.
 
     Returns:
-        Lines for probes, with the command that measures them in the checkpoints, for loggers and
-        for labels; empty if the runs have all of them.
+        Lines on probes, with the command that measures them on the checkpoints, on loggers and on
+        labels; none if the runs have all of them.
     """
     probes: dict[tuple[str, ...], list[Run]] = {}
     loggers: dict[tuple[str, ...], list[Run]] = {}
@@ -180,7 +181,7 @@ def trained_without(
         try:
             recorded = run.config or {}
             known = {*recorded.get("probe", {}), *(line.get("probe") for line in run.diagnoses())}
-        except NormbenchError:  # damaged files are told of where a run is read
+        except NormbenchError:  # whoever reads the run reports its damaged files
             continue
         if missing := tuple(name for name in config.probe if name not in known):
             probes.setdefault(missing, []).append(run)
@@ -218,7 +219,7 @@ def _s(runs: Sequence[Run]) -> str:
     return "s" if len(runs) == 1 else ""
 
 
-def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -> Target:
+def _target(run: Run, groups: Options, overridden: Options, config_dir: str | None) -> Target:
     """Read a run's config and the info of its checkpoints, without their arrays.
 
     Raises:
@@ -227,12 +228,12 @@ def _target(run: Run, groups: Options, given: Options, config_dir: str | None) -
     """
     run.verify()
     config = Config.from_run(run.config or {}, config_dir, f"run {run.name}")
-    infos = {each: run.checkpoint_info(best=each == "best") for each in CHECKPOINTS}
-    found = {each: info for each, info in infos.items() if info is not None}
+    infos = {name: run.checkpoint_info(best=name == "best") for name in CHECKPOINTS}
+    found = {name: info for name, info in infos.items() if info is not None}
     if not found:
         raise UserError(f"run {run.name} has no checkpoint to diagnose")
     options = {
-        name: {**group, **options_of(config.probe.get(name, {})), **given.get(name, {})}
+        name: {**group, **options_of(config.probe.get(name, {})), **overridden.get(name, {})}
         for name, group in groups.items()
     }
     return Target(run, config, found, options)
@@ -253,7 +254,7 @@ def _diagnose(
             values: dict[tuple[int, int], dict[str, float]] = {}
             for checkpoint in _due(target, probe.name, again):
                 position = _position(target.checkpoints[checkpoint])
-                if position not in values:  # the last epoch may be the best
+                if position not in values:  # one measurement if the last epoch is also the best
                     began = time.perf_counter()
                     _restore(target, checkpoint, setup)
                     values[position] = probe.measure(setup.loop, setup.dataset)
@@ -280,15 +281,15 @@ def _own_changes(target: Target, setup: TrainingSetup) -> list[str]:
 
 
 def _due(target: Target, probe: str, again: bool) -> list[str]:
-    """Return the checkpoints in which a probe is still to be measured."""
+    """Return the names of the checkpoints on which a probe is still to be measured."""
     known = [] if again else [_identity(line) for line in _known(target)]
     return [
-        each for each in target.checkpoints if _identity(_line(target, each, probe)) not in known
+        name for name in target.checkpoints if _identity(_line(target, name, probe)) not in known
     ]
 
 
 def _known(target: Target) -> list[dict[str, Any]]:
-    """Return all measurements of a run: its diagnoses, and what it measured in training."""
+    """Return all measurements of a run: those of `diagnose` and those of its training."""
     lines = target.run.diagnoses()
     rows = {(row["epoch"], row["step"]): row for row in target.run.metrics()}
     for checkpoint, info in target.checkpoints.items():
@@ -306,9 +307,9 @@ def _known(target: Target) -> list[dict[str, Any]]:
 def _answers(target: Target) -> list[dict[str, Any]]:
     """Return the newest measurement of each probe and checkpoint that was asked for."""
     asked = {
-        _identity(_line(target, each, name)): None
-        for name in target.options
-        for each in target.checkpoints
+        _identity(_line(target, checkpoint, probe)): None
+        for probe in target.options
+        for checkpoint in target.checkpoints
     }
     found: dict[str, Any] = {**asked, **{_identity(line): line for line in _known(target)}}
     return [found[key] for key in asked if found[key] is not None]
@@ -329,7 +330,7 @@ def _prepare(
     config = replace(target.config, probe={}, init="", init_head="trained")
     dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
-    # TensorFlow warns of many traced functions, which are expected with many networks.
+    # TensorFlow warns about many traced functions, which many networks need.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     micro_batches = MicroBatches(config, target.run.meta).count
     if not warm.has_loop_for(config, micro_batches):
@@ -348,7 +349,7 @@ def _prepare(
 
 
 def _restore(target: Target, checkpoint: str, setup: TrainingSetup) -> None:
-    """Load a checkpoint into the loop, in the epoch that the run had just trained."""
+    """Load a checkpoint into the loop, and set the loop to the epoch that the run had completed."""
     loaded = target.run.load_checkpoint(best=checkpoint == "best")
     if loaded is None:
         raise NormbenchError(f"the checkpoint {checkpoint} is gone")
@@ -371,7 +372,7 @@ def _line(target: Target, checkpoint: str, probe: str) -> dict[str, Any]:
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a probe's options without ``every``, which does not matter for one checkpoint."""
+    """Return a probe's options without ``every``, which has no meaning for a single checkpoint."""
     return {k: v for k, v in group.items() if k not in ("name", "_target_", "every")}
 
 
@@ -386,6 +387,6 @@ def _position(info: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _identity(line: Mapping[str, Any]) -> str:
-    """Return a text that is equal for two lines of the same measurement."""
+    """Return a text that is equal for two lines with the same measurement."""
     keys = ("checkpoint", "epoch", "step", "probe", "options")
     return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)

@@ -24,8 +24,8 @@ from normbench.store.files import StoreError, dumps, store_error, write_atomic
 
 HEADER = "normbench.json"
 
-#: Errors that reading a zip archive with flipped or missing bytes raises. An "encrypted" bit is a
-#: RuntimeError, an unknown method a NotImplementedError, which is a RuntimeError too.
+#: Errors that reading a zip archive with flipped or missing bytes may raise; RuntimeError if an
+#: entry claims to be encrypted, and its subclass NotImplementedError for an unknown compression.
 _CORRUPTION = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,8 +65,8 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) 
 
     Args:
         path: Path of the file.
-        arrays: Arrays of any shape and numeric dtype, those of `ml_dtypes` included, by name; a
-            name may hold slashes.
+        arrays: Arrays by name, of any shape and numeric dtype, those of `ml_dtypes` included. A
+            name may contain slashes.
         info: A record of values that strict JSON can hold.
 
     Raises:
@@ -99,9 +99,9 @@ def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return an entry whole; the CRC is checked where its last byte is read.
+    """Return the content of an entry. `zipfile` checks its CRC once the last byte is read.
 
-    Entries are never compressed, so that none is larger than the file that it lies in.
+    A compressed entry is refused: it could unfold to more bytes than the machine has memory.
     """
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
@@ -109,7 +109,11 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _array(data: bytes, name: str) -> np.ndarray:
-    """Return the array of a ``.npy`` file, whose header must not ask for more than the file has."""
+    """Return the array of a ``.npy`` file.
+
+    The size that its header names is compared with the size of the file first: a damaged header
+    must not make NumPy allocate terabytes.
+    """
     content = io.BytesIO(data)
     version = np.lib.format.read_magic(content)
     readers = {
@@ -117,7 +121,7 @@ def _array(data: bytes, name: str) -> np.ndarray:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ValueError(f"{name} is of the unknown version {version}")
+        raise ValueError(f"{name} has the unknown version {version}")
     shape, _, dtype = readers[version](content)
     if math.prod(shape) * dtype.itemsize != len(data) - content.tell():
         raise ValueError(f"{name} has {len(data) - content.tell()} bytes, not those of {shape}")
@@ -129,10 +133,11 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     """Return the arrays and the record of the checkpoint at ``path``, or None if there is none.
 
     Args:
-        arrays: False reads the record alone and returns no arrays.
+        path: Path of the file.
+        arrays: If False, only the record is read and no arrays are returned.
 
     Raises:
-        StoreError: the file is truncated, altered (checked by CRC-32) or cannot be read.
+        StoreError: The file is truncated or altered, which CRC-32 tells, or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -145,7 +150,7 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.strerror is None:  # a seek to nowhere inside the archive, not the system
+        if error.strerror is None:  # a seek to a negative offset in the archive, not the system
             raise StoreError(f"cannot read {path}: corrupt checkpoint ({error})") from error
         raise store_error("read", path, error) from error
     except _CORRUPTION as error:

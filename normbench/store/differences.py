@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-#: A run's name, if no part of it has a dash; otherwise only its config tells the parts apart.
+#: The name of a run, if no part of it contains a dash. Otherwise only its config has the parts.
 NAME = re.compile(
     r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
     r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
@@ -24,7 +24,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the values of each config for the keys that differ among all configs.
 
     The data set, the network, the normalization, the batch size and the seed are left out, because
-    the name of a run has them. An option of a group is compared among the configs that chose the
+    the name of a run shows them. An option of a group is compared only among configs that chose the
     same name for the group: ``norm.groups`` among those with ``norm=gn`` and the same weights.
 
     Args:
@@ -89,11 +89,11 @@ def _defaults() -> dict[str, Any]:
     """Return the defaults of the keys that older configs lack."""
     from normbench.config import Config
 
-    return {each.name: each.default for each in fields(Config) if each.default is not MISSING}
+    return {field.name: field.default for field in fields(Config) if field.default is not MISSING}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; the name of a group under the group's own key."""
+    """Yield dotted keys and values; the key of a group stands for its name."""
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if path in ("probe", "logger") or key == "_target_":

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from normbench.errors import NormbenchError, UserError
 from normbench.store import schema
 
-#: Largest size in bytes of a file of records: far above any real one, far below a machine's memory.
+#: Files of records that are larger, in bytes, are not read: no real one is, and it still fits into
+#: memory.
 MOST = 1 << 28
 
 
@@ -98,7 +99,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the file names in ``folder`` durable; otherwise a power cut may undo a rename."""
+    """Force the file names in ``folder`` to the disk; otherwise a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -110,22 +111,25 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file ``path`` atomically; ``write`` writes the content to an open binary file.
 
     Whatever happens meanwhile (a full disk, a kill, a power cut), ``path`` has either all of the
-    old content or all of the new: the content goes to a temporary file, is forced to the disk, and
-    a rename gives it its name.
+    old content or all of the new: the content is written to a temporary file and forced to the
+    disk before a rename gives the file its name.
 
     Raises:
         StoreError: The file cannot be written; the old one is untouched.
     """
-    # Each attempt has a name of its own. `sweep_temporary` finds it by the dot and ".tmp".
+    # Every call has a temporary file of its own, so that two writers never mix their content.
+    # `sweep_temporary` recognizes one that a killed process left by the dot and ".tmp".
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         try:
             with temporary.open("xb") as file:
                 write(file)
                 file.flush()
+                # A file system may carry out the rename before it writes the content. After a power
+                # cut, the new name would then belong to an empty file.
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
@@ -155,7 +159,7 @@ def damaged(path: Path, reason: object) -> StoreError:
 
 
 def _regular_size(path: Path) -> int:
-    """Return the size of a file in bytes; refuse a pipe, whose reader would wait forever."""
+    """Return the size of a file in bytes; refuse a pipe, on which a reader would wait forever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise damaged(path, "not a regular file")
@@ -199,7 +203,10 @@ def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] |
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object on ``line``, or None where it holds none (no proper prefix does)."""
+    """Return the JSON object on ``line``, or None if it holds none.
+
+    The start of an object is no object, so a torn line never passes for a shorter row.
+    """
     try:
         return schema.parse_record(line)
     except schema.Mismatch:
@@ -217,13 +224,14 @@ def read_lines(
 ) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the lines of a JSON-lines file, each as its bytes and its object.
 
-    A last line that is torn (its writer died) is left out; no file is an empty list.
+    A last line that is torn, because its writer died, is left out. A file that does not exist has
+    no lines.
 
     Args:
         path: Path of the file.
         check: Check of each line's object.
-        torn: Decides whether a last line without an object may be what a crash left behind.
-        data: The content of the file, if it was read already.
+        torn: Returns True for a last line without an object that a crash may have left behind.
+        data: The content of the file if it has been read already.
 
     Raises:
         StoreError: A line before the last is not a JSON object, or one that ``check`` forbids, or
@@ -249,8 +257,8 @@ def read_lines(
 def is_torn(line: bytes) -> bool:
     """Return whether an append that a crash interrupted can have left ``line``.
 
-    A crash leaves the start of the line, or zeros where a block was not written; never a whole
-    line with other content.
+    A crash leaves the start of the line, or zeros where a block was not written. It never leaves a
+    complete line with other content: that is damage.
     """
     if b"\0\0" in line:
         return True
@@ -276,7 +284,8 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
         start = max(0, size - reach)
         file.seek(start)
         lines = file.read(size - start).splitlines(keepends=True)
-        # The first line may be cut; with more than two, the last two are complete.
+        # The window may begin within a line, so only the lines after its first are complete. The
+        # last two are needed: the last one may be torn.
         if start == 0 or len(lines) > 2:
             break
         reach *= 8
@@ -320,18 +329,18 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         fresh = not path.exists()
         with path.open("a+b", buffering=0) as file:
             end, ended, _ = _sound_tail(file)
-            if not ended:
+            if not ended:  # a crash cut off nothing but the line feed
                 data = b"\n" + data
             try:
                 file.truncate(end)
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[file.write(rest) :]
+                unwritten = memoryview(data)
+                while unwritten:  # an unbuffered write may take only part of the bytes
+                    unwritten = unwritten[file.write(unwritten) :]
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(end)
+                file.truncate(end)  # on a full disk: half a line must not stay
                 raise
-        if fresh:
+        if fresh:  # the name of a new file must reach the disk as well as its content
             sync_folder(path.parent)
     except OSError as error:
         raise store_error("write", path, error) from error

@@ -1,8 +1,8 @@
 """Provenance of a run: commits, versions, host, processor, command. Imports no framework.
 
-The commit identifies the normbench that trained a run. A user's own code and data (a layer, a
-network, a data set from ``--config-dir``) are not part of it; their versions are hashes of source
-files (:func:`own_code`) and of images and labels (:func:`own_data`).
+The commit identifies the version of normbench that trained a run. It does not cover a user's own
+code and data, such as a layer or a data set from ``--config-dir``: their versions are hashes of
+source files (:func:`own_code`) and of images and labels (:func:`own_data`).
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def git_state(
 
     Args:
         folder: A folder in the checkout.
-        code: Folders in which untracked files count as changes too, because code that is not in
-            the commit may run.
+        code: Folders in which untracked files count as changes, too, because they may be code that
+            runs and that the commit lacks.
         trusted: As for :func:`_git`.
 
     ``commit`` is 40 hex digits (None before the first commit); ``dirty`` is whether a tracked file
@@ -186,9 +186,9 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
 
 
 def own_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the version of each component of a config whose code is not normbench's.
+    """Return the version of each component of a config that is not normbench's.
 
-    Loggers are left out, because they change nothing that a run measures.
+    Loggers are left out, because they do not affect what a run measures.
 
     Args:
         config: A config as plain dicts.
@@ -203,7 +203,7 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
-    """Return the version of a run's images and labels if the data set is not normbench's.
+    """Return the version of a run's images and labels, if its data set is not normbench's.
 
     Args:
         dataset: The group ``dataset`` of a config.
@@ -238,9 +238,10 @@ def data_hash(arrays: Any) -> str:
 def code_hash(path: str) -> str | None:
     """Return the SHA-256 of the source files behind a dotted path; None if there are none.
 
-    These are its module and the modules of the same project that it imports, directly or not. The
-    project is its package, or its folder if that is not a folder of installed packages. The hash is
-    computed once in a process, because a module is loaded once.
+    These are the files of its module and of the modules of the same project that it imports,
+    directly or not. Modules belong to one project if they share the package at the top, or lie in
+    one folder that packages are not installed in. The hash is computed once in a process, because
+    a module is loaded once.
     """
     files = code_files(path)
     if not files:
@@ -277,10 +278,11 @@ def installed_package(path: str) -> str | None:
 
 
 def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each own code or data set that is not the version a run was trained with.
+    """Return a line for each component or data set of the user's that differs from a run's version.
 
     Args:
-        recorded: The run's ``meta["own"]``: by name, the versions that trained it, in order.
+        recorded: The run's ``meta["own"]``: by name, the versions that it was trained with, in
+            order.
         now: Present results of :func:`own_code` and :func:`own_data`.
     """
     lines = []
@@ -289,13 +291,13 @@ def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> l
         if not versions_then:
             lines.append(f"the run does not say with which version of {name} it was trained")
         elif versions_then != [version_now]:
-            then = " and ".join(each[:10] for each in versions_then)
+            then = " and ".join(digest[:10] for digest in versions_then)
             lines.append(f"the run was trained with {name} {then}, this is {version_now[:10]}")
     return lines
 
 
 def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> list[str]:
-    """Return a line for each own code or data set that changed since a complete run was trained.
+    """Return a line for each component or data set of the user's that changed since a run ended.
 
     Args:
         run_config: The recorded config of the run; probes that it lacks measured nothing.
@@ -371,15 +373,15 @@ def _imported(file: Path, package: str) -> Iterator[str]:
 @cache
 def _spec(name: str) -> ModuleSpec | None:
     """Find a module without importing it or the packages around it."""
-    top, *rest = name.split(".")
+    top, *inner_names = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    for index in range(len(rest)):
+    for index in range(len(inner_names)):
         if spec is None or spec.submodule_search_locations is None:
             return None
-        inner = ".".join([top, *rest[: index + 1]])
+        inner = ".".join([top, *inner_names[: index + 1]])
         spec = PathFinder.find_spec(inner, list(spec.submodule_search_locations))
     return spec
 
@@ -394,7 +396,7 @@ def _root(top: str) -> Path | None:
     paths = sysconfig.get_paths()
     installed = [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib")]
     beside = {"site-packages", "dist-packages"} & set(folder.parts)
-    return None if beside or any(folder.is_relative_to(each) for each in installed) else folder
+    return None if beside or any(folder.is_relative_to(path) for path in installed) else folder
 
 
 def _bytes(file: Path) -> bytes:

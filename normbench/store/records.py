@@ -1,14 +1,15 @@
-"""The records in a run folder: the keys and values of each file, and its checksums.
+"""The files of a run folder: the keys and values that each may have, and their checksums.
 
-``meta.json`` and ``summary.json`` end in ``checksums``: by file name the SHA-256 of ``config.yaml``
-(both) and of ``metrics.jsonl`` (the summary) as ``sha256sum`` prints it, and under the file's own
-name that of the record itself, written as compact JSON with sorted keys and without this entry. A
-line of ``diagnosis.jsonl`` has as ``checksum`` that of the line and of the checksum before it, so
-that no line but the last can be missing. The files that are still being written to
-(``metrics.jsonl`` before there is a summary, ``log.txt``) have none.
+``meta.json`` and ``summary.json`` end in ``checksums``, a mapping from file names to SHA-256
+digests. Both have the digest of ``config.yaml`` and the summary that of ``metrics.jsonl``, as
+``sha256sum`` prints them. Under its own name each has the digest of its own content, written as
+compact JSON with sorted keys and without this entry. A line of ``diagnosis.jsonl`` has a
+``checksum`` of itself and of the checksum on the line before, so that a missing line is noticed
+unless it was the last. Files that are still being written to (``log.txt``, and ``metrics.jsonl``
+until there is a summary) have no checksum.
 
-Folders that an earlier version wrote have no checksums. Of those, only the ranges of the values are
-checked, and whether the files agree with each other.
+Folders of earlier versions have no checksums. In these, values are checked against their ranges,
+and files against each other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SEALS = "checksums"
 LINE_SEAL = "checksum"
 
 _accuracy = number(0, 1, null=True)
-# Cross-entropy is not negative, but float32 may round the mean of many zeros a little below.
+# Cross-entropy is not negative, but a float32 mean of many zeros may be rounded to just below zero.
 _loss = number(-1e-3, null=True)
 _amount = number(0, null=True)
 _count = integer(0, null=True)
@@ -126,7 +127,7 @@ _RESULTS = {
 }
 
 _DIVERGED = record({"status": text("diverged")}, _RESULTS)
-# The loss of a held-out split may overflow in a run that did not diverge; that of training may not.
+# In a run that did not diverge, a loss of held-out images may overflow, but not that of training.
 _FINISHED = record(
     {"status": text("finished")},
     {**_RESULTS, **dict.fromkeys(("train_acc", "val_acc", "test_acc"), number(0, 1)),
@@ -167,8 +168,8 @@ _ABOUT_DIAGNOSIS = {
 }
 
 DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS)
-#: A line of an earlier version, without a checksum. It has no other keys, so that a newer line
-#: whose key ``checksum`` was damaged does not pass for it.
+#: A line of an earlier version, which has no checksum. Other keys are forbidden, so that a newer
+#: line whose key ``checksum`` was damaged does not pass for an old one.
 _OLD_DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS, others=None)
 
 CHECKPOINT = record(
@@ -244,7 +245,7 @@ def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     """
     diagnoses = []
     for count, line in enumerate(lines, start=1):
-        value = {key: each for key, each in line.items() if key != LINE_SEAL}
+        value = {key: item for key, item in line.items() if key != LINE_SEAL}
         try:
             (DIAGNOSIS if LINE_SEAL in line else _OLD_DIAGNOSIS)(value, "")
         except Mismatch as error:

@@ -2,12 +2,12 @@
 
 A run folder is readable and resumable at any moment, however its process ended. Every file but the
 ``.jsonl`` ones and the log is replaced atomically. ``metrics.jsonl`` and ``diagnosis.jsonl`` are
-appended to, so a crash can tear their last line only; readers ignore a torn last line, and the next
+appended to, so a crash can tear no line but the last; readers ignore a torn last line, and the next
 append removes it.
 
 The process that trains a run holds its lock (:meth:`Run.lock`) and is the only one that writes to
-the folder. Any process may read at any time, without the lock. `normbench.store.lock` says what the
-lock guarantees where several hosts share a store.
+the folder. Any process may read at any time, without the lock. `normbench.store.lock` describes the
+guarantees of the lock if several hosts share a store.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the run was created: ``config.yaml`` and ``meta.json`` are there."""
+        """True if the run was created: it has ``config.yaml`` and ``meta.json``."""
         return (self.path / "meta.json").is_file() and (self.path / "config.yaml").is_file()
 
     @property
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def meta(self) -> dict[str, Any] | None:
-        """``meta.json``, or None if there is none.
+        """The content of ``meta.json``, or None if there is none.
 
         Raises:
             StoreError: It cannot be read, or a newer normbench wrote it.
@@ -147,7 +147,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """``summary.json``, or None: it exists only if the run finished or diverged.
+        """The content of ``summary.json``, or None: a run has one once it finished or diverged.
 
         Raises:
             StoreError: It cannot be read.
@@ -158,9 +158,9 @@ class Run:
     def status(self) -> Status:
         """The state of the run, from its files and its lock.
 
-        A run with a summary that its files agree with is ``finished`` or ``diverged``. Any other
-        run is ``running`` while its lock is held, ``failed`` if it ended in an error, and otherwise
-        ``interrupted``, which the same command resumes.
+        A run with a summary that its other files agree with is ``finished`` or ``diverged``. Any
+        other run is ``running`` while its lock is held, ``failed`` if it ended in an error, and
+        otherwise ``interrupted``: the command that began it resumes it.
 
         Raises:
             StoreError: A file that decides the status cannot be read, or is damaged.
@@ -181,9 +181,9 @@ class Run:
                 return ended
             if runlock.is_held(self.path / "lock"):
                 return "running"
-            # The owner may have ended the run between the reading of meta.json and the look at the
-            # lock. Now that the lock is free nobody writes, so a second reading that agrees with
-            # the first is final.
+            # The owner may have ended the run after meta.json was read and before the lock was
+            # looked at. Nobody writes while the lock is free, so if a second reading agrees with
+            # the first, it is the final state.
             if self.meta == meta and not (self.path / "summary.json").is_file():
                 return "failed" if meta.get("status") == "failed" else "interrupted"
 
@@ -306,9 +306,10 @@ class Run:
     # --- the lock -----------------------------------------------------------------------------
 
     def lock(self, command: Sequence[str]) -> AbstractContextManager[dict[str, Any] | None]:
-        """Own the run: ``with run.lock(sys.argv): ...``, before `create` and any other writing.
+        """Hold the lock of the run: ``with run.lock(sys.argv): ...``.
 
-        Makes the folder if there is none. The kernel frees the lock however the process ends.
+        Whoever calls `create` or any other method that writes must hold it. The folder is made if
+        there is none. The kernel frees the lock however the process ends.
 
         Yields:
             The ``lock.json`` of the last owner if it died without releasing the lock, else None.
@@ -365,7 +366,7 @@ class Run:
                 )
         if data is not None and (self.path / "meta.json").is_file():
             self._check_config(data, self._read_meta()[1])
-        else:  # meta.json is written last, so without it the run never began
+        else:  # config.yaml is written first: without meta.json, the run never began
             whole = {
                 **config,
                 "signature": signature,
@@ -382,7 +383,8 @@ class Run:
 
     def _write_json(self, name: str, value: Mapping[str, Any], seals: Mapping[str, str]) -> None:
         """Write a record with the checksums of other files and its own."""
-        # The checksum is of the values as JSON gives them back, which is what a reader computes.
+        # A reader computes the checksum of the values that JSON gives back, which may differ from
+        # those that were written: a tuple comes back as a list.
         plain = json.loads(files.dumps(files.printable(dict(value))))
         text = files.dumps(records.sealed(name, plain, seals), indent=2)
         files.write_text(self.path / name, text + "\n")
@@ -391,7 +393,7 @@ class Run:
         """Replace keys of ``meta.json``, atomically.
 
         Raises:
-            StoreError: there is no ``meta.json``, or it cannot be read or written.
+            StoreError: There is no ``meta.json``, or it cannot be read or written.
         """
         meta, seals = self._read_meta()
         if meta is None:
@@ -406,7 +408,7 @@ class Run:
 
         Raises:
             UserError: ``status`` is neither finished nor diverged.
-            StoreError: it cannot be written.
+            StoreError: It cannot be written.
         """
         if summary.get("status") not in ("finished", "diverged"):
             raise UserError(
@@ -451,7 +453,8 @@ class Run:
     def reset(self) -> None:
         """Remove all results, so that the run starts over; the caller holds the lock.
 
-        ``config.yaml``, ``meta.json`` and the log stay.
+        ``config.yaml``, ``meta.json`` and the log stay. The summary goes first: if the process dies
+        in between, the run is an interrupted one and not a finished one without metrics.
 
         Raises:
             StoreError: A file cannot be removed.
@@ -471,7 +474,8 @@ class Run:
         """Return the rows of ``metrics.jsonl``, one for each epoch, without a torn last line.
 
         Raises:
-            StoreError: An earlier line is torn, an epoch is missing, or the file cannot be read.
+            StoreError: A line before the last is torn, an epoch is missing, or the file cannot be
+                read.
         """
         return self._rows(files.read_bytes(self.path / "metrics.jsonl") or b"")
 
@@ -494,8 +498,8 @@ class Run:
         NaN and infinities become null. A torn last line is removed first.
 
         Raises:
-            StoreError: The row's ``epoch`` does not follow the last row's, or the file cannot be
-                written. On a full disk, the rows before stay whole.
+            StoreError: The row's ``epoch`` does not follow that of the last row, or the file cannot
+                be written. If the disk is full, the earlier rows stay as they are.
         """
         path = self.path / "metrics.jsonl"
         last = files.last_line(path, records.EPOCH)
@@ -511,10 +515,10 @@ class Run:
         return records.digest(files.read_bytes(self.path / "metrics.jsonl") or b"")
 
     def truncate_metrics(self, epoch: int, checksum: str | None = None) -> None:
-        """Drop the rows after ``epoch`` (completed epochs, 0 drops all), atomically.
+        """Drop the rows after ``epoch``, atomically: a resumed run trains these epochs again.
 
         Args:
-            epoch: Number of completed epochs whose rows stay.
+            epoch: Number of completed epochs whose rows stay; 0 drops all rows.
             checksum: Result of :meth:`metrics_checksum` after that epoch, if it is known.
 
         Raises:

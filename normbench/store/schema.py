@@ -1,8 +1,8 @@
 """Checks of data that was read from a file: the keys of a record, and the values of each key.
 
 A check is a function of a value and its position (``sessions.0.pid``) that raises :class:`Mismatch`
-if it does not allow the value. The checks of a file are combined into one, so that code that reads
-the file need not test types again::
+if it does not allow the value. The checks of all keys of a file are combined into one, so that code
+that uses the content need not check types again::
 
     ROW = record({"epoch": integer(1)}, {"val_acc": number(0, 1, null=True)})
     ROW(json.loads(line), "")
@@ -18,14 +18,14 @@ from typing import Any
 
 Check = Callable[[Any, str], None]
 
-#: Deepest nesting of a record. Real ones have six levels; thousands would end in a RecursionError.
+#: Deepest nesting of a record. Real ones have six levels; thousands would raise a RecursionError.
 DEPTH = 32
 
 _short = reprlib.repr
 
 
 class Mismatch(ValueError):
-    """A value is not allowed; the message has its position, the value and what is allowed."""
+    """A value that is not allowed. The message has its position, the value and the allowed ones."""
 
 
 def _mismatch(position: str, value: Any, allowed: str) -> Mismatch:
@@ -40,7 +40,7 @@ def number(least: float | None = None, most: float | None = None, *, null: bool 
     """Allow a finite number in a range, whole or not.
 
     Args:
-        null: Allow None as well, the null of JSON, which stands for what is not finite.
+        null: Also allow None, JSON's null, which is written in place of NaN and infinities.
     """
     return _numeric((int, float), "a number", least, most, null)
 
@@ -108,8 +108,8 @@ def sequence(item: Check = anything, *, least: int = 0, null: bool = False) -> C
             return
         if type(value) is not list or len(value) < least:
             raise _mismatch(position, value, allowed)
-        for index, each in enumerate(value):
-            item(each, f"{position}.{index}")
+        for index, element in enumerate(value):
+            item(element, f"{position}.{index}")
 
     return check
 
@@ -123,10 +123,10 @@ def mapping(item: Check = anything, *, null: bool = False) -> Check:
         if type(value) is not dict:
             raise _mismatch(position, value, "a mapping" + " or null" * null)
         prefix = f"{position}." if position else ""
-        for key, each in value.items():
+        for key, element in value.items():
             if type(key) is not str:
                 raise Mismatch(f"{prefix}{_short(key)} is a key that is no text")
-            item(each, f"{prefix}{key}")
+            item(element, f"{prefix}{key}")
 
     return check
 
@@ -141,10 +141,10 @@ def record(
     """Allow a mapping with named keys.
 
     Args:
-        required: The keys that it must have, with the checks of their values.
-        optional: The keys that it may have.
-        others: The check of all other keys; None forbids them.
-        null: Allow None as well.
+        required: Checks of the values of the keys that the mapping must have.
+        optional: Checks of the values of the keys that it may have.
+        others: Check of the values of all other keys; None forbids other keys.
+        null: Also allow None.
     """
     known = {**required, **(optional or {})}
     a_mapping = mapping(null=null)
@@ -157,20 +157,20 @@ def record(
         for key in required:
             if key not in value:
                 raise Mismatch(f"{prefix}{key} is missing")
-        for key, each in value.items():
-            one = known.get(key, others)
-            if one is None:
+        for key, element in value.items():
+            check_element = known.get(key, others)
+            if check_element is None:
                 raise Mismatch(f"{prefix}{key} is not a key that it has")
-            one(each, f"{prefix}{key}")
+            check_element(element, f"{prefix}{key}")
 
     return check
 
 
 def sound(value: Any, position: str = "", depth: int = 0) -> None:
-    """Allow text that UTF-8 can encode, finite numbers, and moderate nesting, as in every file.
+    """Allow text that UTF-8 can encode, finite numbers and moderate nesting, at any depth.
 
-    JSON's ``"\\ud800"`` is a lone surrogate, which cannot be printed, and its ``1e999`` is
-    infinite, which spoils computations.
+    JSON can express more: ``"\\ud800"`` is a lone surrogate, which cannot be printed, and ``1e999``
+    is infinite, which spoils any mean.
     """
     kind = type(value)
     if kind is str:
@@ -186,10 +186,10 @@ def sound(value: Any, position: str = "", depth: int = 0) -> None:
         if depth == DEPTH:
             raise Mismatch(f"{position.partition('.')[0]} is nested more than {DEPTH} levels deep")
         prefix = f"{position}." if position else ""
-        for key, each in value.items() if kind is dict else enumerate(value):
+        for key, element in value.items() if kind is dict else enumerate(value):
             if kind is dict and type(key) is str and not key.isascii():
                 sound(key, f"the key {key!a}")
-            sound(each, f"{prefix}{key}", depth + 1)
+            sound(element, f"{prefix}{key}", depth + 1)
 
 
 def _refuse_constant(name: str) -> None:

@@ -25,7 +25,7 @@ __all__ = [
     "note_on_checksums",
 ]
 
-#: Names of the folder with the records of sweeps, and of the file with verifications.
+#: Names of the folder with the records of sweeps, and of the file of `normbench verify`.
 SWEEPS, VERIFICATIONS = "sweeps", "verification.json"
 
 #: Entries that belong in a store and are not runs.
@@ -54,7 +54,7 @@ class Named(Protocol):
 
 
 class Store:
-    """A folder of runs. It need not exist: locking or creating the first run makes it."""
+    """A folder of runs. It need not exist: it is made with its first run."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = files.expand_user(root)
@@ -85,7 +85,7 @@ class Store:
         return sorted(entries, key=lambda entry: entry.name)
 
     def runs(self) -> list[Run]:
-        """Return the runs that exist, sorted by name; opens none of their files."""
+        """Return the runs that exist, sorted by name, without opening any of their files."""
         found = (Run(self.root / entry.name) for entry in self._entries() if entry.is_dir())
         return [run for run in found if run.exists]
 

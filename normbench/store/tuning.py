@@ -1,8 +1,8 @@
 """Records of tuning: :func:`tuning_of` returns what each cell of a store was tuned from.
 
-A sweep that tunes keys (``normbench sweep … --tune``) keeps a file ``tuning.json`` in the folder of
-its record, ``sweeps/<name>/``. The file alone says which runs are trials and which are final ones:
-trials are ordinary runs, and their configs do not tell.
+A sweep that tunes keys (``normbench sweep --tune``) writes a file ``tuning.json`` into the folder
+of its record, ``sweeps/<name>/``. Only this file tells trials from final runs: a trial is an
+ordinary run, and nothing in its config marks it.
 
 Several sweeps may have tuned a cell, such as a second one with more values. The choice of the last
 sweep that made one counts; final runs at a value that an earlier sweep chose are *superseded*.
@@ -66,7 +66,7 @@ class Trial:
         seed: Its seed.
         status: ``finished``, ``diverged``, ``failed`` or ``invalid``; until it has ended
             ``missing``, ``running`` or ``interrupted``.
-        metric: The metric of validation images at its end; None unless it finished.
+        metric: The metric on the validation images at its end; None unless it finished.
     """
 
     run: str
@@ -102,7 +102,7 @@ class TunedCell:
         epochs: Epochs of the final runs.
         trial_epochs: Epochs of the trials.
         values: The values of the tuned keys that were tried.
-        added: Those of ``values`` that ``--extend`` added.
+        added: The values among them that ``--extend`` added.
         trials: The trials, in the order of ``values``, then of the tuning seeds.
         means: For each of ``values`` the mean of the metric over its trials; None where a trial
             diverged or has not ended.
@@ -155,7 +155,7 @@ class TunedCell:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What one sweep tuned: the content of ``tuning.json``.
+    """The content of ``tuning.json``: the keys that a sweep tuned, its trials, and its choices.
 
     Attributes:
         sweep: The name of the sweep's record.
@@ -195,7 +195,7 @@ class Tuning:
 
 
 def read(folder: Path) -> Tuning | None:
-    """Return what the sweep with the record in ``folder`` tuned; None if it tuned nothing.
+    """Return the ``tuning.json`` in the folder of a sweep's record; None if it tuned nothing.
 
     Raises:
         StoreError: The file is damaged or cannot be read.
@@ -215,7 +215,7 @@ def read(folder: Path) -> Tuning | None:
 
 
 def tunings(store: Store) -> list[Tuning]:
-    """Return what the sweeps of a store tuned, the oldest first.
+    """Return the ``tuning.json`` of each sweep of a store that tuned keys, the oldest first.
 
     Raises:
         StoreError: A record is damaged or cannot be read.
