@@ -347,14 +347,18 @@ def _is_believed(item: Mapping[str, Any], job: _Job, store: Store, code: str) ->
 
 def _scratch(store: Store) -> tempfile.TemporaryDirectory[str]:
     """Make the folder that runs are trained into; remove one that a killed process left behind."""
-    digest = hashlib.sha256(os.fsencode(store.root.resolve())).hexdigest()[:12]
-    prefix = f"normbench-verify-{digest}-"
+    prefix = _scratch_prefix(store)
     # The lock of the store is held, so no other process is at work in a folder of this name.
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(OSError):
             if not left.is_symlink() and left.stat().st_uid == os.getuid():
                 shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+
+
+def _scratch_prefix(store: Store) -> str:
+    digest = hashlib.sha256(os.fsencode(store.root.resolve())).hexdigest()
+    return f"normbench-verify-{digest[:12]}-"
 
 
 def _complete(store: Store) -> tuple[list[str], dict[str, str]]:

@@ -408,13 +408,12 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def leftovers() -> set[Path]:
-    return {*Path(tempfile.gettempdir()).glob("normbench-verify-*")}
+def scratch_folders(store: Store) -> list[Path]:
+    return [*Path(tempfile.gettempdir()).glob(f"{module._scratch_prefix(store)}*")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_same_command_goes_on_however_it_was_stopped(store, faults, number) -> None:
-    others = leftovers()
     process = begin(store, 0.05)
     wait_until(lambda: len(verification.read(store)) > 0)
     process.send_signal(number)
@@ -423,13 +422,14 @@ def test_the_same_command_goes_on_however_it_was_stopped(store, faults, number) 
     assert (number == signal.SIGINT) == ("the same command goes on" in output)
     compared = len(verification.read(store))
     assert 0 < compared < 4
+    assert len(scratch_folders(store)) == (number == signal.SIGKILL)
     process = begin(store, 0.002)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"4 of 4 runs chosen, {4 - compared} to train" in output
     assert output.splitlines()[-1] == "4 of 4 runs trained again: 4 equal to the last bit"
     assert len(verification.read(store)) == 4
-    assert leftovers() - others == set()  # the folder of the killed process is gone, too
+    assert not scratch_folders(store)  # that of the killed process is gone, too
 
 
 def test_a_second_command_on_the_store_is_refused_in_one_line(store, capsys) -> None:
