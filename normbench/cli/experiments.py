@@ -11,9 +11,10 @@ from normbench.cli.parser import Parser, add_config_dir
 from normbench.cli.terminal import print_rows
 from normbench.config import group_options
 from normbench.formats import counted
+from normbench.sweep.axis import lists_without
 from normbench.sweep.experiment import FULL, Experiment, load, unfold
 from normbench.sweep.grid import expand
-from normbench.sweep.tune import SEEDS, Tuner, lists_without, tuned_by_experiment
+from normbench.sweep.tune import SEEDS, Tuner, tuned_by_experiment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -124,7 +125,7 @@ def _trials(experiment: Experiment, scale: str, config_dir: str | Path | None) -
     if options is None:
         return 0
     _, lists = unfold(words, config_dir)
-    return len(Tuner(lists_without(experiment, lists, options), options, config_dir).trials())
+    return len(Tuner(lists_without(experiment, lists, options.keys), options, config_dir).trials())
 
 
 def _cells(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:
