@@ -252,6 +252,8 @@ def _table(
             entries.append(_count(line["until"], max_seeds))
         rows.append(entries)
     unit = f" {shown.difference_unit}" if shown.difference_unit else ""
+    if unit == " points" and math.isclose(difference * shown.scale, 1.0):
+        unit = " point"
     headers = [
         labels.factor(study.row_factor),
         labels.factor(study.column_factor) if study.column_factor else "",
