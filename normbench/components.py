@@ -30,6 +30,7 @@ from normbench.errors import UserError, unknown
 __all__ = [
     "DATASET_KEYS",
     "MOVED",
+    "NEWER_DATASET_KEYS",
     "check_name",
     "check_names",
     "check_options",
@@ -40,6 +41,8 @@ __all__ = [
     "group_file",
     "group_options",
     "header",
+    "identify",
+    "is_by_content",
     "is_own",
     "look_in_working_folder",
     "make_source",
@@ -52,6 +55,7 @@ __all__ = [
     "recorded_components",
     "target",
     "targets_in",
+    "with_newer_keys",
 ]
 
 MOVED = {
@@ -81,6 +85,10 @@ Run folders of earlier versions record the old paths."""
 
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
+
+NEWER_DATASET_KEYS: dict[str, Any] = {"cutout": 0, "erasing": 0.0}
+"""Further keys that the engine reads, with the values that change nothing: a file need not have
+them, and signatures leave these values out."""
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -443,8 +451,46 @@ def make_source(spec: Mapping[str, Any]) -> Any:
     Raises:
         UserError: There is no such class, it is not a source, or it does not take an option.
     """
-    source, options = configured("dataset", spec, keys=DATASET_KEYS)
+    source, options = _configured_dataset(spec)
     return source(**options)
+
+
+def _configured_dataset(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return configured("dataset", spec, keys=DATASET_KEYS, structure=NEWER_DATASET_KEYS)
+
+
+def with_newer_keys(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data set's keys with the newer ones that they lack (:data:`NEWER_DATASET_KEYS`)."""
+    return {**spec, **{k: v for k, v in NEWER_DATASET_KEYS.items() if k not in spec}}
+
+
+def is_by_content(spec: Mapping[str, Any]) -> bool:
+    """Return whether a data set is known by its content (:mod:`normbench.data.content`)."""
+    return "content" in spec and not is_own(spec.get("_target_"))
+
+
+def identify(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data set's keys, with its content filled in if it is known by that.
+
+    Args:
+        spec: The group ``dataset`` of a config.
+
+    Raises:
+        UserError: The data set is not there, or cannot be read; or its title is the name of a data
+            set that ships with normbench.
+    """
+    if not is_by_content(spec):
+        return dict(spec)
+    made, options = _configured_dataset(spec)
+    found = made.identify(**options)
+    if (conf_dir() / "dataset" / f"{found['title']}.yaml").is_file():
+        if spec.get("title"):
+            raise UserError(
+                f"dataset.title={found['title']} is the name of a data set of normbench's: choose "
+                "another title"
+            )
+        found["title"] = f"{spec['name']} {found['title']}"  # of the file mnist.npz
+    return {**spec, **found}
 
 
 def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:

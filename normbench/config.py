@@ -21,13 +21,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normbench.components import (
+    DATASET_KEYS,
+    NEWER_DATASET_KEYS,
     check_names,
     check_recorded,
     conf_dir,
     group_options,
+    identify,
+    is_by_content,
     options_of,
     read_groups,
     target,
+    with_newer_keys,
 )
 from normbench.errors import UserError, nearest, unknown
 from normbench.overrides import as_text, parse, refers, search_path
@@ -181,6 +186,7 @@ class Config:
         }
         if self.init:
             tree["init"] = self.init_signature
+        tree["dataset"] = _signed_dataset(self.dataset)
         text = json.dumps(
             {"schema": SCHEMA, **signed(tree)},
             sort_keys=True,
@@ -221,6 +227,7 @@ class Config:
             raise UserError(f"the config lacks the key {key!r}")
         hints = typing.get_type_hints(cls)
         checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
+        checked["dataset"] = with_newer_keys(checked["dataset"])
         return cls(**copy.deepcopy(checked))
 
     @classmethod
@@ -249,6 +256,22 @@ def init_signature(init: str) -> str:
     """Return the signature of the run that a value of ``init`` names; empty where it names none."""
     found = re.search(r"(?:^|[-/])([0-9a-f]{8})/?$", init)
     return found[1] if found else ""
+
+
+def _signed_dataset(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a data set's keys that its run's signature hashes.
+
+    The content of a data set stands for where it lies, and for the options with which it was read.
+    """
+    signed = {
+        key: value
+        for key, value in spec.items()
+        if key not in NEWER_DATASET_KEYS or value != NEWER_DATASET_KEYS[key]
+    }
+    if not is_by_content(spec):
+        return signed
+    known = ("name", "content", *DATASET_KEYS, *NEWER_DATASET_KEYS)
+    return {key: value for key, value in signed.items() if key in known}
 
 
 def _is_foreign(target: str) -> bool:
@@ -302,6 +325,7 @@ def compose_parsed(
     overrides: Sequence[Any],
     config_dir: str | Path | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    contents: dict[str, dict[str, Any]] | None = None,
 ) -> Config:
     """Compose one run's config from overrides that are parsed already.
 
@@ -310,6 +334,8 @@ def compose_parsed(
         config_dir: A second folder of config groups, laid out like ``conf/``.
         groups: Result of :func:`group_options`. A sweep passes it, so that its cells need not list
             the files again.
+        contents: Data sets that were identified for earlier cells of a sweep, which passes an empty
+            dict at first; added to.
 
     Raises:
         UserError: As in :func:`compose`.
@@ -342,7 +368,7 @@ def compose_parsed(
         made = copy.deepcopy(plain)
         for key, value, text in values:
             _put(made, key, _checked(key, _plain(value), text, known, groups))
-        return _stored(Config.from_dict(made))
+        return _stored(Config.from_dict(_identified(made, contents)))
     tree = copy.deepcopy(composed)
     placing = [each for each in values if names_placement(each[0], tree.norm)]
     for each in placing:
@@ -353,7 +379,20 @@ def compose_parsed(
         key, value, text = each
         if each not in placing and key not in texts:
             _set(tree, key, _plain(value), text, groups)
-    return _stored(Config.from_dict(_with_number_types(_resolved(tree)) | texts))
+    typed = _with_number_types(_resolved(tree)) | texts
+    return _stored(Config.from_dict(_identified(typed, contents)))
+
+
+def _identified(tree: dict[str, Any], contents: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+    """Return a config whose data set has its content filled in, if it is known by that."""
+    spec = tree["dataset"]
+    if not isinstance(spec, Mapping) or not is_by_content(spec):
+        return tree
+    contents = {} if contents is None else contents
+    key = json.dumps(spec, sort_keys=True)
+    if key not in contents:
+        contents[key] = identify(spec)
+    return {**tree, "dataset": dict(contents[key])}
 
 
 def default_store() -> str:
@@ -392,6 +431,9 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
     OmegaConf.set_struct(tree, False)
     norm_file = tree.hydra.runtime.choices["norm"]
     del tree["hydra"]
+    if OmegaConf.is_dict(tree.dataset):
+        for key, value in NEWER_DATASET_KEYS.items():
+            tree.dataset.setdefault(key, value)
     if config_dir is not None:
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree))
         check_names(plain)

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "norms": {"components", "config", "errors", "initializers", "kernels"},
     "archs": {"errors", "initializers", "norms"},
-    "data": {"errors", "formats", "normbench", "store"},
+    "data": {"errors", "formats", "machine", "normbench", "store"},
     "network": {
         *("components", "config", "errors", "formats", "initializers", "kernels", "machine"),
         "norms",

@@ -32,7 +32,8 @@ def add_arguments(parser: Parser) -> None:
         help="file or folder, as downloaded or unpacked",
     )
     for action in (prepare, bring):
-        action.add_argument("name", help="a data set, as in dataset=NAME")
+        several = ", or tfds:NAME for any of tensorflow-datasets" if action is prepare else ""
+        action.add_argument("name", help=f"a data set, as in dataset=NAME{several}")
     for action in (listing, prepare, bring):
         add_config_dir(action)
 
@@ -41,10 +42,14 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     sources = sources_of(arguments.config_dir)
     if arguments.action == "list":
         Console().print(table(rows(sources)))
+        print("of your own: " + ", ".join(forms_of(arguments.config_dir)))
+        return 0
+    quiet_tensorflow()
+    if arguments.action == "prepare" and arguments.name.startswith("tfds:"):
+        of_tfds(arguments.name.removeprefix("tfds:")).prepare(say=print)
         return 0
     if arguments.name not in sources:
         raise unknown("dataset", arguments.name, sources)
-    quiet_tensorflow()
     source = sources[arguments.name]
     if arguments.action == "prepare":
         source.prepare(say=print)
@@ -58,12 +63,47 @@ def writes(arguments: Namespace) -> bool:
 
 
 def sources_of(config_dir: str | None) -> dict[str, Source]:
-    """Return the source of every data set of ``conf/dataset/``, by name."""
-    from normbench.components import make_source
+    """Return the source of every data set that a file of ``dataset/`` names, by name.
+
+    A file that stands for any data set of a form (:func:`forms_of`) names none.
+    """
+    from normbench.components import is_by_content, make_source, read_group
     from normbench.config import compose, group_options
 
-    names = group_options(config_dir)["dataset"]
+    names = [
+        name
+        for name in group_options(config_dir)["dataset"]
+        if not is_by_content(read_group("dataset", name, config_dir))
+    ]
     return {name: make_source(compose([f"dataset={name}"], config_dir).dataset) for name in names}
+
+
+def of_tfds(name: str) -> Source:
+    """Return the source of any data set of tensorflow-datasets."""
+    from normbench.components import make_source, read_group
+
+    return make_source({**read_group("dataset", "tfds"), "id": name})
+
+
+def forms_of(config_dir: str | None) -> list[str]:
+    """Return what to write for a data set of the user's own, one text a form.
+
+    The forms are the files of ``dataset/`` whose data set is known by its content; the first option
+    of such a file says where that is.
+    """
+    from normbench.components import is_by_content, options_of, read_group
+    from normbench.config import group_options
+
+    written = []
+    for name in group_options(config_dir)["dataset"]:
+        spec = read_group("dataset", name, config_dir)
+        if is_by_content(spec):
+            first = next(iter(options_of(spec)))
+            written.append(f"dataset={name} dataset.{first}={_WHERE.get(name, 'PATH')}")
+    return written
+
+
+_WHERE = {"npz": "FILE", "images": "FOLDER", "tfds": "NAME"}
 
 
 def rows(sources: Mapping[str, Source], data_dir: str | Path | None = None) -> list[dict[str, Any]]:

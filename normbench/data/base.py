@@ -30,19 +30,24 @@ class DamagedData(NormbenchError):
 
 @dataclass(frozen=True)
 class Arrays:
-    """All images of a data set, train and test as published; arrays may be read-only.
+    """All images of a data set, split as published; arrays may be read-only.
 
     Attributes:
         train_images: uint8 [N, H, W, C], 0..255.
         train_labels: int32 [N], 0..classes-1.
         test_images: uint8 [M, H, W, C].
         test_labels: int32 [M].
+        validation_images: uint8 [K, H, W, C], of a data set that is published with a validation
+            split; None for others, which have one held out of the training images.
+        validation_labels: int32 [K], or None.
     """
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
 
 class Source(ABC):
@@ -55,7 +60,7 @@ class Source(ABC):
 
     name: ClassVar[str]
     """Name for ``dataset=``, in lower case."""
-    title: ClassVar[str]
+    title: str
     """Name of the data set in sentences and tables."""
     classes: ClassVar[int]
     shape: ClassVar[tuple[int, int, int]]
@@ -63,6 +68,8 @@ class Source(ABC):
     class_names: ClassVar[tuple[str, ...]]
     train_count: ClassVar[int]
     test_count: ClassVar[int]
+    validation_count: ClassVar[int] = 0
+    """Images of a validation split that the data set is published with."""
 
     @abstractmethod
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:

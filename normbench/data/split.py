@@ -21,7 +21,8 @@ class Split:
     Attributes:
         images: uint8 [N, H, W, C], 0..255.
         labels: int32 [N].
-        indices: int64 [N], ascending: positions in the source's train (or test) images.
+        indices: int64 [N], ascending: positions in the source's train (or test, or own
+            validation) images.
     """
 
     images: np.ndarray
@@ -42,7 +43,8 @@ class Dataset:
         class_names: One a class.
         shape: Height, width, channels.
         train: What is trained on.
-        validation: Held out of the published training images; for every choice that is made.
+        validation: Held out of the published training images, or published as such; for every
+            choice that is made.
         test: The published test images.
         mean: float32 [C], of ``train.images`` scaled to 0..1.
         std: float32 [C], population standard deviation of the same.
@@ -77,7 +79,12 @@ def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def split_indices(
-    labels: np.ndarray, validation: int, split_seed: int, train_size: int | None = None
+    labels: np.ndarray,
+    validation: int,
+    split_seed: int,
+    train_size: int | None = None,
+    *,
+    held_out_of_train: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide a source's train images into training and validation images.
 
@@ -90,6 +97,8 @@ def split_indices(
         split_seed: Seed of the draw, which is the raw output of PCG64: NumPy keeps that the same
             on every platform and in every release (NEP 19).
         train_size: Number of images to train on; all that are not held out by default.
+        held_out_of_train: False for a data set with a validation split of its own, of whose
+            training images none are held out.
 
     Returns:
         Positions of the training and of the validation images, int64, each ascending; disjoint.
@@ -98,13 +107,14 @@ def split_indices(
         UserError: A size is impossible, or the seed is negative.
     """
     classes = len(np.unique(labels))
-    _between(
-        "validation",
-        validation,
-        classes,
-        len(labels) - classes,
-        f"of the {len(labels)} training images, at least one a class on either side",
-    )
+    if held_out_of_train:
+        _between(
+            "validation",
+            validation,
+            classes,
+            len(labels) - classes,
+            f"of the {len(labels)} training images, at least one a class on either side",
+        )
     remaining = len(labels) - validation
     if train_size is not None:
         _between(
@@ -116,12 +126,64 @@ def split_indices(
         )
     if isinstance(split_seed, bool) or not isinstance(split_seed, int) or split_seed < 0:
         raise UserError(f"split_seed {split_seed!r} is not a whole number from 0 up")
-    keys = np.random.PCG64(np.random.SeedSequence(split_seed)).random_raw(len(labels))
+    keys = _keys(len(labels), split_seed)
     order = _stratified_order(labels, keys)
     held_out, train = order[:validation], np.sort(order[validation:])
     if train_size is not None:
         train = train[_stratified_order(labels[train], keys[train])[:train_size]]
     return np.sort(train), np.sort(held_out)
+
+
+def _keys(count: int, seed: int) -> np.ndarray:
+    """Draw a random word for each of ``count`` images."""
+    return np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
+
+
+def stratified_draw(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Draw a share of the images, stratified by class, in the same way on every machine.
+
+    Args:
+        labels: int [N].
+        share: In (0, 1); the number of images is rounded.
+        seed: Seed of the draw.
+
+    Returns:
+        Positions, int64, ascending.
+    """
+    order = _stratified_order(labels, _keys(len(labels), seed))
+    return np.sort(order[: round(share * len(labels))])
+
+
+def sizes(source: Source, validation: int | None, train_size: int | None) -> tuple[int, int]:
+    """Return the numbers of training and validation images that :func:`load` makes of a source.
+
+    Raises:
+        UserError: As for :func:`load`, where the numbers alone decide.
+    """
+    held_out = _held_out(source, source.train_count, source.classes, validation)
+    return (source.train_count - held_out if train_size is None else train_size), (
+        held_out or source.validation_count
+    )
+
+
+def _held_out(source: Source, images: int, classes: int, validation: int | None) -> int:
+    """Return how many of the training images are held out for validation.
+
+    Args:
+        source: The data set.
+        images: Number of its training images.
+        classes: Number of their classes.
+        validation: As in the config: a number, or None for a split that the data set is published
+            with, and a tenth of the training images where there is none.
+    """
+    if not source.validation_count:
+        return max(classes, images // 10) if validation is None else validation
+    if validation is not None:
+        raise UserError(
+            f"{source.title} has {source.validation_count} validation images of its own: "
+            f"dataset.validation must be null for it, got {validation!r}"
+        )
+    return 0
 
 
 def _between(name: str, value: int, least: int, most: int, why: str) -> None:
@@ -160,15 +222,17 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def load(
     source: Source,
-    validation: int,
+    validation: int | None,
     split_seed: int,
     train_size: int | None = None,
     data_dir: str | Path | None = None,
     fingerprint: Callable[[Arrays], str] | None = None,
 ) -> Dataset:
-    """Load a source and split it; see `split_indices` for the arguments.
+    """Load a source and split it; see `split_indices` for the other arguments.
 
     Args:
+        validation: Number of training images to hold out; None for the validation split that the
+            data set is published with, or a tenth where it has none.
         fingerprint: Computes ``Dataset.fingerprint`` from all images and labels.
 
     Raises:
@@ -177,7 +241,16 @@ def load(
         UserError: A size is impossible.
     """
     arrays = source.arrays(data_dir)
-    chosen, held_out = split_indices(arrays.train_labels, validation, split_seed, train_size)
+    labels = arrays.train_labels
+    count = _held_out(source, len(labels), source.classes, validation)
+    chosen, held_out = split_indices(
+        labels, count, split_seed, train_size, held_out_of_train=not source.validation_count
+    )
+    if arrays.validation_images is not None and arrays.validation_labels is not None:
+        positions = np.arange(len(arrays.validation_labels))
+        held_out_split = Split(arrays.validation_images, arrays.validation_labels, positions)
+    else:
+        held_out_split = Split(arrays.train_images[held_out], labels[held_out], held_out)
     train = Split(arrays.train_images[chosen], arrays.train_labels[chosen], chosen)
     mean, std = channel_statistics(train.images)
     return Dataset(
@@ -186,7 +259,7 @@ def load(
         class_names=source.class_names,
         shape=source.shape,
         train=train,
-        validation=Split(arrays.train_images[held_out], arrays.train_labels[held_out], held_out),
+        validation=held_out_split,
         test=Split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),
         mean=mean,
         std=std,

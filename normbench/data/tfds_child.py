@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from normbench.data import cache, tfds_folder
-from normbench.errors import NormbenchError, UserError
+from normbench.errors import NormbenchError, UserError, nearest
 
 _TIMEOUT = (5.0, 15.0)  # seconds for a host to accept a connection, and to answer
 
@@ -146,7 +147,9 @@ def _reach(builder: Any, manual: Path) -> None:
             raise NormbenchError(f"{url} cannot be downloaded: {type(error).__name__}") from error
 
 
-def prepare(name: str, data_dir: str, work: str, manual: str, cache_path: str) -> dict[str, Any]:
+def prepare(
+    name: str, data_dir: str, work: str, manual: str, cache_path: str | None
+) -> dict[str, Any]:
     """Download and prepare a data set with tfds, and cache its arrays.
 
     Args:
@@ -156,17 +159,26 @@ def prepare(name: str, data_dir: str, work: str, manual: str, cache_path: str) -
             an extracted file of the same name, and the files of MNIST and Fashion-MNIST have the
             same names.
         manual: A folder in which tfds looks for files before it downloads them.
-        cache_path: Path of the array cache.
+        cache_path: Path of the array cache; None to cache nothing.
 
     Returns:
         ``folder``, the folder written, and ``version``.
+
+    Raises:
+        UserError: tfds knows no such data set, or it does not classify images.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"tensorflow-datasets knows no data set {name!r}") from error
+        known = nearest(
+            re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False)
+        )
+        hint = f": did you mean {known!r}?" if known else ""
+        raise UserError(f"tensorflow-datasets knows no data set {name!r}{hint}") from error
+    if cache_path is None:
+        _features(builder, name)  # before anything is downloaded
     _reach(builder, Path(manual))
     tfds.disable_progress_bar()
     builder.download_and_prepare(
@@ -178,8 +190,98 @@ def prepare(name: str, data_dir: str, work: str, manual: str, cache_path: str) -
         ),
     )
     folder = Path(builder.data_dir)
-    _cache(folder, _decode(folder), Path(cache_path))
+    if cache_path is not None:
+        _cache(folder, _decode(folder), Path(cache_path))
     return {"folder": str(folder), "version": folder.name}
+
+
+# --- any data set that classifies images --------------------------------------------------------
+
+
+def _features(builder: Any, name: str) -> tuple[str, str]:
+    """Return the names of the image and of the label among the features of a data set.
+
+    Raises:
+        UserError: It does not classify images.
+    """
+    import tensorflow_datasets as tfds
+
+    features, keys = builder.info.features, builder.info.supervised_keys
+    pair = keys if isinstance(keys, tuple) and len(keys) == 2 else ("image", "label")
+    found = [features[key] if isinstance(key, str) and key in features else None for key in pair]
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    if not all(isinstance(each, kind) for each, kind in zip(found, kinds, strict=True)):
+        listed = ", ".join(f"{key}: {type(each).__name__}" for key, each in features.items())
+        raise UserError(
+            f"{name} does not classify images: an image and one class label are needed, it has "
+            f"{listed}"
+        )
+    return pair[0], pair[1]
+
+
+def classify(
+    folder: str, arrays: str, size: int | None, channels: int | None, test: float | str | None
+) -> dict[str, Any]:
+    """Read any prepared data set that classifies images into a file of :mod:`.cache`.
+
+    Its arrays are ``<split>_images`` and ``<split>_labels`` of the splits train, test and
+    validation that are there; its description has ``class_names``.
+
+    Args:
+        folder: The folder of one version.
+        arrays: The file to write.
+        size, channels, test: As for :class:`normbench.data.tfds_any.Tfds`.
+
+    Raises:
+        UserError: It does not classify images, has images of several sizes and ``size`` is None,
+            or images of more than 8 bits a channel.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    from normbench.data.images import fitted, refuse_sizes, refuse_test
+
+    builder: Any = tfds.builder_from_directory(folder)
+    name = str(builder.info.full_name)
+    image_key, label_key = _features(builder, name)
+    feature = builder.info.features[image_key]
+    if feature.np_dtype != np.uint8 or feature.shape[-1] not in (1, 3, 4):
+        raise UserError(
+            f"{name} has images of {feature.np_dtype} and {feature.shape[-1]} channels: uint8 "
+            "images of 1, 3 or 4 channels are needed"
+        )
+    there = [split for split in ("train", "test", "validation") if split in builder.info.splits]
+    if "train" not in there:
+        listed = ", ".join(builder.info.splits) or "none"
+        raise UserError(f"{name} has no split train (it has {listed})")
+    refuse_test(name, there, test, "split")
+    wanted = channels or (1 if feature.shape[-1] == 1 else 3)
+    reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    read: dict[str, np.ndarray] = {}
+    shown: list[tuple[str, tuple[int, int]]] = []
+    for split in there:
+        images, labels, ids = [], [], []
+        data = builder.as_dataset(split=split, shuffle_files=False, read_config=reading)
+        for index, example in enumerate(data.as_numpy_iterator()):
+            pixels = example[image_key]
+            height, width = pixels.shape[:2]
+            if size is None:
+                shown = [*shown[:1], (f"image {index} of {split}", (width, height))]
+                refuse_sizes(shown, name)
+            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            images.append(fitted(picture, size, wanted))
+            labels.append(int(example[label_key]))
+            if isinstance(example.get("id"), bytes):
+                ids.append(example["id"])
+        # As in _decode: where every example has an id, in the order of the ids.
+        order = np.argsort(np.array(ids), kind="stable") if len(ids) == len(labels) else slice(None)
+        read[f"{split}_images"] = np.stack(images)[order]
+        read[f"{split}_labels"] = np.array(labels, np.int32)[order]
+        if read[f"{split}_labels"].min() < 0:
+            raise UserError(f"{name} has images without a label in {split}")
+    names = builder.info.features[label_key].names
+    cache.write(Path(arrays), read, {"class_names": list(names)})
+    return {"folder": folder}
 
 
 def _decode(folder: Path) -> dict[str, np.ndarray]:
@@ -240,7 +342,7 @@ def main(action: str, answer: str) -> int:
     """Run one action; any error but a NormbenchError ends in a traceback."""
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    actions = {"write": write, "prepare": prepare, "decode": decode}
+    actions = {"write": write, "prepare": prepare, "decode": decode, "classify": classify}
     try:
         response: dict[str, Any] = {"result": actions[action](**request)}
     except NormbenchError as error:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from normbench.errors import UserError
 from normbench.store import schema
 from normbench.store.files import expand_user
 
@@ -75,6 +76,48 @@ def find(name: str, version: str, data_dir: str | Path | None = None) -> Path | 
         if (parsed := _version(path.name)) and parsed[0] == wanted[0] and (path / INFO).is_file()
     ]
     return max(others)[1] if others else None
+
+
+def newest(
+    name: str, config: str | None, version: str | None, data_dir: str | Path | None = None
+) -> Path | None:
+    """Return the folder of a prepared data set of any version, or None.
+
+    Args:
+        name: As tensorflow-datasets calls the data set.
+        config: Its config; None for a data set without, or for the only one that is prepared.
+        version: As ``1.0.0``; None for the newest.
+        data_dir: The data folder; tensorflow-datasets's own by default.
+
+    Raises:
+        UserError: Several configs are prepared, and none is named.
+    """
+    base = root(data_dir) / name
+    if config is None and not _versions(base):
+        configs = sorted(path.parents[1].name for path in base.glob(f"*/*/{INFO}"))
+        if len(set(configs)) > 1:
+            texts = ", ".join(f"{name}/{each}" for each in dict.fromkeys(configs))
+            raise UserError(f"{name} is prepared with several configs, name one: {texts}")
+        config = configs[0] if configs else None
+    found = _versions(base / config if config else base)
+    if version is not None:
+        return found.get(_version(version) or ())
+    return found[max(found)] if found else None
+
+
+def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
+    """Return the prepared versions in the folder of a data set or of its config."""
+    return {
+        parsed: path.parent
+        for path in folder.glob(f"*/{INFO}")
+        if (parsed := _version(path.parent.name))
+    }
+
+
+def prepared(base: Path) -> list[str]:
+    """Return the names of the data sets that are prepared in a data folder."""
+    found = [*base.glob(f"*/*/{INFO}"), *base.glob(f"*/*/*/{INFO}")]
+    return sorted({path.relative_to(base).parts[0] for path in found})
 
 
 def _info(folder: Path) -> dict[str, Any]:

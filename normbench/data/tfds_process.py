@@ -49,7 +49,7 @@ def run(
     """Run an action of `normbench.data.tfds_child` and return its result.
 
     Args:
-        action: ``write``, ``prepare`` or ``decode``.
+        action: ``write``, ``prepare``, ``decode`` or ``classify``.
         request: Keyword arguments of the action, as JSON can hold them.
         tick: Called every few seconds while the process runs.
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from normbench.engine.random import threefry2x32
 from normbench.kernels.compile import compile_shared
+
+ERASED_AREA = (0.02, 0.4)
+"""Least and largest share of an image that random erasing takes (Zhong et al. 2020)."""
+ERASED_ASPECT = 0.3
+"""Least ratio of the sides of an erased rectangle; the largest is its inverse."""
+_TRIES = 8  # rectangles that are drawn until one fits; of 8, one does but for 1 in a million
+_LEVELS = 256  # areas and ratios to draw from: whole numbers are equal on every backend
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,20 @@ class Images:
         crop_padding: Width in pixels of the border of zeros that is added to an image before a
             random crop of its original size.
         flip: Mirror half of the images left to right.
+        cutout: Side in pixels of a square that is hidden in every image, with its center at a
+            random pixel, so that part of it may lie outside (DeVries & Taylor 2017).
+        erasing: Probability with which a random rectangle of an image is hidden (Zhong et al.
+            2020, algorithm 1).
+
+    What is hidden has the mean color of the training images.
     """
 
     mean: np.ndarray
     std: np.ndarray
     crop_padding: int
     flip: bool
+    cutout: int = 0
+    erasing: float = 0.0
 
     @property
     def offset(self) -> np.ndarray:
@@ -43,13 +60,13 @@ class Images:
         return (ops.cast(pixels, "float32") - self.offset) * self.factor
 
     def prepare(self, pixels: Any, words: tuple[Any, Any]) -> Any:
-        """Crop, flip and scale uint8 (N, H, W, C), in one compiled pass where that is faster.
+        """Augment and scale uint8 (N, H, W, C), in one compiled pass where that is faster.
 
         Args:
             pixels: Images, uint8 (N, H, W, C).
             words: Two random words of each image, uint32 (N,).
         """
-        augments = bool(self.crop_padding or self.flip)
+        augments = bool(self.crop_padding or self.flip or self.cutout or self.erasing)
         # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays for that.
         function = compile_shared(_prepare, pixels, by_xla=True if augments else None)
         return function(
@@ -59,10 +76,25 @@ class Images:
             std=tuple(self.std.tolist()),
             crop_padding=self.crop_padding,
             flip=self.flip,
+            cutout=self.cutout,
+            erasing=self.erasing,
         )
 
     def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
-        """Crop and flip images; arguments as for :meth:`prepare`."""
+        """Crop and flip images, then hide parts of them; arguments as for :meth:`prepare`."""
+        moved = self._moved(pixels, words)
+        hidden = []
+        if self.cutout:
+            hidden.append(_cutout(pixels.shape, words, self.cutout))
+        if self.erasing:
+            hidden.append(_erased(pixels.shape, words, self.erasing))
+        color = ops.convert_to_tensor(np.rint(self.mean * 255.0).astype(np.uint8))
+        for inside in hidden:
+            moved = ops.where(inside[..., None], color, moved)
+        return moved
+
+    def _moved(self, pixels: Any, words: tuple[Any, Any]) -> Any:
+        """Crop and flip images."""
         if not self.crop_padding and not self.flip:
             return pixels
         count, height, width, channels = pixels.shape
@@ -94,10 +126,79 @@ def _prepare(
     std: tuple[float, ...],
     crop_padding: int,
     flip: bool,
+    cutout: int,
+    erasing: float,
 ) -> Any:
     """Compute :meth:`Images.prepare`; the options are hashable, so that equal ones compile once."""
-    images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), crop_padding, flip)
+    images = Images(
+        np.asarray(mean, "float32"),
+        np.asarray(std, "float32"),
+        crop_padding,
+        flip,
+        cutout,
+        erasing,
+    )
     return images.scale(images.augment(pixels, (word0, word1)))
+
+
+def _cutout(shape: tuple[int, ...], words: tuple[Any, Any], side: int) -> Any:
+    """Return the pixels of a square at a random place in each image: bool (N, H, W)."""
+    _, height, width, _ = shape
+    word, _ = _further_words(words, 0)
+    top = ops.mod(_bits(word, 16, 16), height) - side // 2
+    left = ops.mod(_bits(word, 0, 16), width) - side // 2
+    return _rectangle(shape, top, left, ops.full_like(top, side), ops.full_like(left, side))
+
+
+def _erased(shape: tuple[int, ...], words: tuple[Any, Any], probability: float) -> Any:
+    """Return the pixels of a random rectangle in some of the images: bool (N, H, W)."""
+    _, height, width, _ = shape
+    chance, position = _further_words(words, 1)
+    heights, widths = (ops.convert_to_tensor(table) for table in _rectangles(height, width))
+    tall = wide = ops.zeros_like(_bits(chance, 0, 16))
+    for pair in range(_TRIES // 4):
+        for word in _further_words(words, 2 + pair):
+            for first in (16, 0):  # the first rectangle that fits; others are 0×0 in the tables
+                index = _bits(word, first, 16)
+                fits = tall > 0
+                tall = ops.where(fits, tall, ops.take(heights, index))
+                wide = ops.where(fits, wide, ops.take(widths, index))
+    top = ops.mod(_bits(position, 16, 16), height - tall + 1)
+    left = ops.mod(_bits(position, 0, 16), width - wide + 1)
+    is_drawn = _bits(chance, 0, 16) < round(probability * 2**16)
+    return is_drawn[:, None, None] & _rectangle(shape, top, left, tall, wide)
+
+
+def _rectangle(shape: tuple[int, ...], top: Any, left: Any, tall: Any, wide: Any) -> Any:
+    """Return the pixels of a rectangle in each image, bool (N, H, W); its sides are int32 (N,)."""
+    _, height, width, _ = shape
+    rows = ops.arange(height, dtype="int32")[None, :] - top[:, None]
+    columns = ops.arange(width, dtype="int32")[None, :] - left[:, None]
+    in_rows = (rows >= 0) & (rows < tall[:, None])
+    in_columns = (columns >= 0) & (columns < wide[:, None])
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+@cache
+def _rectangles(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return heights and widths of erased rectangles, int32 (65536,), by 16 random bits.
+
+    The upper 8 bits choose the area, the lower 8 the ratio of the sides, both evenly from their
+    ranges. A rectangle that does not fit into the image is 0×0.
+    """
+    steps = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    area = height * width * (ERASED_AREA[0] + steps * (ERASED_AREA[1] - ERASED_AREA[0]))
+    ratio = ERASED_ASPECT + steps * (1 / ERASED_ASPECT - ERASED_ASPECT)
+    tall = np.rint(np.sqrt(area[:, None] * ratio)).astype(np.int32).reshape(-1)
+    wide = np.rint(np.sqrt(area[:, None] / ratio)).astype(np.int32).reshape(-1)
+    fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
+    return np.where(fits, tall, 0).astype(np.int32), np.where(fits, wide, 0).astype(np.int32)
+
+
+def _further_words(words: tuple[Any, Any], index: int) -> tuple[Any, Any]:
+    """Return two more random words of each image, uint32 (N,), that depend on its two alone."""
+    counter = ops.zeros_like(words[0]) + ops.convert_to_tensor(np.uint32(index), "uint32")
+    return threefry2x32(words, (counter, ops.zeros_like(words[0])))
 
 
 def _within(positions: Any, length: int) -> Any:

@@ -87,6 +87,8 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
             std=np.asarray(dataset.std, np.float32),
             crop_padding=config.dataset["crop_padding"],
             flip=config.dataset["flip"],
+            cutout=config.dataset.get("cutout", 0),
+            erasing=config.dataset.get("erasing", 0.0),
         ),
         scaled_loss=config.precision == "mixed_float16",
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
@@ -178,6 +180,18 @@ def check_config(config: Config, warm: WarmState) -> Any:
     return dataset
 
 
+def training_images(config: Config, source: Any) -> int:
+    """Return the number of images that a run is trained on, without loading them.
+
+    Args:
+        config: Config of the run.
+        source: Its data set, a :class:`normbench.data.base.Source`.
+    """
+    from normbench.data.split import sizes
+
+    return sizes(source, config.dataset["validation"], config.dataset["train_size"])[0]
+
+
 def refuse_batch(config: Config, dataset: str, images: int) -> None:
     """Refuse a batch that is larger than the training set.
 
@@ -214,13 +228,23 @@ def refuse_devices(config: Config) -> None:
 
 
 def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
-    """Refuse a random crop that could miss the image, of ``shape`` (H, W, C), entirely."""
+    """Refuse an augmentation that is out of range for images of ``shape`` (H, W, C).
+
+    A random crop must not miss the image entirely, and a square not hide all of it.
+    """
     padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
     if not 0 <= padding <= most:
         raise UserError(
             f"dataset.crop_padding must be in 0..{most} for images of {shape[0]}×{shape[1]}, "
             f"got {padding}"
         )
+    cutout, erasing = config.dataset.get("cutout", 0), config.dataset.get("erasing", 0.0)
+    if isinstance(cutout, bool) or not isinstance(cutout, int) or not 0 <= cutout <= most:
+        raise UserError(
+            f"dataset.cutout must be in 0..{most} for images of {shape[0]}×{shape[1]}, got {cutout}"
+        )
+    if isinstance(erasing, bool) or not 0 <= erasing <= 1:
+        raise UserError(f"dataset.erasing must be in [0, 1], got {erasing:g}")
 
 
 def training_refusal(config: Config, micro_batches: int, error: BaseException) -> UserError:

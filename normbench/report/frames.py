@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
+from normbench.components import NEWER_DATASET_KEYS, is_by_content
 from normbench.config import init_signature, norm_name
 from normbench.errors import NormbenchError, UserError
 from normbench.report.metrics import METRICS, Metric, find_metric, known_metrics, over_epochs
@@ -326,6 +327,9 @@ def config_columns(tree: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping) and "name" in value:
             flat[key] = norm_name(value) if key == "norm" else str(value["name"])
+            if key == "dataset" and is_by_content(value):
+                flat[key] = str(value.get("title") or flat[key])
+                value = {k: v for k, v in value.items() if k not in ("path", "title")}
             _flatten(f"{key}.", value, flat)
         elif isinstance(value, Mapping):
             _flatten(f"{key}.", value, flat)
@@ -364,7 +368,9 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
         return None, [], "config.yaml or meta.json is missing"
     row: dict[str, Any] = {"name": run.name, "status": status, **config_columns(config)}
     for key in ("accumulate", "devices"):
-        row.setdefault(key, 1)  # older runs do not record it
+        row.setdefault(key, 1)  # older runs do not record these
+    for key, value in NEWER_DATASET_KEYS.items():
+        row.setdefault(f"dataset.{key}", value)
     # The path may differ between runs that started from the same weights.
     row["init"] = init_signature(str(row.get("init", "")))
     row.setdefault("init_head", "trained")

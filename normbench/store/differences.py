@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from normbench.components import with_newer_keys
+
 #: The name of a run, if no part of it contains a dash. Otherwise only its config has the parts.
 NAME = re.compile(
     r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
@@ -15,7 +17,10 @@ NAME = re.compile(
 )
 
 #: Keys that the name of a run shows, or that do not affect the run.
-_SHOWN = {"dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"}
+_SHOWN = {
+    *("dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"),
+    "dataset.path",
+}
 
 _ABSENT = "absent"
 
@@ -36,7 +41,9 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         the key of the group.
     """
     defaults = _defaults()
-    flat = [dict(_leaves({**defaults, **config})) if config else {} for config in configs]
+    flat = [
+        dict(_leaves(_completed({**defaults, **config}))) if config else {} for config in configs
+    ]
     seen: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for leaves in flat:
         for key in leaves:
@@ -90,6 +97,11 @@ def _defaults() -> dict[str, Any]:
     from normbench.config import Config
 
     return {field.name: field.default for field in fields(Config) if field.default is not MISSING}
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    dataset = config.get("dataset")
+    return {**config, "dataset": with_newer_keys(dataset)} if isinstance(dataset, dict) else config
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from typing import Any
 import normbench
 from normbench.components import (
     DATASET_KEYS,
+    NEWER_DATASET_KEYS,
     is_own,
     look_in_working_folder,
     make_source,
@@ -215,7 +216,7 @@ def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict
     """
     if not is_own(dataset.get("_target_")):
         return {}
-    options = options_of(dataset, *DATASET_KEYS)
+    options = options_of(dataset, *DATASET_KEYS, *NEWER_DATASET_KEYS)
     listed = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     label = f"data of {dataset.get('name')}{f' ({listed})' if listed else ''}"
     return {label: fingerprint or data_hash(make_source(dataset).arrays())}
@@ -226,7 +227,10 @@ def data_hash(arrays: Any) -> str:
     import numpy as np
 
     digest = hashlib.sha256()
-    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+    names = ["train_images", "train_labels", "test_images", "test_labels"]
+    if getattr(arrays, "validation_images", None) is not None:
+        names += ["validation_images", "validation_labels"]
+    for name in names:
         array = np.asarray(getattr(arrays, name))
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         for start in range(0, len(array), 1024):  # it may be mapped from a file

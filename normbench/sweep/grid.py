@@ -51,11 +51,12 @@ def expand_lists(
     """
     groups = group_options(config_dir)
     cells: dict[tuple[str, str], tuple[Config, tuple[Any, ...]]] = {}
+    contents: dict[str, dict[str, Any]] = {}
     for variant in lists:
         axes = [single_values(override, groups) for override in parse(variant)]
         refuse_too_many(math.prod(map(len, axes)))
         for combination in itertools.product(*axes):
-            config = compose_parsed(combination, config_dir, groups)
+            config = compose_parsed(combination, config_dir, groups, contents)
             cells.setdefault((config.run_name, config.store), (config, combination))
     return list(cells.values())
 

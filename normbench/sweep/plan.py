@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from statistics import median
 from typing import Any, Literal, get_args
 
+from normbench.components import with_newer_keys
 from normbench.config import Config
 from normbench.formats import counted, duration, failure
 from normbench.store.differences import as_overrides, differences
@@ -359,4 +360,7 @@ class Speeds:
 def _compared(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a config that two runs of one kind share."""
     keys = ("dataset", "arch", "norm", "precision", "backend")
-    return {key: tree.get(key) for key in keys}
+    compared = {key: tree.get(key) for key in keys}
+    if isinstance(dataset := compared["dataset"], Mapping):
+        compared["dataset"] = with_newer_keys(dataset)
+    return compared

@@ -123,7 +123,7 @@ def _data_problem(config: Config, source_problems: dict[str, str]) -> str:
         config: The config of the run.
         source_problems: Reasons found earlier, by the options of the data set; added to.
     """
-    from normbench.engine.setup import refuse_batch
+    from normbench.engine.setup import refuse_batch, training_images
 
     dataset = config.dataset
     try:
@@ -133,10 +133,7 @@ def _data_problem(config: Config, source_problems: dict[str, str]) -> str:
             source_problems[key] = _source_problem(source)
         if source_problems[key]:
             return source_problems[key]
-        count = dataset["train_size"]
-        if count is None:
-            count = source.train_count - dataset["validation"]
-        refuse_batch(config, source.name, count)
+        refuse_batch(config, source.name, training_images(config, source))
     except NormbenchError as error:
         return str(error)
     return ""

@@ -139,6 +139,7 @@ class Tuner:
         self.options = options
         self._config_dir = config_dir
         self._groups = group_options(config_dir)
+        self._contents: dict[str, dict[str, Any]] = {}
         self._configs: dict[tuple[Any, ...], Config] = {}
         axes = axes_of(options.keys, self._groups)
         refuse_in_grid(axes, lists)
@@ -256,7 +257,9 @@ class Tuner:
         key = (id(cell), *(override.input_line for override in chosen), *texts)
         if key not in self._configs:
             overrides = (*cell.overrides, *chosen, *parse(texts))
-            self._configs[key] = compose_parsed(overrides, self._config_dir, self._groups)
+            self._configs[key] = compose_parsed(
+                overrides, self._config_dir, self._groups, self._contents
+            )
         return self._configs[key]
 
     # --- what the trials say ---------------------------------------------------------------------

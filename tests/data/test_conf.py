@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from normbench.components import parameters_of
 from normbench.data import Source
 from normbench.data.split import split_indices
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "dataset").glob("*.yaml"))
+ALL = sorted((Path(__file__).resolve().parents[2] / "conf" / "dataset").glob("*.yaml"))
+# A file with a content stands for any data set of a form.
+FILES = [file for file in ALL if "content" not in yaml.safe_load(file.read_text())]
+KEYS = {"validation", "split_seed", "train_size", "crop_padding", "flip", "cutout", "erasing"}
 
 
 def test_those_that_the_readme_promises_are_there() -> None:
@@ -29,9 +33,7 @@ def test_each_names_a_source_and_sizes_that_it_can_give(file: Path) -> None:
     assert isinstance(source, Source)
     assert source.name == group["name"] == file.stem
     assert len(source.class_names) == len(set(source.class_names)) == source.classes
-    assert set(group) == {
-        "name", "_target_", "validation", "split_seed", "train_size", "crop_padding", "flip",
-    }  # fmt: skip
+    assert set(group) == {"name", "_target_", *KEYS}
     import numpy as np
 
     labels = np.arange(source.train_count) % source.classes
@@ -39,3 +41,21 @@ def test_each_names_a_source_and_sizes_that_it_can_give(file: Path) -> None:
     assert len(train) + len(held_out) == source.train_count
     assert group["crop_padding"] == (4 if "cifar" in file.stem else 0)
     assert group["flip"] is ("cifar" in file.stem)
+
+
+@pytest.mark.parametrize("file", [each for each in ALL if each not in FILES], ids=lambda f: f.stem)
+def test_each_form_has_the_options_of_its_class(file: Path) -> None:
+    group: dict[str, Any] = yaml.safe_load(file.read_text())
+    module, _, name = group["_target_"].rpartition(".")
+    source = getattr(import_module(module), name)
+    options = {key: value for key, value in group.items() if key not in KEYS | {"name", "_target_"}}
+    defaults = {
+        key: each.default
+        for key, each in parameters_of(source).items()
+        if each.default != each.empty
+    }
+    first, *others = options.items()
+    assert first[1] == ""  # the path or name, without which there are no images
+    assert dict(others) == defaults
+    assert source.name == group["name"] == file.stem
+    assert group["validation"] is None

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from normbench.engine.augment import Images
-from normbench.engine.random import AUGMENT, epoch_words
+from normbench.engine.augment import ERASED_AREA, Images
+from normbench.engine.random import AUGMENT, epoch_words, threefry2x32
 
 
 def numpy_augmented(pixels, words, padding, flip):
@@ -63,3 +63,89 @@ def test_prepared_in_one_is_augmented_and_scaled_to_the_bit(shape, padding, flip
     expected = ops.convert_to_numpy(images.scale(images.augment(pixels, words)))
     got = ops.convert_to_numpy(images.prepare(pixels, words))
     np.testing.assert_array_equal(got, expected)
+
+
+# --- hidden parts -------------------------------------------------------------------------------
+
+
+def halves(words, index):
+    """Further random numbers of each image, int (4, N): two words, their upper and lower halves."""
+    counter = [ops.convert_to_tensor(np.full(len(words[0]), n, np.uint32)) for n in (index, 0)]
+    drawn = threefry2x32(tuple(map(ops.convert_to_tensor, words)), tuple(counter))
+    pair = [ops.convert_to_numpy(word).astype(np.int64) for word in drawn]
+    return [part for word in pair for part in (word >> 16, word & 0xFFFF)]
+
+
+def numpy_hidden(pixels, words, cutout, erasing, color):
+    """The same by slices, an image at a time; a rectangle is computed anew from its formula."""
+    out = pixels.copy()
+    count, height, width, _ = pixels.shape
+    ys, xs, *_ = halves(words, 0)
+    _, chance, tops, lefts = halves(words, 1)
+    tries = [*halves(words, 2), *halves(words, 3)]
+    for i in range(count):
+        if cutout:
+            y, x = ys[i] % height - cutout // 2, xs[i] % width - cutout // 2
+            out[i, max(y, 0) : max(y + cutout, 0), max(x, 0) : max(x + cutout, 0)] = color
+        if chance[i] >= erasing * 65536:
+            continue
+        for drawn in tries:
+            share, ratio = ((int(drawn[i]) >> shift & 255) + 0.5 for shift in (8, 0))
+            area = height * width * (0.02 + share / 256 * 0.38)
+            aspect = 0.3 + ratio / 256 * (1 / 0.3 - 0.3)
+            tall, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if 0 < tall < height and 0 < wide < width:
+                y, x = tops[i] % (height - tall + 1), lefts[i] % (width - wide + 1)
+                out[i, y : y + tall, x : x + wide] = color
+                break
+    return out
+
+
+@pytest.mark.parametrize(("cutout", "erasing"), [(3, 0.0), (4, 0.0), (0, 0.5), (0, 1.0), (4, 0.5)])
+@pytest.mark.parametrize("shape", [(60, 8, 8, 1), (40, 7, 11, 3)])
+def test_hidden_parts_equal_slices_of_images(shape, cutout, erasing):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    words = [ops.convert_to_numpy(each) for each in epoch_words(3, AUGMENT, 1, shape[0])]
+    mean = np.float32([0.25, 0.5, 0.75])[: shape[-1]]
+    images = Images(mean, np.ones_like(mean), 0, False, cutout, erasing)
+    given = tuple(map(ops.convert_to_tensor, words))
+    got = ops.convert_to_numpy(images.augment(ops.convert_to_tensor(pixels), given))
+    color = np.rint(mean * 255).astype(np.uint8)
+    expected = numpy_hidden(pixels, words, cutout, erasing, color)
+    np.testing.assert_array_equal(got, expected)
+    assert (got != pixels).any()
+    prepared = ops.convert_to_numpy(images.prepare(ops.convert_to_tensor(pixels), given))
+    scaled = ops.convert_to_numpy(images.scale(ops.convert_to_tensor(expected)))
+    np.testing.assert_array_equal(prepared, scaled)
+
+
+def test_images_are_hidden_after_they_are_cropped_and_flipped():
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    words = epoch_words(4, AUGMENT, 2, 50)
+    mean = np.float32([0.25, 0.5, 0.75])
+    moved = Images(mean, mean, 2, True).augment(ops.convert_to_tensor(pixels), words)
+    hidden = Images(mean, mean, 0, False, 4, 0.5).augment(moved, words)
+    both = Images(mean, mean, 2, True, 4, 0.5).augment(ops.convert_to_tensor(pixels), words)
+    np.testing.assert_array_equal(ops.convert_to_numpy(both), ops.convert_to_numpy(hidden))
+
+
+def test_squares_are_everywhere_and_rectangles_have_the_areas_of_the_paper():
+    count, side = 4000, 32
+    black = ops.convert_to_tensor(np.zeros((count, side, side, 1), np.uint8))
+    words = epoch_words(0, AUGMENT, 0, count)
+    ones = np.ones(1, np.float32)
+    squares = ops.convert_to_numpy(Images(ones, ones, 0, False, 16).augment(black, words)) == 255
+    # A center at y hides those of the rows y - 8 to y + 7 that the image has.
+    expected = [min(y + 8, side) - max(y - 8, 0) for y in range(side)]
+    for axis in (1, 2):
+        rows = squares.any(axis=axis).sum((1, 2))
+        assert (rows.min(), rows.max()) == (8, 16)
+        assert abs(rows.mean() - np.mean(expected)) < 0.2
+    assert abs(squares.mean() - (np.mean(expected) / side) ** 2) < 0.005
+    erased = Images(ones, ones, 0, False, erasing=0.25).augment(black, words)
+    shares = (ops.convert_to_numpy(erased) == 255).mean((1, 2, 3))
+    assert abs((shares > 0).mean() - 0.25) < 0.03
+    areas = shares[shares > 0]
+    assert ERASED_AREA[0] - 0.01 < areas.min() < 0.05
+    assert 0.35 < areas.max() < ERASED_AREA[1] + 0.02
+    assert abs(areas.mean() - 0.2) < 0.03

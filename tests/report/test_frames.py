@@ -179,6 +179,19 @@ def test_runs_come_and_go(small: Path, synth: SimpleNamespace) -> None:
     assert (found.curves["run"].str.contains("-ln-")).sum() == 3
 
 
+def test_runs_without_newer_keys_and_from_the_same_weights_agree(
+    tmp_store: Path, synth: SimpleNamespace
+) -> None:
+    starts = [{}, {"init": "runs/a-0123abcd"}, {"init": "other/b-0123abcd", "init_head": "new"}]
+    for seed, start in enumerate(starts):
+        synth.write_run(tmp_store, synth.config("bn", 16, seed, epochs=3, **start))
+    runs = load(tmp_store).runs.sort_values("seed")
+    assert list(runs["init"]) == ["", "0123abcd", "0123abcd"]
+    assert list(runs["init_head"]) == ["trained", "trained", "new"]
+    assert list(runs["dataset.cutout"]) == [0, 0, 0]
+    assert list(runs["dataset.erasing"]) == [0.0, 0.0, 0.0]
+
+
 def test_a_lock_let_go_is_seen_without_any_file_changing(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:

@@ -1,0 +1,388 @@
+"""Data sets that are known by their content: :class:`ContentSource`.
+
+A file or a folder of the user's has no name that says what is in it, and may be moved. It is known
+by a hash of its images and labels instead, which stands in the config of a run as
+``dataset.content`` and enters its signature; the path does not. The images are decoded once, into
+the array cache, where they are found by the hash: a run can be resumed, verified and diagnosed
+although the file was moved or edited since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from normbench.data import cache
+from normbench.data.base import Arrays, Source
+from normbench.errors import NormbenchError, UserError, nearest
+from normbench.machine import machine_memory
+from normbench.store.files import StoreError, dumps, expand_user, read_json, user_cache, write_text
+from normbench.store.provenance import data_hash
+
+_SCHEMA = 1  # version of the cache: raise it if the same files give other arrays
+
+
+class Contents(NamedTuple):
+    """A data set as it was read.
+
+    Attributes:
+        arrays: All images and labels.
+        class_names: One a class, in the order of the labels.
+    """
+
+    arrays: Arrays
+    class_names: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits, equal for two data sets if their images, labels and classes are."""
+        text = json.dumps([data_hash(self.arrays), self.class_names])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ContentSource(Source):
+    """A data set that is known by its content, wherever it lies.
+
+    A subclass has options in its constructor, ``title`` and ``content`` among them, and the methods
+    `stamp`, `reading` and `read`.
+
+    Args:
+        origin: Where the images come from, for messages and for finding them in the cache: an
+            absolute path, or the name of a data set.
+        title: Name of the data set in tables.
+        content: The hash that the images must have; empty for those that are there.
+    """
+
+    def __init__(self, origin: str, title: str, content: str) -> None:
+        if content and not re.fullmatch("[0-9a-f]{16}", content):
+            raise UserError(
+                f"dataset.content {content!r} is not 16 hex digits: it is read from the data, "
+                "leave it out"
+            )
+        self.origin = origin
+        self.title = title
+        self.content = content
+
+    @abstractmethod
+    def stamp(self) -> list[Any]:
+        """Return what changes whenever a file of the data set is written: names, sizes, times.
+
+        Raises:
+            UserError: There are no such files.
+        """
+
+    @abstractmethod
+    def reading(self) -> dict[str, Any]:
+        """Return the options that decide which arrays are read from the same files."""
+
+    @abstractmethod
+    def read(self) -> Contents:
+        """Read all images.
+
+        Raises:
+            UserError: The files are no data set of this kind, or an option does not fit them.
+        """
+
+    # --- what config.py asks --------------------------------------------------------------------
+
+    @classmethod
+    def identify(cls, **options: Any) -> dict[str, Any]:
+        """Return the options of a data set with its content filled in, reading it if it is new.
+
+        Raises:
+            UserError: There is no such data set, or it cannot be read.
+        """
+        source = cls(**options)
+        content = source._identify()
+        if source.content and source.content != content:
+            raise UserError(
+                f"dataset.content={source.content} is not the content of {source.origin}, which is "
+                f"{content}: it is read from the data, leave it out"
+            )
+        return {**options, **source.resolved(), "title": source.title, "content": content}
+
+    def resolved(self) -> dict[str, Any]:
+        """Return options with values that no longer depend on the working folder."""
+        return {}
+
+    # --- Source ---------------------------------------------------------------------------------
+
+    def arrays(self, data_dir: str | Path | None = None) -> Arrays:
+        return self._contents.arrays
+
+    def location(self, data_dir: str | Path | None = None) -> Path | None:
+        path = Path(self.origin)
+        return path if path.exists() else None
+
+    def state(self, data_dir: str | Path | None = None) -> str:
+        cached = bool(self.content) and _cached(self.content) is not None
+        return "ready" if cached else super().state(data_dir)
+
+    @cached_property
+    def classes(self) -> int:
+        return len(self._contents.class_names)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return self._contents.class_names
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        height, width, channels = self._contents.arrays.train_images.shape[1:]
+        return height, width, channels
+
+    @cached_property
+    def train_count(self) -> int:
+        return len(self._contents.arrays.train_labels)
+
+    @cached_property
+    def test_count(self) -> int:
+        return len(self._contents.arrays.test_labels)
+
+    @cached_property
+    def validation_count(self) -> int:
+        labels = self._contents.arrays.validation_labels
+        return 0 if labels is None else len(labels)
+
+    @cached_property
+    def _contents(self) -> Contents:
+        """The images of ``content`` from the cache, else from their files.
+
+        Raises:
+            UserError: The files have another content than the one that is asked for.
+        """
+        content = self.content or self._identify()
+        found = _cached(content)
+        if found is None:
+            now = self._identify(again=True)
+            if now != content:
+                raise UserError(
+                    f"{self.origin} has changed: its content is {now}, the run's is {content}, and "
+                    "that is no longer in the cache"
+                )
+            found = _cached(content)
+        if found is None:
+            raise NormbenchError(f"{_file(content)} was removed while it was read: run again")
+        return found
+
+    def _identify(self, again: bool = False) -> str:
+        """Return the hash of the content, and see to it that the cache has the images.
+
+        Args:
+            again: Read the files even if they have not changed since they were read.
+        """
+        key = json.dumps([self.name, self.origin, self.reading(), _SCHEMA], sort_keys=True)
+        index = _folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        stamp = _digest(self.stamp())
+        if not again and (content := _indexed(index, stamp)):
+            return content
+        with _locked(index):
+            if not again and (content := _indexed(index, stamp)):
+                return content
+            contents = self.read()
+            check(contents, self.origin)
+            if _digest(self.stamp()) != stamp:
+                raise NormbenchError(f"{self.origin} changed while it was read: run again")
+            content = contents.hash
+            try:
+                if _cached(content) is None:
+                    about = {"content": content, "class_names": contents.class_names}
+                    arrays = {k: v for k, v in vars(contents.arrays).items() if v is not None}
+                    cache.write(_file(content), arrays, about)
+                write_text(index, dumps({"stamp": stamp, "content": content}))
+            except StoreError as error:
+                raise NormbenchError(
+                    f"{error}: set XDG_CACHE_HOME to a folder that can hold the images"
+                ) from error
+        return content
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    """Return the folder of the cache, and make it if needed."""
+    folder = user_cache() / "data"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+@contextmanager
+def _locked(index: Path) -> Iterator[None]:
+    """Let one process decode, and others that start at the same time wait for it."""
+    lock = FileLock(f"{index}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(index.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> NormbenchError:
+    return NormbenchError(
+        f"cannot write in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be "
+        "written"
+    )
+
+
+def _file(content: str) -> Path:
+    return user_cache() / "data" / f"{content}.arrays"
+
+
+def _cached(content: str) -> Contents | None:
+    """Return the images of a content, memory-mapped, or None if the cache lacks them."""
+    found = cache.read(_file(content))
+    if found is None or found[0].get("content") != content:
+        return None
+    return Contents(Arrays(**found[1]), tuple(found[0]["class_names"]))
+
+
+def _indexed(index: Path, stamp: str) -> str | None:
+    """Return the content that files with this stamp had when they were read."""
+    try:
+        known = read_json(index) or {}
+    except StoreError:  # a damaged entry is made again
+        return None
+    content = known.get("content")
+    return content if known.get("stamp") == stamp and isinstance(content, str) else None
+
+
+def _digest(stamp: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
+
+
+# --- what every data set must fulfill -----------------------------------------------------------
+
+
+def check(contents: Contents, origin: str) -> None:
+    """Refuse a data set on which no classifier can be trained.
+
+    Raises:
+        UserError: It has fewer than two classes, or none of the test images.
+    """
+    classes = len(contents.class_names)
+    if classes < 2:
+        raise UserError(f"{origin} has {classes} class: a classifier needs at least 2")
+    for split in ("train", "validation", "test"):
+        labels = getattr(contents.arrays, f"{split}_labels")
+        if labels is not None and not len(labels):
+            raise UserError(f"{origin} has no {split} images")
+
+
+def refuse_unknown_classes(
+    origin: str, split: str, found: Iterable[Any], known: Iterable[Any]
+) -> None:
+    """Refuse classes in ``split`` that the training images lack.
+
+    Raises:
+        UserError: There is one; the message names it.
+    """
+    names = list(known)
+    for name in found:
+        if name not in names:
+            close = nearest(str(name), map(str, names))
+            hint = f": did you mean {close!r}?" if close else ""
+            listed = ", ".join(map(str, names[:20])) + ("" if len(names) <= 20 else ", …")
+            raise UserError(
+                f"{origin} has the class {str(name)!r} in {split}, which its training images lack"
+                f"{hint} (they have {listed})"
+            )
+
+
+def refuse_too_large(origin: str, needed: int, how: str) -> None:
+    """Refuse images that this machine cannot hold, of ``needed`` bytes.
+
+    Args:
+        origin: Where the images come from.
+        needed: Bytes of all arrays.
+        how: Continues the sentence, as ``unpacks to``.
+    """
+    memory = machine_memory()
+    if needed > memory:
+        raise UserError(
+            f"{origin} {how} {needed / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB "
+            "of memory: a data set must fit into it"
+        )
+
+
+def find_path(path: str, kind: str) -> Path:
+    """Return the absolute path of a file or folder that a user named.
+
+    Args:
+        path: The path; relative to the working folder, or with ``~``.
+        kind: ``file`` or ``folder``.
+
+    Raises:
+        UserError: No path is given.
+    """
+    if not path:
+        raise UserError(f"dataset.path is empty: write dataset.path={kind.upper()}")
+    return expand_user(path).absolute()
+
+
+def refuse_missing(path: Path, kind: str) -> None:
+    """Refuse a path that is not there, or not of its kind.
+
+    Raises:
+        UserError: The message has the nearest name in the nearest folder that exists.
+    """
+    if path.is_dir() if kind == "folder" else path.is_file():
+        return
+    if path.exists():
+        other = "dataset=images reads folders" if path.is_dir() else "dataset=npz reads .npz files"
+        raise UserError(f"{path} is no {kind}: {other}")
+    parent, missing = path.parent, path.name
+    while not parent.is_dir():
+        parent, missing = parent.parent, parent.name
+    try:
+        close = nearest(missing, [entry.name for entry in parent.iterdir()])
+    except OSError:
+        close = None
+    hint = f": did you mean {parent / close}?" if close else ""
+    raise UserError(f"there is no {kind} {path}{hint}")
+
+
+def stamp_of(path: Path) -> list[Any]:
+    """Return size and times of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+class Labels:
+    """Turns the labels of the splits into 0..classes-1, in the order of the training labels.
+
+    Args:
+        train: Labels of the training images, integers (N,).
+    """
+
+    def __init__(self, train: np.ndarray) -> None:
+        self.values = np.unique(train)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, self.values.tolist()))
+
+    def encode(self, labels: np.ndarray, origin: str, split: str) -> np.ndarray:
+        """Return labels as int32 (N,).
+
+        Raises:
+            UserError: A label is none of the training images'.
+        """
+        refuse_unknown_classes(origin, split, np.unique(labels).tolist(), self.values.tolist())
+        return np.searchsorted(self.values, labels).astype(np.int32)

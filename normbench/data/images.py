@@ -1,0 +1,376 @@
+"""A data set of the user's as a folder of images: ``dataset=images dataset.path=FOLDER``.
+
+:class:`Images` reads ``train/CLASS/*`` and ``test/CLASS/*``, and ``val/CLASS/*`` where it is there;
+or ``CLASS/*`` alone, of which a share becomes the test images. :func:`fitted` says how an image of
+any size becomes one of the size of the data set.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normbench.data.base import Arrays
+from normbench.data.content import (
+    Contents,
+    ContentSource,
+    find_path,
+    refuse_missing,
+    refuse_too_large,
+    refuse_unknown_classes,
+    stamp_of,
+)
+from normbench.data.split import stratified_draw
+from normbench.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VALIDATION = "val"
+FORMATS = ("JPEG", "PNG")
+MOST_PIXELS = 1 << 27
+"""Most pixels of an image: a file of a few kilobytes can unpack to any number."""
+MOST_SIZE = 4096
+_DEPTH = 8  # folders inside that of a class
+_SKIPPED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # what systems leave in folders
+_GRAY = ("1", "L", "LA")
+
+
+class Images(ContentSource):
+    """Images in a folder for each class, JPEG or PNG.
+
+    Classes are numbered in the order of their names, and images stand in the order of theirs, both
+    by code point, so that they are the same on every machine.
+
+    Args:
+        path: The folder.
+        title: Name of the data set in tables; the folder's name by default.
+        content: Hash of the images, filled in when the config is composed.
+        size: Side of the images in pixels: the shorter side is resized to it, and the square in
+            the middle is cut out. None if all have one size.
+        channels: 1 for gray, 3 for color; None for 1 if all images are gray, else 3.
+        test: Where the folder has no ``test``: the share of the images of each class that become
+            the test images, or ``val`` to test on ``val``.
+        test_seed: Seed of the draw of that share.
+    """
+
+    name = "images"
+
+    def __init__(
+        self,
+        path: str,
+        title: str = "",
+        content: str = "",
+        size: int | None = None,
+        channels: int | None = None,
+        test: float | str | None = None,
+        test_seed: int = 0,
+    ) -> None:
+        self.path = find_path(path, "folder")
+        check_options(size, channels, test, (VALIDATION,), test_seed)
+        self.size, self.channels = size, channels
+        self.test, self.test_seed = test, test_seed
+        super().__init__(str(self.path), title or self.path.name, content)
+
+    def resolved(self) -> dict[str, Any]:
+        return {"path": str(self.path)}
+
+    def reading(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "channels": self.channels,
+            "test": self.test,
+            "test_seed": self.test_seed,
+        }
+
+    def stamp(self) -> list[Any]:
+        refuse_missing(self.path, "folder")
+        return [
+            [split, name, [[os.fspath(file), *stamp_of(file)] for file in files]]
+            for split, classes in self._files().items()
+            for name, files in classes.items()
+        ]
+
+    def read(self) -> Contents:
+        splits = self._files()
+        names = list(splits["train"])
+        for split, classes in splits.items():
+            for name, files in classes.items():
+                if not files:
+                    raise UserError(f"{self._folder(split) / name} holds no images")
+            refuse_unknown_classes(self.origin, split, classes, names)
+        examples = {
+            split: [(file, names.index(name)) for name, files in classes.items() for file in files]
+            for split, classes in splits.items()
+        }
+        labels = {
+            split: np.array([label for _, label in found], np.int32)
+            for split, found in examples.items()
+        }
+        files = [file for found in examples.values() for file, _ in found]
+        images = decode(files, self.size, self.channels, self.origin)
+        ends = np.cumsum([len(found) for found in examples.values()])[:-1]
+        parts = dict(zip(examples, np.split(images, ends), strict=True))
+        return Contents(arranged(parts, labels, self.test, self.test_seed), tuple(names))
+
+    # --- the files ------------------------------------------------------------------------------
+
+    def _folder(self, split: str) -> Path:
+        """Return the folder that holds the classes of a split."""
+        return self.path / split if self._has_splits else self.path
+
+    @property
+    def _has_splits(self) -> bool:
+        return (self.path / "train").is_dir()
+
+    def _files(self) -> dict[str, dict[str, list[Path]]]:
+        """Return the files of each class of each split: ``train``, and ``test`` or ``val`` or both.
+
+        Raises:
+            UserError: There are no classes, or no test images and no share of the others.
+        """
+        if not self._has_splits:
+            refuse_test(self.origin, ["train"], self.test, "folder")
+            return {"train": self._classes(self.path)}
+        there = [name for name in ("train", VALIDATION, "test") if (self.path / name).is_dir()]
+        refuse_test(self.origin, there, self.test, "folder")
+        return {split: self._classes(self.path / split) for split in there}
+
+    def _classes(self, folder: Path) -> dict[str, list[Path]]:
+        try:
+            classes = sorted(entry.name for entry in os.scandir(folder)
+                             if entry.is_dir() and not _is_skipped(entry.name))  # fmt: skip
+            if not classes:
+                raise UserError(f"{folder} has no folders: images lie in a folder for each class")
+            return {name: _walk(folder / name) for name in classes}
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name in _SKIPPED
+
+
+def _walk(folder: Path, depth: int = 0) -> list[Path]:
+    """Return all files in a folder and the folders in it, sorted by their paths."""
+    found: list[Path] = []
+    if depth > _DEPTH:
+        raise UserError(f"{folder} is {depth} folders deep inside its class")
+    for entry in os.scandir(folder):
+        if _is_skipped(entry.name):
+            continue
+        if entry.is_dir():
+            found += _walk(Path(entry.path), depth + 1)
+        else:
+            found.append(Path(entry.path))
+    return sorted(found, key=lambda path: path.parts)
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode(
+    files: Sequence[Path], size: int | None, channels: int | None, origin: str
+) -> np.ndarray:
+    """Return the images in files, uint8 (N, H, W, C).
+
+    Args:
+        files: At least one.
+        size: Side of the images, or None if all have one size.
+        channels: 1, 3 or None, as for :class:`Images`.
+        origin: Where the images come from, for messages.
+
+    Raises:
+        UserError: A file is no image, or an image has another size than the first.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on files that it reads nonetheless
+        if size is None or channels is None:
+            described = list(pool.map(_describe, files, chunksize=64))
+            if channels is None:
+                channels = 1 if all(is_gray for _, is_gray in described) else 3
+            if size is None:
+                refuse_sizes(zip(files, (found for found, _ in described), strict=True), origin)
+            width, height = described[0][0] if size is None else (size, size)
+        else:
+            width = height = size
+        shape = (len(files), height, width, channels)
+        refuse_too_large(origin, int(np.prod(shape, dtype=np.int64)), "has images of")
+        images = np.empty(shape, np.uint8)
+
+        def put(index: int) -> None:
+            images[index] = _read(files[index], lambda image: fitted(image, size, channels))
+
+        # In the order of the files, so that the first of several bad ones is named.
+        for _ in pool.map(put, range(len(files))):
+            pass
+    return images
+
+
+def refuse_sizes(found: Iterable[tuple[Any, tuple[int, int]]], origin: str) -> None:
+    """Refuse images of several sizes, given as pairs of a name and (width, height)."""
+    first: tuple[Any, tuple[int, int]] | None = None
+    for name, size in found:
+        first = first or (name, size)
+        if size != first[1]:
+            texts = [f"{name} has {w}×{h}" for name, (w, h) in (first, (name, size))]
+            raise UserError(
+                f"{origin} has images of several sizes ({texts[0]} pixels, {texts[1]}): "
+                "dataset.size=64 makes them one"
+            )
+
+
+def _describe(file: Path) -> tuple[tuple[int, int], bool]:
+    """Return (width, height) of an image, and whether it is gray, without decoding it."""
+
+    def describe(image: Image) -> tuple[tuple[int, int], bool]:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height), image.mode in _GRAY
+
+    return _read(file, describe)
+
+
+def _read(file: Path, use: Callable[[Image], Any]) -> Any:
+    """Open an image and return what ``use`` makes of it.
+
+    Raises:
+        UserError: The file is no image, is damaged, or has too many pixels or bits.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise UserError(f"{file} has {width}×{height} pixels, more than {MOST_PIXELS:,}")
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"{file} has more than 8 bits a channel: convert it to 8")
+            return use(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{file} is no image: no JPEG and no PNG") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+
+
+def fitted(image: Image, size: int | None, channels: int) -> np.ndarray:
+    """Return an image as uint8 (H, W, C).
+
+    It is turned as its EXIF data says, what is transparent becomes black, and it is made gray (by
+    ITU-R 601-2, as Pillow does) or RGB. Then, if ``size`` is not None, its shorter side is resized
+    to it, by triangle filters as wide as the reduction asks for, and the square in the middle is
+    cut out.
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        width, height = image.size
+        short = min(width, height)
+        wide, high = (max(size, round(side * size / short)) for side in (width, height))
+        if (wide, high) != image.size:
+            image = image.resize((wide, high), Image.Resampling.BILINEAR)
+        left, top = (wide - size) // 2, (high - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.asarray(image, np.uint8)
+    return pixels[..., None] if channels == 1 else pixels
+
+
+# --- options of this data set and of tfds -------------------------------------------------------
+
+
+def check_options(
+    size: Any, channels: Any, test: Any, names: Sequence[str] | None, test_seed: Any
+) -> None:
+    """Check the options of a data set whose images are made one size.
+
+    Args:
+        size, channels, test, test_seed: As for :class:`Images`.
+        names: Splits that may be the test images; None for any name.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    if size is not None and not (_is_whole(size) and 1 <= size <= MOST_SIZE):
+        raise UserError(f"dataset.size must be in 1..{MOST_SIZE} or null, got {size!r}")
+    if channels is not None and not (_is_whole(channels) and channels in (1, 3)):
+        raise UserError(f"dataset.channels must be 1, 3 or null, got {channels!r}")
+    is_share = isinstance(test, float) and 0 < test < 1
+    is_name = isinstance(test, str) and (names is None or test in names)
+    if test is not None and not is_share and not is_name:
+        listed = "the name of a split" if names is None else " or ".join(map(repr, names))
+        raise UserError(f"dataset.test must be a share in (0, 1), {listed} or null, got {test!r}")
+    if not (_is_whole(test_seed) and test_seed >= 0):
+        raise UserError(f"dataset.test_seed must be a whole number from 0 up, got {test_seed!r}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def refuse_test(origin: str, there: Sequence[str], test: float | str | None, noun: str) -> None:
+    """Refuse a data set without test images, and ``dataset.test`` where it has them.
+
+    Args:
+        origin: Where the images come from.
+        there: The splits that are there, ``train`` among them.
+        test: The option.
+        noun: Noun for a split, as ``folder``.
+    """
+    others = [name for name in there if name not in ("train", "test")]
+    if "test" in there and test is not None:
+        raise UserError(f"{origin} has a test {noun}: leave dataset.test={test} out")
+    if "test" not in there and test is None:
+        instead = f", dataset.test={others[0]} tests on {others[0]}" if others else ""
+        raise UserError(
+            f"{origin} has no test {noun}: dataset.test=0.2 tests on a fifth of the images{instead}"
+        )
+    if isinstance(test, str) and test not in others:
+        listed = ", ".join(others) or "none"
+        raise UserError(f"{origin} has no {test} {noun} to test on (there are: {listed})")
+
+
+def arranged(
+    images: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    test: float | str | None,
+    test_seed: int,
+) -> Arrays:
+    """Return the splits of a data set, with the test images that ``dataset.test`` asks for.
+
+    Args:
+        images: By split: ``train``, and others.
+        labels: The same of the labels.
+        test: As for :class:`Images`; has been checked (:func:`refuse_test`).
+        test_seed: Seed of the draw of a share.
+
+    Raises:
+        UserError: The share leaves a class without training or without test images.
+    """
+    pairs = {split: (images[split], labels[split]) for split in images}
+    if isinstance(test, str):
+        pairs["test"] = pairs.pop(test)
+    elif test is not None:
+        pixels, codes = pairs["train"]
+        drawn = stratified_draw(codes, test, test_seed)
+        taken = np.zeros(len(codes), bool)
+        taken[drawn] = True
+        for part, name in ((codes[taken], "test"), (codes[~taken], "training")):
+            if len(np.unique(part)) < len(np.unique(codes)):
+                raise UserError(
+                    f"dataset.test={test} leaves a class without {name} images: the smallest has "
+                    f"{np.bincount(codes).min()} images"
+                )
+        pairs |= {"train": (pixels[~taken], codes[~taken]), "test": (pixels[taken], codes[taken])}
+    validation = pairs.get(VALIDATION, (None, None))
+    return Arrays(*pairs["train"], *pairs["test"], *validation)

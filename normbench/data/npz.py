@@ -1,0 +1,285 @@
+"""A data set of the user's in one NumPy file: ``dataset=npz dataset.path=FILE`` (:class:`Npz`).
+
+The file comes from anybody: nothing in it is unpickled, and its headers are checked against the
+machine's memory before an array is unpacked.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normbench.data.base import Arrays
+from normbench.data.content import (
+    Contents,
+    ContentSource,
+    Labels,
+    find_path,
+    refuse_missing,
+    refuse_too_large,
+    stamp_of,
+)
+from normbench.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
+    {
+        "train": ("x_train", "y_train"),
+        "validation": ("x_val", "y_val"),
+        "test": ("x_test", "y_test"),
+    },
+    {
+        "train": ("train_images", "train_labels"),
+        "validation": ("val_images", "val_labels"),
+        "test": ("test_images", "test_labels"),
+    },
+)
+"""Names of images and labels: those of Keras's files, and those of MedMNIST's."""
+
+MEMBERS = 1000
+"""Most arrays in a file."""
+_HEADER = 10_000  # bytes of the description of an array; NumPy's own limit
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of np.savez and np.savez_compressed
+_CHUNK = 1 << 20
+_IMAGES = 1024  # converted at once
+
+
+class Npz(ContentSource):
+    """Arrays in a file of ``np.savez``: images (N, H, W) or (N, H, W, C), labels (N,) or (N, 1).
+
+    Images are uint8, or floats in [0, 1], which are rounded to the 256 levels of uint8. Labels are
+    whole numbers; the classes are the different labels of the training images, in ascending order.
+
+    Args:
+        path: The file.
+        title: Name of the data set in tables; the file's name by default.
+        content: Hash of the images, filled in when the config is composed.
+    """
+
+    name = "npz"
+
+    def __init__(self, path: str, title: str = "", content: str = "") -> None:
+        self.path = find_path(path, "file")
+        super().__init__(str(self.path), title or self.path.stem, content)
+
+    def resolved(self) -> dict[str, Any]:
+        return {"path": str(self.path)}
+
+    def stamp(self) -> list[Any]:
+        refuse_missing(self.path, "file")
+        return stamp_of(self.path)
+
+    def reading(self) -> dict[str, Any]:
+        return {}
+
+    def read(self) -> Contents:
+        return contents_of(read_arrays(self.path), self.path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of images and labels in a file, by name.
+
+    Raises:
+        UserError: The file is no npz file, is damaged, lacks an array, or has one that does not fit
+            into memory or that is no plain array of numbers.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MEMBERS:
+                raise UserError(f"{path} has {len(members):,} members, more than {MEMBERS:,}")
+            files = [info for info in members if info.filename.endswith(".npy")]
+            named = {info.filename.removesuffix(".npy"): info for info in files}
+            wanted = _wanted(list(named), path)
+            size = sum(named[name].file_size for name in wanted)
+            refuse_too_large(str(path), size, "unpacks to")
+            return {name: _read_member(archive, named[name], path) for name in wanted}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        if _starts_as_zip(path):
+            raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(
+            f"{path} is no npz file (a zip archive of arrays, as np.savez writes it)"
+        ) from error
+    except (ValueError, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _wanted(names: list[str], path: Path) -> list[str]:
+    """Return the names of the arrays that are read.
+
+    Raises:
+        UserError: An array is missing.
+    """
+    found = set(names)
+
+    def required(layout: Mapping[str, tuple[str, str]]) -> list[str]:
+        return [name for split in ("train", "test") for name in layout[split]]
+
+    def present(layout: Mapping[str, tuple[str, str]]) -> int:
+        return len(found & {name for pair in layout.values() for name in pair})
+
+    layout = max(LAYOUTS, key=present)
+    missing = [name for name in required(layout) if name not in found]
+    validation = [name for name in layout["validation"] if name in found]
+    if len(validation) == 1:
+        missing += [name for name in layout["validation"] if name not in found]
+    if missing:
+        listed = ", ".join(sorted(names)[:20]) or "no arrays"
+        other = ", ".join(required(next(each for each in LAYOUTS if each is not layout)))
+        raise UserError(
+            f"{path} lacks {', '.join(missing)}: it has {listed} (needed: "
+            f"{', '.join(required(layout))}; or {other})"
+        )
+    return [*required(layout), *validation]
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """Unpack one array of numbers; its header decides how much is read.
+
+    Raises:
+        UserError: It holds Python objects, or is not as large as its header says.
+    """
+    name = info.filename.removesuffix(".npy")
+    if info.compress_type not in _METHODS:
+        raise UserError(f"{path}: {name} is packed in a way that np.savez does not use")
+    with archive.open(info) as member, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(member, _HEADER)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(member, _HEADER)
+        else:
+            raise UserError(f"{path}: {name} is no array of numbers")
+        shape, is_fortran, dtype = header
+        if dtype.hasobject or dtype.kind not in "biuf":
+            kind = "Python objects, which are not read" if dtype.hasobject else f"{dtype} values"
+            raise UserError(f"{path}: {name} holds {kind}; images and labels are numbers")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != info.file_size - member.tell():
+            raise UserError(f"{path}: {name} is damaged: it is not as large as its header says")
+        array = np.empty(shape[::-1] if is_fortran else shape, dtype)
+        flat = array.reshape(-1).view(np.uint8)
+        position = 0
+        while position < size:
+            chunk = member.read(min(_CHUNK, size - position))
+            if not chunk:
+                raise EOFError(f"{name} ends {size - position} bytes early")
+            flat[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            position += len(chunk)
+        if member.read(1):  # also checks the sum of the last bytes
+            raise UserError(f"{path}: {name} is damaged: it goes on after its end")
+    return array.transpose() if is_fortran else array
+
+
+# --- from arrays to images and labels -----------------------------------------------------------
+
+
+def contents_of(arrays: Mapping[str, np.ndarray], origin: Path) -> Contents:
+    """Check and convert arrays as they stand in a file.
+
+    Args:
+        arrays: By the names of one of the ``LAYOUTS``.
+        origin: The file, for messages.
+
+    Raises:
+        UserError: A shape, a type or a number does not fit.
+    """
+    layout = next(each for each in LAYOUTS if each["train"][0] in arrays)
+    pairs = {split: layout[split] for split in SPLITS if layout[split][0] in arrays}
+    first = pairs["train"][0]
+    for x, _ in pairs.values():
+        if arrays[x].dtype != arrays[first].dtype:
+            raise UserError(
+                f"{origin}: {first} is {arrays[first].dtype} and {x} is {arrays[x].dtype}: images "
+                "have one type"
+            )
+    converted: dict[str, np.ndarray] = {}
+    for split, (x, y) in pairs.items():
+        images = _images(arrays[x], x, origin)
+        if split != "train" and images.shape[1:] != converted["train_images"].shape[1:]:
+            shapes = [_by(converted["train_images"].shape[1:]), _by(images.shape[1:])]
+            raise UserError(f"{origin}: {first} has images of {shapes[0]}, {x} of {shapes[1]}")
+        labels = _labels(arrays[y], y, origin)
+        if len(images) != len(labels):
+            raise UserError(f"{origin}: {x} has {len(images):,} images, {y} {len(labels):,} labels")
+        if not len(images):
+            raise UserError(f"{origin}: {x} is empty")
+        converted |= {f"{split}_images": images, f"{split}_labels": labels}
+    coding = Labels(converted["train_labels"])
+    for split, (_, y) in pairs.items():
+        converted[f"{split}_labels"] = coding.encode(converted[f"{split}_labels"], str(origin), y)
+    return Contents(Arrays(**converted), coding.names)
+
+
+def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
+    """Return images as uint8 (N, H, W, C)."""
+    shape = array.shape
+    if array.ndim not in (3, 4):
+        raise UserError(
+            f"{origin}: {name} has the shape ({_listed(shape)}), images are (N, H, W) or "
+            "(N, H, W, C)"
+        )
+    if array.ndim == 4 and shape[-1] > 4 and shape[1] <= 4:
+        raise UserError(
+            f"{origin}: {name} has the shape ({_listed(shape)}), which looks like (N, C, H, W): "
+            "channels go last (np.moveaxis(x, 1, -1))"
+        )
+    if 0 in shape[1:]:
+        raise UserError(f"{origin}: {name} has the shape ({_listed(shape)}): no pixels")
+    images = array[..., None] if array.ndim == 3 else array
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise UserError(
+            f"{origin}: {name} is {images.dtype}: images are uint8, or floats in [0, 1]"
+        )
+    converted = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), _IMAGES):
+        chunk = images[start : start + _IMAGES].astype(np.float64)
+        if not (chunk.min() >= 0 and chunk.max() <= 1):  # not a number fails as well
+            values = f"{chunk.min():g}..{chunk.max():g}"
+            raise UserError(
+                f"{origin}: {name} is {images.dtype} with values of {values}: floats must be in "
+                "[0, 1], levels of 0..255 uint8"
+            )
+        converted[start : start + _IMAGES] = np.rint(chunk * 255)
+    return converted
+
+
+def _labels(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
+    """Return labels as int64 (N,)."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        one_hot = " (of one-hot labels take .argmax(1))" if array.ndim == 2 else ""
+        raise UserError(
+            f"{origin}: {name} has the shape ({_listed(array.shape)}), labels are (N,) or (N, 1)"
+            f"{one_hot}"
+        )
+    if array.dtype.kind not in "iu":
+        raise UserError(f"{origin}: {name} is {array.dtype}: labels are whole numbers")
+    return array.astype(np.int64)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _listed(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,186 @@
+"""Data sets of one's own without Python, through every command: a file, and a folder of images."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from normbench.cli import main
+from normbench.config import compose
+from normbench.data.digits import Digits
+from normbench.report import load
+from normbench.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "normbench" / "data"
+
+
+def npz_of_digits(root: Path) -> list[str]:
+    """Write the embedded digits as an npz file, and return the overrides that choose it."""
+    digits = Digits().arrays()
+    np.savez_compressed(
+        root / "mine.npz",
+        x_train=digits.train_images,
+        y_train=digits.train_labels,
+        x_test=digits.test_images,
+        y_test=digits.test_labels,
+    )
+    return ["dataset=npz", f"dataset.path={root / 'mine.npz'}"]
+
+
+def folder_of_digits(root: Path) -> list[str]:
+    """Write 400 of the embedded digits as JPEG files, and return the overrides that choose them."""
+    digits = Digits().arrays()
+    for index, (pixels, label) in enumerate(
+        zip(digits.train_images[:400], digits.train_labels, strict=False)
+    ):
+        file = root / "mine" / str(label) / f"{index:03d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0]).resize((20, 16)).save(file, quality=90)
+    shares = ["dataset.test=0.2", "dataset.size=8"]
+    return ["dataset=images", f"dataset.path={root / 'mine'}", *shares]
+
+
+FORMS = [npz_of_digits, folder_of_digits]
+
+
+def run_of(store: Path, *more: str) -> list[str]:
+    return [
+        *("arch=mlp_sigmoid", "arch.units=3", "batch=50", "epochs=1", f"store={store}"),
+        *(f"backend={keras.backend.backend()}", *more),
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_takes_the_users_own_data(
+    form: Callable[[Path], list[str]], tmp_path: Path, cache: Path, capsys: Any
+) -> None:
+    chosen, store = form(tmp_path), tmp_path / "runs"
+    run = [*run_of(store), *chosen]
+
+    assert main(["show", *run]) == 0
+    assert "logits\tDense\t\t\t\t10\t" in capsys.readouterr().out
+    assert main(["sweep", *run, "executor=inline", "--dry-run"]) == 0
+    assert "missing" in capsys.readouterr().out
+    assert not store.exists()
+    assert main(["run", *run]) == 0
+    (first,) = Store(store).runs()
+    assert first.name == compose(run).run_name
+    assert first.summary["status"] == "finished"
+
+    # Moved, and under another name: still the same run.
+    place = next(word for word in chosen if word.startswith("dataset.path="))
+    old = Path(place.partition("=")[2])
+    new = old.rename(old.with_name(f"moved{old.suffix}"))
+    moved = [word.replace(str(old), str(new)) for word in run]
+    capsys.readouterr()
+    assert main(["run", *moved]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert main(["sweep", *moved, "norm=bn,ln", "executor=inline"]) == 0
+    assert len(list(Store(store).runs())) == 2
+
+    # The record has the path from before, and the images come from the cache by their content.
+    assert main(["diagnose", first.name, "--probe", "train_gap", "--store", str(store)]) == 0
+    assert main(["verify", "--store", str(store)]) == 0
+    assert main(["list", "--store", str(store)]) == 0
+    assert main(["report", "--store", str(store), "--out", str(tmp_path / "report")]) == 0
+    frame = load(store).runs
+    assert set(frame["dataset"]) == {"mine", "moved"}
+    assert frame["dataset.content"].nunique() == 1
+    assert "dataset.path" not in frame
+
+    shutil.rmtree(new) if new.is_dir() else new.unlink()
+    shutil.rmtree(cache)
+    capsys.readouterr()
+    assert main(["run", *moved]) == 2
+    assert capsys.readouterr().err.startswith("normbench: there is no f")
+    assert main(["diagnose", first.name, "--probe", "gradients", "--store", str(store)]) == 2
+    assert capsys.readouterr().err.startswith("normbench: there is no f")
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "show"])
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (["dataset=npz"], "dataset.path is empty: write dataset.path=FILE"),
+        (["dataset=npz", "dataset.path=mime.npz"], "did you mean {root}/mine.npz?"),
+        (["dataset=images", "dataset.path=mine.npz"], "is no folder: dataset=npz reads .npz"),
+        (["dataset=tfds"], "dataset.id is empty: write dataset.id=NAME, as svhn_cropped"),
+        (["dataset=npz", "dataset.path=mine.npz", "dataset.sise=8"], "unknown key 'dataset.sise'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    command: str,
+    chosen: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    npz_of_digits(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *chosen, *run_of(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert message.format(root=tmp_path) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_images_for_validation_are_refused(tmp_path: Path, capsys: Any) -> None:
+    run = [*run_of(tmp_path / "runs"), *npz_of_digits(tmp_path), "dataset.validation=5000"]
+    assert main(["run", *run]) == 2
+    assert "validation 5000 is not possible: allowed 10..1427" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path) -> None:
+    npz_of_digits(tmp_path)
+    with np.load(tmp_path / "mine.npz") as arrays:
+        np.savez(tmp_path / "inverted.npz", **{
+            name: 255 - array if name[0] == "x" else array for name, array in arrays.items()
+        })  # fmt: skip
+    files = f"dataset.path={tmp_path}/mine.npz,{tmp_path}/inverted.npz"
+    sweep = [*run_of(tmp_path / "runs"), "dataset=npz", files, "executor=inline"]
+    assert main(["sweep", *sweep]) == 0
+    assert set(load(tmp_path / "runs").runs["dataset"]) == {"mine", "inverted"}
+    out = ["--out", str(tmp_path / "report"), "--by", "dataset"]
+    assert main(["report", "--store", str(tmp_path / "runs"), *out]) == 0
+
+
+def test_the_list_of_data_sets_says_how_to_bring_ones_own(capsys: Any) -> None:
+    assert main(["data", "list"]) == 0
+    last = " ".join(capsys.readouterr().out.split())
+    forms = "dataset=images dataset.path=FOLDER, dataset=npz dataset.path=FILE, dataset=tfds"
+    assert f"of your own: {forms} dataset.id=NAME" in last
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_page_on_data_gives_commands_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    folder_of_digits(tmp_path)
+    (tmp_path / "mine").rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    exec(code, {})
+    commands = re.findall(r"^normbench run (dataset=(?:npz|images) .*)$", page, re.M)
+    share = "dataset.test=0.2"  # photos has no folder of test images
+    composed = [
+        compose(list(dict.fromkeys([*command.split(), *([share] * ("photos" in command))])))
+        for command in commands
+    ]
+    assert [config.dataset["title"] for config in composed] == ["mine", "photos", "photos"]
