@@ -15,6 +15,7 @@ from PIL import Image
 
 from normbench.cli import main
 from normbench.config import compose
+from normbench.data.cifar import CIFAR10
 from normbench.data.digits import Digits
 from normbench.report import load
 from normbench.store.store import Store
@@ -184,3 +185,35 @@ def test_the_page_on_data_gives_commands_that_work(
         for command in commands
     ]
     assert [config.dataset["title"] for config in composed] == ["mine", "photos", "photos"]
+
+
+@pytest.mark.data
+def test_genuine_images_of_cifar10_as_a_file_and_as_a_folder(
+    real_data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    train, test = CIFAR10().read(real_data / "cifar-10-batches-py", lambda line: None)
+    splits = {"train": (train, 600), "test": (test, 200)}
+    arrays = {
+        name: examples[key][:count]
+        for split, (examples, count) in splits.items()
+        for name, key in ((f"x_{split}", "image"), (f"y_{split}", "label"))
+    }
+    np.savez(tmp_path / "cifar.npz", **arrays)
+    for split in splits:
+        pairs = zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)
+        for index, (pixels, label) in enumerate(pairs):
+            file = tmp_path / "cifar" / split / CIFAR10.class_names[label] / f"{index:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    small = ["arch=resnet8", "batch=100", "epochs=1", f"store={tmp_path / 'runs'}"]
+    augmented = ["dataset.flip=true", "dataset.cutout=8", "dataset.erasing=0.5"]
+    small += [f"backend={keras.backend.backend()}", *augmented]
+    for form, name in (("npz", "cifar.npz"), ("images", "cifar")):
+        place = [f"dataset={form}", f"dataset.path={tmp_path / name}", f"dataset.title={form} 600"]
+        assert main(["run", *place, *small]) == 0
+    frame = load(tmp_path / "runs").runs
+    assert set(frame["dataset"]) == {"npz 600", "images 600"}
+    assert (frame["status"] == "finished").all()
+    assert (frame["classes"] == 10).all()
+    out = ["--out", str(tmp_path / "report")]
+    assert main(["report", "--store", str(tmp_path / "runs"), *out]) == 0
