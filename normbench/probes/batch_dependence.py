@@ -54,7 +54,7 @@ class BatchDependence(Probe):
     values = (
         ProbeValue(
             "training_neighbours_changed",
-            "Images whose class depends on the mini-batch, training mode",
+            "Classes that depend on the batch, training mode",
             "%",
             100.0,
             1,
@@ -62,12 +62,12 @@ class BatchDependence(Probe):
         ),
         ProbeValue(
             "inference_neighbours_changed",
-            "Images whose class depends on the mini-batch, inference mode",
+            "Classes that depend on the batch, inference mode",
             "%",
             100.0,
             1,
         ),
-        ProbeValue("*_changed", "Images whose class depends on the mini-batch", "%", 100.0, 1),
+        ProbeValue("*_changed", "Classes that depend on the batch", "%", 100.0, 1),
         ProbeValue("*_mean", "Mean difference of logits", digits=4),
         ProbeValue("*_max", "Largest difference of logits", digits=4),
     )

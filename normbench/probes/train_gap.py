@@ -40,10 +40,10 @@ class TrainGap(Probe):
 
     name = "train_gap"
     values = (
-        ProbeValue("loss_gap", "Loss in inference mode minus in training mode", curve="linear"),
+        ProbeValue("loss_gap", "Loss gap of inference to training mode", curve="linear"),
         ProbeValue(
             "acc_gap",
-            "Accuracy in training mode minus in inference mode",
+            "Accuracy gap of training to inference mode",
             "points",
             100.0,
             2,

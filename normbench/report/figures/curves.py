@@ -22,6 +22,7 @@ from normbench.report.study import Study
 
 PANELS = 3  # in a row of the page
 _LATE = 0.3  # share of training after which values decide an accuracy's range
+_LABEL = 1.7  # inches: about the height of a panel, along which its label runs
 _HOVERED = 10  # epochs of a curve that the page names
 
 
@@ -106,7 +107,7 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
     for place, axis in enumerate(axes[: len(panels)]):
         if place % wide == 0:
-            axis.set_ylabel(headed(shown.axis))
+            axis.set_ylabel(style.wrap(headed(shown.axis), _LABEL, size=8))
         if place + wide >= len(panels):
             axis.set_xlabel(_X[x][0])
             axis.tick_params(labelbottom=True)
@@ -161,7 +162,7 @@ def _series(
 
 def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
     """Set the y range: from the means, for accuracies from the later part of the curves."""
-    if not drawn or not (log or shown.unit == "%"):
+    if not drawn or not (log or shown.worst):  # only an accuracy has a worst value
         return
     means = np.concatenate([band.mean for band in drawn]) * shown.scale
     if log:
