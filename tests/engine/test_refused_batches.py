@@ -142,7 +142,7 @@ def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_s
     config = composed(tmp_store, *TINY, *norm, "batch=16", "accumulate=auto")
     micro_batches = MicroBatches(config, None)
     run, dataset = Store(tmp_store).run(config), load_dataset(config)
-    session = Session(run, config, dataset, WarmState(), micro_batches, Observer())
+    session = Session(run, config, dataset, WarmState(), micro_batches, Observer(), begins=True)
     micro_batches.count = 4
     with pytest.raises(
         NormbenchError, match=r"memory is short, and .* in 4 micro-batches"
