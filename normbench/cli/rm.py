@@ -16,7 +16,7 @@ from normbench.cli.parser import Parser, add_store, store_of
 from normbench.cli.selection import add_selection, selected
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import counted, size
-from normbench.store.store import Store
+from normbench.store.store import Store, named
 
 REMOVED = "removed"
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<why>removed|replaced|damaged)-(?P<time>[\dTZ-]+)")
@@ -74,21 +74,17 @@ def _remove(store: Store, arguments: Namespace, command: Sequence[str]) -> int:
 
 def _trash(store: Store) -> dict[Path, tuple[str, str]]:
     """Return the name and the reason of each folder that was set aside, the oldest first."""
-    found = {}
-    for path in sorted(store.root.iterdir(), key=lambda path: path.name.rpartition("-20")[2]):
-        match = _ASIDE.fullmatch(path.name)
-        if match and path.is_dir() and not path.is_symlink():
-            found[path] = (match["name"], match["why"])
-    return found
+    matches = [(_ASIDE.fullmatch(path.name), path) for path in store.root.iterdir()]
+    known = [(match, path) for match, path in matches if match and path.is_dir()]
+    known.sort(key=lambda pair: pair[0]["time"])
+    return {path: (match["name"], match["why"]) for match, path in known if not path.is_symlink()}
 
 
 def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
     removed = {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
     chosen = {}
     for text in names:
-        starts = [name for name in removed if name.startswith(text)]
-        ends = [name for name in removed if name.rpartition("-")[2].startswith(text)]
-        found = [text] if text in removed else sorted({*starts, *ends})
+        found = named(list(removed), text)
         if not found:
             raise unknown("removed run", text, removed)
         if len(found) > 1:

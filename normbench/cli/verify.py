@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from normbench.cli.parser import WHERE, Parser, add_config_dir, add_store, store_of
-
-if TYPE_CHECKING:
-    from normbench.store.store import Store
+from normbench.cli.selection import matching
 
 _EPILOG = """\
 For example:
@@ -60,7 +57,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     store, screen = Store(store_of(arguments)), VerifyScreen()
     result = verify(
         store,
-        None if arguments.where is None else _matching(store, arguments.where),
+        None if arguments.where is None else [*matching(store, arguments.where).runs["name"]],
         arguments.sample,
         arguments.seed,
         trials=arguments.trials,
@@ -79,12 +76,3 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 def writes(arguments: Namespace) -> bool:
     return True
-
-
-def _matching(store: Store, text: str) -> list[str]:
-    """Return the names of the runs that a filter keeps."""
-    from normbench.report.frames import load
-    from normbench.report.where import select
-
-    frames = load(store)
-    return [*frames.runs["name"][select(text, frames.runs).mask]]

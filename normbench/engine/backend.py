@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         )
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    take_gpu_memory_as_needed(os.environ)
     with native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
         try:
             import keras
@@ -65,6 +64,12 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         "jit_compile": backend == "jax",
         **computes,
     }
+
+
+def take_gpu_memory_as_needed(environment: MutableMapping[str, str]) -> None:
+    """Have a process with this environment take a GPU's memory as it needs it, not all at once."""
+    environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def loop_class(backend: str) -> type[Loop]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normbench.config import Config
-from normbench.engine.backend import native_messages_held
+from normbench.engine.backend import native_messages_held, take_gpu_memory_as_needed
 from normbench.engine.setup import load_dataset
 from normbench.engine.weights import final_weights
 from normbench.errors import NormbenchError, UserError, unknown, why
@@ -155,8 +155,7 @@ def _keras(config: Config) -> Iterator[None]:
     try:
         if "keras" not in sys.modules:
             os.environ.setdefault("KERAS_BACKEND", config.backend)
-            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+            take_gpu_memory_as_needed(os.environ)
             with native_messages_held():
                 _import_keras()
         import keras

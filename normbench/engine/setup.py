@@ -87,8 +87,8 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
             std=np.asarray(dataset.std, np.float32),
             crop_padding=config.dataset["crop_padding"],
             flip=config.dataset["flip"],
-            cutout=config.dataset.get("cutout", 0),
-            erasing=config.dataset.get("erasing", 0.0),
+            cutout=config.dataset["cutout"],
+            erasing=config.dataset["erasing"],
         ),
         scaled_loss=config.precision == "mixed_float16",
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
@@ -238,7 +238,7 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
             f"dataset.crop_padding must be in 0..{most} for images of {shape[0]}×{shape[1]}, "
             f"got {padding}"
         )
-    cutout, erasing = config.dataset.get("cutout", 0), config.dataset.get("erasing", 0.0)
+    cutout, erasing = config.dataset["cutout"], config.dataset["erasing"]
     if isinstance(cutout, bool) or not isinstance(cutout, int) or not 0 <= cutout <= most:
         raise UserError(
             f"dataset.cutout must be in 0..{most} for images of {shape[0]}×{shape[1]}, got {cutout}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,19 @@ def joined(study: Study) -> pd.DataFrame:
     ended = study.runs[study.runs["status"].isin(["finished", "diverged"])]
     places = ended[["name", "row", "column"]].rename(columns={"name": "run"})
     return study.curves.merge(places, on="run")
+
+
+def last_measured(study: Study, columns: Callable[[str], object]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the last epoch of each run in which a probe measured, and the columns of its values.
+
+    Args:
+        study: Its finished and diverged runs are looked at.
+        columns: Returns whether a column of the curves frame is one of the probe's.
+    """
+    curves = joined(study)
+    names = [name for name in curves.columns if columns(name)]
+    known = curves[curves[names].notna().any(axis=1)] if names else curves.iloc[:0]
+    return known.sort_values("epoch").groupby("run", sort=False).tail(1), names
 
 
 def bands(

@@ -90,13 +90,13 @@ class Frames:
         if not metric.over:
             return self, metric
         values = over_epochs(metric, self.curves)
-        frames = [self.runs, self.whole]
-        added = [frame.assign(**{metric.name: frame["name"].map(values)}) for frame in frames]
-        for frame, old in zip(added, frames, strict=True):
-            frame[metric.name] = frame[metric.name].astype(float)
-            frame.attrs.update(old.attrs)
-        unfiltered = None if self.unfiltered is None else added[1]
-        return replace(self, runs=added[0], unfiltered=unfiltered), metric
+
+        def extended(runs: pd.DataFrame) -> pd.DataFrame:
+            column = runs["name"].map(values).astype(float)
+            return runs.assign(**{metric.name: column})
+
+        unfiltered = None if self.unfiltered is None else extended(self.unfiltered)
+        return replace(self, runs=extended(self.runs), unfiltered=unfiltered), metric
 
     def moved(self, root: Path) -> Frames:
         """Return the frames of the same runs with ``root`` as the store's folder.

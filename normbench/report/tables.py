@@ -13,7 +13,7 @@ import pandas as pd
 from normbench.errors import UserError
 from normbench.report import names as labels
 from normbench.report import sequential
-from normbench.report.bands import joined
+from normbench.report.bands import last_measured
 from normbench.report.frames import Frames, is_config
 from normbench.report.grid import Grid, GridCell, build
 from normbench.report.metrics import METRICS, Metric, listed
@@ -551,12 +551,9 @@ def estimation_shift(study: Study) -> Table | None:
     Values are those of the last epoch that the probe ``estimation_shift`` measured in each run;
     None where no run has this probe.
     """
-    curves = joined(study)
-    keys = [name for name in curves.columns if name.startswith(_PREFIX)]
-    known = curves[curves[keys].notna().any(axis=1)] if keys else curves.iloc[:0]
-    if known.empty:
+    last, _ = last_measured(study, lambda name: name.startswith(_PREFIX))
+    if last.empty:
         return None
-    last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
     rows, data = [], []
     for row in study.rows:
         for column in study.columns:

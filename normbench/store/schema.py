@@ -213,6 +213,16 @@ def parse(data: bytes) -> Any:
     return value
 
 
+def check_version(value: Mapping[str, Any], known: int) -> None:
+    """Refuse a record of another schema; one that names none has the known one.
+
+    Raises:
+        Mismatch: A newer normbench wrote it.
+    """
+    if (found := value.get("schema", known)) != known:
+        raise Mismatch(f"its schema is {found!r}, this normbench reads {known}")
+
+
 def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:
     """Parse a JSON object that ``check`` allows.
 

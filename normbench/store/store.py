@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -129,23 +130,37 @@ class Store:
             if path.parent.resolve() == self.root.resolve():
                 name = path.name
         runs = self.runs()
-        for matches in (
-            lambda run: run.name == name,
-            lambda run: run.name.rpartition("-")[2] == name,
-            lambda run: run.name.startswith(name) or run.name.rpartition("-")[2].startswith(name),
-        ):
-            found = [run for run in runs if name and matches(run)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                shown = ", ".join(run.name for run in found[:4])
-                more = f", and {len(found) - 4} more" if len(found) > 4 else ""
-                raise UserError(f"run {text!r} could be any of {len(found)}: {shown}{more}")
+        found = named([run.name for run in runs], name)
+        if len(found) == 1:
+            return self.run(found[0])
+        if found:
+            shown = ", ".join(found[:4])
+            more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+            raise UserError(f"run {text!r} could be any of {len(found)}: {shown}{more}")
         if not runs:
             raise UserError(f"unknown run {text!r}: the store {self.root} has no runs")
         close = nearest(name, [run.name for run in runs])
         hint = f": did you mean {close!r}?" if close else ""
         raise UserError(f"unknown run {text!r}{hint} (the store {self.root} has {len(runs)} runs)")
+
+
+def named(names: Sequence[str], text: str) -> list[str]:
+    """Return the names of the runs that a user may mean by a text.
+
+    That is the run of this name, else those of this signature, else those whose name or signature
+    begins with it.
+    """
+    if not text:
+        return []
+    signatures = {name: name.rpartition("-")[2] for name in names}
+    for matches in (
+        lambda name: name == text,
+        lambda name: signatures[name] == text,
+        lambda name: name.startswith(text) or signatures[name].startswith(text),
+    ):
+        if found := [name for name in names if matches(name)]:
+            return found
+    return []
 
 
 def find_run(name: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:

@@ -86,10 +86,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     if head is None:
         return None
     try:
-        if head.get("schema", SCHEMA) != SCHEMA:
-            raise schema.Mismatch(
-                f"its schema is {head['schema']!r}, this normbench reads {SCHEMA}"
-            )
+        schema.check_version(head, SCHEMA)
         _HEAD(head, "")
     except schema.Mismatch as error:
         raise files.damaged(path, error) from error

@@ -69,10 +69,7 @@ def read(store: Store) -> list[dict[str, Any]]:
         value, seals = records.unsealed(NAME, whole)
         if seals is None:
             raise schema.Mismatch("damaged: its checksum is missing")
-        if value.get("schema", SCHEMA) != SCHEMA:
-            raise schema.Mismatch(
-                f"its schema is {value['schema']!r}, this normbench reads {SCHEMA}"
-            )
+        schema.check_version(value, SCHEMA)
         _FILE(value, "")
     except schema.Mismatch as error:
         raise files.damaged(path, error) from error

@@ -45,6 +45,35 @@ class SweepObserver:
         """Nothing happened for a moment; called a few times a second."""
 
 
+class ForwardingObserver(SweepObserver):
+    """Passes everything on to another observer.
+
+    Args:
+        view: The other observer.
+    """
+
+    def __init__(self, view: SweepObserver) -> None:
+        self._view = view
+
+    def started(self, cell: PlannedCell, where: str) -> None:
+        self._view.started(cell, where)
+
+    def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
+        self._view.progress(cell, facts)
+
+    def ended(self, cell: PlannedCell, result: CellResult) -> None:
+        self._view.ended(cell, result)
+
+    def retrying(self, cell: PlannedCell, reason: str) -> None:
+        self._view.retrying(cell, reason)
+
+    def note(self, text: str) -> None:
+        self._view.note(text)
+
+    def idle(self) -> None:
+        self._view.idle()
+
+
 class SweepView(SweepObserver):
     """Shows a whole sweep to its user. This class prints plain lines.
 

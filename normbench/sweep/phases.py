@@ -18,7 +18,7 @@ from normbench.store.store import RunLocked, Store
 from normbench.store.tuning import TunedCell
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import Stop, SweepContext, make
-from normbench.sweep.observer import SweepObserver, SweepView
+from normbench.sweep.observer import ForwardingObserver, SweepObserver, SweepView
 from normbench.sweep.plan import PlannedCell, SweepPlan, changed_components, other_versions, plan
 from normbench.sweep.preflight import problems
 from normbench.sweep.record import Record
@@ -263,36 +263,21 @@ class Phases:
         try_to_record(lambda: record.close(outcome), self.view)
 
 
-class _Recorder(SweepObserver):
+class _Recorder(ForwardingObserver):
     """Writes the ends of cells into the record, and passes everything on to the view."""
 
     def __init__(self, view: SweepView, record: Record, results: dict[str, CellResult]) -> None:
-        self._view = view
+        super().__init__(view)
         self._record = record
         self._results = results
 
-    def started(self, cell: PlannedCell, where: str) -> None:
-        self._view.started(cell, where)
-
-    def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
-        self._view.progress(cell, facts)
-
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
         self._results[cell.name] = result
-        self._view.ended(cell, result)
+        super().ended(cell, result)
         try_to_record(lambda: self._record.ended(cell.name, result), self._view)
 
-    def retrying(self, cell: PlannedCell, reason: str) -> None:
-        self._view.retrying(cell, reason)
 
-    def note(self, text: str) -> None:
-        self._view.note(text)
-
-    def idle(self) -> None:
-        self._view.idle()
-
-
-def try_to_record(write: Callable[[], None], view: SweepView) -> None:
+def try_to_record(write: Callable[[], None], view: SweepObserver) -> None:
     """Write to the record; a full disk must not end the cells that still train."""
     try:
         write()

@@ -39,7 +39,7 @@ from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import Stop, SweepContext
 from normbench.sweep.executors.pool import Dispatch, WorkerPool
 from normbench.sweep.executors.slots import Slot, on_gpus, visible_gpus
-from normbench.sweep.observer import SweepObserver, SweepView
+from normbench.sweep.observer import ForwardingObserver, SweepObserver, SweepView
 from normbench.sweep.plan import PlannedCell, Speeds, SweepPlan
 
 SAMPLE = 5
@@ -432,7 +432,7 @@ def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
     return Slot(f"cpu {wanted}", "cpu", tuple(cores[:wanted]), environment)
 
 
-class _Comparing(SweepObserver):
+class _Comparing(ForwardingObserver):
     """Compares each run with its record as soon as it was trained again.
 
     Args:
@@ -447,28 +447,13 @@ class _Comparing(SweepObserver):
         compare: Callable[[_Job, CellResult], None],
         view: SweepView | None,
     ) -> None:
+        super().__init__(SweepObserver() if view is None else view)
         self._jobs = {job.cell.name: job for job in jobs}
         self._compare = compare
-        self._view = SweepObserver() if view is None else view
-
-    def started(self, cell: PlannedCell, where: str) -> None:
-        self._view.started(cell, where)
-
-    def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
-        self._view.progress(cell, facts)
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
-        self._view.ended(cell, result)
+        super().ended(cell, result)
         self._compare(self._jobs[cell.name], result)
-
-    def retrying(self, cell: PlannedCell, reason: str) -> None:
-        self._view.retrying(cell, reason)
-
-    def note(self, text: str) -> None:
-        self._view.note(text)
-
-    def idle(self) -> None:
-        self._view.idle()
 
 
 # --- the comparison -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, joined
+from normbench.report.bands import Band, bands, last_measured
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
@@ -58,10 +58,7 @@ def over_sizes(study: Study) -> pd.DataFrame:
         Columns ``run``, ``row``, ``column``, ``mode``, ``size``, and ``value``: the mean absolute
         difference of logits to those in the largest mini-batch.
     """
-    curves = joined(study)
-    measured = [name for name in curves.columns if _DIFFERENCE.match(name)]
-    known = curves[curves[measured].notna().any(axis=1)] if measured else curves.iloc[:0]
-    last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
+    last, measured = last_measured(study, _DIFFERENCE.match)
     lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
     lines = lines.drop(columns="name").join(lines["name"].str.extract(_DIFFERENCE))
     return lines.assign(size=lines["size"].astype(float))

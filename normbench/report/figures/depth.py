@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, joined
+from normbench.report.bands import Band, bands, last_measured
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
@@ -61,10 +61,7 @@ def over_depth(study: Study) -> pd.DataFrame:
         Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean of the
         layers where a run has several at one depth.
     """
-    curves = joined(study)
-    measured = [name for name in curves.columns if _SHIFT.match(name)]
-    known = curves[curves[measured].notna().any(axis=1)] if measured else curves.iloc[:0]
-    last = known.sort_values("epoch").groupby("run", sort=False).tail(1)
+    last, measured = last_measured(study, _SHIFT.match)
     lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
     parts = lines["name"].str.extract(_SHIFT)
     lines = lines.drop(columns="name").join(parts)
