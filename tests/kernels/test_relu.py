@@ -212,6 +212,8 @@ def network(name):
 )
 def test_other_networks(name, count, monkeypatch, mixed):
     monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
+    # The same weights each time: some draws put a sum where half precision rounds either way.
+    keras.utils.set_random_seed(0)
     model = network(name)
     images = tf.random.stateless_normal((4, 8, 8, 4), (0, 0))
 
