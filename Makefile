@@ -10,6 +10,10 @@ UPGRADE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment with JAX and without TensorFlow, and the dependencies that it leaves out.
+JAX_VENV := .venv-jax
+JAX_STAMP := $(JAX_VENV)/.installed
+NOT_FOR_JAX := tensorflow tensorflow-datasets importlib_resources
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # The whole suite runs on TensorFlow; these tests, of layers and gradients, run on JAX as well.
 JAX_TESTS := tests/kernels tests/norms tests/probes tests/engine/test_gradients.py \
@@ -32,7 +36,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow lint types lock clean
+.PHONY: help quickstart jax test test-slow lint types lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,6 +47,12 @@ quickstart: $(STAMP) ## train 3 norms x 3 batch sizes x 3 seeds on real digits (
 	@echo "The command normbench is in $(BIN). To go on:"
 	@echo "  source $(BIN)/activate"
 	@echo "  normbench run norm=gn batch=16 dataset=digits arch=resnet8 epochs=5"
+
+jax: $(JAX_STAMP) ## set up .venv-jax: normbench with JAX, without TensorFlow
+	@echo "The command normbench is in $(JAX_VENV)/bin. To go on:"
+	@echo "  source $(JAX_VENV)/bin/activate"
+	@echo "  normbench run backend=jax norm=gn batch=16 dataset=digits arch=resnet8 epochs=5"
+	@echo "For NVIDIA GPUs, once: pip install 'jax[cuda13]'"
 
 test: $(STAMP) ## run the tests (ARGS="tests/norms -x" for some of them)
 ifeq ($(ARGS),)
@@ -68,17 +78,27 @@ lock: ## pin every dependency by hash, for all supported Pythons (UPGRADE=--upgr
 	@echo $(BUILD_TOOLS) | tr ' ' '\n' | $(PIN) - --output-file requirements-build.lock
 	@$(PIN) pyproject.toml --extra dev --constraints requirements-build.lock \
 		--output-file requirements.lock
+	@echo $(NOT_FOR_JAX) | tr ' ' '\n' | $(PIN) pyproject.toml --extra jax --excludes - \
+		--constraints requirements.lock --output-file requirements-jax.lock
 
 clean: ## remove the environment, the caches and what quickstart made
-	rm -rf $(VENV) $(VENV)-lock .quickstart build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock $(JAX_VENV) .quickstart build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --no-build-isolation: what builds a package is pinned by hash like what is built.
+# $(call SET_UP,environment,lock,size of the download)
+define SET_UP
+$(CHECK_PYTHON)
+@echo "setting up $(1): downloads about $(3) the first time, and takes a few minutes"
+@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
+@$(1)/bin/pip install --quiet --require-hashes -r requirements-build.lock
+@$(1)/bin/pip install --quiet --require-hashes --no-build-isolation -r $(2)
+@$(1)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+@touch $@
+endef
+
 $(STAMP): requirements-build.lock requirements.lock pyproject.toml
-	$(CHECK_PYTHON)
-	@echo "setting up $(VENV): downloads about 1 GB the first time, and takes a few minutes"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --require-hashes -r requirements-build.lock
-	@$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements.lock
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	@touch $@
+	$(call SET_UP,$(VENV),requirements.lock,1 GB)
+
+$(JAX_STAMP): requirements-build.lock requirements-jax.lock pyproject.toml
+	$(call SET_UP,$(JAX_VENV),requirements-jax.lock,0.3 GB)

@@ -22,7 +22,7 @@ import normbench
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONF = {file.relative_to(ROOT / "conf").as_posix() for file in (ROOT / "conf").rglob("*.yaml")}
-LOCKS = ("requirements-build.lock", "requirements.lock")
+LOCKS = ("requirements-build.lock", "requirements.lock", "requirements-jax.lock")
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +155,32 @@ def test_the_lock_pins_by_hash_and_names_no_place(name: str) -> None:
         assert "--hash=sha256:" in pin, pin
 
 
-def test_the_lock_serves_what_is_declared() -> None:
-    text = "".join((ROOT / name).read_text() for name in LOCKS)
+def pins(*names: str) -> dict[str, set[str]]:
+    """The versions that locks pin, by package."""
     pinned: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE):
-        pinned.setdefault(canonicalize_name(name), set()).add(version)
+    for lock in names:
+        text = (ROOT / lock).read_text()
+        for name, version in re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE):
+            pinned.setdefault(canonicalize_name(name), set()).add(version)
+    return pinned
+
+
+def test_the_lock_serves_what_is_declared() -> None:
+    pinned = pins("requirements-build.lock", "requirements.lock")
     for each in requirements("dev", "jax"):
         versions = pinned.get(canonicalize_name(each.name), set())
         assert versions, f"{each.name} is not in the lock: run make lock"
         assert all(each.specifier.contains(version) for version in versions), (each, versions)
+
+
+def test_the_lock_for_jax_leaves_out_tensorflow_and_pins_the_same_versions() -> None:
+    [listed] = re.findall(r"^NOT_FOR_JAX := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    left_out = {canonicalize_name(name) for name in listed.split()}
+    pinned = pins("requirements-jax.lock")
+    assert {"tensorflow", "tensorflow-datasets"} <= left_out
+    assert not any(name.startswith(("tensorflow", "tensorboard")) for name in pinned)
+    declared = {canonicalize_name(each.name) for each in requirements("jax")}
+    assert left_out <= declared
+    assert declared - left_out == declared & set(pinned)
+    whole = pins("requirements.lock")
+    assert {name: whole[name] for name in pinned} == pinned
