@@ -15,13 +15,16 @@ _CALL_STACK = "(most recent call last):"
 
 
 class NormbenchError(Exception):
-    """A run failed, or the environment lacks something; the command exits with 1."""
+    """A run failed, or something on this machine; the command exits with 1."""
 
     exit_code = 1
 
 
 class UserError(NormbenchError):
-    """A mistake in the command or the config; the command exits with 2."""
+    """A mistake in the command or the config, or a library that it needs is not installed.
+
+    The command exits with 2.
+    """
 
     exit_code = 2
 

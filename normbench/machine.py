@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,22 @@ def _tensorflow() -> dict[str, Any]:
 
 
 def _keras() -> dict[str, Any]:
+    if find_spec("tensorflow") is None:
+        os.environ["KERAS_BACKEND"] = "jax"  # as a run does, whatever the environment says
     keras = import_module("keras")
     return {"version": keras.__version__, "backend": keras.backend.backend()}
 
 
 def _jax() -> dict[str, Any]:
-    return {"version": import_module("jax").__version__}
+    jax = import_module("jax")
+    found: dict[str, Any] = {"version": jax.__version__}
+    if find_spec("tensorflow") is None:  # otherwise it is TensorFlow that is asked for GPUs
+        found["gpus"] = [
+            {"name": device.device_kind, "capability": getattr(device, "compute_capability", None)}
+            for device in jax.devices()
+            if device.platform == "gpu"
+        ]
+    return found
 
 
 def _nvml() -> list[dict[str, Any]]:
@@ -147,4 +158,5 @@ def probe() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: no GPU's whole memory
     print(f"\n{MARK}{json.dumps(probe())}", flush=True)

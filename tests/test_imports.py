@@ -79,6 +79,12 @@ KNOWN: set[tuple[str, str]] = set()
 
 LOOSE_MODULES = 9
 HEAVY = {"tensorflow", "keras", "jax"}
+# These import TensorFlow at module level, and are imported so by each other alone: a run on JAX
+# does not need TensorFlow.
+ON_TENSORFLOW = {
+    *("normbench.engine.loop_tensorflow", "normbench.engine.shards"),
+    *("normbench.kernels.batch_cpu", "normbench.kernels.relu"),
+}
 
 
 class Import(NamedTuple):
@@ -263,6 +269,15 @@ def test_neither_tensorflow_nor_keras_is_imported_at_module_level(start: str) ->
             if imported in MODULES:
                 waiting.append((imported, f"{path} → {imported}"))
     assert len(seen) > 10
+
+
+def test_only_the_backend_tensorflow_imports_tensorflow_at_module_level() -> None:
+    at_module_level = [found for found in imports() if found.at_module_level]
+    libraries = {"tensorflow", "tensorflow_datasets", "tf_keras", "tensorflow_addons"}
+    importers = {i.importer for i in at_module_level if i.imported.split(".")[0] in libraries}
+    assert importers == ON_TENSORFLOW
+    reached = {(i.importer, i.imported) for i in at_module_level if i.imported in ON_TENSORFLOW}
+    assert {importer for importer, _ in reached} <= ON_TENSORFLOW, reached
 
 
 def test_the_reader_sees_every_kind_of_import() -> None:

@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``normbench``; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 if a run or the environment failed; 2 for a mistake in the command; 130
-        if the command was interrupted.
+        The exit code: 0; 1 if a run or the machine failed; 2 for a mistake in the command, or a
+        library that it needs and that is not installed; 130 if the command was interrupted.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
     try:

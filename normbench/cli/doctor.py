@@ -41,7 +41,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     return exit_code(checks)
 
 
-State = Literal["ok", "warn", "missing"]
+State = Literal["ok", "warn", "absent", "missing"]
 
 #: Sections whose items a run does not need.
 OPTIONAL = ("data", "extras")
@@ -64,7 +64,11 @@ _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 class Check(NamedTuple):
-    """One finding; ``state`` is ``missing`` if something cannot be used as it is."""
+    """One finding.
+
+    Its ``state`` is ``missing`` if something cannot be used as it is, and ``absent`` if something
+    else that is there serves in its place.
+    """
 
     section: str
     item: str
@@ -171,6 +175,10 @@ def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
         part = found.get(name) or {"error": "not looked for"}
         if "error" in part:
             installed = version(name)
+            if name == "tensorflow" and _is_jax_alone(found):
+                text = f"not installed: runs need backend=jax, or {_install('normbench')}"
+                yield Check("frameworks", title, "absent", text)
+                continue
             if installed is None:
                 text = f"not installed: {_install('normbench')}"
             else:
@@ -183,6 +191,12 @@ def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("frameworks", title, "ok", f"{text} (imports in {part['seconds']:.1f} s)")
 
 
+def _is_jax_alone(found: Mapping[str, Any]) -> bool:
+    """Return whether JAX can be used, and TensorFlow is not installed."""
+    imports = "error" not in (found.get("jax") or {"error": ""})
+    return imports and "error" in (found.get("tensorflow") or {}) and version("tensorflow") is None
+
+
 def _memory(gpu: Mapping[str, Any]) -> str:
     if gpu.get("total") is None:
         return ""
@@ -192,23 +206,27 @@ def _memory(gpu: Mapping[str, Any]) -> str:
 def _gpus(found: Mapping[str, Any], driver: list[dict[str, Any]]) -> Iterator[Check]:
     nvml = found.get("nvml")
     known = nvml if isinstance(nvml, list) else driver
-    tensorflow = found.get("tensorflow") or {}
-    seen = tensorflow.get("gpus") or []
+    alone = _is_jax_alone(found)
+    title, framework = ("JAX", found["jax"]) if alone else ("TensorFlow", found.get("tensorflow"))
+    framework = framework or {}
+    seen = framework.get("gpus") or []
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     for index, gpu in enumerate(known):
         yield Check("GPUs", f"driver, GPU {index}", "ok", f"{gpu['name']}{_memory(gpu)}")
     for index, gpu in enumerate(seen):
         capability = f", compute capability {gpu['capability']}" if gpu.get("capability") else ""
-        yield Check("GPUs", f"TensorFlow, GPU {index}", "ok", f"{gpu['name']}{capability}")
+        yield Check("GPUs", f"{title}, GPU {index}", "ok", f"{gpu['name']}{capability}")
     if not known and not seen:
         yield Check("GPUs", "none", "ok", "runs train on the CPU")
-    elif not seen and "error" not in tensorflow and "error" not in found:
+    elif not seen and "error" not in framework and "error" not in found:
         if hidden is not None and hidden in ("", "-1"):
-            text = f"hidden from TensorFlow by CUDA_VISIBLE_DEVICES={hidden!r}"
+            text = f"hidden from {title} by CUDA_VISIBLE_DEVICES={hidden!r}"
+        elif alone:
+            text = f"not seen by JAX: {_install('jax[cuda13]')}"
         else:
-            why = "" if tensorflow.get("cuda") else ", which is built without CUDA"
+            why = "" if framework.get("cuda") else ", which is built without CUDA"
             text = f"not seen by TensorFlow{why}: {_install('normbench[gpu]')}"
-        yield Check("GPUs", "TensorFlow", "warn", text)
+        yield Check("GPUs", title, "warn", text)
 
 
 def _data(datasets: Iterable[tuple[str, str]]) -> Iterator[Check]:
@@ -328,5 +346,7 @@ def render(checks: Iterable[Check]) -> Group:
         verdict = Text("no run can train without: ", "red")
         verdict.append(", ".join(f"{check.section} {check.item}" for check in absent))
     else:
-        verdict = Text("everything a run needs is installed", "green")
+        on_jax = any(check[:3] == ("frameworks", "TensorFlow", "absent") for check in checks)
+        run = "a run with backend=jax" if on_jax else "a run"
+        verdict = Text(f"everything {run} needs is installed", "green")
     return Group(table, Text(), verdict)

@@ -156,6 +156,7 @@ class TfdsSource(Source):
         folder = self._already(data_dir, say)
         if folder is not None:
             return folder
+        tfds_process.refuse_missing("prepare")
         root = tfds_folder.root(data_dir)
         say(f"{self.title}: downloading and preparing with tensorflow-datasets")
         with staging(root, self.name) as partial:
@@ -201,6 +202,7 @@ class TfdsSource(Source):
         folder = self._already(data_dir, say)
         if folder is not None:
             return folder
+        tfds_process.refuse_missing("write")
         root = tfds_folder.root(data_dir)
         train, test = self.read(expand_user(path), say)
         for split, examples, count in (

@@ -133,6 +133,7 @@ class Tfds(ContentSource):
         if folder is not None:
             say(f"{self.origin} is there already: {folder}")
             return folder
+        tfds_process.refuse_missing("prepare")
         root = tfds_folder.root(data_dir)
         say(f"{self.origin}: downloading and preparing with tensorflow-datasets")
         name = self.origin.replace("/", "-").replace(":", "-")

@@ -13,12 +13,20 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import normbench
 from normbench.errors import NormbenchError, UserError
 
+_DOES = {
+    "write": "write a data set",
+    "prepare": "prepare a data set",
+    "decode": "read a prepared data set for the first time",
+    "classify": "read a prepared data set",
+}
+"""The actions in words."""
 _TICK = 5.0
 """Seconds between two calls of ``tick``."""
 
@@ -43,6 +51,19 @@ def _reason(log: str) -> str:
     return lines[-1].strip().rstrip(":") if lines else "it said nothing"
 
 
+def refuse_missing(action: str) -> None:
+    """Refuse an action of :func:`run` where tensorflow-datasets is not installed.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if find_spec("tensorflow_datasets") is None or find_spec("tensorflow") is None:
+        raise UserError(
+            f"tensorflow-datasets is needed to {_DOES[action]}, and is not installed: pip install "
+            "normbench; dataset=digits, dataset=npz and dataset=images do without it"
+        )
+
+
 def run(
     action: str, request: dict[str, Any], tick: Callable[[], None] | None = None
 ) -> dict[str, Any]:
@@ -54,8 +75,10 @@ def run(
         tick: Called every few seconds while the process runs.
 
     Raises:
+        UserError: tensorflow-datasets is not installed.
         NormbenchError: The action failed; the message is the reason that the process gave.
     """
+    refuse_missing(action)
     with tempfile.TemporaryDirectory(prefix="normbench-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
         with log.open("wb") as output:

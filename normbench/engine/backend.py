@@ -7,10 +7,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from normbench.engine import threads
-from normbench.errors import NormbenchError
+from normbench.errors import NormbenchError, UserError
 
 if TYPE_CHECKING:
     from normbench.engine.loop import Loop
@@ -21,6 +22,15 @@ Spec = tuple[tuple[int, ...], str]
 _OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
 """Packages that Keras and TensorFlow import if installed, for features that no run uses; they
 take 2 of 4 seconds."""
+
+_LIBRARIES = {
+    "tensorflow": ("TensorFlow", ("tensorflow",), "pip install normbench"),
+    "jax": ("JAX", ("jax", "jaxlib"), "pip install 'normbench[jax]'"),
+}
+"""The library of each backend: its name, its packages, and how to install it."""
+
+OTHER = "use backend={}"
+"""Advice of :func:`refuse_missing` where the user has the choice."""
 
 
 def start(backend: str, precision: str) -> dict[str, Any]:
@@ -34,25 +44,21 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         shards.
 
     Raises:
-        NormbenchError: Keras already runs on another backend here, or the backend is missing.
+        UserError: The backend is not installed.
+        NormbenchError: Keras already runs on another backend here.
     """
     running = _running_backend()
     if running not in (None, backend):
         raise NormbenchError(
             f"this process already runs Keras on {running}: start another for backend={backend}"
         )
+    refuse_missing(backend, OTHER)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     take_gpu_memory_as_needed(os.environ)
     with native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
-        try:
-            import keras
-        except ModuleNotFoundError as error:
-            if backend == "jax" and error.name in ("jax", "jaxlib"):
-                raise NormbenchError(
-                    "backend=jax needs JAX: pip install 'normbench[jax]'"
-                ) from None
-            raise
+        import keras
+
         computes = _started_tensorflow() if backend == "tensorflow" else _started_jax()
     if not threads.are_divided(computes["shards"]):
         threads.warn()
@@ -64,6 +70,39 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         "jit_compile": backend == "jax",
         **computes,
     }
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether a backend's library is installed; imports nothing."""
+    return all(map(_is_there, _LIBRARIES[backend][1]))
+
+
+def refuse_missing(backend: str, instead: str = "") -> None:
+    """Refuse a backend whose library is not installed.
+
+    Args:
+        backend: The backend.
+        instead: Advice to choose the other backend, if that is installed; its name replaces ``{}``.
+
+    Raises:
+        UserError: It is not installed; the message says what to do.
+    """
+    if is_installed(backend):
+        return
+    library, _, install = _LIBRARIES[backend]
+    other = next(name for name in _LIBRARIES if name != backend)
+    if instead and is_installed(other):
+        install = f"{instead.format(other)}, or {install}"
+    if instead == OTHER and backend == "tensorflow":
+        backend = "tensorflow (the default)"
+    raise UserError(f"backend={backend} needs {library}, which is not installed: {install}")
+
+
+def _is_there(package: str) -> bool:
+    if package in sys.modules:
+        return True
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder left behind has no origin
 
 
 def take_gpu_memory_as_needed(environment: MutableMapping[str, str]) -> None:

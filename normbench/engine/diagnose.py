@@ -96,8 +96,8 @@ def diagnose(
     Raises:
         UserError: There is no such run, probe or option; a run has no checkpoint, or names a
             component that no config group has; a probe that was named refuses the network; the
-            runs used several backends.
-        NormbenchError: The backend is missing, or a run cannot be read.
+            runs used several backends, or one that is not installed.
+        NormbenchError: A run cannot be read.
     """
     offered = group_options(config_dir)["probe"]
     for name in probes:
@@ -326,6 +326,7 @@ def _prepare(
     from normbench.engine.observer import make_probes
     from normbench.engine.setup import load_dataset, prepare
 
+    backend.refuse_missing(target.config.backend)
     # The checkpoint has all weights: the run that they started from is not needed.
     config = replace(target.config, probe={}, init="", init_head="trained")
     dataset = warm.dataset(config, load_dataset)

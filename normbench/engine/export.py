@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normbench.config import Config
-from normbench.engine.backend import native_messages_held, take_gpu_memory_as_needed
+from normbench.engine.backend import (
+    native_messages_held,
+    refuse_missing,
+    take_gpu_memory_as_needed,
+)
 from normbench.engine.setup import load_dataset
 from normbench.engine.weights import final_weights
 from normbench.errors import NormbenchError, UserError, unknown, why
@@ -150,20 +154,19 @@ def _keras(config: Config) -> Iterator[None]:
     Global settings of a process that has imported Keras before are left as they were.
 
     Raises:
-        NormbenchError: The backend is missing, or Keras runs on one that the layers do not know.
+        UserError: The backend is not installed.
+        NormbenchError: Keras runs on a backend that the layers do not know.
     """
-    try:
-        if "keras" not in sys.modules:
-            os.environ.setdefault("KERAS_BACKEND", config.backend)
-            take_gpu_memory_as_needed(os.environ)
-            with native_messages_held():
-                _import_keras()
-        import keras
-    except ModuleNotFoundError as error:
-        raise NormbenchError(
-            f"the run's backend {config.backend} is not installed: there is no {error.name} "
-            f"(KERAS_BACKEND names another)"
-        ) from None
+    if "keras" not in sys.modules:
+        backend = os.environ.get("KERAS_BACKEND") or config.backend
+        if backend in BACKENDS:
+            refuse_missing(backend, instead="set KERAS_BACKEND={}")
+        os.environ["KERAS_BACKEND"] = backend
+        take_gpu_memory_as_needed(os.environ)
+        with native_messages_held():
+            _import_keras()
+    import keras
+
     if keras.config.backend() not in BACKENDS:
         raise NormbenchError(
             f"Keras runs on {keras.config.backend()} here: set KERAS_BACKEND to "

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from normbench.components import configured
-from normbench.errors import NormbenchError, UserError
+from normbench.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -207,8 +207,8 @@ def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
     """Make the loggers that ``config.logger`` names, each with ``_target_`` and options.
 
     Raises:
-        UserError: A logger does not take one of its options.
-        NormbenchError: The library that a logger writes with is not installed.
+        UserError: A logger does not take one of its options, or the library that it writes with is
+            not installed.
     """
     loggers = []
     for name, group in groups.items():
@@ -216,7 +216,7 @@ def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
         try:
             loggers.append(kind(**options))
         except ModuleNotFoundError:
-            raise NormbenchError(
+            raise UserError(
                 f"logger={name} needs a library that is not installed: "
                 f"pip install 'normbench[{name}]'"
             ) from None

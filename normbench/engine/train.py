@@ -119,10 +119,10 @@ def train(
             on without them keeps those that it has.
 
     Raises:
-        UserError: The config cannot be trained; nothing was written.
+        UserError: The config cannot be trained, or its backend or a logger's library is not
+            installed; nothing was written.
         RunLocked: Another process is training this run.
-        NormbenchError: The backend or a logger's library is missing, or the store cannot be
-            written.
+        NormbenchError: The store cannot be written.
         KeyboardInterrupt: Passed on after a checkpoint.
     """
     store = Store(config.store) if store is None else store
@@ -145,6 +145,7 @@ def train(
             pass
 
     # Refuse what can be refused within a second, before the backend is imported.
+    backend.refuse_missing(config.backend, backend.OTHER)
     warm = WarmState() if warm is None else warm
     dataset = warm.dataset(config, load_dataset)
     refuse_batch(config, dataset.name, len(dataset.train.labels))

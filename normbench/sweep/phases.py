@@ -186,14 +186,20 @@ class Phases:
         return planned.without(found)
 
     def refuse_invalid(self, planned: SweepPlan) -> None:
-        """List the cells that cannot be trained, and refuse the plan unless they are skipped."""
+        """List the cells that cannot be trained, and refuse the plan unless they are skipped.
+
+        Where no cell can be trained, for one reason, that reason is the error.
+        """
         invalid = planned.of_state("invalid")
+        cells = counted(len(invalid), "cell")
+        reasons = {cell.reason for cell in invalid}
+        if len(reasons) == 1 and not planned.todo and not self._skip_invalid:
+            raise UserError(f"{cells} cannot be trained: {reasons.pop()}")
         for cell in invalid[:LISTED]:
             self.view.line(f"invalid      {planned.described(cell.name)}  {cell.reason}")
         if len(invalid) > LISTED:
             self.view.line(f"invalid      and {len(invalid) - LISTED} more")
         if invalid and not self._skip_invalid:
-            cells = counted(len(invalid), "cell")
             raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
 
     def record(self, planned: SweepPlan) -> Record:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.components import make_source
 from normbench.config import Config
+from normbench.engine.backend import is_installed
 from normbench.engine.reuse import WarmState
 from normbench.errors import NormbenchError, TooLarge, is_out_of_memory, reason
 from normbench.store.provenance import own_code
@@ -64,17 +65,23 @@ def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> d
         if problem:
             found[cell.name] = problem
     others = [cell for cell in cells if cell.name not in found]
-    # The user's own code may have been edited since a run was begun with it.
-    edited = {_combination(cell.config) for cell in others if own_code(vars(cell.config))}
+    # A run that was begun proves nothing if code of the user's own may have been edited since, or
+    # if it was begun where other libraries are installed.
+    missing = {name for name in {cell.config.backend for cell in others} if not is_installed(name)}
+    doubtful = {
+        _combination(cell.config)
+        for cell in others
+        if cell.config.backend in missing or own_code(vars(cell.config))
+    }
     begun = {_combination(cell.config) for cell in others if cell.state != "missing"}
-    proven = begun - edited
+    proven = begun - doubtful
     unproven: dict[str, Config] = {}
     for cell in others:
         key = _combination(cell.config)
         if key not in proven:
             unproven.setdefault(key, cell.config)
     if unproven:
-        proven = _begun_in(store, unproven) - edited
+        proven = _begun_in(store, unproven) - doubtful
         unproven = {key: config for key, config in unproven.items() if key not in proven}
     configs = list(unproven.values())
     answers = dict(zip(unproven, check(configs), strict=True)) if configs else {}

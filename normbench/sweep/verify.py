@@ -27,6 +27,7 @@ from typing import Any
 
 from normbench.config import Config
 from normbench.engine import threads
+from normbench.engine.backend import refuse_missing
 from normbench.errors import NormbenchError, UserError
 from normbench.formats import counted
 from normbench.machine import processor
@@ -259,6 +260,7 @@ class _Verifier:
                 if item is not None and _is_believed(item, job, self.store, self._code):
                     self._believed[name] = item
                 else:
+                    refuse_missing(job.cell.config.backend)
                     jobs.append(job)
             except NormbenchError as error:
                 self.result.failures[name] = " ".join(str(error).split())
@@ -529,8 +531,8 @@ def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
         if then != now:
             found.append(f"{name} {_shown(then)} recorded, {_shown(now)} here")
     versions, versions_here = recorded.get("versions") or {}, here.get("versions") or {}
-    # A run that a backend other than JAX trained computed nothing with JAX.
-    unused = {"jax"} if engine.get("backend") != "jax" else set()
+    # A run computes with its own backend alone, whichever others are installed.
+    unused = {"tensorflow"} if engine.get("backend") == "jax" else {"jax"}
     for name in sorted({*versions, *versions_here} - unused):
         if versions.get(name) != versions_here.get(name):
             then, now = _shown(versions.get(name)), _shown(versions_here.get(name))

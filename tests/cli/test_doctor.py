@@ -82,6 +82,39 @@ def test_frameworks_that_do_not_import_are_missing_with_the_reason(
     assert keras.text == "not installed: pip install 'normbench'"
 
 
+def test_jax_serves_where_tensorflow_is_not_installed(
+    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(doctor, "version", {"keras": "3.15.1", "jax": "0.10.2"}.get)
+    found: dict[str, Any] = {
+        **GOOD,
+        "tensorflow": {"error": "ModuleNotFoundError: No module named 'tensorflow'"},
+        "keras": {"version": "3.15.1", "backend": "jax", "seconds": 0.1},
+        "jax": {"version": "0.10.2", "gpus": [], "seconds": 1.0},
+    }
+    checks = look(tmp_store, found)
+    assert checks["frameworks", "TensorFlow"] == Check(
+        *("frameworks", "TensorFlow", "absent"),
+        "not installed: runs need backend=jax, or pip install 'normbench'",
+    )
+    assert exit_code(checks.values()) == 0
+    last = shown(list(checks.values())).rstrip().splitlines()[-1]
+    assert last == "everything a run with backend=jax needs is installed"
+    assert checks["GPUs", "none"].text == "runs train on the CPU"
+
+    check = look(tmp_store, found, [H100])["GPUs", "JAX"]
+    assert (check.state, check.text) == ("warn", "not seen by JAX: pip install 'jax[cuda13]'")
+    seen = {**found, "jax": {**found["jax"], "gpus": [{"name": "H100", "capability": "9.0"}]}}
+    checks = look(tmp_store, seen, [H100])
+    assert checks["GPUs", "JAX, GPU 0"].text == "H100, compute capability 9.0"
+
+    neither = {**found, "jax": {"error": "ModuleNotFoundError: No module named 'jax'"}}
+    checks = look(tmp_store, neither)
+    assert checks["frameworks", "TensorFlow"].state == "missing"
+    assert exit_code(checks.values()) == 1
+
+
 def test_frameworks_that_take_the_process_down_are_missing(tmp_store: Path) -> None:
     checks = look(tmp_store, {"error": "importing the frameworks ended with killed by SIGILL"})
     assert "SIGILL" in checks["frameworks", "TensorFlow"].text

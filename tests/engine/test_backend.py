@@ -8,6 +8,8 @@ import sys
 import keras
 import pytest
 
+from normbench.engine import backend
+from normbench.errors import UserError
 from tests.marks import slow
 
 START = """
@@ -41,3 +43,40 @@ def test_what_no_run_needs_is_not_imported_and_can_be_later():
 )
 def test_what_is_there_already_and_a_prompt_are_left_alone(statement, package):
     assert package in started(statement)[0]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            ["tensorflow"],
+            "backend=tensorflow (the default) needs TensorFlow, which is not installed: use "
+            "backend=jax, or pip install normbench",
+        ),
+        (
+            ["tensorflow", "jax"],
+            "backend=tensorflow (the default) needs TensorFlow, which is not installed: pip "
+            "install normbench",
+        ),
+        (
+            ["jaxlib"],
+            "backend=jax needs JAX, which is not installed: use backend=tensorflow, or pip install "
+            "'normbench[jax]'",
+        ),
+    ],
+    ids=["no TensorFlow", "neither", "half of JAX"],
+)
+def test_a_backend_that_is_not_installed_is_refused(missing, message, monkeypatch):
+    monkeypatch.setattr(backend, "_is_there", lambda package: package not in missing)
+    refused = "jax" if missing == ["jaxlib"] else "tensorflow"
+    with pytest.raises(UserError) as error:
+        backend.refuse_missing(refused, backend.OTHER)
+    assert str(error.value) == message
+
+
+def test_a_folder_that_an_uninstalled_package_left_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "leftover" / "data").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not backend._is_there("leftover")
+    assert backend._is_there("filelock")
+    assert not backend._is_there("no_such_package")

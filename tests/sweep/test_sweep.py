@@ -158,6 +158,16 @@ def test_invalid_cells_are_found_before_anything_starts(run_sweep, tmp_store, mo
     assert outcome.exit_code == 0
 
 
+def test_a_sweep_that_cannot_train_at_all_says_why_in_one_line(run_sweep, tmp_store, monkeypatch):
+    monkeypatch.setenv("FAKE_REFUSE", "1")
+    with pytest.raises(UserError, match=r"^2 cells cannot be trained: seed 1 is refused$"):
+        run_sweep("batch=16,32", "seed=1")
+    outcome, lines, _ = run_sweep("batch=16,32", "seed=1", skip_invalid=True)
+    assert outcome.exit_code == 0
+    assert [line.split()[0] for line in lines[:2]] == ["invalid", "invalid"]
+    assert lines[-1] == "2 cells: 2 invalid"
+
+
 def test_a_dry_run_shows_state_and_time_and_leaves_nothing(run_sweep, tmp_store):
     run_sweep("seed=0")
     before = sorted(tmp_store.rglob("*"))

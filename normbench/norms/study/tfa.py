@@ -22,7 +22,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from normbench.errors import NormbenchError
+from normbench.errors import UserError
 from normbench.norms.base import ChannelAffine, groups_dividing
 
 __all__ = [
@@ -36,7 +36,7 @@ _LEARNED_EPSILON = 1e-4
 """Initial value of the learned part of ε, in tensorflow-addons and in the paper."""
 
 
-class MissingAddons(NormbenchError, ImportError):
+class MissingAddons(UserError, ImportError):
     """tensorflow-addons cannot be used in this process; the message says what to do."""
 
 

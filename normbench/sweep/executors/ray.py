@@ -37,7 +37,7 @@ class RayExecutor(Remote):
         retries: Number of times that Ray tries a cell again after its worker or its node died.
 
     Raises:
-        NormbenchError: Ray is not installed.
+        UserError: Ray is not installed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RayExecutor(Remote):
         try:
             import ray
         except ModuleNotFoundError:
-            raise NormbenchError("executor=ray needs Ray: pip install 'normbench[ray]'") from None
+            raise UserError("executor=ray needs Ray: pip install 'normbench[ray]'") from None
         self._ray: Any = ray
         self._started = False
 

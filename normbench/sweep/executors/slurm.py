@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from normbench.config import Config
-from normbench.errors import NormbenchError, UserError, unknown
+from normbench.errors import UserError, unknown
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import SweepContext, int_option
 from normbench.sweep.executors.local import Local
@@ -46,7 +46,7 @@ class Slurm(Remote):
         setup: Lines of the job's script before it starts Python.
 
     Raises:
-        NormbenchError: submitit is not installed.
+        UserError: submitit is not installed.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Slurm(Remote):
         try:
             import submitit
         except ModuleNotFoundError:
-            raise NormbenchError(
+            raise UserError(
                 "executor=slurm needs submitit: pip install 'normbench[slurm]'"
             ) from None
         self._submitit: Any = submitit
