@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from filelock import FileLock
 
-from normbench.data import cache, tfds_folder, tfds_process
+from normbench.data import cache, tfds_folder, tfds_process, tfds_records
 from normbench.data.base import Arrays, DamagedData, MissingData, Say, Source, silent
 from normbench.data.cache import publish, staging
 from normbench.errors import NormbenchError, UserError
@@ -70,13 +70,21 @@ class TfdsSource(Source):
             with FileLock(f"{target}.lock"):
                 loaded = self._cached(folder)
                 if loaded is None:
-                    request = {"folder": str(folder), "cache_path": str(target)}
-                    tfds_process.run("decode", request)
+                    self._decode(folder, target)
                     loaded = self._cached(folder)
         if loaded is None:
             raise NormbenchError(f"{folder} changed while it was read: run again")
         self._check(loaded, folder)
         return loaded
+
+    def _decode(self, folder: Path, target: Path) -> None:
+        """Read a folder into the array cache, with tensorflow-datasets where it is installed."""
+        if tfds_process.is_installed():
+            request = {"folder": str(folder), "cache_path": str(target)}
+            tfds_process.run("decode", request)
+            return
+        arrays = tfds_records.read(folder, self.shape)
+        cache.write(target, arrays, {"fingerprint": tfds_folder.fingerprint(folder)})
 
     def _whole(self, data_dir: str | Path | None) -> Path | None:
         """Return the folder of the data set, or None if there is none.

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from normbench.errors import UserError
+from normbench.errors import NormbenchError, UserError
 from normbench.store import schema
 from normbench.store.files import expand_user
 
@@ -186,6 +186,22 @@ def damage(folder: Path, counts: dict[str, int]) -> str | None:
         if file_format == "tfrecord" and "numBytes" in split and sizes != whole:
             return f"the files of {name!r} in {folder} have {sizes} bytes, not {whole}"
     return None
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """Return the TFRecord files of a split of a folder in which :func:`damage` sees nothing wrong.
+
+    Raises:
+        NormbenchError: The files have another format.
+    """
+    info = _info(folder)
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format != "tfrecord":
+        raise NormbenchError(
+            f"{folder} has files of the format {file_format}, which only tensorflow-datasets reads"
+        )
+    [found] = (each for each in info["splits"] if each["name"] == split)
+    return _shards(folder, info["name"], found, file_format)
 
 
 def fingerprint(folder: Path) -> list[list[Any]]:

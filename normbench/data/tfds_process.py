@@ -23,7 +23,7 @@ from normbench.errors import NormbenchError, UserError
 _DOES = {
     "write": "write a data set",
     "prepare": "prepare a data set",
-    "decode": "read a prepared data set for the first time",
+    "decode": "read a prepared data set",
     "classify": "read a prepared data set",
 }
 """The actions in words."""
@@ -51,16 +51,24 @@ def _reason(log: str) -> str:
     return lines[-1].strip().rstrip(":") if lines else "it said nothing"
 
 
+def is_installed() -> bool:
+    """Return whether tensorflow-datasets and TensorFlow are installed; imports nothing."""
+    return all(find_spec(name) is not None for name in ("tensorflow_datasets", "tensorflow"))
+
+
 def refuse_missing(action: str) -> None:
     """Refuse an action of :func:`run` where tensorflow-datasets is not installed.
 
     Raises:
         UserError: It is not installed.
     """
-    if find_spec("tensorflow_datasets") is None or find_spec("tensorflow") is None:
+    if not is_installed():
+        makes = action in ("prepare", "write")
+        bring = ", or set TFDS_DATA_DIR to a folder of tensorflow-datasets that has it"
         raise UserError(
             f"tensorflow-datasets is needed to {_DOES[action]}, and is not installed: pip install "
-            "normbench; dataset=digits, dataset=npz and dataset=images do without it"
+            f"normbench{bring if makes else ''}; dataset=digits, dataset=npz and dataset=images do "
+            "without it"
         )
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from normbench.data import tfds_process
 
 
-def test_an_imported_folder_is_tfds_s_own(tiny_cifar: Any, tmp_path: Path) -> None:
+def test_an_imported_folder_is_tfds_s_own(
+    tiny_cifar: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny = tiny_cifar("python")
     root = tmp_path / "tfds"
     said: list[str] = []
@@ -22,6 +28,14 @@ def test_an_imported_folder_is_tfds_s_own(tiny_cifar: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(arrays.train_images, tiny.train["image"])
     np.testing.assert_array_equal(arrays.train_labels, tiny.train["label"])
     np.testing.assert_array_equal(arrays.test_images, tiny.test["image"])
+
+    # Without tensorflow-datasets, a copy of the folder gives the same.
+    shutil.copytree(folder, tmp_path / "copy" / "cifar10" / "3.0.2")
+    monkeypatch.setattr(tfds_process, "is_installed", lambda: False)
+    copied = tiny.source.arrays(tmp_path / "copy")
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(copied, name), getattr(arrays, name))
+        assert getattr(copied, name).dtype == getattr(arrays, name).dtype
 
     import tensorflow_datasets as tfds
 
