@@ -1,4 +1,4 @@
-"""PyTorch twins of the networks that ``gpu.py`` measures, and a training step at its best.
+"""PyTorch twins of the networks that ``gpu/fast.py`` measures, and a training step at its best.
 
 The same layers, with the same number of trained parameters, as ``conf/arch/resnet20``,
 ``resnet50`` (with its stem for small images) and ``airbench``.
@@ -198,6 +198,7 @@ class Trainer:
         labels: (N,).
         channels_last: Whether weights and images lie so in memory.
         compiled: Options of ``torch.compile``; None for eager mode.
+        half: Whether to compute in bfloat16 (autocast) rather than float32.
     """
 
     def __init__(
@@ -208,12 +209,15 @@ class Trainer:
         labels: np.ndarray,
         channels_last: bool,
         compiled: dict[str, Any] | None,
+        *,
+        half: bool = True,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("high")
         self.batch = batch
+        self.dtype = torch.bfloat16 if half else torch.float32
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         model = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         kernels = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -227,7 +231,7 @@ class Trainer:
         )
 
         def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 logits = model(images)
             return F.cross_entropy(logits.float(), labels)
 
@@ -274,7 +278,7 @@ class Trainer:
         rows = line + shifts[0]
         columns = torch.where(mirrored, line.flip(0), line) + shifts[1]
         pixels = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-        scaled = ((pixels.float() - 127.5) / 63.75).to(torch.bfloat16).permute(0, 3, 1, 2)
+        scaled = ((pixels.float() - 127.5) / 63.75).to(self.dtype).permute(0, 3, 1, 2)
         self.images = scaled.contiguous(memory_format=self.layout)
         self.targets = self.labels[chosen]
         self.place = 0

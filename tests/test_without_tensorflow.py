@@ -206,7 +206,7 @@ def test_data_sets_of_tensorflow_datasets_are_refused_in_one_line(installed: Ins
     for words in (
         ("prepare", "cifar10"),
         ("prepare", "tfds:mnist"),
-        ("import", "cifar10", "--from", "images"),
+        ("import", "mnist", "--from", "images"),
     ):
         line = installed.refusal("data", *words)
         assert line.startswith("tensorflow-datasets is needed to ")

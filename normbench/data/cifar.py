@@ -42,6 +42,7 @@ class CIFAR10(TfdsSource):
         "dog", "frog", "horse", "ship", "truck",
     )  # fmt: skip
     label_names: ClassVar = {"label": class_names}
+    published_order = True
     train_count = 50_000
     test_count = 10_000
     packings: ClassVar[tuple[Packing, ...]] = CIFAR10_PACKINGS

@@ -23,6 +23,7 @@ from normbench.store.files import expand_user, user_cache
 
 _SCHEMA = 1  # version of the array cache: raise it if the same folder gives other arrays
 _MIB = 1 << 20
+_SPLITS, _KINDS = ("train", "test"), ("images", "labels")
 
 Examples = Mapping[str, np.ndarray]
 """``image`` uint8 [N, H, W, C] and, by name, labels int32 [N]."""
@@ -39,14 +40,31 @@ class TfdsSource(Source):
     """Version of the tfds data set that normbench is tested with."""
     label_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Class names by label, for data sets whose names tfds reads from downloaded files."""
+    published_order: ClassVar[bool] = False
+    """Whether tfds gives the images in the order of the published files, as it does where examples
+    have an ``id``. Such a data set is imported where tfds is not installed, too."""
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
+        folder = self._folder(data_dir)
+        imported = self._imported(data_dir)
+        return imported if folder is None and imported.is_file() else folder
+
+    def _folder(self, data_dir: str | Path | None) -> Path | None:
+        """Return the folder that tfds keeps the data set in, or None."""
         return tfds_folder.find(self.name, self.version, data_dir)
 
+    def _imported(self, data_dir: str | Path | None) -> Path:
+        """Return the path of the arrays that are imported where tfds is not installed."""
+        file = f"{self.name}-{self.version}.v{_SCHEMA}.imported.arrays"
+        return tfds_folder.root(data_dir) / tfds_folder.HIDDEN / file
+
     def state(self, data_dir: str | Path | None = None) -> str:
-        folder = self.location(data_dir)
+        folder = self._folder(data_dir)
         if folder is None:
-            return "missing"
+            imported = self._imported(data_dir)
+            if not imported.is_file():
+                return "missing"
+            return "ready" if cache.read(imported) else f"damaged: {imported.name}"
         damage = tfds_folder.damage(folder, self._counts)
         return "ready" if damage is None else f"damaged: {damage}"
 
@@ -56,6 +74,8 @@ class TfdsSource(Source):
 
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:
         folder = self._whole(data_dir)
+        if folder is None and (imported := self._imported(data_dir)).is_file():
+            return self._imported_arrays(imported)
         if folder is None:
             raise MissingData(
                 f"{self.title} is not in {tfds_folder.root(data_dir)}: get it with `normbench data "
@@ -92,7 +112,7 @@ class TfdsSource(Source):
         Raises:
             DamagedData: Files in the folder are missing, or do not have their sizes.
         """
-        folder = self.location(data_dir)
+        folder = self._folder(data_dir)
         if folder is not None:
             damage = tfds_folder.damage(folder, self._counts)
             if damage is not None:
@@ -101,6 +121,16 @@ class TfdsSource(Source):
                     f"prepare or import {self.name} again"
                 )
         return folder
+
+    def _imported_arrays(self, file: Path) -> Arrays:
+        """Return the arrays of a file that was written where tfds was not installed."""
+        found = cache.read(file)
+        if found is None or set(found[1]) != {f"{s}_{k}" for s in _SPLITS for k in _KINDS}:
+            raise DamagedData(f"{self.title} in {file} is damaged: remove the file, then import "
+                              f"{self.name} again")  # fmt: skip
+        arrays = Arrays(**found[1])
+        self._check(arrays, file)
+        return arrays
 
     def _check(self, arrays: Arrays, folder: Path) -> None:
         """Check that the arrays have the shapes and labels of this data set."""
@@ -210,7 +240,8 @@ class TfdsSource(Source):
         folder = self._already(data_dir, say)
         if folder is not None:
             return folder
-        tfds_process.refuse_missing("write")
+        if not (self.published_order or tfds_process.is_installed()):
+            tfds_process.refuse_missing("write")
         root = tfds_folder.root(data_dir)
         train, test = self.read(expand_user(path), say)
         for split, examples, count in (
@@ -221,6 +252,16 @@ class TfdsSource(Source):
                 raise UserError(f"{path} has {split} images of shape {examples['image'].shape}, "
                                 f"{self.title} has {(count, *self.shape)}")  # fmt: skip
         say(f"{self.title}: writing {self.train_count + self.test_count} images")
+        if not tfds_process.is_installed():
+            target = self._imported(data_dir)
+            cache.hidden(root)
+            arrays = {}
+            for split, examples in zip(_SPLITS, (train, test), strict=True):
+                arrays |= {f"{split}_images": examples["image"],
+                           f"{split}_labels": examples["label"]}  # fmt: skip
+            cache.write(target, arrays, {"version": self.version})
+            say(f"{self.title} is ready: {target}")
+            return target
         with staging(root, self.name) as partial:
             examples_file = partial / "examples.arrays"
             splits = (("train", train), ("test", test))
@@ -236,10 +277,12 @@ class TfdsSource(Source):
 
     def _already(self, data_dir: str | Path | None, say: Say) -> Path | None:
         """Return the folder of a data set that is on this machine already, and say so."""
-        folder = self._whole(data_dir)
-        if folder is not None:
-            say(f"{self.title} is there already: {folder}")
-        return folder
+        found = self._whole(data_dir)
+        if found is None and self.state(data_dir) == "ready":
+            found = self._imported(data_dir)
+        if found is not None:
+            say(f"{self.title} is there already: {found}")
+        return found
 
     def _make(
         self, action: str, request: dict[str, Any], root: Path, partial: Path, say: Say, tick=None

@@ -1,43 +1,143 @@
-"""benchmarks/gpu.py without a GPU: it says so, and its rehearsal runs."""
+"""The scripts of benchmarks/gpu without a GPU: each says so, or is rehearsed."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+
+HLO = """\
+HloModule jit_loop, is_scheduled=true
+
+%fused (p.0: f32[100,8], p.1: s32[]) -> f32[1,8] {
+  %p.0 = f32[100,8]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %c = s32[] constant(0)
+  ROOT %part = f32[1,8]{1,0} dynamic-slice(%p.0, %p.1, %c), dynamic_slice_sizes={1,8}
+}
+
+%graph (q: f32[1,8]) -> (f32[1,8], u8[64]) {
+  %q = f32[1,8]{1,0} parameter(0)
+  ROOT %conv = (f32[1,8]{1,0}, u8[64]{0}) custom-call(%q), custom_call_target="library"
+}
+
+%body (s: (s32[], f32[100,8])) -> (s32[], f32[100,8]) {
+  %s = (s32[], /*index=1*/f32[100,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[100,8]{1,0} get-tuple-element(%s), index=1
+  %row = f32[1,8]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused
+  %made = (f32[1,8]{1,0}, u8[64]{0}) call(%row), to_apply=%graph
+  ROOT %t = (s32[], f32[100,8]{1,0}) tuple(%i, %x)
+}
+
+%condition (r: (s32[], f32[100,8])) -> pred[] {
+  %r = (s32[], f32[100,8]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%r), index=0
+  ROOT %less = pred[] compare(%n, %n), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[100,8])) -> (s32[], f32[100,8]) {
+  %a = (s32[], f32[100,8]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[100,8]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)  # the suite's makes steps slow
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *arguments]
+    command = [sys.executable, str(GPU / script), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, timeout=500
     )
 
 
-def test_says_that_there_is_no_gpu():
-    ended = _run()
+def test_speed_without_a_gpu_is_refused_in_one_line():
+    ended = _run("fast.py")
     assert ended.returncode == 1
     assert "there is none on this machine" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_counts_what_a_step_launches_and_moves(monkeypatch):
+    monkeypatch.syspath_prepend(GPU)
+    from compiled_step import Cost, Program  # pyright: ignore[reportMissingImports]
+
+    # The slice and its index, read, and the slice written; the library's operand and result
+    # without its workspace; the two numbers compared, and the answer.
+    assert Program(HLO).loop_step() == Cost(3, (32 + 4 + 32) + (32 + 32) + (4 + 4 + 1))
+
+
 @pytest.mark.slow
-def test_rehearses(tmp_path):
+def test_speed_is_rehearsed(tmp_path):
     pytest.importorskip("torch")
-    parts = ("throughput", "together")
-    ended = _run("--rehearse", "--parts", *parts, "--archs", "airbench", "--out", str(tmp_path))
+    ended = _run("fast.py", "--rehearse", "--archs", "airbench", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
-    text = (tmp_path / "gpu.md").read_text()
+    text = (tmp_path / "fast.md").read_text()
     assert text.startswith("**REHEARSAL")
     assert "Left out" not in text
     assert (
         "airbench gn 1,972,504" in text
     )  # the same in both; where not, the script ends in an error
-    assert (tmp_path / "gpu.json").is_file()
+    assert (tmp_path / "fast.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_step_is_compared_with_that_of_the_reference(tmp_path):
+    reference, out = tmp_path / "reference.npz", tmp_path / "right.json"
+    words = ("--norms", "xbn", "--workers", "1")
+    ended = _run("right.py", "--write", str(reference), *words)
+    assert ended.returncode == 0, ended.stderr
+
+    def compare() -> dict:
+        _run("right.py", "--against", str(reference), "--out", str(out), *words)
+        return json.loads(out.read_text())
+
+    found = compare()
+    assert found["failed"] == found["missing"] == []
+    assert set(found["cases"]) == {"xbn float32", "xbn tf32", "xbn mixed_bfloat16"}
+    assert found["cases"]["xbn float32"]["distances"]["gradient"] == 0.0  # the same machine
+
+    with np.load(reference) as file:
+        arrays = dict(file)
+    arrays["xbn float32/gradient"] = arrays["xbn float32/gradient"] * 1.01
+    np.savez(reference, **arrays)
+    assert compare()["failed"] == ["xbn float32"]
+
+
+@pytest.mark.slow
+def test_whole_runs_are_rehearsed(tmp_path):
+    words = ("--epochs", "1", "--seeds", "0", "--grid", "epochs=1", "--out", str(tmp_path))
+    ended = _run("useful.py", "--rehearse", *words)
+    assert ended.returncode == 0, ended.stderr
+    assert "| 1 | 1 | " in ended.stdout
+    with tarfile.open(tmp_path / "stores.tar.gz") as archive:
+        names = archive.getnames()
+    assert sum(name.endswith("summary.json") for name in names) == 3
+    assert not any("checkpoint" in name for name in names)
+
+
+@pytest.mark.data
+def test_packed_images_give_the_published_files(tmp_path, real_data):
+    packed, unpacked = tmp_path / "packed", tmp_path / "unpacked"
+    ended = _run(
+        "images.py",
+        "pack",
+        str(real_data / "cifar-10-batches-py"),
+        str(packed),
+        "--files",
+        "test_batch",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (packed / "test_batch.webp").stat().st_size < 18_000_000
+    ended = _run("images.py", "unpack", str(packed), str(unpacked))
+    assert ended.returncode == 0, ended.stderr  # it compares the published checksum
+    assert (unpacked / "test_batch.bin").stat().st_size == 10_000 * 3073

@@ -275,3 +275,28 @@ def test_the_list_has_a_row_a_data_set(imported: Any) -> None:
         "name": "cifar10", "title": "CIFAR-10", "train": 50_000, "test": 10_000,
         "shape": (32, 32, 3), "classes": 10, "state": "", "where": None,
     }  # fmt: skip
+
+
+def test_cifar_is_imported_without_tensorflow_datasets(
+    tiny_cifar: Any, tiny_mnist: Any, fake_tfds: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its images keep their order, which those of MNIST do not have there."""
+    tiny, root = tiny_cifar("binary"), tmp_path / "tfds"
+    with_tfds = tiny.source.import_from(tiny.write(tmp_path / "files"), tmp_path / "other")
+    monkeypatch.setattr(tfds_process, "is_installed", lambda: False)
+    file = tiny.source.import_from(tmp_path / "files", root)
+    assert tiny.source.state(root) == "ready"
+    assert tiny.source.location(root) == file != with_tfds
+    assert tiny.source.import_from(tmp_path / "files", root) == file  # already there
+    arrays, expected = tiny.source.arrays(root), tiny.source.arrays(tmp_path / "other")
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(arrays, name), getattr(expected, name))
+        assert getattr(arrays, name).dtype == getattr(expected, name).dtype
+    file.write_bytes(file.read_bytes()[:-1])
+    assert tiny.source.state(root).startswith("damaged")
+    with pytest.raises(DamagedData, match="import cifar10 again"):
+        tiny.source.arrays(root)
+    tiny.source.import_from(tmp_path / "files", root)
+    assert tiny.source.state(root) == "ready"
+    with pytest.raises(UserError, match="tensorflow-datasets is needed"):
+        tiny_mnist.source.import_from(tiny_mnist.write(tmp_path / "mnist"), root)

@@ -1,8 +1,8 @@
-"""A process that ``gpu.py`` measures in: one contender, which sits idle until it is asked.
+"""A process that ``fast.py`` measures in: one contender, which sits idle until it is asked.
 
 Requests and answers are lines of JSON on standard input and output; each request names what to
-``do`` and is answered by one line, ``train`` by one for each epoch and a last one. What fails is
-answered by its ``error``, and the process goes on.
+``do`` and is answered by one line. A request that fails is answered by its ``error``, and the
+process goes on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ class Engine:
         """Import what building needs, which is no time to compile."""
         from normbench.engine import backend
 
-        backend.start("jax", "mixed_bfloat16")
+        backend.start("jax", "float32")
         backend.loop_class("jax")
 
     def hello(self) -> dict[str, Any]:
@@ -84,71 +85,64 @@ class Engine:
     def release(self) -> None:
         """JAX keeps its memory, and there is no way to have it give it back."""
 
-    def train(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Train on real images to the end of the schedule; a line for each epoch."""
+    def step_cost(self) -> dict[str, Any]:
+        """What the compiled step launches, moves and computes."""
+        import jax.numpy as jnp
         import numpy as np
+        from compiled_step import Program
 
-        config = self._config(request)
-        from normbench.engine import backend
-
-        backend.start("jax", config.precision)
-        from normbench.data.split import channel_statistics
-        from normbench.engine.augment import Images
-        from normbench.engine.loop import LoopSettings
-        from normbench.engine.optimizer import SGD
-        from normbench.engine.schedule import cosine
-        from normbench.engine.setup import initialize_from
-        from normbench.network import build_model
-
-        with np.load(request["data"]) as arrays:
-            train, test = (
-                SimpleNamespace(
-                    images=arrays[f"{split}_images"][: request["limit"]],
-                    labels=arrays[f"{split}_labels"][: request["limit"]].astype(np.int32),
-                )
-                for split in ("train", "test")
-            )
-        mean, std = channel_statistics(train.images)
-        images = Images(mean, std, crop_padding=2, flip=True)
-        began = time.perf_counter()
-        model = build_model(config, train.images.shape[1:], CLASSES)
-        initialize_from(model, train.images, images)
-        settings = LoopSettings(
-            batch=config.batch,
-            eval_batch=config.eval_batch,
-            seed=config.seed,
-            smoothing=request["smoothing"],
-            optimizer=SGD(
-                momentum=0.9, nesterov=True, weight_decay=request["weight_decay"], agc=0.0
-            ),
-            images=images,
-            scaled_loss=False,
+        loop = self.loop
+        # What is lowered and compiled here JAX has already, from the loop's own first call.
+        lowered = loop._run.lower(
+            loop._state,
+            loop._splits["train"],
+            loop._epoch,
+            jnp.int32(0),
+            jnp.int32(0),
+            jnp.asarray(np.zeros(self.steps_per_epoch, np.float32)),
         )
-        make: Any = backend.loop_class("jax")
-        loop = make(model, SimpleNamespace(train=train, validation=test, test=test), settings)
-        loop.compile()
-        loop.evaluate("test")
-        yield {"preparation": time.perf_counter() - began}
-        steps = len(train.labels) // config.batch
-        rates = cosine(request["epochs"] * steps, warmup=request["warmup"], final=0.0)
-        rates *= np.float32(request["rate"])
-        training = 0.0
-        for epoch in range(request["epochs"]):
-            began = time.perf_counter()
-            loop.begin_epoch(epoch)
-            taken = loop.train(0, rates[epoch * steps : (epoch + 1) * steps])
-            training += time.perf_counter() - began
-            began = time.perf_counter()
-            loss, accuracy = loop.evaluate("test")
-            yield {
-                "epoch": epoch + 1,
-                "training": training,
-                "evaluation": time.perf_counter() - began,
-                "train_loss": float(taken.loss.mean()),
-                "loss": loss,
-                "accuracy": accuracy,
-            }
-        yield {"done": True}
+        compiled = lowered.compile()
+        cost = Program(compiled.as_text() or "").loop_step()
+        # Operations of the program as written: after compilation, XLA does not know those of
+        # library calls. Its count is of one turn of the loop. For comparison only, its bytes.
+        return {
+            "kernels": cost.kernels,
+            "bytes": cost.moved,
+            "flops": _entry(lowered.cost_analysis(), "flops"),
+            "xla_bytes": _entry(compiled.cost_analysis(), "bytes accessed"),
+        }
+
+    def ceilings(self, copied: int, side: int) -> dict[str, float | None]:
+        """Measure seconds of a launch, bytes/s of a copy and operations/s of a matrix product.
+
+        Args:
+            copied: float32 numbers.
+            side: Of the bfloat16 matrices.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        def rate(function: Any, amount: float, *arguments: Any) -> float:
+            def seconds(times: int) -> float:
+                began = time.perf_counter()
+                for _ in range(times):
+                    result = function(*arguments)
+                result.block_until_ready()
+                return (time.perf_counter() - began) / times
+
+            seconds(2)
+            return amount / statistics.median(seconds(10) for _ in range(5))
+
+        numbers = jnp.zeros(copied, jnp.float32)
+        matrices = [
+            jax.random.normal(key, (side, side), jnp.bfloat16)
+            for key in jax.random.split(jax.random.key(0))
+        ]
+        return {
+            "launch": _launch_seconds(),
+            "copy": rate(jax.jit(lambda x: x + 1), 2 * 4 * copied, numbers),
+            "product": rate(jax.jit(jnp.matmul), 2 * side**3, *matrices),
+        }
 
     def _forget(self) -> None:
         """Let go of the last network and what was compiled for it."""
@@ -170,10 +164,9 @@ class Engine:
                 f"arch={request['arch']}",
                 f"norm={request['norm']}",
                 f"batch={request.get('batch', 128)}",
-                "precision=mixed_bfloat16",
+                f"precision={request.get('precision', 'mixed_bfloat16')}",
                 "backend=jax",
                 *([f"arch.width={width}"] if width else []),
-                *request.get("overrides", []),
             ]
         )
 
@@ -222,7 +215,13 @@ class Torch:
         if compiled is not None and request.get("rehearsal"):
             compiled = {"backend": "aot_eager"}
         self.trainer = Trainer(
-            model, request["batch"], split.images, split.labels, self.channels_last, compiled
+            model,
+            request["batch"],
+            split.images,
+            split.labels,
+            self.channels_last,
+            compiled,
+            half=request["precision"] == "mixed_bfloat16",
         )
         return parameter_count(model)
 
@@ -262,18 +261,15 @@ class Server:
         self.contender = contender
         self.chunk = self.batch = 1
 
-    def answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         do = request.pop("do")
         if do == "build":
-            yield self.build(request)
-        elif do == "go":
-            yield self.go(request["seconds"])
-        elif do == "count":
-            yield {"parameters": self.contender.count(request)}
-        elif do == "train":
-            yield from self.contender.train(request)
-        else:
-            yield getattr(self.contender, do)(**request)
+            return self.build(request)
+        if do == "go":
+            return self.go(request["seconds"])
+        if do == "count":
+            return {"parameters": self.contender.count(request)}
+        return getattr(self.contender, do)(**request)
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         self.batch = request["batch"]
@@ -283,8 +279,11 @@ class Server:
         self.contender.steps(WARM_STEPS)
         ready = time.perf_counter() - began
         self.chunk = max(1, round(SLICE * WARM_STEPS / self.contender.steps(WARM_STEPS)))
+        answer = {"parameters": parameters, "ready": ready}
+        if request.get("cost") and isinstance(self.contender, Engine):
+            answer["cost"] = self.contender.step_cost()
         self.contender.release()
-        return {"parameters": parameters, "ready": ready}
+        return answer
 
     def go(self, seconds: float) -> dict[str, Any]:
         self.contender.steps(2)  # takes memory that was given back
@@ -296,14 +295,62 @@ class Server:
         return {"rate": count / spent}
 
 
+def _launch_seconds() -> float | None:
+    """Seconds that one more tiny kernel adds to a turn of a ``lax`` loop.
+
+    Between a short and a long chain of them in the loop's body, so that the turn itself does not
+    count. None where the compiler makes all chains equally long.
+    """
+    import jax.numpy as jnp
+    from jax import lax
+
+    links = (
+        lambda x: lax.optimization_barrier(jnp.sin(x) + 1),
+        lambda x: lax.sort(-x),  # where a barrier does not keep kernels apart (CPU), a sort does
+    )
+    for link in links:
+        (short, few), (long, many) = _turn(link, 16), _turn(link, 144)
+        if many > few:
+            return (long - short) / (many - few)
+    return None
+
+
+def _turn(link: Callable[[Any], Any], length: int) -> tuple[float, int]:
+    """Seconds and kernels of a turn of a loop over a chain of ``link``."""
+    import jax
+    import jax.numpy as jnp
+    from compiled_step import Program
+    from jax import lax
+
+    def body(_: Any, x: Any) -> Any:
+        for _ in range(length):
+            x = link(x)
+        return x
+
+    loop = jax.jit(lambda x, turns: lax.fori_loop(0, turns, body, x))
+    start = jnp.zeros(128, jnp.float32)
+    compiled = loop.lower(start, jnp.int32(0)).compile()
+    turns, taken = 200, []
+    for _ in range(6):
+        began = time.perf_counter()
+        compiled(start, jnp.int32(turns)).block_until_ready()
+        taken.append((time.perf_counter() - began) / turns)
+    return statistics.median(taken[1:]), Program(compiled.as_text() or "").loop_step().kernels
+
+
+def _entry(costs: Any, name: str) -> float | None:
+    """One number of a cost analysis, which backends may not have, or in a list."""
+    found = costs[0] if isinstance(costs, list) and costs else costs
+    return found.get(name) if isinstance(found, dict) else None
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     server = Server(CONTENDERS[sys.argv[1]]())
     for line in sys.stdin:
         try:
-            for answer in server.answers(json.loads(line)):
-                print(json.dumps(answer), file=answers)
+            print(json.dumps(server.answer(json.loads(line))), file=answers)
         except Exception as error:
             said = str(error).strip().splitlines() or [""]
             print(json.dumps({"error": f"{type(error).__name__}: {said[0][:200]}"}), file=answers)

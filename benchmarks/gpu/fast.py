@@ -1,25 +1,24 @@
-"""Training speed on an NVIDIA GPU: this engine on JAX beside PyTorch, and the time to 94 %.
+"""Training speed on an NVIDIA GPU: this engine on JAX beside PyTorch, and against the GPU's limits.
 
-    python benchmarks/gpu.py --pack FOLDER --data cifar10.npz     # once, where the data is
-    python benchmarks/gpu.py --data cifar10.npz --out results     # on the machine with the GPU
+    python benchmarks/gpu/fast.py --out results
 
-Needs JAX and PyTorch with CUDA, Keras and Hydra, but neither TensorFlow nor a network. ``--pack``
-turns the official folder cifar-10-batches-py into one file of uint8 arrays: train_images
-(N, 32, 32, 3), train_labels, test_images, test_labels. Other parts than ``accuracy`` train on
-random images, 32×32.
-
-Parts (``--parts``), all in bfloat16, and in ``--minutes`` together; a part names the cells that no
+Needs JAX and PyTorch with CUDA, Keras and Hydra, but neither TensorFlow nor a network. Trains on
+random images, 32×32. Parts (``--parts``), in ``--minutes`` together; a part names the cells that no
 longer fit:
-  throughput  images/s of each network at each batch size: the engine; PyTorch eager; eager with
-              channels_last; compiled with channels_last; the same with mode="reduce-overhead"
+  throughput  images/s of each network at each batch size and precision: the engine; PyTorch eager;
+              eager with channels_last; compiled with channels_last; the same with
+              mode="reduce-overhead" (CUDA graphs)
+  limits      the engine's step beside three lower bounds: its kernels at the cost of a launch, the
+              bytes they move at the speed of a copy, its operations at that of a matrix product
   together    one, two, four and eight processes that each train ResNet-20, GN, batch 16, at once
-  accuracy    seconds to 94 % on CIFAR-10's test images with arch=airbench
 
-Each contender is a process of its own (``gpu_worker.py``) that sits idle while another is measured;
+Each contender is a process of its own (``worker.py``) that sits idle while another is measured;
 they make their networks ready side by side. Figures are medians over interleaved rounds with their
 range. PyTorch has its images and their augmentation on the GPU, in large pieces; cuDNN's benchmark,
 TF32, a fused optimizer. It keeps no record of loss, accuracy and gradient of each step as the
-engine does, and its losses are never read. ``--rehearse`` runs every part, tiny, on any device.
+engine does, and its losses are never read. ``--engine NAME=WORDS`` adds the engine once more, with
+other flags of XLA (``--xla…``) or variables of the environment (``NAME=VALUE``). ``--rehearse``
+runs every part, tiny, on any device.
 """
 
 from __future__ import annotations
@@ -34,23 +33,24 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import shown
-
 HERE = Path(__file__).resolve().parent
-COMPILED = ("engine", "compile", "compile-reduce-overhead")
-EAGER = ("eager", "eager-channels-last")
+BENCHMARKS = HERE.parent
+sys.path.insert(0, str(BENCHMARKS))
+
+from common import shown  # noqa: E402
+
+PEERS = ("eager", "eager-channels-last", "compile", "compile-reduce-overhead")
 IMAGES = 45_000
 """Images of an epoch: CIFAR-10's training set, with 5,000 held out."""
 SIDE_BY_SIDE = 128
 """Largest batch at which networks of all norms are held in GPU memory at once."""
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class Lost(Exception):
@@ -61,9 +61,10 @@ class Cell(NamedTuple):
     arch: str
     norm: str
     batch: int
+    precision: str
 
     def __str__(self) -> str:
-        return f"{self.arch} {self.norm} {self.batch}"
+        return f"{self.arch} {self.norm} {self.batch} {self.precision}"
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Figure:
     rates: list[float] = field(default_factory=list)  # images/s
     ready: float | None = None
     parameters: int | None = None
+    cost: dict[str, Any] | None = None  # of a step of the engine; see worker.py
     lost: str = ""
 
     @property
@@ -90,41 +92,51 @@ class Settings:
     archs: Sequence[str]
     norms: Sequence[str]
     batches: Sequence[int]
+    precisions: Sequence[str]
+    engines: dict[str, str]  # what a contender's environment has of its own, by its name
+    peers: Sequence[str]
+    parts: Sequence[str]
     rounds: int
     seconds: float
-    data: Path | None
-    epochs: int
     rehearsal: bool
     images: int = IMAGES
     widths: dict[str, float] = field(default_factory=dict)  # of narrower networks, by their arch
     runs: Sequence[int] = (1, 2, 4, 8)  # at once
-    data_limit: int | None = None
+    copied: int = 2**28  # float32 numbers
+    side: int = 8192  # of bfloat16 matrices
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Settings:
-        common = {"data": given.data, "archs": given.archs}
+        engines = dict(pair.split("=", 1) for pair in given.engine)
+        common = {
+            "archs": given.archs,
+            "engines": {"engine": "", **engines},
+            "peers": given.peers,
+            "parts": given.parts,
+        }
         if not given.rehearse:
             return cls(
                 **common,
                 norms=given.norms,
                 batches=given.batches,
+                precisions=given.precisions,
                 rounds=given.rounds,
                 seconds=given.seconds,
-                epochs=given.epochs,
                 rehearsal=False,
             )
         return cls(
             **common,
             norms=("gn",),
             batches=(16,),
+            precisions=("mixed_bfloat16",),
             rounds=1,
             seconds=0.1,
-            epochs=2,
             rehearsal=True,
             images=160,
             widths={"resnet20": 8, "resnet50": 8, "airbench": 0.25},
             runs=(1, 2),
-            data_limit=512,
+            copied=2**16,
+            side=64,
         )
 
     @contextmanager
@@ -167,18 +179,18 @@ class Report:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "gpu.md").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-        (self.folder / "gpu.json").write_text(json.dumps(self.raw, indent=1), encoding="utf-8")
+        (self.folder / "fast.md").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+        (self.folder / "fast.json").write_text(json.dumps(self.raw, indent=1), encoding="utf-8")
 
 
 class Worker:
-    """A process that serves one contender; see ``gpu_worker.py``."""
+    """A process that serves one contender; see ``worker.py``."""
 
     def __init__(self, contender: str, environment: dict[str, str], errors: Path) -> None:
         self.errors = errors
         with errors.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "gpu_worker.py"), contender],
+                [sys.executable, str(HERE / "worker.py"), contender],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -239,24 +251,31 @@ class Bench:
     def __init__(self, settings: Settings, report: Report, folder: Path) -> None:
         self.settings, self.report, self.folder = settings, report, folder
         self.workers: dict[tuple[str, int], Worker] = {}
-        self.contenders = [*COMPILED[:1], *EAGER, *COMPILED[1:]]
+        self.contenders = [*settings.engines, *settings.peers]
+        self.engine: dict[Cell, Figure] = {}  # what was measured of it as it is
 
     def worker(self, contender: str, slot: int = 0) -> Worker:
         """Return one of a contender's processes, started if it is not running."""
         running = self.workers.get((contender, slot))
         if running is None or not running.alive:
-            paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+            paths = [str(BENCHMARKS.parent), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
+            words = self.settings.engines.get(contender, "").split()
+            flags = [os.environ.get("XLA_FLAGS", ""), *(w for w in words if w.startswith("--"))]
             environment = {
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 "KERAS_BACKEND": "jax",
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
                 "TF_CPP_MIN_LOG_LEVEL": "3",
+                "XLA_FLAGS": " ".join(filter(None, flags)),
+                **dict(word.split("=", 1) for word in words if not word.startswith("--")),
                 # Of this run alone: what another one compiled would be no time to compile.
                 "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+                "JAX_COMPILATION_CACHE_DIR": str(self.folder / f"jax-{contender}"),
             }
             errors = self.folder / f"{contender}-{slot}.txt"
-            running = self.workers[contender, slot] = Worker(contender, environment, errors)
+            kind = "engine" if contender in self.settings.engines else contender
+            running = self.workers[contender, slot] = Worker(kind, environment, errors)
         return running
 
     def dismiss(self) -> None:
@@ -269,7 +288,8 @@ class Bench:
         """Say what is measured on what; end where JAX does not see the GPU."""
         until = time.monotonic() + 120
         hello: dict[str, Any] = {}
-        for name in ("engine", "eager"):
+        peer = self.settings.peers[0] if self.settings.peers else None
+        for name in filter(None, ("engine", peer)):
             self.worker(name).send("hello")
         try:
             hello["engine"] = self.worker("engine").receive(until)
@@ -277,38 +297,43 @@ class Bench:
             sys.exit(f"the engine cannot be measured: {reason}")
         if gpu and not hello["engine"]["gpu"] and not self.settings.rehearsal:
             sys.exit(f"{gpu} is here, but JAX does not use it: it has {hello['engine']['device']}")
-        try:
-            hello["eager"] = self.worker("eager").receive(until)
-            if gpu and not hello["eager"]["gpu"]:
-                raise Lost(f"it does not use {gpu}")
-        except Lost as reason:
-            self.contenders = ["engine"]
-            self.report.left_out(["PyTorch"], str(reason))
+        if peer:
+            try:
+                hello[peer] = self.worker(peer).receive(until)
+                if gpu and not hello[peer]["gpu"]:
+                    raise Lost(f"it does not use {gpu}")
+            except Lost as reason:
+                self.contenders = list(self.settings.engines)
+                self.report.left_out(["PyTorch"], str(reason))
         self.report.raw["machine"] = hello
         words = [gpu or hello["engine"]["device"], hello["engine"]["machine"]]
         words += [each["version"] for each in hello.values()]
-        self.report.say(f"{'; '.join(words)}; bfloat16 (mixed), 32×32 images.")
-        if self.settings.rehearsal and "eager" in hello:
-            self._compare_sizes()
+        self.report.say(f"{'; '.join(words)}; 32×32 images.")
+        for name, words in self.settings.engines.items():
+            if words:
+                self.report.say(f"{name}: the engine with {words}")
+        if self.settings.rehearsal and peer in hello:
+            self._compare_sizes(peer)
 
-    def _compare_sizes(self) -> None:
+    def _compare_sizes(self, peer: str) -> None:
         """Compare full-size networks; measured ones are compared as they are built."""
         sizes = []
         for arch in self.settings.archs:
             for norm in ("gn", "bn_ws", "none"):
                 counts = [
                     self.worker(name).ask(time.monotonic() + 120, "count", arch=arch, norm=norm)
-                    for name in ("engine", "eager")
+                    for name in ("engine", peer)
                 ]
                 same_size(f"{arch} {norm}", [each["parameters"] for each in counts])
                 sizes.append(f"{arch} {norm} {counts[0]['parameters']:,}")
         self.report.say(f"\nTrained parameters, equal in both: {', '.join(sizes)}.")
 
-    def request(self, cell: Cell) -> dict[str, Any]:
+    def request(self, cell: Cell, name: str) -> dict[str, Any]:
         return {
             **cell._asdict(),
             "images": self.settings.images,
             "width": self.settings.widths.get(cell.arch),
+            "cost": name == "engine" and "limits" in self.settings.parts,
             "rehearsal": self.settings.rehearsal,
         }
 
@@ -317,8 +342,7 @@ class Bench:
     ) -> dict[tuple[Cell, str], Figure]:
         """Make cells ready with each contender, side by side; then measure them by turns.
 
-        Only one process computes while it is measured. Those that eager mode runs are made ready
-        one after the other at the end: they take seconds, and most memory.
+        Only one process computes while it is measured.
         """
         pairs = {
             (cell, name): self.worker(name, slot)
@@ -329,15 +353,13 @@ class Bench:
         rounds, seconds = self.settings.rounds, self.settings.seconds
         ready_by = until - len(pairs) * rounds * (seconds + 0.3)
         for (cell, name), worker in pairs.items():
-            if name not in EAGER:
-                worker.send("build", **self.request(cell))
-        for (cell, name), worker in sorted(pairs.items(), key=lambda item: item[0][1] in EAGER):
-            if name in EAGER:
-                worker.send("build", **self.request(cell))
+            worker.send("build", **self.request(cell, name))
+        for (cell, name), worker in pairs.items():
             figure = figures[cell, name]
             with _losing(figure):
                 answer = worker.receive(ready_by)
                 figure.ready, figure.parameters = answer["ready"], answer["parameters"]
+                figure.cost = answer.get("cost")
         for cell in cells:
             same_size(str(cell), [f.parameters for (c, _), f in figures.items() if c == cell])
         for _ in range(rounds):
@@ -345,6 +367,7 @@ class Bench:
                 if not figures[pair].lost:
                     with _losing(figures[pair]):
                         figures[pair].rates.append(worker.ask(until, "go", seconds=seconds)["rate"])
+        self.engine |= {c: f for (c, name), f in figures.items() if name == "engine" and f.rates}
         return figures
 
     def keep(self, part: str, figures: dict[tuple[Cell, str], Figure]) -> None:
@@ -380,13 +403,13 @@ def throughput(bench: Bench, until: float) -> None:
     names = bench.contenders
     report.say(f"images/s, medians of {settings.rounds} (range); × is the engine over it.\n")
     peers = [name for name in names if name != "engine"]
-    report.table("network", "norm", "batch", "engine", *peers, numbers_from=2)
+    report.table("network", "norm", "batch", "precision", "engine", *peers, numbers_from=2)
     every: dict[tuple[Cell, str], Figure] = {}
     skipped: list[Cell] = []
     longest: dict[str, float] = {}
-    for batch in settings.batches:
+    for precision, batch in product(settings.precisions, settings.batches):
         for arch in settings.archs:
-            cells = [Cell(arch, norm, batch) for norm in settings.norms]
+            cells = [Cell(arch, norm, batch, precision) for norm in settings.norms]
             for some in [cells] if batch <= SIDE_BY_SIDE else [[cell] for cell in cells]:
                 began = time.monotonic()
                 if began + longest.get(arch, 0.0) > until:
@@ -398,7 +421,7 @@ def throughput(bench: Bench, until: float) -> None:
                 for cell in some:
                     report.row(*cell, *_beside([figures[cell, name] for name in names]))
     report.say("\nSeconds to build, compile and take four steps, side by side:\n")
-    report.table("network", "norm", "batch", *names, numbers_from=2)
+    report.table("network", "norm", "batch", "precision", *names, numbers_from=2)
     for cell in dict.fromkeys(cell for cell, _ in every):
         ready = [every[cell, name].ready for name in names]
         report.row(*cell, *("–" if each is None else f"{each:.1f}" for each in ready))
@@ -416,10 +439,51 @@ def _beside(figures: list[Figure]) -> list[str]:
     return cells
 
 
+def limits(bench: Bench, until: float) -> None:
+    """Compare the engine's steps, as the part throughput measured them, with lower bounds."""
+    report = bench.report
+    size = {"copied": bench.settings.copied, "side": bench.settings.side}
+    try:
+        ceilings = bench.worker("engine").ask(until, "ceilings", **size)
+    except Lost as reason:
+        report.left_out(["limits"], str(reason))
+        return
+    report.raw["ceilings"] = ceilings
+    launch, copy, matmul = (ceilings[name] for name in ("launch", "copy", "product"))
+    report.say(
+        f"A tiny kernel in a lax loop: {'–' if launch is None else f'{1e6 * launch:.2f} µs'}; "
+        f"copy: {copy / 1e9:,.0f} GB/s, read and written; bfloat16 matrix product "
+        f"({size['side']}): {matmul / 1e12:,.1f} TFLOP/s. Each bound in ms, and its share of "
+        "the engine's step.\n"
+    )
+    columns = ("step, ms", "kernels", "launches", "MB", "memory", "GFLOP", "arithmetic")
+    report.table("network", "norm", "batch", "precision", *columns, numbers_from=2)
+    for cell, figure in bench.engine.items():
+        if figure.cost is None:
+            continue
+        cost, step = figure.cost, cell.batch / figure.median
+
+        def bound(seconds: float | None, step: float = step) -> str:
+            return "–" if seconds is None else f"{1e3 * seconds:.3f} ({seconds / step:.0%})"
+
+        flops = cost["flops"]
+        report.row(
+            *cell,
+            f"{1e3 * step:.3f}",
+            cost["kernels"],
+            bound(None if launch is None else cost["kernels"] * launch),
+            f"{cost['bytes'] / 1e6:,.1f}",
+            bound(cost["bytes"] / copy),
+            "–" if flops is None else f"{flops / 1e9:,.2f}",
+            bound(None if flops is None else flops / matmul),
+        )
+        report.raw.setdefault("step_cost", []).append({**cell._asdict(), "step": step, **cost})
+
+
 def together(bench: Bench, until: float) -> None:
     settings, report = bench.settings, bench.report
     bench.dismiss()
-    cell = Cell("resnet20", "gn", 16)
+    cell = Cell("resnet20", "gn", 16, settings.precisions[0])
     report.say(f"{cell}, engine: images/s of runs at once on the one GPU, each a process.\n")
     report.table("runs", "each", "all", "× one run")
     alone, longest, started = 0.0, 0.0, 0
@@ -431,10 +495,11 @@ def together(bench: Bench, until: float) -> None:
         workers = [bench.worker("engine", slot) for slot in range(runs)]
         new, started = workers[started:], runs
         try:
-            for worker in new:
-                worker.send("build", **bench.request(cell))
-            for worker in new:
-                worker.receive(until)
+            for some in (new[:1], new[1:]):  # the others read what the first one compiled
+                for worker in some:
+                    worker.send("build", **bench.request(cell, "together"))
+                for worker in some:
+                    worker.receive(until)
             for worker in workers:
                 worker.send("go", seconds=6 * settings.seconds)
             rates = [worker.receive(until)["rate"] for worker in workers]
@@ -449,74 +514,15 @@ def together(bench: Bench, until: float) -> None:
     bench.dismiss()
 
 
-def accuracy(bench: Bench, until: float) -> None:
-    settings, report = bench.settings, bench.report
-    if settings.data is None:
-        report.left_out(["accuracy"], "for it needs --data")
-        return
-    bench.dismiss()
-    batch = 64 if settings.rehearsal else 512
-    recipe = {
-        "arch": "airbench",
-        "norm": "bn",
-        "batch": batch,
-        "width": settings.widths.get("airbench"),
-        # airbench94's own normalization and, about, its rate and decay at this batch and momentum.
-        "overrides": ["norm.momentum=0.6", "norm.scale=false", "eval_batch=500"],
-        "epochs": settings.epochs,
-        "rate": 0.5,
-        "warmup": 0.2,
-        "weight_decay": 1e-3,
-        "smoothing": 0.2,
-    }
-    report.say(
-        f"arch=airbench, BN, batch {batch}, {settings.epochs} epochs of all training images, SGD "
-        f"with Nesterov momentum 0.9, peak rate {recipe['rate']}, weight decay "
-        f"{recipe['weight_decay']}, warm-up {recipe['warmup']:.0%} and cosine, label smoothing "
-        f"{recipe['smoothing']}, crops from padding 2 and flips; images are tested as they are.\n"
-    )
-    worker = bench.worker("engine")
-    worker.send("train", **recipe, data=str(settings.data), limit=settings.data_limit)
-    lines: list[dict[str, Any]] = []
-    try:
-        preparation = worker.receive(until)["preparation"]
-        report.table("epoch", "seconds of training", "train loss", "test accuracy")
-        while "done" not in (line := worker.receive(until)):
-            lines.append(line)
-            report.row(
-                line["epoch"],
-                f"{line['training']:.2f}",
-                f"{line['train_loss']:.3f}",
-                f"{line['accuracy']:.2%}",
-            )
-    except Lost as reason:
-        report.left_out([f"accuracy after epoch {len(lines)}"], str(reason))
-    report.raw["accuracy"] = {"recipe": recipe, "epochs": lines}
-    if not lines:
-        return
-    reached = next((line for line in lines if line["accuracy"] >= 0.94), None)
-    said = (
-        f"94 % on test first after {reached['training']:.2f} s (epoch {reached['epoch']})"
-        if reached
-        else "94 % on test was not reached"
-    )
-    report.say(
-        f"\n{said}; {lines[-1]['accuracy']:.2%} after the last epoch, "
-        f"{lines[-1]['training']:.2f} s. Beside it, {preparation:.1f} s to build, whiten and "
-        f"compile, and {sum(line['evaluation'] for line in lines):.2f} s for the tests."
-    )
-    bench.dismiss()
-
-
 class Part(NamedTuple):
     run: Callable[[Bench, float], None]
     share: int  # of the time
 
 
 PARTS: dict[str, Part] = {
-    "throughput": Part(throughput, 60),
+    "throughput": Part(throughput, 70),
+    "limits": Part(limits, 10),
     "together": Part(together, 20),
-    "accuracy": Part(accuracy, 20),
 }
 
 
@@ -534,41 +540,8 @@ def nvidia_gpu() -> str | None:
     return name.value.decode()
 
 
-def pack(folder: Path, file: Path) -> None:
-    """Write the official python batches of CIFAR-10 into one file."""
-    import pickle
-
-    import numpy as np
-
-    arrays = {}
-    for split, names in (
-        ("train", [f"data_batch_{number}" for number in range(1, 6)]),
-        ("test", ["test_batch"]),
-    ):
-        batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
-        planes = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        arrays[f"{split}_images"] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-        labels = np.concatenate([batch[b"labels"] for batch in batches])
-        arrays[f"{split}_labels"] = labels.astype(np.uint8)
-    np.savez_compressed(file, **arrays)
-    print(f"{file}: {len(arrays['train_labels'])} + {len(arrays['test_labels'])} images")
-
-
-def check_data(file: Path) -> None:
-    """End here, not after minutes, where the file is not what is asked for."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            missing = [name for name in ARRAYS if f"{name}.npy" not in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        sys.exit(f"--data {file}: {error}")
-    if missing:
-        sys.exit(f"--data {file} lacks {', '.join(missing)}; see --pack")
-
-
 def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--data", type=Path, help="CIFAR-10 in one file, for the part accuracy")
-    options.add_argument("--pack", type=Path, metavar="FOLDER", help="write that file, and end")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options.add_argument("--minutes", type=float, default=10.0, help="for all parts together")
     options.add_argument(
@@ -581,27 +554,28 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--norms", nargs="+", choices=["none", "bn", "gn", "bn_ws", "gn_ws"], default=["gn", "bn"]
     )
+    options.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["mixed_bfloat16", "float32"],
+        default=["mixed_bfloat16", "float32"],
+    )
+    options.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    options.add_argument("--engine", action="append", default=[], metavar="NAME=WORDS")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    options.add_argument("--epochs", type=int, default=24, help="of the part accuracy")
-    options.add_argument("--out", type=Path, help="a folder for gpu.md and gpu.json")
+    options.add_argument("--out", type=Path, help="a folder for fast.md and fast.json")
     options.add_argument("--rehearse", action="store_true", help="without a GPU; measures nothing")
-    given = options.parse_args()
-    if given.pack and not given.data:
-        options.error("--pack needs --data, the file to write")
-    return given
+    return options.parse_args()
 
 
 def main() -> None:
     given = arguments()
-    if given.pack:
-        pack(given.pack, given.data)
-        return
     gpu = nvidia_gpu()
     if gpu is None and not given.rehearse:
-        sys.exit("benchmarks/gpu.py measures on an NVIDIA GPU, and there is none on this machine")
-    if given.data:
-        check_data(given.data)
+        sys.exit(
+            "benchmarks/gpu/fast.py measures on an NVIDIA GPU, and there is none on this machine"
+        )
     began = time.monotonic()
     settings = Settings.of(given)
     report = Report(given.out)

@@ -1,0 +1,157 @@
+"""Whole runs of ``normbench`` on a GPU: the time to 94 % on CIFAR-10; norms at many batch sizes.
+
+    python benchmarks/gpu/useful.py --data cifar-10-batches-bin --out results
+
+Both are sweeps as a user would type them (printed first); their stores are written to ``--out``
+without weights. The time to 94 % is that of the training steps of a whole run whose accuracy on the
+test images, measured once at its end, reaches 94 % in the mean over the seeds. The grid is trained
+seed after seed until the time is up, with several runs on the GPU at once; where CUDA's
+Multi-Process Service can be started, they share it. ``--rehearse`` trains tiny ones, on any device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+HALF = ("backend=jax", "precision=mixed_bfloat16")
+
+# airbench94's own normalization and, about, its rate and decay at this batch size and momentum
+# (Jordan 2024, arXiv 2404.00498). It also mirrors images alternately and at test time, averages
+# weights and scales the rate of the biases; this network is trained without these.
+AIRBENCH = (
+    *HALF, "arch=airbench", "norm=bn", "norm.momentum=0.6", "norm.scale=false", "batch=512",
+    "dataset.validation=null", "dataset.crop_padding=2", "label_smoothing=0.2",
+    "optimizer.lr=0.125", "optimizer.weight_decay=0.001", "schedule.warmup=0.2",
+)  # fmt: skip
+TINY = {
+    "airbench": ("arch.width=0.25", "batch=64"),
+    "grid": ("arch=resnet8", "arch.width=8", "norm=bn,gn", "batch=16", "executor.workers=1"),
+}
+
+
+def random_images(file: Path) -> tuple[str, str]:
+    """Write 256 random images, and return the words that choose them."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (256, 32, 32, 3), np.uint8), rng.integers(0, 10, 256)
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:64], y_test=labels[:64])
+    return "dataset=npz", f"dataset.path={file}"
+
+
+def normbench(*words: str, until: float) -> None:
+    """Run a command, and interrupt it when the time is up."""
+    print("$ normbench " + " ".join(words), flush=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "normbench", *words],
+        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax"},
+    )
+    try:
+        code = process.wait(timeout=max(1.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return
+    if code:
+        sys.exit(f"normbench {words[0]} ended with exit code {code}")
+
+
+def airbench(
+    store: Path, epochs: list[int], seeds: list[int], tiny: tuple[str, ...], until: float
+) -> None:
+    """Train whole runs one after the other, and print seconds and accuracy by their epochs."""
+    words = [*AIRBENCH, *tiny]
+    words += [f"epochs={','.join(map(str, epochs))}", f"seed={','.join(map(str, seeds))}"]
+    normbench("sweep", *words, "executor=inline", f"store={store}", until=until)
+    runs: dict[int, list[tuple[float, float]]] = {}
+    for file in sorted(store.glob("*/summary.json")):
+        summary = json.loads(file.read_text())
+        found = runs.setdefault(summary["epochs"], [])
+        found.append((summary["train_seconds"], summary["test_acc"]))
+    print("\n| epochs | runs | seconds of training | test accuracy |")
+    print("| ---: | ---: | ---: | ---: |")
+    for count, found in sorted(runs.items()):
+        seconds, accuracies = zip(*found, strict=True)
+        print(
+            f"| {count} | {len(found)} | {statistics.median(seconds):.2f} | "
+            f"{statistics.mean(accuracies):.2%} ({min(accuracies):.2%}–{max(accuracies):.2%}) |",
+            flush=True,
+        )
+
+
+def start_mps(folder: Path) -> bool:
+    """Start CUDA's Multi-Process Service for the processes started from here on."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        return False
+    os.environ.update(CUDA_MPS_PIPE_DIRECTORY=str(folder), CUDA_MPS_LOG_DIRECTORY=str(folder))
+    if subprocess.run([control, "-d"], check=False).returncode:
+        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
+        return False
+    return True
+
+
+def grid(store: Path, words: list[str], seeds: list[int], until: float) -> None:
+    """Train the experiment ``batch_sweep``, all cells of a seed before those of the next."""
+    words = ["+experiment=batch_sweep", *HALF, *words]
+    with tempfile.TemporaryDirectory() as folder:
+        mps = start_mps(Path(folder))
+        print(f"Multi-Process Service: {'on' if mps else 'off'}", flush=True)
+        for seed in seeds:
+            if time.monotonic() < until:
+                normbench("sweep", *words, f"seed={seed}", f"store={store}", until=until)
+        if mps:
+            subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=False)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--data", type=Path, help="published files of CIFAR-10, to import")
+    options.add_argument("--out", type=Path, required=True, help="a folder for stores.tar.gz")
+    options.add_argument("--seconds", type=float, default=300, help="for everything")
+    options.add_argument("--epochs", type=int, nargs="+", default=[12, 20], help="of airbench")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument(
+        "--grid", nargs="*", default=["epochs=10", "executor.jobs_per_gpu=8"], help="overrides"
+    )
+    options.add_argument("--rehearse", action="store_true")
+    given = options.parse_args()
+    began = time.monotonic()
+    until = began + given.seconds
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.data:
+        normbench("data", "import", "cifar10", "--from", str(given.data), until=until)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = [Path(folder) / name for name in ("airbench", "grid")]
+        tiny: dict[str, tuple[str, ...]] = {"airbench": (), "grid": ()}
+        if given.rehearse:
+            images = random_images(Path(folder) / "random.npz")
+            tiny = {name: (*images, *words) for name, words in TINY.items()}
+        soon = began + 0.35 * given.seconds
+        airbench(stores[0], given.epochs, given.seeds, tiny["airbench"], soon)
+        grid(stores[1], [*given.grid, *tiny["grid"]], given.seeds, until)
+        with tarfile.open(given.out / "stores.tar.gz", "w:gz") as archive:
+            for store in stores:
+                if store.is_dir():
+                    archive.add(
+                        store,
+                        store.name,
+                        filter=lambda entry: None if "/checkpoint" in entry.name else entry,
+                    )
+
+
+if __name__ == "__main__":
+    main()
