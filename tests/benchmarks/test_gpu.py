@@ -76,6 +76,25 @@ def test_counts_what_a_step_launches_and_moves(monkeypatch):
     assert Program(HLO).loop_step() == Cost(3, (32 + 4 + 32) + (32 + 32) + (4 + 4 + 1))
 
 
+def test_names_the_packages_that_a_machine_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(GPU)
+    from wheels import missing  # pyright: ignore[reportMissingImports]
+
+    lock = """\
+jax==0.10.2 \\
+    --hash=sha256:00
+keras==3.15.1 \\
+    --hash=sha256:11
+Markup_Safe==3.0.4 \\
+    --hash=sha256:22
+colorama==0.4.6 ; sys_platform == 'win32' \\
+    --hash=sha256:33
+optree==0.20.0 \\
+    --hash=sha256:44
+"""
+    assert missing(lock, "numpy==2.5\nmarkup-safe==2.0\n") == ["keras==3.15.1", "optree==0.20.0"]
+
+
 @pytest.mark.slow
 def test_speed_is_rehearsed(tmp_path):
     pytest.importorskip("torch")
