@@ -144,6 +144,7 @@ def test_whole_runs_are_rehearsed(tmp_path):
     assert not any("checkpoint" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_packed_images_give_the_published_files(tmp_path, real_data):
     packed, unpacked = tmp_path / "packed", tmp_path / "unpacked"
