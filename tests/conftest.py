@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -38,6 +39,9 @@ def pytest_collection_finish() -> None:
 
         record = backend.start(os.environ["KERAS_BACKEND"], "float32")
         assert threads.are_divided(record["shards"]), "a test module computes as it is imported"
+    # Modules stay: each collection of a run's garbage would look through all of TensorFlow again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

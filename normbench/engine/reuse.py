@@ -76,7 +76,7 @@ class WarmState:
         """
         self._loop = None
         if "keras" in sys.modules:
-            sys.modules["keras"].backend.clear_session()
+            sys.modules["keras"].backend.clear_session(free_memory=False)  # collected below
         gc.collect()
 
     def drop_all(self) -> None:

@@ -34,7 +34,7 @@ class ResourceExhaustedError(Exception):
 def install() -> None:
     keras = types.ModuleType("keras")
     keras.ops = types.SimpleNamespace()
-    keras.backend = types.SimpleNamespace(clear_session=lambda: None)
+    keras.backend = types.SimpleNamespace(clear_session=lambda free_memory: None)
     keras.saving = types.SimpleNamespace(get_custom_objects=dict)
     keras.Model = object
     sys.modules["keras"] = keras
