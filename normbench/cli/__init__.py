@@ -37,6 +37,7 @@ COMMANDS = {
     "tag": "give runs tags and a note",
     "rm": "move runs to the trash, bring them back, or empty it",
     "norms": "list the normalizations, or explain one",
+    "explain": "say what a key means, or what a group has to choose from",
     "experiments": "list the ready-made sweeps, or explain one",
     "data": "list, download or import data sets",
     "doctor": "check this machine and the installation",

@@ -1,0 +1,163 @@
+"""``normbench explain``: the keys and choices of the config, in the words of ``conf/``.
+
+A key's meaning is the comment that stands beside it, or else the description of the argument in the
+docstring of what the file builds.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from normbench.cli.norms import Described
+from normbench.cli.parser import Parser, add_config_dir
+from normbench.cli.terminal import Column, fitted_table, print_rows, wrapping
+from normbench.components import conf_dir, group_file, group_options, header, read_group
+from normbench.errors import unknown
+from normbench.formats import counted
+
+_HIDDEN = ("defaults", "hydra", "name", "_target_")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = """\
+  normbench explain                  all keys, and the groups
+  normbench explain batch            a key
+  normbench explain arch             a group: what there is to choose from
+  normbench explain arch=resnet20    one choice and its keys
+  normbench explain optimizer.lr     a key of a group, in each choice that has it"""
+    parser.add_argument("word", nargs="?", metavar="KEY", help="a key, a group or GROUP=NAME")
+    add_config_dir(parser)
+
+
+def execute(arguments: Namespace, command: Sequence[str]) -> int:
+    rows = explained(arguments.word, arguments.config_dir)
+    print_rows(lambda: rows, lambda: page(arguments.word, rows, arguments.config_dir))
+    return 0
+
+
+def explained(word: str | None, config_dir: str | None = None) -> list[dict[str, Any]]:
+    """Return rows with ``key``, ``value`` and ``meaning``; of a group, ``choice`` and ``meaning``.
+
+    Args:
+        word: ``batch``, ``arch``, ``arch=resnet20``, ``arch.depth``; None for all keys.
+        config_dir: A second folder of config groups.
+
+    Raises:
+        UserError: There is no such key, group or choice.
+    """
+    groups = group_options(config_dir)
+    if word is None:
+        return [
+            *_keys(conf_dir().joinpath("config.yaml").read_text(encoding="utf-8"), "", None),
+            *(
+                {
+                    "key": group,
+                    "value": counted(len(names), "choice"),
+                    "meaning": f"normbench explain {group} lists them",
+                }
+                for group, names in groups.items()
+            ),
+        ]
+    group, equals, name = word.partition("=")
+    group = group.removeprefix("+").replace("norm.weight", "norm/weight")
+    if equals:
+        if group not in groups:
+            raise unknown("group", group, groups)
+        return _of_choice(group, name, config_dir)
+    if group in groups:
+        return [
+            {"choice": f"{group}={name}", "meaning": _summary(header(group, name, config_dir))}
+            for name in groups[group]
+        ]
+    within, _, key = group.rpartition(".")
+    if within in groups:
+        return _of_key(within, key, groups[within], config_dir)
+    top = explained(None, config_dir)
+    found = [row for row in top if row["key"] == word]
+    if not found:
+        raise unknown("key", word, [row["key"] for row in top])
+    return found
+
+
+def _summary(comment: str) -> str:
+    """Return the first sentence of the comment at the top of a file."""
+    comment = re.sub(r"^@package \S+ ", "", comment)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])|\s+(?=normbench )", comment)[0]
+
+
+def _of_choice(group: str, name: str, config_dir: str | None) -> list[dict[str, Any]]:
+    """Return the keys of a group's file, and of the file that it starts from."""
+    file = group_file(group, name, config_dir)
+    values = read_group(group, name, config_dir)
+    rows: list[dict[str, Any]] = []
+    for entry in values.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            rows += _of_choice(group, entry, config_dir)
+    target = values.get("_target_")
+    own = _keys(file.read_text(encoding="utf-8"), f"{group.replace('/', '.')}.", target)
+    known = {row["key"] for row in own}
+    return [row for row in rows if row["key"] not in known] + own
+
+
+def _of_key(
+    group: str, key: str, names: Sequence[str], config_dir: str | None
+) -> list[dict[str, Any]]:
+    """Return a key's row in each choice of a group that has it, equal ones together."""
+    merged: dict[tuple[str, str], list[str]] = {}
+    every: set[str] = set()
+    for name in names:
+        for row in _of_choice(group, name, config_dir):
+            every.add(row["key"].rpartition(".")[2])
+            if row["key"].endswith(f".{key}"):
+                merged.setdefault((row["value"], row["meaning"]), []).append(name)
+    if not merged:
+        raise unknown("key", f"{group}.{key}", {f"{group}.{other}" for other in every})
+    known = next((meaning for _, meaning in merged if meaning), "")
+    return [
+        {
+            "key": f"{group.replace('/', '.')}.{key}",
+            "value": value,
+            "meaning": meaning or known,
+            "in": ", ".join(found),
+        }
+        for (value, meaning), found in merged.items()
+    ]
+
+
+def _keys(text: str, prefix: str, target: str | None) -> list[dict[str, Any]]:
+    """Return the keys at the top level of a YAML text, with their comments."""
+    rows = []
+    described: Described | None = None
+    for line in text.splitlines():
+        found = re.match(r"([A-Za-z_]\w*):\s*(.*?)\s*(?:#\s*(.*))?$", line)
+        if not found or found[1] in _HIDDEN or found[2] == "{}":
+            continue
+        meaning = found[3] or ""
+        if not meaning and target:
+            described = described or Described(target)
+            meaning = described.about(found[1])
+        rows.append({"key": f"{prefix}{found[1]}", "value": found[2], "meaning": meaning})
+    return rows
+
+
+def page(
+    word: str | None, rows: Sequence[dict[str, Any]], config_dir: str | None
+) -> RenderableType:
+    """Return the rows for a terminal, under the header of a choice."""
+    columns = [
+        Column(name, lambda row, name=name: str(row.get(name) or ""), right=False)
+        if name not in ("meaning", "in")
+        else wrapping(name, lambda row, name=name: row[name])
+        for name in (rows[0] if rows else ())
+    ]
+    table = fitted_table(columns, rows)
+    group, equals, name = (word or "").partition("=")
+    if not equals:
+        return table
+    return Group(Text(header(group.removeprefix("+"), name, config_dir)), Text(), table)
