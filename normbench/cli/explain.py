@@ -26,11 +26,13 @@ _HIDDEN = ("defaults", "hydra", "name", "_target_")
 
 def add_arguments(parser: Parser) -> None:
     parser.epilog = """\
-  normbench explain                  all keys, and the groups
-  normbench explain batch            a key
-  normbench explain arch             a group: what there is to choose from
-  normbench explain arch=resnet20    one choice and its keys
-  normbench explain optimizer.lr     a key of a group, in each choice that has it"""
+All keys and groups; a key; what a group has to choose from; the keys of one choice; and a key of a
+group, in each choice that has it:
+  normbench explain
+  normbench explain batch
+  normbench explain arch
+  normbench explain arch=resnet20
+  normbench explain optimizer.lr"""
     parser.add_argument("word", nargs="?", metavar="KEY", help="a key, a group or GROUP=NAME")
     add_config_dir(parser)
 
