@@ -164,12 +164,17 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
 def _name_parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a run's name; from the config if the name cannot be taken apart."""
     match = NAME.fullmatch(run.name)
+    dataset = config.get("dataset")
+    title = dataset.get("title") if isinstance(dataset, dict) else None
+    titled = {"dataset": title} if title else {}  # of one's own images, as tables call them
     if match:
-        return {**match.groupdict(), "batch": int(match["batch"]), "seed": int(match["seed"])}
+        numbers = {key: int(match[key]) for key in ("batch", "seed")}
+        return {**match.groupdict(), **numbers, **titled}
     parts = {key: config.get(key) for key in _NAME_PARTS}
-    return {
+    named = {
         key: value.get("name") if isinstance(value, dict) else value for key, value in parts.items()
     }
+    return {**named, **titled}
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:

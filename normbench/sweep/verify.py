@@ -420,10 +420,12 @@ def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
 
 
 def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
-    """Return a slot with the kind of device and the number of threads that a run had."""
+    """Return a slot with the kind and number of devices, or of threads, that a run had."""
     devices = " ".join(meta.get("devices") or []).lower()
     if ("gpu" in devices or "cuda" in devices) and (gpus := visible_gpus()):
-        return on_gpus(gpus[:1], [1], 1)[0]
+        slot = on_gpus(gpus[:1], [1], 1)[0]
+        visible = ",".join(gpu.id for gpu in gpus[: config.devices])
+        return replace(slot, environment={**slot.environment, "CUDA_VISIBLE_DEVICES": visible})
     cores = threads.core_ids()
     wanted = (meta.get("engine") or {}).get("threads")
     environment = {"CUDA_VISIBLE_DEVICES": "-1"}

@@ -145,7 +145,7 @@ def test_too_few_images_for_validation_are_refused(tmp_path: Path, capsys: Any) 
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path) -> None:
+def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path, capsys: Any) -> None:
     npz_of_digits(tmp_path)
     with np.load(tmp_path / "mine.npz") as arrays:
         np.savez(tmp_path / "inverted.npz", **{
@@ -155,6 +155,11 @@ def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path) ->
     sweep = [*run_of(tmp_path / "runs"), "dataset=npz", files, "executor=inline"]
     assert main(["sweep", *sweep]) == 0
     assert set(load(tmp_path / "runs").runs["dataset"]) == {"mine", "inverted"}
+    capsys.readouterr()
+    assert main(["list", "--store", str(tmp_path / "runs")]) == 0
+    listed = capsys.readouterr().out
+    assert "mine" in listed
+    assert "inverted" in listed
     out = ["--out", str(tmp_path / "report"), "--by", "dataset"]
     assert main(["report", "--store", str(tmp_path / "runs"), *out]) == 0
 

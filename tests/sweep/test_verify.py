@@ -19,6 +19,7 @@ from rich.console import Console
 
 from normbench.cli import main
 from normbench.cli.sweep_screen import VerifyScreen
+from normbench.config import compose
 from normbench.errors import UserError
 from normbench.store import lock, records, verification
 from normbench.store.store import Run, Store
@@ -26,6 +27,7 @@ from normbench.store.tuning import Trial, TunedCell, Tuning
 from normbench.sweep import verify as module
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.local import Local
+from normbench.sweep.executors.slots import Gpu
 from normbench.sweep.observer import SweepView
 from normbench.sweep.plan import plan
 from normbench.sweep.verify import conditions, verify
@@ -522,3 +524,13 @@ def test_mistakes_are_one_line(store, words, message, capsys, monkeypatch) -> No
 def test_an_empty_store_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="is finished: nothing to train again"):
         verify(Store(tmp_path))
+
+
+@pytest.mark.parametrize(("devices", "visible"), [(1, "0"), (2, "0,1"), (4, "0,1,2")])
+def test_a_run_is_verified_on_as_many_gpus_as_it_had(devices, visible, monkeypatch):
+    gpus = [Gpu(str(index), None) for index in range(3)]
+    monkeypatch.setattr(module, "visible_gpus", lambda: gpus)
+    config = compose(["backend=jax", "batch=64", f"devices={devices}"])
+    slot = module._slot(config, {"devices": [f"gpu:{i} H200" for i in range(devices)]})
+    assert slot.is_gpu
+    assert slot.environment["CUDA_VISIBLE_DEVICES"] == visible
