@@ -44,6 +44,8 @@ class Slurm(Remote):
         memory_gb: Memory of a job in GB; None: Slurm's default.
         at_a_time: Largest number of jobs of the array that run at the same time.
         setup: Lines of the job's script before it starts Python.
+        more: Further options of sbatch, by their long names: ``{"qos": "high"}``.
+        srun: Options of the srun that starts Python, as those of a container.
 
     Raises:
         UserError: submitit is not installed.
@@ -62,11 +64,14 @@ class Slurm(Remote):
         memory_gb: int | None = None,
         at_a_time: int = 32,
         setup: Sequence[str] = (),
+        more: Mapping[str, str | int] | None = None,
+        srun: Sequence[str] = (),
     ) -> None:
         if cluster not in CLUSTERS:
             raise unknown("executor.cluster", str(cluster), CLUSTERS)
-        if isinstance(setup, str) or not all(isinstance(line, str) for line in setup):
-            raise UserError(f"executor.setup must be a list of lines, got {setup!r}")
+        for name, lines in (("setup", setup), ("srun", srun)):
+            if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+                raise UserError(f"executor.{name} must be a list of texts, got {lines!r}")
         self._cluster = cluster
         self._at_a_time = int_option("at_a_time", at_a_time, 1)
         self._timeouts = int_option("timeouts", timeouts, 0)
@@ -82,6 +87,8 @@ class Slurm(Remote):
             "slurm_partition": partition,
             "slurm_account": account,
             "slurm_setup": list(setup) or None,
+            "slurm_additional_parameters": _options_of_sbatch(more or {}) or None,
+            "slurm_srun_args": list(srun) or None,
         }
         self._parameters |= {key: value for key, value in optional.items() if value is not None}
         try:
@@ -154,6 +161,40 @@ class Slurm(Remote):
             return
         for handle in handles:
             handle.cancel(check=False)
+
+
+_SET_BY_OTHERS = {
+    "partition": "partition",
+    "account": "account",
+    "time": "minutes",
+    "cpus-per-task": "cpus_per_run",
+    "gpus-per-node": "gpus_per_run",
+    "mem": "memory_gb",
+    "array": "at_a_time",
+}
+"""Options of sbatch, by the executor's own that set them."""
+
+
+def _options_of_sbatch(more: Mapping[str, str | int]) -> dict[str, str | int]:
+    """Check the options of ``executor.more``, and return them by sbatch's names.
+
+    Raises:
+        UserError: They are no mapping of names to texts or numbers; or one of them is set by an
+            option of the executor.
+    """
+    if not isinstance(more, Mapping):
+        raise UserError(
+            f"executor.more must be options by their names, {{qos: high}}, got {more!r}"
+        )
+    options = {str(name).strip("-").replace("_", "-"): value for name, value in more.items()}
+    for name, value in options.items():
+        if name in _SET_BY_OTHERS:
+            raise UserError(
+                f"executor.more sets {name}, which is executor.{_SET_BY_OTHERS[name]} here"
+            )
+        if not isinstance(value, str | int):
+            raise UserError(f"executor.more: {name} must be a text or a number, got {value!r}")
+    return options
 
 
 class RequeuedCell:

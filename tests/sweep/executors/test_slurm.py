@@ -47,6 +47,22 @@ def test_parameters_reach_submitit_by_slurms_names():
     assert parameters["timeout_min"] == 5
 
 
+def test_options_of_sbatch_and_srun_are_in_the_job_s_script():
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    more = {"qos": "high", "mail_type": "END"}
+    made = Slurm(more=more, srun=["--container-image=image.sqsh"])._parameters
+    script = _make_sbatch_string(
+        "python -m work",
+        "folder",
+        additional_parameters=made["slurm_additional_parameters"],
+        srun_args=made["slurm_srun_args"],
+    )
+    assert "#SBATCH --qos=high\n" in script
+    assert "#SBATCH --mail-type=END\n" in script
+    assert "--container-image=image.sqsh python -m work" in script
+
+
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
 def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, tmp_path):
     import submitit
@@ -96,6 +112,14 @@ def test_options_are_checked():
         Slurm(cluster="slum")
     with pytest.raises(UserError, match="setup must be a list"):
         Slurm(setup="module load cuda")
+    with pytest.raises(UserError, match=r"executor.more sets time, which is executor.minutes"):
+        Slurm(more={"time": 5})
+    with pytest.raises(UserError, match=r"executor.more: qos must be a text or a number"):
+        Slurm(more={"qos": ["high"]})
+    with pytest.raises(UserError, match=r"executor.more must be options by their names"):
+        Slurm(more=["qos"])
+    with pytest.raises(UserError, match="srun must be a list"):
+        Slurm(srun="--mpi=none")
     with pytest.raises(UserError, match=r"executor.timeouts must be a whole number of at least 0"):
         Slurm(timeouts=-1)
 
