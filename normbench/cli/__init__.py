@@ -146,14 +146,26 @@ def parse(argv: Sequence[str]) -> Namespace:
     for word in unparsed:
         if word.startswith("-"):
             raise _unknown_option(word, arguments.parser)
-        if not hasattr(arguments, "overrides"):
-            prog = arguments.parser.prog
-            raise UserError(f"{arguments.command} cannot take {word!r} (see {prog} --help)")
-        arguments.overrides.append(word)
+        _words(arguments, word).append(word)
     if hasattr(arguments, "store"):
         arguments.store = _named_store(arguments)
     _refuse_empty(argv)
     return arguments
+
+
+def _words(arguments: Namespace, word: str) -> list[str]:
+    """Return the list of a command's arguments, which takes words after an option, too.
+
+    argparse gives such a list only the words that stand together.
+
+    Raises:
+        UserError: The command takes no list.
+    """
+    for name in ("overrides", "folders", "sides"):
+        if hasattr(arguments, name):
+            return getattr(arguments, name)
+    prog = arguments.parser.prog
+    raise UserError(f"{arguments.command} cannot take {word!r} (see {prog} --help)")
 
 
 def _named_store(arguments: Namespace) -> str | None:
@@ -168,7 +180,9 @@ def _named_store(arguments: Namespace) -> str | None:
         named.append(arguments.store)
     if len(set(named)) > 1:
         raise UserError(f"two stores are named: {named[0]!r} and {named[-1]!r}")
-    if folder == "" or (named and not named[0].strip()):
+    folders = getattr(arguments, "folders", ())
+    empty = any(not word.removeprefix("store=").strip() for word in folders)
+    if folder == "" or empty or (named and not named[0].strip()):
         raise UserError("the store is empty: name a folder, or none for the default")
     return named[0] if named else None
 

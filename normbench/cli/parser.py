@@ -1,7 +1,7 @@
 """The parser of the command line, and the options that several sub-commands share.
 
 :class:`Parser` is argparse's with errors of one line. A sub-command adds its own options in its
-module's ``add_arguments``, and reads the shared ones with :func:`store_of` and
+module's ``add_arguments``, and reads the shared ones with :func:`store_of`, :func:`stores_of` and
 :func:`overrides_of`.
 """
 
@@ -98,6 +98,14 @@ def add_store(parser: Parser, positional: bool = False) -> None:
     )
 
 
+def add_stores(parser: Parser) -> None:
+    """Add ``--store`` and any number of folders as arguments; read them with :func:`stores_of`."""
+    parser.add_argument(
+        "folders", nargs="*", metavar="STORE", help="folders of runs, instead of --store"
+    )
+    add_store(parser)
+
+
 def add_comparison(parser: Parser) -> None:
     """Add the options that say which runs are compared, by what, and with what."""
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
@@ -105,7 +113,7 @@ def add_comparison(parser: Parser) -> None:
         "--by",
         metavar="KEY[,KEY...]",
         default="norm,batch",
-        help="config keys of the rows, of the columns, and of separate tables "
+        help="config keys, store or commit: of the rows, of the columns, and of separate tables "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -115,7 +123,9 @@ def add_comparison(parser: Parser) -> None:
         help="metric to compare (default: %(default)s; normbench report --metrics lists them)",
     )
     parser.add_argument(
-        "--baseline", metavar="ROW", help="row that the others are compared with (default: bn)"
+        "--baseline",
+        metavar="ROW",
+        help="row that the others are compared with (default: bn; of stores and commits the first)",
     )
 
 
@@ -144,6 +154,20 @@ def store_of(arguments: Namespace) -> str:
     from normbench.config import default_store
 
     return default_store()
+
+
+def stores_of(arguments: Namespace) -> list[str]:
+    """Return the folders of runs that a command reads: those named as arguments, else one.
+
+    Raises:
+        UserError: They are named in two ways.
+    """
+    named = [word.removeprefix("store=") for word in arguments.folders]
+    if not named:
+        return [store_of(arguments)]
+    if arguments.store is not None and named != [arguments.store]:
+        raise UserError(f"two stores are named: {named[0]!r} and {arguments.store!r}")
+    return named
 
 
 def overrides_of(arguments: Namespace) -> list[str]:

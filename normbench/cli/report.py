@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from normbench.cli.parser import Parser, add_comparison, add_store, add_superseded, store_of
+from normbench.cli.parser import Parser, add_comparison, add_stores, add_superseded, stores_of
 from normbench.cli.terminal import Column, fitted_table, print_rows
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ _EPILOG = """\
 For example:
   normbench report --where 'norm in [bn, gn] and batch <= 64' --by norm,batch --out report
   normbench report --by norm,optimizer.lr --metric val_acc --baseline bn
-  normbench report --metrics"""
+  normbench report --metrics
+  normbench report desk/runs cluster/runs --by store,norm,batch
+  normbench report --by commit,norm
+
+Several stores are one set of runs. A run of the same config and seed in two of them counts once,
+unless --by names store or commit. The report is written to --out, not into a store."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,18 +50,21 @@ def add_arguments(parser: Parser) -> None:
         help="list what --metric takes, with the values of the store's probes, and stop",
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", default="report", help="folder to write (default: %(default)s)"
+        "--out",
+        metavar="FOLDER",
+        default="report",
+        help="folder to write, from this folder (default: %(default)s)",
     )
-    add_store(parser, positional=True)
+    add_stores(parser)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if arguments.metrics:
-        return _list_metrics(store_of(arguments))
+        return _list_metrics(stores_of(arguments))
     from normbench.report.report import report
 
     report(
-        store_of(arguments),
+        stores_of(arguments),
         where=arguments.where,
         by=arguments.by,
         metric=arguments.metric,
@@ -73,15 +81,15 @@ def writes(arguments: Namespace) -> bool:
     return not arguments.metrics
 
 
-def _list_metrics(store: str) -> int:
-    """Print the metrics of a store's runs; those that every store has where there is no store."""
-    from normbench.report.frames import load
+def _list_metrics(stores: Sequence[str]) -> int:
+    """Print the metrics of the runs of stores; those that every store has where there is none."""
     from normbench.report.metrics import METRICS, OVER_EPOCHS
+    from normbench.report.stores import load_stores
 
     metrics: Mapping[str, Metric] = METRICS
     counts: dict[str, int] = {}
-    if Path(store).is_dir():
-        frames = load(store)
+    if len(stores) > 1 or Path(stores[0]).is_dir():
+        frames, _ = load_stores(stores)
         metrics = frames.metrics
         known = frames.curves.groupby("run").count().gt(0).sum()  # runs with a value in any epoch
         counts = {str(name): int(count) for name, count in known.items()}

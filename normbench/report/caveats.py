@@ -141,7 +141,10 @@ def conditions(
     """
     ended = runs["status"].isin(ENDED).to_numpy()
     inside = tuple(f"{name}." for name in factors if name in GROUPS)
+    context = tuple(context)
     left_out = {*_NAMES, *factors, *context}
+    if "commit" in left_out:  # a commit with uncommitted changes is a value of its own
+        left_out.add("dirty")
     keys = [
         key
         for key in runs.columns

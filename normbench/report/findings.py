@@ -287,14 +287,16 @@ def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
 def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
     """Name the cells whose difference to the baseline has no test."""
     name, base = _names(grid, row)
-    single, apart, equal = [], [], []
+    single, apart, identical, equal = [], [], [], []
     for cell in cells:
         against = grid.get(grid.baseline, cell.column)
         if cell.baseline is None or cell.baseline.tested or against is None:
             continue
         if grid.metric.worst and (cell.diverged or against.diverged):
             continue
-        if cell.baseline.n > 1:
+        if cell.baseline.n > 1 and cell.baseline.low == cell.baseline.high == 0:
+            identical.append(cell)
+        elif cell.baseline.n > 1:
             equal.append(cell)
         elif cell.baseline.n == 1:
             single.append(cell)
@@ -303,6 +305,7 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
     texts = (
         (single, f"{name} and {base} share one seed", ": no test is possible."),
         (apart, f"{name} and {base} share no seed", ": they were not compared."),
+        (identical, f"{name} and {base} have equal values in each shared seed", "."),
         (equal, f"{name} and {base} differ by the same in each seed", ": no test is possible."),
     )
     return [

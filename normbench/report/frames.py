@@ -21,7 +21,7 @@ from normbench.report.metrics import METRICS, Metric, find_metric, known_metrics
 from normbench.report.sequential import declared
 from normbench.store import annotations
 from normbench.store.store import Store
-from normbench.store.tuning import TunedCell, tuning_of
+from normbench.store.tuning import StoreTuning, TunedCell, tuning_of
 
 if TYPE_CHECKING:
     from normbench.store.store import Run
@@ -33,9 +33,27 @@ class LeftOut:
 
     path: Path
     reason: str
+    store: str = ""
+    """The printed name of the folder's store, where several are reported together."""
 
     def __str__(self) -> str:
-        return f"{self.path.name}: {self.reason}"
+        name = f"{self.store}/{self.path.name}" if self.store else self.path.name
+        return f"{name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """One of several stores that are reported together.
+
+    Attributes:
+        name: Its printed name, unique among them.
+        root: Its folder.
+        runs: Number of its runs that can be read.
+    """
+
+    name: str
+    root: Path
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Frames:
     """The runs of a store; unpacks as ``runs, curves = load(store)``.
 
     Attributes:
-        root: The store's folder.
+        root: The store's folder; of several stores that of the first.
         runs: A row a run, sorted by name: ``name``, ``status``, the config (a group's name under
             the group's, its options as ``norm.groups``), the final metrics (accuracies are
             fractions 0..1, times in seconds), the provenance; in a store with tuned keys also
@@ -56,6 +74,8 @@ class Frames:
         tuned: The cells whose keys were tuned, of the whole store.
         metrics: All metrics by name: METRICS, and a metric of epochs for each value that a probe
             measured in any run of the store.
+        stores: The stores, in the order in which they were named, where the runs are of several
+            (:func:`normbench.report.stores.load_stores`); empty for one.
     """
 
     root: Path
@@ -65,6 +85,18 @@ class Frames:
     unfiltered: pd.DataFrame | None = None
     tuned: tuple[TunedCell, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+    stores: tuple[StoreFolder, ...] = ()
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders of the stores."""
+        return [store.root for store in self.stores] or [self.root]
+
+    @property
+    def folders(self) -> str:
+        """The folders of the stores in a sentence."""
+        *others, last = map(str, self.roots)
+        return f"{', '.join(others)} and {last}" if others else last
 
     @property
     def whole(self) -> pd.DataFrame:
@@ -135,36 +167,72 @@ def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
         NormbenchError: The record of a tuned sweep is damaged: trials cannot be told from results.
     """
     store = as_store(store)
+    found = read_store(store, epochs)
+    return assemble(store.root, found, tuning_of(store))
+
+
+@dataclass
+class StoreRows:
+    """The runs of one store before they are data frames.
+
+    Attributes:
+        rows: A row of the runs frame for each run.
+        pieces: The epochs of each run as columns, in the order of ``rows``; none where the epochs
+            were not asked for.
+        left_out: Foreign and unreadable folders, each with its reason.
+        described: How the values of the runs' probes are shown.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pieces: list[dict[str, np.ndarray]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def read_store(store: Store, epochs: bool = True) -> StoreRows:
+    """Read the runs of a store.
+
+    Raises:
+        UserError: The folder does not exist.
+        NormbenchError: The record of a sweep is damaged.
+    """
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
-    left_out = [LeftOut(path, reason) for path, reason in store.foreign()]
-    rows: list[dict[str, Any]] = []
-    pieces: list[dict[str, np.ndarray]] = []
-    described: dict[str, Any] = {}
+    found = StoreRows(left_out=[LeftOut(path, reason) for path, reason in store.foreign()])
     for run in store.runs():
         row, lines, problem = read(run)
         if row is None:
-            left_out.append(LeftOut(run.path, problem or "it cannot be read"))
+            found.left_out.append(LeftOut(run.path, problem or "it cannot be read"))
             continue
-        rows.append(row)
+        found.rows.append(row)
         if not epochs:
             continue
-        pieces.append(columns(run.name, lines))
-        if any(column.startswith("probe/") for column in pieces[-1]):
-            described |= _described(run)
+        found.pieces.append(columns(run.name, lines))
+        if any(column.startswith("probe/") for column in found.pieces[-1]):
+            found.described |= _described(run)
     if looks := declared(store.root):
-        for row in rows:
+        for row in found.rows:
             row["looks"] = " ".join(map(str, looks.get(row["name"], ())))
-    runs, curves = _typed(*_frames(rows, pieces))
-    tuned = tuning_of(store)
+    return found
+
+
+def assemble(root: Path, found: StoreRows, tuned: StoreTuning) -> Frames:
+    """Make the frames of runs that were read.
+
+    Args:
+        root: The folder of the store, or of the first one.
+        found: The runs.
+        tuned: What their sweeps tuned.
+    """
+    runs, curves = _typed(*_frames(found.rows, found.pieces))
     if tuned.cells:
         runs["trial"] = runs["name"].isin(tuned.trials)
         runs["superseded"] = runs["name"].isin(tuned.superseded)
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
     probed = [str(column) for column in curves.columns if str(column).startswith("probe/")]
-    metrics = known_metrics(probed, shipped_probe_values() | described) if probed else METRICS
-    return Frames(store.root, runs, curves, tuple(left_out), tuned=tuned.cells, metrics=metrics)
+    metrics = known_metrics(probed, shipped_probe_values() | found.described) if probed else METRICS
+    return Frames(root, runs, curves, tuple(found.left_out), tuned=tuned.cells, metrics=metrics)
 
 
 def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:

@@ -184,10 +184,14 @@ def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
 def default_baseline(study: Study, asked: str | None) -> Any:
     """Return the row asked for, else ``bn`` where there is one, else None.
 
+    Of stores and commits it is the first: the store that was named first, the oldest commit.
+
     Raises:
         UserError: The study has no row of that name.
     """
     named = {str(row): row for row in study.rows}
+    if asked is None and study.row_factor in ("store", "commit") and len(study.rows) > 1:
+        return study.rows[0]
     if asked is None:
         return named.get("bn")
     if asked not in named:

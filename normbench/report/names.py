@@ -106,6 +106,8 @@ FACTORS = {
     "seed": "Seed",
     "epochs": "Epochs",
     "norm.groups": "Groups",
+    "store": "Store",
+    "commit": "Commit",
 }
 
 
@@ -221,9 +223,15 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", name.casefold())
 
 
+_COUNTED = (
+    *("batch", "norm", "dataset", "arch", "optimizer", "schedule", "seed"),
+    *("store", "commit"),
+)  # factors whose plural ends in s
+
+
 def several(name: str, count: int) -> str:
     """Return ``6 batch sizes``; for a factor without a plural ``6 values of dropout``."""
-    if name in ("batch", "norm", "dataset", "arch", "optimizer", "schedule", "seed"):
+    if name in _COUNTED:
         word = factor(name).lower()
         return f"{count} {word}{'' if count == 1 else 's'}"
     return f"{count} values of {factor(name).lower()}"

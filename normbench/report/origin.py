@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -94,16 +95,21 @@ def _split(runs: pd.DataFrame) -> list[str]:
 def verified(frames: Frames) -> list[str]:
     """Return a sentence on the runs that ``normbench verify`` trained again, if there are any."""
     ended = frames.runs[frames.runs["status"].isin(["finished", "diverged"])]
-    try:
-        newest = verification.newest(Store(frames.root))
-    except NormbenchError as error:
-        return [f"{error}: what it says is ignored"]
-    known = {name: item for name, item in newest.items() if name in set(ended["name"])}
+    names = dict(zip(ended["path"], ended["name"], strict=True)) if "path" in ended else {}
+    known, found = {}, []
+    for root in frames.roots:
+        try:
+            newest = verification.newest(Store(root))
+        except NormbenchError as error:
+            found.append(f"{error}: what it says is ignored")
+            continue
+        paths = {str(root / name): item for name, item in newest.items()}
+        known |= {names[path]: item for path, item in paths.items() if path in names}
     if not known:
-        return []
-    names = [name for name, item in known.items() if item["verdict"] == "differs"]
-    refuted = f" ({_listed(names, _NAMED)})" if names else ""
-    return [f"{verification.counted(known, len(ended))}{refuted}"]
+        return found
+    differing = [name for name, item in known.items() if item["verdict"] == "differs"]
+    refuted = f" ({_listed(differing, _NAMED)})" if differing else ""
+    return [*found, f"{verification.counted(known, len(ended))}{refuted}"]
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -169,9 +175,9 @@ def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
     return found[:LISTED] + ([("… and others", others)] if others else [])
 
 
-def report_command(root: Path, asked: Request) -> str:
-    """Return the command that writes the same report."""
-    parts = ["normbench", "report", str(root)]
+def report_command(roots: Sequence[Path], asked: Request) -> str:
+    """Return the command that writes the same report on the stores in these folders."""
+    parts = ["normbench", "report", *map(str, roots)]
     if asked.where:
         parts += ["--where", asked.where]
     if asked.by != ("norm", "batch"):

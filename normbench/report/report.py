@@ -19,6 +19,7 @@ from normbench.report.figures import draw
 from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
+from normbench.report.stores import Stores, load_stores
 from normbench.report.study import studies
 from normbench.report.table import (
     Table,
@@ -44,7 +45,7 @@ MANIFEST = ".normbench-report.json"
 
 
 def report(
-    store: Store | Path | str,
+    store: Stores,
     where: str | None = None,
     by: str | Sequence[str] = ("norm", "batch"),
     metric: str = "test_acc",
@@ -56,12 +57,13 @@ def report(
     shown_as: Path | None = None,
     superseded: bool = False,
 ) -> Path:
-    """Write tables, figures and a page on the runs of a store.
+    """Write tables, figures and a page on the runs of a store, or of several together.
 
     Args:
-        store: The store, or its folder.
+        store: The store, or its folder; or several (:func:`.stores.load_stores`).
         where: A filter on runs (:mod:`normbench.report.where`).
-        by: Columns of the config: of rows, of columns, and further ones that split studies.
+        by: Columns of the config, ``store`` or ``commit``: of rows, of columns, and further ones
+            that split studies.
         metric: The metric to compare (:data:`normbench.report.metrics.METRICS`).
         baseline: The row that the others are compared with; ``bn`` where there is one.
         target: A validation accuracy, a fraction, for the table of steps to reach it.
@@ -82,9 +84,9 @@ def report(
     """
     asked = request(where, by, metric, baseline, target, allow_confound, superseded)
     _check_folder(Path(out))
-    everything = load(store)
-    frames, notes = choose(everything, asked)
-    notes += origin.verified(frames)
+    everything, notes = load_stores(store, asked.by)
+    frames, more = choose(everything, asked)
+    notes += [*more, *origin.verified(frames)]
     for line in _opening(everything, frames, asked.where, notes):
         say(line)
     if frames.runs.empty:
@@ -288,7 +290,11 @@ def _boxes(drawings: Sequence[Drawing]) -> list[str]:
 def _opening(
     everything: Frames, frames: Frames, where: str | None, notes: Sequence[str]
 ) -> list[str]:
-    lines = [f"{everything.root}: {origin.counts(everything)}"]
+    lines = [
+        f"{store.name}: {counted(store.runs, 'run')} in {store.root}" for store in everything.stores
+    ]
+    whole = "together" if everything.stores else everything.root
+    lines.append(f"{whole}: {origin.counts(everything)}")
     if where:
         lines.append(f"--where {where!r} keeps {origin.counts(frames)}")
     lines += origin.unfinished(frames)
@@ -310,7 +316,7 @@ def _check_folder(folder: Path) -> None:
 
 def _nothing(frames: Frames, where: str | None) -> str:
     if where and not frames.runs.empty:
-        return f"--where {where!r} keeps none of the {len(frames.runs)} runs of {frames.root}"
+        return f"--where {where!r} keeps none of the {len(frames.runs)} runs of {frames.folders}"
     if frames.left_out:
         count = len(frames.left_out)
         left_out = "1 folder is" if count == 1 else f"{count} folders are"

@@ -311,7 +311,8 @@ def studies(
 
     Args:
         frames: The runs.
-        by: Columns of the config: of rows, of columns, and further ones that split studies.
+        by: Columns of the config, or ``commit``: of rows, of columns, and further ones that split
+            studies.
         allowed: Keys in which rows may differ on purpose, as ``optimizer.lr``, or groups of them.
 
     Raises:
@@ -319,6 +320,7 @@ def studies(
     """
     factors = list(parse_by(by))
     offered = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
+    offered += [column for column in ("commit",) if column in frames.runs.columns]
     if not factors:
         raise UserError("--by needs at least one column, as --by norm,batch")
     for place, name in enumerate(factors):
@@ -331,6 +333,12 @@ def studies(
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
     runs, aside = frames.runs.copy(), tuning.is_aside(frames.runs)
+    order = {}
+    if frames.stores:
+        order["store"] = [store.name for store in frames.stores]
+    if "commit" in factors:
+        runs["commit"] = commits(runs)
+        order["commit"] = by_age(runs)
     tuned = bool(frames.tuned) and not aside.all()  # trials alone are ordinary runs
     marked = tuning.marked(runs, frames, factors) if tuned else runs
     row, column = _variants(marked, first), _variants(marked, second) if second else ""
@@ -349,8 +357,8 @@ def studies(
             Study(
                 tuple(factors[:2]),
                 dict(zip(keys, map(plain_value, values), strict=True)),
-                labels.ordered(first, map(plain_value, part["row"].unique())),
-                labels.ordered(second, map(plain_value, part["column"].unique())),
+                _ordered(first, part["row"], order),
+                _ordered(second, part["column"], order),
                 part.reset_index(drop=True),
                 curves.reset_index(drop=True),
                 title="",
@@ -465,6 +473,30 @@ def _variants(runs: pd.DataFrame, factor: str) -> pd.Series:
 
 def _option(factor: str, row: pd.Series, column: str) -> str:
     return f"{column.removeprefix(factor + '.')}={labels.plain(row[column])}"
+
+
+def commits(runs: pd.DataFrame) -> pd.Series:
+    """Return the commit of each run as it is printed: ten digits, and what was not committed.
+
+    Code with uncommitted changes is not that of its commit, so it has a name of its own.
+    """
+    known = runs["commit"].notna()
+    names = runs["commit"].astype(object).map(lambda commit: str(commit)[:10])
+    dirty = runs["dirty"].fillna(False).astype(bool) if "dirty" in runs else ~known
+    return names.where(~dirty, names + " with changes").where(known, "–")
+
+
+def by_age(runs: pd.DataFrame) -> list[str]:
+    """Return the printed commits of runs, the one that trained first at the beginning."""
+    first = runs["started"].fillna("").groupby(runs["commit"]).min()
+    return list(first.sort_values(kind="stable").index)
+
+
+def _ordered(name: str, values: pd.Series, known: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Return the values of a factor in the order of tables: that in ``known``, if it has one."""
+    found = labels.ordered(name, map(plain_value, values.unique()))
+    places = {value: place for place, value in enumerate(known.get(name, ()))}
+    return sorted(found, key=lambda value: places.get(value, len(places)))
 
 
 def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:

@@ -51,7 +51,7 @@ def test_what_is_no_grid_is_listed() -> None:
 
 def test_the_report_is_made_again_by_its_own_command() -> None:
     asked = Request("norm in [bn, gn]", ("arch", "batch"), "test_err", "gn", 0.9, ("optimizer",))
-    assert report_command(Path("my runs"), asked) == (
+    assert report_command([Path("my runs")], asked) == (
         "normbench report 'my runs' --where 'norm in [bn, gn]' --by arch,batch "
         "--metric test_err --baseline gn --target 0.9 "
         "--allow-confound optimizer"

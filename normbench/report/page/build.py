@@ -64,7 +64,7 @@ def build(
     light, dark = svg.variables()
     return environment.get_template("template.html").render(
         version=normbench.__version__,
-        store=str(frames.root),
+        store=frames.folders,
         counts=origin.counts(frames),
         unfinished=origin.unfinished(frames, named=len(frames.runs)),
         left_out=frames.left_out,
@@ -76,7 +76,7 @@ def build(
         details=Markup(_script_json(_details(frames, names))),
         common=_common(frames.runs),
         commands=origin.commands(frames.runs),
-        report_command=origin.report_command(frames.root, asked),
+        report_command=origin.report_command(frames.roots, asked),
         environment=origin.environment(frames.runs),
         rules=[DIVERGED_RULE, CONFOUND_RULE],
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -160,9 +160,10 @@ def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
     order = {name: place for place, name in enumerate(names.titles)}
     rows = []
     seen: set[str] = set()
+    paths = dict(zip(frames.runs["name"], frames.runs["path"], strict=True))
     keyed = [(names.of_run.get(row[0].text, ""), row) for row in listed.rows]
     for cell, row in sorted(keyed, key=lambda pair: order.get(pair[0], len(order))):
-        folder = os.path.relpath(frames.root / row[0].text, out)
+        folder = os.path.relpath(paths[row[0].text], out)
         rows.append(
             {
                 "cell": cell,

@@ -1,0 +1,277 @@
+"""Several stores read as one set of runs: :func:`load_stores`.
+
+A store has a run of a config and a seed once. Several stores may each have one: copies of the same
+run, or runs of the same config on two machines or at two commits. :func:`load_stores` keeps all of
+them where the report tells stores or commits apart (``--by store``, ``--by commit``). Elsewhere
+they are one run and count once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normbench.errors import UserError
+from normbench.formats import counted
+from normbench.report.frames import (
+    Frames,
+    LeftOut,
+    StoreFolder,
+    StoreRows,
+    as_store,
+    assemble,
+    load,
+    read_store,
+)
+from normbench.store.store import Store
+from normbench.store.tuning import StoreTuning, TunedCell, Tuning, combined, tunings
+
+Stores = Store | Path | str | Sequence[Store | Path | str]
+"""One store or several, each as an object or by its folder."""
+
+_COMPLETE = ("finished", "diverged")
+_RESULTS = ("train_loss", "val_loss", "test_loss", "test_acc", "diverged_step")
+_NAMED = 3  # runs named in a note
+
+_Name = tuple[str, str]  # the printed name of a store, and the name of a run's folder in it
+
+
+def load_stores(
+    stores: Stores, by: Sequence[str] = (), *, epochs: bool = True
+) -> tuple[Frames, list[str]]:
+    """Read stores into the data frames of all their runs together.
+
+    The column ``store`` has the printed name of the store of each run. A run whose name several of
+    the stores have is named ``STORE/NAME`` if more than one of them is kept.
+
+    Args:
+        stores: The stores; one alone is read as by :func:`normbench.report.frames.load`.
+        by: The factors of the report. Without ``store`` and ``commit`` among them, runs of the
+            same config and seed count once (:func:`_without_copies`).
+        epochs: False leaves the curves frame without rows.
+
+    Returns:
+        The frames, and a note on the runs that are in more than one store, if there are any.
+
+    Raises:
+        UserError: A folder does not exist, has no run that can be reported, or is named twice.
+        NormbenchError: The record of a tuned sweep is damaged.
+    """
+    found = _listed(stores)
+    if len(found) == 1:
+        return load(found[0], epochs=epochs), []
+    _refuse_repeated(found)
+    names = store_names([store.root for store in found])
+    parts = [
+        _named(read_store(store, epochs), name, store)
+        for store, name in zip(found, names, strict=True)
+    ]
+    folders = tuple(
+        StoreFolder(name, store.root, len(part.rows))
+        for name, store, part in zip(names, found, parts, strict=True)
+    )
+    renamed, notes = _without_copies(parts, by)
+    records = [
+        [_renamed(tuning, name, renamed) for tuning in tunings(store)]
+        for store, name in zip(found, names, strict=True)
+    ]
+    frames = assemble(found[0].root, _joined(parts), _tuning(records, by))
+    return replace(frames, stores=folders), notes
+
+
+def _listed(stores: Stores) -> list[Store]:
+    several = [stores] if isinstance(stores, Store | Path | str) else stores
+    if not several:
+        raise UserError("no store is named: name a folder of runs")
+    return [as_store(store) for store in several]
+
+
+def _refuse_repeated(stores: Sequence[Store]) -> None:
+    """Refuse a folder that is named twice: each of its runs would be there twice."""
+    seen: dict[Path, Path] = {}
+    for store in stores:
+        path = store.root.resolve()
+        if path in seen:
+            other = seen[path]
+            also = "" if other == store.root else f", as {str(other)!r} and as {str(store.root)!r}"
+            raise UserError(f"the store {str(store.root)!r} is named twice{also}")
+        seen[path] = store.root
+
+
+def store_names(roots: Sequence[Path]) -> list[str]:
+    """Return a printed name for each store: its folder's name, or as much of its path as it takes.
+
+    ``a/runs`` and ``b/runs`` share the name of their folder, so each is named by its path from the
+    first folder in which the two differ.
+    """
+    paths = [root.resolve().parts for root in roots]
+    lengths = [1] * len(paths)
+    while True:
+        names = [str(Path(*path[-n:])) for path, n in zip(paths, lengths, strict=True)]
+        counts = Counter(names)
+        if max(counts.values()) == 1:
+            return names
+        lengths = [length + (counts[name] > 1) for name, length in zip(names, lengths, strict=True)]
+
+
+def _named(part: StoreRows, name: str, store: Store) -> StoreRows:
+    """Write the store's printed name into each row; refuse a store without runs."""
+    if not part.rows:
+        reason = f" (left out: {part.left_out[0]})" if part.left_out else ""
+        raise UserError(f"there are no runs in {str(store.root)!r} that can be reported{reason}")
+    for row in part.rows:
+        row["store"] = name
+    part.left_out = [LeftOut(item.path, item.reason, name) for item in part.left_out]
+    return part
+
+
+def _joined(parts: Sequence[StoreRows]) -> StoreRows:
+    """Return the runs of all stores, sorted by name as those of one store are."""
+    rows = [row for part in parts for row in part.rows]
+    pieces = [piece for part in parts for piece in part.pieces]
+    order = sorted(range(len(rows)), key=lambda place: rows[place]["name"])
+    return StoreRows(
+        [rows[place] for place in order],
+        [pieces[place] for place in order] if pieces else [],
+        [item for part in parts for item in part.left_out],
+        {name: shown for part in parts for name, shown in part.described.items()},
+    )
+
+
+# --- runs that more than one store has ------------------------------------------------------------
+
+
+def _without_copies(
+    parts: Sequence[StoreRows], by: Sequence[str]
+) -> tuple[dict[_Name, str], list[str]]:
+    """Remove runs of the same config and seed that the report cannot tell apart, all but one.
+
+    Two runs of one config and seed are no two samples: with equal weights they are copies, and with
+    other weights they differ by rounding or code, not by chance. Averaging them would give that
+    seed twice the weight and make intervals too narrow. So one of them counts: a complete one
+    rather than one that is not, then that of the store which was named first. The rule does not
+    look at results, so it cannot prefer the better one. Where the weights differ, the note says so,
+    since the choice then changes numbers.
+
+    Returns:
+        The name that each run has now by its store and its former name (of a run that was removed,
+        the name of the one that counts), and notes.
+    """
+    groups: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
+    for place, part in enumerate(parts):
+        for row in part.rows:
+            key: tuple[Any, ...] = (row.get("signature") or row["name"],)
+            key += (place,) if "store" in by else ()
+            key += (row.get("commit"), row.get("dirty")) if "commit" in by else ()
+            groups.setdefault(key, {}).setdefault(place, []).append(row)
+    removed: dict[int, dict[str, Any]] = {}  # by the id of a row, the row that counts in its place
+    same: list[str] = []
+    other: list[str] = []
+    unequal: list[str] = []
+    for group in groups.values():
+        if len(group) == 1:  # runs of one store: a folder copied by hand is shown as ever
+            continue
+        found = {place: rows[0] for place, rows in group.items()}
+        best = min(found, key=lambda place: (found[place]["status"] not in _COMPLETE, place))
+        removed |= {
+            id(row): found[best] for place, rows in group.items() if place != best for row in rows
+        }
+        complete = [row for row in found.values() if row["status"] in _COMPLETE]
+        if any(not _is_same(complete[0], row) for row in complete[1:]):
+            other.append(found[best]["name"])
+        else:
+            (unequal if 0 < len(complete) < len(found) else same).append(found[best]["name"])
+    before = {id(row): (row["store"], row["name"]) for part in parts for row in part.rows}
+    kept = [row for part in parts for row in part.rows if id(row) not in removed]
+    again = Counter(row["name"] for row in kept)
+    for row in kept:
+        if again[row["name"]] > 1:
+            row["name"] = f"{row['store']}/{row['name']}"
+    renamed = {
+        before[id(row)]: removed.get(id(row), row)["name"] for part in parts for row in part.rows
+    }
+    for part in parts:
+        _keep(part, removed)
+    return renamed, _notes(same, other, unequal)
+
+
+def _keep(part: StoreRows, removed: Mapping[int, Any]) -> None:
+    """Remove rows with their epochs, by the ids of the rows; name the other epochs as their row."""
+    pieces = part.pieces
+    part.pieces = [
+        {**piece, "run": np.full(len(piece["run"]), row["name"], object)}
+        for row, piece in zip(part.rows, pieces, strict=bool(pieces))
+        if id(row) not in removed
+    ]
+    part.rows = [row for row in part.rows if id(row) not in removed]
+
+
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two complete runs have the same final weights, or without any, results.
+
+    A diverged run has no final weights.
+    """
+    weights = [row.get("weights_sha256") for row in (first, second)]
+    if weights[0] or weights[1]:
+        return weights[0] == weights[1]
+    return all(first.get(key) == second.get(key) for key in ("status", *_RESULTS))
+
+
+def _notes(same: Sequence[str], other: Sequence[str], unequal: Sequence[str]) -> list[str]:
+    found = []
+    if same:
+        verbs = "is in several stores and counts" if len(same) == 1 else (
+            "are in several stores and count")  # fmt: skip
+        found.append(f"{counted(len(same), 'run')} {verbs} once")
+    if unequal:
+        verb = "is" if len(unequal) == 1 else "are"
+        found.append(
+            f"{counted(len(unequal), 'run')} {verb} complete in one store and not in another: the "
+            "complete one counts"
+        )
+    if other:
+        verb = "has" if len(other) == 1 else "have"
+        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+        found.append(
+            f"{counted(len(other), 'run')} {verb} different weights in different stores "
+            f"({', '.join(other[:_NAMED])}{more}): only that of the store named first on the "
+            "command line counts; --by store shows all, normbench diff compares two stores"
+        )
+    return found
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+
+def _renamed(tuning: Tuning, store: str, names: Mapping[_Name, str]) -> Tuning:
+    """Return a record of tuning with the names that its runs have in the frames."""
+
+    def now(name: str) -> str:
+        return names.get((store, name), name)
+
+    def cell(old: TunedCell) -> TunedCell:
+        trials = tuple(replace(trial, run=now(trial.run)) for trial in old.trials)
+        return replace(old, trials=trials, final=tuple(map(now, old.final)))
+
+    return replace(tuning, cells=tuple(map(cell, tuning.cells)))
+
+
+def _tuning(records: Sequence[Sequence[Tuning]], by: Iterable[str]) -> StoreTuning:
+    """Combine what the sweeps of each store tuned.
+
+    As one set of runs, the stores are one history of sweeps: the last choice counts, whichever
+    store it was made in. Told apart, each store keeps its own choices.
+    """
+    if not {"store", "commit"}.intersection(by):
+        every = [tuning for found in records for tuning in found]
+        return combined(sorted(every, key=lambda tuning: tuning.sweep))
+    each = [combined(found) for found in records]
+    final = frozenset(name for one in each for cell in one.cells for name in cell.final)
+    trials = frozenset[str]().union(*(one.trials for one in each)) - final
+    superseded = frozenset[str]().union(*(one.superseded for one in each)) - final - trials
+    return StoreTuning(tuple(cell for one in each for cell in one.cells), trials, superseded)
