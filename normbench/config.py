@@ -15,7 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -246,6 +246,18 @@ class Config:
         """
         tree = {key: value for key, value in recorded.items() if key not in _ABOUT}
         return cls.from_dict(check_recorded(_SINCE | tree, config_dir, where))
+
+
+def signature_without_seed(recorded: Mapping[str, Any]) -> str:
+    """Return the signature of the config that a run folder records, with 0 in place of its seed.
+
+    It is equal for two runs exactly if they differ in nothing but their seeds that decides numbers.
+
+    Raises:
+        UserError: The config has a key that this version does not know, or lacks one.
+    """
+    tree = {key: value for key, value in recorded.items() if key not in _ABOUT}
+    return replace(Config.from_dict(_SINCE | tree), seed=0).signature
 
 
 _ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config

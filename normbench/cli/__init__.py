@@ -41,7 +41,7 @@ COMMANDS = {
     "experiments": "list the ready-made sweeps, or explain one",
     "data": "list, download or import data sets",
     "doctor": "check this machine and the installation",
-    "diff": "compare two runs",
+    "diff": "compare two runs, two stores, or two commits",
     "export": "write all results as one table, or a trained network",
     "verify": "train finished runs again and compare",
     "pack": "write one archive for a paper",
@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``normbench``; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 if a run or the machine failed; 2 for a mistake in the command, or a
-        library that it needs and that is not installed; 130 if the command was interrupted.
+        The exit code: 0; 1 if a run or the machine failed, or a comparison found a difference; 2
+        for a mistake in the command, or a library that it needs and that is not installed; 130 if
+        the command was interrupted.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
     try:

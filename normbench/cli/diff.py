@@ -1,15 +1,41 @@
-"""``normbench diff``: compare two runs."""
+"""``normbench diff``: compare two runs, two stores, or two commits."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
-from normbench.cli.parser import RUN_NAMES, Parser, add_store, store_of
+from normbench.cli.parser import RUN_NAMES, WHERE, Parser, add_store, store_of
+from normbench.errors import UserError
+
+_EPILOG = f"""\
+A RUN is named by its {RUN_NAMES}; or by the path of its
+folder. A folder that is no run is a store:
+  normbench diff digits-resnet8-bn-b16-s0 digits-resnet8-bn-b16-s1
+  normbench diff desk/runs cluster/runs
+  normbench diff runs --by commit
+
+Of two stores, or two commits, each config that both have gets a verdict: equal bits, within the
+spread of seeds, different, or spread unknown. Exit code 1: a config is different."""
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("runs", nargs=2, metavar="RUN", help=f"two runs, each by {RUN_NAMES}")
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "sides", nargs="*", metavar="RUN|STORE", help="two runs, two stores, or stores --by commit"
+    )
+    parser.add_argument(
+        "--by",
+        metavar="SIDE",
+        help="compare the configs of each store or of each commit (default: store)",
+    )
+    parser.add_argument("--where", metavar="FILTER", help=f"of stores: {WHERE}")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="of stores: metric whose means over seeds are compared (default: test_acc)",
+    )
     parser.add_argument(
         "--out", metavar="FOLDER", help="also write the comparison and the curves to this folder"
     )
@@ -17,10 +43,49 @@ def add_arguments(parser: Parser) -> None:
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
-    from normbench.report.report import diff
+    from normbench.report.report import diff, diff_sides
 
-    diff(store_of(arguments), *arguments.runs, out=arguments.out)
+    stores = _stores(arguments)
+    if stores:
+        return diff_sides(
+            stores,
+            arguments.by or "store",
+            arguments.where,
+            arguments.metric or "test_acc",
+            arguments.out,
+        )
+    words = arguments.sides
+    for option in ("by", "where", "metric"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} is for stores, and {words[0]!r} names a run or nothing")
+    if len(words) != 2:
+        raise UserError(f"diff compares two runs or two stores, not {len(words)}: name two")
+    diff(store_of(arguments), *words, out=arguments.out)
     return 0
+
+
+def _stores(arguments: Namespace) -> list[str]:
+    """Return the stores that are compared; none where runs are.
+
+    A word is a store if it is a folder, and not that of a run. With ``--store`` words are runs.
+
+    Raises:
+        UserError: A store and a run are named together.
+    """
+    from normbench.store.store import Run
+
+    words = arguments.sides
+    if not words:
+        return [store_of(arguments)] if arguments.by == "commit" else []
+    if arguments.store is not None:
+        return []
+    stores = [word for word in words if Path(word).is_dir() and not Run(Path(word)).exists]
+    others = [word for word in words if word not in stores]
+    if stores and others:
+        raise UserError(
+            f"{stores[0]!r} is a store and {others[0]!r} is not: name two runs or two stores"
+        )
+    return stores
 
 
 def writes(arguments: Namespace) -> bool:

@@ -125,8 +125,11 @@ def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
 
 
 def named(pair: Pair) -> list[str]:
-    """Return a line with the name of each run."""
-    return [f"first: {pair.names[0]}", f"second: {pair.names[1]}"]
+    """Return a line with the name of each run; with its path where both have the same name."""
+    names = pair.names
+    if names[0] == names[1]:
+        names = str(pair.first["path"]), str(pair.second["path"])
+    return [f"first: {names[0]}", f"second: {names[1]}"]
 
 
 def _shown(row: Mapping[str, Any], key: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands on a store's results: :func:`report`, :func:`diff`, :func:`export`.
+"""The commands on results: :func:`report`, :func:`diff`, :func:`diff_sides`, :func:`export`.
 
 :func:`summary_table` is the table that a sweep ends with.
 """
@@ -31,6 +31,7 @@ from normbench.report.table import (
     terminal,
 )
 from normbench.store import schema
+from normbench.store.store import find_run
 
 if TYPE_CHECKING:
     import rich.console
@@ -169,7 +170,8 @@ def diff(
 
     Args:
         store: The store, or its folder.
-        run_a, run_b: A name, the unique start of one, or a signature.
+        run_a, run_b: A name, the unique start of one, a signature, or the path of a run folder,
+            which may be in another store.
         out: The folder to write ``diff.md`` and ``curves.png`` (svg, pdf) to.
         say: Takes each line meant for the user.
 
@@ -182,8 +184,8 @@ def diff(
     store = as_store(store)
     if out is not None:
         _check_folder(Path(out))
-    first, second = store.find(run_a), store.find(run_b)
-    if first.name == second.name:
+    first, second = (find_run(name, store.root) for name in (run_a, run_b))
+    if first.path.resolve() == second.path.resolve():
         raise UserError(f"{run_a!r} and {run_b!r} are one run, {first.name}: name two")
     pair = comparing.pair(first, second)
     for line in comparing.named(pair):
@@ -201,6 +203,65 @@ def diff(
         for line in _boxes([drawing]):
             say(line)
         say(f"diff: {written[0]}")
+
+
+def diff_sides(
+    stores: Stores,
+    by: str = "store",
+    where: str | None = None,
+    metric: str = "test_acc",
+    out: Path | str | None = None,
+    say: Say = print,
+) -> int:
+    """Print how each config that two stores or two commits have differs, with a verdict on each.
+
+    Args:
+        stores: Two stores; with ``by="commit"`` any number.
+        by: ``store`` or ``commit``.
+        where: A filter on runs.
+        metric: The metric whose means over seeds are compared.
+        out: The folder to write ``diff.md`` and ``configs.csv`` to.
+        say: Takes each line meant for the user.
+
+    Returns:
+        1 if any config is different (:data:`normbench.report.sides.RULE`), else 0.
+
+    Raises:
+        UserError: A store, filter or metric does not exist, or there are not two sides.
+        NormbenchError: A store cannot be read, or ``out`` cannot be written.
+    """
+    from normbench.report import sides as comparing
+
+    if by not in comparing.SIDES:
+        raise unknown("side in --by", by, comparing.SIDES)
+    asked = request(where, (by,), metric, None, None)
+    if out is not None:
+        _check_folder(Path(out))
+    everything, notes = load_stores(stores, (by,))
+    frames, more = choose(everything, replace(asked, superseded=True))
+    if frames.runs.empty:
+        raise UserError(_nothing(everything, where))
+    found = comparing.compare(frames, by, metric)
+    lines = [f"left out: {item}" for item in everything.left_out]
+    lines += [f"note: {note}" for note in [*notes, *more]]
+    lines += [f"origin: {sentence}" for sentence in found.origin]
+    for line in lines:
+        say(line)
+    table = comparing.table(found)
+    if table.rows:
+        say(text(terminal(table)) + "\n")
+    say(found.summary)
+    if out is not None:
+        page = Path(out) / "diff.md"
+        head = [f"- {markdown_text(line)}" for line in [*lines, found.summary]]
+        try:
+            write_table(table, Path(out), ("csv",))
+            content = ["# Two sides", "", *head, "", markdown(table)]
+            page.write_text("\n".join(content), encoding="utf-8")
+        except OSError as error:
+            raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
+        say(f"diff: {page}")
+    return found.exit_code
 
 
 FORMATS = ("md", "csv", "tex", "parquet")

@@ -125,6 +125,26 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], looks: int =
     return Difference(n, mean, low, high, effect, p, looks=looks)
 
 
+def half_width_of_difference(
+    first: Sequence[float], second: Sequence[float], tests: int = 1
+) -> float:
+    """Return half the 95 % interval of the difference of two means of the same distribution.
+
+    The samples are independent, and their common standard deviation is estimated from both
+    (Student's t). NaN where one of them is empty or both have one value.
+
+    Args:
+        first, second: The two samples.
+        tests: Number of such differences among which the error of 5 % is divided.
+    """
+    degrees = len(first) + len(second) - 2
+    if degrees < 1 or not first or not second:
+        return math.nan
+    squares = sum(len(values) * float(np.var(values)) for values in (first, second))
+    scale = math.sqrt(squares / degrees * (1 / len(first) + 1 / len(second)))
+    return float(t_quantile(1 - (1 - CONFIDENCE) / tests / 2, degrees)) * scale
+
+
 def t_quantile(probability: float, degrees: Any) -> Any:
     """Return the quantile of Student's t; ``degrees`` of freedom may be an array."""
     return special.stdtrit(degrees, probability)

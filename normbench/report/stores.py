@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from normbench.errors import UserError
 from normbench.formats import counted
@@ -182,7 +183,7 @@ def _without_copies(
             id(row): found[best] for place, rows in group.items() if place != best for row in rows
         }
         complete = [row for row in found.values() if row["status"] in _COMPLETE]
-        if any(not _is_same(complete[0], row) for row in complete[1:]):
+        if any(not is_same(complete[0], row) for row in complete[1:]):
             other.append(found[best]["name"])
         else:
             (unequal if 0 < len(complete) < len(found) else same).append(found[best]["name"])
@@ -211,15 +212,19 @@ def _keep(part: StoreRows, removed: Mapping[int, Any]) -> None:
     part.rows = [row for row in part.rows if id(row) not in removed]
 
 
-def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Return whether two complete runs have the same final weights, or without any, results.
 
     A diverged run has no final weights.
+
+    Args:
+        first, second: Their rows of the runs frame.
     """
     weights = [row.get("weights_sha256") for row in (first, second)]
-    if weights[0] or weights[1]:
+    if any(isinstance(found, str) and found for found in weights):
         return weights[0] == weights[1]
-    return all(first.get(key) == second.get(key) for key in ("status", *_RESULTS))
+    pairs = [(first.get(key), second.get(key)) for key in ("status", *_RESULTS)]
+    return all(one == other or (pd.isna(one) and pd.isna(other)) for one, other in pairs)
 
 
 def _notes(same: Sequence[str], other: Sequence[str], unequal: Sequence[str]) -> list[str]:

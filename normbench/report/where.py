@@ -22,6 +22,8 @@ from normbench.errors import UserError, nearest, unknown
 LONGEST = 2000
 """Most characters of a filter; deeper nesting would exhaust Python's parser."""
 
+_COMMIT = 7  # least digits of a commit that stand for all of it, as in git
+
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -148,6 +150,8 @@ class _Walker:
             raise UserError(f"--where: {name!r} is a number and cannot be compared to {value!r}")
         if not numeric and column.dtype not in (bool, "boolean"):
             value = str(value)
+            if name == "commit" and len(value) >= _COMMIT:
+                column = column.where(~column.str.startswith(value).fillna(False), value)
             present = column.dropna().unique()
             if value not in present:
                 close = nearest(value, present)

@@ -1,0 +1,369 @@
+"""The same configs in two stores or at two commits: :func:`compare` gives a verdict on each.
+
+A *side* is a store or a commit, a *config* is all that decides a run's numbers but its seed. Of
+each config that both sides have complete runs of, the verdict is one of :data:`VERDICTS`, by
+:data:`RULE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normbench.config import signature_without_seed
+from normbench.errors import NormbenchError, UserError, unknown
+from normbench.formats import counted
+from normbench.report.caveats import ENDED, describe_values, words
+from normbench.report.frames import Frames, is_provenance
+from normbench.report.metrics import Metric
+from normbench.report.statistics import half_width_of_difference
+from normbench.report.stores import is_same
+from normbench.report.study import by_age, commits, ranges
+from normbench.report.table import EMPTY, Table, TableEntry
+from normbench.store.differences import as_overrides, differences
+from normbench.store.store import Run
+
+SIDES = ("store", "commit")
+"""The kinds of sides: what ``normbench diff --by`` takes."""
+
+VERDICTS = {
+    "different": "different",
+    "unknown": "spread unknown",
+    "within": "within the spread",
+    "equal": "equal bits",
+}
+"""The verdicts in words, in the order in which they are listed."""
+
+RULE = (
+    "Equal bits: the final weights of all seeds that both sides have are equal to the last bit "
+    "(of diverged runs, which have none, the results). "
+    "Within the spread: the change of the mean is no larger than ±, half the 95 % interval of "
+    "the difference of two means of so many seeds that differ by chance alone (Student's t with "
+    "the standard deviation over the seeds of both sides; for {tests} together, so each at level "
+    "1 − 0.05/{count}). A smaller change than ± cannot be seen. Spread unknown: one seed on "
+    "each side, or only some runs of a side diverged. Different: all else, and a config of which "
+    "all runs diverged on one side and none on the other."
+)
+
+_SAME = 1e-6  # relative; a larger difference of a result of equal weights is no rounding
+
+
+@dataclass
+class Comparison:
+    """One config on both sides.
+
+    Attributes:
+        runs: The complete runs of each side, as rows of the runs frame.
+        values: The metric of the finished runs of each side, by seed.
+        name: The config in words.
+        shared: Number of seeds that both sides have.
+        equal: Number of those whose final weights are equal to the last bit.
+        half_width: Half the 95 % interval of the difference by chance; NaN where it is unknown.
+        verdict: A key of :data:`VERDICTS`.
+        remark: A few words on the verdict.
+    """
+
+    runs: tuple[pd.DataFrame, pd.DataFrame]
+    values: tuple[dict[int, float], dict[int, float]]
+    name: str = ""
+    shared: int = 0
+    equal: int = 0
+    half_width: float = math.nan
+    verdict: str = "unknown"
+    remark: str = ""
+
+    @property
+    def means(self) -> list[float]:
+        """The mean of each side; NaN for one without values."""
+        return [float(np.mean([*side.values()])) if side else math.nan for side in self.values]
+
+    @property
+    def difference(self) -> float:
+        """The mean of the second side minus that of the first."""
+        return self.means[1] - self.means[0]
+
+    @property
+    def diverged(self) -> list[int]:
+        """The number of runs of each side that diverged."""
+        return [int((side["status"] == "diverged").sum()) for side in self.runs]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Two stores or two commits side by side.
+
+    Attributes:
+        names: The names of the sides.
+        metric: The metric whose means are compared.
+        found: The configs that both sides have, the different ones first.
+        only: For each side, how many configs and how many complete runs it alone has.
+        origin: For each recorded version or machine in which the sides differ, a sentence.
+        unfinished: Number of runs that are not complete, and so not compared.
+    """
+
+    names: tuple[str, str]
+    metric: Metric
+    found: list[Comparison]
+    only: list[tuple[int, int]]
+    origin: list[str] = field(default_factory=list)
+    unfinished: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """1 if any config is different, else 0, also where the spread is unknown."""
+        return int(any(item.verdict == "different" for item in self.found))
+
+    @property
+    def summary(self) -> str:
+        """The counts of all verdicts, and of what only one side has, in a line."""
+        verdicts = [item.verdict for item in self.found]
+        counts = [
+            f"{verdicts.count(key)} {text}" for key, text in VERDICTS.items() if key in verdicts
+        ]
+        line = f"{counted(len(self.found), 'config')} in both: {', '.join(counts) or 'none'}"
+        for name, (configs, runs) in zip(self.names, self.only, strict=True):
+            if configs:
+                line += f"; only in {name}: {counted(configs, 'config')} ({counted(runs, 'run')})"
+        if self.unfinished:
+            line += f"; {counted(self.unfinished, 'run')} not complete"
+        return line
+
+
+def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
+    """Compare two stores or two commits, config by config.
+
+    Args:
+        frames: The runs of both (:func:`normbench.report.stores.load_stores` with the same ``by``).
+        by: ``store`` or ``commit``.
+        metric_name: The metric whose means are compared.
+
+    Raises:
+        UserError: ``by`` is neither, there are not two sides, or there is no such metric.
+    """
+    frames, metric = frames.with_metric(metric_name)
+    every = frames.runs
+    every = every.assign(side=commits(every) if by == "commit" else every["store"])
+    runs = every[every["status"].isin(ENDED)]
+    names = _names(runs, frames, by)
+    configs = {run["path"]: _config(run) for run in runs.to_dict("records")}
+    keys = runs["path"].map(lambda path: configs[path][0])
+    found, only = [], [[0, 0], [0, 0]]
+    for _, group in runs.groupby(keys, sort=False):
+        sides = [group[group["side"] == name] for name in names]
+        if not any(side.empty for side in sides):
+            found.append(_comparison((sides[0], sides[1]), metric))
+            continue
+        for counts, side in zip(only, sides, strict=True):
+            counts[0] += not side.empty
+            counts[1] += len(side)
+    trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in found]
+    for item, differs in zip(found, differences(trees), strict=True):
+        item.name = _described(item.runs[0].iloc[0], differs)
+    _judge_spread(found)
+    order = list(VERDICTS)
+    found.sort(key=lambda item: (order.index(item.verdict), item.name))
+    return Sides(
+        names,
+        metric,
+        found,
+        [(configs, runs) for configs, runs in only],
+        _origin(runs, names, by),
+        len(every) - len(runs),
+    )
+
+
+def _names(runs: pd.DataFrame, frames: Frames, by: str) -> tuple[str, str]:
+    """Return the names of the two sides: stores as they were named, the older commit first."""
+    if by not in SIDES:
+        raise unknown("side in --by", by, SIDES)
+    if by == "store":
+        names = [store.name for store in frames.stores]
+        if len(names) != 2:
+            raise UserError(f"diff compares two stores, not {len(names) or 1}: name two")
+        return names[0], names[1]
+    names = by_age(runs.assign(commit=runs["side"])) if len(runs) else []
+    counts = [f"{name} ({counted(int((runs['side'] == name).sum()), 'run')})" for name in names]
+    if len(names) < 2:
+        of = f"all complete runs are of the commit {counts[0]}" if names else "no run is complete"
+        raise UserError(f"{of}: there are no two commits to compare")
+    if len(names) > 2:
+        raise UserError(
+            f"complete runs are of {len(names)} commits, {', '.join(counts)}: choose two, as with "
+            f'--where \'commit in ["{names[0].split()[0]}", "{names[1].split()[0]}"]\''
+        )
+    return names[0], names[1]
+
+
+def _config(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a hash of a run's config without its seed, and the config.
+
+    A config that this version cannot read is equal to that of the same run only.
+    """
+    tree = dict(Run(Path(run["path"])).config or {})
+    try:
+        return signature_without_seed(tree), tree
+    except NormbenchError:
+        return f"run {run.get('signature') or run['name']}", tree
+
+
+def _described(run: pd.Series, differs: Mapping[str, Any]) -> str:
+    name = f"{run['dataset']}-{run['arch']}-{run['norm']}-b{run['batch']:g}"
+    return f"{name} {as_overrides(differs)}".rstrip()
+
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def _comparison(runs: tuple[pd.DataFrame, pd.DataFrame], metric: Metric) -> Comparison:
+    """Compare the weights of the seeds that both sides have."""
+    values = tuple(
+        {
+            int(run["seed"]): float(run[metric.name])
+            for run in side.to_dict("records")
+            if run["status"] == "finished" and not pd.isna(run[metric.name])
+        }
+        for side in runs
+    )
+    item = Comparison(runs, (values[0], values[1]))
+    by_seed = [{int(run["seed"]): run for run in side.to_dict("records")} for side in runs]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    same = [seed for seed in shared if is_same(by_seed[0][seed], by_seed[1][seed])]
+    item.shared, item.equal = len(shared), len(same)
+    if not same:
+        return item
+    # Equal weights with unequal results: the evaluation has changed, which is not chance. A time
+    # differs whenever it is measured.
+    unequal = [seed for seed in same if not metric.timed and not _is_close(item, seed)]
+    if unequal:
+        item.verdict, item.remark = "different", f"equal weights, other {metric.name}"
+    elif len(same) == len(shared):
+        item.verdict = "equal"
+        item.values = (
+            {seed: value for seed, value in item.values[0].items() if seed in same},
+            {seed: value for seed, value in item.values[1].items() if seed in same},
+        )
+        if any(len(side) > len(same) for side in runs):
+            item.remark = f"of {counted(len(same), 'shared seed')}"
+    else:
+        item.remark = f"equal bits in {len(same)} of {len(shared)} seeds"
+    return item
+
+
+def _is_close(item: Comparison, seed: int) -> bool:
+    first, second = (side.get(seed, math.nan) for side in item.values)
+    return math.isclose(first, second, rel_tol=_SAME) or (math.isnan(first) and math.isnan(second))
+
+
+def _judge_spread(found: Sequence[Comparison]) -> None:
+    """Give a verdict to the configs whose bits are not equal.
+
+    The spread is that over seeds, not that of paired differences: the question is whether the two
+    sides differ by more than another draw of seeds would, and they may have no seed in common. The
+    5 % of false alarms are those of all configs together (the union bound), since a comparison of
+    many configs would otherwise find one different in most cases.
+    """
+    tested = []
+    for item in found:
+        if item.verdict != "unknown":
+            continue
+        diverged, counts = item.diverged, [len(side) for side in item.runs]
+        if any(diverged):
+            texts = [f"{n} of {count}" for n, count in zip(diverged, counts, strict=True)]
+            item.remark = f"diverged: {texts[0]} and {texts[1]}"
+        if sorted(n / count for n, count in zip(diverged, counts, strict=True)) == [0, 1]:
+            item.verdict = "different"
+        elif not math.isnan(_half_width(item, 1)) and not any(diverged):
+            tested.append(item)
+    for item in tested:
+        item.half_width = _half_width(item, len(tested))
+        # Values that are equal but for rounding have no spread to be compared with.
+        rounding = 1e-12 * max(map(abs, item.means))
+        inside = abs(item.difference) <= max(item.half_width, rounding)
+        item.verdict = "within" if inside else "different"
+
+
+def _half_width(item: Comparison, tests: int) -> float:
+    first, second = (list(side.values()) for side in item.values)
+    return half_width_of_difference(first, second, tests)
+
+
+def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
+    """Say in which versions and machines the runs of the two sides differ."""
+    found = []
+    for key in filter(is_provenance, runs.columns):
+        if by == "commit" and key in ("commit", "dirty"):
+            continue
+        texts = runs[key].dropna().astype(str).replace("", "none")
+        texts = texts.str.slice(0, 10) if key == "commit" else texts
+        values = {
+            name: sorted(texts[runs.loc[texts.index, "side"] == name].unique()) for name in names
+        }
+        if values[names[0]] != values[names[1]] and all(values.values()):
+            found.append(f"{words(key)}: {describe_values(values)}")
+    return found
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(sides: Sides) -> Table:
+    """Return the table of all configs that both sides have."""
+    metric, rows, data = sides.metric, [], []
+    for item in sides.found:
+        seeds = [sorted(side["seed"].astype(int)) for side in item.runs]
+        texts = list(dict.fromkeys(map(ranges, seeds)))
+        means = item.means
+        rows.append(
+            [
+                TableEntry(item.name),
+                TableEntry(" and ".join(texts)),
+                *(_number(metric.show(mean), mean) for mean in means),
+                _number(_signed(item.difference, metric), item.difference),
+                _number(_plain(item.half_width, metric), item.half_width),
+                TableEntry(VERDICTS[item.verdict], remark=item.remark),
+            ]
+        )
+        data.append(
+            {
+                "config": item.name,
+                **{f"runs_{n}": len(side) for n, side in enumerate(item.runs, 1)},
+                **{f"diverged_{n}": count for n, count in enumerate(item.diverged, 1)},
+                "shared_seeds": item.shared,
+                "equal_weights": item.equal,
+                **{f"mean_{n}": mean for n, mean in enumerate(means, 1)},
+                "difference": item.difference,
+                "half_width": item.half_width,
+                "verdict": VERDICTS[item.verdict],
+                "remark": item.remark,
+            }
+        )
+    tests = sum(not math.isnan(item.half_width) for item in sides.found)
+    rule = RULE.format(tests=counted(tests or 1, "config"), count=tests or 1)
+    if tests < 2:
+        rule = rule.replace("; for 1 config together, so each at level 1 − 0.05/1", "")
+    return Table(
+        "configs",
+        f"{metric.axis}, first {sides.names[0]}, second {sides.names[1]}",
+        ["Config", "Seeds", "First", "Second", "Change", "±", "Verdict"],
+        rows,
+        [rule] if rows else [],
+        pd.DataFrame(data),
+    )
+
+
+def _number(text: str, value: float) -> TableEntry:
+    return EMPTY if math.isnan(value) else TableEntry(text, value)
+
+
+def _plain(value: float, metric: Metric) -> str:
+    return f"{value * metric.scale:.{metric.digits}f}"
+
+
+def _signed(value: float, metric: Metric) -> str:
+    return f"{value * metric.scale:+.{metric.digits}f}"
