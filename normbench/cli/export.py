@@ -18,7 +18,7 @@ from normbench.cli.parser import (
 )
 from normbench.errors import UserError
 
-_TABLE = "runs.csv"
+_TABLE, _HYPERPARAMETERS = "runs.csv", "hyperparameters.md"
 _EPILOG = f"""\
 A table has a row for each cell of the store. With --model, the trained network of one run (its
 {RUN_NAMES}; or the path of its folder) is written instead. It takes images of 0..255 and gives
@@ -32,7 +32,14 @@ def add_arguments(parser: Parser) -> None:
         "folder", nargs="?", metavar="STORE|RUN", help="the same as --store STORE; or a run"
     )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
-    parser.add_argument("--out", metavar="FILE", help=f"table to write (default: {_TABLE})")
+    parser.add_argument(
+        "--hyperparameters",
+        action="store_true",
+        help="write the runs' hyperparameters instead: those all share, and those that differ",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"table to write (default: {_TABLE}, or {_HYPERPARAMETERS})"
+    )
     parser.add_argument("--model", metavar="FILE", help="write the trained network of RUN to FILE")
     parser.add_argument(
         "--plain", action="store_true", help="with --model: use Keras's own layers alone"
@@ -56,13 +63,15 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
             raise UserError(f"--{option.replace('_', '-')} is for a model: give --model FILE, too")
     from normbench.report.report import export
 
-    out = _TABLE if arguments.out is None else arguments.out
+    default = _HYPERPARAMETERS if arguments.hyperparameters else _TABLE
+    out = default if arguments.out is None else arguments.out
     export(
         store_of(arguments),
         arguments.where,
         out,
         arguments.format,
         superseded=arguments.superseded,
+        hyperparameters=arguments.hyperparameters,
     )
     return 0
 
@@ -71,6 +80,8 @@ def _export_model(arguments: Namespace) -> None:
     for option in ("where", "out"):
         if getattr(arguments, option) is not None:
             raise UserError(f"--{option} is for the table: --model FILE names the model's file")
+    if arguments.hyperparameters:
+        raise UserError("--hyperparameters is a table: --model FILE writes a network")
     if arguments.superseded:
         raise UserError("--superseded is for the table: --model FILE names the model's file")
     if arguments.folder is None:

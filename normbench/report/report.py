@@ -18,6 +18,7 @@ from normbench.report.caveats import CONFOUND_RULE
 from normbench.report.figures import draw
 from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
+from normbench.report.hyperparameters import tables as hyperparameter_tables
 from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
 from normbench.report.stores import Stores, load_stores
 from normbench.report.study import studies
@@ -276,6 +277,7 @@ def export(
     by: str | Sequence[str] = ("norm", "batch"),
     say: Say = print,
     superseded: bool = False,
+    hyperparameters: bool = False,
 ) -> Path | None:
     """Write one table of all cells of a store, for the appendix of a paper.
 
@@ -288,6 +290,8 @@ def export(
         by: Columns of the config that make a cell.
         say: Takes each line meant for the user.
         superseded: As for :func:`report`.
+        hyperparameters: Whether to write the hyperparameters of the runs instead: those that all
+            share, and those that differ. ``csv`` and ``parquet`` hold those that differ.
 
     Returns:
         The file; None where the table was printed.
@@ -313,20 +317,27 @@ def export(
         raise UserError(_nothing(everything, where))
     for note in notes:
         say(f"note: {note}")
-    table = tables.summary(*studies(frames, asked.by))
+    if hyperparameters:
+        shown = hyperparameter_tables(frames)
+    else:
+        shown = [tables.summary(*studies(frames, asked.by))]
+    table = shown[-1]
+    if kind in ("csv", "parquet"):  # one table a file
+        shown = [table]
+    text = "\n".join(_rendered(each, kind) for each in shown)
     if path is None:
-        say(_rendered(table, kind).rstrip())
+        say(text.rstrip())
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "parquet":
             table.data.to_parquet(path, index=False)
         else:
-            path.write_text(_rendered(table, kind), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    cells = len(table.rows)
-    say(f"export: {path} ({counted(cells, 'cell')})")
+    rows = "combination" if hyperparameters else "cell"
+    say(f"export: {path} ({counted(len(table.rows), rows)})")
     return path
 
 

@@ -1,0 +1,89 @@
+"""The hyperparameters of a store as a paper's appendix lists them: :func:`tables`.
+
+Those that all runs share are one table, and those that differ are the columns of another, with a
+row for each combination and the seeds that it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from normbench.report import names
+from normbench.report.frames import Frames, is_config
+from normbench.report.table import EMPTY, Table, TableEntry
+
+_NOT_HYPERPARAMETERS = frozenset(("label", "store", "seed"))
+
+
+def tables(frames: Frames) -> list[Table]:
+    """Return the table of shared hyperparameters and, where any differ, that of the others.
+
+    An option of a component that only some runs have, as ``norm.groups``, differs.
+
+    Args:
+        frames: The runs; trials of tuning are left out.
+    """
+    runs = frames.runs
+    if "trial" in runs:
+        runs = runs[~runs["trial"].fillna(False).astype(bool)]
+    unused = set() if runs.get("init", pd.Series("")).ne("").any() else {"init", "init_head"}
+    columns = [c for c in runs if is_config(c) and c not in _NOT_HYPERPARAMETERS | unused]
+    texts = runs[columns].map(_text)
+    shared = [column for column in columns if texts[column].nunique() == 1]
+    varying = [column for column in columns if column not in shared]
+    found = [_shared(texts.iloc[0][shared])]
+    if varying:
+        found.append(_varying(texts[varying], runs["seed"]))
+    return found
+
+
+def _text(value: object) -> str:
+    """Return a value as text; empty where a run has no such option."""
+    return "" if pd.isna(value) else names.plain(value)  # pyright: ignore[reportArgumentType]
+
+
+def _shared(values: pd.Series) -> Table:
+    given = values[values != ""]
+    return Table(
+        "hyperparameters-shared",
+        "Hyperparameters that all runs share",
+        ("Hyperparameter", "Value"),
+        [[TableEntry(str(key)), TableEntry(text)] for key, text in given.items()],
+        data=pd.DataFrame({"hyperparameter": given.index, "value": given.to_numpy()}),
+    )
+
+
+def _varying(texts: pd.DataFrame, seeds: pd.Series) -> Table:
+    columns = list(texts)
+    groups = seeds.groupby([texts[column] for column in columns], sort=False)
+    keys = [key if isinstance(key, tuple) else (key,) for key, _ in groups]
+    trained = [ranges(group) for _, group in groups]
+    data = pd.DataFrame(keys, columns=pd.Index(columns)).assign(seeds=trained)
+    rows = [[TableEntry(t) if t else EMPTY for t in row] for row in data.to_numpy().tolist()]
+    return Table(
+        "hyperparameters-varying",
+        "Hyperparameters that differ among the runs",
+        (*columns, "Seeds"),
+        rows,
+        data=data,
+    )
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Write whole numbers with their runs joined: ``0–2, 7``."""
+    ordered = sorted({int(number) for number in numbers})
+    pieces: list[list[int]] = []
+    for number in ordered:
+        if pieces and pieces[-1][-1] == number - 1:
+            pieces[-1].append(number)
+        else:
+            pieces.append([number])
+    return ", ".join(_piece(piece) for piece in pieces)
+
+
+def _piece(piece: Sequence[int]) -> str:
+    if len(piece) < 3:
+        return ", ".join(map(str, piece))
+    return f"{piece[0]}–{piece[-1]}"

@@ -1,0 +1,75 @@
+"""The hyperparameters of a store: those that all runs share, and those that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from normbench.cli import main
+from normbench.report import report as commands
+from normbench.report.frames import load
+from normbench.report.hyperparameters import ranges, tables
+
+
+def test_shared_ones_are_listed_and_others_are_columns(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=3, epochs=3)
+    shared, varying = tables(load(root))
+    values = dict(zip(shared.data["hyperparameter"], shared.data["value"], strict=True))
+    assert values["epochs"] == "3"
+    assert "norm" not in values
+    assert not {"seed", "store", "label", "init", "status", "test_acc"} & set(values)
+    assert {"norm", "batch"} <= set(varying.headers)
+    assert len(varying.rows) == 4
+    assert set(varying.data["seeds"]) == {"0–2"}
+
+
+def test_all_alike_is_one_table(grid: Callable[..., Path]) -> None:
+    [shared] = tables(load(grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)))
+    assert "norm" in list(shared.data["hyperparameter"])
+
+
+def test_trials_of_tuning_are_left_out(synth: SimpleNamespace, tmp_path: Path) -> None:
+    synth.write_tuned(tmp_path)
+    frames = load(tmp_path)
+    assert frames.runs["trial"].any()
+    _, varying = tables(frames)
+    final = frames.runs[~frames.runs["trial"]]
+    assert len(varying.rows) == len(final[["norm", "batch", "optimizer.lr"]].drop_duplicates())
+
+
+@pytest.mark.parametrize("kind", ["md", "tex", "csv", "parquet"])
+def test_export_writes_them(grid: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
+    path = tmp_path / f"table.{kind}"
+    assert main(["export", str(root), "--hyperparameters", "--out", str(path)]) == 0
+    if kind in ("md", "tex"):
+        text = path.read_text()
+        assert "all runs share" in text
+        assert "differ among the runs" in text
+        assert text.count("label{") == (2 if kind == "tex" else 0)
+    else:
+        read = pd.read_csv if kind == "csv" else pd.read_parquet
+        assert list(read(path)["norm"]) == ["bn", "gn"]
+
+
+def test_they_are_no_network(grid: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    assert main(["export", "RUN", "--model", "m.keras", "--hyperparameters"]) == 2
+    assert "--hyperparameters is a table" in capsys.readouterr().err
+
+
+def test_printed_where_no_file_is_named(grid: Callable[..., Path]) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
+    said: list[str] = []
+    assert commands.export(root, hyperparameters=True, say=said.append) is None
+    assert "| norm" in "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([3], "3"), ([1, 0], "0, 1"), ([0, 1, 2, 7], "0–2, 7")]
+)
+def test_whole_numbers_that_follow_one_another_are_joined(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
