@@ -225,7 +225,7 @@ def diff_sides(
         say: Takes each line meant for the user.
 
     Returns:
-        1 if any config is different (:data:`normbench.report.sides.RULE`), else 0.
+        1 if any config is different (:data:`normbench.report.sides.RULES`), else 0.
 
     Raises:
         UserError: A store, filter or metric does not exist, or there are not two sides.

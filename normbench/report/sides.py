@@ -2,7 +2,7 @@
 
 A *side* is a store or a commit, a *config* is all that decides a run's numbers but its seed. Of
 each config that both sides have complete runs of, the verdict is one of :data:`VERDICTS`, by
-:data:`RULE`.
+:data:`RULES`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ VERDICTS = {
 }
 """The verdicts in words, in the order in which they are listed."""
 
-RULE = (
-    "Equal bits: the final weights of all seeds that both sides have are equal to the last bit "
-    "(of diverged runs, which have none, the results). "
-    "Within the spread: the change of the mean is no larger than ±, half the 95 % interval of "
-    "the difference of two means of so many seeds that differ by chance alone (Student's t with "
-    "the standard deviation over the seeds of both sides; for {tests} together, so each at level "
-    "1 − 0.05/{count}). A smaller change than ± cannot be seen. Spread unknown: one seed on "
-    "each side, or only some runs of a side diverged. Different: all else, and a config of which "
-    "all runs diverged on one side and none on the other."
-)
+RULES = {
+    "equal": "Equal bits: the final weights of all seeds that both sides have are equal to the "
+    "last bit (of diverged runs, which have no final weights, the results).",
+    "within": "Within the spread: the change of the mean is no larger than ±, half the 95 % "
+    "interval of the difference of two means of so many seeds that differ by chance alone "
+    "(Student's t with the standard deviation over the seeds of both sides{together}). A smaller "
+    "change than ± cannot be seen.",
+    "unknown": "Spread unknown: one seed on each side, or only some runs of a side diverged.",
+    "different": "Different: the change is larger than ±, all runs diverged on one side and none "
+    "on the other, or equal weights have other results.",
+}
+"""The rule of each verdict, a sentence or two."""
 
 _SAME = 1e-6  # relative; a larger difference of a result of equal weights is no rounding
 
@@ -344,15 +346,19 @@ def table(sides: Sides) -> Table:
             }
         )
     tests = sum(not math.isnan(item.half_width) for item in sides.found)
-    rule = RULE.format(tests=counted(tests or 1, "config"), count=tests or 1)
-    if tests < 2:
-        rule = rule.replace("; for 1 config together, so each at level 1 − 0.05/1", "")
+    together = f"; for {tests} configs together, each at level 1 − 0.05/{tests}"
+    known = {item.verdict for item in sides.found} | ({"within"} if tests else set())
+    notes = [
+        rule.format(together=together if tests > 1 else "")
+        for verdict, rule in RULES.items()
+        if verdict in known
+    ]
     return Table(
         "configs",
         f"{metric.axis}, first {sides.names[0]}, second {sides.names[1]}",
         ["Config", "Seeds", "First", "Second", "Change", "±", "Verdict"],
         rows,
-        [rule] if rows else [],
+        notes,
         pd.DataFrame(data),
     )
 
