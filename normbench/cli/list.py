@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from normbench.cli.parser import WHERE, Parser, add_store, store_of
+from normbench.cli.parser import WHERE, Parser, add_sort, add_store, store_of
 from normbench.cli.selection import matching
 from normbench.cli.terminal import STATUS_STYLE, Column, fitted_table, print_rows, wrapping
-from normbench.errors import UserError, unknown
+from normbench.errors import UserError
 from normbench.formats import UNKNOWN, age, count, failure, percent, seconds_since
 from normbench.store import annotations
 from normbench.store.differences import NAME, as_overrides, differences
@@ -30,12 +30,7 @@ For example:
 def add_arguments(parser: Parser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
-    parser.add_argument(
-        "--sort",
-        metavar="KEY[,KEY...]",
-        help="config keys or metrics to order the runs by, those that do best first",
-    )
-    parser.add_argument("--reverse", action="store_true", help="order the runs the other way round")
+    add_sort(parser, "runs")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     add_store(parser, positional=True)
 
@@ -83,15 +78,9 @@ def ordered(store: Store, where: str | None, keys: str | None) -> list[str]:
     Raises:
         UserError: The filter cannot be read, or there is no such column.
     """
-    frames = matching(store, where)
-    names = [key.strip() for key in (keys or "name").split(",")]
-    for name in names:
-        if name not in frames.runs.columns:
-            raise unknown("key in --sort", name, frames.runs.columns)
-    rising = [
-        name not in frames.metrics or not frames.metrics[name].higher_is_better for name in names
-    ]
-    return list(frames.runs.sort_values(names, ascending=rising, kind="stable")["name"])
+    from normbench.report.sorting import sort_runs
+
+    return list(sort_runs(matching(store, where), keys or "name")["name"])
 
 
 # --- rows -----------------------------------------------------------------------------------------

@@ -129,6 +129,18 @@ def add_comparison(parser: Parser) -> None:
     )
 
 
+def add_sort(parser: Parser, what: str) -> None:
+    """Add ``--sort`` and ``--reverse``, which order ``what``, a plural."""
+    parser.add_argument(
+        "--sort",
+        metavar="KEY[,KEY...]",
+        help=f"config keys or metrics to order the {what} by, those that do best first",
+    )
+    parser.add_argument(
+        "--reverse", action="store_true", help=f"order the {what} the other way round"
+    )
+
+
 def add_superseded(parser: Parser) -> None:
     """Add ``--superseded``."""
     parser.add_argument(

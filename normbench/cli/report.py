@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from normbench.cli.parser import Parser, add_comparison, add_stores, add_superseded, stores_of
+from normbench.cli.parser import (
+    Parser,
+    add_comparison,
+    add_sort,
+    add_stores,
+    add_superseded,
+    stores_of,
+)
 from normbench.cli.terminal import Column, fitted_table, print_rows
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ _EPILOG = """\
 For example:
   normbench report --where 'norm in [bn, gn] and batch <= 64' --by norm,batch --out report
   normbench report --by norm,optimizer.lr --metric val_acc --baseline bn
+  normbench report --sort test_acc
   normbench report --metrics
   normbench report desk/runs cluster/runs --by store,norm,batch
   normbench report --by commit,norm
@@ -31,6 +39,7 @@ unless --by names store or commit. The report is written to --out, not into a st
 def add_arguments(parser: Parser) -> None:
     parser.epilog = _EPILOG
     add_comparison(parser)
+    add_sort(parser, "rows")
     parser.add_argument(
         "--target",
         metavar="ACCURACY",
@@ -73,6 +82,8 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         out=arguments.out,
         allow_confound=arguments.allow_confound,
         superseded=arguments.superseded,
+        sort=arguments.sort,
+        reverse=arguments.reverse,
     )
     return 0
 

@@ -192,6 +192,10 @@ def report_command(roots: Sequence[Path], asked: Request) -> str:
         parts += ["--allow-confound", ",".join(asked.allowed)]
     if asked.superseded:
         parts.append("--superseded")
+    if asked.sort is not None:
+        parts += ["--sort", asked.sort]
+    if asked.reverse:
+        parts.append("--reverse")
     return shlex.join(parts)
 
 

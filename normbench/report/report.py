@@ -58,6 +58,8 @@ def report(
     allow_confound: str | Sequence[str] = (),
     shown_as: Path | None = None,
     superseded: bool = False,
+    sort: str | None = None,
+    reverse: bool = False,
 ) -> Path:
     """Write tables, figures and a page on the runs of a store, or of several together.
 
@@ -76,6 +78,9 @@ def report(
             to the folder above ``out``.
         superseded: Also show final runs at values that were chosen earlier, as runs that were not
             tuned.
+        sort: Columns of the runs frame to order the rows by, separated by commas
+            (:func:`.sorting.sort_rows`).
+        reverse: Turn the order of the rows round.
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -84,7 +89,7 @@ def report(
         UserError: An option names something that does not exist, or no run is left.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    asked = request(where, by, metric, baseline, target, allow_confound, superseded)
+    asked = request(where, by, metric, baseline, target, allow_confound, superseded, sort, reverse)
     _check_folder(Path(out))
     everything, notes = load_stores(store, asked.by)
     frames, more = choose(everything, asked)

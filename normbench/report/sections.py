@@ -16,6 +16,7 @@ from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
 from normbench.report.grid import Grid, build, default_baseline
 from normbench.report.metrics import METRICS, Metric, find_metric, listed
+from normbench.report.sorting import sort_rows
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
 from normbench.report.where import parse as parse_filter
@@ -54,6 +55,8 @@ class Request:
     target: float | None = None
     allowed: tuple[str, ...] = ()
     superseded: bool = False
+    sort: str | None = None
+    reverse: bool = False
 
 
 def request(
@@ -64,6 +67,8 @@ def request(
     target: float | None,
     allowed: str | Sequence[str] = (),
     superseded: bool = False,
+    sort: str | None = None,
+    reverse: bool = False,
 ) -> Request:
     """Collect the options of a report and check them as far as possible without the store.
 
@@ -77,7 +82,7 @@ def request(
     if target is not None:
         tables.check_target(target)
     by, intended = parse_by(by), parse_by(allowed)
-    return Request(where, by, metric_name, baseline, target, intended, superseded)
+    return Request(where, by, metric_name, baseline, target, intended, superseded, sort, reverse)
 
 
 def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
@@ -110,6 +115,8 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
     """
     frames, shown = frames.with_metric(asked.metric)
     found = studies(frames, asked.by, asked.allowed)
+    if asked.sort is not None or asked.reverse:
+        found = [sort_rows(study, asked.sort, asked.reverse, shown) for study in found]
     notes: list[str] = []
     if asked.baseline is not None and found:
         rows = {str(row) for study in found for row in study.rows}

@@ -1,0 +1,102 @@
+"""``--sort KEY[,KEY...]``: runs in a list and rows of a table, those that do best first.
+
+:func:`sort_runs` orders the runs of a store, :func:`sort_rows` the rows of a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normbench.errors import unknown
+from normbench.report.frames import Frames
+from normbench.report.grid import build
+from normbench.report.metrics import Metric
+from normbench.report.study import Study, plain_value
+
+
+def sort_runs(frames: Frames, keys: str) -> pd.DataFrame:
+    """Return the runs frame sorted by keys.
+
+    Args:
+        frames: The runs.
+        keys: Columns of the runs frame, separated by commas. Metrics in which higher is better
+            descend, others ascend; runs without a value are last.
+
+    Raises:
+        UserError: There is no such column.
+    """
+    return _sorted(frames.runs, check_keys(keys, frames.runs), frames.metrics)
+
+
+def sort_rows(
+    study: Study, keys: str | None, reverse: bool = False, compared: Metric | None = None
+) -> Study:
+    """Return a study with its rows sorted by keys, and then turned round if ``reverse``.
+
+    A row's value of a metric is the mean over the cells of its columns, and only of the columns in
+    which all rows have runs if there are any: a row must not come first because its hard columns
+    are missing. Its value of a config key is the smallest of its runs.
+
+    Args:
+        study: The study.
+        keys: Columns of the runs frame, as for :func:`sort_runs`; None keeps the order.
+        reverse: Turn the rows round.
+        compared: The metric of the report, which may be one taken over epochs.
+
+    Raises:
+        UserError: There is no such column.
+    """
+    rows = list(study.rows)
+    if keys is not None:
+        names = check_keys(keys, study.runs)
+        metrics = {**study.metrics, **({compared.name: compared} if compared else {})}
+        table = pd.DataFrame({name: _values(study, name, metrics.get(name)) for name in names})
+        rows = [rows[place] for place in _sorted(table, names, metrics).index]
+    return replace(study, rows=rows[::-1] if reverse else rows)
+
+
+def check_keys(keys: str, runs: pd.DataFrame) -> list[str]:
+    """Read the value of --sort.
+
+    Raises:
+        UserError: A key is no column of the runs frame.
+    """
+    names = [key.strip() for key in keys.split(",")]
+    for name in names:
+        if name not in runs.columns:
+            raise unknown("key in --sort", name, runs.columns)
+    return names
+
+
+def _sorted(
+    table: pd.DataFrame, names: Sequence[str], metrics: Mapping[str, Metric]
+) -> pd.DataFrame:
+    rising = [name not in metrics or not metrics[name].higher_is_better for name in names]
+    return table.sort_values(list(names), ascending=rising, kind="stable")
+
+
+def _values(study: Study, name: str, metric: Metric | None) -> list[Any]:
+    """Return the value of a column of the runs frame for each row of a study."""
+    if metric is None:
+        runs = study.runs.assign(row=study.runs["row"].map(plain_value))
+        smallest = runs.groupby("row")[name].min()
+        return [smallest.get(row) for row in study.rows]
+    grid = build(study, metric)
+    means = {
+        row: {
+            column: cell.sample.mean
+            for column in study.columns
+            if (cell := grid.get(row, column)) is not None and cell.sample.n
+        }
+        for row in study.rows
+    }
+    shared = [c for c in study.columns if all(c in known for known in means.values())]
+    return [
+        float(np.mean([known[column] for column in shared or known])) if known else np.nan
+        for known in means.values()
+    ]
