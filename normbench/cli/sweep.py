@@ -29,7 +29,7 @@ Every key takes several values, as a list, a range or a pattern. Quote what the 
   normbench sweep +experiment=batch_sweep scale=small
   normbench sweep norm=bn,gn 'seed=range(0,5)' --tune 'optimizer.lr=log(0.025,0.4,5)'
   normbench sweep norm=bn,gn 'seed=range(0,3)' dataset=digits arch=resnet8 epochs=5 --until 0.5
-  normbench sweep status
+  normbench sweep status --watch
 
 `normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
 stands. executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are
@@ -60,6 +60,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"
     )
+    parser.add_argument(
+        "--detach", action="store_true", help="go on in the background, without this terminal"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="of sweep status: show it until the sweep has ended"
+    )
+    parser.add_argument("--all", action="store_true", help="of sweep status: list all sweeps")
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument(
         "--tune",
@@ -112,6 +119,15 @@ def add_arguments(parser: Parser) -> None:
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if _asks_status(arguments):
         return _status(arguments)
+    for option in ("watch", "all"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is for sweep status: normbench sweep status --{option}")
+    if arguments.detach:
+        from normbench.cli import detached
+
+        if arguments.dry_run:
+            raise UserError("--dry-run trains nothing: leave out --detach")
+        return detached.start(command, store_of(arguments))
     overrides = overrides_of(arguments)
     tune = _tune_options(arguments, overrides)
     quiet_tensorflow()
@@ -188,13 +204,21 @@ def _asks_status(arguments: Namespace) -> bool:
 
 
 def _status(arguments: Namespace) -> int:
-    from normbench.cli.sweep_status import show_status
+    from normbench.cli.sweep_status import show_all, show_status
     from normbench.store.store import Store
+
+    if arguments.detach:
+        raise UserError("sweep status trains nothing: leave out --detach")
 
     names = [word for word in arguments.overrides[1:] if not word.startswith("store=")]
     if len(names) > 1:
         raise UserError(f"sweep status takes one name, got {', '.join(names)}")
-    return show_status(Store(store_of(arguments)), names[0] if names else None)
+    store = Store(store_of(arguments))
+    if arguments.all:
+        if names or arguments.watch:
+            raise UserError("sweep status --all lists all sweeps: leave out the name and --watch")
+        return show_all(store)
+    return show_status(store, names[0] if names else None, watch=arguments.watch)
 
 
 def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions | None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from normbench.cli.sweep_screen import running_table
-from normbench.cli.terminal import STATUS_STYLE, Column, as_text, fitted_table, wrapping
+from normbench.cli.terminal import (
+    STATUS_STYLE,
+    Column,
+    LiveRegion,
+    as_text,
+    can_redraw,
+    fitted_table,
+    wrapping,
+)
 from normbench.formats import counted, duration, seconds_since
 from normbench.report.metrics import METRICS
 from normbench.store.differences import as_overrides, short_names
@@ -21,9 +30,12 @@ from normbench.store.store import Store, StoreError
 from normbench.store.tuning import TunedCell, Tuning, read, tuning_of
 from normbench.sweep.observer import stored_progress
 from normbench.sweep.plan import STATES
-from normbench.sweep.record import Record, find
+from normbench.sweep.record import Record, find, records
 from normbench.sweep.tuned_phases import superseded_lines
 from normbench.sweep.until import described
+
+#: Seconds between two looks at a sweep that is watched.
+LOOK = 2.0
 
 #: The words for the states of cells, in the order in which they are counted.
 WORDS: dict[str, str] = {state: state for state in STATES} | {"missing": "waiting"}
@@ -54,13 +66,20 @@ class Status:
         return Counter(cell["state"] for cell in self.cells)
 
 
-def show_status(store: Store, name: str | None = None, console: Console | None = None) -> int:
+def show_status(
+    store: Store,
+    name: str | None = None,
+    console: Console | None = None,
+    watch: bool = False,
+) -> int:
     """Show the state of a sweep.
 
     Args:
         store: Where its runs are kept.
         name: Name of its record or the first characters of it; None: the last sweep.
         console: Console to write to; standard output by default.
+        watch: Whether to show it until the sweep has ended, on a terminal that can be redrawn;
+            elsewhere to wait for that end.
 
     Returns:
         The exit code: 1 if a cell failed.
@@ -69,10 +88,60 @@ def show_status(store: Store, name: str | None = None, console: Console | None =
         UserError: There is no such sweep.
         StoreError: Its record cannot be read.
     """
-    status = status_of(find(store, name), store)
+    record = find(store, name)
     console = Console() if console is None else console
+    status = _watched(record, store, console) if watch else status_of(record, store)
     console.print(render(status, console.width))
     return 1 if status.counts["failed"] or status.counts["unreadable"] else 0
+
+
+def _watched(record: Record, store: Store, console: Console) -> Status:
+    """Show a sweep until it has ended; return its state then."""
+    view = _View(status_of(record, store))
+    region = LiveRegion(view, console, transient=True) if can_redraw(console) else None
+    if region:
+        region.start()
+    try:
+        while view.status.goes_on:
+            time.sleep(LOOK)
+            view.status = status_of(record, store)
+    finally:
+        if region:
+            region.stop()
+    return view.status
+
+
+@dataclass
+class _View:
+    """The last known state of a sweep, as it is drawn."""
+
+    status: Status
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield render(self.status, options.max_width)
+
+
+def show_all(store: Store, console: Console | None = None) -> int:
+    """List all sweeps of a store, the oldest first; return 0.
+
+    Raises:
+        StoreError: A record cannot be read.
+    """
+    found = [status_of(record, store) for record in records(store)]
+
+    def counts(status: Status) -> str:
+        shown = [(state, word) for state, word in WORDS.items() if status.counts[state]]
+        return ", ".join(f"{status.counts[state]} {word}" for state, word in shown)
+
+    columns = (
+        Column("sweep", lambda status: status.record.name, right=False),
+        Column("started", lambda status: status.record.head["started"], right=False, spare=1),
+        Column("state", lambda status: _state(status, status.record.head), right=False),
+        wrapping("cells", counts),
+    )
+    console = Console() if console is None else console
+    console.print(fitted_table(columns, found, console.width))
+    return 0
 
 
 def status_of(record: Record, store: Store, now: datetime | None = None) -> Status:
