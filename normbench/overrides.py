@@ -5,7 +5,8 @@ values. A key that holds a text must accept any text, so :func:`parse` quotes va
 cannot read, and :func:`written` returns a value as it was typed.
 
 Beside Hydra's ``range(start, stop, step)`` there is ``log(first, last, count)``: that many values
-from ``first`` to ``last``, each the same multiple of the one before.
+from ``first`` to ``last``, each the same multiple of the one before. Without ``count`` it is the
+whole range on a log scale, Hydra's ``tag(log, interval(first, last))``.
 """
 
 from __future__ import annotations
@@ -99,8 +100,7 @@ def spaced_evenly(first: float, last: float, count: int) -> list[float] | list[i
     Raises:
         UserError: A limit is not above 0, the limits are equal, or there are not ``count`` values.
     """
-    if not (math.isfinite(first) and math.isfinite(last) and min(first, last) > 0):
-        raise UserError(f"log() needs limits above 0, got {first:g} and {last:g}")
+    _refuse_log(first, last)
     if first == last or not 2 <= count <= _MOST:
         raise UserError(f"log(first, last, count) needs two limits and a count of 2 to {_MOST:,}")
     exact = [first * (last / first) ** (index / (count - 1)) for index in range(count)]
@@ -112,6 +112,11 @@ def spaced_evenly(first: float, last: float, count: int) -> list[float] | list[i
             )
         return whole
     return [first, *map(rounded, exact[1:-1]), last]
+
+
+def _refuse_log(first: float, last: float) -> None:
+    if not (math.isfinite(first) and math.isfinite(last) and min(first, last) > 0):
+        raise UserError(f"log() needs limits above 0, got {first:g} and {last:g}")
 
 
 _MOST = 1000
@@ -129,9 +134,14 @@ def rounded(value: float) -> float:
 
 def _parse(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
-    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
 
-    def log(first: float, last: float, count: int) -> ChoiceSweep:
+    def log(first: float, last: float, count: int | None = None) -> ChoiceSweep | IntervalSweep:
+        if count is None:
+            _refuse_log(first, last)
+            whole = isinstance(first, int) and isinstance(last, int)
+            start, end = (first, last) if whole else (float(first), float(last))
+            return IntervalSweep(start=start, end=end, tags={"log"})
         return ChoiceSweep(list=list(spaced_evenly(first, last, count)))
 
     # Hydra checks arguments against annotations, which are texts in this module.

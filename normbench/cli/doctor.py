@@ -54,6 +54,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "tfa": ("tensorflow-addons", "layers published in tensorflow-addons"),
     "tensorboard": ("tensorboard", "TensorBoard event files"),
     "mlflow": ("mlflow-skinny", "the MLflow logger"),
+    "optuna": ("optuna", "sweep --sampler"),
 }
 
 #: Instructions that decide how fast a CPU trains, as Linux names them.

@@ -113,6 +113,9 @@ def _tuning(experiment: Experiment) -> list[str]:
         f"  trials: seed {experiment.tune_seeds or SEEDS}, "
         + ("epochs of the final runs" if epochs is None else counted(epochs, "epoch"))
     ]
+    if experiment.sampler:
+        values = counted(experiment.trials or 0, "value")
+        lines.append(f"  {values} in each cell, proposed by the sampler {experiment.sampler}")
     if experiment.extend:
         values = counted(experiment.extend, "further value")
         lines.append(f"  up to {values} in each cell whose best value ends its list")
@@ -125,7 +128,8 @@ def _trials(experiment: Experiment, scale: str, config_dir: str | Path | None) -
     if options is None:
         return 0
     _, lists = unfold(words, config_dir)
-    return len(Tuner(lists_without(experiment, lists, options.keys), options, config_dir).trials())
+    tuner = Tuner(lists_without(experiment, lists, options.keys), options, config_dir)
+    return len(tuner.trials()) + sum(map(tuner.unproposed, tuner.cells))
 
 
 def _cells(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:

@@ -28,6 +28,7 @@ Every key takes several values, as a list, a range or a pattern. Quote what the 
   normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
   normbench sweep +experiment=batch_sweep scale=small
   normbench sweep norm=bn,gn 'seed=range(0,5)' --tune 'optimizer.lr=log(0.025,0.4,5)'
+  normbench sweep norm=bn,gn --tune 'optimizer.lr=log(0.01,1)' --sampler tpe --trials 20
   normbench sweep norm=bn,gn 'seed=range(0,3)' dataset=digits arch=resnet8 epochs=5 --until 0.5
   normbench sweep status --watch
 
@@ -94,6 +95,15 @@ def add_arguments(parser: Parser) -> None:
         type=int,
         metavar="N",
         help="try up to N further values in each cell whose best value ends its list",
+    )
+    tuning.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="have a sampler of Optuna propose the values of --tune, whose ranges are log(0.01,1) "
+        "or interval(0,1): tpe, random, qmc or cmaes",
+    )
+    tuning.add_argument(
+        "--trials", type=int, metavar="N", help="values that --sampler proposes in each cell"
     )
     seeds = parser.add_argument_group("seeds as many as needed")
     seeds.add_argument(
@@ -237,7 +247,7 @@ def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions
     names = {"tune_seeds": "seeds", "tune_epochs": "epochs", "tune_metric": "metric"}
     typed = {
         name: getattr(arguments, name)
-        for name in (*names, "extend")
+        for name in (*names, "extend", "sampler", "trials")
         if getattr(arguments, name) is not None
     }
     _, of_runs = choose(overrides, arguments.config_dir)

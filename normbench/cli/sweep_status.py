@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections import Counter
@@ -253,13 +254,20 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
     def tried(cell: TunedCell) -> str:
         one = len(tuning.keys) == 1
         texts = []
-        for values, average in zip(cell.values, cell.means, strict=True):
+        pairs = list(zip(cell.values, cell.means, strict=True))
+        more = ""
+        if tuning.sampler is not None and len(pairs) > _SHOWN:
+            sign = 1 if tuning.higher_is_better else -1
+            pairs.sort(key=lambda pair: -math.inf if pair[1] is None else sign * pair[1])
+            more = f" and {len(pairs) - _SHOWN} more"
+            pairs = pairs[: -_SHOWN - 1 : -1]
+        for values, average in pairs:
             statuses = {trial.status for trial in cell.trials if trial.values == values}
             unmeasured = next((word for word in _ENDS if word in statuses), "waiting")
             text = unmeasured if average is None else shown(average)
             written = as_overrides(values)
             texts.append(f"{written.partition('=')[2] if one else written}: {text}")
-        return ", ".join(texts)
+        return ", ".join(texts) + more
 
     def choice(cell: TunedCell) -> str:
         if cell.chosen is None:
@@ -279,6 +287,12 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
         for trial, final in sorted(budgets)
     )
     rule = f"Chosen: {tuning.rule}."
+    sampler = ""
+    if tuning.sampler is not None:
+        name, trials, space = (tuning.sampler[key] for key in ("name", "trials", "space"))
+        sampler = f"; {trials} values a cell by {name} of " + " ".join(
+            f"{key}={text}" for key, text in space.items()
+        )
     columns = (
         wrapping("tuned cell", lambda cell: cell.described),
         wrapping("chosen", choice),
@@ -286,11 +300,13 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
         wrapping("tried", tried),
     )
     return [
-        as_text(f"{', '.join(tuning.keys)} by {label}, {noun} {seeds}; {epochs}"),
+        as_text(f"{', '.join(tuning.keys)} by {label}, {noun} {seeds}; {epochs}{sampler}"),
         fitted_table(columns, tuning.cells, width),
         as_text(rule, "dim"),
     ]
 
+
+_SHOWN = 3  # the best values that a sampler proposed; the others are counted
 
 _ENDS = ("failed", "unreadable", "diverged", "invalid")
 """States of trials that leave a value without a mean, in the order in which one is shown."""

@@ -163,10 +163,14 @@ def tuned(study: Study) -> list[Finding]:
             edge = [cell for cell in chosen if cell.cell.edges.get(key) == end]
             if edge:
                 texts = _by_cell(study, edge, write)
+                sampled = all(cell.cell.sampler is not None for cell in edge)
+                remedy = (
+                    "Widen the range." if sampled else "Add values to the list, or --extend it."
+                )
                 found.append(
                     Finding(
                         f"The best {name} is the {end} tried for {texts}: a better one may lie "
-                        "beyond it. Add values to the list, or --extend it.",
+                        f"beyond it. {remedy}",
                         "caution",
                         _places(study, edge),
                     )

@@ -116,11 +116,21 @@ class CellTuning:
         known = [tried for tried in self.tried if not math.isnan(tried.mean)]
         return max(known, key=lambda tried: self.sign * tried.mean).values if known else None
 
+    @property
+    def scattered(self) -> bool:
+        """True if no two values tried differ in one key alone, as a sampler proposes them."""
+        return self.cell.sampler is not None and len(self.cell.keys) > 1
+
     def along(self, key: str) -> list[Tried]:
-        """Return the values tried of one key; other tuned keys have their chosen values."""
+        """Return the values tried of one key; other tuned keys have their chosen values.
+
+        Of scattered values all are returned, by size of the key; other keys vary with it.
+        """
         others = [other for other in self.cell.keys if other != key]
         if not others:
             return list(self.tried)
+        if self.scattered:
+            return sorted(self.tried, key=lambda one: _order(one.values[key]))
         base = self.base
         if base is None:
             return []
@@ -130,7 +140,10 @@ class CellTuning:
         """Return the range of a numeric key within :data:`NEAR` of the best mean.
 
         The range is of values tried, next to each other; a value whose trial diverged ends it.
+        None of scattered values, whose neighbors differ in other keys as well.
         """
+        if self.scattered:
+            return None
         tried = self.along(key)
         means = np.array([self.sign * one.mean for one in tried])
         if not len(means) or np.isnan(means).all():
@@ -146,7 +159,13 @@ class CellTuning:
         return NearRange(float(tried[low].values[key]), float(tried[high].values[key]), is_open)
 
     def expected_best(self) -> list[float]:
-        """Return the expected best mean after 1, 2, … values; empty before all trials ended."""
+        """Return the expected best mean after 1, 2, … values; empty before all trials ended.
+
+        Also empty where a sampler read the results of earlier values: its values are no random draw
+        from the space, and in another order they would not have been proposed.
+        """
+        if self.cell.sampler is not None and self.cell.sampler["name"] not in ("qmc", "random"):
+            return []
         if any(t.status not in ("finished", "diverged") for one in self.tried for t in one.trials):
             return []
         known = [one.mean for one in self.tried if not math.isnan(one.mean)]
@@ -281,7 +300,13 @@ def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.Dat
 
 
 def _protocol(cell: TunedCell) -> tuple[Any, ...]:
-    """Return what must be equal for two cells to have been tuned alike."""
+    """Return what must be equal for two cells to have been tuned alike.
+
+    Of a sampler that is the space, not the values that it proposed in each cell.
+    """
+    if cell.sampler is not None:
+        space = json.dumps(cell.sampler, sort_keys=True)
+        return cell.keys, (space,), cell.seeds, cell.trial_epochs, cell.metric
     listed = [value for value in cell.values if value not in cell.added]
     values = tuple(json.dumps(value, sort_keys=True) for value in listed)
     return cell.keys, values, cell.seeds, cell.trial_epochs, cell.metric
@@ -294,8 +319,9 @@ def _texts(cells: Sequence[TunedCell]) -> dict[tuple[Any, ...], str]:
         return dict.fromkeys(protocols, TUNED)
     texts: dict[tuple[Any, ...], str] = {}
     for protocol, cell in protocols.items():
+        count = cell.sampler["trials"] if cell.sampler is not None else len(protocol[1])
         text = (
-            f"{TUNED} over {counted(len(protocol[1]), 'value')} with "
+            f"{TUNED} over {counted(count, 'value')} with "
             f"{counted(len(cell.seeds), 'seed')} of {counted(cell.trial_epochs, 'epoch')}"
         )
         same = sum(known.startswith(text) for known in texts.values())
@@ -371,6 +397,14 @@ def values_of(cells: Sequence[CellTuning], key: str) -> list[Any]:
 def is_numeric(values: Sequence[Any]) -> bool:
     """Return whether all values are numbers."""
     return bool(values) and all(map(is_number, values))
+
+
+def on_log_scale(cells: Sequence[CellTuning], key: str) -> bool:
+    """Return whether the values of a key are spaced, or were drawn, on a log scale."""
+    spaces = [cell.cell.sampler["space"].get(key, "") for cell in cells if cell.cell.sampler]
+    if any(text.startswith(("log(", "interval(", "int(interval(")) for text in spaces):
+        return all(text.startswith("log(") for text in spaces)
+    return is_geometric(values_of(cells, key))
 
 
 def is_geometric(values: Sequence[Any]) -> bool:

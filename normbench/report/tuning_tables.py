@@ -122,6 +122,15 @@ def rules(study: Study) -> list[str]:
     texts = []
     for cell in study.tuned:
         record = cell.cell
+        sampler = record.sampler
+        proposed = ""
+        if sampler is not None:
+            space = " ".join(f"{key}={text}" for key, text in sampler["space"].items())
+            proposed = (
+                f" Values proposed by the sampler {sampler['name']} of Optuna "
+                f"{sampler['optuna']} with seed {sampler['seed']}, "
+                f"{counted(sampler['trials'], 'value')} in each cell, from {space}."
+            )
         seeds = f"{counted(len(record.seeds), 'tuning seed')} ({', '.join(map(str, record.seeds))})"
         which = "highest" if record.higher_is_better else "lowest"
         length = f"{counted(record.trial_epochs, 'epoch')} each, "
@@ -132,7 +141,7 @@ def rules(study: Study) -> list[str]:
         )
         texts.append(
             f"Chosen: the value with the {which} mean {cell.metric.label.lower()} over {seeds}, "
-            f"in trials of {length}. A value with a diverged trial is not chosen."
+            f"in trials of {length}. A value with a diverged trial is not chosen.{proposed}"
         )
     return list(dict.fromkeys(texts))
 
@@ -203,7 +212,7 @@ def near_best(study: Study, key: str) -> Table | None:
     found = {place: pair for place, pair in found.items() if pair[1] is not None}
     if not found:
         return None
-    log = tuning.is_geometric(values)
+    log = tuning.on_log_scale(cells, key)
     decades = log and values[-1] >= _DECADES * values[0]
     unit = "decades" if decades else "factors of two" if log else f"units of {tuning.short(key)}"
     columns = columns_of(study)

@@ -52,7 +52,17 @@ _TUNING = record(
         "seeds": sequence(integer(0), least=1),
         "extend": integer(0),
         "cells": sequence(_CELL),
-    }
+    },
+    {
+        "sampler": record(
+            {
+                **dict.fromkeys(("name", "optuna"), text()),
+                "trials": integer(1),
+                "seed": integer(0),
+                "space": mapping(text()),
+            }
+        )
+    },
 )
 
 
@@ -116,6 +126,7 @@ class TunedCell:
         higher_is_better: True if a larger metric is better.
         seeds: The tuning seeds.
         superseded: Final runs of earlier choices; known of the cells of :func:`tuning_of`.
+        sampler: The sampler that proposed ``values``; see :class:`Tuning`.
     """
 
     key: str
@@ -141,6 +152,7 @@ class TunedCell:
     higher_is_better: bool
     seeds: tuple[int, ...]
     superseded: tuple[Superseded, ...] = ()
+    sampler: Mapping[str, Any] | None = None
 
     @property
     def identity(self) -> tuple[str, tuple[str, ...]]:
@@ -166,6 +178,9 @@ class Tuning:
         extend: Largest number of values that the sweep adds to those of a cell.
         rule: How a value is chosen, in a sentence.
         cells: The cells, in the order of the grid.
+        sampler: Of the sampler that proposed values ``name``, ``trials`` (values for each cell),
+            ``seed``, ``space`` (the ranges or values of each key as they were typed) and the
+            version of ``optuna``; None if all combinations of lists were tried.
     """
 
     sweep: str
@@ -176,6 +191,7 @@ class Tuning:
     extend: int
     rule: str
     cells: tuple[TunedCell, ...]
+    sampler: Mapping[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``tuning.json`` into the folder of a sweep's record, atomically.
@@ -185,7 +201,9 @@ class Tuning:
         """
         tree = asdict(self)
         del tree["sweep"]
-        shared = ("sweep", "keys", "metric", "higher_is_better", "seeds", "superseded")
+        if self.sampler is None:
+            del tree["sampler"]
+        shared = ("sweep", "keys", "metric", "higher_is_better", "seeds", "superseded", "sampler")
         tree["cells"] = [
             {key: value for key, value in cell.items() if key not in shared}
             for cell in tree["cells"]
@@ -209,6 +227,7 @@ def read(folder: Path) -> Tuning | None:
         "metric": tree["metric"],
         "higher_is_better": tree["higher_is_better"],
         "seeds": tuple(tree["seeds"]),
+        "sampler": tree.get("sampler"),
     }
     cells = tuple(_cell(cell, shared) for cell in tree["cells"])
     return Tuning(**shared, extend=tree["extend"], rule=tree["rule"], cells=cells)

@@ -25,19 +25,87 @@ _SENSELESS = {
 }
 
 
+_COUNTED = 10_000
+_EDGE = 0.1  # share of a range, at either end, in which a chosen value is at its edge
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of numbers, from which a sampler takes values.
+
+    Attributes:
+        low, high: Its limits; whole numbers if all values are.
+        log: True if values are drawn on a log scale.
+    """
+
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+    def value(self, sampled: float) -> float:
+        """Return the value of the range for a number that was sampled from it.
+
+        It is rounded to three significant digits, so that it is the same number, and the same run,
+        as when it is typed.
+        """
+        if self.whole:
+            return int(sampled)
+        return min(max(float(f"{sampled:.3g}"), self.low), self.high)
+
+    @property
+    def count(self) -> int:
+        """The number of its values, of more than 10,000 not all."""
+        steps = min(int(self.high - self.low), _COUNTED) if self.whole else _COUNTED
+        width = self.high - self.low
+        return len({self.value(self.low + width * step / steps) for step in range(steps + 1)})
+
+    def at_edge(self, value: float) -> bool:
+        """Return whether a value lies in the first or the last tenth of the range."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return not _EDGE < (value - low) / (high - low) < 1 - _EDGE
+
+    def __str__(self) -> str:
+        """Return the range as it could be typed."""
+        low, high = (repr(limit).removesuffix(".0") for limit in (self.low, self.high))
+        if self.log:  # of two whole numbers, all values would be whole
+            whole = isinstance(self.low, float) and low.isdigit() and high.isdigit()
+            return f"log({low}.0,{high}.0)" if whole else f"log({low},{high})"
+        text = f"interval({low},{high})"
+        return f"int({text})" if self.whole else text
+
+
 @dataclass
 class Axis:
-    """A tuned key with its values, numbers in ascending order.
+    """A tuned key with its values, numbers in ascending order; or with a range.
 
     Attributes:
         key: The key, or the group, as ``optimizer.lr``.
         overrides: A parsed override for each value.
-        values: The values as JSON has them.
+        values: The values as JSON has them; none of a range.
+        span: The range; None for a list of values.
     """
 
     key: str
     overrides: list[Any]
     values: list[Any]
+    span: Span | None = None
+
+    @property
+    def listed(self) -> str:
+        """The values, or the range, as they could be typed."""
+        return ",".join(map(str, self.values)) if self.span is None else str(self.span)
+
+    def override(self, value: Any) -> Any:
+        """Return the parsed override of a value of the list, or of a number of the range."""
+        if self.span is None:
+            return self.overrides[self.values.index(value)]
+        return parse([f"{self.key}={value!r}"])[0]
 
     @property
     def numeric(self) -> bool:
@@ -91,14 +159,15 @@ class Axis:
 
 
 def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
-    """Read the tuned keys and their values.
+    """Read the tuned keys and their values or ranges.
 
     Args:
-        texts: As ``optimizer.lr=0.05,0.1``, a text for each key.
+        texts: As ``optimizer.lr=0.05,0.1`` or ``optimizer.lr=log(0.01,1)``, a text for each key.
         groups: The options of each config group, by group.
 
     Raises:
-        UserError: A key cannot be tuned, is named twice, or has fewer than two values.
+        UserError: A key cannot be tuned, is named twice, has fewer than two values, or an empty
+            range.
     """
     axes: dict[str, Axis] = {}
     for override in parse(texts):
@@ -111,6 +180,10 @@ def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
             raise UserError(f"--tune {typed}: {key} cannot be tuned: {why}")
         if key in axes:
             raise UserError(f"--tune names {key} twice: write its values in one list")
+        span = _span(override)
+        if span is not None:
+            axes[key] = Axis(key, [], [], span)
+            continue
         axis = Axis(key, [], [])
         for single in single_values(override, groups):
             value = _plain(single.value())
@@ -128,6 +201,21 @@ def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
             axis.values = [axis.values[index] for index in order]
         axes[key] = axis
     return list(axes.values())
+
+
+def _span(override: Any) -> Span | None:
+    """Return the range of an override; None if it has a list of values."""
+    from hydra.core.override_parser.types import ValueType
+
+    if override.value_type != ValueType.INTERVAL_SWEEP:
+        return None
+    sweep = override.value()
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"--tune {override.typed}: the first limit must be below the second one")
+    if log and low <= 0:
+        raise UserError(f"--tune {override.typed}: a log scale needs limits above 0")
+    return Span(low, high, log)
 
 
 def _plain(value: Any) -> Any:
@@ -177,10 +265,9 @@ def refuse_extend(extend: int, axes: Sequence[Axis]) -> None:
         raise UserError(f"--extend must be at least 0, got {extend}")
     for axis in axes:
         if axis.numeric and axis.beyond("largest") is None and axis.beyond("smallest") is None:
-            listed = ",".join(map(str, axis.values))
             raise UserError(
-                f"--extend goes on by the step of a list, and {axis.key}={listed} has neither one "
-                "ratio nor one difference"
+                f"--extend goes on by the step of a list, and {axis.key}={axis.listed} has neither "
+                "one ratio nor one difference"
             )
     if not any(axis.numeric for axis in axes):
         keys = ", ".join(axis.key for axis in axes)

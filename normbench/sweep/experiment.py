@@ -36,8 +36,8 @@ class Experiment:
         about: The lines of the comment at the top of the file.
         tune: The keys that are tuned in each cell with their values, as they would be typed after
             ``--tune``; none of them are among the overrides.
-        tune_seeds, tune_epochs, extend: Values of the options of these names; None if the file
-            does not set them.
+        tune_seeds, tune_epochs, extend, sampler, trials: Values of the options of these names; None
+            if the file does not set them.
     """
 
     name: str
@@ -53,6 +53,8 @@ class Experiment:
     tune_seeds: str | None = None
     tune_epochs: int | None = None
     extend: int | None = None
+    sampler: str | None = None
+    trials: int | None = None
 
     def unfolded(self, scale: str, typed: Sequence[str]) -> list[list[str]]:
         """Return one list of overrides for each variant.
@@ -149,7 +151,7 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
     )
 
 
-_TUNING = ("tune", "tune_seeds", "tune_epochs", "extend")
+_TUNING = ("tune", "tune_seeds", "tune_epochs", "extend", "sampler", "trials")
 
 
 def _tuning(file: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +177,11 @@ def _tuning(file: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
         if not listed or not all(isinstance(seed, str) or _is_count(seed, 0) for seed in listed):
             raise UserError(f"{file}: tune_seeds must be seeds, as [1000, 1001], not {seeds!r}")
         found["tune_seeds"] = ",".join(map(str, listed))
-    for key, least in (("tune_epochs", 1), ("extend", 0)):
+    if "sampler" in tree:
+        if not isinstance(tree["sampler"], str):
+            raise UserError(f"{file}: sampler must be a name, as tpe, not {tree['sampler']!r}")
+        found["sampler"] = tree["sampler"]
+    for key, least in (("tune_epochs", 1), ("extend", 0), ("trials", 2)):
         if key in tree:
             if not _is_count(tree[key], least):
                 raise UserError(

@@ -71,7 +71,7 @@ def single_values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
     if override.value_type == ValueType.INTERVAL_SWEEP:
         raise UserError(
             f"{override.input_line!r}: an interval names no finite set of values; "
-            "use range(start, stop, step) or list them"
+            "use range(start, stop, step), log(first, last, count) or list them"
         )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         options = groups.get(override.key_or_group)

@@ -5,6 +5,9 @@ trained in each cell with the same seeds and epochs, the *trials*; the value wit
 metric of validation images is chosen; the final seeds are trained with it. Nothing is kept in
 memory that the store does not have: which trials are missing, and what those that ended choose, is
 read from the runs each time, so a sweep that was killed goes on where it was.
+
+The values are all combinations of lists, or those that a sampler proposes
+(:mod:`normbench.sweep.sampler`), as many in each cell.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from normbench.store.tuning import Trial, TunedCell, Tuning, tunings
 from normbench.sweep.axis import Axis, axes_of, lists_without, refuse_extend, refuse_in_grid
 from normbench.sweep.experiment import unfold
 from normbench.sweep.grid import expand_lists, refuse_too_many, single_values
+from normbench.sweep.sampler import Search, imported, refuse_sampler
 
 SEEDS = "1000"
 """The default of ``--tune-seeds``: far from 0, 1, 2, …, so that more final seeds never meet it."""
@@ -57,11 +61,14 @@ class TuneOptions:
     """What a sweep tunes, as the user asked for it.
 
     Attributes:
-        keys: The tuned keys with their values, as ``optimizer.lr=0.05,0.1``; all combinations.
+        keys: The tuned keys with their values, as ``optimizer.lr=0.05,0.1``, all combinations; or,
+            for a sampler, with ranges as ``optimizer.lr=log(0.01,1)``.
         seeds: The seeds of the trials, as the value of an override: ``1000,1001``.
         epochs: Epochs of a trial; None: those of the final run.
         metric: Chooses the value, by its mean over the trials.
         extend: Largest number of values added to a cell whose best value ends its list.
+        sampler: Name of the sampler that proposes values; None: all combinations are tried.
+        trials: Number of values that a sampler proposes in each cell.
     """
 
     keys: Sequence[str]
@@ -69,6 +76,8 @@ class TuneOptions:
     epochs: int | None = None
     metric: TuneMetric = field(default_factory=TuneMetric)
     extend: int = 0
+    sampler: str | None = None
+    trials: int | None = None
 
 
 @dataclass(eq=False)
@@ -84,6 +93,7 @@ class TuningCell:
         ended: Ends of lists at which no value can be added, by (key, ``smallest``/``largest``).
         invalid: Names of trials that cannot be trained.
         record: What the trials say so far; see :meth:`Tuner.assess`.
+        search: Proposes the values; None: all combinations are tried.
     """
 
     base: Config
@@ -94,10 +104,16 @@ class TuningCell:
     ended: set[tuple[str, str]] = field(default_factory=set)
     invalid: set[str] = field(default_factory=set)
     record: TunedCell | None = None
+    search: Search | None = None
 
     @property
     def combinations(self) -> list[dict[str, Any]]:
-        """The combinations of tuned values, by key; the last key varies fastest."""
+        """The combinations of tuned values, by key; the last key varies fastest.
+
+        Of a sampler: its proposals so far, in their order.
+        """
+        if self.search is not None:
+            return self.search.proposals
         keys = [axis.key for axis in self.axes]
         lists = [axis.values for axis in self.axes]
         return [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
@@ -124,10 +140,12 @@ class Tuner:
         cells: The cells, in the order of the grid.
         seeds: The tuning seeds.
         protocol: The options by which values are chosen, as they could be typed.
+        sampler: The sampler with its space, for the record; None if all combinations are tried.
 
     Raises:
         UserError: A key cannot be tuned, has fewer than two values or also stands in the grid, a
-            tuning seed is a final seed, or a list has no step to be extended by.
+            tuning seed is a final seed, a list has no step to be extended by, or a sampler does not
+            fit the space or is not installed.
     """
 
     def __init__(
@@ -146,12 +164,20 @@ class Tuner:
         self.seeds = _seeds(options.seeds, self._groups)
         if options.epochs is not None and options.epochs < 1:
             raise UserError(f"--tune-epochs must be at least 1, got {options.epochs}")
+        refuse_sampler(options.sampler, options.trials, axes)
         if options.extend:
+            if options.sampler is not None:
+                raise UserError(
+                    "--extend goes on by the step of a list, and --sampler proposes values by "
+                    "itself: leave out one of them"
+                )
             refuse_extend(options.extend, axes)
         self.protocol = _protocol(options, axes, self.seeds)
         self.cells = self._cells(lists, axes)
-        trials = len(self.cells) * math.prod(len(axis.values) for axis in axes) * len(self.seeds)
+        combinations = options.trials or math.prod(len(axis.values) for axis in axes)
+        trials = len(self.cells) * combinations * len(self.seeds)
         refuse_too_many(trials + sum(len(cell.final_seeds) for cell in self.cells))
+        self.sampler = self._sample(axes)
         for cell in self.cells:
             both = sorted(set(cell.final_seeds) & set(self.seeds))
             if both:
@@ -163,6 +189,7 @@ class Tuner:
         self._differs = [as_overrides(found) for found in differences(trees)]
         for cell in self.cells:
             self.trial_configs(cell)  # an unknown key or a wrong value is refused here
+            self._compose_limits(cell)
 
     # --- the grid --------------------------------------------------------------------------------
 
@@ -188,6 +215,38 @@ class Tuner:
             if config.seed not in cells[key].final_seeds:
                 cells[key].final_seeds.append(config.seed)
         return list(cells.values())
+
+    def _sample(self, axes: Sequence[Axis]) -> dict[str, Any] | None:
+        """Have the sampler propose the first values of each cell.
+
+        The seed of the sampler is the first tuning seed, the same in all cells. So proposals that
+        read no results are the same values in all cells.
+
+        Returns:
+            The sampler with its space, for the record; None if all combinations are tried.
+        """
+        name, trials, seed = self.options.sampler, self.options.trials, self.seeds[0]
+        if name is None or trials is None:
+            return None
+        for cell in self.cells:
+            cell.search = Search(cell.axes, name, trials, seed)
+        return {
+            "name": name,
+            "trials": trials,
+            "seed": seed,
+            "space": {axis.key: axis.listed for axis in axes},
+            "optuna": imported(name).__version__,
+        }
+
+    def _compose_limits(self, cell: TuningCell) -> None:
+        """Compose trials at the limits of ranges, so that a limit that is no value is refused.
+
+        A proposal that the config refuses would otherwise end the sweep after hours of trials.
+        """
+        for axis in cell.axes:
+            for limit in () if axis.span is None else (axis.span.low, axis.span.high):
+                values = {**cell.combinations[0], axis.key: limit}
+                self._config(cell, values, self.seeds[0], self.options.epochs)
 
     def described(self, cell: TuningCell) -> str:
         """Return the start of the names of a cell's runs, and the keys in which cells differ."""
@@ -235,8 +294,14 @@ class Tuner:
         ]
 
     def trials(self) -> list[Config]:
-        """Return the configs of all trials."""
+        """Return the configs of all trials, of a sampler those that it has proposed so far."""
         return [config for cell in self.cells for config in self.trial_configs(cell)]
+
+    def unproposed(self, cell: TuningCell) -> int:
+        """Return the number of trials of a cell that its sampler has still to propose."""
+        if self.options.trials is None:
+            return 0
+        return (self.options.trials - len(cell.combinations)) * len(self.seeds)
 
     def finals(self, chosen: bool) -> list[Config]:
         """Return the configs of the final runs of all cells with a chosen value, or without one.
@@ -250,9 +315,7 @@ class Tuner:
     def _config(
         self, cell: TuningCell, values: Mapping[str, Any], seed: int, epochs: int | None
     ) -> Config:
-        chosen = []
-        for axis in cell.axes:
-            chosen.append(axis.overrides[axis.values.index(values[axis.key])])
+        chosen = [axis.override(values[axis.key]) for axis in cell.axes]
         texts = [f"seed={seed}", *([] if epochs is None else [f"epochs={epochs}"])]
         key = (id(cell), *(override.input_line for override in chosen), *texts)
         if key not in self._configs:
@@ -281,7 +344,8 @@ class Tuner:
             _mean(trials[start : start + len(self.seeds)])
             for start in range(0, len(trials), len(self.seeds))
         )
-        problem, chosen = _choice(trials, means, self.options.metric.higher_is_better)
+        later = self.unproposed(cell)
+        problem, chosen = _choice(trials, means, self.options.metric.higher_is_better, later)
         values = None if chosen is None else combinations[chosen]
         base = cell.base
         record = TunedCell(
@@ -303,7 +367,7 @@ class Tuner:
             trials=trials,
             means=means,
             chosen=values,
-            edges={} if values is None else _edges(cell.axes, values),
+            edges={} if values is None else _edges(cell, values),
             problem=problem,
             final=(),
             sweep="",
@@ -311,6 +375,7 @@ class Tuner:
             metric=self.options.metric.name,
             higher_is_better=self.options.metric.higher_is_better,
             seeds=tuple(self.seeds),
+            sampler=self.sampler,
         )
         if values is None:
             return record
@@ -351,12 +416,17 @@ class Tuner:
     def extend(self, note: Callable[[str], None] = lambda text: None) -> bool:
         """Add a value to each cell whose best value ends its list, if it may have another one.
 
+        A sampler proposes the next value of each cell instead.
+
         Args:
             note: Receives a line where a value cannot be added.
 
         Returns:
             True if a value was added to any cell.
         """
+        if self.options.sampler is not None:
+            proposed = [self._propose(cell) for cell in self.cells]
+            return any(proposed)
         grown = False
         for cell in self.cells:
             edges = {} if cell.record is None else cell.record.edges
@@ -366,6 +436,16 @@ class Tuner:
                     continue
                 grown |= self._extend(cell, axis, edge, note)
         return grown
+
+    def _propose(self, cell: TuningCell) -> bool:
+        """Have the sampler propose the next value, if all trials so far have ended."""
+        record, search = cell.record, cell.search
+        if record is None or search is None:
+            return False
+        if any(trial.status not in ("finished", "diverged", "invalid") for trial in record.trials):
+            return False
+        sign = 1 if self.options.metric.higher_is_better else -1
+        return search.advance([-math.inf if m is None else sign * m for m in record.means])
 
     def _extend(self, cell: TuningCell, axis: Axis, edge: str, note: Callable[[str], None]) -> bool:
         if (axis.key, edge) in cell.ended:
@@ -385,7 +465,7 @@ class Tuner:
         return False
 
     def settle(self, store: Store) -> None:
-        """Assess the trials, and extend lists as far as trials in the store already tell."""
+        """Assess the trials, and extend lists or proposals as far as the store already tells."""
         self.assess(store)
         while self.extend():
             self.assess(store)
@@ -397,10 +477,10 @@ class Tuner:
         """How a value is chosen, in a sentence."""
         metric = self.options.metric
         order = "highest" if metric.higher_is_better else "lowest"
+        first = "value (the smallest)" if self.options.sampler is None else "proposed value"
         return (
             f"the value with the {order} mean of the final {metric.label} over the tuning seeds; "
-            "of equal means the first value (the smallest); a value with a diverged trial is not "
-            "chosen"
+            f"of equal means the first {first}; a value with a diverged trial is not chosen"
         )
 
     def tuning(self, sweep: str) -> Tuning:
@@ -414,6 +494,7 @@ class Tuner:
             seeds=tuple(self.seeds),
             extend=self.options.extend,
             rule=self.rule,
+            sampler=self.sampler,
             cells=tuple(replace(cell, sweep=sweep) for cell in cells),
         )
 
@@ -457,9 +538,15 @@ def _mean(trials: Sequence[Trial]) -> float | None:
 
 
 def _choice(
-    trials: Sequence[Trial], means: Sequence[float | None], higher_is_better: bool
+    trials: Sequence[Trial], means: Sequence[float | None], higher_is_better: bool, later: int
 ) -> tuple[str, int | None]:
     """Choose among combinations of values.
+
+    Args:
+        trials: The trials.
+        means: The mean of the metric for each combination.
+        higher_is_better: True if a larger mean is better.
+        later: Number of trials that are still to be proposed.
 
     Returns:
         Why nothing is chosen, or an empty string; and the index of the chosen combination.
@@ -470,8 +557,9 @@ def _choice(
         verb = "has" if len(failed) == 1 else "have"
         first = failed[0].run
         return f"{counted(len(failed), 'trial')} {verb} failed, the first is {first}", None
-    if waiting:
-        return f"{len(waiting)} of {counted(len(trials), 'trial')} to be trained", None
+    if waiting or later:
+        count, of = len(waiting) + later, counted(len(trials) + later, "trial")
+        return f"{count} of {of} to be trained", None
     eligible = [(index, mean) for index, mean in enumerate(means) if mean is not None]
     if not eligible:
         counts = {
@@ -485,12 +573,20 @@ def _choice(
     return "", max(eligible, key=lambda pair: (sign * pair[1], -pair[0]))[0]
 
 
-def _edges(axes: Sequence[Axis], values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tuned keys whose chosen number is the smallest or the largest of its list."""
+def _edges(cell: TuningCell, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tuned keys whose chosen number is the smallest or the largest of its list.
+
+    Of a range it is the smallest or the largest that was tried, and near the limit of the range.
+    """
     edges = {}
-    for axis in axes:
-        if axis.numeric and values[axis.key] in (axis.values[0], axis.values[-1]):
-            edges[axis.key] = "smallest" if values[axis.key] == axis.values[0] else "largest"
+    for axis in cell.axes:
+        value, tried = values[axis.key], axis.values
+        if axis.span is not None:
+            if not axis.span.at_edge(value):
+                continue
+            tried = sorted(combination[axis.key] for combination in cell.combinations)
+        if axis.numeric and value in (tried[0], tried[-1]):
+            edges[axis.key] = "smallest" if value == tried[0] else "largest"
     return edges
 
 
@@ -525,12 +621,16 @@ def tuned_by_experiment(
         seeds=SEEDS if seeds is None else seeds,
         epochs=experiment.tune_epochs,
         extend=0 if extend is None else extend,
+        sampler=experiment.sampler,
+        trials=experiment.trials,
     )
 
 
 def _protocol(options: TuneOptions, axes: Sequence[Axis], seeds: Sequence[int]) -> str:
     """Return the options by which values are chosen; equal for equal choices."""
-    words = [f"--tune {axis.key}={','.join(map(str, axis.values))}" for axis in axes]
+    words = [f"--tune {axis.key}={axis.listed}" for axis in axes]
+    if options.sampler is not None:
+        words.append(f"--sampler {options.sampler} --trials {options.trials}")
     words.append(f"--tune-seeds {_listed(seeds)}")
     if options.epochs is not None:
         words.append(f"--tune-epochs {options.epochs}")

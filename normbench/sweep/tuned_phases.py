@@ -21,23 +21,26 @@ class TunedPlan(NamedTuple):
     """The runs of a sweep that tunes keys, as the store has them.
 
     Attributes:
-        trials: The trials.
+        trials: The trials that are known.
+        unproposed: A stand-in for each trial whose values a sampler has still to propose.
         finals: The final runs of the cells whose trials have chosen a value.
         later: A stand-in for each final run whose value the trials have still to choose.
     """
 
     trials: SweepPlan
+    unproposed: SweepPlan
     finals: SweepPlan
     later: SweepPlan
 
     @property
     def whole(self) -> SweepPlan:
         """All runs."""
-        return SweepPlan((*self.trials.cells, *self.finals.cells, *self.later.cells))
+        parts = (self.trials, self.unproposed, self.finals, self.later)
+        return SweepPlan(tuple(cell for part in parts for cell in part.cells))
 
 
 class TunedPhases:
-    """Trains the phases: trials, further trials where asked for, final runs.
+    """Trains the phases: trials, further trials where asked for or proposed, final runs.
 
     Args:
         phases: Trains the runs.
@@ -78,7 +81,12 @@ class TunedPhases:
         later = len(tuner.finals(chosen=False))
         phases.allocate(max(len(trials.todo), len(finals.todo) + later))
         trials = self._checked(trials)
-        return TunedPlan(trials, phases.check(finals), phases.check(stand_ins(tuner, self._store)))
+        return TunedPlan(
+            trials,
+            unproposed(tuner, self._store),
+            phases.check(finals),
+            phases.check(stand_ins(tuner, self._store)),
+        )
 
     def _new(self, configs: Sequence[Config]) -> list[Config]:
         """Return the configs that no phase has had yet."""
@@ -125,6 +133,11 @@ class TunedPhases:
         keys = " ".join(f"{axis.key}=?" for axis in tuner.cells[0].axes)
         view.line("trials:")
         view.plan(planned.trials, slots)
+        if count := len(planned.unproposed.cells):
+            view.line(
+                f"--sampler {tuner.options.sampler}: {counted(count, 'further trial')}, proposed "
+                "one for each cell at a time, when those before have ended"
+            )
         if extend := tuner.options.extend:
             values = counted(extend, "further value")
             view.line(f"--extend: up to {values} in each cell whose best value ends its list")
@@ -215,6 +228,17 @@ class TunedPhases:
             self._view.failures(result)
 
 
+def unproposed(tuner: Tuner, store: Store) -> SweepPlan:
+    """Return a stand-in for each trial whose values a sampler has still to propose."""
+    cells: list[PlannedCell] = []
+    for cell in tuner.cells:
+        count = tuner.unproposed(cell)
+        if count:
+            first = _stand_in(plan(tuner.trial_configs(cell)[:1], store).cells[0])
+            cells += [replace(first, name=f"{first.name} ({index})") for index in range(count)]
+    return SweepPlan(tuple(cells))
+
+
 def stand_ins(tuner: Tuner, store: Store) -> SweepPlan:
     """Return a stand-in for each final run whose value the trials have still to choose."""
     planned = plan(tuner.finals(chosen=False), store)
@@ -228,7 +252,7 @@ def _stand_in(cell: PlannedCell) -> PlannedCell:
 def planned_with(tuner: Tuner, store: Store) -> TunedPlan:
     """Look up in a store all runs of a sweep that tunes keys; no network is built."""
     trials, finals = plan(tuner.trials(), store), plan(tuner.finals(chosen=True), store)
-    return TunedPlan(trials, finals, stand_ins(tuner, store))
+    return TunedPlan(trials, unproposed(tuner, store), finals, stand_ins(tuner, store))
 
 
 def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
@@ -243,7 +267,8 @@ def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
         f"; {'' if len(record.keys) == 1 else key + ': '}this is the {edge} tried"
         for key, edge in record.edges.items()
     )
-    hint = ", --extend N tries further ones" if edges and not tuner.options.extend else ""
+    listed = not tuner.options.extend and tuner.options.sampler is None
+    hint = ", --extend N tries further ones" if edges and listed else ""
     tried = len(record.values)
     best = "" if mean is None else f"{tuner.options.metric.label} {show(mean)}, "
     chosen = as_overrides(record.chosen)

@@ -271,8 +271,9 @@ class _Grid:
         else:
             planned = planned_with(self._tuner, self.store)
             cells = planned.whole
-            finals = len(cells.cells) - len(planned.trials.cells)
-            kinds = f" ({counted(len(planned.trials.cells), 'trial')} and {finals} final)"
+            trials = len(planned.trials.cells) + len(planned.unproposed.cells)
+            finals = len(cells.cells) - trials
+            kinds = f" ({counted(trials, 'trial')} and {finals} final)"
         with make(executor) as made:
             slots = len(made.allocate(len(cells.todo))) if cells.todo else 0
         return f"at most {cells.counted()}{kinds}; {cells.estimate(slots)}"

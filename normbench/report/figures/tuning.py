@@ -100,17 +100,21 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     """Draw the metric of trials against the values of a key, a line for each row.
 
     The chosen values have a ring; trials that diverged are crosses at the bottom. Other tuned keys
-    have their chosen values. None where no trial has ended.
+    have their chosen values. Values of several keys that a sampler proposed are points without a
+    line, because the other keys vary with each. None where no trial has ended.
     """
     cells = [cell for cell in study.tuned if key in cell.cell.keys and cell.along(key)]
     values = tuning.values_of(cells, key)
     if not any(one.scores or one.diverged for cell in cells for one in cell.along(key)):
         return None
-    numeric, log = tuning.is_numeric(values), tuning.is_geometric(values)
+    numeric, log = tuning.is_numeric(values), tuning.on_log_scale(cells, key)
+    sampled = numeric and any(cell.cell.sampler is not None for cell in cells)
     where: Callable[[Any], float] = float if numeric else values.index
     rows = rows_of(study)
+    scattered = any(cell.scattered for cell in cells)
     handles = [
-        style.handle(style.look(study.row_factor, row, rows), study.row(row)) for row in rows
+        style.handle(style.look(study.row_factor, row, rows), study.row(row), line=not scattered)
+        for row in rows
     ]
     handles.append(_ring(label="chosen"))
     diverged = any(one.diverged for cell in cells for one in cell.along(key))
@@ -149,13 +153,17 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
         margin = 0.06 * (ticks[-1] - ticks[0])
         panels.axes[0].set_xlim(ticks[0] - margin, ticks[-1] + margin)
     for axis in panels.axes:
-        _ticks(axis, ticks, [tuning.value_text(value) for value in values])
+        if not sampled:
+            _ticks(axis, ticks, [tuning.value_text(value) for value in values])
+        elif log:  # values lie anywhere, so the ticks are those of the scale
+            style.plain_log(axis.xaxis, ticks[0], ticks[-1])
     _labelled(panels, capitalized(words(key)), heading(cells))
     style.legend(panels.figure, handles, 8, study.legend_title)
     seeds = max(len(one.trials) for cell in cells for one in cell.tried)
     drawn = "Mean over tuning seeds, with a point for each seed" if seeds > 1 else "One tuning seed"
     others = [words(other) for other in tuning.tuned_keys(study.tuned) if other != key]
-    held = f", {join_names(others)} as chosen" if others else ""
+    varied = "varied with it" if scattered else "as chosen"
+    held = f", {join_names(others)} {varied}" if others else ""
     return style.Drawing(
         "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
         f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
@@ -178,7 +186,8 @@ def _line(
     tried, scale = cell.along(key), cell.metric.scale
     x = np.array([where(one.values[key]) for one in tried])
     means = np.array([_mean(one) for one in tried]) * scale
-    axis.plot(x, means, color=look.color, linestyle=look.dashes, linewidth=1.0, **style.mark(look))
+    dashes = "none" if cell.scattered else look.dashes
+    axis.plot(x, means, color=look.color, linestyle=dashes, linewidth=1.0, **style.mark(look))
     points = []
     for one, across, mean in zip(tried, x, means, strict=True):
         if len(one.trials) > 1:
