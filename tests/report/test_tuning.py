@@ -369,3 +369,94 @@ def test_figures_draw_choice_divergence_and_budget(tmp_store: Path, synth: Simpl
     assert len(second.points) == 2 * 2 * 5
     assert [axis.get_title() for axis in first.figure.axes] == ["Batch size 16", "Batch size 128"]
     assert all(axis.get_xscale() == "log" for axis in first.figure.axes)
+
+
+# --- values that a sampler proposed ---------------------------------------------------------------
+
+DECAY = "optimizer.weight_decay"
+PROPOSED = {"bn": (0.0131, 0.0462, 0.0517, 0.209, 0.381), "gn": (0.0131, 0.0254, 0.11, 0.27, 0.381)}
+
+
+@pytest.fixture
+def sampled(tmp_store: Path, synth: SimpleNamespace) -> Callable[..., Study]:
+    """Write BN and GN, tuned by a sampler that proposed other values to each, and load them."""
+
+    def write(sampler: str = "tpe", several: bool = True) -> Study:
+        for index, norm in enumerate(PROPOSED):
+            synth.write_tuned(
+                tmp_store,
+                (norm,),
+                rates=PROPOSED[norm],
+                accuracy=lambda norm, batch, lr, seed: None if lr > 0.3 else 0.9 + lr / 10,
+                sweep=f"20261101-10000{index}-abcd",
+            )
+        for path in tmp_store.glob("sweeps/*/tuning.json"):
+            path.write_text(json.dumps(proposed(json.loads(path.read_text()), sampler, several)))
+        return one(tmp_store)
+
+    return write
+
+
+def proposed(record: dict, sampler: str, several: bool) -> dict:
+    """Turn the record of a list of learning rates into one of values that a sampler proposed."""
+    space = {"optimizer.lr": "log(0.01,0.5)"}
+    if several:
+        space[DECAY] = "log(1e-05,0.01)"
+        record["keys"].append(DECAY)
+        for cell in record["cells"]:
+            trials = [trial["values"] for trial in cell["trials"]]
+            for values in (*cell["values"], cell["chosen"], *trials):
+                values[DECAY] = 0.0005
+    record["sampler"] = {
+        "name": sampler, "trials": 5, "seed": 1000, "space": space, "optuna": "5.0.0",
+    }  # fmt: skip
+    return record
+
+
+def test_other_proposals_of_one_sampler_confound_nothing(sampled: Callable[..., Study]) -> None:
+    study = sampled()
+    assert study.confounds == []
+    assert not texts(study, "caution")
+    (rule,) = tables.rules(study)
+    assert (
+        "Values proposed by the sampler tpe of Optuna 5.0.0 with seed 1000, 5 values in each cell, "
+        "from optimizer.lr=log(0.01,0.5) optimizer.weight_decay=log(1e-05,0.01)."
+    ) in rule
+
+
+def test_a_sampler_beside_a_list_is_another_protocol(
+    sampled: Callable[..., Study], tmp_store: Path
+) -> None:
+    sampled(several=False)
+    path = max(tmp_store.glob("sweeps/*/tuning.json"))
+    record = json.loads(path.read_text())
+    del record["sampler"]
+    path.write_text(json.dumps(record))
+    assert one(tmp_store).confounds
+
+
+def test_scattered_values_are_points(sampled: Callable[..., Study]) -> None:
+    study = sampled()
+    first, second = drawn.figures(build(study, METRICS["test_acc"], "bn"))
+    assert (first.slug, second.slug) == ("sensitivity-lr", "sensitivity-weight_decay")
+    assert "against learning rate, weight decay varied with it" in first.caption
+    assert len(first.points) == 2 * 2 * 4  # norms, batch sizes, values that did not diverge
+    for drawing in (first, second):
+        for axis in drawing.figure.axes:
+            assert axis.get_xscale() == "log"
+            assert {line.get_linestyle() for line in axis.lines} == {"None"}
+    assert [table.slug for table in tables.tables(study)] == ["tuning", "tuning-cost"]
+
+
+def test_values_of_one_key_keep_their_line(sampled: Callable[..., Study]) -> None:
+    study = sampled("random", several=False)
+    first, second = drawn.figures(build(study, METRICS["test_acc"], "bn"))
+    assert (first.slug, second.slug) == ("sensitivity", "expected-best")
+    assert any(line.get_linestyle() == "-" for line in first.figure.axes[0].lines)
+    assert "tuning-range" in [table.slug for table in tables.tables(study)]
+
+
+def test_a_sampler_that_reads_results_has_no_expected_best(sampled: Callable[..., Study]) -> None:
+    study = sampled("tpe", several=False)
+    (only,) = drawn.figures(build(study, METRICS["test_acc"], "bn"))
+    assert only.slug == "sensitivity"
