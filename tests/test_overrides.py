@@ -136,7 +136,12 @@ def test_log_names_values_with_one_ratio(override, expected):
         ("optimizer.lr=log(0.1,0.1,3)", "needs two limits and a count of 2 to 1,000"),
         ("optimizer.lr=log(0.1,0.2,1)", "needs two limits and a count of 2 to 1,000"),
         ("batch=log(1,3,8)", "there are not 8 whole numbers on a log scale in 1..3"),
-        ("optimizer.lr=log(0.1,0.2)", "optimizer.lr must be a number, got 'log(0.1,0.2)'"),
+        ("optimizer.lr=log(0.1)", "optimizer.lr must be a number, got 'log(0.1)'"),
+        (
+            "optimizer.lr=log(0.1,0.2)",
+            "names no finite set of values; use range(start, stop, step)",
+        ),
+        ("optimizer.lr=log(0,0.2)", "log() needs limits above 0, got 0"),
     ],
 )
 def test_log_refuses_limits_and_counts_that_make_no_sense(override, message):
