@@ -167,7 +167,8 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     return style.Drawing(
         "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
         f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
-        f"Ring: chosen.{' Cross: diverged.' if diverged else ''}{_left(limits, higher)}",
+        f"Ring: chosen.{' Cross: diverged.' if diverged else ''}"
+        f"{_left(limits, higher, scattered)}",
         panels.figure,
         points,
         wide=len(panels.axes) > 1,
@@ -278,10 +279,14 @@ def _limits(values: Sequence[float], higher_is_better: bool) -> _Limits:
     return _Limits(low - margin, high + margin, cut)
 
 
-def _left(limits: _Limits, higher_is_better: bool) -> str:
-    """Return a sentence on lines that leave the panels, for a caption."""
+def _left(limits: _Limits, higher_is_better: bool, scattered: bool = False) -> str:
+    """Return a sentence on lines or points outside the panels, for a caption."""
     side = "below" if higher_is_better else "above"
-    return f" Lines that leave a panel go on {side} it." if limits.cut else ""
+    if not limits.cut:
+        return ""
+    if scattered:
+        return f" Points {side} the panels are left out."
+    return f" Lines that leave a panel go on {side} it."
 
 
 def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
