@@ -220,6 +220,16 @@ def test_more_trials_go_on_from_those_in_the_store(run_sweep, faults, tmp_store)
     assert "trials: 24 cells: 22 skipped, 2 to train" in out
 
 
+def test_again_trains_the_same_proposals_anew(run_sweep, tmp_store):
+    words = (*TUNE, "--sampler", "tpe", "--trials", "11")
+    run_sweep(tune=words)
+    before = values_of(Store(tmp_store))
+    code, out = run_sweep("--again", tune=words)
+    assert code == 0
+    assert "26 cells: 26 trained" in out
+    assert values_of(Store(tmp_store)) == before
+
+
 @pytest.mark.parametrize("sampler", ["random", "qmc"])
 def test_a_sampler_that_reads_no_results_trains_all_trials_in_one_round(run_sweep, sampler):
     code, out = run_sweep(tune=(*TUNE, "--sampler", sampler, "--trials", "12"))
