@@ -1,4 +1,4 @@
-"""Training on a GPU compared with training on a CPU, and with itself.
+"""Training on a GPU compared with training on a CPU, step by step and norm by norm.
 
     JAX_PLATFORMS=cpu python benchmarks/gpu/right.py --write reference.npz   # on any machine
     python benchmarks/gpu/right.py --against reference.npz --out right.json  # where the GPU is
