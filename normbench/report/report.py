@@ -233,7 +233,8 @@ def diff_sides(
         1 if any config is different (:data:`normbench.report.sides.RULES`), else 0.
 
     Raises:
-        UserError: A store, filter or metric does not exist, or there are not two sides.
+        UserError: A store, filter or metric does not exist, there are not two sides, or the sides
+            have no config in common.
         NormbenchError: A store cannot be read, or ``out`` cannot be written.
     """
     from normbench.report import sides as comparing
@@ -254,15 +255,20 @@ def diff_sides(
     for line in lines:
         say(line)
     table = comparing.table(found)
-    if table.rows:
-        say(text(terminal(table)) + "\n")
+    say(text(terminal(table)) + "\n")
     say(found.summary)
     if out is not None:
         page = Path(out) / "diff.md"
         head = [f"- {markdown_text(line)}" for line in [*lines, found.summary]]
         try:
             write_table(table, Path(out), ("csv",))
-            content = ["# Two sides", "", *head, "", markdown(table)]
+            content = [
+                f"# {markdown_text(' and '.join(found.names))}",
+                "",
+                *head,
+                "",
+                markdown(table),
+            ]
             page.write_text("\n".join(content), encoding="utf-8")
         except OSError as error:
             raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None

@@ -128,7 +128,7 @@ class Sides:
         counts = [
             f"{verdicts.count(key)} {text}" for key, text in VERDICTS.items() if key in verdicts
         ]
-        line = f"{counted(len(self.found), 'config')} in both: {', '.join(counts) or 'none'}"
+        line = f"{counted(len(self.found), 'config')} in both: {', '.join(counts)}"
         for name, (configs, runs) in zip(self.names, self.only, strict=True):
             if configs:
                 line += f"; only in {name}: {counted(configs, 'config')} ({counted(runs, 'run')})"
@@ -146,9 +146,12 @@ def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
         metric_name: The metric whose means are compared.
 
     Raises:
-        UserError: ``by`` is neither, there are not two sides, or there is no such metric.
+        UserError: ``by`` is neither, there are not two sides, they have no config in common, or
+            the metric does not exist or is a time.
     """
     frames, metric = frames.with_metric(metric_name)
+    if metric.timed:
+        raise UserError(f"{metric_name} is not compared: times depend on the machine and its load")
     every = frames.runs
     every = every.assign(side=commits(every) if by == "commit" else every["store"])
     runs = every[every["status"].isin(ENDED)]
@@ -164,6 +167,11 @@ def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
         for counts, side in zip(only, sides, strict=True):
             counts[0] += not side.empty
             counts[1] += len(side)
+    if not found:  # success would tell a script that nothing has changed
+        raise UserError(
+            f"{names[0]} and {names[1]} have no config in common of which both have complete runs "
+            f"({counted(only[0][0], 'config')} and {counted(only[1][0], 'config')})"
+        )
     trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in found]
     for item, differs in zip(found, differences(trees), strict=True):
         item.name = _described(item.runs[0].iloc[0], differs)
@@ -239,9 +247,8 @@ def _comparison(runs: tuple[pd.DataFrame, pd.DataFrame], metric: Metric) -> Comp
     item.shared, item.equal = len(shared), len(same)
     if not same:
         return item
-    # Equal weights with unequal results: the evaluation has changed, which is not chance. A time
-    # differs whenever it is measured.
-    unequal = [seed for seed in same if not metric.timed and not _is_close(item, seed)]
+    # Equal weights with unequal results: the evaluation has changed, which is not chance.
+    unequal = [seed for seed in same if not _is_close(item, seed)]
     if unequal:
         item.verdict, item.remark = "different", f"equal weights, other {metric.name}"
     elif len(same) == len(shared):
@@ -301,7 +308,8 @@ def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
     for key in filter(is_provenance, runs.columns):
         if by == "commit" and key in ("commit", "dirty"):
             continue
-        texts = runs[key].dropna().astype(str).replace("", "none")
+        texts = runs[key].dropna().astype(str)
+        texts = texts.replace({"": "none", "True": "yes", "False": "no"})
         texts = texts.str.slice(0, 10) if key == "commit" else texts
         values = {
             name: sorted(texts[runs.loc[texts.index, "side"] == name].unique()) for name in names
