@@ -459,3 +459,15 @@ def test_a_sampler_that_reads_results_has_no_expected_best(sampled: Callable[...
     study = sampled("tpe", several=False)
     (only,) = drawn.figures(build(study, METRICS["test_acc"], "bn"))
     assert only.slug == "sensitivity"
+
+
+def test_values_that_are_no_numbers_are_points(tmp_store: Path, synth: SimpleNamespace) -> None:
+    synth.write_tuned(tmp_store, rates=(0.1, 0.2, 0.4))
+    [path] = tmp_store.glob("sweeps/*/tuning.json")
+    text = path.read_text().replace('"optimizer.lr"', '"schedule"')
+    for rate, name in (("0.1}", '"cosine"}'), ("0.2}", '"step"}'), ("0.4}", '"constant"}')):
+        text = text.replace(rate, name)
+    path.write_text(text)
+    first, _ = drawn.figures(build(one(tmp_store), METRICS["test_acc"], "bn"))
+    for axis in first.figure.axes:
+        assert {line.get_linestyle() for line in axis.lines} == {"None"}

@@ -100,8 +100,9 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     """Draw the metric of trials against the values of a key, a line for each row.
 
     The chosen values have a ring; trials that diverged are crosses at the bottom. Other tuned keys
-    have their chosen values. Values of several keys that a sampler proposed are points without a
-    line, because the other keys vary with each. None where no trial has ended.
+    have their chosen values. Points are not joined where the values are no numbers, and where a
+    sampler proposed values of several keys, because the other keys vary with each. None where no
+    trial has ended.
     """
     cells = [cell for cell in study.tuned if key in cell.cell.keys and cell.along(key)]
     values = tuning.values_of(cells, key)
@@ -112,8 +113,9 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     where: Callable[[Any], float] = float if numeric else values.index
     rows = rows_of(study)
     scattered = any(cell.scattered for cell in cells)
+    joined = numeric and not scattered
     handles = [
-        style.handle(style.look(study.row_factor, row, rows), study.row(row), line=not scattered)
+        style.handle(style.look(study.row_factor, row, rows), study.row(row), line=joined)
         for row in rows
     ]
     handles.append(_ring(label="chosen"))
@@ -135,7 +137,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
             if key not in cell.cell.keys:
                 continue
             look = style.look(study.row_factor, cell.row, rows)
-            points += _line(axis, study, cell, key, look, where)
+            points += _means(axis, study, cell, key, look, where, joined)
             if _diverges(cell, key):
                 x = [where(one.values[key]) for one in cell.along(key) if one.diverged]
                 height = _STRIP * (crossing - place - 0.3)
@@ -175,19 +177,20 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     )
 
 
-def _line(
+def _means(
     axis: Axes,
     study: Study,
     cell: CellTuning,
     key: str,
     look: style.Look,
     where: Callable[[Any], float],
+    joined: bool,
 ) -> list[style.Point]:
     """Draw the means of a cell, a point for each seed, and the ring; return what the page names."""
     tried, scale = cell.along(key), cell.metric.scale
     x = np.array([where(one.values[key]) for one in tried])
     means = np.array([_mean(one) for one in tried]) * scale
-    dashes = "none" if cell.scattered else look.dashes
+    dashes = look.dashes if joined else "none"
     axis.plot(x, means, color=look.color, linestyle=dashes, linewidth=1.0, **style.mark(look))
     points = []
     for one, across, mean in zip(tried, x, means, strict=True):
