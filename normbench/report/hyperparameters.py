@@ -6,12 +6,11 @@ row for each combination and the seeds that it was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import pandas as pd
 
 from normbench.report import names
 from normbench.report.frames import Frames, is_config
+from normbench.report.study import ranges
 from normbench.report.table import EMPTY, Table, TableEntry
 
 _NOT_HYPERPARAMETERS = frozenset(("label", "store", "seed"))
@@ -59,7 +58,7 @@ def _varying(texts: pd.DataFrame, seeds: pd.Series) -> Table:
     columns = list(texts)
     groups = seeds.groupby([texts[column] for column in columns], sort=False)
     keys = [key if isinstance(key, tuple) else (key,) for key, _ in groups]
-    trained = [ranges(group) for _, group in groups]
+    trained = [ranges(set(group)) for _, group in groups]
     data = pd.DataFrame(keys, columns=pd.Index(columns)).assign(seeds=trained)
     rows = [[TableEntry(t) if t else EMPTY for t in row] for row in data.to_numpy().tolist()]
     return Table(
@@ -69,21 +68,3 @@ def _varying(texts: pd.DataFrame, seeds: pd.Series) -> Table:
         rows,
         data=data,
     )
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Write whole numbers with their runs joined: ``0–2, 7``."""
-    ordered = sorted({int(number) for number in numbers})
-    pieces: list[list[int]] = []
-    for number in ordered:
-        if pieces and pieces[-1][-1] == number - 1:
-            pieces[-1].append(number)
-        else:
-            pieces.append([number])
-    return ", ".join(_piece(piece) for piece in pieces)
-
-
-def _piece(piece: Sequence[int]) -> str:
-    if len(piece) < 3:
-        return ", ".join(map(str, piece))
-    return f"{piece[0]}–{piece[-1]}"

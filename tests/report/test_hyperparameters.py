@@ -12,7 +12,7 @@ import pytest
 from normbench.cli import main
 from normbench.report import report as commands
 from normbench.report.frames import load
-from normbench.report.hyperparameters import ranges, tables
+from normbench.report.hyperparameters import tables
 
 
 def test_shared_ones_are_listed_and_others_are_columns(grid: Callable[..., Path]) -> None:
@@ -66,10 +66,3 @@ def test_printed_where_no_file_is_named(grid: Callable[..., Path]) -> None:
     said: list[str] = []
     assert commands.export(root, hyperparameters=True, say=said.append) is None
     assert "| norm" in "\n".join(said)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"), [([3], "3"), ([1, 0], "0, 1"), ([0, 1, 2, 7], "0–2, 7")]
-)
-def test_whole_numbers_that_follow_one_another_are_joined(numbers: list[int], text: str) -> None:
-    assert ranges(numbers) == text
