@@ -121,7 +121,7 @@ def test_the_splits_of_cifar10_are_balanced_and_its_statistics_the_known_ones(ro
 @pytest.mark.slow
 def test_a_lost_cache_is_decoded_from_the_folder(root: Path) -> None:
     source = MNIST()
-    before = {k: v.copy() for k, v in vars(source.arrays(root)).items()}
+    before = {k: v.copy() for k, v in vars(source.arrays(root)).items() if v is not None}
     (cached,) = (root / ".normbench").glob("mnist-*.arrays")
     cached.unlink()
     for name, array in vars(source.arrays(root)).items():
