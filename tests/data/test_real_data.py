@@ -124,8 +124,9 @@ def test_a_lost_cache_is_decoded_from_the_folder(root: Path) -> None:
     before = {k: v.copy() for k, v in vars(source.arrays(root)).items() if v is not None}
     (cached,) = (root / ".normbench").glob("mnist-*.arrays")
     cached.unlink()
-    for name, array in vars(source.arrays(root)).items():
-        np.testing.assert_array_equal(array, before[name])
+    after = source.arrays(root)
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(after, name), array)
     assert cached.is_file()
 
 
