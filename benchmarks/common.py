@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from normbench.config import Config
 
 CLASSES = 10
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout."""
 
 
 def random_split(count: int, seed: int = 0) -> Any:
@@ -23,12 +27,19 @@ def random_split(count: int, seed: int = 0) -> Any:
     return SimpleNamespace(images=images, labels=rng.integers(0, CLASSES, count, np.int32))
 
 
-def compiled_loop(config: Config, data: Any) -> Any:
+def import_path(*folders: Path) -> str:
+    """Return a PYTHONPATH with this checkout, further folders and what is there already."""
+    paths = [ROOT, *folders, os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(str(path) for path in paths if path)
+
+
+def compiled_loop(config: Config, data: Any, **changes: Any) -> Any:
     """Start the backend of a config, and return a compiled loop on its network, as a run has it.
 
     Args:
         config: Says network, batch, precision and backend.
         data: Three splits.
+        changes: Settings of the loop, in place of those here.
 
     Raises:
         UserError: The network cannot be built.
@@ -44,17 +55,18 @@ def compiled_loop(config: Config, data: Any) -> Any:
     from normbench.engine.optimizer import SGD
     from normbench.network import build_model
 
-    settings = LoopSettings(
-        batch=config.batch,
-        eval_batch=config.eval_batch,
-        seed=0,
-        smoothing=0.0,
-        optimizer=SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
-        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
-        scaled_loss=False,
-    )
+    settings = {
+        "batch": config.batch,
+        "eval_batch": config.eval_batch,
+        "seed": 0,
+        "smoothing": 0.0,
+        "optimizer": SGD(momentum=0.9, nesterov=True, weight_decay=5e-4, agc=0.0),
+        "images": Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
+        "scaled_loss": False,
+    }
     make: Any = backend.loop_class(config.backend)
-    loop = make(build_model(config, (32, 32, 3), CLASSES), data, settings)
+    model = build_model(config, (32, 32, 3), CLASSES)
+    loop = make(model, data, LoopSettings(**settings | changes))
     loop.compile()
     return loop
 

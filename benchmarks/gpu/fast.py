@@ -44,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = HERE.parent
 sys.path.insert(0, str(BENCHMARKS))
 
-from common import shown  # noqa: E402
+from common import import_path, shown  # noqa: E402
 
 PEERS = ("eager", "eager-channels-last", "compile", "compile-reduce-overhead")
 IMAGES = 45_000
@@ -258,12 +258,11 @@ class Bench:
         """Return one of a contender's processes, started if it is not running."""
         running = self.workers.get((contender, slot))
         if running is None or not running.alive:
-            paths = [str(BENCHMARKS.parent), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
             words = self.settings.engines.get(contender, "").split()
             flags = [os.environ.get("XLA_FLAGS", ""), *(w for w in words if w.startswith("--"))]
             environment = {
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "PYTHONPATH": import_path(BENCHMARKS),
                 "KERAS_BACKEND": "jax",
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
                 "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -28,7 +28,7 @@ PYTHON, BINARY = CIFAR10_PACKINGS
 SIDE, ROWS = 32, 100
 
 
-def pack(name: str, source: Path, packed: Path) -> None:
+def pack(source: Path, packed: Path, name: str) -> None:
     """Write the images (``name.webp``) and labels (``name.labels``) of one published file."""
     from PIL import Image
 
@@ -42,7 +42,7 @@ def pack(name: str, source: Path, packed: Path) -> None:
     (packed / f"{name}.labels").write_bytes(arrays["label"].astype(np.uint8).tobytes())
 
 
-def unpack(name: str, packed: Path, target: Path) -> None:
+def unpack(packed: Path, target: Path, name: str) -> None:
     """Write one file of the published binary version."""
     from PIL import Image
 
@@ -66,11 +66,7 @@ def main() -> None:
     action = pack if given.action == "pack" else unpack
     names = [n for n in given.files if action is pack or (given.source / f"{n}.webp").is_file()]
     with ProcessPoolExecutor() as pool:
-        list(
-            pool.map(partial(action, source=given.source, packed=given.target), names)
-            if action is pack
-            else pool.map(partial(action, packed=given.source, target=given.target), names)
-        )
+        list(pool.map(partial(action, given.source, given.target), names))
     print(f"{given.target}: {', '.join(names)}")
 
 

@@ -24,7 +24,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import import_path
+
 COMMON = ("backend=jax", "dataset=npz", "arch=resnet8")
 
 
@@ -50,14 +53,13 @@ class Bench:
         )
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-m", "normbench", *words]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax", **environment},
+            env={**os.environ, "PYTHONPATH": import_path(), "KERAS_BACKEND": "jax", **environment},
         )
 
     def end(self, process: subprocess.Popen[str]) -> dict[str, Any]:

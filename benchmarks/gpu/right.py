@@ -73,14 +73,10 @@ def loop_of(case: Case) -> Any:
 
     import jax
     import keras
-    from common import CLASSES, random_split
+    from common import compiled_loop, random_split
 
     from normbench.config import compose
-    from normbench.engine import backend
-    from normbench.engine.augment import Images
-    from normbench.engine.loop import LoopSettings
     from normbench.engine.optimizer import SGD
-    from normbench.network import build_model
 
     keras.backend.clear_session()
     jax.clear_caches()
@@ -92,20 +88,13 @@ def loop_of(case: Case) -> Any:
         [f"norm={case.norm}", *weight, "arch=resnet8", f"batch={BATCH}", "backend=jax",
          f"precision={precision}"]
     )  # fmt: skip
-    backend.start("jax", config.precision)
     split = random_split(IMAGES)
-    settings = LoopSettings(
-        batch=BATCH,
-        eval_batch=IMAGES,
-        seed=0,
+    return compiled_loop(
+        config,
+        SimpleNamespace(train=split, validation=split, test=split),
         smoothing=0.1,
         optimizer=SGD(momentum=0.0, nesterov=False, weight_decay=0.0, agc=0.0),
-        images=Images(np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 4, True),
-        scaled_loss=False,
     )
-    make: Any = backend.loop_class("jax")
-    data = SimpleNamespace(train=split, validation=split, test=split)
-    return make(build_model(config, (32, 32, 3), CLASSES), data, settings)
 
 
 def prepare(flags: str) -> None:

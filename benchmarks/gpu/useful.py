@@ -26,7 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import import_path
+
 HALF = ("backend=jax", "precision=mixed_bfloat16")
 
 # airbench94's own normalization and, about, its rate and decay at this batch size and momentum
@@ -54,10 +57,9 @@ def random_images(file: Path) -> tuple[str, str]:
 def normbench(*words: str, until: float) -> None:
     """Run a command, and interrupt it when the time is up."""
     print("$ normbench " + " ".join(words), flush=True)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "normbench", *words],
-        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "PYTHONPATH": import_path(), "KERAS_BACKEND": "jax"},
     )
     try:
         code = process.wait(timeout=max(1.0, until - time.monotonic()))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from normbench.errors import NormbenchError
-from normbench.store import sweeps
+from normbench.store import lock, sweeps
 
 LOGS = ".detached"
 """Folder in a store for what sweeps without a terminal print."""
@@ -49,9 +49,10 @@ def start(command: Sequence[str], store: str) -> int:
     except OSError as error:
         raise NormbenchError(f"cannot write {log}: {error.strerror}") from None
     while process.poll() is None:
-        begun = set(sweeps.folders(root)) - known
-        if begun:
-            name = begun.pop().name
+        new = set(sweeps.folders(root)) - known  # of other sweeps, too, that begin just now
+        owners = {folder.name: lock.owner_of(folder / "lock") or {} for folder in new}
+        name = next((name for name, owner in owners.items() if owner.get("pid") == process.pid), "")
+        if name:
             print(f"sweep {name} goes on in process {process.pid}; it prints to {log}")
             print(f"normbench sweep status {name} --store {root}   # how it stands")
             print(f"kill -INT {process.pid}   # stops it; the same command goes on from there")

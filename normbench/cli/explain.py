@@ -66,8 +66,7 @@ def explained(word: str | None, config_dir: str | None = None) -> list[dict[str,
                 for group, names in groups.items()
             ),
         ]
-    group, equals, name = word.partition("=")
-    group = group.removeprefix("+").replace("norm.weight", "norm/weight")
+    group, equals, name = _parts(word)
     if equals:
         if group not in groups:
             raise unknown("group", group, groups)
@@ -85,6 +84,12 @@ def explained(word: str | None, config_dir: str | None = None) -> list[dict[str,
     if not found:
         raise unknown("key", word, [row["key"] for row in top])
     return found
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    """Split ``GROUP=NAME``; the group ``norm/weight`` may be written as its key."""
+    group, equals, name = word.partition("=")
+    return group.removeprefix("+").replace("norm.weight", "norm/weight"), equals, name
 
 
 def _summary(comment: str) -> str:
@@ -159,7 +164,7 @@ def page(
         for name in (rows[0] if rows else ())
     ]
     table = fitted_table(columns, rows)
-    group, equals, name = (word or "").partition("=")
+    group, equals, name = _parts(word or "")
     if not equals:
         return table
-    return Group(Text(header(group.removeprefix("+"), name, config_dir)), Text(), table)
+    return Group(Text(header(group, name, config_dir)), Text(), table)

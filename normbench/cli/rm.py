@@ -75,9 +75,13 @@ def _remove(store: Store, arguments: Namespace, command: Sequence[str]) -> int:
 def _trash(store: Store) -> dict[Path, tuple[str, str]]:
     """Return the name and the reason of each folder that was set aside, the oldest first."""
     matches = [(_ASIDE.fullmatch(path.name), path) for path in store.root.iterdir()]
-    known = [(match, path) for match, path in matches if match and path.is_dir()]
+    known = [
+        (match, path)
+        for match, path in matches
+        if match and path.is_dir() and not path.is_symlink()
+    ]
     known.sort(key=lambda pair: pair[0]["time"])
-    return {path: (match["name"], match["why"]) for match, path in known if not path.is_symlink()}
+    return {path: (match["name"], match["why"]) for match, path in known}
 
 
 def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:

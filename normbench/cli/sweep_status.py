@@ -28,7 +28,7 @@ from normbench.formats import counted, duration, seconds_since
 from normbench.report.metrics import METRICS
 from normbench.store.differences import as_overrides, short_names
 from normbench.store.store import Store, StoreError
-from normbench.store.tuning import TunedCell, Tuning, read, tuning_of
+from normbench.store.tuning import TunedCell, Tuning, read, space_of, tuning_of
 from normbench.sweep.observer import stored_progress
 from normbench.sweep.plan import STATES
 from normbench.sweep.record import Record, find, records
@@ -65,6 +65,14 @@ class Status:
     @property
     def counts(self) -> Counter[str]:
         return Counter(cell["state"] for cell in self.cells)
+
+    @property
+    def counted_states(self) -> list[tuple[str, str]]:
+        """The states that any cell has, each with its count in words, as ``4 finished``."""
+        counts = self.counts
+        return [
+            (state, f"{counts[state]} {word}") for state, word in WORDS.items() if counts[state]
+        ]
 
 
 def show_status(
@@ -129,16 +137,11 @@ def show_all(store: Store, console: Console | None = None) -> int:
         StoreError: A record cannot be read.
     """
     found = [status_of(record, store) for record in records(store)]
-
-    def counts(status: Status) -> str:
-        shown = [(state, word) for state, word in WORDS.items() if status.counts[state]]
-        return ", ".join(f"{status.counts[state]} {word}" for state, word in shown)
-
     columns = (
         Column("sweep", lambda status: status.record.name, right=False),
         Column("started", lambda status: status.record.head["started"], right=False, spare=1),
         Column("state", lambda status: _state(status, status.record.head), right=False),
-        wrapping("cells", counts),
+        wrapping("cells", lambda status: ", ".join(text for _, text in status.counted_states)),
     )
     console = Console() if console is None else console
     console.print(fitted_table(columns, found, console.width))
@@ -198,7 +201,6 @@ def _where(meta: Mapping[str, Any]) -> str:
 def render(status: Status, width: int) -> RenderableType:
     """Return the state of a sweep for a terminal of ``width`` columns."""
     head = status.record.head
-    counts = status.counts
     parts: list[RenderableType] = [
         Text.assemble(
             as_text(status.record.name, "bold"), "  ", as_text(shlex.join(head["command"]), "dim")
@@ -206,10 +208,9 @@ def render(status: Status, width: int) -> RenderableType:
         as_text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
     ]
     line = Text(f"{counted(len(status.cells), 'cell')}: ")
-    shown = [(state, word) for state, word in WORDS.items() if counts[state]]
-    for index, (state, word) in enumerate(shown):
+    for index, (state, text) in enumerate(status.counted_states):
         line.append(", " if index else "")
-        line.append(f"{counts[state]} {word}", STATUS_STYLE.get(state))
+        line.append(text, STATUS_STYLE.get(state))
     if status.left is not None:
         line.append(f", about {duration(status.left)} left")
     parts.append(line)
@@ -289,10 +290,8 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
     rule = f"Chosen: {tuning.rule}."
     sampler = ""
     if tuning.sampler is not None:
-        name, trials, space = (tuning.sampler[key] for key in ("name", "trials", "space"))
-        sampler = f"; {trials} values a cell by {name} of " + " ".join(
-            f"{key}={text}" for key, text in space.items()
-        )
+        name, trials = tuning.sampler["name"], tuning.sampler["trials"]
+        sampler = f"; {trials} values a cell by {name} of {space_of(tuning.sampler)}"
     columns = (
         wrapping("tuned cell", lambda cell: cell.described),
         wrapping("chosen", choice),

@@ -23,7 +23,7 @@ from normbench.store.files import expand_user, user_cache
 
 _SCHEMA = 1  # version of the array cache: raise it if the same folder gives other arrays
 _MIB = 1 << 20
-_SPLITS, _KINDS = ("train", "test"), ("images", "labels")
+_ARRAYS = {"train_images", "train_labels", "test_images", "test_labels"}
 
 Examples = Mapping[str, np.ndarray]
 """``image`` uint8 [N, H, W, C] and, by name, labels int32 [N]."""
@@ -125,7 +125,7 @@ class TfdsSource(Source):
     def _imported_arrays(self, file: Path) -> Arrays:
         """Return the arrays of a file that was written where tfds was not installed."""
         found = cache.read(file)
-        if found is None or set(found[1]) != {f"{s}_{k}" for s in _SPLITS for k in _KINDS}:
+        if found is None or set(found[1]) != _ARRAYS:
             raise DamagedData(f"{self.title} in {file} is damaged: remove the file, then import "
                               f"{self.name} again")  # fmt: skip
         arrays = Arrays(**found[1])
@@ -240,7 +240,7 @@ class TfdsSource(Source):
         folder = self._already(data_dir, say)
         if folder is not None:
             return folder
-        if not (self.published_order or tfds_process.is_installed()):
+        if not self.published_order:
             tfds_process.refuse_missing("write")
         root = tfds_folder.root(data_dir)
         train, test = self.read(expand_user(path), say)
@@ -255,11 +255,8 @@ class TfdsSource(Source):
         if not tfds_process.is_installed():
             target = self._imported(data_dir)
             cache.hidden(root)
-            arrays = {}
-            for split, examples in zip(_SPLITS, (train, test), strict=True):
-                arrays |= {f"{split}_images": examples["image"],
-                           f"{split}_labels": examples["label"]}  # fmt: skip
-            cache.write(target, arrays, {"version": self.version})
+            arrays = Arrays(train["image"], train["label"], test["image"], test["label"])
+            cache.write(target, {name: getattr(arrays, name) for name in _ARRAYS}, {})
             say(f"{self.title} is ready: {target}")
             return target
         with staging(root, self.name) as partial:

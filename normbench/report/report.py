@@ -335,16 +335,16 @@ def export(
     table = shown[-1]
     if kind in ("csv", "parquet"):  # one table a file
         shown = [table]
-    text = "\n".join(_rendered(each, kind) for each in shown)
+    content = "\n".join(_rendered(each, kind) for each in shown)
     if path is None:
-        say(text.rstrip())
+        say(content.rstrip())
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "parquet":
             table.data.to_parquet(path, index=False)
         else:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
     rows = "combination" if hyperparameters else "cell"

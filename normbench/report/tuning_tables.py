@@ -28,6 +28,7 @@ from normbench.report.table import (
     usual_count,
 )
 from normbench.report.tuning import CellTuning, NearRange
+from normbench.store.tuning import space_of
 
 _DECADES = 1000  # ratio of the largest value to the smallest from which ranges are in decades
 
@@ -125,11 +126,10 @@ def rules(study: Study) -> list[str]:
         sampler = record.sampler
         proposed = ""
         if sampler is not None:
-            space = " ".join(f"{key}={text}" for key, text in sampler["space"].items())
             proposed = (
                 f" Values proposed by the sampler {sampler['name']} of Optuna "
                 f"{sampler['optuna']} with seed {sampler['seed']}, "
-                f"{counted(sampler['trials'], 'value')} in each cell, from {space}."
+                f"{counted(sampler['trials'], 'value')} in each cell, from {space_of(sampler)}."
             )
         seeds = f"{counted(len(record.seeds), 'tuning seed')} ({', '.join(map(str, record.seeds))})"
         which = "highest" if record.higher_is_better else "lowest"

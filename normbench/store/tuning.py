@@ -212,6 +212,11 @@ class Tuning:
         files.write_text(folder / FILE, files.dumps(content, indent=1) + "\n")
 
 
+def space_of(sampler: Mapping[str, Any]) -> str:
+    """Return the space of a sampler as it was typed, as ``optimizer.lr=log(0.01,1)``."""
+    return " ".join(f"{key}={text}" for key, text in sampler["space"].items())
+
+
 def read(folder: Path) -> Tuning | None:
     """Return the ``tuning.json`` in the folder of a sweep's record; None if it tuned nothing.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from normbench.cli import main
-from normbench.cli.explain import explained
+from normbench.cli.explain import explained, page
 from normbench.components import group_options
 from normbench.errors import UserError
 
@@ -51,6 +52,11 @@ def test_a_mistake_is_one_line_with_the_nearest_name(word: str, nearest: str, ca
         explained(word)
     assert main(["explain", word]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_terminal_gets_the_header_of_a_choice(capsys):
+    Console().print(page("norm.weight=ws", explained("norm.weight=ws"), None))
+    assert "Weight Standardization" in capsys.readouterr().out
 
 
 def test_a_folder_of_one_s_own_is_read_too(tmp_path: Path, capsys):

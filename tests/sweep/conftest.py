@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from normbench.store.store import Store
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors import pool
 from normbench.sweep.executors.base import Executor, Stop, SweepContext
@@ -14,6 +18,21 @@ from normbench.sweep.observer import SweepObserver
 from normbench.sweep.plan import PlannedCell
 
 FAKE = Path(__file__).with_name("fakeengine.py")
+
+
+@pytest.fixture
+def run_killed(tmp_store):
+    """Run a command that is killed in its midst, and wait for its workers."""
+
+    def run(command, environment):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+        end = time.monotonic() + 60
+        while any(run.status == "running" for run in Store(tmp_store).runs()):
+            assert time.monotonic() < end
+            time.sleep(0.05)  # its workers end by themselves
+
+    return run
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -335,18 +333,10 @@ def values_of(store: Store) -> list:
     ],
 )
 def test_a_killed_sweep_proposes_the_same_and_trains_nothing_twice(
-    run_sweep, faults, tmp_store, undisturbed, place, ends
+    run_sweep, run_killed, faults, tmp_store, undisturbed, place, ends
 ):
     store = Store(tmp_store)
-    killed = subprocess.run(
-        command(tmp_store), env=environment(FAKE_KILL=place),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    end = time.monotonic() + 60
-    while any(run.status == "running" for run in store.runs()):  # its workers end by themselves
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    run_killed(command(tmp_store), environment(FAKE_KILL=place))
     ended = {run.name: run.meta["sessions"] for run in store.runs() if run.status == "finished"}
     assert len(ended) >= ends
     code, out = run_sweep()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,18 +116,14 @@ def undisturbed(tmp_path_factory):
         pytest.param("normbench.report.rounds:NarrowIntervals.look 2", 1, id="before look 2"),
     ],
 )
-def test_a_killed_sweep_goes_on_where_it_was(rounds, tmp_store, faults, undisturbed, place, looks):
+def test_a_killed_sweep_goes_on_where_it_was(
+    rounds, run_killed, tmp_store, faults, undisturbed, place, looks
+):
     store = Store(tmp_store)
-    killed = subprocess.run(
+    run_killed(
         [sys.executable, str(FAKESWEEP), *words(tmp_store, *TUNE, *UNTIL)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "FAKE_KILL": place},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    end = time.monotonic() + 60
-    while any(run.status == "running" for run in store.runs()):  # its workers end by themselves
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "FAKE_KILL": place},
+    )
     assert len(looks_of(store)) == looks
     ended = {run.name: run.meta for run in store.runs() if run.status == "finished"}
     for run in store.runs():

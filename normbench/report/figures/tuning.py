@@ -170,7 +170,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
         "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
         f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
         f"Ring: chosen.{' Cross: diverged.' if diverged else ''}"
-        f"{_left(limits, higher, scattered)}",
+        f"{_left(limits, higher, joined)}",
         panels.figure,
         points,
         wide=len(panels.axes) > 1,
@@ -282,12 +282,12 @@ def _limits(values: Sequence[float], higher_is_better: bool) -> _Limits:
     return _Limits(low - margin, high + margin, cut)
 
 
-def _left(limits: _Limits, higher_is_better: bool, scattered: bool = False) -> str:
+def _left(limits: _Limits, higher_is_better: bool, joined: bool = True) -> str:
     """Return a sentence on lines or points outside the panels, for a caption."""
     side = "below" if higher_is_better else "above"
     if not limits.cut:
         return ""
-    if scattered:
+    if not joined:
         return f" Points {side} the panels are left out."
     return f" Lines that leave a panel go on {side} it."
 
