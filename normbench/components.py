@@ -86,7 +86,13 @@ Run folders of earlier versions record the old paths."""
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
 
-NEWER_DATASET_KEYS: dict[str, Any] = {"cutout": 0, "erasing": 0.0}
+NEWER_DATASET_KEYS: dict[str, Any] = {
+    "cutout": 0,
+    "erasing": 0.0,
+    "jitter": 0.0,
+    "randaugment": 0,
+    "magnitude": 9,
+}
 """Further keys that the engine reads, with the values that change nothing: a file need not have
 them, and signatures leave these values out."""
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from normbench.engine.random import threefry2x32
+from normbench.engine import randaugment
+from normbench.engine.random import bits, further_words
 from normbench.kernels.compile import compile_shared
 
 ERASED_AREA = (0.02, 0.4)
@@ -17,6 +18,7 @@ ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = 0.3
 """Least ratio of the sides of an erased rectangle; the largest is its inverse."""
 _TRIES = 8  # rectangles that are drawn until one fits; of 8, one does but for 1 in a million
+_CUTOUT, _ERASING, _JITTER, _RANDAUGMENT = 0, 1, 8, 16  # first of the further words of each
 _LEVELS = 256  # areas and ratios to draw from: whole numbers are equal on every backend
 
 
@@ -34,8 +36,12 @@ class Images:
             random pixel, so that part of it may lie outside (DeVries & Taylor 2017).
         erasing: Probability with which a random rectangle of an image is hidden (Zhong et al.
             2020, algorithm 1).
+        jitter: Largest change of brightness, contrast and saturation, as a share of them.
+        randaugment: Operations of RandAugment on each image (Cubuk et al. 2020).
+        magnitude: Their strength, 0..30.
 
-    What is hidden has the mean color of the training images.
+    Images are cropped and flipped, then jittered, then changed by RandAugment; then parts of them
+    are hidden, which get the mean color of the training images.
     """
 
     mean: np.ndarray
@@ -44,6 +50,15 @@ class Images:
     flip: bool
     cutout: int = 0
     erasing: float = 0.0
+    jitter: float = 0.0
+    randaugment: int = 0
+    magnitude: int = 9
+
+    @property
+    def augments(self) -> bool:
+        """Images are changed before they are scaled."""
+        moves = self.crop_padding or self.flip
+        return bool(moves or self.cutout or self.erasing or self.jitter or self.randaugment)
 
     @property
     def offset(self) -> np.ndarray:
@@ -66,9 +81,8 @@ class Images:
             pixels: Images, uint8 (N, H, W, C).
             words: Two random words of each image, uint32 (N,).
         """
-        augments = bool(self.crop_padding or self.flip or self.cutout or self.erasing)
         # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays for that.
-        function = compile_shared(_prepare, pixels, by_xla=True if augments else None)
+        function = compile_shared(_prepare, pixels, by_xla=True if self.augments else None)
         return function(
             pixels,
             *words,
@@ -78,11 +92,20 @@ class Images:
             flip=self.flip,
             cutout=self.cutout,
             erasing=self.erasing,
+            jitter=self.jitter,
+            randaugment=self.randaugment,
+            magnitude=self.magnitude,
         )
 
     def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
-        """Crop and flip images, then hide parts of them; arguments as for :meth:`prepare`."""
+        """Augment images; arguments as for :meth:`prepare`, returns uint8 (N, H, W, C)."""
         moved = self._moved(pixels, words)
+        if self.jitter:
+            word, _ = further_words(words, _JITTER)
+            moved = randaugment.jittered(moved, word, self.jitter)
+        if self.randaugment:
+            drawn = [further_words(words, _RANDAUGMENT + i)[0] for i in range(self.randaugment)]
+            moved = randaugment.randaugmented(moved, drawn, self.magnitude)
         hidden = []
         if self.cutout:
             hidden.append(_cutout(pixels.shape, words, self.cutout))
@@ -99,7 +122,7 @@ class Images:
             return pixels
         count, height, width, channels = pixels.shape
         choices = 2 * self.crop_padding + 1
-        high, low, bit = _bits(words[0], 16, 16), _bits(words[0], 0, 16), _bits(words[1], 0, 1)
+        high, low, bit = bits(words[0], 16, 16), bits(words[0], 0, 16), bits(words[1], 0, 1)
         shift_y = ops.mod(high, choices) - self.crop_padding
         shift_x = ops.mod(low, choices) - self.crop_padding
         rows = ops.arange(height, dtype="int32")[None, :] + shift_y[:, None]
@@ -124,48 +147,38 @@ def _prepare(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    crop_padding: int,
-    flip: bool,
-    cutout: int,
-    erasing: float,
+    **options: Any,
 ) -> Any:
     """Compute :meth:`Images.prepare`; the options are hashable, so that equal ones compile once."""
-    images = Images(
-        np.asarray(mean, "float32"),
-        np.asarray(std, "float32"),
-        crop_padding,
-        flip,
-        cutout,
-        erasing,
-    )
+    images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), **options)
     return images.scale(images.augment(pixels, (word0, word1)))
 
 
 def _cutout(shape: tuple[int, ...], words: tuple[Any, Any], side: int) -> Any:
     """Return the pixels of a square at a random place in each image: bool (N, H, W)."""
     _, height, width, _ = shape
-    word, _ = _further_words(words, 0)
-    top = ops.mod(_bits(word, 16, 16), height) - side // 2
-    left = ops.mod(_bits(word, 0, 16), width) - side // 2
+    word, _ = further_words(words, _CUTOUT)
+    top = ops.mod(bits(word, 16, 16), height) - side // 2
+    left = ops.mod(bits(word, 0, 16), width) - side // 2
     return _rectangle(shape, top, left, ops.full_like(top, side), ops.full_like(left, side))
 
 
 def _erased(shape: tuple[int, ...], words: tuple[Any, Any], probability: float) -> Any:
     """Return the pixels of a random rectangle in some of the images: bool (N, H, W)."""
     _, height, width, _ = shape
-    chance, position = _further_words(words, 1)
+    chance, position = further_words(words, _ERASING)
     heights, widths = (ops.convert_to_tensor(table) for table in _rectangles(height, width))
-    tall = wide = ops.zeros_like(_bits(chance, 0, 16))
+    tall = wide = ops.zeros_like(bits(chance, 0, 16))
     for pair in range(_TRIES // 4):
-        for word in _further_words(words, 2 + pair):
+        for word in further_words(words, _ERASING + 1 + pair):
             for first in (16, 0):  # the first rectangle that fits; others are 0×0 in the tables
-                index = _bits(word, first, 16)
+                index = bits(word, first, 16)
                 fits = tall > 0
                 tall = ops.where(fits, tall, ops.take(heights, index))
                 wide = ops.where(fits, wide, ops.take(widths, index))
-    top = ops.mod(_bits(position, 16, 16), height - tall + 1)
-    left = ops.mod(_bits(position, 0, 16), width - wide + 1)
-    is_drawn = _bits(chance, 0, 16) < round(probability * 2**16)
+    top = ops.mod(bits(position, 16, 16), height - tall + 1)
+    left = ops.mod(bits(position, 0, 16), width - wide + 1)
+    is_drawn = bits(chance, 0, 16) < round(probability * 2**16)
     return is_drawn[:, None, None] & _rectangle(shape, top, left, tall, wide)
 
 
@@ -195,18 +208,5 @@ def _rectangles(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(fits, tall, 0).astype(np.int32), np.where(fits, wide, 0).astype(np.int32)
 
 
-def _further_words(words: tuple[Any, Any], index: int) -> tuple[Any, Any]:
-    """Return two more random words of each image, uint32 (N,), that depend on its two alone."""
-    counter = ops.zeros_like(words[0]) + ops.convert_to_tensor(np.uint32(index), "uint32")
-    return threefry2x32(words, (counter, ops.zeros_like(words[0])))
-
-
 def _within(positions: Any, length: int) -> Any:
     return (positions >= 0) & (positions < length)
-
-
-def _bits(words: Any, first: int, count: int) -> Any:
-    """Return ``count`` bits of uint32 words from bit ``first`` on, as int32."""
-    shifted = ops.bitwise_right_shift(words, ops.convert_to_tensor(np.uint32(first), "uint32"))
-    mask = ops.convert_to_tensor(np.uint32(2**count - 1), "uint32")
-    return ops.cast(ops.bitwise_and(shifted, mask), "int32")

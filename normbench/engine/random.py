@@ -69,6 +69,24 @@ def epoch_order(seed: Any, epoch: Any, count: int) -> Any:
     )
 
 
+def further_words(words: tuple[Any, Any], index: int) -> tuple[Any, Any]:
+    """Return two more random words of each image, uint32 (N,), that depend on its two alone.
+
+    Args:
+        words: Two words of each image, uint32 (N,).
+        index: Which of its further pairs; two uses of an image's words share none.
+    """
+    counter = ops.zeros_like(words[0]) + ops.convert_to_tensor(np.uint32(index), "uint32")
+    return threefry2x32(words, (counter, ops.zeros_like(words[0])))
+
+
+def bits(words: Any, first: int, count: int) -> Any:
+    """Return ``count`` bits of uint32 words from bit ``first`` on, as int32."""
+    shifted = ops.bitwise_right_shift(words, ops.convert_to_tensor(np.uint32(first), "uint32"))
+    mask = ops.convert_to_tensor(np.uint32(2**count - 1), "uint32")
+    return ops.cast(ops.bitwise_and(shifted, mask), "int32")
+
+
 def _word(value: Any) -> Any:
     if ops.is_tensor(value):
         return value

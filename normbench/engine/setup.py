@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from normbench.engine.augment import Images
     from normbench.engine.loop import Loop
 
+AUGMENTATION = (
+    "crop_padding",
+    "flip",
+    "cutout",
+    "erasing",
+    "jitter",
+    "randaugment",
+    "magnitude",
+)
+"""Keys of a data set that augment its images; the fields of :class:`Images` of the same names."""
 SHOWN_IMAGES = 5000
 """Training images that a data-dependent initialization is shown."""
 MAX_STEPS = 100_000_000
@@ -85,10 +95,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
         images=Images(
             mean=np.asarray(dataset.mean, np.float32),
             std=np.asarray(dataset.std, np.float32),
-            crop_padding=config.dataset["crop_padding"],
-            flip=config.dataset["flip"],
-            cutout=config.dataset["cutout"],
-            erasing=config.dataset["erasing"],
+            **{key: config.dataset[key] for key in AUGMENTATION},
         ),
         scaled_loss=config.precision == "mixed_float16",
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),
@@ -232,6 +239,8 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
 
     A random crop must not miss the image entirely, and a square not hide all of it.
     """
+    from normbench.engine.randaugment import MOST_MAGNITUDE, MOST_OPERATIONS
+
     padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
     if not 0 <= padding <= most:
         raise UserError(
@@ -245,6 +254,18 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
         )
     if isinstance(erasing, bool) or not 0 <= erasing <= 1:
         raise UserError(f"dataset.erasing must be in [0, 1], got {erasing:g}")
+    jitter = config.dataset["jitter"]
+    if isinstance(jitter, bool) or not 0 <= jitter <= 1:
+        raise UserError(f"dataset.jitter must be in [0, 1], got {jitter:g}")
+    for key, most in (("randaugment", MOST_OPERATIONS), ("magnitude", MOST_MAGNITUDE)):
+        value = config.dataset[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise UserError(f"dataset.{key} must be a whole number in 0..{most}, got {value}")
+    recolored = [f"dataset.{key}" for key in ("jitter", "randaugment") if config.dataset[key]]
+    if recolored and shape[2] not in (1, 3):
+        raise UserError(
+            f"{recolored[0]} needs images of 1 or 3 channels, and these have {shape[2]}"
+        )
 
 
 def training_refusal(config: Config, micro_batches: int, error: BaseException) -> UserError:

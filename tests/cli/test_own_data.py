@@ -212,6 +212,7 @@ def test_genuine_images_of_cifar10_as_a_file_and_as_a_folder(
             Image.fromarray(pixels).save(file)
     small = ["arch=resnet8", "batch=100", "epochs=1", f"store={tmp_path / 'runs'}"]
     augmented = ["dataset.flip=true", "dataset.cutout=8", "dataset.erasing=0.5"]
+    augmented += ["dataset.jitter=0.4", "dataset.randaugment=2"]
     small += [f"backend={keras.backend.backend()}", *augmented]
     for form, name in (("npz", "cifar.npz"), ("images", "cifar")):
         place = [f"dataset={form}", f"dataset.path={tmp_path / name}", f"dataset.title={form} 600"]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from normbench.components import parameters_of
+from normbench.components import DATASET_KEYS, NEWER_DATASET_KEYS, parameters_of
 from normbench.data import Source
 from normbench.data.split import split_indices
 
 ALL = sorted((Path(__file__).resolve().parents[2] / "conf" / "dataset").glob("*.yaml"))
 # A file with a content stands for any data set of a form.
 FILES = [file for file in ALL if "content" not in yaml.safe_load(file.read_text())]
-KEYS = {"validation", "split_seed", "train_size", "crop_padding", "flip", "cutout", "erasing"}
+KEYS = {*DATASET_KEYS, *NEWER_DATASET_KEYS}
 
 
 def test_those_that_the_readme_promises_are_there() -> None:

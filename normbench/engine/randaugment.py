@@ -1,0 +1,285 @@
+"""Color jitter and RandAugment on batches of uint8 images.
+
+The entry points are :func:`jittered` and :func:`randaugmented`. Everything is computed in whole
+numbers, so that all backends draw the same pixels. The operations are Pillow's (``ImageEnhance``,
+``ImageOps``), which the reference implementations of RandAugment apply to one image at a time.
+
+Each image takes another of the fourteen operations, but the operations of a batch must be one
+program. They come down to three kinds. A geometric operation is a table of source positions, known
+in advance because all images have one size and one magnitude. An operation on single pixels is a
+table of 256 levels for each channel of an image. Only two operations look at other channels or at
+neighbors. So a batch takes two gathers and two blends, each of which leaves alone the images that
+drew something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from normbench.engine.random import bits
+
+OPERATIONS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+)
+"""Operations that RandAugment draws from (Cubuk et al. 2020, section 3.2)."""
+MOST_OPERATIONS = 8
+"""Most operations on an image, one after the other."""
+MOST_MAGNITUDE = 30
+"""Largest magnitude; 0 is the identity for every operation that has a strength."""
+
+_ONE = 1 << 16  # 1 as a fixed-point number
+_LEVELS = 256
+_LUMA = (19595, 38470, 7471)  # red, green and blue of ITU-R 601-2 over 2**16, as in Pillow
+
+
+def jittered(pixels: Any, word: Any, strength: float) -> Any:
+    """Change brightness, contrast and saturation of each image, in this order.
+
+    Each by a factor drawn evenly from 1 - strength to 1 + strength, of 256 steps.
+
+    Args:
+        pixels: uint8 (N, H, W, C), with 1 or 3 channels.
+        word: Random word of each image, uint32 (N,).
+        strength: In (0, 1].
+
+    Returns:
+        uint8 (N, H, W, C).
+    """
+    steps = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    table = np.rint((1 - strength + 2 * strength * steps) * _ONE).astype(np.int32)
+    factors = [
+        ops.take(ops.convert_to_tensor(table), bits(word, first, 8))[:, None, None, None]
+        for first in (0, 8, 16)
+    ]
+    levels = ops.cast(pixels, "int32")
+    levels = _blend(ops.zeros_like(levels), levels, factors[0])
+    levels = _blend(_mean_luma(levels)[:, None, None, None], levels, factors[1])
+    levels = _blend(_luma(levels), levels, factors[2])
+    return ops.cast(levels, "uint8")
+
+
+def randaugmented(pixels: Any, words: Sequence[Any], magnitude: int) -> Any:
+    """Apply operations that are drawn anew for each image, one after the other.
+
+    Args:
+        pixels: uint8 (N, H, W, C), with 1 or 3 channels.
+        words: A random word of each image, uint32 (N,), for each operation (their number is N in
+            Cubuk et al. 2020).
+        magnitude: Strength of all of them, 0..30 (M there).
+
+    Returns:
+        uint8 (N, H, W, C).
+    """
+    for word in words:
+        operation = ops.mod(bits(word, 16, 16), len(OPERATIONS))
+        pixels = apply_operations(pixels, operation, bits(word, 0, 1), magnitude)
+    return pixels
+
+
+def apply_operations(pixels: Any, operation: Any, sign: Any, magnitude: int) -> Any:
+    """Apply one operation to each image.
+
+    Args:
+        pixels: uint8 (N, H, W, C), with 1 or 3 channels.
+        operation: Position in ``OPERATIONS``, int32 (N,).
+        sign: 1 to shear, shift and turn the other way, and to weaken instead of to strengthen; else
+            0. int32 (N,).
+        magnitude: 0..30.
+
+    Returns:
+        uint8 (N, H, W, C).
+    """
+    strength = magnitude / MOST_MAGNITUDE
+    moved = _move(pixels, operation, sign, strength)
+    levels = ops.cast(_by_tables(moved, operation, sign, strength), "int32")
+
+    def drew(name: str) -> Any:
+        return ops.equal(operation, OPERATIONS.index(name))[:, None, None, None]
+
+    factor = ops.take(ops.convert_to_tensor(_factors(strength)), sign)[:, None, None, None]
+    levels = ops.where(drew("color"), _blend(_luma(levels), levels, factor), levels)
+    levels = ops.where(drew("sharpness"), _blend(_smoothed(levels), levels, factor), levels)
+    return ops.cast(levels, "uint8")
+
+
+def _factors(strength: float) -> np.ndarray:
+    """Return the fixed-point factors of an enhancement, int32 (2,): stronger and weaker."""
+    return np.rint((1 + np.array([0.9, -0.9]) * strength) * _ONE).astype(np.int32)
+
+
+# --- operations that move pixels ------------------------------------------------------------------
+
+
+def _move(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
+    """Apply the geometric operations: nearest pixel, black where there is none."""
+    count, height, width, channels = pixels.shape
+    tables = ops.convert_to_tensor(_sources(height, width, strength))
+    positions = ops.take(tables, operation * 2 + sign, axis=0)  # (N, H·W)
+    first = ops.arange(count, dtype="int32")[:, None] * (height * width)
+    flat = ops.reshape(pixels, (count * height * width, channels))
+    moved = ops.take(flat, first + ops.maximum(positions, 0), axis=0)
+    moved = ops.where((positions >= 0)[..., None], moved, ops.zeros_like(moved))
+    return ops.reshape(moved, (count, height, width, channels))
+
+
+@cache
+def _sources(height: int, width: int, strength: float) -> np.ndarray:
+    """Return where each pixel comes from, int32 (2·operations, H·W), -1 for outside.
+
+    Rows 2k and 2k + 1 are those of operation k with either sign.
+    """
+    rows, columns = np.divmod(np.arange(height * width), width)
+    tables = []
+    for name in OPERATIONS:
+        for sign in (1, -1):
+            y, x = rows + 0.5, columns + 0.5
+            if name == "shear_x":
+                x = x + sign * 0.3 * strength * y
+            elif name == "shear_y":
+                y = y + sign * 0.3 * strength * x
+            elif name == "translate_x":
+                x = x + sign * int(150 / 331 * width * strength)
+            elif name == "translate_y":
+                y = y + sign * int(150 / 331 * height * strength)
+            elif name == "rotate":
+                angle = math.radians(sign * 30 * strength)
+                across, down = x - width / 2, y - height / 2
+                x = math.cos(angle) * across - math.sin(angle) * down + width / 2
+                y = math.sin(angle) * across + math.cos(angle) * down + height / 2
+            # Rounded first: a position that is a whole number but for an error of 1e-15 is one.
+            row, column = (np.floor(np.round(v, 9)).astype(np.int64) for v in (y, x))
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            tables.append(np.where(inside, row * width + column, -1))
+    return np.array(tables, np.int32)
+
+
+# --- operations on single pixels ------------------------------------------------------------------
+
+
+def _by_tables(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
+    """Apply the operations that are a table of levels for each channel of an image."""
+    count, height, width, channels = pixels.shape
+    channel = ops.arange(count * channels, dtype="int32")
+    first = ops.reshape(channel * _LEVELS, (count, 1, 1, channels))
+    position = first + ops.cast(pixels, "int32")
+
+    static = ops.convert_to_tensor(_static_tables(strength))
+    tables = ops.take(static, operation * 2 + sign, axis=0)[:, None, :]  # (N, 1, 256)
+    ones = ops.ones(count * height * width * channels, "int32")
+    histogram = ops.segment_sum(ones, ops.reshape(position, (-1,)), count * channels * _LEVELS)
+    histogram = ops.reshape(histogram, (count, channels, _LEVELS))
+    factor = ops.take(ops.convert_to_tensor(_factors(strength)), sign)[:, None, None]
+    levels = ops.arange(_LEVELS, dtype="int32")[None, None, :]
+    mean = _mean_luma(ops.cast(pixels, "int32"))[:, None, None]
+    for name, table in (
+        ("contrast", _blend(mean, levels, factor)),
+        ("autocontrast", _autocontrast(histogram)),
+        ("equalize", _equalize(histogram)),
+    ):
+        drawn = ops.equal(operation, OPERATIONS.index(name))[:, None, None]
+        tables = ops.where(drawn, table, tables)
+    tables = ops.broadcast_to(tables, (count, channels, _LEVELS))
+    return ops.take(ops.reshape(ops.cast(tables, "uint8"), (-1,)), position)
+
+
+@cache
+def _static_tables(strength: float) -> np.ndarray:
+    """Return the new level of each level, int32 (2·operations, 256), where no image decides it."""
+    levels = np.arange(_LEVELS)
+    tables = []
+    for name in OPERATIONS:
+        for factor in _factors(strength).astype(np.int64):
+            table = levels
+            if name == "brightness":
+                table = np.minimum(levels * factor // _ONE, _LEVELS - 1)
+            elif name == "posterize":
+                dropped = round(4 * strength)
+                table = levels >> dropped << dropped
+            elif name == "solarize":
+                inverted = (levels >= 255 * (1 - strength)) & (strength > 0)
+                table = np.where(inverted, 255 - levels, levels)
+            tables.append(table)
+    return np.array(tables, np.int32)
+
+
+def _autocontrast(histogram: Any) -> Any:
+    """Stretch the levels of each channel, int32 (N, C, 256), so that they range from 0 to 255."""
+    levels = ops.arange(_LEVELS, dtype="int32")
+    there = histogram > 0
+    low = ops.min(ops.where(there, levels, _LEVELS), axis=-1, keepdims=True)
+    high = ops.max(ops.where(there, levels, -1), axis=-1, keepdims=True)
+    stretched = ops.floor_divide((levels - low) * 255, ops.maximum(high - low, 1))
+    return ops.where(high > low, ops.clip(stretched, 0, 255), levels)
+
+
+def _equalize(histogram: Any) -> Any:
+    """Make the levels of each channel, int32 (N, C, 256), about equally frequent."""
+    levels = ops.arange(_LEVELS, dtype="int32")
+    there = histogram > 0
+    high = ops.max(ops.where(there, levels, -1), axis=-1, keepdims=True)
+    of_highest = ops.sum(ops.where(ops.equal(levels, high), histogram, 0), axis=-1, keepdims=True)
+    total = ops.sum(histogram, axis=-1, keepdims=True)
+    step = ops.floor_divide(total - of_highest, 255)
+    before = ops.cumsum(histogram, axis=-1) - histogram
+    table = ops.floor_divide(ops.floor_divide(step, 2) + before, ops.maximum(step, 1))
+    return ops.where(step > 0, ops.minimum(table, 255), levels)
+
+
+# --- blends ---------------------------------------------------------------------------------------
+
+
+def _blend(base: Any, levels: Any, factor: Any) -> Any:
+    """Return base + factor · (levels - base) in 0..255, int32; the factor is fixed-point."""
+    change = ops.floor_divide(factor * (levels - base), _ONE)
+    return ops.clip(base + change, 0, _LEVELS - 1)
+
+
+def _luma(levels: Any) -> Any:
+    """Return gray levels, int32 (N, H, W, 1), of (N, H, W, C)."""
+    if levels.shape[-1] == 1:
+        return levels
+    weighted = levels * ops.convert_to_tensor(np.array(_LUMA, np.int32))
+    summed = ops.sum(weighted, axis=-1, keepdims=True) + _ONE // 2
+    return ops.floor_divide(summed, _ONE)
+
+
+def _mean_luma(levels: Any) -> Any:
+    """Return the mean gray level of each image, rounded, int32 (N,)."""
+    luma = _luma(levels)
+    pixels = luma.shape[1] * luma.shape[2]
+    return ops.floor_divide(2 * ops.sum(luma, axis=(1, 2, 3)) + pixels, 2 * pixels)
+
+
+def _smoothed(levels: Any) -> Any:
+    """Return each pixel averaged with its eight neighbors, itself five times; edges as they are."""
+    _, height, width, _ = levels.shape
+    if height < 3 or width < 3:
+        return levels
+    inner = [
+        levels[:, top : height - 2 + top, left : width - 2 + left]
+        for top in range(3)
+        for left in range(3)
+    ]
+    total = sum(inner[1:], inner[0]) + 4 * inner[4]
+    smooth = ops.floor_divide(2 * total + 13, 26)
+    rows = ops.concatenate([levels[:, 1:-1, :1], smooth, levels[:, 1:-1, -1:]], axis=2)
+    return ops.concatenate([levels[:, :1], rows, levels[:, -1:]], axis=1)
