@@ -6,11 +6,15 @@ split it into :func:`studies`, :func:`build` the grid of a metric, then make tab
 the grid.
 """
 
-from normbench.report.frames import Frames, load
-from normbench.report.grid import Grid, build
-from normbench.report.metrics import METRICS, Metric
-from normbench.report.stores import load_stores
-from normbench.report.study import Study, studies
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normbench.report.frames import Frames, load
+    from normbench.report.grid import Grid, build
+    from normbench.report.metrics import METRICS, Metric
+    from normbench.report.stores import load_stores
+    from normbench.report.study import Study, studies
 
 __all__ = [
     "METRICS",
@@ -23,3 +27,19 @@ __all__ = [
     "load_stores",
     "studies",
 ]
+
+_MODULES = {
+    "frames": ("Frames", "load"),
+    "grid": ("Grid", "build"),
+    "metrics": ("METRICS", "Metric"),
+    "stores": ("load_stores",),
+    "study": ("Study", "studies"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the shell's completion reads the names of metrics, and must not wait for pandas.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
