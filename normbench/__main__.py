@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """``python -m normbench``."""
 
 from normbench.cli import entry

@@ -39,8 +39,10 @@ __all__ = [
     "conf_dir",
     "configured",
     "group_file",
+    "group_files",
     "group_options",
     "header",
+    "header_of",
     "identify",
     "is_by_content",
     "is_own",
@@ -52,6 +54,7 @@ __all__ = [
     "present_path",
     "read_group",
     "read_groups",
+    "read_keys",
     "recorded_components",
     "target",
     "targets_in",
@@ -118,7 +121,7 @@ def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
             one that ends in ``.yml``.
     """
     options: dict[str, list[str]] = {}
-    for group, name in sorted(_group_files(config_dir)):
+    for group, name in sorted(group_files(config_dir)):
         if group != ".":
             options.setdefault(group, []).append(name)
     return options
@@ -130,7 +133,7 @@ def group_file(group: str, name: str, config_dir: str | Path | None = None) -> P
     Raises:
         UserError: The group has no file of this name; and as :func:`group_options`.
     """
-    files = _group_files(config_dir)
+    files = group_files(config_dir)
     if (group, name) not in files:
         raise unknown(group, name, [other for within, other in files if within == group])
     return files[group, name]
@@ -142,20 +145,23 @@ def read_group(group: str, name: str, config_dir: str | Path | None = None) -> d
     Raises:
         UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
     """
-    return _read_keys(group_file(group, name, config_dir))
+    return read_keys(group_file(group, name, config_dir))
 
 
 def read_groups(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """Return the keys of each file of each group, as :func:`read_group` returns them."""
-    return [
-        _read_keys(file) for (group, _), file in _group_files(config_dir).items() if group != "."
-    ]
+    return [read_keys(file) for (group, _), file in group_files(config_dir).items() if group != "."]
 
 
 def header(group: str, name: str, config_dir: str | Path | None = None) -> str:
     """Return the comment at the top of a file of a group on one line; "" if it has none."""
+    return header_of(group_file(group, name, config_dir))
+
+
+def header_of(file: Path) -> str:
+    """Return the comment at the top of a config file on one line; "" if it has none."""
     lines = []
-    for line in group_file(group, name, config_dir).read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
@@ -168,7 +174,7 @@ def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
     Raises:
         UserError: A file of the group is no YAML mapping; and as :func:`group_options`.
     """
-    found = (_read_keys(file).get("_target_") for file in _files_of(group, config_dir))
+    found = (read_keys(file).get("_target_") for file in _files_of(group, config_dir))
     return {path for path in found if isinstance(path, str)}
 
 
@@ -189,11 +195,11 @@ def own_files(
         UserError: As :func:`group_options`, or a file of the group is no YAML mapping.
     """
     shipped = _files_under(conf_dir())
-    own = {key: file for key, file in _group_files(config_dir).items() if key not in shipped}
+    own = {key: file for key, file in group_files(config_dir).items() if key not in shipped}
     path, name = spec.get("_target_"), spec.get("name")
     if not is_own(path) and (group, name) in shipped:
         return {}
-    trees = {key: _read_keys(file) for key, file in own.items() if key[0] == group}
+    trees = {key: read_keys(file) for key, file in own.items() if key[0] == group}
     same = [key for key, tree in trees.items() if tree.get("_target_") == path]
     waiting = [key for key in same if trees[key].get("name", key[1]) == name]
     if not waiting and is_own(path):  # the name was set on the command line
@@ -203,7 +209,7 @@ def own_files(
         key = waiting.pop()
         if key in own and key not in found:
             found[key] = own[key]
-            waiting += _defaults_of(key[0], _read_keys(own[key]))
+            waiting += _defaults_of(key[0], read_keys(own[key]))
     return found
 
 
@@ -216,8 +222,12 @@ def _defaults_of(group: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str
             yield group, str(entry)
 
 
-def _group_files(config_dir: str | Path | None) -> dict[tuple[str, str], Path]:
-    """Return all config files by group and name; one at the top of a folder has the group "."."""
+def group_files(config_dir: str | Path | None = None) -> dict[tuple[str, str], Path]:
+    """Return all config files by group and name; one at the top of a folder has the group ".".
+
+    Raises:
+        UserError: As :func:`group_options`.
+    """
     shipped = _files_under(conf_dir())
     if config_dir is None:
         return shipped
@@ -247,10 +257,15 @@ def _files_under(root: Path) -> dict[tuple[str, str], Path]:
 
 
 def _files_of(group: str, config_dir: str | Path | None) -> list[Path]:
-    return [file for (within, _), file in _group_files(config_dir).items() if within == group]
+    return [file for (within, _), file in group_files(config_dir).items() if within == group]
 
 
-def _read_keys(file: Path) -> dict[str, Any]:
+def read_keys(file: Path) -> dict[str, Any]:
+    """Return the keys in a config file.
+
+    Raises:
+        UserError: The file is no YAML mapping.
+    """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -687,7 +702,7 @@ def _check_mapping(
     """
     written = json.dumps(value, sort_keys=True, default=str)
     for file in _files_of(group, config_dir):
-        if json.dumps(_read_keys(file).get(key), sort_keys=True, default=str) == written:
+        if json.dumps(read_keys(file).get(key), sort_keys=True, default=str) == written:
             return
     raise UserError(f"{sets} to a group of keys, which no file of {group} does")
 

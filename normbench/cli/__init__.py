@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: argcomplete's completion of all programs finds normbench by this mark.
 """The command line: ``normbench COMMAND``; the entry points are :func:`entry` and :func:`main`.
 
 Each sub-command is a module of this package, with two functions:
@@ -14,6 +15,7 @@ asked for, and imports TensorFlow, Keras, pandas and Hydra in its functions only
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -41,6 +43,7 @@ COMMANDS = {
     "experiments": "list the ready-made sweeps, or explain one",
     "data": "list, download or import data sets",
     "doctor": "check this machine and the installation",
+    "completion": "print the script that completes commands in a shell",
     "diff": "compare two runs, two stores, or two commits",
     "export": "write all results as one table, or a trained network",
     "verify": "train finished runs again and compare",
@@ -60,7 +63,14 @@ A first comparison, in about three minutes and without a download:
 
 
 def entry() -> NoReturn:
-    """Console entry point: run :func:`main`, and ignore further Ctrl-C while exiting."""
+    """Console entry point: run :func:`main`, and ignore further Ctrl-C while exiting.
+
+    If a shell asks for the words that may stand at the cursor, answer it instead.
+    """
+    if "_ARGCOMPLETE" in os.environ and "COMP_LINE" in os.environ:
+        from normbench.cli.completion import answer
+
+        answer(build_parser)
     streams.protect()
     try:
         code = main()

@@ -84,18 +84,23 @@ def _trash(store: Store) -> dict[Path, tuple[str, str]]:
     return {path: (match["name"], match["why"]) for match, path in known}
 
 
+def removed(store: Store) -> dict[str, Path]:
+    """Return the folders of the runs that ``--restore`` can bring back, by the runs' names."""
+    return {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
+
+
 def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
-    removed = {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
+    there = removed(store)
     chosen = {}
     for text in names:
-        found = named(list(removed), text)
+        found = named(list(there), text)
         if not found:
-            raise unknown("removed run", text, removed)
+            raise unknown("removed run", text, there)
         if len(found) > 1:
             raise UserError(f"removed run {text!r} could be any of {', '.join(found[:4])}")
         if store.run(found[0]).path.exists():
             raise UserError(f"the store has a run {found[0]} again: remove it first")
-        chosen[found[0]] = removed[found[0]]
+        chosen[found[0]] = there[found[0]]
     for name, path in chosen.items():
         if not dry_run:
             try:
