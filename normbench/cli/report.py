@@ -54,6 +54,11 @@ def add_arguments(parser: Parser) -> None:
     )
     add_superseded(parser)
     parser.add_argument(
+        "--against",
+        metavar="STORE",
+        help="also compare with another store, as a published one: a verdict on each config",
+    )
+    parser.add_argument(
         "--metrics",
         action="store_true",
         help="list what --metric takes, with the values of the store's probes, and stop",
@@ -84,6 +89,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         superseded=arguments.superseded,
         sort=arguments.sort,
         reverse=arguments.reverse,
+        against=arguments.against,
     )
     return 0
 

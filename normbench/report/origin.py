@@ -196,6 +196,8 @@ def report_command(roots: Sequence[Path], asked: Request) -> str:
         parts += ["--sort", asked.sort]
     if asked.reverse:
         parts.append("--reverse")
+    if asked.against is not None:
+        parts += ["--against", asked.against]
     return shlex.join(parts)
 
 

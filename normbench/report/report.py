@@ -20,6 +20,7 @@ from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.hyperparameters import tables as hyperparameter_tables
 from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
+from normbench.report.sides import Published, compare
 from normbench.report.stores import Stores, load_stores
 from normbench.report.study import studies
 from normbench.report.table import (
@@ -32,13 +33,12 @@ from normbench.report.table import (
     terminal,
 )
 from normbench.store import schema
-from normbench.store.store import find_run
+from normbench.store.store import Store, find_run
 
 if TYPE_CHECKING:
     import rich.console
 
     from normbench.report.figures.style import Drawing
-    from normbench.store.store import Store
 
 Say = Callable[[str], None]
 
@@ -60,6 +60,7 @@ def report(
     superseded: bool = False,
     sort: str | None = None,
     reverse: bool = False,
+    against: Store | Path | str | None = None,
 ) -> Path:
     """Write tables, figures and a page on the runs of a store, or of several together.
 
@@ -81,6 +82,8 @@ def report(
         sort: Columns of the runs frame to order the rows by, separated by commas
             (:func:`.sorting.sort_rows`).
         reverse: Turn the order of the rows round.
+        against: A store to hold the runs against, as one that was published, config by config
+            (:func:`.sides.compare`).
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -89,8 +92,12 @@ def report(
         UserError: An option names something that does not exist, or no run is left.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    asked = request(where, by, metric, baseline, target, allow_confound, superseded, sort, reverse)
+    named = None if against is None else str(as_store(against).root)
+    asked = request(
+        where, by, metric, baseline, target, allow_confound, superseded, sort, reverse, named
+    )
     _check_folder(Path(out))
+    published = None if against is None else _held_against(store, against, asked)
     everything, notes = load_stores(store, asked.by)
     frames, more = choose(everything, asked)
     notes += [*more, *origin.verified(frames)]
@@ -111,6 +118,9 @@ def report(
             say(text(terminal(fresh)) + "\n")
         for finding in section.findings:
             say(f"• {finding.text}")
+    if published is not None:
+        say(text(terminal(published.table)) + "\n")
+        say(f"• {published.summary}")
     drawn = found[:DRAWN]
     if len(found) > len(drawn):
         say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
@@ -120,11 +130,28 @@ def report(
         say(line)
     try:
         linked_from = None if shown_as is None else Path(Path(out).name)
-        page = _write(Path(out), frames, found, asked, notes + more, linked_from)
+        page = _write(Path(out), frames, found, asked, notes + more, published, linked_from)
     except OSError as error:
         raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
     say(f"report: {page}")
     return page
+
+
+def _held_against(store: Stores, against: Store | Path | str, asked: Request) -> Published:
+    """Compare a store with one that was published.
+
+    Raises:
+        UserError: There are several stores, or the two have no config in common.
+    """
+    if not isinstance(store, Store | Path | str):
+        if len(store) != 1:
+            raise UserError(f"--against compares one store, not {len(store)}: name one")
+        store = store[0]
+    frames, _ = load_stores([against, store], ("store",))
+    frames, _ = choose(frames, replace(asked, superseded=False))
+    if frames.runs.empty:
+        raise UserError(_nothing(frames, asked.where))
+    return Published(compare(frames, "store", asked.metric, same_science=True))
 
 
 def summary_table(
@@ -413,6 +440,7 @@ def _write(
     found: Sequence[Section],
     asked: Request,
     notes: Sequence[str],
+    published: Published | None,
     linked_from: Path | None = None,
 ) -> Path:
     """Write all files of a report; the page's links start at ``linked_from``, else at ``out``."""
@@ -427,10 +455,14 @@ def _write(
             written += write_table(table, out / "tables" / folder, study=folder)
         for drawing in section.drawings:
             written += style.save(drawing, out / "figures" / folder)
+    if published is not None:
+        written += write_table(published.table, out / "tables")
     written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
-    markdown.write_text(_markdown(frames, found, asked, notes), encoding="utf-8")
-    page.write_text(build(frames, found, asked, notes, linked_from or out), encoding="utf-8")
+    markdown.write_text(_markdown(frames, found, asked, notes, published), encoding="utf-8")
+    page.write_text(
+        build(frames, found, asked, notes, linked_from or out, published), encoding="utf-8"
+    )
     _remove_old(out, [*written, markdown, page])
     return page
 
@@ -466,6 +498,7 @@ def _markdown(
     found: Sequence[Section],
     asked: Request,
     notes: Sequence[str],
+    published: Published | None,
 ) -> str:
     known = origin.unfinished(frames, named=len(frames.runs))
     known += [f"left out: {item}" for item in frames.left_out]
@@ -484,6 +517,10 @@ def _markdown(
             lines += ["", f"![{caption}](figures/{part}{drawing.slug}.png)", "", f"*{caption}*"]
         for table in section.tables:
             lines += ["", markdown(table, "###").rstrip()]
+    if published is not None:
+        lines += ["", f"## {plain(published.title)}", ""]
+        lines += [f"- {plain(line)}" for line in [published.summary, *published.origin]]
+        lines += ["", markdown(published.table, "###").rstrip()]
     lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
     return "\n".join(lines)
 

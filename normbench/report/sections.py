@@ -57,6 +57,7 @@ class Request:
     superseded: bool = False
     sort: str | None = None
     reverse: bool = False
+    against: str | None = None
 
 
 def request(
@@ -69,6 +70,7 @@ def request(
     superseded: bool = False,
     sort: str | None = None,
     reverse: bool = False,
+    against: str | None = None,
 ) -> Request:
     """Collect the options of a report and check them as far as possible without the store.
 
@@ -82,7 +84,9 @@ def request(
     if target is not None:
         tables.check_target(target)
     by, intended = parse_by(by), parse_by(allowed)
-    return Request(where, by, metric_name, baseline, target, intended, superseded, sort, reverse)
+    return Request(
+        where, by, metric_name, baseline, target, intended, superseded, sort, reverse, against
+    )
 
 
 def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:

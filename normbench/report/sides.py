@@ -7,9 +7,10 @@ each config that both sides have complete runs of, the verdict is one of :data:`
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 from normbench.config import signature_without_seed
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import counted
+from normbench.report import tuning
 from normbench.report.caveats import ENDED, describe_values, words
 from normbench.report.frames import Frames, is_provenance
 from normbench.report.metrics import Metric
@@ -53,6 +55,10 @@ RULES = {
 }
 """The rule of each verdict, a sentence or two."""
 
+EXECUTION = {"backend": "tensorflow", "precision": "float32", "devices": 1}
+"""Keys of a config that say how a run was computed, with a value that stands for all of theirs
+where two stores are to show the same science."""
+
 _SAME = 1e-6  # relative; a larger difference of a result of equal weights is no rounding
 
 
@@ -64,6 +70,8 @@ class Comparison:
         runs: The complete runs of each side, as rows of the runs frame.
         values: The metric of the finished runs of each side, by seed.
         name: The config in words.
+        differs: Values in which the configs of the two sides differ, where they are only of the
+            same science (:func:`compare`).
         shared: Number of seeds that both sides have.
         equal: Number of those whose final weights are equal to the last bit.
         half_width: Half the 95 % interval of the difference by chance; NaN where it is unknown.
@@ -74,6 +82,7 @@ class Comparison:
     runs: tuple[pd.DataFrame, pd.DataFrame]
     values: tuple[dict[int, float], dict[int, float]]
     name: str = ""
+    differs: str = ""
     shared: int = 0
     equal: int = 0
     half_width: float = math.nan
@@ -137,13 +146,17 @@ class Sides:
         return line
 
 
-def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
+def compare(
+    frames: Frames, by: str, metric_name: str = "test_acc", *, same_science: bool = False
+) -> Sides:
     """Compare two stores or two commits, config by config.
 
     Args:
         frames: The runs of both (:func:`normbench.report.stores.load_stores` with the same ``by``).
         by: ``store`` or ``commit``.
         metric_name: The metric whose means are compared.
+        same_science: Also compare a config of one side with one of the other where they differ only
+            in :data:`EXECUTION` or in tuned keys, and leave out the trials of tuning.
 
     Raises:
         UserError: ``by`` is neither, there are not two sides, they have no config in common, or
@@ -154,19 +167,22 @@ def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
         raise UserError(f"{metric_name} is not compared: times depend on the machine and its load")
     every = frames.runs
     every = every.assign(side=commits(every) if by == "commit" else every["store"])
+    if same_science:
+        every = every[~tuning.is_aside(every)]
     runs = every[every["status"].isin(ENDED)]
     names = _names(runs, frames, by)
     configs = {run["path"]: _config(run) for run in runs.to_dict("records")}
     keys = runs["path"].map(lambda path: configs[path][0])
-    found, only = [], [[0, 0], [0, 0]]
-    for _, group in runs.groupby(keys, sort=False):
-        sides = [group[group["side"] == name] for name in names]
-        if not any(side.empty for side in sides):
-            found.append(_comparison((sides[0], sides[1]), metric))
-            continue
-        for counts, side in zip(only, sides, strict=True):
-            counts[0] += not side.empty
-            counts[1] += len(side)
+    pairs, alone = _matched([group for _, group in runs.groupby(keys, sort=False)], names)
+    if same_science:
+        science = _science(runs, configs, frames)
+        more, alone = _matched_across(alone, names, science)
+        pairs += more
+    found = [_comparison(pair, metric) for pair in pairs]
+    only = [
+        (len(groups), sum(map(len, groups)))
+        for groups in ([g for g in alone if g["side"].iloc[0] == name] for name in names)
+    ]
     if not found:  # success would tell a script that nothing has changed
         raise UserError(
             f"{names[0]} and {names[1]} have no config in common of which both have complete runs "
@@ -175,6 +191,9 @@ def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
     trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in found]
     for item, differs in zip(found, differences(trees), strict=True):
         item.name = _described(item.runs[0].iloc[0], differs)
+        both = [configs[side["path"].iloc[0]][1] for side in item.runs]
+        changed = list(map(as_overrides, differences(both)))
+        item.differs = " and ".join(text or "the default" for text in changed if any(changed))
     _judge_spread(found)
     order = list(VERDICTS)
     found.sort(key=lambda item: (order.index(item.verdict), item.name))
@@ -182,10 +201,72 @@ def compare(frames: Frames, by: str, metric_name: str = "test_acc") -> Sides:
         names,
         metric,
         found,
-        [(configs, runs) for configs, runs in only],
+        only,
         _origin(runs, names, by),
         len(every) - len(runs),
     )
+
+
+Group = pd.DataFrame  # the complete runs of one config on one or both sides
+Match = tuple[Group, Group]  # of the first and of the second side
+
+
+def _matched(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Match], list[Group]]:
+    """Divide configs into those that both sides have, and those that one has alone."""
+    pairs, alone = [], []
+    for group in groups:
+        first, second = (group[group["side"] == name] for name in names)
+        if first.empty or second.empty:
+            alone.append(group)
+        else:
+            pairs.append((first, second))
+    return pairs, alone
+
+
+def _matched_across(
+    alone: Sequence[Group], names: Sequence[str], science: Mapping[str, str]
+) -> tuple[list[Match], list[Group]]:
+    """Match configs that one side has alone with those of the other of the same science.
+
+    Args:
+        alone: The configs, of either side.
+        names: The names of the sides.
+        science: A hash for each run, by its path (:func:`_science`).
+    """
+
+    def key(group: Group) -> str:
+        return science[group["path"].iloc[0]]
+
+    firsts, seconds = (
+        [group for group in alone if group["side"].iloc[0] == name] for name in names
+    )
+    pairs = [(first, second) for first in firsts for second in seconds if key(first) == key(second)]
+    used = {key(first) for first, _ in pairs}
+    return pairs, [group for group in alone if key(group) not in used]
+
+
+def _science(
+    runs: pd.DataFrame, configs: Mapping[str, tuple[str, dict[str, Any]]], frames: Frames
+) -> dict[str, str]:
+    """Return a hash of each run's config without its seed, execution and tuned keys, by path."""
+    cells, seen = tuning.final_cells(frames), {}
+    found = {}
+    for run in runs.to_dict("records"):
+        key, tree = configs[run["path"]]
+        tree = copy.deepcopy(tree) | EXECUTION
+        cell = cells.get(run["name"])
+        for tuned in () if cell is None else cell.keys:
+            *groups, last = tuned.split(".")
+            spot: Any = tree
+            for group in groups:
+                spot = spot.get(group, {})
+            # The value first seen stands for all, so that it is one that the config takes.
+            spot[last] = seen.setdefault(tuned, spot.get(last))
+        try:
+            found[run["path"]] = signature_without_seed(tree)
+        except NormbenchError:
+            found[run["path"]] = key
+    return found
 
 
 def _names(runs: pd.DataFrame, frames: Frames, by: str) -> tuple[str, str]:
@@ -322,16 +403,22 @@ def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(sides: Sides) -> Table:
-    """Return the table of all configs that both sides have."""
+def table(sides: Sides, headers: tuple[str, str] = ("First", "Second")) -> Table:
+    """Return the table of all configs that both sides have.
+
+    Args:
+        sides: The comparison.
+        headers: Headers of the columns of the two sides.
+    """
     metric, rows, data = sides.metric, [], []
+    titles = [f"{header.lower()} {name}" for header, name in zip(headers, sides.names, strict=True)]
     for item in sides.found:
         seeds = [sorted(side["seed"].astype(int)) for side in item.runs]
         texts = list(dict.fromkeys(map(ranges, seeds)))
         means = item.means
         rows.append(
             [
-                TableEntry(item.name),
+                TableEntry(item.name, remark=item.differs),
                 TableEntry(" and ".join(texts)),
                 *(_number(metric.show(mean), mean) for mean in means),
                 _number(_signed(item.difference, metric), item.difference),
@@ -342,6 +429,7 @@ def table(sides: Sides) -> Table:
         data.append(
             {
                 "config": item.name,
+                **({"differs": item.differs} if any(one.differs for one in sides.found) else {}),
                 **{f"runs_{n}": len(side) for n, side in enumerate(item.runs, 1)},
                 **{f"diverged_{n}": count for n, count in enumerate(item.diverged, 1)},
                 "shared_seeds": item.shared,
@@ -363,12 +451,43 @@ def table(sides: Sides) -> Table:
     ]
     return Table(
         "configs",
-        f"{metric.axis}, first {sides.names[0]}, second {sides.names[1]}",
-        ["Config", "Seeds", "First", "Second", "Change", "±", "Verdict"],
+        f"{metric.axis}, {', '.join(titles)}",
+        ["Config", "Seeds", *headers, "Change", "±", "Verdict"],
         rows,
         notes,
         pd.DataFrame(data),
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A store held against one that was published, for a report.
+
+    Attributes:
+        sides: The comparison; the published store is the first side.
+    """
+
+    sides: Sides
+
+    @property
+    def title(self) -> str:
+        """The heading of this part of a report."""
+        return f"Against {self.sides.names[0]}"
+
+    @property
+    def summary(self) -> str:
+        """The counts of all verdicts in a line."""
+        return self.sides.summary
+
+    @property
+    def origin(self) -> list[str]:
+        """For each version or machine in which the stores differ, a sentence."""
+        return self.sides.origin
+
+    @property
+    def table(self) -> Table:
+        """The table of all configs that both stores have."""
+        return replace(table(self.sides, ("Published", "Here")), slug="against")
 
 
 def _number(text: str, value: float) -> TableEntry:

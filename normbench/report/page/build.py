@@ -24,6 +24,7 @@ from normbench.report.frames import Frames, is_config
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.page import svg
 from normbench.report.sections import Request, Section
+from normbench.report.sides import Published
 from normbench.report.table import Table, TableEntry
 from normbench.report.tables import run_list
 
@@ -43,7 +44,12 @@ class Names:
 
 
 def build(
-    frames: Frames, found: Sequence[Section], asked: Request, notes: Sequence[str], out: Path
+    frames: Frames,
+    found: Sequence[Section],
+    asked: Request,
+    notes: Sequence[str],
+    out: Path,
+    published: Published | None = None,
 ) -> str:
     """Return the page.
 
@@ -53,6 +59,7 @@ def build(
         asked: The options of the report.
         notes: Notes on the request.
         out: The folder of the report; links to files are relative to it.
+        published: The runs held against a published store, if they are.
     """
     names = _names(found)
     environment = jinja2.Environment(
@@ -72,6 +79,8 @@ def build(
         notes=notes,
         asked=asked,
         sections=[_section(i, section, names, len(found)) for i, section in enumerate(found)],
+        published=published,
+        published_table=published and _table(published.table, "tables/against"),
         runs=_runs(frames, names, out),
         details=Markup(_script_json(_details(frames, names))),
         common=_common(frames.runs),
