@@ -207,11 +207,14 @@ def compare(
     )
 
 
-Group = pd.DataFrame  # the complete runs of one config on one or both sides
-Match = tuple[Group, Group]  # of the first and of the second side
+Match = tuple[
+    pd.DataFrame, pd.DataFrame
+]  # complete runs of one config on the first and the second side
 
 
-def _matched(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Match], list[Group]]:
+def _matched(
+    groups: Sequence[pd.DataFrame], names: Sequence[str]
+) -> tuple[list[Match], list[pd.DataFrame]]:
     """Divide configs into those that both sides have, and those that one has alone."""
     pairs, alone = [], []
     for group in groups:
@@ -224,8 +227,8 @@ def _matched(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Match]
 
 
 def _matched_across(
-    alone: Sequence[Group], names: Sequence[str], science: Mapping[str, str]
-) -> tuple[list[Match], list[Group]]:
+    alone: Sequence[pd.DataFrame], names: Sequence[str], science: Mapping[str, str]
+) -> tuple[list[Match], list[pd.DataFrame]]:
     """Match configs that one side has alone with those of the other of the same science.
 
     Args:
@@ -234,7 +237,7 @@ def _matched_across(
         science: A hash for each run, by its path (:func:`_science`).
     """
 
-    def key(group: Group) -> str:
+    def key(group: pd.DataFrame) -> str:
         return science[group["path"].iloc[0]]
 
     firsts, seconds = (
