@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "component",
     "conf_dir",
     "configured",
+    "first_sentence",
     "group_file",
     "group_files",
     "group_options",
@@ -166,6 +168,12 @@ def header_of(file: Path) -> str:
             break
         lines.append(line.lstrip("# "))
     return " ".join(" ".join(lines).split())
+
+
+def first_sentence(comment: str) -> str:
+    """Return the first sentence of the comment at the top of a config file."""
+    comment = re.sub(r"^@package \S+ ", "", comment)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])|\s+(?=normbench )", comment)[0]
 
 
 def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:

@@ -27,7 +27,7 @@ from argcomplete.lexers import split_line
 from argcomplete.shell_integration import shellcode
 
 from normbench.cli.parser import Parser
-from normbench.components import group_files, header_of, read_keys
+from normbench.components import first_sentence, group_files, header_of, read_keys
 from normbench.config import Config, default_store
 from normbench.errors import NormbenchError, unknown
 
@@ -159,7 +159,7 @@ class Line:
     def names(self, group: str) -> Words:
         """Return the choices of a config group, each with the first sentence of its file."""
         return {
-            name: _sentence(header_of(file))
+            name: first_sentence(header_of(file))
             for (within, name), file in sorted(self.files.items())
             if within == group
         }
@@ -181,12 +181,6 @@ class Line:
 
         named = [word.removeprefix("store=") for word in self.words if word.startswith("store=")]
         return Store(getattr(self.parsed, "store", None) or (named or [default_store()])[-1])
-
-
-def _sentence(header: str) -> str:
-    """Return the first sentence of the comment at the top of a config file."""
-    text = re.sub(r"^@package \S+ ", "", header)
-    return re.split(r"(?<=\.)\s|:?\s+normbench ", text)[0]
 
 
 def _with_head(head: str, words: Words) -> Words:

@@ -17,7 +17,14 @@ from rich.text import Text
 from normbench.cli.norms import Described
 from normbench.cli.parser import Parser, add_config_dir
 from normbench.cli.terminal import Column, fitted_table, print_rows, wrapping
-from normbench.components import conf_dir, group_file, group_options, header, read_group
+from normbench.components import (
+    conf_dir,
+    first_sentence,
+    group_file,
+    group_options,
+    header,
+    read_group,
+)
 from normbench.errors import unknown
 from normbench.formats import counted
 
@@ -73,7 +80,10 @@ def explained(word: str | None, config_dir: str | None = None) -> list[dict[str,
         return _of_choice(group, name, config_dir)
     if group in groups:
         return [
-            {"choice": f"{group}={name}", "meaning": _summary(header(group, name, config_dir))}
+            {
+                "choice": f"{group}={name}",
+                "meaning": first_sentence(header(group, name, config_dir)),
+            }
             for name in groups[group]
         ]
     within, _, key = group.rpartition(".")
@@ -90,12 +100,6 @@ def _parts(word: str) -> tuple[str, str, str]:
     """Split ``GROUP=NAME``; the group ``norm/weight`` may be written as its key."""
     group, equals, name = word.partition("=")
     return group.removeprefix("+").replace("norm.weight", "norm/weight"), equals, name
-
-
-def _summary(comment: str) -> str:
-    """Return the first sentence of the comment at the top of a file."""
-    comment = re.sub(r"^@package \S+ ", "", comment)
-    return re.split(r"(?<=\.)\s+(?=[A-Z])|\s+(?=normbench )", comment)[0]
 
 
 def _of_choice(group: str, name: str, config_dir: str | None) -> list[dict[str, Any]]:

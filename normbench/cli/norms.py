@@ -1,5 +1,7 @@
 """``normbench norms``: the catalogue of normalizations, and each with its options.
 
+Without a name there is a line for each; ``--long`` adds formula, statistics, parameters and source.
+
 Everything is read from the code: formula, statistics, parameters, state and source are attributes
 of the layers' classes, and options and their values are those of the files in ``conf/norm/``.
 """
@@ -23,12 +25,15 @@ from rich.text import Text
 
 from normbench.cli.parser import Parser, add_config_dir
 from normbench.cli.terminal import print_rows
-from normbench.components import header, options_of, target
+from normbench.components import first_sentence, header, options_of, target
 from normbench.errors import UserError, unknown
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("name", nargs="?", help="a normalization, as in norm=NAME")
+    parser.add_argument("name", nargs="?", help="a normalization, as in norm=NAME: all about it")
+    parser.add_argument(
+        "--long", action="store_true", help="list formulas, statistics, parameters and sources, too"
+    )
     add_config_dir(parser)
 
 
@@ -44,14 +49,20 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         lambda group, name: header(group, name, folder),
     )
     if arguments.name:
+        if arguments.long:
+            raise UserError(f"--long is for the list: norms {arguments.name} shows all as it is")
         Console().print(details(catalogue.entry(arguments.name)))
+    elif arguments.long:
+        print_rows(lambda: rows(catalogue), lambda: page(catalogue, _lines))
     else:
-        print_rows(lambda: rows(catalogue), lambda: page(catalogue))
+        print_rows(lambda: short_rows(catalogue), lambda: page(catalogue, _line, _MORE))
     return 0
 
 
 FIELDS = ("formula", "computed_over", "parameters", "state", "source")
 """Attributes that describe a normalization, in the order shown."""
+
+_CITATION = r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)"
 
 _NOTHING = {
     "formula": "y = x",
@@ -85,6 +96,16 @@ class CatalogueEntry:
     source: str
     options: tuple[Option, ...]
     has_weight: bool = False
+
+    @property
+    def title(self) -> str:
+        """The first sentence of the summary, without its citation and period."""
+        return re.sub(rf"\s*{_CITATION}", "", first_sentence(self.summary)).removesuffix(".")
+
+    @property
+    def style(self) -> str:
+        """Style of the name in a list."""
+        return "red" if self.is_wrong else "cyan"
 
     @property
     def is_wrong(self) -> bool:
@@ -147,7 +168,7 @@ def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogueEnt
     joined = {
         field: _joined((goes, fields[field]) for goes, fields, _ in described) for field in FIELDS
     }
-    cited = re.search(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)", header)
+    cited = re.search(_CITATION, header)
     if placed and cited:  # who proposed the placing, before who proposed what is placed
         joined["source"] = f"{cited[1]}; {joined['source']}"
     options = [option for _, _, own in described for option in own]
@@ -208,16 +229,37 @@ def _joined(parts: Iterable[tuple[str, str]]) -> str:
 
 def rows(catalogue: Catalogue) -> list[dict[str, str]]:
     """Return a row of plain text for each normalization and weight parametrization."""
-    choices = [(f"norm={name}", catalogue.norm(name)) for name in catalogue.norms]
-    choices += [(f"norm/weight={name}", catalogue.weight(name)) for name in catalogue.weights]
     return [
         {"choice": choice, **{field: getattr(entry, field) for field in FIELDS}}
-        for choice, entry in choices
+        for choice, entry in _choices(catalogue)
     ]
 
 
-def page(catalogue: Catalogue) -> RenderableType:
-    """Return the catalogue for a terminal of any width."""
+def short_rows(catalogue: Catalogue) -> list[dict[str, str]]:
+    """Return the choice and its title for each normalization and weight parametrization."""
+    return [{"choice": choice, "title": entry.title} for choice, entry in _choices(catalogue)]
+
+
+def _choices(catalogue: Catalogue) -> list[tuple[str, CatalogueEntry]]:
+    return [
+        *((f"norm={name}", catalogue.norm(name)) for name in catalogue.norms),
+        *((f"norm/weight={name}", catalogue.weight(name)) for name in catalogue.weights),
+    ]
+
+
+_MORE = "normbench norms gn shows more of one, --long of all"
+
+
+def page(
+    catalogue: Catalogue, show: Callable[[CatalogueEntry, int], RenderableType], end: str = ""
+) -> RenderableType:
+    """Return the catalogue for a terminal of any width.
+
+    Args:
+        catalogue: The catalogue.
+        show: Returns what is shown of an entry, given the width of the longest name.
+        end: The last line.
+    """
     norms = [catalogue.norm(name) for name in catalogue.norms]
     weights = [catalogue.weight(name) for name in catalogue.weights]
     width = max(len(each.name) for each in [*norms, *weights])
@@ -229,7 +271,9 @@ def page(catalogue: Catalogue) -> RenderableType:
     shown: list[RenderableType] = []
     for heading, entries in sections.items():
         shown.append(Text(heading if not shown else f"\n{heading}", style="bold"))
-        shown += [_lines(each, width) for each in entries]
+        shown += [show(entry, width) for entry in entries]
+    if end:
+        shown.append(Text(f"\n{end}", style="dim"))
     return Group(*shown)
 
 
@@ -256,6 +300,14 @@ def details(entry: CatalogueEntry) -> RenderableType:
     return Group(*shown)
 
 
+def _line(entry: CatalogueEntry, width: int) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(min_width=width, no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_row(Text(entry.name, style=entry.style), Text(entry.title))
+    return table
+
+
 def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=width, no_wrap=True)
@@ -270,7 +322,7 @@ def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
         )
         if getattr(entry, field) != "none"
     )
-    table.add_row(Text(entry.name, style="red" if entry.is_wrong else "cyan"), Text(entry.formula))
+    table.add_row(Text(entry.name, style=entry.style), Text(entry.formula))
     table.add_row("", Text(facts, style="dim"))
     return table
 

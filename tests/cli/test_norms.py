@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench.cli.norms import FIELDS, Catalogue, Described, details, page, rows
+from normbench.cli import main
+from normbench.cli.norms import (
+    _MORE,
+    FIELDS,
+    Catalogue,
+    Described,
+    _line,
+    _lines,
+    details,
+    page,
+    rows,
+    short_rows,
+)
 from normbench.components import header, options_of, target
 from normbench.config import compose, group_options
 from normbench.errors import UserError
@@ -107,9 +119,39 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         CATALOGUE.entry("gn_wss")
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_list_has_a_line_for_each_at_any_width(width: int) -> None:
+    shown = text_of(page(CATALOGUE, _line, _MORE), width).splitlines()
+    assert max(map(len, shown)) <= width
+    count = len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
+    assert len(shown) == count + 3 + 4  # headings, empty lines and the last line
+    names = {*GROUPS["norm"], *GROUPS["norm/weight"]}
+    assert names <= {line.split()[0] for line in shown if line}
+    assert f"{'gn':<26}Group Normalization" in [line.rstrip() for line in shown]
+    assert len(short_rows(CATALOGUE)) == count
+
+
+def test_titles_are_whole_sentences_without_a_period() -> None:
+    titles = {row["choice"]: row["title"] for row in short_rows(CATALOGUE)}
+    assert titles["norm=gn"] == "Group Normalization"
+    assert titles["norm=rms"].endswith(" over space and channels")
+    assert all(titles.values())
+
+
+def test_long_adds_formulas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["norms"]) == 0
+    short = capsys.readouterr().out
+    assert main(["norms", "--long"]) == 0
+    long = capsys.readouterr().out
+    assert short.splitlines()[0].split("\t") == ["choice", "title"]
+    assert long.splitlines()[0].split("\t") == ["choice", *FIELDS]
+    assert main(["norms", "gn", "--long"]) == 2
+    assert "--long is for the list" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width", [60, 140])
-def test_the_page_shows_every_name_at_any_width(width: int) -> None:
-    shown = text_of(page(CATALOGUE), width)
+def test_the_long_page_shows_every_name_at_any_width(width: int) -> None:
+    shown = text_of(page(CATALOGUE, _lines), width)
     words = set(shown.split())
     assert {*GROUPS["norm"], *GROUPS["norm/weight"]} <= words
     assert max(map(len, shown.splitlines())) <= width
