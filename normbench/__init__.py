@@ -1,50 +1,63 @@
-"""normbench: the bench on which normalization layers are compared."""
+"""normbench: the bench on which normalization layers are compared.
+
+``normbench.run``, ``normbench.sweep``, ``normbench.report`` and ``normbench.load`` are the commands
+in Python; :mod:`normbench.api` describes them. It is imported with the first of them that is used,
+so that ``import normbench`` is cheap.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+import inspect
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from normbench.serializable import register as _register_with_keras
 
 if TYPE_CHECKING:
-    import keras
+    from normbench.api import load, report, run, sweep
+
+__all__ = ["load", "report", "run", "sweep"]
 
 __version__ = "0.1.0"
 
 _register_with_keras()
 
 
-def load(
-    run: str | os.PathLike[str],
-    store: str | os.PathLike[str] | None = None,
-    *,
-    plain: bool = False,
-    config_dir: str | os.PathLike[str] | None = None,
-) -> keras.Model:
-    """Return the trained network of a finished run as a Keras model.
+def __getattr__(name: str) -> Any:
+    if name in ("load", "run"):
+        return getattr(import_module("normbench.api"), name)
+    if name in ("report", "sweep"):  # packages that can be called
+        return import_module(f"normbench.{name}")
+    raise AttributeError(f"module 'normbench' has no attribute {name!r}")
 
-    The model takes images (N, H, W, C) of 0..255, uint8 or float32, and returns logits
-    (N, classes)::
 
-        model = normbench.load("digits-resnet8-gn-b16-s0-1a2b3c4d")
-        logits = model.predict(images)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-    Args:
-        run: Name, signature, or the beginning of either; or the path of a run folder.
-        store: Folder of runs that a name is looked up in; by default ``$NORMBENCH_STORE`` if that
-            is set, else ``runs``.
-        plain: Use Keras's own layers alone.
-        config_dir: Additional folder with config groups, for a run with components of one's own.
 
-    Raises:
-        normbench.errors.UserError: There is no such run, it has no final weights, its data set is
-            missing or has changed, it names a component that no config group has, or a layer has no
-            equal among Keras's own.
-        normbench.errors.NormbenchError: A file of the run is damaged, or the backend is missing.
+class CallablePackage(ModuleType):
+    """A package that is also the function of its name in :mod:`normbench.api`.
+
+    ``normbench.sweep`` is both the command in Python and the package that carries it out. Python
+    sets the attribute to the package as soon as any module of it is imported, so the package has
+    to answer the call.
     """
-    from importlib import import_module
 
-    # By name: the package itself must import none of its rooms, or `import normbench` gets slow.
-    engine = import_module("normbench.engine.export")
-    return engine.load(run, store, plain=plain, config_dir=config_dir)
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    @property
+    def _function(self) -> Any:
+        return getattr(import_module("normbench.api"), self.__name__.rpartition(".")[2])
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function of this name in normbench.api, whose docstring describes it."""
+        return self._function(*arguments, **options)
+
+
+def make_callable(package: str) -> None:
+    """Make a package that is being imported a :class:`CallablePackage`."""
+    sys.modules[package].__class__ = CallablePackage

@@ -28,6 +28,10 @@ class UserError(NormbenchError):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the line that a command prints, without a traceback."""
+        return [f"{type(self).__name__}: {reason(self)}"]
+
 
 class TooLarge(UserError):
     """A run that needs more memory than the machine has."""

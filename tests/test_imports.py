@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "loggers": {"engine", "errors"},
     "sweep": {
         *("components", "config", "engine", "errors", "formats", "machine", "network"),
-        *("overrides", "store"),
+        *("normbench", "overrides", "store"),
     },
     "report": {
         *("components", "config", "engine", "errors", "formats", "network", "normbench", "store"),
@@ -54,6 +54,8 @@ ALLOWED: dict[str, set[str]] = {
         *("components", "config", "data", "engine", "errors", "formats", "machine", "network"),
         *("normbench", "overrides", "report", "store", "sweep"),
     },
+    # The commands in Python. normbench/__init__.py reaches it by its name, when one is called.
+    "api": {"cli", "config", "engine", "errors", "formats", "report", "store"},
 }
 
 # Plug-ins are reached by the `_target_` of a config. These modules of their rooms are interfaces
@@ -77,7 +79,7 @@ OWN_WORKERS = {
 # the test, so this set can only shrink.
 KNOWN: set[tuple[str, str]] = set()
 
-LOOSE_MODULES = 9
+LOOSE_MODULES = 10
 HEAVY = {"tensorflow", "keras", "jax"}
 # These import TensorFlow at module level, and are imported so by each other alone: a run on JAX
 # does not need TensorFlow.
@@ -248,8 +250,10 @@ def test_few_modules_are_loose() -> None:
     assert len(loose) <= LOOSE_MODULES, loose
 
 
-@pytest.mark.parametrize("start", ["report", "cli"])
-def test_neither_tensorflow_nor_keras_is_imported_at_module_level(start: str) -> None:
+@pytest.mark.parametrize(("start", "more_than"), [("report", 10), ("cli", 10), ("api", 2)])
+def test_neither_tensorflow_nor_keras_is_imported_at_module_level(
+    start: str, more_than: int
+) -> None:
     later: dict[str, set[str]] = {}
     for found in imports():
         if found.at_module_level:
@@ -268,7 +272,7 @@ def test_neither_tensorflow_nor_keras_is_imported_at_module_level(start: str) ->
             assert imported.split(".")[0] not in HEAVY, f"{path} → {imported}"
             if imported in MODULES:
                 waiting.append((imported, f"{path} → {imported}"))
-    assert len(seen) > 10
+    assert len(seen) > more_than
 
 
 def test_only_the_backend_tensorflow_imports_tensorflow_at_module_level() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from normbench.cli.parser import (
     Parser,
@@ -13,6 +14,11 @@ from normbench.cli.parser import (
     quiet_tensorflow,
 )
 from normbench.errors import UserError
+
+if TYPE_CHECKING:
+    from normbench.config import Config
+    from normbench.engine.observer import Observer
+    from normbench.engine.train import TrainResult
 
 _EPILOG = """\
 A run is described by KEY=VALUE words; keys that are not named keep their defaults:
@@ -47,7 +53,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
-    overrides = overrides_of(arguments)
     if arguments.multirun:
         for option in ("resume", "again", "print_config"):
             if getattr(arguments, option):
@@ -56,36 +61,60 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         quiet_tensorflow()
         from normbench.cli.multirun import multirun
 
-        multirun(overrides, arguments.config_dir)
+        multirun(overrides_of(arguments), arguments.config_dir)
         return 0
-    if arguments.again and arguments.resume:
-        raise UserError("--resume continues a run and --again starts it anew: give one of them")
-    from normbench.config import compose
-
-    config = compose(overrides, arguments.config_dir)
+    config = config_of(arguments)
     if arguments.print_config:
         import yaml
 
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
         return 0
-    quiet_tensorflow()
     from normbench.cli.screen import RunScreen, print_complete
-    from normbench.engine.train import train
-    from normbench.store.store import Store
 
     with RunScreen() as screen:
         screen.waits_for("starting Keras")
-        result = train(
-            config,
-            Store(config.store),
-            observer=screen,
-            command=command,
-            must_exist=arguments.resume,
-            again=arguments.again,
-        )
+        result = train_shown(config, arguments, command, screen)
     if not result.trained:
         print_complete(config, result, arguments.config_dir, again=True)
     return 0
+
+
+def config_of(arguments: Namespace) -> Config:
+    """Return the config that a command line describes.
+
+    Raises:
+        UserError: A word or a combination of options is wrong.
+    """
+    if arguments.again and arguments.resume:
+        raise UserError("--resume continues a run and --again starts it anew: give one of them")
+    from normbench.config import compose
+
+    return compose(overrides_of(arguments), arguments.config_dir)
+
+
+def train_shown(
+    config: Config, arguments: Namespace, command: Sequence[str], observer: Observer
+) -> TrainResult:
+    """Train the run of a command line.
+
+    Args:
+        config: As :func:`config_of` returns it.
+        arguments: The options of the command line.
+        command: Its words, for the record.
+        observer: Shows the training.
+    """
+    quiet_tensorflow()
+    from normbench.engine.train import train
+    from normbench.store.store import Store
+
+    return train(
+        config,
+        Store(config.store),
+        observer=observer,
+        command=command,
+        must_exist=arguments.resume,
+        again=arguments.again,
+    )
 
 
 def writes(arguments: Namespace) -> bool:

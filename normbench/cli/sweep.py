@@ -6,7 +6,7 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.cli.parser import (
     Parser,
@@ -19,6 +19,7 @@ from normbench.cli.parser import (
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
+    from normbench.sweep.observer import SweepView
     from normbench.sweep.phases import SweepResult
     from normbench.sweep.tune import TuneMetric, TuneOptions
 
@@ -138,18 +139,39 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         if arguments.dry_run:
             raise UserError("--dry-run trains nothing: leave out --detach")
         return detached.start(command, store_of(arguments))
+    from normbench.cli.sweep_screen import SweepScreen
+
+    result = train_sweep(arguments, command, SweepScreen())
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if not arguments.dry_run:
+        print_results(arguments, result)
+    return result.exit_code
+
+
+def train_sweep(arguments: Namespace, command: Sequence[str], view: SweepView) -> SweepResult:
+    """Train the sweep of a command line.
+
+    Args:
+        arguments: The words and options of the command line.
+        command: Its words, for the record.
+        view: Shows the sweep.
+
+    Raises:
+        UserError: An option or a word is wrong, or a cell cannot be trained.
+        StoreError: The store cannot be read or written.
+    """
     overrides = overrides_of(arguments)
     tune = _tune_options(arguments, overrides)
     quiet_tensorflow()
-    from normbench.cli.sweep_screen import SweepScreen
     from normbench.sweep.sweep import sweep
 
     if arguments.until is not None:
-        return _until(arguments, overrides, command, tune)
+        return _until(arguments, overrides, command, tune, view)
     for option, value in (("--max-seeds", arguments.max_seeds), ("--baseline", arguments.baseline)):
         if value is not None:
             raise UserError(f"{option} goes with --until: --until 0.3 {option} {value}")
-    result = sweep(
+    return sweep(
         overrides,
         command,
         config_dir=arguments.config_dir,
@@ -158,16 +180,18 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         skip_invalid=arguments.skip_invalid,
         again=arguments.again,
         tune=tune,
-        view=SweepScreen(),
+        view=view,
     )
-    return _finished(arguments, result)
 
 
 def _until(
-    arguments: Namespace, overrides: list[str], command: Sequence[str], tune: TuneOptions | None
-) -> int:
+    arguments: Namespace,
+    overrides: list[str],
+    command: Sequence[str],
+    tune: TuneOptions | None,
+    view: SweepView,
+) -> SweepResult:
     """Add seeds until the differences to the baseline are known well enough."""
-    from normbench.cli.sweep_screen import SweepScreen
     from normbench.report.rounds import NarrowIntervals
     from normbench.sweep.experiment import unfold
     from normbench.sweep.until import sweep_until
@@ -182,7 +206,7 @@ def _until(
         str(asked.get("by", "norm,batch")).split(","),
         asked.get("metric", "test_acc"),
     )
-    result = sweep_until(
+    return sweep_until(
         overrides,
         command,
         rule,
@@ -192,17 +216,8 @@ def _until(
         retry_failed=arguments.retry_failed,
         skip_invalid=arguments.skip_invalid,
         tune=tune,
-        view=SweepScreen(),
+        view=view,
     )
-    return _finished(arguments, result)
-
-
-def _finished(arguments: Namespace, result: SweepResult) -> int:
-    if result.interrupted:
-        raise KeyboardInterrupt
-    if not arguments.dry_run:
-        _print_results(arguments, result)
-    return result.exit_code
 
 
 def writes(arguments: Namespace) -> bool:
@@ -297,7 +312,21 @@ def _tune_metric(name: str) -> TuneMetric:
     )
 
 
-def _print_results(arguments: Namespace, result: SweepResult) -> None:
+def asked_by_experiment(arguments: Namespace) -> dict[str, Any]:
+    """Return the options of :func:`.report.summary_table` that a sweep's experiment asks for."""
+    options = _report_options(arguments)
+    shown = ("by", "metric", "target", "allow_confound")
+    return {key: options[key] for key in shown if key in options}
+
+
+def _report_options(arguments: Namespace) -> dict[str, Any]:
+    from normbench.sweep.experiment import unfold
+
+    experiment, _ = unfold(arguments.overrides, arguments.config_dir)
+    return dict(experiment.report) if experiment else {}
+
+
+def print_results(arguments: Namespace, result: SweepResult) -> None:
     """Print the table of a sweep's complete cells; of an experiment, the one that it asks for."""
     from rich.console import Console
 
@@ -307,17 +336,12 @@ def _print_results(arguments: Namespace, result: SweepResult) -> None:
     if not names:
         return
     from normbench.report.report import summary_table
-    from normbench.sweep.experiment import unfold
 
-    experiment, _ = unfold(arguments.overrides, arguments.config_dir)
-    options = dict(experiment.report) if experiment else {}
-    table_options = ("by", "metric", "target", "allow_confound")
-    shown = {key: options[key] for key in table_options if key in options}
     console = Console()
     console.print()
-    console.print(summary_table(result.store, names, **shown))
+    console.print(summary_table(result.store, names, **asked_by_experiment(arguments)))
     command = ["normbench", "report", str(result.store.root)]
-    for key, value in options.items():
+    for key, value in _report_options(arguments).items():
         command += [f"--{key.replace('_', '-')}", str(value)]
     console.print(
         f"{shlex.join(command)} adds statistics, figures and a page",

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from normbench.cli.notebook import NotebookConsole, NotebookLive
 from normbench.formats import printable
 
 STATUS_STYLE = {
@@ -172,6 +173,8 @@ def can_redraw(console: Console) -> bool:
     to it, each frame below the one before. ``FORCE_COLOR``, which notebooks and CI services set,
     asks for colors and says nothing about whether the output can be redrawn.
     """
+    if isinstance(console, NotebookConsole):  # the kernel itself, which can
+        return True
     if "JPY_PARENT_PID" in os.environ:  # set by Jupyter for a kernel and all its children
         return False
     if os.environ.get("FORCE_COLOR") and not console.file.isatty():
@@ -193,7 +196,11 @@ class LiveRegion:
     """
 
     def __init__(self, content: RenderableType, console: Console, transient: bool = False) -> None:
-        self._live = Live(content, console=console, auto_refresh=False, transient=transient)
+        self._live = (
+            NotebookLive(content, console, transient)
+            if isinstance(console, NotebookConsole)
+            else Live(content, console=console, auto_refresh=False, transient=transient)
+        )
         self._turn = threading.RLock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._redraw, daemon=True)

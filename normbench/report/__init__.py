@@ -4,10 +4,14 @@
 ``notebooks/analyse_a_store.ipynb``: :func:`load` the store (:func:`load_stores` reads several),
 split it into :func:`studies`, :func:`build` the grid of a metric, then make tables and figures of
 the grid.
+
+The package can be called: ``normbench.report(…)`` is :func:`normbench.api.report`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from normbench import make_callable
 
 if TYPE_CHECKING:
     from normbench.report.frames import Frames, load
@@ -43,3 +47,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+make_callable(__name__)

@@ -383,7 +383,7 @@ def text(renderable: object, width: int | None = None) -> str:
     """Return the text that rich prints, with colors where the terminal shows them."""
     from rich.console import Console
 
-    console = Console(width=width)
+    console = Console(width=width, force_jupyter=False)  # a notebook would be shown an output
     with console.capture() as captured:
         console.print(renderable)
     return captured.get().rstrip("\n")

@@ -1,1 +1,8 @@
-"""Sweeps: from a grid of overrides to a plan, and from the plan to runs."""
+"""Sweeps: from a grid of overrides to a plan, and from the plan to runs.
+
+The package can be called: ``normbench.sweep(…)`` is :func:`normbench.api.sweep`.
+"""
+
+from normbench import make_callable
+
+make_callable(__name__)
