@@ -7,7 +7,6 @@ so that ``import normbench`` is cheap.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -46,7 +45,9 @@ class CallablePackage(ModuleType):
     """
 
     @property
-    def __signature__(self) -> inspect.Signature:
+    def __signature__(self) -> Any:
+        import inspect
+
         return inspect.signature(self._function)
 
     @property

@@ -81,10 +81,8 @@ class NotebookLive:
 
     def start(self, refresh: bool = True) -> None:
         """Show the content for the first time."""
-        from IPython.display import display  # pyright: ignore[reportMissingImports]
-
-        bundle = self._bundle()
-        self._handle = display(bundle, raw=True, display_id=True)
+        display = sys.modules["IPython"].display.display  # a notebook's kernel has imported it
+        self._handle = display(self._bundle(), raw=True, display_id=True)
 
     def refresh(self) -> None:
         """Replace the output if the content has changed."""
