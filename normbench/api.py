@@ -211,8 +211,9 @@ class Report:
 
     @property
     def figures(self) -> dict[str, Path]:
-        """The figures as SVG files, named as the tables are; PNG and PDF lie beside them."""
-        return self._written("figures", ".svg")
+        """The figures, named as the tables are: SVG files, or what the report wrote instead."""
+        kinds = (self._written("figures", suffix) for suffix in (".pdf", ".png", ".svg"))
+        return {name: path for kind in kinds for name, path in kind.items()}
 
     def _written(self, kind: str, suffix: str) -> dict[str, Path]:
         from normbench.report.report import MANIFEST
@@ -230,10 +231,15 @@ class Report:
 
     def _repr_markdown_(self) -> str:
         def embedded(found: re.Match[str]) -> str:
-            svg = (self.folder / found[1]).with_suffix(".svg").read_bytes()
-            return f"](data:image/svg+xml;base64,{base64.b64encode(svg).decode()})"
+            path = figures.get(found[1])
+            if path is None or path.suffix not in kinds:
+                return found[0]
+            data = base64.b64encode(path.read_bytes()).decode()
+            return f"](data:{kinds[path.suffix]};base64,{data})"
 
-        return re.sub(r"\]\((figures/[^)]+\.png)\)", embedded, self.text)
+        figures = self.figures
+        kinds = {".svg": "image/svg+xml", ".png": "image/png"}
+        return re.sub(r"\]\(figures/([^)]+)\.\w+\)", embedded, self.text)
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -409,19 +415,15 @@ def report(
     by: str = "norm,batch",
     metric: str = "test_acc",
     baseline: str | None = None,
-    target: float | None = None,
-    allow_confound: str = "",
-    sort: str | None = None,
-    reverse: bool = False,
-    superseded: bool = False,
     out: Folder = "report",
     progress: bool = True,
+    **options: Any,
 ) -> Report:
     """Write tables, figures and a web page on the runs of a store, as ``normbench report`` does.
 
     In a notebook the result shows the whole report::
 
-        normbench.report(where="norm in [bn, gn] and batch <= 64")
+        normbench.report(where="norm in [bn, gn] and batch <= 64", allow_confound="optimizer.lr")
 
     Args:
         store: Folder of runs, or a list of several; by default ``$NORMBENCH_STORE`` if that is set,
@@ -431,40 +433,34 @@ def report(
             and of separate tables.
         metric: The metric to compare; ``normbench report --metrics`` lists them.
         baseline: The row that the others are compared with; by default ``bn``.
-        target: A validation accuracy, as ``0.9``: also compare the steps to reach it.
-        allow_confound: Keys in which rows may differ on purpose, separated by commas.
-        sort: Config keys or metrics to order the rows by, those that do best first.
-        reverse: Order the rows the other way round.
-        superseded: Also show final runs at tuned values that a later sweep replaced.
         out: Folder to write.
         progress: Print tables and findings, as the command does; in a notebook the result shows
             them instead.
+        **options: Any other option of ``normbench report``, with ``_`` for ``-``, as
+            ``target=0.9``, ``sort="test_acc"`` or ``superseded=True``.
 
     Raises:
         normbench.errors.UserError: An option names something that does not exist, or there are no
             runs.
         normbench.errors.NormbenchError: The store cannot be read, or ``out`` cannot be written.
     """
-    from normbench.config import default_store
-    from normbench.report.report import report as write_report
+    from normbench.cli.report import write_report
 
-    named = default_store() if store is None else store
-    stores = [named] if isinstance(named, str | os.PathLike) else named
-    page = write_report(
+    if "metrics" in options:
+        raise UserError("metrics lists what metric takes in the shell: normbench report --metrics")
+    stores = [] if store is None else [store] if isinstance(store, str | os.PathLike) else store
+    arguments, _ = _command_line(
+        "report",
         [os.fspath(folder) for folder in stores],
         where=where,
         by=by,
         metric=metric,
         baseline=baseline,
-        target=target,
-        allow_confound=allow_confound,
-        sort=sort,
-        reverse=reverse,
-        superseded=superseded,
-        out=Path(out),
-        say=print if progress and not _in_notebook() else lambda line: None,
+        out=out,
+        **options,
     )
-    return Report(page)
+    printed = progress and not _in_notebook()
+    return Report(write_report(arguments, print if printed else lambda line: None))
 
 
 def load(
@@ -510,15 +506,13 @@ def _parsed(
 
     Args:
         command: Name of the sub-command.
-        overrides: Its words.
-        options: Its options by name; those that are None, False or empty are left out.
+        overrides: Its ``KEY=VALUE`` words.
+        options: Its options by name.
 
     Raises:
         UserError: A word is no override, or the command's parser refuses it.
     """
-    from normbench.cli import parse
-
-    words = [*([] if not overrides else _split(overrides))]
+    words = _split(overrides)
     if not words:
         example = f"normbench.{command}('dataset=digits arch=resnet8 epochs=5')"
         raise UserError(f"{command} needs KEY=VALUE words, as {example}")
@@ -528,14 +522,28 @@ def _parsed(
             raise UserError(
                 f"{word} is an option: give it as an argument, normbench.{command}(…, {name}=…)"
             )
+    return _command_line(command, words, **options)
+
+
+def _command_line(
+    command: str, words: Sequence[str], **options: Any
+) -> tuple[Namespace, list[str]]:
+    """Return the arguments of a command line, and its words.
+
+    Args:
+        command: Name of the sub-command.
+        words: Its words without options.
+        options: Its options by name; those that are None or False are left out, and of a list each
+            item is given.
+    """
+    from normbench.cli import parse
+
     line = [command, *words]
     for name, value in options.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        for item in values:
-            if item is None or item is False:
-                continue
-            option = f"--{name.replace('_', '-')}"
-            line.append(option if item is True else f"{option}={_as_word(item)}")
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if item is not None and item is not False:
+                option = f"--{name.replace('_', '-')}"
+                line.append(option if item is True else f"{option}={_as_word(item)}")
     return parse(line), ["normbench", *line]
 
 

@@ -135,7 +135,8 @@ def test_a_report_has_its_tables_and_figures(store, tmp_path, capsys):
 
 
 def test_a_report_prints_what_the_command_does(store, tmp_path, capsys):
-    normbench.report([store], where="norm in [gn]", out=tmp_path / "report")
+    out = tmp_path / "report"
+    normbench.report([store], where="norm in [gn]", out=out, sort="test_acc", reverse=True)
     printed = capsys.readouterr().out
     assert "--where 'norm in [gn]' keeps 2 runs" in printed
     assert f"report: {tmp_path / 'report' / 'index.html'}" in printed
@@ -158,6 +159,11 @@ def test_a_report_prints_what_the_command_does(store, tmp_path, capsys):
         (lambda: normbench.sweep("norm=gn", max_seeds=3), "--max-seeds goes with --until"),
         (lambda: normbench.sweep("norm=gn", tune="seed=a b", store=""), "the store is empty"),
         (lambda: normbench.sweep("status"), "status"),
+        (
+            lambda: normbench.report(targt=0.9),
+            "unknown option '--targt=0.9': did you mean --target?",
+        ),
+        (lambda: normbench.report(metrics=True), "normbench report --metrics"),
         (lambda: normbench.report("nowhere"), "there is no store 'nowhere'"),
     ],
 )
@@ -172,12 +178,11 @@ def test_a_mistake_is_the_line_of_the_command(call, line, tmp_path, monkeypatch)
 # --- the package ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "report"])
+@pytest.mark.parametrize("command", ["run", "sweep"])
 def test_every_option_of_a_command_is_an_argument(command):
     in_the_shell_alone = {
         "run": {"multirun", "print_config"},
         "sweep": {"detach", "watch", "all"},
-        "report": {"metrics"},
     }[command]
     options = build_parser([command]).commands[command].options
     names = {name.lstrip("-").replace("-", "_") for name in options} - {"h", "help", "debug"}

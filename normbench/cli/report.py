@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,20 @@ def add_arguments(parser: Parser) -> None:
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if arguments.metrics:
         return _list_metrics(stores_of(arguments))
+    write_report(arguments, print)
+    return 0
+
+
+def write_report(arguments: Namespace, say: Callable[[str], None]) -> Path:
+    """Write the report of a command line; return its page.
+
+    Args:
+        arguments: The words and options of the command line.
+        say: Takes each line meant for the user.
+    """
     from normbench.report.report import report
 
-    report(
+    return report(
         stores_of(arguments),
         where=arguments.where,
         by=arguments.by,
@@ -90,8 +101,8 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         sort=arguments.sort,
         reverse=arguments.reverse,
         against=arguments.against,
+        say=say,
     )
-    return 0
 
 
 def writes(arguments: Namespace) -> bool:
