@@ -301,11 +301,8 @@ def details(entry: CatalogueEntry) -> RenderableType:
 
 
 def _line(entry: CatalogueEntry, width: int) -> RenderableType:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(min_width=width, no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    table.add_row(Text(entry.name, style=entry.style), Text(entry.title))
-    return table
+    line = Text(no_wrap=True, overflow="ellipsis")
+    return line.append(entry.name.ljust(width + 2), entry.style).append(entry.title)
 
 
 def _lines(entry: CatalogueEntry, width: int) -> RenderableType:

@@ -125,6 +125,7 @@ def test_the_list_has_a_line_for_each_at_any_width(width: int) -> None:
     assert max(map(len, shown)) <= width
     count = len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
     assert len(shown) == count + 3 + 4  # headings, empty lines and the last line
+    assert any(line.rstrip().endswith("…") for line in shown)
     names = {*GROUPS["norm"], *GROUPS["norm/weight"]}
     assert names <= {line.split()[0] for line in shown if line}
     assert f"{'gn':<26}Group Normalization" in [line.rstrip() for line in shown]
