@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench.engine.observer import Logger, numbers
+from normbench.engine.observer import Logger, flattened, numbers
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class MLflow(Logger):
         else:
             created = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
             self._id = created.info.run_id
-            params = [self._param(key, str(value)[:500]) for key, value in _flat(config.to_dict())]
+            params = [
+                self._param(key, str(value)[:500]) for key, value in flattened(config.to_dict())
+            ]
             for first in range(0, len(params), _AT_ONCE):
                 self._client.log_batch(self._id, params=params[first : first + _AT_ONCE])
         for row in rows:
@@ -99,11 +101,3 @@ class MLflow(Logger):
         metrics = [self._metric(key, value, at, step) for key, value in values.items()]
         for first in range(0, len(metrics), 10 * _AT_ONCE):
             self._client.log_batch(self._id, metrics=metrics[first : first + 10 * _AT_ONCE])
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -1,8 +1,12 @@
-"""Rows reach TensorBoard and MLflow, each once, whatever happens to the run."""
+"""Rows reach TensorBoard, MLflow and W&B, each once, whatever happens to the run."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +62,11 @@ def mlflow():
     )
 
 
+@pytest.fixture
+def wandb():
+    return pytest.importorskip("wandb", reason="W&B is missing: pip install 'normbench[wandb]'")
+
+
 def test_tensorboard_shows_every_epoch_once(tensorboard, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -73,6 +82,124 @@ def test_tensorboard_shows_every_epoch_once(tensorboard, tmp_path):
             assert math.isclose(each.value, row[key], rel_tol=1e-6)
     (last,) = events.Scalars("acc/test")
     assert math.isclose(last.value, run.summary["test_acc"], rel_tol=1e-6)
+
+
+def test_the_page_hparams_of_tensorboard_compares_runs(tensorboard, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import api_pb2, metadata
+
+    settings = config(tmp_path, "logger=tensorboard", "label=x")
+    run = train_in_two_sessions(settings)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    content = {
+        tag: events.SummaryMetadata(tag).plugin_data.content
+        for tag in (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+    }
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    assert start.group_name == run.name
+    assert start.hparams["norm.name"].string_value == "bn"
+    assert start.hparams["batch"].number_value == 16
+    assert start.hparams["norm.center"].bool_value is True
+    assert start.hparams["arch.units"].number_value == 4
+    assert not {"store", "label", "norm._target_"} & set(start.hparams)
+    end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG])
+    assert end.status == api_pb2.STATUS_SUCCESS
+
+
+def test_tensorboard_is_written_without_tensorflow(tensorboard, tmp_path):
+    program = f"""
+import sys
+from types import SimpleNamespace
+from pathlib import Path
+sys.modules["tensorflow"] = None  # as where it is not installed
+from normbench.config import compose
+from normbench.loggers.tensorboard import TensorBoard
+logger = TensorBoard()
+run = SimpleNamespace(path=Path({str(tmp_path)!r}), name="r")
+row = {{"step": 1, "epoch": 1, "time": "2026-01-01T00:00:00Z", "train_loss": 0.5}}
+logger.start(run, compose(["dataset=digits"]), [row])
+logger.end({{"status": "finished", "steps": 1, "test_acc": 0.5}})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"_hparams_/session_end_info" in file.read_bytes()
+
+
+def records_of_wandb(folder):
+    """Return what a file of W&B's holds, by kind of record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = folder.glob("run-*.wandb")
+    reader, found = DataStore(), {}
+    reader.open_for_scan(str(file))
+    while (data := reader.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+def test_wandb_has_one_run_with_every_epoch_once(wandb, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("WANDB_CACHE_DIR", raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    run = train_in_two_sessions(
+        config(tmp_path / "runs", "logger=wandb", "logger.wandb.mode=offline")
+    )
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    records = records_of_wandb(folder)
+    (begun,) = records["run"]
+    assert (begun.run_id, begun.display_name, begun.project) == (run.name, run.name, "normbench")
+    assert begun.run_group == "digits-mlp_sigmoid-bn-b16"
+    values = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert values["batch"] == 16
+    assert values["norm"]["name"] == "bn"
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item}
+        for row in records["history"]
+    ]
+    assert [(row["_step"], row["val_acc"]) for row in rows] == [
+        (row["step"], row["val_acc"]) for row in run.metrics()
+    ]
+    assert [end.exit_code for end in records["exit"]] == [0]
+    summary = {
+        item.key or item.nested_key[0]: json.loads(item.value_json)
+        for record in records["summary"] for item in record.update
+    }  # fmt: skip
+    assert summary["test_acc"] == run.summary["test_acc"]
+    assert summary["status"] == "finished"
+    assert not list(home.rglob("*"))
+
+
+def no_network(*arguments, **options):
+    raise AssertionError("a network call")
+
+
+def test_wandb_writes_where_it_is_told(wandb, tmp_path):
+    settings = config(tmp_path / "runs", "logger=wandb", "logger.wandb.mode=offline",
+                      f"logger.wandb.path={tmp_path / 'out'}", "epochs=1")  # fmt: skip
+    run = train(settings).run
+    assert not (run.path / "wandb").exists()
+    (folder,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*-{run.name}")
+    assert records_of_wandb(folder)["history"]
+
+
+def test_mistakes_with_wandb_are_refused(wandb, tmp_path, monkeypatch):
+    monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=None))
+    with pytest.raises(UserError, match="nobody is logged in to W&B: run `wandb login`"):
+        compose_and_make("logger=wandb")
+    with pytest.raises(UserError, match=r"unknown logger.wandb.mode 'ofline': did you mean 'off"):
+        compose_and_make("logger=wandb", "logger.wandb.mode=ofline")
+    with pytest.raises(UserError, match=r"logger.wandb.project must be a text, got ''"):
+        compose_and_make("logger=wandb", "logger.wandb.project=''")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'normbench\[wandb\]'"):
+        compose_and_make("logger=wandb", "logger.wandb.mode=offline")
 
 
 def test_mlflow_has_one_run_with_every_epoch_once(mlflow, tmp_path, monkeypatch):
