@@ -17,7 +17,7 @@ NOT_FOR_JAX := tensorflow tensorflow-datasets importlib_resources
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # The whole suite runs on TensorFlow; these tests, of layers and gradients, run on JAX as well.
 JAX_TESTS := tests/kernels tests/norms tests/probes tests/engine/test_gradients.py \
-	tests/engine/test_accumulate.py tests/test_serializable.py
+	tests/engine/test_accumulate.py tests/engine/test_stream.py tests/test_serializable.py
 
 # What builds the sources that come without a wheel (antlr4-python3-runtime, promise) and our own.
 BUILD_TOOLS := hatchling setuptools wheel

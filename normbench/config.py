@@ -94,6 +94,7 @@ class Config:
     probe: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
     logger: dict[str, Any] = field(default_factory=dict, metadata=_LAUNCH)
     label: str = field(default="", metadata=_LAUNCH)
+    stream: bool | Literal["auto"] = field(default="auto", metadata=_LAUNCH)
 
     def __post_init__(self) -> None:
         for key in ("batch", "epochs", "eval_batch"):
@@ -637,7 +638,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if named and isinstance(value, str):
             words = ", ".join(map(repr, typing.get_args(named[0])))
             if value not in typing.get_args(named[0]):
-                raise UserError(f"{key} must be a whole number or {words}, got {value!r}")
+                other = "true, false" if bool in hints else "a whole number"
+                raise UserError(f"{key} must be {other} or {words}, got {value!r}")
             return value
         (hint,) = [each for each in hints if each not in named]
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -35,8 +35,32 @@ def machine_memory() -> int:
     """Return the bytes of memory and swap that this machine, or this container, may use."""
     import psutil
 
+    return physical_memory() + psutil.swap_memory().total
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that this machine, or this container, may use without swap."""
+    import psutil
+
     total, limit = psutil.virtual_memory().total, container_limit()
-    return min(total, limit or total) + psutil.swap_memory().total
+    return min(total, limit or total)
+
+
+_SMALLEST_GPU = 2 << 30  # bytes; no smaller one is worth asking the driver for
+
+
+def image_memory(needed: int) -> int:
+    """Return the bytes of memory for images: the machine's, or those of its smallest GPU.
+
+    Args:
+        needed: Bytes that are wanted. GPUs are not looked at where that cannot matter: asking their
+            driver takes up to a second.
+    """
+    memory = physical_memory()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not _SMALLEST_GPU < needed <= memory:
+        return memory
+    return min([memory, *(gpu["total"] for gpu in nvidia_smi() if gpu["total"])])
 
 
 def container_limit() -> int | None:

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         *("components", "config", "data", "errors", "formats", "kernels", "machine", "network"),
         *("norms", "store"),
     },
-    "probes": {"engine", "errors", "kernels", "network"},
+    "probes": {"data", "engine", "errors", "kernels", "network"},
     "loggers": {"engine", "errors"},
     "sweep": {
         *("components", "config", "engine", "errors", "formats", "machine", "network"),
@@ -66,7 +66,10 @@ INTERFACES = {
         # Layers that engine/shards.py calls with a batch in shards.
         *("normbench.norms.batch", "normbench.norms.convolution", "normbench.norms.weights"),
     },
-    "data": {"normbench.data.base", "normbench.data.split", "normbench.data"},
+    "data": {
+        *("normbench.data", "normbench.data.base", "normbench.data.split"),
+        "normbench.data.streaming",
+    },
 }
 EXECUTOR_INTERFACE = "normbench.sweep.executors.base"
 # No executor is chosen here: a run is verified by a worker with as many threads as the run had.

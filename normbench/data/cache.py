@@ -25,6 +25,7 @@ from normbench.store.files import write_atomic
 
 _MAGIC = b"NBARRAY1"
 _PAGE = 4096
+_WRITTEN = 1 << 26  # bytes of an array that are written at once: it may be read only then
 
 _HEADER = schema.record(
     {
@@ -49,26 +50,26 @@ def _up(offset: int) -> int:
     return -(-offset // _PAGE) * _PAGE
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+def write(path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write arrays and a description of them, atomically.
 
     Args:
         path: Path of the file.
-        arrays: Arrays by name.
+        arrays: Arrays by name, or what has the shape and dtype of an array and gives it slice by
+            slice, in ascending order, so that an array may be larger than memory.
         about: Description, as JSON can hold it.
 
     Raises:
         StoreError: The file cannot be written; an older one is untouched.
     """
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entries = []
     # The header holds the offsets and its length moves them: leave it room to spare.
-    start = _up(len(json.dumps(about)) + 512 * (len(contiguous) + 1))
-    for name, array in contiguous.items():
+    start = _up(len(json.dumps(about)) + 512 * (len(arrays) + 1))
+    for name, array in arrays.items():
         entries.append(
             {"name": name, "dtype": array.dtype.str, "shape": array.shape, "offset": start}
         )
-        start = _up(start + array.nbytes)
+        start = _up(start + array.dtype.itemsize * math.prod(array.shape))
     header = json.dumps({"about": about, "arrays": entries, "size": start}).encode()
     head = _MAGIC + len(header).to_bytes(8, "little") + header
     if entries and len(head) > entries[0]["offset"]:
@@ -76,12 +77,24 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 
     def write_arrays(file: BinaryIO) -> None:
         file.write(head)
-        for entry, array in zip(entries, contiguous.values(), strict=True):
+        for entry, array in zip(entries, arrays.values(), strict=True):
             file.seek(entry["offset"])
-            file.write(array.reshape(-1).view(np.uint8).data)
+            for chunk in _slices(array):
+                file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
         file.truncate(start)
 
     write_atomic(path, write_arrays)
+
+
+def _slices(array: Any) -> Iterator[Any]:
+    """Yield an array in slices along its first axis, each of about ``_WRITTEN`` bytes."""
+    if not array.shape:
+        yield array
+        return
+    row = array.dtype.itemsize * math.prod(array.shape[1:])
+    count = max(1, _WRITTEN // max(row, 1))
+    for start in range(0, array.shape[0], count):
+        yield array[start : start + count]
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:

@@ -4,13 +4,15 @@ A file or a folder of the user's has no name that says what is in it, and may be
 by a hash of its images and labels instead, which stands in the config of a run as
 ``dataset.content`` and enters its signature; the path does not. The images are decoded once, into
 the array cache, where they are found by the hash: a run can be resumed, verified and diagnosed
-although the file was moved or edited since.
+although the file was moved or edited since. They are written there as they are decoded, so that
+they may be larger than memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -24,8 +26,8 @@ from filelock import FileLock
 
 from normbench.data import cache
 from normbench.data.base import Arrays, Source
+from normbench.data.streaming import refuse_full_disk
 from normbench.errors import NormbenchError, UserError, nearest
-from normbench.machine import machine_memory
 from normbench.store.files import StoreError, dumps, expand_user, read_json, user_cache, write_text
 from normbench.store.provenance import data_hash
 
@@ -36,7 +38,8 @@ class Contents(NamedTuple):
     """A data set as it was read.
 
     Attributes:
-        arrays: All images and labels.
+        arrays: All images and labels. Images may be what :func:`normbench.data.cache.write` takes
+            instead of an array.
         class_names: One a class, in the order of the labels.
     """
 
@@ -182,7 +185,7 @@ class ContentSource(Source):
             again: Read the files even if they have not changed since they were read.
         """
         key = json.dumps([self.name, self.origin, self.reading(), _SCHEMA], sort_keys=True)
-        index = _folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        index = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         stamp = _digest(self.stamp())
         if not again and (content := _indexed(index, stamp)):
             return content
@@ -191,26 +194,43 @@ class ContentSource(Source):
                 return content
             contents = self.read()
             check(contents, self.origin)
-            if _digest(self.stamp()) != stamp:
-                raise NormbenchError(f"{self.origin} changed while it was read: run again")
-            content = contents.hash
+            draft = index.with_name(f".{index.stem}.partial")
             try:
+                content = self._write(contents, draft)
+                if _digest(self.stamp()) != stamp:
+                    raise NormbenchError(f"{self.origin} changed while it was read: run again")
                 if _cached(content) is None:
-                    about = {"content": content, "class_names": contents.class_names}
-                    arrays = {k: v for k, v in vars(contents.arrays).items() if v is not None}
-                    cache.write(_file(content), arrays, about)
+                    draft.replace(_file(content))
                 write_text(index, dumps({"stamp": stamp, "content": content}))
-            except StoreError as error:
+            except (OSError, StoreError) as error:
                 raise NormbenchError(
                     f"{error}: set XDG_CACHE_HOME to a folder that can hold the images"
                 ) from error
+            finally:
+                draft.unlink(missing_ok=True)
         return content
+
+    def _write(self, contents: Contents, draft: Path) -> str:
+        """Write images into a file of the cache that has no final name yet; return their hash.
+
+        Images that are larger than memory are decoded as they are written. Their hash, which names
+        the file, is therefore that of the file.
+        """
+        for leftover in draft.parent.glob(f".{draft.name}.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        arrays = {k: v for k, v in vars(contents.arrays).items() if v is not None}
+        refuse_full_disk(draft.parent, sum(map(_bytes, arrays.values())), self.origin)
+        cache.write(draft, arrays, {"class_names": contents.class_names})
+        written = cache.read(draft)
+        if written is None:
+            raise NormbenchError(f"{draft} was changed while it was written: run again")
+        return Contents(Arrays(**written[1]), contents.class_names).hash
 
 
 # --- the cache ----------------------------------------------------------------------------------
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Return the folder of the cache, and make it if needed."""
     folder = user_cache() / "data"
     try:
@@ -241,6 +261,10 @@ def _unwritable(folder: Path, error: OSError) -> NormbenchError:
     )
 
 
+def _bytes(array: Any) -> int:
+    return array.dtype.itemsize * math.prod(array.shape)
+
+
 def _file(content: str) -> Path:
     return user_cache() / "data" / f"{content}.arrays"
 
@@ -248,7 +272,8 @@ def _file(content: str) -> Path:
 def _cached(content: str) -> Contents | None:
     """Return the images of a content, memory-mapped, or None if the cache lacks them."""
     found = cache.read(_file(content))
-    if found is None or found[0].get("content") != content:
+    # Files of earlier versions say their content, too.
+    if found is None or found[0].get("content", content) != content:
         return None
     return Contents(Arrays(**found[1]), tuple(found[0]["class_names"]))
 
@@ -303,22 +328,6 @@ def refuse_unknown_classes(
                 f"{origin} has the class {str(name)!r} in {split}, which its training images lack"
                 f"{hint} (they have {listed})"
             )
-
-
-def refuse_too_large(origin: str, needed: int, how: str) -> None:
-    """Refuse images that this machine cannot hold, of ``needed`` bytes.
-
-    Args:
-        origin: Where the images come from.
-        needed: Bytes of all arrays.
-        how: Continues the sentence, as ``unpacks to``.
-    """
-    memory = machine_memory()
-    if needed > memory:
-        raise UserError(
-            f"{origin} {how} {needed / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB "
-            "of memory: a data set must fit into it"
-        )
 
 
 def find_path(path: str, kind: str) -> Path:

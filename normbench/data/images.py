@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +24,6 @@ from normbench.data.content import (
     ContentSource,
     find_path,
     refuse_missing,
-    refuse_too_large,
     refuse_unknown_classes,
     stamp_of,
 )
@@ -114,10 +115,11 @@ class Images(ContentSource):
             for split, found in examples.items()
         }
         files = [file for found in examples.values() for file, _ in found]
-        images = decode(files, self.size, self.channels, self.origin)
+        images = Decoded.of(files, self.size, self.channels, self.origin)
         ends = np.cumsum([len(found) for found in examples.values()])[:-1]
-        parts = dict(zip(examples, np.split(images, ends), strict=True))
-        return Contents(arranged(parts, labels, self.test, self.test_seed), tuple(names))
+        positions = dict(zip(examples, np.split(np.arange(len(files)), ends), strict=True))
+        split = arranged(positions, labels, self.test, self.test_seed, images.at)
+        return Contents(split, tuple(names))
 
     # --- the files ------------------------------------------------------------------------------
 
@@ -175,42 +177,74 @@ def _walk(folder: Path, depth: int = 0) -> list[Path]:
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def decode(
-    files: Sequence[Path], size: int | None, channels: int | None, origin: str
-) -> np.ndarray:
-    """Return the images in files, uint8 (N, H, W, C).
+@dataclass(frozen=True)
+class Decoded:
+    """Images in files, uint8 (N, H, W, C), which are decoded when they are indexed.
 
-    Args:
+    Attributes:
         files: At least one.
         size: Side of the images, or None if all have one size.
-        channels: 1, 3 or None, as for :class:`Images`.
-        origin: Where the images come from, for messages.
-
-    Raises:
-        UserError: A file is no image, or an image has another size than the first.
+        shape: Shape of all images.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on files that it reads nonetheless
+
+    files: Sequence[Path]
+    size: int | None
+    shape: tuple[int, int, int, int]
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+
+    @classmethod
+    def of(
+        cls, files: Sequence[Path], size: int | None, channels: int | None, origin: str
+    ) -> Decoded:
+        """Find the shape of the images in files.
+
+        Args:
+            files: At least one.
+            size: Side of the images, or None if all have one size.
+            channels: 1, 3 or None, as for :class:`Images`.
+            origin: Where the images come from, for messages.
+
+        Raises:
+            UserError: A file is no image, or an image has another size than the first.
+        """
+        width = height = size or 0
         if size is None or channels is None:
-            described = list(pool.map(_describe, files, chunksize=64))
+            described = list(_each(_describe, files))
             if channels is None:
                 channels = 1 if all(is_gray for _, is_gray in described) else 3
             if size is None:
                 refuse_sizes(zip(files, (found for found, _ in described), strict=True), origin)
-            width, height = described[0][0] if size is None else (size, size)
-        else:
-            width = height = size
-        shape = (len(files), height, width, channels)
-        refuse_too_large(origin, int(np.prod(shape, dtype=np.int64)), "has images of")
-        images = np.empty(shape, np.uint8)
+                width, height = described[0][0]
+        return cls(files, size, (len(files), height, width, channels))
+
+    def at(self, positions: np.ndarray) -> Decoded:
+        """Return those at some positions, not decoded yet."""
+        files = [self.files[position] for position in positions]
+        return Decoded(files, self.size, (len(files), *self.shape[1:]))
+
+    def __getitem__(self, chosen: slice) -> np.ndarray:
+        """Decode some of the images.
+
+        Raises:
+            UserError: A file is no image: the first of them.
+        """
+        files = self.files[chosen]
+        images = np.empty((len(files), *self.shape[1:]), np.uint8)
 
         def put(index: int) -> None:
-            images[index] = _read(files[index], lambda image: fitted(image, size, channels))
+            fit = partial(fitted, size=self.size, channels=self.shape[-1])
+            images[index] = _read(files[index], fit)
 
-        # In the order of the files, so that the first of several bad ones is named.
-        for _ in pool.map(put, range(len(files))):
+        for _ in _each(put, range(len(files))):
             pass
-    return images
+        return images
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield ``function`` of each item in order, computed by as many threads as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on files that it reads nonetheless
+        yield from pool.map(function, items)
 
 
 def refuse_sizes(found: Iterable[tuple[Any, tuple[int, int]]], origin: str) -> None:
@@ -341,27 +375,30 @@ def refuse_test(origin: str, there: Sequence[str], test: float | str | None, nou
 
 
 def arranged(
-    images: dict[str, np.ndarray],
+    positions: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     test: float | str | None,
     test_seed: int,
+    at: Callable[[np.ndarray], Any],
 ) -> Arrays:
     """Return the splits of a data set, with the test images that ``dataset.test`` asks for.
 
     Args:
-        images: By split: ``train``, and others.
-        labels: The same of the labels.
+        positions: By split, ``train`` and others: positions of its images among all.
+        labels: The labels of the same images.
         test: As for :class:`Images`; has been checked (:func:`refuse_test`).
         test_seed: Seed of the draw of a share.
+        at: Returns the images at some positions. It is called once for each split that is left,
+            so that images which do not fit into memory need not be moved.
 
     Raises:
         UserError: The share leaves a class without training or without test images.
     """
-    pairs = {split: (images[split], labels[split]) for split in images}
+    pairs = {split: (positions[split], labels[split]) for split in positions}
     if isinstance(test, str):
         pairs["test"] = pairs.pop(test)
     elif test is not None:
-        pixels, codes = pairs["train"]
+        train, codes = pairs["train"]
         drawn = stratified_draw(codes, test, test_seed)
         taken = np.zeros(len(codes), bool)
         taken[drawn] = True
@@ -371,6 +408,6 @@ def arranged(
                     f"dataset.test={test} leaves a class without {name} images: the smallest has "
                     f"{np.bincount(codes).min()} images"
                 )
-        pairs |= {"train": (pixels[~taken], codes[~taken]), "test": (pixels[taken], codes[taken])}
-    validation = pairs.get(VALIDATION, (None, None))
-    return Arrays(*pairs["train"], *pairs["test"], *validation)
+        pairs |= {"train": (train[~taken], codes[~taken]), "test": (train[taken], codes[taken])}
+    order = [name for name in ("train", "test", VALIDATION) if name in pairs]
+    return Arrays(*(part for name in order for part in (at(pairs[name][0]), pairs[name][1])))

@@ -1,7 +1,7 @@
 """A data set of the user's in one NumPy file: ``dataset=npz dataset.path=FILE`` (:class:`Npz`).
 
-The file comes from anybody: nothing in it is unpickled, and its headers are checked against the
-machine's memory before an array is unpacked.
+The file comes from anybody: nothing in it is unpickled, and its headers are checked before an array
+is unpacked. One that is large beside the machine's memory is unpacked onto the disk.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from normbench.data.content import (
     Contents,
     ContentSource,
     Labels,
+    cache_folder,
     find_path,
     refuse_missing,
-    refuse_too_large,
     stamp_of,
 )
+from normbench.data.streaming import empty
 from normbench.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -88,8 +89,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of images and labels in a file, by name.
 
     Raises:
-        UserError: The file is no npz file, is damaged, lacks an array, or has one that does not fit
-            into memory or that is no plain array of numbers.
+        UserError: The file is no npz file, is damaged, lacks an array, or has one that fits neither
+            into memory nor onto the disk, or that is no plain array of numbers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -99,8 +100,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             files = [info for info in members if info.filename.endswith(".npy")]
             named = {info.filename.removesuffix(".npy"): info for info in files}
             wanted = _wanted(list(named), path)
-            size = sum(named[name].file_size for name in wanted)
-            refuse_too_large(str(path), size, "unpacks to")
             return {name: _read_member(archive, named[name], path) for name in wanted}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -173,7 +172,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size != info.file_size - member.tell():
             raise UserError(f"{path}: {name} is damaged: it is not as large as its header says")
-        array = np.empty(shape[::-1] if is_fortran else shape, dtype)
+        array = empty(shape[::-1] if is_fortran else shape, dtype, cache_folder(), str(path))
         flat = array.reshape(-1).view(np.uint8)
         position = 0
         while position < size:
@@ -249,7 +248,7 @@ def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
         raise UserError(
             f"{origin}: {name} is {images.dtype}: images are uint8, or floats in [0, 1]"
         )
-    converted = np.empty(images.shape, np.uint8)
+    converted = empty(images.shape, np.uint8, cache_folder(), str(origin))
     for start in range(0, len(images), _IMAGES):
         chunk = images[start : start + _IMAGES].astype(np.float64)
         if not (chunk.min() >= 0 and chunk.max() <= 1):  # not a number fails as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from normbench.data.base import Arrays, Source
+from normbench.data.streaming import ImageView, Stream, is_streamed
 from normbench.errors import UserError
 
 _CHUNK = 1 << 24  # pixels a histogram takes at once: bincount makes 8 bytes of each
@@ -19,13 +21,14 @@ class Split:
     """Images and labels; the arrays may be read-only.
 
     Attributes:
-        images: uint8 [N, H, W, C], 0..255.
+        images: uint8 [N, H, W, C], 0..255. Of a streamed data set they are read from the disk when
+            they are indexed.
         labels: int32 [N].
         indices: int64 [N], ascending: positions in the source's train (or test, or own
             validation) images.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageView
     labels: np.ndarray
     indices: np.ndarray
 
@@ -49,6 +52,7 @@ class Dataset:
         mean: float32 [C], of ``train.images`` scaled to 0..1.
         std: float32 [C], population standard deviation of the same.
         fingerprint: Hash of all images and labels of the source; None where none was asked for.
+        streamed: Whether images are read from the disk as they are needed.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     fingerprint: str | None = None
+    streamed: bool = False
 
 
 def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -192,7 +197,7 @@ def _between(name: str, value: int, least: int, most: int, why: str) -> None:
         raise UserError(f"{name} {value!r} is not possible: allowed {least}..{most} ({why})")
 
 
-def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(images: np.ndarray | ImageView) -> tuple[np.ndarray, np.ndarray]:
     """Return each channel's mean and standard deviation, of pixels scaled to 0..1.
 
     Computed from a histogram of the 256 levels in whole numbers, so only the end result is rounded.
@@ -204,13 +209,15 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         Mean and population standard deviation, float32 [C].
     """
     levels = np.arange(256)
-    pixels = images.reshape(-1, images.shape[-1])
+    channels = images.shape[-1]
+    histograms = np.zeros((channels, 256), np.int64)
+    size = max(1, _CHUNK // max(1, math.prod(images.shape[1:-1])))
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size].reshape(-1, channels)
+        for channel in range(channels):
+            histograms[channel] += np.bincount(chunk[:, channel], minlength=256)
     means, stds = [], []
-    for channel in range(pixels.shape[1]):
-        histogram = np.zeros(256, np.int64)
-        for start in range(0, len(pixels), _CHUNK):
-            chunk = pixels[start : start + _CHUNK, channel]
-            histogram += np.bincount(chunk, minlength=256)
+    for histogram in histograms:
         # Python's whole numbers: the square of the sum does not fit int64 for a large set.
         count, total, squares = (
             int(histogram.sum()), int(histogram @ levels), int(histogram @ levels**2)
@@ -227,6 +234,7 @@ def load(
     train_size: int | None = None,
     data_dir: str | Path | None = None,
     fingerprint: Callable[[Arrays], str] | None = None,
+    stream: Stream = False,
 ) -> Dataset:
     """Load a source and split it; see `split_indices` for the other arguments.
 
@@ -234,11 +242,12 @@ def load(
         validation: Number of training images to hold out; None for the validation split that the
             data set is published with, or a tenth where it has none.
         fingerprint: Computes ``Dataset.fingerprint`` from all images and labels.
+        stream: Whether images are read from the disk as they are needed: the key ``stream``.
 
     Raises:
         MissingData: The data set is not on this machine.
         DamagedData: Its files are missing or damaged.
-        UserError: A size is impossible.
+        UserError: A size is impossible, or memory cannot hold the images.
     """
     arrays = source.arrays(data_dir)
     labels = arrays.train_labels
@@ -246,12 +255,23 @@ def load(
     chosen, held_out = split_indices(
         labels, count, split_seed, train_size, held_out_of_train=not source.validation_count
     )
+    images = len(chosen) + len(held_out) + len(arrays.test_labels)
+    if arrays.validation_labels is not None:
+        images += len(arrays.validation_labels)
+    needed = images * math.prod(arrays.train_images.shape[1:])
+    streamed = is_streamed(stream, source.title, needed)
+
+    def part(positions: np.ndarray) -> Split:
+        all_images = arrays.train_images
+        view = ImageView(all_images, positions) if streamed else all_images[positions]
+        return Split(view, labels[positions], positions)
+
     if arrays.validation_images is not None and arrays.validation_labels is not None:
         positions = np.arange(len(arrays.validation_labels))
         held_out_split = Split(arrays.validation_images, arrays.validation_labels, positions)
     else:
-        held_out_split = Split(arrays.train_images[held_out], labels[held_out], held_out)
-    train = Split(arrays.train_images[chosen], arrays.train_labels[chosen], chosen)
+        held_out_split = part(held_out)
+    train = part(chosen)
     mean, std = channel_statistics(train.images)
     return Dataset(
         name=source.name,
@@ -264,4 +284,5 @@ def load(
         mean=mean,
         std=std,
         fingerprint=None if fingerprint is None else fingerprint(arrays),
+        streamed=streamed,
     )

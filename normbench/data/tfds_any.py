@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from normbench.data.base import Arrays, Say, silent
 from normbench.data.cache import publish, staging
 from normbench.data.content import Contents, ContentSource
 from normbench.data.images import VALIDATION, arranged, check_options, refuse_test
+from normbench.data.streaming import ImageView
 from normbench.errors import NormbenchError, UserError, nearest
 from normbench.store.files import user_cache
 
@@ -118,14 +120,16 @@ class Tfds(ContentSource):
             about, arrays = found
         finally:
             target.unlink(missing_ok=True)  # what is mapped stays
-        splits = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
+        splits = [name.removesuffix("_labels") for name in arrays if name.endswith("_labels")]
         refuse_test(self.origin, splits, self.test, "split")
-        images, labels = (
+        positions, labels = (
             {_SPLITS.get(split, split): arrays[f"{split}_{kind}"] for split in splits}
-            for kind in ("images", "labels")
+            for kind in ("positions", "labels")
         )
         test = _SPLITS.get(self.test, self.test) if isinstance(self.test, str) else self.test
-        split: Arrays = arranged(images, labels, test, self.test_seed)
+        split: Arrays = arranged(
+            positions, labels, test, self.test_seed, partial(ImageView, arrays["images"])
+        )
         return Contents(split, tuple(about["class_names"]))
 
     def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path:

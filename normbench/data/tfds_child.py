@@ -224,8 +224,9 @@ def classify(
 ) -> dict[str, Any]:
     """Read any prepared data set that classifies images into a file of :mod:`.cache`.
 
-    Its arrays are ``<split>_images`` and ``<split>_labels`` of the splits train, test and
-    validation that are there; its description has ``class_names``.
+    Its arrays are ``images``, of all splits in the order in which they are read, and for each of
+    the splits train, test and validation that is there ``<split>_labels`` and ``<split>_positions``
+    of its images among them; its description has ``class_names``.
 
     Args:
         folder: The folder of one version.
@@ -240,6 +241,7 @@ def classify(
     from PIL import Image
 
     from normbench.data.images import fitted, refuse_sizes, refuse_test
+    from normbench.data.streaming import empty
 
     builder: Any = tfds.builder_from_directory(folder)
     name = str(builder.info.full_name)
@@ -257,10 +259,13 @@ def classify(
     refuse_test(name, there, test, "split")
     wanted = channels or (1 if feature.shape[-1] == 1 else 3)
     reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    count = sum(builder.info.splits[split].num_examples for split in there)
     read: dict[str, np.ndarray] = {}
+    all_images: np.ndarray | None = None  # made when the size of the first is known
+    end = 0
     shown: list[tuple[str, tuple[int, int]]] = []
     for split in there:
-        images, labels, ids = [], [], []
+        start, labels, ids = end, [], []
         data = builder.as_dataset(split=split, shuffle_files=False, read_config=reading)
         for index, example in enumerate(data.as_numpy_iterator()):
             pixels = example[image_key]
@@ -269,18 +274,26 @@ def classify(
                 shown = [*shown[:1], (f"image {index} of {split}", (width, height))]
                 refuse_sizes(shown, name)
             picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-            images.append(fitted(picture, size, wanted))
+            image = fitted(picture, size, wanted)
+            if all_images is None:
+                all_images = empty((count, *image.shape), np.uint8, Path(arrays).parent, name)
+            if end == count:
+                raise NormbenchError(f"{folder} has more images than the {count} that it lists")
+            all_images[end] = image
+            end += 1
             labels.append(int(example[label_key]))
             if isinstance(example.get("id"), bytes):
                 ids.append(example["id"])
         # As in _decode: where every example has an id, in the order of the ids.
         order = np.argsort(np.array(ids), kind="stable") if len(ids) == len(labels) else slice(None)
-        read[f"{split}_images"] = np.stack(images)[order]
+        read[f"{split}_positions"] = np.arange(start, end)[order]
         read[f"{split}_labels"] = np.array(labels, np.int32)[order]
         if read[f"{split}_labels"].min() < 0:
             raise UserError(f"{name} has images without a label in {split}")
+    if all_images is None or end < count:
+        raise NormbenchError(f"{folder} has {end} images, not the {count} that it lists")
     names = builder.info.features[label_key].names
-    cache.write(Path(arrays), read, {"class_names": list(names)})
+    cache.write(Path(arrays), {"images": all_images, **read}, {"class_names": list(names)})
     return {"folder": folder}
 
 

@@ -23,7 +23,7 @@ from normbench.engine.setup import learning_rates
 from normbench.errors import NormbenchError
 from normbench.store.store import Run, Store
 
-_FREE = ("epochs", "store", "label", "logger", "signature", "schema")
+_FREE = ("epochs", "store", "label", "logger", "stream", "signature", "schema")
 """Keys of a recorded config in which the two runs may differ."""
 
 

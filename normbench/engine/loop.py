@@ -1,7 +1,8 @@
 """The interface of the training loops, :class:`Loop`, and what they share on all backends.
 
-A loop has the data on the device and runs many steps in one compiled call. It is implemented for
-TensorFlow and JAX; the update of the weights, the loss and the names of the state are here.
+A loop has the data, or a chunk of it, on the device and runs many steps in one compiled call. It is
+implemented for TensorFlow and JAX; the update of the weights, the loss and the names of the state
+are here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from normbench.engine.augment import Images
+from normbench.engine.loop_stream import ImageStream
 from normbench.engine.optimizer import clip_adaptively, is_decayed
 from normbench.kernels.compile import compile_shared
 
@@ -53,10 +55,10 @@ class Steps:
         """Return the arrays by name."""
         return {name: getattr(self, name) for name in self.NAMES}
 
-    def followed_by(self, later: Steps) -> Steps:
+    def followed_by(self, *later: Steps) -> Steps:
         """Return these steps and then ``later``."""
-        pairs = zip(self.arrays().values(), later.arrays().values(), strict=True)
-        return Steps(*map(np.concatenate, pairs))
+        columns = zip(*(steps.arrays().values() for steps in (self, *later)), strict=True)
+        return Steps(*map(np.concatenate, columns))
 
     def first(self, count: int) -> Steps:
         """Return the first ``count`` of these steps."""
@@ -86,6 +88,8 @@ class LoopSettings:
         devices: Number of devices that each micro-batch is split over in equal shares; each has
             all weights. Batch statistics are those of a device's share.
         synchronized: Whether batch statistics are of all devices' shares together instead.
+        chunk_bytes: Bytes of images that are brought to the device at once
+            (:mod:`normbench.engine.loop_stream`); 0 if all images are there from the start.
     """
 
     batch: int
@@ -99,6 +103,7 @@ class LoopSettings:
     micro_batches: int = 1
     devices: int = 1
     synchronized: bool = False
+    chunk_bytes: int = 0
 
     @property
     def micro_batch(self) -> int:
@@ -108,19 +113,21 @@ class LoopSettings:
 
 
 class Loop(ABC):
-    """Training and evaluation of one model on data that lives on the device.
+    """Training and evaluation of one model.
 
     State is the model's variables, the optimizer's slots and count, and the loss scale.
 
     Attributes:
         rate: Learning rate of the last step taken, for probes that ask what the next step would
             do. Set by the caller: a state that was loaded does not contain it.
+        stream: Reads the images, if they are not all on the device.
     """
 
     backend: str
     model: Any
     settings: LoopSettings
     rate: float | None = None
+    stream: ImageStream | None = None
 
     @abstractmethod
     def trace(self) -> None:
@@ -136,6 +143,11 @@ class Loop(ABC):
     @abstractmethod
     def begin_epoch(self, epoch: int) -> None:
         """Draw the order and augmentation of an epoch, counted from 0."""
+
+    def close(self) -> None:
+        """Stop reading images ahead. The loop can be used again, from :meth:`begin_epoch` on."""
+        if self.stream is not None:
+            self.stream.close()
 
     @abstractmethod
     def train(self, first: int, rates: np.ndarray) -> Steps:
@@ -298,6 +310,22 @@ def splits_as(dataset: Any, convert: Callable[[np.ndarray], Any]) -> dict[str, t
     """Return images and labels of each split by its name, converted to tensors of a backend."""
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     return {name: (convert(split.images), convert(split.labels)) for name, split in splits.items()}
+
+
+def stream_of(
+    dataset: Any, settings: LoopSettings, put: Callable[[np.ndarray], Any]
+) -> ImageStream | None:
+    """Return the stream of a data set whose images are not all to be on the device, else None.
+
+    Args:
+        dataset: Has the splits train, validation and test.
+        settings: Says how large chunks are.
+        put: Brings an array to the device.
+    """
+    if not settings.chunk_bytes:
+        return None
+    sizes = settings.batch, settings.eval_batch, settings.chunk_bytes
+    return ImageStream(dataset, *sizes, put)
 
 
 def decay_mask(variables: list[Any]) -> np.ndarray:

@@ -7,6 +7,8 @@ are averaged over the devices before the weights are updated, which all devices 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -48,8 +50,9 @@ class JaxLoop(Loop):
         self.model = model
         self.settings = settings
         self._mesh = _mesh(settings.devices)
-        self._splits = loop.splits_as(dataset, lambda values: self._on_all(jnp.asarray(values)))
-        self._count = int(self._splits["train"][0].shape[0])
+        self.stream = loop.stream_of(dataset, settings, self._put)
+        self._splits = {} if self.stream else loop.splits_as(dataset, self._put)
+        self._count = len(dataset.train.labels)
         self._steps = self._count // settings.batch
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
@@ -64,6 +67,8 @@ class JaxLoop(Loop):
         }
         self._state = self._on_all(self._state)
         self._epoch: Any = None
+        if self.stream:
+            self._in_order = self._put(np.arange(self.stream.images, dtype=np.int32))
         self._draw = jax.jit(self._draw_epoch)
         self._run = jax.jit(self._run_steps, donate_argnums=0)
         self._recompute = jax.jit(self._see_training_images)
@@ -72,12 +77,25 @@ class JaxLoop(Loop):
         self._inspections: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def trace(self) -> None:
-        epoch = jax.eval_shape(self._draw, jnp.int32(0), jnp.uint32(0))
         number, rates = jnp.int32(0), jnp.zeros(self._steps, jnp.float32)
-        self._run.trace(self._state, self._splits["train"], epoch, number, number, rates)
         weights = self._state["trainable"], self._state["other"]
+        if self.stream:
+            data, epoch = self._chunk_shapes(self.stream.images)
+            self._run.trace(self._state, data, epoch, number, number, rates)
+            # Other sizes are traced when they come: this one shows if a layer refuses images.
+            self._score.trace(*weights, *self._chunk_shapes(self.settings.eval_batch)[0])
+            return
+        epoch = jax.eval_shape(self._draw, jnp.int32(0), jnp.uint32(0))
+        self._run.trace(self._state, self._splits["train"], epoch, number, number, rates)
         for split in ("validation", "test"):
             self._score.trace(*weights, *self._splits[split])
+
+    def _chunk_shapes(self, count: int) -> tuple[Any, Any]:
+        """Return shapes of ``count`` images and their labels; of their order and random words."""
+        assert self.stream is not None
+        of = jax.ShapeDtypeStruct
+        data = of((count, *self.stream.shape), jnp.uint8), of((count,), jnp.int32)
+        return data, (of((count,), jnp.int32), *(of((count,), jnp.uint32),) * 2)
 
     def compile(self) -> None:
         self.begin_epoch(0)
@@ -85,15 +103,29 @@ class JaxLoop(Loop):
 
     def begin_epoch(self, epoch: int) -> None:
         self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.settings.seed))
+        if self.stream:
+            order, *words = (np.asarray(drawn) for drawn in self._epoch)
+            self.stream.begin_epoch(order, tuple(words))
+            self._epoch = None
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
+        if self.stream is None:
+            return self._take_steps(self._splits["train"], self._epoch, first, rates)
+        taken = []
+        for chunk, start, chunk_rates in self.stream.training(first, rates):
+            data, epoch = (chunk.images, chunk.labels), (self._in_order, *chunk.words)
+            taken.append(self._take_steps(data, epoch, start, chunk_rates))
+        return Steps.empty().followed_by(*taken)
+
+    def _take_steps(self, data: Any, epoch: Any, first: int, rates: np.ndarray) -> Steps:
+        """Take steps on images and labels, from step ``first`` of their order on."""
         count = len(rates)
         padded = np.zeros(self._steps, np.float32)
         padded[:count] = rates
         self._state, history = self._run(
             self._state,
-            self._splits["train"],
-            self._epoch,
+            data,
+            epoch,
             jnp.int32(first),
             jnp.int32(count),
             jnp.asarray(padded),
@@ -114,20 +146,35 @@ class JaxLoop(Loop):
         for layer in layers:
             layer.begin()
         other = [jnp.array(variable.value) for variable in variables]
-        assign(
-            self._recompute(
-                self._state["trainable"], other, self._splits["train"][0], self._epoch[0]
-            )
-        )
+        trainable = self._state["trainable"]
+        if self.stream is None:
+            other = self._recompute(trainable, other, self._splits["train"][0], self._epoch[0])
+        else:
+            with closing(self.stream.population(self.settings.micro_batch)) as chunks:
+                for images in chunks:
+                    in_order = self._put(np.arange(len(images), dtype=np.int32))
+                    other = self._recompute(trainable, other, images, in_order)
+        assign(other)
         for layer in layers:
             layer.finish()
         self._state["other"] = self._on_all([jnp.array(v.value) for v in variables])
 
     def evaluate(self, split: str) -> tuple[float, float]:
-        images, labels = self._splits[split]
-        losses, hits = self._score(self._state["trainable"], self._state["other"], images, labels)
-        count = int(labels.shape[0])
-        return float(np.sum(np.asarray(losses), dtype=np.float64)) / count, int(hits) / count
+        if self.stream is None:
+            return self._evaluated([self._splits[split]])
+        with closing(self.stream.evaluation(split)) as chunks:
+            return self._evaluated(chunks)
+
+    def _evaluated(self, chunks: Iterable[tuple[Any, Any]]) -> tuple[float, float]:
+        """Return mean cross-entropy and accuracy over chunks of images and labels."""
+        weights = self._state["trainable"], self._state["other"]
+        losses, hits, count = [], 0, 0
+        for images, labels in chunks:
+            batch_losses, right = self._score(*weights, images, labels)
+            losses.append(np.asarray(batch_losses))
+            hits += int(right)
+            count += len(labels)
+        return float(np.sum(np.concatenate(losses), dtype=np.float64)) / count, hits / count
 
     def inspect(
         self, sub_model: Any, pixels: np.ndarray, *, batch_statistics: bool = False
@@ -207,6 +254,10 @@ class JaxLoop(Loop):
     def devices(self) -> list[str]:
         used = jax.devices() if self._mesh is None else self._mesh.devices.flat
         return [f"{device.platform}:{device.id} {device.device_kind}" for device in used]
+
+    def _put(self, values: np.ndarray) -> Any:
+        """Bring an array to each device of the run."""
+        return self._on_all(jnp.asarray(values))
 
     def _on_all(self, tree: Any) -> Any:
         """Return arrays with a copy on each device of the run."""
@@ -376,7 +427,7 @@ class JaxLoop(Loop):
             pixels = self.settings.images.scale(images[chosen])
             return self.model.stateless_call(trainable, other, pixels, training=True)[1]
 
-        return lax.fori_loop(0, self._count // batch, body, other)
+        return lax.fori_loop(0, len(order) // batch, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
         """Return the sum of losses of each batch, the last one smaller, and the correct images."""

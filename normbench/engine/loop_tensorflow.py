@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import keras
@@ -33,8 +35,9 @@ class TensorFlowLoop(Loop):
     def __init__(self, model: keras.Model, dataset: Any, settings: LoopSettings) -> None:
         self.model = model
         self.settings = settings
-        self._splits = loop.splits_as(dataset, tf.constant)
-        self._count = int(self._splits["train"][0].shape[0])
+        self.stream = loop.stream_of(dataset, settings, tf.constant)
+        self._splits = {} if self.stream else loop.splits_as(dataset, tf.constant)
+        self._count = len(dataset.train.labels)
         self._shards = threads.tensorflow_shards()
         self._variables = list(model.trainable_variables)
         self._shapes = [tuple(v.shape) for v in self._variables]
@@ -52,20 +55,24 @@ class TensorFlowLoop(Loop):
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
         self._finite_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
-        self._order = tf.Variable(tf.zeros(self._count, tf.int32), trainable=False)
-        self._words = [
-            tf.Variable(tf.zeros(self._count, tf.uint32), trainable=False) for _ in range(2)
-        ]
+        # The order of the images that are on the device, and their random words.
+        held = self.stream.images if self.stream else self._count
+        self._order = tf.Variable(tf.range(held), trainable=False)
+        self._words = [tf.Variable(tf.zeros(held, tf.uint32), trainable=False) for _ in range(2)]
         number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
         # The seed is an argument, so that the next run's seed needs no trace of its own.
         seed = tf.TensorSpec([], tf.uint32)
         self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
         # The number of steps is left open, so that another number needs no trace of its own.
-        self._run = tf.function(self._run_steps, [number, numbers], autograph=False)
-        self._recompute = tf.function(self._see_training_images, autograph=False)
+        shape = dataset.test.images.shape[1:]
+        chunk = [tf.TensorSpec([held, *shape], tf.uint8), tf.TensorSpec([held], tf.int32)]
+        data = chunk if self.stream else []
+        self._run = tf.function(self._run_steps, [number, numbers, *data], autograph=False)
         # The number of images is left open: one trace serves both splits and their last batches.
-        any_images = tf.TensorSpec([None, *self._splits["test"][0].shape[1:]], tf.uint8)
+        any_images = tf.TensorSpec([None, *shape], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
+        seen = [any_images] if self.stream else []
+        self._recompute = tf.function(self._see_training_images, seen, autograph=False)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
         self._gradient = tf.function(self._gradient_of, autograph=False)
         self._inspections: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
@@ -87,10 +94,24 @@ class TensorFlowLoop(Loop):
         self._is_compiled = True
 
     def begin_epoch(self, epoch: int) -> None:
-        self._draw(tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32))
+        drawn = self._draw(tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32))
+        if self.stream:
+            order, *words = (values.numpy() for values in drawn)
+            self.stream.begin_epoch(order, tuple(words))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
-        history = self._run(tf.constant(first, tf.int32), tf.constant(rates))
+        if self.stream is None:
+            return self._take_steps(first, rates)
+        taken = []
+        for chunk, start, chunk_rates in self.stream.training(first, rates):
+            for variable, word in zip(self._words, chunk.words, strict=True):
+                variable.assign(word)
+            taken.append(self._take_steps(start, chunk_rates, chunk.images, chunk.labels))
+        return Steps.empty().followed_by(*taken)
+
+    def _take_steps(self, first: int, rates: np.ndarray, *data: Any) -> Steps:
+        """Take steps on ``data``, images and labels, or on all of the training split."""
+        history = self._run(tf.constant(first, tf.int32), tf.constant(rates), *data)
         return Steps(*(values.numpy() for values in history))
 
     def recompute(self) -> None:
@@ -99,15 +120,30 @@ class TensorFlowLoop(Loop):
             return
         for layer in layers:
             layer.begin()
-        self._recompute()
+        if self.stream is None:
+            self._recompute()
+        else:
+            with closing(self.stream.population(self.settings.micro_batch)) as chunks:
+                for images in chunks:
+                    self._recompute(images)
         for layer in layers:
             layer.finish()
 
     def evaluate(self, split: str) -> tuple[float, float]:
-        images, labels = self._splits[split]
-        losses, hits = self._score(images, labels)
-        count = int(labels.shape[0])
-        return float(np.sum(losses.numpy(), dtype=np.float64)) / count, int(hits) / count
+        if self.stream is None:
+            return self._evaluated([self._splits[split]])
+        with closing(self.stream.evaluation(split)) as chunks:
+            return self._evaluated(chunks)
+
+    def _evaluated(self, chunks: Iterable[tuple[Any, Any]]) -> tuple[float, float]:
+        """Return mean cross-entropy and accuracy over chunks of images and labels."""
+        losses, hits, count = [], 0, 0
+        for images, labels in chunks:
+            batch_losses, right = self._score(images, labels)
+            losses.append(batch_losses.numpy())
+            hits += int(right)
+            count += int(labels.shape[0])
+        return float(np.sum(np.concatenate(losses), dtype=np.float64)) / count, hits / count
 
     def inspect(
         self, sub_model: Any, pixels: np.ndarray, *, batch_statistics: bool = False
@@ -167,18 +203,22 @@ class TensorFlowLoop(Loop):
             named["loss_scale/finite_steps"] = self._finite_steps
         return named
 
-    def _draw_epoch(self, epoch: Any, seed: Any) -> None:
-        self._order.assign(epoch_order(seed, epoch, self._count))
+    def _draw_epoch(self, epoch: Any, seed: Any) -> list[Any]:
+        """Draw order and random words of an epoch; return them if the images are streamed."""
+        order = epoch_order(seed, epoch, self._count)
         words = epoch_words(seed, AUGMENT, epoch, self._count)
-        for variable, drawn in zip(self._words, words, strict=True):
+        if self.stream:
+            return [order, *words]
+        for variable, drawn in zip((self._order, *self._words), (order, *words), strict=True):
             variable.assign(drawn)
+        return []
 
-    def _run_steps(self, first: Any, rates: Any) -> tuple[Any, Any, Any]:
+    def _run_steps(self, first: Any, rates: Any, *data: Any) -> tuple[Any, Any, Any]:
         count = tf.shape(rates)[0]
         histories = tuple(tf.TensorArray(dtype, size=count) for dtype in Steps.DTYPES)
 
         def body(index: Any, histories: Any) -> Any:
-            values = self._one_step(first + index, rates[index])
+            values = self._one_step(first + index, rates[index], *data)
             written = (h.write(index, v) for h, v in zip(histories, values, strict=True))
             return index + 1, tuple(written)
 
@@ -190,9 +230,9 @@ class TensorFlowLoop(Loop):
         )
         return tuple(history.stack() for history in histories)
 
-    def _one_step(self, position: Any, rate: Any) -> tuple[Any, Any, Any]:
+    def _one_step(self, position: Any, rate: Any, *data: Any) -> tuple[Any, Any, Any]:
         settings, batch = self.settings, self.settings.batch
-        images, labels = self._splits["train"]
+        images, labels = data or self._splits["train"]
         chosen = tf.slice(self._order, [position * batch], [batch])
         words = [tf.slice(word, [position * batch], [batch]) for word in self._words]
         scaled = self._prepare(images, chosen, words)
@@ -299,15 +339,21 @@ class TensorFlowLoop(Loop):
         )
         return loss, gradient / self._scale if settings.scaled_loss else gradient
 
-    def _see_training_images(self) -> None:
-        batch, images = self.settings.micro_batch, self._splits["train"][0]
+    def _see_training_images(self, *chunk: Any) -> None:
+        """Pass the images of a chunk in their order, or the training images in the epoch's."""
+        batch = self.settings.micro_batch
+        if chunk:
+            images, count = chunk[0], tf.shape(chunk[0])[0]
+            order = tf.range(count)
+        else:
+            images, count, order = self._splits["train"][0], self._count, self._order
 
         def body(index: Any) -> Any:
-            chosen = tf.slice(self._order, [index * batch], [batch])
+            chosen = tf.slice(order, [index * batch], [batch])
             self._forward(self.settings.images.scale(tf.gather(images, chosen)))
             return (index + 1,)
 
-        tf.while_loop(lambda index: index < self._count // batch, body, (0,), parallel_iterations=1)
+        tf.while_loop(lambda index: index < count // batch, body, (0,), parallel_iterations=1)
 
     def _inspect(
         self, sub_model: Any, pixels: Any, batch_statistics: bool, shards: int

@@ -31,7 +31,7 @@ class WarmState:
 
     def dataset(self, config: Config, load: Callable[[Config], Any]) -> Any:
         """Return the data set of ``config``; call ``load`` if it is not the last run's."""
-        key = json.dumps(config.dataset, sort_keys=True)
+        key = json.dumps([config.dataset, config.stream], sort_keys=True)
         if self._dataset is None or self._dataset[0] != key:
             self._dataset = None  # before the new one is loaded: memory may not hold two
             self._dataset = (key, load(config))

@@ -78,6 +78,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
     """
     from normbench.engine.augment import Images
     from normbench.engine.loop import LoopSettings
+    from normbench.engine.loop_stream import CHUNK_BYTES
     from normbench.engine.observer import make_probes
     from normbench.network import build_model, layers_within, refuse_too_large
 
@@ -102,6 +103,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
         micro_batches=micro_batches,
         devices=config.devices,
         synchronized=any(hasattr(layer, "axis_name") for layer in layers_within(model)),
+        chunk_bytes=CHUNK_BYTES if dataset.streamed else 0,
     )
     initialize_from(model, dataset.train.images, settings.images)
     init = start_from(model, config) if config.init else None
@@ -141,6 +143,7 @@ def load_dataset(config: Config) -> Any:
         config.dataset["split_seed"],
         config.dataset["train_size"],
         fingerprint=data_hash if is_own(config.dataset["_target_"]) else None,
+        stream=config.stream,
     )
 
 

@@ -299,6 +299,7 @@ class Session:
             **({"init": init} if (init := self.setup.init or earlier.get("init")) else {}),
             **({"continues": continues} if continues else {}),
             "micro_batches": self.micro_batches.history,
+            "streamed": self.dataset.streamed,
             "error": None,
             "sessions": [*sessions, session],
         }
@@ -373,7 +374,12 @@ class Session:
             raise NormbenchError(f"memory is short, and {error}") from error
 
     def release(self) -> None:
-        """Leave to the process's next run no loop for a batch that ``accumulate=auto`` split."""
+        """End what the loop does in the background.
+
+        The process's next run is left no loop for a batch that ``accumulate=auto`` split.
+        """
+        if hasattr(self, "setup"):  # gone if it could not be rebuilt
+            self.setup.loop.close()
         if self.config.accumulate == "auto" and self.micro_batches.count > 1:
             self.warm.drop_loop()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normbench.data.streaming import ImageView
 from normbench.engine.observer import Probe, ProbeValue, checked_every
 from normbench.errors import UserError
 from normbench.probes import minibatches
@@ -119,9 +120,8 @@ class EstimationShift(Probe):
         validation = dataset.validation
         population = loop.evaluate("validation")
         order = minibatches.shuffled(len(validation.labels), _ORDER)
-        given = minibatches.logits(
-            loop, validation.images[order], loop.settings.micro_batch, batch_statistics=True
-        )
+        shuffled = ImageView(validation.images, order)  # all of them may not fit into memory
+        given = minibatches.logits(loop, shuffled, loop.settings.micro_batch, batch_statistics=True)
         for kind, (loss, accuracy) in (
             ("population", population),
             ("recomputed", self._recomputed(loop, dataset, layers) if layers else population),

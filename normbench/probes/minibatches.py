@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from normbench.data.streaming import ImageView
     from normbench.engine.loop import Loop
 
 
@@ -51,7 +52,9 @@ def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield indices % count, min(size, count - start)
 
 
-def logits(loop: Loop, pixels: np.ndarray, size: int, *, batch_statistics: bool) -> np.ndarray:
+def logits(
+    loop: Loop, pixels: np.ndarray | ImageView, size: int, *, batch_statistics: bool
+) -> np.ndarray:
     """Return the logits of images that pass in mini-batches of ``size``, in their order.
 
     Args:

@@ -22,6 +22,7 @@ from normbench.network import calls_of, layers_within
 from normbench.probes.minibatches import equal_parts, spread
 
 if TYPE_CHECKING:
+    from normbench.data.streaming import ImageView
     from normbench.engine.loop import Loop
 
 KNOWN = ("moving_mean", "moving_variance", "moving_deviation")
@@ -170,7 +171,7 @@ def input_statistics(
     return [Statistics(*pair) for pair in zip(means, variances, strict=True)]
 
 
-def chosen_images(pixels: np.ndarray, wanted: int) -> np.ndarray:
+def chosen_images(pixels: np.ndarray | ImageView, wanted: int) -> np.ndarray:
     """Return at most ``wanted`` images, spread evenly over all."""
     return pixels[spread(len(pixels), wanted)]
 

@@ -332,7 +332,7 @@ STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 """Classes of the data sets that ship with normbench, for chance level in older runs."""
 
-_NOT_CONFIG = ("signature", "schema", "probe", "logger")
+_NOT_CONFIG = ("signature", "schema", "probe", "logger", "stream")
 _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
 FINAL = (
     *(metric.name for metric in METRICS.values() if metric.summary),

@@ -19,7 +19,7 @@ NAME = re.compile(
 #: Keys that the name of a run shows, or that do not affect the run.
 _SHOWN = {
     *("dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"),
-    "dataset.path",
+    *("dataset.path", "stream"),
 }
 
 _ABSENT = "absent"

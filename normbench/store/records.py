@@ -96,6 +96,7 @@ META = record(
             record({"epoch": integer(0), "count": integer(1)}), least=1, null=True
         ),
         "init": record({"run": text(), "weights_sha256": text()}, null=True),
+        "streamed": boolean(),
         "continues": record({"run": text(), "epochs": integer(1)}, null=True),
         "error": record({"type": text(), "message": text()}, null=True),
         "sessions": sequence(

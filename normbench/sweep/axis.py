@@ -21,7 +21,9 @@ _SENSELESS = {
     "norm": "it names a cell of the comparison; put its values into the grid",
     "arch": "it names a cell of the comparison; put its values into the grid",
     "dataset": "results on different data cannot be compared; put its values into the grid",
-    **dict.fromkeys(("store", "label", "probe", "logger", "executor"), "it changes no number"),
+    **dict.fromkeys(
+        ("store", "label", "probe", "logger", "executor", "stream"), "it changes no number"
+    ),
 }
 
 

@@ -289,12 +289,14 @@ def _weightless() -> Iterator[None]:
 def memory(config: Config, warm: WarmState) -> int:
     """Estimate roughly how many bytes of a GPU the training of a run takes.
 
-    Counted are the libraries, the images, four copies of the weights (weights, gradients, two
-    optimizer slots), and three times the outputs of all layers for one mini-batch.
+    Counted are the libraries, the images (of streamed ones, two chunks), four copies of the weights
+    (weights, gradients, two optimizer slots), and three times the outputs of all layers for one
+    mini-batch.
     """
     import numpy as np
 
     from normbench.engine import backend
+    from normbench.engine.loop_stream import CHUNK_BYTES
     from normbench.engine.setup import check_config
     from normbench.network import build_model, calls_of
 
@@ -304,6 +306,8 @@ def memory(config: Config, warm: WarmState) -> int:
         model = build_model(config, dataset.shape, dataset.classes)
     splits = (dataset.train, dataset.validation, dataset.test)
     images = sum(split.images.nbytes for split in splits)
+    if dataset.streamed:
+        images = min(images, CHUNK_BYTES)
     weights = sum(int(np.prod(variable.shape)) for variable in model.variables)
     outputs = sum(
         int(np.prod(tensor.shape[1:]))

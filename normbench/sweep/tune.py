@@ -402,7 +402,7 @@ class Tuner:
     def key(self, cell: TuningCell) -> str:
         """Return a hash of a cell's config without seed, tuned keys and what changes no number."""
         tree = cell.base.to_dict()
-        launch = ("seed", "store", "label", "probe", "logger")
+        launch = ("seed", "store", "label", "probe", "logger", "stream")
         for key in (*launch, *(axis.key for axis in cell.axes)):
             *parents, last = key.replace("/", ".").split(".")
             branch: Any = tree

@@ -710,5 +710,6 @@ def _other_seeds(run: Run, store: Store) -> list[Run]:
 
 def _cell(run: Run) -> dict[str, Any]:
     """Return a run's config without its seed and without keys that change no number."""
-    left_out = ("seed", "signature", "schema", "store", "label", "logger", "probe")
+    numberless = ("store", "label", "logger", "probe", "stream")
+    left_out = ("seed", "signature", "schema", *numberless)
     return {key: value for key, value in (run.config or {}).items() if key not in left_out}

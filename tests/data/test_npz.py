@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from normbench.components import make_source
 from normbench.config import Config, compose
-from normbench.data import load
+from normbench.data import load, streaming
 from normbench.data.npz import LAYOUTS, Npz, read_arrays
 from normbench.errors import UserError
 
@@ -146,14 +147,53 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_array_larger_than_memory_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_larger_than_memory_is_unpacked_onto_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    path = write(tmp_path / "mine.npz", {})
+    floats = tmp_path / "floats.npz"
+    scaled = {x: arrays()[x] / 255 for x in ("x_train", "x_test")}
+    np.savez_compressed(floats, **{**arrays(), **scaled})
+    wanted, content = arrays(), compose_content(path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "anew"))
+    monkeypatch.setattr("normbench.data.streaming.physical_memory", lambda: 1)
+    unpacked: list[tuple[int, ...]] = []
+
+    def noted(shape: tuple[int, ...], *others: Any) -> np.ndarray:
+        array = streaming.empty(shape, *others)
+        assert isinstance(array.base, np.memmap)
+        unpacked.append(shape)
+        return array
+
+    monkeypatch.setattr("normbench.data.npz.empty", noted)
+    for each in (path, floats):
+        assert compose_content(each) == content
+        np.testing.assert_array_equal(Npz(str(each)).arrays().train_images, wanted["x_train"])
+    assert unpacked.count(wanted["x_train"].shape) == 3  # as floats, too, before they are rounded
+    names = {file.suffix for file in (tmp_path / "anew" / "normbench" / "data").iterdir()}
+    assert names <= {".arrays", ".json", ".lock"}
+
+
+def compose_content(path: Path) -> str:
+    return config_of(path).dataset["content"]
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 40])
+def test_an_array_larger_than_the_disk_is_refused(
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     path = tmp_path / "bomb.npz"
-    np.savez_compressed(path, **{**arrays(), "x_train": np.zeros((30, 256, 256, 3), np.uint8)})
-    monkeypatch.setattr("normbench.data.content.machine_memory", lambda: 5_000_000)
-    with pytest.raises(UserError, match=r"unpacks to 0\.0 GB, and this machine has 0\.0 GB of"):
+    np.savez_compressed(path, **{**arrays(), "x_train": np.zeros((30, 256, 256, 3), np.uint8),
+                                 "x_test": np.zeros((12, 256, 256, 3), np.uint8)})  # fmt: skip
+    monkeypatch.setattr("normbench.data.streaming.physical_memory", lambda: memory)
+    free = SimpleNamespace(free=5 << 20)
+    monkeypatch.setattr("normbench.data.streaming.shutil.disk_usage", lambda folder: free)
+    needed = "5.6 MiB" if memory == 1 else "7.9 MiB"
+    with pytest.raises(UserError) as caught:
         Npz(str(path)).arrays()
+    assert f"needs {needed} for its images in {cache}, whose disk has 5.0 MiB" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [file for file in cache.iterdir() if file.suffix not in (".json", ".lock")]
 
 
 def npy(header_shape: str, data: bytes) -> bytes:

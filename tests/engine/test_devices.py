@@ -56,6 +56,7 @@ print(json.dumps({
     "bn in 4": case("norm=bn", micro_batches=4),
     "bn on 4": case("norm=bn", devices=4),
     "bn in 2 on 2": case("norm=bn", devices=2, micro_batches=2),
+    "bn on 4 streamed": case("norm=bn", devices=4, chunk_bytes=1),
     "sync_bn on 4": case("norm=sync_bn", devices=4, **sync),
 }))
 """
@@ -118,6 +119,11 @@ def test_synchronized_statistics_are_of_the_whole_batch(cases: dict[str, Any]) -
             and np.allclose(found, values, rtol=1e-3, atol=1e-4)
         ] or [None]
         assert other is not None, name
+
+
+@pytest.mark.slow
+def test_streamed_images_give_the_same_bits(cases: dict[str, Any]) -> None:
+    assert cases["bn on 4 streamed"] == cases["bn on 4"]
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def load(config: Any) -> Any:
         mean=[0.5],
         std=[0.5],
         fingerprint=None,
+        streamed=False,
     )
 
 

@@ -1,0 +1,143 @@
+"""Images that are larger than the memory they may take: :func:`is_streamed` says which are.
+
+A streamed data set stays in the file that it is mapped from; :class:`ImageView` is a split of it.
+:func:`empty` gives room to decode one, on the disk where memory has none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from normbench.errors import UserError
+from normbench.formats import size as as_size
+from normbench.machine import image_memory, machine_memory, physical_memory
+
+Stream = bool | Literal["auto"]
+"""Values of the key ``stream``."""
+
+LARGE = 2
+"""Images are large if ``LARGE`` times their bytes do not fit into memory: resident, they are there
+twice for a moment, as they were read and as the backend has them."""
+
+
+def is_streamed(stream: Stream, title: str, needed: int) -> bool:
+    """Return whether images are read from the disk as they are needed.
+
+    Args:
+        stream: The key ``stream`` of the config.
+        title: Name of the data set, for the message.
+        needed: Bytes of all images of the three splits.
+
+    Raises:
+        UserError: ``stream`` is false, and the machine's memory cannot hold the images.
+    """
+    if stream == "auto":
+        return LARGE * needed > image_memory(LARGE * needed)
+    if not stream and needed > (memory := machine_memory()):
+        raise UserError(
+            f"stream=false, and {title} has images of {as_size(needed)}: this machine has "
+            f"{as_size(memory)} of memory; stream=auto reads them from the disk as they are needed"
+        )
+    return stream
+
+
+class ImageView:
+    """Chosen images of an array, which are read when they are indexed and not before.
+
+    It is indexed along its first axis as an array is, and ``np.asarray`` reads all of it.
+
+    Args:
+        array: Images, uint8 (N, H, W, C), most often mapped from a file; or a view.
+        positions: Positions of the chosen ones in it, int64 (M,).
+    """
+
+    def __init__(self, array: np.ndarray | ImageView, positions: np.ndarray) -> None:
+        self._array = array
+        self._positions = positions
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._positions), *self._array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        if isinstance(chosen, tuple):
+            rows, *others = chosen
+            return self._array[(self._positions[rows], *others)]
+        return self._array[self._positions[chosen]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("the images of a view are read from a file: that is a copy")
+        return np.asarray(self[:], dtype)
+
+
+# --- room on the disk -----------------------------------------------------------------------------
+
+
+def empty(shape: tuple[int, ...], dtype: Any, folder: Path, title: str) -> np.ndarray:
+    """Return an array to decode images into: in memory, or where it is large in a file.
+
+    The file has no name and goes with the array, so a killed process leaves nothing behind.
+
+    Args:
+        shape, dtype: Those of the array.
+        folder: Where the file is made.
+        title: Name of the images in messages.
+
+    Raises:
+        UserError: There is not enough room on the disk.
+    """
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    if LARGE * needed <= physical_memory():
+        return np.empty(shape, dtype)
+    refuse_full_disk(folder, needed, title)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Blocks are reserved here. A mapped file that turns out to have none when it is written to
+        # ends the process with a signal, which nothing can turn into a message.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed)
+        else:
+            file.truncate(needed)
+        # A plain array over the map, because indexing a memmap object is slower.
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+
+
+def refuse_full_disk(folder: Path, needed: int, title: str) -> None:
+    """Refuse images for which the cache has no room on its disk.
+
+    Args:
+        folder: Folder of the cache.
+        needed: Bytes of the images.
+        title: Name of the images in the message.
+
+    Raises:
+        UserError: There is not enough room.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{title} needs {as_size(needed)} for its images in {folder}, whose disk has "
+            f"{as_size(free)} free: set XDG_CACHE_HOME to a folder that can hold them"
+        )
