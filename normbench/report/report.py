@@ -393,7 +393,7 @@ def _boxes(drawings: Sequence[Drawing]) -> list[str]:
     """Return a note on characters of figures that are drawn as boxes, if there are any."""
     from normbench.report.figures import style
 
-    missing = style.lacking(drawing.figure for drawing in drawings)
+    missing = style.lacking(drawings)
     return [f"note: {missing}"] if missing else []
 
 

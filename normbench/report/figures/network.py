@@ -100,11 +100,9 @@ def save(network: Network, path: str | Path, say: Callable[[str], None] | None =
         UserError: See :func:`check_file`.
     """
     file = check_file(path)
-    figure = draw(network)
-    stamp = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix.lower())
-    with style.drawing_of(figure):
-        figure.savefig(file, dpi=150, metadata=stamp)
-    if say is not None and (boxes := style.lacking([figure])):
+    drawing = style.Drawing("network", "", draw(network))
+    drawing.write(file, dpi=150)
+    if say is not None and (boxes := style.lacking([drawing])):
         say(f"note: {boxes}")
     return file
 

@@ -173,23 +173,67 @@ class Drawing:
     _svg: str = ""
     _settled: bool = False
 
+    @functools.cached_property
+    def texts(self) -> list[Text]:
+        """The texts of the figure, each with the fonts that it needs.
+
+        Numbers of ticks may still be empty: Matplotlib writes them as it draws, in digits that the
+        style's own font has.
+        """
+        with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of now
+            found = [text for text in self.figure.findobj(Text) if isinstance(text, Text)]
+        for text in found:
+            if families := _further_fonts(text.get_text()):
+                text.set_fontfamily([_FAMILY, *families])
+        return found
+
     def settle(self) -> None:
         """Compute the layout once, so that it is the same in every file and in the page."""
-        if not self._settled:
-            with drawing_of(self.figure):
-                self.figure.draw_without_rendering()
-            self.figure.set_layout_engine("none")
-            self._settled = True
+        if self._settled:
+            return
+        with self._drawing():
+            if (engine := self.figure.get_layout_engine()) is not None:
+                engine.execute(self.figure)
+            # With any engine left, also one that does nothing, Matplotlib would draw the figure
+            # once more before it writes each file.
+            self.figure.set_layout_engine(None)
+        self._settled = True
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Set this style while Matplotlib draws.
+
+        Characters that no installed font has are drawn as boxes without a warning for each:
+        :func:`lacking` names them.
+        """
+        rc = dict(_RC)
+        if any(_further_fonts(text.get_text()) for text in self.texts):
+            rc["pdf.fonttype"] = 3  # as outlines: not every font is TrueType
+        with mpl.rc_context(rc), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            yield
 
     def svg(self) -> str:
         """Return the figure as an SVG document."""
         if not self._svg:
-            self.settle()
             raw = StringIO()
-            with drawing_of(self.figure):
-                self.figure.savefig(raw, format="svg", metadata={"Date": None})
+            self._save(raw, format="svg", metadata={"Date": None})
             self._svg = raw.getvalue()
         return self._svg
+
+    def write(self, path: Path, dpi: int = 300) -> None:
+        """Write the figure to a file, in the format of its suffix; ``dpi`` is a PNG's."""
+        kind = path.suffix.lower()
+        if kind == ".svg":
+            path.write_text(self.svg(), encoding="utf-8")
+        else:
+            metadata = {"Software": None} if kind == ".png" else {"CreationDate": None}
+            self._save(path, dpi=dpi, metadata=metadata)
+
+    def _save(self, target: Path | StringIO, **options: Any) -> None:
+        self.settle()
+        with self._drawing():
+            self.figure.savefig(target, **options)
 
     def hits(self) -> list[Hit]:
         """Return the positions of the points in the figure."""
@@ -213,33 +257,10 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inner
 
 
-@contextlib.contextmanager
-def drawing_of(figure: Figure) -> Iterator[None]:
-    """Set this style and give each text of a figure the fonts that it needs.
-
-    Characters that no installed font has are drawn as boxes without a warning for each:
-    :func:`lacking` names them.
-    """
-    rc = dict(_RC)
-    for text in _texts(figure):
-        if families := _further_fonts(text.get_text()):
-            text.set_fontfamily([_FAMILY, *families])
-            rc["pdf.fonttype"] = 3  # as outlines: not every font is TrueType
-    with mpl.rc_context(rc), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield
-
-
-def _texts(figure: Figure) -> list[Text]:
-    """Return all texts of a figure."""
-    with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of that moment
-        return [text for text in figure.findobj(Text) if isinstance(text, Text)]
-
-
-def lacking(figures: Iterable[Figure]) -> str:
-    """Say in a sentence which characters of figures no installed font has; empty if none."""
-    texts = (text.get_text() for figure in figures for text in _texts(figure))
-    found = {character for text in texts for character in text if not _fonts_with(character)}
+def lacking(drawings: Iterable[Drawing]) -> str:
+    """Say in a sentence which characters of drawings no installed font has; empty if none."""
+    letters = {letter for drawing in drawings for text in drawing.texts for letter in text.get_text()}
+    found = {letter for letter in letters if not _fonts_with(letter)}
     if not found:
         return ""
     shown = " ".join(sorted(found))
@@ -491,17 +512,14 @@ def minus(text: str) -> str:
 
 
 def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Write a drawing as PNG (300 dpi), SVG and PDF; the same input gives the same bytes."""
+    """Write a drawing in each format, a PNG at 300 dpi; the same input gives the same bytes.
+
+    A figure is drawn and laid out once. Each format renders it by itself: a PNG has pixels, an SVG
+    the outlines of letters, so that it looks the same everywhere, and a PDF letters that can be
+    searched.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    drawing.settle()
-    written = []
-    for kind in kinds:
-        path = folder / f"{drawing.slug}.{kind}"
-        if kind == "svg":
-            path.write_text(drawing.svg(), encoding="utf-8")
-        else:
-            metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
-            with drawing_of(drawing.figure):
-                drawing.figure.savefig(path, dpi=300, metadata=metadata)
-        written.append(path)
+    written = [folder / f"{drawing.slug}.{kind}" for kind in kinds]
+    for path in written:
+        drawing.write(path)
     return written

@@ -144,7 +144,7 @@ def test_an_installed_font_is_taken_for_letters_that_the_first_lacks(
 ) -> None:
     drawing = labelled("GN 実")
     style.save(drawing, tmp_path)
-    assert style.lacking([drawing.figure]) == ""
+    assert style.lacking([drawing]) == ""
     assert font.replace(" ", "") in drawing.svg()
     assert style.text_width("実", 10) == pytest.approx(10 / 72, rel=0.1)
     assert not recwarn.list
@@ -157,7 +157,7 @@ def test_letters_that_no_font_has_are_named_once(
     drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
     for drawing, kinds in zip(drawings, [style.KINDS, ["svg"], ["svg"]], strict=True):
         style.save(drawing, tmp_path, kinds)
-    said = style.lacking(drawing.figure for drawing in drawings)
+    said = style.lacking(drawings)
     assert said.count(nowhere) == 1
     assert "no installed font has these characters" in said
     assert not recwarn.list
