@@ -30,6 +30,7 @@ from normbench.components import (
     identify,
     is_by_content,
     options_of,
+    read_composed,
     read_groups,
     target,
     with_newer_keys,
@@ -375,13 +376,13 @@ def compose_parsed(
     if "store" not in {key for key, _, _ in values} and (named := os.environ.get(STORE_VARIABLE)):
         values.append(("store", named, named))
     directory = None if config_dir is None else str(Path(config_dir).resolve())
-    composed, norm_file = _compose_groups(tuple(chosen), directory)
     plain, known = _plain_groups(tuple(chosen), directory)
     if plain is not None and not any(refers(value) for _, value, _ in values):
         made = copy.deepcopy(plain)
         for key, value, text in values:
             _put(made, key, _checked(key, _plain(value), text, known, groups))
         return _stored(Config.from_dict(_identified(made, contents)))
+    composed, norm_file = _compose_groups(tuple(chosen), directory)
     tree = copy.deepcopy(composed)
     placing = [each for each in values if names_placement(each[0], tree.norm)]
     for each in placing:
@@ -422,10 +423,58 @@ def _stored(config: Config) -> Config:
 
 @lru_cache(maxsize=4096)
 def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
-    """Compose one choice of groups with Hydra, once for all cells of a sweep that share it.
+    """Compose one choice of groups, once for all cells of a sweep that share it.
 
     Returns:
-        The config, and the name of the chosen file of the group ``norm``.
+        The config for OmegaConf, and the name of the chosen file of the group ``norm``.
+    """
+    from omegaconf import OmegaConf
+
+    tree, norm_file = _chosen_groups(chosen, config_dir)
+    return OmegaConf.create(tree), norm_file
+
+
+@lru_cache(maxsize=4096)
+def _chosen_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[dict[str, Any], str]:
+    """Compose one choice of groups as plain dicts: by reading their files, else with Hydra.
+
+    Both give the same. Hydra takes 0.1 s for a choice, and a sweep may have a hundred of them.
+    """
+    read = _read_choices(chosen) if chosen and config_dir is None else None
+    return _compose_with_hydra(chosen, config_dir) if read is None else read
+
+
+def _read_choices(chosen: Sequence[str]) -> tuple[dict[str, Any], str] | None:
+    """Put the files of a choice into the default config; None where Hydra must do it."""
+    names = dict(text.split("=", 1) for text in chosen if text.count("=") == 1)
+    if len(names) != len(chosen) or any(group in names for group in ("probe", "logger")):
+        return None  # of these, several files may be chosen, each with a place of its own
+    default, norm_file = _chosen_groups((), None)
+    tree = copy.deepcopy(default)
+    for group in dict.fromkeys(group.partition("/")[0] for group in names):
+        prefix = f"{group}/"
+        within = {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
+        keys = read_composed(group, names[group], within) if group in names else None
+        if keys is None:
+            return None
+        tree[group] = _with_newer_keys(group, keys)
+    return tree, names.get("norm", norm_file)
+
+
+def _with_newer_keys(group: str, keys: dict[str, Any]) -> dict[str, Any]:
+    if group == "dataset":
+        for key, value in NEWER_DATASET_KEYS.items():
+            keys.setdefault(key, value)
+    return keys
+
+
+def _compose_with_hydra(
+    chosen: Sequence[str], config_dir: str | None
+) -> tuple[dict[str, Any], str]:
+    """Compose one choice of groups with Hydra.
+
+    Raises:
+        UserError: Hydra refuses it.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -436,21 +485,20 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
         overrides.append(search_path(config_dir))
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            tree = hydra_compose("config", overrides, return_hydra_config=True)
+            composed = hydra_compose("config", overrides, return_hydra_config=True)
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from None
     from omegaconf import OmegaConf
 
-    OmegaConf.set_struct(tree, False)
-    norm_file = tree.hydra.runtime.choices["norm"]
-    del tree["hydra"]
-    if OmegaConf.is_dict(tree.dataset):
-        for key, value in NEWER_DATASET_KEYS.items():
-            tree.dataset.setdefault(key, value)
+    OmegaConf.set_struct(composed, False)
+    norm_file = composed.hydra.runtime.choices["norm"]
+    del composed["hydra"]
+    tree = typing.cast("dict[str, Any]", OmegaConf.to_container(composed))
+    if isinstance(tree["dataset"], dict):
+        _with_newer_keys("dataset", tree["dataset"])
     if config_dir is not None:
-        plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree))
-        check_names(plain)
-        tree = OmegaConf.create(_with_number_types(plain))
+        check_names(tree)
+        tree = _with_number_types(tree)
     return tree, norm_file
 
 
@@ -464,10 +512,7 @@ def _plain_groups(
     dicts are None if one value may depend on another: with interpolations, and with a normalization
     that places others.
     """
-    from omegaconf import OmegaConf
-
-    composed, _ = _compose_groups(chosen, config_dir)
-    tree = typing.cast("dict[str, Any]", OmegaConf.to_container(composed))
+    tree, _ = _chosen_groups(chosen, config_dir)
     known = dict(_leaves(tree))
     depends = {"bfn", "places"} & set(tree["norm"]) or "${" in json.dumps(tree)
     return (None if depends else tree), known

@@ -5,6 +5,7 @@ import sys
 import pytest
 import yaml
 
+from normbench import config
 from normbench.config import Config, compose, conf_dir, default_store, group_options, parse
 from normbench.errors import UserError
 
@@ -264,3 +265,36 @@ def test_the_environment_names_the_store_where_nothing_else_does(monkeypatch):
     assert compose().signature == before.signature
     monkeypatch.setenv("NORMBENCH_STORE", "")
     assert compose().store == default_store() == "runs"
+
+
+def choices_of_conf():
+    """Every file of the groups that one file is chosen of, and pairs of a norm and a weight."""
+    options = config.group_options()
+    groups = ("arch", "dataset", "norm", "optimizer", "schedule")
+    single = [(f"{group}={name}",) for group in groups for name in options[group]]
+    pairs = [("norm=bn", f"norm/weight={name}") for name in options["norm/weight"]]
+    return [*single, *pairs, ("norm/weight=ws", "norm=gn_ws", "arch=lenet", "dataset=digits")]
+
+
+@pytest.mark.parametrize("first", range(8))
+def test_files_are_read_as_hydra_composes_them(first):
+    for chosen in choices_of_conf()[first::8]:
+        read, by_hydra = config._read_choices(chosen), config._compose_with_hydra(chosen, None)
+        assert read is not None, chosen
+        assert read == by_hydra, chosen
+        assert list(read[0]["norm"]) == list(by_hydra[0]["norm"])
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("norm=gn", "norm=bn"),
+        ("norm=nowhere",),
+        ("norm/weight=ws",),
+        ("probe=gradients",),
+        ("norm='gn'",),
+        ("arch=resnet20", "arch/stem=x"),
+    ],
+)
+def test_other_choices_are_left_to_hydra(chosen):
+    assert config._read_choices(chosen) is None

@@ -90,8 +90,8 @@ class Own:
             f"validation: 10\nsplit_seed: 0\ntrain_size: null\nflip: false\n{more}"
             f"{'crop_padding: 0' if padding else ''}\n"
         )
-        config._compose_groups.cache_clear()  # a process reads each file once
-        config._plain_groups.cache_clear()
+        for cached in (config._compose_groups, config._chosen_groups, config._plain_groups):
+            cached.cache_clear()  # a process reads each file once
 
     def edit(self, factor: str) -> None:
         """Edit the module that the layer's module imports, as if in a new process."""
