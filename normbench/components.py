@@ -152,7 +152,7 @@ def read_group(group: str, name: str, config_dir: str | Path | None = None) -> d
 
 
 def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the keys of a file of ``conf/`` with the files of its ``defaults``, as Hydra composes it.
+    """Return a file of ``conf/`` with the files of its ``defaults``, as Hydra composes it.
 
     Reading takes a hundredth of Hydra's time, and knows only the forms that the files of ``conf/``
     have. Anything else is left to Hydra.
@@ -174,7 +174,7 @@ def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str,
     keys = _read_keys(file)
     entries = keys.pop("defaults", ["_self_"])
     pairs = [entry if isinstance(entry, Mapping) else {"": entry} for entry in entries]
-    if not all(len(pair) == 1 and isinstance(*pair.values(), str) for pair in pairs):
+    if not all(len(pair) == 1 and isinstance(next(iter(pair.values())), str) for pair in pairs):
         return None
     listed = [(str(key), str(value)) for pair in pairs for key, value in pair.items()]
     if not _is_plain(keys) or (keys and ("", "_self_") not in listed):

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,8 +36,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
-    listed = data.rows(data.sources_of(arguments.config_dir))
-    checks = collect(datasets=[(row["name"], row["state"]) for row in listed])
+    def datasets() -> list[tuple[str, str]]:
+        listed = data.rows(data.sources_of(arguments.config_dir))
+        return [(row["name"], row["state"]) for row in listed]
+
+    checks = collect(datasets=datasets)
     Console().print(render(checks))
     return exit_code(checks)
 
@@ -305,13 +309,16 @@ def collect(
         probe: Imports the frameworks and returns what they report.
         driver: Lists the GPUs of the driver.
     """
-    found = probe()
+    with ThreadPoolExecutor(1) as other:  # importing the frameworks takes most of the time
+        probing = other.submit(probe)
+        machine = list(_machine())
+        data_and_store = [*_data(datasets() if callable(datasets) else datasets), *_store(store)]
+        found = probing.result()
     return [
-        *_machine(),
+        *machine,
         *_frameworks(found),
         *_gpus(found, driver()),
-        *_data(datasets() if callable(datasets) else datasets),
-        *_store(store),
+        *data_and_store,
         *_extras(found),
     ]
 

@@ -28,6 +28,7 @@ For example:
   normbench report --where 'norm in [bn, gn] and batch <= 64' --by norm,batch --out report
   normbench report --by norm,optimizer.lr --metric val_acc --baseline bn
   normbench report --sort test_acc
+  normbench report --rows gn_ws,bn,gn --style neurips --formats pdf
   normbench report --metrics
   normbench report desk/runs cluster/runs --by store,norm,batch
   normbench report --by commit,norm
@@ -69,6 +70,25 @@ def add_arguments(parser: Parser) -> None:
         default="report",
         help="folder to write, from this folder (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rows",
+        metavar="ROW[,ROW...]",
+        default="",
+        help="only these rows of tables and figures, in this order, as in gn_ws,bn,gn",
+    )
+    parser.add_argument(
+        "--style",
+        metavar="NAME",
+        default="paper",
+        help="make figures and LaTeX tables for paper, neurips, icml, cvpr, nature or slides "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--formats",
+        metavar="FORMAT[,FORMAT...]",
+        help="formats of figures: png, svg, pdf (default: png,svg; with a journal or conference "
+        "as --style all three)",
+    )
     add_stores(parser)
 
 
@@ -102,6 +122,9 @@ def write_report(arguments: Namespace, say: Callable[[str], None]) -> Path:
         reverse=arguments.reverse,
         against=arguments.against,
         say=say,
+        rows=arguments.rows,
+        style=arguments.style,
+        formats=arguments.formats,
     )
 
 

@@ -41,6 +41,29 @@ def last_measured(study: Study, columns: Callable[[str], object]) -> tuple[pd.Da
     return known.sort_values("epoch").groupby("run", sort=False).tail(1), names
 
 
+FEW = 3
+"""Most runs of a cell that figures show one by one: an interval over so few says little."""
+
+
+def singles(
+    curves: pd.DataFrame, name: str, x: str = "epoch"
+) -> dict[tuple[Any, Any], list[tuple[np.ndarray, np.ndarray]]]:
+    """Return x and values of each run, for each (row, column) with two to :data:`FEW` runs.
+
+    Args:
+        curves: As for :func:`bands`.
+        name: A column of numbers.
+        x: The column of the horizontal axis.
+    """
+    known = curves[curves[name].notna()]
+    found = {}
+    for key, cell in known.groupby(["row", "column"], sort=False):
+        runs = [run for _, run in cell.sort_values(x).groupby("run", sort=False)]
+        if 1 < len(runs) <= FEW:
+            found[key] = [(run[x].to_numpy(float), run[name].to_numpy(float)) for run in runs]
+    return found
+
+
 def bands(
     curves: pd.DataFrame, name: str, x: str = "epoch", *, log: bool = False
 ) -> dict[tuple[Any, Any], Band]:

@@ -15,6 +15,7 @@ from normbench.report import names as labels
 from normbench.report.frames import columns, is_config, is_provenance, read
 from normbench.report.metrics import listed
 from normbench.report.table import EMPTY, Table, TableEntry, markdown, markdown_text, number
+from normbench.report.venues import FORMATS
 
 if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
@@ -114,7 +115,7 @@ def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
     from normbench.report.figures import style
 
     out.mkdir(parents=True, exist_ok=True)
-    written = style.save(drawing, out)
+    written = style.save(drawing, out, FORMATS)
     plain = markdown_text
     lines = ["# Two runs", "", *(f"- {plain(name)}" for name in named(pair)), ""]
     lines += [markdown(table) for table in tables(pair)]

@@ -16,6 +16,7 @@ from normbench.formats import counted, printable
 from normbench.report.frames import STATUSES, Frames
 from normbench.report.sections import Request
 from normbench.report.tuning import is_superseded, is_trial, phase
+from normbench.report.venues import DEFAULT
 from normbench.store import verification
 from normbench.store.store import Store
 
@@ -198,6 +199,12 @@ def report_command(roots: Sequence[Path], asked: Request) -> str:
         parts.append("--reverse")
     if asked.against is not None:
         parts += ["--against", asked.against]
+    if asked.rows:
+        parts += ["--rows", ",".join(asked.rows)]
+    if asked.style != DEFAULT:
+        parts += ["--style", asked.style]
+    if asked.formats != asked.venue.formats:
+        parts += ["--formats", ",".join(asked.formats)]
     return shlex.join(parts)
 
 

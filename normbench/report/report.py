@@ -19,6 +19,7 @@ from normbench.report.figures import draw
 from normbench.report.frames import Frames, as_store, load
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.hyperparameters import tables as hyperparameter_tables
+from normbench.report.latex import latex
 from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
 from normbench.report.sides import Published, compare
 from normbench.report.stores import Stores, load_stores
@@ -26,12 +27,12 @@ from normbench.report.study import studies
 from normbench.report.table import (
     Table,
     csv,
-    latex,
     markdown,
     markdown_code,
     markdown_text,
     terminal,
 )
+from normbench.report.venues import DEFAULT, VENUES, Venue
 from normbench.store import schema
 from normbench.store.store import Store, find_run
 
@@ -61,6 +62,9 @@ def report(
     sort: str | None = None,
     reverse: bool = False,
     against: Store | Path | str | None = None,
+    rows: str | Sequence[str] = (),
+    style: str = DEFAULT,
+    formats: str | None = None,
 ) -> Path:
     """Write tables, figures and a page on the runs of a store, or of several together.
 
@@ -84,6 +88,10 @@ def report(
         reverse: Turn the order of the rows round.
         against: A store to hold the runs against, as one that was published, config by config
             (:func:`.sides.compare`).
+        rows: The rows to show, in this order; all of them where empty.
+        style: The venue that figures and LaTeX tables are made for
+            (:data:`normbench.report.venues.VENUES`).
+        formats: Formats of figures, as ``png,pdf``; None for those of the style.
 
     Returns:
         The page, ``index.html`` in ``out``.
@@ -94,7 +102,19 @@ def report(
     """
     named = None if against is None else str(as_store(against).root)
     asked = request(
-        where, by, metric, baseline, target, allow_confound, superseded, sort, reverse, named
+        where,
+        by,
+        metric,
+        baseline,
+        target,
+        allow_confound,
+        superseded,
+        sort,
+        reverse,
+        named,
+        rows,
+        style,
+        formats,
     )
     _check_folder(Path(out))
     published = None if against is None else _held_against(store, against, asked)
@@ -125,7 +145,7 @@ def report(
     if len(found) > len(drawn):
         say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
     for section in drawn:
-        section.drawings = draw(section.grid)
+        section.drawings = draw(section.grid, asked.venue)
     for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
         say(line)
     try:
@@ -329,7 +349,8 @@ def export(
         say: Takes each line meant for the user.
         superseded: As for :func:`report`.
         hyperparameters: Whether to write the hyperparameters of the runs instead: those that all
-            share, and those that differ. ``csv`` and ``parquet`` hold those that differ.
+            share, and those that differ. With ``csv`` and ``parquet``, which hold one table a file,
+            those that all share are in a second file, ``NAME-shared.csv``.
 
     Returns:
         The file; None where the table was printed.
@@ -360,22 +381,31 @@ def export(
     else:
         shown = [tables.summary(*studies(frames, asked.by))]
     table = shown[-1]
-    if kind in ("csv", "parquet"):  # one table a file
-        shown = [table]
-    content = "\n".join(_rendered(each, kind) for each in shown)
     if path is None:
-        say(content.rstrip())
+        printed = [table] if kind == "csv" else shown
+        say("\n".join(_rendered(each, kind) for each in printed).rstrip())
         return None
+    parts = {path: shown}
+    if kind in ("csv", "parquet"):  # one table a file
+        parts = {path: [table]}
+        if len(shown) > 1:
+            parts[path.with_name(f"{path.stem}-shared{path.suffix}")] = shown[:-1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "parquet":
-            table.data.to_parquet(path, index=False)
-        else:
-            path.write_text(content, encoding="utf-8")
+        for file, part in parts.items():
+            if kind == "parquet":
+                part[0].data.to_parquet(file, index=False)
+            else:
+                content = "\n".join(_rendered(each, kind) for each in part)
+                file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    rows = "combination" if hyperparameters else "cell"
+    rows = "cell"
+    if hyperparameters:
+        rows = "combination" if len(shown) > 1 else "hyperparameter"
     say(f"export: {path} ({counted(len(table.rows), rows)})")
+    for file in list(parts)[1:]:
+        say(f"export: {file} (what all runs share)")
     return path
 
 
@@ -452,11 +482,11 @@ def _write(
     for section in found:
         folder = section.study.slug if len(found) > 1 else ""
         for table in section.tables:
-            written += write_table(table, out / "tables" / folder, study=folder)
+            written += write_table(table, out / "tables" / folder, study=folder, venue=asked.venue)
         for drawing in section.drawings:
-            written += style.save(drawing, out / "figures" / folder)
+            written += style.save(drawing, out / "figures" / folder, asked.formats)
     if published is not None:
-        written += write_table(published.table, out / "tables")
+        written += write_table(published.table, out / "tables", venue=asked.venue)
     written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
     markdown.write_text(_markdown(frames, found, asked, notes, published), encoding="utf-8")
@@ -468,7 +498,11 @@ def _write(
 
 
 def write_table(
-    table: Table, folder: Path, kinds: Sequence[str] = ("md", "csv", "tex"), study: str = ""
+    table: Table,
+    folder: Path,
+    kinds: Sequence[str] = ("md", "csv", "tex"),
+    study: str = "",
+    venue: Venue = VENUES[DEFAULT],
 ) -> list[Path]:
     """Write a table as Markdown, CSV and LaTeX; return the files.
 
@@ -477,19 +511,20 @@ def write_table(
         folder: Where to; found if it does not exist.
         kinds: Suffixes of the files.
         study: The slug of the table's study where a report has several.
+        venue: The venue whose template LaTeX has to fit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in kinds:
         path = folder / f"{table.slug}.{kind}"
-        path.write_text(_rendered(table, kind, study), encoding="utf-8")
+        path.write_text(_rendered(table, kind, study, venue), encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def _rendered(table: Table, kind: str, study: str = "") -> str:
+def _rendered(table: Table, kind: str, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
     if kind == "tex":
-        return latex(table, study)
+        return latex(table, study, venue)
     return csv(table) if kind == "csv" else markdown(table)
 
 
@@ -514,7 +549,8 @@ def _markdown(
         lines += [f"- {plain(finding.text)}" for finding in section.findings]
         for drawing in section.drawings:
             caption = plain(drawing.caption)
-            lines += ["", f"![{caption}](figures/{part}{drawing.slug}.png)", "", f"*{caption}*"]
+            file = f"figures/{part}{drawing.slug}.{asked.formats[0]}"
+            lines += ["", f"![{caption}]({file})", "", f"*{caption}*"]
         for table in section.tables:
             lines += ["", markdown(table, "###").rstrip()]
     if published is not None:

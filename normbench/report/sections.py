@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from normbench.errors import unknown
+from normbench.errors import UserError, unknown
 from normbench.formats import counted
 from normbench.report import tables, tuning, tuning_tables, where
 from normbench.report.caveats import allowing, join_names, words
@@ -16,9 +16,10 @@ from normbench.report.findings import Finding, findings
 from normbench.report.frames import Frames
 from normbench.report.grid import Grid, build, default_baseline
 from normbench.report.metrics import METRICS, Metric, find_metric, listed
-from normbench.report.sorting import sort_rows
+from normbench.report.sorting import choose_rows, parse_rows, sort_rows
 from normbench.report.study import Study, parse_by, studies
 from normbench.report.table import Table
+from normbench.report.venues import DEFAULT, VENUES, Venue, find_venue, parse_formats
 from normbench.report.where import parse as parse_filter
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ class Request:
     sort: str | None = None
     reverse: bool = False
     against: str | None = None
+    rows: tuple[str, ...] = ()
+    style: str = DEFAULT
+    formats: tuple[str, ...] = VENUES[DEFAULT].formats
+
+    @property
+    def venue(self) -> Venue:
+        """The venue that figures and LaTeX tables are made for."""
+        return VENUES[self.style]
 
 
 def request(
@@ -71,11 +80,15 @@ def request(
     sort: str | None = None,
     reverse: bool = False,
     against: str | None = None,
+    rows: str | Sequence[str] = (),
+    style: str = DEFAULT,
+    formats: str | None = None,
 ) -> Request:
     """Collect the options of a report and check them as far as possible without the store.
 
     Raises:
-        UserError: The metric is unknown, the filter cannot be read, or the target is no accuracy.
+        UserError: The metric, the style or a format is unknown, the filter cannot be read, the
+            target is no accuracy, or both ``rows`` and another order are asked for.
     """
     if "/" not in metric_name:  # all but the values of probes, which the store's runs decide
         find_metric(metric_name, METRICS)
@@ -83,9 +96,25 @@ def request(
         parse_filter(where)
     if target is not None:
         tables.check_target(target)
-    by, intended = parse_by(by), parse_by(allowed)
+    by, intended, names = parse_by(by), parse_by(allowed), parse_rows(rows)
+    if names and (sort is not None or reverse):
+        other = "--sort" if sort is not None else "--reverse"
+        raise UserError(f"--rows gives the order of the rows: leave {other} out")
+    written = parse_formats(formats, find_venue(style))
     return Request(
-        where, by, metric_name, baseline, target, intended, superseded, sort, reverse, against
+        where=where,
+        by=by,
+        metric=metric_name,
+        baseline=baseline,
+        target=target,
+        allowed=intended,
+        superseded=superseded,
+        sort=sort,
+        reverse=reverse,
+        against=against,
+        rows=names,
+        style=style,
+        formats=written,
     )
 
 
@@ -114,13 +143,15 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
     """Split the runs into studies and make the tables and findings of each; return notes, too.
 
     Raises:
-        UserError: A column of ``by`` is unknown, no study has the baseline, or the metric needs
-            a target.
+        UserError: A column of ``by`` is unknown, no study has the baseline or one of the rows, or
+            the metric needs a target.
     """
     frames, shown = frames.with_metric(asked.metric)
     found = studies(frames, asked.by, asked.allowed)
     if asked.sort is not None or asked.reverse:
         found = [sort_rows(study, asked.sort, asked.reverse, shown) for study in found]
+    if asked.rows and found:
+        found = choose_rows(found, asked.rows)
     notes: list[str] = []
     if asked.baseline is not None and found:
         rows = {str(row) for study in found for row in study.rows}
@@ -197,12 +228,5 @@ def _titled(table: Table, name: str, target: float | None) -> Table:
         f"Target: validation accuracy of {100 * target:g} %, looked at after each epoch. Runs "
         "that never reach it have no value; the mean is over those that do."
     )
-    return Table(
-        table.slug,
-        table.title.replace("the target", f"{100 * target:g} % validation accuracy"),
-        table.headers,
-        table.rows,
-        [*table.notes, note],
-        table.data,
-        table.span,
-    )
+    title = table.title.replace("the target", f"{100 * target:g} % validation accuracy")
+    return replace(table, title=title, notes=[*table.notes, note])

@@ -1,10 +1,12 @@
 """``--sort KEY[,KEY...]``: runs in a list and rows of a table, those that do best first.
 
 :func:`sort_runs` orders the runs of a store, :func:`sort_rows` the rows of a study.
+:func:`choose_rows` is ``--rows``: it picks rows by their names, in the order of the names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +60,50 @@ def sort_rows(
         table = pd.DataFrame({name: _values(study, name, metrics.get(name)) for name in names})
         rows = [rows[place] for place in _sorted(table, names, metrics).index]
     return replace(study, rows=rows[::-1] if reverse else rows)
+
+
+def parse_rows(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Read ``gn_ws,bn``; a comma in brackets, as in ``gn (groups=4, center=False)``, is no end."""
+    names = re.split(r",(?![^(]*\))", text) if isinstance(text, str) else text
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def choose_rows(found: Sequence[Study], names: Sequence[str]) -> list[Study]:
+    """Return studies with the named rows alone, in this order; those without any are left out.
+
+    Raises:
+        UserError: No study has a row of one of the names.
+    """
+    known = dict.fromkeys(str(row) for study in found for row in study.rows)
+    for name in names:
+        if name not in known:
+            raise unknown("row in --rows", name, known)
+    chosen = [_with_rows(study, names) for study in found]
+    return [study for study in chosen if study.rows]
+
+
+def _with_rows(study: Study, names: Sequence[str]) -> Study:
+    by_name = {str(row): row for row in study.rows}
+    rows = [by_name[name] for name in names if name in by_name]
+
+    def inside(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["row"].map(plain_value).isin(rows)].reset_index(drop=True)
+
+    runs = inside(study.runs)
+    present = set(map(plain_value, runs["column"]))
+    tuned = tuple(cell for cell in study.tuned if cell.row in rows)
+    present |= {cell.column for cell in tuned}
+    trials = {trial.run for cell in tuned for trial in cell.cell.trials}
+    return replace(
+        study,
+        rows=rows,
+        columns=[column for column in study.columns if column in present],
+        runs=runs,
+        curves=study.curves[study.curves["run"].isin(runs["name"])].reset_index(drop=True),
+        marked=None if study.marked is None else inside(study.marked),
+        tuned=tuned,
+        trials=study.trials[study.trials["name"].isin(trials)] if tuned else study.trials[:0],
+    )
 
 
 def check_keys(keys: str, runs: pd.DataFrame) -> list[str]:

@@ -333,6 +333,7 @@ def studies(
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
     runs, aside = frames.runs.copy(), tuning.is_aside(frames.runs)
+    runs.attrs = {}  # pandas copies these at every step
     order = {}
     if frames.stores:
         order["store"] = [store.name for store in frames.stores]

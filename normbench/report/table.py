@@ -1,7 +1,7 @@
-"""A table, and its rendering for a terminal and as Markdown, CSV and LaTeX.
+"""A table, and its rendering for a terminal and as Markdown and CSV.
 
 :class:`Table` holds entries with a text, a value to sort by, marks and runs; :func:`terminal`,
-:func:`markdown`, :func:`csv` and :func:`latex` render it.
+:func:`markdown` and :func:`csv` render it, and :func:`normbench.report.latex.latex`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Table:
         notes: Sentences below the table.
         data: The same numbers unrounded, in long form, for CSV.
         span: A heading over all columns but the first, as ``Batch size``.
+        keys: Number of columns that name a row, which each part of a split table repeats.
     """
 
     slug: str
@@ -72,6 +73,7 @@ class Table:
     notes: Sequence[str] = ()
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
     span: str = ""
+    keys: int = 1
 
 
 def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
@@ -136,32 +138,6 @@ def number(value: Any) -> float | None:
 
 # --- rendering ------------------------------------------------------------------------------------
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "†": r"\textsuperscript{\dag}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "*": r"\textsuperscript{*}",
-    "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
-    "−": "$-$",
-    "…": r"\dots{}",
-    "[": "{[}",  # not an option of the line break before it
-    "]": "{]}",
-}
-
 
 def terminal(table: Table) -> rich.console.RenderableType:
     """Return the table for a rich console: title, rows, notes.
@@ -193,7 +169,7 @@ class _Terminal:
                 row[place].text.replace(" ± ", "±") + "†" * row[place].tied for row in table.rows
             ]
         self.headers, self.columns = headers, columns
-        self.numeric = [_numeric(table, place) for place in range(len(headers))]
+        self.numeric = [is_numeric(table, place) for place in range(len(headers))]
 
     def __rich_console__(
         self, console: rich.console.Console, options: rich.console.ConsoleOptions
@@ -290,7 +266,7 @@ def markdown(table: Table, heading: str = "##") -> str:
     widths = [max(map(len, column), default=3) for column in zip(headers, *body, strict=True)]
     widths = [max(width, 3) for width in widths]
     rule = [
-        "-" * (width - 1) + ":" if place and _numeric(table, place) else "-" * width
+        "-" * (width - 1) + ":" if place and is_numeric(table, place) else "-" * width
         for place, width in enumerate(widths)
     ]
     for cells in (headers, rule, *body):
@@ -324,110 +300,11 @@ def markdown_code(text: str) -> str:
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
-def _numeric(table: Table, place: int) -> bool:
+def is_numeric(table: Table, place: int) -> bool:
+    """Return whether a column has any numbers."""
     return any(row[place].value is not None for row in table.rows)
 
 
 def csv(table: Table) -> str:
     """Return the table's numbers as CSV: long form, unrounded, stored units."""
     return table.data.to_csv(index=False)
-
-
-def latex(table: Table, study: str = "") -> str:
-    """Return the table for LaTeX with the package booktabs.
-
-    Args:
-        table: The table.
-        study: The slug of its study where a report has several: part of the table's label.
-    """
-    label = "-".join(part for part in (study, table.slug) if part)
-    longest = max((len(row[0].text) for row in table.rows), default=0)
-    columns = "l" if longest <= _LATEX_LONG else "p{0.35\\linewidth}"
-    columns += "".join("r" if _numeric(table, p) else "l" for p in range(1, len(table.headers)))
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "  \\centering",
-        *(["  \\small", "  \\setlength{\\tabcolsep}{4pt}"] if len(table.headers) > 6 else []),
-        f"  \\caption{{{latex_text(table.title)}.}}",
-        f"  \\label{{tab:{_latex_label(label)}}}",
-        f"  \\begin{{tabular}}{{{columns}}}",
-        "    \\toprule",
-    ]
-    if table.span:
-        count = len(table.headers) - 1
-        lines += [
-            f"    & \\multicolumn{{{count}}}{{c}}{{{latex_text(table.span)}}} \\\\",
-            f"    \\cmidrule(lr){{2-{count + 1}}}",
-        ]
-    lines.append(f"    {' & '.join(map(_latex_name, table.headers))} \\\\")
-    lines.append("    \\midrule")
-    remarks: dict[str, str] = {}
-    for row in table.rows:
-        entries = [_latex_entry(entry, remarks) for entry in row]
-        lines.append(f"    {' & '.join(entries)} \\\\")
-    lines += ["    \\bottomrule", "  \\end{tabular}"]
-    if table.notes or remarks:
-        lines += ["", "  \\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize"]
-        lines += [f"    {latex_text(note)}" for note in table.notes]
-        explained = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
-        lines += [f"    {'; '.join(explained)}."] if explained else []
-        lines += ["  \\end{minipage}"]
-    lines += ["\\end{table}", ""]
-    if foreign := _foreign(lines):
-        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {foreign}")
-    return "\n".join(lines)
-
-
-def _latex_label(slug: str) -> str:
-    """Return a slug in ASCII; other characters are written as their code points."""
-    return "".join(c if c.isascii() else f"{ord(c):x}" for c in slug)
-
-
-def _latex_entry(entry: TableEntry, remarks: dict[str, str]) -> str:
-    """Return an entry; its remark becomes a letter, explained below the table."""
-    text = _latex_name(entry.text)
-    if entry.best:
-        text = f"\\textbf{{{text}}}"
-    signs = [_LATEX["†"]] if entry.tied else []
-    if entry.remark:
-        signs.append(_raised(remarks.setdefault(entry.remark, _letter(len(remarks)))))
-    return text + "".join(signs)
-
-
-def _letter(place: int) -> str:
-    """Return a, b, …, z, aa, ab, …"""
-    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
-
-
-def _raised(sign: str) -> str:
-    return f"\\textsuperscript{{{sign}}}"
-
-
-def latex_text(text: str) -> str:
-    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
-    apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
-    escaped = "".join(_LATEX.get(character, character) for character in apart)
-    escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
-    return escaped.replace("\0", "{}")
-
-
-_LATEX_LONG = 40  # most letters of a name on one line
-_LATEX_BREAK = 12  # letters between possible breaks of a longer name
-
-
-def _latex_name(text: str) -> str:
-    """Escape a name; a long one may break after separators and in long words."""
-    if len(text) <= _LATEX_LONG:
-        return latex_text(text)
-    parts = [
-        word[start : start + _LATEX_BREAK]
-        for word in re.findall(r"[^-_/=,;.+ ]*[-_/=,;.+ ]*", text)
-        for start in range(0, len(word), _LATEX_BREAK)
-    ]
-    return r"\allowbreak{}".join(map(latex_text, parts))
-
-
-def _foreign(lines: Sequence[str]) -> str:
-    """Return the characters that pdfLaTeX cannot set, each once."""
-    return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))

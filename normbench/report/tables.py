@@ -138,6 +138,7 @@ def comparisons(grid: Grid) -> Table:
             *_looks(grid),
         ],
         differences_data(grid),
+        keys=2,
     )
 
 
@@ -429,6 +430,7 @@ def summary(*studies: Study) -> Table:
             *ends_note(lines),
         ],
         data,
+        keys=len(keys) + 2,
     )
 
 
@@ -595,6 +597,7 @@ def estimation_shift(study: Study) -> Table | None:
             "the last. A dash: no layer keeps statistics."
         ],
         pd.DataFrame(data),
+        keys=2,
     )
 
 

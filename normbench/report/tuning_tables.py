@@ -115,6 +115,7 @@ def chosen(study: Study) -> Table:
         rows,
         [*study.notes, *rules(study), *ends_note(rows)],
         pd.DataFrame(data),
+        keys=2,
     )
 
 

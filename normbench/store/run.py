@@ -225,8 +225,12 @@ class Run:
         return meta, seals
 
     def _parsed_config(self, data: bytes) -> dict[str, Any]:
+        return copy.deepcopy(self._shared_config(data))
+
+    def _shared_config(self, data: bytes) -> dict[str, Any]:
+        """Return the config without copying it, to be looked at alone."""
         try:
-            return copy.deepcopy(_config_of(data))
+            return _config_of(data)
         except ValueError as error:
             raise files.damaged(self.path / "config.yaml", error) from error
 
@@ -243,7 +247,7 @@ class Run:
             if seals.get("config.yaml") != records.digest(data):
                 raise files.damaged(path, "changed since the run began (checksum in meta.json)")
             return
-        signature = self._parsed_config(data).get("signature")
+        signature = self._shared_config(data).get("signature")
         self._check_name(signature, "config.yaml")
         if signature not in _signatures_of(data):
             raise files.damaged(

@@ -134,7 +134,7 @@ def test_run_twice_list_show(small_run, tmp_store, capsys):
 def test_sweep_trains_each_cell_once_and_reports(
     small_run, tmp_store, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("normbench.report.report.draw", lambda grid: [])  # figures take long
+    monkeypatch.setattr("normbench.report.report.draw", lambda *_: [])  # figures take long
     sweep = ["sweep", *small_run, "norm=bn,gn", "norm.epsilon=0.001", "executor=inline"]
     assert main([*sweep, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("missing") == 2

@@ -54,6 +54,34 @@ def test_export_writes_them(grid: Callable[..., Path], tmp_path: Path, kind: str
     else:
         read = pd.read_csv if kind == "csv" else pd.read_parquet
         assert list(read(path)["norm"]) == ["bn", "gn"]
+        shared = read(tmp_path / f"table-shared.{kind}").set_index("hyperparameter")["value"]
+        assert int(shared["epochs"]) == 3
+        assert shared.index.is_unique
+        assert not set(shared.index) & set(read(path).columns)
+
+
+@pytest.mark.parametrize("kind", ["md", "tex"])
+def test_shared_ones_are_listed_once_and_others_in_the_columns(
+    grid: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
+    path = tmp_path / f"table.{kind}"
+    assert main(["export", str(root), "--hyperparameters", "--out", str(path)]) == 0
+    shared, varying = path.read_text().split("differ among the runs")
+    assert shared.count("optimizer.lr ") == 1
+    assert "optimizer.lr" not in varying
+    assert "norm.groups" in varying
+    assert "norm.groups" not in shared
+
+
+def test_where_nothing_differs_there_is_one_file(
+    grid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
+    path = tmp_path / "table.csv"
+    assert main(["export", str(root), "--hyperparameters", "--out", str(path)]) == 0
+    assert [file.name for file in tmp_path.glob("*.csv")] == ["table.csv"]
+    assert "hyperparameters)" in capsys.readouterr().out
 
 
 def test_they_are_no_network(grid: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from normbench.report import load
 from normbench.report.origin import commands, report_command
 from normbench.report.sections import Request
+from normbench.report.venues import VENUES
 
 
 def frame(*argv: list[str]) -> pd.DataFrame:
@@ -56,3 +57,9 @@ def test_the_report_is_made_again_by_its_own_command() -> None:
         "--metric test_err --baseline gn --target 0.9 "
         "--allow-confound optimizer"
     )
+    asked = Request(rows=("gn_ws", "bn"), style="icml", formats=("pdf",))
+    assert report_command([Path("runs")], asked) == (
+        "normbench report runs --rows gn_ws,bn --style icml --formats pdf"
+    )
+    asked = Request(style="icml", formats=VENUES["icml"].formats)
+    assert report_command([Path("runs")], asked) == "normbench report runs --style icml"

@@ -11,7 +11,8 @@ import pytest
 from normbench.cli import main
 from normbench.errors import UserError
 from normbench.report import load, studies
-from normbench.report.sorting import sort_rows, sort_runs
+from normbench.report.sections import request, sections
+from normbench.report.sorting import parse_rows, sort_rows, sort_runs
 from normbench.report.study import Study
 
 
@@ -99,3 +100,40 @@ def test_the_tables_of_a_report_are_sorted(
     assert "--sort test_acc" in (out / "index.html").read_text()
     assert main(["report", str(root), "--sort", "tset_acc", "--out", str(out)]) == 2
     assert "did you mean 'test_acc'" in capsys.readouterr().err
+
+
+def test_rows_are_chosen_and_ordered_by_name(grid: Callable[..., Path]) -> None:
+    frames = load(grid(norms=("bn", "gn", "gn_ws"), batches=(16, 64), seeds=2, epochs=2))
+    (section,), _ = sections(
+        frames, request(None, "norm,batch", "test_acc", None, None, rows="gn_ws,bn")
+    )
+    assert section.study.rows == ["gn_ws", "bn"]
+    assert [row[0].text for row in section.tables[0].rows] == ["GN+WS", "BN"]
+    assert set(section.study.runs["norm"]) == {"bn", "gn_ws"}
+    assert {cell.row for cell in section.grid.cells.values()} == {"bn", "gn_ws"}
+    corrected = section.grid.cells["gn_ws", 16].baseline
+    assert corrected is not None
+    assert corrected.p_corrected <= 2 * corrected.p  # two comparisons are left
+
+
+def test_a_column_without_runs_of_the_rows_is_left_out(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=2)
+    synth.write_grid(root, ("bn",), (64,), 2, 2)
+    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn")
+    (section,), _ = sections(load(root), asked)
+    assert section.study.columns == [16]
+
+
+def test_an_unknown_row_is_refused_with_the_nearest_name(grid: Callable[..., Path]) -> None:
+    frames = load(grid(norms=("bn", "gn_ws"), batches=(16,), seeds=1, epochs=2))
+    asked = request(None, "norm,batch", "test_acc", None, None, rows="bn,gnws")
+    with pytest.raises(UserError, match=r"unknown row in --rows 'gnws': did you mean 'gn_ws'"):
+        sections(frames, asked)
+    with pytest.raises(UserError, match="leave --sort out"):
+        request(None, "norm,batch", "test_acc", None, None, sort="test_acc", rows="bn")
+
+
+def test_commas_in_brackets_belong_to_a_row() -> None:
+    assert parse_rows("gn (groups=4, center=False), bn,") == ("gn (groups=4, center=False)", "bn")

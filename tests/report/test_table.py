@@ -18,6 +18,7 @@ from normbench.report import load, tables
 from normbench.report import names as labels
 from normbench.report import table as render
 from normbench.report.grid import Grid, build
+from normbench.report.latex import latex, latex_text
 from normbench.report.metrics import METRICS
 from normbench.report.report import text
 from normbench.report.statistics import paired, sample
@@ -198,7 +199,7 @@ def test_latex_is_balanced_and_escaped() -> None:
         pd.DataFrame(),
         "Batch",
     )
-    found = render.latex(awkward)
+    found = latex(awkward)
     assert r"\textbf{$-$1.50 $\pm$ 0.20}" in found
     assert r"50 \% of R\&D\_x" in found
     assert r"bn \#1" in found
@@ -277,16 +278,16 @@ def test_names_are_text_on_a_terminal(name: str) -> None:
     ],
 )
 def test_names_are_text_in_latex(name: str, written: str) -> None:
-    assert render.latex_text(name) == written
+    assert latex_text(name) == written
 
 
 def test_latex_says_which_characters_need_another_engine() -> None:
-    assert "needs XeLaTeX or LuaLaTeX and a font that has 実験" in render.latex(named("実験"))
-    assert "XeLaTeX" not in render.latex(named("± × – † − é"))
+    assert "needs XeLaTeX or LuaLaTeX and a font that has 実験" in latex(named("実験"))
+    assert "XeLaTeX" not in latex(named("± × – † − é"))
 
 
 def test_long_names_in_latex_can_break() -> None:
-    found = render.latex(named("n" * 120))
+    found = latex(named("n" * 120))
     assert r"\begin{tabular}{p{0.35\linewidth}r}" in found
     assert r"n\allowbreak{}n" in found
 

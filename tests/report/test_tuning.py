@@ -17,11 +17,12 @@ from normbench.report import tuning_tables as tables
 from normbench.report.figures import tuning as drawn
 from normbench.report.findings import Finding, findings
 from normbench.report.grid import build
+from normbench.report.latex import latex
 from normbench.report.metrics import METRICS
 from normbench.report.origin import counts, unfinished
 from normbench.report.sections import choose, request, sections
 from normbench.report.study import Study, studies
-from normbench.report.table import latex, markdown
+from normbench.report.table import markdown
 from normbench.report.tables import run_list, summary
 from normbench.report.tuning import expected_maximum, is_geometric
 from normbench.store.files import StoreError

@@ -78,7 +78,7 @@ def test_the_sweep_is_complete(store: Path, capsys: pytest.CaptureFixture[str]) 
 def test_runs_are_reported(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("normbench.report.report.draw", lambda grid: [])  # figures take long
+    monkeypatch.setattr("normbench.report.report.draw", lambda *_: [])  # figures take long
     out = tmp_path / "report"
     assert main(["report", str(store), "--out", str(out)]) == 0
     assert "4 complete runs have no checksums" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from normbench.report import names as labels
+from normbench.report.venues import DEFAULT, VENUES, Venue
 
 if TYPE_CHECKING:  # style imports Matplotlib
     from normbench.report.figures.style import Drawing
@@ -32,11 +33,14 @@ FIGURES = (
 """Modules of this package, in the order of the page: the first drawings stand at its top."""
 
 
-def draw(grid: Grid) -> list[Drawing]:
-    """Draw all figures that apply to a study, each with a file name of its own."""
+def draw(grid: Grid, venue: Venue = VENUES[DEFAULT]) -> list[Drawing]:
+    """Draw all figures that apply to a study for a venue, each with a file name of its own."""
+    from normbench.report.figures import style
+
     drawings = []
-    for name in FIGURES:
-        drawings += import_module(f"{__name__}.{name}").figures(grid)
+    with style.made_for(venue):
+        for name in FIGURES:
+            drawings += import_module(f"{__name__}.{name}").figures(grid)
     # Names of layers that differ in case or in punctuation alone would share a file.
     slugs = labels.slugs(
         [drawing.slug for drawing in drawings], [drawing.caption for drawing in drawings]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,103 +12,183 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from normbench.report import names as labels
+from normbench.report.bands import FEW
 from normbench.report.figures import style
-from normbench.report.grid import Grid, GridCell, build
+from normbench.report.grid import Grid, GridCell
 from normbench.report.references import Reference, matching
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw the metric, and the error where the metric is an accuracy."""
-    shown, study = grid.metric, grid.study
-    references = matching(study.runs) if shown.name in ("test_acc", "test_err") else []
-    drawings = [draw(grid, references)]
-    if shown.complement is not None:
-        drawings.append(draw(build(study, shown.complement), references))
-    return drawings
+    """Draw the metric, with published results of a test accuracy or error."""
+    known = grid.metric.name in ("test_acc", "test_err")
+    return [draw(grid, matching(grid.study.runs) if known else [])]
 
 
 @style.styled
 def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False) -> style.Drawing:
     """Draw the mean of each row against the columns, with the 95 % interval as a band.
 
+    Where no cell has more than a few runs, each is a dot in place of the interval. Many rows have a
+    panel each, with the others in grey behind.
+
     A cell with diverged runs whose mean is outside the range of the others is a cross at the
     edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
     hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
-    names = _ticks(grid)
-    height = 2.3 + style.legend_height([study.row(row) for row in study.rows])
-    height += 0.3 * bool(references) + (names.height if names else 0.0)
-    figure, axes = style.new(style.COLUMN, height)
-    axis = axes[0, 0]
-    place = _places(grid)
     low, high = _limits(grid, references)
-    low = 0.0 if zero else low
-    points, handles, crossed = [], [], False
-    for row in study.rows:
-        look = style.look(study.row_factor, row, study.rows)
-        cells = [grid.get(row, column) for column in study.columns]
-        x = np.array([place[column] for column in study.columns])
-        mean, lower, upper = _lines(cells, shown.scale)
-        outside = ~((mean >= low) & (mean <= high))
-        inside = np.where(outside, np.nan, mean)
-        if study.numeric_columns:
-            axis.fill_between(
-                x,
-                np.where(outside, np.nan, lower),
-                np.where(outside, np.nan, upper),
-                facecolor=to_rgba(look.color, 0.13 if len(study.rows) < 5 else 0.08),
-                edgecolor=to_rgba(look.color, 0.45),
-                linewidth=0.4,
-            )
-        else:  # there is nothing between names: bars, side by side
-            x = x + _aside(study.rows.index(row), len(study.rows))
-            axis.vlines(x, lower, upper, color=look.color, linewidth=0.8)
-        axis.plot(
-            x,
-            inside,
-            color=look.color,
-            linestyle=look.dashes if study.numeric_columns else "none",
-            **style.mark(look),
-        )
-        if _any(cells):
-            handles.append(style.handle(look, study.row(row), line=study.numeric_columns))
-        edge = low if shown.higher_is_better is not False else high
-        for where, cell, away in zip(x, cells, outside, strict=True):
-            if cell is None or not (cell.sample.n or cell.all_diverged):
-                continue
-            y = edge if away else cell.sample.mean * shown.scale
-            if away and shown.worst is None:
-                continue
-            if away:
-                crossed = True
-                axis.plot(where, y, marker="x", color=look.color, clip_on=False, zorder=5)
-                axis.annotate(
-                    "div.",
-                    (where, y),
-                    xytext=(0.0, 4.0 if y == low else -9.5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=5.5,
-                    color=look.color,
-                )
-            points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
-    _draw_references(axis, references, shown.scale, shown.name)
-    if math.isfinite(low) and high > low:
-        axis.set_ylim(low, high)
-    _column_axis(axis, grid, names)
-    axis.set_ylabel(shown.axis)
+    limits = (0.0 if zero else low, high)
+    present = [row for row in study.rows if _any([grid.get(row, c) for c in study.columns])]
+    panels = [[row] for row in present] if len(present) >= style.MANY else [study.rows]
+    wide = style.panels_beside(len(panels))
+    tall = -(-len(panels) // wide)
+    names = _ticks(grid, wide)
+    figure, axes, handles = _figure(grid, panels, wide, tall, names, bool(references))
+    points, crossed = [], False
+    for axis, rows in zip(axes.ravel(), panels, strict=False):
+        if len(panels) > 1:
+            _draw_others(axis, grid, [row for row in present if row not in rows])
+            axis.set_title(style.wrap(study.row(rows[0]), style.page() / wide - 0.3, size=7.5))
+        for row in rows:
+            drawn, away = _draw_row(axis, grid, row, limits, len(rows) if len(rows) > 1 else 1)
+            points += drawn
+            crossed |= away
+        _draw_references(axis, references, shown.scale, shown.name)
+        if math.isfinite(limits[0]) and limits[1] > limits[0]:
+            axis.set_ylim(*limits)
+        _column_axis(axis, grid, names)
+    is_cut = shown.unit == "%" and limits[0] > 0
+    said = style.outer(axes, len(panels), cut=is_cut)
+    for axis in said.left:
+        axis.set_ylabel(shown.axis if tall == 1 else style.wrap(shown.axis, 1.3, size=7.5))
     handles += [_published(known) for known in references[:1]]
-    style.legend(figure, handles, title=study.legend_title)
+    style.legend(figure, handles, title=study.legend_title if len(panels) == 1 else "")
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
         f"{shown.slug}-by-{study.column_factor or 'all'}",
         f"{shown.label} against {factor}: {study.heading}. {_band(grid)}"
+        + (" Grey: the other rows." if len(panels) > 1 else "")
         + (" Cross (div.): beyond the axis, with diverged runs." if crossed else "")
+        + said.caption
         + "".join(f" Star: {known.text}." for known in references),
         figure,
         points,
+        wide=len(panels) > 1,
     )
+
+
+def _figure(
+    grid: Grid,
+    panels: Sequence[Sequence[Any]],
+    wide: int,
+    tall: int,
+    names: style.NameTicks | None,
+    published: bool,
+) -> tuple[Any, Any, list[Line2D]]:
+    """Return a figure with room for its legend, its axes, and the entries of the legend."""
+    study = grid.study
+    below = names.height if names else 0.0
+    if len(panels) > 1:
+        height = 1.3 * tall + 0.35 + below + 0.3 * published
+        figure, axes = style.new(style.page(), height, tall, wide, sharex=True, sharey=True)
+        return figure, axes, []
+    height = 2.3 + style.legend_height([study.row(row) for row in study.rows])
+    figure, axes = style.new(style.column(), height + 0.3 * published + below)
+    handles = [
+        style.handle(
+            style.look(study.row_factor, row, study.rows),
+            study.row(row),
+            line=study.numeric_columns,
+        )
+        for row in study.rows
+        if _any([grid.get(row, column) for column in study.columns])
+    ]
+    return figure, axes, handles
+
+
+def _draw_others(axis: Axes, grid: Grid, rows: Sequence[Any]) -> None:
+    """Draw the means of rows in grey, behind the row that a panel is of."""
+    place = _places(grid)
+    for row in rows:
+        mean, _, _ = _lines([grid.get(row, c) for c in grid.study.columns], grid.metric.scale)
+        x = [place[column] for column in grid.study.columns]
+        axis.plot(x, mean, color=style.GREY, linewidth=0.5, alpha=0.35, zorder=1.5)
+
+
+def _draw_row(
+    axis: Axes, grid: Grid, row: Any, limits: tuple[float, float], count: int
+) -> tuple[list[style.Point], bool]:
+    """Draw one row; return what the page names, and whether a cell is a cross at the edge.
+
+    Args:
+        axis: The axes.
+        grid: The metric.
+        row: The row.
+        limits: The limits of y.
+        count: Number of rows in the axes.
+    """
+    study, shown = grid.study, grid.metric
+    low, high = limits
+    place = _places(grid)
+    look = style.look(study.row_factor, row, study.rows)
+    cells = [grid.get(row, column) for column in study.columns]
+    x = np.array([place[column] for column in study.columns])
+    mean, lower, upper = _lines(cells, shown.scale)
+    outside = ~((mean >= low) & (mean <= high))
+    inside = np.where(outside, np.nan, mean)
+    if not study.numeric_columns:  # there is nothing between names: side by side
+        x = x + _aside(study.rows.index(row) if count > 1 else 0, count)
+    if _is_few(grid):
+        for where, cell in zip(x, cells, strict=True):
+            values = [] if cell is None else [shown.scale * v for v in cell.values.values()]
+            values = [value for value in values if low <= value <= high]
+            if len(values) > 1:
+                axis.plot(
+                    [where] * len(values),
+                    values,
+                    color=look.color,
+                    alpha=0.55,
+                    marker=".",
+                    markersize=3.6,
+                    markeredgewidth=0,
+                    linestyle="none",
+                    zorder=1.9,
+                )
+    elif study.numeric_columns:
+        axis.fill_between(
+            x,
+            np.where(outside, np.nan, lower),
+            np.where(outside, np.nan, upper),
+            facecolor=to_rgba(look.color, 0.13 if count < 5 else 0.08),
+            edgecolor=to_rgba(look.color, 0.45),
+            linewidth=0.4,
+        )
+    else:
+        axis.vlines(x, lower, upper, color=look.color, linewidth=0.8)
+    dashes = look.dashes if study.numeric_columns else "none"
+    axis.plot(x, inside, color=look.color, linestyle=dashes, **style.mark(look))
+    points, crossed = [], False
+    edge = low if shown.higher_is_better is not False else high
+    for where, cell, away in zip(x, cells, outside, strict=True):
+        if cell is None or not (cell.sample.n or cell.all_diverged):
+            continue
+        y = edge if away else cell.sample.mean * shown.scale
+        if away and shown.worst is None:
+            continue
+        if away:
+            crossed = True
+            axis.plot(where, y, marker="x", color=look.color, clip_on=False, zorder=5)
+            axis.annotate(
+                "div.",
+                (where, y),
+                xytext=(0.0, 4.0 if y == low else -9.5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=style.points(5.5),
+                color=look.color,
+            )
+        points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
+    return points, crossed
 
 
 def hover(grid: Grid, cell: GridCell) -> str:
@@ -140,12 +221,13 @@ def _places(grid: Grid) -> dict[object, float]:
     return {column: float(place) for place, column in enumerate(columns)}
 
 
-def _ticks(grid: Grid) -> style.NameTicks | None:
+def _ticks(grid: Grid, panels: int = 1) -> style.NameTicks | None:
     """Return the ticks of columns that are names; None for numbers."""
     columns = grid.study.columns
     if grid.study.numeric_columns:
         return None
-    return style.name_ticks([grid.study.column(c) for c in columns], 2.6 / len(columns))
+    room = 2.6 if panels == 1 else style.page() / panels - 0.4
+    return style.name_ticks([grid.study.column(c) for c in columns], room / len(columns))
 
 
 def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None) -> None:
@@ -179,7 +261,10 @@ def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
     means = [scale * cell.sample.mean for cell in clean]
     means += [scale * _value(known, grid.metric.name) for known in references]
     span = (max(means) - min(means)) or 0.05 * abs(means[0]) or 1.0
-    ends = [scale * e for c in clean for e in (c.sample.low, c.sample.high) if math.isfinite(e)]
+    if _is_few(grid):
+        ends = [scale * value for cell in clean for value in cell.values.values()]
+    else:
+        ends = [scale * e for c in clean for e in (c.sample.low, c.sample.high) if math.isfinite(e)]
     low = max(min([*means, *ends]), min(means) - 0.6 * span) - 0.06 * span
     high = min(max([*means, *ends]), max(means) + 0.6 * span) + 0.06 * span
     if grid.metric.unit == "%":
@@ -214,7 +299,14 @@ def _value(known: Reference, name: str) -> float:
     return known.test_err if name.endswith("err") else 1.0 - known.test_err
 
 
+def _is_few(grid: Grid) -> bool:
+    """Return whether all cells have so few runs that each is shown, in place of an interval."""
+    return all(cell.sample.n <= FEW for cell in grid.cells.values())
+
+
 def _band(grid: Grid) -> str:
     if all(cell.sample.n < 2 for cell in grid.cells.values()):
         return "One seed: no interval."
+    if _is_few(grid):
+        return f"Mean over seeds (n = {grid.seeds}); dots: single seeds."
     return f"Mean and 95 % t interval over seeds (n = {grid.seeds})."

@@ -73,7 +73,7 @@ def _drawing(
     rows = [row for row in study.rows if any(key[0] == row for key in found["training"])]
     varying = {key for key, band in found["inference"].items() if np.any(band.mean > 0)}
     wide = len(columns) > 1
-    width = style.PAGE if wide else style.COLUMN
+    width = style.page() if wide else style.column()
     titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
     titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
     handles = [

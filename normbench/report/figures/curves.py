@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,23 +14,34 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from normbench.formats import capitalized
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, joined
+from normbench.report.bands import FEW, Band, bands, joined, singles
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.metrics import Metric
 from normbench.report.study import Study
 
-PANELS = 3  # in a row of the page
+PANELS = 3  # in a row of the page, where panels are columns of the study
 _LATE = 0.3  # share of training after which values decide an accuracy's range
 _LABEL = 1.7  # inches: about the height of a panel, along which its label runs
 _HOVERED = 10  # epochs of a curve that the page names
 
 
 class _How(NamedTuple):
-    """The metric that is drawn, and the column of the x axis."""
+    """The metric that is drawn, the column of the x axis, and the curves of each row and column.
+
+    Attributes:
+        shown: The metric.
+        x: The column.
+        found: Its mean and interval.
+        thin: The same of training images.
+        singles: The runs of cells that have few.
+    """
 
     shown: Metric
     x: str
+    found: Mapping[tuple[Any, Any], Band]
+    thin: Mapping[tuple[Any, Any], Band]
+    singles: Mapping[tuple[Any, Any], Sequence[tuple[np.ndarray, np.ndarray]]]
 
 
 _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
@@ -61,67 +72,89 @@ def is_recorded(curves: pd.DataFrame, metric: Metric) -> bool:
 def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     """Draw a curve of each row, mean and 95 % interval over seeds, a panel for each column.
 
+    Cells with few runs show each run as a thin line in place of the interval. Many rows have a
+    panel each, with a curve of each column.
+
     Args:
         study: Its finished and diverged runs are drawn.
-        shown: A metric of epochs, drawn solid with the interval as a band. Beside one of
-            validation images the same of training images is thin and dotted, without a band.
+        shown: A metric of epochs. Beside one of validation images the same of training images is
+            thin and dotted, without an interval.
         x: ``epoch`` or ``images_seen``.
     """
     log, second = shown.curve == "log", shown.in_training
-    how = _How(shown, x)
     curves = joined(study)
     found = bands(curves, shown.column, x, log=log)
     thin = bands(curves, second.column, x, log=log) if second else {}
-    panels = [c for c in study.columns if any(column == c for _, column in found)]
-    count = max(len(panels), 1)
-    wide = min(count, PANELS)
-    tall = -(-count // wide)
-    width = style.COLUMN if count == 1 else style.PAGE
-    factor = labels.factor(study.column_factor) if study.column_factor else ""
-    titles = [f"{factor} {study.column(column)}" if factor else "" for column in panels]
-    titles = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    how = _How(shown, x, found, thin, singles(curves, shown.column, x))
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
-    height = (1.75 + style.more_lines(titles)) * tall + 0.5
-    handles = _handles(study, rows, second is not None)
+    columns = [c for c in study.columns if any(column == c for _, column in found)]
+    by_row = len(rows) >= style.MANY  # many rows in a panel could not be told apart
+    panels = rows if by_row else columns
+    count = max(len(panels), 1)
+    wide = style.panels_beside(count) if by_row else 2 if count == 4 else min(count, PANELS)
+    tall = -(-count // wide)
+    width = style.column() if count == 1 else style.page()
+    titles = [_title(study, panel, by_row) for panel in panels]
+    titles = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    height = ((1.35 if by_row else 1.75) + style.more_lines(titles)) * tall + 0.5
+    lines = columns if by_row else rows
+    handles = _handles(study, lines, second is not None, by_row)
     named = [str(handle.get_label()) for handle in handles]
     height += max(0.0, style.legend_height(named, width, 8) - 0.4)
     figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
-    axes = grid.ravel()
+    axes = grid.ravel()[: len(panels)]
     points = []
-    for axis, column, title in zip(axes, panels, titles, strict=False):
-        for row in study.rows:
-            key = (row, column)
+    for axis, panel, title in zip(axes, panels, titles, strict=True):
+        for place, line in enumerate(lines):
+            key = (panel, line) if by_row else (line, panel)
             if key in found:
-                points += _series(axis, study, key, found[key], thin.get(key), how)
+                points += _series(axis, study, key, how, _look(study, line, lines, by_row), place)
         if title:
             axis.set_title(title)
+        axis.set_xlabel(_X[x][0])
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
     ends = {float(band.x[place]) * _X[x][1] for band in found.values() for place in (0, -1)}
     if len(ends) == 1:
         middle = ends.pop()
         axes[0].set_xlim(0.5 * middle, 1.5 * middle)  # of all panels: they share the axis
         axes[0].xaxis.set_major_locator(FixedLocator([middle]))
-    _scale(axes[: len(panels)], [*found.values(), *thin.values()], shown, log)
-    for place, axis in enumerate(axes[: len(panels)]):
-        if place % wide == 0:
-            axis.set_ylabel(style.wrap(headed(shown.axis), _LABEL, size=8))
-        if place + wide >= len(panels):
-            axis.set_xlabel(_X[x][0])
-            axis.tick_params(labelbottom=True)
-    style.legend(figure, handles, 8, study.legend_title)
+    _scale(axes, [*found.values(), *thin.values()], shown, log)
+    cut = bool(len(axes)) and shown.worst is not None and axes[0].get_ylim()[0] > 0
+    said = style.outer(grid, len(panels), cut=cut)
+    for axis in said.left:
+        axis.set_ylabel(style.wrap(headed(shown.axis), 1.3 if by_row else _LABEL, size=8))
+    title = labels.factor(study.column_factor) if by_row else study.legend_title
+    style.legend(figure, handles, 8, title)
     what = headed(shown.label)
-    what += " on validation (solid) and training (dotted) images" if second else ""
+    what += " on validation (solid or dashed) and training (dotted) images" if second else ""
+    some, all_ = bool(how.singles), set(how.singles) >= set(found)
+    around = "Mean over seeds, thin: single runs" if some else "Mean and 95 % t interval over seeds"
+    if some and not all_:
+        around += f" of cells with up to {FEW}, else the 95 % t interval"
     return style.Drawing(
         f"{shown.slug}-curves",
-        f"{what} against {_X[x][0].lower()}: {study.heading}. Mean and 95 % t interval over seeds"
-        f"{' of the logarithm' if log else ''}; a diverged run counts until it diverges.",
+        f"{what} against {_X[x][0].lower()}: {study.heading}. {around}"
+        f"{' of the logarithm' if log and not all_ else ''}; a diverged run counts until it "
+        f"diverges.{said.caption}",
         figure,
         points,
         wide=count > 1,
     )
+
+
+def _title(study: Study, panel: Any, by_row: bool) -> str:
+    if by_row:
+        return study.row(panel)
+    factor = labels.factor(study.column_factor) if study.column_factor else ""
+    return f"{factor} {study.column(panel)}" if factor else ""
+
+
+def _look(study: Study, line: Any, lines: Sequence[Any], by_row: bool) -> style.Look:
+    """Return the look of a line: a row of the study, or a column where panels are rows."""
+    if by_row:
+        return style.look(study.column_factor, line, lines)
+    return style.look(study.row_factor, line, study.rows)
 
 
 def headed(words: str) -> str:
@@ -130,23 +163,24 @@ def headed(words: str) -> str:
 
 
 def _series(
-    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, thin: Band | None, how: _How
+    axis: Axes, study: Study, key: tuple[Any, Any], how: _How, look: style.Look, place: int
 ) -> list[style.Point]:
-    """Draw one curve; return the points whose values the page names."""
-    look = style.look(study.row_factor, key[0], study.rows)
+    """Draw a curve, the ``place``-th of its panel; return the points that the page names."""
+    band, thin = how.found[key], how.thin.get(key)
     factor, scale = _X[how.x][1], how.shown.scale
     low = np.maximum(band.low, how.shown.low) * scale
     high = np.minimum(band.high, how.shown.high) * scale
-    line = {"color": look.color, "linewidth": 1.0}
+    line: dict[str, Any] = {"color": look.color, "linewidth": 1.0}
+    markers = style.sparse_mark(look, len(band.x), place)
+    runs = [(x * factor, values * scale) for x, values in how.singles.get(key, ())]
     if len(band.x) == 1:  # a line or a band of one epoch would be invisible
-        line |= {"marker": "o", "markersize": 3.0}
         axis.vlines(band.x * factor, low, high, colors=[to_rgba(look.color, 0.4)], linewidth=0.8)
     else:
-        face = to_rgba(look.color, 0.15)
-        axis.fill_between(band.x * factor, low, high, facecolor=face, linewidth=0)
-    axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line)
+        style.spread(axis, band.x * factor, low, high, look.color, runs)
+    axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line, **markers)
     if thin is not None:
-        line |= {"linewidth": 0.8, "markerfacecolor": "none"}
+        line |= {"linewidth": 0.8}
+        line |= {**markers, "markerfacecolor": "none"} if len(thin.x) == 1 else {}
         axis.plot(thin.x * factor, thin.mean * scale, linestyle=style.DOTTED, **line)
     picked = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
     where = f", {study.column(key[1])}" if study.column_factor else ""
@@ -183,11 +217,14 @@ def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
             axis.set_ylim(low, high)
 
 
-def _handles(study: Study, rows: list[Any], training: bool) -> list[Line2D]:
+def _handles(study: Study, lines: Sequence[Any], training: bool, by_row: bool) -> list[Line2D]:
+    name = study.column if by_row else study.row
     handles = []
-    for row in rows:
-        look = style.look(study.row_factor, row, study.rows)
-        handles.append(style.handle(look, study.row(row), marker=False))
+    if not by_row or study.column_factor:
+        handles = [
+            style.handle(_look(study, line, lines, by_row), name(line), marker=True)
+            for line in lines
+        ]
     if training:
         for dashes, label in (("-", "validation"), (style.DOTTED, "training")):
             handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))

@@ -81,7 +81,7 @@ def _drawing(
 ) -> style.Drawing:
     wide = len(columns) > 1
     names = [study.row(row) for row in rows]
-    width = style.PAGE if wide else style.COLUMN
+    width = style.page() if wide else style.column()
     titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
     titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
     height = 1.7 * len(found) + 0.35 + style.legend_height(names, width, 8)

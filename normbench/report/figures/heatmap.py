@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 
 from normbench.report import names as labels
 from normbench.report.figures import style
@@ -25,9 +26,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(grid: Grid) -> style.Drawing:
     """Draw the paired differences to the baseline; green-blue is better, brown worse.
 
-    Significant differences (Holm) are starred, cells with diverged runs read ``div.``, cells that
-    cannot be compared are empty. The color scale ends at the largest difference between cells
-    without diverged runs.
+    Only significant differences (Holm) have a color, and a star; others are grey. Cells with
+    diverged runs read ``div.``, cells that cannot be compared are empty. The color scale ends at
+    the largest difference between cells without diverged runs.
     """
     study, shown = grid.study, grid.metric
     rows = [row for row in study.rows if row != grid.baseline and _compared(grid, row)]
@@ -41,7 +42,7 @@ def draw(grid: Grid) -> style.Drawing:
                 if not cell.diverged:
                     clean.append(abs(values[i, j]))
     limit = max(clean, default=0.0) or 1.0
-    width = style.COLUMN if len(study.columns) <= 6 else style.PAGE
+    width = style.column() if len(study.columns) <= 6 else style.page()
     unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
     names = style.wrapped([study.row(row) for row in rows], 1.1)
     ticks = style.name_ticks(
@@ -54,11 +55,18 @@ def draw(grid: Grid) -> style.Drawing:
     height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
     figure, axes = style.new(width, height)
     axis = axes[0, 0]
-    colors = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"].with_extremes(
-        bad=style.GRID
-    )
+    colors = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"]
     norm = Normalize(-limit, limit)
-    image = axis.pcolormesh(values, cmap=colors, norm=norm, edgecolors=style.PAPER, linewidth=1.0)
+    colored = np.full_like(values, np.nan)
+    neutral = np.full_like(values, np.nan)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(study.columns):
+            cell = grid.get(row, column)
+            known = cell is not None and cell.baseline is not None and cell.baseline.significant
+            (colored if known else neutral)[i, j] = values[i, j]
+    edges: dict[str, Any] = {"edgecolors": style.PAPER, "linewidth": 1.0}
+    axis.pcolormesh(np.ma.masked_invalid(0 * neutral), cmap=ListedColormap([style.GRID]), **edges)
+    image = axis.pcolormesh(np.ma.masked_invalid(colored), cmap=colors, norm=norm, **edges)
     points = []
     for i, row in enumerate(rows):
         for j, column in enumerate(study.columns):
@@ -77,8 +85,8 @@ def draw(grid: Grid) -> style.Drawing:
                 style.minus(text),
                 ha="center",
                 va="center",
-                fontsize=6,
-                color=_DARK if dark else _LIGHT,
+                fontsize=style.points(6),
+                color=style.INK if math.isnan(colored[i, j]) else _DARK if dark else _LIGHT,
             )
             hovered = _hover(grid, row, column)
             points.append(style.Point(axis, j + 0.5, i + 0.5, hovered, (row, column)))
@@ -98,11 +106,11 @@ def draw(grid: Grid) -> style.Drawing:
     return style.Drawing(
         f"{shown.slug}-heatmap",
         f"{shown.label}, difference to {study.in_words(grid.baseline)}{unit}: {study.heading}. "
-        "Green-blue is better, brown worse. *: p < 0.05 after Holm's correction; div.: with "
-        "diverged runs.",
+        "Green-blue is better, brown worse, p < 0.05 after Holm's correction (*). Grey: not "
+        "significant, or not tested; div.: with diverged runs.",
         figure,
         points,
-        wide=width > style.COLUMN,
+        wide=width > style.column(),
     )
 
 

@@ -173,7 +173,7 @@ def _drawing(
     number: str,
 ) -> style.Drawing:
     wide, tall = max(map(len, lines)), len(lines)
-    width = style.COLUMN if wide == 1 else style.PAGE
+    width = style.column() if wide == 1 else style.page()
     panel_height = min(max(0.085 * len(layers) + 0.35, 1.0), 2.0)
     keys = [key for line in lines for key in line]
     room = (width - 1.0) / wide - 0.2
@@ -199,7 +199,7 @@ def _drawing(
             points += _points(axis, study, key, quantity, layers, *grids[key])
         places = np.arange(0, len(layers), -(-len(layers) // _NAMED))
         axes[place][0].set_yticks(places + 0.5, [names[i] for i in places])
-        axes[place][0].tick_params(axis="y", labelsize=5.5)
+        axes[place][0].tick_params(axis="y", labelsize=style.points(5.5))
     assert image is not None
     axes[0][0].invert_yaxis()
     bar = figure.colorbar(

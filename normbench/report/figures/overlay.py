@@ -24,7 +24,7 @@ def draw(pair: Pair) -> style.Drawing:
     """Draw the metrics of epochs of two runs, those of probes left out, a panel a metric."""
     panels = [metric for metric in METRICS.values() if metric.curve]
     tall = -(-len(panels) // _WIDE)
-    figure, grid = style.new(style.PAGE, 1.95 * tall, tall, _WIDE)
+    figure, grid = style.new(style.page(), 1.95 * tall, tall, _WIDE)
     for axis in grid.ravel()[len(panels) :]:
         axis.set_visible(False)
     looks = _looks(pair)

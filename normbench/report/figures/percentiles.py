@@ -58,7 +58,7 @@ def _drawing(
     cells = [key for key in order if key in middle][:_MOST]
     wide = min(len(cells), _WIDE)
     tall = -(-len(cells) // wide)
-    width = style.COLUMN if len(cells) <= 2 else style.PAGE
+    width = style.column() if len(cells) <= 2 else style.page()
     titles = [_title(study, key) for key in cells]
     shown = style.wrapped(titles, width / wide - 0.45, size=7.5)
     height = (1.7 + style.more_lines(shown)) * tall + 0.3

@@ -26,11 +26,11 @@ def draw_profiles(grid: Grid) -> style.Drawing:
     study, shown, profiles = grid.study, grid.metric, grid.profiles
     sign = 1.0 if shown.higher_is_better else -1.0
     figure, axes = style.new(
-        style.COLUMN, 2.3 + style.legend_height([study.row(row) for row in profiles])
+        style.column(), 2.3 + style.legend_height([study.row(row) for row in profiles])
     )
     axis = axes[0, 0]
     handles = []
-    for row, profile in profiles.items():
+    for place, (row, profile) in enumerate(profiles.items()):
         look = style.look(study.row_factor, row, study.rows)
         x = sign * profile.thresholds * shown.scale
         axis.fill_between(
@@ -47,8 +47,9 @@ def draw_profiles(grid: Grid) -> style.Drawing:
             color=look.color,
             linestyle=look.dashes,
             drawstyle="steps-post",
+            **style.sparse_mark(look, len(x), place),
         )
-        handles.append(style.handle(look, study.row(row), marker=False))
+        handles.append(style.handle(look, study.row(row)))
     middle = _middle(profiles, any(cell.diverged for cell in grid.cells.values()))
     if middle is not None:
         low, high = sorted(sign * shown.scale * end for end in middle)
@@ -77,7 +78,7 @@ def draw_improvements(grid: Grid) -> style.Drawing:
     asked = style.wrap(f"Probability of a better run than {base}'s", 1.9, size=7.5)
     tall = max(0.24, 0.08 + style.LINE + style.more_lines(names))
     height = 0.75 + tall * len(found) + style.more_lines([asked])
-    figure, axes = style.new(style.COLUMN, height)
+    figure, axes = style.new(style.column(), height)
     axis = axes[0, 0]
     points = []
     for place, (row, result) in enumerate(found.items()):

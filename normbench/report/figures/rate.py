@@ -28,15 +28,16 @@ def draw(study: Study) -> style.Drawing:
         return curves.draw(study, METRICS["lr"])
     columns = [column for column in study.columns if (rates["column"] == column).any()]
     figure, axes = style.new(
-        style.COLUMN, 2.25 + style.legend_height([study.column(c) for c in columns], width=6)
+        style.column(), 2.25 + style.legend_height([study.column(c) for c in columns], width=6)
     )
     axis = axes[0, 0]
     handles = []
-    for column in columns:
+    for place, column in enumerate(columns):
         look = style.look(study.column_factor, column, columns)
         means = rates[rates["column"] == column].groupby("epoch")["lr"].mean()
-        axis.plot(means.index, means, color=look.color)
-        handles.append(style.handle(look, study.column(column), marker=False))
+        markers = style.sparse_mark(look, len(means), place)
+        axis.plot(means.index, means, color=look.color, linestyle=look.dashes, **markers)
+        handles.append(style.handle(look, study.column(column)))
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("Epoch")

@@ -77,8 +77,8 @@ def _drawing(
     number: str,
 ) -> style.Drawing:
     height = 1.65 * len(columns) + 0.3
-    height += style.legend_height([study.row(row) for row in rows], style.PAGE, 8)
-    figure, grid = style.new(style.PAGE, height, len(columns), len(PANELS), sharex="row")
+    height += style.legend_height([study.row(row) for row in rows], style.page(), 8)
+    figure, grid = style.new(style.page(), height, len(columns), len(PANELS), sharex="row")
     points = []
     for index, panel in enumerate(PANELS):
         shown = []
@@ -99,8 +99,7 @@ def _drawing(
     for axis in grid[-1]:
         axis.set_xlabel("Step")
     handles = [
-        style.handle(style.look(study.row_factor, r, study.rows), study.row(r), marker=False)
-        for r in rows
+        style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
     ]
     style.legend(figure, handles, 8, study.legend_title)
     return style.Drawing(
@@ -134,14 +133,24 @@ def _series(
     bottom = np.where(np.isfinite(low.low), low.low, low.mean)
     top = np.where(np.isfinite(high.high), high.high, high.mean)
     axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.color, 0.10), linewidth=0)
+    markers = style.sparse_mark(look, len(low.x), study.rows.index(key[0]))
     if panel.low == panel.high:
-        axis.plot(low.x, low.mean, color=look.color, linestyle=look.dashes, linewidth=1.0)
+        axis.plot(
+            low.x, low.mean, color=look.color, linestyle=look.dashes, linewidth=1.0, **markers
+        )
     else:
         axis.fill_between(
             low.x, low.mean, high.mean, facecolor=to_rgba(look.color, 0.17), linewidth=0
         )
         for band in (low, high):
-            axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.8)
+            axis.plot(
+                band.x,
+                band.mean,
+                color=look.color,
+                linestyle=look.dashes,
+                linewidth=0.8,
+                **markers,
+            )
     where = f", {study.column(key[1])}" if study.column_factor else ""
     picked = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
     points = []

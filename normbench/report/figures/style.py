@@ -1,5 +1,9 @@
 """The style of all figures: sizes, fonts, colors and markers, layout helpers, and files.
 
+Figures are laid out in inches and points of the default venue, in which labels have 7.5 points;
+:func:`new` and :func:`points` bring them to the size of the venue that :func:`made_for` sets. A
+figure for slides, with letters of 14 points, is so many times as high, and as wide as a slide.
+
 Colors are those of Okabe & Ito (2008) and of Tol's "muted" set, both chosen so that color-blind
 readers can distinguish them. A norm has the same color and marker in every figure of every store:
 known names from :data:`normbench.report.names.NORMS`, others from a checksum of the name, never by
@@ -22,8 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties
 from matplotlib.ft2font import FT2Font
@@ -39,15 +45,10 @@ from matplotlib.ticker import (
 )
 
 from normbench.report import names as labels
+from normbench.report.venues import DEFAULT, VENUES, Venue
 
-COLUMN = 3.4
-"""Width of a column of a two-column paper, inches."""
-
-PAGE = 7.0
-"""Width of both columns, inches."""
-
-KINDS = ("png", "svg", "pdf")
-"""Files written of each figure."""
+LEAST = 6.0
+"""Least size of any text as it is printed, in points."""
 
 INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
 """Text and axes, grid lines, background; a dark page replaces them."""
@@ -77,6 +78,9 @@ _SPACE = 0.12  # inches between the columns of a legend
 LINE = 0.13
 """Height of a line of text, inches."""
 
+MANY = 8
+"""Rows from which a figure has a panel for each."""
+
 LINES = 3
 """Most lines of a name in a figure; the middle of a longer name is left out."""
 
@@ -85,21 +89,12 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (8, 1.5)), (0, (5, 1, 1, 1)))
 DOTTED = (0, (1, 1.2))
 """Dashes of training values beside those of validation; no row has a dotted line."""
 
-_RC: Any = {
+_SIZE = VENUES[DEFAULT].size  # of labels, in points, where figures are laid out
+_RC: dict[str, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "axes.facecolor": PAPER,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "figure.titlesize": 8,
     "figure.titleweight": "bold",
     "text.parse_math": False,  # a name with dollar signs is no formula
     "text.color": INK,
@@ -107,15 +102,11 @@ _RC: Any = {
     "axes.edgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
     "lines.markersize": 4.0,
     "legend.frameon": False,
@@ -126,6 +117,80 @@ _RC: Any = {
     "svg.hashsalt": "normbench",
     "path.simplify": True,
 }
+_SCALED: dict[str, float] = {
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.title_fontsize": 7.0,
+    "figure.titlesize": 8.0,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3.5,
+    "ytick.major.size": 3.5,
+    "xtick.minor.size": 2.0,
+    "ytick.minor.size": 2.0,
+    "xtick.major.pad": 3.5,
+    "ytick.major.pad": 3.5,
+    "axes.labelpad": 4.0,
+    "axes.titlepad": 6.0,
+    "grid.linewidth": 0.5,
+}
+"""Settings in points, at labels of 7.5 points. Strokes of series are scaled by :class:`Drawing`."""
+
+_venue = VENUES[DEFAULT]
+
+
+def venue() -> Venue:
+    """Return the venue that figures are drawn for now."""
+    return _venue
+
+
+@contextlib.contextmanager
+def made_for(chosen: Venue) -> Iterator[None]:
+    """Draw figures for a venue inside the block."""
+    global _venue
+    before, _venue = _venue, chosen
+    try:
+        yield
+    finally:
+        _venue = before
+
+
+def column() -> float:
+    """Return the width of a narrow figure, inches."""
+    return _venue.column / _scale()
+
+
+def page() -> float:
+    """Return the width of a figure with panels beside each other, inches."""
+    return _venue.page / _scale()
+
+
+def points(size: float) -> float:
+    """Return the size of letters as they are printed, from that at labels of 7.5 points."""
+    return max(LEAST, _scale() * size)
+
+
+def _scale() -> float:
+    return _venue.size / _SIZE
+
+
+def _settings(chosen: Venue) -> Any:
+    """Return Matplotlib's settings for a venue."""
+    scale = chosen.size / _SIZE
+    scaled = {name: scale * value for name, value in _SCALED.items()}
+    return {**_RC, **scaled, "font.family": [_family(chosen)]}
+
+
+@functools.lru_cache(maxsize=len(VENUES))
+def _family(chosen: Venue) -> str:
+    """Return the first family of a venue that is installed."""
+    return next(family for family in chosen.fonts if family in _entries())
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,8 +235,18 @@ class Drawing:
     figure: Figure
     points: list[Point] = field(default_factory=list)
     wide: bool = False
+    venue: Venue = field(default_factory=venue)
     _svg: str = ""
     _settled: bool = False
+
+    def __post_init__(self) -> None:
+        scale = self.venue.size / _SIZE
+        if scale == 1:
+            return
+        for axes in self.figure.axes:
+            _thicken([*axes.lines, *axes.collections, *axes.patches], scale)
+        for legend in self.figure.legends:
+            _thicken(legend.legend_handles, scale)
 
     @functools.cached_property
     def texts(self) -> list[Text]:
@@ -180,11 +255,12 @@ class Drawing:
         Numbers of ticks may still be empty: Matplotlib writes them as it draws, in digits that the
         style's own font has.
         """
-        with mpl.rc_context(_RC):  # looking for texts makes ticks, which take the style of now
+        settings = _settings(self.venue)
+        with mpl.rc_context(settings):  # looking for texts makes ticks, in the style of now
             found = [text for text in self.figure.findobj(Text) if isinstance(text, Text)]
         for text in found:
-            if families := _further_fonts(text.get_text()):
-                text.set_fontfamily([_FAMILY, *families])
+            if families := _further_fonts(text.get_text(), _family(self.venue)):
+                text.set_fontfamily([_family(self.venue), *families])
         return found
 
     def settle(self) -> None:
@@ -206,8 +282,8 @@ class Drawing:
         Characters that no installed font has are drawn as boxes without a warning for each:
         :func:`lacking` names them.
         """
-        rc = dict(_RC)
-        if any(_further_fonts(text.get_text()) for text in self.texts):
+        rc = _settings(self.venue)
+        if any(_further_fonts(text.get_text(), _family(self.venue)) for text in self.texts):
             rc["pdf.fonttype"] = 3  # as outlines: not every font is TrueType
         with mpl.rc_context(rc), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -251,7 +327,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.rc_context(_RC):
+        with mpl.rc_context(_settings(_venue)):
             return draw(*args, **kwargs)
 
     return inner
@@ -259,22 +335,37 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 def lacking(drawings: Iterable[Drawing]) -> str:
     """Say in a sentence which characters of drawings no installed font has; empty if none."""
-    letters = {letter for drawing in drawings for text in drawing.texts for letter in text.get_text()}
-    found = {letter for letter in letters if not _fonts_with(letter)}
+    letters = {
+        (letter, _family(drawing.venue))
+        for drawing in drawings
+        for text in drawing.texts
+        for letter in text.get_text()
+    }
+    found = {
+        letter for letter, own in letters if not _is_in(letter, own) and not _fonts_with(letter)
+    }
     if not found:
         return ""
     shown = " ".join(sorted(found))
     return f"figures show boxes for {shown}: no installed font has these characters"
 
 
-_FAMILY = "DejaVu Sans"  # comes with Matplotlib
+def _thicken(artists: Iterable[Any], scale: float) -> None:
+    """Scale the strokes and markers of series."""
+    for artist in artists:
+        if isinstance(artist, Line2D):
+            artist.set_linewidth(scale * artist.get_linewidth())
+            artist.set_markersize(scale * artist.get_markersize())
+            artist.set_markeredgewidth(scale * artist.get_markeredgewidth())
+        elif hasattr(artist, "set_linewidth"):
+            artist.set_linewidth(scale * np.asarray(artist.get_linewidth()))
 
 
 @functools.lru_cache(maxsize=4096)
-def _further_fonts(text: str) -> tuple[str, ...]:
-    """Return the families of installed fonts that have what the style's own lacks of a text."""
+def _further_fonts(text: str, family: str) -> tuple[str, ...]:
+    """Return the families of installed fonts that have what ``family`` lacks of a text."""
     found: list[str] = []
-    wanted = {c for c in text if _FAMILY not in _fonts_with(c)}
+    wanted = {c for c in text if not _is_in(c, family)}
     while wanted:
         offered = Counter(family for c in sorted(wanted) for family in _fonts_with(c))
         if not offered:
@@ -286,12 +377,16 @@ def _further_fonts(text: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
+def _is_in(character: str, family: str) -> bool:
+    """Return whether a family has a character, or the character needs no glyph."""
+    if character.isspace() or _has(_entries()[family], character):
+        return True
+    return unicodedata.category(character) in ("Cf", "Mn", "Me")  # marks that join the one before
+
+
+@functools.lru_cache(maxsize=4096)
 def _fonts_with(character: str) -> tuple[str, ...]:
-    """Return the families that have a character; all that need no glyph are said to be had."""
-    if character.isspace() or _has(_entries()[_FAMILY], character):
-        return (_FAMILY,)
-    if unicodedata.category(character) in ("Cf", "Mn", "Me"):  # marks that join the one before
-        return (_FAMILY,)
+    """Return the families that have a character."""
     return tuple(family for family, entry in _entries().items() if _has(entry, character))
 
 
@@ -326,19 +421,49 @@ def _has(entry: FontEntry, character: str) -> bool:
 
 
 def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
-    """Return the look of a value of a factor, the same in every figure.
+    """Return the look of a value of a factor.
 
-    Numbers get a scale of colors by their position in ``values``.
+    Numbers get a scale of colors by their position in ``values``, all other values the color and
+    marker of their name, in every figure. Where two of ``values`` could not be told apart without
+    color, one gets other dashes, and another marker where all dashes are taken.
     """
     if isinstance(value, int | float) and len(values) > 1:
         place = list(values).index(value)
         red, green, blue, _ = mpl.colormaps["viridis"](0.9 * place / (len(values) - 1))
         color = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
-        return Look(color, MARKERS[place % len(MARKERS)])
-    name = str(value)
+        round_, marker = divmod(place, len(MARKERS))
+        return Look(color, MARKERS[marker], DASHES[round_ % len(DASHES)])
+    names = tuple(sorted({str(other) for other in values if not isinstance(other, int | float)}))
+    return _looks(factor, names).get(str(value)) or _look(factor, str(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _looks(factor: str, names: tuple[str, ...]) -> dict[str, Look]:
+    """Return the look of each name, with no two of one marker and one kind of dashes."""
+    found: dict[str, Look] = {}
+    taken: set[tuple[str, Any]] = set()
+    for name in names:
+        own = _look(factor, name)
+        first = MARKERS.index(own.marker)
+        markers = MARKERS[first:] + MARKERS[:first]
+        free = [
+            Look(own.color, marker, dashes)
+            for marker in markers
+            for dashes in (own.dashes, *DASHES)
+            if (marker, dashes) not in taken
+        ]
+        found[name] = free[0] if free else own  # of more than 48 names some must look alike
+        taken.add((found[name].marker, found[name].dashes))
+    return found
+
+
+def _look(factor: str, name: str) -> Look:
+    """Return the look of a name by itself; norms of one color have different dashes."""
     known = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
     if factor == "norm" and known is not None and known.color:
-        return Look(PALETTE[known.color], known.marker)
+        family = [key for key, norm in labels.NORMS.items() if norm.color == known.color]
+        place = family.index(name) if name in family else len(family)
+        return Look(PALETTE[known.color], known.marker, DASHES[place % len(DASHES)])
     number = zlib.crc32(name.encode())
     color = COLOURS[number % len(COLOURS)]
     marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
@@ -347,7 +472,7 @@ def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
     """Return a figure and its axes in an array of ``rows`` × ``columns``."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width * _scale(), height * _scale()), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -370,9 +495,97 @@ def mark(look: Look) -> dict[str, Any]:
     return {"marker": look.marker, "markersize": size, **rim}
 
 
+def sparse_mark(look: Look, values: int, place: int) -> dict[str, Any]:
+    """Return the options of markers on a curve: about five, for each row at other values.
+
+    Args:
+        look: The look of the row.
+        values: Number of values of the curve.
+        place: Number of the row in the figure.
+    """
+    step = max(1, values // 5)
+    small = mark(look)
+    small["markersize"] *= 0.8
+    return {**small, "markevery": (place % step, step)}
+
+
+def mark_cut(axes: Axes) -> str:
+    """Mark a vertical axis that begins above 0 with two strokes; return a sentence that says so."""
+    height = 0.03
+    for low in (0.0, 0.5 * height):
+        axes.plot(
+            [-0.018, 0.018],
+            [low, low + height],
+            transform=axes.transAxes,
+            color=INK,
+            linewidth=0.6,
+            clip_on=False,
+            zorder=7,
+            label="_cut",
+        )
+    return " The vertical axis begins above 0."
+
+
+def panels_beside(count: int) -> int:
+    """Return how many small panels stand beside each other: three or four, to leave few gaps."""
+    return min(count, 4 if -count % 4 <= -count % 3 else 3)
+
+
+class Outer(NamedTuple):
+    """The axes at the left of a figure of panels, and a sentence on its vertical axis."""
+
+    left: list[Axes]
+    caption: str
+
+
+def outer(axes: Any, count: int, *, cut: bool = False) -> Outer:
+    """Label the outer axes of panels that share theirs, and hide those beyond the last panel.
+
+    Args:
+        axes: The axes, an array of rows × columns.
+        count: Number of panels.
+        cut: Whether to mark the vertical axis as one that begins above 0.
+    """
+    wide = axes.shape[1]
+    left, caption = [], ""
+    for place, axis in enumerate(axes.ravel()):
+        axis.set_visible(place < count)
+        if place >= count:
+            continue
+        below = place + wide >= count
+        axis.tick_params(labelbottom=below)
+        if not below:
+            axis.set_xlabel("")
+        if place % wide == 0:
+            left.append(axis)
+            if cut:
+                caption = mark_cut(axis)
+    return Outer(left, caption)
+
+
+def spread(
+    axes: Axes,
+    x: Any,
+    low: Any,
+    high: Any,
+    color: str,
+    singles: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> None:
+    """Draw what lies around a mean curve: a band, or each run as a thin line where runs are few."""
+    if not singles:
+        axes.fill_between(x, low, high, facecolor=to_rgba(color, 0.15), linewidth=0)
+    for along, values in singles:
+        axes.plot(along, values, color=to_rgba(color, 0.45), linewidth=0.4, label="_run")
+
+
 def text_width(text: str, size: float = 7.0) -> float:
     """Return the width in inches of a line of text at a size in points."""
-    return _measured(text, size, (_FAMILY, *_further_fonts(text)))
+    return width_in(text, points(size), _family(_venue)) / _scale()
+
+
+def width_in(text: str, size: float, family: str) -> float:
+    """Return the width in inches of a line of text as it is printed in a family of fonts."""
+    return _measured(text, size, (family, *_further_fonts(text, family)))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -462,7 +675,7 @@ def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = 
     """Put a legend below the figure, where it hides nothing, ordered line by line."""
     if not handles:
         return
-    inches = figure.get_size_inches()[0]
+    inches = figure.get_size_inches()[0] / _scale()
     columns, names = _legend_layout([str(handle.get_label()) for handle in handles], inches, width)
     for handle, name in zip(handles, names, strict=True):
         handle.set_label(name)
@@ -488,8 +701,15 @@ def plain_log(axis: Any, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_height(names: Sequence[str], inches: float = COLUMN, width: int = 4) -> float:
-    """Return the height in inches of a legend of these names in a figure ``inches`` wide."""
+def legend_height(names: Sequence[str], inches: float = 0.0, width: int = 4) -> float:
+    """Return the height in inches of a legend of these names.
+
+    Args:
+        names: The names.
+        inches: Width of the figure; 0 for a narrow one.
+        width: Most columns of the legend.
+    """
+    inches = inches or column()
     columns, shown = _legend_layout(names, inches, width)
     rows = [shown[first : first + columns] for first in range(0, len(shown), columns)]
     return 0.08 + sum(0.16 + more_lines(row) for row in rows)
@@ -511,7 +731,7 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def save(drawing: Drawing, folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+def save(drawing: Drawing, folder: Path, kinds: Sequence[str]) -> list[Path]:
     """Write a drawing in each format, a PNG at 300 dpi; the same input gives the same bytes.
 
     A figure is drawn and laid out once. Each format renders it by itself: a PNG has pixels, an SVG

@@ -38,7 +38,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     """
     study, shown = grid.study, grid.metric
     figure, axes = style.new(
-        style.COLUMN, 2.4 + style.legend_height([study.row(row) for row in study.rows])
+        style.column(), 2.4 + style.legend_height([study.row(row) for row in study.rows])
     )
     axis = axes[0, 0]
     points, times, heights, handles, ends = [], [], [], [], []
@@ -80,6 +80,8 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
         axis.set_ylim(bottom=0)
     _label(axis, ends)
+    is_cut = shown.unit == "%" and bool(heights) and axis.get_ylim()[0] > 0
+    cut = style.mark_cut(axis) if is_cut else ""
     axis.set_xlabel("Training time (s)")
     axis.set_ylabel(shown.axis)
     style.legend(figure, handles, title=study.legend_title)
@@ -93,7 +95,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     return style.Drawing(
         f"{shown.slug}-by-time",
         f"{shown.label} against training time, evaluation left out: {study.heading}. Bars: 95 % t "
-        f"intervals.{order} Cells with diverged runs are left out.",
+        f"intervals.{order} Cells with diverged runs are left out.{cut}",
         figure,
         points,
     )
@@ -113,7 +115,7 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
             (x, y),
             xytext=(3.0, lift),
             textcoords="offset points",
-            fontsize=5.5,
+            fontsize=style.points(5.5),
             color=color,
             path_effects=[withStroke(linewidth=1.2, foreground=style.PAPER)],
         )

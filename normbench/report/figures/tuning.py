@@ -61,7 +61,7 @@ def _panels(study: Study, names: Sequence[str]) -> _Panels:
     count = len(columns)
     wide = 2 if count == 4 else min(count, PANELS)
     tall = -(-count // wide)
-    width = style.COLUMN if count == 1 else style.PAGE
+    width = style.column() if count == 1 else style.page()
     factor = labels.factor(study.column_factor) if study.column_factor else ""
     titles = [f"{factor} {study.column(column)}" if factor else "" for column in columns]
     titles = style.wrapped(titles, width / wide - 0.45, size=7.5)

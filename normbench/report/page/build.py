@@ -19,7 +19,6 @@ import normbench
 from normbench.report import names as labels
 from normbench.report import origin
 from normbench.report.caveats import CONFOUND_RULE
-from normbench.report.figures import style
 from normbench.report.frames import Frames, is_config
 from normbench.report.grid import DIVERGED_RULE
 from normbench.report.page import svg
@@ -78,9 +77,12 @@ def build(
         mixtures=origin.mixtures(frames.runs),
         notes=notes,
         asked=asked,
-        sections=[_section(i, section, names, len(found)) for i, section in enumerate(found)],
         published=published,
         published_table=published and _table(published.table, "tables/against"),
+        sections=[
+            _section(i, section, names, len(found), asked.formats)
+            for i, section in enumerate(found)
+        ],
         runs=_runs(frames, names, out),
         details=Markup(_script_json(_details(frames, names))),
         common=_common(frames.runs),
@@ -112,7 +114,9 @@ def _names(found: Sequence[Section]) -> Names:
     return names
 
 
-def _section(place: int, section: Section, names: Names, count: int) -> dict[str, Any]:
+def _section(
+    place: int, section: Section, names: Names, count: int, formats: Sequence[str]
+) -> dict[str, Any]:
     def target(key: Any) -> str:
         return names.by_key.get((place, key[0], key[1]), "")
 
@@ -123,7 +127,7 @@ def _section(place: int, section: Section, names: Names, count: int) -> dict[str
             "caption": drawing.caption,
             "wide": drawing.wide,
             "href": f"figures/{folder}{drawing.slug}",
-            "kinds": style.KINDS,
+            "kinds": formats,
         }
         for number, drawing in enumerate(section.drawings)
     ]

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from normbench.config import group_options
 from normbench.report import Frames, figures, load
 from normbench.report.bands import bands, joined
 from normbench.report.figures import batch, curves, heatmap, profile, rate, style, time
+from normbench.report.frames import planned
 from normbench.report.grid import Grid, build
 from normbench.report.metrics import METRICS
 from normbench.report.references import REFERENCES
 from normbench.report.statistics import sample
 from normbench.report.study import Study, studies
+from normbench.sweep.experiment import load as load_experiment
+from normbench.sweep.grid import expand
 from tests.marks import slow
 
 
@@ -81,8 +85,10 @@ def test_curves_of_one_epoch_are_points(mixed_store: Path) -> None:
     (short,) = studies(replace(frames, curves=curves_of_one))
     drawing = curves.draw(short, METRICS["val_acc"])
     axis = drawing.figure.axes[0]
+    rows = [style.look("norm", row, short.rows) for row in short.rows]
     assert axis.lines
-    assert {line.get_marker() for line in axis.lines} == {"o"}
+    curves_of_rows = [line for line in axis.lines if line.get_label() != "_cut"]
+    assert {line.get_marker() for line in curves_of_rows} <= {look.marker for look in rows}
     assert list(axis.get_xticks()) == [1]
 
 
@@ -137,7 +143,7 @@ def test_curves_have_a_panel_for_each_batch_size(study: Study) -> None:
     against = curves.draw(study, METRICS["val_loss"], x="images_seen")
     assert against.figure.axes[0].get_yscale() == "log"
     assert against.figure.axes[-1].get_xlabel() == "Images seen (thousands)"
-    assert max(against.figure.axes[0].lines[0].get_xdata()) == pytest.approx(24.0)
+    assert max(max(line.get_xdata()) for line in against.figure.axes[0].lines) == pytest.approx(24)
 
 
 def test_one_line_a_batch_size_where_all_share_the_rate(
@@ -158,7 +164,7 @@ def test_heat_map_shows_differences_and_leaves_empty_rows_out(grid: Grid) -> Non
     drawing = heatmap.draw(grid)
     axis = drawing.figure.axes[0]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["No norm", "GN", "GN+WS", "LN"]
-    texts = [text.get_text() for text in axis.texts]
+    texts = [text.get_text().removesuffix("*") for text in axis.texts]
     expected = f"{100 * grid.cells['gn', 16].baseline.mean:+.1f}"
     assert expected in texts
     assert texts.count("div.") == 2
@@ -283,3 +289,99 @@ def test_names_in_figures_are_text(synth: SimpleNamespace, tmp_store: Path, tmp_
         if drawing.figure.legends and drawing.slug != "lr-curves":
             legend = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
             assert legend >= {*HOSTILE[:4], r"a\nb\x1b[31m"}, drawing.slug
+
+
+def studied(root: Path) -> Study:
+    (found,) = studies(load(root))
+    return found
+
+
+def test_few_seeds_are_dots_and_several_are_bands(
+    study: Study, grid: Grid, synth: SimpleNamespace, tmp_store: Path
+) -> None:
+    few = batch.draw(grid)
+    assert not few.figure.axes[0].collections
+    dots = [line for line in few.figure.axes[0].lines if line.get_marker() == "."]
+    values = sorted(100 * value for value in grid.cells["gn", 64].values.values())
+    assert any(sorted(line.get_ydata()) == pytest.approx(values) for line in dots)
+    assert "dots: single seeds" in few.caption
+    drawing = curves.draw(study, METRICS["val_acc"])
+    axis = drawing.figure.axes[0]
+    assert not axis.collections
+    assert sum(line.get_label() == "_run" for line in axis.lines) == 3 * 4  # bn, gn, gn_ws, none
+    assert "thin: single runs" in drawing.caption
+    root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 4, 4)
+    four = studied(root)
+    many = batch.draw(build(four, METRICS["test_acc"], "bn"))
+    assert len(many.figure.axes[0].collections) == 2
+    assert "95 % t interval" in many.caption
+    drawing = curves.draw(four, METRICS["val_acc"])
+    assert not [line for line in drawing.figure.axes[0].lines if line.get_label() == "_run"]
+    assert len(drawing.figure.axes[0].collections) == 2
+
+
+EIGHT = ("bn", "bn_ws", "gn", "gn_ws", "ln", "in", "none", "frn")
+
+
+def test_many_rows_have_a_panel_each(synth: SimpleNamespace, tmp_store: Path) -> None:
+    synth.write_grid(tmp_store, EIGHT, (16, 64), 2, 4)
+    crowd = studied(tmp_store)
+    names = [crowd.row(row) for row in crowd.rows]
+    drawing = batch.draw(build(crowd, METRICS["test_acc"], "bn"))
+    shown = [axis for axis in drawing.figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == names
+    assert not drawing.figure.legends
+    assert {point.key for point in drawing.points} == set(build(crowd, METRICS["test_acc"]).cells)
+    grey = [line for line in shown[1].lines if line.get_color() == style.GREY]
+    assert len(grey) == 7
+    drawing = curves.draw(crowd, METRICS["val_acc"])
+    shown = [axis for axis in drawing.figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == names
+    entries = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert entries == ["16", "64", "validation", "training"]
+    for key in {point.key for point in drawing.points}:
+        assert key in crowd.groups
+
+
+def test_a_vertical_axis_that_is_cut_says_so(study: Study, grid: Grid) -> None:
+    for drawing in (batch.draw(grid), curves.draw(study, METRICS["val_acc"])):
+        axis = drawing.figure.axes[0]
+        assert axis.get_ylim()[0] > 0
+        assert sum(line.get_label() == "_cut" for line in axis.lines) == 2
+        assert drawing.caption.count("The vertical axis begins above 0.") == 1
+    whole = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
+    assert "begins above 0" not in whole.caption
+
+
+def test_heat_maps_color_only_what_is_significant(synth: SimpleNamespace, tmp_store: Path) -> None:
+    root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 6, 2)
+    for seed in range(6):  # far worse at 16, the same but for noise at 64
+        for run in root.glob(f"*-gn-b16-s{seed}-*"):
+            synth.set_result(run, "test_acc", 0.3 + 0.001 * seed)
+    found = build(studied(root), METRICS["test_acc"], "bn")
+    significant = {key for key, c in found.cells.items() if c.baseline and c.baseline.significant}
+    assert ("gn", 16) in significant
+    assert ("gn", 64) not in significant
+    neutral, colored = heatmap.draw(found).figure.axes[0].collections
+    assert list(np.ma.getmaskarray(colored.get_array()).ravel()) == [False, True]
+    assert list(np.ma.getmaskarray(neutral.get_array()).ravel()) == [True, False]
+
+
+def test_no_figure_repeats_another(grid: Grid) -> None:
+    drawings = figures.draw(grid)
+    slugs = [drawing.slug for drawing in drawings]
+    assert len(set(slugs)) == len(slugs)
+    for metric in METRICS.values():
+        if metric.complement is not None:
+            pair = {f"{metric.slug}-by-batch", f"{metric.complement.slug}-by-batch"}
+            assert not pair <= set(slugs)
+
+
+@pytest.mark.parametrize("name", group_options()["experiment"])
+def test_rows_of_experiments_can_be_told_apart_without_color(name: str) -> None:
+    by = load_experiment(name).report.get("by", "norm,batch")
+    frames = planned(config.to_dict() for config in expand([f"+experiment={name}"]))
+    for study in studies(frames, by):
+        looks = [style.look(study.row_factor, row, study.rows) for row in study.rows]
+        assert len({(look.color, look.marker, look.dashes) for look in looks}) == len(looks)
+        assert len({(look.marker, look.dashes) for look in looks}) == len(looks), study.rows

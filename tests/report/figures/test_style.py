@@ -17,6 +17,7 @@ from PIL import Image
 
 from normbench.report import names as labels
 from normbench.report.figures import style
+from normbench.report.venues import FORMATS
 
 
 def luminance(color: str) -> float:
@@ -91,14 +92,15 @@ def test_main_colors_differ_for_color_blind_readers() -> None:
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     def make(folder: str) -> dict[str, bytes]:
-        figure, axes = style.styled(style.new)(style.COLUMN, 2.0)
+        figure, axes = style.styled(style.new)(style.column(), 2.0)
         axes[0, 0].plot([1, 2, 3], [1, 4, 2])
         drawing = style.Drawing("x", "A line.", figure)
-        return {path.suffix: path.read_bytes() for path in style.save(drawing, tmp_path / folder)}
+        paths = style.save(drawing, tmp_path / folder, FORMATS)
+        return {path.suffix: path.read_bytes() for path in paths}
 
     assert make("a") == make("b")
     with Image.open(tmp_path / "a" / "x.png") as image:
-        assert image.size == (round(style.COLUMN * 300), 600)
+        assert image.size == (round(style.column() * 300), 600)
         assert round(image.info["dpi"][0]) == 300
 
 
@@ -123,7 +125,7 @@ def font(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "one.ttf"
     builder.save(path)
     known = list(font_manager.fontManager.ttflist)
-    caches = (style._entries, style._fonts_with, style._further_fonts)
+    caches = (style._entries, style._fonts_with, style._is_in, style._further_fonts)
     for cache in caches:
         cache.cache_clear()
     font_manager.fontManager.addfont(path)
@@ -134,7 +136,7 @@ def font(tmp_path: Path) -> Iterator[str]:
 
 
 def labelled(text: str) -> style.Drawing:
-    figure, axes = style.styled(style.new)(style.COLUMN, 2.0)
+    figure, axes = style.styled(style.new)(style.column(), 2.0)
     axes[0, 0].set_title(text)
     return style.Drawing("x", "", figure)
 
@@ -143,7 +145,7 @@ def test_an_installed_font_is_taken_for_letters_that_the_first_lacks(
     font: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     drawing = labelled("GN 実")
-    style.save(drawing, tmp_path)
+    style.save(drawing, tmp_path, FORMATS)
     assert style.lacking([drawing]) == ""
     assert font.replace(" ", "") in drawing.svg()
     assert style.text_width("実", 10) == pytest.approx(10 / 72, rel=0.1)
@@ -155,7 +157,7 @@ def test_letters_that_no_font_has_are_named_once(
 ) -> None:
     nowhere = "\U0003fffd"  # assigned to nothing
     drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
-    for drawing, kinds in zip(drawings, [style.KINDS, ["svg"], ["svg"]], strict=True):
+    for drawing, kinds in zip(drawings, [FORMATS, ["svg"], ["svg"]], strict=True):
         style.save(drawing, tmp_path, kinds)
     said = style.lacking(drawings)
     assert said.count(nowhere) == 1

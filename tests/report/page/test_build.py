@@ -135,7 +135,7 @@ def test_texts_of_a_store_are_escaped(mixed_store: Path, tmp_path: Path) -> None
 
 
 def test_colors_follow_the_page() -> None:
-    figure, axes = style.styled(style.new)(style.COLUMN, 2.0)
+    figure, axes = style.styled(style.new)(style.column(), 2.0)
     axes[0, 0].plot([1, 2], [1, 2], color=style.BLUE)
     text = svg.inline(style.Drawing("x", 'A "line" & more', figure), "p", lambda key: "")
     assert style.INK not in text

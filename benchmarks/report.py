@@ -1,0 +1,101 @@
+"""Commands that only look: another commit's tree beside this one, in one run.
+
+    git worktree add ../before COMMIT
+    python benchmarks/report.py ../before [--runs 1000] [--rounds 5] [--only report experiments]
+
+Each task is a fresh process of either tree, in turns, the first of a round being the second of the
+next: the report of a store like the quickstart's (27 runs), the report of a large one, the list of
+experiments, and the doctor. The runs are those that the tests make up. Prints wall and CPU seconds
+(user and system, children included), medians over the rounds with their range, and the median and
+range of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, machine, shown
+
+NORMS = ("bn", "gn", "gn_ws", "bn_ws", "ln", "in", "none", "frn")
+BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def stores(folder: Path, runs: int) -> dict[str, list[str]]:
+    """Make up two stores; return the arguments of each task by its name."""
+    file = ROOT / "tests" / "report" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("made_up_runs", file)
+    assert spec is not None
+    assert spec.loader is not None
+    made_up: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made_up)
+    small, large, out = folder / "small", folder / "large", str(folder / "out")
+    made_up.write_grid(small, NORMS[:3], (16, 64, 256), 3, 5)
+    seeds = max(1, round(runs / (len(NORMS) * len(BATCHES))))
+    made_up.write_grid(large, NORMS, BATCHES, seeds, 20)
+    count = seeds * len(NORMS) * len(BATCHES)
+    return {
+        "report, 27 runs": ["report", str(small), "--out", out],
+        f"report, {count:,} runs": ["report", str(large), "--out", out],
+        "experiments": ["experiments"],
+        "doctor": ["doctor"],
+    }
+
+
+def seconds(tree: Path, arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Return the wall and the CPU seconds of a command of a tree."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "normbench", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    wall = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{tree}: {done.stderr}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("other", type=Path, help="the folder of the other tree")
+    options.add_argument("--runs", type=int, default=1000, help="runs of the large store")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--only", nargs="+", default=[""], help="beginnings of tasks' names")
+    given = options.parse_args()
+    trees = [given.other.resolve(), ROOT]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tasks = stores(folder, given.runs)
+        print(f"{machine()}; seconds, median of {given.rounds} (range)\n")
+        print("| task | of | other | this tree | ratio |\n| --- | --- | ---: | ---: | ---: |")
+        for task, arguments in tasks.items():
+            if not task.startswith(tuple(given.only)):
+                continue
+            for tree in trees:
+                seconds(tree, arguments, folder)  # compiles modules, and reads files
+            taken: list[list[tuple[float, float]]] = [[], []]
+            for turn in range(given.rounds):
+                for which in (turn % 2, 1 - turn % 2):
+                    taken[which].append(seconds(trees[which], arguments, folder))
+            for place, kind in enumerate(("wall", "CPU")):
+                other, this = ([pair[place] for pair in found] for found in taken)
+                ratios = [after / before for before, after in zip(other, this, strict=True)]
+                print(f"| {task} | {kind} | {shown(other)} | {shown(this)} | {shown(ratios)} |")
+
+
+if __name__ == "__main__":
+    main()

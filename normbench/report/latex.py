@@ -1,0 +1,291 @@
+"""A table in LaTeX: :func:`latex` renders it, and fits it to the columns of a venue's template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from normbench.report.table import Table, TableEntry, is_numeric
+from normbench.report.venues import DEFAULT, VENUES, Venue
+
+_SIZES = (("", 1.0, 6.0), (r"\small", 0.9, 4.0), (r"\footnotesize", 0.8, 3.0))
+"""Command for letters, their size as a share of the text's, space beside a column in points."""
+
+_NAMES = 0.35  # of a line: the width of a column of texts that would be wider
+_SPARE = 0.98  # of a line that a table may fill: widths are estimated
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a table is set.
+
+    Attributes:
+        blocks: The columns of each part; parts stand below each other.
+        headers: The headings, each as lines.
+        size: A command for the size of letters; empty for that of the text.
+        gap: Space at either side of a column, points; 0 for LaTeX's own.
+        wide: Whether the table spans both columns of a page.
+        wrapped: Columns of texts that are broken into lines of a fixed width.
+        squeezed: Whether the table is scaled down to the line, because nothing else is enough.
+    """
+
+    blocks: Sequence[Sequence[int]]
+    headers: Sequence[Sequence[str]]
+    size: str = ""
+    gap: float = 0.0
+    wide: bool = False
+    wrapped: frozenset[int] = frozenset()
+    squeezed: bool = False
+
+
+def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
+    """Return the table for LaTeX with the package booktabs.
+
+    Args:
+        table: The table.
+        study: The slug of its study where a report has several: part of the table's label.
+        venue: The venue whose template the table has to fit. A table too wide for a column gets
+            smaller letters, then both columns of a page, then is split into parts.
+    """
+    label = "-".join(part for part in (study, table.slug) if part)
+    layout = _fitted(table, venue) if venue.columns else _plain(table)
+    kind = "table*" if layout.wide else "table"
+    needs = r" and \usepackage{graphicx}" if layout.squeezed else ""
+    lines = [rf"% needs \usepackage{{booktabs}}{needs}", rf"\begin{{{kind}}}", r"  \centering"]
+    lines += [f"  {layout.size}"] if layout.size else []
+    lines += [rf"  \setlength{{\tabcolsep}}{{{layout.gap:g}pt}}"] if layout.gap else []
+    lines += [
+        rf"  \caption{{{latex_text(table.title)}.}}",
+        rf"  \label{{tab:{_latex_label(label)}}}",
+    ]
+    remarks: dict[str, str] = {}
+    for number, places in enumerate(layout.blocks):
+        lines += ["", r"  \medskip"] if number else []
+        lines += _tabular(table, layout, places, remarks)
+    if table.notes or remarks:
+        lines += ["", r"  \smallskip", r"  \begin{minipage}{\linewidth}\footnotesize"]
+        lines += [f"    {latex_text(note)}" for note in table.notes]
+        explained = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
+        lines += [f"    {'; '.join(explained)}."] if explained else []
+        lines += [r"  \end{minipage}"]
+    lines += [rf"\end{{{kind}}}", ""]
+    if foreign := _foreign(lines):
+        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {foreign}")
+    return "\n".join(lines)
+
+
+def _tabular(
+    table: Table, layout: _Layout, places: Sequence[int], remarks: dict[str, str]
+) -> list[str]:
+    """Return the lines of some columns of a table; remarks are added to those to explain."""
+    columns = "".join(_column(table, place, layout) for place in places)
+    lines = [r"  \resizebox{\linewidth}{!}{%"] if layout.squeezed else []
+    lines += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
+    if table.span:
+        count = len(places) - 1
+        lines += [
+            rf"    & \multicolumn{{{count}}}{{c}}{{{latex_text(table.span)}}} \\",
+            rf"    \cmidrule(lr){{2-{count + 1}}}",
+        ]
+    lines.append(rf"    {' & '.join(_heading(layout.headers[p]) for p in places)} \\")
+    lines.append(r"    \midrule")
+    for row in table.rows:
+        entries = [_latex_entry(row[p], remarks, p in layout.wrapped) for p in places]
+        lines.append(rf"    {' & '.join(entries)} \\")
+    lines += [r"    \bottomrule", r"  \end{tabular}" + "}" * layout.squeezed]
+    return lines
+
+
+def _column(table: Table, place: int, layout: _Layout) -> str:
+    if place in layout.wrapped:
+        return rf"p{{{_NAMES:g}\linewidth}}"
+    return "r" if place and is_numeric(table, place) else "l"
+
+
+def _heading(lines: Sequence[str]) -> str:
+    if len(lines) == 1:
+        return _latex_name(lines[0])
+    stacked = r" \\ ".join(map(latex_text, lines))
+    return rf"\shortstack{{{stacked}}}"
+
+
+# --- fitting a table to a template ----------------------------------------------------------------
+
+
+def _plain(table: Table) -> _Layout:
+    """Return the layout for a template that is not known."""
+    longest = max((len(row[0].text) for row in table.rows), default=0)
+    layout = _Layout([range(len(table.headers))], [[header] for header in table.headers])
+    if longest > _LATEX_LONG:
+        layout = replace(layout, wrapped=frozenset([0]))
+    return replace(layout, size=r"\small", gap=4.0) if len(table.headers) > 6 else layout
+
+
+def _fitted(table: Table, venue: Venue) -> _Layout:
+    """Return the first layout that fits a venue's template.
+
+    Letters of the text's size are tried before smaller ones, and a column before the page; then
+    the page with the table in parts, which repeat the columns that name the rows.
+    """
+    lines = [venue.column, venue.page] if venue.columns > 1 else [venue.page]
+    for line in lines:
+        for size, share, gap in _SIZES:
+            widths, layout = _widths(table, line, venue.text * share, gap)
+            layout = replace(layout, size=size, gap=gap, wide=line != lines[0])
+            if sum(widths) <= _SPARE * line:
+                return layout
+    places = range(len(table.headers))
+    keys, others = places[: table.keys], places[table.keys :]
+    line = lines[-1]
+    for size, share, gap in _SIZES[1:]:
+        widths, layout = _widths(table, line, venue.text * share, gap)
+        layout = replace(layout, size=size, gap=gap, wide=line != lines[0])
+        room = _SPARE * line - sum(widths[place] for place in keys)
+        if all(widths[place] <= room for place in others):
+            parts = _parts(others, widths, room)
+            return replace(layout, blocks=[[*keys, *part] for part in parts])
+    return replace(layout, squeezed=True)
+
+
+def _parts(places: Sequence[int], widths: Sequence[float], room: float) -> list[Sequence[int]]:
+    """Split columns into as few parts as fit, of about as many columns each."""
+    for count in range(2, len(places) + 1):
+        size = -(-len(places) // count)
+        parts = [places[first : first + size] for first in range(0, len(places), size)]
+        if all(sum(widths[place] for place in part) <= room for part in parts):
+            return parts
+    return [[place] for place in places]
+
+
+def _widths(table: Table, line: float, points: float, gap: float) -> tuple[list[float], _Layout]:
+    """Estimate the width of each column in inches, with letters like those of Times.
+
+    Texts wider than a share of the line are wrapped, and headings wider than their column are
+    broken between words.
+    """
+    widths, headers, wrapped = [], [], []
+    for place, header in enumerate(table.headers):
+        entries = [_entry_width(row[place], points) for row in table.rows]
+        width = max(entries, default=0.0)
+        if width > _NAMES * line and not (place and is_numeric(table, place)):
+            width = _NAMES * line
+            wrapped.append(place)
+        broken = _broken(header, width, points)
+        headers.append(broken)
+        width = max(width, *(text_width(text, points) for text in broken))
+        widths.append(width + 2 * gap / 72)
+    every = range(len(table.headers))
+    return widths, _Layout([every], headers, wrapped=frozenset(wrapped))
+
+
+def _entry_width(entry: TableEntry, points: float) -> float:
+    signs = "†" * entry.tied + "a" * bool(entry.remark)
+    width = text_width(entry.text, points) + text_width(signs, 0.75 * points)
+    return 1.06 * width if entry.best else width  # bold
+
+
+def _broken(text: str, width: float, points: float) -> list[str]:
+    """Break a heading between words into lines of a width, or of its longest word."""
+    first, *words = text.split(" ")
+    width = max(width, *(text_width(word, points) for word in (first, *words)))
+    lines = [first]
+    for word in words:
+        if text_width(f"{lines[-1]} {word}", points) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def text_width(text: str, points: float) -> float:
+    """Return the width of a text in inches, set in a typeface like Times."""
+    from normbench.report.figures import style  # Matplotlib has the widths of letters
+
+    return style.width_in(text, points, "STIXGeneral")
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "†": r"\textsuperscript{\dag}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "*": r"\textsuperscript{*}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "−": "$-$",
+    "…": r"\dots{}",
+    "[": "{[}",  # not an option of the line break before it
+    "]": "{]}",
+}
+
+
+def _latex_label(slug: str) -> str:
+    """Return a slug in ASCII; other characters are written as their code points.
+
+    No slug has a plus sign, so different slugs stay different.
+    """
+    return "".join(c if c.isascii() else f"+{ord(c):x}+" for c in slug)
+
+
+def _latex_entry(entry: TableEntry, remarks: dict[str, str], breakable: bool) -> str:
+    """Return an entry; its remark becomes a letter, explained below the table."""
+    text = _latex_name(entry.text, breakable)
+    if entry.best:
+        text = f"\\textbf{{{text}}}"
+    signs = [_LATEX["†"]] if entry.tied else []
+    if entry.remark:
+        signs.append(_raised(remarks.setdefault(entry.remark, _letter(len(remarks)))))
+    return text + "".join(signs)
+
+
+def _letter(place: int) -> str:
+    """Return a, b, …, z, aa, ab, …"""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("a") + place % 26)
+
+
+def _raised(sign: str) -> str:
+    return f"\\textsuperscript{{{sign}}}"
+
+
+def latex_text(text: str) -> str:
+    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
+    apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    escaped = "".join(_LATEX.get(character, character) for character in apart)
+    escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
+    return escaped.replace("\0", "{}")
+
+
+_LATEX_LONG = 40  # most letters of a name on one line
+_LATEX_BREAK = 12  # letters between possible breaks of a longer name
+
+
+def _latex_name(text: str, breakable: bool = False) -> str:
+    """Escape a name; one that is long or ``breakable`` may break in and after its words."""
+    if len(text) <= (_LATEX_BREAK if breakable else _LATEX_LONG):
+        return latex_text(text)
+    parts = [
+        word[start : start + _LATEX_BREAK]
+        for word in re.findall(r"[^-_/=,;.+ ]*[-_/=,;.+ ]*", text)
+        for start in range(0, len(word), _LATEX_BREAK)
+    ]
+    return r"\allowbreak{}".join(map(latex_text, parts))
+
+
+def _foreign(lines: Sequence[str]) -> str:
+    """Return the characters that pdfLaTeX cannot set, each once."""
+    return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))
