@@ -171,7 +171,7 @@ def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str,
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if not text or "${" in text or "@package" in text:
         return None
-    keys = _read_keys(file)
+    keys = read_keys(file)
     entries = keys.pop("defaults", ["_self_"])
     pairs = [entry if isinstance(entry, Mapping) else {"": entry} for entry in entries]
     if not all(len(pair) == 1 and isinstance(next(iter(pair.values())), str) for pair in pairs):
