@@ -119,6 +119,7 @@ def report(
     _check_folder(Path(out))
     published = None if against is None else _held_against(store, against, asked)
     everything, notes = load_stores(store, asked.by)
+    attrs, everything.runs.attrs = everything.runs.attrs, {}  # pandas copies them at every step
     frames, more = choose(everything, asked)
     notes += [*more, *origin.verified(frames)]
     for line in _opening(everything, frames, asked.where, notes):
@@ -146,6 +147,7 @@ def report(
         say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
     for section in drawn:
         section.drawings = draw(section.grid, asked.venue)
+    frames.runs.attrs = attrs
     for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
         say(line)
     try:

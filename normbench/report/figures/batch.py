@@ -42,7 +42,8 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     panels = [[row] for row in present] if len(present) >= style.MANY else [study.rows]
     wide = style.panels_beside(len(panels))
     tall = -(-len(panels) // wide)
-    names = _ticks(grid, wide)
+    room = 2.6 if wide == 1 else style.page() / wide - 0.4
+    names = _ticks(grid, room)
     figure, axes, handles = _figure(grid, panels, wide, tall, names, bool(references))
     points, crossed = [], False
     for axis, rows in zip(axes.ravel(), panels, strict=False):
@@ -56,7 +57,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
         _draw_references(axis, references, shown.scale, shown.name)
         if math.isfinite(limits[0]) and limits[1] > limits[0]:
             axis.set_ylim(*limits)
-        _column_axis(axis, grid, names)
+        _column_axis(axis, grid, names, room)
     is_cut = shown.unit == "%" and limits[0] > 0
     said = style.outer(axes, len(panels), cut=is_cut)
     for axis in said.left:
@@ -89,7 +90,7 @@ def _figure(
     study = grid.study
     below = names.height if names else 0.0
     if len(panels) > 1:
-        height = 1.3 * tall + 0.35 + below + 0.3 * published
+        height = 1.3 * tall + 0.5 + below + 0.3 * published
         figure, axes = style.new(style.page(), height, tall, wide, sharex=True, sharey=True)
         return figure, axes, []
     height = 2.3 + style.legend_height([study.row(row) for row in study.rows])
@@ -221,16 +222,16 @@ def _places(grid: Grid) -> dict[object, float]:
     return {column: float(place) for place, column in enumerate(columns)}
 
 
-def _ticks(grid: Grid, panels: int = 1) -> style.NameTicks | None:
-    """Return the ticks of columns that are names; None for numbers."""
+def _ticks(grid: Grid, room: float) -> style.NameTicks | None:
+    """Return the ticks of columns that are names, in ``room`` inches; None for numbers."""
     columns = grid.study.columns
     if grid.study.numeric_columns:
         return None
-    room = 2.6 if panels == 1 else style.page() / panels - 0.4
     return style.name_ticks([grid.study.column(c) for c in columns], room / len(columns))
 
 
-def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None) -> None:
+def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None, room: float) -> None:
+    """Set ticks and label of the horizontal axis, whose label has ``room`` inches."""
     study = grid.study
     if study.numeric_columns and all(column > 0 for column in study.columns):
         style.log2_axis(axis, study.columns)
@@ -240,7 +241,7 @@ def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None) -> None:
     if study.column_factor:
         factor = labels.factor(study.column_factor)
         factor += " (images per step)" if study.column_factor == "batch" else ""
-        axis.set_xlabel(style.wrap(factor, 2.6))
+        axis.set_xlabel(style.wrap(factor, room, size=7.5))
 
 
 def _lines(
