@@ -101,6 +101,21 @@ def _signatures_of(data: bytes) -> tuple[str, ...]:
         return ()
 
 
+@lru_cache(maxsize=4)  # a run's status and its metrics are often asked for in a row
+def _epochs_of(path: Path, data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a ``metrics.jsonl``. The result is shared: copy it.
+
+    Raises:
+        StoreError: The file is damaged.
+    """
+    rows = [row for _, row in files.read_lines(path, records.EPOCH, data=data)]
+    try:
+        records.check_epochs(rows)
+    except schema.Mismatch as error:
+        raise files.damaged(path, error) from error
+    return rows
+
+
 class Run:
     """One run folder. It has no state: every property reads the files as they are now."""
 
@@ -484,13 +499,7 @@ class Run:
         return self._rows(files.read_bytes(self.path / "metrics.jsonl") or b"")
 
     def _rows(self, data: bytes) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        rows = [row for _, row in files.read_lines(path, records.EPOCH, data=data)]
-        try:
-            records.check_epochs(rows)
-        except schema.Mismatch as error:
-            raise files.damaged(path, error) from error
-        return rows
+        return [dict(row) for row in _epochs_of(self.path / "metrics.jsonl", data)]
 
     def last_metrics(self) -> dict[str, Any] | None:
         """Return the last row of ``metrics.jsonl``, or None, reading only the end of the file."""

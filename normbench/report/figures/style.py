@@ -29,6 +29,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties
@@ -573,7 +574,14 @@ def spread(
 ) -> None:
     """Draw what lies around a mean curve: a band, or each run as a thin line where runs are few."""
     if not singles:
-        axes.fill_between(x, low, high, facecolor=to_rgba(color, 0.15), linewidth=0)
+        # fill_between() would compute the limits of all panels that share an axis for each band.
+        known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+        parts = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+        below, above = np.column_stack([x, low]), np.column_stack([x, high])
+        shapes = [np.concatenate([below[part], above[part[::-1]]]) for part in parts if len(part)]
+        face = to_rgba(color, 0.15)
+        axes.add_collection(PolyCollection(shapes, facecolor=face, linewidth=0), autolim=False)
+        axes.update_datalim(np.concatenate([below[known], above[known]]))
     for along, values in singles:
         axes.plot(along, values, color=to_rgba(color, 0.45), linewidth=0.4, label="_run")
 
