@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,9 +45,11 @@ FEW = 3
 """Most runs of a cell that figures show one by one: an interval over so few says little."""
 
 
-def singles(
-    curves: pd.DataFrame, name: str, x: str = "epoch"
-) -> dict[tuple[Any, Any], list[tuple[np.ndarray, np.ndarray]]]:
+Singles = dict[tuple[Any, Any], list[tuple[np.ndarray, np.ndarray]]]
+"""By row and column, x and values of each run, of cells with few runs."""
+
+
+def singles(curves: pd.DataFrame, name: str, x: str = "epoch") -> Singles:
     """Return x and values of each run, for each (row, column) with two to :data:`FEW` runs.
 
     Args:
@@ -62,6 +64,26 @@ def singles(
         if 1 < len(runs) <= FEW:
             found[key] = [(run[x].to_numpy(float), run[name].to_numpy(float)) for run in runs]
     return found
+
+
+def around(
+    found: Iterable[Mapping[Any, Band]], few: Iterable[Mapping[Any, Any]], *, log: bool = False
+) -> str:
+    """Return a caption's sentence on the lines of a figure, and on what lies around them.
+
+    Args:
+        found: Bands by row and column, a mapping for each panel or quantity.
+        few: The same of cells whose runs are drawn one by one.
+        log: Whether the bands are of the logarithm.
+    """
+    cells = {key for drawn in found for key in drawn}
+    shown = {key for drawn in few for key in drawn}
+    interval = "95 % t interval" + (" of the logarithm" if log else "")
+    if not shown:
+        return f"Mean and {interval} over seeds."
+    if shown >= cells:
+        return "Mean over seeds, thin: single runs."
+    return f"Mean over seeds, thin: single runs of cells with up to {FEW}, else the {interval}."
 
 
 def bands(

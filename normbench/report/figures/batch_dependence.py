@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, last_measured
+from normbench.report.bands import Band, Singles, around, bands, last_measured, singles
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
@@ -37,16 +37,15 @@ def draw(study: Study) -> list[style.Drawing]:
     mean and 95 % interval over seeds. An empty list where no run has the probe.
     """
     values = over_sizes(study)
-    found = {
-        mode: bands(values[values["mode"] == mode], "value", "size")
-        for mode in ("training", "inference")
-    }
+    modes = {mode: values[values["mode"] == mode] for mode in ("training", "inference")}
+    found = {mode: bands(part, "value", "size") for mode, part in modes.items()}
+    runs = {mode: singles(part, "value", "size") for mode, part in modes.items()}
     if not found["training"]:
         return []
     columns = [c for c in study.columns if any(key[1] == c for key in found["training"])]
     parts = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
     return [
-        _drawing(study, found, part, f"-{number}" if len(parts) > 1 else "")
+        _drawing(study, found, runs, part, f"-{number}" if len(parts) > 1 else "")
         for number, part in enumerate(parts, start=1)
     ]
 
@@ -67,6 +66,7 @@ def over_sizes(study: Study) -> pd.DataFrame:
 def _drawing(
     study: Study,
     found: dict[str, dict[tuple[Any, Any], Band]],
+    runs: dict[str, Singles],
     columns: list[Any],
     number: str,
 ) -> style.Drawing:
@@ -90,10 +90,10 @@ def _drawing(
     for axis, column, title in zip(grid.ravel(), columns, titles, strict=True):
         for row in rows:
             key = (row, column)
-            if key in found["training"]:
-                points += _line(axis, study, key, found["training"][key], "training")
-            if key in varying:
-                points += _line(axis, study, key, found["inference"][key], "inference")
+            for mode, drawn in (("training", found["training"]), ("inference", varying)):
+                if key in drawn:
+                    few = runs[mode].get(key, [])
+                    points += _line(axis, study, key, found[mode][key], mode, few)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_locator(FixedLocator(sizes))
         axis.xaxis.set_minor_locator(NullLocator())
@@ -114,8 +114,7 @@ def _drawing(
         f"batch-dependence{number}",
         "How much an image's logits change when the rest of its mini-batch does, in the last epoch "
         f"that was measured: {study.heading}. Mean absolute difference to the logits in the "
-        "largest mini-batch, on validation images. Mean and 95 % t interval over seeds."
-        f"{exact}",
+        f"largest mini-batch, on validation images. {around(found.values(), runs.values())}{exact}",
         figure,
         points,
         wide=wide,
@@ -123,11 +122,15 @@ def _drawing(
 
 
 def _line(
-    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, mode: str
+    axis: Axes,
+    study: Study,
+    key: tuple[Any, Any],
+    band: Band,
+    mode: str,
+    runs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[style.Point]:
     look = style.look(study.row_factor, key[0], study.rows)
-    low = np.maximum(band.low, 0.0)
-    axis.fill_between(band.x, low, band.high, facecolor=to_rgba(look.color, 0.15), linewidth=0)
+    style.spread(axis, band.x, np.maximum(band.low, 0.0), band.high, look.color, runs)
     dashes = look.dashes if mode == "training" else style.DOTTED
     axis.plot(
         band.x, band.mean, color=look.color, linestyle=dashes, linewidth=1.0, **style.mark(look)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from normbench.formats import capitalized
 from normbench.report import names as labels
-from normbench.report.bands import FEW, Band, bands, joined, singles
+from normbench.report.bands import Band, Singles, around, bands, joined, singles
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.metrics import Metric
@@ -41,7 +41,7 @@ class _How(NamedTuple):
     x: str
     found: Mapping[tuple[Any, Any], Band]
     thin: Mapping[tuple[Any, Any], Band]
-    singles: Mapping[tuple[Any, Any], Sequence[tuple[np.ndarray, np.ndarray]]]
+    singles: Singles
 
 
 _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
@@ -128,15 +128,11 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     style.legend(figure, handles, 8, title)
     what = headed(shown.label)
     what += " on validation (solid or dashed) and training (dotted) images" if second else ""
-    some, all_ = bool(how.singles), set(how.singles) >= set(found)
-    around = "Mean over seeds, thin: single runs" if some else "Mean and 95 % t interval over seeds"
-    if some and not all_:
-        around += f" of cells with up to {FEW}, else the 95 % t interval"
     return style.Drawing(
         f"{shown.slug}-curves",
-        f"{what} against {_X[x][0].lower()}: {study.heading}. {around}"
-        f"{' of the logarithm' if log and not all_ else ''}; a diverged run counts until it "
-        f"diverges.{said.caption}",
+        f"{what} against {_X[x][0].lower()}: {study.heading}. "
+        f"{around([found], [how.singles], log=log)} A diverged run counts until it diverges."
+        f"{said.caption}",
         figure,
         points,
         wide=count > 1,

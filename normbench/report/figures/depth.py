@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, last_measured
+from normbench.report.bands import Band, Singles, around, bands, last_measured, singles
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
@@ -33,24 +33,24 @@ def draw(study: Study) -> list[style.Drawing]:
     """Draw the shift of population statistics against depth, a panel for each column.
 
     A line for each row with such statistics, in the last epoch that the probe
-    ``estimation_shift`` measured in each run; mean and 95 % interval over seeds of the logarithm.
+    ``estimation_shift`` measured in each run; mean and 95 % interval over seeds of the logarithm,
+    or single runs where they are few.
     An empty list where no run has the probe.
     """
     values = over_depth(study)
-    found = {
-        quantity: bands(values[values["quantity"] == quantity], "value", "depth", log=True)
-        for quantity in DRAWN
-    }
+    parts = {quantity: values[values["quantity"] == quantity] for quantity in DRAWN}
+    found = {q: bands(part, "value", "depth", log=True) for q, part in parts.items()}
+    runs = {q: singles(part, "value", "depth") for q, part in parts.items()}
     found = {quantity: drawn for quantity, drawn in found.items() if drawn}
     if not found:
         return []
     keys = {key for drawn in found.values() for key in drawn}
     columns = [column for column in study.columns if any(key[1] == column for key in keys)]
     rows = [row for row in study.rows if any(key[0] == row for key in keys)]
-    parts = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
+    pages = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
     return [
-        _drawing(study, found, rows, part, f"-{number}" if len(parts) > 1 else "")
-        for number, part in enumerate(parts, start=1)
+        _drawing(study, found, runs, rows, page, f"-{number}" if len(pages) > 1 else "")
+        for number, page in enumerate(pages, start=1)
     ]
 
 
@@ -75,6 +75,7 @@ def over_depth(study: Study) -> pd.DataFrame:
 def _drawing(
     study: Study,
     found: dict[str, dict[tuple[Any, Any], Band]],
+    runs: dict[str, Singles],
     rows: list[Any],
     columns: list[Any],
     number: str,
@@ -91,8 +92,10 @@ def _drawing(
     for place, (quantity, drawn) in enumerate(found.items()):
         for axis, column in zip(grid[place], columns, strict=True):
             for row in rows:
-                if (row, column) in drawn:
-                    points += _line(axis, study, (row, column), drawn[row, column], quantity)
+                key = (row, column)
+                if key in drawn:
+                    few = runs[quantity].get(key, [])
+                    points += _line(axis, study, key, drawn[key], quantity, few)
             axis.set_yscale("log")
         shown = [drawn[row, column] for row in rows for column in columns if (row, column) in drawn]
         values = np.concatenate([band.mean for band in shown])
@@ -118,8 +121,8 @@ def _drawing(
         "Estimation shift against depth, in the last epoch that was measured: "
         f"{study.heading}. Distance of the mean and of the deviation that a layer keeps for "
         "inference from those that its input has there on training images, over the norm of the "
-        "latter deviation (after Huang et al. 2022). Mean and 95 % t interval over seeds of the "
-        f"logarithm.{without}",
+        "latter deviation (after Huang et al. 2022). "
+        f"{around(found.values(), runs.values(), log=True)}{without}",
         figure,
         points,
         wide=wide,
@@ -127,10 +130,15 @@ def _drawing(
 
 
 def _line(
-    axis: Axes, study: Study, key: tuple[Any, Any], band: Band, quantity: str
+    axis: Axes,
+    study: Study,
+    key: tuple[Any, Any],
+    band: Band,
+    quantity: str,
+    runs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[style.Point]:
     look = style.look(study.row_factor, key[0], study.rows)
-    axis.fill_between(band.x, band.low, band.high, facecolor=to_rgba(look.color, 0.15), linewidth=0)
+    style.spread(axis, band.x, band.low, band.high, look.color, runs)
     small = style.mark(look)
     small["markersize"] *= 0.65  # a layer's; there are many in a row
     axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.9, **small)

@@ -81,15 +81,19 @@ def _panels(study: Study, names: Sequence[str]) -> _Panels:
     return _Panels(figure, axes[:count], cells, wide)
 
 
-def _labelled(panels: _Panels, x: str, y: str) -> None:
-    """Label the outer axes."""
+def _labelled(panels: _Panels, x: str, y: str, unit: str) -> str:
+    """Label the outer axes; return a sentence if the vertical one is cut."""
     count = len(panels.axes)
+    cut = unit == "%" and panels.axes[0].get_ylim()[0] > 0
+    said = ""
     for place, axis in enumerate(panels.axes):
         if place % panels.wide == 0:
             axis.set_ylabel(y)
+            said = style.mark_cut(axis) if cut else ""
         if place + panels.wide >= count:
             axis.set_xlabel(x)
             axis.tick_params(labelbottom=True)
+    return said
 
 
 # --- sensitivity ----------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
             _ticks(axis, ticks, [tuning.value_text(value) for value in values])
         elif log:  # values lie anywhere, so the ticks are those of the scale
             style.plain_log(axis.xaxis, ticks[0], ticks[-1])
-    _labelled(panels, capitalized(words(key)), heading(cells))
+    cut = _labelled(panels, capitalized(words(key)), heading(cells), cells[0].metric.unit)
     style.legend(panels.figure, handles, 8, study.legend_title)
     seeds = max(len(one.trials) for cell in cells for one in cell.tried)
     drawn = "Mean over tuning seeds, with a point for each seed" if seeds > 1 else "One tuning seed"
@@ -170,7 +174,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
         "sensitivity" + (f"-{tuning.short(key)}" if others else ""),
         f"{cells[0].metric.label} of trials against {words(key)}{held}: {study.heading}. {drawn}. "
         f"Ring: chosen.{' Cross: diverged.' if diverged else ''}"
-        f"{_left(limits, higher, joined)}",
+        f"{_left(limits, higher, joined)}{cut}",
         panels.figure,
         points,
         wide=len(panels.axes) > 1,
@@ -346,16 +350,17 @@ def expected(study: Study) -> style.Drawing:
     label = heading(study.tuned)
     several = any(len(cell.cell.keys) > 1 for cell in study.tuned)
     tried = "Combinations tried, n" if several else "Values tried, n"
-    _labelled(panels, tried, f"Best of n: {label[:1].lower()}{label[1:]}")
-    style.legend(panels.figure, handles, 8, study.legend_title)
     metric = study.tuned[0].metric
+    cut = _labelled(panels, tried, f"Best of n: {label[:1].lower()}{label[1:]}", metric.unit)
+    style.legend(panels.figure, handles, 8, study.legend_title)
     counted = "at chance level" if metric.worst else "as the worst other one"
     return style.Drawing(
         "expected-best",
         f"Expected best {metric.label.lower()} of n of the values tried, drawn at random without "
         f"replacement (Dodge et al. 2019, unbiased form of Tang et al. 2020): {study.heading}."
         + (f" A value with a diverged trial counts {counted}." if lost else "")
-        + _left(limits, higher),
+        + _left(limits, higher)
+        + cut,
         panels.figure,
         points,
         wide=len(panels.axes) > 1,
