@@ -35,6 +35,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as MarkPath
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
@@ -512,18 +514,14 @@ def sparse_mark(look: Look, values: int, place: int) -> dict[str, Any]:
 
 def mark_cut(axes: Axes) -> str:
     """Mark a vertical axis that begins above 0 with two strokes; return a sentence that says so."""
-    height = 0.03
-    for low in (0.0, 0.5 * height):
-        axes.plot(
-            [-0.018, 0.018],
-            [low, low + height],
-            transform=axes.transAxes,
-            color=INK,
-            linewidth=0.6,
-            clip_on=False,
-            zorder=7,
-            label="_cut",
-        )
+    strokes = MarkPath(
+        [(-0.018, 0.0), (0.018, 0.03), (-0.018, 0.015), (0.018, 0.045)],
+        [MarkPath.MOVETO, MarkPath.LINETO] * 2,
+    )
+    look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.6, "zorder": 7}
+    axes.add_patch(
+        PathPatch(strokes, transform=axes.transAxes, clip_on=False, label="_cut", **look)
+    )
     return " The vertical axis begins above 0."
 
 
