@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def main() -> None:
     given.target.mkdir(parents=True, exist_ok=True)
     action = pack if given.action == "pack" else unpack
     names = [n for n in given.files if action is pack or (given.source / f"{n}.webp").is_file()]
-    with ProcessPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # Pillow's codecs run side by side
         list(pool.map(partial(action, given.source, given.target), names))
     print(f"{given.target}: {', '.join(names)}")
 

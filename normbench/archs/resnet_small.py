@@ -5,23 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
-from normbench.archs.options import not_too_deep
+from normbench.archs.options import not_too_deep, one_of
 from normbench.errors import UserError
 from normbench.initializers import LecunNormal
 from normbench.norms.norm import Norm
 
+PADDINGS = ("same", "symmetric")
+SHORTCUTS = ("projection", "zeros")
+
 
 def build(
-    norm: Norm, input_shape: tuple[int, int, int], classes: int, *, depth: int, width: int
+    norm: Norm,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    depth: int,
+    width: int,
+    padding: str = "same",
+    shortcut: str = "projection",
 ) -> keras.Model:
     """Build a residual network for small images (He et al. 2016, section 4.2).
 
     A 3×3 stem, three stages of n blocks of two 3×3 convolutions, ``width``, 2·``width`` and
     4·``width`` channels, the last two stages halving the image, global average pooling and a
-    linear layer. A shortcut that changes the shape is a 1×1 convolution with normalization
-    (option B of the paper; its CIFAR networks pad with zeros instead, which has 2,560 parameters
-    less at width 16).
+    linear layer.
+
+    Keras pads an image of even size by one position less before it than after it ("same"), so that
+    a 3×3 convolution with stride 2 is centered on the odd positions, counted from 0, and the
+    shortcut beside it on the even ones. Caffe and Torch, and so the papers' code, pad both sides
+    alike ("symmetric"), which centers both on the even positions.
 
     Args:
         norm: Makes normalizations and convolutions.
@@ -29,18 +43,24 @@ def build(
         classes: Number of logits.
         depth: Layers with weights, 6n + 2.
         width: Channels of the first stage.
+        padding: Padding of the 3×3 convolutions with stride 2: ``same`` or ``symmetric``.
+        shortcut: A shortcut that changes the shape: ``projection``, a 1×1 convolution with
+            normalization (option B of the paper); ``zeros``, every second position, and zeros for
+            the channels that it lacks (option A, that of the paper's networks for CIFAR-10).
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: A ``depth`` that is not 6n + 2, or a ``width`` below 1.
+        UserError: A ``depth`` that is not 6n + 2, a ``width`` below 1, or an unknown name.
     """
     if depth < 8 or depth % 6 != 2:
         raise UserError(f"arch.depth must be 6n + 2 (8, 14, 20, …), got {depth}")
     not_too_deep("depth", depth)
     if width < 1:
         raise UserError(f"arch.width must be at least 1, got {width}")
+    one_of("padding", padding, PADDINGS)
+    one_of("shortcut", shortcut, SHORTCUTS)
     inputs = keras.Input(input_shape, name="images")
     x = norm.conv(width, 3, place="stem", name="stem_conv")(inputs)
     x = norm(x, "stem", name="stem_norm")
@@ -48,7 +68,11 @@ def build(
     for stage in range(3):
         for block in range((depth - 2) // 6):
             strides = 2 if stage and not block else 1
-            x = _block(norm, x, width * 2**stage, strides, f"stage{stage + 1}_block{block + 1}")
+            name = f"stage{stage + 1}_block{block + 1}"
+            y = _residual(norm, x, width * 2**stage, strides, padding, name)
+            x = _shortcut(norm, x, width * 2**stage, strides, shortcut, name)
+            x = keras.layers.Add(name=f"{name}_add")([y, x])
+            x = keras.layers.ReLU(name=f"{name}_relu2")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     logits = keras.layers.Dense(
         classes, kernel_initializer=LecunNormal(), dtype="float32", name="logits"
@@ -56,15 +80,25 @@ def build(
     return keras.Model(inputs, logits, name=f"resnet{depth}")
 
 
-def _block(norm: Norm, x: Any, filters: int, strides: int, name: str) -> Any:
-    """Apply two 3×3 convolutions and a shortcut (He et al. 2016, figure 2)."""
-    y = norm.conv(filters, 3, strides=strides, place="mid", name=f"{name}_conv1")(x)
-    y = norm(y, "mid", name=f"{name}_norm1")
-    y = keras.layers.ReLU(name=f"{name}_relu1")(y)
-    y = norm.conv(filters, 3, place="post", name=f"{name}_conv2")(y)
-    y = norm(y, "post", name=f"{name}_norm2")
-    if strides != 1 or x.shape[-1] != filters:
-        x = norm.conv(filters, 1, strides=strides, place="shortcut", name=f"{name}_conv0")(x)
-        x = norm(x, "shortcut", name=f"{name}_norm0")
-    y = keras.layers.Add(name=f"{name}_add")([y, x])
-    return keras.layers.ReLU(name=f"{name}_relu2")(y)
+def _residual(norm: Norm, x: Any, filters: int, strides: int, padding: str, name: str) -> Any:
+    """Apply the two 3×3 convolutions of a block (He et al. 2016, figure 2)."""
+    options = {}
+    if strides != 1 and padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(1, name=f"{name}_pad1")(x)
+        options = {"padding": "valid"}
+    x = norm.conv(filters, 3, strides=strides, place="mid", name=f"{name}_conv1", **options)(x)
+    x = norm(x, "mid", name=f"{name}_norm1")
+    x = keras.layers.ReLU(name=f"{name}_relu1")(x)
+    x = norm.conv(filters, 3, place="post", name=f"{name}_conv2")(x)
+    return norm(x, "post", name=f"{name}_norm2")
+
+
+def _shortcut(norm: Norm, x: Any, filters: int, strides: int, shortcut: str, name: str) -> Any:
+    """Bring the input of a block to the shape of its output, if it has another."""
+    channels = x.shape[-1]
+    if strides == 1 and channels == filters:
+        return x
+    if shortcut == "zeros":
+        return ops.pad(x[:, ::strides, ::strides], [[0, 0]] * 3 + [[0, filters - channels]])
+    x = norm.conv(filters, 1, strides=strides, place="shortcut", name=f"{name}_conv0")(x)
+    return norm(x, "shortcut", name=f"{name}_norm0")

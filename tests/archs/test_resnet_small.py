@@ -1,3 +1,5 @@
+import keras
+import numpy as np
 import pytest
 
 from normbench.archs.resnet_small import build
@@ -20,6 +22,51 @@ def test_parameter_counts_are_the_published_ones(depth, millions):
     assert round(padded / 1e6, 2) == millions
 
 
+def test_the_papers_network_has_its_parameters():
+    from functools import partial
+
+    from normbench.norms import BatchNormalization
+
+    model = build(
+        Norm(partial(BatchNormalization)), (32, 32, 3), 10, depth=20, width=16, shortcut="zeros"
+    )
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    # 3 stages of 6 convolutions, the stem, the linear layer; scale and shift of 19 normalizations.
+    kernels = 9 * (3 * 16 + 6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2) + 64 * 10 + 10
+    assert trained == kernels + 2 * (7 * 16 + 6 * 32 + 6 * 64)
+
+
+def at_first_halving(model, layer, images):
+    """Return the output of a layer of the second stage, and the images that the stage gets."""
+    stage_input = model.get_layer("stage1_block1_relu2").output
+    values = keras.Model(model.inputs, [stage_input, model.get_layer(layer).output])(images)
+    return [keras.ops.convert_to_numpy(value) for value in values]
+
+
+@pytest.mark.parametrize(("padding", "first"), [("same", 1), ("symmetric", 0)])
+def test_padding_decides_which_positions_a_halving_convolution_is_centered_on(padding, first):
+    model = build(Norm(None), (8, 8, 3), 10, depth=8, width=4, padding=padding)
+    kernel = np.zeros((3, 3, 4, 8), np.float32)
+    kernel[1, 1, :, :4] = np.eye(4)  # the position in the middle of the kernel alone
+    model.get_layer("stage2_block1_conv1").kernel.assign(kernel)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    before, after = at_first_halving(model, "stage2_block1_conv1", images)
+    np.testing.assert_allclose(after[..., :4], before[:, first::2, first::2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (7, 9, 1)])
+def test_shortcut_of_zeros_takes_every_second_position(shape):
+    options = {"padding": "symmetric", "shortcut": "zeros"}
+    model = build(Norm(None), shape, 10, depth=8, width=4, **options)
+    last = model.get_layer("stage2_block1_conv2")
+    last.kernel.assign(np.zeros(last.kernel.shape))
+    last.bias.assign(np.zeros(last.bias.shape))
+    images = np.random.default_rng(1).normal(size=(2, *shape)).astype("float32")
+    before, after = at_first_halving(model, "stage2_block1_relu2", images)
+    np.testing.assert_array_equal(after[..., :4], before[:, ::2, ::2])
+    np.testing.assert_array_equal(after[..., 4:], 0)
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (17, 31, 3)])
 def test_output_is_one_logit_a_class(shape):
     model = build(Norm(None), shape, 7, depth=8, width=4)
@@ -38,7 +85,14 @@ def test_convolutions_have_a_bias_just_where_nothing_normalizes():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"depth": 9, "width": 4}, {"depth": 2, "width": 4}, {"depth": 8, "width": 0}]
+    "bad",
+    [
+        {"depth": 9, "width": 4},
+        {"depth": 2, "width": 4},
+        {"depth": 8, "width": 0},
+        {"depth": 8, "width": 4, "padding": "valid"},
+        {"depth": 8, "width": 4, "shortcut": "zero"},
+    ],
 )
 def test_impossible_shapes_are_refused(bad):
     with pytest.raises(UserError, match=r"arch\."):
