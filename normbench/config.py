@@ -676,15 +676,16 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{key} must be a group of keys, got {value!r}")
         return dict(value)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
         hints = [each for each in typing.get_args(hint) if each is not type(None)]
         named = [each for each in hints if typing.get_origin(each) is Literal]
-        if named and isinstance(value, str):
-            words = ", ".join(map(repr, typing.get_args(named[0])))
-            if value not in typing.get_args(named[0]):
+        words = typing.get_args(named[0]) if named else ()
+        if named and (isinstance(value, str) or bool in hints):
+            if not (value in words if isinstance(value, str) else isinstance(value, bool)):
                 other = "true, false" if bool in hints else "a whole number"
-                raise UserError(f"{key} must be {other} or {words}, got {value!r}")
+                listed = ", ".join(map(repr, words))
+                raise UserError(f"{key} must be {other} or {listed}, got {value!r}")
             return value
         (hint,) = [each for each in hints if each not in named]
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -107,6 +107,10 @@ def test_config_survives_its_file():
         (["batch=1.5"], "batch must be a whole number, got 1.5"),
         (["batch=true"], "batch must be a whole number, got True"),
         (["batch=null"], "batch must be a whole number, got None"),
+        (["stream=always"], "stream must be true, false or 'auto', got 'always'"),
+        (["stream=1"], "stream must be true, false or 'auto', got 1"),
+        (["stream=null"], "stream must be true, false or 'auto', got None"),
+        (["accumulate=null"], "accumulate must be a whole number, got None"),
         (["batch=0"], "batch must be at least 1, got 0"),
         (["seed=-1"], "seed must be in 0..4294967295, got -1"),
         (["norm=gn", "norm.center=3"], "norm.center must be true or false, got 3"),
@@ -125,6 +129,12 @@ def test_a_mistake_is_one_line_that_names_it(overrides, message):
         compose(overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whether_images_are_streamed_is_no_part_of_the_signature():
+    streamed, resident = compose(["stream=true"]), compose(["stream=false"])
+    assert (streamed.stream, resident.stream, compose([]).stream) == (True, False, "auto")
+    assert streamed.signature == resident.signature == compose([]).signature
 
 
 def test_each_allowed_key_is_named_once():

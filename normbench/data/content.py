@@ -202,7 +202,7 @@ class ContentSource(Source):
                 if _cached(content) is None:
                     draft.replace(_file(content))
                 write_text(index, dumps({"stamp": stamp, "content": content}))
-            except (OSError, StoreError) as error:
+            except StoreError as error:
                 raise NormbenchError(
                     f"{error}: set XDG_CACHE_HOME to a folder that can hold the images"
                 ) from error

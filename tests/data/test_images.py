@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from normbench.components import make_source
 from normbench.config import Config, compose
-from normbench.data.images import Images, fitted
+from normbench.data.images import Decoded, Images, fitted
 from normbench.errors import UserError
 
 
@@ -240,6 +241,52 @@ def test_folders_that_do_not_fit_are_refused(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(cache.glob("*.arrays"))
+
+
+def test_images_are_decoded_into_the_cache_slice_by_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    root = folder(tmp_path / "pets", {"": 10})
+    wanted = Images(str(root), test=0.2).arrays()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "anew"))
+    monkeypatch.setattr("normbench.data.cache._WRITTEN", 3 * 90)  # bytes: three images
+    decoded: list[int] = []
+
+    def noted(images: Decoded, chosen: slice, take: Any = Decoded.__getitem__) -> np.ndarray:
+        found = take(images, chosen)
+        decoded.append(len(found))
+        return found
+
+    monkeypatch.setattr(Decoded, "__getitem__", noted)
+    found = Images(str(root), test=0.2).arrays()
+    assert decoded == [3, 3, 3, 3, 3, 1, 3, 1]
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_what_a_killed_process_left_of_its_images_is_removed(tmp_path: Path, cache: Path) -> None:
+    root = folder(tmp_path / "pets", {"train": 2, "test": 1})
+    Images(str(root)).arrays()
+    (entry,) = cache.glob("*.json")
+    entry.unlink()
+    (cache / f"..{entry.stem}.partial.123-abc.tmp").write_text("half")
+    Images(str(root)).arrays()
+    assert {file.suffix for file in cache.iterdir()} == {".arrays", ".json", ".lock"}
+
+
+def test_images_for_which_the_disk_has_no_room_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    root = folder(tmp_path / "pets", {"train": 2, "test": 1})
+    free = SimpleNamespace(free=500)
+    monkeypatch.setattr("normbench.data.streaming.shutil.disk_usage", lambda path: free)
+    with pytest.raises(UserError) as caught:
+        config_of(root)
+    assert str(caught.value) == (  # 6 images of 6×5×3, and their labels
+        f"{root} needs 564 B for its images in {cache}, whose disk has 500 B free: set "
+        "XDG_CACHE_HOME to a folder that can hold them"
+    )
+    assert not [file for file in cache.iterdir() if file.suffix != ".lock"]
 
 
 def test_a_share_that_empties_a_class_is_refused(tmp_path: Path) -> None:

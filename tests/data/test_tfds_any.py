@@ -98,6 +98,15 @@ def test_a_split_or_a_share_becomes_the_test_images() -> None:
     assert (source.train_count, source.validation_count, source.test_count) == (24, 6, 6)
 
 
+def test_images_larger_than_memory_are_read_onto_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normbench.data.streaming.physical_memory", lambda: 1)
+    arrays = Tfds("untested", test=0.2).arrays()
+    both = np.concatenate([arrays.train_images, arrays.test_images])
+    drawn = np.stack(draw(30, len("train")))
+    np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(drawn, axis=0))
+    np.testing.assert_array_equal(arrays.validation_images, draw(6, len("validation")))
+
+
 def test_images_of_several_sizes_become_one_size() -> None:
     assert Tfds("mixed", size=4).shape == (4, 4, 3)
     assert Tfds("mixed", size=4, channels=1).shape == (4, 4, 1)
