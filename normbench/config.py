@@ -676,7 +676,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             raise UserError(f"{key} must be a group of keys, got {value!r}")
         return dict(value)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
+        if type(value) in {type(None)}.intersection(typing.get_args(hint)):
             return None
         hints = [each for each in typing.get_args(hint) if each is not type(None)]
         named = [each for each in hints if typing.get_origin(each) is Literal]
