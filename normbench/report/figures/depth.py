@@ -98,7 +98,9 @@ def _drawing(
                     points += _line(axis, study, key, drawn[key], quantity, few)
             axis.set_yscale("log")
         shown = [drawn[row, column] for row in rows for column in columns if (row, column) in drawn]
-        values = np.concatenate([band.mean for band in shown])
+        few = [y for cell in runs[quantity].values() for _, y in cell if len(y)]
+        values = np.concatenate([*(band.mean for band in shown), *few])
+        values = values[values > 0]
         low, high = values.min() / 1.3, values.max() * 1.3
         for axis in grid[place]:
             style.plain_log(axis.yaxis, low, high)

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from normbench.report import names as labels
-from normbench.report.bands import Band, bands, joined
+from normbench.report.bands import FEW, Band, bands, joined, singles
 from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
@@ -48,13 +48,14 @@ def draw(study: Study) -> list[style.Drawing]:
     """Draw ranges of loss and gradient change, and β, against steps; a line of panels a column.
 
     A filled band reaches from the smallest to the largest value over the sizes of step, each a
-    geometric mean over seeds; the paler rim adds their 95 % intervals. An empty list where no run
-    has the probe ``smoothness``.
+    geometric mean over seeds; the paler rim adds their 95 % intervals where there are more than a
+    few runs. An empty list where no run has the probe ``smoothness``.
     """
     curves = joined(study)
     names = {name for panel in PANELS for name in (panel.low, panel.high)}
     names = {name for name in names if f"{_PREFIX}{name}" in curves.columns}
     found = {name: bands(curves, f"{_PREFIX}{name}", "step", log=True) for name in sorted(names)}
+    few = {key for name in names for key in singles(curves, f"{_PREFIX}{name}", "step")}
     keys = {key for drawn in found.values() for key in drawn}
     rows = [row for row in study.rows if any(key[0] == row for key in keys)]
     columns = [column for column in study.columns if any(key[1] == column for key in keys)]
@@ -64,7 +65,7 @@ def draw(study: Study) -> list[style.Drawing]:
         for j in range(0, len(columns), _TALL)
     ]
     return [
-        _drawing(study, found, *part, f"-{number}" if len(parts) > 1 else "")
+        _drawing(study, found, few, *part, f"-{number}" if len(parts) > 1 else "")
         for number, part in enumerate(parts, start=1)
     ]
 
@@ -72,10 +73,12 @@ def draw(study: Study) -> list[style.Drawing]:
 def _drawing(
     study: Study,
     found: dict[str, dict[Key, Band]],
+    few: set[Key],
     rows: list[Any],
     columns: list[Any],
     number: str,
 ) -> style.Drawing:
+    keys = {key for drawn in found.values() for key in drawn}
     height = 1.65 * len(columns) + 0.3
     height += style.legend_height([study.row(row) for row in rows], style.page(), 8)
     figure, grid = style.new(style.page(), height, len(columns), len(PANELS), sharex="row")
@@ -89,7 +92,7 @@ def _drawing(
                 if all(key in found.get(name, {}) for name in (panel.low, panel.high)):
                     low, high = _shared(found[panel.low][key], found[panel.high][key])
                     shown += [low.mean, high.mean]
-                    points += _series(axis, study, key, panel, low, high)
+                    points += _series(axis, study, key, panel, low, high, rim=key not in few)
         _ranges([line[index] for line in grid], shown)
         grid[0][index].set_title(panel.label)
     for line, column in enumerate(columns):
@@ -107,8 +110,9 @@ def _drawing(
         "Range of the loss and of the change of the gradient over steps of several sizes along "
         "the gradient of a training mini-batch, and effective β-smoothness, the largest change of "
         f"the gradient over the distance moved, against steps of training: {study.heading}. As "
-        "figure 4 of Santurkar et al. 2018. Geometric means over seeds, paler: 95 % t intervals "
-        "of the logarithm.",
+        "figure 4 of Santurkar et al. 2018. Geometric means over seeds"
+        + (", paler: 95 % t intervals of the logarithm." if keys - few else ".")
+        + (f" Cells with up to {FEW} runs have no interval." if few else ""),
         figure,
         points,
         wide=True,
@@ -127,12 +131,13 @@ def _shared(low: Band, high: Band) -> tuple[Band, Band]:
 
 
 def _series(
-    axis: Axes, study: Study, key: Key, panel: _Panel, low: Band, high: Band
+    axis: Axes, study: Study, key: Key, panel: _Panel, low: Band, high: Band, *, rim: bool
 ) -> list[style.Point]:
     look = style.look(study.row_factor, key[0], study.rows)
-    bottom = np.where(np.isfinite(low.low), low.low, low.mean)
-    top = np.where(np.isfinite(high.high), high.high, high.mean)
-    axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.color, 0.10), linewidth=0)
+    if rim:
+        bottom = np.where(np.isfinite(low.low), low.low, low.mean)
+        top = np.where(np.isfinite(high.high), high.high, high.mean)
+        axis.fill_between(low.x, bottom, top, facecolor=to_rgba(look.color, 0.10), linewidth=0)
     markers = style.sparse_mark(look, len(low.x), study.rows.index(key[0]))
     if panel.low == panel.high:
         axis.plot(
