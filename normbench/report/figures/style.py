@@ -29,7 +29,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties
@@ -580,8 +580,11 @@ def spread(
         face = to_rgba(color, 0.15)
         axes.add_collection(PolyCollection(shapes, facecolor=face, linewidth=0), autolim=False)
         axes.update_datalim(np.concatenate([below[known], above[known]]))
-    for along, values in singles:
-        axes.plot(along, values, color=to_rgba(color, 0.45), linewidth=0.4, label="_run")
+    if singles:
+        lines = [np.column_stack(line) for line in singles]
+        thin = LineCollection(lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run")
+        axes.add_collection(thin, autolim=False)
+        axes.update_datalim(np.concatenate(lines))
 
 
 def text_width(text: str, size: float = 7.0) -> float:
