@@ -36,7 +36,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart jax test test-slow lint types lock clean
+.PHONY: help quickstart jax test test-slow lint types docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -71,6 +71,10 @@ lint: $(STAMP) ## check style and formatting with ruff
 types: $(STAMP) ## check types with pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(STAMP) ## build the documentation's site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
+
 lock: ## pin every dependency by hash, for all supported Pythons (UPGRADE=--upgrade)
 	$(CHECK_PYTHON)
 	@test -x $(VENV)-lock/bin/pip || $(PYTHON) -m venv $(VENV)-lock
@@ -82,7 +86,7 @@ lock: ## pin every dependency by hash, for all supported Pythons (UPGRADE=--upgr
 		--constraints requirements.lock --output-file requirements-jax.lock
 
 clean: ## remove the environment, the caches and what quickstart made
-	rm -rf $(VENV) $(VENV)-lock $(JAX_VENV) .quickstart build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock $(JAX_VENV) .quickstart site build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --no-build-isolation: what builds a package is pinned by hash like what is built.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -50,3 +54,58 @@ def test_adding_shows_the_examples_as_they_are() -> None:
         assert code == text(ROOT / path), path
     assert {ROOT / Path(path).parts[0] / Path(path).parts[1] for path in shown} == packages
     assert len(shown) == 2 * len(packages)
+
+
+# --- the site -------------------------------------------------------------------------------------
+
+
+def pages_in(nav: object) -> list[str]:
+    """Return the pages of a tree of titles and pages."""
+    if isinstance(nav, str):
+        return [nav]
+    items = nav.values() if isinstance(nav, dict) else nav
+    return [page for item in items for page in pages_in(item)]  # type: ignore[attr-defined]
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    nav = pages_in(yaml.safe_load(text(ROOT / "mkdocs.yml"))["nav"])
+    written = {page for page in nav if not page.startswith("reference/")}
+    of_top = {"index.md", "changelog.md", "contributing.md"}
+    assert written == of_top | {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert len(nav) == len(set(nav))
+
+
+BUILD = """
+import sys
+from mkdocs.__main__ import cli
+arguments = ["build", "--strict", "--quiet", "--site-dir", sys.argv[1]]
+cli(arguments, standalone_mode=False)
+imported = {"tensorflow", "keras", "jax"} & set(sys.modules)
+assert not imported, imported
+"""
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_tensorflow_and_names_no_other_host(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'normbench[docs]'")
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in tmp_path.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=\"(https?:[^\"]*)", text(page)
+        )
+        assert not loaded, page
+    norms = text(tmp_path / "reference" / "norm.html")
+    commands = text(tmp_path / "reference" / "commands.html")
+    for name in ("gn_ws", "evonorm_s0", "sync_bn"):
+        assert f'id="norm{name}"' in norms
+    assert "--tune-seeds SEED[,SEED...]" in commands
+    assert 'id="normbench.api.sweep"' in text(tmp_path / "reference" / "python.html")
+    assert "running.html#without-tensorflow" in text(tmp_path / "index.html")

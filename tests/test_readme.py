@@ -1,4 +1,4 @@
-"""Commands of README, three pages of docs/ and conf/: shell, parser and configs take them."""
+"""Commands of README, the pages of docs/ and conf/: shell, parser and configs take them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,30 @@ PAGES = ("README.md", "docs/running.md", "docs/verifying.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 FAIR = (ROOT / "docs" / "fair.md").read_text(encoding="utf-8")
 MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+CLUSTERS = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+PAPERS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+
+#: Pages with commands that no test of this file runs.
+NOT_RUN_HERE = {
+    "CONTRIBUTING.md": "its targets of make run the tests",
+    "docs/data.md": "of images of one's own: tests/cli/test_own_data.py makes them",
+}
+#: Pieces of commands that are not run, with the reason.
+NOT_RUN = {
+    "executor=ray": "tests/sweep/executors/test_ray.py starts a cluster",
+    "executor=slurm": "tests/slurm starts a Slurm",
+    "desk/": "stores of two machines",
+    "--by commit": "runs of two commits",
+    "--against": "a published store",
+}
 
 
 def blocks_of(text: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = blocks_of(README) + blocks_of(FAIR) + blocks_of(MODELS)
+BLOCKS = [block for page in (README, FAIR, MODELS, CLUSTERS, PAPERS) for block in blocks_of(page)]
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 
@@ -67,9 +84,23 @@ def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_the_commands_of_every_page_are_run_or_listed() -> None:
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]
+    with_commands = {
+        page.relative_to(ROOT).as_posix()
+        for page in pages
+        if blocks_of(page.read_text(encoding="utf-8"))
+    }
+    run = {*PAGES, "docs/fair.md", "docs/models.md", "docs/clusters.md", "docs/papers.md"}
+    assert with_commands == run | NOT_RUN_HERE.keys()
+    commands = "".join(BLOCKS)
+    assert not [piece for piece in NOT_RUN if piece not in commands]
+
+
 def test_every_command_is_in_a_shell_block() -> None:
     assert len(BLOCKS) > 10
     pages = README + FAIR + MODELS
+    pages += PAPERS  # clusters.md has output beside its commands
     outside = re.sub(r"^```.*?^```$", "", pages, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^ {4}\S.*$", outside, re.MULTILINE)  # blocks name their language
 
@@ -171,6 +202,8 @@ def run_commands(blocks: list[str], tmp_path: Path) -> Path:
     for command in "".join(blocks).splitlines():
         if command.startswith(SKIPPED) or ".quickstart" in command:
             continue
+        if any(piece in command for piece in NOT_RUN):
+            continue
         if "experiment=batch_sweep" in command:  # minutes even where its runs are small
             command += " --dry-run"
         done = subprocess.run(
@@ -216,3 +249,36 @@ def test_the_page_on_models_runs_too_and_so_does_its_python(tmp_path: Path) -> N
             text=True,
         )
         assert done.returncode == 0, f"{code}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_page_on_clusters_runs_too(tmp_path: Path) -> None:
+    work = run_commands(blocks_of(CLUSTERS), tmp_path)
+    assert len([*(work / "shared" / "runs").glob("digits-*")]) == 9
+    assert len([*(work / "runs").glob("digits-*/summary.json")]) == 4  # of the detached sweep
+
+
+@pytest.mark.slow
+def test_the_page_on_papers_runs_too(tmp_path: Path) -> None:
+    work = run_commands(blocks_of(PAPERS), tmp_path)
+    assert (work / "paper.tar.gz").is_file()
+    assert [*(work / "paper" / "tables").glob("*.tex")]
+    assert "norm" in (work / "hyperparameters.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_python_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PYTHON, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    code = "\n".join(blocks).replace("arch=resnet8", "arch=mlp_sigmoid arch.units=8")
+    code = code.replace('"arch=mlp_sigmoid arch.units=8"', '"arch=mlp_sigmoid", "arch.units=8"')
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("epochs=5", "epochs=1")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unknown norm 'gm': did you mean 'gn'?" in done.stdout
+    assert (tmp_path / "report" / "index.html").is_file()
