@@ -90,10 +90,14 @@ def pages() -> dict[str, str]:
 
 
 def escaped(text: Any) -> str:
-    """Return a text that Markdown shows as it is, in one line."""
-    plain = " ".join(str(text).split())
-    plain = re.sub(r"([\\`*_\[\]{}#|])", r"\\\1", plain)
-    return plain.replace("<", "&lt;").replace(">", "&gt;")
+    """Return a text that Markdown shows as it is, in one line, but for its code spans."""
+
+    def plain(piece: str) -> str:
+        piece = re.sub(r"([\\`*_\[\]{}#|])", r"\\\1", piece)
+        return piece.replace("<", "&lt;").replace(">", "&gt;")
+
+    pieces = re.split(r"(`[^`|]+`)", " ".join(str(text).split()))
+    return "".join(piece if index % 2 else plain(piece) for index, piece in enumerate(pieces))
 
 
 def code(text: Any) -> str:
