@@ -31,6 +31,8 @@ def printable(text: str) -> str:
     direction of the text are written as Python escapes them: a line break as a backslash and an
     ``n``. The joiners of emoji and of some scripts stay.
     """
+    if text.isascii() and text.isprintable():  # nearly all texts
+        return text
     return "".join(
         character.encode("unicode_escape").decode() if _is_hidden(character) else character
         for character in text

@@ -12,6 +12,7 @@ from normbench.report.figures import style
 _VARIABLES = {style.INK: "--ink", style.GRID: "--grid", style.PAPER: "--paper"} | {
     color: f"--s-{color[1:]}" for color in style.COLOURS
 }
+_COLORS = re.compile("|".join(map(re.escape, _VARIABLES)), re.I)
 
 DARK = {
     style.BLUE: "#4ea6e6",
@@ -51,8 +52,7 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    for color, variable in _VARIABLES.items():
-        text = re.sub(re.escape(color), f"var({variable})", text, flags=re.I)
+    text = _COLORS.sub(lambda found: f"var({_VARIABLES[found[0].lower()]})", text)
     width, height = _size(text)
     head = (
         f'<svg class="figure" viewBox="0 0 {width:g} {height:g}" role="img" '
