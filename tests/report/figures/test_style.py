@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -174,3 +175,26 @@ def test_wrapped_names_fit_and_are_told_apart() -> None:
     for text in found:
         assert text.count("\n") < style.LINES
         assert all(style.text_width(line) <= 1.01 for line in text.split("\n"))
+
+
+def test_a_figure_is_laid_out_once_and_drawn_once_for_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = labelled("A title")
+    counts = {"draw": 0, "layout": 0}
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return call(*args, **kwargs)
+
+        return inner
+
+    engine = drawing.figure.get_layout_engine()
+    assert engine is not None
+    monkeypatch.setattr(engine, "execute", counted("layout", engine.execute))
+    monkeypatch.setattr(drawing.figure, "draw", counted("draw", drawing.figure.draw))
+    style.save(drawing, tmp_path, FORMATS)
+    drawing.svg()  # the page has the SVG that was written
+    drawing.hits()
+    assert counts == {"draw": len(FORMATS), "layout": 1}
