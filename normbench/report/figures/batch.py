@@ -140,7 +140,11 @@ def _draw_row(
     if not study.numeric_columns:  # there is nothing between names: side by side
         x = x + _aside(study.rows.index(row) if count > 1 else 0, count)
     if _is_few(grid):
-        for where, cell in zip(x, cells, strict=True):
+        beside = x
+        if study.numeric_columns and all(column > 0 for column in study.columns):
+            # The dots of rows lie side by side, a small part of an octave apart.
+            beside = x * 2 ** (0.3 * _aside(study.rows.index(row) if count > 1 else 0, count))
+        for where, cell in zip(beside, cells, strict=True):
             values = [] if cell is None else [shown.scale * v for v in cell.values.values()]
             values = [value for value in values if low <= value <= high]
             if len(values) > 1:
