@@ -43,11 +43,11 @@ class Local(Executor):
         self._pool = WorkerPool()
 
     def allocate(self, count: int) -> list[str]:
+        cores = threads.core_ids()
         if self._gpus:
             per_gpu = [self._jobs_per_gpu or 1] * len(self._gpus)
-            self._slots = on_gpus(self._gpus, per_gpu, min(count, self._most or count))
+            self._slots = on_gpus(self._gpus, per_gpu, min(count, self._most or count), cores)
         else:
-            cores = threads.core_ids()
             self._slots = on_cores(cores, min(count, self._most or len(cores)))
         return [slot.name for slot in self._slots]
 
@@ -90,7 +90,11 @@ class Local(Executor):
             return
         cores_per_gpu = max(1, threads.cores() // len(self._gpus))
         per_gpu = [fitting(gpu, need, cores_per_gpu) for gpu in self._gpus]
-        self._slots = on_gpus(self._gpus, per_gpu, min(len(cells), self._most or len(cells)))
+        most = min(len(cells), self._most or len(cells))
+        self._slots = on_gpus(self._gpus, per_gpu, most, threads.core_ids())
+        for name, worker in list(self._pool.items()):
+            if worker.slot not in self._slots:  # it has more cores than its slot has now
+                self._pool.end(name)
         observer.note(f"about {need / 2**30:.1f} GiB per run: {max(per_gpu)} at a time on each GPU")
 
     def close(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ class RayExecutor(Remote):
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+                runtime_env={
+                    "env_vars": {**handed_on(os.environ), "PYTHONPATH": os.pathsep.join(paths)}
+                },
             )
             self._started = True
         resources = ray.cluster_resources()
@@ -148,7 +151,17 @@ class RayExecutor(Remote):
         except exceptions.RayError as error:
             if "KeyboardInterrupt" in str(error):
                 return CellResult("interrupted")
-            return CellResult("failed", "died", f"{type(error).__name__}: {_first_line(error)}")
+            message = f"{type(error).__name__}: {_first_line(error)}{self._where_output_is()}"
+            return CellResult("failed", "died", message)
+
+    def _where_output_is(self) -> str:
+        """Say where a worker that died has left its output, which the log of the run lacks."""
+        try:
+            # Each node has the folder of its own session under this path.
+            folder = self._ray._private.worker._global_node.get_logs_dir_path()
+        except AttributeError:  # private, of Ray 2.50 to 2.60
+            return " (the workers' output is in Ray's folder of logs on their nodes)"
+        return f" (the workers' output is in {folder}/worker-*.err on their nodes)"
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         for handle in handles:
@@ -168,6 +181,7 @@ class RayExecutor(Remote):
             max_calls=1 if self._gpus else 0,
             runtime_env={
                 "env_vars": {
+                    **handed_on(os.environ),
                     "KERAS_BACKEND": backend,
                     "TF_CPP_MIN_LOG_LEVEL": "2",
                     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -176,6 +190,34 @@ class RayExecutor(Remote):
                 }
             },
         )(function)
+
+
+HANDED_ON = (
+    "NORMBENCH_*",  # the store, and all that may follow
+    "TFDS_DATA_DIR",  # prepared data sets
+    *("JAX_*", "XLA_FLAGS", "XLA_PYTHON_CLIENT_*", "TF_*"),  # how a run is compiled and computed
+    "XDG_CACHE_HOME",  # normbench's own caches
+    *("MLFLOW_*", "WANDB_*"),  # of loggers
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+)
+"""Environment variables, by patterns, that change what a run does or where it reads and writes.
+
+A task of Ray has the environment of its node, not that of the sweep.
+"""
+
+_SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+"""Parts of the names of variables that stay here: Ray shows a task's environment to everybody."""
+
+
+def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an environment that the workers get (:data:`HANDED_ON`)."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if any(fnmatchcase(name, pattern) for pattern in HANDED_ON)
+        and not any(part in name for part in _SECRET)
+    }
 
 
 def _refuse_unreachable(address: str) -> None:

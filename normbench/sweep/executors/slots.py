@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from normbench.machine import nvidia_smi
@@ -70,13 +70,16 @@ def visible_gpus(
     return gpus
 
 
-def on_gpus(gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int) -> list[Slot]:
+def on_gpus(
+    gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int, cores: Sequence[int] = ()
+) -> list[Slot]:
     """Lay out slots on GPUs, the first of every GPU before the second of any.
 
     Args:
         gpus: GPUs to use.
         jobs_per_gpu: Number of slots of each GPU.
         most: Largest number of slots in all.
+        cores: Cores to divide among the slots; empty: each slot may use all.
     """
     slots = []
     for turn in range(max(jobs_per_gpu, default=0)):
@@ -93,25 +96,31 @@ def on_gpus(gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int) -> list
                         },
                     )
                 )
-    return slots[:most]
+    slots = slots[:most]
+    if not cores:
+        return slots
+    # Each worker would else compile and prepare batches with as many threads as there are cores.
+    shares = _shares(cores, len(slots))
+    return [replace(slot, cores=share) for slot, share in zip(slots, shares, strict=True)]
 
 
 def on_cores(available: Sequence[int], workers: int) -> list[Slot]:
     """Divide cores among ``workers`` slots, neighbors together; surplus slots share a core."""
-    count = len(available)
-    slots = []
-    for index in range(workers):
-        first = index * count // workers
-        last = max((index + 1) * count // workers, first + 1)
-        slots.append(
-            Slot(
-                f"cpu {index}",
-                "cpu",
-                tuple(available[first:last]),
-                {"CUDA_VISIBLE_DEVICES": "-1"},
-            )
-        )
-    return slots
+    environment = {"CUDA_VISIBLE_DEVICES": "-1"}
+    return [
+        Slot(f"cpu {index}", "cpu", cores, environment)
+        for index, cores in enumerate(_shares(available, workers))
+    ]
+
+
+def _shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Divide cores into ``count`` shares of neighbors, each of at least one core."""
+    shares = []
+    for index in range(count):
+        first = index * len(cores) // count
+        last = max((index + 1) * len(cores) // count, first + 1)
+        shares.append(tuple(cores[first:last]))
+    return shares
 
 
 def fitting(gpu: Gpu, need: int, core_count: int) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import getpass
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from normbench.config import Config
@@ -14,6 +16,7 @@ from normbench.errors import UserError, unknown
 from normbench.sweep.cell import CellResult
 from normbench.sweep.executors.base import SweepContext, int_option
 from normbench.sweep.executors.local import Local
+from normbench.sweep.executors.packed import PackedCell, PackedJob
 from normbench.sweep.executors.remote import Remote, remote_cell
 from normbench.sweep.plan import PlannedCell
 
@@ -33,12 +36,17 @@ class Slurm(Remote):
     Either goes on from the checkpoint of its last epoch. A cell that needs still more time fails,
     and ``--retry-failed`` goes on from its checkpoint. All nodes must see the folder of the store.
 
+    With ``cells_per_job`` a job trains several cells, as the local executor does on the cores or
+    GPUs of the job (:mod:`.packed`).
+
     Args:
         cluster: ``slurm``; or, to try things out, submitit's ``local`` or ``debug``.
         partition: Partition of Slurm; None: the default one.
         account: Account to charge; None: the default one.
         minutes: Time limit of a job, each time that it runs.
         timeouts: Number of times that a job which ran out of time is requeued.
+        cells_per_job: Cells that a job trains; with several of them the options that follow are of
+            the job, not of a cell, and so is the time limit.
         cpus_per_run: Cores of a job.
         gpus_per_run: GPUs of a job.
         memory_gb: Memory of a job in GB; None: Slurm's default.
@@ -59,6 +67,7 @@ class Slurm(Remote):
         account: str | None = None,
         minutes: int = 240,
         timeouts: int = 3,
+        cells_per_job: int = 1,
         cpus_per_run: int = 2,
         gpus_per_run: int = 0,
         memory_gb: int | None = None,
@@ -75,6 +84,7 @@ class Slurm(Remote):
         self._cluster = cluster
         self._at_a_time = int_option("at_a_time", at_a_time, 1)
         self._timeouts = int_option("timeouts", timeouts, 0)
+        self._cells_per_job = int_option("cells_per_job", cells_per_job, 1)
         self._parameters: dict[str, Any] = {
             "timeout_min": int_option("minutes", minutes, 1),
             "cpus_per_task": int_option("cpus_per_run", cpus_per_run, 1),
@@ -102,7 +112,10 @@ class Slurm(Remote):
         self._lost: set[str] = set()
 
     def allocate(self, count: int) -> list[str]:
-        return [f"{self._cluster} {index}" for index in range(min(count, self._at_a_time))]
+        cpus, gpus = self._parameters["cpus_per_task"], self._parameters["gpus_per_node"]
+        in_a_job = self._cells_per_job if gpus else min(self._cells_per_job, cpus)
+        slots = min(count, self._at_a_time * in_a_job)
+        return [f"{self._cluster} {index}" for index in range(slots)]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
         """Check on the machine that submits, which may have no GPU."""
@@ -119,8 +132,32 @@ class Slurm(Remote):
             local_max_num_timeout=self._timeouts,
         )
         executor.update_parameters(**self._parameters)
+        if self._cells_per_job > 1:
+            return self._submit_packed(executor, cells, context, folder)
         with executor.batch():  # as one job array
             return [executor.submit(RequeuedCell(), context.order(cell)) for cell in cells]
+
+    def _submit_packed(
+        self, executor: Any, cells: Sequence[PlannedCell], context: SweepContext, folder: Path
+    ) -> list[PackedCell]:
+        """Submit jobs of several cells each, neighbors in the grid together."""
+        size = self._cells_per_job
+        shares = [cells[first : first + size] for first in range(0, len(cells), size)]
+        # A folder for each job, as a sweep may submit the same cell twice.
+        folder = folder.resolve() / f"cells-{uuid.uuid4().hex[:8]}"
+        folders = [folder / str(number) for number in range(len(shares))]
+        jobs = []
+        with executor.batch():  # as one job array
+            for share, inside in zip(shares, folders, strict=True):
+                inside.mkdir(parents=True)
+                cpus, gpus = self._parameters["cpus_per_task"], self._parameters["gpus_per_node"]
+                orders = [context.order(cell) for cell in share]
+                jobs.append(executor.submit(PackedJob(inside, cpus, gpus), orders))
+        return [
+            PackedCell(job, inside, cell.name)
+            for job, inside, share in zip(jobs, folders, shares, strict=True)
+            for cell in share
+        ]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         if self._queue is not None:
@@ -157,7 +194,7 @@ class Slurm(Remote):
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
         if self._queue is not None and not at_once:
-            stop_softly(handle.job_id for handle in handles)
+            stop_softly({handle.job_id for handle in handles})
             return
         for handle in handles:
             handle.cancel(check=False)

@@ -70,6 +70,10 @@ class Worker:
         """Carry out messages until there are no more."""
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGTERM, self._stop)
+        # Slurm announces the end of a job by one of these to every process of it; the process that
+        # started this worker acts upon it.
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             while not self._stopping and (message := self._queue.get()) is not None:

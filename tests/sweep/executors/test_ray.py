@@ -103,9 +103,28 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_
     assert [each.result for each in results] == ["failed", "trained", "failed"]
     assert results[0].error == "RuntimeError: something broke in two lines"
     assert results[2].cause == "died"
+    assert "(the workers' output is in /" in results[2].error
+    folder = Path(results[2].error.partition("output is in ")[2].partition("/worker-")[0])
+    assert list(folder.glob("worker-*.err"))
     store = Store(tmp_store)
     assert [run["from_epoch"] for run in store.run(configs[1]).meta["sessions"]] == [0, 1]
     assert store.run(configs[2]).status == "failed"
+
+
+def test_workers_have_the_environment_that_counts(cluster, monkeypatch):
+    monkeypatch.setenv("NORMBENCH_ANYTHING", "1")
+    monkeypatch.setenv("TFDS_DATA_DIR", "/data/tfds")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache/jax")
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "64")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    executor = RayExecutor(cpus_per_run=1)
+    seen = ray.get(executor._remote(lambda: dict(os.environ), "jax").remote())
+    assert seen["NORMBENCH_ANYTHING"] == "1"
+    assert seen["TFDS_DATA_DIR"] == "/data/tfds"
+    assert seen["JAX_COMPILATION_CACHE_DIR"] == "/cache/jax"
+    assert seen["KERAS_BACKEND"] == "jax"
+    assert seen["TF_NUM_INTRAOP_THREADS"] == "1"  # executor.cpus_per_run decides
+    assert "WANDB_API_KEY" not in seen
 
 
 @pytest.mark.slow

@@ -43,6 +43,14 @@ def test_slots_go_round_the_gpus():
     assert len(on_gpus(gpus, [2, 1], most=2)) == 2
 
 
+def test_slots_on_gpus_share_the_cores():
+    gpus = [Gpu("0", None), Gpu("1", None)]
+    slots = on_gpus(gpus, [2, 2], 9, cores=range(8))
+    assert [slot.cores for slot in slots] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert [slot.cores for slot in on_gpus(gpus, [1, 1], 1, cores=range(8))] == [tuple(range(8))]
+    assert [slot.cores for slot in on_gpus(gpus, [2, 2], 9, cores=[5])] == 4 * [(5,)]
+
+
 @pytest.mark.parametrize(
     ("free", "need", "cores", "fits"),
     [(70, 10, 16, 6), (70, 1, 16, 8), (70, 1, 3, 3), (8, 10, 16, 1), (None, 1, 16, 1)],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from normbench.errors import UserError
@@ -12,7 +14,11 @@ from normbench.store.store import Store
 
 pytest.importorskip("submitit", reason="submitit is missing: pip install 'normbench[slurm]'")
 
+from normbench.sweep.executors.base import SweepContext
+from normbench.sweep.executors.packed import PackedJob
 from normbench.sweep.executors.slurm import Slurm
+from normbench.sweep.plan import PlannedCell
+from tests.sweep.conftest import RecordingObserver
 
 
 @pytest.fixture
@@ -37,6 +43,76 @@ def test_jobs_end_as_they_end(grid, fake_jobs, run_on, tmp_store):
     store = Store(tmp_store)
     assert store.run(configs[1]).status == "failed"
     assert store.run(configs[2]).status == "finished"
+
+
+def test_a_job_of_several_cells_trains_each(grid, fake_jobs, run_on, tmp_store, tmp_path):
+    configs = grid("seed=range(0,5)")
+    fake_jobs(configs[0].run_name, "raise")
+    fake_jobs(configs[1].run_name, "kill", 9)
+    observer = run_on(Slurm(cluster="local", cells_per_job=3, cpus_per_run=2), configs)
+    results = [observer.results[config.run_name] for config in configs]
+    assert [each.result for each in results] == ["failed", "failed", *3 * ["trained"]]
+    assert results[0].error == "RuntimeError: something broke in two lines"
+    assert (results[1].cause, results[1].error) == ("died", "its worker was killed by SIGKILL")
+    assert results[1].tries == 2
+    store = Store(tmp_store)
+    assert store.run(configs[1]).status == "failed"
+    assert {store.run(config).status for config in configs[2:]} == {"finished"}
+    assert len(list((tmp_path / "submitit").glob("*_result.pkl"))) == 2  # jobs
+    assert list((tmp_path / "submitit").glob("cells-*/*/worker-cpu0.log"))
+
+
+def test_packed_cells_train_in_the_process_debug(grid, fake_jobs, run_on, tmp_store):
+    configs = grid("seed=range(0,2)")
+    observer = run_on(Slurm(cluster="debug", cells_per_job=8), configs)
+    assert Counter(each.result for each in observer.results.values()) == {"trained": 2}
+
+
+def test_a_requeued_job_leaves_out_the_cells_that_have_ended(grid, fake_jobs, tmp_store, tmp_path):
+    configs = grid("seed=range(0,3)")
+    fake_jobs(configs[0].run_name, "raise", 9)
+    context = SweepContext(Store(tmp_store), ["normbench", "sweep"], tmp_path)
+    orders = [context.order(PlannedCell(config, config.run_name)) for config in configs]
+    job = PackedJob(tmp_path, workers=2, gpus=0)
+    assert {found["result"] for found in job(orders[:2]).values()} == {"failed", "trained"}
+    again = job.checkpoint(orders)  # submitit submits this
+    assert list(again.result()) == [configs[2].run_name]
+    assert len(Store(tmp_store).run(configs[0]).meta["sessions"]) == 1
+
+
+def test_a_preempted_packed_job_goes_on_from_checkpoints(grid, fake_jobs, run_on, tmp_store):
+    configs = grid("seed=0,1", "epochs=300")
+    store, slurm = Store(tmp_store), Slurm(cluster="local", cells_per_job=2)
+    handles, submit = [], slurm.submit
+    slurm.submit = lambda *arguments: handles.extend(submit(*arguments)) or list(handles)
+
+    class Preempting(RecordingObserver):
+        """Sends the job what Slurm sends before its time is over, once both cells train."""
+
+        sent = False
+
+        def idle(self):
+            last = [run.last_metrics() or {} for run in store.runs()]
+            if not self.sent and sum(row.get("epoch", 0) > 3 for row in last) == 2:
+                self.sent = True
+                for process in psutil.Process(handles[0].job._process.pid).children(recursive=True):
+                    process.send_signal(signal.SIGUSR2)
+
+    observer = run_on(slurm, configs, Preempting())
+    assert observer.sent
+    assert Counter(each.result for each in observer.results.values()) == {"trained": 2}
+    for config in configs:
+        run = store.run(config)
+        first, second = run.meta["sessions"]
+        assert (first["from_epoch"], second["from_epoch"] > 2) == (0, True)
+        assert [row["epoch"] for row in run.metrics()] == list(range(1, 301))
+
+
+def test_slots_of_packed_jobs():
+    options = {"cluster": "local", "at_a_time": 2, "cells_per_job": 4}
+    assert len(Slurm(**options, cpus_per_run=3).allocate(100)) == 6
+    assert len(Slurm(**options, gpus_per_run=1).allocate(100)) == 8
+    assert len(Slurm(**options, gpus_per_run=1).allocate(5)) == 5
 
 
 def test_parameters_reach_submitit_by_slurms_names():
@@ -67,8 +143,6 @@ def test_options_of_sbatch_and_srun_are_in_the_job_s_script():
 def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, tmp_path):
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
-
-    from normbench.sweep.executors.base import SweepContext
 
     made = []
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
@@ -118,6 +192,8 @@ def test_options_are_checked():
         Slurm(more={"qos": ["high"]})
     with pytest.raises(UserError, match=r"executor.more must be options by their names"):
         Slurm(more=["qos"])
+    with pytest.raises(UserError, match=r"executor.cells_per_job must be a whole number of at l"):
+        Slurm(cells_per_job=0)
     with pytest.raises(UserError, match="srun must be a list"):
         Slurm(srun="--mpi=none")
     with pytest.raises(UserError, match=r"executor.timeouts must be a whole number of at least 0"):
