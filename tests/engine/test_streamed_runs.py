@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -203,6 +204,7 @@ def test_jax_streams_to_the_same_bits(config: Any, tmp_path: Path) -> None:
             [sys.executable, "-m", "normbench", "run", "backend=jax", f"stream={stream}",
              *options, *TINY, "epochs=2", *words],
             cwd=REPOSITORY,
+            env={**os.environ, "KERAS_BACKEND": "jax"},
             capture_output=True,
             text=True,
             timeout=300,
