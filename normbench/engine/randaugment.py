@@ -23,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from normbench.engine.random import bits
+from normbench.engine.setup import MOST_MAGNITUDE
 
 OPERATIONS = (
     "identity",
@@ -41,10 +42,6 @@ OPERATIONS = (
     "equalize",
 )
 """Operations that RandAugment draws from (Cubuk et al. 2020, section 3.2)."""
-MOST_OPERATIONS = 8
-"""Most operations on an image, one after the other."""
-MOST_MAGNITUDE = 30
-"""Largest magnitude; 0 is the identity for every operation that has a strength."""
 
 _ONE = 1 << 16  # 1 as a fixed-point number
 _LEVELS = 256

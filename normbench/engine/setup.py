@@ -40,6 +40,13 @@ SHOWN_IMAGES = 5000
 MAX_STEPS = 100_000_000
 """Limit on a run's steps: the learning rate of each is computed before the first (0.4 GB)."""
 
+# Here and not in randaugment.py, which imports Keras: configs are refused
+# before the backend is chosen.
+MOST_OPERATIONS = 8
+"""Most operations on an image, one after the other."""
+MOST_MAGNITUDE = 30
+"""Largest magnitude; 0 is the identity for every operation that has a strength."""
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -242,8 +249,6 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
 
     A random crop must not miss the image entirely, and a square not hide all of it.
     """
-    from normbench.engine.randaugment import MOST_MAGNITUDE, MOST_OPERATIONS
-
     padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
     if not 0 <= padding <= most:
         raise UserError(
