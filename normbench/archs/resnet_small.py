@@ -82,11 +82,11 @@ def build(
 
 def _residual(norm: Norm, x: Any, filters: int, strides: int, padding: str, name: str) -> Any:
     """Apply the two 3×3 convolutions of a block (He et al. 2016, figure 2)."""
-    options = {}
+    pad = "same"
     if strides != 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(1, name=f"{name}_pad1")(x)
-        options = {"padding": "valid"}
-    x = norm.conv(filters, 3, strides=strides, place="mid", name=f"{name}_conv1", **options)(x)
+        pad = "valid"
+    x = norm.conv(filters, 3, strides=strides, padding=pad, place="mid", name=f"{name}_conv1")(x)
     x = norm(x, "mid", name=f"{name}_norm1")
     x = keras.layers.ReLU(name=f"{name}_relu1")(x)
     x = norm.conv(filters, 3, place="post", name=f"{name}_conv2")(x)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ def export(
     kind = _format_of(path, format)
     found = find_run(run, store)
     _check_library(kind, found)
+    _check_precision(kind, found)
     model = _model(found, plain, config_dir, lambda line: say(f"note: {line}"))
     _write(model, path, kind, found)
     images = "×".join(map(str, model.input_shape[1:]))
@@ -292,13 +293,27 @@ def _check_library(kind: str, run: Run) -> None:
     backend = running.config.backend() if running else os.environ.get("KERAS_BACKEND")
     needed = [] if kind == "keras" else ["tensorflow"]
     if kind == "onnx":
-        needed.append("tf2onnx")
+        needed.append("tf2onnx")  # which brings onnx
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         on = backend or (run.config or {}).get("backend")
         raise UserError(
             f"Keras writes the format {kind} on {on} with {' and '.join(needed)}: "
             f"pip install {' '.join(missing)}"
+        )
+
+
+def _check_precision(kind: str, run: Run) -> None:
+    """Refuse a precision whose operations a format lacks.
+
+    Raises:
+        UserError: The format is ONNX, and the run has another precision than float32.
+    """
+    precision = (run.config or {}).get("precision", "float32")
+    if kind == "onnx" and precision != "float32":
+        raise UserError(
+            f"run {run.name} has precision={precision}, and Keras writes ONNX of float32 alone: "
+            "--format keras and --format savedmodel keep it"
         )
 
 
@@ -310,6 +325,8 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
         NormbenchError: The file cannot be written.
     """
     import keras
+
+    from normbench.kernels.compile import as_if_exporting
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +340,18 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
             # Without code of the file's own, as everybody should load it.
             keras.saving.load_model(written, compile=False, safe_mode=True)
         else:
-            model.export(str(written), format=FORMATS[kind], verbose=False)
+            # Keras derives the signature of a model that has been called, and this one has not.
+            images = model.inputs[0]
+            signature = [keras.InputSpec(images.dtype, images.shape, name=images.name)]
+            with as_if_exporting() if kind == "onnx" else nullcontext():
+                model.export(
+                    str(written), format=FORMATS[kind], verbose=False, input_signature=signature
+                )
+            if kind == "onnx":
+                import onnx
+
+                # tf2onnx leaves operations that ONNX lacks in the file and only logs them.
+                onnx.checker.check_model(str(written))
         written.replace(path)
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

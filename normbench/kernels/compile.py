@@ -1,13 +1,15 @@
 """Compile a function once for all layers of a shape: :func:`compile_shared`.
 
-Two private functions of TensorFlow are used here and nowhere else, checked against TensorFlow 2.21:
-``control_flow_util.GraphOrParentsInXlaContext`` and ``save_context.in_save_context``.
+Three private functions of TensorFlow are used here and nowhere else, checked against TensorFlow
+2.21: ``control_flow_util.GraphOrParentsInXlaContext``, ``save_context.in_save_context`` and
+``save_context.save_context``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -90,6 +92,22 @@ def exporting() -> bool:
     from tensorflow.python.saved_model.save_context import in_save_context
 
     return in_save_context()
+
+
+@contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Have graphs that TensorFlow traces meanwhile made to be saved, as :func:`exporting` says.
+
+    TensorFlow says so itself while it writes a SavedModel, but not for other formats.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+    from tensorflow.python.saved_model.save_context import save_context
+
+    with save_context(tf.saved_model.SaveOptions()):
+        yield
 
 
 def is_large(x: Any) -> bool:

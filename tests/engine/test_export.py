@@ -237,6 +237,27 @@ def test_a_saved_model_computes_the_same(trained, tmp_path):
         export(of.run.path, folder, format="savedmodel")
 
 
+@pytest.mark.parametrize("name", slow_except(["gn_ws"], [*NORMS, "frn"]))
+def test_an_onnx_file_computes_the_same(name, trained, tmp_path):
+    pytest.importorskip("tf2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    of = trained(name)
+    file = export(of.run.path, tmp_path / "m.onnx", say=lambda line: None)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    assert images.name == "images"
+    for count in (1, len(of.images)):
+        (logits,) = session.run(None, {"images": of.images[:count].astype("float32")})
+        assert_close(logits, of.logits[:count])
+
+
+def test_onnx_in_half_precision_is_refused(trained, tmp_path):
+    pytest.importorskip("tf2onnx")
+    with pytest.raises(UserError, match="precision=mixed_bfloat16, and Keras writes ONNX of float"):
+        export(trained("half").run.path, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_format_whose_library_is_missing_is_refused(trained, tmp_path, monkeypatch):
     of = trained("bn")
     find_spec = __import__("importlib.util").util.find_spec
