@@ -102,6 +102,11 @@ NEWER_DATASET_KEYS: dict[str, Any] = {
 """Further keys that the engine reads, with the values that change nothing: a file need not have
 them, and signatures leave these values out."""
 
+MOST_OPERATIONS = 8
+"""Largest ``dataset.randaugment``: operations on an image, one after the other."""
+MOST_MAGNITUDE = 30
+"""Largest ``dataset.magnitude``; 0 is the identity for every operation that has a strength."""
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # --- the files of the config groups ---------------------------------------------------------------

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from normbench.components import MOST_MAGNITUDE
 from normbench.engine.random import bits
-from normbench.engine.setup import MOST_MAGNITUDE
 
 OPERATIONS = (
     "identity",

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normbench.components import configured, is_own, make_source
+from normbench.components import (
+    MOST_MAGNITUDE,
+    MOST_OPERATIONS,
+    configured,
+    is_own,
+    make_source,
+)
 from normbench.config import Config
 from normbench.engine import backend
 from normbench.engine.observer import Probe, make_loggers
@@ -39,13 +45,6 @@ SHOWN_IMAGES = 5000
 """Training images that a data-dependent initialization is shown."""
 MAX_STEPS = 100_000_000
 """Limit on a run's steps: the learning rate of each is computed before the first (0.4 GB)."""
-
-# Here and not in randaugment.py, which imports Keras: configs are refused
-# before the backend is chosen.
-MOST_OPERATIONS = 8
-"""Most operations on an image, one after the other."""
-MOST_MAGNITUDE = 30
-"""Largest magnitude; 0 is the identity for every operation that has a strength."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "resnet101": RESNET,
     "resnet18": RESNET,
     "resnet20": ("arch.depth=8", "arch.width=8"),
+    "resnet20_he2016": ("arch.depth=8", "arch.width=8"),
     "resnet32": ("arch.depth=8", "arch.width=8"),
     "resnet34": RESNET,
     "resnet50": RESNET,
@@ -57,7 +58,7 @@ TINY: dict[str, tuple[str, ...]] = {
 }
 """Each network with the options that make it small."""
 
-BASIC = ("resnet18", "resnet20", "resnet32", "resnet34", "resnet56", "resnet8")
+BASIC = ("resnet18", "resnet20", "resnet20_he2016", "resnet32", "resnet34", "resnet56", "resnet8")
 BOTTLENECK = ("resnet101", "resnet50", "resnet50_post", "resnext50")
 PLAIN = ("conv_encoder", "lenet", "mlp_sigmoid", "vgg11", "vgg16")
 LACKING = {

@@ -189,7 +189,7 @@ def test_the_page_on_data_gives_commands_that_work(
         compose(list(dict.fromkeys([*command.split(), *([share] * ("photos" in command))])))
         for command in commands
     ]
-    assert [config.dataset["title"] for config in composed] == ["mine", "photos", "photos"]
+    assert [config.dataset["title"] for config in composed] == ["mine", *["photos"] * 3]
 
 
 @pytest.mark.data
