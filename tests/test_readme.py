@@ -206,7 +206,8 @@ def run_commands(blocks: list[str], tmp_path: Path) -> Path:
             continue
         for store in ELSEWHERE:
             if store in command and not (work / store).exists():
-                shutil.copytree(work / "runs", work / store)
+                here = next(s for s in ("runs", "shared/runs") if (work / s).exists())
+                shutil.copytree(work / here, work / store)
         if "experiment=batch_sweep" in command:  # minutes even where its runs are small
             command += " --dry-run"
         done = subprocess.run(

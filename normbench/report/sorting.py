@@ -71,20 +71,27 @@ def parse_rows(text: str | Sequence[str]) -> tuple[str, ...]:
 def choose_rows(found: Sequence[Study], names: Sequence[str]) -> list[Study]:
     """Return studies with the named rows alone, in this order; those without any are left out.
 
+    A name stands for all rows that it begins, up to what tells them apart in brackets: ``gn`` for
+    ``gn (groups=4)`` and ``gn (groups=8)``.
+
     Raises:
         UserError: No study has a row of one of the names.
     """
     known = dict.fromkeys(str(row) for study in found for row in study.rows)
     for name in names:
-        if name not in known:
+        if not any(_is_named(name, row) for row in known):
             raise unknown("row in --rows", name, known)
     chosen = [_with_rows(study, names) for study in found]
     return [study for study in chosen if study.rows]
 
 
+def _is_named(name: str, row: str) -> bool:
+    return row == name or row.startswith(f"{name} (")
+
+
 def _with_rows(study: Study, names: Sequence[str]) -> Study:
-    by_name = {str(row): row for row in study.rows}
-    rows = [by_name[name] for name in names if name in by_name]
+    named = (row for name in names for row in study.rows if _is_named(name, str(row)))
+    rows = list(dict.fromkeys(named))
 
     def inside(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["row"].map(plain_value).isin(rows)].reset_index(drop=True)

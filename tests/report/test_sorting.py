@@ -135,5 +135,20 @@ def test_an_unknown_row_is_refused_with_the_nearest_name(grid: Callable[..., Pat
         request(None, "norm,batch", "test_acc", None, None, sort="test_acc", rows="bn")
 
 
+def test_a_name_stands_for_all_rows_that_it_begins(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
+    root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=2, epochs=2)
+    for groups in (2, 4):
+        for seed in range(2):
+            synth.write_run(root, synth.config("gn", 16, seed, epochs=2, norm__groups=groups))
+    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn,bn")
+    (section,), _ = sections(load(root), asked)
+    assert section.study.rows == ["gn (groups=2)", "gn (groups=4)", "bn"]
+    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn (groups=4),gn")
+    (section,), _ = sections(load(root), asked)
+    assert section.study.rows == ["gn (groups=4)", "gn (groups=2)"]
+
+
 def test_commas_in_brackets_belong_to_a_row() -> None:
     assert parse_rows("gn (groups=4, center=False), bn,") == ("gn (groups=4, center=False)", "bn")
