@@ -180,7 +180,15 @@ REMOVED = """\
 #!/bin/sh
 ls -A runs | sed -n 's/^\\.\\(.*\\)\\.removed-.*/\\1/p'
 """
-SKIPPED = ("make ", "pip ", "source ", "normbench data prepare", "normbench data import")
+SKIPPED = (
+    "make ",
+    "pip ",
+    "source ",
+    "docker ",
+    "apptainer ",
+    "normbench data prepare",
+    "normbench data import",
+)
 
 
 def run_commands(blocks: list[str], tmp_path: Path) -> Path:
