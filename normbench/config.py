@@ -262,6 +262,23 @@ def signature_without_seed(recorded: Mapping[str, Any]) -> str:
     return replace(Config.from_dict(_SINCE | tree), seed=0).signature
 
 
+def branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the mapping of a config in which a key stands, and its name there.
+
+    Args:
+        tree: A config as plain dicts.
+        key: A key, as ``optimizer.lr``; or a group in a group, as ``norm/weight``.
+
+    Returns:
+        The mapping, a new one where the config has none; and the last word of the key.
+    """
+    *parents, last = key.replace("/", ".").split(".")
+    found: Any = tree
+    for parent in parents:
+        found = found.get(parent) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}, last
+
+
 _ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
@@ -513,7 +530,7 @@ def _plain_groups(
     that places others.
     """
     tree, _ = _chosen_groups(chosen, config_dir)
-    known = dict(_leaves(tree))
+    known = dict(leaves(tree))
     depends = {"bfn", "places"} & set(tree["norm"]) or "${" in json.dumps(tree)
     return (None if depends else tree), known
 
@@ -539,7 +556,7 @@ def _set(tree: Any, key: str, value: Any, text: str, groups: Mapping[str, Sequen
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = dict(_leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
+    known = dict(leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
     checked = _checked(key, value, text, known, groups)
     try:
         OmegaConf.update(tree, key, checked)
@@ -629,11 +646,12 @@ def _unknown_key(
     return UserError(f"unknown key {key!r}{hint} (allowed: {allowed})")
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a config with their values, ``norm.groups`` and 8; an empty group too."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{name}.")
+            yield from leaves(value, f"{name}.")
         else:
             yield name, value
 

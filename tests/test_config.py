@@ -277,6 +277,16 @@ def test_the_environment_names_the_store_where_nothing_else_does(monkeypatch):
     assert compose().store == default_store() == "runs"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", 3), ("optimizer.lr", 0.1), ("norm/weight", {"name": "ws"})]
+)
+def test_a_branch_holds_its_key(key, value):
+    tree = {"seed": 3, "optimizer": {"lr": 0.1}, "norm": {"weight": {"name": "ws"}}}
+    group, name = config.branch(tree, key)
+    assert group[name] == value
+    assert config.branch({"seed": 3}, "optimizer.lr") == ({}, "lr")
+
+
 def choices_of_conf():
     """Every file of the groups that one file is chosen of, and pairs of a norm and a weight."""
     options = config.group_options()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -83,19 +83,9 @@ class Images:
         """
         # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays for that.
         function = compile_shared(_prepare, pixels, by_xla=True if self.augments else None)
-        return function(
-            pixels,
-            *words,
-            mean=tuple(self.mean.tolist()),
-            std=tuple(self.std.tolist()),
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            cutout=self.cutout,
-            erasing=self.erasing,
-            jitter=self.jitter,
-            randaugment=self.randaugment,
-            magnitude=self.magnitude,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options |= {name: tuple(options[name].tolist()) for name in ("mean", "std")}
+        return function(pixels, *words, **options)
 
     def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Augment images; arguments as for :meth:`prepare`, returns uint8 (N, H, W, C)."""

@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from normbench.components import configured
+from normbench.config import Config, leaves
 from normbench.errors import UserError
 
 if TYPE_CHECKING:
     import keras
 
-    from normbench.config import Config
     from normbench.data.split import Dataset
     from normbench.engine.loop import Loop
     from normbench.store.run import Run
@@ -232,13 +232,25 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def flattened(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a config with their values: ``norm.groups`` and 8."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+def final_results(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the results on test images in a run's summary."""
+    return {key: value for key, value in numbers(summary).items() if "test_" in key}
+
+
+def flattened(config: Config) -> dict[str, Any]:
+    """Return the keys of a config with their values: ``norm.groups`` and 8."""
+    found = leaves(config.to_dict())
+    return {key: value for key, value in found if not isinstance(value, Mapping)}
+
+
+def check_text(option: str, value: Any) -> None:
+    """Refuse a value of the option of a logger, as ``mlflow.uri``, that is no text or empty.
+
+    Raises:
+        UserError: It is.
+    """
+    if not value or not isinstance(value, str):
+        raise UserError(f"logger.{option} must be a text, got {value!r}")
 
 
 class LoggingObserver(Observer):

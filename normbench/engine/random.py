@@ -76,15 +76,14 @@ def further_words(words: tuple[Any, Any], index: int) -> tuple[Any, Any]:
         words: Two words of each image, uint32 (N,).
         index: Which of its further pairs; two uses of an image's words share none.
     """
-    counter = ops.zeros_like(words[0]) + ops.convert_to_tensor(np.uint32(index), "uint32")
+    counter = ops.zeros_like(words[0]) + _word(index)
     return threefry2x32(words, (counter, ops.zeros_like(words[0])))
 
 
 def bits(words: Any, first: int, count: int) -> Any:
     """Return ``count`` bits of uint32 words from bit ``first`` on, as int32."""
-    shifted = ops.bitwise_right_shift(words, ops.convert_to_tensor(np.uint32(first), "uint32"))
-    mask = ops.convert_to_tensor(np.uint32(2**count - 1), "uint32")
-    return ops.cast(ops.bitwise_and(shifted, mask), "int32")
+    shifted = ops.bitwise_right_shift(words, _word(first))
+    return ops.cast(ops.bitwise_and(shifted, _word(2**count - 1)), "int32")
 
 
 def _word(value: Any) -> Any:

@@ -5,7 +5,7 @@ Everything that can be wrong with a run's config is refused here, before anythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from normbench.engine.augment import Images
     from normbench.engine.loop import Loop
 
-AUGMENTATION = (
-    "crop_padding",
-    "flip",
-    "cutout",
-    "erasing",
-    "jitter",
-    "randaugment",
-    "magnitude",
-)
-"""Keys of a data set that augment its images; the fields of :class:`Images` of the same names."""
 SHOWN_IMAGES = 5000
 """Training images that a data-dependent initialization is shown."""
 MAX_STEPS = 100_000_000
@@ -93,6 +83,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
     optimizer, rates = _optimizer(config), learning_rates(config, steps)
     model = build_model(config, dataset.shape, dataset.classes)
     refuse_too_large(config, model, backend.on_cpu())
+    augmentation = [f.name for f in fields(Images) if f.name not in ("mean", "std")]
     settings = LoopSettings(
         batch=config.batch,
         eval_batch=config.eval_batch,
@@ -102,7 +93,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
         images=Images(
             mean=np.asarray(dataset.mean, np.float32),
             std=np.asarray(dataset.std, np.float32),
-            **{key: config.dataset[key] for key in AUGMENTATION},
+            **{key: config.dataset[key] for key in augmentation},
         ),
         scaled_loss=config.precision == "mixed_float16",
         auxiliary_weight=config.arch.get("auxiliary_weight", 0.0),

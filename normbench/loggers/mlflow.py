@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench.engine.observer import Logger, flattened, numbers
-from normbench.errors import UserError
+from normbench.engine.observer import Logger, check_text, final_results, flattened, numbers
 
 if TYPE_CHECKING:
     from normbench.config import Config
@@ -34,9 +33,8 @@ class MLflow(Logger):
     name = "mlflow"
 
     def __init__(self, *, uri: str, experiment: str) -> None:
-        for option, value in (("uri", uri), ("experiment", experiment)):
-            if not value or not isinstance(value, str):
-                raise UserError(f"logger.mlflow.{option} must be a text, got {value!r}")
+        check_text("mlflow.uri", uri)
+        check_text("mlflow.experiment", experiment)
         if "://" not in uri and not uri.startswith("databricks"):
             # MLflow 3 has its file store only on request; a database would need the full package.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -64,7 +62,7 @@ class MLflow(Logger):
             created = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
             self._id = created.info.run_id
             params = [
-                self._param(key, str(value)[:500]) for key, value in flattened(config.to_dict())
+                self._param(key, str(value)[:500]) for key, value in flattened(config).items()
             ]
             for first in range(0, len(params), _AT_ONCE):
                 self._client.log_batch(self._id, params=params[first : first + _AT_ONCE])
@@ -90,8 +88,7 @@ class MLflow(Logger):
         if not self._id:  # the run failed before its first step
             return
         status = summary["status"]
-        values = {key: value for key, value in numbers(summary).items() if "test_" in key}
-        self._log(values, int(summary.get("steps") or 0))
+        self._log(final_results(summary), int(summary.get("steps") or 0))
         ends = {"failed": "FAILED", "interrupted": "KILLED"}
         self._client.set_tag(self._id, "normbench.status", status)
         self._client.set_terminated(self._id, ends.get(status, "FINISHED"))

@@ -76,7 +76,7 @@ class TensorBoard(Logger):
         This is what ``tensorboard.plugins.hparams.summary_v2`` writes with TensorFlow.
         """
         start = self._plugin_data.SessionStartInfo(group_name=run.name, start_time_secs=time.time())
-        for key, value in flattened(config.to_dict()):
+        for key, value in flattened(config).items():
             if key.split(".")[0] in _NOT_COMPARED or key.endswith("_target_") or value is None:
                 continue
             if isinstance(value, bool):

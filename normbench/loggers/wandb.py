@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench.engine.observer import Logger, numbers
+from normbench.engine.observer import Logger, check_text, final_results, numbers
 from normbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class WandB(Logger):
     ) -> None:
         if mode not in MODES:
             raise unknown("logger.wandb.mode", str(mode), MODES)
-        for option, value in (("project", project), ("entity", entity), ("path", path)):
-            if (value is None and option != "project") or (value and isinstance(value, str)):
-                continue
-            raise UserError(f"logger.wandb.{option} must be a text, got {value!r}")
+        check_text("wandb.project", project)
+        for option, value in (("entity", entity), ("path", path)):
+            if value is not None:
+                check_text(f"wandb.{option}", value)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -115,6 +115,5 @@ class WandB(Logger):
     def end(self, summary: Mapping[str, Any]) -> None:
         if self._run is None:  # the run failed before its first step
             return
-        values = {key: value for key, value in numbers(summary).items() if "test_" in key}
-        self._run.summary.update({**values, "status": summary["status"]})
+        self._run.summary.update({**final_results(summary), "status": summary["status"]})
         self._run.finish(exit_code=_EXIT_CODES.get(summary["status"], 0))

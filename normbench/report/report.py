@@ -21,7 +21,7 @@ from normbench.report.grid import DIVERGED_RULE
 from normbench.report.hyperparameters import tables as hyperparameter_tables
 from normbench.report.latex import latex
 from normbench.report.sections import DRAWN, Request, Section, choose, request, sections
-from normbench.report.sides import Published, compare
+from normbench.report.sides import Published, compare, published
 from normbench.report.stores import Stores, load_stores
 from normbench.report.study import studies
 from normbench.report.table import (
@@ -117,7 +117,7 @@ def report(
         formats,
     )
     _check_folder(Path(out))
-    published = None if against is None else _held_against(store, against, asked)
+    held = None if against is None else _held_against(store, against, asked)
     everything, notes = load_stores(store, asked.by)
     attrs, everything.runs.attrs = everything.runs.attrs, {}  # pandas copies them at every step
     frames, more = choose(everything, asked)
@@ -139,9 +139,9 @@ def report(
             say(text(terminal(fresh)) + "\n")
         for finding in section.findings:
             say(f"• {finding.text}")
-    if published is not None:
-        say(text(terminal(published.table)) + "\n")
-        say(f"• {published.summary}")
+    if held is not None:
+        say(text(terminal(held.table)) + "\n")
+        say(f"• {held.lines[0]}")
     drawn = found[:DRAWN]
     if len(found) > len(drawn):
         say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
@@ -152,7 +152,7 @@ def report(
         say(line)
     try:
         linked_from = None if shown_as is None else Path(Path(out).name)
-        page = _write(Path(out), frames, found, asked, notes + more, published, linked_from)
+        page = _write(Path(out), frames, found, asked, notes + more, held, linked_from)
     except OSError as error:
         raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
     say(f"report: {page}")
@@ -173,7 +173,7 @@ def _held_against(store: Stores, against: Store | Path | str, asked: Request) ->
     frames, _ = choose(frames, replace(asked, superseded=False))
     if frames.runs.empty:
         raise UserError(_nothing(frames, asked.where))
-    return Published(compare(frames, "store", asked.metric, same_science=True))
+    return published(compare(frames, "store", asked.metric, same_science=True))
 
 
 def summary_table(
@@ -472,7 +472,7 @@ def _write(
     found: Sequence[Section],
     asked: Request,
     notes: Sequence[str],
-    published: Published | None,
+    held: Published | None,
     linked_from: Path | None = None,
 ) -> Path:
     """Write all files of a report; the page's links start at ``linked_from``, else at ``out``."""
@@ -487,14 +487,12 @@ def _write(
             written += write_table(table, out / "tables" / folder, study=folder, venue=asked.venue)
         for drawing in section.drawings:
             written += style.save(drawing, out / "figures" / folder, asked.formats)
-    if published is not None:
-        written += write_table(published.table, out / "tables", venue=asked.venue)
+    if held is not None:
+        written += write_table(held.table, out / "tables", venue=asked.venue)
     written += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
-    markdown.write_text(_markdown(frames, found, asked, notes, published), encoding="utf-8")
-    page.write_text(
-        build(frames, found, asked, notes, linked_from or out, published), encoding="utf-8"
-    )
+    markdown.write_text(_markdown(frames, found, asked, notes, held), encoding="utf-8")
+    page.write_text(build(frames, found, asked, notes, linked_from or out, held), encoding="utf-8")
     _remove_old(out, [*written, markdown, page])
     return page
 
@@ -535,7 +533,7 @@ def _markdown(
     found: Sequence[Section],
     asked: Request,
     notes: Sequence[str],
-    published: Published | None,
+    held: Published | None,
 ) -> str:
     known = origin.unfinished(frames, named=len(frames.runs))
     known += [f"left out: {item}" for item in frames.left_out]
@@ -555,10 +553,10 @@ def _markdown(
             lines += ["", f"![{caption}]({file})", "", f"*{caption}*"]
         for table in section.tables:
             lines += ["", markdown(table, "###").rstrip()]
-    if published is not None:
-        lines += ["", f"## {plain(published.title)}", ""]
-        lines += [f"- {plain(line)}" for line in [published.summary, *published.origin]]
-        lines += ["", markdown(published.table, "###").rstrip()]
+    if held is not None:
+        lines += ["", f"## {plain(held.title)}", ""]
+        lines += [f"- {plain(line)}" for line in held.lines]
+        lines += ["", markdown(held.table, "###").rstrip()]
     lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
     return "\n".join(lines)
 

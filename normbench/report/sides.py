@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from normbench.config import signature_without_seed
+from normbench.config import branch, signature_without_seed
 from normbench.errors import NormbenchError, UserError, unknown
 from normbench.formats import counted
 from normbench.report import tuning
@@ -259,12 +259,9 @@ def _science(
         tree = copy.deepcopy(tree) | EXECUTION
         cell = cells.get(run["name"])
         for tuned in () if cell is None else cell.keys:
-            *groups, last = tuned.split(".")
-            spot: Any = tree
-            for group in groups:
-                spot = spot.get(group, {})
+            group, name = branch(tree, tuned)
             # The value first seen stands for all, so that it is one that the config takes.
-            spot[last] = seen.setdefault(tuned, spot.get(last))
+            group[name] = seen.setdefault(tuned, group.get(name))
         try:
             found[run["path"]] = signature_without_seed(tree)
         except NormbenchError:
@@ -464,33 +461,27 @@ def table(sides: Sides, headers: tuple[str, str] = ("First", "Second")) -> Table
 
 @dataclass(frozen=True)
 class Published:
-    """A store held against one that was published, for a report.
+    """The part of a report on a published store that the runs are held against.
 
     Attributes:
-        sides: The comparison; the published store is the first side.
+        title: Its heading.
+        lines: The counts of all verdicts, and a sentence for each version or machine in which the
+            stores differ.
+        table: The configs that both stores have.
     """
 
-    sides: Sides
+    title: str
+    lines: list[str]
+    table: Table
 
-    @property
-    def title(self) -> str:
-        """The heading of this part of a report."""
-        return f"Against {self.sides.names[0]}"
 
-    @property
-    def summary(self) -> str:
-        """The counts of all verdicts in a line."""
-        return self.sides.summary
-
-    @property
-    def origin(self) -> list[str]:
-        """For each version or machine in which the stores differ, a sentence."""
-        return self.sides.origin
-
-    @property
-    def table(self) -> Table:
-        """The table of all configs that both stores have."""
-        return replace(table(self.sides, ("Published", "Here")), slug="against")
+def published(sides: Sides) -> Published:
+    """Return the part of a report on a comparison, whose first side is the published store."""
+    return Published(
+        f"Against {sides.names[0]}",
+        [sides.summary, *sides.origin],
+        replace(table(sides, ("Published", "Here")), slug="against"),
+    )
 
 
 def _number(text: str, value: float) -> TableEntry:

@@ -298,6 +298,11 @@ class Study:
             return "all"
         return self._names[1].get(value) or labels.value(self.column_factor, value)
 
+    def cell(self, key: tuple[Any, Any]) -> str:
+        """Return the printed name of a cell, of its row and its column."""
+        row, column = key
+        return f"{self.row(row)}, {self.column(column)}" if self.column_factor else self.row(row)
+
     @property
     def numeric_columns(self) -> bool:
         """Whether all columns are numbers."""

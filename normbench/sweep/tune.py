@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from normbench.config import Config, compose_parsed, group_options, parse
+from normbench.config import Config, branch, compose_parsed, group_options, parse
 from normbench.errors import UserError
 from normbench.formats import counted
 from normbench.store.differences import as_overrides, differences
@@ -404,12 +404,8 @@ class Tuner:
         tree = cell.base.to_dict()
         launch = ("seed", "store", "label", "probe", "logger", "stream")
         for key in (*launch, *(axis.key for axis in cell.axes)):
-            *parents, last = key.replace("/", ".").split(".")
-            branch: Any = tree
-            for parent in parents:
-                branch = branch.get(parent, {}) if isinstance(branch, dict) else {}
-            if isinstance(branch, dict):
-                branch.pop(last, None)
+            group, name = branch(tree, key)
+            group.pop(name, None)
         text = json.dumps(tree, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -76,9 +76,7 @@ def _drawing(
     width = style.page() if wide else style.column()
     titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
     titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
-    handles = [
-        style.handle(style.look(study.row_factor, row, study.rows), study.row(row)) for row in rows
-    ]
+    handles = style.row_handles(study, rows)
     if varying:
         for dashes, label in (("-", "training mode"), (style.DOTTED, "inference mode")):
             handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
@@ -135,13 +133,12 @@ def _line(
     axis.plot(
         band.x, band.mean, color=look.color, linestyle=dashes, linewidth=1.0, **style.mark(look)
     )
-    where = f", {study.column(key[1])}" if study.column_factor else ""
     return [
         style.Point(
             axis,
             float(x),
             float(mean),
-            f"{study.row(key[0])}{where}, {x:g} images, {mode} mode: {mean:.3g}",
+            f"{study.cell(key)}, {x:g} images, {mode} mode: {mean:.3g}",
             key,
         )
         for x, mean in zip(band.x, band.mean, strict=True)

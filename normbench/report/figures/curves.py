@@ -179,8 +179,7 @@ def _series(
         line |= {**markers, "markerfacecolor": "none"} if len(thin.x) == 1 else {}
         axis.plot(thin.x * factor, thin.mean * scale, linestyle=style.DOTTED, **line)
     picked = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
-    where = f", {study.column(key[1])}" if study.column_factor else ""
-    named = f"{study.row(key[0])}{where}, {how.x.replace('_', ' ')}"
+    named = f"{study.cell(key)}, {how.x.replace('_', ' ')}"
     points = []
     for place in picked:
         x, mean = float(band.x[place]), float(band.mean[place])

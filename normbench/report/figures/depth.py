@@ -112,9 +112,7 @@ def _drawing(
     for axis in grid[-1]:
         axis.set_xlabel("Depth (weighted layer)")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    handles = [
-        style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
-    ]
+    handles = style.row_handles(study, rows)
     style.legend(figure, handles, 8, study.legend_title)
     absent = [study.row(row) for row in study.rows if row not in rows]
     without = f" {', '.join(absent)}: no such statistics, or not measured." if absent else ""
@@ -144,14 +142,13 @@ def _line(
     small = style.mark(look)
     small["markersize"] *= 0.65  # a layer's; there are many in a row
     axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.9, **small)
-    where = f", {study.column(key[1])}" if study.column_factor else ""
     name = DRAWN[quantity].lower()
     return [
         style.Point(
             axis,
             float(x),
             float(mean),
-            f"{study.row(key[0])}{where}, depth {x:g}: {name} {mean:.3g}",
+            f"{study.cell(key)}, depth {x:g}: {name} {mean:.3g}",
             key,
         )
         for x, mean in zip(band.x, band.mean, strict=True)

@@ -101,9 +101,7 @@ def _drawing(
             grid[line][0].set_ylabel(style.wrap(f"{factor} {study.column(column)}", 1.3, size=7.5))
     for axis in grid[-1]:
         axis.set_xlabel("Step")
-    handles = [
-        style.handle(style.look(study.row_factor, r, study.rows), study.row(r)) for r in rows
-    ]
+    handles = style.row_handles(study, rows)
     style.legend(figure, handles, 8, study.legend_title)
     return style.Drawing(
         f"smoothness{number}",
@@ -156,13 +154,12 @@ def _series(
                 linewidth=0.8,
                 **markers,
             )
-    where = f", {study.column(key[1])}" if study.column_factor else ""
     picked = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
     points = []
     for place in picked:
         x, least, most = (float(v[place]) for v in (low.x, low.mean, high.mean))
         values = f"{least:.3g}" if panel.low == panel.high else f"{least:.3g} to {most:.3g}"
-        text = f"{study.row(key[0])}{where}, step {x:g}: {panel.label.lower()} {values}"
+        text = f"{study.cell(key)}, step {x:g}: {panel.label.lower()} {values}"
         points.append(style.Point(axis, x, float(np.sqrt(least * most)), text, key))
     return points
 

@@ -48,6 +48,7 @@ from matplotlib.ticker import (
 )
 
 from normbench.report import names as labels
+from normbench.report.study import Study
 from normbench.report.venues import DEFAULT, VENUES, Venue
 
 LEAST = 6.0
@@ -571,7 +572,12 @@ def spread(
     singles: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> None:
     """Draw what lies around a mean curve: a band, or each run as a thin line where runs are few."""
-    if not singles:
+    if singles:
+        lines = [np.column_stack(line) for line in singles]
+        thin = LineCollection(lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run")
+        axes.add_collection(thin, autolim=False)
+        axes.update_datalim(np.concatenate(lines))
+    else:
         # fill_between() would compute the limits of all panels that share an axis for each band.
         known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
         parts = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
@@ -580,11 +586,6 @@ def spread(
         face = to_rgba(color, 0.15)
         axes.add_collection(PolyCollection(shapes, facecolor=face, linewidth=0), autolim=False)
         axes.update_datalim(np.concatenate([below[known], above[known]]))
-    if singles:
-        lines = [np.column_stack(line) for line in singles]
-        thin = LineCollection(lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run")
-        axes.add_collection(thin, autolim=False)
-        axes.update_datalim(np.concatenate(lines))
 
 
 def text_width(text: str, size: float = 7.0) -> float:
@@ -700,6 +701,11 @@ def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) ->
     return Line2D(
         [], [], color=look.color, linestyle=look.dashes if line else "none", label=label, **drawn
     )
+
+
+def row_handles(study: Study, rows: Sequence[Any]) -> list[Line2D]:
+    """Return the entries of a legend for rows of a study, a line with a marker each."""
+    return [handle(look(study.row_factor, row, study.rows), study.row(row)) for row in rows]
 
 
 def plain_log(axis: Any, low: float, high: float) -> None:

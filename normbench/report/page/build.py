@@ -48,7 +48,7 @@ def build(
     asked: Request,
     notes: Sequence[str],
     out: Path,
-    published: Published | None = None,
+    held: Published | None = None,
 ) -> str:
     """Return the page.
 
@@ -58,7 +58,7 @@ def build(
         asked: The options of the report.
         notes: Notes on the request.
         out: The folder of the report; links to files are relative to it.
-        published: The runs held against a published store, if they are.
+        held: The part on a published store that the runs are held against, if they are.
     """
     names = _names(found)
     environment = jinja2.Environment(
@@ -77,8 +77,8 @@ def build(
         mixtures=origin.mixtures(frames.runs),
         notes=notes,
         asked=asked,
-        published=published,
-        published_table=published and _table(published.table, "tables/against"),
+        held=held,
+        held_table=held and _table(held.table, "tables/against"),
         sections=[
             _section(i, section, names, len(found), asked.formats)
             for i, section in enumerate(found)

@@ -142,6 +142,7 @@ class Slurm(Remote):
     ) -> list[PackedCell]:
         """Submit jobs of several cells each, neighbors in the grid together."""
         size = self._cells_per_job
+        cpus, gpus = self._parameters["cpus_per_task"], self._parameters["gpus_per_node"]
         shares = [cells[first : first + size] for first in range(0, len(cells), size)]
         # A folder for each job, as a sweep may submit the same cell twice.
         folder = folder.resolve() / f"cells-{uuid.uuid4().hex[:8]}"
@@ -150,7 +151,6 @@ class Slurm(Remote):
         with executor.batch():  # as one job array
             for share, inside in zip(shares, folders, strict=True):
                 inside.mkdir(parents=True)
-                cpus, gpus = self._parameters["cpus_per_task"], self._parameters["gpus_per_node"]
                 orders = [context.order(cell) for cell in share]
                 jobs.append(executor.submit(PackedJob(inside, cpus, gpus), orders))
         return [
