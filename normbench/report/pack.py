@@ -1,8 +1,8 @@
 """One archive of a store for a paper's artifact: :func:`pack`.
 
 The archive is deterministic: the same store gives the same bytes, in a file of the same name, after
-which the folder in it is named. Entries are sorted, have no owner
-and one date, and neither the report nor the compressed file says when it was made.
+which the folder in it is named. Entries are sorted, have no owner and one date, and neither the
+report nor the compressed file says when it was made.
 
 Runs with components of the user's own, whose config files are in a folder of ``--config-dir``, can
 only be verified with these files and the modules behind them. The folder ``own/`` of the archive
