@@ -181,8 +181,7 @@ def _words(arguments: Namespace, word: str) -> list[str]:
 
 def _named_store(arguments: Namespace) -> str | None:
     """Return the store named by ``--store FOLDER``, ``store=FOLDER`` or the argument STORE."""
-    # With --model, the argument of export is a run.
-    folder = None if getattr(arguments, "model", None) else getattr(arguments, "folder", None)
+    folder = getattr(arguments, "folder", None)
     words = [folder or "", *getattr(arguments, "overrides", ())]
     named = [word.removeprefix("store=") for word in words if word.startswith("store=")]
     if not named and words[0]:
@@ -191,7 +190,8 @@ def _named_store(arguments: Namespace) -> str | None:
         named.append(arguments.store)
     if len(set(named)) > 1:
         raise UserError(f"two stores are named: {named[0]!r} and {named[-1]!r}")
-    folders = getattr(arguments, "folders", ())
+    # With --model, the argument of export is a run.
+    folders = () if getattr(arguments, "model", None) else getattr(arguments, "folders", ())
     empty = any(not word.removeprefix("store=").strip() for word in folders)
     if folder == "" or empty or (named and not named[0].strip()):
         raise UserError("the store is empty: name a folder, or none for the default")

@@ -30,6 +30,7 @@ from normbench.cli.parser import Parser
 from normbench.components import first_sentence, group_files, header_of, read_keys
 from normbench.config import Config, default_store
 from normbench.errors import NormbenchError, unknown
+from normbench.report.venues import FORMATS, VENUES
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -424,6 +425,9 @@ COMPLETERS: dict[str, Callable[[Line, str], Words]] = {
     "TAG[,TAG...]": tags,
     "SIDE": _one_of("store", "commit"),
     "ROW": _of_group("norm"),
+    "ROW[,ROW...]": lambda line, prefix: _listed(prefix, line.names("norm")),
+    "STYLE": _one_of(*VENUES),
+    "FORMAT[,FORMAT...]": lambda line, prefix: _listed(prefix, dict.fromkeys(FORMATS, "")),
     "SHELL": _one_of(*SHELLS),
     "NAME[,NAME...]": lambda line, prefix: _listed(prefix, line.names("probe")),
 }
@@ -433,7 +437,7 @@ _NAMES: dict[tuple[str, str], Callable[[Line, str], Words]] = {
     ("", "metric"): metrics,
     ("", "tune_metric"): metrics,
     ("", "sampler"): _samplers,
-    ("", "format"): _one_of("csv", "md", "tex", "parquet", "keras", "savedmodel", "onnx"),
+    ("", "format"): _one_of("md", "csv", "tex", "parquet", "keras", "savedmodel", "onnx"),
     ("norms", "name"): _of_group("norm", "norm/weight"),
     ("experiments", "name"): _of_group("experiment"),
     ("data", "name"): _of_group("dataset"),

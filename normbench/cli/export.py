@@ -12,15 +12,18 @@ from normbench.cli.parser import (
     Parser,
     add_config_dir,
     add_store,
+    add_style,
     add_superseded,
     quiet_tensorflow,
     store_of,
+    stores_of,
 )
 from normbench.errors import UserError
+from normbench.report.venues import DEFAULT
 
 _TABLE, _HYPERPARAMETERS = "runs.csv", "hyperparameters.md"
 _EPILOG = f"""\
-A table has a row for each cell of the store. With --model, the trained network of one run (its
+A table has a row for each cell of the stores. With --model, the trained network of one run (its
 {RUN_NAMES}; or the path of its folder) is written instead. It takes images of 0..255 and gives
 logits; Keras loads it after import normbench.norms, or with --plain without normbench:
   normbench export RUN --model model.keras --plain"""
@@ -29,7 +32,10 @@ logits; Keras loads it after import normbench.norms, or with --plain without nor
 def add_arguments(parser: Parser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument(
-        "folder", nargs="?", metavar="STORE|RUN", help="the same as --store STORE; or a run"
+        "folders",
+        nargs="*",
+        metavar="STORE|RUN",
+        help="folders of runs, instead of --store; or a run",
     )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
     parser.add_argument(
@@ -49,6 +55,7 @@ def add_arguments(parser: Parser) -> None:
         help="csv, md, tex or parquet; of a model keras, savedmodel or onnx "
         "(default: the suffix of the file)",
     )
+    add_style(parser, "LaTeX tables")
     add_superseded(parser)
     add_store(parser)
     add_config_dir(parser)
@@ -66,12 +73,13 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     default = _HYPERPARAMETERS if arguments.hyperparameters else _TABLE
     out = default if arguments.out is None else arguments.out
     export(
-        store_of(arguments),
+        stores_of(arguments),
         arguments.where,
         out,
         arguments.format,
         superseded=arguments.superseded,
         hyperparameters=arguments.hyperparameters,
+        style=arguments.style,
     )
     return 0
 
@@ -84,13 +92,16 @@ def _export_model(arguments: Namespace) -> None:
         raise UserError("--hyperparameters is a table: --model FILE writes a network")
     if arguments.superseded:
         raise UserError("--superseded is for the table: --model FILE names the model's file")
-    if arguments.folder is None:
-        raise UserError(f"export --model needs a run: its {RUN_NAMES}")
+    if arguments.style != DEFAULT:
+        raise UserError("--style is for the table: --model FILE names the model's file")
+    if len(arguments.folders) != 1:
+        named = f", not {len(arguments.folders)}" if arguments.folders else ""
+        raise UserError(f"export --model needs one run{named}: its {RUN_NAMES}")
     quiet_tensorflow()
     from normbench.engine.export import export
 
     export(
-        arguments.folder,
+        arguments.folders[0],
         arguments.model,
         store_of(arguments),
         format=arguments.format,

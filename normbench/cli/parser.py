@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from normbench.errors import UserError, nearest
 from normbench.formats import capitalized
+from normbench.report.venues import DEFAULT, VENUES
 
 #: Help texts that several sub-commands share.
 RUN_NAMES = "name, signature, or the beginning of either"
@@ -104,6 +105,22 @@ def add_stores(parser: Parser) -> None:
         "folders", nargs="*", metavar="STORE", help="folders of runs, instead of --store"
     )
     add_store(parser)
+
+
+def add_style(parser: Parser, made: str) -> None:
+    """Add ``--style``.
+
+    Args:
+        parser: The parser of a command.
+        made: The things that the command makes for a venue, as ``"LaTeX tables"``.
+    """
+    *others, last = VENUES
+    parser.add_argument(
+        "--style",
+        metavar="STYLE",
+        default=DEFAULT,
+        help=f"make {made} for {', '.join(others)} or {last} (default: %(default)s)",
+    )
 
 
 def add_comparison(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from normbench.cli.parser import Parser, add_comparison, add_store, store_of
+from normbench.cli.parser import Parser, add_comparison, add_stores, stores_of
 
 _EPILOG = """\
 For example:
@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
         help="the same option of that sweep (default: %(default)s)",
     )
     add_comparison(parser)
-    add_store(parser, positional=True)
+    add_stores(parser)
 
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     from normbench.report.table import terminal
 
     tables = power(
-        store_of(arguments),
+        stores_of(arguments),
         arguments.difference,
         arguments.power,
         where=arguments.where,

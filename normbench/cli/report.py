@@ -15,6 +15,7 @@ from normbench.cli.parser import (
     add_comparison,
     add_sort,
     add_stores,
+    add_style,
     add_superseded,
     stores_of,
 )
@@ -76,13 +77,7 @@ def add_arguments(parser: Parser) -> None:
         default="",
         help="only these rows of tables and figures, in this order, as in gn_ws,bn,gn",
     )
-    parser.add_argument(
-        "--style",
-        metavar="NAME",
-        default="paper",
-        help="make figures and LaTeX tables for paper, neurips, icml, cvpr, nature or slides "
-        "(default: %(default)s)",
-    )
+    add_style(parser, "figures and LaTeX tables")
     parser.add_argument(
         "--formats",
         metavar="FORMAT[,FORMAT...]",

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +16,13 @@ from scipy import special
 
 from normbench.errors import UserError, unknown
 from normbench.report import names as labels
-from normbench.report.frames import load
 from normbench.report.grid import Grid, GridCell, build, default_baseline
 from normbench.report.sections import choose, request
 from normbench.report.sequential import schedule
 from normbench.report.statistics import ALPHA, CONFIDENCE, t_quantile
+from normbench.report.stores import Stores, load_stores
 from normbench.report.study import studies
 from normbench.report.table import Table, TableEntry, number
-
-if TYPE_CHECKING:
-    from normbench.store.store import Store
 
 MOST = 100_000
 """Largest number of seeds that is computed; more are printed as ``> 100,000``."""
@@ -110,7 +106,7 @@ class _Spread:
 
 
 def power(
-    store: Store | Path | str,
+    store: Stores,
     difference: float,
     probability: float = 0.8,
     *,
@@ -124,7 +120,7 @@ def power(
     """Return a table for each study: the seeds that it takes to see a difference in each cell.
 
     Args:
-        store: The store, or its folder.
+        store: The store, or its folder; or several (:func:`.stores.load_stores`).
         difference: The difference in the unit of the metric; points for accuracies.
         probability: Probability with which the difference is to be seen.
         where, by, baseline: As for :func:`normbench.report.report.report`.
@@ -136,10 +132,11 @@ def power(
     """
     _check(difference, probability, until, max_seeds)
     asked = request(where, by, metric_name, baseline, None)
-    everything = load(store)
+    everything, _ = load_stores(store, asked.by)
     frames, _ = choose(everything, asked)
+    whole = "the stores" if everything.stores else everything.root
     if frames.runs.empty:
-        raise UserError(f"there are no runs in {everything.root} to estimate a spread from")
+        raise UserError(f"there are no runs in {whole} to estimate a spread from")
     frames, shown = frames.with_metric(metric_name)
     if shown.timed:
         raise UserError(f"{metric_name} is not tested: times depend on the machine and its load")
@@ -167,7 +164,7 @@ def power(
             )
     if not tables:
         raise UserError(
-            f"no cell of {everything.root} has two finished seeds to estimate a spread from: train "
+            f"no cell of {whole} has two finished seeds to estimate a spread from: train "
             "more with seed=range(0,3)"
         )
     return tables

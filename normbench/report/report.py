@@ -330,7 +330,7 @@ FORMATS = ("md", "csv", "tex", "parquet")
 
 
 def export(
-    store: Store | Path | str,
+    store: Stores,
     where: str | None = None,
     out: Path | str | None = None,
     format: str | None = None,
@@ -338,11 +338,12 @@ def export(
     say: Say = print,
     superseded: bool = False,
     hyperparameters: bool = False,
+    style: str = DEFAULT,
 ) -> Path | None:
-    """Write one table of all cells of a store, for the appendix of a paper.
+    """Write one table of all cells of a store, or of several, for the appendix of a paper.
 
     Args:
-        store: The store, or its folder.
+        store: The store, or its folder; or several (:func:`.stores.load_stores`).
         where: A filter on runs.
         out: The file to write; None to print the table.
         format: One of :data:`FORMATS`; by default the suffix of ``out``, else ``md``. ``csv``
@@ -353,6 +354,7 @@ def export(
         hyperparameters: Whether to write the hyperparameters of the runs instead: those that all
             share, and those that differ. With ``csv`` and ``parquet``, which hold one table a file,
             those that all share are in a second file, ``NAME-shared.csv``.
+        style: The venue that LaTeX is made for (:data:`normbench.report.venues.VENUES`).
 
     Returns:
         The file; None where the table was printed.
@@ -367,16 +369,16 @@ def export(
         raise unknown("format", kind, FORMATS)
     if kind == "parquet" and path is None:
         raise UserError("format parquet needs a file: name one with --out")
-    asked = request(where, by, "test_acc", None, None, superseded=superseded)
+    asked = request(where, by, "test_acc", None, None, superseded=superseded, style=style)
     if path is not None:
         _check_folder(path.parent)
         if path.is_dir():
             raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
-    everything = load(store)
-    frames, notes = choose(everything, asked)
+    everything, notes = load_stores(store, asked.by)
+    frames, more = choose(everything, asked)
     if frames.runs.empty:
         raise UserError(_nothing(everything, where))
-    for note in notes:
+    for note in [*notes, *more]:
         say(f"note: {note}")
     if hyperparameters:
         shown = hyperparameter_tables(frames)
@@ -385,7 +387,7 @@ def export(
     table = shown[-1]
     if path is None:
         printed = [table] if kind == "csv" else shown
-        say("\n".join(_rendered(each, kind) for each in printed).rstrip())
+        say("\n".join(_rendered(each, kind, venue=asked.venue) for each in printed).rstrip())
         return None
     parts = {path: shown}
     if kind in ("csv", "parquet"):  # one table a file
@@ -398,7 +400,7 @@ def export(
             if kind == "parquet":
                 part[0].data.to_parquet(file, index=False)
             else:
-                content = "\n".join(_rendered(each, kind) for each in part)
+                content = "\n".join(_rendered(each, kind, venue=asked.venue) for each in part)
                 file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None

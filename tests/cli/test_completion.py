@@ -115,6 +115,11 @@ def test_options_are_completed_once_a_dash_is_typed(tmp_path: Path) -> None:
         ("report --metric grad_norm:m", [f"grad_norm:{over}" for over in ("mean", "min", "max")]),
         ("report --metric test_acc:", []),
         ("report --by norm,comm", ["norm,commit"]),
+        ("report --rows bn,xbn_p", ["bn,xbn_post", "bn,xbn_pre"]),
+        ("report --style ne", ["neurips"]),
+        ("export --style sl", ["slides"]),
+        ("report --formats png,p", ["png,pdf"]),
+        ("export --format sa", ["savedmodel"]),
         ("report --where 'norm == bn and opt", ["norm == bn and optimizer"]),
         ("completion ", ["bash", "zsh", "fish"]),
         ("unheard-of ", []),
@@ -122,6 +127,13 @@ def test_options_are_completed_once_a_dash_is_typed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_words_are_completed(line: str, words: list[str], tmp_path: Path) -> None:
     assert complete(f"normbench {line}", tmp_path) == words
+
+
+def test_every_format_of_export_is_offered(tmp_path: Path) -> None:
+    from normbench.engine.export import FORMATS as MODELS
+    from normbench.report.report import FORMATS as TABLES
+
+    assert complete("normbench export --format ", tmp_path) == [*TABLES, *MODELS]
 
 
 def test_a_folder_of_ones_own_counts(tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def test_the_command_prints_the_table(grid, capsys) -> None:
     assert "a difference of 1 point of test accuracy" in capsys.readouterr().out
 
 
+def test_the_seeds_of_several_stores_count_together(synth, tmp_path, capsys) -> None:
+    for name, seeds in (("desk", (0, 1)), ("cluster", (2, 3, 4))):
+        for seed in seeds:
+            for norm in ("bn", "gn"):
+                synth.write_run(tmp_path / name, synth.config(norm, 16, seed))
+    (table,) = power([tmp_path / "desk", tmp_path / "cluster"], 0.5)
+    assert table.data["seeds"].tolist() == [5]
+    assert main(["power", *map(str, tmp_path.iterdir()), "--difference", "0.5"]) == 0
+    assert "5" in capsys.readouterr().out
+
+
 def test_the_command_refuses_in_one_line(grid, capsys) -> None:
     store = grid(batches=(16,), seeds=1)
     assert main(["power", str(store), "--difference", "0.5"]) == 2

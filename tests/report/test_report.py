@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from normbench.cli import main
 from normbench.errors import NormbenchError, UserError
 from normbench.report import load
 from normbench.report import report as commands
@@ -333,6 +334,34 @@ def test_export_of_several_studies_tells_them_apart(
     assert "Data set" in text
     assert "MNIST" in text
     assert "Digits" in text
+
+
+def test_export_of_several_stores_is_one_table(
+    synth: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, norm in (("desk", "bn"), ("cluster", "gn")):
+        for seed in range(2):
+            synth.write_run(tmp_path / name, synth.config(norm, 16, seed, epochs=3))
+    out = tmp_path / "all.csv"
+    names = [str(tmp_path / name) for name in ("desk", "cluster")]
+    assert main(["export", *names, "--out", str(out)]) == 0
+    assert sorted(pd.read_csv(out)["norm"]) == ["bn", "gn"]
+    assert main(["export", *names, "--model", "model.keras"]) == 2
+    assert "export --model needs one run, not 2" in capsys.readouterr().err
+
+
+def test_exported_latex_fits_the_template_of_a_venue(mixed_store: Path, tmp_path: Path) -> None:
+    def text(**options: str) -> str:
+        path = commands.export(
+            mixed_store, out=tmp_path / "runs.tex", say=lambda line: None, **options
+        )
+        assert path is not None
+        return path.read_text()
+
+    assert r"\begin{table*}" not in text()
+    assert r"\begin{table*}" in text(style="cvpr")  # wider than a column of CVPR
+    with pytest.raises(UserError, match="unknown style 'cvpt': did you mean 'cvpr'"):
+        text(style="cvpt")
 
 
 def test_export_refuses(mixed_store: Path, tmp_path: Path) -> None:
