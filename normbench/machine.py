@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +17,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+
+def host_name() -> str:
+    """Return the name that records give this machine: ``NORMBENCH_HOST``, else its own."""
+    return os.environ.get("NORMBENCH_HOST") or socket.gethostname()
 
 
 def processor() -> str:

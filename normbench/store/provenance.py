@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import os
 import platform
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -33,7 +32,7 @@ from normbench.components import (
     make_source,
     options_of,
 )
-from normbench.machine import processor
+from normbench.machine import host_name, processor
 
 #: Packages whose version is recorded, and the distributions that may provide them, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -177,7 +176,7 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
         record["git_folder"] = git_state(folder)
     return record | {
         "versions": versions(),
-        "host": socket.gethostname(),
+        "host": host_name(),
         "processor": processor(),
         "command": list(sys.argv if command is None else command),
     }

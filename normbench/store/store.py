@@ -29,8 +29,11 @@ __all__ = [
 #: Names of the folder with the records of sweeps, and of the file of `normbench verify`.
 SWEEPS, VERIFICATIONS = "sweeps", "verification.json"
 
+#: Name of a folder of further stores: those whose records a project keeps under version control.
+PUBLISHED = "published"
+
 #: Entries that belong in a store and are not runs.
-_BESIDE = {SWEEPS, VERIFICATIONS}
+_BESIDE = {SWEEPS, VERIFICATIONS, PUBLISHED}
 
 
 def note_on_checksums() -> str:
@@ -93,9 +96,9 @@ class Store:
     def foreign(self) -> list[tuple[Path, str]]:
         """Return the entries of the store that are not runs, each with the reason.
 
-        Hidden entries, a README, the folder of sweeps and ``verification.json`` are left out,
-        because they belong in a store; so is a run that another process has locked and is about to
-        create.
+        Hidden entries, a README, the folders of sweeps and of published stores and
+        ``verification.json`` are left out, because they belong in a store; so is a run that another
+        process has locked and is about to create.
         """
         found: list[tuple[Path, str]] = []
         for entry in self._entries():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, Literal, get_args
 from normbench.components import with_newer_keys
 from normbench.config import Config
 from normbench.formats import counted, duration, failure
+from normbench.machine import host_name
 from normbench.store.differences import as_overrides, differences
 from normbench.store.provenance import own_changes, own_code, own_data
 from normbench.store.store import Run, Store, StoreError
@@ -302,7 +302,7 @@ class Speeds:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.host = socket.gethostname()
+        self.host = host_name()
         self._names: dict[str, dict[int, list[str]]] = {}
         for run in store.runs():
             match = _NAME.fullmatch(run.name)

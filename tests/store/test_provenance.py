@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -143,6 +144,15 @@ def test_collect_is_json_and_says_what_ran_where(monkeypatch: pytest.MonkeyPatch
     assert versions["normbench"] == normbench.__version__
     assert versions["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     assert versions["numpy"] == metadata.version("numpy")
+
+
+def test_a_published_record_can_have_another_name_of_its_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NORMBENCH_HOST", "cluster")
+    assert provenance.collect()["host"] == "cluster"
+    monkeypatch.setenv("NORMBENCH_HOST", "")
+    assert provenance.collect()["host"] == socket.gethostname()
 
 
 def test_versions_know_other_names_and_leave_out_what_is_absent(

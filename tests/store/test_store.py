@@ -871,6 +871,7 @@ def test_runs_are_sorted_and_foreign_things_are_told_apart(tmp_store: Path) -> N
     (tmp_store / ".gitignore").touch()
     (tmp_store / ".trash").mkdir()
     (tmp_store / "sweeps" / "one").mkdir(parents=True)
+    (tmp_store / "published" / "table").mkdir(parents=True)
     (tmp_store / "notes.txt").touch()
     (tmp_store / "photos").mkdir()
     (tmp_store / "photos" / "cat.jpg").touch()
@@ -885,7 +886,7 @@ def test_runs_are_sorted_and_foreign_things_are_told_apart(tmp_store: Path) -> N
     }
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "sweeps", "a\0b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "sweeps", "published", "a\0b"])
 def test_a_run_name_is_one_plain_folder(tmp_store: Path, name: str) -> None:
     with pytest.raises(UserError, match="plain name"):
         Store(tmp_store).run(name)
