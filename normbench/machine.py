@@ -24,6 +24,32 @@ def host_name() -> str:
     return os.environ.get("NORMBENCH_HOST") or socket.gethostname()
 
 
+_HALF = {
+    "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "mixed_float16": {"avx512_fp16", "asimdhp"},
+}
+"""Instructions by which a processor computes in half precision, as Linux names them."""
+
+
+def instructions() -> frozenset[str]:
+    """Return the names that Linux has for the processor's instructions; none elsewhere."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip().lower() in ("flags", "features"):
+                    return frozenset(value.split())
+    except OSError:  # not Linux
+        pass
+    return frozenset()
+
+
+def is_native(precision: str) -> bool:
+    """Return whether the processor computes in a precision by itself; True where it is unknown."""
+    present = instructions()
+    return precision not in _HALF or not present or bool(_HALF[precision] & present)
+
+
 def processor() -> str:
     """Return the processor's name as the system shows it, else its architecture."""
     try:

@@ -26,7 +26,14 @@ from normbench.cli import data
 from normbench.cli.parser import Parser, add_config_dir
 from normbench.engine import threads
 from normbench.formats import size
-from normbench.machine import MARK, container_limit, nvidia_smi, processor
+from normbench.machine import (
+    MARK,
+    container_limit,
+    instructions,
+    is_native,
+    nvidia_smi,
+    processor,
+)
 from normbench.store.provenance import version
 from normbench.store.store import Store, StoreError
 
@@ -63,7 +70,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
 
 #: Instructions that decide how fast a CPU trains, as Linux names them.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+#: Instructions of the x86 processors on which TensorFlow itself computes with oneDNN.
+_ONEDNN = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"}
 
 _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
 
@@ -120,19 +129,6 @@ def _install(what: str) -> str:
     return f"pip install '{what}'"
 
 
-def _instructions() -> list[str]:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip().lower() in ("flags", "features"):
-                    present = set(value.split())
-                    return [name for name in _INSTRUCTIONS if name in present]
-    except OSError:  # not Linux
-        pass
-    return []
-
-
 def _machine() -> Iterator[Check]:
     here = ".".join(map(str, sys.version_info[:3]))
     enough = sys.version_info >= (3, 11)
@@ -148,14 +144,20 @@ def _machine() -> Iterator[Check]:
     usable = threads.cores()
     text = str(cores) if usable == cores else f"{usable} of {cores} may be used"
     yield Check("machine", "cores", "ok", text)
-    present = _instructions()
+    present = [name for name in _INSTRUCTIONS if name in instructions()]
     if present:
-        native = _BFLOAT16 & set(present)
-        note = "in hardware" if native else "without instructions for it: no faster than float32"
+        slow = "without instructions for it: up to ten times as slow as float32"
+        note = "in hardware" if is_native("mixed_bfloat16") else slow
         text = f"{' '.join(present)}; precision=mixed_bfloat16 runs {note}"
         yield Check("machine", "instructions", "ok", text)
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
         text = "off, because TF_ENABLE_ONEDNN_OPTS=0: unset it for faster training on a CPU"
+        yield Check("machine", "oneDNN", "warn", text)
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" and not _ONEDNN & instructions():
+        text = (
+            "on, because TF_ENABLE_ONEDNN_OPTS=1: unset it, as TensorFlow leaves it off on such a "
+            "processor, where training has crashed with it (docs/speed.md)"
+        )
         yield Check("machine", "oneDNN", "warn", text)
     import psutil
 

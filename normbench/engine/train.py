@@ -46,6 +46,7 @@ from normbench.engine.setup import (
 from normbench.engine.weights import weights_hash
 from normbench.errors import NormbenchError, UserError, details
 from normbench.formats import counted
+from normbench.machine import is_native
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
 
@@ -443,6 +444,14 @@ class Session:
         began = time.perf_counter()
         setup.loop.compile()
         log.info("compiled in %.1f s", time.perf_counter() - began)
+        precision = self.config.precision
+        if backend.on_cpu() and not is_native(precision):
+            note = (
+                f"this processor has no instructions for precision={precision}: it may take ten "
+                "times as long as float32"
+            )
+            log.warning("%s", note)
+            self.observer.on_note(note)
         if self._restore():
             self.meta["sessions"][-1]["from_epoch"] = self.epoch
             self.run.update_meta(sessions=self.meta["sessions"])

@@ -252,6 +252,11 @@ def test_little_memory_disk_and_onednn_switched_off_are_warnings(
     assert checks["store", "free space"] == Check("store", "free space", "warn", "5.0 MiB")
     assert checks["machine", "oneDNN"].state == "warn"
     assert exit_code(checks.values()) == 0
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setattr(doctor, "instructions", lambda: frozenset({"avx2"}))
+    assert "training has crashed" in look(tmp_store)["machine", "oneDNN"].text
+    monkeypatch.setattr(doctor, "instructions", lambda: frozenset({"avx2", "avx512_vnni"}))
+    assert ("machine", "oneDNN") not in look(tmp_store)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

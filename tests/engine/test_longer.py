@@ -8,10 +8,9 @@ import pytest
 from normbench.cli import main
 from normbench.config import compose
 from normbench.engine import longer
-from normbench.engine.observer import Observer
 from normbench.engine.train import train
 from normbench.store.store import Store
-from tests.engine.test_train import timeless
+from tests.engine.test_train import Notes, timeless
 from tests.engine.tinyloop import TINY
 
 SHARED = [
@@ -24,14 +23,6 @@ SHARED = [
     "schedule=constant",
     f"backend={keras.backend.backend()}",
 ]
-
-
-class Notes(Observer):
-    def __init__(self):
-        self.notes = []
-
-    def on_note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture

@@ -267,6 +267,27 @@ def test_half_precision_learns_and_resumes_to_the_same_bits(small, tmp_path, pre
     assert train(config).summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 
+class Notes(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def on_note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_half_precision_that_the_processor_lacks_is_noted(small, native, monkeypatch):
+    monkeypatch.setattr("normbench.engine.train.is_native", lambda precision: native)
+    observer = Notes()
+    outcome = train(small("precision=mixed_bfloat16", "epochs=1"), observer=observer)
+    note = (
+        "this processor has no instructions for precision=mixed_bfloat16: it may take ten times as "
+        "long as float32"
+    )
+    assert observer.notes == ([] if native else [note])
+    assert (note in (outcome.run.path / "log.txt").read_text()) is not native
+
+
 def test_the_best_epoch_is_tested_beside_the_last(small, warm):
     config = small("epochs=6", "optimizer.lr=0.8", "schedule=constant")
     outcome = train(config, warm=warm)
