@@ -11,7 +11,7 @@ from normbench.data.digits import Digits
 
 
 class Parity(Source):
-    """Whether a handwritten digit is odd. Source needs these attributes and ``arrays``."""
+    """Handwritten digits, labeled odd or even. A Source needs these attributes and ``arrays``."""
 
     name = "parity"
     title = "Parity of digits"
@@ -22,10 +22,10 @@ class Parity(Source):
     test_count = 360
 
     def __init__(self, inverted=False):
-        self.inverted = inverted  # an option of the data set; it stands in the YAML file
+        self.inverted = inverted  # an option of the data set, which the YAML file must list
 
     def arrays(self, data_dir=None):
-        """Return images (uint8, N×H×W×C) and labels (int32); the same on every machine."""
+        """Return images (uint8, N×H×W×C) and labels (int32), identical on every machine."""
         digits = Digits().arrays()
         images = [digits.train_images, digits.test_images]
         if self.inverted:

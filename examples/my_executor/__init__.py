@@ -1,7 +1,7 @@
 # An executor of your own: this class, and conf/executor/timebox.yaml, which names it.
 #   cd examples
 #   normbench sweep --config-dir my_executor/conf executor=timebox +experiment=quickstart
-"""Train until the time is over; the same sweep later trains the rest."""
+"""An executor that trains until its time is up; repeating the sweep trains the remaining runs."""
 
 import time
 
@@ -10,13 +10,13 @@ from normbench.sweep.executors.inline import Inline
 
 
 class TimeBox(Inline):
-    """Train one run after the other in this process, and begin none once the time is over.
+    """Train one run after another in this process, and start none once the time is up.
 
     An executor has three methods: ``allocate`` returns the names of its slots, ``check`` the
-    reasons why configs cannot be trained, and ``run`` trains cells. Inline has the first two.
+    reasons why configs cannot be trained, and ``run`` trains cells. Inline provides the first two.
 
     Args:
-        minutes: Time after which no run begins.
+        minutes: Time after which no run is started.
     """
 
     def __init__(self, *, minutes):

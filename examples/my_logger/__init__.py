@@ -1,7 +1,7 @@
 # A logger of your own: this class, and conf/logger/csv.yaml, which names it.
 #   cd examples
 #   normbench run --config-dir my_logger/conf logger=csv norm=gn arch=resnet8 dataset=digits
-"""One CSV file a run, with a line an epoch."""
+"""One CSV file per run, with one line per epoch."""
 
 import csv
 
@@ -14,7 +14,7 @@ class Csv(Logger):
     name = "csv"
 
     def start(self, run, config, rows):
-        """Begin the file anew with the rows of earlier sessions, so that each stands in it once."""
+        """Start the file over with the rows of earlier sessions, so that each appears once."""
         self.path = run.path / "metrics.csv"
         self.path.unlink(missing_ok=True)
         for row in rows:
@@ -30,4 +30,4 @@ class Csv(Logger):
             writer.writerow(values)
 
     def end(self, summary):
-        """Nothing is left open."""
+        """Do nothing: no file is left open."""

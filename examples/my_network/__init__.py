@@ -8,16 +8,16 @@ import keras
 
 
 def build(norm, input_shape, classes, *, width, depth):
-    """Build the network around the normalization that it is handed.
+    """Build the network around a normalization.
 
     Args:
-        norm: Makes the convolutions, ``norm.conv(…, place=…)``, and what normalizes them,
-            ``norm(x, place)``. A place says where in the network: "stem" is the first convolution,
-            "mid" the others.
+        norm: Makes the convolutions, ``norm.conv(…, place=…)``, and normalizes their outputs,
+            ``norm(x, place)``. The place is the position in the network: "stem" is the first
+            convolution, "mid" the others.
         input_shape: (H, W, C).
         classes: Number of logits.
-        width: Channels of the first convolution; every second one has twice as many.
-        depth: Convolutions.
+        width: Channels of the first convolution; every second one doubles them.
+        depth: Number of convolutions.
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).

@@ -22,7 +22,7 @@ class L1Normalization(keras.layers.Layer):
         epsilon: Added to the deviation.
     """
 
-    per_example = True  # an image's output depends on no other image of the batch
+    per_example = True  # an image's output does not depend on the other images of the batch
 
     def __init__(self, epsilon=1e-5, **kwargs):
         super().__init__(**kwargs)

@@ -3,7 +3,7 @@
 #   normbench run --config-dir my_probe/conf probe=calibration norm=bn arch=resnet8 dataset=digits
 #   normbench diagnose --config-dir my_probe/conf --probe calibration RUN
 #   normbench report --metric calibration/ece
-"""How well a network's confidence agrees with its accuracy."""
+"""Calibration: how well a network's confidence matches its accuracy."""
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from normbench.probes import minibatches
 class Calibration(Probe):
     """Expected calibration error on the validation images (Guo et al. 2017, equation 3).
 
-    Values: ``confidence``, the mean of the largest probability; ``ece``, the mean distance between
-    accuracy and confidence over bins of equal width, weighted by their images.
+    Values: ``confidence``, the mean of the largest probability; ``ece``, the mean gap between
+    accuracy and confidence over bins of equal width, weighted by their number of images.
 
     Args:
-        bins: Bins of the confidence from 0 to 1.
-        every: Epochs from one measurement to the next.
+        bins: Number of bins of confidence from 0 to 1.
+        every: Number of epochs between measurements.
     """
 
     name = "calibration"
@@ -35,7 +35,7 @@ class Calibration(Probe):
         self.every = every
 
     def check(self, model):
-        """Every network has logits; a probe that needs certain layers refuses others here."""
+        """Accept every network; a probe that needs certain layers would refuse others here."""
 
     def measure(self, loop, dataset):
         split = dataset.validation
