@@ -1,9 +1,9 @@
 """Normalizations and weight parametrizations as plain Keras 3 layers.
 
-Usable without the rest of the package: ``from normbench.norms import GroupNormalization``.
-Importing this package imports nothing heavy; a layer's module, and Keras with it, is imported
-when the layer is first asked for. Models saved with these layers load after
-``import normbench.norms`` all the same: see :mod:`normbench.serializable`.
+They can be used on their own: ``from normbench.norms import GroupNormalization``.
+Importing this package is cheap: a layer's module, and Keras with it, is imported when the layer
+is first accessed. Models saved with these layers still load after ``import normbench.norms``; see
+:mod:`normbench.serializable`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _HERE = Path(__file__).parent
 @cache
 def _public() -> dict[str, str]:
     """Map each public class of the package to its module, read from the files' ``__all__``."""
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for file in sorted(_HERE.rglob("*.py")):
         module = ".".join(file.relative_to(_HERE).with_suffix("").parts)
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-                found.update(dict.fromkeys(ast.literal_eval(node.value), module))
-    return found
+                modules.update(dict.fromkeys(ast.literal_eval(node.value), module))
+    return modules
 
 
 def __getattr__(name: str) -> Any:

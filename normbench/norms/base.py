@@ -1,12 +1,12 @@
-"""What normalization layers share. To add a normalization, subclass :class:`ChannelAffine`.
+"""Base classes for normalization layers. To add one, subclass :class:`ChannelAffine`.
 
-The subclass states its formula in ``normalize``; :class:`BatchStatistics` is the base for one that
-normalizes with a mini-batch in training and with moving averages in inference::
+The subclass implements its formula in ``normalize``. Subclass :class:`BatchStatistics` instead for
+a layer that uses mini-batch statistics in training and moving averages in inference::
 
     class CenterNormalization(ChannelAffine):
         formula = "y = γ·(x − μ) + β, μ of an image's channel"
         computed_over = "space"
-        source = "an example"
+        source = "example"
 
         def normalize(self, x):
             gamma, beta = self.affine()
@@ -25,22 +25,22 @@ from normbench.kernels.arrays import as_tensor, flatten_spatial
 
 
 class ChannelAffine(keras.layers.Layer):
-    """A layer on (N, ..., C) that ends in ``y·γ + β`` with γ, β of shape (C,), in float32.
+    """Base class for layers on (N, ..., C) that end in ``y·γ + β``, with float32 γ, β of (C,).
 
-    A subclass defines ``normalize(x)``, which maps (N, S, C) to (N, S, C), S being the number of
-    spatial positions. It may also take ``training``, a bool or None, and ``valid``, the positions
-    that a mask leaves in, bool (N, S, 1), or None for all. A subclass with further weights adds
-    them in ``create_weights(channels)``. The rest is done here: shapes, dtypes, masks.
+    A subclass defines ``normalize(x)``, which maps (N, S, C) to (N, S, C), where S is the number of
+    spatial positions. ``normalize`` may also take ``training``, a bool or None, and ``valid``, the
+    unmasked positions as bool (N, S, 1), or None if there is no mask. A subclass with further
+    weights adds them in ``create_weights(channels)``. This class handles shapes, dtypes and masks.
 
     Statistics, γ and β stay in float32 under every dtype policy; the output has the policy's
     compute dtype.
 
     Attributes:
-        formula: What the layer computes, in one line.
-        computed_over: What its statistics are taken over: batch, space, channels.
-        parameters: What it learns.
-        state: What it keeps without learning it.
-        source: Where it was published.
+        formula: The computation, in one line.
+        computed_over: The axes that statistics are taken over: batch, space, channels.
+        parameters: Trainable weights.
+        state: Non-trainable state.
+        source: The publication.
     """
 
     formula: ClassVar[str]
@@ -49,7 +49,7 @@ class ChannelAffine(keras.layers.Layer):
     state: ClassVar[str] = "none"
     source: ClassVar[str]
 
-    normalize: Any  # each subclass takes those of x, training and valid that it needs
+    normalize: Any  # a subclass takes x and, if it needs them, training and valid
 
     def __init__(self, epsilon: float, center: bool, scale: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -58,13 +58,13 @@ class ChannelAffine(keras.layers.Layer):
         self.epsilon = float(epsilon)
         self.center = bool(center)
         self.scale = bool(scale)
-        # A layer that looks at one position at a time passes a mask on as it is. Any other must
-        # take the mask, to leave positions out of its statistics.
+        # A layer that normalizes each position independently passes the mask on unchanged. Any
+        # other layer needs the mask, to exclude positions from its statistics.
         self.supports_masking = self._ignores_masks or "valid" in self._normalize_takes()
 
     @property
     def per_example(self) -> bool:
-        """Whether the output for an image depends on no other image, and no state is kept."""
+        """Whether each image's output depends on that image alone, with no non-trainable state."""
         return "batch" not in self.computed_over and not self.non_trainable_variables
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -80,7 +80,7 @@ class ChannelAffine(keras.layers.Layer):
         self.built = True
 
     def create_weights(self, channels: int) -> None:
-        """Add the weights that a subclass has besides γ and β, and check its options."""
+        """Add weights other than γ and β, and check options that depend on the channels."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         takes = self._normalize_takes()
@@ -100,7 +100,7 @@ class ChannelAffine(keras.layers.Layer):
         return ops.cast(ops.reshape(outputs, ops.shape(inputs)), self.compute_dtype)
 
     def affine(self) -> tuple[Any, Any]:
-        """Return γ and β as float32 tensors (C,), ones and zeros where the layer has none."""
+        """Return γ and β as float32 tensors (C,), using ones and zeros where the layer has none."""
         shape = (self.channels,)
         gamma = ops.ones(shape, "float32") if self.gamma is None else as_tensor(self.gamma)
         beta = ops.zeros(shape, "float32") if self.beta is None else as_tensor(self.beta)
@@ -123,15 +123,15 @@ class ChannelAffine(keras.layers.Layer):
             dtype="float32",
             autocast=False,
             trainable=trainable,
-            # Replicas that see different images keep one state, the mean of theirs.
+            # Replicas see different images; their common state is the mean over replicas.
             aggregation="none" if trainable else "mean",
         )
 
     def valid_positions(self, mask: Any, inputs: Any) -> Any:
-        """Return a mask of ``inputs``, (N, ...), as bool (N, S, 1); None where there is none.
+        """Return a mask of ``inputs``, (N, ...), as bool (N, S, 1), or None if there is no mask.
 
         Raises:
-            ValueError: The mask has another shape than the inputs without their channels.
+            ValueError: The mask's shape differs from that of the inputs without channels.
         """
         if mask is None:
             return None
@@ -147,15 +147,15 @@ class ChannelAffine(keras.layers.Layer):
         return flatten_spatial(ops.expand_dims(mask, -1))
 
     def refuse_mask(self, mask: Any) -> None:
-        """Refuse a mask in a layer that cannot leave positions out.
+        """Reject a mask in a layer that cannot exclude positions from its statistics.
 
         Raises:
-            ValueError: There is a mask.
+            ValueError: ``mask`` is not None.
         """
         if mask is not None:
             raise ValueError(
-                f"{self.name} takes its statistics over all positions, those that a mask leaves "
-                "out too: give it an input without a mask, or use another normalization"
+                f"{self.name} takes its statistics over all positions, including masked ones: "
+                "pass an input without a mask, or use another normalization"
             )
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
@@ -171,7 +171,7 @@ class ChannelAffine(keras.layers.Layer):
 
     @property
     def _ignores_masks(self) -> bool:
-        """Whether each position is normalized by itself, so that a mask changes nothing."""
+        """Whether each position is normalized independently, so that a mask has no effect."""
         return getattr(self, "computed_over", "") in ("channels", "nothing")
 
     def _normalize_takes(self) -> Any:
@@ -180,7 +180,7 @@ class ChannelAffine(keras.layers.Layer):
 
 
 class BatchStatistics(ChannelAffine):
-    """A layer that normalizes with a mini-batch in training and moving averages in inference."""
+    """Base class for mini-batch statistics in training and moving averages in inference."""
 
     computed_over = "batch, space"
 
@@ -193,24 +193,24 @@ class BatchStatistics(ChannelAffine):
         self.momentum = float(momentum)
 
     def moving_average(self, name: str, channels: int, initializer: str) -> Any:
-        """Add a moving average (C,), which is not learned."""
+        """Add a non-trainable moving average (C,)."""
         return self.channel_weight(name, channels, initializer, trainable=False)
 
     def takes_batch(self, inputs: Any, training: bool | None) -> bool:
-        """Return whether to normalize with the mini-batch: in training, unless it is empty."""
+        """Return whether to use the mini-batch's statistics: in training, unless it is empty."""
         return bool(training) and self.trainable and 0 not in inputs.shape
 
     def update_average(
         self, moving: Any, new: Any, momentum: Any = None, count: Any = None
     ) -> None:
-        """Move a moving average towards a mini-batch's value.
+        """Update a moving average with a mini-batch's value.
 
         Args:
-            moving: The variable to move.
+            moving: The variable to update.
             new: The mini-batch's value, of the same shape.
             momentum: Weight of the old value; by default the layer's ``momentum``.
-            count: How many values ``new`` is a statistic of, a float or a tensor. Where there are
-                none, the average stays as it is.
+            count: Number of values that ``new`` was computed from, a float or a tensor. If it is 0,
+                the average is left unchanged.
         """
         momentum = self.momentum if momentum is None else momentum
         old = ops.convert_to_tensor(moving)
@@ -220,13 +220,13 @@ class BatchStatistics(ChannelAffine):
         )
 
     def unbiased_factor(self, count: Any) -> Any:
-        """Return m/(m−1) for the m values that each channel has in the mini-batch."""
+        """Return m/(m−1), where m is the number of values per channel in the mini-batch."""
         if not isinstance(count, float):
             return count / ops.maximum(count - 1.0, 1.0)
         if count == 1:
             raise ValueError(
-                f"{self.name} has one value a channel in a mini-batch, so no unbiased variance: "
-                "use a larger batch or unbiased=False"
+                f"{self.name} gets one value per channel in a mini-batch, for which the unbiased "
+                "variance is undefined: use a larger batch or unbiased=False"
             )
         return count / (count - 1.0)
 
@@ -237,10 +237,10 @@ class BatchStatistics(ChannelAffine):
 def groups_dividing(
     layer: str, channels: int, groups: int | None, channels_per_group: int | None
 ) -> int:
-    """Return the number of groups, given either that number or the channels of one group.
+    """Return the number of groups, given either that number or the channels per group.
 
     Raises:
-        ValueError: The number given does not divide the channels.
+        ValueError: The given number does not divide the channels.
     """
     name, value = ("groups", groups) if groups else ("channels_per_group", channels_per_group)
     if not value or channels % value:
@@ -253,10 +253,10 @@ def groups_dividing(
 
 
 def check_groups(groups: Any, channels_per_group: Any) -> None:
-    """Check that exactly one of the two is given, and that it is a whole number of at least 1.
+    """Check that exactly one of the two is given and is a positive integer.
 
     Raises:
-        ValueError: Both or neither given, or a value that is no such number.
+        ValueError: Both or neither are given, or the value is not a positive integer.
     """
     if (groups is None) == (channels_per_group is None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Batch Normalization, and its two halves: only centering and only scaling."""
+"""Batch Normalization and its two halves, centering alone and scaling alone."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["BatchCentering", "BatchNormalization", "BatchScaling"]
 class BatchNormalization(BatchStatistics):
     """Batch Normalization (Ioffe & Szegedy 2015, algorithms 1 and 2).
 
-    y = γ·(x − μ)/sqrt(σ² + ε) + β. In training μ and σ² are each channel's mean and biased
-    variance in the mini-batch, over images and positions; in inference moving averages of both.
+    y = γ·(x − μ)/sqrt(σ² + ε) + β. In training, μ and σ² are each channel's mean and biased
+    variance in the mini-batch, over images and positions; in inference, moving averages of both.
 
-    Keras's layer keeps the biased variance in its moving average; the paper (algorithm 2, step
-    10) and PyTorch the unbiased one, m/(m−1) times it. ``unbiased`` chooses. The paper averages
-    over several mini-batches after training where all three keep a moving average; for that see
-    :class:`PreciseBatchNormalization`.
+    Keras's moving average is of the biased variance; the paper (algorithm 2, step 10) and PyTorch
+    use the unbiased one, m/(m−1) times larger. ``unbiased`` selects one. All three implementations
+    use moving averages, whereas the paper averages over several mini-batches after training; see
+    :class:`PreciseBatchNormalization` for that.
 
     Args:
-        momentum: Weight of the old moving statistics, as in Keras (PyTorch's is one minus it).
+        momentum: Weight of the old moving statistics, as in Keras (one minus PyTorch's).
         epsilon: Added to the variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        unbiased: Whether the moving variance averages the unbiased variance. Of a mini-batch of
-            one value a channel there is none; it is then refused.
+        unbiased: Whether the moving variance averages the unbiased variance. If so, a mini-batch
+            with one value per channel is rejected, because it has no unbiased variance.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions, as in Keras's layer; it
-    normalizes the others with them, too.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only, as in
+    Keras's layer; masked positions are normalized with the same statistics.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -96,21 +96,21 @@ class BatchNormalization(BatchStatistics):
 class BatchCentering(BatchStatistics):
     """Batch Normalization without the variance ("mean-only", Salimans & Kingma 2016, section 4).
 
-    y = x − μ + β. In training μ is each channel's mean in the mini-batch, over images and
-    positions; in inference a moving average of it. The gradient is centered in turn:
+    y = x − μ + β. In training, μ is each channel's mean in the mini-batch, over images and
+    positions; in inference, a moving average of it. The gradient is centered too:
     dx = dy − mean(dy).
 
-    Keras's ``BatchNormalization(scale=False)`` is something else: it leaves out γ and still
-    divides by the deviation. Layers of this kind that circulate take the mean over the batch axis
-    alone, which does for (N, C) inputs only, and give ``momentum`` a default of 0.01 where it
-    weighs the old value, so that the moving mean is all but the last mini-batch's.
+    This is not Keras's ``BatchNormalization(scale=False)``, which omits γ but still divides by the
+    standard deviation. Versions found online take the mean over the batch axis alone, which is only
+    right for (N, C) inputs, and default to ``momentum=0.01`` as the weight of the old value, so
+    that the moving mean is almost entirely the last mini-batch's.
 
     Args:
         momentum: Weight of the old moving mean.
         center: Whether to add β.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean``, float32 (C,).
 
     Raises:
@@ -144,11 +144,11 @@ class BatchCentering(BatchStatistics):
 
 @keras.saving.register_keras_serializable("normbench")
 class BatchScaling(BatchStatistics):
-    """Batch Normalization without the mean: only divided by the deviation.
+    """Batch Normalization without the mean: divides by the standard deviation only.
 
-    y = γ·x/sqrt(σ² + ε) + β. In training σ² is each channel's biased variance in the mini-batch,
-    over images and positions, about the mean that is not subtracted; in inference a moving average
-    of it. The counterpart of :class:`BatchCentering`, for taking Batch Normalization apart.
+    y = γ·x/sqrt(σ² + ε) + β. In training, σ² is each channel's biased variance in the mini-batch,
+    over images and positions, about the mean (which is not subtracted); in inference, a moving
+    average of it. The counterpart of :class:`BatchCentering` in ablations of Batch Normalization.
 
     Args:
         momentum: Weight of the old moving variance.
@@ -158,8 +158,8 @@ class BatchScaling(BatchStatistics):
         unbiased: Whether the moving variance averages the unbiased variance, as for
             :class:`BatchNormalization`.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_variance``, float32 (C,).
 
     Raises:

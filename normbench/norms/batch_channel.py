@@ -21,35 +21,36 @@ class BatchChannelNormalization(BatchNormalization):
     """Batch-Channel Normalization (Qiao et al. 2019b, arXiv 1911.09738, algorithm 1).
 
     Batch Normalization of each channel, then normalization of each image over positions and the
-    channels of a group. The first keeps channels from being all but switched off (the paper's
-    elimination singularities), which a normalization over channels alone does not; the second
-    makes up for the first one's estimates.
+    channels of a group. The first step keeps channels from being nearly switched off (the paper's
+    elimination singularities), which normalizing over channels alone does not prevent; the second
+    step compensates for the first step's noisy estimates.
 
-    For micro-batches, where a mini-batch's statistics are poor, the first step normalizes with
-    moving averages in training, too: the averages move first, μ̂ towards the mini-batch's mean
-    and σ̂² towards its mean squared distance from the old μ̂ (so the authors' code), and no
-    gradient passes through them. Inference is the same either way.
+    For micro-batches, whose statistics are poor estimates, the first step uses moving averages in
+    training as well. The averages are updated first: μ̂ with the mini-batch's mean and σ̂² with its
+    mean squared distance from the old μ̂, as in the authors' code. No gradient flows through them.
+    Inference is the same in both modes.
 
-    As in the authors' code, the second step has a scale and a shift for each group, where Group
-    Normalization has them for each channel. Their Batch Normalization's update rate is
-    ``1 − momentum``, and follows the learning rate for micro-batches; here it is constant.
+    As in the authors' code, the second step has one scale and shift per group, whereas Group
+    Normalization has them per channel. In that code, the update rate of Batch Normalization,
+    ``1 − momentum`` here, follows the learning rate for micro-batches; here it is constant.
 
     Args:
-        groups: Groups of channels of the second step; must divide the channels.
+        groups: Number of groups in the second step; must divide the channels.
         micro_batch: Whether training normalizes with the moving averages.
         momentum: Weight of the old moving statistics.
         epsilon: Added to the variances of both steps.
         center: Whether to add a shift, in both steps.
         scale: Whether to multiply by a scale, in both steps.
-        unbiased: Whether the moving variance averages the unbiased variance; without effect
-            where ``micro_batch``.
+        unbiased: Whether the moving variance averages the unbiased variance; no effect with
+            ``micro_batch``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics of both steps, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics of both steps, including moving ones, are taken over the valid
+    positions only.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
-        ValueError: ``momentum`` outside [0, 1], or groups that do not divide the channels.
+        ValueError: ``momentum`` is outside [0, 1], or ``groups`` does not divide the channels.
     """
 
     formula = "y = GN(z), z = γ·(x − μ)/√(σ² + ε) + β; with micro_batch, μ and σ² the moving ones"
@@ -97,7 +98,7 @@ class BatchChannelNormalization(BatchNormalization):
         return self._over_channels(y, valid)
 
     def _move_averages(self, x: Any, valid: Any) -> None:
-        """Move the averages towards the mini-batch's mean and mean square about the old mean."""
+        """Update the averages with the mini-batch's mean and mean square about the old mean."""
         mean, variance, count = batch_moments(x, valid)
         distance = mean - ops.convert_to_tensor(self.moving_mean)
         self.update_average(self.moving_mean, mean, count=count)

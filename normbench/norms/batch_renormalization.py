@@ -19,21 +19,20 @@ __all__ = ["BatchRenormalization"]
 class BatchRenormalization(BatchStatistics):
     """Batch Renormalization (Ioffe 2017, algorithm 1).
 
-    In training y = γ·((x − μ_B)/σ_B·r + d) + β with the mini-batch's mean and deviation
+    In training, y = γ·((x − μ_B)/σ_B·r + d) + β with the mini-batch's mean and deviation
     σ_B = sqrt(σ²_B + ε), r = σ_B/σ clipped to [1/r_max, r_max] and d = (μ_B − μ)/σ clipped to
     [−d_max, d_max], where μ and σ are the moving statistics before this step; no gradient flows
-    through r and d. Unclipped, that is what inference does: y = γ·(x − μ)/σ + β.
+    through r and d. Without clipping, this equals inference: y = γ·(x − μ)/σ + β.
 
-    The bounds are relaxed with the steps taken: r_max is 1 up to the first of ``r_steps`` and
-    rises linearly to ``r_max`` at the second; d_max goes from 0 to ``d_max`` over ``d_steps`` in
-    the same way. Until then the layer is Batch Normalization. The defaults are the paper's (its
-    section 4.2, for 130,000 steps and more): fit them to the length of your training.
+    The bounds are relaxed during training: r_max is 1 until the first of ``r_steps`` and rises
+    linearly to ``r_max`` at the second; d_max rises from 0 to ``d_max`` over ``d_steps`` in the
+    same way. Before that, the layer is Batch Normalization. The defaults are the paper's (section
+    4.2, for 130,000 steps and more); adapt them to the length of your training.
 
-    As in the paper, and in Keras's ``renorm=True``, the deviation is averaged, not the variance.
-    Two things differ from the paper, which does not say how the averages start: during the first
-    1/(1 − momentum) steps they are plain averages of all mini-batches so far, and the first step
-    has r = 1 and d = 0. Keras's layer clips with fixed bounds (none by default) and starts from 0
-    and 1.
+    As in the paper and in Keras's ``renorm=True``, the deviation is averaged, not the variance.
+    The paper does not specify how the averages start. Here, they are plain averages of all
+    mini-batches so far during the first 1/(1 − momentum) steps, and the first step has r = 1 and
+    d = 0. Keras's layer clips with fixed bounds (none by default) and starts from 0 and 1.
 
     Args:
         momentum: Weight of the old moving statistics (the paper's 1 − α).
@@ -45,12 +44,12 @@ class BatchRenormalization(BatchStatistics):
         r_steps: First and last step of r's relaxation.
         d_steps: First and last step of d's relaxation.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean`` and ``moving_deviation``, float32 (C,); ``steps``, float32.
 
     Raises:
-        ValueError: An option outside its range, or steps that are not two ascending numbers.
+        ValueError: An option is out of range, or steps are not two ascending numbers.
     """
 
     formula = "y = γ·((x − μ_B)/σ_B·r + d) + β, r = clip(σ_B/σ), d = clip((μ_B − μ)/σ)"
@@ -104,7 +103,7 @@ class BatchRenormalization(BatchStatistics):
     def _corrections(
         self, batch_mean: Any, batch_deviation: Any, mean: Any, deviation: Any, steps: Any
     ) -> tuple[Any, Any]:
-        """Return r and d, clipped as far as the steps taken allow."""
+        """Return r and d, clipped to the bounds at this step."""
         started = steps > 0
         mean = ops.where(started, mean, batch_mean)
         deviation = ops.where(started, deviation, batch_deviation)
@@ -130,6 +129,6 @@ def _span(name: str, steps: Sequence[float]) -> tuple[float, float]:
 
 
 def _progress(steps: Any, span: tuple[float, float]) -> Any:
-    """Return how much of ``span`` is over: 0 up to its start, 1 from its end on."""
+    """Return the fraction of ``span`` that has passed: 0 before its start, 1 after its end."""
     start, end = span
     return ops.clip((steps - start) / max(end - start, 1.0), 0.0, 1.0)

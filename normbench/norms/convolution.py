@@ -1,4 +1,4 @@
-"""Keras's convolutions, computed by :mod:`normbench.kernels.conv`: Conv2D and DepthwiseConv2D."""
+"""Keras's Conv2D and DepthwiseConv2D, computed by :mod:`normbench.kernels.conv`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Conv2D", "DepthwiseConv2D"]
 
 
 class KernelLayer(keras.layers.Layer):
-    """A Keras layer with a kernel, whose ``call`` is made of three steps that subclasses change.
+    """Mixin for Keras layers with a kernel, a bias and an activation.
 
-    Mixed into a layer of Keras's that has a kernel, a bias and an activation. The steps:
-    :meth:`effective_kernel`, :meth:`apply_kernel` and :meth:`finish`.
+    It splits ``call`` into three steps that subclasses can override: :meth:`effective_kernel`,
+    :meth:`apply_kernel` and :meth:`finish`.
     """
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
@@ -25,7 +25,7 @@ class KernelLayer(keras.layers.Layer):
         return self.finish(self.apply_kernel(ops.cast(inputs, self.compute_dtype), kernel))
 
     def effective_kernel(self: Any, training: bool) -> Any:
-        """Return the kernel to compute with; here the stored one."""
+        """Return the kernel to compute with; by default the stored one."""
         return as_tensor(self.kernel)
 
     def apply_kernel(self: Any, inputs: Any, kernel: Any) -> Any:
@@ -42,7 +42,7 @@ class KernelLayer(keras.layers.Layer):
         return outputs if self.activation is None else self.activation(outputs)
 
     def conv_options(self: Any) -> dict[str, Any]:
-        """Return a convolution's options as the kernels take them."""
+        """Return the convolution's options as keyword arguments of the kernels."""
         return {
             "strides": self.strides,
             "padding": self.padding,
@@ -53,11 +53,11 @@ class KernelLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("normbench")
 class Conv2D(KernelLayer, keras.layers.Conv2D):
-    """Keras's Conv2D, quicker with TensorFlow on a CPU.
+    """Keras's Conv2D, faster with TensorFlow on a CPU.
 
-    There a 1×1 convolution without strides or groups is a matrix product, and a wide 3×3 one in
-    float32 is computed by Winograd's algorithm. The results differ from Keras's by rounding. The
-    kernel's gradient is never NaN, as Keras's can be where an image has one spatial position.
+    There, a 1×1 convolution without strides or groups is a matrix product, and a wide 3×3 one in
+    float32 uses Winograd's algorithm. The results differ from Keras's by rounding. The kernel's
+    gradient is never NaN; Keras's can be for images with one spatial position.
     """
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
@@ -66,7 +66,7 @@ class Conv2D(KernelLayer, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("normbench")
 class DepthwiseConv2D(KernelLayer, keras.layers.DepthwiseConv2D):
-    """Keras's DepthwiseConv2D, whose half precision is convolved in float32 on a CPU.
+    """Keras's DepthwiseConv2D, which convolves half precision in float32 on a CPU.
 
     As for :class:`Conv2D`, the kernel's gradient is never NaN.
     """

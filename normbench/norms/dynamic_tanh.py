@@ -1,4 +1,4 @@
-"""Dynamic Tanh, which stands in for a normalization and takes no statistics."""
+"""Dynamic Tanh, which replaces a normalization without taking statistics."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["DynamicTanh"]
 class DynamicTanh(ChannelAffine):
     """Dynamic Tanh (DyT; Zhu et al. 2025, eq. 2).
 
-    y = γ·tanh(α·x) + β, with one learned α a layer. No statistics: each value is squashed on its
-    own, so that training and inference, and any two batches, are treated the same. ε does not
-    occur. The paper puts it where Transformers have Layer Normalization, and finds it weaker
-    where ResNets have Batch Normalization (its section 7).
+    y = γ·tanh(α·x) + β, with one learned α per layer. There are no statistics and no ε: each value
+    is squashed independently, in training and inference alike. The paper uses it in place of Layer
+    Normalization in Transformers, and finds it weaker in place of Batch Normalization in ResNets
+    (section 7).
 
     Args:
-        alpha: Initial value of α; the paper's is 0.5 everywhere but in language models.
+        alpha: Initial value of α; the paper uses 0.5 except in language models.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
@@ -62,7 +62,7 @@ class DynamicTanh(ChannelAffine):
 
 
 def _dynamic_tanh(x: Any, alpha: Any, gamma: Any, beta: Any) -> Any:
-    """Return γ·tanh(α·x) + β of x, (N, S, C); one pass back computes all four gradients."""
+    """Return γ·tanh(α·x) + β for x of (N, S, C), with all four gradients in one backward pass."""
     dtype = x.dtype
 
     @ops.custom_gradient

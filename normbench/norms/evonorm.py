@@ -20,26 +20,26 @@ __all__ = ["EvoNormB0", "EvoNormS0"]
 class EvoNormS0(ChannelAffine):
     """EvoNorm-S0 (Liu et al. 2020, table 2): batch-free normalization and activation in one.
 
-    y = γ·x·sigmoid(v·x)/sqrt(σ² + ε) + β, σ² being the biased variance of a group of an image's
-    channels over its channels and all positions, and v learned for each channel, starting at 1. It
-    is Group Normalization's division with a Swish in place of x; no mean is subtracted.
+    y = γ·x·sigmoid(v·x)/sqrt(σ² + ε) + β, where σ² is the biased variance of a group of an image's
+    channels over those channels and all positions, and v is learned per channel, starting at 1. It
+    is Group Normalization's division applied to a Swish instead of x; no mean is subtracted.
 
-    The layer contains its activation. A network that applies its ReLU after it all the same
-    computes max(y, 0), which the paper's does not. Without its activation the layer is no more
-    than x/sqrt(σ² + ε), so there is no option to leave it out.
+    The layer includes its activation. A network that still applies a ReLU after it computes
+    max(y, 0), unlike the paper's. There is no option to omit the activation, because that would
+    leave only x/sqrt(σ² + ε).
 
-    The class has 32 groups, as in the paper, where neither ``groups`` nor ``channels_per_group``
-    is given; ``conf/norm/evonorm_s0.yaml`` gives a number that suits small networks.
+    If neither ``groups`` nor ``channels_per_group`` is given, there are 32 groups, as in the paper;
+    ``conf/norm/evonorm_s0.yaml`` sets a number that suits small networks.
 
     Args:
         groups: Number of groups; must divide the channels.
         epsilon: Added to the variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        channels_per_group: Channels of a group, in place of ``groups``.
+        channels_per_group: Channels per group, as an alternative to ``groups``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
 
     Raises:
         ValueError: As for :class:`GroupNormalization`.
@@ -94,11 +94,11 @@ class EvoNormB0(BatchStatistics):
     """EvoNorm-B0 (Liu et al. 2020, table 2): normalization and activation in one.
 
     y = γ·x/max(sqrt(σ²_B + ε), v·x + sqrt(σ²_I + ε)) + β. σ²_B is the biased variance of a
-    channel in the mini-batch over images and positions (in inference a moving average of it), σ²_I
-    that of an image's channel over positions, and v is learned for each channel, starting at 1.
+    channel in the mini-batch over images and positions (in inference, a moving average of it), σ²_I
+    that of an image's channel over positions, and v is learned per channel, starting at 1.
 
-    The layer contains its activation: it is nonlinear in x through the max. A network that
-    applies its ReLU after it all the same computes max(y, 0), which the paper's does not.
+    The layer includes its activation: the max makes it nonlinear in x. A network that still
+    applies a ReLU after it computes max(y, 0), unlike the paper's.
 
     Args:
         momentum: Weight of the old moving variance.
@@ -106,8 +106,8 @@ class EvoNormB0(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
     State: ``moving_variance``, float32 (C,).
 
     Raises:
@@ -147,7 +147,7 @@ class EvoNormB0(BatchStatistics):
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
         deviation = ops.sqrt(batch_variance + self.epsilon)
         image_deviation = ops.sqrt(variance + self.epsilon)
-        # max(a, b) = a + relu(b − a), whose gradients need no reductions but those of a and b.
+        # max(a, b) = a + relu(b − a), whose gradients need only the reductions of a and b.
         above = per_channel(x, None, as_tensor(self.v), image_deviation - deviation)
         divisor = per_channel(ops.relu(above), None, ops.ones_like(gamma), deviation)
         return per_channel(x / divisor, None, gamma, beta)

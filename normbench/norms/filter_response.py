@@ -20,28 +20,26 @@ __all__ = ["FilterResponseNormalization"]
 class FilterResponseNormalization(ChannelAffine):
     """Filter Response Normalization (Singh & Krishnan 2020, eq. 1–3) and TLU (eq. 4).
 
-    y = γ·x/sqrt(ν² + ε) + β, ν² being the mean of x² over the positions of an image's channel; then
-    max(y, τ) with a learned threshold τ for each channel, the Thresholded Linear Unit. No mean is
-    subtracted; no image depends on another.
+    y = γ·x/sqrt(ν² + ε) + β, where ν² is the mean of x² over the positions of an image's channel;
+    then max(y, τ) with a learned threshold τ per channel, the Thresholded Linear Unit. No mean is
+    subtracted, and no image depends on another.
 
-    TLU takes the place of the activation. A network that applies its ReLU after this layer all
-    the same computes max(y, τ, 0): thresholds below 0 then have no effect. Leave TLU out with
-    ``tlu=False``.
+    TLU replaces the activation. A network that still applies a ReLU after this layer computes
+    max(y, τ, 0), so thresholds below 0 have no effect. ``tlu=False`` omits TLU.
 
-    Where an image has few positions, the paper learns ε for each channel, ε + abs(ε_l), ε_l
-    starting at 1e-4 (section 3.3): ``learned_epsilon``. Of a single position x/sqrt(x²) is only
-    x's sign.
-    tfa's layer has the learned ε, but a separate TLU and γ, β as here.
+    For images with few positions, the paper learns ε per channel: ε + abs(ε_l), with ε_l starting
+    at 1e-4 (section 3.3). See ``learned_epsilon``. For a single position, x/sqrt(x²) is only the
+    sign of x. The layer of tensorflow-addons has the learned ε and γ, β, but a separate TLU.
 
     Args:
         epsilon: Added to the mean square.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        tlu: Whether the Thresholded Linear Unit follows.
+        tlu: Whether to apply the Thresholded Linear Unit.
         learned_epsilon: Whether to add a learned abs(ε_l) to ``epsilon``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
     """
 
     formula = "y = max(γ·x/√(ν² + ε) + β, τ), ν² = mean(x²) of an image's channel"
@@ -71,7 +69,7 @@ class FilterResponseNormalization(ChannelAffine):
         )
 
     def normalize(self, x: Any, valid: Any = None) -> Any:
-        # float32 from here to the end: rounding in between would add up.
+        # float32 from here to the end, because intermediate rounding would accumulate.
         x = ops.cast(x, "float32")
         gamma, beta = self.affine()
         tau = as_tensor(self.tau) if self.tau is not None else None
@@ -90,7 +88,7 @@ class FilterResponseNormalization(ChannelAffine):
             mean_square = ops.sum(squares, axis=1) / positions
             y = per_channel(x, None, gamma * ops.rsqrt(mean_square + epsilon), shift)
         if tau is not None:
-            # max(y, τ) = relu(y − τ) + τ, whose gradients need no reduction but τ's.
+            # max(y, τ) = relu(y − τ) + τ, whose only gradient reduction is τ's.
             y = per_channel(ops.relu(y), None, ops.ones((self.channels,), "float32"), tau)
         return y
 

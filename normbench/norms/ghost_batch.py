@@ -18,12 +18,13 @@ __all__ = ["GhostBatchNormalization"]
 class GhostBatchNormalization(BatchNormalization):
     """Ghost Batch Normalization (Hoffer et al. 2017, algorithm 1).
 
-    Batch Normalization of each run of ``virtual_batch`` images in the mini-batch on its own, so
-    that a large mini-batch is normalized as small ones would be. In inference, moving averages.
+    Applies Batch Normalization separately to each ``virtual_batch`` consecutive images of the
+    mini-batch, so that a large mini-batch is normalized like small ones. Inference uses moving
+    averages.
 
-    As in the paper the moving averages follow the virtual batches one after the other, so that
-    ``momentum`` weighs images alike for any size of the mini-batch. The paper averages the
-    deviation; this layer, like Batch Normalization, the variance.
+    As in the paper, the moving averages are updated by one virtual batch after another, so that
+    ``momentum`` has the same meaning for any mini-batch size. The paper averages the deviation;
+    this layer averages the variance, like Batch Normalization.
 
     Args:
         virtual_batch: Images normalized together; must divide the mini-batch.
@@ -33,14 +34,14 @@ class GhostBatchNormalization(BatchNormalization):
         scale: Whether to multiply by γ.
         unbiased: As for :class:`BatchNormalization`.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
-        ValueError: ``virtual_batch`` below 1 or not dividing the mini-batch, ``momentum`` outside
-            [0, 1]. Where TensorFlow learns the size of the mini-batch only when it runs,
-            ``tf.errors.InvalidArgumentError`` instead.
+        ValueError: ``virtual_batch`` is below 1 or does not divide the mini-batch, or ``momentum``
+            is outside [0, 1]. If TensorFlow only knows the mini-batch's size at run time,
+            ``tf.errors.InvalidArgumentError`` is raised instead.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of a virtual batch"
@@ -94,14 +95,14 @@ class GhostBatchNormalization(BatchNormalization):
     def update(self, mean: Any, variance: Any, count: Any) -> None:
         if self.unbiased:
             variance = variance * self.unbiased_factor(count)
-        # The same as an update by each virtual batch in turn: the last one weighs 1 − momentum,
-        # the one before it momentum times as much, and so on.
+        # Equivalent to one update per virtual batch: the last one has weight 1 − momentum, the one
+        # before it momentum times as much, and so on.
         if isinstance(count, float) or len(count.shape) == 0:
             batches = ops.shape(mean)[0]
             age = ops.cast(batches - 1 - ops.arange(batches), "float32")[:, None]
             weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
             old_weight = ops.power(self.momentum, ops.cast(batches, "float32"))
-        else:  # virtual batches without a valid position are passed over
+        else:  # virtual batches without a valid position are skipped
             counted = ops.cast(count > 0, "float32")
             age = ops.sum(counted, axis=0) - ops.cumsum(counted, axis=0)
             weight = (1.0 - self.momentum) * ops.power(self.momentum, age) * counted
@@ -117,7 +118,7 @@ class GhostBatchNormalization(BatchNormalization):
 
 
 def _checked(x: Any, size: int, refusal: str) -> Any:
-    """Have TensorFlow refuse, when it runs, a mini-batch that ``size`` does not divide."""
+    """Make TensorFlow reject, at run time, a mini-batch that ``size`` does not divide."""
     import tensorflow as tf
 
     remainder = tf.math.floormod(tf.shape(x)[0], size)

@@ -1,4 +1,4 @@
-"""Group Normalization and its two ends, Layer and Instance Normalization."""
+"""Group Normalization and its special cases, Layer and Instance Normalization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["GroupNormalization", "InstanceNormalization", "LayerNormalization"]
 
 
 class _Grouped(ChannelAffine):
-    """A layer that standardizes each image by groups of channels."""
+    """Base class for layers that standardize each image by groups of channels."""
 
     def __init__(
         self, epsilon: float = 1e-3, center: bool = True, scale: bool = True, **kwargs: Any
@@ -21,10 +21,10 @@ class _Grouped(ChannelAffine):
         super().__init__(epsilon=epsilon, center=center, scale=scale, **kwargs)
 
     def create_weights(self, channels: int) -> None:
-        self.groups_of(channels)  # refuses groups that do not divide the channels
+        self.groups_of(channels)  # raises if the groups do not divide the channels
 
     def groups_of(self, channels: int) -> int:
-        """Return the number of groups for so many channels."""
+        """Return the number of groups for this number of channels."""
         raise NotImplementedError
 
     def normalize(self, x: Any, valid: Any = None) -> Any:
@@ -37,30 +37,31 @@ class _Grouped(ChannelAffine):
 class GroupNormalization(_Grouped):
     """Group Normalization (Wu & He 2018, eq. 2–6).
 
-    y = γ·(x − μ)/sqrt(σ² + ε) + β. Each image's channels are split into groups of neighbours; μ
+    y = γ·(x − μ)/sqrt(σ² + ε) + β. Each image's channels are split into groups of neighbors; μ
     and σ² are a group's mean and biased variance over its channels and all positions. γ and β are
-    one for each channel. The output of an image does not depend on the others; training and
-    inference are the same.
+    per channel. An image's output does not depend on other images; training and inference are the
+    same.
 
-    Equal to Keras's, tfa's and PyTorch's layer within rounding at the same epsilon (the paper's
-    code and PyTorch have 1e-5, Keras and tfa 1e-3 by default).
+    Equal within rounding to the layers of Keras, tensorflow-addons and PyTorch at the same epsilon
+    (by default 1e-5 in the paper's code and PyTorch, 1e-3 in Keras and tensorflow-addons).
 
-    The class has 32 groups, as in the paper, where neither ``groups`` nor ``channels_per_group``
-    is given; ``conf/norm/gn.yaml`` gives a number that suits small networks.
+    If neither ``groups`` nor ``channels_per_group`` is given, there are 32 groups, as in the paper;
+    ``conf/norm/gn.yaml`` sets a number that suits small networks.
 
     Args:
         groups: Number of groups; must divide the channels.
         epsilon: Added to the biased variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        channels_per_group: Channels of a group (the paper's table 3), in place of ``groups``.
+        channels_per_group: Channels per group (the paper's table 3), as an alternative to
+            ``groups``.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
 
     Raises:
-        ValueError: ``groups`` and ``channels_per_group`` both given, either below 1, or not
-            dividing the channels.
+        ValueError: ``groups`` and ``channels_per_group`` are both given, or the given one is below
+            1 or does not divide the channels.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image's group of channels"
@@ -98,18 +99,18 @@ class GroupNormalization(_Grouped):
 class LayerNormalization(_Grouped):
     """Layer Normalization (Ba et al. 2016, eq. 3) of an image over positions and channels.
 
-    y = γ·(x − μ)/sqrt(σ² + ε) + β with an image's mean and biased variance. γ and β are one for
-    each channel, as Wu & He 2018 apply it to images; the paper has one for each unit. Keras's
-    LayerNormalization standardizes over the last axis alone by default, which here is
-    :class:`PositionalNormalization`; this one over all axes but the first.
+    y = γ·(x − μ)/sqrt(σ² + ε) + β with an image's mean and biased variance. γ and β are per
+    channel, as in Wu & He 2018; in the paper they are per unit. This layer standardizes over all
+    axes but the first. Keras's LayerNormalization standardizes over the last axis alone by default,
+    as :class:`PositionalNormalization` does here.
 
     Args:
         epsilon: Added to the biased variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image"
@@ -125,19 +126,19 @@ class InstanceNormalization(_Grouped):
     """Instance Normalization (Ulyanov et al. 2016, eq. 4): each image's channel over positions.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of an image's channel. The
-    paper has no γ and β; they are usual since (Dumoulin et al. 2017).
+    paper has no γ and β; they became usual later (Dumoulin et al. 2017).
 
-    Where an input has one spatial position or no spatial axes, every value is its own mean: the
-    output is β whatever the input, and the gradients to the input and to γ are 0. PyTorch refuses
-    such an input in training.
+    If an input has one spatial position or no spatial axes, every value is its own mean: the output
+    is always β, and the gradients to the input and to γ are 0. PyTorch rejects such an input in
+    training.
 
     Args:
         epsilon: Added to the biased variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
     """
 
     formula = "y = γ·(x − μ)/√(σ² + ε) + β, μ and σ² of an image's channel"

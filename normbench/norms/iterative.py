@@ -22,30 +22,30 @@ class IterativeNormalization(BatchStatistics):
     y = γ·Σ^(−1/2)·(x − μ) + β. μ is each channel's mean in the mini-batch over images and positions
     and Σ = cov + ε·I the covariance of the channels of a group. Σ^(−1/2) is approximated by
     ``iterations`` steps of Newton's method on Σ_N = Σ/tr(Σ): P ← (3·P − P³·Σ_N)/2 from P = I,
-    then P/sqrt(tr(Σ)). The gradient goes through the iteration. In inference μ and Σ^(−1/2) are
+    then P/sqrt(tr(Σ)). The gradient flows through the iteration. In inference, μ and Σ^(−1/2) are
     moving averages.
 
-    Few iterations leave directions of little variance less than whitened, which keeps the
-    noise of small mini-batches down: the outputs' covariance is not exactly I. The authors' code
-    lowers the size of a group to the number of channels without a word; here it must divide them.
-    The recursion amplifies rounding: well beyond the usual 5 iterations it diverges in float32.
+    With few iterations, directions of low variance are not fully whitened, so the covariance of the
+    outputs is not exactly I. This limits the noise of small mini-batches. The recursion amplifies
+    rounding: well beyond the usual 5 iterations it diverges in float32. The authors' code silently
+    reduces a group to the number of channels; here the group size must divide the channels.
 
-    The class has groups of 64 channels, as in the paper's ResNets, where neither ``groups`` nor
-    ``channels_per_group`` is given; ``conf/norm/iternorm.yaml`` gives fewer, for small networks.
+    If neither ``groups`` nor ``channels_per_group`` is given, groups have 64 channels, as in the
+    paper's ResNets; ``conf/norm/iternorm.yaml`` sets fewer, for small networks.
 
-    Needs a matrix product of C/groups multiplications for each value, and one on the way back.
+    The forward and the backward pass each need C/groups multiplications per value.
 
     Args:
-        groups: Groups of channels that are whitened apart.
+        groups: Number of groups of channels, each whitened separately.
         momentum: Weight of the old moving statistics.
         epsilon: Added to the covariance's diagonal.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        channels_per_group: Channels of a group, in place of ``groups``.
+        channels_per_group: Channels per group, as an alternative to ``groups``.
         iterations: Steps of Newton's method, at least 1.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean``, float32 (C,), and ``moving_whitening``, float32 (G, C/G, C/G).
 
     Raises:
@@ -113,8 +113,8 @@ class IterativeNormalization(BatchStatistics):
         """Return Σ^(−1/2), (G, D, D), symmetric.
 
         Args:
-            vectors: Centered, (G, M, D); those that do not count are 0.
-            count: How many of the M vectors count.
+            vectors: Centered vectors, (G, M, D); masked ones are 0.
+            count: Number of the M vectors that are not masked.
         """
         size = int(vectors.shape[-1])
         identity = ops.convert_to_tensor(np.eye(size, dtype=np.float32))
@@ -123,7 +123,7 @@ class IterativeNormalization(BatchStatistics):
         covariance = covariance + self.epsilon * identity
         trace = ops.sum(covariance * identity, axis=(1, 2), keepdims=True)
         scaled = covariance / trace
-        # The first step from P = I is known.
+        # The first step, from P = I, in closed form.
         power = 1.5 * identity - 0.5 * scaled
         for _ in range(self.iterations - 1):
             cubed = ops.matmul(ops.matmul(power, power), power)
@@ -146,6 +146,6 @@ def _by_group(x: Any, groups: int) -> Any:
 
 
 def _identities(shape: Any, dtype: Any = None) -> Any:
-    """Return an identity matrix for each group; an initializer."""
+    """Return an identity matrix per group (an initializer)."""
     values = np.broadcast_to(np.eye(shape[-1], dtype=np.float32), tuple(shape))
     return ops.convert_to_tensor(values, dtype=dtype)

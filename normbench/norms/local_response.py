@@ -1,4 +1,4 @@
-"""Local Response Normalization, which Batch Normalization replaced."""
+"""Local Response Normalization, the predecessor of Batch Normalization."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["LocalResponseNormalization"]
 class LocalResponseNormalization(keras.layers.Layer):
     """Local Response Normalization (Krizhevsky et al. 2012, section 3.3).
 
-    y_i = x_i / (k + α·Σ_j x_j²)^β, the sum over the n channels next to and including i at the same
-    position (fewer at the first and last channels). It subtracts nothing and learns nothing;
+    y_i = x_i / (k + α·Σ_j x_j²)^β, where the sum is over the n channels centered on i at the same
+    position (fewer near the first and last channels). No mean is subtracted and nothing is learned;
     training and inference are the same.
 
-    Others count differently. ``tf.nn.local_response_normalization`` has this formula, with
-    ``depth_radius`` = (n − 1)/2 and ``bias`` = k (defaults 5, 1, α = 1, β = 0.5). PyTorch's
-    ``LocalResponseNorm``, as Caffe, takes the mean of the n squares: its α is n times the one here
-    (defaults k = 1, α = 1e-4, β = 0.75).
+    Parameters differ between frameworks. ``tf.nn.local_response_normalization`` has this formula,
+    with ``depth_radius`` = (n − 1)/2 and ``bias`` = k (defaults 5, 1, α = 1, β = 0.5). PyTorch's
+    ``LocalResponseNorm``, like Caffe's, takes the mean of the n squares, so its α is n times the
+    one here (defaults k = 1, α = 1e-4, β = 0.75).
 
     Args:
-        k: Added to the sum; more than 0.
+        k: Added to the sum; must be positive.
         alpha: Weight α of the sum of squares.
         beta: Exponent β.
-        n: Channels in the sum, odd; (n − 1)/2 on either side.
+        n: Number of channels in the sum, odd; (n − 1)/2 on either side.
 
     Input and output: (N, ..., C), any float dtype; computed in float32.
 
     Raises:
-        ValueError: ``n`` is no odd whole number, ``k`` is not above 0, or ``alpha`` or ``beta``
-            is below 0.
+        ValueError: ``n`` is not a positive odd integer, ``k`` is not positive, or ``alpha`` or
+            ``beta`` is negative.
     """
 
     formula = "y_i = x_i/(k + α·Σ_j x_j²)^β, j from i − (n − 1)/2 to i + (n − 1)/2"
@@ -85,14 +85,14 @@ def _local_response(x: Any, k: float, alpha: float, beta: float, radius: int) ->
     @ops.custom_gradient
     def function(x: Any) -> Any:
         values = ops.cast(x, "float32")
-        base = k + alpha * _neighbours(ops.square(values), radius)
+        base = k + alpha * _sum_neighbors(ops.square(values), radius)
         factor = ops.power(base, -beta)
 
         def gradient(*upstream: Any) -> Any:
             dy = ops.cast(first_gradient(upstream), "float32")
             values = ops.cast(x, "float32")
-            # A channel is in its neighbours' sums just where they are in its own.
-            pulled = _neighbours(dy * values * factor / base, radius)
+            # The neighborhood relation is symmetric, so the gradient sums over the same channels.
+            pulled = _sum_neighbors(dy * values * factor / base, radius)
             return ops.cast(dy * factor - values * pulled * (2.0 * alpha * beta), dtype)
 
         return ops.cast(values * factor, dtype), gradient
@@ -100,8 +100,8 @@ def _local_response(x: Any, k: float, alpha: float, beta: float, radius: int) ->
     return function(x)
 
 
-def _neighbours(values: Any, radius: int) -> Any:
-    """Sum each channel of (..., C) with those up to ``radius`` away."""
+def _sum_neighbors(values: Any, radius: int) -> Any:
+    """Add to each channel of (..., C) the channels up to ``radius`` away."""
     channels = int(values.shape[-1])
     radius = min(radius, channels - 1)
     padded = ops.pad(values, [(0, 0)] * (len(values.shape) - 1) + [(radius, radius)])

@@ -1,4 +1,4 @@
-"""The ``Norm`` that a network is built with: which normalization goes where."""
+"""The :class:`Norm` that a network is built with; it decides which normalization goes where."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ LayerFactory = Callable[..., keras.layers.Layer]
 class Norm:
     """Makes the normalizations, convolutions and hidden fully connected layers of one network.
 
-    A network never asks which normalization it has; it calls ``norm(x, place)`` where it
-    normalizes and ``norm.conv(…, place=…)`` for a convolution that this place follows.
+    A network never asks which normalization it has. It calls ``norm(x, place)`` to normalize, and
+    ``norm.conv(…, place=…)`` for a convolution that is followed by that place.
 
     Args:
-        layer: Makes a normalization layer, called with ``name=``; None for none.
-        parametrization: Makes a fresh :class:`WeightParametrization` for a convolution; None
-            for kernels as they are stored.
-        places: What to use in some places instead of ``layer``.
+        layer: Makes a normalization layer, called with ``name=``; None for no normalization.
+        parametrization: Makes a new :class:`WeightParametrization` for a convolution; None to use
+            kernels as stored.
+        places: Overrides ``layer`` at some places.
 
     Raises:
-        ValueError: A name in ``places`` that is no place.
+        ValueError: ``places`` has an unknown place.
     """
 
     def __init__(
@@ -56,31 +56,31 @@ class Norm:
         self._layers: dict[str, LayerFactory | None] = dict.fromkeys(PLACES, layer)
         for place, other in (places or {}).items():
             self._layers[self._known(place)] = other
-        self._asked_for = tuple(places or ())
+        self._requested = tuple(places or ())
         self._used: set[str] = set()
         self._parametrization = parametrization
 
     def __call__(self, x: Any, place: str, name: str) -> Any:
-        """Normalize ``x``, (N, ..., C), as this place asks for."""
+        """Normalize ``x``, (N, ..., C), with this place's layer."""
         make = self._layers[self._known(place)]
         self._used.add(place)
         if make is None:
             return x
         layer = make(name=name)
-        layer.place = place  # read by probes, which ask a built network where its layers stand
+        layer.place = place  # read by probes
         return layer(x)
 
     def normalizes(self, place: str) -> bool:
-        """Whether anything normalizes at this place; if not, a convolution before it has a bias."""
+        """Return whether this place has a layer; if not, a convolution before it needs a bias."""
         return self._layers[self._known(place)] is not None
 
     def check_used(self) -> None:
-        """Refuse, once the network is built, places that it never normalizes at.
+        """Reject requested places that the built network does not have.
 
         Raises:
-            ValueError: A place that was asked for, and that the network does not have.
+            ValueError: The network never normalizes at a place in ``places``.
         """
-        for place in self._asked_for:
+        for place in self._requested:
             if place not in self._used:
                 has = ", ".join(known for known in PLACES if known in self._used) or "nowhere"
                 raise ValueError(
@@ -105,12 +105,12 @@ class Norm:
         Args:
             filters: Output channels.
             kernel_size: Height and width.
-            place: The normalization that follows; None where none does.
+            place: Place of the normalization that follows; None if none does.
             name: The layer's name.
             strides: Spatial positions from one output to the next, on both axes.
             padding: "same" or "valid".
-            groups: Groups of channels convolved apart.
-            use_bias: By default just where no normalization follows to make it redundant.
+            groups: Groups of channels that are convolved separately.
+            use_bias: By default True only if no normalization follows to make it redundant.
             kernel_initializer: He et al. 2015 by default.
         """
         options = self._conv_options(place, use_bias)
@@ -194,22 +194,21 @@ def _he_normal(depthwise: bool) -> keras.initializers.Initializer:
 # --- from a config to a Norm ----------------------------------------------------------------------
 
 _STRUCTURE = ("weight", "places", "place", "bfn")
-"""Keys of the group ``norm`` that are not options of its layer."""
+"""Keys of the config group ``norm`` that are not options of its layer."""
 
 
 def make_norm(spec: Mapping[str, Any]) -> Norm:
-    """Make the ``Norm`` that the group ``norm`` of a config describes.
+    """Make the ``Norm`` described by the config group ``norm``.
 
     Args:
         spec: ``name``, ``_target_`` (dotted path of a layer; None for no normalization) and that
             layer's options; ``weight``, a group of the same form for the weight parametrization;
-            optionally ``places``, a group of the same form for each place that differs; and, as
-            one more such place, ``bfn`` at ``place``.
+            optionally ``places``, with a group of the same form for each place that differs, and
+            ``bfn``, a group for one more place, named by ``place``.
 
     Raises:
-        UserError: A ``_target_`` that does not exist or is no layer, or options that it does not
-            take.
-        ValueError: An unknown place.
+        UserError: A ``_target_`` does not exist or is not a layer, or does not take an option.
+        ValueError: A place is unknown.
     """
     placed = dict(spec.get("places") or {})
     if spec.get("bfn"):
@@ -227,14 +226,14 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "iterations": (lambda value: 1 <= value <= 100, "in 1..100"),
     "gamma": (lambda value: value > 0, "above 0"),
 }
-"""Ranges of options that mean the same in every norm and parametrization of this package."""
+"""Ranges of options that have the same meaning in every built-in norm and parametrization."""
 
 
 def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
-    """Refuse numbers with which a layer would compute roots of negative numbers, or never finish.
+    """Reject values that would make a layer take roots of negative numbers or never finish.
 
     Raises:
-        UserError: A number is out of its range.
+        UserError: A value is out of range.
     """
     for name, value in options.items():
         if name in _RANGES and isinstance(value, int | float) and not isinstance(value, bool):
@@ -244,7 +243,7 @@ def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
 
 
 def _factory(group: str, spec: Mapping[str, Any], where: str = "") -> Any:
-    """Return a callable that builds what ``spec`` describes, or None where it names nothing."""
+    """Return a callable that builds the component of ``spec``, or None if it has no target."""
     if spec.get("_target_") is None:
         return None
     called = f"{group}{where}={spec.get('name')}"

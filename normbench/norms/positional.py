@@ -17,11 +17,11 @@ class PositionalNormalization(ChannelAffine):
     """Positional Normalization (Li et al. 2019, eq. 2–3): over the channels at each position.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of the C channels at one
-    position of one image. This is what Keras's LayerNormalization does on images by default, and
-    transformers to each token. Of a single channel the output is β.
+    position of one image. Keras's LayerNormalization does this to images by default, and
+    transformers do it to each token. With a single channel the output is β.
 
-    The paper's moment shortcut, which hands μ and σ to a later layer of a generator as its β and
-    γ, is no part of it; the paper has γ and β as an option.
+    The paper's moment shortcut, which passes μ and σ to a later layer of a generator as its β and
+    γ, is not included; in the paper γ and β are optional.
 
     Args:
         epsilon: Added to the biased variance.

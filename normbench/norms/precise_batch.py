@@ -19,42 +19,43 @@ _IDLE = -1.0
 class PreciseBatchNormalization(BatchNormalization):
     """Batch Normalization whose population statistics are recomputed before an evaluation.
 
-    Trains as Batch Normalization does. A moving average follows weights that have moved on since;
-    the paper instead takes the statistics of inference with the weights held still (Ioffe &
-    Szegedy 2015, algorithm 2, steps 7–11; "PreciseBN" in Wu & Johnson 2021, section 3). For that,
-    in an engine, with the layers from :func:`recomputed_layers`:
+    Training is that of Batch Normalization. Moving averages lag behind the weights; the paper
+    instead computes the inference statistics with fixed weights (Ioffe & Szegedy 2015, algorithm
+    2, steps 7–11; "PreciseBN" in Wu & Johnson 2021, section 3). To do so, a training loop takes the
+    layers from :func:`recomputed_layers` and
 
-    1. call each layer's ``begin()``;
-    2. call the model with ``training=True``, without a gradient, on mini-batches of training
-       images: meanwhile the state becomes the mean and the biased variance of all values seen so
-       far, mini-batches of different sizes weighed by their values;
-    3. call each layer's ``finish()``, which makes the variance unbiased where asked for. From here
-       on training moves the averages on as usual, from where they are.
+    1. calls each layer's ``begin()``;
+    2. calls the model with ``training=True``, without a gradient, on mini-batches of training
+       images. The state becomes the mean and biased variance of all values seen so far;
+       mini-batches are weighted by their number of values;
+    3. calls each layer's ``finish()``, which makes the variance unbiased if ``unbiased`` is set.
+       Training then continues the moving averages from these values.
 
-    ``begin`` and ``finish`` only assign to the state, so they may be called eagerly or in a
-    ``tf.function``. A stateless loop (JAX) calls them between its loops: ``begin`` before it reads
-    the non-trainable values into its own state, ``finish`` after it has written them back; in
-    between the values travel through ``stateless_call`` like all others. Other layers' state
-    (moving averages of other norms, dropout's seeds) moves on in step 2 as in training.
+    ``begin`` and ``finish`` only assign to the state, so they can be called eagerly or in a
+    ``tf.function``. A stateless loop (JAX) calls ``begin`` before it reads the non-trainable values
+    into its own state, and ``finish`` after it has written them back; in between, the values pass
+    through ``stateless_call`` like all others. In step 2, the state of other layers (moving
+    averages of other norms, dropout's seeds) is updated as in training.
 
-    As in Wu & Johnson (and Detectron2) the variance is that of all values, which is the mean of
+    As in Wu & Johnson (and Detectron2), the variance is that of all values, which is the mean of
     the mini-batches' variances plus the variance of their means; Ioffe & Szegedy average the
-    variances alone. Layers after another see it normalize with the mini-batch, as in training.
+    variances alone. During step 2 every layer normalizes with the mini-batch, as in training, so
+    later layers see their training-time inputs.
 
     Args:
         momentum: Weight of the old moving statistics in training.
         epsilon: Added to the variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        unbiased: Whether the variance kept for inference is the unbiased one.
+        unbiased: Whether the variance used in inference is the unbiased one.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
-    State: ``moving_mean`` and ``moving_variance``, float32 (C,); ``collected``, float32: how many
-    values a channel the statistics have been recomputed from, −1 while they are moving averages.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
+    State: ``moving_mean`` and ``moving_variance``, float32 (C,); ``collected``, float32, the number
+    of values per channel collected since ``begin``, or −1 when not recomputing.
 
     Attributes:
-        recompute: Tells an engine that this layer's statistics are to be recomputed.
+        recompute: Marks the layer as one whose statistics are to be recomputed.
 
     Raises:
         ValueError: ``momentum`` outside [0, 1].
@@ -72,14 +73,14 @@ class PreciseBatchNormalization(BatchNormalization):
         )
 
     def begin(self) -> None:
-        """Let the mini-batches from here on make up the population statistics."""
+        """Start collecting population statistics from the following mini-batches."""
         self.collected.assign(ops.zeros((), "float32"))
 
     def finish(self) -> None:
-        """Keep the statistics of the mini-batches since ``begin``.
+        """Use the statistics of the mini-batches since ``begin`` in inference.
 
         Raises:
-            ValueError: There were none, called where that can be told.
+            ValueError: There were no mini-batches (checked only outside a graph or trace).
         """
         count = ops.convert_to_tensor(self.collected)
         known = _known(count)
@@ -97,7 +98,7 @@ class PreciseBatchNormalization(BatchNormalization):
         old_variance = ops.convert_to_tensor(self.moving_variance)
         mean, variance = ops.stop_gradient(mean), ops.stop_gradient(variance)
 
-        # What these values are of all so far (Chan, Golub & LeVeque 1983, eq. 2.1).
+        # Merge with the values so far (Chan, Golub & LeVeque 1983, eq. 2.1).
         total = ops.maximum(collected, 0.0) + count
         share = count / (total if isinstance(count, float) else at_least_one(total))
         delta = mean - old_mean
@@ -109,9 +110,9 @@ class PreciseBatchNormalization(BatchNormalization):
         )
 
         factor = self.unbiased_factor(count) if self.unbiased else 1.0
-        kept, new = self.momentum, 1.0 - self.momentum
-        moved_mean = old_mean * kept + mean * new
-        moved_variance = old_variance * kept + variance * factor * new
+        old, new = self.momentum, 1.0 - self.momentum
+        moved_mean = old_mean * old + mean * new
+        moved_variance = old_variance * old + variance * factor * new
         if not isinstance(count, float):
             count = ops.max(count)  # a scalar
             moved_mean = ops.where(count > 0, moved_mean, old_mean)
@@ -123,12 +124,12 @@ class PreciseBatchNormalization(BatchNormalization):
 
 
 def recomputed_layers(model: keras.Model) -> list[Any]:
-    """Return the layers of a model, nested ones too, whose statistics are to be recomputed."""
+    """Return the layers of a model, including nested ones, that need recomputed statistics."""
     return [layer for layer in model._flatten_layers() if getattr(layer, "recompute", False)]
 
 
 def _known(tensor: Any) -> float | None:
-    """A tensor's value, or None inside a graph or a trace."""
+    """Return a tensor's value, or None inside a graph or trace."""
     if keras.backend.backend() == "jax":
         from jax.core import Tracer
 

@@ -16,21 +16,21 @@ __all__ = ["RMSNormalization"]
 class RMSNormalization(ChannelAffine):
     """Root Mean Square Normalization (Zhang & Sennrich 2019, eq. 4): no mean is subtracted.
 
-    y = γ·x/sqrt(mean(x²) + ε) + β, the mean over an image's positions and channels, as
-    :class:`LayerNormalization` takes its statistics here; with ``per_position`` over the channels
-    at each position, as transformers and Keras's RMSNormalization do. γ is one for each channel.
+    y = γ·x/sqrt(mean(x²) + ε) + β. The mean is over an image's positions and channels, as for
+    :class:`LayerNormalization`, or with ``per_position`` over the channels at each position, as in
+    transformers and Keras's RMSNormalization. γ is per channel.
 
-    β is the bias that the paper adds after the gain; Keras's layer and most transformers leave it
-    out. The paper has no ε. Its partial variant, over the first p % of the values, is not provided.
+    β is the bias that the paper adds after the gain; Keras's layer and most transformers omit it.
+    The paper has no ε. Its partial variant, over the first p % of the values, is not provided.
 
     Args:
         epsilon: Added to the mean square.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        per_position: Whether to take the mean square at each position on its own.
+        per_position: Whether to take the mean square at each position separately.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the statistics are taken over the valid positions only.
     """
 
     formula = "y = γ·x/√(mean(x²) + ε) + β"

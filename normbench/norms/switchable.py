@@ -20,13 +20,13 @@ __all__ = ["SwitchableNormalization"]
 class SwitchableNormalization(BatchStatistics):
     """Switchable Normalization (Luo et al. 2019, eq. 3–5).
 
-    y = γ·(x − Σ w_k·μ_k)/sqrt(Σ w'_k·σ²_k + ε) + β, k being Instance, Layer and Batch
-    Normalization in this order, with their means and biased variances. The weights w and w' are
-    softmaxes of three learned numbers each, shared by all channels and equal at the start.
+    y = γ·(x − Σ w_k·μ_k)/sqrt(Σ w'_k·σ²_k + ε) + β, where k runs over Instance, Layer and Batch
+    Normalization, in this order, with their means and biased variances. The weights w and w' are
+    softmaxes of three learned numbers each, shared by all channels and initially equal.
 
-    In inference Batch Normalization's statistics are moving averages, as the authors' code has
-    it; the paper averages over mini-batches with the weights held still. That code takes the
-    unbiased variance of an instance, the paper and this layer the biased one.
+    In inference, Batch Normalization's statistics are moving averages, as in the authors' code; the
+    paper averages over mini-batches with fixed weights. The code uses the unbiased variance of an
+    instance, the paper and this layer the biased one.
 
     Args:
         momentum: Weight of the old moving statistics.
@@ -34,8 +34,8 @@ class SwitchableNormalization(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -79,7 +79,7 @@ class SwitchableNormalization(BatchStatistics):
         else:
             batch_mean = ops.convert_to_tensor(self.moving_mean)[None]
             batch_variance = ops.convert_to_tensor(self.moving_variance)[None]
-        # As the weights sum to 1 this is Σ w_k·μ_k, and exact where all three means are alike.
+        # Because the weights sum to 1, this is Σ w_k·μ_k, and exact if all three means are equal.
         w = ops.softmax(as_tensor(self.mean_logits))
         mixed_mean = mean + w[1] * (layer_mean - mean) + w[2] * (batch_mean - mean)
         w = ops.softmax(as_tensor(self.variance_logits))

@@ -17,35 +17,35 @@ __all__ = ["SynchronizedBatchNormalization"]
 class SynchronizedBatchNormalization(BatchNormalization):
     """Batch Normalization with the statistics of all replicas' mini-batches (Peng et al. 2018).
 
-    Where a mini-batch is split over devices, Batch Normalization takes each device's share on its
-    own; this layer sums the statistics, and in the gradient the sums behind it, over all of them.
-    The replicas' shares may differ in size. On one device it is Batch Normalization.
+    If a mini-batch is split over devices, Batch Normalization normalizes each device's share
+    separately; this layer sums the statistics, and the sums in the gradient, over all of them. The
+    shares may differ in size. On one device it is Batch Normalization.
 
-    When the sums are taken over replicas:
+    Sums are taken over replicas
 
-    * TensorFlow: when the layer runs in a replica of a ``tf.distribute`` strategy, such as
-      ``MirroredStrategy``, that keeps more than one in sync.
-    * JAX: when the axis ``axis_name`` is mapped, by ``jax.pmap``, ``jax.vmap`` or
+    * on TensorFlow, if the layer runs in a replica of a ``tf.distribute`` strategy, such as
+      ``MirroredStrategy``, with more than one replica in sync;
+    * on JAX, if the axis ``axis_name`` is mapped by ``jax.pmap``, ``jax.vmap`` or
       ``jax.shard_map(check_vma=False)``. Under ``jax.jit`` with a sharded batch (Keras's
-      ``DataParallel``) there is nothing to do: an array there is the whole mini-batch, and Batch
-      Normalization is synchronized by itself.
+      ``DataParallel``) this is not needed: an array there is the full mini-batch, and plain Batch
+      Normalization is already synchronized.
 
-    Gradients to γ and β are each replica's own, to be summed like all others.
+    Gradients to γ and β are local to each replica, to be summed like all others.
 
-    Keras's layer with ``synchronized=True`` does this on TensorFlow alone and with
-    E[x²] − E[x]², which in float32 loses the variance where |mean| is far above the deviation;
-    PyTorch's ``SyncBatchNorm`` needs GPUs.
+    Keras's layer with ``synchronized=True`` does this on TensorFlow only, and with E[x²] − E[x]²,
+    which in float32 loses the variance if |mean| is far above the deviation. PyTorch's
+    ``SyncBatchNorm`` needs GPUs.
 
     Args:
         momentum: Weight of the old moving statistics.
         epsilon: Added to the variance.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        unbiased: As for :class:`BatchNormalization`, of the values on all replicas.
+        unbiased: As for :class:`BatchNormalization`, over the values on all replicas.
         axis_name: The mapped axis on JAX.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean`` and ``moving_variance``, float32 (C,).
 
     Raises:
@@ -75,7 +75,7 @@ class SynchronizedBatchNormalization(BatchNormalization):
         return batch_standardize(x, gamma, beta, self.epsilon, across=across, valid=valid)
 
     def _sum_over_replicas(self) -> Callable[[Any], Any] | None:
-        """Return what sums a tensor over the replicas; None where there is one replica."""
+        """Return a function that sums a tensor over the replicas, or None for one replica."""
         if keras.backend.backend() == "jax":
             import jax
 

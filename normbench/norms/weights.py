@@ -1,6 +1,6 @@
-"""Weight parametrizations, and the layers whose kernel passes through one in the forward pass.
+"""Weight parametrizations, and the layers that apply one to their kernel in the forward pass.
 
-To add one, subclass :class:`WeightParametrization` and state its formula in ``of_filters``.
+To add one, subclass :class:`WeightParametrization` and implement its formula in ``of_filters``.
 """
 
 from __future__ import annotations
@@ -42,54 +42,54 @@ __all__ = [
 ]
 
 _LEAST_SQUARE = 1e-24
-"""Least squared length, of a filter or of σ, in a divisor: a filter of zeros stays one, no NaN."""
+"""Lower bound of a squared length, or of σ², in a divisor, so that a zero filter gives no NaN."""
 
 
 class WeightParametrization:
-    """A differentiable map from the stored kernel to the one that is convolved with.
+    """A differentiable map from the stored kernel to the one used in the convolution.
 
-    One object serves one layer. The gradient flows through the map to the stored kernel, which
-    stays free.
+    Each layer has its own instance. The gradient flows through the map to the stored kernel, which
+    is unconstrained.
 
     A kernel of shape (..., I, O) has O filters, one for each output channel; a depthwise one,
-    (..., C, M), has C·M. A map that works on each filter by itself says so in :meth:`of_filters`,
-    any other in :meth:`__call__`.
+    (..., C, M), has C·M. Implement a map of each filter separately in :meth:`of_filters`, any other
+    in :meth:`__call__`.
     """
 
     formula: ClassVar[str]
-    """The kernel that the layer convolves with, in one line."""
+    """The kernel used in the convolution, in one line."""
     computed_over: ClassVar[str]
     """The axes that a statistic is computed over."""
     parameters: ClassVar[str]
-    """Weights trained besides the stored kernel."""
+    """Trainable weights other than the stored kernel."""
     state: ClassVar[str]
-    """Values kept from step to step without being trained."""
+    """Non-trainable state."""
     source: ClassVar[str]
     """Authors and publication."""
 
     centered: ClassVar[bool] = False
-    """Whether a filter's mean is subtracted, so that a filter of one weight is always 0."""
+    """Whether a filter's mean is subtracted, which makes a filter of one weight 0."""
 
     def initializer(self, initializer: Any, depthwise: bool) -> Any:
-        """Return the initializer of the stored kernel, given the one that the layer has."""
+        """Return the initializer of the stored kernel, given the layer's own."""
         return initializer
 
     def build(self, layer: Any, shape: tuple[int, ...], depthwise: bool) -> None:
-        """Prepare for the kernel, of ``shape``, of ``layer``; may add weights to the layer.
+        """Prepare for a kernel of this shape; may add weights to ``layer``.
 
         Raises:
-            ValueError: A filter too small to be normalized.
+            ValueError: The filters are too small to be normalized.
         """
         self.depthwise = depthwise
         filters = filters_of(shape, depthwise)
         if self.centered and math.prod(shape) == filters:
             raise ValueError(
                 f"{layer.name} has filters of one weight each, which "
-                f"{type(self).__name__} would make 0"
+                f"{type(self).__name__} would set to 0"
             )
 
     def __call__(self, kernel: Any, training: bool = False) -> Any:
-        """Return the kernel to convolve with, of the stored one's shape; at least float32."""
+        """Return the kernel to convolve with, of the same shape, in at least float32."""
         values = ops.cast(kernel, keras.backend.result_type(kernel.dtype, "float32"))
         mapped = self.of_filters(as_matrix(values, self.depthwise))
         return ops.reshape(mapped, kernel.shape)
@@ -99,7 +99,7 @@ class WeightParametrization:
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, which are kept under their own names."""
+        """Return the constructor's arguments, which are attributes of the same names."""
         return {name: getattr(self, name) for name in parameters_of(type(self))}
 
     @classmethod
@@ -115,9 +115,9 @@ def channel_gain(layer: Any, name: str, filters: int, initializer: Any) -> Any:
 
 
 class _Parametrized(keras.layers.Layer):
-    """Mixed into a layer with a kernel: maps the kernel by a :class:`WeightParametrization`.
+    """Mixin that applies a :class:`WeightParametrization` to a layer's kernel.
 
-    A subclass that sets ``parametrized_by`` takes that class's options among its own.
+    A subclass that sets ``parametrized_by`` accepts that class's options as its own.
     """
 
     parametrized_by: ClassVar[type[WeightParametrization] | None] = None
@@ -126,11 +126,11 @@ class _Parametrized(keras.layers.Layer):
 
     @classmethod
     def _chosen(cls, parametrization: Any, kwargs: dict[str, Any]) -> WeightParametrization:
-        """Return the parametrization to use; takes the options that are its own from ``kwargs``."""
+        """Return the parametrization to use, removing its options from ``kwargs``."""
         kind = cls.parametrized_by
         if kind is not None:
             if parametrization is not None:
-                raise TypeError(f"{cls.__name__} takes no parametrization: it has its own")
+                raise TypeError(f"{cls.__name__} takes no parametrization: it has a fixed one")
             taken = [name for name in parameters_of(kind) if name in kwargs]
             return kind(**{name: kwargs.pop(name) for name in taken})
         if isinstance(parametrization, dict):
@@ -146,7 +146,7 @@ class _Parametrized(keras.layers.Layer):
         self.parametrization.build(self, tuple(self.kernel.shape), self._depthwise)
 
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
-        # Neither kernel nor gain is rounded to half precision before the kernel is mapped.
+        # Keep kernel and gain in full precision until the kernel has been mapped.
         if kwargs.get("name") != "bias":
             kwargs["autocast"] = False
         if kwargs.get("name") == "kernel":
@@ -159,7 +159,7 @@ class _Parametrized(keras.layers.Layer):
         return self.parametrization(as_tensor(self.kernel), training=training)
 
     def save_own_variables(self, store: Any) -> None:
-        # Keras's layers store kernel and bias and nothing else.
+        # Keras's layers would store only the kernel and the bias.
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
@@ -180,7 +180,7 @@ class ParametrizedConv2D(_Parametrized, Conv2D):
     Args:
         filters: Output channels.
         kernel_size: Height and width of the kernel.
-        parametrization: The map that the kernel passes through.
+        parametrization: The map applied to the kernel.
         **kwargs: As for ``keras.layers.Conv2D``.
 
     Raises:
@@ -200,11 +200,11 @@ class ParametrizedConv2D(_Parametrized, Conv2D):
 
 @keras.saving.register_keras_serializable("normbench")
 class ParametrizedDepthwiseConv2D(_Parametrized, DepthwiseConv2D):
-    """Keras's DepthwiseConv2D under a :class:`WeightParametrization`; each filter on its own.
+    """Keras's DepthwiseConv2D under a :class:`WeightParametrization`.
 
     Args:
         kernel_size: Height and width of the kernel.
-        parametrization: The map that the kernel passes through.
+        parametrization: The map applied to the kernel.
         **kwargs: As for ``keras.layers.DepthwiseConv2D``.
 
     Raises:
@@ -226,7 +226,7 @@ class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
 
     Args:
         units: Outputs.
-        parametrization: The map that the kernel passes through.
+        parametrization: The map applied to the kernel.
         **kwargs: As for ``keras.layers.Dense``.
 
     Raises:
@@ -250,13 +250,14 @@ class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("normbench")
 class WeightStandardization(WeightParametrization):
-    """Each filter to mean 0 and deviation 1 (Qiao et al. 2019, arXiv 1903.10520, eq. 5–7).
+    """Standardize each filter to mean 0 and deviation 1 (Qiao et al. 2019, arXiv 1903.10520).
 
-    Standardized in the forward pass, so the gradient takes the standardization into account and
-    the stored kernel stays free. Neither gain nor fan-in enters: that is Brock et al. 2021.
+    The kernel is standardized in the forward pass (eq. 5–7), so the gradient takes this into
+    account and the stored kernel is unconstrained. There is no gain or fan-in as in Brock et al.
+    2021.
 
-    Differs from the authors' code, which divides by the unbiased deviation: eq. 7 has the biased
-    variance with epsilon added under the root, and so has this.
+    As in eq. 7, epsilon is added to the biased variance, under the root; the authors' code instead
+    divides by the unbiased deviation.
 
     Args:
         epsilon: Added to the variance.
@@ -278,14 +279,14 @@ class WeightStandardization(WeightParametrization):
 
 @keras.saving.register_keras_serializable("normbench")
 class WSConv2D(ParametrizedConv2D):
-    """Keras's Conv2D under :class:`WeightStandardization`, whose options it takes, too."""
+    """Keras's Conv2D under :class:`WeightStandardization`, accepting its options."""
 
     parametrized_by = WeightStandardization
 
 
 @keras.saving.register_keras_serializable("normbench")
 class WSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
-    """Keras's DepthwiseConv2D under :class:`WeightStandardization`, whose options it takes, too."""
+    """Keras's DepthwiseConv2D under :class:`WeightStandardization`, accepting its options."""
 
     parametrized_by = WeightStandardization
 
@@ -295,22 +296,22 @@ class WSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("normbench")
 class ScaledWeightStandardization(WeightParametrization):
-    """Each filter to mean 0 and squared length (gamma·gain)² (Brock et al. 2021).
+    """Scale each filter to mean 0 and squared length (gamma·gain)² (Brock et al. 2021).
 
     ``gamma·gain·(W − mean W)/√max(var W·fan-in, ε)``: arXiv 2102.06171, eq. 1, with the constant
-    gamma of arXiv 2101.08692 and the trained gain and the ε of the authors' code. Behind a
-    nonlinearity whose gamma it is, a convolution keeps the variance of its input, at any depth,
-    with nothing normalizing activations. As var·fan-in is the squared length of the centered
-    filter, this is :class:`CenteredWeightNormalization` with another first gain.
+    gamma of arXiv 2101.08692 and the trained gain and the ε of the authors' code. After a
+    nonlinearity with matching gamma, a convolution preserves the variance at any depth without
+    normalizing activations. Because var·fan-in is the squared length of the centered filter, this
+    is :class:`CenteredWeightNormalization` with a different initial gain.
 
-    Differs from the papers: there, gamma is 1 for a convolution that follows no nonlinearity (of
-    an image, say), and residual branches are scaled by the network; here, gamma is one number
-    for every convolution, and the network is left as it is.
+    In the papers, gamma is 1 for a convolution that follows no nonlinearity (the first one, for
+    example), and the network scales residual branches. Here, gamma is the same for all
+    convolutions, and the network is not changed.
 
     Args:
-        gamma: Constant of the nonlinearity before: √2/√(1 − 1/π) = 1.7139 for ReLU.
+        gamma: Constant of the preceding nonlinearity: √2/√(1 − 1/π) = 1.7139 for ReLU.
         gain: Whether each output channel has a trained gain, initially 1.
-        epsilon: Least value of var·fan-in in the divisor.
+        epsilon: Lower bound of var·fan-in in the divisor.
     """
 
     formula = "Ŵ = γ·g·(W − mean W)/√max(var W·fan-in, ε)"
@@ -340,14 +341,14 @@ class ScaledWeightStandardization(WeightParametrization):
 
 @keras.saving.register_keras_serializable("normbench")
 class ScaledWSConv2D(ParametrizedConv2D):
-    """Keras's Conv2D under :class:`ScaledWeightStandardization`, whose options it takes, too."""
+    """Keras's Conv2D under :class:`ScaledWeightStandardization`, accepting its options."""
 
     parametrized_by = ScaledWeightStandardization
 
 
 @keras.saving.register_keras_serializable("normbench")
 class ScaledWSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
-    """Keras's DepthwiseConv2D under :class:`ScaledWeightStandardization`; takes its options."""
+    """Keras's DepthwiseConv2D under :class:`ScaledWeightStandardization`, accepting its options."""
 
     parametrized_by = ScaledWeightStandardization
 
@@ -357,13 +358,12 @@ class ScaledWSDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("normbench")
 class WeightNormalization(WeightParametrization):
-    """Direction and length of each filter apart: W = g·v/‖v‖ (Salimans & Kingma 2016, eq. 2).
+    """Separate length and direction of each filter: W = g·v/‖v‖ (Salimans & Kingma 2016, eq. 2).
 
-    v is the stored kernel and g, trained, one number for each output channel. At first g is ‖v‖,
-    so that the layer begins as the one without the parametrization.
-
-    Differs from the paper, whose section 3 takes the first g (and bias) from the outputs for a
-    first mini-batch; PyTorch's ``weight_norm`` begins as this does.
+    v is the stored kernel and g a trained number for each output channel. Initially g is ‖v‖, so
+    that the layer starts out equal to one without the parametrization, as with PyTorch's
+    ``weight_norm``. The paper (section 3) instead initializes g and the bias from the outputs for a
+    first mini-batch.
     """
 
     formula = "Ŵ = g·W/‖W‖"
@@ -390,8 +390,8 @@ class WeightNormalization(WeightParametrization):
 class CenteredWeightNormalization(WeightNormalization):
     """Weight Normalization of the centered filter: W = g·c/‖c‖, c = v − mean v.
 
-    Huang et al. 2017, section 3: a filter of mean 0 is blind to the mean of what it sees. The
-    first g is ‖c‖, so that the layer begins as the one with the stored kernel centered.
+    Huang et al. 2017, section 3: a filter of mean 0 ignores the mean of its inputs. Initially g is
+    ‖c‖, so that the layer starts out with the centered stored kernel.
     """
 
     formula = "Ŵ = g·(W − mean W)/‖W − mean W‖"
@@ -434,25 +434,25 @@ class CWNDepthwiseConv2D(ParametrizedDepthwiseConv2D):
 class SpectralNormalization(WeightParametrization):
     """The kernel divided by its largest singular value (Miyato et al. 2018, algorithm 1).
 
-    The kernel is seen as the matrix (output channels, kernel positions × input channels), as there;
-    its σ is not the norm of the convolution as a map of images. σ = uᵀWv comes from power
-    iteration; u is kept between steps and moves in training only, and no gradient passes through
-    u and v. In inference σ = ‖Wᵀu‖, from the kept u.
+    As in the paper, the kernel is treated as a matrix (output channels, kernel positions × input
+    channels), whose σ is not the norm of the convolution as a map of images. σ = uᵀWv comes from
+    power iteration. u persists between steps and is updated in training only; no gradient flows
+    through u and v. In inference, σ = ‖Wᵀu‖ with the stored u.
 
-    A grouped convolution's matrix has a block for each group, a depthwise one's a block of its M
-    filters for each input channel, and zeros elsewhere: σ is the largest of the blocks', found
-    by iterating in every block. (Keras and PyTorch iterate on the reshaped kernel instead, which
-    is another matrix there.)
+    The matrix of a grouped convolution is block diagonal with a block per group, that of a
+    depthwise one with a block of M filters per input channel. σ is the largest over the blocks,
+    with power iteration in each. (Keras and PyTorch iterate on the reshaped kernel instead, which
+    is a different matrix.)
 
-    Keras's ``SpectralNormalization`` divides once in each training step and *stores* what it
-    got, so that the division is out of the gradient; here the stored kernel stays free, as in
-    the paper and in PyTorch.
+    Keras's ``SpectralNormalization`` divides once per training step and *stores* the result, so
+    that the gradient ignores the division. Here the stored kernel is unconstrained, as in the paper
+    and in PyTorch.
 
     Args:
-        iterations: Steps of power iteration in a training step.
+        iterations: Power iterations per training step.
 
     Raises:
-        ValueError: ``iterations`` below 1.
+        ValueError: ``iterations`` is below 1.
     """
 
     formula = "Ŵ = W/σ(W), σ the largest singular value"
@@ -482,7 +482,7 @@ class SpectralNormalization(WeightParametrization):
     def __call__(self, kernel: Any, training: bool = False) -> Any:
         values = ops.cast(kernel, keras.backend.result_type(kernel.dtype, "float32"))
         matrix = ops.reshape(as_matrix(values, self.depthwise), (-1, *self._u.shape))
-        matrix = ops.transpose(matrix, (1, 2, 0))  # a block first, then its rows, then K columns
+        matrix = ops.transpose(matrix, (1, 2, 0))  # (blocks, rows, K)
         fixed = ops.stop_gradient(matrix)
         u = ops.cast(ops.convert_to_tensor(self._u), values.dtype)[..., None]
         v = _unit(ops.matmul(ops.transpose(fixed, (0, 2, 1)), u))
@@ -499,20 +499,20 @@ class SpectralNormalization(WeightParametrization):
 
 
 def _unit(vectors: Any) -> Any:
-    """Give each (…, n, 1) the length 1."""
+    """Scale each vector of (…, n, 1) to length 1."""
     square = ops.sum(ops.square(vectors), axis=-2, keepdims=True)
     return vectors * ops.rsqrt(ops.maximum(square, _LEAST_SQUARE))
 
 
 @keras.saving.register_keras_serializable("normbench")
 class SNConv2D(ParametrizedConv2D):
-    """Keras's Conv2D under :class:`SpectralNormalization`, whose options it takes, too."""
+    """Keras's Conv2D under :class:`SpectralNormalization`, accepting its options."""
 
     parametrized_by = SpectralNormalization
 
 
 @keras.saving.register_keras_serializable("normbench")
 class SNDepthwiseConv2D(ParametrizedDepthwiseConv2D):
-    """Keras's DepthwiseConv2D under :class:`SpectralNormalization`, whose options it takes, too."""
+    """Keras's DepthwiseConv2D under :class:`SpectralNormalization`, accepting its options."""
 
     parametrized_by = SpectralNormalization

@@ -21,7 +21,7 @@ GHOST = (
     "virtual_batch=32 does not divide the mini-batch of stem_norm, {} images: "
     "choose a batch that is a multiple of 32, or a virtual_batch that divides it"
 )
-ONE_VALUE = "so no unbiased variance: use a larger batch or unbiased=False"
+ONE_VALUE = "unbiased variance is undefined: use a larger batch or unbiased=False"
 CASES = [
     (["norm=ghost_bn", "norm.virtual_batch=32", "batch=48"], "batch=48: " + GHOST.format(48)),
     (

@@ -78,7 +78,7 @@ def test_frozen_layer_normalizes_with_its_moving_statistics(run_layer):
 
 
 def test_one_value_a_channel_has_no_unbiased_variance(run_layer):
-    with pytest.raises(ValueError, match="one value a channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         run_layer(
             BatchNormalization(unbiased=True), np.ones((1, 1, 1, 3), np.float32), training=True
         )

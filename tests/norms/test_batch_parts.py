@@ -67,5 +67,5 @@ def test_one_value_a_channel(run_layer):
     got = run_layer(BatchCentering(), x, training=True)
     np.testing.assert_allclose(got.outputs, 0, atol=1e-6)
     np.testing.assert_array_equal(got.d_inputs, 0)
-    with pytest.raises(ValueError, match="one value a channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         run_layer(BatchScaling(unbiased=True), x, training=True)

@@ -1,1 +1,1 @@
-"""Layers kept only to be measured: faulty versions that circulate, and other packages' layers."""
+"""Layers for comparison only: faulty versions found online, and other packages' layers."""

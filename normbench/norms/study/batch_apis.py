@@ -1,4 +1,4 @@
-"""Batch Normalization by the ways that TensorFlow and Keras offer, to be compared with ours."""
+"""Batch Normalization with the APIs of TensorFlow and Keras, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["KerasBatchNormalization", "MomentsBatchNormalization"]
 
 @keras.saving.register_keras_serializable("normbench")
 class KerasBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's own ``BatchNormalization``, as it is.
+    """Keras's own ``BatchNormalization``.
 
-    It computes in float32 under half precision. Its moving variance averages the biased variance;
-    that of the paper (Ioffe & Szegedy 2015, algorithm 2, step 10) the unbiased one.
+    It computes in float32 under half precision. Its moving variance averages the biased variance,
+    the paper's (Ioffe & Szegedy 2015, algorithm 2, step 10) the unbiased one.
 
     Args:
         momentum: Weight of the old moving statistics.
@@ -46,7 +46,7 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, epsilon=epsilon, center=center, scale=scale, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        # Keras's moving averages would be NaN from an empty mini-batch on.
+        # An empty mini-batch would turn Keras's moving averages into NaN for good.
         if inputs.shape[0] is not None or not training:
             return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
         averages = (self.moving_mean, self.moving_variance)
@@ -59,14 +59,14 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("normbench")
 class MomentsBatchNormalization(BatchStatistics):
-    """``tf.nn.moments``, ``tf.nn.batch_normalization``, and moving averages kept by hand.
+    """``tf.nn.moments``, ``tf.nn.batch_normalization``, and hand-written moving averages.
 
-    The way of many tutorials, with their decay of 0.9 and epsilon of 0.001 by default. The
-    gradient is the one that automatic differentiation finds through both functions. On another
-    backend than TensorFlow the same formulas stand in, as ``keras.ops``.
+    Many tutorials do this, with the same default decay of 0.9 and epsilon of 0.001. The gradient
+    comes from automatic differentiation through both functions. On other backends than TensorFlow,
+    the same formulas are computed with ``keras.ops``.
 
-    ``tf.nn.batch_normalization`` computes x·(γ/σ) + (β − μ·γ/σ), which loses the digits that
-    centering first would keep where a channel's mean is far above its deviation.
+    ``tf.nn.batch_normalization`` computes x·(γ/σ) + (β − μ·γ/σ), which loses digits if a channel's
+    mean is far above its deviation; centering first would not.
 
     Args:
         momentum: Weight of the old moving statistics ("decay").
@@ -74,8 +74,8 @@ class MomentsBatchNormalization(BatchStatistics):
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    statistics, moving ones too, are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), all statistics, including moving ones, are taken over the valid positions only.
     State: ``moving_mean`` and ``moving_variance`` (biased), float32 (C,).
     """
 
@@ -104,7 +104,7 @@ class MomentsBatchNormalization(BatchStatistics):
             if valid is None:
                 mean, variance = _moments(x, [0, 1])
                 count = count_in_batch(x)
-                if not isinstance(count, float):  # which may turn out to be 0: no 0/0
+                if not isinstance(count, float):  # it may be 0 at run time: avoid 0/0
                     mean, variance = (
                         ops.where(count > 0, value, 0.0) for value in (mean, variance)
                     )

@@ -1,4 +1,4 @@
-"""Min-max normalization: minimum to 0, maximum to 1; and two faulty versions of it."""
+"""Min-max normalization, which maps minimum to 0 and maximum to 1, and two faulty versions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 _AXES = {"batch": 0, "space": 1, "channels": 2}
-"""Of inputs flattened to (N, S, C)."""
+"""Axes of inputs flattened to (N, S, C)."""
 
 
 class _MinMax(ChannelAffine):
-    """A layer that takes minimum and maximum over those of batch, space, channels in ``over``."""
+    """Base class; minimum and maximum are taken over the axes in ``over``."""
 
     formula = "y = γ·(x − min)/max(max − min, ε) + β"
     source = "Min-max scaling (feature scaling to [0, 1]), as a layer in TF 1 embedding networks"
@@ -60,30 +60,30 @@ class _MinMax(ChannelAffine):
 
 @keras.saving.register_keras_serializable("normbench")
 class MinMaxNormalization(_MinMax):
-    """Min-max normalization of a whole tensor, or over any of batch, space and channels.
+    """Min-max normalization of an entire tensor, or over any of batch, space and channels.
 
-    y = (x − m)/max(M − m, ε), with m and M the minimum and maximum of x; then ·γ and +β where
-    asked for. y is in [0, 1] and reaches both, but where M − m is below ε: y is then below 1, and
-    0 for a constant input. The TF 1 original subtracts the minimum over everything and divides
-    by the maximum over everything of what that gives, which is M − m, without ε.
+    y = (x − m)/max(M − m, ε), where m and M are the minimum and maximum of x; then optionally ·γ
+    and +β. y is in [0, 1] and attains both ends, unless M − m is below ε: y is then below 1, and 0
+    for a constant input. The TF 1 original subtracts the global minimum and divides by the global
+    maximum of the result, which is M − m, without ε.
 
-    With the batch among the axes, as by default, the output for an image depends on the other
-    images of its batch, in training and in inference alike: no moving statistics are kept. Take
-    :class:`ImageMinMaxNormalization` to avoid it.
+    If the axes include the batch, as by default, the output for an image depends on the other
+    images of its batch, in training and inference alike; there are no moving statistics. Use
+    :class:`ImageMinMaxNormalization` to avoid this.
 
-    The gradient is that of ``reduce_min`` and ``reduce_max``: m's and M's parts go to the values
-    that are the minimum and the maximum, in equal shares to each of several. Where M − m is at
-    most ε nothing flows through the divisor.
+    The gradient is that of ``reduce_min`` and ``reduce_max``: the gradients of m and M go to the
+    values that attain them, split equally between ties. If M − m is at most ε, no gradient flows
+    through the divisor.
 
     Args:
-        epsilon: Least value of the divisor; above 0.
+        epsilon: Lower bound of the divisor; must be positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        over: What minimum and maximum are taken over: some of batch, space, channels.
+        over: The axes to reduce over: any of batch, space, channels.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    minimum and maximum are those of the valid positions.
-    Weights: γ and β, float32 (C,), where asked for.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the minimum and maximum are taken over the valid positions only.
+    Weights: γ and β, float32 (C,), if enabled.
 
     Raises:
         ValueError: ``epsilon`` is not above 0, or ``over`` is empty or names something else.
@@ -109,17 +109,17 @@ class MinMaxNormalization(_MinMax):
 class ChannelMinMaxNormalization(_MinMax):
     """Min-max normalization of each channel over the batch and space.
 
-    As :class:`MinMaxNormalization` over batch and space: y = (x − m)/max(M − m, ε) with a minimum
-    and a maximum for each channel. The output for an image depends on the other images of its
-    batch, in training and in inference alike.
+    Like :class:`MinMaxNormalization` over batch and space: y = (x − m)/max(M − m, ε) with a minimum
+    and a maximum per channel. The output for an image depends on the other images of its batch, in
+    training and inference alike.
 
     Args:
-        epsilon: Least value of the divisor; above 0.
+        epsilon: Lower bound of the divisor; must be positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    minimum and maximum are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the minimum and maximum are taken over the valid positions only.
 
     Raises:
         ValueError: ``epsilon`` is not above 0.
@@ -137,16 +137,16 @@ class ChannelMinMaxNormalization(_MinMax):
 class ImageMinMaxNormalization(_MinMax):
     """Min-max normalization of each image over space and channels.
 
-    As :class:`MinMaxNormalization` over space and channels: y = (x − m)/max(M − m, ε) with a
-    minimum and a maximum for each image. The output for an image does not depend on the others.
+    Like :class:`MinMaxNormalization` over space and channels: y = (x − m)/max(M − m, ε) with a
+    minimum and a maximum per image. The output for an image does not depend on the others.
 
     Args:
-        epsilon: Least value of the divisor; above 0.
+        epsilon: Lower bound of the divisor; must be positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    minimum and maximum are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the minimum and maximum are taken over the valid positions only.
 
     Raises:
         ValueError: ``epsilon`` is not above 0.
@@ -164,23 +164,23 @@ class ImageMinMaxNormalization(_MinMax):
 class MaxFirstMinMaxNormalization(_MinMax):
     """WRONG, for study: min-max normalization that divides by the maximum of the input.
 
-    y = (x − m)/M, with m and M the minimum and maximum of x itself. A version that circulates
-    takes both before it subtracts, and so divides by M where it should by M − m. The maximum of y
-    is then 1 − m/M, not 1: 0.001 where values lie between 999 and 1000, 3 where they lie between
-    −2 and 1. Where M is negative, so is y.
+    y = (x − m)/M, where m and M are the minimum and maximum of x itself. A version found online
+    takes both before it subtracts, and so divides by M instead of M − m. The maximum of y is then
+    1 − m/M, not 1: 0.001 for values between 999 and 1000, 3 for values between −2 and 1. If M is
+    negative, so is y.
 
-    Where \\|M\\| is below ε, ε with the sign of M stands in for M and nothing flows through it.
-    The output for an image depends on the other images of its batch, in training and in
-    inference alike, where ``over`` has the batch.
+    If \\|M\\| is below ε, it is replaced by ε with the sign of M, and no gradient flows through it.
+    If ``over`` includes the batch, the output for an image depends on the other images of its
+    batch, in training and inference alike.
 
     Args:
-        epsilon: Least magnitude of the divisor; above 0.
+        epsilon: Lower bound of the divisor's magnitude; must be positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
-        over: What minimum and maximum are taken over: some of batch, space, channels.
+        over: The axes to reduce over: any of batch, space, channels.
 
-    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask, (N, ...), the
-    minimum and maximum are those of the valid positions.
+    Input and output: (N, ..., C), any float dtype; computed in float32. With a mask of shape
+    (N, ...), the minimum and maximum are taken over the valid positions only.
 
     Raises:
         ValueError: ``epsilon`` is not above 0, or ``over`` is empty or names something else.
@@ -209,14 +209,13 @@ class MaxFirstMinMaxNormalization(_MinMax):
 class FlatteningMinMaxNormalization(_MinMax):
     """WRONG: min-max normalization after a reshape to (−1, C), refused for images.
 
-    A version that circulates reshapes (N, H, W, C) to (−1, C) first, which makes each position of
-    an image a row of the batch: N·H·W outputs for N targets. Keras would find out in the loss at
-    best; this layer refuses to be built. The values would be :class:`MinMaxNormalization`'s,
-    which keeps the shape. Where an image has one position, the reshape does no harm: the result is
-    then (N, C).
+    A version found online first reshapes (N, H, W, C) to (−1, C), which makes each position of an
+    image a row of the batch: N·H·W outputs for N targets. Keras would notice in the loss at best;
+    this layer refuses to be built. The values would be those of :class:`MinMaxNormalization`, which
+    keeps the shape. For images with one position the reshape is harmless: the result is (N, C).
 
     Args:
-        epsilon: Least value of the divisor; above 0.
+        epsilon: Lower bound of the divisor; must be positive.
         center: Whether to add β.
         scale: Whether to multiply by γ.
 
@@ -254,10 +253,10 @@ class FlatteningMinMaxNormalization(_MinMax):
 
 
 def _checked(over: Iterable[str]) -> tuple[str, ...]:
-    """Return the axes asked for in the order of the input's.
+    """Return the requested axes in the order of the input's axes.
 
     Raises:
-        ValueError: None, an unknown one, or one twice.
+        ValueError: There are no axes, an unknown axis or a duplicate.
     """
     names = [over] if isinstance(over, str) else list(over)
     for name in names:
@@ -271,14 +270,14 @@ def _checked(over: Iterable[str]) -> tuple[str, ...]:
 
 
 def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid: Any = None) -> Any:
-    """Subtract the minimum of x, (N, S, C), over axes; divide by the range, or by the maximum.
+    """Subtract the minimum over ``axes``, then divide by the range or the maximum.
 
     Args:
         x: Any float dtype, (N, S, C).
-        axes: What minimum and maximum are taken over.
-        epsilon: Least magnitude of the divisor.
+        axes: The axes to reduce over.
+        epsilon: Lower bound of the divisor's magnitude.
         by_range: Whether the divisor is the range; otherwise it is the maximum.
-        valid: The positions that may be minimum or maximum, bool (N, S, 1); by default all.
+        valid: The positions to reduce over, bool (N, S, 1); by default all.
 
     Returns:
         float32, (N, S, C).
@@ -292,7 +291,7 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid:
             return _over(ops.min, values, axes), _over(ops.max, values, axes)
         least = _over(ops.min, ops.where(valid, values, np.inf), axes)
         most = _over(ops.max, ops.where(valid, values, -np.inf), axes)
-        some = least <= most  # where no position is valid, both are taken to be 0
+        some = least <= most  # if no position is valid, use 0 for both
         return ops.where(some, least, 0.0), ops.where(some, most, 0.0)
 
     @ops.custom_gradient
@@ -329,8 +328,8 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid:
 
 
 def _over(reduce: Callable[..., Any], values: Any, axes: Sequence[int]) -> Any:
-    """Reduce over axes, which are kept as 1."""
-    # Places first and one axis a step: on a CPU one reduction over several runs on a single core.
+    """Reduce over ``axes``, keeping them with length 1."""
+    # One axis at a time, positions first: on a CPU, a joint reduction runs on a single core.
     for axis in sorted(axes, key=(1, 0, 2).index):
         values = reduce(values, axis=axis, keepdims=True)
     return values

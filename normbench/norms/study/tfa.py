@@ -1,11 +1,11 @@
 """The normalizations of tensorflow-addons 0.23 as Keras 3 layers, on the TensorFlow backend.
 
-tensorflow-addons ended in May 2024 with layers for Keras 2 (``tf_keras``) and without a wheel for
-Python 3.12 or later. Its package does not import where ``tf.keras`` is Keras 3, and turning
-``tf.keras`` into Keras 2 would break what else there is in the process. So the one file with its
-normalizations is executed here with a ``tf`` of its own, in which ``tf.keras`` is ``tf_keras``;
-outside that file nothing changes. What is computed is tensorflow-addons' code, line for line; the
-weights it computes with belong to the Keras 3 layer around it.
+Development of tensorflow-addons ended in May 2024, with layers for Keras 2 (``tf_keras``) and no
+wheel for Python 3.12 or later. The package cannot be imported if ``tf.keras`` is Keras 3, and
+switching ``tf.keras`` to Keras 2 would break the rest of the process. So its one file of
+normalizations is executed here with a private ``tf`` in which ``tf.keras`` is ``tf_keras``; nothing
+changes outside that file. The computation is tensorflow-addons' own code; its weights belong to the
+Keras 3 layer around it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MissingAddons(UserError, ImportError):
 
 
 class _Wrapped(ChannelAffine):
-    """A Keras 3 layer whose computing is done by one of tensorflow-addons' layers."""
+    """A Keras 3 layer that delegates its computation to a tensorflow-addons layer."""
 
     state = "none"
 
@@ -50,7 +50,7 @@ class _Wrapped(ChannelAffine):
         self.supports_masking = False
 
     def made(self, addons: Any, channels: int) -> Any:
-        """Return tensorflow-addons' layer, with weights that this one lends it."""
+        """Return tensorflow-addons' layer, which uses this layer's weights."""
         raise NotImplementedError
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -65,7 +65,7 @@ class _Wrapped(ChannelAffine):
         return ops.cast(outputs, self.compute_dtype)
 
     def borrowing(self, addons_class: Any) -> Any:
-        """Return tensorflow-addons' class, changed to take its weights from this layer."""
+        """Return a subclass of tensorflow-addons' class that adds its weights to this layer."""
 
         def add_weight(_: Any, name: str, shape: Any, **others: Any) -> Any:
             learned_epsilon = keras.initializers.Constant(_LEARNED_EPSILON)
@@ -75,10 +75,10 @@ class _Wrapped(ChannelAffine):
         return type(addons_class.__name__, (addons_class,), {"add_weight": add_weight})
 
     def channels_of(self, input_shape: tuple[int | None, ...]) -> int:
-        """Return the channels of inputs (N, ..., C).
+        """Return the number of channels of inputs (N, ..., C).
 
         Raises:
-            ValueError: They are unknown, or there is no such axis.
+            ValueError: The number is unknown, or there is no such axis.
         """
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(
@@ -92,8 +92,8 @@ class TfaGroupNormalization(_Wrapped):
     """``tfa.layers.GroupNormalization`` (tensorflow-addons 0.23) as a Keras 3 layer.
 
     y = γ·(x − μ)/sqrt(σ² + ε) + β with the mean and biased variance of an image's group of
-    channels (Wu & He 2018, eq. 2–6). Equal to ``keras.layers.GroupNormalization`` to the last bit
-    at the same epsilon; tensorflow-addons' default is 1e-3.
+    channels (Wu & He 2018, eq. 2–6). Bit-identical to ``keras.layers.GroupNormalization`` at the
+    same epsilon; tensorflow-addons' default is 1e-3.
 
     Args:
         groups: Number of groups; must divide the channels.
@@ -179,20 +179,20 @@ class TfaInstanceNormalization(_Wrapped):
 class TfaFilterResponseNormalization(_Wrapped):
     """``tfa.layers.FilterResponseNormalization`` (tensorflow-addons 0.23) as a Keras 3 layer.
 
-    y = γ·x/sqrt(ν² + |ε| + |ε_l|) + β with ν² the mean square of one channel of one image (Singh &
-    Krishnan 2020, eq. 1–3); ε_l is there if it is learned. tensorflow-addons takes the magnitude of
-    the given ε too. The paper puts a thresholded linear unit (TLU) behind it, which is a layer of
-    its own in tensorflow-addons and not in this one.
+    y = γ·x/sqrt(ν² + |ε| + |ε_l|) + β, where ν² is the mean square of one channel of one image
+    (Singh & Krishnan 2020, eq. 1–3) and ε_l is optional. tensorflow-addons takes the magnitude of
+    the given ε, too. The paper's thresholded linear unit (TLU) is a separate layer in
+    tensorflow-addons and not included here.
 
     Args:
         epsilon: Added to the mean square.
-        learned_epsilon: Whether to add a learned |ε_l| too, one for the layer, at first 1e-4.
+        learned_epsilon: Whether to add a learned |ε_l|, one per layer, initially 1e-4.
 
     Input and output: (N, H, W, C) of known H and W, any float dtype; computed in float32.
     Weights: γ and β, float32 (1, 1, 1, C), and ε_l, float32 (1,).
 
     Raises:
-        ValueError: The input has not 4 axes, or H or W is unknown.
+        ValueError: The input does not have 4 axes, or H or W is unknown.
         MissingAddons: tensorflow-addons is not installed, or the backend is not TensorFlow; when
             the layer is built.
     """
@@ -219,7 +219,7 @@ class TfaFilterResponseNormalization(_Wrapped):
     def made(self, addons: Any, channels: int) -> Any:
         return self.borrowing(addons.FilterResponseNormalization)(
             epsilon=self.epsilon,
-            axis=[1, 2],  # its default is one list shared by all of its layers
+            axis=[1, 2],  # the default is a mutable list that all layers share
             learned_epsilon=self.learned_epsilon,
             dtype="float32",
         )
@@ -233,12 +233,12 @@ def _addons(layer: str) -> Any:
     """Return tensorflow-addons' file of normalizations as a module.
 
     Raises:
-        MissingAddons: It cannot be used here.
+        MissingAddons: tensorflow-addons cannot be used in this process.
     """
     if keras.backend.backend() != "tensorflow":
         raise MissingAddons(
             f"{layer} is a layer of tensorflow-addons, which needs the TensorFlow backend, not "
-            f"{keras.backend.backend()!r}: use backend=tensorflow, or gn, in or frn in its place"
+            f"{keras.backend.backend()!r}: use backend=tensorflow, or gn, in or frn instead"
         )
     spec = find_spec("tensorflow_addons")
     if spec is None or spec.origin is None:
@@ -256,18 +256,18 @@ def _addons(layer: str) -> Any:
         return _executed(Path(spec.origin).parent / "layers" / "normalizations.py")
     except ImportError as error:
         raise MissingAddons(
-            f"{layer} needs tensorflow-addons 0.23, whose layers do not import here ({error}): "
+            f"{layer} needs tensorflow-addons 0.23, whose layers cannot be imported ({error}): "
             "pip install 'normbench[tfa]'"
         ) from error
 
 
 @cache
 def _executed(path: Path) -> ModuleType:
-    """Execute one file of tensorflow-addons with ``tf.keras`` being Keras 2."""
+    """Execute one file of tensorflow-addons with Keras 2 as ``tf.keras``."""
     tensorflow = import_module("tensorflow")
     keras2 = import_module("tf_keras")
-    # The types that arguments are checked against at each call of a constructor, and what checks
-    # them, are left out: they import more of Keras 2, and the layers here check their own.
+    # Stub out the run-time type checks of constructor arguments: they would import more of Keras 2,
+    # and the layers here check their own arguments.
     types = SimpleNamespace(Initializer=Any, Regularizer=Any, Constraint=Any)
     typeguard = SimpleNamespace(typechecked=lambda function: function)
     substitutes = {
@@ -291,7 +291,7 @@ def _executed(path: Path) -> ModuleType:
 
 
 def _with_keras(tensorflow: ModuleType, keras2: ModuleType) -> Any:
-    """Return the module ``tensorflow`` with another ``keras`` in it."""
+    """Return the module ``tensorflow`` with ``keras`` replaced."""
 
     class TensorFlow(ModuleType):
         def __getattr__(self, name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Two wrong ways to standardize weights that circulate, kept to be measured.
+"""Two wrong ways to standardize weights, for comparison.
 
-Both come from a much-read question about Weight Standardization in Keras and its accepted
-answer. Neither is Weight Standardization; :class:`WeightStandardization` is.
+Both come from a popular question about Weight Standardization in Keras and its accepted answer.
+For correct Weight Standardization see :class:`WeightStandardization`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _LEAST = 1e-24
-"""Least variance under the root, whose slope at 0 would be infinite."""
+"""Lower bound of the variance under the root, whose slope at 0 would be infinite."""
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -39,19 +39,19 @@ class WSRegularizer(keras.regularizers.Regularizer):
 
     A regularizer's value is added to the loss; it never changes the kernel. As posted, the
     function computes (W − mean)/(deviation + ε) over axes (0, 1, 2) and returns nothing, which
-    Keras 2 passed over and Keras 3 cannot add up: ``returns="nothing"`` adds 0 in its place.
-    With the missing ``return`` the loss would get a tensor of the kernel's shape; what can be
-    run, and has the gradient that such a tensor has, is its sum, ``returns="sum"``. The sum of a
-    standardized kernel is 0 for every kernel, and so is its gradient. Either way the loss and
-    the kernel are, within rounding, those of a layer without the regularizer.
+    Keras 2 ignored and Keras 3 cannot add up; ``returns="nothing"`` adds 0 instead. With the
+    missing ``return``, a tensor of the kernel's shape would be added to the loss; its sum,
+    ``returns="sum"``, is valid and has the same gradient. The sum of a standardized kernel is
+    always 0, and so is its gradient. Either way, the loss and the kernel are, within rounding,
+    those of a layer without the regularizer.
 
     Args:
         epsilon: Added to the deviation.
         returns: "sum" or "nothing".
-        axes: What mean and deviation are taken over.
+        axes: The axes that mean and deviation are taken over.
 
     Raises:
-        ValueError: Any other ``returns``.
+        ValueError: ``returns`` is unknown.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class WSRegularizer(keras.regularizers.Regularizer):
         self.axes = tuple(axes)
 
     def __call__(self, kernel: Any) -> Any:
-        """Return what is added to the loss, a float32 scalar."""
+        """Return the term to add to the loss, a float32 scalar."""
         if self.returns == "nothing":
             return ops.zeros((), "float32")
         values = ops.cast(kernel, "float32")
@@ -77,14 +77,14 @@ class WSRegularizer(keras.regularizers.Regularizer):
 
 @keras.saving.register_keras_serializable("normbench")
 class WSAsRegularizer(WeightParametrization):
-    """WRONG, for study: the kernel as it is stored, with a :class:`WSRegularizer` on it.
+    """WRONG, for study: the stored kernel, with a :class:`WSRegularizer`.
 
     Args:
         epsilon: Added to the deviation.
         returns: "sum" or "nothing", as for :class:`WSRegularizer`.
 
     Raises:
-        ValueError: Any other ``returns``; in ``build``, a layer with a regularizer of its own.
+        ValueError: ``returns`` is unknown; in ``build``, the layer already has a regularizer.
     """
 
     formula = "Ŵ = W; added to the loss: Σ (W − mean W)/(dev W + ε), which is 0"
@@ -112,24 +112,23 @@ class WSAsRegularizer(WeightParametrization):
 class WSAssign(WeightParametrization):
     """WRONG, for study: the stored kernel overwritten with its standardized value at each call.
 
-    The answer's convolution, when called, assigns to its kernel W·s − mean(W)·s with
-    s = gain/√max(var(W)·fan-in, ε), and convolves with that. An assignment has no gradient: the
-    step is the one of a free kernel, and the next call standardizes what it led to, so training
-    is projected gradient descent instead of descent through the standardization.
+    At each call, the answer's convolution assigns W·s − mean(W)·s with
+    s = gain/√max(var(W)·fan-in, ε) to its kernel and convolves with it. An assignment has no
+    gradient: the update is that of a plain kernel, and the next call standardizes the result. So
+    training is projected gradient descent instead of descent through the standardization.
 
-    Here the overwriting is done where it is the same on every backend: on the first value of the
-    kernel and, as a constraint, after each update. What is convolved with is the standardized
-    value, with a gradient of 1 to the stored one. That is the sequence of the answer, step by
-    step.
+    Here the kernel is overwritten where this works on every backend: when it is initialized and, as
+    a constraint, after each update. The convolution uses the standardized value, with a gradient of
+    1 to the stored one. Step by step, this is equivalent to the answer.
 
-    The answer's gain is left out: made inside the method, anew at each call, and reached by no
-    gradient through an assignment, it is 1 at every step.
+    The answer's gain is omitted: it is created in the method at each call and gets no gradient
+    through the assignment, so it is always 1.
 
     Args:
-        epsilon: Least value of var·fan-in in the divisor.
+        epsilon: Lower bound of var·fan-in in the divisor.
 
     Raises:
-        ValueError: In ``build``, a layer with a kernel constraint of its own.
+        ValueError: In ``build``, the layer already has a kernel constraint.
     """
 
     formula = "W ← (W − mean W)/√max(var W·fan-in, ε) at each step, outside the gradient"
@@ -182,13 +181,13 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
 
 @keras.saving.register_keras_serializable("normbench")
 class WSAssignConv2D(ParametrizedConv2D):
-    """WRONG, for study: Keras's Conv2D under :class:`WSAssign`, whose options it takes, too."""
+    """WRONG, for study: Keras's Conv2D under :class:`WSAssign`, accepting its options."""
 
     parametrized_by = WSAssign
 
 
 @keras.saving.register_keras_serializable("normbench")
 class WSAssignDepthwiseConv2D(ParametrizedDepthwiseConv2D):
-    """WRONG, for study: Keras's DepthwiseConv2D under :class:`WSAssign`; takes its options."""
+    """WRONG, for study: Keras's DepthwiseConv2D under :class:`WSAssign`, accepting its options."""
 
     parametrized_by = WSAssign
