@@ -1,6 +1,6 @@
-"""Fast arithmetic for the layers: functions of arrays.
+"""Fast array functions for the layers.
 
-Imports Keras, TensorFlow and JAX, and nothing of this package. The public functions:
+They import Keras, TensorFlow and JAX, but nothing else from normbench. The public functions:
 
 ========================================  ========================================================
 ``arrays``                                flatten_spatial, as_tensor

@@ -1,7 +1,7 @@
 """Scaling, shifting and centering channels with hand-written gradients.
 
-A gradient that the backend derives itself sums over images and spatial positions in one reduction,
-which TensorFlow runs on a single core of a CPU. Here the sum over positions comes first.
+Automatic differentiation would sum over images and spatial positions in one reduction, which
+TensorFlow runs on a single CPU core. Here the sum over positions comes first.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
     Args:
         x: Any float dtype, (N, S, C); computed in float32.
         beta: float32, (C,).
-        valid: The positions that the mean is taken over, bool (N, S, 1); by default all.
+        valid: Positions to take the mean over, bool (N, S, 1); by default all.
 
     Returns:
         y, of x's shape and dtype; the mean, float32 (C,), through which no gradient flows.
@@ -103,7 +103,7 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _sum_like(sums: Tensor, shape: Any) -> Tensor:
-    """Sum (N, C) over images if all images share the parameter, as its ``shape`` tells."""
+    """Sum (N, C) over images if, according to its ``shape``, all images share the parameter."""
     if len(shape) == 1:
         return ops.sum(sums, axis=0)
     return ops.sum(sums, axis=0, keepdims=True) if shape[0] == 1 else sums

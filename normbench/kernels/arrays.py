@@ -1,4 +1,4 @@
-"""Small things that layers and kernels do with arrays: flattening, plain values, gradients."""
+"""Array helpers for layers and kernels: flattening, variables as tensors, upstream gradients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Tensor = Any
 
 
 def flatten_spatial(x: Tensor) -> Tensor:
-    """Return (N, ..., C) as (N, S, C); S is 1 where there are no spatial axes.
+    """Return (N, ..., C) as (N, S, C), where S is 1 if there are no spatial axes.
 
-    Half precision and float32 stay. float64, which no kernel computes in, becomes float32.
+    Half precision and float32 are preserved. float64, which no kernel supports, becomes float32.
     """
     channels = int(x.shape[-1])
     positions = 1
@@ -28,19 +28,19 @@ def flatten_spatial(x: Tensor) -> Tensor:
 
 
 def image_sets(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Make each image of (N, S, C) a set of its own, (N, 1, S, C), and its mask likewise."""
+    """Make each image of (N, S, C), and its mask, a separate set: (N, 1, S, C)."""
     return ops.expand_dims(x, 1), None if valid is None else ops.expand_dims(valid, 1)
 
 
 def as_tensor(variable: Any) -> Tensor:
-    """Return a variable's value as a plain tensor, which TensorFlow's custom gradients need."""
+    """Return a variable's value as a plain tensor, as TensorFlow's custom gradients require."""
     return ops.multiply(variable, 1)
 
 
 def first_gradient(upstream: Any) -> Tensor:
     """Return the gradient of a custom function's first output.
 
-    Backends pass one gradient, several, or a tuple of them.
+    Backends differ: they pass a gradient, several gradients, or a tuple of them.
     """
     while isinstance(upstream, (tuple, list)):
         upstream = upstream[0]

@@ -1,7 +1,7 @@
 """Batch Normalization of arrays: :func:`batch_standardize` and :func:`apply_statistics`.
 
-TensorFlow's own fused operations compute where they are quicker and accurate, otherwise
-:mod:`normbench.kernels.standardize`. What runs on a CPU is in :mod:`normbench.kernels.batch_cpu`.
+TensorFlow's fused operations are used where they are faster and accurate, otherwise
+:mod:`normbench.kernels.standardize`. The CPU code is in :mod:`normbench.kernels.batch_cpu`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def batch_standardize(
         gamma: float32, (C,).
         beta: float32, (C,).
         epsilon: Added to the variance.
-        across: Sums a tensor over the replicas that hold the rest of the mini-batch.
-        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
+        across: Sums a tensor over the replicas that share the mini-batch.
+        valid: Positions to take statistics over, bool (N, S, 1); by default all.
 
     Returns:
         y, of x's shape and dtype; the mini-batch's mean and biased variance, float32 (C,), through
-        which no gradient flows; and how many values a channel has, a float where that is known,
-        else a tensor.
+        which no gradient flows; and the number of values per channel, a float if it is known, else
+        a tensor.
     """
     if valid is None and across is None and on_cpu():
         from normbench.kernels.batch_cpu import standardize_shards
@@ -69,8 +69,8 @@ def apply_statistics(
 
     Args:
         x: Any float dtype, (N, S, C).
-        mean: float32, (C,); so are ``variance``, ``gamma`` and ``beta``.
-        variance: Biased or not, as the caller kept it.
+        mean: float32, (C,), like ``variance``, ``gamma`` and ``beta``.
+        variance: Biased or unbiased.
         gamma: Scale.
         beta: Shift.
         epsilon: Added to the variance.
@@ -79,7 +79,7 @@ def apply_statistics(
         from normbench.kernels.batch_cpu import apply_fused
 
         return apply_fused(x, mean, variance, gamma, beta, epsilon)
-    # Centered first: x·a + (β − μ·a) would lose digits where |μ| is far above σ.
+    # Center first: x·a + (β − μ·a) would lose digits if |μ| is far above σ.
     centered = ops.cast(x, "float32") - mean
     return ops.cast(centered * (ops.rsqrt(variance + epsilon) * gamma) + beta, x.dtype)
 
@@ -92,7 +92,7 @@ def _on_gpu() -> bool:
 def _standardize_on_gpu(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, count: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return outputs, mean and biased variance by the fused operation, which is good on a GPU."""
+    """Return outputs, mean and biased variance, using the fused operation (accurate on a GPU)."""
     import tensorflow as tf
 
     y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(

@@ -1,14 +1,14 @@
-"""Batch Normalization with TensorFlow on a CPU, of a mini-batch in one shard or several.
+"""Batch Normalization with TensorFlow on a CPU, for a mini-batch in one or several shards.
 
-The entry point is :func:`standardize_shards`. Shards are computed side by side; what is taken over
-all of them is a few numbers a channel.
+The entry point is :func:`standardize_shards`. Shards are computed in parallel; only a few numbers
+per channel are combined across them.
 
-TensorFlow's fused operation adds up all values of a channel in one go, in float32: for 128 images
-of 32×32 the variance is off by 7e-4, and that of equal values is noise. So the statistics are
-computed here, as sums of partial sums. The outputs and the gradients come from the fused operation
-where inputs are small, and otherwise from a few passes over memory that XLA compiles. Where a
-channel's mean is far above its deviation, its values are shifted by the mean first, because
-E[x²] − E[x]² loses digits there.
+TensorFlow's fused operation sums all values of a channel sequentially in float32: for 128 images of
+32×32 the variance is off by 7e-4, and the variance of equal values is noise. So the statistics are
+computed here, as sums of partial sums. The outputs and gradients come from the fused operation for
+small inputs, and otherwise from a few passes over memory compiled by XLA. If a channel's mean is
+far above its deviation, its values are shifted by the mean first, because E[x²] − E[x]² would lose
+digits.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from normbench.kernels.sums import (
 Tensor = Any
 
 _FAR = 2.0
-"""Deviations between a channel's mean and 0 from which on the channel is shifted by its mean.
+"""Distance of a channel's mean from 0, in deviations, above which the channel is shifted.
 
-Shifting is another pass over memory. Up to this distance E[x²] − E[x]² has at most 1 + 2² times the
-roundings of its terms. The outputs of convolutions in ResNet-20 and MobileNetV2 stay below it, at
-the start of training and during it (CIFAR-10).
+Shifting costs another pass over memory. Up to this distance the rounding error of E[x²] − E[x]² is
+at most 1 + 2² times that of its terms. Convolution outputs in ResNet-20 and MobileNetV2 stay below
+it throughout training (CIFAR-10).
 """
 
 _LEAST_ROW = 32
-"""Least length of a row. XLA makes a loop of a row; a short one leaves the processor's vector
+"""Minimum row length. XLA compiles a row to a loop, and a short loop leaves the processor's vector
 registers unused."""
 
 _STRETCHES = 64
-"""Most partial sums of a channel. Many, because a sum rounds as often as it adds."""
+"""Maximum number of partial sums per channel: many, because every addition rounds."""
 
 
 def standardize_shards(
@@ -52,14 +52,14 @@ def standardize_shards(
     """Standardize each channel over the images and positions of all shards, then scale and shift.
 
     Args:
-        shards: The mini-batch: each any float dtype, (n, S, C); computed in float32.
+        shards: The mini-batch; each shard any float dtype, (n, S, C); computed in float32.
         gamma: float32, (C,).
         beta: float32, (C,).
         epsilon: Added to the variance.
 
     Returns:
-        y, shard by shard, in the shards' dtype; the mini-batch's mean and biased variance, float32
-        (C,), through which no gradient flows; and how many values a channel has, a float where that
+        y, as a list of shards of the same dtype; the mini-batch's mean and biased variance, float32
+        (C,), through which no gradient flows; and the number of values per channel, a float if it
         is known, else a tensor. Only first derivatives of y are defined.
     """
     passes = is_large(shards[0])
@@ -97,7 +97,7 @@ def apply_fused(
 
 
 def _forward(gamma: Tensor, beta: Tensor, *shards: Tensor, epsilon: float) -> tuple[Tensor, ...]:
-    """Return the outputs; then a shift, and mean and variance of the shards less the shift."""
+    """Return the outputs, a shift, and mean and variance of the shifted shards."""
     values = [tf.cast(x, tf.float32) for x in shards]
     mean, variance = _moments(values)
     shift = _shift(mean, variance)
@@ -136,8 +136,8 @@ def _backward(
             reserve_space_2=variance,
             reserve_space_3=tf.zeros([0]),  # a GPU's
             epsilon=epsilon,
-            # Of several shards the operation must take mean and variance for constants, so that
-            # its dx is γ/σ·dy. The terms that go through them are subtracted below.
+            # With several shards the operation must treat mean and variance as constants, so that
+            # its dx is γ/σ·dy. The terms that flow through them are subtracted below.
             is_training=whole,
         )
         for x, dy in zip(values, upstream, strict=True)
@@ -158,7 +158,7 @@ def _backward(
 def _forward_in_passes(
     gamma: Tensor, beta: Tensor, *shards: Tensor, epsilon: float
 ) -> tuple[Tensor, ...]:
-    """Compute :func:`_forward` in passes over memory that XLA compiles."""
+    """Compute :func:`_forward` in passes over memory compiled by XLA."""
     rows = _Rows(shards)
     folded = [rows.folded(x) for x in shards]
 
@@ -180,7 +180,7 @@ def _forward_in_passes(
 def _backward_in_passes(
     gamma: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *tensors: Tensor, epsilon: float
 ) -> tuple[Tensor, ...]:
-    """Compute :func:`_backward` in passes over memory that XLA compiles."""
+    """Compute :func:`_backward` in passes over memory compiled by XLA."""
     count = len(tensors) // 2
     shards = tensors[:count]
     rows = _Rows(shards)
@@ -198,9 +198,10 @@ def _backward_in_passes(
 
 
 class _Rows:
-    """Shards, (n, S, C), seen as rows of t spatial positions each, (n, S/t, t·C).
+    """Shards (n, S, C) folded into rows of t spatial positions each, (n, S/t, t·C).
 
-    t is the least power of 2 that makes a row :data:`_LEAST_ROW` long, if it divides S.
+    t is the smallest power of 2 that makes rows at least :data:`_LEAST_ROW` long, or the largest
+    smaller one that divides S.
     """
 
     def __init__(self, shards: Any) -> None:
@@ -229,7 +230,7 @@ class _Rows:
 
 
 def _shift(mean: Tensor, variance: Tensor) -> Tensor:
-    """Return what to shift each channel by: its mean where that is far from 0, else 0."""
+    """Return each channel's shift: its mean if that is far from 0, else 0."""
     far = tf.square(mean) > _FAR**2 * variance
     # A product, because tf.where takes ten times as long.
     return mean * tf.cast(far, tf.float32)
@@ -244,19 +245,19 @@ def _moments(shards: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _with_variance(mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean, and the variance: E[x²] − E[x]², but at least 0."""
+    """Return the mean and the variance, E[x²] − E[x]² clipped at 0."""
     return mean, tf.maximum(square - tf.square(mean), 0.0)
 
 
 def _count(shards: list[Tensor]) -> Any:
-    """Return how many values a channel has in all shards: a float, or a tensor."""
+    """Return the number of values per channel in all shards, a float or a tensor."""
     return sum(count_of(x[None], int(x.shape[-1])) for x in shards)
 
 
 # --- the passes that XLA compiles -----------------------------------------------------------------
-# Each function reads its inputs in their own dtypes and writes nothing but its result. Sums are
-# partial, over stretches of rows. The caller adds the partial sums up outside of XLA, which would
-# join both steps into one long sum.
+# Each function reads its inputs in their own dtypes and writes only its result. Sums are partial,
+# over stretches of rows. The caller adds up the partial sums outside of XLA, which would otherwise
+# fuse both steps into one long sum.
 
 
 def moment_sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,12 +295,12 @@ def input_gradient(
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sum stretches of rows of (n, S, C), as many as pay, to (stretches, C)."""
+    """Sum (n, S, C) to (stretches, C), one sum per stretch of consecutive rows."""
     images, positions, channels = values.shape
     slices = slices_of(images * positions)
     if slices == 1:
         return ops.sum(values, axis=1)
-    # Slices are whole pieces of memory. Slices of each image would make XLA go image by image.
+    # Slices are contiguous in memory. Slices of each image would make XLA loop over images.
     rows = sum(ops.unstack(ops.reshape(values, (slices, -1)), slices, axis=0))
     count, stretches = images * positions // slices, 1
     while stretches < _STRETCHES and count % (2 * stretches * LEAST_ROWS) == 0:

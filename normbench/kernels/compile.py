@@ -1,7 +1,7 @@
 """Compile a function once for all layers of a shape: :func:`compile_shared`.
 
-Three private functions of TensorFlow are used here and nowhere else, checked against TensorFlow
-2.21: ``control_flow_util.GraphOrParentsInXlaContext``, ``save_context.in_save_context`` and
+This is the only module that uses private functions of TensorFlow (checked against version 2.21):
+``control_flow_util.GraphOrParentsInXlaContext``, ``save_context.in_save_context`` and
 ``save_context.save_context``.
 """
 
@@ -17,10 +17,10 @@ import keras
 from keras import ops
 
 WORTHWHILE = 2**15
-"""Elements from which on compiling an operation with XLA pays.
+"""Number of elements above which compiling an operation with XLA pays off.
 
-A compiled call is faster from 2^13 elements on (two cores of an AMD EPYC), but compiling takes
-0.2 s a shape, and 30 µs saved in each call earn that back only in runs of some thousand steps.
+A compiled call is faster from 2^13 elements (two cores of an AMD EPYC), but compiling takes 0.2 s
+per shape, which 30 µs saved per call only earn back in runs of several thousand steps.
 """
 
 
@@ -29,15 +29,15 @@ def compile_shared(
 ) -> Callable[..., Any]:
     """Return ``function`` in its fastest form for inputs like ``x``.
 
-    On TensorFlow, layers of one shape share one trace of it, because tracing is most of the time
-    it takes to begin a run. On a CPU XLA compiles it where ``x`` is large, which saves passes over
-    memory. It is returned unchanged where everything is compiled anyway: on JAX, and within what
-    XLA compiles. On a GPU XLA does not compile it, because Keras compiles whole steps.
+    On TensorFlow, layers of the same shape share a single trace, because tracing dominates the time
+    to start a run. On a CPU, XLA compiles the function if ``x`` is large, which saves passes over
+    memory. The function is returned unchanged if everything is compiled anyway: on JAX, and inside
+    code that XLA compiles. On a GPU it is traced, but not compiled by XLA.
 
     Args:
-        function: A pure function of tensors and, by keyword, of hashable constants.
+        function: A pure function of tensors and hashable keyword constants.
         x: A tensor of the size that the function will work on.
-        by_xla: Whether XLA is to compile the function on a CPU; by default where ``x`` is large.
+        by_xla: Whether XLA should compile the function on a CPU; by default if ``x`` is large.
     """
     if keras.backend.backend() != "tensorflow" or None in x.shape or inside_xla():
         return function
@@ -59,7 +59,7 @@ def compile_shared(
 def elementwise(function: Callable[..., Any], *tensors: Any, **constants: Any) -> Any:
     """Call an elementwise function of tensors of one shape, compiled by :func:`compile_shared`.
 
-    The tensors are flattened first, because XLA does not vectorize half precision along several
+    The tensors are flattened first, because XLA does not vectorize half precision over several
     axes.
     """
     flat = [ops.reshape(tensor, (-1,)) for tensor in tensors]
@@ -67,7 +67,7 @@ def elementwise(function: Callable[..., Any], *tensors: Any, **constants: Any) -
 
 
 def on_cpu() -> bool:
-    """Return whether TensorFlow's own operations, not XLA's, will compute on this machine's CPU."""
+    """Return whether TensorFlow's own operations (not XLA) will compute on this machine's CPU."""
     if keras.backend.backend() != "tensorflow" or exporting():
         return False
     return not has_gpu() and not inside_xla()
@@ -82,10 +82,10 @@ def inside_xla() -> bool:
 
 
 def exporting() -> bool:
-    """Return whether TensorFlow is tracing a graph to be saved, for another program to run.
+    """Return whether TensorFlow is tracing a graph to be saved for another program.
 
-    Such a graph must consist of plain operations. TensorFlow Lite, for one, has neither bitwise
-    operations nor EuclideanNorm, and the fastest way on this machine need not be so elsewhere.
+    Such a graph must consist of basic operations. TensorFlow Lite, for example, has neither bitwise
+    operations nor EuclideanNorm, and an optimization for this machine may not help elsewhere.
     """
     if keras.backend.backend() != "tensorflow":
         return False
@@ -96,9 +96,9 @@ def exporting() -> bool:
 
 @contextmanager
 def as_if_exporting() -> Iterator[None]:
-    """Have graphs that TensorFlow traces meanwhile made to be saved, as :func:`exporting` says.
+    """Within the context, make :func:`exporting` return True.
 
-    TensorFlow says so itself while it writes a SavedModel, but not for other formats.
+    TensorFlow sets this itself while it writes a SavedModel, but not for other formats.
     """
     if keras.backend.backend() != "tensorflow":
         yield
@@ -125,7 +125,7 @@ def has_gpu() -> bool:
 
 @cache
 def _graph(function: Callable[..., Any], by_xla: bool, signature: Any, constants: Any) -> Any:
-    """Return the graph of a function for a signature, which all layers of a shape share."""
+    """Return a function's graph for a signature, shared by all layers of that shape."""
     import tensorflow as tf
 
     bound = partial(function, **dict(constants))

@@ -1,8 +1,8 @@
 """Convolutions of arrays: :func:`conv2d` and :func:`depthwise_conv2d`.
 
-Both return what ``keras.ops.conv`` and ``keras.ops.depthwise_conv`` do, within rounding. On a CPU
-TensorFlow's own convolutions are slow in some cases and wrong in one; those are computed another
-way here. Other backends and devices get Keras's operations.
+Both equal ``keras.ops.conv`` and ``keras.ops.depthwise_conv`` within rounding. On a CPU,
+TensorFlow's own convolutions are slow in some cases and wrong in one; these cases are computed
+differently here. Other backends and devices use Keras's operations.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def conv2d(
 
 
 def conv2d_shards(shards: Sequence[Tensor], kernel: Tensor, **options: Any) -> list[Tensor]:
-    """Return :func:`conv2d` of each shard of a batch; the kernel is prepared once for all."""
+    """Return :func:`conv2d` of each shard of a batch, preparing the kernel only once."""
     x = shards[0]
     dtype = keras.backend.standardize_dtype(x.dtype)
     if winograd.pays(x, tuple(kernel.shape), **options):
@@ -69,15 +69,15 @@ def depthwise_conv2d(
     dilation_rate: tuple[int, int] = (1, 1),
     data_format: str = "channels_last",
 ) -> Tensor:
-    """Return ``x`` with each channel convolved by itself, of x's dtype.
+    """Return ``x`` with each channel convolved separately, of x's dtype.
 
-    On a CPU half precision is convolved in float32 and rounded once: TensorFlow would add up
-    float16 in float16, and its gradient of the inputs takes ten times as long.
+    On a CPU, half precision is convolved in float32 and rounded once: TensorFlow would accumulate
+    float16 in float16, and its input gradient takes ten times as long.
 
     Args:
         x: Any float dtype, (N, H, W, C), or (N, C, H, W) for ``data_format="channels_first"``.
         kernel: Of x's dtype, (k, k, C, M): M filters for each channel.
-        strides: As for :func:`conv2d`; so are ``padding``, ``dilation_rate`` and ``data_format``.
+        strides: As for :func:`conv2d`, like ``padding``, ``dilation_rate`` and ``data_format``.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     if dtype in ("bfloat16", "float16") and on_cpu():
@@ -96,9 +96,9 @@ def depthwise_conv2d(
 def copies_for_shards(kernel: Tensor, shards: int, dtype: str) -> list[Tensor]:
     """Return the kernel in ``dtype``, once for each shard.
 
-    The kernel's gradient is the sum of all shards' gradients, added up in one pass in float32.
-    Otherwise TensorFlow writes a float32 copy of each shard's gradient to memory before it adds
-    them, which takes longer than all else where a shard has few images.
+    The kernel's gradient is the sum of all shards' gradients, computed in one pass in float32.
+    Otherwise TensorFlow would write a float32 copy of each shard's gradient to memory before adding
+    them, which dominates the step time for shards of few images.
     """
     if shards == 1 or keras.backend.standardize_dtype(kernel.dtype) == dtype:
         return [ops.cast(kernel, dtype)] * shards
@@ -115,10 +115,10 @@ def copies_for_shards(kernel: Tensor, shards: int, dtype: str) -> list[Tensor]:
 
 
 def _conv2d(x: Tensor, kernel: Tensor, **options: Any) -> Tensor:
-    """Return :func:`conv2d` by a matrix product where the kernel is 1×1, else by Keras's operation.
+    """Return :func:`conv2d`, using a matrix product for 1×1 kernels, else Keras's operation.
 
-    On a CPU TensorFlow's convolution of 1×1 is slower than the product, the gradient of its kernel
-    most of all (`docs/speed.md`).
+    On a CPU, TensorFlow's 1×1 convolution is slower than the product, above all in the kernel's
+    gradient (`docs/speed.md`).
     """
     strides = _strides_over(x, options["strides"], options["data_format"])
     is_product = (
@@ -137,10 +137,10 @@ def _conv2d(x: Tensor, kernel: Tensor, **options: Any) -> Tensor:
 
 
 def _strides_over(x: Tensor, strides: tuple[int, int], data_format: str) -> tuple[int, int]:
-    """Return the strides of a convolution over ``x``: 1 where its images are one position large.
+    """Return the strides to use for ``x``: 1 if its images have a single position.
 
-    The strides decide nothing there. But in bfloat16 on a CPU the gradient of a kernel with strides
-    is NaN at times: the oneDNN of TensorFlow 2.21 reads memory that nobody wrote.
+    Strides have no effect on such images. But in bfloat16 on a CPU they sometimes make the kernel's
+    gradient NaN, because oneDNN in TensorFlow 2.21 reads uninitialized memory.
     """
     is_one_position = data_format == "channels_last" and tuple(x.shape[1:3]) == (1, 1)
     return (1, 1) if is_one_position else strides

@@ -1,8 +1,8 @@
 """Normalization of a kernel's filters: :func:`standardize_filters` and :func:`scale_filters`.
 
-A filter is the weights of one output channel. A kernel of shape (..., I, O) has O filters, a
-depthwise one, (..., C, M), has C·M. Either way :func:`as_matrix` gives a matrix (K, F): F filters
-of K weights, one in each column.
+A filter is the weights of one output channel. A kernel of shape (..., I, O) has O filters; a
+depthwise kernel (..., C, M) has C·M. :func:`as_matrix` turns either into a matrix (K, F) of F
+filters with K weights, one filter per column.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def lengths(matrix: Tensor, centered: bool) -> Tensor:
 
 
 def standardize_filters(matrix: Tensor, epsilon: float) -> Tensor:
-    """Give each filter w of (K, F) mean 0 and deviation 1: c/√(mean(c²) + ε), c = w − mean(w)."""
+    """Standardize each filter w of (K, F): c/√(mean(c²) + ε), where c = w − mean(w)."""
     forward, backward = compile_shared(_standardized, matrix), compile_shared(_gradient, matrix)
 
     @ops.custom_gradient
@@ -66,13 +66,15 @@ def _mean(matrix: Tensor) -> Tensor:
 
 
 def scale_filters(matrix: Tensor, length: Tensor, centered: bool, least: float) -> Tensor:
-    """Give each filter w a length: length·c/√max(Σc², least), c = w or, ``centered``, w − mean(w).
+    """Scale each filter w to a given length: length·c/√max(Σc², least).
+
+    c is w − mean(w) if ``centered``, else w.
 
     Args:
         matrix: (K, F).
         length: (F,).
-        centered: Whether a filter's mean is subtracted.
-        least: Least square of a filter's length in the divisor.
+        centered: Whether to subtract a filter's mean.
+        least: Lower bound of the squared length in the divisor.
 
     Returns:
         (K, F).

@@ -1,9 +1,9 @@
-"""ReLU of half precision on a CPU with TensorFlow, by the bits of its numbers: :func:`rectified`.
+"""Bitwise ReLU of half precision with TensorFlow on a CPU: :func:`rectified`.
 
-TensorFlow converts each number to float32 and back, and two for the gradient. But the bits of
-positive numbers, read as integers, are in the order of the numbers. So ReLU is a choice among
-integers, which XLA compiles to one pass at the speed of memory. The results are those of
-TensorFlow, except that TensorFlow takes subnormal numbers for 0.
+TensorFlow's ReLU converts each number to float32 and back, and two per gradient. But positive
+floats are ordered like their bits read as integers. So ReLU can select among integers, which XLA
+compiles to one memory-bound pass. The results equal TensorFlow's, except that TensorFlow flushes
+subnormal numbers to 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIX = 6.0
 
 
 def is_rectifier(layer: Any) -> bool:
-    """Return whether a layer is Keras's ReLU or ReLU6, without any other option."""
+    """Return whether a layer is Keras's ReLU or ReLU6 without other options."""
     if type(layer) is not layers.ReLU or layer.negative_slope or layer.threshold:
         return False
     return layer.max_value in (None, _SIX)
@@ -36,10 +36,10 @@ def rectified(
     Args:
         layer: The rectifier, ReLU or ReLU6.
         x: Its input, of any shape and dtype.
-        addends: The tensors of one shape that x is the sum of, if x is used nowhere else; one pass
-            then adds and rectifies.
-        uses: How often the output is used. The gradients of all uses are added up in the
-            rectifier's own pass.
+        addends: Tensors of one shape whose sum is x, if x is used nowhere else; one pass then adds
+            and rectifies.
+        uses: Number of uses of the output. The rectifier's own backward pass adds up the gradients
+            of all uses.
     """
     half = layer.compute_dtype in ("bfloat16", "float16")
     if not half or tf.executing_eagerly() or not is_large(x) or not on_cpu():
@@ -65,7 +65,7 @@ def rectified(
 
 
 def _folds(x: Tensor) -> bool:
-    """Return whether TensorFlow fuses the ReLU of x with the convolution whose output x is."""
+    """Return whether TensorFlow fuses the ReLU with the convolution that outputs x."""
     summands = x.op.inputs if x.op.type == "AddV2" else [x]
     biased = [tensor.op for tensor in summands if tensor.op.type == "BiasAdd"]
     return any("Conv" in operation.inputs[0].op.type for operation in biased)
@@ -76,8 +76,8 @@ def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:
     x = _sum(addends)
     bits = _bits(x)
     lowest, highest = _bits_of(float("-inf"), x.dtype), _bits_of(float("inf"), x.dtype)
-    # The integers of negative numbers are negative: from that of -0.0, the lowest, up to that of
-    # -infinity. Beyond it are the NaNs.
+    # As integers, negative numbers range from -0.0 (the lowest integer) up to -infinity; beyond it
+    # are the NaNs.
     clipped = tf.where(bits <= lowest, tf.zeros_like(bits), bits)
     if ceiling is not None:
         top = _bits_of(ceiling, x.dtype)
@@ -87,7 +87,7 @@ def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:
 
 
 def _passed(y: Tensor, *upstream: Tensor, ceiling: float | None) -> Tensor:
-    """Return the sum of y's gradients where 0 < y, and y is below the ceiling, else 0."""
+    """Return the sum of y's gradients where y is between 0 and the ceiling, else 0."""
     dy = _sum(upstream)
     bits = _bits(y)
     passes = (bits > 0) & (bits <= _bits_of(float("inf"), y.dtype))
@@ -107,7 +107,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _from_bfloat16(x: Tensor) -> Tensor:
-    """Cast bfloat16 to float32; XLA's own cast is scalar on a CPU without such instructions."""
+    """Cast bfloat16 to float32; XLA's cast is not vectorized on a CPU without such instructions."""
     bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
     return tf.bitcast(tf.bitwise.left_shift(bits, _word(16)), tf.float32)
 

@@ -1,18 +1,18 @@
-"""Standardization with a hand-written gradient: :func:`standardize` and the forms made of it.
+"""Standardization with a hand-written gradient: :func:`standardize` and functions built on it.
 
 Images are flattened to (N, S, C): N images, S spatial positions, C channels; (A, B, S, C) is A sets
-of B images, and a statistic is taken of each set. Where values lie about 1000 with a deviation of
-1, float32 sums of them are too inaccurate, and E[x²] − E[x]² loses all digits. So each channel is
-first shifted by a pivot near its mean, the mean of a few of its positions. Mean and variance are
-taken of the shifted values, and a group's statistics are put together from those of its channels
-without a cancelling difference. A constant input then comes out as β exactly. Where the pivot is k
-deviations off the channel's mean, the variance is off by k² + 1 roundings.
+of B images, with one statistic per set. For values around 1000 with a deviation of 1, float32 sums
+are too inaccurate, and E[x²] − E[x]² loses all digits. So each channel is first shifted by a pivot
+near its mean, the mean of a few of its positions. Mean and variance are computed from the shifted
+values, and a group's statistics are combined from those of its channels without cancellation. A
+constant input then gives exactly β. If the pivot is k deviations from the channel's mean, the
+variance is off by k² + 1 roundings.
 
-Where a mask leaves positions out, the statistics are those of the valid positions, and the gradient
-is the one that the backend derives. Where a statistic has no values, in an empty mini-batch or a
-fully masked one, means are 0 instead of 0/0.
+With a mask, the statistics are taken over the valid positions only, and the gradient comes from
+automatic differentiation. If a statistic has no values (an empty or fully masked mini-batch), means
+are 0 instead of 0/0.
 
-The gradient is that of the formulas in Ioffe & Szegedy 2015, section 3, written per statistic:
+The gradient is that of Ioffe & Szegedy 2015, section 3, written per statistic:
 dx = a·dy − r·mean(γ·dy) − (x − μ)·r³·mean(γ·dy·(x − μ)), with r = 1/σ and a = γ·r.
 Only first derivatives are defined.
 """
@@ -41,7 +41,7 @@ from normbench.kernels.sums import (
 Tensor = Any
 
 _SAMPLES = 8
-"""Images, and positions of each, that a channel's pivot is the mean of."""
+"""Number of images, and of positions in each, that a channel's pivot is computed from."""
 
 
 def standardize(
@@ -62,20 +62,20 @@ def standardize(
         beta: Shift, float32 (C,).
         groups: Groups of neighboring channels; divides C.
         epsilon: Added to the variance.
-        subtract_mean: If not, x is divided by the root of its mean square instead.
-        across: Sums a tensor over the replicas that hold the rest of the same sets.
-        valid: The positions that statistics are taken over, bool (A, B, S, 1); by default all.
+        subtract_mean: If False, divide x by its root mean square instead.
+        across: Sums a tensor over the replicas that share the sets.
+        valid: Positions to take statistics over, bool (A, B, S, 1); by default all.
 
     Returns:
-        y, of x's shape and dtype; the mean (0 if not subtracted) and the biased variance (the
-        mean square), float32 (A, C), repeated for each channel of a group. No gradient flows
-        through these two.
+        y, of x's shape and dtype; the mean (0 if not subtracted) and the biased variance (or mean
+        square), float32 (A, C), repeated for each channel of a group. No gradient flows through
+        the statistics.
     """
     if valid is not None:
         return _standardize_valid(x, gamma, beta, groups, epsilon, subtract_mean, across, valid)
     options = {"groups": groups, "across": across}
     forward, backward = _forward, _backward
-    # A sum over replicas must stay in the graph of its replica.
+    # A sum over replicas must stay in its replica's graph.
     if across is None:
         forward, backward = compile_shared(_forward, x), compile_shared(_backward, x)
 
@@ -110,13 +110,13 @@ def group_standardize(
         beta: float32, (C,).
         groups: Number of groups; divides C.
         epsilon: Added to the variance.
-        subtract_mean: If not, x is divided by the root of its mean square instead.
-        valid: The positions that statistics are taken over, bool (N, S, 1); by default all.
+        subtract_mean: If False, divide x by its root mean square instead.
+        valid: Positions to take statistics over, bool (N, S, 1); by default all.
 
     Returns:
         (N, S, C), of x's dtype.
     """
-    # image_sets, not x[:, None], whose gradient on TensorFlow is a pass over memory.
+    # Not x[:, None], whose gradient on TensorFlow is a pass over memory.
     sets, valid = image_sets(x, valid)
     y, _, _ = standardize(sets, gamma, beta, groups, epsilon, subtract_mean, valid=valid)
     return ops.squeeze(y, axis=1)
@@ -125,14 +125,14 @@ def group_standardize(
 def position_standardize(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, subtract_mean: bool = True
 ) -> Tensor:
-    """Standardize the channels at each position, then scale and shift channels.
+    """Standardize over the channels at each position, then scale and shift channels.
 
     Args:
         x: Any float dtype, (N, S, C); computed in float32.
         gamma: float32, (C,).
         beta: float32, (C,).
         epsilon: Added to the variance.
-        subtract_mean: If not, x is divided by the root of its mean square instead.
+        subtract_mean: If False, divide x by its root mean square instead.
 
     Returns:
         (N, S, C), of x's dtype.
@@ -144,7 +144,7 @@ def position_standardize(
         return ops.sum(values, axis=-1, keepdims=True) / channels
 
     def over_images(values: Tensor) -> Tensor:
-        # Two steps, positions first: on a CPU one reduction over both runs on a single core.
+        # Two steps, positions first: on a CPU, a joint reduction runs on a single core.
         return ops.sum(ops.sum(values, axis=1), axis=0)
 
     @ops.custom_gradient
@@ -152,7 +152,7 @@ def position_standardize(
         centered = ops.cast(x, "float32")
         if subtract_mean:
             centered = centered - rounded(mean_of(centered))
-            # Subtract what rounding left of the mean, too.
+            # Subtract the mean that is left because of rounding.
             centered = centered - mean_of(centered)
         inverse = ops.rsqrt(mean_of(ops.square(centered)) + epsilon)
         normalized = centered * inverse
@@ -180,7 +180,7 @@ def moments(x: Tensor, groups: int, valid: Tensor | None = None) -> tuple[Tensor
     Args:
         x: Any float dtype, (A, B, S, C); computed in float32.
         groups: Groups of neighboring channels; divides C.
-        valid: The positions that they are taken over, bool (A, B, S, 1); by default all.
+        valid: Positions to take statistics over, bool (A, B, S, 1); by default all.
 
     Returns:
         Mean and variance, float32 (A, C), repeated for each channel of a group; both have
@@ -215,7 +215,7 @@ def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tenso
 
     Args:
         x: Any float dtype, (N, S, C); computed in float32.
-        valid: The positions that they are taken over, bool (N, S, 1); by default all.
+        valid: Positions to take statistics over, bool (N, S, 1); by default all.
 
     Returns:
         Mean and variance, float32 (C,), with gradients; and :func:`count_in_batch`.
@@ -228,16 +228,17 @@ def batch_moments(x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tenso
 def pooled(
     mean: Tensor, variance: Tensor, axis: int, counts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of sets put together along ``axis``, which is kept.
+    """Return mean and variance of sets merged along ``axis``, which keeps length 1.
 
     Args:
-        mean: Of each set, (N, C).
-        variance: Of each set, (N, C).
-        axis: 0 puts images together, 1 channels.
-        counts: The values in each image's sets, (N, 1), for images; by default all are alike.
+        mean: Mean of each set, (N, C).
+        variance: Biased variance of each set, (N, C).
+        axis: 0 merges images, 1 channels.
+        counts: Number of values in each image's sets, (N, 1), if images are merged; by default all
+            are equal.
 
     Returns:
-        (1, C) or (N, 1), by autodifferentiable operations.
+        Mean and variance, (1, C) or (N, 1), computed by differentiable operations.
     """
     if counts is not None:
         weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
@@ -246,7 +247,7 @@ def pooled(
         offset = ops.sum(apart * weights, axis=0, keepdims=True)
         spread = ops.square(apart - offset) + variance
         return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
-    # Differences to one set's mean are exact where all are alike.
+    # Differences from one set's mean are exact if all means are equal.
     pivot = mean[:1] if axis == 0 else mean[:, :1]
     may_be_empty = axis == 0 and mean.shape[0] is None
     if may_be_empty:
@@ -257,7 +258,7 @@ def pooled(
     mean_variance = ops.mean(variance, axis=axis, keepdims=True)
     if not may_be_empty:
         return pivot + offset, mean_variance + between
-    has_images = ops.shape(mean)[0] > 0  # of none, the means are NaN
+    has_images = ops.shape(mean)[0] > 0  # without images the means are NaN
     return (
         ops.where(has_images, pivot + offset, 0.0),
         ops.where(has_images, mean_variance + between, 0.0),
@@ -274,7 +275,7 @@ def _forward(
     subtract_mean: bool,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """Return outputs, mean and variance; then the arguments of :func:`_backward`, 1/σ last."""
+    """Return outputs, mean and variance, followed by the statistics for :func:`_backward`."""
     dtype = x.dtype
     x = ops.cast(x, "float32")
     total = across or (lambda values: values)
@@ -300,7 +301,10 @@ def _backward(
     groups: int,
     across: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients to x, of its dtype, and to γ and β."""
+    """Return the gradients to x, in its dtype, and to γ and β.
+
+    ``statistics`` are pivot and offset, if the mean was subtracted, and 1/σ.
+    """
     dtype = x.dtype
     x, dy = ops.cast(x, "float32"), ops.cast(dy, "float32")
     total = across or (lambda values: values)
@@ -317,10 +321,10 @@ def _backward(
     d_beta = ops.sum(sum_dy, axis=0)
 
     def weighted_mean(sums: Tensor) -> Tensor:
-        """Return γ/σ times a mean over the group."""
+        """Return γ/σ times the mean over a group."""
         if groups == int(x.shape[-1]):
-            # A group is a channel and has one γ. This is the same product as in dx's first term,
-            # so that the gradient is exactly 0 where a channel has a single value.
+            # A group is one channel with one γ. This is the same product as in dx's first term, so
+            # that the gradient is exactly 0 if a channel has a single value.
             return group_means(total(sums), groups, count) * scale
         return group_means(total(sums * gamma), groups, count) * inverse
 
@@ -338,28 +342,28 @@ def _statistics(
     groups: int,
     across: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return statistics of x, float32 (A, B, S, C), each (A, C), from x − pivot.
+    """Return statistics of x, each (A, C), from x − pivot.
 
     Args:
-        shifted: x − pivot.
+        shifted: x − pivot, float32 (A, B, S, C).
         pivot: A value near each channel's mean, (A, C).
         groups: Groups of neighboring channels.
         across: As for :func:`standardize`.
 
     Returns:
-        An offset to be added to x − pivot to center it on its group's mean; that mean; the
-        group's biased variance.
+        An offset that, added to x − pivot, centers it on the group's mean; that mean; the group's
+        biased variance.
     """
     channels = int(shifted.shape[-1])
     total = across or (lambda values: values)
     count = total(count_of(shifted, channels))
     off = group_means(total(spatial_sum(shifted)), channels, count)
     mean_square = group_means(total(spatial_sum_of_squares(shifted)), channels, count)
-    # Roundings can make the difference slightly negative.
+    # Rounding can make the difference slightly negative.
     channel_variance = ops.maximum(mean_square - ops.square(off), 0.0)
     if groups == channels:
         return -off, pivot + off, channel_variance
-    # The group's means, as differences from one pivot, which lose no digits.
+    # The channels' means, as differences from one pivot, which lose no digits.
     apart = pivot - first_of_group(pivot, groups)
     offset = apart - group_means(apart + off, groups, channels / groups)
     variance = group_means(channel_variance + ops.square(off + offset), groups, channels / groups)
@@ -406,15 +410,15 @@ def center_valid(
 
     Args:
         x: float32 (A, B, S, C).
-        valid: The positions that the mean is taken over, bool (A, B, S, 1).
+        valid: Positions to take the mean over, bool (A, B, S, 1).
         groups: Groups of neighboring channels; divides C.
         across: As for :func:`standardize`.
 
     Returns:
-        x less the mean, at all positions; the mean and the biased variance, float32 (A, C), 0
-        where no position is valid. All have gradients.
+        x minus the mean, at all positions; the mean and the biased variance, float32 (A, C), 0 if
+        no position is valid. All have gradients.
     """
-    # Two steps: the mean of the shifted values makes up for the rounding of the first mean.
+    # Two steps: the mean of the shifted values corrects the rounding of the first mean.
     pivot = rounded(ops.stop_gradient(_mean_of_valid(x, valid, groups, across)))
     shifted = x - _wide(pivot)
     off = _mean_of_valid(shifted, valid, groups, across)
@@ -428,24 +432,24 @@ def _mean_of_valid(
     """Return the mean of (A, B, S, C) over valid positions and a group's channels: (A, C)."""
     total = across or (lambda sums: sums)
     channels = int(values.shape[-1])
-    # ops.where, not a product with 0: a position left out may be NaN.
+    # ops.where instead of a product with 0, because a masked position may be NaN.
     sums = spatial_sum(ops.where(valid, values, 0.0))
     means = total(sums) / at_least_one(total(count_valid(valid)))
     return means if groups == channels else group_means(means, groups, channels / groups)
 
 
 def rounded(value: Tensor) -> Tensor:
-    """Drop the last three bits of a float32 value that others are shifted by.
+    """Drop the last three bits of a float32 pivot.
 
-    A compiler that fuses x − sum/count computes it anew wherever it is used, with or without a
-    rounding between the two operations, so that the shifted values of one use would differ from
-    those of another. A pivot with fewer bits than a float32 product comes out the same everywhere.
+    A compiler that fuses x − sum/count recomputes it at each use, with or without rounding between
+    the two operations, so that the shifted values could differ between uses. A pivot with fewer
+    bits than a float32 product is the same everywhere.
     """
     if keras.backend.backend() == "jax":
         import jax
 
         return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=20)
-    if exporting():  # no operation known to every program does this, and few such programs fuse
+    if exporting():  # there is no portable operation for this, and few other programs fuse
         return value
     import tensorflow as tf
 
@@ -453,9 +457,10 @@ def rounded(value: Tensor) -> Tensor:
 
 
 def _sample_of(length: int | None) -> slice:
-    """Return neighboring indices of an axis, from its middle on where its length is known.
+    """Return a slice of consecutive indices, from the middle of the axis if its length is known.
 
-    They are not spread over the axis, because TensorFlow copies ten times slower with strides.
+    The indices are not spread over the axis, because a strided copy is ten times slower on
+    TensorFlow.
     """
     start = 0 if length is None or length <= _SAMPLES else length // 2 - _SAMPLES // 2
     return slice(start, start + _SAMPLES)

@@ -1,6 +1,6 @@
-"""Sums over images, spatial positions and channels, and how many values they have.
+"""Sums over images, spatial positions and channels, and counts of their values.
 
-A set is some images of which a statistic is taken. Arrays are (A, B, S, C): A sets of B images, S
+A set is a number of images that share a statistic. Arrays are (A, B, S, C): A sets of B images, S
 spatial positions, C channels. A sum is (A, C).
 """
 
@@ -16,15 +16,15 @@ from normbench.kernels.compile import exporting, inside_xla
 Tensor = Any
 
 LEAST_ROWS = 64
-"""Rows that XLA on a CPU adds up one after the other at the speed of memory; with fewer it is ten
-times slower."""
+"""Minimum number of rows that XLA on a CPU sums at memory speed; with fewer it is ten times
+slower."""
 
 _SLICES = (8, 4, 2)
 
 
 def spatial_sum(values: Tensor) -> Tensor:
     """Sum (A, B, S, C) to (A, C)."""
-    # Two steps, spatial positions first: on a CPU one reduction over both runs on a single core.
+    # Two steps, spatial positions first: on a CPU, a joint reduction runs on a single core.
     sums = sum_of_rows(values)
     return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
 
@@ -35,7 +35,7 @@ def spatial_sum_of_squares(values: Tensor) -> Tensor:
         return spatial_sum(ops.square(values))
     import tensorflow as tf
 
-    # One pass that does not write the squares to memory. XLA lacks this operation, but fuses.
+    # One pass that does not write the squares to memory. XLA lacks this operation but fuses.
     sums = ops.square(tf.raw_ops.EuclideanNorm(input=values, axis=2))
     return sums[:, 0] if values.shape[1] == 1 else ops.sum(sums, axis=1)
 
@@ -51,9 +51,9 @@ def sum_of_rows(values: Tensor) -> Tensor:
 
 
 def slices_of(rows: int) -> int:
-    """Return the number of slices to divide rows into for XLA on a CPU to add them up.
+    """Return the number of slices into which to divide a sum over rows for XLA on a CPU.
 
-    XLA adds slices side by side, several rows at a time, and what is left row after row.
+    XLA adds slices in parallel, several rows at a time, and the remaining sum row by row.
     """
     return next((n for n in _SLICES if rows % n == 0 and rows // n >= LEAST_ROWS), 1)
 
@@ -83,9 +83,9 @@ def first_of_group(values: Tensor, groups: int) -> Tensor:
 
 
 def count_of(x: Tensor, groups: int) -> Any:
-    """Return how many values a group of a set of (A, B, S, C) has.
+    """Return the number of values in a group of one set of (A, B, S, C).
 
-    A float, or a tensor where a shape is known only when a graph runs.
+    The number is a float, or a tensor if a dimension is only known at run time.
     """
     _, images, positions, channels = x.shape
     size = int(channels) // groups
@@ -100,12 +100,12 @@ def count_valid(valid: Tensor) -> Tensor:
 
 
 def count_in_batch(x: Tensor, valid: Tensor | None = None) -> Any:
-    """Return how many values a channel of a mini-batch, (N, S, C), has: a float, or a tensor."""
+    """Return the number of values per channel of a mini-batch (N, S, C), a float or a tensor."""
     if valid is None:
         return count_of(x[None], int(x.shape[-1]))
     return count_valid(valid[None])[0]
 
 
 def at_least_one(count: Any) -> Any:
-    """Return a count, a float or a tensor, or 1 where nothing was counted: no sum is 0/0."""
+    """Return a count (a float or a tensor), replacing 0 by 1 to avoid 0/0."""
     return max(count, 1.0) if isinstance(count, float) else ops.maximum(count, 1.0)

@@ -1,10 +1,10 @@
-"""Convolutions with kernels of 3×3 by Winograd's algorithm, for TensorFlow on a CPU.
+"""Winograd's algorithm for 3×3 convolutions with TensorFlow on a CPU.
 
 F(2×2, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016,
-section 4.1: a tile of 2×2 outputs takes 16 multiplications for each channel and filter, not 36. The
-transforms only add and halve, and a sum has C products in place of 9 C, so that outputs round less
-than those of the plain sum. `docs/speed.md` has figures. The entry points are :func:`pays`,
-:func:`transformed` and :func:`convolved`.
+section 4.1: a tile of 2×2 outputs takes 16 multiplications per channel and filter, not 36. The
+transforms only add and halve, and a sum has C products instead of 9 C, so that the rounding error
+is smaller than that of direct convolution. `docs/speed.md` has measurements. The entry points are
+:func:`pays`, :func:`transformed` and :func:`convolved`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras import ops
 from normbench.kernels.compile import compile_shared, on_cpu
 
 PRODUCTS = "winograd"
-"""Prefix of the products' names in a graph, for profiles."""
+"""Name scope of the products in a graph, for profiling."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -31,7 +31,7 @@ _KERNEL: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUTS: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
 """A^T, which gives 2 outputs in a row."""
 _TURNED = (3, 1, 2, 0)
-"""The order of G's rows that makes G of 3 weights G of the reversed weights."""
+"""Order of G's rows for which G applied to 3 weights equals G applied to the reversed weights."""
 
 
 def pays(
@@ -43,12 +43,12 @@ def pays(
     dilation_rate: tuple[int, int],
     data_format: str,
 ) -> bool:
-    """Return whether a convolution of ``x``, (N, H, W, C), is quicker this way.
+    """Return whether Winograd's algorithm is faster for a convolution of ``x``, (N, H, W, C).
 
-    The bounds were measured; see `docs/speed.md`. The transforms write four times what
-    they read. With fewer channels the products don't earn that back; with 64 they do only while all
-    of it stays in the cache and edges are few. With few spatial positions the products themselves
-    are slower. Half precision is left out because the transforms would round.
+    The bounds were measured; see `docs/speed.md`. The transforms write four times as much as they
+    read. With few channels the products do not make up for that; with 64 they do only if everything
+    fits in the cache and the images have few edge tiles. With few spatial positions the products
+    themselves are slower. Half precision is excluded because the transforms would round.
     """
     if None in x.shape or keras.backend.standardize_dtype(x.dtype) != "float32":
         return False
@@ -66,7 +66,7 @@ def pays(
     cached = math.prod(x.shape) <= 2**19
     few_edges = min(x.shape[1:3]) >= 16
     wide = fewer >= 128 or (fewer >= 64 and cached and few_edges)
-    # Below 2**23 products a step saves less than a millisecond, and compiling takes a second.
+    # Below 2**23 products a step saves less than a millisecond, while compiling takes a second.
     return wide and positions >= 128 and positions * fewer * more >= 2**23
 
 
@@ -85,7 +85,7 @@ def transformed(kernel: Any) -> Any:
 
 
 def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
-    """Return ``inputs`` convolved with a kernel of 3×3.
+    """Return ``inputs`` convolved with a 3×3 kernel.
 
     Args:
         inputs: float32 (N, H, W, C).
@@ -102,7 +102,7 @@ def convolved(inputs: Any, kernel: Any, padding: str) -> Any:
     @tf.custom_gradient
     def function(inputs: Any, kernel: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            # The tiles are computed anew. At four times the inputs they are too large to keep.
+            # Recompute the tiles: at four times the size of the inputs, they are too large to keep.
             tiles, spread, turned = compile_shared(_gradient_tiles, inputs, by_xla=True)(
                 inputs, upstream, before=before
             )
@@ -125,7 +125,7 @@ def _rows(tiles: Any) -> Any:
 
 
 def _images(products: Any, tiles: Any, size: tuple[int, ...], order: tuple[int, ...]) -> Any:
-    """Return the images, (N, *size, F), that the products, (16, N h w, F), add up to."""
+    """Return the output images (N, *size, F) of the products (16, N h w, F)."""
     products = ops.reshape(products, (*tiles.shape[:-1], products.shape[-1]))
     return compile_shared(_untiled, products, by_xla=True)(products, size=size, order=order)
 
@@ -144,13 +144,13 @@ def _kernel_untiled(upstream: Any) -> Any:
 
 
 def _input_tiles(inputs: Any, *, before: int, order: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
-    """Return B^T d B of each 4×4 tile d, tiles being 2 positions apart: (4, 4, N, h, w, C).
+    """Return B^T d B of each 4×4 tile d, (4, 4, N, h, w, C); tiles are 2 positions apart.
 
-    A tile's columns are the first axis, here and in everything that is transformed.
+    The first axis is a tile's columns, here and in all transformed arrays.
 
     Args:
         inputs: (N, H, W, C).
-        before: Zeros above and to the left of an image, and as many after it.
+        before: Width of the zero padding on each side of an image.
         order: Order of the rows of B^T.
     """
     matrix = tuple(_INPUTS[i] for i in order)
@@ -169,12 +169,11 @@ def _spread(upstream: Any) -> Any:
 
 
 def _gradient_tiles(inputs: Any, upstream: Any, *, before: int) -> Any:
-    """Return the factors of the products that give the gradients.
+    """Return the factors of the products for the gradients.
 
     Returns:
         The tiles of the inputs; the tiles of the outputs' gradients for the kernel's gradient; and
-        the latter again for the inputs' gradient, which is their convolution with the kernel turned
-        by 180°.
+        the same for the inputs' gradient, which is a convolution with the kernel rotated by 180°.
     """
     turned = _input_tiles(upstream, before=2 - before, order=_TURNED)
     return _input_tiles(inputs, before=before), _spread(upstream), turned
