@@ -106,7 +106,7 @@ def add_arguments(parser: Parser) -> None:
     tuning.add_argument(
         "--trials", type=int, metavar="N", help="values that --sampler proposes in each cell"
     )
-    seeds = parser.add_argument_group("seeds as many as needed")
+    seeds = parser.add_argument_group("as many seeds as needed")
     seeds.add_argument(
         "--until",
         metavar="POINTS",
