@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import keras
@@ -82,6 +85,40 @@ def test_values_and_gradients_are_those_of_the_formula(
         allowed = 2 * EPSILON[dtype] * np.abs(magnitude) + FLOAT32_ROUNDINGS * 2.0**-23 * magnitude
         assert actual.shape == wanted.shape
         assert (np.abs(actual - wanted) <= allowed).all()
+
+
+SMALL_STRIDED = """
+from normbench.engine import backend
+backend.start("tensorflow", "float32")
+import tensorflow as tf
+tf.random.set_seed(0)
+from normbench.kernels.conv import conv2d
+for channels in (1, 3, 4, 7):
+    for images in (8, 16, 50):
+        x = tf.random.normal([images, 8, 8, channels])
+        kernel = tf.random.normal([1, 1, channels, 8])
+        for _ in range(60):
+            with tf.GradientTape() as tape:
+                tape.watch(kernel)
+                y = conv2d(x, kernel, strides=(2, 2), padding="same")
+            tape.gradient(y, kernel)
+print("whole")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
+def test_gradients_of_few_channels_leave_the_heap_whole() -> None:
+    environment = {
+        **os.environ,
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "MALLOC_CHECK_": "3",
+    }
+    command = [sys.executable, "-c", SMALL_STRIDED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -256,9 +293,12 @@ def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.Mon
         assert bool(products) == on_cpu()
     products.clear()
     made(Conv2D, x.shape, kernel_size=2)(x)
-    made(Conv2D, x.shape, strides=2)(x)
+    many = np.ones((1, 2, 2, 8), np.float32)
+    made(Conv2D, many.shape, strides=2)(many)
     made(keras.layers.Conv2D, x.shape)(x)
     assert not products
+    made(Conv2D, x.shape, strides=2)(x)  # of few channels
+    assert bool(products) == on_cpu()
 
 
 def test_networks_have_it() -> None:
