@@ -1,14 +1,14 @@
 """The commands in Python: :func:`run`, :func:`sweep`, :func:`report` and :func:`load`.
 
-They are reached as ``normbench.run`` and so on. The words that a command takes are one string, as
-in the shell, and its options are keyword arguments; both are checked by the command's own parser::
+They are available as ``normbench.run`` and so on. The words of a command are one string, as in the
+shell, and its options are keyword arguments; both are checked by the command's own parser::
 
     run = normbench.run("norm=gn_ws batch=16 dataset=digits arch=resnet8 epochs=5")
     sweep = normbench.sweep("norm=bn,gn seed=range(0,3) dataset=digits arch=resnet8 epochs=5")
     report = normbench.report(by="norm,batch")
 
-A mistake raises the error whose line the command prints (:class:`normbench.errors.UserError`). The
-results, :class:`FinishedRun`, :class:`FinishedSweep` and :class:`Report`, show themselves in a
+A mistake raises :class:`normbench.errors.UserError`, with the message that the command prints. The
+results, :class:`FinishedRun`, :class:`FinishedSweep` and :class:`Report`, render themselves in a
 notebook.
 """
 
@@ -49,8 +49,8 @@ class FinishedRun:
         path: Its folder.
         summary: The final values: ``status`` (finished or diverged), ``test_acc``, ``val_acc``
             (fractions), ``train_seconds``, ``parameters`` and others.
-        trained: False if the run was complete before, so that nothing was trained.
-        config_dir: The folder of config groups that the run was composed with, besides ``conf/``.
+        trained: False if the run was already complete, so that nothing was trained.
+        config_dir: The additional folder of config groups that the run was composed with.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """Name of the run, which ends in its signature."""
+        """The run's name, which ends in its signature."""
         return self.path.name
 
     @property
@@ -70,14 +70,14 @@ class FinishedRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every key of the config with its value."""
+        """All config keys with their values."""
         from normbench.store.run import Run
 
         return Run(self.path).config or {}
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """A row for each epoch: losses, accuracies, times, and what probes measured."""
+        """A row for each epoch: losses, accuracies, times, and probe values."""
         import pandas as pd
 
         from normbench.store.run import Run
@@ -105,15 +105,15 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """The runs of a sweep, with the frames and the table of those that are complete.
+    """The runs of a sweep, with data frames and a table of the complete ones.
 
     Attributes:
         store: The folder of its runs.
         cells: A row for each cell: ``run`` (its name), ``state`` (in the store before the sweep),
             ``result`` (``trained``, ``skipped`` because it was complete, ``failed`` and so on;
             empty if it was not started) and ``error``.
-        names: Names of the runs that answer the sweep's question: all cells but trials of tuning.
-        asked: How the sweep's experiment wants its runs compared: ``by``, ``metric`` and others.
+        names: Names of the final runs: all cells except tuning trials.
+        asked: Report options set by the sweep's experiment: ``by``, ``metric`` and others.
     """
 
     store: Path
@@ -142,7 +142,7 @@ class FinishedSweep:
 
     @property
     def curves(self) -> pd.DataFrame:
-        """A row for each epoch of each run; the column ``run`` has the run's name."""
+        """A row for each epoch of each run; the column ``run`` is the run's name."""
         return self._frames.curves
 
     @property
@@ -201,9 +201,9 @@ class Report:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables with unrounded numbers, by the name of their file without its suffix.
+        """The tables with unrounded numbers, by file name without suffix.
 
-        A report on several studies has the study before the name, with a slash.
+        If the report has several studies, the name is prefixed with the study and a slash.
         """
         import pandas as pd
 
@@ -211,7 +211,7 @@ class Report:
 
     @property
     def figures(self) -> dict[str, Path]:
-        """The figures, named as the tables are: SVG files, or what the report wrote instead."""
+        """The figure files, named like the tables: SVG, else the format that the report wrote."""
         kinds = (self._written("figures", suffix) for suffix in (".pdf", ".png", ".svg"))
         return {name: path for kind in kinds for name, path in kind.items()}
 
@@ -254,7 +254,7 @@ def run(
     again: bool = False,
     progress: bool = True,
 ) -> FinishedRun:
-    """Train one network, or what is left of its training, as ``normbench run`` does.
+    """Train one network, or resume its training, as ``normbench run`` does.
 
     A run that is complete is not trained again::
 
@@ -263,20 +263,20 @@ def run(
         run.metrics.plot("epoch", ["train_loss", "val_loss"])
 
     Args:
-        overrides: ``KEY=VALUE`` words, as in the shell; or a list with a word in each string, which
+        overrides: ``KEY=VALUE`` words, as in the shell; or a list of words, which
             is not split.
         store: Folder of runs; by default ``$NORMBENCH_STORE`` if that is set, else ``runs``.
-        config_dir: Additional folder with config groups, laid out like ``conf/``.
+        config_dir: Additional folder of config groups, laid out like ``conf/``.
         resume: Resume an existing run; never start a new one.
         again: Set the run's folder aside and train the run again from its first step.
         progress: Show the training: in a notebook as one output that is updated in place, elsewhere
-            as the command does.
+            like the command.
 
     Raises:
         normbench.errors.UserError: A word or an option is wrong, or the run cannot be trained.
         normbench.errors.NormbenchError: The run failed, another process trains it, or the store
             cannot be written.
-        KeyboardInterrupt: The run was interrupted, after a checkpoint; the same call resumes it.
+        KeyboardInterrupt: The run was interrupted and wrote a checkpoint; the same call resumes it.
     """
     from normbench.cli.run import config_of, train_shown
 
@@ -329,33 +329,33 @@ def sweep(
 
     Args:
         overrides: ``KEY=VALUE`` words with several values where the runs differ, as in the shell;
-            or a list with a word in each string, which is not split.
+            or a list of words, which is not split.
         store: Folder of runs; by default ``$NORMBENCH_STORE`` if that is set, else ``runs``.
-        config_dir: Additional folder with config groups, laid out like ``conf/``.
-        dry_run: Train nothing; ``cells`` of the result has the state of each cell.
+        config_dir: Additional folder of config groups, laid out like ``conf/``.
+        dry_run: Train nothing; ``cells`` of the result shows the state of each cell.
         retry_failed: Also train the runs that failed before.
         again: Set the folders of all runs aside and train them again from their first step.
-        skip_invalid: Leave out combinations that cannot be trained.
-        tune: Keys whose values are chosen in each cell by trials, as
-            ``"optimizer.lr=log(0.025,0.4,5)"``; a list for several, in all combinations.
-        tune_seeds: Seeds of the trials, as ``"1000,1001"``.
+        skip_invalid: Skip combinations that cannot be trained.
+        tune: Keys whose values are chosen in each cell in trials, such as
+            ``"optimizer.lr=log(0.025,0.4,5)"``; a list of several tries all combinations.
+        tune_seeds: Seeds of the trials, such as ``"1000,1001"``.
         tune_epochs: Epochs of a trial; by default those of the final run.
-        tune_metric: Metric of validation images that chooses; by default ``val_acc``.
-        extend: Try up to so many further values in a cell whose best value ends its list.
-        sampler: A sampler of Optuna that proposes the values of ``tune``: ``tpe``, ``random``,
-            ``qmc`` or ``cmaes``.
+        tune_metric: Validation metric to choose by; ``val_acc`` by default.
+        extend: Maximum number of values to add in a cell whose best value is at an end of its list.
+        sampler: Optuna sampler that proposes the values of ``tune``: ``tpe``, ``random``, ``qmc``
+            or ``cmaes``.
         trials: Number of values that ``sampler`` proposes in each cell.
-        until: Add seeds until the 95 % interval of each difference to the baseline is narrower than
-            ± this, in percentage points for accuracies.
-        max_seeds: Most seeds of a cell that ``until`` trains.
-        baseline: Baseline of ``until``, as ``"norm=gn"``.
+        until: Add seeds until the half-width of the 95 % interval of each difference from the
+            baseline is below this, in percentage points for accuracies.
+        max_seeds: Maximum number of seeds per cell with ``until``.
+        baseline: Baseline of ``until``, such as ``"norm=gn"``.
         progress: Show the training: in a notebook as one output that is updated in place, elsewhere
-            as the command does.
+            like the command.
 
     Raises:
         normbench.errors.UserError: A word or an option is wrong, or cells cannot be trained.
         normbench.errors.NormbenchError: The store cannot be read or written.
-        KeyboardInterrupt: The sweep was interrupted; the same call goes on with it.
+        KeyboardInterrupt: The sweep was interrupted; the same call resumes it.
     """
     from normbench.cli.sweep import asked_by_experiment, print_results, train_sweep
     from normbench.cli.sweep_screen import SweepScreen
@@ -421,22 +421,22 @@ def report(
 ) -> Report:
     """Write tables, figures and a web page on the runs of a store, as ``normbench report`` does.
 
-    In a notebook the result shows the whole report::
+    In a notebook the result shows the full report::
 
         normbench.report(where="norm in [bn, gn] and batch <= 64", allow_confound="optimizer.lr")
 
     Args:
         store: Folder of runs, or a list of several; by default ``$NORMBENCH_STORE`` if that is set,
             else ``runs``.
-        where: Only the runs that match, as ``"norm in [bn, gn] and batch <= 64"``.
-        by: Config keys, ``store`` or ``commit``, separated by commas: of the rows, of the columns,
-            and of separate tables.
+        where: Filter on runs, such as ``"norm in [bn, gn] and batch <= 64"``.
+        by: Config keys, ``store`` or ``commit``, separated by commas: for the rows, the columns,
+            and separate tables.
         metric: The metric to compare; ``normbench report --metrics`` lists them.
-        baseline: The row that the others are compared with; by default ``bn``.
-        out: Folder to write.
+        baseline: The row to compare the others with; ``bn`` by default.
+        out: Folder to write to.
         progress: Print tables and findings, as the command does; in a notebook the result shows
             them instead.
-        **options: Any other option of ``normbench report``, with ``_`` for ``-``, as
+        **options: Any other option of ``normbench report``, with ``_`` for ``-``, such as
             ``target=0.9``, ``sort="test_acc"`` or ``superseded=True``.
 
     Raises:
@@ -447,7 +447,7 @@ def report(
     from normbench.cli.report import write_report
 
     if "metrics" in options:
-        raise UserError("metrics lists what metric takes in the shell: normbench report --metrics")
+        raise UserError("metrics is for the shell: normbench report --metrics lists the metrics")
     stores = [] if store is None else [store] if isinstance(store, str | os.PathLike) else store
     arguments, _ = _command_line(
         "report",
@@ -472,23 +472,22 @@ def load(
 ) -> keras.Model:
     """Return the trained network of a finished run as a Keras model.
 
-    The model takes images (N, H, W, C) of 0..255, uint8 or float32, and returns logits
-    (N, classes)::
+    The model maps images (N, H, W, C) in 0–255, uint8 or float32, to logits (N, classes)::
 
         model = normbench.load("digits-resnet8-gn-b16-s0-1a2b3c4d")
         logits = model.predict(images)
 
     Args:
-        run: Name, signature, or the beginning of either; or the path of a run folder.
-        store: Folder of runs that a name is looked up in; by default ``$NORMBENCH_STORE`` if that
+        run: Name, signature, or a prefix of either, or the path of a run folder.
+        store: Folder of runs in which to look up a name; by default ``$NORMBENCH_STORE`` if that
             is set, else ``runs``.
-        plain: Use Keras's own layers alone.
-        config_dir: Additional folder with config groups, for a run with components of one's own.
+        plain: Use only Keras's own layers.
+        config_dir: Additional folder of config groups, for a run with user-defined components.
 
     Raises:
         normbench.errors.UserError: There is no such run, it has no final weights, its data set is
             missing or has changed, it names a component that no config group has, or a layer has no
-            equal among Keras's own.
+            equivalent in Keras.
         normbench.errors.NormbenchError: A file of the run is damaged, or the backend is missing.
     """
     from normbench.engine.export import load
@@ -502,7 +501,7 @@ def load(
 def _parsed(
     command: str, overrides: str | Sequence[str], **options: Any
 ) -> tuple[Namespace, list[str]]:
-    """Return the arguments of a command line, and its words, as runs record them.
+    """Return the parsed command line, and its words as runs record them.
 
     Args:
         command: Name of the sub-command.
@@ -510,7 +509,7 @@ def _parsed(
         options: Its options by name.
 
     Raises:
-        UserError: A word is no override, or the command's parser refuses it.
+        UserError: A word is not an override, or the command's parser refuses it.
     """
     words = _split(overrides)
     if not words:
@@ -528,13 +527,13 @@ def _parsed(
 def _command_line(
     command: str, words: Sequence[str], **options: Any
 ) -> tuple[Namespace, list[str]]:
-    """Return the arguments of a command line, and its words.
+    """Return the parsed command line, and its words.
 
     Args:
         command: Name of the sub-command.
         words: Its words without options.
-        options: Its options by name; those that are None or False are left out, and of a list each
-            item is given.
+        options: Its options by name. None and False are left out; a list repeats the option for
+            each item.
     """
     from normbench.cli import parse
 
@@ -548,7 +547,7 @@ def _command_line(
 
 
 def _split(overrides: str | Sequence[str]) -> list[str]:
-    """Split a string into words as a shell does; a list of words stays as it is."""
+    """Split a string into words as a shell does; a list of words is returned unchanged."""
     if not isinstance(overrides, str):
         return [str(word) for word in overrides]
     try:
@@ -568,7 +567,7 @@ def _in_notebook() -> bool:
 
 
 def _console() -> Any:
-    """Return the console of a notebook; None, for the command's own, elsewhere."""
+    """Return a notebook console in a notebook; None elsewhere, for the command's default."""
     from normbench.cli.notebook import NotebookConsole
 
     return NotebookConsole() if _in_notebook() else None

@@ -155,9 +155,12 @@ def test_a_report_prints_what_the_command_does(store, tmp_path, capsys):
         (lambda: normbench.run("norm=gn --again"), "give it as an argument, normbench.run(…, a"),
         (lambda: normbench.run("norm=gn store=a", store="b"), "two stores are named: 'a' and 'b'"),
         (lambda: normbench.run("norm=gn", again=True, resume=True), "--resume continues a run"),
-        (lambda: normbench.sweep("norm=gn", trials=3), "--trials goes with --tune"),
-        (lambda: normbench.sweep("norm=gn", max_seeds=3), "--max-seeds goes with --until"),
-        (lambda: normbench.sweep("norm=gn", tune="seed=a b", store=""), "the store is empty"),
+        (lambda: normbench.sweep("norm=gn", trials=3), "--trials requires --tune"),
+        (lambda: normbench.sweep("norm=gn", max_seeds=3), "--max-seeds requires --until"),
+        (
+            lambda: normbench.sweep("norm=gn", tune="seed=a b", store=""),
+            "the store's name is empty",
+        ),
         (lambda: normbench.sweep("status"), "status"),
         (
             lambda: normbench.report(targt=0.9),

@@ -1,16 +1,16 @@
-# PYTHON_ARGCOMPLETE_OK: argcomplete's completion of all programs finds normbench by this mark.
+# PYTHON_ARGCOMPLETE_OK: argcomplete's global completion looks for this marker.
 """The command line: ``normbench COMMAND``; the entry points are :func:`entry` and :func:`main`.
 
 Each sub-command is a module of this package, with two functions:
 
 - ``add_arguments(parser)`` adds its options to a :class:`normbench.cli.parser.Parser`.
-- ``execute(arguments, command)`` carries it out and returns the exit code; ``command`` is the
-  command line as it is recorded in run folders. A command that fails raises.
+- ``execute(arguments, command)`` runs it and returns the exit code; ``command`` is the command line
+  as recorded in run folders. A command that fails raises an exception.
 
-A command that leaves more behind than the text that it prints says so with ``writes(arguments)``.
+A command that does more than print also defines ``writes(arguments)``, which returns True for it.
 
-A new command is a module and a line in :data:`COMMANDS`. A module is imported when its command is
-asked for, and imports TensorFlow, Keras, pandas and Hydra in its functions only.
+To add a command, add a module and a line in :data:`COMMANDS`. The module is imported only when its
+command is used, and must import TensorFlow, Keras, pandas and Hydra inside functions.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ COMMANDS = {
     "run": "train one network, or resume its training",
     "sweep": "train one run for each combination of values",
     "report": "write tables, figures and a web page",
-    "power": "say how many seeds it takes to see a difference",
+    "power": "estimate how many seeds it takes to detect a difference",
     "diagnose": "measure the checkpoints of finished runs",
     "list": "list the runs of a store",
     "show": "show one run, or the layers of a network",
-    "tag": "give runs tags and a note",
-    "rm": "move runs to the trash, bring them back, or empty it",
+    "tag": "add tags and a note to runs",
+    "rm": "move runs to the trash, restore them, or empty it",
     "norms": "list the normalizations, or explain one",
-    "explain": "say what a key means, or what a group has to choose from",
+    "explain": "explain a config key, or list the choices of a group",
     "experiments": "list the ready-made sweeps, or explain one",
     "data": "list, download or import data sets",
     "doctor": "check this machine and the installation",
-    "completion": "print the script that completes commands in a shell",
+    "completion": "print the completion script for a shell",
     "diff": "compare two runs, two stores, or two commits",
-    "export": "write all results as one table, or a trained network",
-    "verify": "train finished runs again and compare",
-    "pack": "write one archive for a paper",
+    "export": "export all results as one table, or a trained network",
+    "verify": "train finished runs again and compare the results",
+    "pack": "pack a store into one archive for a paper",
 }
-"""The sub-commands in the order of the help: the name of the module, and its summary."""
+"""The sub-commands in the order of the help: module name and summary."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of a shell."""
+"""Exit code after Ctrl-C, as in a shell."""
 
 EPILOG = """\
 A first comparison, in about three minutes and without a download:
   normbench sweep +experiment=quickstart
   normbench report"""
 
-# Inside this module, the names of sub-commands that were imported shadow builtins (``list``).
+# Once a sub-command is imported, its name shadows a builtin of that name (``list``) in this module.
 
 
 def entry() -> NoReturn:
     """Console entry point: run :func:`main`, and ignore further Ctrl-C while exiting.
 
-    If a shell asks for the words that may stand at the cursor, answer it instead.
+    If a shell asks for completions, answer it instead.
     """
     if "_ARGCOMPLETE" in os.environ and "COMP_LINE" in os.environ:
         from normbench.cli.completion import answer
@@ -86,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words after ``normbench``; those of this process by default.
+        argv: The arguments after ``normbench``; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 if a run or the machine failed, or a comparison found a difference; 2
-        for a mistake in the command, or a library that it needs and that is not installed; 130 if
-        the command was interrupted.
+        The exit code: 0 for success; 1 if a run or the machine failed, or a comparison found a
+        difference; 2 for a mistake in the command or a missing library; 130 if the command was
+        interrupted.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
     try:
@@ -124,7 +124,7 @@ def build_parser(complete: Collection[str] = tuple(COMMANDS)) -> Parser:
     """Build the parser of the command line.
 
     Args:
-        complete: Commands that get their options; of the others it has only name and summary.
+        complete: Commands that get their options; the others get only a name and a summary.
     """
     top = Parser(
         prog="normbench",
@@ -141,14 +141,15 @@ def build_parser(complete: Collection[str] = tuple(COMMANDS)) -> Parser:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parse a command line; overrides may stand before and after options.
+    """Parse a command line; overrides may come before and after options.
 
     Returns:
-        The arguments, with ``parser``, the parser of the command. ``store`` is the folder that the
-        command line names in any of the three ways, or None.
+        The arguments, plus ``parser``, the command's parser. ``store`` is the folder named in any
+        of the three ways (:func:`_named_store`), or None.
 
     Raises:
-        UserError: An unknown command or option, with the nearest correct one; or two stores.
+        UserError: A command or option is unknown (the message suggests the nearest one), or two
+            stores are named.
     """
     top = build_parser(argv[:1])
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in top.options:
@@ -165,9 +166,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 def _words(arguments: Namespace, word: str) -> list[str]:
-    """Return the list of a command's arguments, which takes words after an option, too.
+    """Return the command's list of arguments, to which a word after an option is added.
 
-    argparse gives such a list only the words that stand together.
+    argparse itself collects only one unbroken sequence of words into such a list.
 
     Raises:
         UserError: The command takes no list.
@@ -194,7 +195,7 @@ def _named_store(arguments: Namespace) -> str | None:
     folders = () if getattr(arguments, "model", None) else getattr(arguments, "folders", ())
     empty = any(not word.removeprefix("store=").strip() for word in folders)
     if folder == "" or empty or (named and not named[0].strip()):
-        raise UserError("the store is empty: name a folder, or none for the default")
+        raise UserError("the store's name is empty: name a folder, or leave it out for the default")
     return named[0] if named else None
 
 
@@ -204,7 +205,7 @@ def _unknown_option(word: str, parser: Parser) -> UserError:
     top = build_parser()
     owners = [other.prog for other in top.descendants() if name in other.options]
     if owners and parser.prog == top.prog:
-        return UserError(f"{name} stands after the command, as in: {owners[0]} {name}")
+        return UserError(f"{name} belongs after the command, as in: {owners[0]} {name}")
     if owners:
         verb = "has" if len(owners) == 1 else "have"
         return UserError(f"{parser.prog} has no option {name}: {', '.join(owners)} {verb} it")
@@ -228,7 +229,7 @@ def _module(command: str) -> Any:
 
 
 def _writes(arguments: Namespace) -> bool:
-    """Return whether a command leaves more behind than the text that it prints."""
+    """Return whether a command does more than print."""
     writes = getattr(_module(arguments.command), "writes", None)
     return writes is not None and writes(arguments)
 

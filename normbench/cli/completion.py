@@ -1,12 +1,12 @@
-"""``normbench completion``: the script of a shell, and the words that it shows on Tab.
+"""``normbench completion``: the shell's completion script, and the words that it offers on Tab.
 
-The script has the shell call ``normbench`` itself, with the variable ``_ARGCOMPLETE`` set, whenever
-Tab is pressed; :func:`answer` then writes the words that may stand at the cursor. argcomplete does
-what differs between shells: quotes, word breaks and descriptions.
+The script makes the shell call ``normbench`` with the variable ``_ARGCOMPLETE`` set whenever Tab is
+pressed; :func:`answer` then writes the possible words at the cursor. argcomplete handles the
+differences between shells: quotes, word breaks and descriptions.
 
-An argument is completed by its metavar (:data:`COMPLETERS`), so an option of a sub-command that is
-written as its neighbors is completed without a line here. Tab must answer at once: nothing here
-imports Hydra, pandas, Keras or TensorFlow.
+An argument is completed by its metavar (:data:`COMPLETERS`), so a new option that uses a known
+metavar needs no line here. Tab must answer at once, so nothing here imports Hydra, pandas, Keras or
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from normbench.report.venues import FORMATS, VENUES
 SHELLS = ("bash", "zsh", "fish")
 
 _EPILOG = """\
-The line for the start-up file of each shell:
+Add this line to the start-up file of your shell:
   bash, in ~/.bashrc:                   eval "$(normbench completion bash)"
   zsh, in ~/.zshrc after compinit:      eval "$(normbench completion zsh)"
   fish, in ~/.config/fish/config.fish:  normbench completion fish | source"""
@@ -54,11 +54,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def answer(build_parser: Callable[[Sequence[str]], Parser]) -> NoReturn:
-    """Write the words that may stand at the cursor to descriptor 8, and end the process.
+    """Write the possible words at the cursor to file descriptor 8, and end the process.
 
     Args:
-        build_parser: Returns the parser of the command line, with the options of the sub-commands
-            that are named.
+        build_parser: Returns the parser of the command line, with the options of the given
+            sub-commands.
     """
     words = _words_before_cursor()
     finder = Finder()
@@ -72,7 +72,7 @@ def answer(build_parser: Callable[[Sequence[str]], Parser]) -> NoReturn:
 
 
 def _words_before_cursor() -> list[str]:
-    """Return the words after ``normbench`` that stand before the word at the cursor."""
+    """Return the words between ``normbench`` and the word at the cursor."""
     line, point = os.environ.get("COMP_LINE", ""), os.environ.get("COMP_POINT", "0")
     # 1 for "normbench …", 3 for "python -m normbench …", as argcomplete's scripts say.
     start = int(os.environ["_ARGCOMPLETE"])
@@ -80,7 +80,7 @@ def _words_before_cursor() -> list[str]:
 
 
 class Finder(finders.CompletionFinder):
-    """argcomplete's finder, which completes each argument by its metavar.
+    """argcomplete's finder, adapted to complete each argument by its metavar.
 
     Attributes:
         line: The words before the cursor.
@@ -105,7 +105,7 @@ class Finder(finders.CompletionFinder):
         found = super().collect_completions(active_parsers, parsed_args, cword_prefix)
         if found or cword_prefix.startswith("-") or getattr(parser, "active_actions", ()):
             return found
-        # After an option, argparse expects no further word of a list, which normbench takes.
+        # Unlike normbench, argparse does not expect further words of a list after an option.
         for action in parser._get_positional_actions():
             if action.nargs in ("*", "+") and (complete := getattr(action, "completer", None)):
                 for word, text in complete(cword_prefix).items():
@@ -116,12 +116,12 @@ class Finder(finders.CompletionFinder):
 
 
 Words = Mapping[str, str]
-"""Words that may stand at the cursor, each with a description or ""."""
+"""Possible words at the cursor, each with a description or ""."""
 
 
 @dataclass(frozen=True)
 class _Safe:
-    """A completer as argcomplete calls it; a mistake elsewhere on the line completes nothing."""
+    """A completer for argcomplete that returns nothing if the rest of the line has a mistake."""
 
     complete: Callable[[Line, str], Words]
     line: Line
@@ -166,7 +166,7 @@ class Line:
         }
 
     def chosen(self, group: str) -> list[str]:
-        """Return the choices of a group that the words name, as ``norm=bn,gn``."""
+        """Return the choices of a group that the line names, as in ``norm=bn,gn``."""
         values = [
             word.partition("=")[2]
             for word in self.words
@@ -177,7 +177,7 @@ class Line:
 
     @property
     def store(self) -> Any:
-        """The store that the words name, else the default one."""
+        """The store that the line names, else the default one."""
         from normbench.store.store import Store
 
         named = [word.removeprefix("store=") for word in self.words if word.startswith("store=")]
@@ -189,10 +189,10 @@ def _with_head(head: str, words: Words) -> Words:
 
 
 def _listed(prefix: str, words: Words, separators: str = ",") -> Words:
-    """Complete the last item of a list, with words that it does not have yet.
+    """Complete the last item of a list with words that are not in the list yet.
 
     Args:
-        prefix: The list so far, as ``bn,g``.
+        prefix: The list so far, such as ``bn,g``.
         words: The possible items.
         separators: Characters between items.
     """
@@ -225,7 +225,7 @@ def folders(line: Line, prefix: str) -> Words:
 
 
 def runs(line: Line, prefix: str) -> Words:
-    """Complete the name of a run of the store, or its signature; with --restore a removed run."""
+    """Complete the name or signature of a run in the store; with --restore, of a removed run."""
     if getattr(line.parsed, "restore", False):
         from normbench.cli.rm import removed
 
@@ -240,7 +240,7 @@ def runs(line: Line, prefix: str) -> Words:
 
 
 def tags(line: Line, prefix: str) -> Words:
-    """Complete the tags that runs of the store have."""
+    """Complete a tag that some run in the store has."""
     from normbench.store.annotations import FILE, read
 
     annotated = [run for run in line.store.runs() if (run.path / FILE).is_file()]
@@ -248,7 +248,7 @@ def tags(line: Line, prefix: str) -> Words:
 
 
 def metrics(line: Line, prefix: str) -> Words:
-    """Complete the name of a metric, and after a colon what is taken of it over the epochs."""
+    """Complete the name of a metric, and after a colon its reduction over epochs."""
     from normbench.report.metrics import METRICS, OVER_EPOCHS
 
     name, colon, _ = prefix.partition(":")
@@ -284,7 +284,7 @@ def a_filter(line: Line, prefix: str) -> Words:
 
 
 def overrides(line: Line, prefix: str) -> Words:
-    """Complete ``key=value``, of which the value may be a list."""
+    """Complete ``key=value``, where the value may be a list."""
     key, equals, value = prefix.partition("=")
     sign = key[: len(key) - len(key.lstrip("+"))]
     key = key.lstrip("+")
@@ -299,7 +299,7 @@ def overrides(line: Line, prefix: str) -> Words:
         sweeps = line.command == "sweep"
         hidden = {".", "experiment", *(() if sweeps and not sign else ("executor",))}
         groups = {within for within, _ in line.files} - hidden
-        # norm/weight= once the slash is typed, so that Tab after nor writes norm=.
+        # Offer norm/weight= only once the slash is typed, so that Tab after nor writes norm=.
         found = {f"{g}=": "" for g in sorted(groups) if "/" not in g or "/" in key}
         if "/" not in key:
             found |= {f"{name}=": "" for name in _FIELDS}
@@ -311,7 +311,7 @@ def overrides(line: Line, prefix: str) -> Words:
 
 
 def _values(line: Line, key: str) -> Words:
-    """Return the values of a key that can be listed."""
+    """Return the possible values of a key, if they can be listed."""
     group = {"norm.weight": "norm/weight", "norm.bfn": "norm"}.get(key, key)
     if re.fullmatch(r"norm\.places\.\w+", key):
         group = "norm"
@@ -330,7 +330,7 @@ def _values(line: Line, key: str) -> Words:
 
 
 def _fields() -> dict[str, tuple[Any, ...]]:
-    """Return the keys of a config that are no groups, each with the values that it can have."""
+    """Return the config keys that are not groups, each with its possible values."""
     hints = get_type_hints(Config)
     found: dict[str, tuple[Any, ...]] = {}
     for name, hint in hints.items():
@@ -350,7 +350,7 @@ _FIELDS = _fields()
 
 
 def _keys_of_group(line: Line, group: str) -> dict[str, list[Any]]:
-    """Return the keys of a group's choices: of those that the line names, else of all.
+    """Return the keys of the choices of a group that the line names, or of all choices.
 
     Returns:
         By key, as ``groups`` or ``bfn.groups``, the values that the files have.
@@ -364,7 +364,7 @@ def _keys_of_group(line: Line, group: str) -> dict[str, list[Any]]:
 
 
 def _keys_of_file(line: Line, group: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the keys in a file of a group, and in the file that it starts from."""
+    """Yield the keys in a file of a group, and in the file that it extends."""
     if (group, name) not in line.files:
         return
     tree = read_keys(line.files[group, name])
@@ -398,7 +398,7 @@ def _one_of(*words: str) -> Callable[[Line, str], Words]:
 
 def _status_or_overrides(line: Line, prefix: str) -> Words:
     first = len(line.words) == 1
-    return {**({"status": "show how a sweep stands"} if first else {}), **overrides(line, prefix)}
+    return {**({"status": "show a sweep's progress"} if first else {}), **overrides(line, prefix)}
 
 
 def _samplers(line: Line, prefix: str) -> Words:
@@ -431,7 +431,7 @@ COMPLETERS: dict[str, Callable[[Line, str], Words]] = {
     "SHELL": _one_of(*SHELLS),
     "NAME[,NAME...]": lambda line, prefix: _listed(prefix, line.names("probe")),
 }
-"""Completers of arguments by their metavars."""
+"""Completers of arguments, by metavar."""
 
 _NAMES: dict[tuple[str, str], Callable[[Line, str], Words]] = {
     ("", "metric"): metrics,
@@ -442,11 +442,11 @@ _NAMES: dict[tuple[str, str], Callable[[Line, str], Words]] = {
     ("experiments", "name"): _of_group("experiment"),
     ("data", "name"): _of_group("dataset"),
 }
-"""Completers of arguments whose metavar does not say enough, by command ("": any) and name."""
+"""Completers of arguments whose metavar is ambiguous, by command ("": any) and name."""
 
 
 def completer_of(action: argparse.Action, command: str) -> Callable[[Line, str], Words] | None:
-    """Return the completer of an argument; None if nothing can be said of its values."""
+    """Return the completer of an argument; None if its values are unknown."""
     for owner in (command, ""):
         if (owner, action.dest) in _NAMES:
             return _NAMES[owner, action.dest]

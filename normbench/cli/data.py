@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
         help="file or folder, as downloaded or unpacked",
     )
     for action in (prepare, bring):
-        several = ", or tfds:NAME for any of tensorflow-datasets" if action is prepare else ""
+        several = ", or tfds:NAME for one of tensorflow-datasets" if action is prepare else ""
         action.add_argument("name", help=f"a data set, as in dataset=NAME{several}")
     for action in (listing, prepare, bring):
         add_config_dir(action)
@@ -42,7 +42,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     sources = sources_of(arguments.config_dir)
     if arguments.action == "list":
         Console().print(table(rows(sources)))
-        print("of your own: " + ", ".join(forms_of(arguments.config_dir)))
+        print("your own data: " + ", ".join(forms_of(arguments.config_dir)))
         return 0
     quiet_tensorflow()
     if arguments.action == "prepare" and arguments.name.startswith("tfds:"):
@@ -63,9 +63,9 @@ def writes(arguments: Namespace) -> bool:
 
 
 def sources_of(config_dir: str | None) -> dict[str, Source]:
-    """Return the source of every data set that a file of ``dataset/`` names, by name.
+    """Return the source of every data set that has its own file in ``dataset/``, by name.
 
-    A file that stands for any data set of a form (:func:`forms_of`) names none.
+    Files for the user's own data (:func:`forms_of`) are left out.
     """
     from normbench.components import is_by_content, make_source, read_group
     from normbench.config import compose, group_options
@@ -79,17 +79,17 @@ def sources_of(config_dir: str | None) -> dict[str, Source]:
 
 
 def of_tfds(name: str) -> Source:
-    """Return the source of any data set of tensorflow-datasets."""
+    """Return the source of a data set of tensorflow-datasets."""
     from normbench.components import make_source, read_group
 
     return make_source({**read_group("dataset", "tfds"), "id": name})
 
 
 def forms_of(config_dir: str | None) -> list[str]:
-    """Return what to write for a data set of the user's own, one text a form.
+    """Return the overrides that select the user's own data, one text for each form.
 
-    The forms are the files of ``dataset/`` whose data set is known by its content; the first option
-    of such a file says where that is.
+    The forms are the files of ``dataset/`` whose data set is identified by its content; the first
+    option of such a file locates it.
     """
     from normbench.components import is_by_content, options_of, read_group
     from normbench.config import group_options
@@ -111,7 +111,7 @@ def rows(sources: Mapping[str, Source], data_dir: str | Path | None = None) -> l
 
     Args:
         sources: Sources by the name that ``dataset=`` picks.
-        data_dir: The data folder; the usual one by default.
+        data_dir: The data folder; None for the default one.
 
     Returns:
         Rows with ``name``, ``title``, ``train`` and ``test`` (numbers of images), ``shape``

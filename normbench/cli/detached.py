@@ -1,4 +1,4 @@
-"""``normbench sweep --detach``: the sweep goes on after the terminal is closed."""
+"""``normbench sweep --detach``: a sweep that keeps running after the terminal is closed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from normbench.errors import NormbenchError
 from normbench.store import lock, sweeps
 
 LOGS = ".detached"
-"""Folder in a store for what sweeps without a terminal print."""
+"""Folder in a store for the output of detached sweeps."""
 
 _LOOK = 0.2
-"""Seconds between two looks at whether the sweep has begun to train."""
+"""Seconds between checks whether the sweep has begun to train."""
 
 
 def start(command: Sequence[str], store: str) -> int:
-    """Start a sweep in a session of its own, and wait until it trains or has ended.
+    """Start a sweep in its own session, and wait until it trains or has ended.
 
     Args:
         command: The command line, ``normbench sweep … --detach``.
         store: Folder of the store.
 
     Returns:
-        0 where the sweep trains; else the exit code that it ended with.
+        0 if the sweep trains; else the exit code that it ended with.
 
     Raises:
         NormbenchError: The file for its output cannot be written.
@@ -53,9 +53,9 @@ def start(command: Sequence[str], store: str) -> int:
         owners = {folder.name: lock.owner_of(folder / "lock") or {} for folder in new}
         name = next((name for name, owner in owners.items() if owner.get("pid") == process.pid), "")
         if name:
-            print(f"sweep {name} goes on in process {process.pid}; it prints to {log}")
-            print(f"normbench sweep status {name} --store {root}   # how it stands")
-            print(f"kill -INT {process.pid}   # stops it; the same command goes on from there")
+            print(f"sweep {name} runs in process {process.pid}; its output goes to {log}")
+            print(f"normbench sweep status {name} --store {root}   # shows its progress")
+            print(f"kill -INT {process.pid}   # stops it; the same command resumes it")
             return 0
         time.sleep(_LOOK)
     print(log.read_text(encoding="utf-8", errors="replace"), end="")

@@ -28,12 +28,12 @@ from normbench.store.differences import as_overrides, differences
 from normbench.store.store import Store
 
 _EPILOG = """\
-Probes measure a finished run's last and best checkpoint as they would have inside the run
-(probe=NAME). The values are stored with the run, measured once, and drawn by reports:
+Probes measure the last and best checkpoints of a finished run as they would have during training
+(probe=NAME). Values are measured once, stored with the run, and drawn in reports:
   normbench diagnose RUN --probe estimation_shift,train_gap probe.train_gap.images=1000"""
 
 Diagnoses = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By the name of a run, lines of its ``diagnosis.jsonl``."""
+"""Lines of ``diagnosis.jsonl``, by the name of their run."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -42,13 +42,13 @@ def add_arguments(parser: Parser) -> None:
         "overrides",
         nargs="*",
         metavar="RUN|KEY=VALUE",
-        help=f"runs, each by {RUN_NAMES}; and options of probes",
+        help=f"runs ({RUN_NAMES}) and probe options",
     )
     parser.add_argument(
         "--probe", action="append", metavar="NAME[,NAME...]", help="probes to use (default: all)"
     )
     parser.add_argument(
-        "--again", action="store_true", help="repeat measurements that were made before"
+        "--again", action="store_true", help="repeat measurements that already exist"
     )
     add_store(parser)
     add_config_dir(parser)
@@ -58,7 +58,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     words = [word for word in arguments.overrides if not word.startswith("store=")]
     names = [word for word in words if "=" not in word]
     if not names:
-        raise UserError("diagnose needs a run: its name, its signature, or the start of either")
+        raise UserError(f"diagnose needs a run: its {RUN_NAMES}")
     quiet_tensorflow()
     from normbench.engine.diagnose import diagnose
 
@@ -110,21 +110,21 @@ def rows(diagnoses: Diagnoses) -> list[dict[str, Any]]:
 
 _INDENT = 2
 _LAYER_WIDTH = 16
-"""Characters that the name of a layer has at least."""
+"""Minimum width of a layer's name, in characters."""
 
 _HEADING_WIDTH = 16
-"""Characters after which a heading is wrapped."""
+"""Width at which a heading is wrapped, in characters."""
 
 
 def page(
     diagnoses: Diagnoses, width: int | None = None, differs: Mapping[str, str] | None = None
 ) -> RenderableType:
-    """Return, for each run and probe, the values of the network and those of each layer.
+    """Return, for each run and probe, the values of the network and of each layer.
 
     Args:
-        diagnoses: What was measured.
+        diagnoses: The measured values.
         width: Width in characters; that of the terminal by default.
-        differs: By run, the keys that its name does not show and in which the runs differ.
+        differs: For each run, the keys in which the runs differ and that its name does not show.
     """
     width = (Console().width if width is None else width) - _INDENT
     shown: list[RenderableType] = []
@@ -143,7 +143,7 @@ def page(
 
 
 def _network_values(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Return the values of the whole network, a column for each checkpoint."""
+    """Return the values of the network, with a column for each checkpoint."""
     names = dict.fromkeys(name for line in lines for name in line["values"] if "/" not in name)
     if not names:
         return []
@@ -157,7 +157,7 @@ def _network_values(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 
 def _layer_values(line: Mapping[str, Any], width: int) -> list[RenderableType]:
-    """Return the values by layer in one checkpoint, a row for each layer."""
+    """Return the values in one checkpoint, with a row for each layer."""
     layers: dict[str, dict[str, Any]] = {}
     for name, value in line["values"].items():
         layer, slash, quantity = name.partition("/")
@@ -183,7 +183,7 @@ def _layer_values(line: Mapping[str, Any], width: int) -> list[RenderableType]:
     shown: list[RenderableType] = [Text(_checkpoint(line), "dim"), table]
     if missing := len(columns) - len(table.columns):
         text = "1 more column" if missing == 1 else f"{missing} more columns"
-        shown.append(Text(f"{text}: shown by a wider terminal, or by a pipe", "dim"))
+        shown.append(Text(f"{text} in a wider terminal or a pipe", "dim"))
     return shown
 
 
@@ -192,6 +192,6 @@ def _checkpoint(line: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Write a value; a count, such as a depth, without a fraction."""
+    """Format a value; an integer, such as a depth, has no decimals."""
     whole = value is not None and float(value).is_integer() and abs(value) < 1e6
     return f"{value:.0f}" if whole else small(value)

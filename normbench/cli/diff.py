@@ -10,14 +10,14 @@ from normbench.cli.parser import RUN_NAMES, WHERE, Parser, add_store, store_of
 from normbench.errors import UserError
 
 _EPILOG = f"""\
-A RUN is named by its {RUN_NAMES}; or by the path of its
-folder. A folder that is no run is a store:
+A RUN is given by its {RUN_NAMES}, or by the path of its folder.
+Any other folder is a store:
   normbench diff digits-resnet8-bn-b16-s0 digits-resnet8-bn-b16-s1
   normbench diff desk/runs cluster/runs
   normbench diff runs --by commit
 
-Of two stores, or two commits, each config that both have gets a verdict: equal bits, within the
-spread of seeds, different, or spread unknown. Exit code 1: a config is different."""
+Each config that both stores (or both commits) have gets a verdict: equal bits, within the spread
+of seeds, different, or spread unknown. The exit code is 1 if any config is different."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -30,11 +30,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="SIDE",
         help="compare the configs of each store or of each commit (default: store)",
     )
-    parser.add_argument("--where", metavar="FILTER", help=f"of stores: {WHERE}")
+    parser.add_argument("--where", metavar="FILTER", help=f"for stores: {WHERE}")
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="of stores: metric whose means over seeds are compared (default: test_acc)",
+        help="for stores: metric whose means over seeds are compared (default: test_acc)",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="also write the comparison and the curves to this folder"
@@ -57,7 +57,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     words = arguments.sides
     for option in ("by", "where", "metric"):
         if getattr(arguments, option) is not None:
-            raise UserError(f"--{option} is for stores, and {words[0]!r} names a run or nothing")
+            raise UserError(f"--{option} is for stores, and {words[0]!r} is not a store")
     if len(words) != 2:
         raise UserError(f"diff compares two runs or two stores, not {len(words)}: name two")
     diff(store_of(arguments), *words, out=arguments.out)
@@ -65,9 +65,9 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def _stores(arguments: Namespace) -> list[str]:
-    """Return the stores that are compared; none where runs are.
+    """Return the stores to compare; none if runs are compared.
 
-    A word is a store if it is a folder, and not that of a run. With ``--store`` words are runs.
+    A word is a store if it is a folder but not a run folder. With ``--store``, all words are runs.
 
     Raises:
         UserError: A store and a run are named together.

@@ -1,4 +1,4 @@
-"""``normbench doctor``: what this machine has for a run, what is missing, and how to get it."""
+"""``normbench doctor``: check this machine and the installation, and say how to fix problems."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 State = Literal["ok", "warn", "absent", "missing"]
 
-#: Sections whose items a run does not need.
+#: Sections whose items are not required for a run.
 OPTIONAL = ("data", "extras")
 
 #: Distribution and purpose of each extra of the package.
@@ -71,7 +71,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
 #: Instructions that decide how fast a CPU trains, as Linux names them.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 
-#: Instructions of the x86 processors on which TensorFlow itself computes with oneDNN.
+#: Instructions of the x86 processors on which TensorFlow enables oneDNN by default.
 _ONEDNN = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"}
 
 _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
@@ -80,8 +80,8 @@ _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
 class Check(NamedTuple):
     """One finding.
 
-    Its ``state`` is ``missing`` if something cannot be used as it is, and ``absent`` if something
-    else that is there serves in its place.
+    ``state`` is ``missing`` if the item cannot be used, and ``absent`` if it is not installed but
+    something else takes its place.
     """
 
     section: str
@@ -94,7 +94,7 @@ def run_probe(timeout: float = 180.0) -> dict[str, Any]:
     """Import the frameworks in a child process and return what they report.
 
     Args:
-        timeout: Seconds that the process may take.
+        timeout: Time limit of the process, in seconds.
 
     Returns:
         The keys of `normbench.machine.probe`, or ``{"error": reason}`` if the process was killed,
@@ -146,7 +146,7 @@ def _machine() -> Iterator[Check]:
     yield Check("machine", "cores", "ok", text)
     present = [name for name in _INSTRUCTIONS if name in instructions()]
     if present:
-        slow = "without instructions for it: up to ten times as slow as float32"
+        slow = "in software, up to ten times as slow as float32"
         note = "in hardware" if is_native("mixed_bfloat16") else slow
         text = f"{' '.join(present)}; precision=mixed_bfloat16 runs {note}"
         yield Check("machine", "instructions", "ok", text)
@@ -155,8 +155,8 @@ def _machine() -> Iterator[Check]:
         yield Check("machine", "oneDNN", "warn", text)
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" and not _ONEDNN & instructions():
         text = (
-            "on, because TF_ENABLE_ONEDNN_OPTS=1: unset it, as TensorFlow leaves it off on such a "
-            "processor, where training has crashed with it (docs/speed.md)"
+            "on, because TF_ENABLE_ONEDNN_OPTS=1: unset it, since TensorFlow leaves it off on such "
+            "processors, where training has crashed with it (docs/speed.md)"
         )
         yield Check("machine", "oneDNN", "warn", text)
     import psutil
@@ -179,7 +179,7 @@ def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("frameworks", "TensorFlow", "missing", f"{found['error']}; {mend}")
         return
     for title, name in (("TensorFlow", "tensorflow"), ("Keras", "keras")):
-        part = found.get(name) or {"error": "not looked for"}
+        part = found.get(name) or {"error": "not checked"}
         if "error" in part:
             installed = version(name)
             if name == "tensorflow" and _is_jax_alone(found):
@@ -305,7 +305,7 @@ def collect(
     """Check this machine.
 
     Args:
-        store: The store's folder; it need not exist.
+        store: The store's folder, which need not exist.
         datasets: (name, state) of each data set, or a function that returns them. The states are
             ``ready``, ``built in`` and ``missing``; any other is shown as a warning.
         probe: Imports the frameworks and returns what they report.
@@ -336,7 +336,7 @@ def exit_code(checks: Iterable[Check]) -> int:
 
 
 def render(checks: Iterable[Check]) -> Group:
-    """Return the findings by section, and a verdict."""
+    """Return the findings by section, followed by a verdict."""
     checks = list(checks)
     table = Table.grid(padding=(0, 2, 0, 0))
     for style in ("bold", "", "", ""):

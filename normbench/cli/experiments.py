@@ -35,8 +35,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """Return one row an experiment and scale: ``experiment``, ``scale``, ``cells``, ``trials`` (0
-    where nothing is tuned), ``minutes``, ``asks``."""
+    """Return a row for each experiment and scale.
+
+    Keys: ``experiment``, ``scale``, ``cells``, ``trials`` (0 if nothing is tuned), ``minutes``,
+    ``asks``.
+    """
     found = []
     for name in group_options(config_dir).get("experiment", []):
         experiment = load(name, config_dir)
@@ -82,10 +85,10 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
 
 
 def details(name: str, config_dir: str | Path | None = None) -> str:
-    """Return what one experiment asks, is made of, and is expected to show."""
+    """Return the question, overrides, cells and expected result of an experiment."""
     experiment = load(name, config_dir)
     lines = [*experiment.about, "", "overrides"]
-    lines += [f"  {each}" for each in experiment.overrides]
+    lines += [f"  {override}" for override in experiment.overrides]
     for variant in experiment.variants:
         if variant:
             lines.append(f"  variant: {' '.join(variant)}")
@@ -93,7 +96,7 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
         lines += ["tuned in each cell", *(f"  {text}" for text in experiment.tune)]
         lines += _tuning(experiment)
     for scale, overrides in experiment.scales.items():
-        lines += [f"scale={scale}", *(f"  {each}" for each in overrides)]
+        lines += [f"scale={scale}", *(f"  {override}" for override in overrides)]
     if experiment.expected:
         lines += ["expected", f"  {experiment.expected}"]
     lines.append("cells")
@@ -107,18 +110,18 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
 
 
 def _tuning(experiment: Experiment) -> list[str]:
-    """Return in lines which seeds and epochs trials have, and how lists are extended."""
+    """Return lines on the seeds and epochs of trials, and on how lists are extended."""
     epochs = experiment.tune_epochs
     lines = [
         f"  trials: seed {experiment.tune_seeds or SEEDS}, "
-        + ("epochs of the final runs" if epochs is None else counted(epochs, "epoch"))
+        + ("as many epochs as final runs" if epochs is None else counted(epochs, "epoch"))
     ]
     if experiment.sampler:
         values = counted(experiment.trials or 0, "value")
         lines.append(f"  {values} in each cell, proposed by the sampler {experiment.sampler}")
     if experiment.extend:
         values = counted(experiment.extend, "further value")
-        lines.append(f"  up to {values} in each cell whose best value ends its list")
+        lines.append(f"  up to {values} in each cell whose best value is at an end of its list")
     return lines
 
 

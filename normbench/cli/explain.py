@@ -1,7 +1,7 @@
 """``normbench explain``: the keys and choices of the config, in the words of ``conf/``.
 
-A key's meaning is the comment that stands beside it, or else the description of the argument in the
-docstring of what the file builds.
+A key's meaning is the comment on its line, or else the description of that argument in the
+docstring of the class or function that the file builds.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ _HIDDEN = ("defaults", "hydra", "name", "_target_")
 
 def add_arguments(parser: Parser) -> None:
     parser.epilog = """\
-All keys and groups; a key; what a group has to choose from; the keys of one choice; and a key of a
-group, in each choice that has it:
-  normbench explain
-  normbench explain batch
-  normbench explain arch
-  normbench explain arch=resnet20
-  normbench explain optimizer.lr"""
+For example:
+  normbench explain                  # all keys and groups
+  normbench explain batch            # one key
+  normbench explain arch             # the choices of a group
+  normbench explain arch=resnet20    # the keys of one choice
+  normbench explain optimizer.lr     # a key of a group, in every choice that has it"""
     parser.add_argument("word", nargs="?", metavar="KEY", help="a key, a group or GROUP=NAME")
     add_config_dir(parser)
 
@@ -51,11 +50,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def explained(word: str | None, config_dir: str | None = None) -> list[dict[str, Any]]:
-    """Return rows with ``key``, ``value`` and ``meaning``; of a group, ``choice`` and ``meaning``.
+    """Return rows with ``key``, ``value`` and ``meaning``; for a group ``choice`` and ``meaning``.
 
     Args:
         word: ``batch``, ``arch``, ``arch=resnet20``, ``arch.depth``; None for all keys.
-        config_dir: A second folder of config groups.
+        config_dir: Additional folder of config groups.
 
     Raises:
         UserError: There is no such key, group or choice.
@@ -119,7 +118,7 @@ def _of_choice(group: str, name: str, config_dir: str | None) -> list[dict[str, 
 def _of_key(
     group: str, key: str, names: Sequence[str], config_dir: str | None
 ) -> list[dict[str, Any]]:
-    """Return a key's row in each choice of a group that has it, equal ones together."""
+    """Return a key's row for each choice of a group that has it; equal rows are merged."""
     merged: dict[tuple[str, str], list[str]] = {}
     every: set[str] = set()
     for name in names:
@@ -142,7 +141,7 @@ def _of_key(
 
 
 def _keys(text: str, prefix: str, target: str | None) -> list[dict[str, Any]]:
-    """Return the keys at the top level of a YAML text, with their comments."""
+    """Return the top-level keys of a YAML text, with their comments."""
     rows = []
     described: Described | None = None
     for line in text.splitlines():

@@ -23,9 +23,10 @@ from normbench.report.venues import DEFAULT
 
 _TABLE, _HYPERPARAMETERS = "runs.csv", "hyperparameters.md"
 _EPILOG = f"""\
-A table has a row for each cell of the stores. With --model, the trained network of one run (its
-{RUN_NAMES}; or the path of its folder) is written instead. It takes images of 0..255 and gives
-logits; Keras loads it after import normbench.norms, or with --plain without normbench:
+The table has a row for each cell of the stores. With --model, the trained network of one RUN is
+written instead; RUN is a {RUN_NAMES}, or the path of a run folder.
+The model maps images in 0-255 to logits. Keras loads it after `import normbench.norms`; with
+--plain it does not need normbench:
   normbench export RUN --model model.keras --plain"""
 
 
@@ -35,24 +36,24 @@ def add_arguments(parser: Parser) -> None:
         "folders",
         nargs="*",
         metavar="STORE|RUN",
-        help="folders of runs, instead of --store; or a run",
+        help="folders of runs (instead of --store), or a run",
     )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
     parser.add_argument(
         "--hyperparameters",
         action="store_true",
-        help="write the runs' hyperparameters instead: those all share, and those that differ",
+        help="write hyperparameters instead: those that all runs share, and those that differ",
     )
     parser.add_argument(
         "--out", metavar="FILE", help=f"table to write (default: {_TABLE}, or {_HYPERPARAMETERS})"
     )
     parser.add_argument("--model", metavar="FILE", help="write the trained network of RUN to FILE")
     parser.add_argument(
-        "--plain", action="store_true", help="with --model: use Keras's own layers alone"
+        "--plain", action="store_true", help="with --model: use only Keras's own layers"
     )
     parser.add_argument(
         "--format",
-        help="csv, md, tex or parquet; of a model keras, savedmodel or onnx "
+        help="csv, md, tex or parquet; for a model keras, savedmodel or onnx "
         "(default: the suffix of the file)",
     )
     add_style(parser, "LaTeX tables")

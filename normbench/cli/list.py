@@ -1,4 +1,4 @@
-"""``normbench list``: the runs of a store, a row each."""
+"""``normbench list``: the runs of a store, one per row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
     def found() -> list[dict[str, Any]]:
         listed = rows(runs, tuning=tuning)
-        if arguments.sort is not None:  # runs that cannot be read have no place and come last
+        if arguments.sort is not None:  # runs that cannot be read have no values and come last
             listed.sort(key=lambda row: places.get(row["name"], len(places)))
         return listed[::-1] if arguments.reverse else listed
 
@@ -62,7 +62,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     elif arguments.where is not None and store.runs():
         print(f"no run matches --where {arguments.where!r}")
     else:
-        print(f"no runs in {store.root}: normbench run makes one")
+        print(f"no runs in {store.root}: normbench run creates one")
     return 0
 
 
@@ -72,8 +72,8 @@ def ordered(store: Store, where: str | None, keys: str | None) -> list[str]:
     Args:
         store: The store.
         where: A filter; None for all runs that can be read.
-        keys: Columns of the runs frame, separated by commas. Metrics in which higher is better
-            descend, others ascend; runs without a value are last.
+        keys: Columns of the runs frame, separated by commas. Metrics for which higher is better
+            are sorted in descending order, others in ascending order; missing values come last.
 
     Raises:
         UserError: The filter cannot be read, or there is no such column.
@@ -91,7 +91,7 @@ _NAME_PARTS = ("dataset", "arch", "norm", "batch", "seed", "signature")
 def rows(
     runs: Iterable[Run], now: datetime | None = None, tuning: StoreTuning | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for each run, ready for JSON.
+    """Return a JSON-serializable row for each run.
 
     Rows are sorted by data set, network, norm, batch size, seed and ``differs``: the keys that
     differ among the runs and that their names do not show, as ``optimizer.lr=0.1``. Accuracies are
@@ -119,7 +119,7 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
     row |= dict.fromkeys(("images_per_s", "parameters", "started", "ended", "age_seconds"))
     row |= {"path": str(run.path), "problem": None, "tags": "", "note": ""}
     config: dict[str, Any] = {}
-    row |= _name_parts(run, config)  # all that is known of a run whose config cannot be read
+    row |= _name_parts(run, config)  # all that is known if the config cannot be read
     try:
         config = run.config or {}
         row |= _name_parts(run, config)
@@ -151,11 +151,11 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _name_parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a run's name; from the config if the name cannot be taken apart."""
+    """Return the parts of a run's name; from the config if the name cannot be parsed."""
     match = NAME.fullmatch(run.name)
     dataset = config.get("dataset")
     title = dataset.get("title") if isinstance(dataset, dict) else None
-    titled = {"dataset": title} if title else {}  # of one's own images, as tables call them
+    titled = {"dataset": title} if title else {}  # the title that tables use for user images
     if match:
         numbers = {key: int(match[key]) for key in ("batch", "seed")}
         return {**match.groupdict(), **numbers, **titled}

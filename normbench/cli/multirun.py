@@ -1,8 +1,8 @@
-"""``normbench run --multirun``: Hydra's own sweepers and launchers, each job one run.
+"""``normbench run --multirun``: Hydra's own sweepers and launchers, with one run per job.
 
-For users who already have a launcher or a sweeper of Hydra's (joblib, submitit, Optuna). Unlike
+For users who already use a Hydra launcher or sweeper (joblib, submitit, Optuna). Unlike
 :mod:`normbench.sweep`, it has no plan, no retries and no record of the sweep. Runs and their store
-are the same, so that a complete run is not trained again here either.
+are the same, so a complete run is not trained again here either.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
 
     Args:
         overrides: Overrides as for ``normbench sweep``, and Hydra's own: ``hydra/launcher=…``.
-        config_dir: A second folder of config groups, laid out like ``conf/``.
+        config_dir: Additional folder of config groups, laid out like ``conf/``.
 
     Raises:
         UserError: An override names something that does not exist.
-        Exception: The error of the first run that failed; Hydra starts the others anyway.
+        Exception: The error of the first run that failed; the other runs are started anyway.
     """
     import hydra
     from hydra.errors import HydraException
 
     _refuse_unknown(overrides, config_dir)
-    # Hydra parses them again, so hand it the overrides with the quotes that `parse` added.
+    # Hydra parses the overrides again, so pass them with the quotes that `parse` added.
     arguments = ["--multirun", *(override.input_line for override in parse(overrides))]
     if config_dir is not None:
         arguments.append(search_path(str(Path(config_dir).resolve())))
@@ -52,7 +52,7 @@ def multirun(overrides: Sequence[str], config_dir: str | None) -> None:
 
 @contextmanager
 def _called_with(arguments: list[str]) -> Iterator[None]:
-    """Show Hydra these arguments as the process's own, and make it raise errors."""
+    """Present these arguments to Hydra as ``sys.argv``, and make Hydra raise errors."""
     from hydra.core.global_hydra import GlobalHydra
 
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -69,7 +69,7 @@ def _called_with(arguments: list[str]) -> Iterator[None]:
 
 
 def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Refuse overrides that no job can be made of before any job starts."""
+    """Refuse overrides that cannot form a job, before any job starts."""
     from hydra.core.override_parser.types import ValueType
 
     from normbench.sweep.grid import expand
@@ -87,7 +87,7 @@ def _refuse_unknown(overrides: Sequence[str], config_dir: str | None) -> None:
 
 @contextmanager
 def _beside_hydra() -> Iterator[None]:
-    """Allow composing another config while Hydra runs a job, which it would refuse."""
+    """Allow composing another config while Hydra runs a job, which Hydra would refuse."""
     from hydra.core.global_hydra import GlobalHydra
 
     running = GlobalHydra.instance().hydra
@@ -102,7 +102,7 @@ def train_job(tree: Any) -> float | None:
     """Train the run of one of Hydra's jobs.
 
     Returns:
-        The last validation accuracy (0..1), for a sweeper that searches; NaN if the run diverged.
+        The last validation accuracy (0 to 1), for a sweeper that searches; NaN if the run diverged.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -118,7 +118,7 @@ def train_job(tree: Any) -> float | None:
             config = compose(list(settings.overrides.task), config_dir)
         if not _warm.has_loop_for(config):
             _warm.drop_loop()
-        # Jobs that run side by side cannot share a live line.
+        # Concurrent jobs cannot share a live line.
         alone = settings.runtime.choices["hydra/launcher"] == "basic"
         with RunScreen(live=None if alone else False) as screen:
             command = ["normbench", "run", *settings.overrides.task]

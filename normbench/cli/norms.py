@@ -1,9 +1,9 @@
-"""``normbench norms``: the catalogue of normalizations, and each with its options.
+"""``normbench norms``: the catalogue of normalizations, and the options of each.
 
-Without a name there is a line for each; ``--long`` adds formula, statistics, parameters and source.
+Without a name it prints one line each; ``--long`` adds formula, statistics, parameters and source.
 
 Everything is read from the code: formula, statistics, parameters, state and source are attributes
-of the layers' classes, and options and their values are those of the files in ``conf/norm/``.
+of the layer classes; options and their values come from the files in ``conf/norm/``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from normbench.errors import UserError, unknown
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("name", nargs="?", help="a normalization, as in norm=NAME: all about it")
+    parser.add_argument("name", nargs="?", help="a normalization to explain, as in norm=NAME")
     parser.add_argument(
-        "--long", action="store_true", help="list formulas, statistics, parameters and sources, too"
+        "--long", action="store_true", help="also list formulas, statistics, parameters and sources"
     )
     add_config_dir(parser)
 
@@ -50,7 +50,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     )
     if arguments.name:
         if arguments.long:
-            raise UserError(f"--long is for the list: norms {arguments.name} shows all as it is")
+            raise UserError(f"--long is for the list: norms {arguments.name} shows everything")
         Console().print(details(catalogue.entry(arguments.name)))
     elif arguments.long:
         print_rows(lambda: rows(catalogue), lambda: page(catalogue, _lines))
@@ -71,7 +71,7 @@ _NOTHING = {
     "state": "none",
     "source": "none",
 }
-"""Description of a file without a class, which normalizes nothing."""
+"""Description of a file without a class, which does not normalize."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Option:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """Description of a normalization or a weight parametrization; each field is one line."""
+    """Description of a normalization or weight parametrization; each field is one line."""
 
     name: str
     summary: str
@@ -104,12 +104,12 @@ class CatalogueEntry:
 
     @property
     def style(self) -> str:
-        """Style of the name in a list."""
+        """Style of the name in the list."""
         return "red" if self.is_wrong else "cyan"
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it exists to show the effect of a mistake."""
+        """Whether the normalization exists to demonstrate a mistake."""
         return any("WRONG" in text for text in (self.summary, self.source))
 
 
@@ -169,7 +169,7 @@ def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogueEnt
         field: _joined((goes, fields[field]) for goes, fields, _ in described) for field in FIELDS
     }
     cited = re.search(_CITATION, header)
-    if placed and cited:  # who proposed the placing, before who proposed what is placed
+    if placed and cited:  # cite the placement before the normalization that it places
         joined["source"] = f"{cited[1]}; {joined['source']}"
     options = [option for _, _, own in described for option in own]
     if "place" in spec:
@@ -193,7 +193,7 @@ def _entry(
 def _described(
     key: str, spec: Mapping[str, Any], nothing: dict[str, str]
 ) -> tuple[dict[str, str], tuple[Option, ...]]:
-    """Return the texts of a layer's class, and its options with their values."""
+    """Return the texts of a layer class, and its options with their values."""
     path = spec.get("_target_")
     if path is None:
         return nothing, ()
@@ -223,7 +223,7 @@ def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str
 
 
 def _joined(parts: Iterable[tuple[str, str]]) -> str:
-    """Join texts, each after the place it is about, in one line; "none" if all are "none"."""
+    """Join texts on one line, each prefixed by its place; "none" if all are "none"."""
     return "; ".join(f"{goes}{text}" for goes, text in parts if text != "none") or "none"
 
 
@@ -247,7 +247,7 @@ def _choices(catalogue: Catalogue) -> list[tuple[str, CatalogueEntry]]:
     ]
 
 
-_MORE = "normbench norms gn shows more of one, --long of all"
+_MORE = "normbench norms gn shows one in full, --long more of each"
 
 
 def page(
@@ -257,7 +257,7 @@ def page(
 
     Args:
         catalogue: The catalogue.
-        show: Returns what is shown of an entry, given the width of the longest name.
+        show: Renders an entry, given the width of the longest name.
         end: The last line.
     """
     norms = [catalogue.norm(name) for name in catalogue.norms]
@@ -265,7 +265,7 @@ def page(
     width = max(len(each.name) for each in [*norms, *weights])
     sections = {
         "norm=NAME": [each for each in norms if not each.has_weight],
-        "norm=NAME, with a weight parametrization": [each for each in norms if each.has_weight],
+        "norm=NAME, with a weight parametrization": [entry for entry in norms if entry.has_weight],
         "norm/weight=NAME, with any norm": weights,
     }
     shown: list[RenderableType] = []
@@ -325,7 +325,7 @@ def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
 
 
 def _written(value: Any) -> str:
-    """Write a value as on the command line."""
+    """Format a value as on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
@@ -336,7 +336,7 @@ def _written(value: Any) -> str:
 
 
 class Described:
-    """Text attributes and docstring of a class, or of its bases where it has none itself.
+    """Text attributes and docstring of a class, or of its bases if it has none itself.
 
     Args:
         path: Dotted path of the class.
@@ -357,7 +357,7 @@ class Described:
             for value in _values(node, name):
                 try:
                     return str(ast.literal_eval(value))
-                except ValueError:  # computed, not written down
+                except ValueError:  # computed, not a literal
                     return str(getattr(target(self.path), name))
         return None
 

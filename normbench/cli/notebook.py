@@ -1,8 +1,8 @@
 """Notebooks: progress that is updated in place, and rich's tables as HTML.
 
-:class:`NotebookConsole` is the console of a screen (:class:`normbench.cli.screen.RunScreen`,
-:class:`normbench.cli.sweep_screen.SweepScreen`) whose cell shows it: lines are printed as plain
-text, and a live region (:class:`NotebookLive`) is one output that is replaced a few times a second.
+:class:`NotebookConsole` is the console of :class:`normbench.cli.screen.RunScreen` and
+:class:`normbench.cli.sweep_screen.SweepScreen` in a notebook. Lines are printed as plain text; a
+live region (:class:`NotebookLive`) is one output that is replaced a few times a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 WIDTH = 100
-"""Characters in a line of an output."""
+"""Width of an output, in characters."""
 
 _PAGE = (
     '<pre style="white-space: pre; overflow-x: auto; line-height: 1.25;'
@@ -30,7 +30,7 @@ def in_notebook() -> bool:
 
 
 def as_html(renderable: RenderableType, width: int = WIDTH) -> str:
-    """Return what rich draws, as HTML that needs no style sheet."""
+    """Return rich's rendering as HTML that needs no style sheet."""
     return _recorded(renderable, width).export_html(inline_styles=True, code_format=_PAGE)
 
 
@@ -48,10 +48,10 @@ def _recorded(renderable: RenderableType, width: int) -> Console:
 
 
 class NotebookConsole(Console):
-    """A console whose lines are plain text in the output of a notebook's cell.
+    """A console that prints lines as plain text in the output of a notebook cell.
 
-    Where rich finds a notebook, it makes an output of its own of each line, and its live display
-    needs ipywidgets; this console does neither.
+    In a notebook, rich itself creates a separate output for each line, and its live display needs
+    ipywidgets; this console avoids both.
     """
 
     def __init__(self) -> None:
@@ -59,15 +59,15 @@ class NotebookConsole(Console):
 
 
 class NotebookLive:
-    """One output of a notebook's cell, replaced as its content changes.
+    """One output of a notebook cell, replaced as its content changes.
 
     It has the methods of :class:`rich.live.Live` that
     :class:`normbench.cli.terminal.LiveRegion` calls.
 
     Args:
-        content: What is drawn.
-        console: Where lines beside it are printed.
-        transient: Whether the output is empty at the end.
+        content: The renderable to draw.
+        console: Console for lines printed next to the output.
+        transient: Whether the output is cleared at the end.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class NotebookLive:
             self._handle.update(bundle, raw=True)
 
     def stop(self) -> None:
-        """Show the content for the last time, or nothing if it is transient."""
+        """Show the content for the last time, or clear it if it is transient."""
         if self._transient:
             self._content = ""
         self.refresh()

@@ -12,10 +12,10 @@ For example:
   normbench pack runs --out paper.tar.gz
   normbench pack runs --out paper.tar.gz --config-dir my_norm/conf
 
-The archive holds the records of runs and sweeps, the report, the config groups, the lock of
-versions, a manifest of checksums, and a README with the commands that read it. Of --config-dir it
-takes the files that the runs name, with the modules behind them. The same store gives the same
-bytes."""
+The archive contains the records of runs and sweeps, the report, the config groups, the locked
+versions, a manifest of checksums, and a README with the commands that read it. From --config-dir
+it takes only the files that the runs name, and the modules that these files need. The same store
+always gives the same bytes."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
         "--out", metavar="FILE", required=True, help="archive to write, as in paper.tar.gz"
     )
     parser.add_argument("--checkpoints", action="store_true", help="also pack the checkpoints")
-    parser.add_argument("--force", action="store_true", help="replace an archive that exists")
+    parser.add_argument("--force", action="store_true", help="replace an existing archive")
     add_store(parser, positional=True)
     add_config_dir(parser)
 

@@ -1,7 +1,7 @@
 """The parser of the command line, and the options that several sub-commands share.
 
-:class:`Parser` is argparse's with errors of one line. A sub-command adds its own options in its
-module's ``add_arguments``, and reads the shared ones with :func:`store_of`, :func:`stores_of` and
+:class:`Parser` is argparse's parser with one-line errors. A sub-command adds its own options in its
+module's ``add_arguments`` and reads the shared ones with :func:`store_of`, :func:`stores_of` and
 :func:`overrides_of`.
 """
 
@@ -19,12 +19,12 @@ from normbench.formats import capitalized
 from normbench.report.venues import DEFAULT, VENUES
 
 #: Help texts that several sub-commands share.
-RUN_NAMES = "name, signature, or the beginning of either"
+RUN_NAMES = "name, signature, or a prefix of either"
 WHERE = "only the runs that match, as in 'norm in [bn, gn] and batch <= 64'"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that names the nearest correct word."""
+    """An ArgumentParser with one-line errors that suggest the nearest correct word."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(
@@ -38,12 +38,12 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """The options of this parser, without those of its sub-commands."""
+        """The options of this parser, excluding those of its sub-commands."""
         return sorted(option for action in self._actions for option in action.option_strings)
 
     @property
     def commands(self) -> dict[str, Parser]:
-        """The parsers of the sub-commands by their names."""
+        """The parsers of the sub-commands, by name."""
         return {} if self._subparsers_action is None else dict(self._subparsers_action.choices)
 
     def descendants(self) -> Iterator[Parser]:
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             yield from command.descendants()
 
     def add_commands(self, dest: str, metavar: str, required: bool = False) -> None:
-        """Make this parser one of sub-commands; add them with :meth:`add_command`."""
+        """Let this parser have sub-commands, which :meth:`add_command` adds."""
         self._subparsers_action = self.add_subparsers(
             dest=dest, metavar=metavar, required=required, parser_class=Parser
         )
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
         Args:
             name: Name of the sub-command.
-            summary: Its help in one line, in lower case and without a period.
+            summary: One line of help, in lower case and without a period.
         """
         command: Parser = self._subparsers_action.add_parser(
             name, help=summary, description=f"{capitalized(summary)}."
@@ -112,14 +112,14 @@ def add_style(parser: Parser, made: str) -> None:
 
     Args:
         parser: The parser of a command.
-        made: The things that the command makes for a venue, as ``"LaTeX tables"``.
+        made: What the command sizes for a venue, such as ``"LaTeX tables"``.
     """
     *others, last = VENUES
     parser.add_argument(
         "--style",
         metavar="STYLE",
         default=DEFAULT,
-        help=f"make {made} for {', '.join(others)} or {last} (default: %(default)s)",
+        help=f"size {made} for {', '.join(others)} or {last} (default: %(default)s)",
     )
 
 
@@ -130,7 +130,7 @@ def add_comparison(parser: Parser) -> None:
         "--by",
         metavar="KEY[,KEY...]",
         default="norm,batch",
-        help="config keys, store or commit: of the rows, of the columns, and of separate tables "
+        help="config keys, store or commit: for the rows, the columns, and separate tables "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -142,7 +142,7 @@ def add_comparison(parser: Parser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="ROW",
-        help="row that the others are compared with (default: bn; of stores and commits the first)",
+        help="row to compare the others with (default: bn; for stores and commits the first)",
     )
 
 
@@ -151,11 +151,9 @@ def add_sort(parser: Parser, what: str) -> None:
     parser.add_argument(
         "--sort",
         metavar="KEY[,KEY...]",
-        help=f"config keys or metrics to order the {what} by, those that do best first",
+        help=f"config keys or metrics to sort the {what} by, best first",
     )
-    parser.add_argument(
-        "--reverse", action="store_true", help=f"order the {what} the other way round"
-    )
+    parser.add_argument("--reverse", action="store_true", help=f"reverse the order of the {what}")
 
 
 def add_superseded(parser: Parser) -> None:
@@ -163,7 +161,7 @@ def add_superseded(parser: Parser) -> None:
     parser.add_argument(
         "--superseded",
         action="store_true",
-        help="also show final runs at tuned values that a later sweep replaced, as untuned runs",
+        help="also show final runs whose tuned values a later sweep replaced, as untuned runs",
     )
 
 
@@ -172,12 +170,12 @@ def add_config_dir(parser: Parser) -> None:
     parser.add_argument(
         "--config-dir",
         metavar="FOLDER",
-        help="a folder of your own config groups, laid out like conf/",
+        help="folder of your own config groups, laid out like conf/",
     )
 
 
 def store_of(arguments: Namespace) -> str:
-    """Return the folder of runs that a command reads: the named one, else the default."""
+    """Return the folder of runs that a command reads: the one named, else the default."""
     if arguments.store is not None:
         return arguments.store
     from normbench.config import default_store
@@ -189,7 +187,7 @@ def stores_of(arguments: Namespace) -> list[str]:
     """Return the folders of runs that a command reads: those named as arguments, else one.
 
     Raises:
-        UserError: They are named in two ways.
+        UserError: Stores are named both as arguments and with ``--store``.
     """
     named = [word.removeprefix("store=") for word in arguments.folders]
     if not named:
@@ -200,11 +198,10 @@ def stores_of(arguments: Namespace) -> list[str]:
 
 
 def overrides_of(arguments: Namespace) -> list[str]:
-    """Return the overrides of a run or a sweep, ``store=FOLDER`` for ``--store FOLDER`` included.
-
+    """Return the overrides of a run or a sweep, with ``--store FOLDER`` as ``store=FOLDER``.
     Raises:
-        UserError: There are none, and no option gives the command something else to do. Training
-            the default config takes hours, so the help is printed instead.
+        UserError: There are none, and no option gives the command anything else to do. Training
+            the default config takes hours, so it must be asked for.
     """
     options = ("print_config", "resume")
     if not arguments.overrides and not any(getattr(arguments, name, False) for name in options):

@@ -1,4 +1,4 @@
-"""``normbench power``: how many seeds it takes to see a difference."""
+"""``normbench power``: estimate how many seeds it takes to detect a difference."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def add_arguments(parser: Parser) -> None:
         metavar="POINTS",
         type=float,
         required=True,
-        help="difference that is to be seen: points of an accuracy, else in the metric's unit",
+        help="difference to detect: percentage points of an accuracy, else in the metric's unit",
     )
     parser.add_argument(
         "--power",
         metavar="PROBABILITY",
         type=float,
         default=0.8,
-        help="probability with which it is to be seen (default: %(default)s)",
+        help="probability of detecting it (default: %(default)s)",
     )
     parser.add_argument(
         "--until",
         metavar="POINTS",
         type=float,
-        help="also say at how many seeds normbench sweep --until ends",
+        help="also estimate the number of seeds at which normbench sweep --until stops",
     )
     parser.add_argument(
         "--max-seeds",
         metavar="N",
         type=int,
         default=20,
-        help="the same option of that sweep (default: %(default)s)",
+        help="--max-seeds of that sweep (default: %(default)s)",
     )
     add_comparison(parser)
     add_stores(parser)

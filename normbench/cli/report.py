@@ -34,8 +34,8 @@ For example:
   normbench report desk/runs cluster/runs --by store,norm,batch
   normbench report --by commit,norm
 
-Several stores are one set of runs. A run of the same config and seed in two of them counts once,
-unless --by names store or commit. The report is written to --out, not into a store."""
+Several stores are reported as one set of runs. A run with the same config and seed in two of them
+counts once, unless --by has store or commit. The report is written to --out, not to a store."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
         "--target",
         metavar="ACCURACY",
         type=float,
-        help="also compare the steps to this validation accuracy, as in 0.9",
+        help="also compare the steps needed to reach this validation accuracy, as in 0.9",
     )
     parser.add_argument(
         "--allow-confound",
@@ -58,31 +58,31 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--against",
         metavar="STORE",
-        help="also compare with another store, as a published one: a verdict on each config",
+        help="also compare with another store, such as a published one, config by config",
     )
     parser.add_argument(
         "--metrics",
         action="store_true",
-        help="list what --metric takes, with the values of the store's probes, and stop",
+        help="list the names that --metric accepts, including the store's probe values, and exit",
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
         default="report",
-        help="folder to write, from this folder (default: %(default)s)",
+        help="folder to write to (default: %(default)s)",
     )
     parser.add_argument(
         "--rows",
         metavar="ROW[,ROW...]",
         default="",
-        help="only these rows of tables and figures, in this order, as in gn_ws,bn,gn",
+        help="show only these rows in tables and figures, in this order, as in gn_ws,bn,gn",
     )
     add_style(parser, "figures and LaTeX tables")
     parser.add_argument(
         "--formats",
         metavar="FORMAT[,FORMAT...]",
-        help="formats of figures: png, svg, pdf (default: png,svg; with a journal or conference "
-        "as --style all three)",
+        help="figure formats: png, svg, pdf (default: png,svg; all three if --style is a journal "
+        "or conference)",
     )
     add_stores(parser)
 
@@ -99,7 +99,7 @@ def write_report(arguments: Namespace, say: Callable[[str], None]) -> Path:
 
     Args:
         arguments: The words and options of the command line.
-        say: Takes each line meant for the user.
+        say: Receives each line meant for the user.
     """
     from normbench.report.report import report
 
@@ -128,7 +128,7 @@ def writes(arguments: Namespace) -> bool:
 
 
 def _list_metrics(stores: Sequence[str]) -> int:
-    """Print the metrics of the runs of stores; those that every store has where there is none."""
+    """Print the metrics of the runs in stores; without a store, those that every store has."""
     from normbench.report.metrics import METRICS, OVER_EPOCHS
     from normbench.report.stores import load_stores
 
@@ -145,7 +145,7 @@ def _list_metrics(stores: Sequence[str]) -> int:
             "metric": metric.name,
             "meaning": metric.axis,
             "better": {None: "", True: "higher", False: "lower"}[metric.higher_is_better],
-            "one for each": "run" if metric.of_run else "epoch",
+            "one per": "run" if metric.of_run else "epoch",
             "runs": counts.get(metric.name, 0),
         }
         for metric in metrics.values()
@@ -153,8 +153,8 @@ def _list_metrics(stores: Sequence[str]) -> int:
     print_rows(lambda: rows, lambda: _table(rows))
     if sys.stdout.isatty():
         print(
-            f"of a number for each epoch, --metric NAME:{OVER_EPOCHS[0]} (or "
-            f"{', '.join(OVER_EPOCHS[1:])}) compares one value a run; {OVER_EPOCHS[0]} without"
+            f"for a metric of epochs, --metric NAME:{OVER_EPOCHS[0]} (or "
+            f"{', '.join(OVER_EPOCHS[1:])}) compares one value per run (default: {OVER_EPOCHS[0]})"
         )
     return 0
 
@@ -167,7 +167,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
         text("metric", right=False),
         text("meaning", right=False, gives_way=True),
         text("better", right=False, spare=2),
-        text("one for each", right=False, spare=1),
+        text("one per", right=False, spare=1),
         text("runs", spare=3),
     ]
     return fitted_table(columns, rows)

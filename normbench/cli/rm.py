@@ -1,7 +1,7 @@
-"""``normbench rm``: move runs to the trash of their store, bring them back, or empty it.
+"""``normbench rm``: move runs to the trash of their store, restore them, or empty it.
 
-The trash is the hidden folders ``.NAME.WHY-TIME`` of the store. ``--again``, and a sweep that
-trains damaged runs anew, set folders aside in the same way; ``--empty`` deletes all of them.
+The trash consists of the store's hidden folders ``.NAME.WHY-TIME``. ``--again``, and a sweep that
+retrains damaged runs, set folders aside in the same way; ``--empty`` deletes all of them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ For example:
 def add_arguments(parser: Parser) -> None:
     parser.epilog = _EPILOG
     add_selection(parser, "remove")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--restore", action="store_true", help="bring removed runs back")
-    other.add_argument("--empty", action="store_true", help="delete what is in the trash, for good")
+    other.add_argument("--restore", action="store_true", help="restore removed runs")
+    other.add_argument("--empty", action="store_true", help="permanently delete all of the trash")
     add_store(parser)
 
 
@@ -45,11 +45,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     if arguments.empty:
         if arguments.runs or arguments.where:
-            raise UserError("--empty deletes the whole trash: it takes no run and no --where")
+            raise UserError("--empty deletes all of the trash: it takes no run and no --where")
         return _empty(store, arguments.dry_run)
     if arguments.restore:
         if not arguments.runs or arguments.where:
-            raise UserError("--restore needs the names of removed runs, and no --where")
+            raise UserError("--restore takes the names of removed runs, and no --where")
         return _restore(store, arguments.runs, arguments.dry_run)
     return _remove(store, arguments, command)
 
@@ -73,7 +73,7 @@ def _remove(store: Store, arguments: Namespace, command: Sequence[str]) -> int:
 
 
 def _trash(store: Store) -> dict[Path, tuple[str, str]]:
-    """Return the name and the reason of each folder that was set aside, the oldest first."""
+    """Return the name and the reason of each folder that was set aside, oldest first."""
     matches = [(_ASIDE.fullmatch(path.name), path) for path in store.root.iterdir()]
     known = [
         (match, path)
@@ -85,7 +85,7 @@ def _trash(store: Store) -> dict[Path, tuple[str, str]]:
 
 
 def removed(store: Store) -> dict[str, Path]:
-    """Return the folders of the runs that ``--restore`` can bring back, by the runs' names."""
+    """Return the folders of the runs that ``--restore`` can restore, by run name."""
     return {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
 
 
@@ -99,7 +99,7 @@ def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
         if len(found) > 1:
             raise UserError(f"removed run {text!r} could be any of {', '.join(found[:4])}")
         if store.run(found[0]).path.exists():
-            raise UserError(f"the store has a run {found[0]} again: remove it first")
+            raise UserError(f"the store has a new run {found[0]}: remove it first")
         chosen[found[0]] = there[found[0]]
     for name, path in chosen.items():
         if not dry_run:

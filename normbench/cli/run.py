@@ -21,20 +21,19 @@ if TYPE_CHECKING:
     from normbench.engine.train import TrainResult
 
 _EPILOG = """\
-A run is described by KEY=VALUE words; keys that are not named keep their defaults:
+KEY=VALUE words describe a run; all other keys keep their defaults:
   normbench run norm=gn_ws batch=16 dataset=digits arch=resnet8 epochs=5
   normbench run norm=gn norm.groups=4 optimizer.lr=0.05 dataset.train_size=5000
   normbench run --print-config
 
-The last prints all keys with their values. The same command again resumes an interrupted run and
-leaves a finished one as it is. `normbench norms` and `normbench data list` list what there is to
-choose from."""
+The last command prints all keys with their values. Repeating a command resumes an interrupted run
+and leaves a finished one as it is. `normbench norms` and `normbench data list` list the choices."""
 
 
 def add_arguments(parser: Parser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="a key of the config and its value"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="a config key and its value"
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume an existing run; never start a new one"
@@ -86,7 +85,7 @@ def config_of(arguments: Namespace) -> Config:
         UserError: A word or a combination of options is wrong.
     """
     if arguments.again and arguments.resume:
-        raise UserError("--resume continues a run and --again starts it anew: give one of them")
+        raise UserError("--resume continues a run and --again restarts it: give one of them")
     from normbench.config import compose
 
     return compose(overrides_of(arguments), arguments.config_dir)
@@ -100,7 +99,7 @@ def train_shown(
     Args:
         config: As :func:`config_of` returns it.
         arguments: The options of the command line.
-        command: Its words, for the record.
+        command: The command line, for the record.
         observer: Shows the training.
     """
     quiet_tensorflow()

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 #: Number of epochs shown above the live line.
 SHOWN_EPOCHS = 5
 
-#: Seconds after which an output without a live line gets a line of progress.
+#: Seconds between progress lines in an output without a live line.
 MINUTE = 60.0
 
 #: Seconds of training after which the remaining time is estimated, and the shortest remaining time
-#: that is worth a line.
+#: that is reported.
 MEASURED, LONG = 5.0, 60.0
 
 
@@ -39,8 +39,8 @@ class RunScreen(Observer):
     """Show one run as it trains; the observer that the engine calls.
 
     On a terminal it keeps one live line (epoch, bar, loss, accuracies, images/s, time left) under
-    a table of the last few epochs; elsewhere it writes one plain line an epoch. Use it as a
-    context manager, so that the terminal is given back whatever ends the run::
+    a table of the last few epochs; elsewhere it writes one plain line per epoch. Use it as a
+    context manager, so that the terminal is restored however the run ends::
 
         with RunScreen() as screen:
             screen.waits_for("TensorFlow")
@@ -48,7 +48,7 @@ class RunScreen(Observer):
 
     Args:
         console: Console to write to; standard output by default.
-        live: Whether to keep a live line; by default, if the console can redraw.
+        live: Whether to keep a live line; by default only if the console can redraw.
     """
 
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
@@ -65,7 +65,7 @@ class RunScreen(Observer):
         self._acc: float | None = None
         self._images_per_s: float | None = None
         self._waits_since = self._told = time.monotonic()
-        self._first: tuple[float, int, int] | None = None  # time, epoch and step of the first sight
+        self._first: tuple[float, int, int] | None = None  # time, epoch and step first seen
         self._estimated = False
 
     def __enter__(self) -> RunScreen:
@@ -80,13 +80,13 @@ class RunScreen(Observer):
         self.close()
 
     def close(self) -> None:
-        """Stop the live line and give the terminal back; safe to call twice."""
+        """Stop the live line and restore the terminal; safe to call twice."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
 
     def waits_for(self, what: str) -> None:
-        """Show on a terminal that something slow goes on before the run starts."""
+        """Show on a terminal that something slow happens before the run starts."""
         self.close()
         if self._wants_live:
             self._live = Status(Text(f"{what} …", "dim"), console=self.console)
@@ -139,7 +139,7 @@ class RunScreen(Observer):
         acc: float | None,
         images_per_s: float | None,
     ) -> None:
-        """Take the state of the epoch in progress; cheap, because drawing is done elsewhere.
+        """Record the state of the epoch in progress; cheap, because it does not draw.
 
         Args:
             epoch: The epoch in progress, 1-based.
@@ -170,14 +170,14 @@ class RunScreen(Observer):
             self._best = row
         if not self._wants_live:
             self._write(self._plain_epoch(row))
-        self._estimated = True  # its line says what is left, and so does the live one
+        self._estimated = True  # the line of an epoch, as the live line, shows the time left
 
     def on_end(self, summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """Show how the run ended.
 
         Args:
-            summary: ``summary.json`` of a run that finished or diverged. Of one that was
-                interrupted or failed, ``status`` and perhaps ``error``: the ``type`` and
+            summary: ``summary.json`` of a run that finished or diverged. For one that was
+                interrupted or failed, ``status`` and possibly ``error``: the ``type`` and
                 ``message`` of the failure.
             path: The run folder.
         """
@@ -194,7 +194,7 @@ class RunScreen(Observer):
     def _write(self, text: Text) -> None:
         if isinstance(self._live, LiveRegion):
             self._live.print(text)
-        else:  # not wrapped: a path, and a line of a log, stays one line
+        else:  # not wrapped, so that a path or a log line stays on one line
             self.console.print(text, soft_wrap=True, highlight=False)
         self._told = time.monotonic()
 
@@ -301,7 +301,7 @@ class RunScreen(Observer):
         return left * images / rate if images and rate else None
 
     def _line(self, width: int) -> Table:
-        """Return the live line, without the parts that do not fit into ``width`` characters."""
+        """Return the live line without the parts that do not fit in ``width`` characters."""
         width -= len("^C")  # leave room for a terminal's echo of Ctrl-C, which must not wrap
         info, rate, of = self._info, self._images_per_s, self._epochs()
         epochs = info.get("epochs") or 0
@@ -335,7 +335,7 @@ class RunScreen(Observer):
         return grid
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the live region: the last epochs, and under them the live line while it trains."""
+        """Draw the live region: the last epochs, and the live line below them while training."""
         if self._rows:
             best = self._best["epoch"] if self._best else None
             yield epochs_table(self._rows, options.max_width, best)
@@ -385,13 +385,13 @@ def epochs_table(
 def print_complete(
     config: Config, result: TrainResult, config_dir: str | None = None, *, again: bool = False
 ) -> None:
-    """Say that a run was complete before, and which parts of the request it was trained without.
+    """Say that a run was already complete, and which parts of the request it was trained without.
 
     Args:
-        config: The config that was asked for.
+        config: The requested config.
         result: The result of a run that did not train.
         config_dir: The folder given by ``--config-dir``.
-        again: Whether the command has the option ``--again``.
+        again: Whether to mention the option ``--again``.
     """
     from normbench.engine.diagnose import trained_without
     from normbench.formats import nothing_to_train

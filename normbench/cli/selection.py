@@ -1,4 +1,4 @@
-"""Runs that a command names, by their names or by a filter: :func:`selected`."""
+"""Select runs by name or with a filter: :func:`selected`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def add_selection(parser: Parser, verb: str) -> None:
 
     Args:
         parser: The parser of the command.
-        verb: What the command does to the runs, for the help.
+        verb: What the command does with the runs, for the help text.
     """
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"run to {verb}, by {RUN_NAMES}")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"run to {verb}: {RUN_NAMES}")
     parser.add_argument("--where", metavar="FILTER", help=f"{verb} {WHERE}")
 
 
 def selected(store: Store, names: Sequence[str], where: str | None) -> list[Run]:
-    """Return the runs with these names, or those of a store that match a filter, each once.
+    """Return the runs with these names, or the runs of a store that match a filter, each once.
 
     Raises:
-        UserError: Neither names nor a filter are given, or both; no such store or run; the filter
-            cannot be read or keeps no run.
+        UserError: Neither names nor a filter are given, or both; the store or a run does not exist;
+            the filter cannot be parsed or matches no run.
     """
     if bool(names) == bool(where):
         raise UserError("name runs, or say which with --where 'norm == bn'; not both")
@@ -45,10 +45,10 @@ def selected(store: Store, names: Sequence[str], where: str | None) -> list[Run]
 
 
 def matching(store: Store, where: str | None) -> Frames:
-    """Return the frames of the runs that match a filter, of all runs without one; no curves.
+    """Return the frames, without curves, of the runs that match a filter; None matches all runs.
 
     Raises:
-        UserError: The filter cannot be read.
+        UserError: The filter cannot be parsed.
     """
     from normbench.report.frames import load
     from normbench.report.where import parse, select

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from normbench.report.network import Network
 
 _EPILOG = """\
-A network is described as for a run, and needs no data set on this machine:
+A network is described by the same keys as a run, and does not need the data set:
   normbench show arch=resnet50 norm=xbn --plot resnet50.svg
   normbench show arch=resnet50 arch.stem=imagenet --images 224x224x3 --classes 1000"""
 
@@ -50,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
         "overrides",
         nargs="+",
         metavar="RUN|KEY=VALUE",
-        help=f"a run by {RUN_NAMES}; or a network by its keys",
+        help=f"a run ({RUN_NAMES}), or a network by its config keys",
     )
     parser.add_argument(
         "--plot", metavar="FILE", help="also draw the network to a .png, .svg or .pdf file"
@@ -87,10 +87,10 @@ def writes(arguments: Namespace) -> bool:
 # --- a network ------------------------------------------------------------------------------------
 
 NORM_STYLES = ("cyan", "yellow", "magenta", "green", "blue", "red")
-"""Styles of the kinds of normalizations, in the order in which they appear."""
+"""Styles of the kinds of normalizations, in order of appearance."""
 
 _NAME_WIDTH = 24
-"""Characters that a name has at least in a narrow terminal."""
+"""Minimum width of a name in a narrow terminal, in characters."""
 
 
 def _show_network(arguments: Namespace) -> None:
@@ -140,7 +140,7 @@ def _layer_columns(width: int) -> list[Column]:
     def text(number: int) -> str:
         return count(number) if number else ""
 
-    wraps = max(_NAME_WIDTH, width // 4)  # long names wrap before they push a number out
+    wraps = max(_NAME_WIDTH, width // 4)  # wrap long names before a number loses its column
     return [
         Column("layer", lambda layer: layer.name, right=False, wraps=wraps),
         Column("kind", kind, right=False, wraps=wraps),
@@ -158,9 +158,9 @@ _ACCURACIES = ("train_acc", "val_acc", "test_acc", "best_val_acc", "best_val_tes
 
 
 def run_page(run: Run, width: int | None = None) -> Group:
-    """Return all that is known of a run: state, summary, last epochs, config, provenance, files.
+    """Return everything known about a run: state, summary, last epochs, config, provenance, files.
 
-    A section whose file cannot be read shows the reason, so that a damaged run can be looked at.
+    A section whose file cannot be read shows the reason, so that a damaged run can be inspected.
 
     Args:
         run: The run.
@@ -228,7 +228,7 @@ def _last_epochs(run: Run, width: int) -> Table | None:
 
 
 def _option(value: Any) -> str:
-    """Return a value of a config in one line; a group as its name and its options."""
+    """Return a config value on one line; a group as its name and its options."""
     if not isinstance(value, dict):
         return "null" if value is None else str(value)
     options = [

@@ -1,8 +1,8 @@
-"""Standard output and error that cannot end a command; the entry point is `protect`.
+"""Standard streams whose errors cannot end a command; the entry point is `protect`.
 
 A command prints while it trains or writes files, and printing may fail: the reader of a pipe has
-left (``| head -1``), the disk of a log file is full, the terminal was closed, a shell started the
-command with ``>&-``, or the encoding lacks a character. The command then goes on, and only its
+exited (``| head -1``), the disk of a log file is full, the terminal was closed, a shell started the
+command with ``>&-``, or the encoding lacks a character. The command then continues, and only its
 output is lost.
 """
 
@@ -17,7 +17,7 @@ import sys
 import unicodedata
 from typing import Any
 
-#: Name of the error handler that replaces a character by ones that the encoding has.
+#: Name of the error handler that replaces characters that the encoding lacks.
 SPELLED = "normbench.spelled"
 
 #: Replacements of characters that Unicode does not decompose legibly.
@@ -58,10 +58,10 @@ class _Raw(io.RawIOBase):
 
 
 def protect() -> None:
-    """Replace the standard streams of this process by ones whose errors end nothing.
+    """Replace the standard streams of this process by ones that never raise write errors.
 
     A closed descriptor is opened on the null device. Otherwise the next file to be opened, perhaps
-    one in a run folder, would get its number, and printed text would be written into that file.
+    one in a run folder, would get its number, and printed text would end up in that file.
     """
     codecs.register_error(SPELLED, _spell)
     opened = [_open_on_null(descriptor) for descriptor in range(3)]
@@ -72,9 +72,9 @@ def protect() -> None:
 
 
 def loss() -> str:
-    """Return the reason why output was lost, or an empty text.
+    """Return the reason why output was lost, or an empty string.
 
-    It does not count as a loss if the reader left or the output was closed on purpose.
+    A reader that exited, or output that was closed on purpose, does not count as a loss.
     """
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -107,7 +107,7 @@ def _text_stream(descriptor: int, stream: Any) -> io.TextIOWrapper:
         "backslashreplace",
     ):  # defaults, not the user's choice
         errors = SPELLED
-    # Flushed at each line, also on a pipe: a log shows at once how far a sweep is.
+    # Flush after each line, even on a pipe, so that a log is always up to date.
     return io.TextIOWrapper(
         io.BufferedWriter(_Raw(descriptor)), encoding=encoding, errors=errors, line_buffering=True
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from normbench.sweep.tune import TuneMetric, TuneOptions
 
 _EPILOG = """\
-Every key takes several values, as a list, a range or a pattern. Quote what the shell would read:
+Every key accepts a list, a range or a pattern of values. Quote what the shell would interpret:
   normbench sweep norm=bn,gn batch=16,64 'seed=range(0,5)' dataset=digits arch=resnet8 epochs=5
   normbench sweep 'norm=glob(gn*)' executor=local executor.workers=2 --dry-run
   normbench sweep +experiment=batch_sweep scale=small
@@ -33,8 +33,8 @@ Every key takes several values, as a list, a range or a pattern. Quote what the 
   normbench sweep norm=bn,gn 'seed=range(0,3)' dataset=digits arch=resnet8 epochs=5 --until 0.5
   normbench sweep status --watch
 
-`normbench experiments` lists the ready-made sweeps, and `sweep status` says how the last sweep
-stands. executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are
+`normbench experiments` lists the ready-made sweeps, and `sweep status` shows the progress of the
+last sweep. executor=local|inline|ray|slurm chooses where the runs are trained. Finished runs are
 skipped, and interrupted ones are resumed."""
 
 
@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE[,VALUE...]",
-        help="a key of the config and its values",
+        help="a config key and its values",
     )
     parser.add_argument(
         "--dry-run",
@@ -60,28 +60,28 @@ def add_arguments(parser: Parser) -> None:
         help="move the folders of all runs aside and train them again from their first step",
     )
     parser.add_argument(
-        "--skip-invalid", action="store_true", help="leave out combinations that cannot be trained"
+        "--skip-invalid", action="store_true", help="skip combinations that cannot be trained"
     )
     parser.add_argument(
-        "--detach", action="store_true", help="go on in the background, without this terminal"
+        "--detach", action="store_true", help="run in the background, without this terminal"
     )
     parser.add_argument(
-        "--watch", action="store_true", help="of sweep status: show it until the sweep has ended"
+        "--watch", action="store_true", help="with sweep status: update it until the sweep ends"
     )
-    parser.add_argument("--all", action="store_true", help="of sweep status: list all sweeps")
+    parser.add_argument("--all", action="store_true", help="with sweep status: list all sweeps")
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument(
         "--tune",
         action="append",
         default=[],
         metavar="KEY=VALUE,VALUE[,...]",
-        help="choose the value of a key in each cell by trials, on validation images; may be "
-        "repeated, for all combinations",
+        help="choose the value of a key in each cell in trials, by a validation metric; repeat it "
+        "to try all combinations of several keys",
     )
     tuning.add_argument(
         "--tune-seeds",
         metavar="SEED[,SEED...]",
-        help="seeds of the trials, which no final run may have (default: 1000)",
+        help="seeds of the trials, which final runs must not use (default: 1000)",
     )
     tuning.add_argument(
         "--tune-epochs", type=int, metavar="N", help="epochs of a trial (default: the final run's)"
@@ -89,19 +89,19 @@ def add_arguments(parser: Parser) -> None:
     tuning.add_argument(
         "--tune-metric",
         metavar="NAME",
-        help="metric of validation images that chooses (default: val_acc)",
+        help="validation metric to choose by (default: val_acc)",
     )
     tuning.add_argument(
         "--extend",
         type=int,
         metavar="N",
-        help="try up to N further values in each cell whose best value ends its list",
+        help="try up to N more values in each cell whose best value is at an end of its list",
     )
     tuning.add_argument(
         "--sampler",
         metavar="NAME",
-        help="have a sampler of Optuna propose the values of --tune, whose ranges are log(0.01,1) "
-        "or interval(0,1): tpe, random, qmc or cmaes",
+        help="Optuna sampler (tpe, random, qmc or cmaes) that proposes values from the ranges of "
+        "--tune, as in log(0.01,1) or interval(0,1)",
     )
     tuning.add_argument(
         "--trials", type=int, metavar="N", help="values that --sampler proposes in each cell"
@@ -111,17 +111,17 @@ def add_arguments(parser: Parser) -> None:
         "--until",
         metavar="POINTS",
         type=float,
-        help="add seeds until the 95 %% interval of each difference to the baseline is narrower "
-        "than ± this",
+        help="add seeds until the 95 %% interval of each difference from the baseline is narrower "
+        "than ±POINTS",
     )
     seeds.add_argument(
         "--max-seeds",
         metavar="N",
         type=int,
-        help="most seeds of a cell that --until trains (default: 20)",
+        help="maximum number of seeds per cell with --until (default: 20)",
     )
     seeds.add_argument(
-        "--baseline", metavar="[KEY=]ROW", help="baseline of --until, as norm=gn (default: bn)"
+        "--baseline", metavar="[KEY=]ROW", help="baseline of --until, as in norm=gn (default: bn)"
     )
     add_store(parser)
     add_config_dir(parser)
@@ -153,8 +153,8 @@ def train_sweep(arguments: Namespace, command: Sequence[str], view: SweepView) -
     """Train the sweep of a command line.
 
     Args:
-        arguments: The words and options of the command line.
-        command: Its words, for the record.
+        arguments: The parsed command line.
+        command: The command line, for the record.
         view: Shows the sweep.
 
     Raises:
@@ -170,7 +170,7 @@ def train_sweep(arguments: Namespace, command: Sequence[str], view: SweepView) -
         return _until(arguments, overrides, command, tune, view)
     for option, value in (("--max-seeds", arguments.max_seeds), ("--baseline", arguments.baseline)):
         if value is not None:
-            raise UserError(f"{option} goes with --until: --until 0.3 {option} {value}")
+            raise UserError(f"{option} requires --until, as in --until 0.3 {option} {value}")
     return sweep(
         overrides,
         command,
@@ -197,7 +197,7 @@ def _until(
     from normbench.sweep.until import sweep_until
 
     if arguments.again:
-        raise UserError("--until goes on from the runs that exist: leave out --again")
+        raise UserError("--until continues from existing runs: leave out --again")
     experiment, _ = unfold(arguments.overrides, arguments.config_dir)
     asked = dict(experiment.report) if experiment else {}
     rule = NarrowIntervals(
@@ -247,14 +247,14 @@ def _status(arguments: Namespace) -> int:
 
 
 def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions | None:
-    """Return what is tuned: as an experiment has it, but for the options that are typed.
+    """Return the tuning options: those of an experiment, overridden by the command line.
 
     Returns:
         None if nothing is tuned.
 
     Raises:
-        UserError: An option of tuning where nothing is tuned, or a metric that cannot choose a
-            value.
+        UserError: A tuning option is given but nothing is tuned, or the metric cannot be used to
+            choose a value.
     """
     from normbench.sweep.executors.base import choose
     from normbench.sweep.tune import TuneOptions, tuned_by_experiment
@@ -272,14 +272,14 @@ def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions
     if options is None:
         if typed:
             option = f"--{next(iter(typed)).replace('_', '-')}"
-            raise UserError(f"{option} goes with --tune KEY=VALUE,VALUE, which names what is tuned")
+            raise UserError(f"{option} requires --tune KEY=VALUE,VALUE, the key to tune")
         return None
     typed["tune_metric"] = _tune_metric(typed.get("tune_metric", "val_acc"))
     return replace(options, **{names.get(name, name): value for name, value in typed.items()})
 
 
 def _tune_metric(name: str) -> TuneMetric:
-    """Return the metric that chooses a value, of METRICS: one of validation images alone."""
+    """Return the metric of METRICS to choose values by; it must use validation images only."""
     from normbench.errors import unknown
     from normbench.report.metrics import METRICS
     from normbench.sweep.tune import TuneMetric
@@ -289,8 +289,8 @@ def _tune_metric(name: str) -> TuneMetric:
         word for key in (name, *known.of) for word in key.split("_")
     }:
         raise UserError(
-            f"--tune-metric {name} has test images in it: a value chosen by them makes the results "
-            "look better than they are (val_acc, val_loss, … choose by validation images)"
+            f"--tune-metric {name} uses test images: choosing values by them makes the results "
+            "look better than they are (use a validation metric, as val_acc or val_loss)"
         )
     allowed = [
         metric.name
@@ -313,7 +313,7 @@ def _tune_metric(name: str) -> TuneMetric:
 
 
 def asked_by_experiment(arguments: Namespace) -> dict[str, Any]:
-    """Return the options of :func:`.report.summary_table` that a sweep's experiment asks for."""
+    """Return the options of :func:`.report.summary_table` that the sweep's experiment sets."""
     options = _report_options(arguments)
     shown = ("by", "metric", "target", "allow_confound")
     return {key: options[key] for key in shown if key in options}
@@ -327,7 +327,7 @@ def _report_options(arguments: Namespace) -> dict[str, Any]:
 
 
 def print_results(arguments: Namespace, result: SweepResult) -> None:
-    """Print the table of a sweep's complete cells; of an experiment, the one that it asks for."""
+    """Print the table of a sweep's complete cells, with the options that its experiment sets."""
     from rich.console import Console
 
     names = [

@@ -33,19 +33,19 @@ STYLE = {
     "failed": "red",
 }
 
-#: Seconds of silence after which a line of progress is written to an output without a live table.
+#: Seconds of silence after which a progress line is written to an output without a live table.
 MINUTE = 60.0
 
 
 @dataclass
 class Running:
-    """A cell that trains.
+    """A cell that is training.
 
     Attributes:
         where: The name of its slot.
-        began: Its start in seconds of ``time.monotonic``.
-        facts: Its progress: see :meth:`.SweepObserver.progress`.
-        first_epoch: Epochs that were completed when it was started; None until that is known.
+        began: Start time, from ``time.monotonic``.
+        facts: Its progress; see :meth:`.SweepObserver.progress`.
+        first_epoch: Number of epochs completed before it was started; None until known.
     """
 
     where: str
@@ -73,13 +73,12 @@ def _epoch(row: Mapping[str, Any]) -> str:
 def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
     """Return a table of runs in progress that fits ``width`` columns.
 
-    If there is too little room, the columns "where", "loss" and "images/s" are left out in this
-    order; then names are wrapped.
+    If the table is too wide, the columns "where", "loss" and "images/s" are left out in this order;
+    then names are wrapped.
 
     Args:
-        rows: One row for each run with ``where`` and ``name``, and as far as they are known
-            ``epoch``, ``epochs``, ``loss``, ``val_acc``, ``images_per_s`` and ``seconds`` (since
-            the start of the run).
+        rows: One row for each run with ``where`` and ``name``, and if known ``epoch``, ``epochs``,
+            ``loss``, ``val_acc``, ``images_per_s`` and ``seconds`` (since the start of the run).
         width: Width of the terminal in characters.
     """
     table = fitted_table(_RUNNING_COLUMNS, rows, width)
@@ -88,15 +87,15 @@ def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
 
 
 class SweepScreen(SweepView):
-    """Shows a sweep as it goes.
+    """Show a sweep as it runs.
 
     Attributes:
-        noun: The word for the cells in a line of progress.
+        noun: The word for the cells in a progress line.
 
     Args:
         console: Console to write to; standard output by default.
-        live: Keep a live table while cells train; by default if the console is a terminal that can
-            be redrawn. Without a table, a line a minute says how far the sweep is.
+        live: Keep a live table while cells train; by default only if the console can redraw.
+            Without a table, a progress line is printed every minute.
     """
 
     noun = "cells"
@@ -113,7 +112,7 @@ class SweepScreen(SweepView):
         self._write(Text(text))
 
     def checking(self, cells: int) -> AbstractContextManager[object]:
-        """Show on a terminal that networks are being built; a log shows only the outcome."""
+        """Show on a terminal that networks are being built; print nothing elsewhere."""
         if not can_redraw(self.console):
             return nullcontext()
         noun = "cell" if cells == 1 else "cells"
@@ -165,7 +164,7 @@ class SweepScreen(SweepView):
                 live.stop()
 
     def begin(self, plan: SweepPlan, slots: int, store: Store) -> None:
-        """Start to count the cells of a plan; see :meth:`training`."""
+        """Start counting the cells of a plan; see :meth:`training`."""
         self._plan, self._slots, self._store = plan, max(slots, 1), store
         names = [cell.name for cell in plan.cells]
         self._short = dict(zip(names, short_names(names, plan.differs), strict=True))
@@ -223,12 +222,12 @@ class SweepScreen(SweepView):
     def _write(self, text: Text) -> None:
         if self._live is not None:
             self._live.print(text)
-        else:  # a long line is not wrapped, so that a line of a log stays one line
+        else:  # not wrapped, so that each log entry stays on one line
             self.console.print(text, soft_wrap=True, highlight=False)
         self._written = time.monotonic()
 
     def _progress_line(self) -> str:
-        """Return in one line how far the sweep is, for an output without a live table."""
+        """Return a progress line, for an output without a live table."""
         done = f"{sum(self._results.values())} of {self._total} {self.noun} done"
         parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
         for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
@@ -265,7 +264,7 @@ class SweepScreen(SweepView):
         return f"  {detail}  {duration(result.seconds)}"
 
     def counts(self) -> str:
-        """Return the numbers of cells by result, and of those that train and wait."""
+        """Return the numbers of cells by result, and of those that are training and waiting."""
         parts = [f"{self._results[result]} {result}" for result in RESULTS if self._results[result]]
         parts.append(f"{len(self._running)} running")
         parts.append(f"{len(self._waiting)} waiting")
@@ -292,7 +291,7 @@ class SweepScreen(SweepView):
         return total / min(self._slots, max(1, len(self._running) + len(self._waiting)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table of the cells that train, and under it a bar with the counts."""
+        """Draw the table of the cells that are training, and below it a bar with the counts."""
         now = time.monotonic()
         rows = [
             {"where": run.where, "name": self._short[name], "seconds": now - run.began, **run.facts}
@@ -315,7 +314,7 @@ class SweepScreen(SweepView):
 
 
 class VerifyScreen(SweepScreen):
-    """Shows the runs that ``normbench verify`` trains again. The line of each is its verdict."""
+    """Show the runs that ``normbench verify`` trains again; the line of each is its verdict."""
 
     noun = "runs"
 
@@ -324,7 +323,7 @@ class VerifyScreen(SweepScreen):
 
 
 def _left_of(run: Running, now: float) -> float | None:
-    """Estimate the seconds that a cell still takes, once it has completed an epoch."""
+    """Estimate the remaining seconds of a cell, once it has completed an epoch."""
     epochs, epoch = run.facts.get("epochs"), run.facts.get("epoch") or 0
     trained = epoch - (run.first_epoch or 0)
     if not epochs or trained <= 0:

@@ -35,10 +35,10 @@ from normbench.sweep.record import Record, find, records
 from normbench.sweep.tuned_phases import superseded_lines
 from normbench.sweep.until import described
 
-#: Seconds between two looks at a sweep that is watched.
+#: Seconds between updates of a sweep that is watched.
 LOOK = 2.0
 
-#: The words for the states of cells, in the order in which they are counted.
+#: The words for the states of cells, in the order in which the counts are printed.
 WORDS: dict[str, str] = {state: state for state in STATES} | {"missing": "waiting"}
 
 
@@ -48,11 +48,11 @@ class Status:
 
     Attributes:
         record: The record of the sweep.
-        goes_on: True while its process lives.
+        goes_on: True while its process is alive.
         cells: A row for each cell with ``name``, ``state``, and the progress of a running one.
-        left: Estimate of the seconds that the sweep still takes; None if too little is known.
-        tuning: What a sweep that tunes keys has chosen so far; None for other sweeps.
-        superseded: A line for each choice of its cells that a later one has replaced.
+        left: Estimate of the remaining seconds; None if too little is known.
+        tuning: The values that a sweep with tuned keys has chosen so far; None for other sweeps.
+        superseded: A line for each choice of this sweep that a later one has replaced.
     """
 
     record: Record
@@ -68,7 +68,7 @@ class Status:
 
     @property
     def counted_states(self) -> list[tuple[str, str]]:
-        """The states that any cell has, each with its count in words, as ``4 finished``."""
+        """The states that occur, each with its count in words, such as ``4 finished``."""
         counts = self.counts
         return [
             (state, f"{counts[state]} {word}") for state, word in WORDS.items() if counts[state]
@@ -84,11 +84,11 @@ def show_status(
     """Show the state of a sweep.
 
     Args:
-        store: Where its runs are kept.
-        name: Name of its record or the first characters of it; None: the last sweep.
+        store: The store with the sweep's runs.
+        name: Name of its record, or a prefix of it; None for the last sweep.
         console: Console to write to; standard output by default.
-        watch: Whether to show it until the sweep has ended, on a terminal that can be redrawn;
-            elsewhere to wait for that end.
+        watch: Whether to update the state until the sweep has ended. On a console that cannot
+            redraw, wait for the end and print once.
 
     Returns:
         The exit code: 1 if a cell failed.
@@ -105,7 +105,7 @@ def show_status(
 
 
 def _watched(record: Record, store: Store, console: Console) -> Status:
-    """Show a sweep until it has ended; return its state then."""
+    """Show a sweep until it has ended; return its final state."""
     view = _View(status_of(record, store))
     region = LiveRegion(view, console, transient=True) if can_redraw(console) else None
     if region:
@@ -122,7 +122,7 @@ def _watched(record: Record, store: Store, console: Console) -> Status:
 
 @dataclass
 class _View:
-    """The last known state of a sweep, as it is drawn."""
+    """Render the last known state of a sweep."""
 
     status: Status
 
@@ -131,7 +131,7 @@ class _View:
 
 
 def show_all(store: Store, console: Console | None = None) -> int:
-    """List all sweeps of a store, the oldest first; return 0.
+    """List all sweeps of a store, oldest first; return 0.
 
     Raises:
         StoreError: A record cannot be read.
@@ -240,7 +240,7 @@ def render(status: Status, width: int) -> RenderableType:
 
 
 def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
-    """Return what was chosen in each cell, from what, with which numbers."""
+    """Return the values tried and chosen in each cell, with their means."""
     metric = METRICS.get(tuning.metric)
 
     def shown(value: float) -> str:
@@ -283,15 +283,15 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
     noun = "seed" if len(tuning.seeds) == 1 else "seeds"
     budgets = {(cell.trial_epochs, cell.epochs) for cell in tuning.cells}
     epochs = "; ".join(
-        f"{counted(trial, 'epoch')} a trial"
-        + (" as the final runs" if trial == final else f", {final} a final run")
+        f"{counted(trial, 'epoch')} per trial"
+        + (", as in final runs" if trial == final else f", {final} per final run")
         for trial, final in sorted(budgets)
     )
     rule = f"Chosen: {tuning.rule}."
     sampler = ""
     if tuning.sampler is not None:
         name, trials = tuning.sampler["name"], tuning.sampler["trials"]
-        sampler = f"; {trials} values a cell by {name} of {space_of(tuning.sampler)}"
+        sampler = f"; {trials} values per cell by {name} from {space_of(tuning.sampler)}"
     columns = (
         wrapping("tuned cell", lambda cell: cell.described),
         wrapping("chosen", choice),
@@ -308,7 +308,7 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
 _SHOWN = 3  # the best values that a sampler proposed; the others are counted
 
 _ENDS = ("failed", "unreadable", "diverged", "invalid")
-"""States of trials that leave a value without a mean, in the order in which one is shown."""
+"""States of trials that leave a value without a mean; the first that applies is shown."""
 
 
 def _state(status: Status, head: Mapping[str, Any]) -> str:

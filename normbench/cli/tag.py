@@ -1,4 +1,4 @@
-"""``normbench tag``: give runs tags and a note, to find them by."""
+"""``normbench tag``: add tags and a note to runs, to find them by."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The terminal: tables that fit it, and lines that are redrawn.
+"""Terminal output: tables that fit the width, and lines that are redrawn.
 
 A listing is a list of rows. :func:`print_rows` shows it as a table on a terminal and as
-tab-separated text in a pipe. :func:`fitted_table` leaves out columns that have no room.
-:class:`LiveRegion` keeps a few lines up to date at the end of a terminal.
+tab-separated text in a pipe. :func:`fitted_table` leaves out columns that do not fit.
+:class:`LiveRegion` keeps the last few lines of a terminal up to date.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WRAP_WIDTH = 28
 
 
 def as_text(value: Any, style: str = "") -> Text:
-    """Return a value as a rich text that shows literally: no markup, no terminal escapes."""
+    """Return a value as rich text that is shown literally: no markup, no terminal escapes."""
     return Text(printable(str(value)), style)
 
 
@@ -55,7 +55,7 @@ def print_rows(
 
 
 def tsv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows as tab-separated text with a line of names; None is empty."""
+    """Format rows as tab-separated text with a header line; None is empty."""
 
     def cell(value: Any) -> str:
         return "" if value is None else printable(" ".join(str(value).split()))
@@ -73,12 +73,12 @@ class Column(NamedTuple):
 
     Attributes:
         heading: Text at the top; line breaks split it.
-        write: Gives the text of a row.
-        right: Whether the text is aligned right.
-        spare: Where room is short, the column with the highest number is left out first; one with
-            0 is never left out.
-        gives_way: Whether a column that is still too wide is narrowed, and its text cut.
-        wraps: The width down to which a longer text is wrapped over several lines instead;
+        write: Returns the text for a row.
+        right: Whether the text is right-aligned.
+        spare: If the table is too wide, the column with the highest number is dropped first; one
+            with 0 is never dropped.
+        gives_way: Whether the column may be narrowed further, with its text truncated.
+        wraps: Minimum width to which the column shrinks by wrapping its text over several lines;
             0 never wraps. An empty column that wraps is left out.
     """
 
@@ -105,9 +105,9 @@ def fitted_table(
 
     Args:
         columns: All columns, from left to right.
-        rows: What the columns' ``write`` accepts.
-        width: Width of the terminal in characters; that of this process's by default.
-        style: Gives the style of a cell by its row and its heading.
+        rows: The rows, as accepted by the columns' ``write``.
+        width: Width in characters; that of the terminal by default.
+        style: Returns the style of a cell from its row and heading.
     """
     width = Console().width if width is None else width
     texts = {
@@ -115,7 +115,7 @@ def fitted_table(
         for column in columns
     }
     shown = [column for column in columns if not column.wraps or any(texts[column.heading][1:])]
-    # The width that a column takes at least. One that wraps leaves its room to the others.
+    # The minimum width of each column; a wrapping column leaves its extra width to the others.
     needs = {
         column.heading: max(cell_len(line) for text in texts[column.heading]
                             for line in text.split("\n"))
@@ -135,7 +135,7 @@ def fitted_table(
         table.add_column(
             Text(column.heading),
             justify="right" if column.right else "left",
-            # Where the table is still too wide, rich narrows the columns that may wrap.
+            # If the table is still too wide, rich narrows the columns that may wrap.
             no_wrap=not (column.gives_way or column.wraps),
         )
     for index, row in enumerate(rows, start=1):
@@ -167,11 +167,11 @@ def facts_table(facts: Sequence[tuple[str, Any]]) -> Table:
 
 
 def can_redraw(console: Console) -> bool:
-    """Return whether a console can replace what it wrote.
+    """Return whether a console can overwrite its output.
 
-    A notebook's ``!command`` runs on a pseudo-terminal but shows everything that was ever written
-    to it, each frame below the one before. ``FORCE_COLOR``, which notebooks and CI services set,
-    asks for colors and says nothing about whether the output can be redrawn.
+    A notebook's ``!command`` runs on a pseudo-terminal but shows everything ever written to it,
+    each frame below the previous one. ``FORCE_COLOR``, which notebooks and CI services set, only
+    asks for colors and does not mean that the output can be redrawn.
     """
     if isinstance(console, NotebookConsole):  # the kernel itself, which can
         return True
@@ -185,13 +185,13 @@ def can_redraw(console: Console) -> bool:
 class LiveRegion:
     """A region at the end of a terminal that is redrawn a few times a second, and lines above it.
 
-    rich draws a printed line and a refreshed frame from two threads, and each decides how far to
-    move the cursor back before the other has written, so that pieces of a frame stay behind. Here
-    a lock makes them take turns.
+    rich prints lines and refreshes frames from two threads. Each decides how far to move the cursor
+    back before the other has written, which leaves remnants of frames behind. Here a lock
+    serializes the two.
 
     Args:
-        content: What is drawn.
-        console: Where to draw.
+        content: The renderable to draw.
+        console: The console to draw on.
         transient: Whether the region is erased at the end.
     """
 
@@ -206,12 +206,12 @@ class LiveRegion:
         self._thread = threading.Thread(target=self._redraw, daemon=True)
 
     def start(self) -> None:
-        """Draw the first frame and begin to redraw."""
+        """Draw the first frame and start redrawing."""
         self._live.start(refresh=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Draw the last frame and give the terminal back."""
+        """Draw the last frame and restore the terminal."""
         self._over.set()
         try:
             if self._thread.is_alive():
@@ -220,7 +220,7 @@ class LiveRegion:
             self._live.stop()
 
     def print(self, text: Text) -> None:
-        """Write a line above the region. It is not wrapped here: the terminal does that itself."""
+        """Write a line above the region, unwrapped: the terminal wraps it."""
         with self._turn:
             self._live.console.print(text, soft_wrap=True, highlight=False)
 

@@ -13,14 +13,14 @@ For example:
   normbench verify --sample 3
   normbench verify runs --where 'norm == gn and seed == 0'
 
-Runs are trained into a folder outside the store. Metrics and weights must be equal to the last bit
-on the same kind of processor, with the same number of threads and the same versions; elsewhere each
-curve must differ by no more than the other seeds of its cell do, of which two are needed to judge.
-Exit code 1: a run does not verify, is damaged, or could not be trained again. A run that cannot be
-judged is neither verified nor refuted, and leaves the exit code at 0.
+Runs are trained in a folder outside the store. On the same kind of processor, with the same number
+of threads and the same versions, metrics and weights must be equal to the last bit; otherwise each
+curve must differ by no more than the other seeds of its cell do (at least two are needed).
+The exit code is 1 if a run does not verify, is damaged, or could not be trained again. A run that
+cannot be judged is neither verified nor refuted, and does not change the exit code.
 
-After Ctrl-C, or however else it ended, the same command goes on: runs that it has compared are not
-trained again as long as nothing has changed."""
+After Ctrl-C or any other interruption, the same command resumes: runs that were already compared
+are not trained again as long as nothing has changed."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,19 +29,23 @@ def add_arguments(parser: Parser) -> None:
         "--sample",
         metavar="N",
         type=int,
-        help="train N runs, chosen at random (default: 5, or all that --where keeps)",
+        help="train N runs, chosen at random (default: 5, or all that match --where)",
     )
     parser.add_argument(
-        "--seed", metavar="S", type=int, default=0, help="seed of the choice (default: %(default)s)"
+        "--seed",
+        metavar="S",
+        type=int,
+        default=0,
+        help="seed of that choice (default: %(default)s)",
     )
     parser.add_argument("--where", metavar="FILTER", help=WHERE)
     parser.add_argument(
         "--trials",
         action="store_true",
-        help="also choose from the trials of tuning, as --where does",
+        help="also choose from tuning trials, as --where does",
     )
     parser.add_argument(
-        "--again", action="store_true", help="also train runs that were trained again before"
+        "--again", action="store_true", help="also train runs that were verified before"
     )
     add_store(parser, positional=True)
     add_config_dir(parser)
@@ -69,7 +73,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     )
     print(summary([*result.verdicts.values()], result.asked, len(result.failures)))
     if result.interrupted:
-        print("interrupted: what was verified so far is kept, and the same command goes on")
+        print("interrupted: results so far are saved, and the same command resumes")
         return INTERRUPTED
     return result.exit_code
 

@@ -19,7 +19,7 @@ def test_a_detached_sweep_trains_to_its_end(tmp_path, capsys):
     assert main(["sweep", *SWEEP, *store, "--detach"]) == 0
     said = capsys.readouterr().out
     name = said.split()[1]
-    assert f"sweep {name} goes on in process " in said
+    assert f"sweep {name} runs in process " in said
     assert f"normbench sweep status {name} " in said
     assert main(["sweep", "status", name, *store, "--watch"]) == 0  # waits for its end
     shown = capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
         (["rm"], "name runs, or say which with --where"),
         (["rm", "nothing"], "unknown run 'nothing'"),
         (["rm", "--empty", "digits"], "it takes no run"),
-        (["rm", "--restore"], "needs the names of removed runs"),
+        (["rm", "--restore"], "takes the names of removed runs"),
         (["rm", "--restore", "digits"], "unknown removed run 'digits' (none exist)"),
     ],
 )

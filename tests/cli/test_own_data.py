@@ -168,7 +168,7 @@ def test_the_list_of_data_sets_says_how_to_bring_ones_own(capsys: Any) -> None:
     assert main(["data", "list"]) == 0
     last = " ".join(capsys.readouterr().out.split())
     forms = "dataset=images dataset.path=FOLDER, dataset=npz dataset.path=FILE, dataset=tfds"
-    assert f"of your own: {forms} dataset.id=NAME" in last
+    assert f"your own data: {forms} dataset.id=NAME" in last
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -145,7 +145,7 @@ def test_the_list_has_each_metric_with_its_runs(
         "metric": "probe/mine/ece",
         "meaning": "Calibration error (%)",
         "better": "lower",
-        "one for each": "epoch",
+        "one per": "epoch",
         "runs": "4",
     }
     assert (rows["test_acc"]["runs"], rows["steps_to_target"]["runs"]) == ("4", "0")

@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(write: Write, capsys: pytest.CaptureFixture[str])
         ([store, other, "--by", "commit"], "no two commits"),
         ([store, other, "--metric", "images_per_s"], "is not compared: times depend"),
         ([store, apart], "have no config in common of which both have complete runs (1 config and"),
-        (["a", "b", "--by", "commit"], "--by is for stores, and 'a' names a run or nothing"),
+        (["a", "b", "--by", "commit"], "--by is for stores, and 'a' is not a store"),
         (["a", "b", "--store", store, "--metric", "gap"], "--metric is for stores"),
     ):
         assert main(["diff", *words]) == 2

@@ -239,7 +239,7 @@ def test_a_plan_has_the_trials_unless_the_command_line_says_otherwise(
 
 def test_options_of_tuning_need_a_tuned_key(plan_of):
     error = plan_of("optimizer.lr=0.3", "--tune-epochs", "2", code=2)
-    assert "--tune-epochs goes with --tune KEY=VALUE,VALUE" in error
+    assert "--tune-epochs requires --tune KEY=VALUE,VALUE" in error
     assert error.count("\n") == 1
 
 

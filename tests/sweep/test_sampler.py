@@ -362,7 +362,7 @@ RANGE = ("--tune", SPACE[0])
         ([*RANGE], "a range names no list of values; --sampler tpe --trials 20"),
         (["--tune", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): a range names"),
         (["--tune", "optimizer.lr=0.1,0.2", "--trials", "5"], "--trials 5 goes with --sampler"),
-        (["--sampler", "tpe", "--trials", "5"], "--sampler goes with --tune"),
+        (["--sampler", "tpe", "--trials", "5"], "--sampler requires --tune"),
         (
             ["--tune", "optimizer.lr=0.1,0.2", "--sampler", "tpe", "--trials", "2"],
             "there are 2 combinations, all of which are tried without --sampler",

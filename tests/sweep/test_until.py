@@ -167,8 +167,8 @@ def test_a_damaged_record_is_named(until, capsys) -> None:
         (["--until", "1", "--baseline", "optimiser.lr=1"], {}, "did you mean 'optimizer.lr'"),
         (["--until", "1", *BASELINE], {"seeds": "seed=0"}, "needs at least two seeds"),
         (["--until", "1", *BASELINE, "--again"], {}, "leave out --again"),
-        (["--max-seeds", "5"], {}, "--max-seeds goes with --until"),
-        (["--baseline", "bn"], {}, "--baseline goes with --until"),
+        (["--max-seeds", "5"], {}, "--max-seeds requires --until"),
+        (["--baseline", "bn"], {}, "--baseline requires --until"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(until, words, options, message) -> None:
