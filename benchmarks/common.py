@@ -1,4 +1,4 @@
-"""What the benchmarks share: random images, a loop over them, the machine and figures in words."""
+"""Helpers of the benchmarks: random images, a compiled loop, timing and formatting."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def random_split(count: int, seed: int = 0) -> Any:
 
 
 def import_path(*folders: Path) -> str:
-    """Return a PYTHONPATH with this checkout, further folders and what is there already."""
+    """Return a PYTHONPATH with this checkout, further folders and the present PYTHONPATH."""
     paths = [ROOT, *folders, os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(str(path) for path in paths if path)
 
 
 def compiled_loop(config: Config, data: Any, **changes: Any) -> Any:
-    """Start the backend of a config, and return a compiled loop on its network, as a run has it.
+    """Start a config's backend and return a compiled training loop on its network, as in a run.
 
     Args:
-        config: Says network, batch, precision and backend.
-        data: Three splits.
-        changes: Settings of the loop, in place of those here.
+        config: Its network, norm, batch, precision and backend are used.
+        data: Object with the splits ``train``, ``validation`` and ``test``.
+        changes: Fields of ``LoopSettings`` that override the defaults here.
 
     Raises:
         UserError: The network cannot be built.
@@ -72,12 +72,12 @@ def compiled_loop(config: Config, data: Any, **changes: Any) -> Any:
 
 
 def seconds_a_step(loop: Any, count: int) -> float:
-    """Train ``count`` steps of a loop's epoch, from its start; return the mean of their seconds."""
+    """Train the first ``count`` steps of an epoch; return the mean seconds per step."""
     import numpy as np
 
     loop.begin_epoch(0)
     began = time.perf_counter()
-    # A rate of 0 leaves the weights as they are, so that none gets numbers that cost more.
+    # A rate of 0 leaves the weights unchanged, so none drifts to values that are slower to compute.
     loop.train(0, np.zeros(count, np.float32))
     return (time.perf_counter() - began) / count
 
@@ -88,31 +88,31 @@ def by_turns(
     """Measure two loops alternately, ``count`` steps at a time.
 
     Returns:
-        A loop's seconds a step in each round; its peer's after each; and the first over the mean
-        of the peer's before and after it.
+        For each round, the loop's seconds per step, the peer's seconds per step just afterwards,
+        and the ratio of the loop's to the mean of the peer's before and after it.
     """
-    own, peers, ratios = [], [], []
+    loops, peers, ratios = [], [], []
     before = seconds_a_step(peer, count)
     for _ in range(rounds):
-        own.append(seconds_a_step(loop, count))
+        loops.append(seconds_a_step(loop, count))
         after = seconds_a_step(peer, count)
-        ratios.append(2 * own[-1] / (before + after))
+        ratios.append(2 * loops[-1] / (before + after))
         peers.append(after)
         before = after
-    return own, peers, ratios
+    return loops, peers, ratios
 
 
 def shown(values: Iterable[float], digits: int = 2) -> str:
-    """Return the median of values, and their range."""
+    """Format the median of values and their range, as ``2.0 (1.5–2.5)``."""
     ordered = sorted(values)
     middle, low, high = (
-        f"{each:,.{digits}f}" for each in (statistics.median(ordered), ordered[0], ordered[-1])
+        f"{value:,.{digits}f}" for value in (statistics.median(ordered), ordered[0], ordered[-1])
     )
     return f"{middle} ({low}–{high})"
 
 
 def machine() -> str:
-    """Return the processor and how many of its cores this process may use."""
+    """Return the processor's name and the number of cores this process may use."""
     from normbench.engine import threads
     from normbench.machine import processor
 

@@ -1,11 +1,11 @@
-"""Time of one normalization at the shapes of ResNet-20 and ResNet-50, beside its peers, in one run.
+"""Time of single normalization layers at ResNet shapes, compared with Keras's and PyTorch's own.
 
     python benchmarks/norm_layers.py [--quick] [--norms bn gn ln in] [--batch 16] [--precision ...]
 
-For each shape the piece is convolution + normalization + ReLU as the networks have it, trained
-or only run forward in one graph. Columns: the time that the normalization adds to the piece
-without one, in ms, for this package's layer, Keras's own and PyTorch's own (where installed), and
-the whole piece as a ratio to the piece with no normalization. Medians over interleaved rounds.
+For each shape, a block of convolution + normalization + ReLU, as in the network, is trained or only
+run forward, in one graph. Columns: the time in ms that the normalization adds to the block without
+one, for this package's layer, Keras's own and PyTorch's own (if installed), and in parentheses the
+time of the block relative to the block without one. Medians over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SHAPES = {  # height, width, channels, kernel
     "ResNet-50 stage 3": (14, 14, 256, 3),
 }
 GROUPS = 8
-Timed = Callable[[int], None]  # repeats the piece so many times
+Repeat = Callable[[int], None]  # runs a block the given number of times
 
 
-def tensorflow_piece(make: Callable[[], Any] | None, shape: Any, batch: int, train: bool) -> Timed:
-    """Convolution, the layer that ``make`` makes, ReLU; looped in one graph."""
+def tensorflow_block(make: Callable[[], Any] | None, shape: Any, batch: int, train: bool) -> Repeat:
+    """Build convolution, the layer that ``make`` creates, and ReLU, looped in one graph."""
     import keras
     import tensorflow as tf
 
@@ -42,7 +42,7 @@ def tensorflow_piece(make: Callable[[], Any] | None, shape: Any, batch: int, tra
     if make is not None:
         x = make()(x)
     model = keras.Model(inputs, keras.layers.ReLU()(x))
-    given = tf.random.stateless_normal((batch, height, width, channels), [0, 1])
+    images = tf.random.stateless_normal((batch, height, width, channels), [0, 1])
     upstream = tf.cast(
         tf.random.stateless_normal((batch, height, width, channels), [0, 2]), model.compute_dtype
     )
@@ -51,74 +51,75 @@ def tensorflow_piece(make: Callable[[], Any] | None, shape: Any, batch: int, tra
     @tf.function(autograph=False)
     def repeat(times: Any) -> Any:
         def body(index: Any, carried: Any) -> Any:
-            # What is carried, next to nothing, makes each turn need the last: none is left out.
-            images = given + carried
+            # The carried value, almost 0, makes each iteration depend on the last, so that no
+            # iteration is optimized away.
+            x = images + carried
             if not train:
-                outputs = model(images, training=True)
+                outputs = model(x, training=True)
                 return index + 1, tf.cast(outputs[0, 0, 0, 0], tf.float32) * 1e-30
             with tf.GradientTape() as tape:
-                tape.watch(images)
-                outputs = model(images, training=True)
-            gradients = tape.gradient(outputs, [images, *variables], upstream)
-            parts = [tf.cast(tf.reshape(g, [-1])[0], tf.float32) for g in gradients]
-            return index + 1, tf.add_n(parts) * 1e-30
+                tape.watch(x)
+                outputs = model(x, training=True)
+            gradients = tape.gradient(outputs, [x, *variables], upstream)
+            firsts = [tf.cast(tf.reshape(g, [-1])[0], tf.float32) for g in gradients]
+            return index + 1, tf.add_n(firsts) * 1e-30
 
         return tf.while_loop(lambda i, _: i < times, body, (0, 0.0), parallel_iterations=1)[1]
 
     return lambda times: repeat(tf.constant(times)).numpy() and None
 
 
-def torch_piece(
+def torch_block(
     make: Callable[[], Any] | None, shape: Any, batch: int, train: bool, half: bool
-) -> Timed:
-    """The same in PyTorch, channels_last, eager."""
+) -> Repeat:
+    """Build the same block in PyTorch, channels_last, eager."""
     import torch
     from torch import nn
 
     height, width, channels, kernel = shape
-    parts = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=make is None)]
+    layers = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=make is None)]
     if make is not None:
-        parts.append(make())
-    piece = nn.Sequential(*parts, nn.ReLU()).to(memory_format=torch.channels_last)
-    given = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
-    upstream = torch.randn_like(given).to(torch.bfloat16 if half else torch.float32)
+        layers.append(make())
+    block = nn.Sequential(*layers, nn.ReLU()).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
+    upstream = torch.randn_like(images).to(torch.bfloat16 if half else torch.float32)
 
     def repeat(times: int) -> None:
         for _ in range(times):
-            images = given.detach().requires_grad_(train)
+            x = images.detach().requires_grad_(train)
             with torch.set_grad_enabled(train), torch.autocast("cpu", torch.bfloat16, half):
-                outputs = piece(images)
+                outputs = block(x)
             if train:
-                piece.zero_grad(set_to_none=True)
+                block.zero_grad(set_to_none=True)
                 outputs.backward(upstream.to(outputs.dtype))
 
     return repeat
 
 
 def keras_layer(name: str, channels: int) -> Callable[[], Any] | None:
-    """Keras's own layer for a normalization, or None where it has none."""
+    """Return a function that makes Keras's own layer for a norm, or None if it has none."""
     import keras
 
-    own = {
+    layers = {
         "bn": lambda: keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
         "gn": lambda: keras.layers.GroupNormalization(GROUPS, epsilon=1e-5),
         "ln": lambda: keras.layers.GroupNormalization(1, epsilon=1e-5),
         "in": lambda: keras.layers.GroupNormalization(channels, epsilon=1e-5),
         "rms": lambda: keras.layers.RMSNormalization(),
     }
-    return own.get(name)
+    return layers.get(name)
 
 
 def torch_layer(name: str, channels: int) -> Callable[[], Any] | None:
     from torch import nn
 
-    own = {
+    layers = {
         "bn": lambda: nn.BatchNorm2d(channels),
         "gn": lambda: nn.GroupNorm(GROUPS, channels),
         "ln": lambda: nn.GroupNorm(1, channels),
         "in": lambda: nn.InstanceNorm2d(channels, affine=True),
     }
-    return own.get(name)
+    return layers.get(name)
 
 
 def our_layer(name: str) -> Callable[[], Any]:
@@ -130,19 +131,19 @@ def our_layer(name: str) -> Callable[[], Any]:
     return lambda: target(spec["_target_"])(**options)
 
 
-def medians(pieces: dict[str, Timed], rounds: int, seconds: float) -> dict[str, float]:
-    """Milliseconds a turn of each piece, measured in turns."""
+def medians(blocks: dict[str, Repeat], rounds: int, seconds: float) -> dict[str, float]:
+    """Return the median milliseconds per repetition of each block, measured alternately."""
     times: dict[str, int] = {}
-    for name, piece in pieces.items():
-        piece(2)
+    for name, repeat in blocks.items():
+        repeat(2)
         began = time.perf_counter()
-        piece(3)
+        repeat(3)
         times[name] = max(3, int(seconds * 3 / (time.perf_counter() - began)))
-    taken: dict[str, list[float]] = {name: [] for name in pieces}
+    taken: dict[str, list[float]] = {name: [] for name in blocks}
     for _ in range(rounds):
-        for name, piece in pieces.items():
+        for name, repeat in blocks.items():
             began = time.perf_counter()
-            piece(times[name])
+            repeat(times[name])
             taken[name].append((time.perf_counter() - began) / times[name] * 1e3)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -155,9 +156,9 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     options.add_argument("--quick", action="store_true", help="one shape, one round")
-    given = options.parse_args()
-    shapes = dict(list(SHAPES.items())[:1]) if given.quick else SHAPES
-    rounds, seconds = (1, 0.05) if given.quick else (given.rounds, given.seconds)
+    args = options.parse_args()
+    shapes = dict(list(SHAPES.items())[:1]) if args.quick else SHAPES
+    rounds, seconds = (1, 0.05) if args.quick else (args.rounds, args.seconds)
 
     from normbench.engine import backend
 
@@ -168,29 +169,29 @@ def main() -> None:
     except ModuleNotFoundError:
         has_torch = False
     print(
-        f"{machine()}, batch {given.batch}; ms that the "
-        f"normalization adds (whole piece over the piece without), median of {rounds}\n"
+        f"{machine()}, batch {args.batch}; ms that the "
+        f"normalization adds (block relative to the block without), median of {rounds}\n"
     )
     print("| shape | precision | pass | norm | ours | Keras | PyTorch | ours / Keras |")
     print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
-    for precision in given.precisions:
+    for precision in args.precisions:
         backend.start("tensorflow", precision)
         half = precision == "mixed_bfloat16"
         for title, shape in shapes.items():
             for train in (False, True):
-                pieces = {"none": tensorflow_piece(None, shape, given.batch, train)}
+                blocks = {"none": tensorflow_block(None, shape, args.batch, train)}
                 if has_torch:
-                    pieces["torch none"] = torch_piece(None, shape, given.batch, train, half)
-                for norm in given.norms:
-                    pieces[f"ours {norm}"] = tensorflow_piece(
-                        our_layer(norm), shape, given.batch, train
+                    blocks["torch none"] = torch_block(None, shape, args.batch, train, half)
+                for norm in args.norms:
+                    blocks[f"ours {norm}"] = tensorflow_block(
+                        our_layer(norm), shape, args.batch, train
                     )
-                    if own := keras_layer(norm, shape[2]):
-                        pieces[f"keras {norm}"] = tensorflow_piece(own, shape, given.batch, train)
-                    if has_torch and (own := torch_layer(norm, shape[2])):
-                        pieces[f"torch {norm}"] = torch_piece(own, shape, given.batch, train, half)
-                took = medians(pieces, rounds, seconds)
-                for norm in given.norms:
+                    if layer := keras_layer(norm, shape[2]):
+                        blocks[f"keras {norm}"] = tensorflow_block(layer, shape, args.batch, train)
+                    if has_torch and (layer := torch_layer(norm, shape[2])):
+                        blocks[f"torch {norm}"] = torch_block(layer, shape, args.batch, train, half)
+                took = medians(blocks, rounds, seconds)
+                for norm in args.norms:
                     cells = [
                         _cell(took, "ours", norm, "none"),
                         _cell(took, "keras", norm, "none"),

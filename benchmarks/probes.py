@@ -1,13 +1,13 @@
-"""What probes cost a run: ResNet-20 on 32×32 images, each probe with its default options.
+"""The cost of each probe in a run: ResNet-20 on 32×32 images, with the probes' default options.
 
     python benchmarks/probes.py [--norms bn gn] [--batches 16 128] [--rounds 5] [--quick]
 
-One process trains and measures by turns: some steps, then each probe once, and so on. An epoch is
-that of CIFAR-10 with a tenth held out: 45,000 images in training, 5,000 evaluated. Its seconds are
-those of its steps, at the speed of the steps before and after the probe, and of an evaluation. The
-slow-down is the probe's seconds over those of the ``every`` epochs from one measurement to the
-next; that of all together is the sum. Compiling, once a run, is shown apart. Images are random:
-what is computed takes the same time, but the iteration of sharpness may settle later.
+One process alternates between training some steps and measuring each probe once. An epoch is that
+of CIFAR-10 with a tenth held out: 45,000 training images, 5,000 evaluated. Its time is that of its
+steps, at the speed of the steps before and after the probe, plus one evaluation. The slow-down is
+the probe's time relative to that of the ``every`` epochs between measurements; for all probes
+together it is the sum. Compilation, once per run, is listed separately. Images are random, which
+does not affect computation time, except that the sharpness iteration may converge later.
 Prints medians over rounds with their range.
 """
 
@@ -25,23 +25,23 @@ from common import CLASSES, compiled_loop, machine, random_split, shown
 TRAIN, VALIDATION = 45_000, 5_000
 
 
-def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
-    """Return a loop, its data set, and the probes that can be measured in its network."""
+def prepared(norm: str, batch: int, args: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
+    """Return a loop, its data set, and the probes that its network supports."""
     from normbench.config import compose, group_options
 
     names = sorted(group_options()["probe"])
     config = compose(
         [
-            f"arch={given.arch}",
+            f"arch={args.arch}",
             f"norm={norm}",
             f"batch={batch}",
-            f"backend={given.backend}",
+            f"backend={args.backend}",
             f"probe=[{','.join(names)}]",
         ]
     )
     data = SimpleNamespace(
-        train=random_split(given.train, 0),
-        validation=random_split(given.validation, 1),
+        train=random_split(args.train, 0),
+        validation=random_split(args.validation, 1),
         test=random_split(CLASSES, 2),
         shape=(32, 32, 3),
         classes=CLASSES,
@@ -52,15 +52,15 @@ def prepared(norm: str, batch: int, given: argparse.Namespace) -> tuple[Any, Any
     from normbench.engine.observer import make_probes
     from normbench.errors import UserError
 
-    kept = []
+    probes = []
     for probe in make_probes(config.probe):
         try:
             probe.check(loop.model)
         except UserError as refusal:
-            print(f"left out: {refusal}")
+            print(f"skipped: {refusal}")
         else:
-            kept.append(probe)
-    return loop, data, kept
+            probes.append(probe)
+    return loop, data, probes
 
 
 def seconds_a_step(loop: Any, count: int) -> float:
@@ -78,16 +78,16 @@ def seconds_of(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def measure(norm: str, batch: int, given: argparse.Namespace) -> None:
-    loop, data, probes = prepared(norm, batch, given)
+def measure(norm: str, batch: int, args: argparse.Namespace) -> None:
+    loop, data, probes = prepared(norm, batch, args)
     seconds_a_step(loop, 2)
-    count = max(2, round(given.seconds / seconds_a_step(loop, 2)))
+    count = max(2, round(args.seconds / seconds_a_step(loop, 2)))
     seconds_of(lambda: loop.evaluate("validation"))
     first = {p.name: seconds_of(lambda p=p: p.measure(loop, data)) for p in probes}
     taken: dict[str, list[float]] = {probe.name: [] for probe in probes}
     slower: dict[str, list[float]] = {probe.name: [] for probe in probes}
-    steps = given.train // batch
-    for _ in range(given.rounds):
+    steps = args.train // batch
+    for _ in range(args.rounds):
         evaluation = seconds_of(lambda: loop.evaluate("validation"))
         before = seconds_a_step(loop, count)
         for probe in probes:
@@ -105,7 +105,7 @@ def measure(norm: str, batch: int, given: argparse.Namespace) -> None:
             f"{shown(slower[name], 2)} |",
             flush=True,
         )
-    together = [sum(each) for each in zip(*slower.values(), strict=True)]
+    together = [sum(percents) for percents in zip(*slower.values(), strict=True)]
     print(f"| {norm} | {batch} | all together | | | | {shown(together, 2)} |", flush=True)
 
 
@@ -116,26 +116,26 @@ def main() -> None:
     options.add_argument("--backend", choices=["tensorflow", "jax"], default="tensorflow")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=3.0, help="of training between probes")
-    options.add_argument("--quick", action="store_true", help="to try it: ResNet-8, 4,500 images")
-    given = options.parse_args()
-    given.arch, given.train, given.validation = "resnet20", TRAIN, VALIDATION
-    if given.quick:
-        given.norms, given.batches = given.norms[:1], given.batches[-1:]
-        given.rounds, given.seconds = 1, 0.5
-        given.arch, given.train, given.validation = "resnet8", TRAIN // 10, VALIDATION // 10
+    options.add_argument("--quick", action="store_true", help="a trial: ResNet-8, 4,500 images")
+    args = options.parse_args()
+    args.arch, args.train, args.validation = "resnet20", TRAIN, VALIDATION
+    if args.quick:
+        args.norms, args.batches = args.norms[:1], args.batches[-1:]
+        args.rounds, args.seconds = 1, 0.5
+        args.arch, args.train, args.validation = "resnet8", TRAIN // 10, VALIDATION // 10
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     print(
-        f"{given.arch}, 32×32, {given.train} images, float32, {given.backend}, {machine()}; "
-        f"medians of {given.rounds} (range)\n"
+        f"{args.arch}, 32×32, {args.train} images, float32, {args.backend}, {machine()}; "
+        f"medians of {args.rounds} (range)\n"
     )
     print(
         "| norm | batch | probe | every (epochs) | a measurement (s) | compiling (s) | "
         "slow-down (%) |"
     )
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
-    for norm in given.norms:
-        for batch in given.batches:
-            measure(norm, batch, given)
+    for norm in args.norms:
+        for batch in args.batches:
+            measure(norm, batch, args)
 
 
 if __name__ == "__main__":

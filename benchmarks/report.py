@@ -1,13 +1,13 @@
-"""Commands that only look: another commit's tree beside this one, in one run.
+"""Compare the speed of read-only commands in another commit's tree and this one.
 
     git worktree add ../before COMMIT
     python benchmarks/report.py ../before [--runs 1000] [--rounds 5] [--only report experiments]
 
-Each task is a fresh process of either tree, in turns, the first of a round being the second of the
-next: the report of a store like the quickstart's (27 runs), the report of a large one, the list of
-experiments, and the doctor. The runs are those that the tests make up. Prints wall and CPU seconds
-(user and system, children included), medians over the rounds with their range, and the median and
-range of the rounds' ratios.
+The tasks are the report of a store like the quickstart's (27 runs), the report of a large one, the
+list of experiments, and the doctor. Each runs in a fresh process, alternately from either tree; the
+order is reversed from one round to the next. The runs are made up by the tests' fixtures. Prints
+wall and CPU seconds (user and system, including children), medians over the rounds with their
+range, and the median and range of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def stores(folder: Path, runs: int) -> dict[str, list[str]]:
-    """Make up two stores; return the arguments of each task by its name."""
+    """Write two stores of made-up runs; return the arguments of each task by its name."""
     file = ROOT / "tests" / "report" / "conftest.py"
     spec = importlib.util.spec_from_file_location("made_up_runs", file)
     assert spec is not None
@@ -51,11 +51,11 @@ def stores(folder: Path, runs: int) -> dict[str, list[str]]:
 
 
 def seconds(tree: Path, arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Return the wall and the CPU seconds of a command of a tree."""
+    """Return the wall and CPU seconds of a command run from a tree."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "normbench", *arguments],
         cwd=folder,
         env=environment,
@@ -63,8 +63,8 @@ def seconds(tree: Path, arguments: list[str], folder: Path) -> tuple[float, floa
         text=True,
     )
     wall = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(f"{tree}: {done.stderr}")
+    if process.returncode:
+        raise SystemExit(f"{tree}: {process.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -74,25 +74,25 @@ def main() -> None:
     options.add_argument("other", type=Path, help="the folder of the other tree")
     options.add_argument("--runs", type=int, default=1000, help="runs of the large store")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", nargs="+", default=[""], help="beginnings of tasks' names")
-    given = options.parse_args()
-    trees = [given.other.resolve(), ROOT]
+    options.add_argument("--only", nargs="+", default=[""], help="prefixes of task names")
+    args = options.parse_args()
+    trees = [args.other.resolve(), ROOT]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tasks = stores(folder, given.runs)
-        print(f"{machine()}; seconds, median of {given.rounds} (range)\n")
-        print("| task | of | other | this tree | ratio |\n| --- | --- | ---: | ---: | ---: |")
+        tasks = stores(folder, args.runs)
+        print(f"{machine()}; seconds, median of {args.rounds} (range)\n")
+        print("| task | time | other | this tree | ratio |\n| --- | --- | ---: | ---: | ---: |")
         for task, arguments in tasks.items():
-            if not task.startswith(tuple(given.only)):
+            if not task.startswith(tuple(args.only)):
                 continue
             for tree in trees:
-                seconds(tree, arguments, folder)  # compiles modules, and reads files
+                seconds(tree, arguments, folder)  # warm up: compile modules, fill the page cache
             taken: list[list[tuple[float, float]]] = [[], []]
-            for turn in range(given.rounds):
-                for which in (turn % 2, 1 - turn % 2):
-                    taken[which].append(seconds(trees[which], arguments, folder))
-            for place, kind in enumerate(("wall", "CPU")):
-                other, this = ([pair[place] for pair in found] for found in taken)
+            for turn in range(args.rounds):
+                for index in (turn % 2, 1 - turn % 2):
+                    taken[index].append(seconds(trees[index], arguments, folder))
+            for position, kind in enumerate(("wall", "CPU")):
+                other, this = ([pair[position] for pair in pairs] for pairs in taken)
                 ratios = [after / before for before, after in zip(other, this, strict=True)]
                 print(f"| {task} | {kind} | {shown(other)} | {shown(this)} | {shown(ratios)} |")
 

@@ -1,13 +1,13 @@
-"""From the command to the first training step: what each stage takes, and a further run's stages.
+"""Time from the command to the first training step, by stage, for a first and a further run.
 
     python benchmarks/startup.py [--arch resnet20] [--norm gn] [--batch 16] [--backend tensorflow]
 
-Each round is a fresh process, which does what a run does, in its order: Python and the command
-line; composing the config; reading the data set; importing Keras and its backend and starting the
-devices; building the network and its loop; tracing and compiling; the first step, in which what
-XLA compiles on first use is compiled. Then, as a sweep's worker does, the same for a run of
-another seed, which can use the compiled loop, and for one of another batch size, which cannot.
-Medians over the rounds with their range.
+Each round is a fresh process that performs the stages of a run in order: starting Python and the
+command line; composing the config; reading the data set; importing Keras and its backend and
+initializing the devices; building the network and its loop; tracing and compiling; and the first
+step, which includes what XLA compiles lazily. Then, like a sweep's worker, it repeats this for a
+run with another seed, which can reuse the compiled loop, and for one with another batch size, which
+cannot. Prints medians over the rounds with their range.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ STAGES = ("python", "config", "data", "backend", "build", "compile", "first step
 RUNS = ("the first run", "another seed", "another batch size")
 
 
-def serve(given: argparse.Namespace) -> None:
-    """Do it once, and print the seconds of each stage of each run as JSON."""
+def serve(args: argparse.Namespace) -> None:
+    """Measure one round, and print the seconds of each stage of each run as JSON."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    os.dup2(2, 1)  # keep output of libraries out of the answers
     now = time.time()
 
     def took() -> float:
@@ -37,15 +37,15 @@ def serve(given: argparse.Namespace) -> None:
         before, now = now, time.time()
         return now - before
 
-    import normbench.cli  # noqa: F401 - what the command imports before it knows what it is to do
+    import normbench.cli  # noqa: F401 - imported by every command before it parses its arguments
 
-    stages = [{"python": time.time() - given.began}]
+    stages = [{"python": time.time() - args.began}]
     from normbench.engine.reuse import WarmState
 
     warm = WarmState()
     took()
-    first = _overrides(given)
-    for overrides in (first, [*first, "seed=1"], [*first, f"batch={2 * given.batch}"]):
+    first = _overrides(args)
+    for overrides in (first, [*first, "seed=1"], [*first, f"batch={2 * args.batch}"]):
         if overrides is not first:
             stages.append({})
         _prepare(overrides, warm, stages[-1], took)
@@ -74,9 +74,9 @@ def _prepare(overrides: list[str], warm: Any, stage: dict[str, float], took: Any
     stage["first step"] = took()
 
 
-def _overrides(given: argparse.Namespace) -> list[str]:
+def _overrides(args: argparse.Namespace) -> list[str]:
     names = ("arch", "norm", "batch", "dataset", "backend")
-    return [f"{name}={getattr(given, name)}" for name in names]
+    return [f"{name}={getattr(args, name)}" for name in names]
 
 
 def main() -> None:
@@ -88,20 +88,20 @@ def main() -> None:
     options.add_argument("--backend", choices=["tensorflow", "jax"], default="tensorflow")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--began", type=float, help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.began is not None:
-        serve(given)
+    args = options.parse_args()
+    if args.began is not None:
+        serve(args)
         return
     measured: list[list[dict[str, float]]] = []
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         command = [sys.executable, *sys.argv, "--began", repr(time.time())]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        measured.append(json.loads(done.stdout))
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise SystemExit(process.stderr)
+        measured.append(json.loads(process.stdout))
     print(
-        f"{machine()}, {given.arch}, {given.norm}, batch {given.batch}, {given.dataset}, "
-        f"{given.backend}; seconds, medians of {given.rounds} (range)\n"
+        f"{machine()}, {args.arch}, {args.norm}, batch {args.batch}, {args.dataset}, "
+        f"{args.backend}; seconds, medians of {args.rounds} (range)\n"
     )
     print("| stage | " + " | ".join(RUNS) + " |\n| --- |" + " ---: |" * len(RUNS))
     for stage in STAGES:
@@ -110,10 +110,10 @@ def main() -> None:
 
 
 def _cells(measured: list[list[dict[str, float]]], stage: str | None) -> list[str]:
-    """Seconds of a stage, or of all of them, in each of the runs."""
+    """Return the seconds of a stage, or of all stages if None, in each of the runs."""
     cells = []
     for run in range(len(RUNS)):
-        stages = [each[run] for each in measured]
+        stages = [runs[run] for runs in measured]
         seconds = [sum(s.values()) if stage is None else s.get(stage, 0.0) for s in stages]
         cells.append(shown(seconds))
     return cells

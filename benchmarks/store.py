@@ -1,11 +1,11 @@
-"""How reading a store grows with it: list, sweep status, sweep --dry-run and report.
+"""Time and memory to read stores of growing size: list, sweep status, sweep --dry-run and report.
 
     python benchmarks/store.py [--runs 18 1008 10008] [--epochs 100] [--keep FOLDER]
 
-Makes stores of synthetic runs (three normalizations, six batch sizes, as many seeds as it takes;
-all files of a run but its checkpoints, curves of so many epochs), and calls each command as a
-process of its own: seconds from start to end, and the most memory that it held, in MiB. A command
-under two seconds is called three times, and the median is shown.
+Writes stores of synthetic runs (three normalizations, six batch sizes, as many seeds as needed; all
+files of a run except checkpoints, curves of ``--epochs`` epochs), and runs each command in its own
+process. Prints its wall seconds and its peak memory in MiB. A command that takes less than two
+seconds is run three times, and the median is printed.
 """
 
 from __future__ import annotations
@@ -27,46 +27,47 @@ import numpy as np
 from common import machine
 
 GRID = ("norm=bn,gn,gn_ws", "batch=16,32,64,128,256,512", "dataset=digits", "arch=resnet8")
-CELLS = 18  # of the grid, a seed
+CELLS = 18  # runs of the grid per seed
 COMMANDS = ("list", "sweep status", "sweep --dry-run", "report")
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one process took."""
+    """Wall time and peak memory of one process."""
 
     seconds: float
     mebibytes: float
 
 
-def called(arguments: Sequence[str]) -> Call:
+def call(arguments: Sequence[str]) -> Call:
     """Run one command of normbench to its end.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The command failed.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "normbench", *arguments], stdout=said, stderr=said
+            [sys.executable, "-m", "normbench", *arguments], stdout=output, stderr=output
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - began
         if process.returncode:
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            output.seek(0)
+            last = output.read().decode(errors="replace").strip().splitlines()[-1:]
             raise RuntimeError(f"{' '.join(arguments)}: {''.join(last)}")
     return Call(seconds, usage.ru_maxrss / 1024)
 
 
-def repeated(arguments: Sequence[str]) -> Call:
-    first = called(arguments)
+def median_call(arguments: Sequence[str]) -> Call:
+    """Run a command, three times if it is fast; return the median time and the peak memory."""
+    first = call(arguments)
     if first.seconds > 2:
         return first
-    calls = [first, *(called(arguments) for _ in range(2))]
+    calls = [first, *(call(arguments) for _ in range(2))]
     return Call(
-        statistics.median(each.seconds for each in calls), max(each.mebibytes for each in calls)
+        statistics.median(one.seconds for one in calls), max(one.mebibytes for one in calls)
     )
 
 
@@ -75,7 +76,7 @@ def overrides(root: Path, seeds: int, epochs: int) -> list[str]:
 
 
 def fill(root: Path, seeds: int, epochs: int) -> None:
-    """Write a store of complete runs, and the record of the sweep that they would be of."""
+    """Write a store of complete runs, and the record of the sweep they belong to."""
     from normbench.store.provenance import collect
     from normbench.store.store import Store
     from normbench.sweep.cell import CellResult
@@ -106,11 +107,11 @@ def fill(root: Path, seeds: int, epochs: int) -> None:
         rows = list(curve(config.batch, epochs, rng))
         (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         last = rows[-1]
-        kept = ("train_loss", "train_acc", "val_loss", "val_acc", "images_seen", "images_per_s")
+        copied = ("train_loss", "train_acc", "val_loss", "val_acc", "images_seen", "images_per_s")
         run.write_summary(
             {
                 "status": "finished",
-                **{key: last[key] for key in kept},
+                **{key: last[key] for key in copied},
                 "test_loss": last["val_loss"],
                 "test_acc": last["val_acc"],
                 "best_val_epoch": epochs,
@@ -131,7 +132,7 @@ def fill(root: Path, seeds: int, epochs: int) -> None:
 
 
 def curve(batch: int, epochs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """The rows of a run that learns."""
+    """Yield the rows of a run whose loss decreases."""
     steps = 1237 // batch
     noise = rng.normal(0, 0.005, (epochs, 2))
     for epoch in range(1, epochs + 1):
@@ -159,10 +160,10 @@ def measure(root: Path, seeds: int, epochs: int) -> list[Call]:
     store = str(root)
     with tempfile.TemporaryDirectory() as scratch:
         return [
-            repeated(["list", "--store", store]),
-            repeated(["sweep", "status", "--store", store]),
-            repeated(["sweep", *overrides(root, seeds, epochs), "--dry-run"]),
-            called(["report", store, "--out", f"{scratch}/report"]),
+            median_call(["list", "--store", store]),
+            median_call(["sweep", "status", "--store", store]),
+            median_call(["sweep", *overrides(root, seeds, epochs), "--dry-run"]),
+            call(["report", store, "--out", f"{scratch}/report"]),
         ]
 
 
@@ -170,20 +171,20 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=int, nargs="+", default=[18, 1008, 10008])
     options.add_argument("--epochs", type=int, default=100)
-    options.add_argument("--keep", type=Path, help="folder for the stores; a temporary one if none")
-    given = options.parse_args()
+    options.add_argument("--keep", type=Path, help="folder for the stores; by default temporary")
+    args = options.parse_args()
     print(f"{machine()}; seconds, MiB\n")
     print("| runs | " + " | ".join(f"`{name}`" for name in COMMANDS) + " |")
     print("| ---: |" + " ---: |" * len(COMMANDS), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for wanted in given.runs:
+        for wanted in args.runs:
             seeds = max(1, round(wanted / CELLS))
-            root = (given.keep or Path(scratch)) / f"runs{seeds * CELLS}"
+            root = (args.keep or Path(scratch)) / f"runs{seeds * CELLS}"
             if not root.is_dir():
                 root.mkdir(parents=True)
-                fill(root, seeds, given.epochs)
-            calls = measure(root, seeds, given.epochs)
-            cells = [f"{call.seconds:.2f}, {call.mebibytes:.0f}" for call in calls]
+                fill(root, seeds, args.epochs)
+            calls = measure(root, seeds, args.epochs)
+            cells = [f"{one.seconds:.2f}, {one.mebibytes:.0f}" for one in calls]
             print(f"| {seeds * CELLS:,} | {' | '.join(cells)} |", flush=True)
 
 

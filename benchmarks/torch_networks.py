@@ -1,7 +1,7 @@
-"""PyTorch twins of the networks that ``gpu/fast.py`` measures, and a training step at its best.
+"""PyTorch counterparts of the benchmarked networks, and an optimized training step for them.
 
-The same layers, with the same number of trained parameters, as ``conf/arch/resnet20``,
-``resnet50`` (with its stem for small images) and ``airbench``.
+They have the same layers and the same number of trainable parameters as ``conf/arch/resnet20``,
+``resnet50`` (with its stem for small images), ``mobilenet_v2`` and ``airbench``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 CHUNK = 8192
-"""Images that are augmented at once, so that a step's share of it is small."""
+"""Number of images that are augmented at once, which makes the overhead per step small."""
 PADDING = 4
 
 
@@ -30,7 +30,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class Layers:
-    """Makes the convolutions and normalizations of one network."""
+    """Factory of a network's convolutions and normalizations."""
 
     def __init__(self, norm: str) -> None:
         self.norm, _, weight = norm.partition("_")
@@ -50,7 +50,7 @@ class Layers:
 
 
 class Residual(nn.Module):
-    """A body and its shortcut, a 1×1 convolution where the shape changes (option B)."""
+    """A residual block; its shortcut is a 1×1 convolution where the shape changes (option B)."""
 
     def __init__(
         self, layers: Layers, channels: int, outputs: int, stride: int, body: list[nn.Module]
@@ -137,7 +137,7 @@ def airbench(norm: str, classes: int, width: float = 1.0) -> nn.Module:
 
 
 class Inverted(nn.Module):
-    """An inverted residual block, which adds its input where the shapes are the same."""
+    """An inverted residual block, which adds its input if the shapes match."""
 
     def __init__(self, body: list[nn.Module], adds: bool) -> None:
         super().__init__()
@@ -161,8 +161,8 @@ def mobilenet_v2(norm: str, classes: int) -> nn.Module:
 
     parts = conv_norm_relu(3, 32, 3)
     channels = 32
-    # Expansion, channels, blocks, stride (Sandler et al. 2018, table 2), the second for small
-    # images.
+    # Expansion, channels, blocks, stride (Sandler et al. 2018, table 2); the second stage's stride
+    # is 1 for small images.
     stages = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
     for expansion, outputs, blocks, first in [*stages, (6, 160, 3, 2), (6, 320, 1, 1)]:
         for block in range(blocks):
@@ -189,16 +189,16 @@ def parameter_count(model: nn.Module) -> int:
 
 
 class Trainer:
-    """Trains one network as fast as PyTorch can: data and augmentation on the device.
+    """Train one network as fast as PyTorch allows, with data and augmentation on the device.
 
     Args:
-        model: On the CPU.
-        batch: Images a step.
-        images: uint8 (N, H, W, C).
-        labels: (N,).
-        channels_last: Whether weights and images lie so in memory.
+        model: Network, on the CPU.
+        batch: Images per step.
+        images: Training images, uint8 (N, H, W, C).
+        labels: Their classes, (N,).
+        channels_last: Use the channels_last memory format for weights and images.
         compiled: Options of ``torch.compile``; None for eager mode.
-        half: Whether to compute in bfloat16 (autocast) rather than float32.
+        half: Compute in bfloat16 (autocast) instead of float32.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Trainer:
             return F.cross_entropy(logits.float(), labels)
 
         self.graphs = bool(compiled) and compiled.get("mode") == "reduce-overhead"
-        # dynamic=False: a second batch size in one process must not make it a free one.
+        # dynamic=False: a second batch size in one process must not make the dimension dynamic.
         self.loss_of = (
             loss_of if compiled is None else torch.compile(loss_of, dynamic=False, **compiled)
         )
@@ -250,16 +250,16 @@ class Trainer:
         self.place = 0
 
     def steps(self, count: int) -> float:
-        """Take steps, and return their seconds, to the end of the last one's work."""
+        """Train ``count`` steps, and return the seconds until the device has finished them."""
         began = time.perf_counter()
         for _ in range(count):
             if self.place + self.batch > len(self.targets):
                 self._augment()
-            part = slice(self.place, self.place + self.batch)
+            indices = slice(self.place, self.place + self.batch)
             self.place += self.batch
             if self.graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            self.loss_of(self.images[part], self.targets[part]).backward()
+            self.loss_of(self.images[indices], self.targets[indices]).backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -267,7 +267,7 @@ class Trainer:
         return time.perf_counter() - began
 
     def _augment(self) -> None:
-        """Crop and flip the images of the next steps, as the engine does those of one step."""
+        """Crop and flip the images of the next steps; the engine does this one step at a time."""
         if len(self.order) < self.chunk:
             self.order = torch.randperm(len(self.labels), device=self.device)
         chosen, self.order = self.order[: self.chunk], self.order[self.chunk :]

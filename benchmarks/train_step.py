@@ -1,16 +1,16 @@
-"""Training speed of a network on 32×32 images: this engine beside its peers, in one run.
+"""Compare normbench's training speed with Keras's ``fit`` and PyTorch's, on 32×32 images.
 
     python benchmarks/train_step.py [--arch resnet20] [--batches 16 128] [--norms none bn gn gn_ws]
 
-Contenders, each in a process of its own that sits idle while another is measured, or with --alone,
-for cells whose four take more memory than there is, begins when the one before has ended:
+Each contender has its own process, which is idle while another is measured. With --alone, for cells
+whose four contenders do not fit in memory together, each starts when the previous one has ended:
   engine          normbench: epoch loop, augmentation and optimizer in one compiled function
   keras           the same network with Keras's own layers, trained by ``fit`` from arrays
-  torch           the same in PyTorch, eager, channels_last (where it is installed)
+  torch           the same in PyTorch, eager, channels_last (if installed)
   torch.compile   the same, compiled
-The peers are given images already scaled and not augmented, which is in their favour.
+Keras and PyTorch get images already scaled and not augmented, which is in their favor.
 Prints images/s, medians over interleaved rounds with their range, and the engine's ratios to
-``keras`` and to the better of the two of PyTorch.
+``keras`` and to the faster of the two PyTorch contenders.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from common import CLASSES, compiled_loop, machine, random_split, shown
 ARCHS = ("resnet20", "resnet50", "mobilenet_v2")
 IMAGES = 1024
 IDLE = 1.0
-"""Seconds after which a contender is to be warmed again."""
+"""Idle seconds after which a contender is warmed up again."""
 REST = "rest\n"
-Epoch = Callable[[int], None]  # trains on about that many images
+Epoch = Callable[[int], None]  # trains on about the given number of images
 
 
 def engine(arch: str, norm: str, batch: int, precision: str) -> Epoch:
@@ -78,15 +78,15 @@ def keras_fit(arch: str, norm: str, batch: int, precision: str) -> Epoch:
 
     def epoch(count: int) -> None:
         while count > 0:
-            part = min(max(batch, count - count % batch), IMAGES)
-            model.fit(scaled[:part], split.labels[:part], batch_size=batch, verbose=0)
-            count -= part
+            images = min(max(batch, count - count % batch), IMAGES)
+            model.fit(scaled[:images], split.labels[:images], batch_size=batch, verbose=0)
+            count -= images
 
     return epoch
 
 
 def keras_network(arch: str, norm: str) -> Any:
-    """The network that the config names, of nothing but Keras's layers (and a post's WS)."""
+    """Build the config's network from Keras's own layers only (with WS as commonly posted)."""
     from keras import layers, ops
 
     from normbench.components import options_of, target
@@ -119,8 +119,8 @@ def keras_network(arch: str, norm: str) -> Any:
     }
     config = compose([f"arch={arch}"])
     build = target(config.arch["_target_"])
-    made = PlainNorm(kinds[norm.removesuffix("_ws")])
-    return build(made, (32, 32, 3), CLASSES, **options_of(config.arch))
+    plain = PlainNorm(kinds[norm.removesuffix("_ws")])
+    return build(plain, (32, 32, 3), CLASSES, **options_of(config.arch))
 
 
 def torch_eager(arch: str, norm: str, batch: int, precision: str, compiled: bool = False) -> Epoch:
@@ -168,16 +168,17 @@ CONTENDERS = {
 
 
 def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
-    """Say ``ready``, then to each line, a number of seconds, the images/s of about that long.
+    """Print ``ready``, then answer each line of standard input.
 
-    To ``rest``, give back what memory the next step would only take again.
+    A line with a number of seconds is answered with the images/s over about that time, and ``rest``
+    by releasing unused memory to the system.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    os.dup2(2, 1)  # keep output of libraries out of the answers
     epoch = CONTENDERS[name](arch, norm, batch, precision)
     epoch(batch)
     images = rate(epoch, batch)
-    if images > batch:  # more than a step a second
+    if images > batch:  # more than one step per second
         images = rate(epoch, 4 * batch)
     print("ready", file=answers)
     is_new, ended = True, time.perf_counter()
@@ -188,23 +189,23 @@ def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
             continue
         steps = max(1, round(images * float(line) / batch))
         if time.perf_counter() - ended > IDLE:
-            epoch(batch)  # what the caches and the allocator have lost meanwhile
+            epoch(batch)  # warm the caches and the allocator
             is_new = False
-        # One step is measured already.
+        # A single step has already been measured at the start.
         answer = images if is_new and steps == 1 else rate(epoch, steps * batch)
         is_new, ended = False, time.perf_counter()
         print(answer, file=answers)
 
 
 def rate(epoch: Epoch, count: int) -> float:
-    """Images/s."""
+    """Train on ``count`` images; return images/s."""
     began = time.perf_counter()
     epoch(count)
     return count / (time.perf_counter() - began)
 
 
 def give_memory_back() -> None:
-    """Leave to the next contender what this one's allocator keeps for its next step."""
+    """Release memory that the allocator caches, so that the next contender can use it."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
@@ -212,13 +213,13 @@ def give_memory_back() -> None:
 
 
 class Contender:
-    """A process that serves one contender of a cell; made when that is ready.
+    """A process that serves one contender of a cell; the constructor waits until it is ready.
 
     Args:
-        name: Of the contender.
+        name: A key of ``CONTENDERS``.
         *cell: Arch, norm, batch and precision.
-        checkout: Folder of a commit's files, whose own copy of this script serves the contender
-            with that commit's normbench; by default this script and this process's normbench.
+        checkout: Folder with a commit's files, whose own copy of this script and of normbench is
+            used; by default this script and the normbench of this process.
     """
 
     def __init__(self, name: str, *cell: str, checkout: Path | None = None) -> None:
@@ -240,16 +241,16 @@ class Contender:
         self._answer()
 
     def rate(self, seconds: float) -> float:
-        """Images/s, of about that long."""
-        return float(self._asked(f"{seconds}\n"))
+        """Measure for about ``seconds``; return images/s."""
+        return float(self._ask(f"{seconds}\n"))
 
     def rest(self) -> None:
-        """Let another have the memory."""
-        self._asked(REST)
+        """Release unused memory to the other contenders."""
+        self._ask(REST)
 
-    def _asked(self, line: str) -> str:
+    def _ask(self, line: str) -> str:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # no answer then
+        with contextlib.suppress(BrokenPipeError):  # _answer reports that the process died
             self.process.stdin.write(line)
             self.process.stdin.flush()
         return self._answer()
@@ -264,7 +265,7 @@ class Contender:
         return answer
 
     def close(self) -> None:
-        """End it, and with it whatever its library keeps of a cell."""
+        """End the process, which frees everything its library has cached for the cell."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -273,25 +274,25 @@ class Contender:
 def measured(
     names: list[str], cell: tuple[str, ...], rounds: int, seconds: float, alone: bool
 ) -> dict[str, list[float]]:
-    """Each contender's images/s in a cell, by turns."""
+    """Measure the contenders of a cell alternately; return the images/s of each by round."""
     rates: dict[str, list[float]] = {name: [] for name in names}
-    kept: dict[str, Contender] = {}
+    running: dict[str, Contender] = {}
     for _ in range(rounds):
         for name in names:
-            each = kept.pop(name, None) or Contender(name, *cell)
-            rates[name].append(each.rate(seconds))
+            contender = running.pop(name, None) or Contender(name, *cell)
+            rates[name].append(contender.rate(seconds))
             if alone:
-                each.close()
+                contender.close()
             else:
-                each.rest()
-                kept[name] = each
-    for each in kept.values():
-        each.close()
+                contender.rest()
+                running[name] = contender
+    for contender in running.values():
+        contender.close()
     return rates
 
 
 def add_options(options: argparse.ArgumentParser, archs: Sequence[str]) -> None:
-    """Which cells to measure, and how often."""
+    """Add the options that choose the cells and the amount of measurement."""
     options.add_argument("--arch", choices=archs, default="resnet20", metavar="ARCH")
     options.add_argument("--batches", type=int, nargs="+", default=[16, 128])
     options.add_argument("--norms", nargs="+", default=["none", "bn", "gn", "gn_ws"])
@@ -305,34 +306,34 @@ def main() -> None:
     add_options(options, ARCHS)
     options.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     options.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.serve:
-        name, arch, norm, batch, precision = given.serve
+    args = options.parse_args()
+    if args.serve:
+        name, arch, norm, batch, precision = args.serve
         serve(name, arch, norm, int(batch), precision)
         return
     has_torch = importlib.util.find_spec("torch") is not None
     names = [name for name in CONTENDERS if has_torch or not name.startswith("torch")]
-    print(f"{machine()}, {given.precision}; images/s, median of {given.rounds} (range)\n")
+    print(f"{machine()}, {args.precision}; images/s, median of {args.rounds} (range)\n")
     columns = ["Keras `fit`", "engine", "over `fit`"]
     columns += ["PyTorch", "`torch.compile`", "over PyTorch"] if has_torch else []
     print("| network | batch | norm | " + " | ".join(columns) + " |")
     print("| --- | ---: | --- |" + " ---: |" * len(columns), flush=True)
-    for batch in given.batches:
-        for norm in given.norms:
-            cell = (given.arch, norm, str(batch), given.precision)
-            rates = measured(names, cell, given.rounds, given.seconds, given.alone)
-            print(f"| {given.arch} | {batch} | {norm} | {' | '.join(row(rates))} |", flush=True)
+    for batch in args.batches:
+        for norm in args.norms:
+            cell = (args.arch, norm, str(batch), args.precision)
+            rates = measured(names, cell, args.rounds, args.seconds, args.alone)
+            print(f"| {args.arch} | {batch} | {norm} | {' | '.join(row(rates))} |", flush=True)
 
 
 def row(rates: dict[str, list[float]]) -> list[str]:
-    """Return the cells of a row: images/s of each contender, and the engine's over its peers'."""
+    """Return a row's cells: images/s of each contender, and the engine's ratios to the others."""
     median = {name: statistics.median(values) for name, values in rates.items()}
     cells = [shown(rates["keras"], 0), shown(rates["engine"], 0)]
     cells.append(f"{median['engine'] / median['keras']:.2f}")
     if "torch" in rates:
-        better = max(median["torch"], median["torch.compile"])
+        faster = max(median["torch"], median["torch.compile"])
         cells += [shown(rates["torch"], 0), shown(rates["torch.compile"], 0)]
-        cells.append(f"{median['engine'] / better:.2f}")
+        cells.append(f"{median['engine'] / faster:.2f}")
     return cells
 
 
