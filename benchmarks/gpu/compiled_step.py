@@ -1,7 +1,7 @@
-"""What a compiled training step launches and moves, read off the text of its HLO.
+"""Count the kernels a compiled training step launches and the bytes it moves, from its HLO text.
 
-XLA's own ``cost_analysis`` knows nothing of what a library computes (on a GPU: convolutions and
-matrix products), so kernels and bytes are counted here, from the shapes of what is launched.
+XLA's own ``cost_analysis`` does not cover library calls (on a GPU: convolutions and matrix
+products), so kernels and bytes are counted here, from the shapes of the launched instructions.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Instruction(NamedTuple):
     shape: str
     opcode: str
     operands: list[str]
-    rest: str  # what stands behind the operands; of a parameter or constant, what is inside
+    rest: str  # text after the operands; for a parameter or constant, the text in parentheses
 
     def called(self, attribute: str) -> list[str]:
-        """Names of the computations under an attribute: ``body=%a`` or ``branches={%a, %b}``."""
+        """Return the computations that an attribute names: ``body=%a`` or ``branches={%a, %b}``."""
         found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
         return re.findall(r"%?([\w.\-]+)", found[1]) if found else []
 
@@ -48,7 +48,7 @@ class Cost(NamedTuple):
 
 
 class Program:
-    """The computations of a compiled module, from its text."""
+    """The computations of a compiled module, parsed from its text."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
@@ -66,7 +66,7 @@ class Program:
         self.cost_of = cache(self._cost_of)
 
     def loop_step(self) -> Cost:
-        """One turn of the loop that launches most: its body and its condition."""
+        """Return the cost of one iteration (body and condition) of the loop with most kernels."""
         whiles = [i for i in self.computations[self.entry] if i.opcode == "while"]
         return max((self._turn(each) for each in whiles), default=self.cost_of(self.entry))
 
@@ -110,7 +110,7 @@ class Program:
         return Cost(1, sum(map(_bytes, operands)) + _bytes(written))
 
     def _read(self, fused: str, operands: list[str]) -> int:
-        """Bytes that a fusion reads: of operands that it only slices, the slices."""
+        """Return the bytes that a fusion reads; for operands that it only slices, the slices."""
         instructions = self.computations[fused]
         total = 0
         for each in instructions:
@@ -120,7 +120,7 @@ class Program:
         return total
 
     def _written(self, fused: str) -> int:
-        """Bytes that a fusion writes: of what it updates in place, the update."""
+        """Return the bytes that a fusion writes; for in-place updates, only the update."""
         instructions = {each.name: each for each in self.computations[fused]}
 
         def written(name: str) -> int:
@@ -137,7 +137,7 @@ class Program:
 
 
 def _used(instructions: list[Instruction], name: str, whole: int) -> int:
-    """Bytes of a fusion's parameter that its users read."""
+    """Return the bytes of a fusion's parameter that its users read."""
     total = 0
     for user in instructions:
         if name not in user.operands:
@@ -165,7 +165,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at ``start`` closes."""
+    """Return the index where the parenthesis that opens at ``start`` closes."""
     depth = 0
     for place in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -175,7 +175,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _bytes(shape: str) -> int:
-    """Bytes of a shape such as ``bf16[16,32]{1,0}``, or of a tuple of them."""
+    """Return the bytes of a shape such as ``bf16[16,32]{1,0}``, or of a tuple of shapes."""
     total = 0
     for kind, sizes in re.findall(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\]", shape):
         bits = re.match(r"[a-z]+(\d+)", kind)

@@ -1,24 +1,25 @@
-"""Training speed on an NVIDIA GPU: this engine on JAX beside PyTorch, and against the GPU's limits.
+"""Training speed on an NVIDIA GPU: normbench on JAX compared with PyTorch and the GPU's limits.
 
     python benchmarks/gpu/fast.py --out results
 
 Needs JAX and PyTorch with CUDA, Keras and Hydra, but neither TensorFlow nor a network. Trains on
-random images, 32×32. Parts (``--parts``), in ``--minutes`` together; a part names the cells that no
-longer fit:
+random images, 32×32. All parts (``--parts``) together take ``--minutes``; a part lists the cells
+for which there was no time:
   throughput  images/s of each network at each batch size and precision: the engine; PyTorch eager;
               eager with channels_last; compiled with channels_last; the same with
               mode="reduce-overhead" (CUDA graphs)
-  limits      the engine's step beside three lower bounds: its kernels at the cost of a launch, the
-              bytes they move at the speed of a copy, its operations at that of a matrix product
+  limits      the engine's step compared with three lower bounds: its kernels at the cost of a
+              launch, the bytes they move at the speed of a copy, its operations at that of a
+              matrix product
   together    one, two, four and eight processes that each train ResNet-20, GN, batch 16, at once
 
-Each contender is a process of its own (``worker.py``) that sits idle while another is measured;
-they make their networks ready side by side. Figures are medians over interleaved rounds with their
-range. PyTorch has its images and their augmentation on the GPU, in large pieces; cuDNN's benchmark,
-TF32, a fused optimizer. It keeps no record of loss, accuracy and gradient of each step as the
-engine does, and its losses are never read. ``--engine NAME=WORDS`` adds the engine once more, with
-other flags of XLA (``--xla…``) or variables of the environment (``NAME=VALUE``). ``--rehearse``
-runs every part, tiny, on any device.
+Each contender has its own process (``worker.py``), which is idle while another is measured; they
+build and compile their networks in parallel. Results are medians over interleaved rounds with their
+range. PyTorch gets its images on the GPU, augmented there in large chunks, cuDNN's benchmark mode,
+TF32 and a fused optimizer. Unlike the engine, it does not record each step's loss, accuracy and
+gradient norm, and its losses are never read. ``--engine NAME=WORDS`` adds the engine once more,
+with other XLA flags (``--xla…``) or environment variables (``NAME=VALUE``). ``--rehearse`` runs
+every part with tiny networks, on any device.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ from common import import_path, shown  # noqa: E402
 
 PEERS = ("eager", "eager-channels-last", "compile", "compile-reduce-overhead")
 IMAGES = 45_000
-"""Images of an epoch: CIFAR-10's training set, with 5,000 held out."""
+"""Images per epoch: CIFAR-10's training set, with 5,000 held out."""
 SIDE_BY_SIDE = 128
 """Largest batch at which networks of all norms are held in GPU memory at once."""
 
 
 class Lost(Exception):
-    """A contender gave no figure; the message says why."""
+    """A contender could not be measured; the message says why."""
 
 
 class Cell(NamedTuple):
@@ -69,13 +70,13 @@ class Cell(NamedTuple):
 
 @dataclass
 class Figure:
-    """What one contender gave for one cell."""
+    """The measurements of one contender in one cell."""
 
     rates: list[float] = field(default_factory=list)  # images/s
-    ready: float | None = None
+    ready: float | None = None  # seconds to build, compile and warm up
     parameters: int | None = None
-    cost: dict[str, Any] | None = None  # of a step of the engine; see worker.py
-    lost: str = ""
+    cost: dict[str, Any] | None = None  # of one step of the engine; see worker.py
+    lost: str = ""  # why there are no rates
 
     @property
     def median(self) -> float:
@@ -93,35 +94,35 @@ class Settings:
     norms: Sequence[str]
     batches: Sequence[int]
     precisions: Sequence[str]
-    engines: dict[str, str]  # what a contender's environment has of its own, by its name
+    engines: dict[str, str]  # extra XLA flags and environment variables of each engine, by name
     peers: Sequence[str]
     parts: Sequence[str]
     rounds: int
     seconds: float
     rehearsal: bool
     images: int = IMAGES
-    widths: dict[str, float] = field(default_factory=dict)  # of narrower networks, by their arch
-    runs: Sequence[int] = (1, 2, 4, 8)  # at once
-    copied: int = 2**28  # float32 numbers
-    side: int = 8192  # of bfloat16 matrices
+    widths: dict[str, float] = field(default_factory=dict)  # of narrower networks, by arch
+    runs: Sequence[int] = (1, 2, 4, 8)  # numbers of simultaneous runs
+    copied: int = 2**28  # float32 values that the copy benchmark moves
+    side: int = 8192  # side of the bfloat16 matrices that are multiplied
 
     @classmethod
-    def of(cls, given: argparse.Namespace) -> Settings:
-        engines = dict(pair.split("=", 1) for pair in given.engine)
+    def of(cls, args: argparse.Namespace) -> Settings:
+        engines = dict(pair.split("=", 1) for pair in args.engine)
         common = {
-            "archs": given.archs,
+            "archs": args.archs,
             "engines": {"engine": "", **engines},
-            "peers": given.peers,
-            "parts": given.parts,
+            "peers": args.peers,
+            "parts": args.parts,
         }
-        if not given.rehearse:
+        if not args.rehearse:
             return cls(
                 **common,
-                norms=given.norms,
-                batches=given.batches,
-                precisions=given.precisions,
-                rounds=given.rounds,
-                seconds=given.seconds,
+                norms=args.norms,
+                batches=args.batches,
+                precisions=args.precisions,
+                rounds=args.rounds,
+                seconds=args.seconds,
                 rehearsal=False,
             )
         return cls(
@@ -142,15 +143,15 @@ class Settings:
     @contextmanager
     def bench(self, report: Report) -> Iterator[Bench]:
         with tempfile.TemporaryDirectory() as folder:
-            made = Bench(self, report, Path(folder))
+            bench = Bench(self, report, Path(folder))
             try:
-                yield made
+                yield bench
             finally:
-                made.dismiss()
+                bench.dismiss()
 
 
 class Report:
-    """Prints as it goes, and keeps the text and the figures for ``--out``."""
+    """Print results as they come, and collect text and raw values for ``--out``."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -200,7 +201,7 @@ class Worker:
 
     def send(self, do: str, **request: Any) -> None:
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # its answer will tell
+        with suppress(BrokenPipeError):  # receive() reports that the process ended
             self.process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
             self.process.stdin.flush()
 
@@ -208,8 +209,8 @@ class Worker:
         """Return the next answer.
 
         Raises:
-            Lost: It is an error, or there is none at the monotonic time ``until``, or ever; in
-                these two cases the process has ended.
+            Lost: The answer is an error, there is none by the monotonic time ``until``, or the
+                process ended. After a timeout the process is killed.
         """
         assert self.process.stdout is not None
         pipe = self.process.stdout.fileno()
@@ -217,11 +218,11 @@ class Worker:
             if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
                 self.close()
                 raise Lost("not done in time")
-            some = os.read(pipe, 1 << 16)
-            if not some:
+            data = os.read(pipe, 1 << 16)
+            if not data:
                 self.close()
                 raise Lost(f"its process ended: {self._last_words()}")
-            self.unread += some
+            self.unread += data
         line, _, self.unread = self.unread.partition(b"\n")
         answer = json.loads(line)
         if "error" in answer:
@@ -246,16 +247,16 @@ class Worker:
 
 
 class Bench:
-    """The contenders' processes, and what was measured with them."""
+    """The contenders' processes and their measurements."""
 
     def __init__(self, settings: Settings, report: Report, folder: Path) -> None:
         self.settings, self.report, self.folder = settings, report, folder
         self.workers: dict[tuple[str, int], Worker] = {}
         self.contenders = [*settings.engines, *settings.peers]
-        self.engine: dict[Cell, Figure] = {}  # what was measured of it as it is
+        self.engine: dict[Cell, Figure] = {}  # measurements of the engine without extra flags
 
     def worker(self, contender: str, slot: int = 0) -> Worker:
-        """Return one of a contender's processes, started if it is not running."""
+        """Return one of a contender's processes; start it if it is not running."""
         running = self.workers.get((contender, slot))
         if running is None or not running.alive:
             words = self.settings.engines.get(contender, "").split()
@@ -268,7 +269,7 @@ class Bench:
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "XLA_FLAGS": " ".join(filter(None, flags)),
                 **dict(word.split("=", 1) for word in words if not word.startswith("--")),
-                # Of this run alone: what another one compiled would be no time to compile.
+                # Fresh caches: code compiled by an earlier run would make compile times too short.
                 "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
                 "JAX_COMPILATION_CACHE_DIR": str(self.folder / f"jax-{contender}"),
             }
@@ -284,7 +285,7 @@ class Bench:
         self.workers.clear()
 
     def introduce(self, gpu: str | None) -> None:
-        """Say what is measured on what; end where JAX does not see the GPU."""
+        """Print the hardware, versions and contenders; exit if JAX does not see the GPU."""
         until = time.monotonic() + 120
         hello: dict[str, Any] = {}
         peer = self.settings.peers[0] if self.settings.peers else None
@@ -306,7 +307,7 @@ class Bench:
                 self.report.left_out(["PyTorch"], str(reason))
         self.report.raw["machine"] = hello
         words = [gpu or hello["engine"]["device"], hello["engine"]["machine"]]
-        words += [each["version"] for each in hello.values()]
+        words += [answer["version"] for answer in hello.values()]
         self.report.say(f"{'; '.join(words)}; 32×32 images.")
         for name, words in self.settings.engines.items():
             if words:
@@ -315,7 +316,7 @@ class Bench:
             self._compare_sizes(peer)
 
     def _compare_sizes(self, peer: str) -> None:
-        """Compare full-size networks; measured ones are compared as they are built."""
+        """Compare parameter counts at full size; measured networks are checked when built."""
         sizes = []
         for arch in self.settings.archs:
             for norm in ("gn", "bn_ws", "none"):
@@ -323,7 +324,7 @@ class Bench:
                     self.worker(name).ask(time.monotonic() + 120, "count", arch=arch, norm=norm)
                     for name in ("engine", peer)
                 ]
-                same_size(f"{arch} {norm}", [each["parameters"] for each in counts])
+                same_size(f"{arch} {norm}", [answer["parameters"] for answer in counts])
                 sizes.append(f"{arch} {norm} {counts[0]['parameters']:,}")
         self.report.say(f"\nTrained parameters, equal in both: {', '.join(sizes)}.")
 
@@ -339,9 +340,9 @@ class Bench:
     def stage(
         self, cells: Sequence[Cell], contenders: Sequence[str], until: float
     ) -> dict[tuple[Cell, str], Figure]:
-        """Make cells ready with each contender, side by side; then measure them by turns.
+        """Build cells with each contender in parallel; then measure them alternately.
 
-        Only one process computes while it is measured.
+        While one process is measured, the others are idle.
         """
         pairs = {
             (cell, name): self.worker(name, slot)
@@ -370,9 +371,9 @@ class Bench:
         return figures
 
     def keep(self, part: str, figures: dict[tuple[Cell, str], Figure]) -> None:
-        """Put figures into the raw results, and say what was lost."""
-        kept = self.report.raw.setdefault(part, [])
-        kept += [
+        """Add measurements to the raw results, and report those that failed."""
+        raw = self.report.raw.setdefault(part, [])
+        raw += [
             {**cell._asdict(), "contender": name, **asdict(figure)}
             for (cell, name), figure in figures.items()
         ]
@@ -409,37 +410,37 @@ def throughput(bench: Bench, until: float) -> None:
     for precision, batch in product(settings.precisions, settings.batches):
         for arch in settings.archs:
             cells = [Cell(arch, norm, batch, precision) for norm in settings.norms]
-            for some in [cells] if batch <= SIDE_BY_SIDE else [[cell] for cell in cells]:
+            for group in [cells] if batch <= SIDE_BY_SIDE else [[cell] for cell in cells]:
                 began = time.monotonic()
                 if began + longest.get(arch, 0.0) > until:
-                    skipped += some
+                    skipped += group
                     continue
-                figures = bench.stage(some, names, until)
+                figures = bench.stage(group, names, until)
                 longest[arch] = max(longest.get(arch, 0.0), time.monotonic() - began)
                 every.update(figures)
-                for cell in some:
-                    report.row(*cell, *_beside([figures[cell, name] for name in names]))
-    report.say("\nSeconds to build, compile and take four steps, side by side:\n")
+                for cell in group:
+                    report.row(*cell, *_with_ratios([figures[cell, name] for name in names]))
+    report.say("\nSeconds to build, compile and take four steps, in parallel:\n")
     report.table("network", "norm", "batch", "precision", *names, numbers_from=2)
     for cell in dict.fromkeys(cell for cell, _ in every):
         ready = [every[cell, name].ready for name in names]
-        report.row(*cell, *("–" if each is None else f"{each:.1f}" for each in ready))
+        report.row(*cell, *("–" if seconds is None else f"{seconds:.1f}" for seconds in ready))
     bench.keep("throughput", every)
     report.left_out(skipped, "for the time was up")
 
 
-def _beside(figures: list[Figure]) -> list[str]:
-    """The engine's figure, and its peers' with the ratio to each."""
-    own, *peers = figures
-    cells = [str(own)]
-    for each in peers:
-        lost = own.lost or each.lost
-        cells.append(str(each) if lost else f"{each} ×{own.median / each.median:.2f}")
+def _with_ratios(figures: list[Figure]) -> list[str]:
+    """Format the engine's images/s, and each peer's with the engine's ratio to it."""
+    engine, *peers = figures
+    cells = [str(engine)]
+    for peer in peers:
+        lost = engine.lost or peer.lost
+        cells.append(str(peer) if lost else f"{peer} ×{engine.median / peer.median:.2f}")
     return cells
 
 
 def limits(bench: Bench, until: float) -> None:
-    """Compare the engine's steps, as the part throughput measured them, with lower bounds."""
+    """Compare the engine's step times, measured by the part throughput, with lower bounds."""
     report = bench.report
     size = {"copied": bench.settings.copied, "side": bench.settings.side}
     try:
@@ -494,10 +495,10 @@ def together(bench: Bench, until: float) -> None:
         workers = [bench.worker("engine", slot) for slot in range(runs)]
         new, started = workers[started:], runs
         try:
-            for some in (new[:1], new[1:]):  # the others read what the first one compiled
-                for worker in some:
+            for group in (new[:1], new[1:]):  # the first fills the compilation cache for the others
+                for worker in group:
                     worker.send("build", **bench.request(cell, "together"))
-                for worker in some:
+                for worker in group:
                     worker.receive(until)
             for worker in workers:
                 worker.send("go", seconds=6 * settings.seconds)
@@ -515,7 +516,7 @@ def together(bench: Bench, until: float) -> None:
 
 class Part(NamedTuple):
     run: Callable[[Bench, float], None]
-    share: int  # of the time
+    share: int  # of the total time, in percent
 
 
 PARTS: dict[str, Part] = {
@@ -526,7 +527,7 @@ PARTS: dict[str, Part] = {
 
 
 def nvidia_gpu() -> str | None:
-    """Return the first GPU's name, from the driver; None where there is none."""
+    """Return the first GPU's name, from the driver; None if there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -569,33 +570,33 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
+    args = arguments()
     gpu = nvidia_gpu()
-    if gpu is None and not given.rehearse:
+    if gpu is None and not args.rehearse:
         sys.exit(
             "benchmarks/gpu/fast.py measures on an NVIDIA GPU, and there is none on this machine"
         )
     began = time.monotonic()
-    settings = Settings.of(given)
-    report = Report(given.out)
-    if given.rehearse:
+    settings = Settings.of(args)
+    report = Report(args.out)
+    if args.rehearse:
         report.say(
             "**REHEARSAL: tiny networks, no measurement. No number below means anything.**\n"
         )
-    parts: dict[str, Any] = {name: PARTS[name] for name in PARTS if name in given.parts}
+    parts: dict[str, Any] = {name: PARTS[name] for name in PARTS if name in args.parts}
     with settings.bench(report) as bench:
         bench.introduce(gpu)
         left = sum(part.share for part in parts.values())
         for name, part in parts.items():
-            # A part's share of the time that is left: what one does not use, the next ones have.
+            # Each part gets its share of the remaining time, so unused time goes to later parts.
             now = time.monotonic()
-            until = now + (began + 60 * given.minutes - now) * part.share / left
+            until = now + (began + 60 * args.minutes - now) * part.share / left
             left -= part.share
             report.say(f"\n## {name}\n")
             part.run(bench, until)
             report.say(f"\n{name} took {time.monotonic() - now:.0f} s.")
             report.write()
-    if given.rehearse:
+    if args.rehearse:
         report.say("\n**REHEARSAL: no number above means anything.**")
     report.write()
 

@@ -1,12 +1,12 @@
-"""CIFAR-10 made small enough to carry to a machine without a network, and put together there.
+"""Compress CIFAR-10 to carry it to a machine without a network, and restore it there.
 
     python benchmarks/gpu/images.py pack cifar-10-batches-py packed     # where the data is
     python benchmarks/gpu/images.py unpack packed cifar-10-batches-bin  # where it is needed
 
 ``pack`` reads the published python version and writes, for each of its six files, the 10,000 images
 as one lossless WebP image, 100 rows of 100, and their labels: 100 MB together instead of 184.
-``unpack`` writes the published binary version, of as many files as there are, and compares their
-checksums with the published ones. ``normbench data import cifar10`` reads the folder.
+``unpack`` writes the files of the published binary version, as many as were packed, and compares
+their checksums with the published ones. ``normbench data import cifar10`` reads the folder.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def main() -> None:
     options.add_argument("source", type=Path)
     options.add_argument("target", type=Path)
     options.add_argument("--files", nargs="+", choices=PYTHON.files, default=list(PYTHON.files))
-    given = options.parse_args()
-    given.target.mkdir(parents=True, exist_ok=True)
-    action = pack if given.action == "pack" else unpack
-    names = [n for n in given.files if action is pack or (given.source / f"{n}.webp").is_file()]
+    args = options.parse_args()
+    args.target.mkdir(parents=True, exist_ok=True)
+    action = pack if args.action == "pack" else unpack
+    names = [n for n in args.files if action is pack or (args.source / f"{n}.webp").is_file()]
     with ThreadPoolExecutor() as pool:  # Pillow's codecs run side by side
-        list(pool.map(partial(action, given.source, given.target), names))
-    print(f"{given.target}: {', '.join(names)}")
+        list(pool.map(partial(action, args.source, args.target), names))
+    print(f"{args.target}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

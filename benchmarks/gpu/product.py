@@ -1,10 +1,10 @@
-"""The command ``normbench`` on a GPU: same bits, resuming, divergence, too little memory.
+"""Check the ``normbench`` command on a GPU: same bits, resuming, divergence, too little memory.
 
     python benchmarks/gpu/product.py --out product.json
 
-Each check is one or several commands as a user would type them, in a store of its own, on random
-images; checks run side by side. Printed and written for each: what was found, and how the commands
-ended. ``--memory`` is the share of the GPU's memory that the check of too little memory may use.
+Each check runs one or more commands as a user would type them, in its own store, on random images;
+checks run in parallel. For each check, its result and the exit of its commands are printed and
+written. ``--memory`` is the share of the GPU's memory that the check of too little memory may use.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ COMMON = ("backend=jax", "dataset=npz", "arch=resnet8")
 
 
 class Bench:
-    """Runs ``normbench`` in a folder.
+    """Run ``normbench`` in a folder.
 
     Args:
-        folder: Folder of stores and of the images.
-        seconds: Time after which a command is killed.
+        folder: Folder for the stores and the images.
+        seconds: Time from now after which commands are killed.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -95,7 +95,7 @@ def same_bits(bench: Bench, precision: str, **environment: str) -> dict[str, Any
 
 
 def resumed(bench: Bench) -> dict[str, Any]:
-    """Kill a run in its middle, resume it, and compare it with one that was not killed."""
+    """Kill a run midway, resume it, and compare it with one that was not killed."""
     words = ("norm=bn", "batch=32", "epochs=40")
     process = bench.start(*bench.run("killed", *words))
     rows = 0
@@ -119,7 +119,7 @@ def diverges(bench: Bench) -> dict[str, Any]:
 
 
 def little_memory(bench: Bench, share: float) -> dict[str, Any]:
-    """Train a batch that does not fit, split into as few parts as fit."""
+    """Train with a batch that does not fit, split into as few micro-batches as fit."""
     words = ("arch=resnet20", "norm=gn", "batch=2048", "epochs=1", "accumulate=auto")
     return bench.train("memory", *words, XLA_PYTHON_CLIENT_MEM_FRACTION=str(share))
 
@@ -133,10 +133,10 @@ def main() -> None:
     options.add_argument("--out", type=Path)
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--memory", type=float, default=0.02)
-    given = options.parse_args()
+    args = options.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        bench = Bench(Path(folder), given.seconds)
+        bench = Bench(Path(folder), args.seconds)
         fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         checks: dict[str, Callable[[], dict[str, Any]]] = {
             "doctor": lambda: doctor(bench),
@@ -147,7 +147,7 @@ def main() -> None:
             ),
             "resumed": lambda: resumed(bench),
             "diverges": lambda: diverges(bench),
-            "little memory": lambda: little_memory(bench, given.memory),
+            "little memory": lambda: little_memory(bench, args.memory),
         }
         futures = {pool.submit(check): name for name, check in checks.items()}
         for future in as_completed(futures):
@@ -162,8 +162,8 @@ def main() -> None:
             for part in result.get("runs", [result]):
                 if part.get("rc") != 0 or name in ("doctor", "little memory"):
                     print(f"rc {part.get('rc')}\n{part.get('output', '')[-1200:]}", flush=True)
-            if given.out:
-                given.out.write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+            if args.out:
+                args.out.write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
 
 
 if __name__ == "__main__":

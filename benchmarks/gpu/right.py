@@ -1,20 +1,20 @@
-"""Training on a GPU compared with training on a CPU, step by step and norm by norm.
+"""Compare a training step on a GPU with the same step on a CPU, for every norm.
 
     JAX_PLATFORMS=cpu python benchmarks/gpu/right.py --write reference.npz   # on any machine
     python benchmarks/gpu/right.py --against reference.npz --out right.json  # where the GPU is
 
 A case is one norm, with its weight parametrization, in ResNet-8 at batch 16, in one precision. It
 takes one SGD step without momentum at a rate of 1 from the same weights on the same random images,
-so that the change of the weights is minus the gradient. Compared by ‖x − reference‖ / ‖reference‖
-are the loss, the gradient, and what the layers keep (moving statistics, vectors of spectral norms);
-the reference is the CPU's in float32 for all precisions. A case passes if
+so the change of the weights is minus the gradient. The loss, the gradient and the layers' state
+(moving statistics, vectors of spectral norms) are compared by ‖x − reference‖ / ‖reference‖; for
+all precisions the reference is the CPU's in float32. A case passes if
 
-- float32: no difference is above 1e-3. Convolutions and products then are computed in float32
-  itself (``jax_default_matmul_precision=highest``), not in TF32;
-- tf32 (float32 as JAX computes it on a GPU by default) and mixed_bfloat16: no difference is above
-  2 % or twice that of the same case in bfloat16 on the CPU.
+- float32: no difference is above 1e-3. Convolutions and matrix products are computed in true
+  float32 (``jax_default_matmul_precision=highest``), not in TF32;
+- tf32 (JAX's default for float32 on a GPU) and mixed_bfloat16: no difference is above the larger
+  of 2 % and twice that of the same case in bfloat16 on the CPU.
 
-Processes that compile at once on one GPU slow one another down, because XLA times kernels to choose
+Processes that compile at once on one GPU slow each other down, because XLA times kernels to choose
 between them: on an NVIDIA H200 a case took 8 to 19 s with ten processes.
 """
 
@@ -38,7 +38,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 BATCH, IMAGES = 16, 64
 FLOAT32_LIMIT, HALF_LIMIT = 1e-3, 0.02
 MORE_WEIGHTS = ("ws", "scaled_ws", "wn", "cwn", "sn")
-"""Weight parametrizations that bn, gn and none are checked with."""
+"""Further weight parametrizations with which bn, gn and none are checked."""
 
 
 class Case(NamedTuple):
@@ -62,7 +62,7 @@ def cases(precisions: list[str], norms: list[str]) -> list[Case]:
 
 
 def all_norms() -> list[str]:
-    """Return the norms of conf/norm but those whose layers are TensorFlow's own."""
+    """Return the norms of conf/norm, except those that need TensorFlow."""
     names = sorted(path.stem for path in (HERE.parents[1] / "conf" / "norm").glob("*.yaml"))
     return [name for name in names if not name.endswith("_tfa")]
 
@@ -98,18 +98,18 @@ def loop_of(case: Case) -> Any:
 
 
 def prepare(flags: str) -> None:
-    """Set a new process up before it imports JAX."""
+    """Set up a new process before it imports JAX."""
     os.environ.update(
         KERAS_BACKEND="jax",
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
         TF_CPP_MIN_LOG_LEVEL="3",
-        JAX_ENABLE_COMPILATION_CACHE="false",  # each process compiles, and chooses kernels, anew
+        JAX_ENABLE_COMPILATION_CACHE="false",  # each process compiles and chooses kernels itself
         XLA_FLAGS=" ".join(filter(None, [os.environ.get("XLA_FLAGS", ""), flags])),
     )
 
 
 def one_step(case: Case) -> tuple[Case, dict[str, Any]]:
-    """Take one step; return what it gave, or the error."""
+    """Take one step; return its loss, gradient and layer state, or the error."""
     began = time.perf_counter()
     try:
         loop = loop_of(case)
@@ -129,7 +129,7 @@ def one_step(case: Case) -> tuple[Case, dict[str, Any]]:
 
 
 def _others(loop: Any) -> np.ndarray:
-    """Return the floating-point values that a model has beside its weights, in one vector."""
+    """Return a model's floating-point values other than its weights, as one vector."""
     values = [np.asarray(v) for v in loop._state["other"]]
     floats = [v.astype(np.float32).ravel() for v in values if v.dtype.kind not in "iu"]
     return np.concatenate([np.zeros(0, np.float32), *floats])
@@ -149,7 +149,7 @@ def distances(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, fl
 
 
 def run(todo: list[Case], workers: int, flags: str, until: float) -> Iterator[Any]:
-    """Yield the results of processes that work side by side, until the time is up."""
+    """Yield the results of parallel processes until the time is up."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, prepare, (flags,)) as pool:
         results = pool.imap_unordered(one_step, todo)
@@ -161,13 +161,13 @@ def run(todo: list[Case], workers: int, flags: str, until: float) -> Iterator[An
 
 
 def write_reference(file: Path, norms: list[str], workers: int, until: float) -> None:
-    """Write what a CPU gives in float32, and how far from that it is in bfloat16."""
+    """Write the CPU's float32 results, and the distance of its bfloat16 results from them."""
     arrays: dict[str, Any] = {}
     exact: dict[Case, dict[str, Any]] = {}
     half: dict[Case, dict[str, Any]] = {}
     todo = cases(["float32", "mixed_bfloat16"], norms)
     for case, result in run(todo, workers, "", until):
-        if "error" in result:  # such as a norm of a place that ResNet-8 does not have
+        if "error" in result:  # for example, a norm for a place that ResNet-8 does not have
             print(f"left out: {case}: {result['error']}", flush=True)
             continue
         (exact if case.precision == "float32" else half)[case.reference] = result
@@ -181,19 +181,20 @@ def write_reference(file: Path, norms: list[str], workers: int, until: float) ->
     np.savez_compressed(file, **arrays)
 
 
-def compare(given: argparse.Namespace, until: float) -> dict[str, Any]:
-    """Take the step of each case here, and compare it with the reference.
+def compare(args: argparse.Namespace, until: float) -> dict[str, Any]:
+    """Take the step of each case on this machine, and compare it with the reference.
 
     Returns:
-        ``cases``: what was found for each; ``failed`` and, for lack of time, ``missing``: names.
+        ``cases``: the result of each case by name; ``failed``: names of those that failed;
+        ``missing``: names of those for which there was no time.
     """
-    precisions = given.precisions
-    with np.load(given.against) as file:
+    precisions = args.precisions
+    with np.load(args.against) as file:
         reference = dict(file)
     known = {name.split("/")[0] for name in reference}
-    todo = [case for case in cases(precisions, given.norms) if str(case.reference) in known]
+    todo = [case for case in cases(precisions, args.norms) if str(case.reference) in known]
     found: dict[str, Any] = {"cases": {}, "missing": [], "failed": []}
-    for case, result in run(todo, given.workers, given.flags, until):
+    for case, result in run(todo, args.workers, args.flags, until):
         if "error" in result:
             found["cases"][str(case)] = result
             found["failed"].append(str(case))
@@ -243,14 +244,14 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options.add_argument("--seconds", type=float, default=3600, help="for everything")
     options.add_argument("--flags", default="", help="of XLA, for the cases")
-    given = options.parse_args()
-    until = time.monotonic() + given.seconds
-    if given.write:
-        write_reference(given.write, given.norms, given.workers, until)
+    args = options.parse_args()
+    until = time.monotonic() + args.seconds
+    if args.write:
+        write_reference(args.write, args.norms, args.workers, until)
         return
-    found = compare(given, until)
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    found = compare(args, until)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     sys.exit(1 if found["failed"] else 0)
 
 

@@ -1,12 +1,12 @@
-"""Whole runs of ``normbench`` on a GPU: the time to 94 % on CIFAR-10; norms at many batch sizes.
+"""Complete runs on a GPU: the time to 94 % on CIFAR-10; norms at many batch sizes.
 
     python benchmarks/gpu/useful.py --data cifar-10-batches-bin --out results
 
-Both are sweeps as a user would type them (printed first); their stores are written to ``--out``
-without weights. The time to 94 % is that of the training steps of a whole run whose accuracy on the
-test images, measured once at its end, reaches 94 % in the mean over the seeds. The grid is trained
-seed after seed until the time is up, with several runs on the GPU at once; where CUDA's
-Multi-Process Service can be started, they share it. ``--rehearse`` trains tiny ones, on any device.
+Both are sweeps as a user would type them (the commands are printed); their stores are written to
+``--out`` without weights. The time to 94 % is the training time of a complete run whose test
+accuracy, measured once at the end, reaches 94 % on average over the seeds. The grid is trained one
+seed after another until the time is up, with several runs on the GPU at once; they share CUDA's
+Multi-Process Service if it can be started. ``--rehearse`` trains tiny networks, on any device.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from common import import_path
 
 HALF = ("backend=jax", "precision=mixed_bfloat16")
 
-# airbench94's own normalization and, about, its rate and decay at this batch size and momentum
-# (Jordan 2024, arXiv 2404.00498). It also mirrors images alternately and at test time, averages
-# weights and scales the rate of the biases; this network is trained without these.
+# airbench94's own normalization and approximately its learning rate and decay at this batch size
+# and momentum (Jordan 2024, arXiv 2404.00498). airbench94 also uses alternating flips, test-time
+# mirroring, weight averaging and a scaled learning rate for biases; here they are left out.
 AIRBENCH = (
     *HALF, "arch=airbench", "norm=bn", "norm.momentum=0.6", "norm.scale=false", "batch=512",
     "dataset.validation=null", "dataset.crop_padding=2", "label_smoothing=0.2",
@@ -47,7 +47,7 @@ TINY = {
 
 
 def random_images(file: Path) -> tuple[str, str]:
-    """Write 256 random images, and return the words that choose them."""
+    """Write 256 random images, and return the overrides that select them."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (256, 32, 32, 3), np.uint8), rng.integers(0, 10, 256)
     np.savez(file, x_train=images, y_train=labels, x_test=images[:64], y_test=labels[:64])
@@ -55,7 +55,7 @@ def random_images(file: Path) -> tuple[str, str]:
 
 
 def normbench(*words: str, until: float) -> None:
-    """Run a command, and interrupt it when the time is up."""
+    """Run a normbench command, and interrupt it when the time is up."""
     print("$ normbench " + " ".join(words), flush=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "normbench", *words],
@@ -74,7 +74,7 @@ def normbench(*words: str, until: float) -> None:
 def airbench(
     store: Path, epochs: list[int], seeds: list[int], tiny: tuple[str, ...], until: float
 ) -> None:
-    """Train whole runs one after the other, and print seconds and accuracy by their epochs."""
+    """Train runs one after another, and print training time and accuracy by number of epochs."""
     words = [*AIRBENCH, *tiny]
     words += [f"epochs={','.join(map(str, epochs))}", f"seed={','.join(map(str, seeds))}"]
     normbench("sweep", *words, "executor=inline", f"store={store}", until=until)
@@ -107,7 +107,7 @@ def start_mps(folder: Path) -> bool:
 
 
 def grid(store: Path, words: list[str], seeds: list[int], until: float) -> None:
-    """Train the experiment ``batch_sweep``, all cells of a seed before those of the next."""
+    """Train the experiment ``batch_sweep``, all cells of one seed before those of the next."""
     words = ["+experiment=batch_sweep", *HALF, *words]
     with tempfile.TemporaryDirectory() as folder:
         mps = start_mps(Path(folder))
@@ -130,22 +130,22 @@ def main() -> None:
         "--grid", nargs="*", default=["epochs=10", "executor.jobs_per_gpu=8"], help="overrides"
     )
     options.add_argument("--rehearse", action="store_true")
-    given = options.parse_args()
+    args = options.parse_args()
     began = time.monotonic()
-    until = began + given.seconds
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.data:
-        normbench("data", "import", "cifar10", "--from", str(given.data), until=until)
+    until = began + args.seconds
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.data:
+        normbench("data", "import", "cifar10", "--from", str(args.data), until=until)
     with tempfile.TemporaryDirectory() as folder:
         stores = [Path(folder) / name for name in ("airbench", "grid")]
         tiny: dict[str, tuple[str, ...]] = {"airbench": (), "grid": ()}
-        if given.rehearse:
+        if args.rehearse:
             images = random_images(Path(folder) / "random.npz")
             tiny = {name: (*images, *words) for name, words in TINY.items()}
-        soon = began + 0.35 * given.seconds
-        airbench(stores[0], given.epochs, given.seeds, tiny["airbench"], soon)
-        grid(stores[1], [*given.grid, *tiny["grid"]], given.seeds, until)
-        with tarfile.open(given.out / "stores.tar.gz", "w:gz") as archive:
+        soon = began + 0.35 * args.seconds
+        airbench(stores[0], args.epochs, args.seeds, tiny["airbench"], soon)
+        grid(stores[1], [*args.grid, *tiny["grid"]], args.seeds, until)
+        with tarfile.open(args.out / "stores.tar.gz", "w:gz") as archive:
             for store in stores:
                 if store.is_dir():
                     archive.add(

@@ -1,11 +1,12 @@
-"""The packages that a machine without a network lacks, as wheels to carry there.
+"""Collect the packages that a machine without a network lacks, as wheels to carry there.
 
     python3 -m pip list --format=freeze > there.txt                             # on that machine
     python benchmarks/gpu/wheels.py there.txt wheels --python 3.12 --libc 2.28  # on this one
     python3 -m pip install --no-index --no-deps --target site wheels/*.whl      # on that machine
 
-Takes what ``requirements-jax.lock`` pins and is missing there in any version, but JAX itself, which
-has to fit the GPU's driver. A package that has no wheel (antlr4-python3-runtime) is built here.
+Includes every package that ``requirements-jax.lock`` pins and that machine lacks in any version,
+except JAX itself, which must match the GPU's driver. A package without a wheel
+(antlr4-python3-runtime) is built on this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 LOCK = Path(__file__).resolve().parents[2] / "requirements-jax.lock"
 JAX = {"jax", "jaxlib"}
 LIBC = (17, 24, 27, 28, 31, 34)
-"""Second numbers of the versions of glibc that wheels are built for."""
+"""Minor versions of glibc that wheels are built for."""
 
 
 def normalized(name: str) -> str:
@@ -35,7 +36,7 @@ def missing(lock: str, there: str) -> list[str]:
     """
     have = {normalized(line.split("==")[0].strip()) for line in there.splitlines() if line.strip()}
     pinned = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)(.*)", lock, re.MULTILINE)
-    # A marker is of another platform or an older Python, but where it names Linux.
+    # Any marker that does not name Linux is for another platform or an older Python.
     return [
         f"{name}=={version}"
         for name, version, rest in pinned
@@ -68,12 +69,12 @@ def main() -> None:
     options.add_argument("--python", default="3.12")
     options.add_argument("--libc", default="2.28", help="version of glibc there (ldd --version)")
     options.add_argument("--list", action="store_true", help="only name them")
-    given = options.parse_args()
-    for requirement in missing(LOCK.read_text(), given.there.read_text()):
+    args = options.parse_args()
+    for requirement in missing(LOCK.read_text(), args.there.read_text()):
         print(requirement, flush=True)
-        if not given.list:
-            given.folder.mkdir(parents=True, exist_ok=True)
-            download(requirement, given.folder, given.python, given.libc)
+        if not args.list:
+            args.folder.mkdir(parents=True, exist_ok=True)
+            download(requirement, args.folder, args.python, args.libc)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A process that ``fast.py`` measures in: one contender, which sits idle until it is asked.
+"""A worker process of ``fast.py``: it serves one contender and is idle between requests.
 
-Requests and answers are lines of JSON on standard input and output; each request names what to
-``do`` and is answered by one line. A request that fails is answered by its ``error``, and the
-process goes on.
+Requests and answers are lines of JSON on standard input and output; each request has an action,
+``do``, and gets one line in answer. A request that fails is answered with its ``error``, and the
+process continues.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ WARM_STEPS = (
     4  # a CUDA graph of torch.compile is recorded in the second step, replayed in the third
 )
 SLICE = 0.2
-"""Seconds of work after which a measurement looks at the clock."""
+"""Seconds of work between checks of the clock."""
 
 
 class Engine:
     """normbench's own training on JAX."""
 
     def start(self) -> None:
-        """Import what building needs, which is no time to compile."""
+        """Import what building needs, so that it does not count as build time."""
         from normbench.engine import backend
 
         backend.start("jax", "float32")
@@ -76,23 +76,23 @@ class Engine:
             if self.place == self.steps_per_epoch:
                 self.place, self.epoch = 0, self.epoch + 1
                 self.loop.begin_epoch(self.epoch)
-            part = min(count, self.steps_per_epoch - self.place)
-            self.loop.train(self.place, np.full(part, 0.01, np.float32))  # waits for its end
-            self.place += part
-            count -= part
+            steps = min(count, self.steps_per_epoch - self.place)
+            self.loop.train(self.place, np.full(steps, 0.01, np.float32))  # blocks until done
+            self.place += steps
+            count -= steps
         return time.perf_counter() - began
 
     def release(self) -> None:
-        """JAX keeps its memory, and there is no way to have it give it back."""
+        """Do nothing: JAX cannot return cached memory."""
 
     def step_cost(self) -> dict[str, Any]:
-        """What the compiled step launches, moves and computes."""
+        """Return the kernels, bytes and operations of the compiled step."""
         import jax.numpy as jnp
         import numpy as np
         from compiled_step import Program
 
         loop = self.loop
-        # What is lowered and compiled here JAX has already, from the loop's own first call.
+        # Lowering and compiling hit JAX's cache: the loop's first call has already done both.
         lowered = loop._run.lower(
             loop._state,
             loop._splits["train"],
@@ -103,8 +103,9 @@ class Engine:
         )
         compiled = lowered.compile()
         cost = Program(compiled.as_text() or "").loop_step()
-        # Operations of the program as written: after compilation, XLA does not know those of
-        # library calls. Its count is of one turn of the loop. For comparison only, its bytes.
+        # Operations come from the uncompiled program, because after compilation XLA cannot count
+        # those of library calls. XLA counts one iteration of the loop. xla_bytes is only for
+        # comparison.
         return {
             "kernels": cost.kernels,
             "bytes": cost.moved,
@@ -116,8 +117,8 @@ class Engine:
         """Measure seconds of a launch, bytes/s of a copy and operations/s of a matrix product.
 
         Args:
-            copied: float32 numbers.
-            side: Of the bfloat16 matrices.
+            copied: Number of float32 values to copy.
+            side: Side of the square bfloat16 matrices.
         """
         import jax
         import jax.numpy as jnp
@@ -145,7 +146,7 @@ class Engine:
         }
 
     def _forget(self) -> None:
-        """Let go of the last network and what was compiled for it."""
+        """Release the last network and its compiled functions."""
         if "keras" in sys.modules:
             import jax
             import keras
@@ -172,10 +173,10 @@ class Engine:
 
 
 class Torch:
-    """PyTorch, eager or compiled, in one of its two memory layouts.
+    """PyTorch, eager or compiled, in one of its two memory formats.
 
     Args:
-        channels_last: Which of them.
+        channels_last: Use channels_last instead of the contiguous format.
         compiled: Options of ``torch.compile``; None for eager mode.
     """
 
@@ -184,13 +185,13 @@ class Torch:
         self.compiled = compiled
 
     def start(self) -> None:
-        """As :meth:`Engine.start`; and let go of the last network."""
+        """Import what building needs, and release the last network."""
         import torch
         import torch_networks  # noqa: F401
 
         self.trainer: Any = None
         if self.compiled is not None:
-            torch.compiler.reset()  # or the next network would be compiled as a variant of it
+            torch.compiler.reset()  # else the next network would be compiled as a variant of it
 
     def hello(self) -> dict[str, Any]:
         import torch
@@ -210,7 +211,7 @@ class Torch:
         self.release()
         model = self._network(request)
         split = random_split(request["images"])
-        # Rehearsed without generating code, which takes a minute for a network on a CPU.
+        # A rehearsal skips code generation, which takes a minute per network on a CPU.
         compiled = self.compiled
         if compiled is not None and request.get("rehearsal"):
             compiled = {"backend": "aot_eager"}
@@ -229,7 +230,7 @@ class Torch:
         return self.trainer.steps(count)
 
     def release(self) -> None:
-        """Give cached memory back, which the other contenders may need."""
+        """Release cached memory for the other contenders."""
         import torch
 
         gc.collect()
@@ -255,7 +256,7 @@ CONTENDERS: dict[str, Callable[[], Any]] = {
 
 
 class Server:
-    """Answers requests to one contender."""
+    """Answer the requests to one contender."""
 
     def __init__(self, contender: Any) -> None:
         self.contender = contender
@@ -286,7 +287,7 @@ class Server:
         return answer
 
     def go(self, seconds: float) -> dict[str, Any]:
-        self.contender.steps(2)  # takes memory that was given back
+        self.contender.steps(2)  # allocate the memory that release() returned
         count, spent = 0, 0.0
         while spent < seconds:
             spent += self.contender.steps(self.chunk)
@@ -296,17 +297,17 @@ class Server:
 
 
 def _launch_seconds() -> float | None:
-    """Seconds that one more tiny kernel adds to a turn of a ``lax`` loop.
+    """Return the seconds that one more tiny kernel adds to an iteration of a ``lax`` loop.
 
-    Between a short and a long chain of them in the loop's body, so that the turn itself does not
-    count. None where the compiler makes all chains equally long.
+    This is the difference between a short and a long chain of kernels in the loop's body, so the
+    loop's own overhead cancels. None if the compiler makes all chains equally long.
     """
     import jax.numpy as jnp
     from jax import lax
 
     links = (
         lambda x: lax.optimization_barrier(jnp.sin(x) + 1),
-        lambda x: lax.sort(-x),  # where a barrier does not keep kernels apart (CPU), a sort does
+        lambda x: lax.sort(-x),  # on a CPU, a barrier does not prevent fusion, but a sort does
     )
     for link in links:
         (short, few), (long, many) = _turn(link, 16), _turn(link, 144)
@@ -316,7 +317,7 @@ def _launch_seconds() -> float | None:
 
 
 def _turn(link: Callable[[Any], Any], length: int) -> tuple[float, int]:
-    """Seconds and kernels of a turn of a loop over a chain of ``link``."""
+    """Return the seconds and kernels of an iteration of a loop over a chain of ``link``."""
     import jax
     import jax.numpy as jnp
     from compiled_step import Program
@@ -339,21 +340,21 @@ def _turn(link: Callable[[Any], Any], length: int) -> tuple[float, int]:
 
 
 def _entry(costs: Any, name: str) -> float | None:
-    """One number of a cost analysis, which backends may not have, or in a list."""
+    """Return one number of a cost analysis, which may be a list, or missing on some backends."""
     found = costs[0] if isinstance(costs, list) and costs else costs
     return found.get(name) if isinstance(found, dict) else None
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    os.dup2(2, 1)  # keep output of libraries out of the answers
     server = Server(CONTENDERS[sys.argv[1]]())
     for line in sys.stdin:
         try:
             print(json.dumps(server.answer(json.loads(line))), file=answers)
         except Exception as error:
-            said = str(error).strip().splitlines() or [""]
-            print(json.dumps({"error": f"{type(error).__name__}: {said[0][:200]}"}), file=answers)
+            lines = str(error).strip().splitlines() or [""]
+            print(json.dumps({"error": f"{type(error).__name__}: {lines[0][:200]}"}), file=answers)
 
 
 if __name__ == "__main__":
