@@ -1,1 +1,1 @@
-"""The training engine: one compiled function over many steps, on data that lives on the device."""
+"""The training engine: one compiled function runs many steps on data that is on the device."""

@@ -14,17 +14,17 @@ from normbench.engine.random import bits, further_words
 from normbench.kernels.compile import compile_shared
 
 ERASED_AREA = (0.02, 0.4)
-"""Least and largest share of an image that random erasing takes (Zhong et al. 2020)."""
+"""Smallest and largest share of an image's area that random erasing hides (Zhong et al. 2020)."""
 ERASED_ASPECT = 0.3
-"""Least ratio of the sides of an erased rectangle; the largest is its inverse."""
-_TRIES = 8  # rectangles that are drawn until one fits; of 8, one does but for 1 in a million
-_CUTOUT, _ERASING, _JITTER, _RANDAUGMENT = 0, 1, 8, 16  # first of the further words of each
-_LEVELS = 256  # areas and ratios to draw from: whole numbers are equal on every backend
+"""Smallest ratio of the sides of an erased rectangle; the largest is its inverse."""
+_TRIES = 8  # rectangles drawn until one fits; all 8 fail for 1 image in a million
+_CUTOUT, _ERASING, _JITTER, _RANDAUGMENT = 0, 1, 8, 16  # index of the first further word of each
+_LEVELS = 256  # areas and ratios to draw from: integers are equal on every backend
 
 
 @dataclass(frozen=True)
 class Images:
-    """How a data set's images are augmented and scaled.
+    """Augmentation and scaling of a data set's images.
 
     Args:
         mean: Mean of each channel of the training images scaled to 0..1, float32 (C,).
@@ -34,14 +34,14 @@ class Images:
         flip: Mirror half of the images left to right.
         cutout: Side in pixels of a square that is hidden in every image, with its center at a
             random pixel, so that part of it may lie outside (DeVries & Taylor 2017).
-        erasing: Probability with which a random rectangle of an image is hidden (Zhong et al.
-            2020, algorithm 1).
-        jitter: Largest change of brightness, contrast and saturation, as a share of them.
-        randaugment: Operations of RandAugment on each image (Cubuk et al. 2020).
-        magnitude: Their strength, 0..30.
+        erasing: Probability of hiding a random rectangle of an image (Zhong et al. 2020,
+            algorithm 1).
+        jitter: Largest relative change of brightness, contrast and saturation.
+        randaugment: Number of RandAugment operations on each image (Cubuk et al. 2020).
+        magnitude: Strength of these operations, 0..30.
 
-    Images are cropped and flipped, then jittered, then changed by RandAugment; then parts of them
-    are hidden, which get the mean color of the training images.
+    Images are cropped and flipped, jittered, changed by RandAugment, and finally covered in part:
+    hidden pixels get the mean color of the training images.
     """
 
     mean: np.ndarray
@@ -56,18 +56,18 @@ class Images:
 
     @property
     def augments(self) -> bool:
-        """Images are changed before they are scaled."""
+        """Whether images are changed before they are scaled."""
         moves = self.crop_padding or self.flip
         return bool(moves or self.cutout or self.erasing or self.jitter or self.randaugment)
 
     @property
     def offset(self) -> np.ndarray:
-        """Value that is subtracted from the pixels of each channel, float32 (C,)."""
+        """Value subtracted from the pixels of each channel, float32 (C,)."""
         return (self.mean * 255.0).astype(np.float32)
 
     @property
     def factor(self) -> np.ndarray:
-        """Value that the pixels of each channel are then multiplied by, float32 (C,)."""
+        """Factor applied to the pixels of each channel after ``offset``, float32 (C,)."""
         return (1.0 / np.maximum(self.std * 255.0, 1e-6)).astype(np.float32)
 
     def scale(self, pixels: Any) -> Any:
@@ -81,7 +81,7 @@ class Images:
             pixels: Images, uint8 (N, H, W, C).
             words: Two random words of each image, uint32 (N,).
         """
-        # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays for that.
+        # TensorFlow gathers single pixels slowly at any batch size, so XLA always pays off.
         function = compile_shared(_prepare, pixels, by_xla=True if self.augments else None)
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         options |= {name: tuple(options[name].tolist()) for name in ("mean", "std")}
@@ -139,13 +139,13 @@ def _prepare(
     std: tuple[float, ...],
     **options: Any,
 ) -> Any:
-    """Compute :meth:`Images.prepare`; the options are hashable, so that equal ones compile once."""
+    """Compute :meth:`Images.prepare` from hashable options, so that equal ones compile once."""
     images = Images(np.asarray(mean, "float32"), np.asarray(std, "float32"), **options)
     return images.scale(images.augment(pixels, (word0, word1)))
 
 
 def _cutout(shape: tuple[int, ...], words: tuple[Any, Any], side: int) -> Any:
-    """Return the pixels of a square at a random place in each image: bool (N, H, W)."""
+    """Return a mask of a square at a random position in each image: bool (N, H, W)."""
     _, height, width, _ = shape
     word, _ = further_words(words, _CUTOUT)
     top = ops.mod(bits(word, 16, 16), height) - side // 2
@@ -154,7 +154,7 @@ def _cutout(shape: tuple[int, ...], words: tuple[Any, Any], side: int) -> Any:
 
 
 def _erased(shape: tuple[int, ...], words: tuple[Any, Any], probability: float) -> Any:
-    """Return the pixels of a random rectangle in some of the images: bool (N, H, W)."""
+    """Return a mask of a random rectangle in some of the images: bool (N, H, W)."""
     _, height, width, _ = shape
     chance, position = further_words(words, _ERASING)
     heights, widths = (ops.convert_to_tensor(table) for table in _rectangles(height, width))
@@ -173,7 +173,7 @@ def _erased(shape: tuple[int, ...], words: tuple[Any, Any], probability: float) 
 
 
 def _rectangle(shape: tuple[int, ...], top: Any, left: Any, tall: Any, wide: Any) -> Any:
-    """Return the pixels of a rectangle in each image, bool (N, H, W); its sides are int32 (N,)."""
+    """Return a mask of a rectangle in each image, bool (N, H, W); its sides are int32 (N,)."""
     _, height, width, _ = shape
     rows = ops.arange(height, dtype="int32")[None, :] - top[:, None]
     columns = ops.arange(width, dtype="int32")[None, :] - left[:, None]
@@ -186,8 +186,8 @@ def _rectangle(shape: tuple[int, ...], top: Any, left: Any, tall: Any, wide: Any
 def _rectangles(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return heights and widths of erased rectangles, int32 (65536,), by 16 random bits.
 
-    The upper 8 bits choose the area, the lower 8 the ratio of the sides, both evenly from their
-    ranges. A rectangle that does not fit into the image is 0×0.
+    The upper 8 bits choose the area, the lower 8 the ratio of the sides, both uniformly. A
+    rectangle that does not fit into the image is 0×0.
     """
     steps = (np.arange(_LEVELS) + 0.5) / _LEVELS
     area = height * width * (ERASED_AREA[0] + steps * (ERASED_AREA[1] - ERASED_AREA[0]))

@@ -1,4 +1,4 @@
-"""The backend of this process: :func:`start` chooses it once, before Keras is imported."""
+"""The backend of this process, which :func:`start` selects once, before Keras is imported."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Spec = tuple[tuple[int, ...], str]
 """Shape and data type of a tensor."""
 
 _OPTIONAL = ("jax", "matplotlib", "pandas", "sklearn")
-"""Packages that Keras and TensorFlow import if installed, for features that no run uses; they
-take 2 of 4 seconds."""
+"""Packages that Keras and TensorFlow import if installed, for features that no run uses; importing
+them takes 2 of 4 seconds."""
 
 _LIBRARIES = {
     "tensorflow": ("TensorFlow", ("tensorflow",), "pip install normbench"),
@@ -30,13 +30,13 @@ _LIBRARIES = {
 """The library of each backend: its name, its packages, and how to install it."""
 
 OTHER = "use backend={}"
-"""Advice of :func:`refuse_missing` where the user has the choice."""
+"""Advice of :func:`refuse_missing` if the user can choose another backend."""
 
 
 def start(backend: str, precision: str) -> dict[str, Any]:
     """Make this process run Keras on ``backend`` under the dtype policy ``precision``.
 
-    On a CPU, the backend computes in a fixed order, which would cost speed on a GPU, and TensorFlow
+    On a CPU, the backend computes in a fixed order (which would be slow on a GPU), and TensorFlow
     divides its threads (:mod:`normbench.engine.threads`).
 
     Returns:
@@ -85,7 +85,7 @@ def refuse_missing(backend: str, instead: str = "") -> None:
         instead: Advice to choose the other backend, if that is installed; its name replaces ``{}``.
 
     Raises:
-        UserError: It is not installed; the message says what to do.
+        UserError: The library is not installed; the message says how to install it.
     """
     if is_installed(backend):
         return
@@ -106,7 +106,7 @@ def _is_there(package: str) -> bool:
 
 
 def take_gpu_memory_as_needed(environment: MutableMapping[str, str]) -> None:
-    """Have a process with this environment take a GPU's memory as it needs it, not all at once."""
+    """Set the environment so that a process allocates GPU memory as needed, not all at once."""
     environment.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -155,9 +155,9 @@ def trace(function: Callable[[Any], Any], specs: Sequence[Sequence[Spec]]) -> No
 
 @contextmanager
 def native_messages_held() -> Iterator[None]:
-    """Hold back what native code writes to standard error; show it if the backend fails to start.
+    """Suppress native code's output to standard error, but show it if the backend fails to start.
 
-    TensorFlow prints messages that no setting silences and that would tear a live screen.
+    TensorFlow prints messages that no setting silences and that would garble a live screen.
     """
     sys.stderr.flush()
     try:
@@ -165,14 +165,14 @@ def native_messages_held() -> Iterator[None]:
     except OSError:  # no standard error at all
         yield
         return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
         try:
             yield
         except BaseException:
             os.dup2(real, 2)
-            held.seek(0)
-            os.write(2, held.read())
+            messages.seek(0)
+            os.write(2, messages.read())
             raise
         finally:
             os.dup2(real, 2)
@@ -183,7 +183,7 @@ def native_messages_held() -> Iterator[None]:
 def _hidden(packages: list[str]) -> Iterator[None]:
     """Within the context, make packages that are not imported yet appear to be missing.
 
-    Does nothing in a notebook or at a prompt, where Keras's uses of them may be wanted later.
+    Does nothing in a notebook or at a prompt, where Keras may need them later.
     """
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
     hidden = [] if interactive else [name for name in packages if name not in sys.modules]

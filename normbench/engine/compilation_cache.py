@@ -1,11 +1,11 @@
-"""A cache on disk of the programs that JAX compiles: :func:`keep` turns it on.
+"""An on-disk cache of the programs that JAX compiles; :func:`keep` turns it on.
 
-It is for GPUs, where compiling takes longest because XLA times kernels to choose between them. A
-sweep's other workers, and later sweeps, read what one worker has compiled. XLA's choices are stored
-with it, so that a resumed run computes as it did before.
+It is for GPUs, where compiling takes longest because XLA times kernels to choose between them. The
+other workers of a sweep, and later sweeps, reuse what one worker has compiled. XLA's choices are
+stored with the program, so that a resumed run computes as before.
 
-It is not used on a CPU, where it would save seconds: JAX runs a program that was compiled for
-another processor after no more than a line in the log, and may crash (jax-ml/jax issue 38445).
+It is not used on a CPU, where it would only save seconds: JAX logs a line when a program was
+compiled for another processor, but still runs it and may crash (jax-ml/jax issue 38445).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from normbench.store.files import user_cache
 log = logging.getLogger("normbench")
 
 MAX_BYTES = 2 * 2**30
-"""Size of the cache above which JAX drops the programs that were not used for longest."""
+"""Size of the cache above which JAX drops the least recently used programs."""
 
 _MIN_SECONDS = 0.5
 """A program that compiles in less time is not stored."""
 
 
 def keep(folder: Path | None = None) -> Path | None:
-    """Have JAX read programs from the cache, and store there what it compiles from now on.
+    """Make JAX read programs from the cache and store newly compiled ones there.
 
-    A folder set by the user through ``JAX_COMPILATION_CACHE_DIR`` or JAX's own settings stays. If
+    A folder set through ``JAX_COMPILATION_CACHE_DIR`` or JAX's own settings is left unchanged. If
     the folder cannot be written, JAX compiles without a cache and the log says so.
 
     Args:
         folder: Folder of the cache; by default one in the user's cache folder.
 
     Returns:
-        The folder, or None if JAX's own settings stay.
+        The folder, or None if the cache is not turned on here.
     """
     import jax
 
@@ -49,7 +49,7 @@ def keep(folder: Path | None = None) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_broken(folder)
     except OSError as error:
-        log.info("nothing compiled is kept: %s: %s", folder, error.strerror)
+        log.info("compiled programs are not cached: %s: %s", folder, error.strerror)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

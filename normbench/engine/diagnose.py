@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("last", "best")
 
 NAMED = 8
-"""Largest number of runs that a suggested command names; with more it has the word RUN instead."""
+"""Maximum number of runs named in a suggested command; with more, it contains the word RUN."""
 
 Options = dict[str, dict[str, Any]]
 """The keys of the config group of each probe, by the probe's name."""
@@ -52,8 +52,8 @@ class DiagnoseResult:
     """Result of :func:`diagnose`.
 
     Attributes:
-        lines: For each run, the newest measurement of each probe that was asked for, as a line of
-            ``diagnosis.jsonl``. Measurements from the training of the run have the same form.
+        lines: For each run, the newest measurement of each requested probe, as a line of
+            ``diagnosis.jsonl``. Measurements taken during training have the same form.
         measured: Number of new lines.
         failures: One sentence for each run that failed.
     """
@@ -89,14 +89,14 @@ def diagnose(
         probes: Names of probes; by default all probes that do not refuse the network.
         overrides: Options of probes, such as ``probe.activations.images=100``.
         config_dir: Additional folder with config groups.
-        again: Also measure what was measured before.
+        again: Repeat existing measurements.
         command: Command line, recorded in the lock of a run.
         say: Called with a line for each measurement and each failure.
 
     Raises:
-        UserError: There is no such run, probe or option; a run has no checkpoint, or names a
-            component that no config group has; a probe that was named refuses the network; the
-            runs used several backends, or one that is not installed.
+        UserError: There is no such run, probe or option; a run has no checkpoint, or names an
+            unknown component; a requested probe refuses the network; the runs used several
+            backends, or one that is not installed.
         NormbenchError: A run cannot be read.
     """
     offered = group_options(config_dir)["probe"]
@@ -204,7 +204,7 @@ def trained_without(
     for names, runs in loggers.items():
         lines.append(
             f"{_were(runs)} trained without logger={','.join(names)}, which writes only during "
-            "training; --again trains anew"
+            "training; --again trains again"
         )
     for label, runs in labels.items():
         lines.append(f"{_were(runs)} trained with label={label!r}, and keep{_s(runs)} it")
@@ -223,7 +223,7 @@ def _target(run: Run, groups: Options, overridden: Options, config_dir: str | No
     """Read a run's config and the info of its checkpoints, without their arrays.
 
     Raises:
-        UserError: The run has no checkpoint, or names a component that no config group has.
+        UserError: The run has no checkpoint, or names an unknown component.
         NormbenchError: A file of the run is damaged.
     """
     run.verify()
@@ -289,7 +289,7 @@ def _due(target: Target, probe: str, again: bool) -> list[str]:
 
 
 def _known(target: Target) -> list[dict[str, Any]]:
-    """Return all measurements of a run: those of `diagnose` and those of its training."""
+    """Return all measurements of a run, from `diagnose` and from training."""
     lines = target.run.diagnoses()
     rows = {(row["epoch"], row["step"]): row for row in target.run.metrics()}
     for checkpoint, info in target.checkpoints.items():
@@ -305,7 +305,7 @@ def _known(target: Target) -> list[dict[str, Any]]:
 
 
 def _answers(target: Target) -> list[dict[str, Any]]:
-    """Return the newest measurement of each probe and checkpoint that was asked for."""
+    """Return the newest measurement of each requested probe and checkpoint."""
     asked = {
         _identity(_line(target, checkpoint, probe)): None
         for probe in target.options
@@ -327,11 +327,11 @@ def _prepare(
     from normbench.engine.setup import load_dataset, prepare
 
     backend.refuse_missing(target.config.backend)
-    # The checkpoint has all weights: the run that they started from is not needed.
+    # The checkpoint has all weights, so the run named by ``init`` is not needed.
     config = replace(target.config, probe={}, init="", init_head="trained")
     dataset = warm.dataset(config, load_dataset)
     backend.start(config.backend, config.precision)
-    # TensorFlow warns about many traced functions, which many networks need.
+    # TensorFlow warns about frequent tracing, which is expected with many networks.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     micro_batches = MicroBatches(config, target.run.meta).count
     if not warm.has_loop_for(config, micro_batches):
@@ -388,6 +388,6 @@ def _position(info: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _identity(line: Mapping[str, Any]) -> str:
-    """Return a text that is equal for two lines with the same measurement."""
+    """Return a key that is equal for two lines with the same measurement."""
     keys = ("checkpoint", "epoch", "step", "probe", "options")
     return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)

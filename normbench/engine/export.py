@@ -1,7 +1,7 @@
-"""The trained network of a run as a Keras model: :func:`load` in memory, :func:`export` in a file.
+"""The trained network of a run as a Keras model: :func:`load` returns it, :func:`export` writes it.
 
-The model takes images as the data set gives them, 0..255, and returns logits. It has the layers of
-the run's network, or layers of Keras's own that compute the same (:mod:`normbench.engine.plain`).
+The model maps images in 0..255, as the data set provides them, to logits. It has the layers of the
+run's network, or equivalent layers of Keras's own (:mod:`normbench.engine.plain`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import keras
 
 FORMATS = {"keras": "keras", "savedmodel": "tf_saved_model", "onnx": "onnx"}
-"""Formats of a model's file by the names that Keras has for them. A file's suffix names one."""
+"""File formats of a model, with Keras's names for them. A file's suffix selects one."""
 
 BACKENDS = ("tensorflow", "jax")
-"""Backends of Keras that the layers compute on."""
+"""Keras backends that the layers support."""
 
 Note = Callable[[str], None]
 
@@ -53,8 +53,8 @@ def load(
 ) -> keras.Model:
     """Return the trained network of a run as a Keras model; see :func:`normbench.load`.
 
-    If Keras is not imported yet, it is started on the run's backend. On another backend the model
-    computes the same up to rounding.
+    If Keras is not imported yet, it is started on the run's backend. On another backend, the model
+    gives the same results up to rounding.
     """
     found = find_run(run, store)
     return _model(found, plain, config_dir, lambda line: warnings.warn(line, stacklevel=6))
@@ -70,20 +70,20 @@ def export(
     config_dir: str | os.PathLike[str] | None = None,
     say: Note = print,
 ) -> Path:
-    """Write the trained network of a finished run into a file, which appears whole or not at all.
+    """Write the trained network of a finished run to a file, atomically.
 
     Args:
-        run: As for :func:`load`; so are ``store``, ``plain`` and ``config_dir``.
+        run: As for :func:`load`, like ``store``, ``plain`` and ``config_dir``.
         out: The file, or the folder of a SavedModel.
         format: One of :data:`FORMATS`; by default the suffix of ``out``.
-        say: Takes each line meant for the user.
+        say: Receives each line meant for the user.
 
     Returns:
         The path of the file.
 
     Raises:
-        UserError: As for :func:`load`; an unknown format, one whose library is missing, or a model
-            that Keras cannot write in it.
+        UserError: As for :func:`load`; or the format is unknown, its library is missing, or Keras
+            cannot write the model in it.
         NormbenchError: As for :func:`load`; or the file cannot be written.
     """
     path = expand_user(out)
@@ -108,7 +108,7 @@ def export(
 def _model(
     run: Run, plain: bool, config_dir: str | os.PathLike[str] | None, note: Note
 ) -> keras.Model:
-    """Build the network of a run with its final weights and, before it, the scaling of images."""
+    """Build the network of a run with its final weights, preceded by the scaling of images."""
     weights = final_weights(run)
     config = Config.from_run(
         run.config or {}, None if config_dir is None else str(config_dir), f"run {run.name}"
@@ -132,31 +132,33 @@ def _model(
         except UserError:
             raise
         except Exception as error:  # a layer of the user's own that Keras cannot copy
-            raise UserError(f"run {run.name} cannot be made a model: {why(error)}") from error
+            raise UserError(
+                f"run {run.name} cannot be turned into a model: {why(error)}"
+            ) from error
 
 
 def _check_own(run: Run, config: Config, dataset: Any, note: Note) -> None:
     """Check that the user's own code and data are those that the run was trained with.
 
     Raises:
-        UserError: The data set has changed: its images would be scaled otherwise than in training.
+        UserError: The data set has changed, so that its images would not be scaled as in training.
     """
     recorded = (run.meta or {}).get("own")
     for line in own_changes(recorded, own_code({**vars(config), "probe": {}, "logger": {}})):
         note(line)
     if changes := own_changes(recorded, own_data(config.dataset, dataset.fingerprint)):
-        raise UserError(f"run {run.name}: {'; '.join(changes)}: images would be scaled otherwise")
+        raise UserError(f"run {run.name}: {'; '.join(changes)}: images would be scaled differently")
 
 
 @contextmanager
 def _keras(config: Config) -> Iterator[None]:
-    """Import Keras, on the run's backend if it is not imported yet; build under the run's dtype.
+    """Import Keras if necessary, on the run's backend; within the context, use the run's dtype.
 
-    Global settings of a process that has imported Keras before are left as they were.
+    Global settings of Keras are restored on exit.
 
     Raises:
         UserError: The backend is not installed.
-        NormbenchError: Keras runs on a backend that the layers do not know.
+        NormbenchError: Keras runs on a backend that the layers do not support.
     """
     if "keras" not in sys.modules:
         backend = os.environ.get("KERAS_BACKEND") or config.backend
@@ -194,28 +196,28 @@ def _import_keras() -> None:
 
 
 def _assign(network: keras.Model, weights: Mapping[str, np.ndarray], run: Run) -> None:
-    """Assign a checkpoint's weights to a network's variables, in their order.
+    """Assign a checkpoint's weights to a network's variables, in order.
 
-    The names are not compared: automatic ones depend on the other models of the process.
+    Names are not compared, because automatic names depend on the other models of the process.
 
     Raises:
-        UserError: Their number or a shape differs from the network's, because code has changed.
+        UserError: The number of weights or a shape differs from the network's (code has changed).
     """
     variables = list(network.variables)
     shapes = [tuple(variable.shape) for variable in variables]
     if shapes != [array.shape for array in weights.values()]:
         raise UserError(
-            f"run {run.name} has weights of other shapes than its network has in this version of "
-            "normbench"
+            f"the weights of run {run.name} do not fit its network in this version of normbench"
         )
     for variable, array in zip(variables, weights.values(), strict=True):
         variable.assign(array)
 
 
 def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model:
-    """Copy a network, layer by layer, behind the scaling of its images.
+    """Copy a network, layer by layer, and prepend the scaling of its images.
 
-    Two layers scale, because a single Rescaling multiplies first: this gives the bits of training.
+    Scaling takes two layers, because a single Rescaling would multiply before it adds and so round
+    differently than in training.
     """
     import keras
 
@@ -242,7 +244,7 @@ def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model
         args, kwargs = keras.tree.map_structure(
             lambda value: scaled if value is raw else value, (args, kwargs)
         )
-        # Such as a mask, which not all layers of Keras's know by name.
+        # For example a mask, which not all Keras layers accept by name.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         return layer(*args, **kwargs)
 
@@ -255,9 +257,9 @@ def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model
         else:
             pairs = [(getattr(new, name), value) for name, value in plain_weights(layer).items()]
         for variable, value in pairs:
-            # By way of NumPy: on JAX, two variables would share a buffer, which predict() gives up.
+            # Convert to NumPy: on JAX, two variables would share a buffer, which predict() donates.
             variable.assign(keras.ops.convert_to_numpy(value))
-    # Auxiliary classifiers, which train alone, are left out.
+    # Auxiliary classifiers, which only matter in training, are left out.
     return keras.Model(raw, as_list(copied.outputs)[0], name=network.name)
 
 
@@ -265,10 +267,10 @@ def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model
 
 
 def _format_of(path: Path, format: str | None) -> str:
-    """Return the format of a file, which must have the suffix that Keras asks for.
+    """Return the format of a file, and check that it has the suffix that Keras requires.
 
     Raises:
-        UserError: An unknown format, or no format at all.
+        UserError: The format is unknown or missing.
     """
     kind = format or path.suffix.lstrip(".")
     if not kind:
@@ -284,7 +286,7 @@ def _format_of(path: Path, format: str | None) -> str:
 
 
 def _check_library(kind: str, run: Run) -> None:
-    """Refuse, before the data set is read, a format whose libraries are not installed.
+    """Refuse a format whose libraries are not installed, before the data set is read.
 
     Raises:
         UserError: A library is missing.
@@ -293,35 +295,35 @@ def _check_library(kind: str, run: Run) -> None:
     backend = running.config.backend() if running else os.environ.get("KERAS_BACKEND")
     needed = [] if kind == "keras" else ["tensorflow"]
     if kind == "onnx":
-        needed.append("tf2onnx")  # which brings onnx
+        needed.append("tf2onnx")  # depends on onnx
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         on = backend or (run.config or {}).get("backend")
         raise UserError(
-            f"Keras writes the format {kind} on {on} with {' and '.join(needed)}: "
+            f"Keras on {on} needs {' and '.join(needed)} to write the format {kind}: "
             f"pip install {' '.join(missing)}"
         )
 
 
 def _check_precision(kind: str, run: Run) -> None:
-    """Refuse a precision whose operations a format lacks.
+    """Refuse a precision that a format does not support.
 
     Raises:
-        UserError: The format is ONNX, and the run has another precision than float32.
+        UserError: The format is ONNX and the run's precision is not float32.
     """
     precision = (run.config or {}).get("precision", "float32")
     if kind == "onnx" and precision != "float32":
         raise UserError(
-            f"run {run.name} has precision={precision}, and Keras writes ONNX of float32 alone: "
-            "--format keras and --format savedmodel keep it"
+            f"run {run.name} has precision={precision}, but Keras writes ONNX in float32 only: "
+            "--format keras and --format savedmodel preserve the precision"
         )
 
 
 def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
-    """Write a model beside its path, and move it there when it is whole.
+    """Write a model to a temporary folder next to its path, then move it there.
 
     Raises:
-        UserError: Keras cannot write the model, or not read it again.
+        UserError: Keras cannot write the model or cannot read it back.
         NormbenchError: The file cannot be written.
     """
     import keras
@@ -337,10 +339,10 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
     try:
         if kind == "keras":
             model.save(written)
-            # Without code of the file's own, as everybody should load it.
+            # safe_mode: the file must load without executing code of its own.
             keras.saving.load_model(written, compile=False, safe_mode=True)
         else:
-            # Keras derives the signature of a model that has been called, and this one has not.
+            # Keras only derives the signature of a model that has been called; this one has not.
             images = model.inputs[0]
             signature = [keras.InputSpec(images.dtype, images.shape, name=images.name)]
             with as_if_exporting() if kind == "onnx" else nullcontext():
@@ -350,7 +352,7 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
             if kind == "onnx":
                 import onnx
 
-                # tf2onnx leaves operations that ONNX lacks in the file and only logs them.
+                # tf2onnx only logs operations that ONNX lacks, and leaves them in the file.
                 onnx.checker.check_model(str(written))
         written.replace(path)
     except OSError as error:
@@ -368,7 +370,7 @@ def _classes(model: keras.Model) -> int:
 
 
 def _to_load(model: keras.Model) -> str:
-    """Return the imports that loading a model takes, as Python."""
+    """Return the Python imports needed to load a model."""
     modules = {type(layer).__module__ for layer in model.layers}
     own = sorted(name for name in modules if not name.startswith(("keras.", "normbench.")))
     if any(name.startswith("normbench.") for name in modules):

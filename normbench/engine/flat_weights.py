@@ -1,4 +1,4 @@
-"""A network's weights as the vectors that the optimizer updates one by one: WeightVectors."""
+"""A network's weights laid out as vectors for the optimizer: :class:`WeightVectors`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from normbench.engine.loop import flatten, unflatten
 Tensor = Any
 
 LARGE = 2**16
-"""Number of elements from which on a weight is a vector by itself on a CPU.
+"""Number of elements from which a weight gets its own vector on a CPU.
 
-For smaller weights the fixed cost of an operation dominates, which a vector of many weights pays
-once. For larger ones the memory traffic of laying weights end to end and splitting them again does.
+For smaller weights the fixed cost of an operation dominates, which is paid once for a vector of
+many weights. For larger ones the memory traffic of concatenating and splitting dominates.
 """
 
 
 class WeightVectors:
-    """All small weights laid end to end as the first vector, and each large weight as another.
+    """Concatenates all small weights in the first vector; each large weight is another vector.
 
     Args:
-        shapes: Shapes of all weights, in their order.
-        large: Number of elements from which on a weight is a vector by itself; None for a single
-            vector of all weights.
+        shapes: Shapes of all weights, in order.
+        large: Number of elements from which a weight gets its own vector; None for a single vector
+            of all weights.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], large: int | None) -> None:
@@ -50,7 +50,7 @@ class WeightVectors:
         return tensors
 
     def split(self, vector: np.ndarray) -> list[np.ndarray]:
-        """Return the vectors of an array that has all weights end to end in their order."""
+        """Return the vectors of an array that has all weights end to end, in order."""
         pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
         return [np.concatenate([pieces[i] for i in group]) for group in self._groups]
 

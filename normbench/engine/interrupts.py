@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM during training: delayed where work must not be torn in two, never lost.
+"""Ctrl-C and SIGTERM during training: delayed during critical sections, and never lost.
 
 :func:`delay_interrupts` protects a few statements; :func:`remember_interrupts` and
-:func:`raise_remembered` raise again an interrupt that Python dropped.
+:func:`raise_remembered` re-raise an interrupt that Python dropped.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _remembered: list[int] = []
 def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
     """Within the context, replace the handlers of SIGINT and SIGTERM by ``wrapped(handler)``.
 
-    Does nothing outside of the main thread, the only one that signals interrupt.
+    Does nothing outside the main thread, because signals interrupt only the main thread.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
-            if callable(handler):  # not ignored, nor left to the system
+            if callable(handler):  # neither ignored nor left to the system
                 before[number] = handler
                 signal.signal(number, wrapped(handler))
     try:
@@ -39,17 +39,17 @@ def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
 
 @contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Within the context, note each interrupt, so that :func:`raise_remembered` can raise it again.
+    """Within the context, record each interrupt, so that :func:`raise_remembered` can re-raise it.
 
-    Python prints and drops an exception that a signal's handler raises while a finalizer or a
-    callback from C runs, and there are many of them while a network is traced.
+    Python prints and drops an exception that a signal handler raises during a finalizer or a
+    callback from C, and tracing a network runs many of those.
     """
 
     def remembering(handler: Handler) -> Handler:
         def handle(number: int, frame: Any) -> None:
             try:
                 handler(number, frame)
-            except BaseException:  # a handler that raises nothing does not want to end the run
+            except BaseException:  # a handler that does not raise does not end the run
                 _remembered.append(number)
                 raise
 
@@ -70,11 +70,11 @@ def raise_remembered() -> None:
 
 @contextmanager
 def delay_interrupts() -> Iterator[None]:
-    """Within the context, make SIGINT and SIGTERM wait; handle them when it is left.
+    """Within the context, delay SIGINT and SIGTERM; handle them on exit.
 
-    Python handles a signal between any two of its instructions: for example after a compiled step
-    has changed the weights and before it is counted. A run resumed from a checkpoint written at
-    that moment would end in other numbers.
+    Python may handle a signal between any two instructions: for example after a compiled step has
+    changed the weights and before it is counted. A run resumed from a checkpoint written at that
+    moment would end with different numbers.
     """
     waiting: list[Callable[[], Any]] = []
 

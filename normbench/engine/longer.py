@@ -1,10 +1,10 @@
-"""More epochs for a finished run: :func:`shorter_run` finds it, :func:`take_over` goes on from it.
+"""More epochs for a finished run: :func:`shorter_run` finds it, :func:`take_over` continues it.
 
-A run of more epochs is another run, because its config is another. Where its first epochs are those
-of a finished run bit for bit, it need not train them again: it begins with a copy of that run's
-rows and checkpoints. They are equal if nothing but the number of epochs differs, in the config and
-in the conditions, and the learning rates of these epochs do not depend on that number.
-:func:`hindrance` says what differs.
+A run with more epochs is a different run, because its config differs. If its first epochs are
+bit-identical to those of a finished run, it does not train them again but starts from a copy of
+that run's rows and checkpoints. This requires that the configs and conditions differ only in the
+number of epochs, and that the learning rates of these epochs do not depend on that number.
+:func:`hindrance` reports any other difference.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _FREE = ("epochs", "store", "label", "logger", "stream", "signature", "schema")
 
 
 def shorter_run(config: Config, store: Store) -> Run | None:
-    """Return the finished run of a store that differs from a config in having fewer epochs.
+    """Return the finished run of a store that differs from a config only in having fewer epochs.
 
-    Of several, the one with the most epochs is returned; None if there is none.
+    If there are several, return the one with the most epochs; if there are none, return None.
     """
     wanted = _compared(config.to_dict())
     beginning = config.run_name.removesuffix(config.signature)
     found: list[tuple[int, Run]] = []
-    # By name first: a store may have many runs, and each cell of a sweep asks.
+    # Filter by name first: a store may have many runs, and each cell of a sweep searches it.
     for path in store.root.glob(f"{glob.escape(beginning)}????????"):
         run = Run(path)
-        with suppress(NormbenchError):  # a damaged run is named by the commands that read it
+        with suppress(NormbenchError):  # commands that read a damaged run report it
             recorded = run.config or {}
             epochs = recorded.get("epochs", 0)
             fits = epochs < config.epochs and _compared(recorded) == wanted
@@ -50,13 +50,13 @@ def shorter_run(config: Config, store: Store) -> Run | None:
 def hindrance(
     shorter: Run, config: Config, rates: np.ndarray, meta: Mapping[str, Any]
 ) -> str | None:
-    """Return why a run cannot go on from a shorter one to the bits of training at once, or None.
+    """Return why continuing a shorter run would not be bit-identical to full training, or None.
 
     Args:
         shorter: The shorter run.
         config: Config of the run.
         rates: Learning rate of each step of the run.
-        meta: ``meta.json`` of the run, as it begins here.
+        meta: ``meta.json`` of the run at its start.
     """
     epochs = (shorter.config or {})["epochs"]
     steps = len(rates) // config.epochs
@@ -64,23 +64,23 @@ def hindrance(
     if not np.array_equal(before, rates[: len(before)]):
         name, warmup = config.schedule["name"], config.schedule.get("warmup")
         if name == "constant" and warmup:
-            return "the warm-up of schedule=constant depends on the number of all epochs"
-        return f"the learning rates of schedule={name} depend on the number of all epochs"
+            return "the warm-up of schedule=constant depends on the total number of epochs"
+        return f"the learning rates of schedule={name} depend on the total number of epochs"
     if not (meta.get("engine") or {}).get("deterministic"):
         return "this device computes in no fixed order"
     recorded = shorter.meta or {}
     for name, then, now in _conditions(recorded, meta, config.backend):
         if then != now:
-            return f"it was trained under other conditions: {name} {then}, now {now}"
+            return f"it was trained under different conditions: {name} {then}, now {now}"
     if shorter.checkpoint_info() is None:
         return "it keeps no weights (no checkpoint/last.npz)"
     return None
 
 
 def take_over(shorter: Run, run: Run, probes: Sequence[Probe], epochs: int) -> None:
-    """Begin a run with the rows and checkpoints of a shorter one; the caller holds the run's lock.
+    """Start a run with the rows and checkpoints of a shorter one; the caller holds the run's lock.
 
-    A process that is killed in between leaves a run without its last checkpoint, which begins anew.
+    If the process is killed in between, the run has no last checkpoint and starts over.
 
     Args:
         shorter: A run without a :func:`hindrance`.
@@ -99,7 +99,7 @@ def take_over(shorter: Run, run: Run, probes: Sequence[Probe], epochs: int) -> N
                 if not key.startswith("probe/") or key.split("/")[1] in due
             }
         )
-    for best in (True, False):  # the last checkpoint last: with it the run is begun
+    for best in (True, False):  # the last checkpoint comes last, because it marks the run as begun
         loaded = shorter.load_checkpoint(best=best)
         if loaded is not None:
             arrays, info = loaded
@@ -108,16 +108,16 @@ def take_over(shorter: Run, run: Run, probes: Sequence[Probe], epochs: int) -> N
 
 
 def _compared(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a config that must be equal; newer keys that it lacks have defaults."""
-    defaults = {each.name: each.default for each in fields(Config) if each.default is not MISSING}
-    whole = {**defaults, **recorded}
-    return {key: value for key, value in whole.items() if key not in _FREE}
+    """Return the keys of a config that must be equal; keys that old configs lack get defaults."""
+    defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
+    complete = {**defaults, **recorded}
+    return {key: value for key, value in complete.items() if key not in _FREE}
 
 
 def _conditions(
     recorded: Mapping[str, Any], meta: Mapping[str, Any], backend: str
 ) -> list[tuple[str, Any, Any]]:
-    """Return the conditions that decide a run's bits, each with its name, then and now."""
+    """Return the conditions that determine a run's bits, as (name, then, now)."""
     names = ("processor", "devices", "own", "micro_batches", "init")
     pairs = [(name, recorded.get(name), meta.get(name)) for name in names]
     for group in ("git", "engine", "versions"):

@@ -14,16 +14,16 @@ from normbench.engine.optimizer import clip_adaptively
 
 
 class Step(NamedTuple):
-    """A step that was not taken; the vectors are float32 (P,) as :meth:`Loop.weights`.
+    """A step that was computed but not taken; vectors are float32 (P,), as in :meth:`Loop.weights`.
 
     Attributes:
         weights: Weights before the step.
         loss: Loss of the mini-batch at these weights.
         gradient: Gradient of that loss, not clipped and without weight decay.
         update: Change of the weights, with weight decay, momentum, clipping and constraints.
-        direction: Update per unit of the learning rate. It is exact even at a rate of 0, or at one
-            so low that rounding of the weights swallows the update; weights under a constraint
-            then have a direction of 0.
+        direction: Update per unit of the learning rate. It is exact even at a rate of 0 or one so
+            low that the update vanishes in the rounding of the weights; in these cases, weights
+            with a constraint have a direction of 0.
     """
 
     weights: np.ndarray
@@ -39,9 +39,9 @@ def lookahead(
     """Return the steps that training would take on these mini-batches, one after another.
 
     The optimizer's own formula is applied to its present slots (velocity, moments) and step count,
-    on gradients of :meth:`Loop.gradients`: without augmentation, and with the present values of
-    what is no weight (moving averages, random numbers) in all steps. Only copies change: the loop
-    takes no step, and its state stays as it is.
+    with gradients from :meth:`Loop.gradients`: without augmentation, and with the present values of
+    non-trainable state (moving averages, random numbers) in all steps. Only copies change: the loop
+    takes no step, and its state is not modified.
 
     Args:
         loop: Loop of the run.
@@ -61,14 +61,14 @@ def lookahead(
     for pixels, labels in batches:
         loss, gradient = loop.gradients(pixels, labels, weights)
         if loop.settings.scaled_loss and not np.isfinite(gradient).all():
-            # A gradient that overflowed leaves its step out, as in training.
+            # A step whose gradient overflowed is skipped, as in training.
             zeros = np.zeros_like(weights)
             steps.append(Step(weights, loss, gradient, zeros, zeros))
             continue
         here = ops.convert_to_tensor(weights)
         clipped = _clipped(loop, variables, shapes, weights, gradient)
         step = ops.convert_to_tensor(np.int32(count))
-        # All optimizers are linear in the rate: at a rate of 1 the direction is not lost in the
+        # All optimizers are linear in the rate. At a rate of 1, the direction is not lost in the
         # rounding of the weights.
         moved, slots = optimizer.update(
             here, clipped, slots, ops.convert_to_tensor(np.float32(1.0)), step, decayed
@@ -90,9 +90,7 @@ def _clipped(
         return ops.convert_to_tensor(gradient)
     values = shared.unflatten(ops.convert_to_tensor(weights), shapes)
     gradients = shared.unflatten(ops.convert_to_tensor(gradient), shapes)
-    scale = ops.convert_to_tensor(
-        np.float32(1.0)
-    )  # ``gradient`` is of the loss itself, not of a scaled one
+    scale = ops.convert_to_tensor(np.float32(1.0))  # ``gradient`` is that of the unscaled loss
     factor = loop.settings.optimizer.agc
     return shared.flatten(clip_adaptively(variables, values, gradients, factor, scale))
 
@@ -105,7 +103,7 @@ def _under_constraints(
     direction: np.ndarray,
     rate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the update and direction of weights that a constraint holds."""
+    """Return the update and direction after applying the weights' constraints."""
     if all(variable.constraint is None for variable in variables):
         return update, direction
     update, direction, start = update.copy(), direction.copy(), 0
@@ -113,8 +111,8 @@ def _under_constraints(
         stop = start + int(np.prod(shape, dtype=int))
         if variable.constraint is not None:
             moved = (weights[start:stop] + update[start:stop]).reshape(shape)
-            held = _numpy(variable.constraint(ops.convert_to_tensor(moved))).ravel()
-            update[start:stop] = held - weights[start:stop]
+            projected = _numpy(variable.constraint(ops.convert_to_tensor(moved))).ravel()
+            update[start:stop] = projected - weights[start:stop]
             direction[start:stop] = -update[start:stop] / rate if rate else 0.0
         start = stop
     return update, direction

@@ -1,8 +1,8 @@
-"""The interface of the training loops, :class:`Loop`, and what they share on all backends.
+"""The interface of the training loops, :class:`Loop`, and the code that all backends share.
 
-A loop has the data, or a chunk of it, on the device and runs many steps in one compiled call. It is
-implemented for TensorFlow and JAX; the update of the weights, the loss and the names of the state
-are here.
+A loop has the data, or a chunk of it, on the device and runs many steps in one compiled call. There
+are implementations for TensorFlow and JAX; the weight update, the loss and the names of the state
+are defined here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ GROWTH_STEPS = 2000
 
 @dataclass(frozen=True)
 class Steps:
-    """What some consecutive training steps measured; each array has one entry per step.
+    """Measurements of consecutive training steps; each array has one entry per step.
 
-    To measure something else in each step, add a field here, its dtype to ``DTYPES``, and its
-    value to what ``_one_step`` of both loops returns. It is then in every checkpoint, too.
+    To measure something else in each step, add a field here, its name to ``NAMES``, its dtype to
+    ``DTYPES``, and its value to the result of ``_one_step`` in both loops. Checkpoints then include
+    it, too.
 
     Attributes:
-        loss: Mean over the mini-batch of what was minimized, float32.
-        correct: Images whose label had the highest logit, int32.
+        loss: Minimized loss, averaged over the mini-batch, float32.
+        correct: Number of images whose label had the highest logit, int32.
         grad_norm: Euclidean norm of the gradient over all weights, without weight decay, float32.
     """
 
@@ -70,7 +71,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What a loop must know besides the model and the data.
+    """Settings of a loop other than the model and the data.
 
     Attributes:
         batch: Images per step.
@@ -79,16 +80,16 @@ class LoopSettings:
         smoothing: Label smoothing of the training loss; evaluation uses none.
         optimizer: Has ``slots`` and ``update`` as :class:`normbench.engine.optimizer.SGD`.
         images: Augmentation and scaling.
-        scaled_loss: Scale the loss, because gradients are computed in float16.
-        auxiliary_weight: Weight of the loss of each auxiliary classifier that the model has.
+        scaled_loss: Whether to scale the loss, as float16 gradients require.
+        auxiliary_weight: Weight of the loss of each auxiliary classifier in the model.
         micro_batches: Number of micro-batches of equal size that a batch is split into; divides
             ``batch``. Their gradients are computed one after the other and averaged for one step:
             only one micro-batch's activations are in memory at a time, and batch statistics are
-            those of one micro-batch.
-        devices: Number of devices that each micro-batch is split over in equal shares; each has
-            all weights. Batch statistics are those of a device's share.
-        synchronized: Whether batch statistics are of all devices' shares together instead.
-        chunk_bytes: Bytes of images that are brought to the device at once
+            computed per micro-batch.
+        devices: Number of devices that each micro-batch is split over in equal shares; each device
+            has all weights. Batch statistics are computed per share.
+        synchronized: Whether batch statistics are computed over all devices' shares instead.
+        chunk_bytes: Bytes of images that are copied to the device at once
             (:mod:`normbench.engine.loop_stream`); 0 if all images are there from the start.
     """
 
@@ -107,7 +108,7 @@ class LoopSettings:
 
     @property
     def micro_batch(self) -> int:
-        """Images that go through the network at once and share batch statistics."""
+        """Number of images that share batch statistics in a pass through the network."""
         shares = 1 if self.synchronized else self.devices
         return self.batch // (self.micro_batches * shares)
 
@@ -115,11 +116,12 @@ class LoopSettings:
 class Loop(ABC):
     """Training and evaluation of one model.
 
-    State is the model's variables, the optimizer's slots and count, and the loss scale.
+    The state consists of the model's variables, the optimizer's slots and step count, and the loss
+    scale.
 
     Attributes:
-        rate: Learning rate of the last step taken, for probes that ask what the next step would
-            do. Set by the caller: a state that was loaded does not contain it.
+        rate: Learning rate of the last step, for probes that compute the next step. It is set by
+            the caller, because a loaded state does not contain it.
         stream: Reads the images, if they are not all on the device.
     """
 
@@ -131,14 +133,15 @@ class Loop(ABC):
 
     @abstractmethod
     def trace(self) -> None:
-        """Trace training and evaluation for the run's batch size, and compute nothing.
+        """Trace training and evaluation for the run's batch size without computing anything.
 
-        A layer that cannot take the mini-batches raises here. :meth:`compile` reuses the trace.
+        A layer that does not support the mini-batches raises here. :meth:`compile` reuses the
+        trace.
         """
 
     @abstractmethod
     def compile(self) -> None:
-        """Trace and compile, leaving the state as it was."""
+        """Trace and compile without changing the state."""
 
     @abstractmethod
     def begin_epoch(self, epoch: int) -> None:
@@ -151,19 +154,19 @@ class Loop(ABC):
 
     @abstractmethod
     def train(self, first: int, rates: np.ndarray) -> Steps:
-        """Take ``len(rates)`` steps of the epoch from its step ``first`` on.
+        """Take ``len(rates)`` steps of the epoch, starting with its step ``first``.
 
         Args:
-            first: Number of steps of the epoch that were taken before.
+            first: Number of steps of the epoch taken before.
             rates: Learning rate of each step, float32.
         """
 
     @abstractmethod
     def recompute(self) -> None:
-        """Recompute the population statistics of the layers that ask for it, if any does.
+        """Recompute the population statistics of layers that request it, if there are any.
 
-        They are computed from the training images in the order of the epoch, not augmented, in
-        mini-batches of the size that training normalizes over.
+        They are computed from the training images in the order of the epoch, without augmentation,
+        in mini-batches of the size that training normalizes over.
         """
 
     @abstractmethod
@@ -176,14 +179,14 @@ class Loop(ABC):
     ) -> list[np.ndarray]:
         """Return the outputs of a sub-model for images, without changing the loop's state.
 
-        Compiled once for each sub-model and mode, so pass the same object each time: the one that
-        :meth:`sub_model` returns.
+        The function is compiled once for each sub-model and mode, so pass the same object each
+        time: the one that :meth:`sub_model` returns.
 
         Args:
             sub_model: A ``keras.Model`` made of the model's own layers, or the model itself.
             pixels: One mini-batch, uint8 (N, H, W, C).
             batch_statistics: Normalize with these images' statistics, as in training, but without
-                dropout. By default everything is as in inference.
+                dropout. By default the model is in inference mode.
         """
 
     @abstractmethod
@@ -200,9 +203,9 @@ class Loop(ABC):
 
         The loss is the one that a step minimizes, with label smoothing and auxiliary classifiers,
         but without augmentation, and without weight decay, which belongs to the optimizer. The
-        gradient is not clipped. Layers compute as in training: they use the mini-batch's
-        statistics, and dropout draws from the present state of its random numbers, so that each
-        call drops the same units. A run that splits its batches splits these images, too. Compiled
+        gradient is not clipped. Layers are in training mode: they use the mini-batch's statistics,
+        and dropout draws from the present state of its random numbers, so that each call drops the
+        same units. A run that splits its batches splits these images, too. The function is compiled
         once for each number of images.
 
         Args:
@@ -212,12 +215,12 @@ class Loop(ABC):
                 present ones by default.
 
         Returns:
-            The mean loss, and the gradient, float32 (P,). Parts of the gradient are not finite if
-            the loss scale is too high for them.
+            The mean loss, and the gradient, float32 (P,). Elements of the gradient are not finite
+            if they overflow at the present loss scale.
         """
         at = self.weights() if weights is None else weights
-        whole = self.settings.micro_batch == self.settings.batch
-        size = len(labels) if whole else self.settings.micro_batch
+        unsplit = self.settings.micro_batch == self.settings.batch
+        size = len(labels) if unsplit else self.settings.micro_batch
         if len(labels) <= size:
             return self.gradient_at(pixels, labels, at)
         loss, gradient = 0.0, np.zeros(len(at))
@@ -233,7 +236,7 @@ class Loop(ABC):
     def gradient_at(
         self, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Compute :meth:`gradients` of images that go through the network at once."""
+        """Compute :meth:`gradients` of images in a single pass through the network."""
 
     def sub_model(self, key: Hashable, make: Callable[[Any], Any]) -> Any:
         """Return the sub-model stored under ``key``; ``make(model)`` builds it the first time."""
@@ -247,17 +250,17 @@ class Loop(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that a loop of the same model needs to continue to the same bits."""
+        """Return everything that a loop of the same model needs to continue bit-identically."""
 
     @abstractmethod
     def load(self, state: dict[str, np.ndarray]) -> None:
-        """Take over a state that :meth:`state` returned."""
+        """Load a state that :meth:`state` returned."""
 
     def restart(self, fresh: Loop) -> None:
-        """Take over the seed and the initial state of ``fresh``, a loop of the same program.
+        """Adopt the seed and the initial state of ``fresh``, a loop of the same program.
 
-        The functions compiled here then train the run that ``fresh`` was made for; see
-        :func:`normbench.engine.reuse.program` for what the two runs must share.
+        The functions compiled here then train the run that ``fresh`` was made for. The two runs
+        must agree in :func:`normbench.engine.reuse.program`.
         """
         initial = fresh.state().values()  # in the same order; automatic names may differ
         self.load(dict(zip(self.state(), initial, strict=True)))
@@ -270,7 +273,7 @@ class Loop(ABC):
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Within the context, have a model's dropout layers drop nothing while it is traced."""
+    """Within the context, disable a model's dropout layers for tracing."""
     from normbench.network import layers_within
 
     rates = {
@@ -315,12 +318,12 @@ def splits_as(dataset: Any, convert: Callable[[np.ndarray], Any]) -> dict[str, t
 def stream_of(
     dataset: Any, settings: LoopSettings, put: Callable[[np.ndarray], Any]
 ) -> ImageStream | None:
-    """Return the stream of a data set whose images are not all to be on the device, else None.
+    """Return the stream of a data set, or None if all its images are on the device.
 
     Args:
         dataset: Has the splits train, validation and test.
-        settings: Says how large chunks are.
-        put: Brings an array to the device.
+        settings: Has the size of chunks.
+        put: Copies an array to the device.
     """
     if not settings.chunk_bytes:
         return None
@@ -347,10 +350,10 @@ def update_weights(
 ) -> tuple[list[Any], list[list[Any]], tuple[Any, Any], Any]:
     """Take one step of the optimizer, guarded by the loss scale if there is one.
 
-    With a scaled loss, a step whose gradient is not finite is left out and the scale is halved;
+    With a scaled loss, a step whose gradient is not finite is skipped and the scale is halved;
     the scale doubles after ``GROWTH_STEPS`` finite steps (Micikevicius et al. 2018, section 3.2).
 
-    All weights stand in one or several vectors: see ``WeightVectors`` in
+    The weights are laid out in one or several vectors; see ``WeightVectors`` in
     :mod:`normbench.engine.flat_weights`.
 
     Args:
@@ -359,12 +362,12 @@ def update_weights(
         gradients: Gradients of the scaled loss, one vector for each of ``weights``.
         slots: For each vector of weights, the optimizer's slots, each float32 (P,).
         rate: The learning rate, float32 scalar.
-        step: Steps taken before this one, int32 scalar.
+        step: Number of steps taken before this one, int32 scalar.
         decayed: For each vector of weights, 1 where weight decay applies, else 0.
         scale: The loss scale, and the number of finite steps since it last changed.
 
     Returns:
-        The weights, the slots, the scale with its count of finite steps, and the norm of the
+        The weights, the slots, the scale with its number of finite steps, and the norm of the
         gradient.
     """
     factor, finite_steps = scale
@@ -401,7 +404,7 @@ def _update_vector(
     """Return the weights and slots after a step.
 
     ``slots_and_guard`` are the slots and, with a scaled loss, a boolean that is false if the step
-    must be left out.
+    must be skipped.
     """
     slots = list(slots_and_guard[: optimizer.slots])
     guard = slots_and_guard[optimizer.slots :]
@@ -419,7 +422,7 @@ def clip_gradients(
     gradients: list[Any],
     scale: Any,
 ) -> list[Any]:
-    """Clip the gradients, which are of the loss times ``scale``, if the optimizer asks for it."""
+    """Clip the gradients of the loss times ``scale``, if the optimizer clips."""
     if not settings.optimizer.agc:
         return gradients
     factor = scale if settings.scaled_loss else 1.0
@@ -427,7 +430,7 @@ def clip_gradients(
 
 
 def apply_constraints(variables: list[Any], values: list[Any]) -> list[Any]:
-    """Pass each new value through its variable's Keras constraint, where it has one."""
+    """Apply each variable's Keras constraint, if it has one, to its new value."""
     return [
         value if variable.constraint is None else variable.constraint(value)
         for variable, value in zip(variables, values, strict=True)
@@ -435,7 +438,7 @@ def apply_constraints(variables: list[Any], values: list[Any]) -> list[Any]:
 
 
 def variable_names(variables: list[Any]) -> list[str]:
-    """Return names of a model's variables for a checkpoint: paths made unique by an index."""
+    """Return names of a model's variables for a checkpoint: indexed paths, which are unique."""
     return [f"model/{index:03d}/{variable.path}" for index, variable in enumerate(variables)]
 
 
@@ -460,7 +463,7 @@ def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
 
 
 def objective(outputs: Any, labels: Any, smoothing: float, auxiliary_weight: float) -> Any:
-    """Return the minimized loss: mean cross-entropy, plus that of auxiliary classifiers.
+    """Return the loss to minimize: mean cross-entropy, plus that of auxiliary classifiers.
 
     Args:
         outputs: Outputs of the model in training: logits (N, K), or a list of the logits and

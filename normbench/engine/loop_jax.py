@@ -1,8 +1,8 @@
 """The loop on JAX: an epoch's steps as one ``lax`` loop over a functional state.
 
-With ``devices`` above 1 every device has all images and the whole state. A micro-batch is split:
-each device takes its share through the network and back, and loss, gradients and moving statistics
-are averaged over the devices before the weights are updated, which all devices do alike.
+With ``devices`` above 1, every device has all images and the complete state. Micro-batches are
+split: each device runs forward and backward on its share. Loss, gradients and moving statistics are
+averaged over the devices, which then all apply the same weight update.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REPLICAS = "replicas"
 
 _EVERYWHERE, _SHARED_OUT = PartitionSpec(), PartitionSpec(REPLICAS)
 _STRIDE = np.uint32(0x9E3779B9)
-"""Distance of the seeds of two devices: 2³² over the golden ratio, so that no two come close."""
+"""Distance between the seeds of two devices: 2³² over the golden ratio, so that none are close."""
 
 
 class JaxLoop(Loop):
@@ -58,7 +58,7 @@ class JaxLoop(Loop):
         self._shapes = [tuple(v.shape) for v in self._variables]
         self._decayed = jnp.asarray(loop.decay_mask(self._variables))
         self._state: State = {
-            # Copies: the compiled steps take the state's memory over, the model keeps its own.
+            # Copies, because the compiled steps donate the state's buffers.
             "trainable": [jnp.array(v.value) for v in self._variables],
             "other": [jnp.array(v.value) for v in model.non_trainable_variables],
             "slots": [jnp.zeros_like(self._decayed) for _ in range(settings.optimizer.slots)],
@@ -82,7 +82,7 @@ class JaxLoop(Loop):
         if self.stream:
             data, epoch = self._chunk_shapes(self.stream.images)
             self._run.trace(self._state, data, epoch, number, number, rates)
-            # Other sizes are traced when they come: this one shows if a layer refuses images.
+            # Other sizes are traced when needed; this one shows whether a layer refuses images.
             self._score.trace(*weights, *self._chunk_shapes(self.settings.eval_batch)[0])
             return
         epoch = jax.eval_shape(self._draw, jnp.int32(0), jnp.uint32(0))
@@ -91,7 +91,7 @@ class JaxLoop(Loop):
             self._score.trace(*weights, *self._splits[split])
 
     def _chunk_shapes(self, count: int) -> tuple[Any, Any]:
-        """Return shapes of ``count`` images and their labels; of their order and random words."""
+        """Return shapes of ``count`` images and labels, and of their order and random words."""
         assert self.stream is not None
         of = jax.ShapeDtypeStruct
         data = of((count, *self.stream.shape), jnp.uint8), of((count,), jnp.int32)
@@ -118,7 +118,7 @@ class JaxLoop(Loop):
         return Steps.empty().followed_by(*taken)
 
     def _take_steps(self, data: Any, epoch: Any, first: int, rates: np.ndarray) -> Steps:
-        """Take steps on images and labels, from step ``first`` of their order on."""
+        """Take steps on images and labels, starting with step ``first`` of their order."""
         count = len(rates)
         padded = np.zeros(self._steps, np.float32)
         padded[:count] = rates
@@ -190,7 +190,7 @@ class JaxLoop(Loop):
                     )
                 return loop.as_list(outputs)
 
-            # The sub-model is stored, too, so that no other object can get its id.
+            # Store the sub-model, too, so that no other object can get its id.
             self._inspections[key] = (sub_model, jax.jit(function))
         values = self._values()
         outputs = self._inspections[key][1](
@@ -256,7 +256,7 @@ class JaxLoop(Loop):
         return [f"{device.platform}:{device.id} {device.device_kind}" for device in used]
 
     def _put(self, values: np.ndarray) -> Any:
-        """Bring an array to each device of the run."""
+        """Copy an array to each device of the run."""
         return self._on_all(jnp.asarray(values))
 
     def _on_all(self, tree: Any) -> Any:
@@ -266,7 +266,7 @@ class JaxLoop(Loop):
         return jax.device_put(tree, NamedSharding(self._mesh, _EVERYWHERE))
 
     def _shared_out(self, images: Any) -> Any:
-        """Ask the compiler to compute images in equal shares, one for each device."""
+        """Tell the compiler to split images into equal shares, one per device."""
         if self._mesh is None or images.shape[0] % self.settings.devices:
             return images
         return lax.with_sharding_constraint(images, NamedSharding(self._mesh, _SHARED_OUT))
@@ -303,7 +303,7 @@ class JaxLoop(Loop):
         gradients = loop.clip_gradients(
             settings, self._variables, state["trainable"], gradients, state["scale"][0]
         )
-        # One vector of all weights: XLA compiles the whole step as one program.
+        # A single vector of all weights, because XLA compiles the complete step as one program.
         (weights,), (slots,), scale, norm = loop.update_weights(
             settings,
             [loop.flatten(state["trainable"])],
@@ -337,8 +337,8 @@ class JaxLoop(Loop):
         if self._mesh is None:
             return self._pass_here(*arguments)
         whole, shares = (_EVERYWHERE,) * 3, (_SHARED_OUT,) * 2
-        # check_vma=False: the gradient of a sum over devices, in synchronized layers, is then that
-        # of all devices' losses, which the mean over devices below needs.
+        # With check_vma=False, the gradient of a sum over devices in synchronized layers is that of
+        # all devices' losses, as the mean over devices below requires.
         on_all = jax.shard_map(
             self._pass_share,
             mesh=self._mesh,
@@ -359,13 +359,13 @@ class JaxLoop(Loop):
     def _pass_share(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any, Any, list[Any]]:
-        """Do what :meth:`_pass_here` does on one device's share; return the mean over devices."""
+        """Compute :meth:`_pass_here` on one device's share and return the mean over devices."""
         index = lax.axis_index(REPLICAS)
 
         def is_seed(value: Any) -> bool:
             return value.dtype == jnp.uint32  # the state of a layer's random numbers
 
-        # Each device draws numbers of its own, as it does for its own images on one device.
+        # Each device draws different random numbers, as different images do on one device.
         drawn = [v + index.astype(v.dtype) * _STRIDE if is_seed(v) else v for v in other]
         loss, hits, written, gradients = self._pass_here(trainable, drawn, scale, pixels, labels)
 
@@ -380,7 +380,7 @@ class JaxLoop(Loop):
     def _minimized(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, tuple[Any, Any, Any]]:
-        """Return the scaled loss of one pass; and the loss, logits and non-trainable values."""
+        """Return the scaled loss of one pass, and the loss, logits and non-trainable values."""
         settings = self.settings
         outputs, written, losses = self.model.stateless_call(
             trainable, other, settings.images.scale(pixels), training=True, return_losses=True
@@ -392,7 +392,7 @@ class JaxLoop(Loop):
         return minimized, (loss, logits_of(outputs), written)
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
-        """Pass one micro-batch after the other; average the losses and the gradients of all."""
+        """Run the micro-batches one after the other, and average their losses and gradients."""
         count = self.settings.micro_batches
         size = self.settings.batch // count
 
@@ -430,7 +430,7 @@ class JaxLoop(Loop):
         return lax.fori_loop(0, len(order) // batch, body, other)
 
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
-        """Return the sum of losses of each batch, the last one smaller, and the correct images."""
+        """Return each batch's sum of losses (the last may be smaller) and the correct images."""
         count, batch = int(images.shape[0]), self.settings.eval_batch
         full = count // batch
 
@@ -455,7 +455,7 @@ class JaxLoop(Loop):
 
 
 def _mesh(devices: int) -> Mesh | None:
-    """Return the first devices of this machine as a mesh of one axis; None for a single one."""
+    """Return this machine's first devices as a one-axis mesh, or None for a single device."""
     if devices == 1:
         return None
     return Mesh(np.array(jax.devices()[:devices]), (REPLICAS,))

@@ -1,13 +1,13 @@
-"""The images of a streamed data set, chunk by chunk, as a loop asks for them: :class:`ImageStream`.
+"""Images of a streamed data set, delivered to a loop in chunks: :class:`ImageStream`.
 
-A loop has all images of a resident data set on the device, and its compiled step gathers each batch
-from them. Of a streamed one it has a chunk: the images of some consecutive steps, gathered on the
-host in the order in which these steps take them. The same compiled step then gathers from the chunk
-in ascending order. Order and augmentation are drawn as for resident images, so that a run has the
-same bits either way.
+With a resident data set, all images are on the device, and a loop's compiled step gathers each
+batch from them. With a streamed data set, only a chunk is on the device: the images of some
+consecutive steps, gathered on the host in the order of these steps. The same compiled step then
+reads the chunk in ascending order. Order and augmentation are drawn as for resident images, so both
+ways are bit-identical.
 
-Neither tf.data nor Grain is used: each would bring an order of its own, and tf.data would bring
-TensorFlow to machines that train with JAX alone.
+Neither tf.data nor Grain is used: each would impose its own order, and tf.data would require
+TensorFlow on machines that train with JAX only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 CHUNK_BYTES = 1 << 26
-"""Bytes of images in a chunk: many steps on small images, and no fewer than one on large ones. The
-chunk in use and the next one are on the device, and for a moment one is in the machine's memory."""
+"""Bytes of images in a chunk: many steps for small images, at least one for large ones. The device
+has the chunk in use and the next one; host memory has one while it is being copied."""
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class _Making(threading.Thread):
     def run(self) -> None:
         try:
             self._value = self._make(self._index)
-        except BaseException as error:  # raised where the value is asked for
+        except BaseException as error:  # raised by result()
             self._error = error
 
     def result(self) -> Any:
@@ -52,9 +52,9 @@ class _Making(threading.Thread):
 
 
 def read_ahead(make: Callable[[int], T], indices: Iterable[int]) -> Generator[T]:
-    """Yield ``make(index)`` for each index; the next one is made in a thread meanwhile.
+    """Yield ``make(index)`` for each index, making the next value in a background thread.
 
-    When the generator ends or is closed, its thread has ended.
+    The thread has ended when the generator ends or is closed.
     """
     remaining = iter(indices)
 
@@ -66,7 +66,7 @@ def read_ahead(make: Callable[[int], T], indices: Iterable[int]) -> Generator[T]
     try:
         while pending is not None:
             value = pending.result()
-            # Not before: memory is to hold the value in use and the one after it, no third.
+            # Not earlier: only the value in use and the next one may be in memory.
             pending = begin()
             yield value
             del value
@@ -77,11 +77,11 @@ def read_ahead(make: Callable[[int], T], indices: Iterable[int]) -> Generator[T]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What some consecutive steps of an epoch are trained on, on the device.
+    """Data of some consecutive steps of an epoch, on the device.
 
     Attributes:
-        first: The first of the steps in the epoch.
-        images: uint8 (N, H, W, C) in the order in which the steps take them.
+        first: Index in the epoch of the first step.
+        images: uint8 (N, H, W, C), in the order of the steps.
         labels: int32 (N,).
         words: Two random words of each image, uint32 (N,).
     """
@@ -97,13 +97,13 @@ class ImageStream:
 
     Args:
         dataset: Has the splits train, validation and test.
-        batch: Images of a training step.
-        eval_batch: Images of an evaluation step.
-        chunk_bytes: Bytes of the images of a chunk; a chunk has one step at least.
-        put: Brings an array to the device.
+        batch: Images per training step.
+        eval_batch: Images per evaluation step.
+        chunk_bytes: Bytes of images per chunk; a chunk has at least one step.
+        put: Copies an array to the device.
 
     Attributes:
-        steps: Steps of a training chunk. All chunks have as many, so that one program fits all.
+        steps: Steps per training chunk, the same for all chunks, so that one program fits all.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ImageStream:
 
     @property
     def images(self) -> int:
-        """Images of a training chunk."""
+        """Number of images in a training chunk."""
         return self.steps * self._batch
 
     def begin_epoch(self, order: np.ndarray, words: tuple[np.ndarray, ...]) -> None:
@@ -142,7 +142,7 @@ class ImageStream:
         self._order, self._words = order, words
 
     def close(self) -> None:
-        """Stop reading ahead, and let go of the chunk on the device."""
+        """Stop reading ahead, and release the chunk on the device."""
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = self._chunk = None
@@ -150,15 +150,15 @@ class ImageStream:
     def training(self, first: int, rates: np.ndarray) -> Iterator[tuple[Chunk, int, np.ndarray]]:
         """Divide steps of the epoch among its chunks.
 
-        What follows is read ahead beyond the last of the steps: the next call asks for it.
+        Reading ahead goes beyond the last of these steps, for the next call.
 
         Args:
-            first: The first step in the epoch.
+            first: Index in the epoch of the first step.
             rates: Learning rate of each step.
 
         Yields:
-            A chunk, the first step to take counted from the chunk's first, and the learning rates
-            of the steps to take. Once at least, even if there are no steps.
+            A chunk, the index in the chunk of the first step to take, and the learning rates of the
+            steps to take. Yields at least once, even if there are no steps.
         """
         last = first + len(rates)
         step = first
@@ -178,12 +178,12 @@ class ImageStream:
             self.close()
             count = -(-self._steps_per_epoch // self.steps)
             self._ahead = read_ahead(self._read_chunk, range(index, count))
-        self._chunk = None  # memory is to hold no third one
+        self._chunk = None  # only two chunks may be in memory
         self._chunk = (index, next(self._ahead))
         return self._chunk[1]
 
     def _read_chunk(self, index: int) -> Chunk:
-        # The last one begins earlier, and has some steps of the one before, to be as long as it.
+        # To have the full length, the last chunk begins earlier and overlaps with the one before.
         first = min(index * self.steps, self._steps_per_epoch - self.steps)
         chosen = slice(first * self._batch, (first + self.steps) * self._batch)
         positions = self._order[chosen]
@@ -193,12 +193,12 @@ class ImageStream:
         return Chunk(first, images, labels, (word0, word1))
 
     def population(self, batch: int) -> Generator[Any]:
-        """Yield the training images in the order of the epoch, in chunks of whole batches.
+        """Yield the training images in the order of the epoch, in chunks of complete batches.
 
         Args:
-            batch: Images of a batch. Those that do not fill a last one are left out.
+            batch: Images per batch. An incomplete last batch is left out.
         """
-        self.close()  # memory is to hold two chunks
+        self.close()  # only two chunks may be in memory
         size = max(1, self._most // batch) * batch
         stop = len(self._order) // batch * batch
 
@@ -209,8 +209,8 @@ class ImageStream:
         return read_ahead(read, range(0, stop, size))
 
     def evaluation(self, split: str) -> Generator[tuple[Any, Any]]:
-        """Yield images and labels of a split, in chunks of whole batches but for the last batch."""
-        self.close()  # memory is to hold two chunks
+        """Yield images and labels of a split, in chunks of batches; the last may be incomplete."""
+        self.close()  # only two chunks may be in memory
         part = getattr(self._dataset, split)
         size = max(1, self._most // self._eval_batch) * self._eval_batch
 
@@ -224,7 +224,7 @@ class ImageStream:
 
 def _gathered(images: Any, positions: np.ndarray) -> np.ndarray:
     """Return the images at some positions, in their order."""
-    # Read in the order of the file, which a disk has them in: the order of an epoch is random.
+    # Read in file order, which is faster on a disk than the random order of the epoch.
     ascending = np.argsort(positions)
     gathered = np.empty((len(positions), *images.shape[1:]), images.dtype)
     gathered[ascending] = images[positions[ascending]]

@@ -43,7 +43,7 @@ class TensorFlowLoop(Loop):
         self._shapes = [tuple(v.shape) for v in self._variables]
         self._vectors = WeightVectors(self._shapes, None if has_gpu() else LARGE)
         decayed = self._vectors.split(loop.decay_mask(self._variables))
-        # One number is enough where all weights of a vector are decayed, or none is.
+        # A scalar is enough if all weights of a vector are decayed, or none.
         self._decayed = [tf.constant(mask if np.ptp(mask) else mask[0]) for mask in decayed]
         self._slots = [
             [
@@ -55,20 +55,22 @@ class TensorFlowLoop(Loop):
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
         self._finite_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
-        # The order of the images that are on the device, and their random words.
-        held = self.stream.images if self.stream else self._count
-        self._order = tf.Variable(tf.range(held), trainable=False)
-        self._words = [tf.Variable(tf.zeros(held, tf.uint32), trainable=False) for _ in range(2)]
+        # The order of the images on the device, and their random words.
+        resident = self.stream.images if self.stream else self._count
+        self._order = tf.Variable(tf.range(resident), trainable=False)
+        self._words = [
+            tf.Variable(tf.zeros(resident, tf.uint32), trainable=False) for _ in range(2)
+        ]
         number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
-        # The seed is an argument, so that the next run's seed needs no trace of its own.
+        # The seed is an argument, so that the next run's seed needs no new trace.
         seed = tf.TensorSpec([], tf.uint32)
         self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
-        # The number of steps is left open, so that another number needs no trace of its own.
+        # The number of steps is unspecified, so that a different number needs no new trace.
         shape = dataset.test.images.shape[1:]
-        chunk = [tf.TensorSpec([held, *shape], tf.uint8), tf.TensorSpec([held], tf.int32)]
+        chunk = [tf.TensorSpec([resident, *shape], tf.uint8), tf.TensorSpec([resident], tf.int32)]
         data = chunk if self.stream else []
         self._run = tf.function(self._run_steps, [number, numbers, *data], autograph=False)
-        # The number of images is left open: one trace serves both splits and their last batches.
+        # The number of images is unspecified: one trace serves both splits and their last batches.
         any_images = tf.TensorSpec([None, *shape], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
         seen = [any_images] if self.stream else []
@@ -86,8 +88,8 @@ class TensorFlowLoop(Loop):
         self.begin_epoch(0)
         if self._is_compiled:
             return
-        # XLA compiles when a function is first used. That is done here, in a step that is then
-        # undone, so that it does not count as training time.
+        # XLA compiles a function at its first call. Take a step here and undo it, so that compiling
+        # does not count as training time.
         before = self.state()
         self.train(0, np.zeros(1, np.float32))
         self.load(before)
@@ -157,7 +159,7 @@ class TensorFlowLoop(Loop):
                 [images],
                 autograph=False,
             )
-            # The sub-model is stored, too, so that no other object can get its id.
+            # Store the sub-model, too, so that no other object can get its id.
             self._inspections[key] = (sub_model, function)
         outputs = self._inspections[key][1](tf.constant(pixels))
         return [output.numpy() for output in outputs]
@@ -193,7 +195,7 @@ class TensorFlowLoop(Loop):
         return [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
 
     def _named_state(self) -> dict[str, Any]:
-        """Return the variables of the state by name, all but the optimizer's slots."""
+        """Return the variables of the state by name, except the optimizer's slots."""
         variables = self.model.variables
         names = loop.variable_names(variables)
         named = {name: v.value for name, v in zip(names, variables, strict=True)}
@@ -204,7 +206,7 @@ class TensorFlowLoop(Loop):
         return named
 
     def _draw_epoch(self, epoch: Any, seed: Any) -> list[Any]:
-        """Draw order and random words of an epoch; return them if the images are streamed."""
+        """Draw the order and random words of an epoch; return them if the images are streamed."""
         order = epoch_order(seed, epoch, self._count)
         words = epoch_words(seed, AUGMENT, epoch, self._count)
         if self.stream:
@@ -267,7 +269,7 @@ class TensorFlowLoop(Loop):
         return loss, hits, norm
 
     def _prepare(self, images: Any, chosen: Any, words: Any) -> Shards:
-        """Return chosen images, augmented and scaled: in shards, or whole to be split further."""
+        """Return chosen images, augmented and scaled: in shards, or unsplit for micro-batches."""
         count = self._shards if self.settings.micro_batches == 1 else 1
         shards = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
         prepare = self.settings.images.prepare
@@ -302,7 +304,7 @@ class TensorFlowLoop(Loop):
         return forward(self.model, scaled, self._shards, training=True)
 
     def _passes(self, scaled: Any, labels: Any) -> tuple[Any, Any, list[Any]]:
-        """Pass one micro-batch after the other; average the losses and the gradients of all."""
+        """Run the micro-batches one after the other, and average their losses and gradients."""
         count, size = self.settings.micro_batches, self.settings.micro_batch
 
         def body(index: Any, loss: Any, hits: Any, gradients: Any) -> Any:
@@ -318,7 +320,7 @@ class TensorFlowLoop(Loop):
 
         zeros = [tf.zeros(v.shape, v.value.dtype) for v in self._variables]
         start = (tf.constant(0), tf.constant(0.0), tf.constant(0), zeros)
-        # One at a time, because the activations of several do not fit into memory.
+        # One at a time, because memory may not fit the activations of several.
         end = tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)
         return end[1:]
 
@@ -329,7 +331,7 @@ class TensorFlowLoop(Loop):
         with tf.GradientTape() as tape:
             tape.watch(weights)
             values = [*loop.unflatten(weights, self._shapes), *other]
-            # Within the scope, layers read these values, and their assignments change no variable.
+            # Within the scope, layers read these values, and assignments do not change variables.
             mapping = list(zip(variables, values, strict=True))
             with keras.StatelessScope(mapping, collect_losses=True):
                 loss = self._loss(self._forward(settings.images.scale(pixels)), labels)
@@ -340,7 +342,7 @@ class TensorFlowLoop(Loop):
         return loss, gradient / self._scale if settings.scaled_loss else gradient
 
     def _see_training_images(self, *chunk: Any) -> None:
-        """Pass the images of a chunk in their order, or the training images in the epoch's."""
+        """Run a chunk's images in their order, or all training images in the epoch's order."""
         batch = self.settings.micro_batch
         if chunk:
             images, count = chunk[0], tf.shape(chunk[0])[0]
@@ -361,7 +363,7 @@ class TensorFlowLoop(Loop):
         scaled = self.settings.images.scale(pixels)
         if not batch_statistics:
             return loop.as_list(forward(sub_model, scaled, shards, training=False))
-        # Layers update their moving averages as they normalize: restore them in the same call.
+        # Layers update their moving averages as they normalize, so restore them in the same call.
         written = sub_model.non_trainable_variables
         before = [variable.value.read_value() for variable in written]
         with loop.without_dropout(sub_model):
@@ -371,7 +373,7 @@ class TensorFlowLoop(Loop):
         return outputs
 
     def _score_split(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Return the sum of losses of each batch, the last one smaller, and the correct images."""
+        """Return each batch's sum of losses (the last may be smaller) and the correct images."""
         count, batch = tf.shape(labels)[0], self.settings.eval_batch
 
         def body(start: Any, losses: Any, hits: Any) -> Any:
@@ -387,6 +389,6 @@ class TensorFlowLoop(Loop):
             lambda start, *_: start < count,
             body,
             (0, losses, 0),
-            parallel_iterations=self._shards,  # batches side by side: they are independent
+            parallel_iterations=self._shards,  # batches are independent
         )
         return losses.stack(), hits

@@ -1,4 +1,4 @@
-"""The number of micro-batches that a run's batch is split into, and its record: MicroBatches."""
+"""The number of micro-batches that a run's batch is split into: :class:`MicroBatches`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from normbench.errors import is_out_of_memory
 
 
 class MicroBatches:
-    """Decides the number of micro-batches of one run (``accumulate=``).
+    """Decides and records the number of micro-batches of one run (``accumulate=``).
 
-    A number in the config is used as it is. With ``accumulate=auto`` a run begins with its batch
-    whole, or split as its record says, and splits it further each time memory runs out. Splitting
-    changes which images batch statistics are computed over, so it is done only on request, and is
-    recorded.
+    A number in the config is used directly. With ``accumulate=auto``, a run starts with an unsplit
+    batch, or with the split in its record, and splits it further each time memory runs out.
+    Splitting changes the images that batch statistics are computed over, so it is only done on
+    request, and is recorded.
 
     Args:
         config: Config of the run.
-        meta: The run's ``meta.json``, if it was begun before.
-        allowed: Whether ``auto`` may split further now; a sweep first tries again with fewer runs
-            beside this one.
+        meta: The run's ``meta.json``, if it exists.
+        allowed: Whether ``auto`` may split further now; a sweep first retries with fewer runs in
+            parallel.
 
     Attributes:
         count: Micro-batches per batch.
-        history: For the record, each ``count`` and the number of completed epochs (``epoch``) from
-            which on it was used.
+        history: For the record, each ``count`` and the number of completed epochs (``epoch``) when
+            it came into use.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class MicroBatches:
         self.count: int = self.history[-1]["count"]
 
     def helps_against(self, error: BaseException) -> bool:
-        """Return whether an error is a lack of memory that smaller micro-batches may end."""
+        """Return whether an error is a lack of memory that smaller micro-batches may fix."""
         return self._may_split and self.count < self._batch and is_out_of_memory(error)
 
     def split(self, epoch: int) -> None:
-        """At least double the number of micro-batches: slightly smaller ones would hardly help.
+        """Increase the number of micro-batches, at least twofold, because less would hardly help.
 
         Args:
             epoch: Number of completed epochs from which training continues.

@@ -1,9 +1,9 @@
 """The interfaces that watch a run: :class:`Observer`, :class:`Probe` and :class:`Logger`.
 
-An observer hears how a run goes (the screen, a sweep's worker). A probe measures something in the
-network after an epoch. A logger writes a run's rows where another tool reads them. Probes and
-loggers are plug-ins: implement the class here, and name it as ``_target_`` in a file of
-``conf/probe`` or ``conf/logger``.
+An observer follows a run's progress (the screen, a sweep's worker). A probe measures something in
+the network after an epoch. A logger exports a run's rows to another tool. Probes and loggers are
+plug-ins: subclass the class here, and name the subclass as ``_target_`` in a file of ``conf/probe``
+or ``conf/logger``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Observer:
         acc: float | None,
         images_per_s: float | None,
     ) -> None:
-        """``step`` steps of ``epoch``, counted from 1, are done; means are of the epoch so far."""
+        """``step`` steps of ``epoch`` (from 1) are done; values are means of the epoch so far."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is complete; ``row`` is its line of ``metrics.jsonl``."""
@@ -66,19 +66,18 @@ class Observer:
 
 @dataclass(frozen=True)
 class ProbeValue:
-    """How reports call, scale and draw a value that a probe measures.
+    """How reports name, scale and plot a value that a probe measures.
 
-    It is recorded with each run, so that a report needs no code of the probe.
+    It is recorded with each run, so that a report does not need the probe's code.
 
     Attributes:
-        name: The value's name in what ``measure`` returns.
-        label: Words for an axis or a heading, unit not included.
+        name: The value's name in the result of ``measure``.
+        label: Label of an axis or a heading, without the unit.
         unit: Unit after scaling, as ``%``; empty for a pure number.
         scale: Factor from a measured value to one in ``unit``.
         digits: Digits after the decimal point.
-        higher_is_better: None where neither direction is better.
-        curve: Scale of the axis in the figure against epochs, ``linear`` or ``log``; empty where
-            there is no such figure.
+        higher_is_better: None if neither direction is better.
+        curve: Axis scale of the figure over epochs, ``linear`` or ``log``; empty for no figure.
     """
 
     name: str
@@ -91,13 +90,13 @@ class ProbeValue:
 
 
 class Probe(ABC):
-    """Measures something in a network after an epoch, and changes nothing.
+    """Measures something in a network after an epoch, without changing the run.
 
     Attributes:
         name: Name of the probe, as in ``probe=NAME``.
         every: Epochs between two measurements; the last epoch is always measured.
-        values: How reports show its values. A value that is not listed is shown by its name, and
-            drawn against epochs only if the probe lists none.
+        values: How reports show its values. A value that is not listed is shown under its name, and
+            plotted over epochs only if the probe lists none.
     """
 
     name: str
@@ -106,7 +105,7 @@ class Probe(ABC):
 
     @abstractmethod
     def check(self, model: keras.Model) -> None:
-        """Refuse a network in which this cannot be measured.
+        """Refuse a network that cannot be measured.
 
         Raises:
             UserError: For example, the network lacks a layer that an option names.
@@ -119,13 +118,13 @@ class Probe(ABC):
         They are written to the epoch's row of metrics as ``probe/<probe>/<name>``.
 
         Args:
-            loop: Answers questions about the network: ``inspect``, ``gradients``, ``evaluate``.
+            loop: Gives access to the network: ``inspect``, ``gradients``, ``evaluate``.
             dataset: Splits of the run's data set.
         """
 
 
 def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
-    """Make the probes that ``config.probe`` names, each with ``_target_`` and options.
+    """Make the probes in ``config.probe``, each given by ``_target_`` and options.
 
     Raises:
         UserError: A probe does not take one of its options.
@@ -145,7 +144,7 @@ def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
 
 
 def described_values(probes: Sequence[Probe | type[Probe]]) -> dict[str, dict[str, Any]]:
-    """Return how reports show the values of probes, by column, for the record of a run."""
+    """Return the probes' :class:`ProbeValue` as dicts, by column, for the record of a run."""
     described = {}
     for probe in probes:
         for value in probe.values:
@@ -167,7 +166,7 @@ def due_probes(probes: list[Probe], epoch: int, epochs: int) -> list[Probe]:
 
 
 def measure_probes(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[str, float]:
-    """Return what all probes measure, by the names of columns in a row of metrics."""
+    """Return the values of all probes by column of a row of metrics."""
     return {
         f"probe/{probe.name}/{key}": value
         for probe in probes
@@ -179,10 +178,10 @@ def measure_probes(probes: list[Probe], loop: Loop, dataset: Dataset) -> dict[st
 
 
 class Logger(ABC):
-    """Writes the rows of a run where another tool reads them.
+    """Exports the rows of a run to another tool.
 
-    The run's folder stays the evidence. A logger may receive rows again that it received from an
-    earlier session of the run, and must then store each of them once.
+    The run's folder remains the authoritative record. A logger may receive rows again that it
+    received in an earlier session of the run; it must store each of them only once.
 
     Attributes:
         name: Name of the logger, as in ``logger=NAME``.
@@ -200,15 +199,14 @@ class Logger(ABC):
 
     @abstractmethod
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The session ended with ``summary["status"]``: close what was opened."""
+        """The session ended with ``summary["status"]``: release all resources."""
 
 
 def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
-    """Make the loggers that ``config.logger`` names, each with ``_target_`` and options.
+    """Make the loggers in ``config.logger``, each given by ``_target_`` and options.
 
     Raises:
-        UserError: A logger does not take one of its options, or the library that it writes with is
-            not installed.
+        UserError: A logger does not take one of its options, or its library is not installed.
     """
     loggers = []
     for name, group in groups.items():
@@ -224,7 +222,7 @@ def make_loggers(groups: Mapping[str, Mapping[str, Any]]) -> list[Logger]:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row or a summary, without its texts and its missing values."""
+    """Return the numeric values of a row or a summary, without texts and missing values."""
     return {
         key: float(value)
         for key, value in row.items()
@@ -238,31 +236,31 @@ def final_results(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flattened(config: Config) -> dict[str, Any]:
-    """Return the keys of a config with their values: ``norm.groups`` and 8."""
-    found = leaves(config.to_dict())
-    return {key: value for key, value in found if not isinstance(value, Mapping)}
+    """Return a config as a flat dict with dotted keys, such as ``norm.groups``: 8."""
+    pairs = leaves(config.to_dict())
+    return {key: value for key, value in pairs if not isinstance(value, Mapping)}
 
 
 def check_text(option: str, value: Any) -> None:
-    """Refuse a value of the option of a logger, as ``mlflow.uri``, that is no text or empty.
+    """Check that the value of a logger's option, such as ``mlflow.uri``, is a non-empty string.
 
     Raises:
-        UserError: It is.
+        UserError: It is not.
     """
     if not value or not isinstance(value, str):
-        raise UserError(f"logger.{option} must be a text, got {value!r}")
+        raise UserError(f"logger.{option} must be a non-empty string, got {value!r}")
 
 
 class LoggingObserver(Observer):
     """Passes the events of a run on to another observer and to the run's loggers.
 
-    A logger that fails (a server that is down, a full disk) is left out from then on, and the run's
-    log says so: no logger is worth a run.
+    A logger that fails (a server that is down, a full disk) is disabled from then on, and the run's
+    log says so; it must not end the run.
 
     Args:
         observer: Receives every event, before the loggers.
         loggers: Receive the rows and the end of the run.
-        run: Folder whose earlier rows the loggers receive.
+        run: Run whose earlier rows the loggers receive.
         config: Config of the run.
     """
 
@@ -277,7 +275,7 @@ class LoggingObserver(Observer):
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         self._observer.on_start(info)
-        if self._loggers and not self._started:  # a run starts once more where its batch is split
+        if self._loggers and not self._started:  # on_start is called again after a batch is split
             self._started = True
             self._call_loggers("start", self._run, self._config, self._run.metrics())
 
@@ -302,7 +300,7 @@ class LoggingObserver(Observer):
             except Exception as error:
                 self._loggers.remove(logger)
                 log.warning(
-                    "logger=%s failed and is left out: %s: %s",
+                    "logger=%s failed and is disabled: %s: %s",
                     logger.name,
                     type(error).__name__,
                     error,

@@ -1,8 +1,8 @@
-"""Optimizers, each a pure formula over vectors of weights: :class:`SGD`, :class:`AdamW`.
+"""Optimizers as pure functions of weight vectors: :class:`SGD`, :class:`AdamW`.
 
-The loops lay the weights end to end (:mod:`normbench.engine.flat_weights`): one update of one long
-vector takes a dozen operations, an update of each variable a dozen per variable, which at batch 16
-on a CPU is a large share of a step.
+The loops lay the weights end to end (:mod:`normbench.engine.flat_weights`): updating one long
+vector takes a dozen operations; updating each variable takes a dozen per variable, a large share of
+a step at batch 16 on a CPU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Tensor = Any
 class SGD:
     """Stochastic gradient descent with momentum and coupled weight decay.
 
-    v ← m·v + g + λ·w; w ← w − η·v, or with Nesterov's form w ← w − η·(g + λ·w + m·v)
-    (Sutskever et al. 2013, as in PyTorch: η multiplies the velocity, so a change of the rate
-    does not leave old steps at the old rate).
+    v ← m·v + g + λ·w; w ← w − η·v, or in Nesterov's form w ← w − η·(g + λ·w + m·v) (Sutskever et
+    al. 2013). As in PyTorch, η multiplies the velocity, so a change of the rate also applies to
+    earlier gradients in the velocity.
 
     Args:
         momentum: m, weight of the old velocity, in [0, 1).
         nesterov: Whether to use Nesterov's form.
-        weight_decay: λ, applied to kernels alone.
+        weight_decay: λ, applied to kernels only.
         agc: λ of :func:`clip_adaptively`, the largest norm of a unit's gradient as a share of its
             weights' norm; 0 for no clipping.
     """
@@ -54,12 +54,12 @@ class SGD:
         step: Tensor,
         decayed: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the weights and slots after a step; all float32 (P,) but ``rate`` and ``step``.
+        """Return the weights and slots after a step; all float32 (P,) except ``rate``, ``step``.
 
         Args:
             weights: A vector of trainable weights.
             gradient: Gradient of the loss.
-            slots: State of the optimizer between steps, zeros at first.
+            slots: State of the optimizer between steps, initially zeros.
             rate: Learning rate, float32 scalar.
             step: Number of steps taken before this one, int32 scalar.
             decayed: 1 where weight decay applies, else 0.
@@ -78,7 +78,7 @@ class AdamW:
         beta1: Weight of the old first moment, in [0, 1).
         beta2: Weight of the old second moment, in [0, 1).
         epsilon: Added to the root of the second moment.
-        weight_decay: λ, applied to kernels alone; w loses η·λ·w a step.
+        weight_decay: λ, applied to kernels only; a step subtracts η·λ·w from w.
         agc: As for :class:`SGD`.
     """
 
@@ -119,7 +119,7 @@ class AdamW:
 
 
 def is_decayed(variable: Any) -> bool:
-    """Return whether weight decay applies: to kernels, not to gains, biases and the like."""
+    """Return whether weight decay applies: to kernels, but not to gains, biases and others."""
     return variable.name.endswith("kernel")
 
 
@@ -148,10 +148,10 @@ def clip_adaptively(
     """Shrink each unit's gradient to at most ``factor`` times the norm of its weights.
 
     Brock et al. 2021, eq. 3 (arXiv 2102.06171). A unit is an output channel of a kernel, a filter
-    of a depthwise one, or a whole vector of biases or gains.
+    of a depthwise kernel, or an entire vector of biases or gains.
 
     Args:
-        variables: Trainable variables; their names tell kernels and the last layer.
+        variables: Trainable variables; their names identify kernels and the last layer.
         weights: Values of the variables.
         gradients: Gradients of the loss times ``scale``.
         factor: λ, above 0.

@@ -1,8 +1,8 @@
-"""Layers of Keras's own that compute what this package's layers do: :func:`plain_layer`.
+"""Equivalents of this package's layers among Keras's own layers: :func:`plain_layer`.
 
-Equal means equal outputs in inference, within rounding. Weights are constants there, so that a
-parametrized kernel is stored as it is convolved with. To give a further normalization an equal, add
-it to :func:`_normalizations`.
+Equivalent layers have equal outputs in inference, within rounding. Because weights are constant in
+inference, the effective kernel of a parametrized layer is stored. To add an equivalent for another
+normalization, add it to :func:`_normalizations`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from normbench.norms.convolution import KernelLayer
 
 _WITH_KERNEL = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _TRAINING_ONLY = ("_initializer", "_regularizer", "_constraint")
-"""Endings of the options of Keras's layers that change nothing in inference."""
+"""Suffixes of options of Keras layers that have no effect in inference."""
 
-Equal = Callable[[Any, dict[str, Any]], keras.layers.Layer]
-"""A function from a layer, and options that every layer takes, to its equal without weights."""
+Equivalent = Callable[[Any, dict[str, Any]], keras.layers.Layer]
+"""A function from a layer, and options that every layer takes, to its equivalent."""
 
 
 def plain_layer(layer: Any) -> Any:
-    """Return the equal of a layer among Keras's own layers, without the values of its weights.
+    """Return a layer's equivalent among Keras's own layers, without the values of its weights.
 
     Raises:
-        UserError: The layer has no equal.
+        UserError: The layer has no equivalent.
     """
     kind = type(layer)
     if not isinstance(layer, keras.layers.Layer):  # an operation such as keras.ops.add: no state
@@ -43,13 +43,13 @@ def plain_layer(layer: Any) -> Any:
         if make := _normalizations().get(kind):
             return make(layer, options)
     raise UserError(
-        f"layer {layer.name} ({kind.__name__}) has no equal among Keras's own layers: export the "
-        "model without --plain"
+        f"layer {layer.name} ({kind.__name__}) has no equivalent among Keras's own layers: export "
+        "the model without --plain"
     )
 
 
 def plain_weights(layer: Any) -> dict[str, Any]:
-    """Return the values of the weights of a layer's equal, by the attributes that hold them."""
+    """Return the weights of a layer's equivalent, by attribute name."""
     if isinstance(layer, _WITH_KERNEL):
         kernel = layer.effective_kernel(False) if isinstance(layer, KernelLayer) else layer.kernel
         return {"kernel": kernel, **({"bias": layer.bias} if layer.use_bias else {})}
@@ -59,15 +59,15 @@ def plain_weights(layer: Any) -> dict[str, Any]:
 
 
 def _without_training(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a layer of Keras's without options that matter in training alone.
+    """Return a Keras layer's config without options that only matter in training.
 
-    They may name classes of this package, which a plain model must load without.
+    They may refer to classes of this package, which a plain model must not need to load.
     """
     return {key: value for key, value in config.items() if not key.endswith(_TRAINING_ONLY)}
 
 
-def _normalizations() -> dict[type, Equal]:
-    """Return the equal of each normalization that has one."""
+def _normalizations() -> dict[type, Equivalent]:
+    """Return the equivalents of normalizations, by class."""
     return {
         norms.BatchNormalization: _batch,
         norms.GhostBatchNormalization: _batch,  # differs from batch normalization in training
@@ -77,7 +77,7 @@ def _normalizations() -> dict[type, Equal]:
         norms.KerasBatchNormalization: _batch,
         norms.GroupNormalization: _group,
         norms.LayerNormalization: _group,  # one group: over positions and channels
-        norms.InstanceNormalization: _group,  # a channel a group
+        norms.InstanceNormalization: _group,  # one channel per group
         norms.PositionalNormalization: _positional,
     }
 

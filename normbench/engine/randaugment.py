@@ -1,15 +1,15 @@
 """Color jitter and RandAugment on batches of uint8 images.
 
-The entry points are :func:`jittered` and :func:`randaugmented`. Everything is computed in whole
-numbers, so that all backends draw the same pixels. The operations are Pillow's (``ImageEnhance``,
+The entry points are :func:`jittered` and :func:`randaugmented`. All arithmetic uses integers, so
+that all backends produce the same pixels. The operations are Pillow's (``ImageEnhance``,
 ``ImageOps``), which the reference implementations of RandAugment apply to one image at a time.
 
-Each image takes another of the fourteen operations, but the operations of a batch must be one
-program. They come down to three kinds. A geometric operation is a table of source positions, known
-in advance because all images have one size and one magnitude. An operation on single pixels is a
-table of 256 levels for each channel of an image. Only two operations look at other channels or at
-neighbors. So a batch takes two gathers and two blends, each of which leaves alone the images that
-drew something else.
+Each image draws one of the fourteen operations, but a batch must be processed by one program. There
+are three kinds of operations. A geometric operation is a table of source positions, known in
+advance because size and magnitude are the same for all images. An operation on single pixels is a
+table of 256 levels per image and channel. Only two operations depend on other channels or
+neighbors. So a batch takes two gathers and two blends, each of which leaves images that drew
+another operation unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LUMA = (19595, 38470, 7471)  # red, green and blue of ITU-R 601-2 over 2**16, a
 def jittered(pixels: Any, word: Any, strength: float) -> Any:
     """Change brightness, contrast and saturation of each image, in this order.
 
-    Each by a factor drawn evenly from 1 - strength to 1 + strength, of 256 steps.
+    Each factor is drawn uniformly from 256 steps between 1 - strength and 1 + strength.
 
     Args:
         pixels: uint8 (N, H, W, C), with 1 or 3 channels.
@@ -75,13 +75,13 @@ def jittered(pixels: Any, word: Any, strength: float) -> Any:
 
 
 def randaugmented(pixels: Any, words: Sequence[Any], magnitude: int) -> Any:
-    """Apply operations that are drawn anew for each image, one after the other.
+    """Apply random operations, drawn for each image, one after the other.
 
     Args:
         pixels: uint8 (N, H, W, C), with 1 or 3 channels.
-        words: A random word of each image, uint32 (N,), for each operation (their number is N in
-            Cubuk et al. 2020).
-        magnitude: Strength of all of them, 0..30 (M there).
+        words: For each operation, a random word of each image, uint32 (N,). The number of
+            operations is called N in Cubuk et al. 2020.
+        magnitude: Strength of all operations, 0..30 (called M there).
 
     Returns:
         uint8 (N, H, W, C).
@@ -98,8 +98,8 @@ def apply_operations(pixels: Any, operation: Any, sign: Any, magnitude: int) -> 
     Args:
         pixels: uint8 (N, H, W, C), with 1 or 3 channels.
         operation: Position in ``OPERATIONS``, int32 (N,).
-        sign: 1 to shear, shift and turn the other way, and to weaken instead of to strengthen; else
-            0. int32 (N,).
+        sign: 1 to shear, shift and rotate in the opposite direction, and to weaken instead of
+            strengthen; else 0. int32 (N,).
         magnitude: 0..30.
 
     Returns:
@@ -127,7 +127,7 @@ def _factors(strength: float) -> np.ndarray:
 
 
 def _move(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
-    """Apply the geometric operations: nearest pixel, black where there is none."""
+    """Apply the geometric operations: nearest pixel, black outside the image."""
     count, height, width, channels = pixels.shape
     tables = ops.convert_to_tensor(_sources(height, width, strength))
     positions = ops.take(tables, operation * 2 + sign, axis=0)  # (N, H·W)
@@ -140,9 +140,9 @@ def _move(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
 
 @cache
 def _sources(height: int, width: int, strength: float) -> np.ndarray:
-    """Return where each pixel comes from, int32 (2·operations, H·W), -1 for outside.
+    """Return the source position of each pixel, int32 (2·operations, H·W), -1 for outside.
 
-    Rows 2k and 2k + 1 are those of operation k with either sign.
+    Rows 2k and 2k + 1 belong to operation k with sign 0 and 1.
     """
     rows, columns = np.divmod(np.arange(height * width), width)
     tables = []
@@ -162,7 +162,7 @@ def _sources(height: int, width: int, strength: float) -> np.ndarray:
                 across, down = x - width / 2, y - height / 2
                 x = math.cos(angle) * across - math.sin(angle) * down + width / 2
                 y = math.sin(angle) * across + math.cos(angle) * down + height / 2
-            # Rounded first: a position that is a whole number but for an error of 1e-15 is one.
+            # Round first, because an error of 1e-15 must not change the floor of an integer.
             row, column = (np.floor(np.round(v, 9)).astype(np.int64) for v in (y, x))
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             tables.append(np.where(inside, row * width + column, -1))
@@ -173,7 +173,7 @@ def _sources(height: int, width: int, strength: float) -> np.ndarray:
 
 
 def _by_tables(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
-    """Apply the operations that are a table of levels for each channel of an image."""
+    """Apply the operations that are a table of levels per image and channel."""
     count, height, width, channels = pixels.shape
     channel = ops.arange(count * channels, dtype="int32")
     first = ops.reshape(channel * _LEVELS, (count, 1, 1, channels))
@@ -200,7 +200,7 @@ def _by_tables(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
 
 @cache
 def _static_tables(strength: float) -> np.ndarray:
-    """Return the new level of each level, int32 (2·operations, 256), where no image decides it."""
+    """Return the tables of levels, int32 (2·operations, 256), that do not depend on the image."""
     levels = np.arange(_LEVELS)
     tables = []
     for name in OPERATIONS:
@@ -229,7 +229,7 @@ def _autocontrast(histogram: Any) -> Any:
 
 
 def _equalize(histogram: Any) -> Any:
-    """Make the levels of each channel, int32 (N, C, 256), about equally frequent."""
+    """Make the levels of each channel, int32 (N, C, 256), approximately equally frequent."""
     levels = ops.arange(_LEVELS, dtype="int32")
     there = histogram > 0
     high = ops.max(ops.where(there, levels, -1), axis=-1, keepdims=True)
@@ -267,7 +267,7 @@ def _mean_luma(levels: Any) -> Any:
 
 
 def _smoothed(levels: Any) -> Any:
-    """Return each pixel averaged with its eight neighbors, itself five times; edges as they are."""
+    """Average each pixel, with weight 5, with its eight neighbors; edges are unchanged."""
     _, height, width, _ = levels.shape
     if height < 3 or width < 3:
         return levels

@@ -1,6 +1,6 @@
-"""Random words from (seed, stream, epoch, position): the same on every backend and machine.
+"""Random words from (seed, stream, epoch, position), equal on every backend and machine.
 
-:func:`epoch_order` shuffles the training images, :func:`epoch_words` decides their augmentation.
+:func:`epoch_order` shuffles the training images; :func:`epoch_words` determines their augmentation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     """Return two random words of Threefry-2x32 with 20 rounds (Salmon et al. 2011, section 4.2).
 
-    A word depends on its key and counter alone, so any epoch's choices can be computed without the
-    ones before, as a resumed run needs them.
+    A word depends only on its key and counter, so a resumed run can compute any epoch's choices
+    without those before.
 
     Args:
         key: Two uint32 tensors of shapes that broadcast with the counter's.
@@ -51,7 +51,7 @@ def epoch_words(seed: Any, stream: int, epoch: Any, count: int) -> tuple[Any, An
 
     Args:
         seed: Seed of the run, 0..2**32 - 1, or a uint32 scalar tensor.
-        stream: Purpose of the words, so that two uses of a seed share none.
+        stream: Purpose of the words; different streams of a seed are independent.
         epoch: Epoch counted from 0, scalar integer tensor.
         count: Number of positions in the epoch.
     """
@@ -63,25 +63,25 @@ def epoch_words(seed: Any, stream: int, epoch: Any, count: int) -> tuple[Any, An
 def epoch_order(seed: Any, epoch: Any, count: int) -> Any:
     """Return the order of ``count`` images in an epoch: a permutation, int32 (count,)."""
     words, _ = epoch_words(seed, SHUFFLE, epoch, count)
-    # 31 bits: not every backend sorts unsigned words. Equal words keep their order.
+    # 31 bits, because not every backend sorts unsigned words. The sort is stable.
     return ops.cast(
         ops.argsort(ops.cast(ops.bitwise_right_shift(words, _word(1)), "int32")), "int32"
     )
 
 
 def further_words(words: tuple[Any, Any], index: int) -> tuple[Any, Any]:
-    """Return two more random words of each image, uint32 (N,), that depend on its two alone.
+    """Return two more random words per image, uint32 (N,), derived only from its two words.
 
     Args:
         words: Two words of each image, uint32 (N,).
-        index: Which of its further pairs; two uses of an image's words share none.
+        index: Index of the further pair; each use of an image's words needs its own index.
     """
     counter = ops.zeros_like(words[0]) + _word(index)
     return threefry2x32(words, (counter, ops.zeros_like(words[0])))
 
 
 def bits(words: Any, first: int, count: int) -> Any:
-    """Return ``count`` bits of uint32 words from bit ``first`` on, as int32."""
+    """Return ``count`` bits of uint32 words, starting with bit ``first``, as int32."""
     shifted = ops.bitwise_right_shift(words, _word(first))
     return ops.cast(ops.bitwise_and(shifted, _word(2**count - 1)), "int32")
 

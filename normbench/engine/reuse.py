@@ -1,6 +1,6 @@
-"""What a process keeps warm from one run for the next, its data set and compiled loop: WarmState.
+"""Reuse of a run's data set and compiled loop by the process's next run: :class:`WarmState`.
 
-:func:`program` says which runs can share a compiled loop.
+:func:`program` determines which runs can share a compiled loop.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class WarmState:
-    """The last run's data set and loop, handed to the next run if it can use them.
+    """The last run's data set and loop, passed to the next run if it can use them.
 
-    Reading a data set and compiling a loop take longer than the training of many a run. A loop is
-    handed on only to a run of the same :func:`program`, after it took over that run's own initial
-    state and seed: the run's numbers are those of a fresh process.
+    Reading a data set and compiling a loop often take longer than training. A loop is only passed
+    to a run of the same :func:`program`, after it has adopted that run's initial state and seed, so
+    that results are the same as in a fresh process.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class WarmState:
         """Return the data set of ``config``; call ``load`` if it is not the last run's."""
         key = json.dumps([config.dataset, config.stream], sort_keys=True)
         if self._dataset is None or self._dataset[0] != key:
-            self._dataset = None  # before the new one is loaded: memory may not hold two
+            self._dataset = None  # free the old one first: memory may not fit both
             self._dataset = (key, load(config))
         return self._dataset[1]
 
@@ -69,10 +69,10 @@ class WarmState:
             self.drop_loop()
 
     def drop_loop(self) -> None:
-        """Drop the loop, and what Keras and its backend keep of its model.
+        """Drop the loop and everything that Keras and its backend store about its model.
 
-        Keras then counts its automatic names from the start, as in a fresh process. TensorFlow
-        also forgets how it executes its functions, so no loop may be used after this.
+        Keras then restarts its automatic names, as in a fresh process. TensorFlow also discards how
+        it executes its functions, so existing loops must not be used after this.
         """
         self._loop = None
         if "keras" in sys.modules:
@@ -80,7 +80,7 @@ class WarmState:
         gc.collect()
 
     def drop_all(self) -> None:
-        """Drop everything, as after a failure that may have left a loop half changed."""
+        """Drop everything, for example after a failure that may have left a loop inconsistent."""
         self._dataset = self._loop = None
 
 
@@ -92,11 +92,11 @@ _NOT_COMPILED_IN_OF_OPTIMIZER = ("lr", "base_batch", "scaling")
 
 
 def program(config: Config) -> str:
-    """Return a text that is equal for two configs if one's compiled loop can train the other's run.
+    """Return a key that is equal for two configs if their runs can share a compiled loop.
 
     The network, its normalization, the data set with its split, the batch size, the optimizer's
     constants and the precision are compiled in. The initial weights, the order of the images and
-    the learning rates are not: the loop is handed them anew for each run.
+    the learning rates are not: each run passes its own to the loop.
     """
     tree = {key: value for key, value in config.to_dict().items() if key not in _NOT_COMPILED_IN}
     tree["optimizer"] = {

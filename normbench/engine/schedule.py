@@ -1,4 +1,4 @@
-"""Learning rates: :func:`peak` scales with the batch size, the schedules change over the run."""
+"""Learning rates: :func:`peak` scales with the batch size; the schedules vary it over the run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def cosine(steps: int, *, warmup: float, final: float) -> np.ndarray:
     """Return half a cosine from 1 to ``final`` after a warm-up (Loshchilov & Hutter 2017, eq. 5).
 
     Args:
-        steps: Number of steps of the whole run.
-        warmup: Share of the steps in which the rate rises in proportion to the step.
+        steps: Total number of steps of the run.
+        warmup: Share of the steps during which the rate rises linearly.
         final: Share of the peak rate that is left at the end.
 
     Returns:
@@ -59,12 +59,12 @@ def step(steps: int, *, warmup: float, milestones: Sequence[float], factor: floa
 
 
 def constant(steps: int, *, warmup: float) -> np.ndarray:
-    """Return the peak rate throughout, after the warm-up of :func:`cosine`."""
+    """Return constant factors after the warm-up of :func:`cosine`."""
     return _warmed(np.ones(steps), warmup)
 
 
 def _share_after_warmup(steps: int, warmup: float) -> np.ndarray:
-    """Return, at each step, the share of the steps after the warm-up that is over: 0 to below 1."""
+    """Return, for each step, the elapsed share of the steps after the warm-up, in [0, 1)."""
     first = _warmup_steps(steps, warmup)
     return np.clip((np.arange(steps) - first) / max(1, steps - first), 0, 1)
 

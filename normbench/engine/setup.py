@@ -1,6 +1,6 @@
-"""What a run is trained with: :func:`prepare` builds it, :func:`check_config` refuses before.
+"""The training setup of a run: :func:`prepare` builds it, :func:`check_config` checks the config.
 
-Everything that can be wrong with a run's config is refused here, before anything is written.
+All errors in a run's config are reported here, before anything is written.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 SHOWN_IMAGES = 5000
-"""Training images that a data-dependent initialization is shown."""
+"""Number of training images passed to a data-dependent initialization."""
 MAX_STEPS = 100_000_000
-"""Limit on a run's steps: the learning rate of each is computed before the first (0.4 GB)."""
+"""Limit on a run's steps, because all learning rates are computed up front (0.4 GB)."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a run is trained with.
+    """Everything that a run is trained with.
 
     Attributes:
         dataset: The data set's three splits.
         model: The loop's model.
         loop: Compiled training and evaluation, in the run's initial state.
         rates: Learning rate of each step of the run, float32.
-        steps_per_epoch: Steps of an epoch; images that do not fill a last batch are left out.
-        probes: Probes that the config names.
-        init: The run that the weights are from, and their hash; None where they were drawn.
+        steps_per_epoch: Steps per epoch; an incomplete last batch is left out.
+        probes: Probes of the config.
+        init: The run that the weights come from, and their hash; None for random weights.
     """
 
     dataset: Any
@@ -66,7 +66,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
     Args:
         config: Config of the run.
         dataset: Data set of the run.
-        warm: Gives its loop to this run if it fits, and takes this run's otherwise.
+        warm: Provides its loop if this run can use it; otherwise stores this run's loop.
         micro_batches: Number of micro-batches that a batch is split into.
 
     Raises:
@@ -115,7 +115,7 @@ def prepare(config: Config, dataset: Any, warm: WarmState, micro_batches: int) -
 def prepare_and_trace(
     config: Config, dataset: Any, warm: WarmState, micro_batches: int
 ) -> TrainingSetup:
-    """Prepare a run and trace its steps, so that a layer may refuse the run's mini-batches.
+    """Prepare a run and trace its steps, so that a layer can refuse the run's mini-batches.
 
     Arguments and errors are those of :func:`prepare`.
     """
@@ -131,7 +131,7 @@ def prepare_and_trace(
 
 
 def load_dataset(config: Config) -> Any:
-    """Load the data set of a run, split as its config says."""
+    """Load the data set of a run and split it according to the config."""
     from normbench.data.split import load
 
     return load(
@@ -145,14 +145,14 @@ def load_dataset(config: Config) -> Any:
 
 
 def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> None:
-    """Show training images to the layers whose initial weights depend on the data.
+    """Run the data-dependent initialization of layers that have one.
 
     Such a layer has a method ``initialize_from``, called with scaled images, float32 (N, H, W, C).
 
     Args:
         model: A network that is built and not trained yet.
-        pixels: Training images, uint8 (N, H, W, C); the first ``SHOWN_IMAGES`` are shown.
-        images: How they are scaled.
+        pixels: Training images, uint8 (N, H, W, C); the first ``SHOWN_IMAGES`` are used.
+        images: Scaling of the images.
     """
     layers = [layer for layer in model.layers if hasattr(layer, "initialize_from")]
     if not layers:
@@ -169,10 +169,10 @@ def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> N
 
 
 def check_config(config: Config, warm: WarmState) -> Any:
-    """Refuse everything about a config that can be refused without its network.
+    """Check everything about a config that can be checked without its network.
 
     Returns:
-        The data set, with which :func:`normbench.network.build_model` can be tried.
+        The data set, for a subsequent :func:`normbench.network.build_model`.
 
     Raises:
         UserError: The config cannot be trained.
@@ -192,7 +192,7 @@ def training_images(config: Config, source: Any) -> int:
 
     Args:
         config: Config of the run.
-        source: Its data set, a :class:`normbench.data.base.Source`.
+        source: The run's data set, a :class:`normbench.data.base.Source`.
     """
     from normbench.data.split import sizes
 
@@ -204,7 +204,7 @@ def refuse_batch(config: Config, dataset: str, images: int) -> None:
 
     Args:
         config: Config of the run.
-        dataset: Name of its data set.
+        dataset: Name of the run's data set.
         images: Number of training images, after validation is held out.
     """
     if config.batch > images:
@@ -237,7 +237,7 @@ def refuse_devices(config: Config) -> None:
 def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
     """Refuse an augmentation that is out of range for images of ``shape`` (H, W, C).
 
-    A random crop must not miss the image entirely, and a square not hide all of it.
+    A random crop must not miss the image entirely, and a cutout square must not hide all of it.
     """
     padding, most = config.dataset["crop_padding"], min(shape[:2]) - 1
     if not 0 <= padding <= most:
@@ -262,7 +262,7 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
     recolored = [f"dataset.{key}" for key in ("jitter", "randaugment") if config.dataset[key]]
     if recolored and shape[2] not in (1, 3):
         raise UserError(
-            f"{recolored[0]} needs images of 1 or 3 channels, and these have {shape[2]}"
+            f"{recolored[0]} needs images of 1 or 3 channels, but these have {shape[2]}"
         )
 
 
@@ -297,7 +297,7 @@ def _optimizer(config: Config) -> Any:
 
 
 def learning_rates(config: Config, steps: int) -> np.ndarray:
-    """Return the learning rate of each step of the run, float32; ``steps`` make an epoch."""
+    """Return the learning rate of each step of the run, float32; an epoch has ``steps`` steps."""
     from normbench.engine import schedule
 
     peak = schedule.peak(

@@ -1,12 +1,12 @@
 """A batch divided into shards, and a network called on them: :class:`Shards`, :func:`forward`.
 
-A shard is some consecutive images of a batch. TensorFlow computes shards side by side on a CPU, a
-few threads each. Layers know nothing of shards. Which layers can be called shard by shard is listed
-here: :data:`_EACH_IMAGE_ALONE` and :data:`_OVER_SHARDS`; so is what a layer says by an attribute
-``per_example = True``. Every other layer is called with the whole batch.
+A shard is a number of consecutive images of a batch. TensorFlow computes shards in parallel on a
+CPU, with a few threads each. Layers are not aware of shards. The layers that can be called shard by
+shard are those listed in :data:`_EACH_IMAGE_ALONE` and :data:`_OVER_SHARDS`, and those with an
+attribute ``per_example = True``. Every other layer is called with the full batch.
 
-Keras's private ``_run_through_graph``, ``_nodes_by_depth``, ``_keras_mask`` and
-``_call_has_training_arg`` were checked against Keras 3.15.
+This module uses Keras's private ``_run_through_graph``, ``_nodes_by_depth``, ``_keras_mask`` and
+``_call_has_training_arg``, checked against Keras 3.15.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _EACH_IMAGE_ALONE = frozenset(
         DepthwiseConv2D,
     }
 )
-"""Layers, and no subclass of theirs, that treat each image by itself and keep no state."""
+"""Layers (subclasses excluded) that process each image independently and have no state."""
 
 
 class Shards:
-    """A batched tensor as its shards, in order; to Keras's trees it is one value.
+    """A batched tensor as an ordered list of shards; a leaf in Keras's trees.
 
     Attributes:
         parts: The shards.
-        addends: The tensors that each shard is the sum of, where the sum is used only once.
+        addends: For each shard, the tensors whose sum it is, if the sum is used only once.
     """
 
     def __init__(self, parts: list[Any]) -> None:
@@ -71,14 +71,14 @@ class Shards:
         self.addends: list[list[Any]] | None = None
 
     def taken(self) -> Shards:
-        """Return the shards for one use of them."""
+        """Return the shards for a single use."""
         return self
 
     @classmethod
     def of(cls, batch: Any, count: int) -> Shards:
-        """Divide a batch, (N, ...), into at most ``count`` shards as equal as can be.
+        """Divide a batch, (N, ...), into at most ``count`` shards of nearly equal size.
 
-        Where N is known only when a graph runs, it must be at least ``count``.
+        If N is only known at run time, it must be at least ``count``.
         """
         images = batch.shape[0]
         if images is None:
@@ -90,12 +90,12 @@ class Shards:
         return cls([batch] if count == 1 else tf.split(batch, sizes, num=count))
 
     def joined(self) -> Any:
-        """Return the whole batch."""
+        """Return the batch as a single tensor."""
         return self.parts[0] if len(self.parts) == 1 else tf.concat(self.parts, 0)
 
 
 class _Forked(Shards):
-    """Shards of which each use gets copies of its own, so that their gradients arrive apart."""
+    """Shards that give each use its own copies, so that their gradients arrive separately."""
 
     def __init__(self, copies: list[list[Any]]) -> None:
         super().__init__(copies[0])
@@ -108,20 +108,20 @@ class _Forked(Shards):
 def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> Any:
     """Return the outputs of a model for a batch that goes through it in shards.
 
-    They are those of ``model(images, training=training)`` but for rounding: operations add in
-    another order.
+    They equal ``model(images, training=training)`` up to rounding, because sums are computed in a
+    different order.
 
     Args:
-        model: Functional and without masks; any other is called with the whole batch.
+        model: A functional model without masks; any other model is called with the full batch.
         images: float32 (N, H, W, C), or shards of them.
         count: Number of shards.
         training: As for the model.
     """
     shards = images if isinstance(images, Shards) else Shards.of(images, count)
     walk = getattr(model, "_run_through_graph", None)
-    # Half precision gains from the walk even with one shard. A shard has no mask.
-    whole = count == 1 and model.compute_dtype == "float32"
-    if walk is None or whole or _has_masks(model):
+    # Half precision gains from the walk even with one shard. Shards do not support masks.
+    undivided = count == 1 and model.compute_dtype == "float32"
+    if walk is None or undivided or _has_masks(model):
         return model(shards.joined(), training=training)
     uses = _uses(model)
     outputs = walk(
@@ -132,13 +132,13 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
 
 
 def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[..., Any]:
-    """Return a layer as a function of structures of shards.
+    """Return a layer as a function of nested :class:`Shards`.
 
     Args:
         layer: A layer of the network.
         count: Number of shards.
         training: As for the layer.
-        uses: How often the layer's output is used; 0 where that is not known.
+        uses: Number of uses of the layer's output; 0 if unknown.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[
         ]
 
         def call_with(tensor_of: Callable[[Shards], Any]) -> Any:
-            """Call the layer with one tensor in place of each of its inputs' shards."""
+            """Call the layer with each :class:`Shards` replaced by a tensor."""
             tensors = keras.tree.map_structure(
                 lambda value: tensor_of(value) if isinstance(value, Shards) else value,
                 (args, kwargs),
@@ -178,7 +178,7 @@ def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[
         outputs = keras.tree.map_structure(lambda *parts: Shards(list(parts)), *by_shard)
         same_shape = len({shards.parts[0].shape for shards in inputs}) == 1
         if type(layer) is layers.Add and uses == 1 and same_shape:
-            # The ReLU that may follow adds and rectifies in one pass.
+            # If a ReLU follows, it adds and rectifies in one pass.
             summands = zip(*(shards.parts for shards in inputs), strict=True)
             outputs.addends = [list(tensors) for tensors in summands]
         return outputs
@@ -186,7 +186,7 @@ def _over_shards(layer: Any, count: int, training: bool, uses: int) -> Callable[
     return call
 
 
-# --- layers that see all shards of a batch at once ------------------------------------------------
+# --- layers that get all shards of a batch at once ------------------------------------------------
 
 
 def _batch_normalization(layer: Any, shards: list[Any], training: bool) -> list[Any]:
@@ -202,14 +202,14 @@ def _batch_normalization(layer: Any, shards: list[Any], training: bool) -> list[
 
 
 def _convolution(layer: Any, shards: list[Any], training: bool) -> list[Any]:
-    """Convolve each shard; the kernel is mapped, rounded and transformed once."""
+    """Convolve each shard; map, round and transform the kernel only once."""
     xs = [ops.cast(x, layer.compute_dtype) for x in shards]
     kernel = layer.effective_kernel(training)
     return [layer.finish(y) for y in conv2d_shards(xs, kernel, **layer.conv_options())]
 
 
 def _kernel_layer(layer: Any, shards: list[Any], training: bool) -> list[Any]:
-    """Call a layer with each shard; the kernel is mapped and rounded once."""
+    """Call a layer with each shard; map and round the kernel only once."""
     xs = [ops.cast(x, layer.compute_dtype) for x in shards]
     kernels = copies_for_shards(layer.effective_kernel(training), len(xs), layer.compute_dtype)
     ys = [layer.apply_kernel(x, kernel) for x, kernel in zip(xs, kernels, strict=True)]
@@ -221,8 +221,8 @@ class _OverShards(NamedTuple):
 
     Attributes:
         function: Maps the layer, its input's shards and ``training`` to its output's shards.
-        replaced: Methods that the function stands in for. A subclass with one of its own computes
-            something else, and is called with the whole batch.
+        replaced: Methods that the function replaces. A subclass that overrides one of them computes
+            something else, and is called with the full batch.
     """
 
     function: Callable[[Any, list[Any], bool], list[Any]]
@@ -241,7 +241,7 @@ _OVER_SHARDS: dict[type, _OverShards] = {
 
 
 def shard_function(layer: Any) -> Callable[[Any, list[Any], bool], list[Any]] | None:
-    """Return the function in :data:`_OVER_SHARDS` for a layer's class, or for a base it equals."""
+    """Return the function in :data:`_OVER_SHARDS` for a layer or the base class it equals."""
     for kind in type(layer).__mro__:
         if kind in _OVER_SHARDS:
             function, replaced = _OVER_SHARDS[kind]
@@ -251,13 +251,13 @@ def shard_function(layer: Any) -> Callable[[Any, list[Any], bool], list[Any]] | 
 
 
 def _is_per_example(layer: Any) -> bool:
-    """Return whether calling a layer with each shard is the same as calling it with the batch."""
+    """Return whether calling a layer shard by shard is equivalent to calling it with the batch."""
     known = type(layer) in _EACH_IMAGE_ALONE and getattr(layer, "axis", -1) != 0
     return getattr(layer, "per_example", known) and _is_plain(layer)
 
 
 def _is_plain(layer: Any) -> bool:
-    """Return whether no function of the user's could look at all images of the layer's outputs."""
+    """Return whether no user-defined function sees all images of the layer's outputs."""
     function = getattr(layer, "activation", None)
     if function is not None and not function.__module__.startswith("keras."):
         return False
@@ -268,15 +268,15 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _has_masks(model: Any) -> bool:
-    """Return whether a layer of a functional model, such as ``Masking``, makes a mask."""
+    """Return whether a layer of a functional model, such as ``Masking``, creates a mask."""
     outputs = (tensor for node in _nodes(model) for tensor in node.outputs)
     return any(getattr(tensor, "_keras_mask", None) is not None for tensor in outputs)
 
 
 def _uses(model: Any) -> dict[Any, int]:
-    """Return how often each layer's output is used.
+    """Return the number of uses of each layer's output.
 
-    Only layers that the model calls once, and that return one tensor, are in it.
+    Layers that are called more than once, or do not return a single tensor, are left out.
     """
     nodes = _nodes(model)
     read = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)

@@ -1,8 +1,9 @@
-"""The threads that TensorFlow computes with on a CPU, divided among the shards of a batch.
+"""TensorFlow's threads on a CPU, divided among the shards of a batch.
 
-An operation of a small network takes a fraction of a millisecond. Divided among cores, each core
-would wait for the others about as long as it computes. Instead the batch is divided into shards,
-which go through the network side by side with a few threads each (:mod:`normbench.engine.shards`).
+An operation of a small network takes a fraction of a millisecond. If it were divided among all
+cores, each would wait for the others about as long as it computes. Instead the batch is divided
+into shards, which go through the network in parallel, with a few threads each
+(:mod:`normbench.engine.shards`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache
 log = logging.getLogger("normbench")
 
 MAX_SHARDS = 4
-"""Limit on the shards of a batch: more would leave few images per shard at small batch sizes."""
+"""Maximum number of shards: more would leave few images per shard at small batch sizes."""
 
 
 def available() -> int:
@@ -27,36 +28,36 @@ def available() -> int:
 
 
 def core_ids() -> list[int]:
-    """The cores this process may run on."""
+    """Return the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def cores() -> int:
-    """How many cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(core_ids())
 
 
 def shards(threads: int) -> int:
-    """Return the number of shards of a batch: it depends on the threads alone.
+    """Return the number of shards of a batch, which depends only on the number of threads.
 
-    A run's rounding depends on the shards, so that nothing else may decide them.
+    The number of shards affects a run's rounding, so it must not depend on anything else.
     """
     return max(count for count in range(1, MAX_SHARDS + 1) if threads % count == 0)
 
 
 def tensorflow_shards() -> int:
-    """Return the number of shards of a batch on this machine; 1 on a GPU, which is not divided."""
+    """Return the number of shards of a batch on this machine; 1 on a GPU."""
     import tensorflow as tf
 
     return 1 if tf.config.list_physical_devices("GPU") else shards(available())
 
 
 def divide(shards: int) -> None:
-    """Have TensorFlow give each shard its own threads.
+    """Make TensorFlow give each shard its own threads.
 
-    TensorFlow refuses if it is in use already; :func:`are_divided` tells.
+    This has no effect if TensorFlow is already in use; :func:`are_divided` checks that.
     """
     import tensorflow as tf
 
@@ -84,6 +85,6 @@ def are_divided(shards: int) -> bool:
 def warn() -> None:
     """Log, once, that the threads could not be divided."""
     log.warning(
-        "TensorFlow was in use before normbench: its threads cannot be divided any more, so that "
-        "runs here are slower, and rounded otherwise, than in a process of their own"
+        "TensorFlow was in use before normbench, so its threads cannot be divided: runs here are "
+        "slower than in a separate process, and round differently"
     )

@@ -2,9 +2,9 @@
 
 A run passes through this module from top to bottom::
 
-    train            look at the folder, refuse what cannot be trained, build, trace, lock
+    train            check the folder and the config, build, trace, lock
     _train_locked    write meta.json, train, write summary.json, record how the session ended
-    Session.train    train the epochs that are left; split the batch where memory is short
+    Session.train    train the remaining epochs; split the batch if memory runs out
     Session          restore; for each epoch: steps, evaluation, row, checkpoint; then the test
 """
 
@@ -50,17 +50,17 @@ from normbench.machine import is_native
 from normbench.store.provenance import collect, own_changes, own_code, own_data, utc_now
 from normbench.store.store import Run, Store, StoreError
 
-if TYPE_CHECKING:  # a module that imports Keras: not before the backend is chosen
+if TYPE_CHECKING:  # these import Keras, which must not happen before the backend is chosen
     from normbench.engine.loop import Steps
     from normbench.engine.setup import TrainingSetup
 
 log = logging.getLogger("normbench")
 
 CHUNK_SECONDS = 1.0
-"""Seconds of compiled steps between two looks at progress, at divergence and at Ctrl-C."""
+"""Seconds of compiled steps between two checks for progress, divergence and Ctrl-C."""
 
 COMPLETE = ("finished", "diverged")
-"""Statuses of a run that is not trained any further."""
+"""Statuses of a run that needs no further training."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TrainResult:
 
     Attributes:
         run: The run's folder.
-        trained: False if the run was complete already, so that nothing was trained.
+        trained: False if the run was already complete, so that nothing was trained.
         summary: Summary of the complete run; its ``status`` is finished or diverged.
     """
 
@@ -79,7 +79,7 @@ class TrainResult:
 
 
 class Diverged(Exception):
-    """The loss of a step is not finite, or is above the config's ``max_loss``."""
+    """The loss of a step is not finite or exceeds the config's ``max_loss``."""
 
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(f"diverged in step {step} (epoch {epoch})")
@@ -99,32 +99,31 @@ def train(
     again: bool = False,
     tuned: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Train the run that ``config`` describes, or what is left of it, and record the evidence.
+    """Train the run that ``config`` describes, or the rest of it, and record the evidence.
 
     A complete run is not trained again. An interrupted run continues from its last checkpoint; on
-    a CPU it ends in the same bits as a run that was never interrupted. Where a finished run has the
-    first epochs of a run to the last bit, that run goes on from it
-    (:mod:`normbench.engine.longer`).
+    a CPU it is bit-identical to a run that was never interrupted. If the first epochs would be
+    bit-identical to a finished run, this run continues from it (:mod:`normbench.engine.longer`).
 
     Args:
         config: Config of the run.
         store: Store that holds the run's folder; ``config.store`` by default.
         observer: Receives progress, rows and notes.
         command: Command line for the record; this process's ``sys.argv`` by default.
-        must_exist: Refuse to begin a run that has no folder yet.
-        warm: Data set and compiled loop of this process's previous run. They are reused where
-            they fit, and replaced by this run's.
+        must_exist: Refuse to start a run that has no folder yet.
+        warm: Data set and compiled loop of this process's previous run. They are reused if
+            possible, else replaced by this run's.
         may_split: Allow ``accumulate=auto`` to split the batch when memory runs out.
         again: Set an existing folder of the run aside and train from the first step.
-        tuned: The trials that chose the values of the run, for its ``meta.json``. A run that goes
-            on without them keeps those that it has.
+        tuned: The trials that chose the values of the run, for its ``meta.json``. A run that is
+            continued without them keeps its recorded ones.
 
     Raises:
         UserError: The config cannot be trained, or its backend or a logger's library is not
             installed; nothing was written.
         RunLocked: Another process is training this run.
         NormbenchError: The store cannot be written.
-        KeyboardInterrupt: Passed on after a checkpoint.
+        KeyboardInterrupt: Re-raised after a checkpoint.
     """
     store = Store(config.store) if store is None else store
     run = store.run(config)
@@ -133,19 +132,19 @@ def train(
         status = run.status
     except StoreError as error:
         if not again:
-            raise StoreError(f"{error}: --again sets the folder aside and trains anew") from error
+            raise StoreError(f"{error}: --again sets the folder aside and trains again") from error
         status = "unreadable"
     if status in COMPLETE and not again:
         return TrainResult(run, False, run.summary or {})
     if status == "missing" and must_exist:
         raise UserError(f"there is no run {run.name} in {store.root} to resume")
     if status == "running":
-        # Raises RunLocked, which names the owner, unless that process ended a moment ago. Found
-        # out here, not after a minute of compiling.
+        # Raises RunLocked, which names the owner, unless that process has just ended. Check here,
+        # rather than after a minute of compiling.
         with run.lock(command):
             pass
 
-    # Refuse what can be refused within a second, before the backend is imported.
+    # Run all checks that take less than a second before the backend is imported.
     backend.refuse_missing(config.backend, backend.OTHER)
     warm = WarmState() if warm is None else warm
     dataset = warm.dataset(config, load_dataset)
@@ -155,7 +154,7 @@ def train(
     observer = LoggingObserver(observer or Observer(), loggers, run, config)
 
     # Build the network and trace its steps before the lock is taken and anything is written: a
-    # layer that cannot take these mini-batches raises here and leaves no folder behind.
+    # layer that does not support these mini-batches raises here and leaves no folder behind.
     engine = backend.start(config.backend, config.precision)
     micro_batches = MicroBatches(config, run.meta if run.exists and not again else None, may_split)
     warm.drop_other_loop(config, micro_batches.count)
@@ -164,10 +163,10 @@ def train(
     if begins and not again:
         session.shorter = shorter_run(config, store)
 
-    if again:  # nothing can refuse the new run any more, so the old one may go
+    if again:  # all checks of the new run have passed, so the old one can be set aside
         run.set_aside("replaced", command)
     with run.lock(command):
-        if run.status in COMPLETE:  # by another process, while this one was building
+        if run.status in COMPLETE:  # completed by another process while this one was building
             return TrainResult(run, False, run.summary or {})
         with _log_to(run, observer.on_note), remember_interrupts():
             facts = {"engine": engine, **({"tuned": dict(tuned)} if tuned else {})}
@@ -175,11 +174,11 @@ def train(
 
 
 def _train_locked(session: Session, facts: dict[str, Any], command: list[str]) -> TrainResult:
-    """Train a run whose lock this process holds, and record how that ended.
+    """Train a run whose lock this process holds, and record how the session ended.
 
     Args:
-        session: The work on the run.
-        facts: Keys of ``meta.json`` that this process knows beside the provenance.
+        session: This process's session of the run.
+        facts: Keys of ``meta.json`` that this process adds to the provenance.
         command: Command line for the record.
     """
     run, observer = session.run, session.observer
@@ -199,39 +198,38 @@ def _train_locked(session: Session, facts: dict[str, Any], command: list[str]) -
         error = {"type": kind, "message": message}
         try:
             session.end("failed", error)
-        except NormbenchError as another:  # a full disk must not hide what ended the run
+        except NormbenchError as another:  # a full disk must not hide the error that ended the run
             log.error("%s", another)
         observer.on_end({"status": "failed", "error": error}, run.path)
         raise
     finally:
         session.release()
-    # summary.json comes first and meta.json last: a run that is killed in between is complete.
+    # summary.json is written before meta.json: a run that is killed in between is complete.
     session.end(summary["status"])
     observer.on_end(summary, run.path)
     return TrainResult(run, True, summary)
 
 
 class Session:
-    """One process's work on a run: trains the epochs that are left and records each.
+    """One process's work on a run: trains the remaining epochs and records each.
 
-    Everything that is written is written between :meth:`begin` and :meth:`end`, with the run's
-    lock held by the caller.
+    All writes happen between :meth:`begin` and :meth:`end`, while the caller holds the run's lock.
 
     Args:
         run: Folder of the run.
         config: Config of the run.
         dataset: Data set of the run, split.
-        warm: Where the compiled loop is left for the process's next run.
+        warm: Stores the compiled loop for the process's next run.
         micro_batches: Number of micro-batches that the run's batches are split into.
         observer: Receives progress, rows and notes.
-        begins: Whether training begins here: the run has no checkpoint, or its folder is set aside.
+        begins: Whether training starts here: the run has no checkpoint, or its folder is set aside.
 
     Attributes:
-        shorter: A finished run of fewer epochs, whose epochs this run may begin with; or None.
+        shorter: A finished run of fewer epochs, with which this run may start; or None.
         setup: Network, compiled loop and learning rates; replaced when the batch is split.
-        epoch: Completed epochs.
+        epoch: Number of completed epochs.
         partial: Steps taken in the epoch in progress.
-        partial_seconds: Seconds that those steps took.
+        partial_seconds: Duration of those steps in seconds.
         best: The epoch with the best validation accuracy, and that accuracy.
 
     Raises:
@@ -264,18 +262,18 @@ class Session:
     # --- the record of the session in meta.json ---------------------------------------------------
 
     def begin(self, provenance: dict[str, Any]) -> None:
-        """Write ``config.yaml`` and a ``meta.json`` that says that the run is being trained.
+        """Write ``config.yaml`` and a ``meta.json`` with the status "running".
 
         Args:
-            provenance: Host, versions, command and the like, and the facts of the engine.
+            provenance: Host, versions, command and others, and the facts of the engine.
         """
         self._began = time.perf_counter()
         earlier = self.run.meta if self.run.exists else {}
         earlier = earlier or {}
         begun = self.run.checkpoint_info() is not None
-        # A session that was killed could not write its seconds and counts none. Those of a shorter
-        # run count from the checkpoint on that was taken over from it.
-        sessions = [each for each in earlier.get("sessions", []) if begun or "run" not in each]
+        # A session that was killed could not record its seconds, so it counts as 0. Sessions of a
+        # shorter run only count if its checkpoint was taken over.
+        sessions = [s for s in earlier.get("sessions", []) if begun or "run" not in s]
         continues = earlier.get("continues") if begun else None
         self.earlier_seconds = sum(session.get("seconds") or 0.0 for session in sessions)
         now = utc_now()
@@ -318,14 +316,14 @@ class Session:
     def _own_versions(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """Return the versions of the user's own code and data that the run is trained with.
 
-        A run that continues with another version than it began with records several, in order, and
-        a report says so.
+        A run that continues with a different version than before records all versions, in order,
+        and a report says so.
         """
         now = own_code(self.config.to_dict())
         now |= own_data(self.config.dataset, self.dataset.fingerprint)
         if not now:
             return {}
-        # Versions count from the first checkpoint on: before it nothing was trained with them.
+        # Earlier versions only count once there is a checkpoint that was trained with them.
         recorded: dict[str, Any] = {}
         if self.run.checkpoint_info() is not None:
             recorded = earlier.get("own") or {}
@@ -355,8 +353,8 @@ class Session:
         """Build the network and trace its steps.
 
         Args:
-            begins: Whether training begins here. Otherwise a checkpoint replaces the weights of the
-                run that ``init`` names, which need not exist any more.
+            begins: Whether training starts here. Otherwise a checkpoint replaces the weights of the
+                run that ``init`` names, which may no longer exist.
         """
         config = self.config if begins else replace(self.config, init="", init_head="trained")
         return prepare_and_trace(config, self.dataset, self.warm, self.micro_batches.count)
@@ -365,19 +363,19 @@ class Session:
         """Replace the setup by one for the present number of micro-batches.
 
         Raises:
-            NormbenchError: The network cannot take the smaller micro-batches.
+            NormbenchError: The network does not support the smaller micro-batches.
         """
-        del self.setup  # before the next one is built: memory may not hold two
+        del self.setup  # free it before the next one is built: memory may not fit both
         self.warm.drop_loop()
         try:
             self.setup = self._prepare(begins=self.run.checkpoint_info() is None)
-        except UserError as error:  # no mistake of the user's: ``auto`` chose the size
+        except UserError as error:  # not the user's mistake: ``auto`` chose the size
             raise NormbenchError(f"memory is short, and {error}") from error
 
     def release(self) -> None:
-        """End what the loop does in the background.
+        """Stop the loop's background work.
 
-        The process's next run is left no loop for a batch that ``accumulate=auto`` split.
+        A loop for a batch that ``accumulate=auto`` split is not passed to the process's next run.
         """
         if hasattr(self, "setup"):  # gone if it could not be rebuilt
             self.setup.loop.close()
@@ -387,10 +385,10 @@ class Session:
     # --- training ---------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
-        """Train what is left of the run and return its summary.
+        """Train the rest of the run and return its summary.
 
-        With ``accumulate=auto`` a step that runs out of memory is taken again, from the last
-        checkpoint, in smaller micro-batches.
+        With ``accumulate=auto``, when a step runs out of memory, training restarts from the last
+        checkpoint with smaller micro-batches.
         """
         self._take_over()
         while True:
@@ -399,38 +397,38 @@ class Session:
             except Exception as error:
                 if not self.micro_batches.helps_against(error):
                     raise
-            # Outside of the handler: the error's traceback, which holds on to the tensors of the
-            # step that failed, is gone.
+            # Outside of the handler, where the traceback, which keeps the failed step's tensors
+            # alive, is gone.
             info = self.run.checkpoint_info()
             self.micro_batches.split(info["epoch"] if info else 0)
             note = f"memory is short: from here on {self.micro_batches.words}"
             log.info("%s", note)
-            self.observer.on_note(f"{note}, which batch statistics are of")
+            self.observer.on_note(f"{note}, so batch statistics are computed per micro-batch")
             self.run.update_meta(micro_batches=self.micro_batches.history)
             self.rebuild()
 
     def _take_over(self) -> None:
-        """Begin with the epochs of a shorter run where that changes no bit; else say why not."""
+        """Start with the epochs of a shorter run if that is bit-identical, else say why not."""
         shorter = self.shorter
         if shorter is None or self.run.checkpoint_info() is not None:
             return
         epochs = (shorter.config or {})["epochs"]
         reason = hindrance(shorter, self.config, self.setup.rates, self.meta)
         if reason is None:
-            sessions = [{"run": shorter.name, **each} for each in (shorter.meta or {})["sessions"]]
-            self.earlier_seconds += sum(each.get("seconds") or 0.0 for each in sessions)
+            sessions = [{"run": shorter.name, **s} for s in (shorter.meta or {})["sessions"]]
+            self.earlier_seconds += sum(s.get("seconds") or 0.0 for s in sessions)
             self.meta["sessions"][:0] = sessions
             self.meta["continues"] = {"run": shorter.name, "epochs": epochs}
             self.run.update_meta(sessions=self.meta["sessions"], continues=self.meta["continues"])
             take_over(shorter, self.run, self.setup.probes, self.config.epochs)
             note = (
-                f"goes on from {shorter.name} after {counted(epochs, 'epoch')}, to the last bit as "
-                "if trained at once"
+                f"continues from {shorter.name} after {counted(epochs, 'epoch')}, bit-identical to "
+                "training from the start"
             )
         else:
             note = (
-                f"trains anew, though {shorter.name} has {epochs} of these {self.config.epochs} "
-                f"epochs: {reason}"
+                f"trains from the start, although {shorter.name} has {epochs} of these "
+                f"{self.config.epochs} epochs: {reason}"
             )
         log.info("%s", note)
         self.observer.on_note(note)
@@ -440,7 +438,7 @@ class Session:
         from normbench.network import parameter_count
 
         setup = self.setup
-        # Compile before restoring: compiling draws an order of its own, which no epoch uses.
+        # Compile before restoring, because compiling draws the order of an epoch.
         began = time.perf_counter()
         setup.loop.compile()
         log.info("compiled in %.1f s", time.perf_counter() - began)
@@ -482,7 +480,7 @@ class Session:
         return results | {"parameters": parameters, "classes": self.dataset.classes}
 
     def _restore(self) -> bool:
-        """Load the last checkpoint, if there is one, and drop rows that were written after it."""
+        """Load the last checkpoint, if there is one, and drop rows written after it."""
         from normbench.engine.loop import Steps
 
         loaded = self.run.load_checkpoint()
@@ -505,7 +503,7 @@ class Session:
 
         Raises:
             Diverged: A step's loss was not finite or too high.
-            KeyboardInterrupt: Passed on, after a checkpoint of the steps taken so far.
+            KeyboardInterrupt: Re-raised after a checkpoint of the steps taken so far.
         """
         while self.epoch < self.config.epochs:
             self.setup.loop.begin_epoch(self.epoch)
@@ -518,17 +516,17 @@ class Session:
             self._finish_epoch(row)
 
     def _train_epoch(self) -> None:
-        """Take the steps of the epoch that are left, in compiled chunks of about a second."""
+        """Take the remaining steps of the epoch, in compiled chunks of about a second."""
         setup = self.setup
-        self._refuse_divergence()  # an interrupt may have come before the last chunk was looked at
+        self._refuse_divergence()  # an interrupt may have come before the last chunk was checked
         start = self.epoch * setup.steps_per_epoch
-        # A first step alone shows how long one takes. A resumed epoch tries the rest in one call.
+        # Time a single step first. A resumed epoch takes all remaining steps in one call.
         count = setup.steps_per_epoch if len(self.partial) else 1
         while (first := len(self.partial)) < setup.steps_per_epoch:
             last = min(first + count, setup.steps_per_epoch)
             began = time.perf_counter()
-            # The weights and the steps that are counted must change together: a checkpoint
-            # between the two would train the same steps twice.
+            # The weights and the step count must change together: after a checkpoint between the
+            # two, the same steps would be trained twice.
             with delay_interrupts():
                 steps = setup.loop.train(first, setup.rates[start + first : start + last])
                 seconds = time.perf_counter() - began
@@ -548,10 +546,10 @@ class Session:
             )
 
     def _refuse_divergence(self) -> None:
-        """End the run if a step of the epoch diverged.
+        """Raise if a step of the epoch diverged.
 
         Raises:
-            Diverged: The first such step; nothing is recorded yet.
+            Diverged: For the first such step; nothing is recorded yet.
         """
         losses = self.partial.loss
         bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
@@ -562,9 +560,9 @@ class Session:
     def _record_divergence(self, divergence: Diverged) -> None:
         """Append the row of the epoch that diverged.
 
-        It has the steps before the one that diverged, whatever the lengths of the chunks: the last
-        chunk went on after it. The weights have its later steps, so that no checkpoint may be
-        written from here on; an interrupted run diverges again from its last checkpoint.
+        It covers the steps before the one that diverged, independent of the lengths of chunks. The
+        weights, however, include later steps of the last chunk, so no checkpoint may be written
+        from here on; if interrupted, the run diverges again from its last checkpoint.
         """
         good = divergence.step - 1 - self.epoch * self.setup.steps_per_epoch
         self.partial = self.partial.first(good)
@@ -575,7 +573,8 @@ class Session:
     def _evaluate_epoch(self) -> dict[str, Any]:
         """Evaluate the network after the last step of an epoch and return the epoch's row.
 
-        May be interrupted: the checkpoint then has all steps of the epoch, and this is repeated.
+        If this is interrupted, the checkpoint has all steps of the epoch, and a resumed run repeats
+        the evaluation.
         """
         loop = self.setup.loop
         began = time.perf_counter()
@@ -589,13 +588,13 @@ class Session:
     def _row(self, val: tuple[float, float], eval_seconds: float) -> dict[str, Any]:
         """Return the epoch's line of ``metrics.jsonl``.
 
-        This is the one place where the engine names a metric of an epoch. To add one, add its
-        value here, and its label and unit to ``METRICS`` in ``report/metrics.py``.
+        All metrics of an epoch are defined here. To add one, add its value here, and its label and
+        unit to ``METRICS`` in ``report/metrics.py``.
         """
         taken, batch = len(self.partial), self.config.batch
         step = self.epoch * self.setup.steps_per_epoch + taken
         norms = self.partial.grad_norm.astype(np.float64)
-        finite = norms[np.isfinite(norms)]  # a scaled loss leaves out steps that overflow
+        finite = norms[np.isfinite(norms)]  # with a scaled loss, steps that overflow are skipped
         return {
             "epoch": self.epoch + 1,
             "step": step,
@@ -619,8 +618,9 @@ class Session:
         with delay_interrupts():
             self.epoch += 1
             self.partial, self.partial_seconds = self.partial.first(0), 0.0
-            # The row comes before the checkpoint: a process that is killed between them resumes
-            # from the checkpoint before, which drops the row. The other way round it would be lost.
+            # Write the row before the checkpoint: if the process is killed between them, the run
+            # resumes from the previous checkpoint, which drops the row. In the opposite order the
+            # row would be lost.
             self.run.append_metrics(row)
             if self.best["epoch"] is None or row["val_acc"] > self.best["val_acc"]:
                 self.best = {"epoch": self.epoch, "val_acc": row["val_acc"]}
@@ -629,7 +629,7 @@ class Session:
         self.observer.on_epoch(row)
 
     def _save_checkpoint(self, best: bool = False) -> None:
-        """Write everything that continuing to the same bits needs."""
+        """Write everything that a bit-identical continuation needs."""
         arrays = self.setup.loop.state()
         arrays |= {f"partial/{name}": values for name, values in self.partial.arrays().items()}
         info = {
@@ -644,7 +644,7 @@ class Session:
     # --- the end of the run -----------------------------------------------------------------------
 
     def _test(self) -> dict[str, Any]:
-        """Evaluate the test split, after the final epoch and after the best on validation."""
+        """Evaluate the test split with the final weights and with those best on validation."""
         loop = self.setup.loop
         loss, accuracy = loop.evaluate("test")
         final = loop.state()
@@ -676,7 +676,7 @@ class Session:
         }
 
     def _totals(self) -> dict[str, Any]:
-        """Return the summary's sums over all epochs, and its values of the last one."""
+        """Return the summary's totals over all epochs, and its values of the last epoch."""
         rows = self.run.metrics()
         last = rows[-1] if rows else {}
         seconds = sum(row["train_seconds"] for row in rows)
@@ -699,9 +699,9 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 class _RunLog(logging.FileHandler):
-    """Appends to a run's ``log.txt``; if that fails, says so once and lets the run continue.
+    """Appends to a run's ``log.txt``; if that fails, notifies once and lets the run continue.
 
-    Python's own handler prints a stack trace for every line that it could not write.
+    Python's own handler would print a stack trace for every line that it cannot write.
     """
 
     def __init__(self, run: Run, notify: Callable[[str], None]) -> None:
@@ -719,17 +719,17 @@ class _RunLog(logging.FileHandler):
         error = sys.exception()
         self.addFilter(lambda record: False)  # no further attempts
         reason = getattr(error, "strerror", None) or error
-        self._notify(f"cannot write {self.baseFilename}: {reason}; the run goes on without its log")
+        self._notify(f"cannot write {self.baseFilename}: {reason}; the run continues without a log")
 
     def close(self) -> None:
-        # Closing tries again to write what is still in the buffer.
+        # Closing tries again to write the remaining buffer.
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def _log_to(run: Run, notify: Callable[[str], None]) -> Iterator[None]:
-    """Append what the package logs to the run's ``log.txt``.
+    """Append the package's log messages to the run's ``log.txt``.
 
     Args:
         notify: Receives one line if the log cannot be written.

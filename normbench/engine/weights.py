@@ -1,6 +1,6 @@
 """Trained weights of a finished run, read from its last checkpoint: :func:`final_weights`.
 
-:func:`start_from` has another run's network start from them.
+:func:`start_from` initializes another run's network with them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import keras
 
 _VARIABLE = "model/"
-"""What the names of a model's variables begin with in a checkpoint."""
+"""Prefix of the names of a model's variables in a checkpoint."""
 
 
 def final_weights(run: Run) -> dict[str, np.ndarray]:
     """Return the weights that a finished run was tested with.
 
     Returns:
-        The values of the model's variables, trained or not, by their names in the checkpoint and
+        The values of the model's variables, trainable or not, by their names in the checkpoint and
         in the order of ``model.variables``.
 
     Raises:
-        UserError: The run is not finished, or its folder holds no checkpoint.
+        UserError: The run is not finished, or its folder has no checkpoint.
         StoreError: A file of the run is damaged.
     """
     _refuse_unfinished(run)
@@ -39,35 +39,35 @@ def final_weights(run: Run) -> dict[str, np.ndarray]:
         raise UserError(
             f"run {run.name} keeps no weights: its folder has no checkpoint/last.npz (an archive "
             "of normbench pack has it with --checkpoints); the command of the run with --again "
-            "trains it anew"
+            "trains it again"
         )
     weights = {name: array for name, array in loaded[0].items() if name.startswith(_VARIABLE)}
     recorded = (run.summary or {}).get("weights_sha256")
     if recorded is not None and weights_hash(weights) != recorded:  # older runs record no hash
         raise StoreError(
-            f"{run.path / 'checkpoint' / 'last.npz'} does not hold the weights that the run was "
+            f"{run.path / 'checkpoint' / 'last.npz'} does not have the weights that the run was "
             "tested with (weights_sha256 in summary.json)"
         )
     return weights
 
 
 def start_from(model: keras.Model, config: Config, *, assign: bool = True) -> dict[str, str]:
-    """Give a network the final weights of the run that ``config.init`` names.
+    """Assign the final weights of the run that ``config.init`` names to a network.
 
-    Weights and state (moving averages) are taken over by the names of their layers. The state of
-    random numbers is not. Weights of the other run for which the network has no place, such as the
-    moving averages of a normalization that was replaced, are left out.
+    Weights and state (moving averages) are matched by the names of their layers. The state of
+    random numbers is not copied. Weights that the network does not have, such as the moving
+    averages of a normalization that was replaced, are ignored.
 
     Args:
         model: Network of the run.
         config: Config of the run. With ``init_head=new`` the last layers keep their weights.
-        assign: False checks the shapes alone, of a network that may have no values.
+        assign: If False, only check the shapes; the network may then have no values.
 
     Returns:
         For the record, the ``run`` and the ``weights_sha256`` of its weights.
 
     Raises:
-        UserError: There is no such run, it has no final weights, or the network has other shapes.
+        UserError: There is no such run, it has no final weights, or shapes differ.
         StoreError: A file of that run is damaged.
     """
     run = find_run(config.init, config.store)
@@ -81,10 +81,11 @@ def start_from(model: keras.Model, config: Config, *, assign: bool = True) -> di
 def _matched(
     model: keras.Model, weights: Mapping[str, np.ndarray], config: Config
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yield the variables of a network, each with the array of another run's weights.
+    """Yield the variables of a network, each with its array from another run's weights.
 
     Raises:
-        UserError: A variable has no array, or one of another shape; the message names its layer.
+        UserError: A variable has no array, or one of a different shape; the message names the
+            layer.
     """
     arrays: dict[str, list[np.ndarray]] = {}
     for name, array in weights.items():  # a name is model/INDEX/PATH; a path may occur twice
@@ -97,15 +98,15 @@ def _matched(
         if (in_head and config.init_head == "new") or "float" not in str(variable.dtype):
             continue
         layer, _, name = variable.path.rpartition("/")
-        found = arrays.get(variable.path)
-        if not found:
+        candidates = arrays.get(variable.path)
+        if not candidates:
             raise UserError(
                 f"init={config.init}: the layer {layer} has a {name} of "
-                f"{_shape(variable)} here, and none in that run"
+                f"{_shape(variable)} here, but none in that run"
             )
-        array = found.pop(0)
+        array = candidates.pop(0)
         if array.shape != tuple(variable.shape):
-            hint = "; init_head=new starts this layer anew" if in_head else ""
+            hint = "; init_head=new reinitializes this layer" if in_head else ""
             raise UserError(
                 f"init={config.init}: the {name} of the layer {layer} is {_shape(variable)} here "
                 f"and {_shape(array)} in that run{hint}"
@@ -118,7 +119,7 @@ def _shape(array: Any) -> str:
 
 
 def weights_hash(state: dict[str, np.ndarray]) -> str:
-    """Return the SHA-256 of a model's variables: equal only if two runs ended in the same bits."""
+    """Return the SHA-256 of a model's variables, which is equal only for bit-identical weights."""
     digest = hashlib.sha256()
     for name in sorted(name for name in state if name.startswith(_VARIABLE)):
         digest.update(np.ascontiguousarray(state[name]).tobytes())

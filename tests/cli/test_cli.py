@@ -272,7 +272,7 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
         "this run was trained without the probes train_gap; to measure them in its checkpoints: "
         f"normbench diagnose {asked.signature} --probe train_gap --store 'my runs'",
         "this run was trained without logger=tensorboard, which writes only during training; "
-        "--again trains anew",
+        "--again trains again",
         "this run was trained with label='old', and keeps it",
     ]
     assert trained_without([(asked, run)], "m y")[0].endswith(" --config-dir 'm y'")

@@ -108,7 +108,7 @@ def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path, settings
     caplog.set_level("INFO", "normbench")
     assert keep(tmp_path / "file" / "folder") is None
     assert settings.jax_compilation_cache_dir is None
-    assert "nothing compiled is kept" in caplog.text
+    assert "compiled programs are not cached" in caplog.text
 
 
 def test_a_cpu_keeps_nothing(settings):

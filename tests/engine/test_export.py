@@ -223,7 +223,7 @@ def test_a_layer_without_an_equal_is_named(trained, tmp_path, capsys):
     words = ["export", str(of.run.path), "--plain", "--model", str(tmp_path / "m.keras")]
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "(FilterResponseNormalization) has no equal among Keras's own layers" in line
+    assert "(FilterResponseNormalization) has no equivalent among Keras's own layers" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -253,7 +253,7 @@ def test_an_onnx_file_computes_the_same(name, trained, tmp_path):
 
 def test_onnx_in_half_precision_is_refused(trained, tmp_path):
     pytest.importorskip("tf2onnx")
-    with pytest.raises(UserError, match="precision=mixed_bfloat16, and Keras writes ONNX of float"):
+    with pytest.raises(UserError, match="precision=mixed_bfloat16, but Keras writes ONNX in float"):
         export(trained("half").run.path, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -196,7 +196,7 @@ def test_a_layer_of_another_shape_is_named_with_both_shapes(source, capsys):
 
 def test_a_layer_that_the_other_run_lacks_is_named(source, capsys):
     line = refused(capsys, started(source), f"init={source.name}", "arch.widths=[4,4]")
-    assert line.endswith("here, and none in that run")
+    assert line.endswith("here, but none in that run")
 
 
 def test_a_run_without_final_weights_is_refused(source, capsys):

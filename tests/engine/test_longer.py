@@ -58,7 +58,7 @@ def test_more_epochs_give_the_bits_of_training_at_once(make, tmp_path, overrides
     run = result.run
     assert run.name == at_once.run.name != first.name
     assert notes == [
-        f"goes on from {first.name} after 2 epochs, to the last bit as if trained at once"
+        f"continues from {first.name} after 2 epochs, bit-identical to training from the start"
     ]
     assert [session["from_epoch"] for session in run.meta["sessions"]] == [0, 2]
     assert run.meta["continues"] == {"run": first.name, "epochs": 2}
@@ -89,17 +89,18 @@ def test_probes_measure_in_the_epochs_in_which_they_are_due(make, warm, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (("schedule=cosine",), "the learning rates of schedule=cosine depend on the number of all"),
+        (("schedule=cosine",), "the learning rates of schedule=cosine depend on the total number"),
         (
             ("schedule.warmup=0.1",),
-            "the warm-up of schedule=constant depends on the number of all epochs",
+            "the warm-up of schedule=constant depends on the total number of epochs",
         ),
     ],
 )
 def test_a_schedule_that_depends_on_all_epochs_makes_a_new_run(make, warm, overrides, reason):
     first, result, notes = asked_for_more(make, *overrides, warm=warm, epochs=(1, 2))
     (note,) = notes
-    assert note.startswith(f"trains anew, though {first.name} has 1 of these 2 epochs: {reason}")
+    has = f"trains from the start, although {first.name} has 1 of these 2 epochs"
+    assert note.startswith(f"{has}: {reason}")
     assert "continues" not in result.run.meta
     assert [session["from_epoch"] for session in result.run.meta["sessions"]] == [0]
 
@@ -109,7 +110,7 @@ def test_other_conditions_make_a_new_run(make, warm):
     first.update_meta(processor="another")
     observer = Notes()
     result = train(make("epochs=2"), observer=observer, warm=warm)
-    assert "it was trained under other conditions: processor another, now" in observer.notes[0]
+    assert "it was trained under different conditions: processor another, now" in observer.notes[0]
     assert "continues" not in result.run.meta
 
 
@@ -169,4 +170,4 @@ def test_the_command_says_what_it_does(make, capsys):
     capsys.readouterr()
     assert main(["run", *words, "epochs=2"]) == 0
     captured = capsys.readouterr()
-    assert "goes on from" in captured.out + captured.err
+    assert "continues from" in captured.out + captured.err

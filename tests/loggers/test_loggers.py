@@ -195,7 +195,7 @@ def test_mistakes_with_wandb_are_refused(wandb, tmp_path, monkeypatch):
         compose_and_make("logger=wandb")
     with pytest.raises(UserError, match=r"unknown logger.wandb.mode 'ofline': did you mean 'off"):
         compose_and_make("logger=wandb", "logger.wandb.mode=ofline")
-    with pytest.raises(UserError, match=r"logger.wandb.project must be a text, got ''"):
+    with pytest.raises(UserError, match=r"logger.wandb.project must be a non-empty string, got ''"):
         compose_and_make("logger=wandb", "logger.wandb.project=''")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'normbench\[wandb\]'"):
@@ -248,7 +248,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(tmp_path, monkeypat
     assert outcome.summary["status"] == "finished"
     assert broken.calls == 1
     log = outcome.run.log_path.read_text()
-    assert "logger=broken failed and is left out: OSError: the server is down" in log
+    assert "logger=broken failed and is disabled: OSError: the server is down" in log
 
 
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -439,7 +439,7 @@ def test_a_log_that_cannot_be_written_is_told_in_one_line(
         for number in range(50):
             log.info("line %d", number)
     reason = "Is a directory" if place == "a folder" else "No space left on device"
-    assert told == [f"cannot write {finished.log_path}: {reason}; the run goes on without its log"]
+    assert told == [f"cannot write {finished.log_path}: {reason}; the run continues without a log"]
     assert "Traceback" not in capfd.readouterr().err
 
 
