@@ -1,8 +1,7 @@
-"""The network of a run: :func:`build_model` builds it, :func:`layer_costs` says what it costs.
+"""The network of a run: :func:`build_model` builds it, :func:`layer_costs` returns its cost.
 
-:func:`layers_within`, :func:`calls_of` and :func:`layer_of` walk a built model. They stand on
-Keras's private ``_flatten_layers``, ``_inbound_nodes`` and ``_keras_history``, checked against
-Keras 3.15.
+:func:`layers_within`, :func:`calls_of` and :func:`layer_of` inspect a built model. They use Keras's
+private ``_flatten_layers``, ``_inbound_nodes`` and ``_keras_history``, checked against Keras 3.15.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from normbench.initializers import seeded
 from normbench.machine import machine_memory
 
 COPIES = 4
-"""Copies of the weights that a run holds at least: the weights, their gradients, the optimizer's
+"""Minimum number of copies of the weights in memory: the weights, their gradients, the optimizer's
 state and the arrays of a checkpoint."""
 
 
 def build_model(config: Config, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
     """Build the network of ``config.arch`` with the normalization of ``config.norm``.
 
-    The initial weights depend on ``config.seed`` alone, on every backend.
+    The initial weights depend only on ``config.seed``, not on the backend.
 
     Args:
         config: Config of the run.
@@ -65,7 +64,7 @@ def build_model(config: Config, input_shape: tuple[int, int, int], classes: int)
 
 
 def parameter_count(model: keras.Model) -> int:
-    """Return the number of a model's trained parameters."""
+    """Return the number of a model's trainable parameters."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
@@ -111,18 +110,18 @@ class LayerCost:
     Attributes:
         name: Name of the layer.
         kind: Name of the layer's class.
-        about: Main options of the layer, as in ``3×3 /2``; may be empty.
+        about: Main options of the layer, such as ``3×3 /2``; may be empty.
         inputs: Names of the layers whose outputs are the layer's inputs.
         output_shape: Shape of the output without the batch axis.
-        parameters: Number of trained parameters.
+        parameters: Number of trainable parameters.
         multiply_adds: Multiply-adds of one image's forward pass. As in the papers, convolutions
             and linear layers count; biases, normalizations, activations and pooling do not.
-        activation_bytes: Bytes of one image's output, in the dtype that the layer computes in.
-        kept_bytes: The same, but 0 if the backward pass does not need the output. In float32 the
-            sum over layers is what TensorFlow keeps in memory, within 2 %; in half precision a
-            normalization may keep float32 copies as well.
-        place: Position in a block of a normalization; None for other layers, and for a
-            normalization that was loaded from a file.
+        activation_bytes: Bytes of one image's output, in the layer's compute dtype.
+        kept_bytes: The same, but 0 if the backward pass does not need the output. In float32, the
+            sum over layers equals TensorFlow's memory for activations within 2 %; in half
+            precision, a normalization may store float32 copies as well.
+        place: A normalization's position in a block; None for other layers, and for a
+            normalization loaded from a file.
         parametrization: Class of the kernel's weight parametrization; None if there is none.
     """
 
@@ -142,11 +141,12 @@ class LayerCost:
 def layer_costs(model: keras.Model) -> list[LayerCost]:
     """Return the cost of each layer of a network, from the images to the logits.
 
-    The layers of a branch stay together; branches come in the order in which their join names
-    them. A layer that is used twice is listed twice, with its parameters at the first use.
+    The layers of a branch are listed together, and branches in the order of the inputs of the layer
+    that joins them. A layer that is used twice is listed twice, with its parameters at the first
+    use.
 
     Args:
-        model: A built network whose images have a known size.
+        model: A built network for images of known size.
 
     Raises:
         ValueError: The size of the images is unknown.
@@ -171,7 +171,7 @@ def multiply_adds(model: keras.Model) -> int:
 
 
 def layers_within(model: keras.Model) -> list[Any]:
-    """Return the layers of a model, and those inside its layers, without the model itself."""
+    """Return the layers of a model, including nested ones, without the model itself."""
     return list(model._flatten_layers(include_self=False))
 
 
@@ -186,7 +186,7 @@ def layer_of(output: Any) -> Any:
 
 
 def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:
-    """Yield each use of each layer (a Keras ``Node``), after the uses that it depends on."""
+    """Yield each use of each layer (a Keras ``Node``) in topological order."""
     done: set[tuple[int, int]] = set()
     waiting = [tensor._keras_history for tensor in reversed(model.outputs)]
     while waiting:
@@ -263,13 +263,11 @@ def _multiply_adds(layer: Any, node: Any, shape: tuple[int, ...]) -> int:
     if isinstance(layer, _SEPARABLE):
         weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
         return weights * _positions(layer, shape)
-    if isinstance(
-        layer, _TRANSPOSED
-    ):  # the kernel is applied at every spatial position of the input
-        return math.prod(layer.kernel.shape) * _positions(
-            layer, _image(layer, node.input_tensors[0])
-        )
-    if isinstance(layer, _CONVOLUTIONS):  # a kernel has as many input channels as a group
+    if isinstance(layer, _TRANSPOSED):
+        # The kernel is applied at every spatial position of the input.
+        inputs = _image(layer, node.input_tensors[0])
+        return math.prod(layer.kernel.shape) * _positions(layer, inputs)
+    if isinstance(layer, _CONVOLUTIONS):  # the kernel's input channels are those of one group
         return math.prod(layer.kernel.shape) * _positions(layer, shape)
     return 0
 
@@ -292,7 +290,7 @@ def _about(layer: Any) -> str:
     if isinstance(groups, int) and (groups > 1 or not window):
         words.append(f"{groups} groups")
     if getattr(layer, "channels_per_group", None):
-        words.append(f"{layer.channels_per_group} channels a group")
+        words.append(f"{layer.channels_per_group} channels per group")
     if getattr(layer, "max_value", None):
         words.append(f"at most {layer.max_value:g}")
     if isinstance(layer, keras.layers.Activation):
@@ -303,15 +301,15 @@ def _about(layer: Any) -> str:
 
 
 def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
-    """Refuse a network that this machine does not have the memory to train.
+    """Refuse a network that needs more memory for training than this machine has.
 
     The estimate is a lower bound: copies of the weights and, on a CPU, the activations of one
-    mini-batch that the backward pass needs. They are left out on a GPU, which reports by itself
-    that its memory is full, and with ``accumulate=auto``, which may split the batch.
+    mini-batch that the backward pass needs. Activations are left out on a GPU, which reports itself
+    that its memory is full, and with ``accumulate=auto``, which can split the batch.
 
     Args:
         config: Config of the run.
-        model: Network of the run; may have been built without weights.
+        model: Network of the run, possibly built without weights.
         on_cpu: Whether the run computes on a CPU.
 
     Raises:
@@ -336,6 +334,6 @@ def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
     if need > available:
         raise TooLarge(
             f"{network} takes at least {size(need)} in training with batch={config.batch} "
-            f"({size(kept)} an image): this machine has {size(available)} of memory; use a smaller "
-            "batch, or accumulate=N to train it in N parts"
+            f"({size(kept)} per image): this machine has {size(available)} of memory; use a "
+            "smaller batch, or accumulate=N to split it into N micro-batches"
         )

@@ -1,1 +1,1 @@
-"""The networks: each builds a ``keras.Model`` out of a ``Norm`` that it is handed."""
+"""The networks: each module builds a ``keras.Model`` with a given ``Norm``."""

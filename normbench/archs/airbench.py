@@ -1,4 +1,4 @@
-"""A network that is quick to train, after airbench94 (Jordan 2024)."""
+"""A network that trains quickly, after airbench94 (Jordan 2024)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from normbench.initializers import Normal
 from normbench.norms.norm import Norm
 
 PATCH = 2
-"""Height and width of the patches that are whitened."""
+"""Height and width of the patches to be whitened."""
 LEAST = 25
-"""Height and width from which images leave a position for the last pooling."""
+"""Minimum height and width of images, for which the last pooling still has a position."""
 
 
 @keras.saving.register_keras_serializable("normbench")
 class FanInNormal(Normal):
-    """Gaussian with variance 1/(3·fan-in), that of PyTorch's (uniform) default."""
+    """Gaussian with variance 1/(3·fan-in), as in PyTorch's (uniform) default."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -36,10 +36,10 @@ class FanInNormal(Normal):
 
 @keras.saving.register_keras_serializable("normbench")
 class PartialIdentity(FanInNormal):
-    """:class:`FanInNormal`, but each input channel is passed on by one filter as it is.
+    """:class:`FanInNormal`, except that one filter per input channel passes it on unchanged.
 
-    Of a kernel (H, W, I, O), filter i < min(I, O) is 1 in its centre for channel i and 0
-    elsewhere (Jordan 2024, section 3.3), so that a deep network starts near an identity.
+    In a kernel (H, W, I, O), filter i < min(I, O) is 1 in its center for channel i and 0 elsewhere
+    (Jordan 2024, section 3.3), so that a deep network starts near the identity.
     """
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
@@ -55,19 +55,19 @@ class PartialIdentity(FanInNormal):
 class WhiteningConv2D(keras.layers.Conv2D):
     """A frozen convolution that whitens patches of its input, with a trained bias.
 
-    Its filters are the eigenvectors e of the patches' second moments E[ppᵀ], each over
-    √(λ + ε), and their negatives, which a nonlinearity would cut off: 2·k²·C filters for k×k
-    patches of C channels, in the order of falling λ (Jordan 2024, section 3.2; Page 2019). They
-    are random until :meth:`initialize_from` has seen images.
+    Its filters are the eigenvectors e of the patches' second moments E[ppᵀ], divided by √(λ + ε),
+    and their negatives, which the nonlinearity would otherwise cut off: 2·k²·C filters for k×k
+    patches of C channels, in order of decreasing λ (Jordan 2024, section 3.2; Page 2019). They are
+    random until :meth:`initialize_from` is called.
 
     Args:
         filters: 2·k²·C.
         kernel_size: k.
-        epsilon: Added to each eigenvalue λ; above 0.
+        epsilon: Added to each eigenvalue λ; must be positive.
         **kwargs: As for ``keras.layers.Conv2D``.
 
     Raises:
-        ValueError: ``epsilon`` not above 0, or in ``build`` another number of filters.
+        ValueError: ``epsilon`` is not positive, or (in ``build``) the number of filters is wrong.
     """
 
     def __init__(self, filters: int, kernel_size: Any, epsilon: float, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class WhiteningConv2D(keras.layers.Conv2D):
         return super().add_weight(*args, **kwargs)
 
     def initialize_from(self, images: np.ndarray) -> None:
-        """Take the filters from all patches of ``images``, scaled, float32 (N, H, W, C)."""
+        """Compute the filters from all patches of scaled images, float32 (N, H, W, C)."""
         height, width = self.kernel_size
         filters = whitening_filters(images, height, width, self.epsilon)
         self.kernel.assign(np.concatenate([filters, -filters], axis=-1))
@@ -105,13 +105,13 @@ def whitening_filters(images: np.ndarray, height: int, width: int, epsilon: floa
 
     Args:
         images: (N, H, W, C).
-        height: Of a patch.
-        width: Of a patch.
-        epsilon: Added to the second moments λ along the eigenvectors, which the filters are
-            divided by the roots of: an output has the second moment λ/(λ + ε).
+        height: Height of a patch.
+        width: Width of a patch.
+        epsilon: Added to the second moment λ along each eigenvector before the filter is divided by
+            its root, so that an output has the second moment λ/(λ + ε).
 
     Returns:
-        float32 (height, width, C, height·width·C), by falling λ.
+        float32 (height, width, C, height·width·C), in order of decreasing λ.
     """
     channels = images.shape[-1]
     size = height * width * channels
@@ -144,10 +144,10 @@ def build(
     as partial identities. Places: ``mid`` and ``post``, a block's first and last normalization.
 
     airbench94 has Batch Normalization with momentum 0.6, epsilon 1e-12 and no scale, widths 64,
-    256, 256 and 1.97 M parameters. What is particular to its training (a rate 64 times as high
-    for the normalizations' biases, the whitening bias frozen after three epochs, Lookahead,
-    alternating flips, evaluation of several crops) is no part of the network. Weights that are not
-    identities are drawn from a Gaussian of the variance that PyTorch's uniform default has.
+    256, 256 and 1.97 M parameters. Its special training (64 times the learning rate for the
+    normalizations' biases, the whitening bias frozen after three epochs, Lookahead, alternating
+    flips, evaluation of several crops) is not part of the network. Weights that are not identities
+    are drawn from a Gaussian with the variance of PyTorch's uniform default.
 
     Args:
         norm: Makes normalizations and convolutions.
@@ -162,7 +162,8 @@ def build(
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: Not three ``widths``, a number out of range, or images below 25×25.
+        UserError: ``widths`` does not have three values, a number is out of range, or images are
+            smaller than 25×25.
     """
     if len(widths) != 3:
         raise UserError(f"arch.widths must be three, got {list(widths)}")

@@ -1,4 +1,4 @@
-"""A convolutional encoder with an embedding that can be normalized apart from the rest."""
+"""A convolutional encoder whose embedding can have its own normalization."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ def build(
     embedding_kernel: int,
     head: str,
 ) -> keras.Model:
-    """Build the encoder of a question on min-max normalization of an embedding.
+    """Build the encoder from an online question about min-max normalization of an embedding.
 
     Stages of two 3×3 convolutions and, in the first ``halvings`` stages, a third one of stride 2,
-    each with normalization and ReLU; then the embedding, a valid convolution followed by the
-    normalization of place ``head`` and by nothing else; then a head. Places: ``stem`` after the
-    first convolution, ``mid`` after the others, ``head`` on the embedding.
+    each with normalization and ReLU; then the embedding, a valid convolution followed only by the
+    normalization of place ``head``; then a head. Places: ``stem`` after the first convolution,
+    ``mid`` after the others, ``head`` on the embedding.
 
-    The original has widths 8, 32, 32, 64, 64, 128, halves after all but the last stage and embeds
-    by a 16×16 convolution to 128 channels, which takes images of 512×512 to one position each. It
-    ends there; the heads are those of the Keras versions that were given in answer.
+    The original has widths 8, 32, 32, 64, 64, 128, halves after all but the last stage, and embeds
+    with a 16×16 convolution to 128 channels, which reduces 512×512 images to one position. It ends
+    there; the heads are those of the Keras versions in the answers.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
         widths: Channels of each stage.
-        halvings: Stages that end in a convolution of stride 2; the image is halved so often.
+        halvings: Number of stages that end in a convolution of stride 2, which halves the image.
         embedding: Channels of the embedding.
-        embedding_kernel: Height and width of the convolution that makes it.
-        head: What turns the embedding's positions into a vector: flatten, global_max or
-            global_average; all the same where there is one position.
+        embedding_kernel: Height and width of the convolution that computes it.
+        head: Reduction of the embedding's positions to a vector: flatten, global_max or
+            global_average; equivalent if there is one position.
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: An unknown ``head``, more ``halvings`` than stages or than the image allows, an
-            ``embedding_kernel`` larger than what is left of the image, or a width below 1.
+        UserError: ``head`` is unknown, there are more ``halvings`` than stages or than the image
+            allows, ``embedding_kernel`` is larger than the remaining image, or a width is below 1.
     """
     one_of("head", head, HEADS)
     at_least("embedding", embedding, 1)

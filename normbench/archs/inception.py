@@ -1,6 +1,6 @@
-"""Inception networks: GoogLeNet (:func:`build_googlenet`) and BN-Inception, Inception v2.
+"""Inception networks: :func:`build_googlenet` and :func:`build_bn_inception`.
 
-BN-Inception is :func:`build_bn_inception`, the network that Batch Normalization was published with.
+BN-Inception, or Inception v2, is the network that Batch Normalization was published with.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from normbench.norms.local_response import LocalResponseNormalization
 from normbench.norms.norm import Norm
 
 HALVINGS = {"imagenet": 3, "pooled": 1, "small": 0}
-"""How often each stem halves the image; the stages after it halve it twice more."""
+"""Number of times that each stem halves the image; the stages after it halve it twice more."""
 
 AUXILIARY = ("4a", "4d")
-"""Modules that an auxiliary classifier sits on, in both networks."""
+"""Modules followed by an auxiliary classifier, in both networks."""
 _POOLED = 5
 """Height and width that an auxiliary classifier averages over (Szegedy et al. 2015, section 5)."""
 
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes one Inception network: its units, stem and auxiliary classifiers, and the whole.
+    """Builds an Inception network from units, a stem, modules and auxiliary classifiers.
 
     Args:
         arch: The network's name, for messages.
@@ -61,16 +61,17 @@ class Builder:
         Args:
             input_shape: (H, W, C).
             classes: Number of logits.
-            stages: The modules, each with a ``name``; between two stages the image is halved.
-            apply_module: Applies one of them: ``apply_module(builder, x, module)``.
+            stages: The modules of each stage, each with a ``name``; the image is halved between
+                stages.
+            apply_module: Applies a module: ``apply_module(builder, x, module)``.
             stem, separable, lrn: As for :meth:`stem`.
-            dropout: Rate before the classifier.
+            dropout: Dropout rate before the classifier.
             auxiliary_weight: 0 for no auxiliary classifiers.
-            auxiliary_dropout: Rate in these.
+            auxiliary_dropout: Dropout rate in the auxiliary classifiers.
 
         Returns:
-            A model from (N, H, W, C) to logits (N, classes), or to a list of these and of the
-            auxiliary classifiers'.
+            A model from (N, H, W, C) to logits (N, classes), or to a list of these and the
+            auxiliary classifiers' logits.
         """
         self.check(input_shape, stem, auxiliary_weight)
         rate("dropout", dropout)
@@ -91,12 +92,12 @@ class Builder:
         return keras.Model(inputs, [logits, *auxiliary] if auxiliary else logits, name=self.arch)
 
     def check(self, input_shape: tuple[int, int, int], stem: str, auxiliary_weight: float) -> None:
-        """Refuse options and images that the network cannot have.
+        """Refuse options and images that the network does not support.
 
         Raises:
-            UserError: An unknown ``stem`` or activation, a width of 0 or below, a negative
-                ``auxiliary_weight``, or images too small for the network or its auxiliary
-                classifiers.
+            UserError: ``stem`` or the activation is unknown, the width is not positive,
+                ``auxiliary_weight`` is negative, or images are too small for the network or its
+                auxiliary classifiers.
         """
         one_of("stem", stem, HALVINGS)
         one_of("activation", self.activation, ("relu", "sigmoid"))
@@ -110,7 +111,7 @@ class Builder:
             raise UserError(
                 f"arch={self.arch} averages {_POOLED}×{_POOLED} positions in its auxiliary "
                 f"classifiers, where {input_shape[0]}×{input_shape[1]} images have "
-                f"{left[0]}×{left[1]}: take arch.auxiliary_weight=0{other}"
+                f"{left[0]}×{left[1]}: use arch.auxiliary_weight=0{other}"
             )
 
     def unit(
@@ -133,17 +134,17 @@ class Builder:
     def stem(self, x: Any, kind: str, lrn: bool, separable: bool = False) -> Any:
         """Apply the layers before the first module.
 
-        For ``imagenet`` these are those of both papers: 7×7 of stride 2, pooling, 1×1, 3×3,
-        pooling. For small images the 7×7 is a 3×3 of stride 1 without pooling; ``pooled`` keeps
-        the second pooling, ``small`` has none.
+        The ``imagenet`` stem is that of both papers: 7×7 of stride 2, pooling, 1×1, 3×3, pooling.
+        The stems for small images replace the 7×7 by a 3×3 of stride 1 without pooling; ``pooled``
+        keeps the second pooling, ``small`` has none.
 
         Args:
             x: Images.
             kind: "imagenet", "pooled" or "small".
-            lrn: Whether to have Local Response Normalization after the first and before the
+            lrn: Whether to apply Local Response Normalization after the first and before the
                 second pooling, with Krizhevsky et al.'s constants.
-            separable: Whether the first convolution is a depthwise one to 8 times the channels of
-                the images, followed by 1×1 (Ioffe & Szegedy 2015, figure 5).
+            separable: Whether the first convolution is depthwise, to 8 times the channels of the
+                images, followed by 1×1 (Ioffe & Szegedy 2015, figure 5).
         """
         large = kind == "imagenet"
         kernel, strides = (7, 2) if large else (3, 1)
@@ -178,7 +179,7 @@ class Builder:
         return x
 
     def auxiliary(self, x: Any, classes: int, dropout: float, name: str) -> Any:
-        """Return an auxiliary classifier's logits, float32 (N, classes); its places are ``head``.
+        """Return an auxiliary classifier's logits, float32 (N, classes); its place is ``head``.
 
         5×5 average pooling of stride 3, 1×1 to 128 channels, 1,024 units, dropout and a linear
         layer (Szegedy et al. 2015, section 5).
@@ -203,7 +204,7 @@ def pooled(x: Any, kind: str, name: str, strides: int = 1) -> Any:
 
 
 def classified(x: Any, classes: int, dropout: float, prefix: str = "") -> Any:
-    """Apply dropout, where its rate is above 0, and a linear layer to logits (N, classes)."""
+    """Apply dropout, if its rate is above 0, and a linear layer to logits (N, classes)."""
     rate("dropout", dropout)
     if dropout:
         x = keras.layers.Dropout(dropout, seed=drawn_seed(), name=f"{prefix}dropout")(x)
@@ -261,10 +262,11 @@ def build_googlenet(
 ) -> keras.Model:
     """Build GoogLeNet (Szegedy et al. 2015, table 1), the first Inception network.
 
-    A stem, two, five and two modules, 3×3 max pooling of stride 2 between these stages, global
-    average pooling, dropout and a linear layer. A module concatenates a 1×1 convolution, a 1×1
-    reduction with a 3×3, one with a 5×5, and 3×3 max pooling with a 1×1 projection, each
-    convolution with a ReLU. With ``lrn`` and no normalization it is the published network.
+    A stem, stages of two, five and two modules with 3×3 max pooling of stride 2 between them,
+    global average pooling, dropout and a linear layer. A module concatenates a 1×1 convolution, a
+    1×1 reduction followed by a 3×3, one followed by a 5×5, and 3×3 max pooling followed by a 1×1
+    projection, each convolution with a ReLU. With ``lrn`` and no normalization, this is the
+    published network.
 
     Places: ``stem``; in a module ``pre`` after the reductions, ``mid`` after the 3×3 and the 5×5,
     ``post`` after the 1×1 convolutions that are output directly and the projections; ``head`` in
@@ -275,23 +277,24 @@ def build_googlenet(
         input_shape: (H, W, C).
         classes: Number of logits.
         stem: "imagenet", the paper's, for images of about 224×224; for about 32×32, "small", with
-            3×3 and no pooling, or "pooled", with one pooling and a quarter of the work.
-        separable: Whether the first convolution is depthwise, to 8 times the channels, and 1×1: the
-            paper does not say so, but its counts for that layer (2.7 K, 34 M) are those.
+            3×3 and no pooling, or "pooled", with one pooling and a quarter of the computation.
+        separable: Whether the first convolution is depthwise, to 8 times the channels, followed by
+            1×1. The paper does not mention this, but its counts for that layer (2.7 K, 34 M) imply
+            it.
         width: Factor of all channels, which are rounded to multiples of 8.
-        lrn: Whether to have Local Response Normalization after the stem's first convolution and
-            before its second pooling, as in the paper.
-        dropout: Rate before the linear layer; 0.4 in the paper.
+        lrn: Whether to apply Local Response Normalization after the stem's first pooling and before
+            its second one, as in the paper.
+        dropout: Dropout rate before the linear layer; 0.4 in the paper.
         auxiliary_weight: Weight in the loss of each of two auxiliary classifiers, 0.3 in the
             paper; 0 for none.
-        auxiliary_dropout: Rate in these; 0.7 in the paper.
+        auxiliary_dropout: Dropout rate in the auxiliary classifiers; 0.7 in the paper.
 
     Returns:
-        A model from (N, H, W, C) to logits (N, classes), or to a list of these and of the
-        auxiliary classifiers'.
+        A model from (N, H, W, C) to logits (N, classes), or to a list of these and the auxiliary
+        classifiers' logits.
 
     Raises:
-        UserError: An unknown ``stem``, a number out of range, or images too small.
+        UserError: ``stem`` is unknown, a number is out of range, or images are too small.
     """
     return Builder("googlenet", norm, "relu", width).network(
         input_shape,
@@ -328,7 +331,7 @@ def _v1_module(builder: Builder, x: Any, module: V1Module) -> Any:
 class V2Module(NamedTuple):
     """Channels of one module's convolutions (Ioffe & Szegedy 2015, figure 5).
 
-    One without a 1×1 branch and a projection halves the image.
+    A module without a 1×1 branch and a projection halves the image.
     """
 
     name: str
@@ -377,13 +380,13 @@ def build_bn_inception(
 
     A stem and ten modules, the third and the eighth of which halve the image, global average
     pooling, dropout and a linear layer. A module concatenates a 1×1 convolution, a 1×1 reduction
-    with a 3×3, one with two 3×3 (in place of :mod:`GoogLeNet's <normbench.archs.inception>` 5×5),
-    and 3×3 pooling with a 1×1 projection; a halving one has neither the 1×1 convolution nor the
+    followed by a 3×3, one followed by two 3×3 (instead of GoogLeNet's 5×5), and 3×3 pooling
+    followed by a 1×1 projection; a halving module has neither the 1×1 convolution nor the
     projection. Every convolution is followed by normalization and the nonlinearity.
 
-    With BN the table gives 11,285,224 trained parameters at 1,000 classes; with a bias in each
-    convolution besides they are the 11,295,240 of the BN-Inception that is publicly shared. The
-    paper says 13.6 M, and nothing in its figure accounts for the rest.
+    With BN, the paper's table gives 11,285,224 trainable parameters at 1,000 classes; adding a bias
+    to each convolution gives the 11,295,240 of the publicly shared BN-Inception. The paper reports
+    13.6 M, and nothing in its figure explains the difference.
 
     Places: ``stem``; in a module ``pre`` after the reductions, ``mid`` after the 3×3 convolutions,
     ``post`` after the 1×1 convolutions that are output directly and the projections; ``head`` in
@@ -394,24 +397,24 @@ def build_bn_inception(
         input_shape: (H, W, C).
         classes: Number of logits.
         stem: "imagenet", the paper's, for images of about 224×224; for about 32×32, "small", with
-            3×3 and no pooling, or "pooled", with one pooling and a quarter of the work.
-        separable: Whether the first convolution is depthwise, to 8 times the channels, and 1×1,
-            as in the paper.
+            3×3 and no pooling, or "pooled", with one pooling and a quarter of the computation.
+        separable: Whether the first convolution is depthwise, to 8 times the channels, followed by
+            1×1, as in the paper.
         width: Factor of all channels, which are rounded to multiples of 8.
         activation: "relu", or "sigmoid" as in the paper's BN-x5-Sigmoid.
-        lrn: Whether to have Local Response Normalization where GoogLeNet has it in the stem, as
-            the paper's networks without BN have.
-        dropout: Rate before the linear layer; 0 in the paper's accelerated networks.
+        lrn: Whether to apply Local Response Normalization in the stem, as in GoogLeNet and in
+            the paper's Inception and BN-Baseline.
+        dropout: Dropout rate before the linear layer; 0 in the paper's accelerated networks.
         auxiliary_weight: Weight in the loss of each of two auxiliary classifiers; 0 for none.
-        auxiliary_dropout: Rate in these.
+        auxiliary_dropout: Dropout rate in the auxiliary classifiers.
 
     Returns:
-        A model from (N, H, W, C) to logits (N, classes), or to a list of these and of the
-        auxiliary classifiers'.
+        A model from (N, H, W, C) to logits (N, classes), or to a list of these and the auxiliary
+        classifiers' logits.
 
     Raises:
-        UserError: An unknown ``stem`` or ``activation``, a number out of range, or images too
-            small.
+        UserError: ``stem`` or ``activation`` is unknown, a number is out of range, or images are
+            too small.
     """
     return Builder("bn_inception", norm, activation, width).network(
         input_shape,

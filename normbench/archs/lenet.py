@@ -25,27 +25,28 @@ def build(
     """Build LeNet-5 (LeCun et al. 1998, section II.B) as it is built today.
 
     5×5 convolutions to 6, 16 and 120 channels without padding, the first two followed by 2×2
-    pooling, a layer of 84 units and a classifier. Images smaller than 32×32 are padded with zeros
-    to it, as the paper centres 28×28 digits in 32×32. Places: ``stem`` after the first
-    convolution, ``mid`` after the other two, ``head`` in the layer of 84.
+    pooling, a layer of 84 units and a classifier. Smaller images are padded with zeros to 32×32, as
+    the paper centers 28×28 digits in 32×32. Places: ``stem`` after the first convolution, ``mid``
+    after the other two, ``head`` in the layer of 84.
 
-    Differs from the paper: every channel of the second convolution sees all 6 below, not a chosen
-    3 to 6 of them (900 parameters more); a pooling layer has no trained factor and bias (44 less);
-    tanh is not scaled; the classifier is linear, with softmax cross-entropy, in place of distances
-    to fixed codes (850 more). The paper counts 60,000 trained parameters; this has 61,706.
+    Differences from the paper: every channel of the second convolution sees all 6 input channels
+    instead of a selection of 3 to 6 (900 more parameters); pooling layers have no trained factor
+    and bias (44 fewer); tanh is not scaled; the classifier is linear with softmax cross-entropy
+    instead of distances to fixed codes (850 more). The paper counts 60,000 trainable parameters;
+    this network has 61,706.
 
     Args:
         norm: Makes normalizations, convolutions and fully connected layers.
         input_shape: (H, W, C).
         classes: Number of logits.
-        activation: "tanh", as the paper, or "relu".
-        pooling: "average", as the paper, or "max".
+        activation: "tanh", as in the paper, or "relu".
+        pooling: "average", as in the paper, or "max".
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: An unknown ``activation`` or ``pooling``.
+        UserError: ``activation`` or ``pooling`` is unknown.
     """
     one_of("activation", activation, ("tanh", "relu"))
     one_of("pooling", pooling, ("average", "max"))

@@ -20,24 +20,23 @@ def build(
 ) -> keras.Model:
     """Build a network of fully connected sigmoid layers (Ioffe & Szegedy 2015, section 4.1).
 
-    The paper has three layers of 100 units and normalizes each before its sigmoid. What it plots,
-    the input of a unit of the last hidden sigmoid, is the input of the last layer whose name ends
-    in ``_sigmoid``: ``hidden3_sigmoid`` with three. Places: ``stem`` in the first layer, ``head``
-    in the last, ``mid`` between.
+    The paper has three layers of 100 units and normalizes each before its sigmoid. It plots the
+    input of a unit of the last hidden sigmoid, which is ``hidden3_sigmoid`` with three layers.
+    Places: ``stem`` in the first layer, ``head`` in the last, ``mid`` in between.
 
     Args:
         norm: Makes normalizations and fully connected layers.
         input_shape: (H, W, C).
         classes: Number of logits.
-        layers: Hidden layers.
-        units: Of each hidden layer.
-        deviation: Standard deviation of all weights at the start; biases start from 0.
+        layers: Number of hidden layers.
+        units: Number of units in each hidden layer.
+        deviation: Standard deviation of the initial weights; biases start at 0.
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: ``layers`` or ``units`` below 1, or a ``deviation`` of 0 or below.
+        UserError: ``layers`` or ``units`` is below 1, or ``deviation`` is not positive.
     """
     at_least("layers", layers, 1)
     not_too_deep("layers", layers)

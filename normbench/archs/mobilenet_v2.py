@@ -23,7 +23,7 @@ STAGES = (
 )
 """Expansion, output channels, blocks and stride of each stage (Sandler et al. 2018, table 2)."""
 HALVINGS = {"imagenet": 5, "small": 3}
-"""How often the network halves the image, by stem."""
+"""Number of times that the network halves the image, by stem."""
 
 
 def build(
@@ -39,28 +39,29 @@ def build(
     """Build MobileNetV2 (Sandler et al. 2018, table 2).
 
     A 3×3 convolution, inverted residual blocks, a 1×1 convolution to 1,280 channels, global
-    average pooling, dropout, and a 1×1 convolution to the logits. A block expands by a 1×1
-    convolution, filters each channel by a 3×3 depthwise one and projects by a linear 1×1; it adds
-    its input where that has the output's shape. Its normalizations are ``pre``, ``mid`` and
-    ``post``; the first convolution's is ``stem``, the last one's ``head``.
+    average pooling, dropout, and a 1×1 convolution to the logits. A block expands with a 1×1
+    convolution, filters each channel with a 3×3 depthwise one and projects with a linear 1×1; it
+    adds its input if that has the output's shape. Places: ``pre``, ``mid`` and ``post`` in a block,
+    ``stem`` after the first convolution, ``head`` after the last one before pooling.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        alpha: Width multiplier of all channels, but of the last 1,280 only above 1 (section 6.1).
+        alpha: Width multiplier of all channels; applies to the last 1,280 only if above 1 (section
+            6.1).
         stem: ``imagenet``: the image is halved five times, first by the stem; ``small``: neither
-            stem nor second stage halves it.
-        first_expansion: Whether the first block, whose expansion is 1, has an expanding
-            convolution all the same, as code in circulation does; the paper's has none.
-        dropout: Rate before the last layer.
+            the stem nor the second stage halves it.
+        first_expansion: Whether the first block, whose expansion is 1, still has an expanding
+            convolution, as in some public code; the paper's has none.
+        dropout: Dropout rate before the last layer.
 
     Returns:
         A model from (N, H, W, C) to logits float32 (N, classes).
 
     Raises:
-        UserError: An unknown ``stem``, an ``alpha`` of 0 or below, a ``dropout`` outside [0, 1), or
-            images so small that a halving would leave them as they are.
+        UserError: ``stem`` is unknown, ``alpha`` is not positive, ``dropout`` is outside [0, 1), or
+            images are too small to be halved that often.
     """
     one_of("stem", stem, HALVINGS)
     above_zero("alpha", alpha)
@@ -94,7 +95,7 @@ def build(
 
 
 def rounded(channels: float) -> int:
-    """Round to a multiple of 8, at least 8 and never more than 10 % below what was asked for."""
+    """Round to a multiple of 8, at least 8 and never more than 10 % below ``channels``."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 

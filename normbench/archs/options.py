@@ -1,4 +1,4 @@
-"""Checks of a network's options and of the images it is for, each refused in one line."""
+"""Checks of a network's options and images, each with a one-line error."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 from normbench.errors import UserError, unknown
 
 MOST_LAYERS = 5000
-"""Layers with weights of a network; the deepest published ones have about 1,200."""
+"""Maximum number of layers with weights; the deepest published networks have about 1,200."""
 
 
 def one_of(option: str, value: Any, allowed: Iterable[str]) -> None:
-    """Refuse a value of ``arch.<option>`` that is not among the names allowed."""
+    """Refuse a value of ``arch.<option>`` that is not among the allowed names."""
     names = list(allowed)
     if value not in names:
         raise unknown(f"arch.{option}", str(value), names)
 
 
 def at_least(option: str, value: float, least: float) -> None:
-    """Refuse a value of ``arch.<option>`` that is below the least one."""
+    """Refuse a value of ``arch.<option>`` that is below ``least``."""
     if not value >= least:
         raise UserError(f"arch.{option} must be at least {least}, got {value}")
 
 
 def not_too_deep(option: str, layers: int) -> None:
-    """Refuse a network of so many layers that building it would take hours.
+    """Refuse a network with so many layers that building it would take hours.
 
     Args:
-        option: The option of the network that decides the number of layers.
-        layers: With weights, about.
+        option: The option that determines the number of layers.
+        layers: Approximate number of layers with weights.
     """
     if layers > MOST_LAYERS:
         raise UserError(
@@ -50,10 +50,10 @@ def rate(option: str, value: float) -> None:
 
 
 def halved(arch: str, input_shape: tuple[int, int, int], times: int) -> tuple[int, int]:
-    """Return (H, W) of an image that a network has halved so often, rounding up.
+    """Return (H, W) of an image that a network halves ``times`` times, rounding up.
 
     Raises:
-        UserError: An image so small that a halving would leave it as it is.
+        UserError: The image is too small to be halved that often.
     """
     height, width = input_shape[:2]
     least = 2 ** (times - 1) + 1 if times else 1
@@ -66,8 +66,8 @@ def halved(arch: str, input_shape: tuple[int, int, int], times: int) -> tuple[in
 
 
 def scaled(channels: int, width: float) -> int:
-    """Return ``width`` times so many channels, rounded to a multiple of 8 and at least 8.
+    """Return ``width * channels``, rounded to a multiple of 8 and at least 8.
 
-    Multiples of 8 keep Group Normalization's usual numbers of groups possible.
+    Multiples of 8 are divisible by Group Normalization's usual numbers of groups.
     """
     return max(8, int(channels * width / 8 + 0.5) * 8)

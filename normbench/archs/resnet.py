@@ -1,4 +1,4 @@
-"""Residual networks of four stages, for ImageNet and for small images."""
+"""Residual networks with four stages, for ImageNet and for small images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normbench.initializers import HeNormal, LecunNormal, drawn_seed
 from normbench.norms.norm import Norm
 
 EXPANSION = 4
-"""Output channels of a bottleneck over those of its stage (He et al. 2016, table 1)."""
+"""Ratio of a bottleneck's output channels to its stage's width (He et al. 2016, table 1)."""
 
 
 class _Block(NamedTuple):
@@ -43,35 +43,33 @@ def build(
 ) -> keras.Model:
     """Build a residual network (He et al. 2016, table 1) or a ResNeXt (Xie et al. 2017, table 1).
 
-    A stem, stages of residual blocks of which the first keeps the image's size and each further
-    one halves it and doubles the channels, and a linear layer. A shortcut that changes the shape
-    is a 1×1 convolution with normalization (option B of the paper). Nothing is initialized to
-    zero: a block's last γ starts as the normalization has it, 1 for those in the catalogue.
+    A stem, stages of residual blocks and a linear layer. Each stage after the first halves the
+    image and doubles the channels. A shortcut that changes the shape is a 1×1 convolution with
+    normalization (option B of the paper). A block's last γ is not initialized to zero, but as the
+    normalization does it: to 1 for all built-in ones.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        blocks: Blocks in each stage, [3, 4, 6, 3] for ResNet-50.
+        blocks: Number of blocks in each stage, [3, 4, 6, 3] for ResNet-50.
         block: ``basic``, two 3×3 convolutions, or ``bottleneck``, 1×1, 3×3 and 1×1.
-        width: Channels of the first stage; bottlenecks put out four times as many.
+        width: Channels of the first stage; bottlenecks output four times as many.
         cardinality: Groups of a bottleneck's 3×3 convolution (ResNeXt); 1 for none.
         group_width: Channels of one such group in the first stage; None for width / cardinality.
         stem: ``imagenet``: 7×7 /2 and max pooling 3×3 /2; ``small``: 3×3, no pooling; ``padded``:
-            as ``imagenet``, but on images padded by three zeros a side, and both without padding
-            of their own.
-        stride_at: Which convolution of a bottleneck halves the image: ``1x1``, the first, as in
+            like ``imagenet``, but on images zero-padded by 3 on each side, with no other padding.
+        stride_at: The convolution of a bottleneck that halves the image: ``1x1``, the first, as in
             the paper, or ``3x3``, the middle one (Gross & Wilber 2016; "ResNet v1.5").
-        head: ``average``: global average pooling and a linear layer; ``flatten``: average pooling
-            2×2, all positions side by side, and a linear layer initialized as by He et al. 2015.
-        dropout: Share of the pooled values that training sets to zero.
+        head: ``average``: global average pooling and a linear layer; ``flatten``: 2×2 average
+            pooling, flattening, and a linear layer initialized as in He et al. 2015.
+        dropout: Dropout rate after pooling.
 
     Returns:
         A model from (N, H, W, C) to logits float32 (N, classes).
 
     Raises:
-        UserError: An option out of its range, or images so small that a halving would leave them
-            as they are.
+        UserError: An option is out of range, or images are too small to be halved that often.
     """
     _check(blocks, block, width, cardinality, group_width, stem, stride_at, head, dropout)
     arch = "resnext" if cardinality > 1 else "resnet"
@@ -101,7 +99,7 @@ def _check(
     head: str,
     dropout: float,
 ) -> None:
-    """Refuse options out of their range."""
+    """Refuse options that are out of range."""
     one_of("block", block, ("basic", "bottleneck"))
     one_of("stem", stem, ("imagenet", "padded", "small"))
     one_of("stride_at", stride_at, ("1x1", "3x3"))

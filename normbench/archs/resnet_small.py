@@ -28,31 +28,31 @@ def build(
 ) -> keras.Model:
     """Build a residual network for small images (He et al. 2016, section 4.2).
 
-    A 3×3 stem, three stages of n blocks of two 3×3 convolutions, ``width``, 2·``width`` and
-    4·``width`` channels, the last two stages halving the image, global average pooling and a
-    linear layer.
+    A 3×3 stem, three stages of n blocks of two 3×3 convolutions with ``width``, 2·``width`` and
+    4·``width`` channels, global average pooling and a linear layer. The last two stages halve the
+    image.
 
-    Keras pads an image of even size by one position less before it than after it ("same"), so that
-    a 3×3 convolution with stride 2 is centered on the odd positions, counted from 0, and the
-    shortcut beside it on the even ones. Caffe and Torch, and so the papers' code, pad both sides
-    alike ("symmetric"), which centers both on the even positions.
+    With "same" padding and stride 2, Keras pads an image of even size by one position less before
+    it than after it, so that a 3×3 convolution is centered on the odd positions, counted from 0,
+    and the parallel shortcut on the even ones. Caffe and Torch, and so the papers' code, pad both
+    sides equally ("symmetric"), which centers both on the even positions.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        depth: Layers with weights, 6n + 2.
+        depth: Number of layers with weights, 6n + 2.
         width: Channels of the first stage.
         padding: Padding of the 3×3 convolutions with stride 2: ``same`` or ``symmetric``.
-        shortcut: A shortcut that changes the shape: ``projection``, a 1×1 convolution with
-            normalization (option B of the paper); ``zeros``, every second position, and zeros for
-            the channels that it lacks (option A, that of the paper's networks for CIFAR-10).
+        shortcut: Kind of a shortcut that changes the shape: ``projection``, a 1×1 convolution with
+            normalization (option B of the paper); ``zeros``, every second position, with zeros for
+            the additional channels (option A, used in the paper's networks for CIFAR-10).
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: A ``depth`` that is not 6n + 2, a ``width`` below 1, or an unknown name.
+        UserError: ``depth`` is not 6n + 2, ``width`` is below 1, or a name is unknown.
     """
     if depth < 8 or depth % 6 != 2:
         raise UserError(f"arch.depth must be 6n + 2 (8, 14, 20, …), got {depth}")
@@ -94,7 +94,7 @@ def _residual(norm: Norm, x: Any, filters: int, strides: int, padding: str, name
 
 
 def _shortcut(norm: Norm, x: Any, filters: int, strides: int, shortcut: str, name: str) -> Any:
-    """Bring the input of a block to the shape of its output, if it has another."""
+    """Map the input of a block to the shape of its output, if it differs."""
     channels = x.shape[-1]
     if strides == 1 and channels == filters:
         return x

@@ -13,7 +13,7 @@ from normbench.norms.norm import Norm
 
 STAGES = 3
 EXPANSION = 4
-"""Output channels of a bottleneck over its inner ones."""
+"""Ratio of a bottleneck's output channels to its inner channels."""
 LAYERS = {"basic": 6, "bottleneck": 9}
 """Layers with weights of one block in each of the three stages."""
 WIDE_STEM = 16
@@ -31,17 +31,17 @@ def build(
 ) -> keras.Model:
     """Build a pre-activation residual network for small images (He et al. 2016b, section 3).
 
-    Three stages of n blocks, each of which normalizes and rectifies before each convolution, so
-    that what is added up passes through the whole network untouched. As in the authors' code, the
-    first 1×1 convolution of a bottleneck halves the image. For the places of its normalizations see
+    Three stages of n blocks, which normalize and rectify before each convolution, so that the
+    residual sum passes unchanged through the network. As in the authors' code, the first 1×1
+    convolution of a bottleneck halves the image. For the places of normalizations see
     :func:`normbench.archs.resnet_v2.network`.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        depth: Layers with weights: 9n + 2 for bottlenecks (164, 1001 in the paper), 6n + 2 for
-            basic blocks (110).
+        depth: Number of layers with weights: 9n + 2 for bottlenecks (164, 1001 in the paper),
+            6n + 2 for basic blocks (110).
         block: ``bottleneck``: 1×1, 3×3 and 1×1; ``basic``: two 3×3.
         width: Channels of the first convolution, and of a 3×3 convolution in the first stage.
 
@@ -49,8 +49,8 @@ def build(
         A model from (N, H, W, C) to logits float32 (N, classes).
 
     Raises:
-        UserError: A ``depth`` that is not 9n + 2 or 6n + 2, an unknown ``block``, a ``width``
-            below 1, or images below 3×3.
+        UserError: ``depth`` is not 9n + 2 or 6n + 2, ``block`` is unknown, ``width`` is below 1, or
+            images are smaller than 3×3.
     """
     one_of("block", block, LAYERS)
     at_least("width", width, 1)
@@ -77,23 +77,23 @@ def build_wide(
     """Build a wide residual network, WRN-d-k (Zagoruyko & Komodakis 2016, table 1).
 
     Three stages of n pre-activation blocks of two 3×3 convolutions with 16k, 32k and 64k channels.
-    For the places of its normalizations see :func:`normbench.archs.resnet_v2.network`.
+    For the places of normalizations see :func:`normbench.archs.resnet_v2.network`.
 
     Args:
         norm: Makes normalizations and convolutions.
         input_shape: (H, W, C).
         classes: Number of logits.
-        depth: d = 6n + 4: convolutions, those of the three shortcuts included.
+        depth: d = 6n + 4, the number of convolutions, including those of the three shortcuts.
         widening: k.
-        dropout: Rate between the two convolutions of a block (figure 1d); the paper has 0.3 on
-            CIFAR.
+        dropout: Dropout rate between the two convolutions of a block (figure 1d); 0.3 on CIFAR in
+            the paper.
 
     Returns:
         A model from (N, H, W, C) to logits float32 (N, classes).
 
     Raises:
-        UserError: A ``depth`` that is not 6n + 4, a ``widening`` below 1, a ``dropout`` outside
-            [0, 1), or images below 3×3.
+        UserError: ``depth`` is not 6n + 4, ``widening`` is below 1, ``dropout`` is outside [0, 1),
+            or images are smaller than 3×3.
     """
     if depth < 10 or depth % 6 != 4:
         raise UserError(f"arch.depth must be 6n + 4 (10, 16, 22, 28, …), got {depth}")
@@ -110,9 +110,9 @@ class Shape(NamedTuple):
     Attributes:
         blocks: Number of blocks in each of the three stages.
         stem: Channels of the first convolution.
-        width: Inner channels of the first stage; each next stage doubles them.
+        width: Inner channels of the first stage; each further stage doubles them.
         bottleneck: Whether a block is 1×1, 3×3 and 1×1 instead of two 3×3.
-        dropout: Rate before a block's last 3×3 convolution.
+        dropout: Dropout rate before a block's second convolution.
     """
 
     blocks: int
@@ -127,14 +127,14 @@ def network(
 ) -> keras.Model:
     """Build a pre-activation residual network (He et al. 2016b, figure 4e) of three stages.
 
-    A 3×3 convolution, the stages, of which the second and third halve the image, normalization
-    and ReLU, global average pooling, a linear layer. A shortcut that changes the shape is a 1×1
-    convolution of what the block has normalized and rectified; nothing normalizes after it.
+    A 3×3 convolution, three stages, of which the second and third halve the image, normalization
+    and ReLU, global average pooling, and a linear layer. A shortcut that changes the shape is a 1×1
+    convolution of the block's normalized and rectified input, without normalization after it.
 
-    A normalization's place says which layer it follows. A block's first one comes after the last
-    convolution of the block before it, and the addition: ``post``; in the first block, after the
-    first convolution: ``stem``. What follows a bottleneck's 1×1 is ``pre``, a 3×3 within a block
-    ``mid``; the one after all blocks is ``head``.
+    A normalization's place is determined by the layer it follows. A block's first normalization
+    follows the previous block's last convolution and addition, ``post``, or in the first block the
+    stem's convolution, ``stem``. A normalization after a bottleneck's first 1×1 is ``pre``, one
+    after a 3×3 within a block ``mid``, and the one after all blocks ``head``.
 
     Args:
         arch: The network's name.
@@ -147,7 +147,7 @@ def network(
         A model from (N, H, W, C) to logits float32 (N, classes).
 
     Raises:
-        UserError: Images so small that a halving would leave them as they are.
+        UserError: Images are too small to be halved that often.
     """
     halved(arch, input_shape, STAGES - 1)
     inputs = keras.Input(input_shape, name="images")
@@ -185,7 +185,7 @@ def _block(
     y = norm(x, before, name=f"{name}_norm1")
     y = keras.layers.ReLU(name=f"{name}_relu1")(y)
     if strides != 1 or x.shape[-1] != outputs:
-        # Without a bias: the sum has the other branch's bias, where nothing normalizes it.
+        # No bias, because the other branch has one wherever no normalization follows.
         x = norm.conv(
             outputs, 1, strides=strides, place=after, use_bias=False, name=f"{name}_conv0"
         )(y)

@@ -31,28 +31,28 @@ def build(
 ) -> keras.Model:
     """Build a VGG network (Simonyan & Zisserman 2015).
 
-    Five stages of 3×3 convolutions with ``width`` times 1, 2, 4, 8 and 8 channels, each ended by
-    2×2 max pooling (a last odd row or column is pooled by itself), and the paper's head of two
-    fully connected layers, or the small one in use for small images, global average pooling.
-    Places: ``stem`` after the first convolution, ``mid`` after the others, ``head`` in the fully
-    connected layers. The paper has no normalization.
+    Five stages of 3×3 convolutions with ``width`` times 1, 2, 4, 8 and 8 channels, each followed by
+    2×2 max pooling (a last odd row or column is pooled alone), and either the paper's head of two
+    fully connected layers or the usual head for small images, global average pooling. Places:
+    ``stem`` after the first convolution, ``mid`` after the others, ``head`` in the fully connected
+    layers. The paper has no normalization.
 
     Args:
         norm: Makes normalizations, convolutions and fully connected layers.
         input_shape: (H, W, C).
         classes: Number of logits.
-        depth: Layers with weights, counting the full head's: 11, 13, 16 or 19.
+        depth: Number of layers with weights, including the full head: 11, 13, 16 or 19.
         width: Channels of the first stage; 64 in the paper.
         head: "full" or "small".
-        units: Of each fully connected layer of the full head; 4,096 in the paper.
-        dropout: Rate after each of these, or of what is pooled; 0.5 in the paper.
+        units: Units in each fully connected layer of the full head; 4,096 in the paper.
+        dropout: Dropout rate after each of these layers, or after global pooling; 0.5 in the paper.
 
     Returns:
         A model from (N, H, W, C) to logits (N, classes).
 
     Raises:
-        UserError: A ``depth`` or ``head`` that does not exist, ``width`` or ``units`` below 1, a
-            ``dropout`` outside [0, 1), or images below 17×17.
+        UserError: ``depth`` or ``head`` is unknown, ``width`` or ``units`` is below 1, ``dropout``
+            is outside [0, 1), or images are smaller than 17×17.
     """
     if depth not in STAGES:
         raise UserError(f"arch.depth must be one of {', '.join(map(str, STAGES))}, got {depth}")

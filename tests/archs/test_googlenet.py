@@ -132,7 +132,7 @@ def test_places_are_those_it_says():
         ({"auxiliary_weight": -0.3}, "arch.auxiliary_weight must be 0 or more"),
         (
             {"auxiliary_weight": 0.3, "stem": "imagenet"},
-            "32×32 images have 2×2: take arch.auxiliary_weight=0 or arch.stem=small",
+            "32×32 images have 2×2: use arch.auxiliary_weight=0 or arch.stem=small",
         ),
     ],
 )
