@@ -1,1 +1,1 @@
-"""Probes: what is measured inside a run beyond loss and accuracy, one file each."""
+"""Probes: measurements inside a run beyond loss and accuracy, one file each."""

@@ -1,4 +1,4 @@
-"""The distribution of layers' inputs over training, and dead or saturated units: Activations."""
+"""Distributions of layers' inputs, and dead or saturated units: :class:`Activations`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PERCENTILES = (15, 50, 85)
 """The percentiles that Ioffe & Szegedy 2015 plot (figure 1)."""
 
 _NONLINEAR = ("Activation", "ELU", "LeakyReLU", "PReLU", "ReLU")
-"""Classes of Keras layers that are nonlinearities and nothing else."""
+"""Classes of Keras layers that are pure nonlinearities."""
 
 
 class Activations(Probe):
@@ -29,34 +29,33 @@ class Activations(Probe):
 
     Values by layer, over all images, spatial positions and units (channels):
 
-    * ``<layer>/mean``, ``std``, and the percentiles ``p15``, ``p50``, ``p85``: Ioffe & Szegedy
-      2015 (section 4.1, figures 1b and 1c) plot those of one typical sigmoid of the last hidden
-      layer. Percentiles are taken at ``places`` spatial positions of each image, drawn at random
-      once; the other values at all positions.
-    * ``<layer>/unit<u>/p15`` … of single units, over images and positions.
-    * Of a ReLU, ``<layer>/dead``: share of the units whose output is 0 at all positions of all
-      images.
-    * Of a ReLU, ``<layer>/collapsed``: share of the units whose input is above 0 in at most
-      ``active`` of all positions and images. Qiao et al. 2019 (arXiv 1911.09738, abstract) call
-      elimination singularities the points where "neurons become consistently deactivated", and
-      look at the normalized activations before the ReLU, which are the input of a ReLU here. The
+    * ``<layer>/mean``, ``std``, and the percentiles ``p15``, ``p50``, ``p85``. Ioffe & Szegedy
+      2015 (section 4.1, figures 1b and 1c) plot the percentiles of one typical sigmoid in the last
+      hidden layer. Percentiles are taken at ``places`` random spatial positions of each image,
+      drawn once; the other values at all positions.
+    * ``<layer>/unit<u>/p15`` …, percentiles of single units, over images and positions.
+    * For a ReLU, ``<layer>/dead``: share of units whose output is 0 at all positions of all images.
+    * For a ReLU, ``<layer>/collapsed``: share of units whose input is positive in at most a share
+      ``active`` of all positions and images. Qiao et al. 2019 (arXiv 1911.09738, abstract) define
+      elimination singularities as the points where "neurons become consistently deactivated", and
+      consider the normalized activations before the ReLU, which here are the input of the ReLU. The
       paper has no threshold; this one is ours.
-    * Of a sigmoid or tanh, ``<layer>/saturated``: share of the outputs that are within ``margin``
-      of a limit, as a share of the whole range (0.05: below 0.05 or above 0.95; below −0.9 or
-      above 0.9).
+    * For a sigmoid or tanh, ``<layer>/saturated``: share of outputs within ``margin`` of a limit,
+      relative to the full range (for 0.05: below 0.05 or above 0.95; tanh: below −0.9 or above
+      0.9).
 
     Args:
         layers: Names of layers, with ``*`` for any text; empty for every nonlinearity.
-        images: Number of validation images; all, if there are fewer.
-        units: Indices of units with percentiles of their own.
-        places: Number of spatial positions of an image at which percentiles are taken.
+        images: Number of validation images; all if there are fewer.
+        units: Indices of units that get their own percentiles.
+        places: Number of spatial positions per image at which percentiles are taken.
         margin: Distance from a limit, as a share of the range, within which an output counts as
             saturated; in (0, 0.5).
         active: Share of positive inputs up to which a unit counts as collapsed; in [0, 1).
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option out of its range.
+        UserError: An option is out of range.
     """
 
     name = "activations"
@@ -98,9 +97,9 @@ class Activations(Probe):
         self.every = checked_every(self.name, every)
 
     def chosen(self, model: keras.Model) -> list[keras.layers.Layer]:
-        """Return the layers that are measured, in the order of the network.
+        """Return the layers to measure, in the order of the network.
 
-        Layers with several inputs, and input layers, are never measured.
+        Layers with several inputs and input layers are never measured.
         """
         single = [layer for layer in model.layers if _has_one_input(layer)]
         if not self.layers:
@@ -180,7 +179,7 @@ class Activations(Probe):
 class _Found(NamedTuple):
     """Measurements of a layer's input, each (N, C); ``sample`` is (N, K, C).
 
-    ``beyond`` is the share of the positions at which the input, or its size, is above a limit.
+    ``beyond`` is the share of positions at which the input, or its magnitude, exceeds a limit.
     """
 
     mean: np.ndarray
@@ -191,7 +190,7 @@ class _Found(NamedTuple):
 
 
 def _measured(inputs: Any, places: int, limit: float) -> _Found:
-    """Return a :class:`_Found` of symbolic outputs; a ``limit`` of 0 asks for the sign."""
+    """Return a :class:`_Found` of symbolic outputs; with a ``limit`` of 0, test for x > 0."""
     from keras import ops
 
     size = int(np.prod(inputs.shape[1:-1], dtype=int))
@@ -221,7 +220,7 @@ def _has_one_input(layer: keras.layers.Layer) -> bool:
 
 
 def _kind(layer: keras.layers.Layer) -> str:
-    """Return ``relu``, ``sigmoid`` or ``tanh``; an empty text for any other layer."""
+    """Return ``relu``, ``sigmoid`` or ``tanh``, or an empty string for any other layer."""
     if type(layer).__name__ == "ReLU":
         plain = layer.negative_slope == 0 and layer.threshold == 0  # pyright: ignore
         return "relu" if plain else ""
@@ -232,8 +231,8 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 
 def _limit(kind: str, margin: float) -> float:
-    """Return the size of an input beyond which the output is within ``margin`` of its limit."""
-    # tanh(x) = 2·sigmoid(2x) − 1, so the same share of its range is reached at half the input.
+    """Return the input magnitude beyond which the output is within ``margin`` of its limit."""
+    # tanh(x) = 2·sigmoid(2x) − 1, so it reaches the same share of its range at half the input.
     logit = float(np.log((1 - margin) / margin))
     return {"sigmoid": logit, "tanh": logit / 2}.get(kind, 0.0)
 

@@ -1,4 +1,4 @@
-"""Dependence of an image's logits on the mini-batch that it is in: BatchDependence."""
+"""Dependence of an image's logits on its mini-batch: :class:`BatchDependence`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 _SEED = 1
-"""Seed of the choice of other neighbours for each image."""
+"""Seed of the random choice of other neighbors for each image."""
 
 
 class BatchDependence(Probe):
-    """Differences between logits of the same images in other mini-batches.
+    """Differences between the logits of the same images in different mini-batches.
 
-    The reference are mini-batches of W validation images, the largest of ``sizes``, once in
-    inference mode and once with the statistics of the mini-batch, as in training but without
-    dropout. A network without batch statistics must show no difference at all, so nothing else may
-    vary: libraries round differently for another number of images, and for an image at another
-    index of the mini-batch. Therefore every mini-batch has W images, and every image keeps its
-    index in it:
+    The references are mini-batches of W validation images, where W is the largest of ``sizes``,
+    once in inference mode and once with mini-batch statistics, as in training but without dropout.
+    A network without batch statistics must show no difference at all, so nothing else may vary.
+    Libraries round differently for another number of images, and for an image at another index of
+    the mini-batch. Therefore every mini-batch has W images, and every image keeps its index:
 
-    * ``<mode>_neighbours_…``: each image is put among others, still W in all;
-    * ``<mode>_size<b>_…``: each image is put in a mini-batch of b images, with the same b − 1
-      neighbours, all of them repeated W/b times. Means, biased variances, covariances, minima and
-      maxima of such a mini-batch are those of its b images.
+    * ``<mode>_neighbours_…``: each image is combined with other images, still W in total;
+    * ``<mode>_size<b>_…``: each image is in a mini-batch of b images, itself and its b − 1
+      neighbors in the reference, repeated W/b times. Means, biased variances, covariances, minima
+      and maxima of such a mini-batch are those of its b images.
 
-    ``<mode>`` is ``inference`` or ``training``; the values are ``max`` and ``mean``, of the
-    absolute difference over images and logits, and ``changed``, the share of images (0..1) whose
-    class with the highest logit is another.
+    ``<mode>`` is ``inference`` or ``training``. The values are ``max`` and ``mean`` of the absolute
+    difference over images and logits, and ``changed``, the share of images (0..1) whose predicted
+    class changes.
 
     Args:
         images: Number of validation images, evenly spread; all if there are fewer.
@@ -46,8 +45,8 @@ class BatchDependence(Probe):
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option below 1, or sizes that do not divide the largest; from ``check``, a
-            largest size that a layer's ghost batches do not divide.
+        UserError: An option is below 1, or a size does not divide the largest; from ``check``, a
+            layer's ghost batches do not divide the largest size.
     """
 
     name = "batch_dependence"
@@ -94,15 +93,15 @@ class BatchDependence(Probe):
             ghost = getattr(layer, "virtual_batch", 1)
             if self.width % ghost:
                 raise UserError(
-                    f"probe.{self.name}.sizes: the largest, {self.width}, is no multiple of the "
+                    f"probe.{self.name}.sizes: the largest, {self.width}, is not a multiple of the "
                     f"{ghost} images that {layer.name} normalizes together"
                 )
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         pixels = dataset.validation.images
         chosen = minibatches.spread(len(pixels), self.images)
-        rows = max(2, -(-len(chosen) // self.width))  # at least two, so that there are others
-        # Filled up with the first images, whose second logits do not count.
+        rows = max(2, -(-len(chosen) // self.width))  # at least two, so that images can be mixed
+        # Fill up with the first images; their repeated logits are dropped below.
         order = np.resize(chosen, (rows, self.width))
         values: dict[str, float] = {}
         for mode, batch_statistics in (("inference", False), ("training", True)):
@@ -119,11 +118,9 @@ class BatchDependence(Probe):
             found = {"neighbours": _among_others(order, logits)}
             for size in self.sizes:
                 found[f"size{size}"] = _in_batches_of(size, order, logits)
-            for kind, given in found.items():
-                apart = [
-                    each.reshape(-1, each.shape[-1])[: len(chosen)] for each in (given, reference)
-                ]
-                values |= {f"{mode}_{kind}_{key}": v for key, v in _differences(*apart).items()}
+            for kind, result in found.items():
+                pair = [x.reshape(-1, x.shape[-1])[: len(chosen)] for x in (result, reference)]
+                values |= {f"{mode}_{kind}_{key}": v for key, v in _differences(*pair).items()}
         return values
 
 
@@ -142,7 +139,7 @@ def _among_others(order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray])
 def _in_batches_of(
     size: int, order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Return logits (rows, width, K) where ``size`` neighbouring images fill a mini-batch alone."""
+    """Return logits (rows, width, K) where ``size`` neighboring images fill a mini-batch alone."""
     width = order.shape[1]
     rows = []
     for indices in order:
@@ -154,11 +151,11 @@ def _in_batches_of(
     return np.stack(rows)
 
 
-def _differences(given: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    apart = np.abs(given - reference)
-    changed = given.argmax(axis=1) != reference.argmax(axis=1)
+def _differences(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    difference = np.abs(logits - reference)
+    changed = logits.argmax(axis=1) != reference.argmax(axis=1)
     return {
-        "max": float(apart.max()),
-        "mean": float(apart.mean()),
+        "max": float(difference.max()),
+        "mean": float(difference.mean()),
         "changed": float(changed.mean()),
     }

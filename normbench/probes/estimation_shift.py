@@ -1,4 +1,4 @@
-"""The estimation shift of layers that keep population statistics: EstimationShift."""
+"""The estimation shift of layers with population statistics: :class:`EstimationShift`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from normbench.probes.population import Keeper, Statistics
 
 _ORDER = 0
-"""Seed of the order in which validation images are put into mini-batches."""
+"""Seed of the order in which validation images are divided into mini-batches."""
 
 SUMMARIZED = ("mean_shift", "std_shift")
 
@@ -27,47 +27,47 @@ SUMMARIZED = ("mean_shift", "std_shift")
 class EstimationShift(Probe):
     """Distance of the population statistics used in inference from the true ones, and its cost.
 
-    Huang et al. 2022 (section 3) compare the statistics μ̂, σ̂² that Batch Normalization keeps with
-    those that its input really has in inference, μ and σ², where all layers before it normalize
-    with what they keep; they find that this shift grows with depth. Here μ and σ² are taken over
-    training images, not augmented, with the weights as they are, for each layer that keeps moving
-    statistics. What a layer keeps was averaged over augmented images and over older weights, with
-    the layers before in training mode: all of that is in the shift.
+    Huang et al. 2022 (section 3) compare Batch Normalization's population statistics μ̂, σ̂² with
+    the actual statistics μ, σ² of its input in inference, where all preceding layers use their
+    population statistics; they find that this shift grows with depth. Here μ and σ² are computed
+    over training images, without augmentation, with the present weights, for each layer with moving
+    statistics. The moving statistics were averaged over augmented images and older weights, with
+    the preceding layers in training mode; the shift includes all of these effects.
 
     With norms over channels, by layer, in the order of the network:
 
     * ``<layer>/mean_shift`` = ‖μ̂ − μ‖₂/‖σ‖₂, in units of the input's deviation;
-    * ``<layer>/mean_shift_of_mean`` = ‖μ̂ − μ‖₂/‖μ‖₂, large where the mean is near 0;
+    * ``<layer>/mean_shift_of_mean`` = ‖μ̂ − μ‖₂/‖μ‖₂, which is large if the mean is near 0;
     * ``<layer>/std_shift`` = ‖σ̂ − σ‖₂/‖σ‖₂ and ``<layer>/variance_shift`` = ‖σ̂² − σ²‖₂/‖σ²‖₂;
     * ``<layer>/mean_distance`` = ‖μ̂ − μ‖₂ and ``<layer>/std_distance`` = ‖σ̂ − σ‖₂;
-    * ``<layer>/depth``: the index, from 1 on, of the convolution or fully connected layer that it
-      follows; it does not depend on the choice of normalizations.
+    * ``<layer>/depth``: the index, from 1, of the convolution or fully connected layer that it
+      follows, which does not depend on the choice of normalizations.
 
-    Over depth, of ``mean_shift`` and ``std_shift``: ``…_average``, ``…_largest``, and ``…_slope``,
-    the least-squares slope against a depth that goes from 0 at the first layer to 1 at the last.
+    Over depth, for ``mean_shift`` and ``std_shift``: ``…_average``, ``…_largest``, and ``…_slope``,
+    the least-squares slope over a depth scaled to 0 at the first layer and 1 at the last.
 
     On all validation images, ``…_loss`` and ``…_acc`` (0..1) with three kinds of statistics:
 
-    * ``population``: those that are kept;
-    * ``recomputed``: those of training images with the weights as they are, recomputed as PreciseBN
-      does (Wu & Johnson 2021, section 3), all layers before normalizing with mini-batches of
-      ``batch`` images; of images that make one mini-batch these are exact, layer by layer. Kept
-      statistics are put back, bit for bit;
-    * ``mini_batch``: those of mini-batches of the training's size, in a fixed random order, the
-      last one filled up with the first images; without dropout.
+    * ``population``: the layers' population statistics;
+    * ``recomputed``: statistics of training images with the present weights, recomputed as in
+      PreciseBN (Wu & Johnson 2021, section 3), with all preceding layers normalizing mini-batches
+      of ``batch`` images; if the images are a single mini-batch, these are exact, layer by layer.
+      Afterwards the population statistics are restored, bit for bit;
+    * ``mini_batch``: statistics of mini-batches of the training's size, in a fixed random order,
+      the last one filled up with the first images; without dropout.
 
-    A network without such layers gets the three, which are then equal to within rounding.
+    For a network without such layers, the three are equal to within rounding.
 
     Args:
         images: Number of training images for the true statistics, evenly spread; all if there are
             fewer.
         batch: Images per step, which are normalized together when recomputing. All mini-batches
-            have one size, so that a few images may be left out.
+            have the same size, so a few images may be left out.
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option below 1; from ``check``, a layer that keeps something else than mean,
-            variance or deviation of each channel.
+        UserError: An option is below 1; from ``check``, a layer's statistics are not mean, variance
+            or deviation of each channel.
     """
 
     name = "estimation_shift"
@@ -121,11 +121,13 @@ class EstimationShift(Probe):
         population = loop.evaluate("validation")
         order = minibatches.shuffled(len(validation.labels), _ORDER)
         shuffled = ImageView(validation.images, order)  # all of them may not fit into memory
-        given = minibatches.logits(loop, shuffled, loop.settings.micro_batch, batch_statistics=True)
+        logits = minibatches.logits(
+            loop, shuffled, loop.settings.micro_batch, batch_statistics=True
+        )
         for kind, (loss, accuracy) in (
             ("population", population),
             ("recomputed", self._recomputed(loop, dataset, layers) if layers else population),
-            ("mini_batch", minibatches.scores(given, validation.labels[order])),
+            ("mini_batch", minibatches.scores(logits, validation.labels[order])),
         ):
             values |= {f"{kind}_loss": loss, f"{kind}_acc": accuracy}
         return values
@@ -133,13 +135,13 @@ class EstimationShift(Probe):
     def _shifts(self, loop: Loop, dataset: Dataset, layers: list[Keeper]) -> dict[str, float]:
         from normbench.probes.population import chosen_images, input_statistics, values_of
 
-        kept = values_of(loop, loop.state())
+        current = values_of(loop, loop.state())
         pixels = chosen_images(dataset.train.images, self.images)
         true = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=False)
         values: dict[str, float] = {}
         for layer, expected in zip(layers, true, strict=True):
-            own = {"depth": float(layer.depth), **shifts(layer.read(kept), expected)}
-            values |= {f"{layer.name}/{key}": value for key, value in own.items()}
+            measured = {"depth": float(layer.depth), **shifts(layer.read(current), expected)}
+            values |= {f"{layer.name}/{key}": value for key, value in measured.items()}
         return _over_depth(values, layers) | values
 
     def _recomputed(
@@ -150,19 +152,19 @@ class EstimationShift(Probe):
 
         pixels = chosen_images(dataset.train.images, self.images)
         found = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=True)
-        anew: dict[int, np.ndarray] = {}
+        recomputed: dict[int, np.ndarray] = {}
         for layer, statistics in zip(layers, found, strict=True):
-            anew |= layer.write(statistics)
+            recomputed |= layer.write(statistics)
         state = loop.state()
         try:
-            loop.load(replaced(loop, state, anew))
+            loop.load(replaced(loop, state, recomputed))
             return loop.evaluate("validation")
         finally:
             loop.load(state)
 
 
 def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
-    """Return the distances of estimated statistics from the true ones, for those that are kept."""
+    """Return the distances of estimated statistics, where known, from the true ones."""
     assert true.mean is not None
     assert true.variance is not None
     true_std = np.sqrt(true.variance)
@@ -174,7 +176,7 @@ def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
         distances["mean_shift_of_mean"] = _ratio(apart, true.mean)
         distances["mean_distance"] = float(apart)
     if estimated.variance is not None:
-        # The deviation kept by Batch Renormalization may lie below the root of epsilon.
+        # The moving deviation of Batch Renormalization may be below the root of epsilon.
         std = np.sqrt(np.maximum(estimated.variance, 0.0))
         apart = np.linalg.norm(std - true_std)
         shifts_of["std_shift"] = _ratio(apart, true_std)

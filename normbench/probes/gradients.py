@@ -1,4 +1,4 @@
-"""Norms of weights, gradients and updates, and angles between updates: Gradients."""
+"""Norms of weights, gradients and updates, and angles between updates: :class:`Gradients`."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ if TYPE_CHECKING:
 class Gradients(Probe):
     """Norms of weights and gradients, relative updates, and angles between updates.
 
-    No step of the training is observed, and none is taken. After the epoch the optimizer's own
-    formula is computed ``batches`` times in a row on copies of the weights and slots
+    Training steps are neither observed nor taken. After the epoch, the optimizer's own formula is
+    applied ``batches`` times in a row to copies of the weights and slots
     (:func:`normbench.engine.lookahead.lookahead`), on the first training images without
     augmentation, in mini-batches of the training's size, at the learning rate of the epoch's last
     step. Each measurement uses the same images, starting over if they run out.
 
-    Values, of each layer that has a kernel ``<layer>/…`` of its kernel alone, and of all weights
-    together:
+    Values for all weights together and, as ``<layer>/…``, for the kernel of each layer that has
+    one:
 
-    * ``weight_norm``: ‖w‖, at present.
-    * ``gradient_norm``: ‖g‖ of a mini-batch's loss, without weight decay and before clipping; the
-      mean over the steps.
-    * ``relative_update``: ‖Δw‖/‖w‖ of a step, the effective learning rate; the mean.
-    * ``angle``: between the updates of successive steps, in degrees, the mean; missing where an
+    * ``weight_norm``: ‖w‖ of the present weights.
+    * ``gradient_norm``: ‖g‖ of a mini-batch's loss, without weight decay and before clipping,
+      averaged over the steps.
+    * ``relative_update``: ‖Δw‖/‖w‖ of a step (the effective learning rate), averaged over the
+      steps.
+    * ``angle``: mean angle between the updates of successive steps, in degrees; missing if an
       update is 0. Momentum keeps it small.
-    * ``gradient_angle``, of all weights alone: between the successive gradients themselves.
-    * ``<layer>/effective_rate``: η/‖w‖², of kernels whose scale the network does not see: what the
-      learning rate of gradient descent amounts to for the direction of such weights (van Laarhoven
-      2017, arXiv 1706.05350, section 3; Hoffer et al. 2018, arXiv 1803.01814, section 3). For an
-      optimizer that normalizes its steps, as Adam, ``relative_update`` says more.
+    * ``gradient_angle``, only for all weights together: mean angle between successive gradients.
+    * ``<layer>/effective_rate``: η/‖w‖² of kernels whose scale does not affect the network, which
+      is the effective learning rate of gradient descent for their direction (van Laarhoven 2017,
+      arXiv 1706.05350, section 3; Hoffer et al. 2018, arXiv 1803.01814, section 3). For an
+      optimizer that normalizes its steps, such as Adam, ``relative_update`` is more meaningful.
 
-    In half precision the gradients are those of the training, with its roundings.
+    In half precision the gradients are those of training, including rounding.
 
     Args:
         batches: Number of steps, at least 2.
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option out of its range.
+        UserError: An option is out of range.
     """
 
     name = "gradients"
@@ -86,7 +87,7 @@ class Gradients(Probe):
         from normbench.probes.invariance import kernels, scale_invariant
 
         if loop.rate is None:
-            raise ValueError("probe gradients: the loop was not told its learning rate")
+            raise ValueError("probe gradients: the loop's learning rate is not set")
         model = loop.model
         if self._invariant[0] is not model:
             self._invariant = (model, scale_invariant(model))
@@ -123,7 +124,7 @@ def norm(vector: np.ndarray) -> float:
 
 
 def angle(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the angle between two vectors in degrees; NaN where one of them is 0."""
+    """Return the angle between two vectors in degrees, or NaN if one of them is 0."""
     lengths = norm(one) * norm(other)
     if not lengths > 0:
         return np.nan
@@ -149,7 +150,7 @@ def _of(steps: list[Step], chosen: np.ndarray) -> dict[str, float]:
 
 
 def _mean_angle(vectors: list[np.ndarray]) -> float:
-    """Return the mean angle between successive vectors; NaN, stored as null, if there is none."""
-    found = [angle(one, other) for one, other in pairwise(vectors)]
-    known = [each for each in found if not np.isnan(each)]
+    """Return the mean angle between successive vectors, or NaN (stored as null) if none exists."""
+    angles = [angle(one, other) for one, other in pairwise(vectors)]
+    known = [value for value in angles if not np.isnan(value)]
     return float(np.mean(known)) if known else np.nan

@@ -1,4 +1,4 @@
-"""Weights whose scale has no effect on a network in training: :func:`scale_invariant`."""
+"""Kernels whose scale has no effect on a network in training: :func:`scale_invariant`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from keras import ops
 from normbench.engine.optimizer import is_decayed
 
 _SIZE, _FACTOR = 100.0, 4.0
-"""Deviation of the inputs that layers are tried on, so large that ε does not matter, and the factor
-of the inputs of the second try."""
+"""Deviation of the inputs that layers are tested with, so large that ε does not matter, and the
+factor by which the inputs are scaled in the second test."""
 
 _TOLERANCE = 1e-3
 _IMAGES = 8
@@ -21,7 +21,7 @@ _IMAGES = 8
 def kernels(model: keras.Model) -> dict[str, list[int]]:
     """Return the indices of each layer's kernels in ``model.trainable_variables``.
 
-    The layers are those that have kernels, by name, in the order of the network.
+    The result has the layers with kernels, by name, in the order of the network.
     """
     indices = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
     found = {}
@@ -33,15 +33,15 @@ def kernels(model: keras.Model) -> dict[str, list[int]]:
 
 
 def scale_invariant(model: keras.Model) -> set[str]:
-    """Return the names of the layers whose kernels' scale does not change the network in training.
+    """Return the names of the layers whose kernels' scale does not affect the network in training.
 
-    Either the kernel passes through a weight parametrization that removes its scale, or the layer
-    is linear, has no bias, and all layers that use its output remove the scale of their input.
-    Whether a layer does is found out by running it on random numbers, so that it works for any
-    normalization; the normalization's ε is neglected.
+    Either a weight parametrization removes the kernel's scale, or the layer is linear and without
+    bias, and all layers that use its output remove the scale of their input. This is tested by
+    running layers on random numbers, which works for any normalization; the normalization's ε is
+    neglected.
 
     Args:
-        model: Network of single layers; layers inside a nested model are ignored.
+        model: The network; layers inside a nested model are ignored.
     """
     inside = {id(operation) for operation in model.operations}
     names = set()
@@ -67,7 +67,7 @@ def _takes_scale_out(layer: Any) -> bool:
         return False
     images = max(_IMAGES, int(getattr(layer, "virtual_batch", 0)))
     x = np.random.default_rng(0).standard_normal((images, *layer.input.shape[1:]))
-    # Plus 1, because a γ of 0 would hide every difference.
+    # Add 1, because a γ of 0 would hide all differences.
     weights = [ops.convert_to_tensor(v) + 1.0 for v in layer.trainable_variables]
     others = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
     options = {"training": True} if layer._call_has_training_arg else {}

@@ -1,4 +1,4 @@
-"""Mini-batches of chosen images and a network's logits on them: what several probes share."""
+"""Mini-batches of chosen images and a network's logits for them, shared by several probes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Return the indices below ``count`` in an order that depends on ``seed`` alone."""
+    """Return the indices below ``count`` in an order that depends only on ``seed``."""
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
     return np.argsort(keys, kind="stable")
 
 
 def equal_parts(count: int, most: int, multiple: int = 1) -> tuple[int, int]:
-    """Divide images into mini-batches of one size.
+    """Divide images into mini-batches of equal size.
 
     Args:
         count: Number of images.
@@ -41,10 +41,10 @@ def equal_parts(count: int, most: int, multiple: int = 1) -> tuple[int, int]:
 
 
 def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Divide ``count`` images into mini-batches that are all full.
+    """Divide ``count`` images into full mini-batches.
 
     Yields:
-        Indices of a mini-batch's images, int64 (size,), and how many of them are new: the last
+        Indices of a mini-batch's images, int64 (size,), and the number of new ones: the last
         mini-batch is filled up with the first images.
     """
     for start in range(0, count, size):
@@ -55,7 +55,7 @@ def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
 def logits(
     loop: Loop, pixels: np.ndarray | ImageView, size: int, *, batch_statistics: bool
 ) -> np.ndarray:
-    """Return the logits of images that pass in mini-batches of ``size``, in their order.
+    """Return the logits of images, computed in mini-batches of ``size``, in order.
 
     Args:
         loop: Loop with the model.
@@ -73,9 +73,9 @@ def logits(
     return np.concatenate(chunks).astype(np.float32)
 
 
-def scores(given: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return mean cross-entropy and accuracy (0..1) of logits (N, K), computed in float64."""
-    values = given.astype(np.float64)
+    values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
     right = values[np.arange(len(labels)), labels]
     losses = np.log(np.exp(values).sum(axis=1)) - right

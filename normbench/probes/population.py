@@ -1,6 +1,6 @@
-"""Population statistics that layers keep for inference, and the true ones of their inputs.
+"""Population statistics of layers for inference, and the true statistics of their inputs.
 
-:func:`keepers` finds the layers; :func:`input_statistics` measures the inputs that they get.
+:func:`keepers` finds the layers; :func:`input_statistics` measures their inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 KNOWN = ("moving_mean", "moving_variance", "moving_deviation")
-"""Names of the variables, (C,), that hold a mean, a variance, or the root of variance plus ε."""
+"""Names of variables, (C,), for a mean, a variance, or the root of variance plus ε."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Keeper:
-    """A layer that keeps population statistics.
+    """A layer with population statistics.
 
     Attributes:
         layer: The layer.
-        depth: Index, from 1 on, of the convolution or fully connected layer whose output is the
-            layer's input, among all of the network; the last one if there are several.
-        variables: Variables that hold the statistics, by name.
+        depth: Index in the network, from 1, of the convolution or fully connected layer that the
+            layer follows; the last one if there are several.
+        variables: Variables with the statistics, by name.
     """
 
     layer: Any
@@ -57,7 +57,7 @@ class Keeper:
         return self.layer.name
 
     def read(self, values: Mapping[int, np.ndarray]) -> Statistics:
-        """Return the statistics that the layer keeps; ``values`` are by the variable's id."""
+        """Return the layer's statistics from ``values``, which are by the variable's id."""
         arrays = {
             name: values[id(variable)].astype(np.float64)
             for name, variable in self.variables.items()
@@ -83,11 +83,11 @@ class Keeper:
 
 
 def keepers(model: keras.Model) -> list[Keeper]:
-    """Return the layers of a network that keep population statistics, in its order.
+    """Return the layers with population statistics, in the order of the network.
 
     Raises:
-        UserError: A layer keeps something other than :data:`KNOWN`, lies inside another layer, or
-            is used more than once.
+        UserError: A layer has statistics other than :data:`KNOWN`, is inside another layer, or is
+            used more than once.
     """
     order = {id(layer): index for index, layer in enumerate(model.layers)}
     weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
@@ -106,7 +106,7 @@ def keepers(model: keras.Model) -> list[Keeper]:
             result.append(Keeper(layer, _depth(layer, depths), variables))
     for layer in layers_within(model):
         if id(layer) not in order and _statistics_variables(layer):
-            raise UserError(f"{layer.name} keeps statistics and lies inside another layer")
+            raise UserError(f"{layer.name} keeps statistics and is inside another layer")
     return result
 
 
@@ -122,7 +122,7 @@ def values_of(loop: Loop, state: Mapping[str, np.ndarray]) -> dict[int, np.ndarr
 def replaced(
     loop: Loop, state: Mapping[str, np.ndarray], values: Mapping[int, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return a loop's state with other values of some of the model's variables, given by id."""
+    """Return a loop's state with some of the model's variables, given by id, replaced."""
     variables = loop.model.variables
     names = {id(v): name for name, v in zip(variable_names(variables), variables, strict=True)}
     return {**state, **{names[key]: value for key, value in values.items()}}
@@ -133,15 +133,16 @@ def input_statistics(
 ) -> list[Statistics]:
     """Return the statistics of layers' inputs over images, with the present weights.
 
-    They are computed for each mini-batch in float32 about a value near the mean, and combined in
+    They are computed per mini-batch in float32, relative to a value near the mean, and combined in
     float64 (Chan, Golub & LeVeque 1983, eq. 2.1).
 
     Args:
         loop: Loop with the model.
         layers: At least one layer.
         pixels: Images, uint8 (N, H, W, C).
-        most: Largest size of a mini-batch; all have one size, and leftover images are left out.
-        batch_statistics: Have the layers before normalize with the mini-batch, as in training.
+        most: Largest size of a mini-batch; all have the same size, and leftover images are left
+            out.
+        batch_statistics: Whether layers normalize with the mini-batch, as in training.
     """
     names = tuple(layer.name for layer in layers)
     sub_model = loop.sub_model(
@@ -152,7 +153,7 @@ def input_statistics(
     for index in range(count):
         images = pixels[index * size : (index + 1) * size]
         outputs = loop.inspect(sub_model, images, batch_statistics=batch_statistics)
-        # The outputs are a mean, a variance, a mean, a variance …
+        # The outputs alternate between mean and variance.
         arrays = [output.astype(np.float64) for output in outputs]
         if means is None or variances is None:
             means, variances = arrays[::2], arrays[1::2]
@@ -182,13 +183,13 @@ def batch_multiple(layers: list[Keeper]) -> int:
 
 
 def _statistics_variables(layer: Any) -> dict[str, Any]:
-    """Return a layer's variables of population statistics, by name, without nested layers'."""
+    """Return a layer's variables of population statistics, by name, without nested layers."""
     variables = layer._non_trainable_variables
-    return {each.name: each for each in variables if each.name.startswith("moving_")}
+    return {v.name: v for v in variables if v.name.startswith("moving_")}
 
 
 def _depth(operation: Any, depths: Mapping[int, int]) -> int:
-    """Return the largest index of the weighted layers right before an operation; 0 for none."""
+    """Return the largest index of the weighted layers directly before an operation, or 0."""
     depth = 0
     for tensor in calls_of(operation)[0].input_tensors:
         source = tensor._keras_history.operation

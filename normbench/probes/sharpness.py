@@ -1,4 +1,4 @@
-"""The largest eigenvalue of the loss's Hessian."""
+"""The largest eigenvalue of the loss's Hessian: :class:`Sharpness`."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 _KAPPA = 0.02
-"""κ, see :class:`Sharpness`: the cube root of a hundred roundings of float32 (6·10⁻⁸), about."""
+"""κ, see :class:`Sharpness`: about the cube root of a hundred roundings of float32 (6·10⁻⁸)."""
 
 _FIRST = 1e-3
-"""The very first step, before any curvature is known, as a share of ‖w‖."""
+"""Length of the first step, before any curvature is known, relative to ‖w‖."""
 
 _NOTHING = 1e-6
-"""Share of the largest eigenvalue below which the rest of a product is rounding alone."""
+"""Share of the largest eigenvalue below which the remainder of a product is only rounding."""
 
 
 class Sharpness(Probe):
     """The largest eigenvalue of the Hessian of the training loss, by Lanczos iteration.
 
-    The loss is the mean over the first ``images`` training images as they are stored, not
-    augmented, in as many mini-batches of the training's size as hold them, each with its own
-    statistics.
+    The loss is the mean over the first ``images`` training images, without augmentation, in
+    mini-batches of the training's size, each with its own statistics.
 
-    The hand-written gradients of the normalizations have no second derivative, so the Hessian's
+    The hand-written gradients of the normalizations have no second derivative. So the Hessian's
     product with a vector v of length 1 is a central difference of gradients in float32,
-    Hv ≈ (∇L(w + hv) − ∇L(w − hv)) / 2h, with h = κ/√λ, where λ is the largest in size so far:
-    along its vector the loss then bends by κ²/2 nats. The rule goes with the scale of the weights,
-    as λ does (for scale-invariant weights as 1/‖w‖²). Why κ = 0.02: a gradient of norm G is off by
-    about a hundred roundings u of float32, which is 100·u·G/(κ·√λ) of λ, and the third derivative
-    is seen as κ²/12 of λ where curvature changes over the length √(2/λ), at which the loss has
-    risen by 1. With G ≈ √λ both are smallest near κ = (6·100·u)^⅓ ≈ 0.03, and below 10⁻³. Across
-    the kinks of a ReLU it is the mean curvature over 2h.
+    Hv ≈ (∇L(w + hv) − ∇L(w − hv)) / 2h, with h = κ/√λ, where λ is the eigenvalue of largest
+    magnitude so far: along its eigenvector, the loss then changes by κ²/2 nats. This h scales with
+    the weights as λ does (with 1/‖w‖² for scale-invariant weights). κ = 0.02 balances two errors: a
+    gradient of norm G is off by about a hundred roundings u of float32, a relative error of λ of
+    100·u·G/(κ·√λ); and the third derivative contributes a relative error of κ²/12 if curvature
+    changes over the length √(2/λ), over which the loss rises by 1. With G ≈ √λ, the total is
+    smallest near κ = (6·100·u)^⅓ ≈ 0.03, and below 10⁻³. Across the kinks of a ReLU, the result is
+    the mean curvature over 2h.
 
-    Lanczos iteration is power iteration that forgets no vector it went through: after m products
-    with the Hessian, from a fixed random vector, λ is the largest that vᵀHv gets for any v of
-    length 1 among them. Plain power iteration has nothing to tell where a negative eigenvalue is
-    nearly as large in size, as networks with normalizations have them. The m vectors are kept in
-    float32. It ends when the residual is below ``tolerance``, or after ``iterations``.
+    Lanczos iteration is power iteration that remembers all its vectors: after m products with the
+    Hessian, starting from a fixed random vector, λ is the maximum of vᵀHv over all v of length 1 in
+    their span. Plain power iteration fails if a negative eigenvalue has nearly the same magnitude,
+    which is common in networks with normalization. The m vectors are stored in float32. The
+    iteration ends when the residual is below ``tolerance``, or after ``iterations``.
 
     Values:
 
-    * ``eigenvalue``: λ; if anything too low.
-    * ``residual``: ‖Hv − λv‖/|λ|: H has an eigenvalue within this share of λ of it. The error of λ
-      falls with the square of it.
-    * ``iterations``: m; the limit, where it did not settle.
+    * ``eigenvalue``: λ, which is rather too low than too high.
+    * ``residual``: ‖Hv − λv‖/|λ|. H has an eigenvalue within this relative distance of λ, and the
+      error of λ is about its square.
+    * ``iterations``: m, which equals the limit if the iteration did not converge.
 
     Args:
-        images: Number of training images; rounded up to whole mini-batches.
-        iterations: Largest number of products, each two gradients.
+        images: Number of training images, rounded up to full mini-batches.
+        iterations: Maximum number of products, of two gradients each.
         tolerance: Residual at which the iteration stops, in (0, 1).
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option out of its range; from ``check``, a network that computes in half
-            precision, whose roundings would be all there is to see.
+        UserError: An option is out of range; from ``check``, the network computes in half
+            precision, whose rounding would hide the differences of gradients.
     """
 
     name = "sharpness"
@@ -136,7 +136,7 @@ def largest(
     Args:
         gradient: Function from float32 (P,) to float64 (P,).
         weights: Point at which the Jacobian is taken, float32 (P,).
-        length: h of the first difference.
+        length: Step h of the first difference.
         iterations: See :class:`Sharpness`.
         tolerance: See :class:`Sharpness`.
     """
@@ -149,14 +149,14 @@ def largest(
         rest = _product(gradient, weights, vector, length)
         if not np.isfinite(norm(rest)):
             return Eigen(np.nan, np.nan, count)
-        basis.append(vector.astype(np.float32))  # half the memory; rounding does no harm
+        basis.append(vector.astype(np.float32))  # half the memory; the rounding is harmless
         # Orthogonalize twice, because rounding leaves the first pass inexact.
         for _ in range(2):
             for index, direction in enumerate(basis):
                 component = float(direction @ rest)
                 projected[index, count - 1] += component
                 rest -= component * direction
-        # The matrix in the basis, which is symmetric but for the errors of the differences.
+        # The matrix in this basis, which is symmetric up to the errors of the differences.
         upper = np.triu(projected[:count, :count])
         known = upper + np.triu(upper, 1).T
         values, vectors = np.linalg.eigh(known)
@@ -181,6 +181,6 @@ def _product(
     """Return the Hessian times a vector of length 1, float64 (P,)."""
     step = (length * vector).astype(np.float32)
     ahead, behind = weights + step, weights - step
-    # Divide by the distance really moved: weights are rounded to float32, so that it is not 2h.
+    # Divide by the actual distance, which is not 2h because weights are rounded to float32.
     moved = norm(ahead.astype(np.float64) - behind.astype(np.float64))
     return (gradient(ahead) - gradient(behind)) / moved

@@ -1,4 +1,4 @@
-"""Change of the loss and of its gradient along the gradient's direction: Smoothness."""
+"""Change of the loss and its gradient along the gradient's direction: :class:`Smoothness`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 class Smoothness(Probe):
     """The loss landscape along the gradient (Santurkar et al. 2018, section 3.1, figure 4).
 
-    After the epoch, at the weights w, on each of the first ``batches`` mini-batches of training
-    images as they are stored (of the training's size, not augmented, with the mini-batch's
-    statistics): the gradient g = ∇L(w), then loss and gradient of the same mini-batch at w − η·g
-    for each η of ``steps``. The paper does so at each step of the training, on that step's
-    mini-batch.
+    After the epoch, at the weights w, for each of the first ``batches`` mini-batches of training
+    images (of the training's size, without augmentation, with the mini-batch's statistics): the
+    gradient g = ∇L(w), then loss and gradient of the same mini-batch at w − η·g for each η in
+    ``steps``. The paper does this at each training step, on that step's mini-batch.
 
     Values, each the mean over the mini-batches:
 
@@ -37,18 +36,17 @@ class Smoothness(Probe):
     * ``beta``: the largest ‖g − ∇L(w − η·g)‖ / ‖η·g‖ (figure 4c, effective β-smoothness: the
       maximum difference in gradient over the distance moved).
 
-    Where a step leads to a loss or gradient that is not finite, the highest values and β are
-    infinite, which is stored as null. In half precision, differences of gradients are those of
-    rounded ones.
+    If a step leads to a loss or gradient that is not finite, the highest values and β are infinite,
+    which is stored as null. In half precision, the differences are those of rounded gradients.
 
     Args:
-        steps: η, each above 0, in units of the gradient, not of the training's learning rate: the
-            same for all normalizations.
+        steps: Values of η, each positive, in units of the gradient and independent of the
+            training's learning rate, so that they are the same for all normalizations.
         batches: Number of mini-batches.
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option out of its range.
+        UserError: An option is out of range.
     """
 
     name = "smoothness"
@@ -72,7 +70,7 @@ class Smoothness(Probe):
         self.every = checked_every(self.name, every)
 
     def check(self, model: keras.Model) -> None:
-        """Any network will do."""
+        """Accept any network."""
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         weights = loop.weights()

@@ -1,4 +1,4 @@
-"""The gap between training mode and inference mode on the same training images."""
+"""The gap between training and inference mode on the same training images: :class:`TrainGap`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from normbench.engine.loop import Loop
 
 _ORDER = 2
-"""Seed of the order in which images are put into mini-batches."""
+"""Seed of the order in which images are divided into mini-batches."""
 
 
 class TrainGap(Probe):
@@ -28,14 +28,14 @@ class TrainGap(Probe):
 
     Values: ``training_loss`` and ``inference_loss``, mean cross-entropy without label smoothing;
     ``training_acc`` and ``inference_acc`` (0..1); ``loss_gap``, inference minus training, and
-    ``acc_gap``, training minus inference: both are above 0 where inference does worse.
+    ``acc_gap``, training minus inference: both are positive if inference does worse.
 
     Args:
         images: Number of training images, evenly spread; all if there are fewer.
         every: Epochs between two measurements.
 
     Raises:
-        UserError: An option below 1.
+        UserError: An option is below 1.
     """
 
     name = "train_gap"
@@ -62,7 +62,7 @@ class TrainGap(Probe):
         self.every = checked_every(self.name, every)
 
     def check(self, model: keras.Model) -> None:
-        """Every network has both modes."""
+        """Accept any network."""
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         train = dataset.train

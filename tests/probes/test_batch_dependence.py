@@ -154,7 +154,7 @@ def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
         (["probe.batch_dependence.sizes=[0,8]"], r"at least 1 each, got \[0, 8\]"),
         (
             ["norm=ghost_bn", "norm.virtual_batch=8", "probe.batch_dependence.sizes=[1,4]"],
-            "the largest, 4, is no multiple of the 8 images that hidden1_norm",
+            "the largest, 4, is not a multiple of the 8 images that hidden1_norm",
         ),
     ],
 )
