@@ -1,4 +1,4 @@
-"""The report: tables, figures and a page on the runs of a store, without importing TensorFlow.
+"""The report: tables, figures and a web page on the runs of a store, without TensorFlow.
 
 ``normbench.report.report.report`` writes all of them. To analyse a store by hand, as in
 ``notebooks/analyse_a_store.ipynb``: :func:`load` the store (:func:`load_stores` reads several),
@@ -42,7 +42,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: the shell's completion reads the names of metrics, and must not wait for pandas.
+    # Import lazily: shell completion reads the names of metrics and must not wait for pandas.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

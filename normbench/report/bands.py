@@ -1,4 +1,4 @@
-"""Bands: mean and interval over seeds of the curves of each cell, at every epoch."""
+"""Bands: mean and interval over seeds of each cell's curves, at every epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normbench.report.study import Study
 
 
 class Band(NamedTuple):
-    """A mean curve; ``low`` and ``high`` are NaN where fewer than two runs have a value."""
+    """A mean curve with its interval; ``low`` and ``high`` are NaN for fewer than two runs."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -22,18 +22,18 @@ class Band(NamedTuple):
 
 
 def joined(study: Study) -> pd.DataFrame:
-    """Return the epochs of the finished and diverged runs with their row and column."""
+    """Return the epochs of the finished and diverged runs, with their row and column."""
     ended = study.runs[study.runs["status"].isin(["finished", "diverged"])]
     places = ended[["name", "row", "column"]].rename(columns={"name": "run"})
     return study.curves.merge(places, on="run")
 
 
 def last_measured(study: Study, columns: Callable[[str], object]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the last epoch of each run in which a probe measured, and the columns of its values.
+    """Return the last epoch of each run that a probe measured, and the columns of its values.
 
     Args:
-        study: Its finished and diverged runs are looked at.
-        columns: Returns whether a column of the curves frame is one of the probe's.
+        study: The study; only its finished and diverged runs are used.
+        columns: Returns whether a column of the curves frame belongs to the probe.
     """
     curves = joined(study)
     names = [name for name in curves.columns if columns(name)]
@@ -42,15 +42,15 @@ def last_measured(study: Study, columns: Callable[[str], object]) -> tuple[pd.Da
 
 
 FEW = 3
-"""Most runs of a cell that figures show one by one: an interval over so few says little."""
+"""Up to this many runs of a cell are drawn individually: an interval over so few says little."""
 
 
 Singles = dict[tuple[Any, Any], list[tuple[np.ndarray, np.ndarray]]]
-"""By row and column, x and values of each run, of cells with few runs."""
+"""For each (row, column) with few runs, x and values of each run."""
 
 
 def singles(curves: pd.DataFrame, name: str, x: str = "epoch") -> Singles:
-    """Return x and values of each run, for each (row, column) with two to :data:`FEW` runs.
+    """Return x and values of each run for each (row, column) with two to :data:`FEW` runs.
 
     Args:
         curves: As for :func:`bands`.
@@ -69,11 +69,11 @@ def singles(curves: pd.DataFrame, name: str, x: str = "epoch") -> Singles:
 def around(
     found: Iterable[Mapping[Any, Band]], few: Iterable[Mapping[Any, Any]], *, log: bool = False
 ) -> str:
-    """Return a caption's sentence on the lines of a figure, and on what lies around them.
+    """Return a caption's sentence on the lines of a figure and their bands.
 
     Args:
         found: Bands by row and column, a mapping for each panel or quantity.
-        few: The same of cells whose runs are drawn one by one.
+        few: The same for cells whose runs are drawn individually.
         log: Whether the bands are of the logarithm.
     """
     cells = {key for drawn in found for key in drawn}
@@ -82,8 +82,8 @@ def around(
     if not shown:
         return f"Mean and {interval} over seeds."
     if shown >= cells:
-        return "Mean over seeds, thin: single runs."
-    return f"Mean over seeds, thin: single runs of cells with up to {FEW}, else the {interval}."
+        return "Mean over seeds; thin: single runs."
+    return f"Mean over seeds; thin: single runs of cells with up to {FEW}, else the {interval}."
 
 
 def bands(
@@ -95,8 +95,8 @@ def bands(
         curves: The epochs, from :func:`joined`.
         name: A column of numbers.
         x: The column of the horizontal axis.
-        log: Whether to take mean and interval of the logarithm, as for a logarithmic axis: the
-            mean is then geometric, and no interval reaches below zero.
+        log: Whether to use the mean and interval of the logarithm, as for a logarithmic axis: the
+            mean is then geometric, and intervals stay above zero.
     """
     if log:
         positive = curves[name].where(curves[name] > 0)

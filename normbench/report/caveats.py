@@ -1,8 +1,8 @@
 """Caveats of a comparison: confounds, unfinished training, untuned learning rates.
 
-Rows and columns of a study differ in the factors that were asked for. Any other recorded value that
-differs between them (a key of the config, a version, the processor) is a :class:`Condition`: it may
-be the cause of a difference between two rows. :func:`conditions` finds them.
+Rows and columns of a study differ in the requested factors. Any other recorded value that differs
+between them (a config key, a version, the processor) is a :class:`Condition`: it may be the cause
+of a difference between two rows. :func:`conditions` finds them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from normbench.report import names as labels
 from normbench.report.frames import GROUPS, is_config, is_provenance
 
 ENDED = ("finished", "diverged")
-"""Statuses of runs whose results enter tables."""
+"""Statuses of runs whose results appear in tables."""
 
 CONFOUND_RULE = (
-    "Where runs of two rows differ in anything recorded but the factor that is compared (a key of "
-    "the config, a version, the processor), a difference between these rows is called confounded, "
+    "If runs of two rows differ in anything recorded other than the compared factor (a config "
+    "key, a version, the processor), a difference between these rows is called confounded, "
     "whatever its p-value. --allow-confound names keys in which rows differ on purpose. With "
-    "--by label, each label stands for a whole config."
+    "--by label, each label represents a complete config."
 )
 
 _NAMES = (
@@ -38,16 +38,16 @@ _NAMES = (
     "host",
     "row",
     "column",
-)  # identify runs, but do not change results
-_ROUNDING = ("engine.threads", "engine.shards")  # change the last bits of sums only
-_FOLLOW = {  # keys that another key determines
+)  # identify runs but do not change results
+_ROUNDING = ("engine.threads", "engine.shards")  # change only the last bits of sums
+_FOLLOW = {  # keys that are determined by another key
     "backend": ("engine.backend", "engine.jit_compile", "engine.deterministic"),
     "precision": ("engine.precision",),
     "accumulate": ("micro_batches",),
 }
 _FIRST = ("norm", "epochs", "batch", "optimizer", "optimizer.lr", "schedule")
-_LISTED = 6  # rows named one by one in a sentence
-_VALUES = 3  # values of one row named one by one
+_LISTED = 6  # maximum number of rows listed in a sentence
+_VALUES = 3  # maximum number of values listed for one row
 
 _WORDS = {
     "norm": "norm",
@@ -78,12 +78,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A key beside the factors whose values differ between rows or columns of a study.
+    """A key other than the factors that differs between rows or columns of a study.
 
     Attributes:
         key: The column of the runs frame, as ``optimizer.lr``.
         values: Its value in each run of the study, as text; None where it is not recorded.
-        rows, columns: Whether it differs between rows of one column, between columns of one row.
+        rows, columns: Whether it differs between rows of a column, and between columns of a row.
         intended: Whether the user allows rows to differ in it.
     """
 
@@ -95,12 +95,12 @@ class Condition:
 
     @property
     def words(self) -> str:
-        """The key as it is written in a sentence."""
+        """The key as written in a sentence."""
         return words(self.key)
 
     @property
     def confounds(self) -> bool:
-        """Whether it may be the cause of a difference between rows."""
+        """Whether it may cause a difference between rows."""
         return self.rows and not self.intended and self.key not in _ROUNDING
 
 
@@ -109,9 +109,9 @@ class Training:
     """How far the runs of a study had converged, and how many learning rates were tried.
 
     Attributes:
-        last_best: By row, how many finished runs are best on validation at their last epoch.
-        finished: By row, how many finished runs have a best epoch.
-        rates: By row, the largest number of learning rates in the store for one of its cells.
+        last_best: For each row, the number of finished runs whose best epoch is their last.
+        finished: For each row, the number of finished runs that have a best epoch.
+        rates: For each row, the largest number of learning rates in the store for any of its cells.
     """
 
     last_best: Mapping[Any, int]
@@ -120,24 +120,24 @@ class Training:
 
     @cached_property
     def unconverged(self) -> list[Any]:
-        """The rows where most runs are best at their last epoch."""
+        """The rows in which most runs have their best epoch last."""
         return [row for row, count in self.finished.items() if 2 * self.last_best[row] > count]
 
 
 def conditions(
     runs: pd.DataFrame, factors: Sequence[str], context: Iterable[str], allowed: Sequence[str] = ()
 ) -> list[Condition]:
-    """Return the keys beside the factors that differ between cells.
+    """Return the keys other than the factors that differ between cells.
 
     Options of a factor that is a group (``norm.groups`` of ``norm``) belong to the factor. A key
-    that takes the same values in every cell, or that the seed determines, is no condition. With
-    ``label`` as a factor each label stands for a whole config, so keys of the config are intended.
+    that has the same values in every cell, or that the seed determines, is not a condition. With
+    ``label`` as a factor, each label represents a complete config, so config keys are intended.
 
     Args:
         runs: The runs of a study, with ``row`` and ``column``.
         factors: The factors of rows and columns.
         context: Keys that all runs of the study share.
-        allowed: Keys, or groups of keys, that the user wants to differ.
+        allowed: Keys, or groups of keys, in which rows may differ on purpose.
     """
     ended = runs["status"].isin(ENDED).to_numpy()
     inside = tuple(f"{name}." for name in factors if name in GROUPS)
@@ -169,7 +169,7 @@ def check_allowed(names: Sequence[str], runs: pd.DataFrame) -> None:
     """Check the names given to --allow-confound.
 
     Raises:
-        UserError: A name is neither a key nor a group of keys; the message has the nearest one.
+        UserError: A name is neither a key nor a group of keys; the message suggests the nearest.
     """
     keys = [key for key in runs.columns if _is_condition(key) and key not in _NAMES]
     groups = {key.partition(".")[0] for key in keys if "." in key}
@@ -184,7 +184,7 @@ def is_allowed(key: str, allowed: Sequence[str]) -> bool:
 
 
 def words(key: str) -> str:
-    """Return a key as it is written in a sentence."""
+    """Return a key as written in a sentence."""
     if key.startswith("version.") and key not in _WORDS:  # the user's own code or data
         return f"version of {printable(key.removeprefix('version.'))}"
     return _WORDS.get(key) or printable(key)
@@ -193,8 +193,8 @@ def words(key: str) -> str:
 def allowing(keys: Sequence[str]) -> str:
     """Return the value of --allow-confound for these keys.
 
-    A key with characters that a shell or the option would split at
-    (``version.data of mine (path=a)``) is replaced by its group.
+    A key at which a shell or the option would split (``version.data of mine (path=a)``) is replaced
+    by its group.
     """
     plain = [key if re.fullmatch(r"[\w.]+", key) else key.partition(".")[0] for key in keys]
     return ",".join(dict.fromkeys(plain))
@@ -206,7 +206,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def describe_values(values: Mapping[str, Sequence[str]]) -> str:
-    """Write values by name, as ``BN 5, GN 2``; names with the commonest value as ``all others``."""
+    """Format values by name, as ``BN 5, GN 2``; the most common value is for ``all others``."""
     texts = {name: _several(found) for name, found in values.items() if found}
     by_text: dict[str, list[str]] = {}
     for name, text in texts.items():
@@ -262,20 +262,20 @@ def _differs(runs: pd.DataFrame, values: np.ndarray) -> tuple[bool, bool]:
         for place, known in cells.items():
             groups.setdefault(place[shared], []).append(known)
         found.append(any(values != group[0] for group in groups.values() for values in group))
-    if not any(found):  # no two cells share a row or a column, or all cells have the same values
+    if not any(found):  # no two cells share a row or column, or all cells have the same values
         every = list(cells.values())
         found[0] = any(values != every[0] for values in every)
     return found[0], found[1]
 
 
 def _determines(first: pd.Series, second: np.ndarray) -> bool:
-    """Return whether each value of the first key goes with one value of the second."""
+    """Return whether the first key determines the second."""
     pairs = set(zip(first, second, strict=True))
     return len(pairs) == len({one for one, _ in pairs})
 
 
 def _repeats(found: Mapping[str, Condition], key: str) -> bool:
-    """Return whether another condition determines this one, so that naming it would repeat it."""
+    """Return whether another condition determines this one, which makes it redundant."""
     group = key.partition(".")[0]
     over = [name for name, keys in _FOLLOW.items() if key in keys]
     if group in GROUPS and key not in (group, "optimizer.lr"):

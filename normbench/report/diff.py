@@ -40,12 +40,12 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """A sentence on whether the final weights are the same."""
+        """A sentence on whether the final weights are equal."""
         sums = [row.get("weights_sha256") for row in (self.first, self.second)]
         if sums[0] and sums[0] == sums[1]:
-            return "The final weights are the same to the last bit."
+            return "The final weights are equal to the last bit."
         if sums[0] and sums[1]:
-            return "The final weights differ. Two single runs say nothing about chance."
+            return "The final weights differ. Two single runs cannot rule out chance."
         return "At least one of the runs has no final weights."
 
 
@@ -66,7 +66,7 @@ def pair(first: Run, second: Run) -> Pair:
 
 
 def tables(pair: Pair) -> list[Table]:
-    """Return the tables of differences in the config and in the origin, and of the results."""
+    """Return tables of the differences in config and origin, and of the results."""
     keys = [*dict.fromkeys((*pair.first, *pair.second))]
     config = [key for key in keys if is_config(key)]
     origin = [key for key in keys if is_provenance(key)]
@@ -126,7 +126,7 @@ def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
 
 
 def named(pair: Pair) -> list[str]:
-    """Return a line with the name of each run; with its path where both have the same name."""
+    """Return a line with the name of each run, with its path if both have the same name."""
     names = pair.names
     if names[0] == names[1]:
         names = str(pair.first["path"]), str(pair.second["path"])
@@ -139,5 +139,5 @@ def _shown(row: Mapping[str, Any], key: str) -> str:
 
 
 def _cut(text: str) -> str:
-    """Shorten a checksum to its first letters."""
+    """Shorten a checksum to its first characters."""
     return f"{text[:12]}…" if len(text) == 64 else text

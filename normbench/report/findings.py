@@ -1,4 +1,4 @@
-"""Findings: :func:`findings` writes sentences, each no stronger than the test behind it."""
+"""Findings: :func:`findings` writes sentences that claim no more than their test supports."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Pairs = Sequence[tuple[GridCell, Difference]]
 
 STRENGTHS = (
     "caution",  # qualifies all findings: training had not converged, no rate was tuned
-    "tuned",  # the tuned keys: how their values were chosen, and which
-    "significant",  # significant after Holm's correction, and nothing but the factor differs
+    "tuned",  # the tuned keys, how their values were chosen, and the chosen values
+    "significant",  # significant after Holm's correction, and only the factor differs
     "overall",  # over all columns, an interval or an exact test that excludes chance
     "diverged",
     "confounded",  # a difference between runs that also differ in something else
-    "suggestive",  # p < 0.05 alone, but not after correction
+    "suggestive",  # p < 0.05 uncorrected, but not after correction
     "undetected",  # tested, not significant
     "inconclusive",  # over all columns, not distinguishable from chance
     "untested",  # too few seeds, or differences without spread
     "note",
 )
-"""Strengths of findings, in the order in which findings are listed."""
+"""Strengths of findings, in the order of listing."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, its strength, and the cells that it is about.
+    """A sentence, its strength, and the cells it describes.
 
     Attributes:
         text: The sentence.
@@ -127,7 +127,7 @@ def _tuning(study: Study) -> list[str]:
 
 
 def _rates(study: Study) -> dict[Any, int]:
-    """Return by row the number of learning rates tried, in trials or in other runs of the store."""
+    """Return for each row the number of learning rates tried in trials or other runs."""
     rates = {row: count for row, count in study.training.rates.items() if count}
     for cell in study.tuned:
         if "optimizer.lr" in cell.cell.keys:
@@ -136,17 +136,17 @@ def _rates(study: Study) -> dict[Any, int]:
 
 
 def _untuned(study: Study) -> str:
-    """Return the sentence that each claim carries where no learning rate was tuned."""
+    """Return the sentence added to each claim if no learning rate was tuned."""
     rates = _rates(study)
     if "optimizer.lr" in study.by or not rates or max(rates.values()) > 1:
         return ""
     if any(condition.key == "optimizer.lr" and condition.rows for condition in study.conditions):
-        return ""  # said where the conditions are
+        return ""  # stated with the conditions
     return " The learning rate was the same for all rows, and not tuned."
 
 
 def tuned(study: Study) -> list[Finding]:
-    """Report how tuned keys were chosen, which values were, and where a list was too short."""
+    """Report how values of tuned keys were chosen, which ones, and which lists were too short."""
     if not study.tuned:
         return []
     cells = ordered(study)
@@ -185,8 +185,8 @@ def tuned(study: Study) -> list[Finding]:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         found.append(
             Finding(
-                "Trials whose runs have another result than the one that their value was chosen "
-                f"by: {', '.join(wrong[:3])}{more}.",
+                "Trials whose runs no longer have the result by which their value was chosen: "
+                f"{', '.join(wrong[:3])}{more}.",
                 "caution",
             )
         )
@@ -213,7 +213,7 @@ def _budget(cells: Sequence[CellTuning]) -> str:
 
 
 def _by_cell(study: Study, cells: Sequence[CellTuning], text: Callable[[CellTuning], str]) -> str:
-    """Write a text for each cell, as ``BN 0.1 at batch size 16, 0.2 at 128; GN …``."""
+    """Format a text for each cell, as ``BN 0.1 at batch size 16, 0.2 at 128; GN …``."""
     factor = labels.factor(study.column_factor).lower() if study.column_factor else ""
     rows: dict[Any, list[str]] = {}
     for cell in cells:
@@ -246,7 +246,7 @@ def _row(grid: Grid, row: Any, cells: Sequence[GridCell], family: int) -> list[F
 
 
 def _significant(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
-    """Write in one sentence where a row beats the baseline and where it falls behind."""
+    """Write a sentence on where a row beats the baseline and where it falls behind."""
     name, base = _names(grid, row)
     ahead = bool(grid.metric.higher_is_better)
     better = [(c, d) for c, d in pairs if (d.mean > 0) == ahead]
@@ -289,7 +289,7 @@ def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
 
 
 def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
-    """Name the cells whose difference to the baseline has no test."""
+    """Name the cells whose difference from the baseline was not tested."""
     name, base = _names(grid, row)
     single, apart, identical, equal = [], [], [], []
     for cell in cells:
@@ -310,7 +310,7 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
         (single, f"{name} and {base} share one seed", ": no test is possible."),
         (apart, f"{name} and {base} share no seed", ": they were not compared."),
         (identical, f"{name} and {base} have equal values in each shared seed", "."),
-        (equal, f"{name} and {base} differ by the same in each seed", ": no test is possible."),
+        (equal, f"{name} and {base} differ equally in each seed", ": no test is possible."),
     )
     return [
         Finding(f"{text} {_at(grid, found)}".rstrip() + end, "untested", _keys(found))
@@ -319,7 +319,7 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
 
 
 def _overall(grid: Grid) -> list[Finding]:
-    """Write, over all columns, how likely a run of each row is to beat one of the baseline."""
+    """Write how likely, over all columns, a run of each row is to beat one of the baseline."""
     found = []
     for row, result in grid.improvements.items():
         if result.tasks < 2 or math.isnan(result.low):
@@ -354,7 +354,7 @@ def _overall(grid: Grid) -> list[Finding]:
 
 
 def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
-    """Return the two-sided probability that chance alone separates the runs of all columns."""
+    """Return the two-sided probability that chance alone separates the runs in all columns."""
     p = 2.0
     for cell in cells:
         base = grid.cells[grid.baseline, cell.column]
@@ -366,7 +366,7 @@ def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
 def _qualified(
     grid: Grid, row: Any, pairs: Sequence[tuple[GridCell, Any]], text: str, strength: str
 ) -> Finding:
-    """Return a finding that names what else its runs differ in; confounds lower its strength."""
+    """Return a finding that names other differences of its runs; confounds lower its strength."""
     cells = [cell for cell, _ in pairs]
     differing = grid.study.differing(row, grid.baseline, [cell.column for cell in cells])
     confounds = [text for condition, text in differing if condition.confounds]
@@ -448,7 +448,7 @@ def _sizes(grid: Grid, pairs: Pairs) -> str:
 
 
 def _at(grid: Grid, cells: Sequence[GridCell]) -> str:
-    """Return ``at batch size 8 and 16 ``, ending in a space; empty without columns."""
+    """Return ``at batch size 8 and 16 `` with a trailing space; empty without columns."""
     if not grid.study.column_factor:
         return ""
     names = [grid.study.column(cell.column) for cell in cells]

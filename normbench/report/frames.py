@@ -1,4 +1,4 @@
-"""A store as data frames: :func:`load` returns one with a row a run, one with a row an epoch."""
+"""A store as data frames: :func:`load` returns one of runs and one of epochs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is not reported: it holds no run, or a run with a damaged file."""
+    """A folder that is not reported: it is not a run, or one of its files is damaged."""
 
     path: Path
     reason: str
     store: str = ""
-    """The printed name of the folder's store, where several are reported together."""
+    """The printed name of the folder's store, if several are reported together."""
 
     def __str__(self) -> str:
         name = f"{self.store}/{self.path.name}" if self.store else self.path.name
@@ -61,21 +61,22 @@ class Frames:
     """The runs of a store; unpacks as ``runs, curves = load(store)``.
 
     Attributes:
-        root: The store's folder; of several stores that of the first.
-        runs: A row a run, sorted by name: ``name``, ``status``, the config (a group's name under
-            the group's, its options as ``norm.groups``), the final metrics (accuracies are
-            fractions 0..1, times in seconds), the provenance; in a store with tuned keys also
-            ``trial``, true for the trials of tuning, and ``superseded``, true for final runs at
-            values that were chosen earlier. ``attrs["config"]`` and ``attrs["provenance"]`` list
-            the columns of each kind.
-        curves: A row an epoch: ``run`` and the keys of ``metrics.jsonl``, ordered by run, epoch.
+        root: The store's folder; that of the first if there are several stores.
+        runs: A row for each run, sorted by name: ``name``, ``status``, the config (``norm`` for the
+            choice of a group, ``norm.groups`` for its options), the final metrics (accuracies are
+            fractions, times in seconds), the provenance; in a store with tuned keys also
+            ``trial``, true for tuning trials, and ``superseded``, true for final runs at values
+            that were chosen earlier. ``attrs["config"]`` and ``attrs["provenance"]`` list the
+            columns of each kind.
+        curves: A row for each epoch, ordered by run and epoch: ``run`` and the keys of
+            ``metrics.jsonl``.
         left_out: Foreign and unreadable folders, each with its reason.
-        unfiltered: The runs frame that these runs were selected from; None where it is ``runs``.
-        tuned: The cells whose keys were tuned, of the whole store.
+        unfiltered: The runs frame that these runs were selected from; None if it is ``runs``.
+        tuned: The cells with tuned keys, of the entire store.
         metrics: All metrics by name: METRICS, and a metric of epochs for each value that a probe
             measured in any run of the store.
-        stores: The stores, in the order in which they were named, where the runs are of several
-            (:func:`normbench.report.stores.load_stores`); empty for one.
+        stores: The stores in the order given, if there are several
+            (:func:`normbench.report.stores.load_stores`); else empty.
     """
 
     root: Path
@@ -94,7 +95,7 @@ class Frames:
 
     @property
     def folders(self) -> str:
-        """The folders of the stores in a sentence."""
+        """The folders of the stores, joined for a sentence."""
         *others, last = map(str, self.roots)
         return f"{', '.join(others)} and {last}" if others else last
 
@@ -107,13 +108,13 @@ class Frames:
         return iter((self.runs, self.curves))
 
     def select(self, mask: pd.Series) -> Frames:
-        """Return the frames with the runs where ``mask``, a boolean per row of ``runs``, holds."""
+        """Return the frames of the runs where ``mask``, a boolean per row of ``runs``, is true."""
         runs = self.runs[mask].reset_index(drop=True)
         curves = self.curves[self.curves["run"].isin(runs["name"])].reset_index(drop=True)
         return replace(self, runs=runs, curves=curves, unfiltered=self.whole)
 
     def with_metric(self, name: str) -> tuple[Frames, Metric]:
-        """Return the metric that a user names, and frames whose runs have a column of its name.
+        """Return the metric with this name, and frames whose runs have a column for it.
 
         Raises:
             UserError: There is no such metric (:func:`normbench.report.metrics.find_metric`).
@@ -133,7 +134,7 @@ class Frames:
     def moved(self, root: Path) -> Frames:
         """Return the frames of the same runs with ``root`` as the store's folder.
 
-        What the store's present folder has beside them, :attr:`left_out`, is not moved.
+        The folders in :attr:`left_out` are dropped.
         """
         runs = self.runs.assign(path=[str(root / name) for name in self.runs["name"]])
         runs.attrs.update(self.runs.attrs)
@@ -149,7 +150,7 @@ class Frames:
                 if suffix == "parquet":
                     frame.to_parquet(path, index=False)
                 else:
-                    # Arrow's CSV writer is ten times as fast as that of pandas.
+                    # Arrow's CSV writer is ten times as fast as pandas'.
                     csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
                 written.append(path)
         return written
@@ -160,11 +161,11 @@ def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
 
     Args:
         store: The store, or its folder.
-        epochs: False leaves the curves frame without rows, which takes less time and memory.
+        epochs: If False, leave the curves frame empty, which takes less time and memory.
 
     Raises:
         UserError: The folder does not exist.
-        NormbenchError: The record of a tuned sweep is damaged: trials cannot be told from results.
+        NormbenchError: The record of a tuned sweep is damaged, so trials cannot be identified.
     """
     store = as_store(store)
     found = read_store(store, epochs)
@@ -173,14 +174,14 @@ def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
 
 @dataclass
 class StoreRows:
-    """The runs of one store before they are data frames.
+    """The runs of one store before conversion to data frames.
 
     Attributes:
         rows: A row of the runs frame for each run.
-        pieces: The epochs of each run as columns, in the order of ``rows``; none where the epochs
-            were not asked for.
+        pieces: The epochs of each run as columns, in the order of ``rows``; empty if epochs were
+            not requested.
         left_out: Foreign and unreadable folders, each with its reason.
-        described: How the values of the runs' probes are shown.
+        described: How the values of the runs' probes are displayed.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -217,12 +218,12 @@ def read_store(store: Store, epochs: bool = True) -> StoreRows:
 
 
 def assemble(root: Path, found: StoreRows, tuned: StoreTuning) -> Frames:
-    """Make the frames of runs that were read.
+    """Build the frames of runs that were read.
 
     Args:
         root: The folder of the store, or of the first one.
         found: The runs.
-        tuned: What their sweeps tuned.
+        tuned: The tuning records of their sweeps.
     """
     runs, curves = _typed(*_frames(found.rows, found.pieces))
     if tuned.cells:
@@ -236,7 +237,7 @@ def assemble(root: Path, found: StoreRows, tuned: StoreTuning) -> Frames:
 
 
 def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:
-    """Return the frames of runs that are not trained yet.
+    """Return the frames of runs that have not been trained yet.
 
     Args:
         configs: Their resolved configs.
@@ -249,7 +250,7 @@ def planned(configs: Iterable[Mapping[str, Any]]) -> Frames:
 
 
 def as_store(store: Store | Path | str) -> Store:
-    """Return the store itself, or the one in that folder."""
+    """Return the store itself, or open the one in that folder."""
     return store if isinstance(store, Store) else Store(Path(store))
 
 
@@ -275,7 +276,7 @@ def _joined(key: str, pieces: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 
 def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give the columns of both frames their types, and those of the runs their order."""
+    """Set the column types of both frames, and the column order of the runs frame."""
     runs = runs[sorted(runs.columns, key=_order)]
     for column in RESULTS:
         if column in runs:
@@ -288,7 +289,7 @@ def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
 
 
 def _one_type(column: pd.Series) -> pd.Series:
-    """Convert a column of mixed values to one type, as Parquet needs it."""
+    """Convert a column of mixed values to one type, as Parquet requires."""
     values = [None if _missing(value) else value for value in column]
     present = [value for value in values if value is not None]
     if all(isinstance(value, bool) for value in present):
@@ -325,12 +326,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 GROUPS = ("dataset", "arch", "norm", "optimizer", "schedule")
-"""Groups of a config: each becomes a column with its name and a column for each option."""
+"""Config groups: each becomes a column with its choice and a column for each option."""
 
 STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
 
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
-"""Classes of the data sets that ship with normbench, for chance level in older runs."""
+"""Number of classes of the data sets that ship with normbench, for chance level in older runs."""
 
 _NOT_CONFIG = ("signature", "schema", "probe", "logger", "stream")
 _VERSIONS = ("python", "normbench", "tensorflow", "keras", "jax", "numpy")
@@ -371,24 +372,24 @@ def is_config(column: str) -> bool:
 
 
 def is_provenance(column: str) -> bool:
-    """Return whether a column tells the code, the versions or the machine that made the run."""
+    """Return whether a column records the code, versions or machine of the run."""
     return column in _PROVENANCE or column.startswith(("version.", "engine."))
 
 
 def is_origin(column: str) -> bool:
-    """Return whether a column tells the code or versions; cells with several are marked mixed."""
+    """Return whether a column records code or versions; cells with several are marked mixed."""
     return column in ("commit", "dirty") or column.startswith("version.")
 
 
 def chance(dataset: str, classes: float | None = None) -> float:
-    """Return chance level, 1/classes; 0 where the number of classes is unknown."""
+    """Return chance level, 1/classes; 0 if the number of classes is unknown."""
     if classes is not None and classes == classes and classes >= 1:
         return 1.0 / classes
     return 1.0 / CLASSES[dataset] if dataset in CLASSES else 0.0
 
 
 def config_columns(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a resolved config: ``norm`` is its whole name (``gn_ws``), options are dotted."""
+    """Flatten a resolved config: ``norm`` is its full name (``gn_ws``), options are dotted."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key in _NOT_CONFIG:
@@ -421,9 +422,9 @@ def _cell(value: Any) -> Any:
 
 
 def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | None]:
-    """Return a run's row and its epochs, or None, nothing, and the reason where a file is damaged.
+    """Return a run's row and epochs; if a file is damaged, None, an empty list, and the reason.
 
-    A run with any damaged file is left out as a whole: its other numbers cannot be trusted either.
+    A run with any damaged file is left out: its other numbers cannot be trusted either.
     """
     try:
         config, meta, status = run.config, run.meta, run.status
@@ -439,7 +440,7 @@ def read(run: Run) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str | N
         row.setdefault(key, 1)  # older runs do not record these
     for key, value in NEWER_DATASET_KEYS.items():
         row.setdefault(f"dataset.{key}", value)
-    # The path may differ between runs that started from the same weights.
+    # The path may differ between runs that start from the same weights.
     row["init"] = init_signature(str(row.get("init", "")))
     row.setdefault("init_head", "trained")
     row["signature"] = meta.get("signature") or config.get("signature")
@@ -457,8 +458,8 @@ def diagnosed(
 ) -> list[dict[str, Any]]:
     """Add values that ``normbench diagnose`` measured in checkpoints to the rows of their epochs.
 
-    Values that the run measured itself stay; of several diagnoses of an epoch the last counts. A
-    diagnosis of a checkpoint in the middle of an epoch belongs to no row and is left out.
+    Values measured by the run itself take precedence; of several diagnoses of an epoch the last
+    counts. A diagnosis of a mid-epoch checkpoint matches no row and is left out.
     """
     found: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
     for line in diagnoses:
@@ -478,9 +479,9 @@ def diagnosed(
 
 
 def shipped_probe_values() -> dict[str, Any]:
-    """Return how the values of normbench's own probes are shown, for runs that do not say so.
+    """Return how values of normbench's own probes are displayed.
 
-    Runs of earlier versions do not record it.
+    Used for runs of earlier versions, which do not record it.
     """
     from normbench.components import target, targets_in
     from normbench.engine.observer import described_values
@@ -489,7 +490,7 @@ def shipped_probe_values() -> dict[str, Any]:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    """Return how the values of a run's probes are shown, as the run recorded it."""
+    """Return how the values of a run's probes are displayed, as recorded by the run."""
     described = dict((run.meta or {}).get("probe_values") or {})
     for line in run.diagnoses():
         described |= line.get("probe_values") or {}
@@ -536,7 +537,7 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_versions(recorded: Any) -> dict[str, str]:
-    """Return the versions of the user's own code and data that trained a run, by name."""
+    """Return the versions of the user's own code and data used in a run, by name."""
     if not isinstance(recorded, Mapping):
         return {}
     return {
@@ -547,7 +548,7 @@ def _user_versions(recorded: Any) -> dict[str, str]:
 
 
 def columns(name: str, epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return a run's epochs as typed columns, which take less memory than their dicts."""
+    """Return a run's epochs as typed columns, which take less memory than dicts."""
     keys: dict[str, None] = dict.fromkeys(CURVE_NUMBERS)
     for epoch in epochs:
         keys.update(dict.fromkeys(epoch))
@@ -557,7 +558,7 @@ def columns(name: str, epochs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _array(values: list[Any]) -> np.ndarray:
-    """Return numbers as float64 with NaN for null; other values as texts."""
+    """Return numbers as float64, with NaN for null; other values as strings."""
     try:
         return np.array(values, dtype=float)
     except (TypeError, ValueError):

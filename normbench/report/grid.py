@@ -1,7 +1,7 @@
 """One metric over a study: :func:`build` makes a cell for each row and column.
 
-Finished runs enter with their value, diverged runs by the rule in :data:`DIVERGED_RULE`. Failed,
-running and interrupted runs do not enter; they are counted.
+Finished runs count with their value, diverged runs according to :data:`DIVERGED_RULE`. Failed,
+running and interrupted runs are only counted.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from normbench.report.statistics import (
 from normbench.report.study import Study
 
 DIVERGED_RULE = (
-    "A diverged run enters accuracies and errors at chance level (1/classes; 0 where the number "
+    "In accuracies and errors a diverged run counts at chance level (1/classes; 0 if the number "
     "of classes is unknown), in means and in the bootstraps, so that a method is not rewarded for "
-    "losing its bad runs. A cell with such a run gets no t interval and no t test, neither "
-    "against it nor for it: its values are not nearly normal. In losses, times and gaps a "
-    "diverged run has no value and is left out. Either way it is counted beside the cell."
+    "losing its bad runs. A cell with such a run gets no t interval and takes part in no t test, "
+    "since its values are far from normal. In losses, times and gaps a diverged run has no value "
+    "and is left out. Either way it is reported next to the cell."
 )
 
-_THRESHOLDS = 121  # of a performance profile
+_THRESHOLDS = 121  # number of thresholds of a performance profile
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class GridCell:
 
     Attributes:
         row, column: Values of the factors.
-        values: Value by seed of the runs that enter.
-        runs: Names of all runs of the cell, in every status, ordered by seed.
+        values: Value by seed of the runs that count.
+        runs: Names of all runs of the cell, whatever their status, ordered by seed.
         diverged: Number of runs that diverged.
-        pending: Number of runs that failed, are running or were interrupted.
+        pending: Number of runs that failed, were interrupted or are still running.
         unvalued: Number of runs that ended without a value (target not reached, or diverged).
         sample: Mean, standard deviation and interval of ``values``.
         best: Whether the mean is the best of its column.
         tied: Whether it was tested against the best and is not significantly worse.
-        baseline: The difference to the baseline's cell of the same column, paired by seed.
+        baseline: The difference from the baseline's cell in the same column, paired by seed.
         mixed: Whether the runs come from more than one commit or set of versions.
         looks: Number of declared looks at its runs (:mod:`normbench.report.sequential`).
     """
@@ -84,7 +84,7 @@ class GridCell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a study for one metric, by (row, column); none where there are no runs."""
+    """The cells of a study for one metric, by (row, column); cells without runs are absent."""
 
     study: Study
     metric: Metric
@@ -92,12 +92,12 @@ class Grid:
     cells: dict[tuple[Any, Any], GridCell] = field(default_factory=dict)
 
     def get(self, row: Any, column: Any) -> GridCell | None:
-        """Return a cell, None where there are no runs."""
+        """Return a cell, or None if it has no runs."""
         return self.cells.get((row, column))
 
     @property
     def seeds(self) -> str:
-        """The number of runs a cell has, as ``3`` or ``1 to 3``."""
+        """The number of runs per cell, as ``3`` or ``1 to 3``."""
         counts = {cell.sample.n for cell in self.cells.values() if cell.sample.n}
         if not counts:
             return "0"
@@ -105,10 +105,10 @@ class Grid:
 
     @cached_property
     def improvements(self) -> dict[Any, Improvement]:
-        """By row, the probability of doing better than the baseline over all columns at once.
+        """For each row, the probability of doing better than the baseline over all columns.
 
-        A column counts as a task where both have runs; rows that share none are left out. A time
-        has no such probability, since the machine's load decides which run is faster.
+        A column in which both rows have runs is a task; rows that share none are left out. Times
+        have no such probability, since the machine's load decides which run is faster.
         """
         if self.baseline is None or self.metric.higher_is_better is None or self.metric.timed:
             return {}
@@ -125,10 +125,10 @@ class Grid:
 
     @cached_property
     def profiles(self) -> dict[Any, Profile]:
-        """By row, the performance profile over all columns, for rows with runs in all of them.
+        """For each row with runs in all columns, the performance profile over the columns.
 
-        Thresholds run over all scores, in stored units; a loss or a time is negated, so that a
-        higher score is better throughout.
+        Thresholds span all scores, in stored units; losses and times are negated, so that higher
+        is always better.
         """
         if self.metric.higher_is_better is None:
             return {}
@@ -146,7 +146,7 @@ class Grid:
         }
 
     def _scores(self, row: Any) -> dict[Any, np.ndarray]:
-        """Return the runs' scores in each column where the row has any; higher is better."""
+        """Return the runs' scores in each column in which the row has runs; higher is better."""
         sign = 1.0 if self.metric.higher_is_better else -1.0
         cells = {column: self.get(row, column) for column in self.study.columns}
         return {
@@ -159,8 +159,8 @@ class Grid:
 def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
     """Describe each cell, mark the best of each column, and compare each with the baseline.
 
-    P-values against the baseline are corrected over all cells of the study; those against the
-    best of a column, within the column.
+    P-values against the baseline are corrected over all cells of the study, those against the best
+    of a column within that column.
 
     Raises:
         UserError: The study has no row of that name.
@@ -182,9 +182,9 @@ def build(study: Study, metric: Metric, baseline: Any = None) -> Grid:
 
 
 def default_baseline(study: Study, asked: str | None) -> Any:
-    """Return the row asked for, else ``bn`` where there is one, else None.
+    """Return the requested row, else ``bn`` if there is one, else None.
 
-    Of stores and commits it is the first: the store that was named first, the oldest commit.
+    For stores and commits the default is the first: the store named first, or the oldest commit.
 
     Raises:
         UserError: The study has no row of that name.
@@ -228,7 +228,7 @@ def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric
 
 
 def _looks(study: Study, places: np.ndarray) -> int:
-    """Return the largest number of looks that a sweep declared for any of these runs; else 1."""
+    """Return the largest number of looks declared for any of these runs; 1 if there are none."""
     if "looks" not in study.runs:
         return 1
     texts = study.runs["looks"].to_numpy(object)[places]
@@ -236,7 +236,7 @@ def _looks(study: Study, places: np.ndarray) -> int:
 
 
 def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sample:
-    """Describe the values; there is no t interval where a run entered at chance level."""
+    """Describe the values; there is no t interval if a run counts at chance level."""
     described = sample(list(values.values()))
     if diverged and metric.worst:
         return replace(described, low=math.nan, high=math.nan)
@@ -246,8 +246,8 @@ def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sampl
 def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
     """Compare two cells, paired by seed.
 
-    There is no interval and no test where a run entered at chance level. A time has no test: it
-    varies with the machine's load, which is not the same for the same seed.
+    There is no interval and no test if a run counts at chance level. Times are not tested: they
+    vary with the machine's load, which differs even for the same seed.
     """
     found = paired(first.values, second.values, max(first.looks, second.looks))
     if metric.timed:
@@ -262,7 +262,7 @@ def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
 
 def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -> None:
     """Mark the best cell of a column, and the cells that are not significantly worse."""
-    # Only complete cells compete: a mean over the runs that have a value would be biased.
+    # Only complete cells compete: a mean over only the runs that have a value would be biased.
     inside = [
         cell
         for cell in cells.values()
@@ -283,7 +283,7 @@ def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -
 
 
 def _compare(cells: dict[tuple[Any, Any], GridCell], baseline: Any, metric: Metric) -> None:
-    """Compare each cell with the baseline's of its column; Holm's correction covers all cells."""
+    """Compare each cell with the baseline in its column; Holm's correction covers all cells."""
     keys = [key for key in cells if key[0] != baseline and (baseline, key[1]) in cells]
     found = [_paired(cells[key], cells[baseline, key[1]], metric) for key in keys]
     corrected = holm([difference.p for difference in found])

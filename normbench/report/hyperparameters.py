@@ -1,7 +1,7 @@
-"""The hyperparameters of a store as a paper's appendix lists them: :func:`tables`.
+"""The hyperparameters of a store, as listed in a paper's appendix: :func:`tables`.
 
-Those that all runs share are one table, and those that differ are the columns of another, with a
-row for each combination and the seeds that it was trained with.
+One table lists those that all runs share. Another has a column for each one that differs, and a row
+for each combination with the seeds that it was trained with.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _NOT_HYPERPARAMETERS = frozenset(("label", "store", "seed"))
 
 
 def tables(frames: Frames) -> list[Table]:
-    """Return the table of shared hyperparameters and, where any differ, that of the others.
+    """Return the table of shared hyperparameters and, if any differ, the table of the others.
 
-    An option of a component that only some runs have, as ``norm.groups``, differs.
+    An option that only some runs have, such as ``norm.groups``, counts as different.
 
     Args:
-        frames: The runs; trials of tuning are left out.
+        frames: The runs; tuning trials are left out.
     """
     runs = frames.runs
     if "trial" in runs:
@@ -39,7 +39,7 @@ def tables(frames: Frames) -> list[Table]:
 
 
 def _text(value: object) -> str:
-    """Return a value as text; empty where a run has no such option."""
+    """Return a value as text; empty if the run has no such option."""
     return "" if pd.isna(value) else names.plain(value)  # pyright: ignore[reportArgumentType]
 
 

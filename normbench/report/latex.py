@@ -1,4 +1,4 @@
-"""A table in LaTeX: :func:`latex` renders it, and fits it to the columns of a venue's template."""
+"""LaTeX tables: :func:`latex` renders a table and fits it to the columns of a venue's template."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from normbench.report.table import Table, TableEntry, is_numeric
 from normbench.report.venues import DEFAULT, VENUES, Venue
 
 _SIZES = (("", 1.0, 6.0), (r"\small", 0.9, 4.0), (r"\footnotesize", 0.8, 3.0))
-"""Command for letters, their size as a share of the text's, space beside a column in points."""
+"""Font size command, size as a fraction of the text's, and column padding in points."""
 
-_NAMES = 0.35  # of a line: the width of a column of texts that would be wider
-_SPARE = 0.98  # of a line that a table may fill: widths are estimated
+_NAMES = 0.35  # maximum width of a text column, as a fraction of the line
+_SPARE = 0.98  # fraction of the line that a table may fill, since widths are estimated
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a table is set.
+    """Layout of a table.
 
     Attributes:
-        blocks: The columns of each part; parts stand below each other.
-        headers: The headings, each as lines.
-        size: A command for the size of letters; empty for that of the text.
-        gap: Space at either side of a column, points; 0 for LaTeX's own.
+        blocks: The columns of each part; parts are placed below each other.
+        headers: The headings, each as a list of lines.
+        size: Font size command; empty for the size of the text.
+        gap: Padding on either side of a column, in points; 0 for LaTeX's default.
         wide: Whether the table spans both columns of a page.
-        wrapped: Columns of texts that are broken into lines of a fixed width.
-        squeezed: Whether the table is scaled down to the line, because nothing else is enough.
+        wrapped: Text columns that are wrapped to a fixed width.
+        squeezed: Whether the table is scaled down to the line width, as a last resort.
     """
 
     blocks: Sequence[Sequence[int]]
@@ -40,13 +40,13 @@ class _Layout:
 
 
 def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
-    """Return the table for LaTeX with the package booktabs.
+    """Return the table as LaTeX that uses the booktabs package.
 
     Args:
         table: The table.
-        study: The slug of its study where a report has several: part of the table's label.
-        venue: The venue whose template the table has to fit. A table too wide for a column gets
-            smaller letters, then both columns of a page, then is split into parts.
+        study: The slug of its study if the report has several; becomes part of the label.
+        venue: The venue whose template the table must fit. A table too wide for a column gets a
+            smaller font, then spans both columns of a page, then is split into parts.
     """
     label = "-".join(part for part in (study, table.slug) if part)
     layout = _fitted(table, venue) if venue.columns else _plain(table)
@@ -78,7 +78,7 @@ def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
 def _tabular(
     table: Table, layout: _Layout, places: Sequence[int], remarks: dict[str, str]
 ) -> list[str]:
-    """Return the lines of some columns of a table; remarks are added to those to explain."""
+    """Return the lines of a tabular with some of the columns; collect remarks to explain."""
     columns = "".join(_column(table, place, layout) for place in places)
     lines = [r"  \resizebox{\linewidth}{!}{%"] if layout.squeezed else []
     lines += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
@@ -114,7 +114,7 @@ def _heading(lines: Sequence[str]) -> str:
 
 
 def _plain(table: Table) -> _Layout:
-    """Return the layout for a template that is not known."""
+    """Return the layout for an unknown template."""
     longest = max((len(row[0].text) for row in table.rows), default=0)
     layout = _Layout([range(len(table.headers))], [[header] for header in table.headers])
     if longest > _LATEX_LONG:
@@ -125,8 +125,8 @@ def _plain(table: Table) -> _Layout:
 def _fitted(table: Table, venue: Venue) -> _Layout:
     """Return the first layout that fits a venue's template.
 
-    Letters of the text's size are tried before smaller ones, and a column before the page; then
-    the page with the table in parts, which repeat the columns that name the rows.
+    The text's font size is tried before smaller ones, and one column before the full page; then
+    the table is split into parts, which repeat the columns that name the rows.
     """
     lines = [venue.column, venue.page] if venue.columns > 1 else [venue.page]
     for line in lines:
@@ -149,7 +149,7 @@ def _fitted(table: Table, venue: Venue) -> _Layout:
 
 
 def _parts(places: Sequence[int], widths: Sequence[float], room: float) -> list[Sequence[int]]:
-    """Split columns into as few parts as fit, of about as many columns each."""
+    """Split columns into as few parts as fit, with similar numbers of columns."""
     for count in range(2, len(places) + 1):
         size = -(-len(places) // count)
         parts = [places[first : first + size] for first in range(0, len(places), size)]
@@ -159,9 +159,9 @@ def _parts(places: Sequence[int], widths: Sequence[float], room: float) -> list[
 
 
 def _widths(table: Table, line: float, points: float, gap: float) -> tuple[list[float], _Layout]:
-    """Estimate the width of each column in inches, with letters like those of Times.
+    """Estimate the width of each column in inches, for a typeface like Times.
 
-    Texts wider than a share of the line are wrapped, and headings wider than their column are
+    Texts wider than a fraction of the line are wrapped, and headings wider than their column are
     broken between words.
     """
     widths, headers, wrapped = [], [], []
@@ -186,7 +186,7 @@ def _entry_width(entry: TableEntry, points: float) -> float:
 
 
 def _broken(text: str, width: float, points: float) -> list[str]:
-    """Break a heading between words into lines of a width, or of its longest word."""
+    """Break a heading between words into lines of the given width, or of its longest word."""
     first, *words = text.split(" ")
     width = max(width, *(text_width(word, points) for word in (first, *words)))
     lines = [first]
@@ -199,7 +199,7 @@ def _broken(text: str, width: float, points: float) -> list[str]:
 
 
 def text_width(text: str, points: float) -> float:
-    """Return the width of a text in inches, set in a typeface like Times."""
+    """Return the width in inches of a text in a typeface like Times."""
     from normbench.report.figures import style  # Matplotlib has the widths of letters
 
     return style.width_in(text, points, "STIXGeneral")
@@ -235,15 +235,15 @@ _LATEX = {
 
 
 def _latex_label(slug: str) -> str:
-    """Return a slug in ASCII; other characters are written as their code points.
+    """Return a slug in ASCII; other characters are replaced by their code points.
 
-    No slug has a plus sign, so different slugs stay different.
+    Slugs contain no plus sign, so different slugs stay different.
     """
     return "".join(c if c.isascii() else f"+{ord(c):x}+" for c in slug)
 
 
 def _latex_entry(entry: TableEntry, remarks: dict[str, str], breakable: bool) -> str:
-    """Return an entry; its remark becomes a letter, explained below the table."""
+    """Return an entry; its remark becomes a letter that is explained below the table."""
     text = _latex_name(entry.text, breakable)
     if entry.best:
         text = f"\\textbf{{{text}}}"
@@ -263,19 +263,19 @@ def _raised(sign: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
+    """Escape text for LaTeX; a hyphen before a number becomes a minus sign."""
     apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
     escaped = "".join(_LATEX.get(character, character) for character in apart)
     escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
     return escaped.replace("\0", "{}")
 
 
-_LATEX_LONG = 40  # most letters of a name on one line
-_LATEX_BREAK = 12  # letters between possible breaks of a longer name
+_LATEX_LONG = 40  # maximum length of a name on one line
+_LATEX_BREAK = 12  # characters between possible breaks of a longer name
 
 
 def _latex_name(text: str, breakable: bool = False) -> str:
-    """Escape a name; one that is long or ``breakable`` may break in and after its words."""
+    """Escape a name; allow breaks in and after words if it is long or ``breakable``."""
     if len(text) <= (_LATEX_BREAK if breakable else _LATEX_LONG):
         return latex_text(text)
     parts = [

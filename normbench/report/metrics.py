@@ -1,10 +1,10 @@
-"""The metrics of a report: :data:`METRICS` names, scales and places each number of a run.
+"""The metrics of a report: :data:`METRICS` defines the name, scale and tables of each.
 
 Every list of metrics in the report comes from METRICS: the columns of the data frames, the tables,
-the comparison of two runs, the curves. A new metric is one line there, and the key that the
-training session records. :func:`known_metrics` adds what the probes of a store's runs measured, and
-:func:`find_metric` reads the name of a metric as a user types it: ``test_acc``, or a number of each
-epoch with what is taken of it over the epochs, ``grad_norm:max``.
+the comparison of two runs, the curves. A new metric needs one entry there, and the key that the
+training session records. :func:`known_metrics` adds the values measured by probes, and
+:func:`find_metric` parses a metric as a user types it: ``test_acc``, or a metric of epochs with a
+reduction over epochs, ``grad_norm:max``.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the data frames, as tables and figures show it.
+    """A column of the data frames, and how tables and figures show it.
 
     Attributes:
         name: The column in the runs frame; for a metric of epochs also in the curves frame,
             unless ``source`` names another.
-        label: Words for an axis or a heading, unit not included.
-        unit: Unit after scaling, as ``%``; empty for a pure number.
-        scale: Factor from a stored value to one in ``unit``.
+        label: Text for an axis or a heading, without the unit.
+        unit: Unit after scaling, such as ``%``; empty for a pure number.
+        scale: Factor from stored values to values in ``unit``.
         digits: Digits after the decimal point.
-        higher_is_better: None where neither direction is better.
-        worst: Value that a diverged run enters with: ``chance`` for an accuracy, ``1 - chance``
-            for an error, None where a diverged run has no value and is left out and counted.
-        low, high: Limits of the possible values, in stored units; intervals end there.
-        timed: Whether the machine and its load decide the value, so that no test is made.
+        higher_is_better: None if neither direction is better.
+        worst: Value of a diverged run: ``chance`` for an accuracy, ``1 - chance`` for an error;
+            None if a diverged run has no value, so that it is left out and counted.
+        low, high: Limits of the possible values, in stored units; intervals are cut there.
+        timed: Whether the value depends on the machine and its load, so that it is not tested.
         summary: Whether it is a key of ``summary.json``.
         epoch: Whether each line of ``metrics.jsonl`` has it.
-        source: The column of the curves frame, where it is not ``name``: what ``over`` is taken of.
-        over: What is taken of the values of all epochs, as ``max`` (:data:`OVER_EPOCHS`); empty
-            for a number that the run itself recorded.
+        source: The column of the curves frame that ``over`` reduces, if it is not ``name``.
+        over: The reduction over epochs, such as ``max`` (:data:`OVER_EPOCHS`); empty for a value
+            that the run itself recorded.
         of, formula: Names of the metrics that it is computed from, and the function of their
             values.
-        curve: Scale of its axis in the figure against epochs, ``linear`` or ``log``; empty where
-            there is no such figure.
+        curve: Axis scale in the figure against epochs, ``linear`` or ``log``; empty if there is no
+            such figure.
         heading: Its heading, with the unit, in tables that list cells or runs.
         tables: The tables that list it, separated by spaces: ``cells`` (all cells of a study),
-            ``runs`` (all runs), ``report`` (a table of its own in each report), ``diff`` (two
-            runs), ``target`` (a table of its own where a target is asked for).
+            ``runs`` (all runs), ``report`` (its own table in each report), ``diff`` (two runs),
+            ``target`` (its own table if a target is given).
     """
 
     name: str
@@ -83,43 +83,43 @@ class Metric:
 
     @property
     def slug(self) -> str:
-        """The name in names of files: ``gradients-angle-max`` of ``probe/gradients/angle:max``."""
+        """The name for files: ``gradients-angle-max`` for ``probe/gradients/angle:max``."""
         return re.sub(r"[^\w.-]+", "-", self.name.removeprefix("probe/"))[:100]
 
     @property
     def of_run(self) -> bool:
-        """Whether a run has one value of it, so that runs can be compared by it."""
+        """Whether a run has a single value of it, so that runs can be compared by it."""
         return self.summary or not self.epoch
 
     @property
     def at_best(self) -> Metric | None:
-        """The same on test images at the best validation epoch; None for all other metrics."""
+        """This test metric at the best validation epoch; None for all other metrics."""
         return METRICS.get(f"best_val_{self.name}") if self.name.startswith("test_") else None
 
     @property
     def complement(self) -> Metric | None:
-        """The error of an accuracy; None for all other metrics."""
+        """The error corresponding to an accuracy; None for all other metrics."""
         return next((other for other in METRICS.values() if other.of == (self.name,)), None)
 
     @property
     def in_training(self) -> Metric | None:
-        """The same on training images, drawn beside a metric of validation images."""
+        """This validation metric on training images, drawn in the same figure."""
         split, _, quantity = self.name.partition("_")
         return METRICS.get(f"train_{quantity}") if split == "val" else None
 
     def derive(self, values: Mapping[str, Any]) -> float | None:
-        """Compute the metric from others, by name; None where one of them has no value."""
+        """Compute the metric from others, by name; None if one of them has no value."""
         known = [values.get(name) for name in self.of]
         return None if self.formula is None or None in known else self.formula(*known)
 
     @property
     def difference_unit(self) -> str:
-        """The unit of a difference: points, where the value is a percentage."""
+        """The unit of a difference: points if the value is a percentage."""
         return "points" if self.unit == "%" else self.unit
 
     @property
     def axis(self) -> str:
-        """The label of an axis, with the unit."""
+        """The axis label, with the unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def show(self, value: float) -> str:
@@ -131,19 +131,19 @@ class Metric:
         return replace(sample, low=max(sample.low, self.low), high=min(sample.high, self.high))
 
     def cuts(self, sample: Sample) -> bool:
-        """Return whether the interval of a sample would pass a limit of the metric."""
+        """Return whether the interval of a sample exceeds a limit of the metric."""
         half = sample.half_width
         return sample.mean - half < self.low or sample.mean + half > self.high
 
     def by_ends(self, mean: float, half: float) -> bool:
         """Return whether an interval is written by its ends, cut at the limits of the metric.
 
-        So is one that would pass a limit; of a percentage, whose limits every reader knows, only
-        one that is wider than the whole scale.
+        This applies to intervals that exceed a limit. For a percentage, whose limits are obvious,
+        it applies only to intervals wider than the full scale.
 
         Args:
-            mean: The middle of the interval, in stored units.
-            half: Half of its width.
+            mean: The center of the interval, in stored units.
+            half: Its half-width.
         """
         if self.unit == "%":
             return 2 * half > self.high - self.low
@@ -154,11 +154,11 @@ class Metric:
         return self.around(sample.mean, sample.half_width)
 
     def around(self, mean: float, half: float) -> str:
-        """Format a mean with half of its interval's width, as :meth:`estimate` does.
+        """Format a mean with the half-width of its interval, as :meth:`estimate` does.
 
         Args:
             mean: The mean, in stored units.
-            half: Half of the width of its interval; NaN if there is none.
+            half: The half-width of its interval; NaN if there is none.
         """
         text = self.show(mean)
         if math.isnan(half):
@@ -169,19 +169,19 @@ class Metric:
         return f"{text} ± {self.show(half)}"
 
     def ends(self, found: Difference) -> tuple[float, float]:
-        """Return the interval of a difference, cut at the largest difference that there can be."""
+        """Return the interval of a difference, cut at the largest possible difference."""
         most = self.high - self.low
         return max(found.low, -most), min(found.high, most)
 
     def difference(self, found: Difference, sign: bool = True) -> str:
         """Format a difference with its interval, if there is one, as ``+1.20 ± 0.41``.
 
-        Two accuracies differ by at most 100 points. An interval that would pass that is written by
-        its ends, ``+12.00 [-100.00, +80.00]``.
+        Two accuracies differ by at most 100 points. An interval that exceeds this is written by its
+        ends, ``+12.00 [-100.00, +80.00]``.
 
         Args:
             found: The difference.
-            sign: False to write the amount of a difference, as ``1.20 ± 0.41``.
+            sign: False for the magnitude without a sign, as ``1.20 ± 0.41``.
         """
         turn = -1.0 if not sign and found.mean < 0 else 1.0
         plus = "+" if sign else ""
@@ -314,7 +314,7 @@ METRICS: dict[str, Metric] = {
         _of_epoch("eval_seconds", "Evaluation time", "s", digits=1, low=0.0),
     )
 }
-"""All metrics by name, in the order in which tables and figures list them."""
+"""All metrics by name, in the order of tables and figures."""
 
 
 def listed(table: str) -> list[Metric]:
@@ -323,7 +323,7 @@ def listed(table: str) -> list[Metric]:
 
 
 OVER_EPOCHS = ("last", "best", "mean", "min", "max")
-"""What a run's value can be of the values that it has for each epoch."""
+"""Reductions of a run's values over epochs."""
 
 _WORDS = {
     "last": "{}, last epoch",
@@ -337,11 +337,11 @@ _WORDS = {
 def known_metrics(
     columns: Iterable[str], described: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Metric]:
-    """Return METRICS, and a metric of epochs for each value that a probe measured.
+    """Return METRICS plus a metric of epochs for each value measured by a probe.
 
     Args:
         columns: The columns of the curves frame; those of probes are ``probe/<probe>/<name>``.
-        described: How the values of probes are called, scaled and drawn, by column or by a pattern
+        described: Names, scales and drawing options of probe values, by column or by a pattern
             such as ``probe/activations/*/p50`` (:class:`normbench.engine.observer.ProbeValue`).
     """
     found = dict(METRICS)
@@ -360,7 +360,7 @@ def _of_probe(column: str, described: Mapping[str, Mapping[str, Any]]) -> Metric
     layer = name.rpartition("/")[0]
     if facts is None:
         lists = any(pattern.startswith(f"probe/{probe}/") for pattern in described)
-        # A value of each layer would make as many figures as there are layers.
+        # Values of single layers are not drawn: there would be a figure for every layer.
         curve = "" if lists or layer else "linear"
         return _of_epoch(column, f"{name} ({probe})", digits=3, curve=curve)
     label, percent = facts["label"], facts.get("unit") == "%"
@@ -378,17 +378,17 @@ def _of_probe(column: str, described: Mapping[str, Mapping[str, Any]]) -> Metric
 
 
 def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str] = ()) -> Metric:
-    """Return the metric that a user names, so that each run has one value of it.
+    """Return the metric of runs that a user names.
 
     Args:
-        name: A metric of runs, or a metric of epochs with ``:`` and one of OVER_EPOCHS; the last
-            epoch's value without. ``probe/`` may be left out before a probe's value.
+        name: A metric of runs, or a metric of epochs followed by ``:`` and one of OVER_EPOCHS
+            (default: the last epoch's value). The prefix ``probe/`` may be omitted.
         known: All metrics, from :func:`known_metrics`.
-        columns: Of the runs frame and the curves frame; if given, one of them must hold it.
+        columns: Columns of the runs and curves frames; if given, one of them must be the metric's.
 
     Raises:
-        UserError: There is no such metric; the message has the nearest one. Or neither direction is
-            better, so that there is no best epoch.
+        UserError: There is no such metric (the message suggests the nearest), or the best epoch is
+            requested but neither direction is better.
     """
     base, colon, over = name.rpartition(":")
     if not colon:
@@ -406,7 +406,7 @@ def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str]
     if over not in OVER_EPOCHS:
         raise unknown(f"value of {base} over epochs", over, OVER_EPOCHS)
     if not metric.epoch:
-        raise UserError(f"metric {base} has one value a run, none of each epoch: leave out :{over}")
+        raise UserError(f"metric {base} has one value per run, not per epoch: leave out :{over}")
     if over == "best" and metric.higher_is_better is None:
         raise UserError(f"metric {base} has no better direction: use {base}:min or {base}:max")
     return replace(
@@ -429,14 +429,14 @@ def over_epochs(metric: Metric, curves: pd.DataFrame) -> pd.Series:
     over = metric.over
     if over == "best":
         over = "max" if metric.higher_is_better else "min"
-    return getattr(values, over)()  # each leaves out epochs without a value
+    return getattr(values, over)()  # these skip epochs without a value
 
 
 def metric(name: str) -> Metric:
-    """Return the metric of runs of that name, of METRICS alone.
+    """Return the metric of runs with that name in METRICS.
 
     Raises:
-        UserError: There is no such metric; the message has the nearest one.
+        UserError: There is no such metric; the message suggests the nearest.
     """
     offered = [known.name for known in METRICS.values() if known.of_run]
     if name not in offered:

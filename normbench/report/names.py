@@ -1,4 +1,4 @@
-"""Printed names, their order, and colors and markers of norms; names of files."""
+"""Printed names and their order, colors and markers of norms, and names of files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class NormStyle(NamedTuple):
 
     Attributes:
         text: Its printed name.
-        color: A name in :data:`normbench.report.figures.style.PALETTE`; empty where color and
-            marker follow from a checksum of the name, as for a user's own norm.
-        marker: A marker of Matplotlib.
+        color: A name in :data:`normbench.report.figures.style.PALETTE`; if empty, color and marker
+            follow from a checksum of the name, as for a user's own norm.
+        marker: A Matplotlib marker.
     """
 
     text: str
@@ -81,10 +81,10 @@ UNNORMALIZED = {
     "none_ws": NormStyle("WS", "green", "o"),
     "none_scaled_ws": NormStyle("Scaled WS", "green", "D"),
 }
-"""The same of weight parametrizations without a norm; in tables they stand by alphabet."""
+"""The same for weight parametrizations without a norm, which tables list alphabetically."""
 
 WEIGHTS = {"ws": "WS", "scaled_ws": "Scaled WS", "wn": "WN", "cwn": "Centered WN", "sn": "SN"}
-"""Printed name of each weight parametrization, by the ending of norms' names."""
+"""Printed name of each weight parametrization, by the suffix of a norm's name."""
 
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -112,9 +112,9 @@ FACTORS = {
 
 
 def norm(name: str) -> str:
-    """Return the printed name of a norm; options in brackets stay, an unknown name stays.
+    """Return the printed name of a norm; options in brackets and unknown names are unchanged.
 
-    A norm with a weight parametrization is written as both: ``bn_sn`` as BN+SN, ``none_ws`` as WS.
+    A norm with a weight parametrization shows both: ``bn_sn`` is BN+SN, ``none_ws`` is WS.
     """
     whole, bracket, options = name.partition(" (")
     if whole in NORMS:
@@ -127,7 +127,7 @@ def norm(name: str) -> str:
 
 
 def split_norm(name: str) -> tuple[str, str]:
-    """Split ``gn_ws`` into the norm and its weight parametrization, empty where it has none.
+    """Split ``gn_ws`` into the norm and its weight parametrization, empty if it has none.
 
     :func:`normbench.config.norm_name` joins them.
     """
@@ -149,9 +149,9 @@ def value(factor: str, raw: Any) -> str:
 
 
 def plain(raw: Any) -> str:
-    """Return a value as text; a number in the fewest digits that identify it.
+    """Return a value as text; a number with the fewest digits that identify it.
 
-    Whole numbers have no decimal point; a missing value and an empty text are a dash.
+    Integers have no decimal point; a missing value or an empty text becomes a dash.
     """
     if raw is None or raw != raw:
         return UNKNOWN
@@ -164,9 +164,9 @@ def plain(raw: Any) -> str:
 
 
 def distinct(factor: str, values: Iterable[Any]) -> dict[Any, str]:
-    """Return the printed name of each value of a factor; values with the same one stay raw.
+    """Return the printed name of each value of a factor; values that would share one stay raw.
 
-    A user's norm named ``BN`` beside ``bn`` is such a pair.
+    For example, a user's norm named ``BN`` and the built-in ``bn``.
     """
     names = list(values)
     ways = [{raw: write(raw) for raw in names} for write in (lambda raw: value(factor, raw), plain)]
@@ -182,19 +182,18 @@ def distinct(factor: str, values: Iterable[Any]) -> dict[Any, str]:
 
 
 _SLUG = 80
-"""Most bytes of a slug: a file name may have 255 bytes in all."""
+"""Maximum length of a slug in bytes: a file name may have 255 bytes in total."""
 
 
 def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
     """Return a name for a file or folder for each text: lower case, letters, digits, ``._-``.
 
-    The names differ in every file system, also where upper and lower case or two encodings of an
-    accent are the same. Texts that would share a name, and texts too long for one, end in a
-    checksum of their key.
+    The names differ on every file system, even one that ignores case or normalizes accents. Texts
+    that would share a name, and texts that are too long, end in a checksum of their key.
 
     Args:
         texts: The texts.
-        keys: A unique key for each text; the texts themselves where None.
+        keys: A unique key for each text; None for the texts themselves.
     """
     full = [_slug(text) for text in texts]
     short = [slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in full]
@@ -230,7 +229,7 @@ _COUNTED = (
 
 
 def several(name: str, count: int) -> str:
-    """Return ``6 batch sizes``; for a factor without a plural ``6 values of dropout``."""
+    """Return ``6 batch sizes``, or ``6 values of dropout`` for a factor without a plural."""
     if name in _COUNTED:
         word = factor(name).lower()
         return f"{count} {word}{'' if count == 1 else 's'}"
@@ -243,7 +242,7 @@ def factor(name: str) -> str:
 
 
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:
-    """Sort the values of a factor: norms as in NORMS, numbers by size, texts by alphabet."""
+    """Sort the values of a factor: norms as in NORMS, numbers by size, texts alphabetically."""
     known = {key: place for place, key in enumerate(NORMS)}
 
     def key(raw: Any) -> tuple[int, float, str]:
@@ -257,9 +256,9 @@ def ordered(name: str, values: Iterable[Any]) -> list[Any]:
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Shorten names to about ``most`` letters by leaving out the middle of longer ones.
+    """Shorten names to about ``most`` characters by omitting the middle of longer ones.
 
-    Different names stay different: names that would become the same get a number.
+    Different names stay different: names that would become equal get a number.
     """
     short = [_shortened(name, most) for name in names]
     alike: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A network layer by layer: :func:`network_of` builds it, :func:`rows` lists layers and costs."""
+"""A network layer by layer: :func:`network_of` builds it; :func:`rows` lists layers and costs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # the first imports Keras
 
 
 class Network(NamedTuple):
-    """A network and what it was built for.
+    """A network and the data that it was built for.
 
     Attributes:
-        name: As ``arch=resnet50 norm=xbn``.
+        name: Such as ``arch=resnet50 norm=xbn``.
         images: (H, W, C).
-        images_of: The data set of this shape and number of classes; None where the user set them.
+        images_of: The data set with this shape and number of classes; None if the user set them.
         classes: Number of logits.
-        batch: Images of a training step.
+        batch: Number of images per training step.
         layers: The layers and their costs, from :func:`normbench.network.layer_costs`.
     """
 
@@ -41,11 +41,11 @@ def network_of(config: Config, images: str | None = None, classes: int | None = 
 
     Args:
         config: The run's config.
-        images: Size of the images, as ``224x224x3``; None for the data set's.
+        images: Size of the images, such as ``224x224x3``; None for the data set's.
         classes: Number of logits; None for the data set's.
 
     Raises:
-        UserError: A size or number is not valid, or the network cannot be built.
+        UserError: A size or number is invalid, or the network cannot be built.
     """
     if classes is not None and classes < 1:
         raise UserError(f"--classes must be at least 1, got {classes}")
@@ -80,8 +80,8 @@ def _size(images: str) -> tuple[int, int, int]:
 def rows(network: Network) -> list[dict[str, Any]]:
     """Return the layers as rows of plain values, for a file or a pipe; the last row is the total.
 
-    Bytes are for one image: ``activation_bytes`` of the layer's output, ``kept_bytes`` of what
-    the backward pass needs of it.
+    Bytes are for one image: ``activation_bytes`` for the layer's output, ``kept_bytes`` for what
+    the backward pass needs from it.
     """
     listed: list[dict[str, Any]] = [
         {
@@ -105,7 +105,7 @@ def rows(network: Network) -> list[dict[str, Any]]:
 
 
 def totals(network: Network) -> list[tuple[str, str]]:
-    """Return the facts of a network as a whole, pairs of name and text."""
+    """Return the totals of a network, as pairs of name and text."""
     total = rows(network)[-1]
     of = f" ({network.images_of})" if network.images_of else ""
     pairs = [
@@ -116,7 +116,7 @@ def totals(network: Network) -> list[tuple[str, str]]:
         (
             "to train",
             f"at least {size(total['kept_bytes'] * network.batch)} of activations at batch "
-            f"{network.batch}: {size(total['kept_bytes'])} per image that the backward pass needs",
+            f"{network.batch}: the backward pass needs {size(total['kept_bytes'])} per image",
         ),
     ]
     pairs += [("normalization", text) for text in placed(network.layers)]
@@ -126,7 +126,7 @@ def totals(network: Network) -> list[tuple[str, str]]:
 
 
 def placed(layers: Sequence[LayerCost]) -> list[str]:
-    """Count the normalizations of each kind by place; ``none`` where there are none."""
+    """Count the normalizations of each kind by place; ``none`` if there are none."""
     kinds: dict[str, Counter[str]] = {}
     for layer in layers:
         if layer.place:
@@ -145,7 +145,7 @@ def norm_styles(
 
     Args:
         layers: The layers of the network.
-        styles: Styles of other kinds, in the order in which these appear.
+        styles: Styles of other kinds, in order of appearance.
         known: Styles by kind.
     """
     known = known or {}
@@ -156,19 +156,19 @@ def norm_styles(
 
 
 def kind(layer: LayerCost) -> str:
-    """Name a layer's kind with its options and its weight parametrization."""
+    """Return a layer's kind with its options and its weight parametrization."""
     name = layer.kind.removeprefix("Parametrized") if layer.parametrization else layer.kind
     weight = f"({layer.parametrization})" if layer.parametrization else ""
     return " ".join(filter(None, (name, layer.about, weight)))
 
 
 def by(shape: Sequence[int]) -> str:
-    """Write a shape: ``32×32×3``."""
+    """Format a shape: ``32×32×3``."""
     return "×".join(map(str, shape))
 
 
 def short(number: float) -> str:
-    """Write a large number with three digits: ``25.6 M``, ``4.09 G``; below 1,000 as it is."""
+    """Format a large number with three digits: ``25.6 M``, ``4.09 G``; below 1,000 unchanged."""
     units = ["", " k", " M", " G", " T"]
     while number >= 999.5 and len(units) > 1:
         number /= 1000

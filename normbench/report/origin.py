@@ -20,7 +20,7 @@ from normbench.report.venues import DEFAULT
 from normbench.store import verification
 from normbench.store.store import Store
 
-_NAMED = 12  # runs named in one line; all are in the list of runs
+_NAMED = 12  # maximum number of runs named in one line; the list of runs has all of them
 
 
 def counts(frames: Frames) -> str:
@@ -38,14 +38,14 @@ def counts(frames: Frames) -> str:
 
 
 def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
-    """Name the runs that did not finish, a line for each status, with the error of a failure."""
+    """Name the runs that did not finish, a line for each status, with the errors of failures."""
     lines = []
     for status in ("diverged", "failed", "running", "interrupted", "missing"):
         runs = frames.runs[frames.runs["status"] == status]
         if runs.empty:
             continue
         records = runs.to_dict("records")
-        # Trials diverge by design, where a list of values reaches far enough.
+        # Trials are expected to diverge if a list of values reaches far enough.
         trials = sum(bool(run.get("trial")) for run in records) if status == "diverged" else 0
         names = [_described(run) for run in records if not (trials and run.get("trial"))]
         names = [_listed(names, named)] if names else []
@@ -55,7 +55,7 @@ def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
-    """Return a sentence for each way in which the runs' origins differ."""
+    """Return a sentence for each way in which the origins of the runs differ."""
     found = []
     ended = runs[runs["status"].isin(["finished", "diverged"])]
     if "commit" in ended:
@@ -88,7 +88,7 @@ def _split(runs: pd.DataFrame) -> list[str]:
         for run in split
     ]
     return [
-        "batches went through the network in micro-batches, which batch statistics are then of: "
+        "batches were split into micro-batches, so batch statistics are those of a micro-batch: "
         f"{_listed(texts, _NAMED)}"
     ]
 
@@ -102,7 +102,7 @@ def verified(frames: Frames) -> list[str]:
         try:
             newest = verification.newest(Store(root))
         except NormbenchError as error:
-            found.append(f"{error}: what it says is ignored")
+            found.append(f"{error}: its verdicts are ignored")
             continue
         paths = {str(root / name): item for name, item in newest.items()}
         known |= {names[path]: item for path, item in paths.items() if path in names}
@@ -114,7 +114,7 @@ def verified(frames: Frames) -> list[str]:
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return name and values of everything that the runs were made with; counts where several."""
+    """Return name and values of everything recorded about the environment, with counts."""
     columns = [c for c in runs.columns if c.startswith(("version.", "engine."))]
     found = []
     for column in ("commit", "host", "processor", "hardware", *columns):
@@ -158,14 +158,14 @@ def _described(run: dict) -> str:
 # --- commands -------------------------------------------------------------------------------------
 
 LISTED = 200
-"""Most commands that are listed; others are counted, and shown with their runs."""
+"""Maximum number of commands listed; the others are counted, and shown with their runs."""
 
 
 def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
-    """Return the shortest list of commands that makes the same runs, with counts of runs.
+    """Return the shortest list of commands that makes the same runs, with numbers of runs.
 
-    ``normbench run`` commands that form a full grid are replaced by the sweep that makes all of
-    their runs. The recorded command of each run is shown with the run.
+    ``normbench run`` commands that form a full grid are replaced by the sweep that makes all their
+    runs. The recorded command of each run is shown with the run.
     """
     recorded = Counter(_short(tuple(json.loads(text))) for text in runs["command"] if text != "[]")
     found = [
@@ -177,7 +177,7 @@ def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def report_command(roots: Sequence[Path], asked: Request) -> str:
-    """Return the command that writes the same report on the stores in these folders."""
+    """Return the command that writes the same report for the stores in these folders."""
     parts = ["normbench", "report", *map(str, roots)]
     if asked.where:
         parts += ["--where", asked.where]
@@ -209,13 +209,13 @@ def report_command(roots: Sequence[Path], asked: Request) -> str:
 
 
 def _short(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Write the program without its folder."""
+    """Strip the folder from the program's path."""
     program = Path(command[0]).name if command else ""
     return ("normbench" if program == "__main__.py" else program, *command[1:])
 
 
 Command = tuple[str, ...]
-Replaced = list[tuple[Command, list[Command]]]  # a command, and those that it replaces
+Replaced = list[tuple[Command, list[Command]]]  # commands, each with those that it replaces
 
 
 def _fewest(recorded: list[Command]) -> Replaced:
@@ -270,7 +270,7 @@ def _options(command: Command) -> dict[str, str] | None:
 
 
 def _grid(known: dict[Command, dict[str, str]]) -> Command | None:
-    """Return the sweep that makes the same runs as these commands, None where there is none."""
+    """Return the sweep that makes the same runs as these commands, or None if there is none."""
     keys = next(iter(known.values()))
     values = {key: sorted({o[key] for o in known.values()}, key=_natural) for key in keys}
     if math.prod(map(len, values.values())) != len(

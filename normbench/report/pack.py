@@ -1,12 +1,12 @@
 """One archive of a store for a paper's artifact: :func:`pack`.
 
-The archive is deterministic: the same store gives the same bytes, in a file of the same name, after
-which the folder in it is named. Entries are sorted, have no owner and one date, and neither the
-report nor the compressed file says when it was made.
+The archive is deterministic: the same store and file name give the same bytes (the folder in the
+archive is named after the file). Entries are sorted, have no owner and a fixed date, and neither
+the report nor the compressed file contains a timestamp.
 
-Runs with components of the user's own, whose config files are in a folder of ``--config-dir``, can
-only be verified with these files and the modules behind them. The folder ``own/`` of the archive
-holds those that the runs name, and nothing else of the user's.
+Runs with user-defined components, whose config files are in a folder of ``--config-dir``, can only
+be verified with these files and the modules that they refer to. The folder ``own/`` of the archive
+contains those that the runs use, and no other user files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 RUN_FILES = ("config.yaml", "meta.json", "metrics.jsonl", "summary.json", "diagnosis.jsonl",
              "log.txt", annotations.FILE)  # fmt: skip
-"""Records of a run folder. Locks and files of loggers stay where they are."""
+"""Files of a run folder to pack. Locks and logger files are not packed."""
 
 CHECKPOINTS = ("checkpoint/last.npz", "checkpoint/best.npz")
 SWEEP_FILES = ("sweep.json", "outcome.jsonl", "tuning.json")
@@ -48,7 +48,7 @@ MANIFEST = "MANIFEST"
 """Checksums of all other files, in the format of ``sha256sum``."""
 
 DATE = 315532800
-"""Date of every entry, 1980-01-01, in seconds: the first that every archive format can hold."""
+"""Date of every entry in seconds, 1980-01-01: the earliest that every archive format supports."""
 
 _ENDINGS = (".tar.gz", ".tgz")
 
@@ -68,21 +68,20 @@ def pack(
         out: The archive, which ends in ``.tar.gz`` or ``.tgz``.
         checkpoints: Also pack the checkpoints of the runs.
         force: Replace an archive that exists.
-        say: Takes each line meant for the user.
-        config_dir: Folder with the config groups of the user's own components, if the runs have
-            such components.
+        say: Receives each line meant for the user.
+        config_dir: Folder with the config groups of user-defined components, if the runs use any.
 
     Returns:
         The archive.
 
     Raises:
-        UserError: No such store or no finished run in it; ``out`` exists, lies in the store, or has
-            another ending; a run has a component of which a config file or module is not found.
+        UserError: The store does not exist or has no finished run; ``out`` exists, is inside the
+            store, or has another suffix; or a component's config file or module is not found.
         NormbenchError: A file cannot be read or written; no archive is left behind.
     """
     store, out = as_store(store), files.expand_user(out)
     name = _name(store, out, force)
-    group_options(config_dir)  # refuse a folder that does not exist before the runs are read
+    group_options(config_dir)  # refuse a missing folder before the runs are read
     runs = _runs(store, say)
     own = _own(runs, config_dir, say)
     with tempfile.TemporaryDirectory(prefix="normbench-pack-") as folder:
@@ -102,7 +101,7 @@ def pack(
 
 
 def _name(store: Store, out: Path, force: bool) -> str:
-    """Return the name of the archive's folder, and refuse a place it cannot be written to."""
+    """Return the name of the folder in the archive; refuse an ``out`` that cannot be written."""
     ending = next((each for each in _ENDINGS if out.name.endswith(each)), "")
     name = out.name.removesuffix(ending)
     if not ending or not name:
@@ -110,7 +109,7 @@ def _name(store: Store, out: Path, force: bool) -> str:
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     if store.root.resolve() in out.resolve().parents:
-        raise UserError(f"--out {str(out)!r} lies in the store {store.root}: name a file beside it")
+        raise UserError(f"--out {str(out)!r} is in the store {store.root}: name a file outside it")
     if not out.parent.is_dir():
         raise UserError(f"cannot write {str(out)!r}: there is no folder {str(out.parent)!r}")
     if out.is_dir():
@@ -121,7 +120,7 @@ def _name(store: Store, out: Path, force: bool) -> str:
 
 
 def _runs(store: Store, say: Say) -> list[Run]:
-    """Return the runs to be packed, and name those that are left out."""
+    """Return the runs to pack, and report those that are left out."""
     found, statuses = [], []
     for run in store.runs():
         try:
@@ -157,11 +156,11 @@ def _records(store: Store, runs: list[Run], checkpoints: bool) -> dict[str, Path
 
 @dataclass
 class _Own:
-    """What runs need of the user's own.
+    """User files and packages that the runs need.
 
     Attributes:
         files: Config files and modules, by their names in the archive.
-        packages: Installed packages, as ``my-norms==1.2``, which are not packed.
+        packages: Installed packages, such as ``my-norms==1.2``, which are not packed.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -169,7 +168,7 @@ class _Own:
 
 
 def _own(runs: list[Run], config_dir: Path | str | None, say: Say) -> _Own:
-    """Find the config files and the modules of the user's own components that runs name.
+    """Find the config files and modules of the user-defined components of runs.
 
     Raises:
         UserError: A component has no config file in ``config_dir``, or no module is found for it.
@@ -195,10 +194,10 @@ def _add(
     """Add the config files and modules of a component.
 
     Args:
-        own: What is added to.
-        group: As ``norm`` or ``norm/weight``.
+        own: The object to extend.
+        group: Config group, such as ``norm`` or ``norm/weight``.
         spec: The keys of the component in the config of a run.
-        where: A sentence that names the component and the run.
+        where: A clause that names the component and the run, for errors.
         config_dir: Folder with the user's own config groups.
     """
     target = spec.get("_target_")
@@ -219,7 +218,7 @@ def _add(
     if target.rpartition(".")[0] not in modules:
         raise UserError(
             f"{where}, and there is no module {target.rpartition('.')[0]!r} in {Path.cwd()} or on "
-            "Python's path: start normbench in the folder that holds it"
+            "Python's path: start normbench in the folder that contains it"
         )
     for module, file in modules.items():
         parents = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
@@ -227,7 +226,7 @@ def _add(
 
 
 def _notes(runs: list[Run], packages: list[str]) -> Iterator[str]:
-    """Yield a line for everything that a verification of the archive will miss."""
+    """Yield a line for everything that a verification of the archive will lack."""
     changes: Counter[str] = Counter()
     data: dict[str, None] = {}
     for run in runs:
@@ -237,13 +236,13 @@ def _notes(runs: list[Run], packages: list[str]) -> Iterator[str]:
     for line, count in changes.items():
         yield f"{counted(count, 'run')} cannot be verified: {line}"
     for name in data:
-        yield f"{name} is not packed: a verification reads it from there"
+        yield f"{name} is not packed: a verification reads it from its path"
     for package in packages:
         yield f"{package} is an installed package and not packed: the README names it"
 
 
 def _is_plain(path: Path) -> bool:
-    """Return whether a path is a file and no link, which could lead out of the store."""
+    """Return whether a path is a file and not a link, which could lead out of the store."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -251,7 +250,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _environment(runs: list[Run]) -> dict[str, Path | bytes]:
-    """Return the config groups, and the lock of versions: of the checkout, else of the runs."""
+    """Return the config groups and the version lock: of the checkout, else of the runs."""
     conf = conf_dir()
     found: dict[str, Path | bytes] = {
         f"conf/{path.relative_to(conf).as_posix()}": path for path in conf.rglob("*.yaml")
@@ -271,7 +270,7 @@ def _environment(runs: list[Run]) -> dict[str, Path | bytes]:
 
 
 def _report(store: Store, folder: Path) -> dict[str, Path | bytes]:
-    """Write the report, which names the store as it is in the archive, and return its files."""
+    """Write the report, which refers to the store by its path in the archive; return its files."""
     out = folder / "report"
     report(store, out=out, say=lambda line: None, shown_as=Path("runs"))
     return {
@@ -337,7 +336,7 @@ def _bytes(content: Path | bytes) -> bytes:
 def _write(file: BinaryIO, folder: str, packed: dict[str, Path | bytes]) -> None:
     """Write the compressed archive.
 
-    The header of gzip holds neither name nor time.
+    The gzip header contains neither name nor time.
     """
     with (
         gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as compressed,

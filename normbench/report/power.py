@@ -1,6 +1,6 @@
-"""Statistical power: :func:`needed` says how many seeds it takes to see a difference.
+"""Statistical power: :func:`needed` returns how many seeds it takes to detect a difference.
 
-:func:`power` answers for each cell of a store, from the spread between the store's own seeds.
+:func:`power` answers this for each cell of a store, from the spread between its seeds.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from normbench.report.study import studies
 from normbench.report.table import Table, TableEntry, number
 
 MOST = 100_000
-"""Largest number of seeds that is computed; more are printed as ``> 100,000``."""
+"""Largest number of seeds to compute; larger ones are printed as ``> 100,000``."""
 
-_SPREAD = 1e-12  # relative; a smaller spread of differences is rounding
+_SPREAD = 1e-12  # relative; a smaller spread of differences is rounding error
 
 
 def detects(seeds: int, ratio: float, alpha: float = ALPHA) -> float:
@@ -35,7 +35,7 @@ def detects(seeds: int, ratio: float, alpha: float = ALPHA) -> float:
 
     Args:
         seeds: Number of pairs, at least 2.
-        ratio: True difference over the standard deviation of the paired differences.
+        ratio: True difference divided by the standard deviation of the paired differences.
         alpha: Level of the test.
     """
     degrees = seeds - 1
@@ -51,24 +51,24 @@ def detects(seeds: int, ratio: float, alpha: float = ALPHA) -> float:
 
 
 def needed(ratio: float, power: float = 0.8, alpha: float = ALPHA) -> int:
-    """Return the least number of seeds at which a difference is seen with probability ``power``.
+    """Return the smallest number of seeds that detects a difference with probability ``power``.
 
     Args:
-        ratio: True difference over the standard deviation of the paired differences.
-        power: Probability, from ``alpha`` to 1, both excluded.
+        ratio: True difference divided by the standard deviation of the paired differences.
+        power: Probability, strictly between ``alpha`` and 1.
         alpha: Level of the two-sided paired t test.
 
     Returns:
-        At least 2, and at most :data:`MOST` + 1, which means more than :data:`MOST`.
+        A number from 2 to :data:`MOST` + 1, which means more than :data:`MOST`.
     """
     return _least(lambda seeds: detects(seeds, ratio, alpha) >= power)
 
 
 def needed_for_width(ratio: float, looks: int = 1) -> int:
-    """Return the least number of seeds whose interval is expected to be narrow enough.
+    """Return the smallest number of seeds whose interval is expected to be narrow enough.
 
     Args:
-        ratio: Half width of the interval over the standard deviation of the paired differences.
+        ratio: Half-width of the interval over the standard deviation of the paired differences.
         looks: Number of looks of the sweep (:mod:`normbench.report.sequential`).
     """
     level = 1 - (1 - CONFIDENCE) / looks / 2
@@ -76,7 +76,7 @@ def needed_for_width(ratio: float, looks: int = 1) -> int:
 
 
 def _least(enough: Callable[[int], bool]) -> int:
-    """Return the least number from 2 to MOST + 1 with ``enough``, which is monotone."""
+    """Return the smallest number from 2 to MOST + 1 that satisfies the monotone ``enough``."""
     low, high = 1, 2  # low is not enough
     while high <= MOST and not enough(high):
         low, high = high, 2 * high
@@ -98,7 +98,7 @@ def spread_interval(sd: float, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Spread:
-    """The spread of the difference to the baseline, as measured in one cell."""
+    """The spread of the difference from the baseline, as measured in one cell."""
 
     cell: GridCell
     seeds: int
@@ -117,18 +117,18 @@ def power(
     until: float | None = None,
     max_seeds: int = 20,
 ) -> list[Table]:
-    """Return a table for each study: the seeds that it takes to see a difference in each cell.
+    """Return a table for each study: the seeds needed to detect a difference in each cell.
 
     Args:
         store: The store, or its folder; or several (:func:`.stores.load_stores`).
         difference: The difference in the unit of the metric; points for accuracies.
-        probability: Probability with which the difference is to be seen.
+        probability: Probability of detecting the difference.
         where, by, baseline: As for :func:`normbench.report.report.report`.
         metric_name: The metric to compare.
-        until, max_seeds: Also say after how many seeds ``normbench sweep --until`` ends.
+        until, max_seeds: Also estimate after how many seeds ``normbench sweep --until`` stops.
 
     Raises:
-        UserError: An option is not valid, or no cell has two seeds.
+        UserError: An option is invalid, or no cell has two seeds.
     """
     _check(difference, probability, until, max_seeds)
     asked = request(where, by, metric_name, baseline, None)
@@ -181,10 +181,10 @@ def _check(difference: float, probability: float, until: float | None, max_seeds
 
 
 def _spreads(grid: Grid) -> list[_Spread]:
-    """Return the spread of the differences of each cell to the baseline.
+    """Return the spread of each cell's differences from the baseline.
 
-    Without a baseline a cell is compared with another of the same spread, whose seeds are
-    independent of its own: the standard deviation of such a difference is √2 times that of a run.
+    Without a baseline, a cell is compared with a hypothetical independent cell of the same spread:
+    the standard deviation of the difference is then √2 times that of a run.
     """
     found = []
     for (row, column), cell in grid.cells.items():
@@ -198,7 +198,7 @@ def _spreads(grid: Grid) -> list[_Spread]:
             values = np.array([cell.values[s] - base.values[s] for s in shared], float)
             factor, diverged = 1.0, cell.diverged + base.diverged
         if diverged and grid.metric.worst:
-            values = values[:0]  # chance level says nothing of the spread of runs that learn
+            values = values[:0]  # chance level says nothing about the spread of runs that learn
         sd = factor * float(values.std(ddof=1)) if len(values) > 1 else math.nan
         largest = float(np.abs(list(cell.values.values())).max()) if cell.values else 0.0
         found.append(_Spread(cell, len(values), 0.0 if sd <= _SPREAD * largest else sd))
@@ -264,7 +264,7 @@ def _table(
     compared = "two runs" if grid.baseline is None else study.in_words(grid.baseline)
     return Table(
         "power",
-        f"Seeds to see a difference of {difference * shown.scale:g}{unit} of "
+        f"Seeds to detect a difference of {difference * shown.scale:g}{unit} of "
         f"{shown.label.lower()} "
         f"{'between' if grid.baseline is None else 'from'} {compared} with probability "
         f"{probability:g}: {study.title}",
@@ -279,11 +279,11 @@ def ends_at(ratio: float, first: int, most: int) -> int:
     """Return the look at which a sweep's interval is expected to be narrow enough.
 
     Args:
-        ratio: Half width over the standard deviation of the paired differences.
+        ratio: Half-width over the standard deviation of the paired differences.
         first, most: Seeds of the first and of the last round.
 
     Returns:
-        A number of seeds of the schedule; ``most`` + 1 where the last look is too early.
+        A number of seeds from the schedule; ``most`` + 1 if the last look is too early.
     """
     looks = schedule(first, most)
     enough = needed_for_width(ratio, len(looks))
@@ -292,24 +292,24 @@ def ends_at(ratio: float, first: int, most: int) -> int:
 
 def _notes(grid: Grid, family: int, until: float | None, max_seeds: int) -> list[str]:
     paired = (
-        "SD: standard deviation, over the n seeds that both have, of the difference to the "
-        "baseline, paired by seed."
+        "SD: standard deviation of the difference from the baseline, paired by seed, over the n "
+        "seeds that both have."
         if grid.baseline is not None
-        else "No baseline: SD is √2 times the standard deviation of the cell, that of the "
+        else "No baseline: SD is √2 times the standard deviation of the cell, as for the "
         "difference between independent runs."
     )
     notes = [
-        f"{paired} Seeds: of each cell, for a two-sided paired t test at 5 % (noncentral t). The "
-        "interval follows from that of the standard deviation (χ²), which few seeds leave wide."
+        f"{paired} Seeds: per cell, for a two-sided paired t test at 5 % (noncentral t). The "
+        "interval follows from that of the standard deviation (χ²), which is wide for few seeds."
     ]
     if family > 1:
-        notes.append(f"Corrected: with 5 % divided among the {family} comparisons, as Holm's "
-                     "method does at worst.")  # fmt: skip
+        notes.append(f"Corrected: at 5 % divided by the {family} comparisons, the worst case of "
+                     "Holm's method.")  # fmt: skip
     if until is not None:
         notes.append(
             f"±{until * grid.metric.scale:g}: seeds at which normbench sweep --until "
             f"{until * grid.metric.scale:g} --max-seeds {max_seeds} seed=range(0,"
-            f"{min(3, max_seeds)}) may be expected to end."
+            f"{min(3, max_seeds)}) is expected to stop."
         )
     return notes
 

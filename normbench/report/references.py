@@ -1,4 +1,4 @@
-"""Published results with their sources and configurations; :func:`matching` finds those to draw."""
+"""Published results with sources and configurations; :func:`matching` selects those to draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Reference:
 
     Attributes:
         dataset, arch, norm, batch: The configuration, in normbench's names.
-        epochs: Epochs of the publication; a run matches from 90 % of them on.
+        epochs: Epochs in the publication; a run must have at least 90 % of them.
         test_err: Published test error, a fraction.
         source: Publication and table.
     """
@@ -33,12 +33,12 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """Source and error, for the caption of a figure."""
+        """Source and error, for a figure's caption."""
         return f"{self.source}: {100 * self.test_err:.2f} % error"
 
 
-# He et al.: 64k steps of 128 images on 45,000 of CIFAR-10's training images, 5,000 held out;
-# 4 pixels padded, random crop, horizontal flip.
+# He et al.: 64k steps of 128 images on 45,000 CIFAR-10 training images, 5,000 held out; padding of
+# 4 pixels, random crop, horizontal flip.
 REFERENCES = (
     Reference("cifar10", "resnet20", "bn", 128, 182, 0.0875, _HE_2016),
     Reference("cifar10", "resnet32", "bn", 128, 182, 0.0751, _HE_2016),

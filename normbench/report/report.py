@@ -1,6 +1,6 @@
-"""The commands on results: :func:`report`, :func:`diff`, :func:`diff_sides`, :func:`export`.
+"""The commands that read results: :func:`report`, :func:`diff`, :func:`diff_sides`, :func:`export`.
 
-:func:`summary_table` is the table that a sweep ends with.
+:func:`summary_table` returns the table printed at the end of a sweep.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 MANIFEST = ".normbench-report.json"
-"""Lists the files that a report wrote, so that the next report removes those it does not write."""
+"""Lists the files that a report wrote, so that the next report can remove outdated ones."""
 
 
 def report(
@@ -66,38 +66,37 @@ def report(
     style: str = DEFAULT,
     formats: str | None = None,
 ) -> Path:
-    """Write tables, figures and a page on the runs of a store, or of several together.
+    """Write tables, figures and a page on the runs of one or several stores.
 
     Args:
         store: The store, or its folder; or several (:func:`.stores.load_stores`).
         where: A filter on runs (:mod:`normbench.report.where`).
-        by: Columns of the config, ``store`` or ``commit``: of rows, of columns, and further ones
+        by: Columns of the config, ``store`` or ``commit``: for rows, for columns, and further ones
             that split studies.
         metric: The metric to compare (:data:`normbench.report.metrics.METRICS`).
-        baseline: The row that the others are compared with; ``bn`` where there is one.
-        target: A validation accuracy, a fraction, for the table of steps to reach it.
+        baseline: The row to compare the others with; ``bn`` by default, if there is one.
+        target: A validation accuracy, as a fraction, for the table of steps to reach it.
         out: The folder to write to.
-        say: Takes each line meant for the user.
+        say: Receives each line meant for the user.
         allow_confound: Keys, or groups of keys, in which rows may differ on purpose.
-        shown_as: The folder of the store that is written in the place of its present one, relative
-            to the folder above ``out``.
-        superseded: Also show final runs at values that were chosen earlier, as runs that were not
-            tuned.
-        sort: Columns of the runs frame to order the rows by, separated by commas
+        shown_as: Folder to print as the store's instead of its actual one, relative to the folder
+            that contains ``out``.
+        superseded: Also show final runs at values that were chosen earlier, as untuned runs.
+        sort: Columns of the runs frame to sort the rows by, separated by commas
             (:func:`.sorting.sort_rows`).
-        reverse: Turn the order of the rows round.
-        against: A store to hold the runs against, as one that was published, config by config
+        reverse: Reverse the order of the rows.
+        against: A store to compare the runs with, such as a published one, config by config
             (:func:`.sides.compare`).
-        rows: The rows to show, in this order; all of them where empty.
+        rows: The rows to show, in this order; all if empty.
         style: The venue that figures and LaTeX tables are made for
             (:data:`normbench.report.venues.VENUES`).
-        formats: Formats of figures, as ``png,pdf``; None for those of the style.
+        formats: Formats of figures, such as ``png,pdf``; None for those of the style.
 
     Returns:
         The page, ``index.html`` in ``out``.
 
     Raises:
-        UserError: An option names something that does not exist, or no run is left.
+        UserError: An option names something that does not exist, or no runs remain.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
     named = None if against is None else str(as_store(against).root)
@@ -144,7 +143,7 @@ def report(
         say(f"• {held.lines[0]}")
     drawn = found[:DRAWN]
     if len(found) > len(drawn):
-        say(f"note: figures of the {DRAWN} largest of {len(found)} studies; tables of all")
+        say(f"note: figures for the {DRAWN} largest of {len(found)} studies, tables for all")
     for section in drawn:
         section.drawings = draw(section.grid, asked.venue)
     frames.runs.attrs = attrs
@@ -160,7 +159,7 @@ def report(
 
 
 def _held_against(store: Stores, against: Store | Path | str, asked: Request) -> Published:
-    """Compare a store with one that was published.
+    """Compare a store with a published one.
 
     Raises:
         UserError: There are several stores, or the two have no config in common.
@@ -186,11 +185,11 @@ def summary_table(
 ) -> rich.console.RenderableType:
     """Return a metric's table for each study of a store, the largest first, for a terminal.
 
-    ``rich.console.Console().print(summary_table(store))``.
+    Print it with ``rich.console.Console().print(summary_table(store))``.
 
     Args:
         store: The store, or its folder.
-        names: Of the runs to show; None for all.
+        names: Names of the runs to show; None for all.
         by, metric, target, allow_confound: As for :func:`report`.
 
     Raises:
@@ -221,11 +220,11 @@ def diff(
     out: Path | str | None = None,
     say: Say = print,
 ) -> None:
-    """Print where two runs differ; with ``out``, write that and their overlaid curves there.
+    """Print how two runs differ; with ``out``, also write this and their overlaid curves there.
 
     Args:
         store: The store, or its folder.
-        run_a, run_b: A name, the unique start of one, a signature, or the path of a run folder,
+        run_a, run_b: A name, a unique prefix of one, a signature, or the path of a run folder,
             which may be in another store.
         out: The folder to write ``diff.md`` and ``curves.png`` (svg, pdf) to.
         say: Takes each line meant for the user.
@@ -241,7 +240,7 @@ def diff(
         _check_folder(Path(out))
     first, second = (find_run(name, store.root) for name in (run_a, run_b))
     if first.path.resolve() == second.path.resolve():
-        raise UserError(f"{run_a!r} and {run_b!r} are one run, {first.name}: name two")
+        raise UserError(f"{run_a!r} and {run_b!r} are the same run, {first.name}: name two")
     pair = comparing.pair(first, second)
     for line in comparing.named(pair):
         say(line)
@@ -268,7 +267,7 @@ def diff_sides(
     out: Path | str | None = None,
     say: Say = print,
 ) -> int:
-    """Print how each config that two stores or two commits have differs, with a verdict on each.
+    """Print a verdict on each config that two stores or two commits have in common.
 
     Args:
         stores: Two stores; with ``by="commit"`` any number.
@@ -340,7 +339,7 @@ def export(
     hyperparameters: bool = False,
     style: str = DEFAULT,
 ) -> Path | None:
-    """Write one table of all cells of a store, or of several, for the appendix of a paper.
+    """Write one table of all cells of one or several stores, for the appendix of a paper.
 
     Args:
         store: The store, or its folder; or several (:func:`.stores.load_stores`).
@@ -348,19 +347,20 @@ def export(
         out: The file to write; None to print the table.
         format: One of :data:`FORMATS`; by default the suffix of ``out``, else ``md``. ``csv``
             and ``parquet`` hold the unrounded numbers.
-        by: Columns of the config that make a cell.
-        say: Takes each line meant for the user.
+        by: Columns of the config that identify a cell.
+        say: Receives each line meant for the user.
         superseded: As for :func:`report`.
         hyperparameters: Whether to write the hyperparameters of the runs instead: those that all
-            share, and those that differ. With ``csv`` and ``parquet``, which hold one table a file,
-            those that all share are in a second file, ``NAME-shared.csv``.
+            share, and those that differ. With ``csv`` and ``parquet``, which hold one table per
+            file, the shared ones go to a second file, ``NAME-shared.csv``.
         style: The venue that LaTeX is made for (:data:`normbench.report.venues.VENUES`).
 
     Returns:
-        The file; None where the table was printed.
+        The file; None if the table was printed.
 
     Raises:
-        UserError: An unknown format, filter or column; Parquet without a file; no run is left.
+        UserError: The format, filter or column is unknown; Parquet without a file; or no runs
+            remain.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
     path = None if out is None else Path(out)
@@ -390,7 +390,7 @@ def export(
         say("\n".join(_rendered(each, kind, venue=asked.venue) for each in printed).rstrip())
         return None
     parts = {path: shown}
-    if kind in ("csv", "parquet"):  # one table a file
+    if kind in ("csv", "parquet"):  # one table per file
         parts = {path: [table]}
         if len(shown) > 1:
             parts[path.with_name(f"{path.stem}-shared{path.suffix}")] = shown[:-1]
@@ -409,12 +409,12 @@ def export(
         rows = "combination" if len(shown) > 1 else "hyperparameter"
     say(f"export: {path} ({counted(len(table.rows), rows)})")
     for file in list(parts)[1:]:
-        say(f"export: {file} (what all runs share)")
+        say(f"export: {file} (shared by all runs)")
     return path
 
 
 def text(renderable: object, width: int | None = None) -> str:
-    """Return the text that rich prints, with colors where the terminal shows them."""
+    """Return the text that rich prints, with colors if the terminal supports them."""
     from rich.console import Console
 
     console = Console(width=width, force_jupyter=False)  # a notebook would be shown an output
@@ -424,7 +424,7 @@ def text(renderable: object, width: int | None = None) -> str:
 
 
 def _boxes(drawings: Sequence[Drawing]) -> list[str]:
-    """Return a note on characters of figures that are drawn as boxes, if there are any."""
+    """Return a note on characters that figures show as boxes, if there are any."""
     from normbench.report.figures import style
 
     missing = style.lacking(drawings)
@@ -448,9 +448,9 @@ def _opening(
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made because it, or a folder above it, is a file.
+    """Refuse a folder that cannot be created because it, or a parent, is a file.
 
-    Checked before the tables and figures are computed, which may take minutes.
+    This is checked before tables and figures are computed, which may take minutes.
     """
     path = folder.absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -465,7 +465,7 @@ def _nothing(frames: Frames, where: str | None) -> str:
         count = len(frames.left_out)
         left_out = "1 folder is" if count == 1 else f"{count} folders are"
         return f"there are no runs in {frames.root} that can be reported: {left_out} left out"
-    return f"there are no runs in {frames.root}: make some with normbench run or normbench sweep"
+    return f"there are no runs in {frames.root}: train some with normbench run or normbench sweep"
 
 
 def _write(
@@ -510,10 +510,10 @@ def write_table(
 
     Args:
         table: The table.
-        folder: Where to; found if it does not exist.
+        folder: The folder to write to, created if it does not exist.
         kinds: Suffixes of the files.
-        study: The slug of the table's study where a report has several.
-        venue: The venue whose template LaTeX has to fit.
+        study: The slug of the table's study if the report has several.
+        venue: The venue whose template the LaTeX table must fit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -1,6 +1,6 @@
-"""The rule of ``normbench sweep --until``: :class:`NarrowIntervals` looks at a round of seeds.
+"""The rule of ``normbench sweep --until``: :class:`NarrowIntervals` checks each round of seeds.
 
-Its intervals are those that the report prints for the same store.
+Its intervals are those of the report on the same store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from normbench.store.store import Store
 
 
 class Look(NamedTuple):
-    """The result of looking at a round: a line, and the same for the sweep's record."""
+    """The result of looking at a round: a line of text, and an entry for the sweep's record."""
 
     narrow: bool
     text: str
@@ -29,11 +29,11 @@ class Look(NamedTuple):
 
 
 class NarrowIntervals:
-    """Adds seeds until the interval of each difference to the baseline is narrow.
+    """Add seeds until the interval of each difference from the baseline is narrow.
 
     Args:
-        width: Half width of the intervals, in the unit of the metric (points for accuracies).
-        baseline: ``KEY=ROW``, as ``norm=bn``, or ROW alone; None for ``bn``.
+        width: Half-width of the intervals, in the unit of the metric (points for accuracies).
+        baseline: ``KEY=ROW``, such as ``norm=bn``, or only ROW; None for ``bn``.
         by: Rows and columns of the comparison; the key of ``baseline`` replaces the rows.
         metric_name: The metric to compare.
     """
@@ -96,7 +96,7 @@ class NarrowIntervals:
             for cell in build(study, self._metric, row).cells.values():
                 if cell.baseline is None:
                     continue
-                # A diverged run leaves no interval, and more seeds would not bring one back.
+                # With a diverged run there is no interval, and more seeds would not change that.
                 diverged = math.isnan(cell.baseline.half_width)
                 spread = cell.baseline.tested
                 found.append(

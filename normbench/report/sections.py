@@ -1,4 +1,4 @@
-"""The content of a report before it is written: :func:`sections` makes one for each study."""
+"""The content of a report before it is written: :func:`sections` builds one for each study."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from normbench.report.figures.style import Drawing
 
 DRAWN = 12
-"""Most studies with figures; the tables of all are written."""
+"""Maximum number of studies with figures; tables are written for all."""
 
 
 @dataclass
 class Section:
-    """The tables, findings and figures of one study; figures are drawn later."""
+    """The tables and findings of one study; figures are added later."""
 
     study: Study
     grid: Grid
@@ -41,7 +41,7 @@ class Section:
 
     @property
     def main(self) -> list[Table]:
-        """The tables that a terminal shows."""
+        """The tables shown in the terminal."""
         return self.tables[:2]
 
 
@@ -65,7 +65,7 @@ class Request:
 
     @property
     def venue(self) -> Venue:
-        """The venue that figures and LaTeX tables are made for."""
+        """The venue of the figures and LaTeX tables."""
         return VENUES[self.style]
 
 
@@ -87,8 +87,8 @@ def request(
     """Collect the options of a report and check them as far as possible without the store.
 
     Raises:
-        UserError: The metric, the style or a format is unknown, the filter cannot be read, the
-            target is no accuracy, or both ``rows`` and another order are asked for.
+        UserError: The metric, the style or a format is unknown, the filter cannot be parsed, the
+            target is not an accuracy, or both ``rows`` and another order are requested.
     """
     if "/" not in metric_name:  # all but the values of probes, which the store's runs decide
         find_metric(metric_name, METRICS)
@@ -121,11 +121,11 @@ def request(
 def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
     """Apply filter and target; return the runs with notes.
 
-    Notes are on values in the filter that no run has, and on superseded runs, which stay in the
-    frames and out of tables unless asked for.
+    Notes name values in the filter that no run has, and superseded runs, which stay in the frames
+    but are left out of tables unless requested.
 
     Raises:
-        UserError: The filter or the target cannot be read.
+        UserError: The filter cannot be parsed, or the target is invalid.
     """
     notes: list[str] = []
     if asked.target is not None:
@@ -140,7 +140,7 @@ def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
 
 
 def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
-    """Split the runs into studies and make the tables and findings of each; return notes, too.
+    """Split the runs into studies and build the tables and findings of each; also return notes.
 
     Raises:
         UserError: A column of ``by`` is unknown, no study has the baseline or one of the rows, or
@@ -170,7 +170,7 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
 
 
 def _trials_alone(frames: Frames) -> list[str]:
-    """Note that only trials of tuning and superseded runs are left to report, if so."""
+    """Return a note if only tuning trials and superseded runs are left to report."""
     aside = tuning.is_aside(frames.runs)
     if not frames.tuned or not len(aside) or not aside.all():
         return []
@@ -225,8 +225,8 @@ def _titled(table: Table, name: str, target: float | None) -> Table:
     if target is None or not name.endswith("_to_target"):
         return table
     note = (
-        f"Target: validation accuracy of {100 * target:g} %, looked at after each epoch. Runs "
-        "that never reach it have no value; the mean is over those that do."
+        f"Target: validation accuracy of {100 * target:g} %, checked after each epoch. Runs that "
+        "never reach it have no value; the mean is over those that do."
     )
     title = table.title.replace("the target", f"{100 * target:g} % validation accuracy")
     return replace(table, title=title, notes=[*table.notes, note])

@@ -1,21 +1,21 @@
-"""Seeds as many as needed: :func:`schedule` says after how many seeds a sweep may be looked at.
+"""Adaptive numbers of seeds: :func:`schedule` returns the numbers at which a sweep may be examined.
 
 A sweep that adds seeds until its intervals are narrow looks at its results several times. The
-ordinary 95 % interval is wrong at 5 % of single looks, and at far more of several: with looks after
-each of 3 to 20 seeds, 23 % of differences that do not exist become "significant" at some look. Here
-the numbers of seeds at which a sweep is looked at are declared before it begins, and the error of
-5 % is divided among the looks by the union bound (Bonferroni; Armitage, McPherson & Rowe 1969,
-"Repeated significance tests on accumulating data", is the reason, Pocock 1977, "Group sequential
-methods in the design and analysis of clinical trials", the design with equal levels): with K looks,
-t intervals at level 1 − 0.05/K and p-values times K (:func:`normbench.report.statistics.paired`).
-For normal differences of any variance, intervals of all looks hold together with probability of at
-least 0.95, whatever the reason for which the sweep stops: narrow intervals, Ctrl-C, a p-value that
-pleases. Holm's correction over the cells of a study is applied to these p-values as to any others,
-so that the probability of any false claim at any look is at most 5 %.
+ordinary 95 % interval is wrong in 5 % of single looks, and far more often over several: with a look
+after each of 3 to 20 seeds, 23 % of differences that do not exist become "significant" at some
+look. Here the numbers of seeds at which to look are declared before the sweep begins, and the 5 %
+error is divided among the looks by the union bound (Bonferroni): with K looks, t intervals at level
+1 − 0.05/K and p-values times K (:func:`normbench.report.statistics.paired`). The problem is that of
+Armitage, McPherson & Rowe 1969, "Repeated significance tests on accumulating data"; the design with
+equal levels is that of Pocock 1977, "Group sequential methods in the design and analysis of
+clinical trials". For normal differences of any variance, the intervals of all looks hold jointly
+with a probability of at least 0.95, for whatever reason the sweep stops: narrow intervals, Ctrl-C,
+a pleasing p-value. Holm's correction over the cells of a study is applied to these p-values as to
+any others, so that the probability of any false claim at any look is at most 5 %.
 
-The numbers of seeds grow by a factor of about :data:`GROWTH`, because each look widens all
-intervals: 5 to 20 seeds take 5 looks, 5 to 80 take 8. Compared for sweeps from 3 to 20 seeds, as
-half widths in units of that of a single look:
+The number of seeds grows by a factor of about :data:`GROWTH`, because each look widens all
+intervals: 5 to 20 seeds take 5 looks, 5 to 80 take 8. Half-widths for sweeps from 3 to 20 seeds,
+relative to that of a single look:
 
     seeds                                              6     9    14    20
     six declared looks, as here                     1.64  1.51  1.44  1.41
@@ -25,10 +25,9 @@ half widths in units of that of a single look:
 
 The confidence sequences (Lai 1976, "On confidence sequences"; Wang & Ramdas 2024, "Anytime-valid
 t-tests and confidence sequences for Gaussian means with unknown variance") need neither declared
-looks nor a largest number of seeds, and pay for that with 35 to 65 % more seeds at the same width.
-Exact levels for the joint distribution of the looks (0.011 in place of 0.05/6) would save a tenth
-of the width, and need numerical integration for each schedule; the union bound can be checked by
-hand.
+looks nor a maximum number of seeds, at the cost of 35 to 65 % more seeds for the same width. Exact
+levels for the joint distribution of the looks (0.011 instead of 0.05/6) would save a tenth of the
+width but need numerical integration for each schedule; the union bound can be checked by hand.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from pathlib import Path
 from normbench.store import sweeps
 
 GROWTH = 1.5
-"""The factor by which the number of seeds grows, at most, from a look to the next."""
+"""The maximum factor by which the number of seeds grows from one look to the next."""
 
 
 def schedule(first: int, most: int) -> tuple[int, ...]:
-    """Return the numbers of seeds at which a sweep is looked at.
+    """Return the numbers of seeds at which a sweep looks at its results.
 
     Args:
         first: Seeds of the first round, at least 2.
@@ -60,9 +59,9 @@ def schedule(first: int, most: int) -> tuple[int, ...]:
 
 
 def declared(root: Path) -> dict[str, tuple[int, ...]]:
-    """Return the looks of the runs of a store that sweeps with ``--until`` have trained, by name.
+    """Return the looks of the runs in a store trained by sweeps with ``--until``, by run name.
 
-    Of a run in several such sweeps, as a baseline may be, it is the longest schedule.
+    A run in several such sweeps, such as a baseline, gets the longest schedule.
 
     Args:
         root: The folder of the store.
@@ -81,7 +80,7 @@ def declared(root: Path) -> dict[str, tuple[int, ...]]:
 
 
 def note(looks: tuple[int, ...]) -> str:
-    """Return the sentence under differences of a sweep that added seeds."""
+    """Return the note below differences of a sweep that added seeds."""
     return (
         f"Seeds were added until intervals were narrow, with looks declared after "
         f"{', '.join(map(str, looks))} seeds: intervals and p-values of differences hold at all "

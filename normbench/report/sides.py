@@ -1,8 +1,8 @@
 """The same configs in two stores or at two commits: :func:`compare` gives a verdict on each.
 
-A *side* is a store or a commit, a *config* is all that decides a run's numbers but its seed. Of
-each config that both sides have complete runs of, the verdict is one of :data:`VERDICTS`, by
-:data:`RULES`.
+A *side* is a store or a commit; a *config* is everything except the seed that determines a run's
+numbers. Each config of which both sides have complete runs gets one of :data:`VERDICTS`, according
+to :data:`RULES`.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ VERDICTS = {
     "within": "within the spread",
     "equal": "equal bits",
 }
-"""The verdicts in words, in the order in which they are listed."""
+"""The verdicts in words, in the order of listing."""
 
 RULES = {
     "equal": "Equal bits: the final weights of all seeds that both sides have are equal to the "
-    "last bit (of diverged runs, which have no final weights, the results).",
-    "within": "Within the spread: the change of the mean is no larger than ±, half the 95 % "
-    "interval of the difference of two means of so many seeds that differ by chance alone "
-    "(Student's t with the standard deviation over the seeds of both sides{together}). A smaller "
-    "change than ± cannot be seen.",
+    "last bit (for diverged runs, which have no final weights, the results are).",
+    "within": "Within the spread: the change of the mean is no larger than ±, the half-width of "
+    "the 95 % interval of the difference between two means of as many seeds that differ by chance "
+    "alone (Student's t with the standard deviation over the seeds of both sides{together}). A "
+    "change smaller than ± cannot be detected.",
     "unknown": "Spread unknown: one seed on each side, or only some runs of a side diverged.",
     "different": "Different: the change is larger than ±, all runs diverged on one side and none "
-    "on the other, or equal weights have other results.",
+    "on the other, or equal weights have different results.",
 }
-"""The rule of each verdict, a sentence or two."""
+"""The rule for each verdict, in a sentence or two."""
 
 EXECUTION = {"backend": "tensorflow", "precision": "float32", "devices": 1}
-"""Keys of a config that say how a run was computed, with a value that stands for all of theirs
-where two stores are to show the same science."""
+"""Config keys that affect only how a run is computed, each with the value that replaces all others
+when configs are compared for the same science."""
 
-_SAME = 1e-6  # relative; a larger difference of a result of equal weights is no rounding
+_SAME = 1e-6  # relative; results of equal weights that differ by more are not rounding errors
 
 
 @dataclass
@@ -70,11 +70,11 @@ class Comparison:
         runs: The complete runs of each side, as rows of the runs frame.
         values: The metric of the finished runs of each side, by seed.
         name: The config in words.
-        differs: Values in which the configs of the two sides differ, where they are only of the
-            same science (:func:`compare`).
+        differs: Values in which the configs of the two sides differ, if they are not equal but of
+            the same science (:func:`compare`).
         shared: Number of seeds that both sides have.
         equal: Number of those whose final weights are equal to the last bit.
-        half_width: Half the 95 % interval of the difference by chance; NaN where it is unknown.
+        half_width: Half-width of the 95 % interval of a difference by chance; NaN if unknown.
         verdict: A key of :data:`VERDICTS`.
         remark: A few words on the verdict.
     """
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def means(self) -> list[float]:
-        """The mean of each side; NaN for one without values."""
+        """The mean of each side; NaN for a side without values."""
         return [float(np.mean([*side.values()])) if side else math.nan for side in self.values]
 
     @property
@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def diverged(self) -> list[int]:
-        """The number of runs of each side that diverged."""
+        """The number of diverged runs of each side."""
         return [int((side["status"] == "diverged").sum()) for side in self.runs]
 
 
@@ -113,9 +113,9 @@ class Sides:
         names: The names of the sides.
         metric: The metric whose means are compared.
         found: The configs that both sides have, the different ones first.
-        only: For each side, how many configs and how many complete runs it alone has.
-        origin: For each recorded version or machine in which the sides differ, a sentence.
-        unfinished: Number of runs that are not complete, and so not compared.
+        only: For each side, the numbers of configs and complete runs that only it has.
+        origin: A sentence for each recorded version or machine in which the sides differ.
+        unfinished: Number of incomplete runs, which are not compared.
     """
 
     names: tuple[str, str]
@@ -127,12 +127,12 @@ class Sides:
 
     @property
     def exit_code(self) -> int:
-        """1 if any config is different, else 0, also where the spread is unknown."""
+        """1 if any config is different, else 0, even if a spread is unknown."""
         return int(any(item.verdict == "different" for item in self.found))
 
     @property
     def summary(self) -> str:
-        """The counts of all verdicts, and of what only one side has, in a line."""
+        """A line with the counts of all verdicts, and of configs that only one side has."""
         verdicts = [item.verdict for item in self.found]
         counts = [
             f"{verdicts.count(key)} {text}" for key, text in VERDICTS.items() if key in verdicts
@@ -155,8 +155,8 @@ def compare(
         frames: The runs of both (:func:`normbench.report.stores.load_stores` with the same ``by``).
         by: ``store`` or ``commit``.
         metric_name: The metric whose means are compared.
-        same_science: Also compare a config of one side with one of the other where they differ only
-            in :data:`EXECUTION` or in tuned keys, and leave out the trials of tuning.
+        same_science: Also match configs of the two sides that differ only in :data:`EXECUTION` or
+            in tuned keys, and leave out tuning trials.
 
     Raises:
         UserError: ``by`` is neither, there are not two sides, they have no config in common, or
@@ -183,9 +183,9 @@ def compare(
         (len(groups), sum(map(len, groups)))
         for groups in ([g for g in alone if g["side"].iloc[0] == name] for name in names)
     ]
-    if not found:  # success would tell a script that nothing has changed
+    if not found:  # exit code 0 would tell a script that nothing has changed
         raise UserError(
-            f"{names[0]} and {names[1]} have no config in common of which both have complete runs "
+            f"{names[0]} and {names[1]} have no config of which both have complete runs "
             f"({counted(only[0][0], 'config')} and {counted(only[1][0], 'config')})"
         )
     trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in found]
@@ -209,13 +209,13 @@ def compare(
 
 Match = tuple[
     pd.DataFrame, pd.DataFrame
-]  # complete runs of one config on the first and the second side
+]  # complete runs of one config on the first and on the second side
 
 
 def _matched(
     groups: Sequence[pd.DataFrame], names: Sequence[str]
 ) -> tuple[list[Match], list[pd.DataFrame]]:
-    """Divide configs into those that both sides have, and those that one has alone."""
+    """Divide configs into those that both sides have and those that only one has."""
     pairs, alone = [], []
     for group in groups:
         first, second = (group[group["side"] == name] for name in names)
@@ -229,10 +229,10 @@ def _matched(
 def _matched_across(
     alone: Sequence[pd.DataFrame], names: Sequence[str], science: Mapping[str, str]
 ) -> tuple[list[Match], list[pd.DataFrame]]:
-    """Match configs that one side has alone with those of the other of the same science.
+    """Match configs that only one side has with configs of the other of the same science.
 
     Args:
-        alone: The configs, of either side.
+        alone: The unmatched configs of either side.
         names: The names of the sides.
         science: A hash for each run, by its path (:func:`_science`).
     """
@@ -260,7 +260,7 @@ def _science(
         cell = cells.get(run["name"])
         for tuned in () if cell is None else cell.keys:
             group, name = branch(tree, tuned)
-            # The value first seen stands for all, so that it is one that the config takes.
+            # Replace all values by the first one seen, which the config is sure to accept.
             group[name] = seen.setdefault(tuned, group.get(name))
         try:
             found[run["path"]] = signature_without_seed(tree)
@@ -270,7 +270,7 @@ def _science(
 
 
 def _names(runs: pd.DataFrame, frames: Frames, by: str) -> tuple[str, str]:
-    """Return the names of the two sides: stores as they were named, the older commit first."""
+    """Return the names of the two sides: stores in the order given, the older commit first."""
     if by not in SIDES:
         raise unknown("side in --by", by, SIDES)
     if by == "store":
@@ -294,7 +294,7 @@ def _names(runs: pd.DataFrame, frames: Frames, by: str) -> tuple[str, str]:
 def _config(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return a hash of a run's config without its seed, and the config.
 
-    A config that this version cannot read is equal to that of the same run only.
+    A config that this version cannot read equals only that of the same run.
     """
     tree = dict(Run(Path(run["path"])).config or {})
     try:
@@ -328,10 +328,10 @@ def _comparison(runs: tuple[pd.DataFrame, pd.DataFrame], metric: Metric) -> Comp
     item.shared, item.equal = len(shared), len(same)
     if not same:
         return item
-    # Equal weights with unequal results: the evaluation has changed, which is not chance.
+    # Equal weights with different results: the evaluation has changed, which is not chance.
     unequal = [seed for seed in same if not _is_close(item, seed)]
     if unequal:
-        item.verdict, item.remark = "different", f"equal weights, other {metric.name}"
+        item.verdict, item.remark = "different", f"equal weights, different {metric.name}"
     elif len(same) == len(shared):
         item.verdict = "equal"
         item.values = (
@@ -353,10 +353,10 @@ def _is_close(item: Comparison, seed: int) -> bool:
 def _judge_spread(found: Sequence[Comparison]) -> None:
     """Give a verdict to the configs whose bits are not equal.
 
-    The spread is that over seeds, not that of paired differences: the question is whether the two
-    sides differ by more than another draw of seeds would, and they may have no seed in common. The
-    5 % of false alarms are those of all configs together (the union bound), since a comparison of
-    many configs would otherwise find one different in most cases.
+    The spread is over seeds, not over paired differences: the question is whether the two sides
+    differ by more than another draw of seeds would, and they may have no seed in common. The 5 %
+    false alarm rate is for all configs together (union bound), since a comparison of many configs
+    would otherwise almost always find one different.
     """
     tested = []
     for item in found:
@@ -372,7 +372,7 @@ def _judge_spread(found: Sequence[Comparison]) -> None:
             tested.append(item)
     for item in tested:
         item.half_width = _half_width(item, len(tested))
-        # Values that are equal but for rounding have no spread to be compared with.
+        # Values that are equal except for rounding have no spread to compare with.
         rounding = 1e-12 * max(map(abs, item.means))
         inside = abs(item.difference) <= max(item.half_width, rounding)
         item.verdict = "within" if inside else "different"
@@ -384,7 +384,7 @@ def _half_width(item: Comparison, tests: int) -> float:
 
 
 def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
-    """Say in which versions and machines the runs of the two sides differ."""
+    """Return sentences on the versions and machines in which the two sides differ."""
     found = []
     for key in filter(is_provenance, runs.columns):
         if by == "commit" and key in ("commit", "dirty"):
@@ -461,7 +461,7 @@ def table(sides: Sides, headers: tuple[str, str] = ("First", "Second")) -> Table
 
 @dataclass(frozen=True)
 class Published:
-    """The part of a report on a published store that the runs are held against.
+    """The part of a report that compares the runs with a published store.
 
     Attributes:
         title: Its heading.
@@ -476,7 +476,7 @@ class Published:
 
 
 def published(sides: Sides) -> Published:
-    """Return the part of a report on a comparison, whose first side is the published store."""
+    """Return the report's part on a comparison whose first side is the published store."""
     return Published(
         f"Against {sides.names[0]}",
         [sides.summary, *sides.origin],

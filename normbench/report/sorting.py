@@ -1,7 +1,7 @@
-"""``--sort KEY[,KEY...]``: runs in a list and rows of a table, those that do best first.
+"""``--sort KEY[,KEY...]``: sort runs in a list, and rows of a table, best first.
 
-:func:`sort_runs` orders the runs of a store, :func:`sort_rows` the rows of a study.
-:func:`choose_rows` is ``--rows``: it picks rows by their names, in the order of the names.
+:func:`sort_runs` sorts the runs of a store, :func:`sort_rows` the rows of a study.
+:func:`choose_rows` implements ``--rows``: it selects rows by name, in the order of the names.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def sort_runs(frames: Frames, keys: str) -> pd.DataFrame:
 
     Args:
         frames: The runs.
-        keys: Columns of the runs frame, separated by commas. Metrics in which higher is better
-            descend, others ascend; runs without a value are last.
+        keys: Columns of the runs frame, separated by commas. Metrics for which higher is better
+            are sorted in descending order, others in ascending order; missing values come last.
 
     Raises:
         UserError: There is no such column.
@@ -38,17 +38,17 @@ def sort_runs(frames: Frames, keys: str) -> pd.DataFrame:
 def sort_rows(
     study: Study, keys: str | None, reverse: bool = False, compared: Metric | None = None
 ) -> Study:
-    """Return a study with its rows sorted by keys, and then turned round if ``reverse``.
+    """Return a study with its rows sorted by keys, in reverse order if ``reverse``.
 
-    A row's value of a metric is the mean over the cells of its columns, and only of the columns in
-    which all rows have runs if there are any: a row must not come first because its hard columns
-    are missing. Its value of a config key is the smallest of its runs.
+    A row's value of a metric is the mean over its cells, restricted to columns in which all rows
+    have runs, if there are any: a row must not come first because its hard columns are missing. Its
+    value of a config key is the smallest of its runs.
 
     Args:
         study: The study.
         keys: Columns of the runs frame, as for :func:`sort_runs`; None keeps the order.
-        reverse: Turn the rows round.
-        compared: The metric of the report, which may be one taken over epochs.
+        reverse: Reverse the order.
+        compared: The metric of the report, which may be a reduction over epochs.
 
     Raises:
         UserError: There is no such column.
@@ -63,16 +63,16 @@ def sort_rows(
 
 
 def parse_rows(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Read ``gn_ws,bn``; a comma in brackets, as in ``gn (groups=4, center=False)``, is no end."""
+    """Parse ``gn_ws,bn``; commas in brackets, ``gn (groups=4, center=False)``, do not split."""
     names = re.split(r",(?![^(]*\))", text) if isinstance(text, str) else text
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def choose_rows(found: Sequence[Study], names: Sequence[str]) -> list[Study]:
-    """Return studies with the named rows alone, in this order; those without any are left out.
+    """Return studies with only the named rows, in this order; studies without any are left out.
 
-    A name stands for all rows that it begins, up to what tells them apart in brackets: ``gn`` for
-    ``gn (groups=4)`` and ``gn (groups=8)``.
+    A name without options in brackets selects all its variants: ``gn`` selects ``gn (groups=4)``
+    and ``gn (groups=8)``.
 
     Raises:
         UserError: No study has a row of one of the names.
@@ -114,10 +114,10 @@ def _with_rows(study: Study, names: Sequence[str]) -> Study:
 
 
 def check_keys(keys: str, runs: pd.DataFrame) -> list[str]:
-    """Read the value of --sort.
+    """Parse the value of --sort.
 
     Raises:
-        UserError: A key is no column of the runs frame.
+        UserError: A key is not a column of the runs frame.
     """
     names = [key.strip() for key in keys.split(",")]
     for name in names:

@@ -24,8 +24,8 @@ _SPREAD = 1e-12  # relative; a smaller spread of differences is rounding
 class Sample:
     """Mean, spread and 95 % interval of one cell.
 
-    ``low`` and ``high`` are NaN with fewer than two values. They may have been cut at the limits of
-    the metric (an accuracy ends at 1), which does not change ``half_width``.
+    ``low`` and ``high`` are NaN for fewer than two values. They may be cut at the limits of the
+    metric (1 for an accuracy), which does not change ``half_width``.
     """
 
     n: int
@@ -36,7 +36,7 @@ class Sample:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the t interval before it was cut: the number after ±."""
+        """The half-width of the t interval before it is cut: the number after ±."""
         return math.nan if math.isnan(self.low) else _half_width(self.sd, self.n)
 
 
@@ -49,12 +49,11 @@ class Difference:
         mean, low, high: Mean difference and its 95 % interval (NaN with fewer than two seeds).
         effect: Cohen's d of the differences (mean over standard deviation), with Hedges's
             correction for small samples; NaN with fewer than three seeds.
-        p: Two-sided p-value of the paired t test. NaN where it cannot be tested: one seed, or
-            differences without any spread, for which the test is undefined.
-        p_corrected: ``p`` after Holm's correction over the family of comparisons, NaN as ``p``.
-        looks: Number of times that the difference may be looked at before the last seed is
-            trained (:mod:`normbench.report.sequential`). Interval and p-values hold at all of
-            them together.
+        p: Two-sided p-value of the paired t test. NaN if the test is undefined: one seed, or
+            differences without any spread.
+        p_corrected: ``p`` after Holm's correction over the family of comparisons; NaN if ``p`` is.
+        looks: Number of times that the difference may be examined until the last seed is trained
+            (:mod:`normbench.report.sequential`). Interval and p-values hold jointly at all of them.
     """
 
     n: int
@@ -78,7 +77,7 @@ class Difference:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the interval."""
+        """The half-width of the interval."""
         return (self.high - self.low) / 2
 
 
@@ -105,9 +104,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], looks: int =
 
     Args:
         first, second: Value by seed.
-        looks: Number of times that the difference may be looked at. The error of 5 % is divided
-            among them by the union bound: t intervals at level 1 − 0.05/looks, p-values times
-            ``looks``.
+        looks: Number of times that the difference may be examined. The 5 % error is divided among
+            them by the union bound: t intervals at level 1 − 0.05/looks, p-values times ``looks``.
     """
     seeds = sorted(first.keys() & second.keys())
     pairs = np.array([(first[seed], second[seed]) for seed in seeds], dtype=float).reshape(-1, 2)
@@ -128,14 +126,14 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], looks: int =
 def half_width_of_difference(
     first: Sequence[float], second: Sequence[float], tests: int = 1
 ) -> float:
-    """Return half the 95 % interval of the difference of two means of the same distribution.
+    """Return the half-width of the 95 % interval of a difference between two means by chance alone.
 
-    The samples are independent, and their common standard deviation is estimated from both
-    (Student's t). NaN where one of them is empty or both have one value.
+    The samples are independent and from the same distribution, whose standard deviation is
+    estimated from both (Student's t). NaN if one of them is empty or both have one value.
 
     Args:
         first, second: The two samples.
-        tests: Number of such differences among which the error of 5 % is divided.
+        tests: Number of such differences among which the 5 % error is divided.
     """
     degrees = len(first) + len(second) - 2
     if degrees < 1 or not first or not second:
@@ -146,7 +144,7 @@ def half_width_of_difference(
 
 
 def t_quantile(probability: float, degrees: Any) -> Any:
-    """Return the quantile of Student's t; ``degrees`` of freedom may be an array."""
+    """Return a quantile of Student's t distribution; ``degrees`` of freedom may be an array."""
     return special.stdtrit(degrees, probability)
 
 
@@ -169,9 +167,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 # --- probability of improvement and performance profiles over several tasks -----------------------
 # Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-# (section 4.2 and 4.3), whose library is rliable. A task here is a column of the table, mostly a
+# (sections 4.2 and 4.3), whose library is rliable. A task here is a column of the table, usually a
 # batch size; a run's score is its metric. Intervals are percentile intervals of a stratified
-# bootstrap: runs are drawn anew, with replacement, within each task and each method.
+# bootstrap: runs are resampled with replacement within each task and method.
 
 REPETITIONS = 2000
 _SEED = 20210830  # of the resampling: the same store always gives the same report
@@ -182,7 +180,7 @@ _PERCENT = (2.5, 97.5)
 class Improvement:
     """The probability that a run of one method does better than one of the other.
 
-    ``low`` and ``high`` are NaN where a task has one run of either: it cannot be resampled.
+    ``low`` and ``high`` are NaN if a task has one run of either, which cannot be resampled.
     """
 
     probability: float
@@ -196,7 +194,7 @@ class Profile:
     """The share of runs whose score is above each threshold, averaged over tasks.
 
     ``thresholds``, ``share``, ``low`` and ``high`` have the same length; the latter two are NaN
-    where a task has one run.
+    if a task has one run.
     """
 
     thresholds: np.ndarray
@@ -211,7 +209,7 @@ def probability_of_improvement(
     """Estimate P(first > second), a tie counting half, as the mean over tasks.
 
     Args:
-        first, second: For each task the scores of the runs of a method, higher being better.
+        first, second: For each task, the scores of the runs of a method; higher is better.
         repetitions: Bootstrap samples.
     """
     if len(first) != len(second) or not first:
@@ -238,8 +236,8 @@ def performance_profile(
     """Return the run-score distribution: the share of runs above each threshold.
 
     Args:
-        scores: For each task the scores of the runs, higher being better.
-        thresholds: Ascending, in the unit of the scores.
+        scores: For each task, the scores of the runs; higher is better.
+        thresholds: Ascending thresholds, in the unit of the scores.
         repetitions: Bootstrap samples.
     """
     if not scores:

@@ -1,9 +1,9 @@
 """Several stores read as one set of runs: :func:`load_stores`.
 
-A store has a run of a config and a seed once. Several stores may each have one: copies of the same
-run, or runs of the same config on two machines or at two commits. :func:`load_stores` keeps all of
-them where the report tells stores or commits apart (``--by store``, ``--by commit``). Elsewhere
-they are one run and count once.
+A store has at most one run per config and seed. Several stores may each have one: copies of the
+same run, or runs of the same config on two machines or at two commits. :func:`load_stores` keeps
+all of them if the report distinguishes stores or commits (``--by store``, ``--by commit``);
+otherwise only one of them counts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from normbench.store.store import Store
 from normbench.store.tuning import StoreTuning, TunedCell, Tuning, combined, tunings
 
 Stores = Store | Path | str | Sequence[Store | Path | str]
-"""One store or several, each as an object or by its folder."""
+"""One store or several, each as an object or a folder."""
 
 _COMPLETE = ("finished", "diverged")
 _RESULTS = ("train_loss", "val_loss", "test_loss", "test_acc", "diverged_step")
-_NAMED = 3  # runs named in a note
+_NAMED = 3  # maximum number of runs named in a note
 
 _Name = tuple[str, str]  # the printed name of a store, and the name of a run's folder in it
 
@@ -45,22 +45,22 @@ _Name = tuple[str, str]  # the printed name of a store, and the name of a run's 
 def load_stores(
     stores: Stores, by: Sequence[str] = (), *, epochs: bool = True
 ) -> tuple[Frames, list[str]]:
-    """Read stores into the data frames of all their runs together.
+    """Read stores into data frames of all their runs.
 
-    The column ``store`` has the printed name of the store of each run. A run whose name several of
-    the stores have is named ``STORE/NAME`` if more than one of them is kept.
+    The column ``store`` has the printed name of each run's store. Runs of the same name in several
+    stores are named ``STORE/NAME`` if more than one of them is kept.
 
     Args:
-        stores: The stores; one alone is read as by :func:`normbench.report.frames.load`.
-        by: The factors of the report. Without ``store`` and ``commit`` among them, runs of the
+        stores: The stores; a single one is read as by :func:`normbench.report.frames.load`.
+        by: The factors of the report. Without ``store`` or ``commit`` among them, runs with the
             same config and seed count once (:func:`_without_copies`).
-        epochs: False leaves the curves frame without rows.
+        epochs: If False, leave the curves frame empty.
 
     Returns:
         The frames, and a note on the runs that are in more than one store, if there are any.
 
     Raises:
-        UserError: A folder does not exist, has no run that can be reported, or is named twice.
+        UserError: A folder does not exist, has no reportable run, or is named twice.
         NormbenchError: The record of a tuned sweep is damaged.
     """
     found = _listed(stores)
@@ -93,7 +93,7 @@ def _listed(stores: Stores) -> list[Store]:
 
 
 def _refuse_repeated(stores: Sequence[Store]) -> None:
-    """Refuse a folder that is named twice: each of its runs would be there twice."""
+    """Refuse a folder that is named twice: each of its runs would count twice."""
     seen: dict[Path, Path] = {}
     for store in stores:
         path = store.root.resolve()
@@ -105,7 +105,7 @@ def _refuse_repeated(stores: Sequence[Store]) -> None:
 
 
 def store_names(roots: Sequence[Path]) -> list[str]:
-    """Return a printed name for each store: its folder's name, or as much of its path as it takes.
+    """Return a printed name for each store: its folder's name, or as much of its path as needed.
 
     ``a/runs`` and ``b/runs`` share the name of their folder, so each is named by its path from the
     first folder in which the two differ.
@@ -121,7 +121,7 @@ def store_names(roots: Sequence[Path]) -> list[str]:
 
 
 def _named(part: StoreRows, name: str, store: Store) -> StoreRows:
-    """Write the store's printed name into each row; refuse a store without runs."""
+    """Add the store's printed name to each row; refuse a store without runs."""
     if not part.rows:
         reason = f" (left out: {part.left_out[0]})" if part.left_out else ""
         raise UserError(f"there are no runs in {str(store.root)!r} that can be reported{reason}")
@@ -132,7 +132,7 @@ def _named(part: StoreRows, name: str, store: Store) -> StoreRows:
 
 
 def _joined(parts: Sequence[StoreRows]) -> StoreRows:
-    """Return the runs of all stores, sorted by name as those of one store are."""
+    """Return the runs of all stores, sorted by name like those of a single store."""
     rows = [row for part in parts for row in part.rows]
     pieces = [piece for part in parts for piece in part.pieces]
     order = sorted(range(len(rows)), key=lambda place: rows[place]["name"])
@@ -150,18 +150,18 @@ def _joined(parts: Sequence[StoreRows]) -> StoreRows:
 def _without_copies(
     parts: Sequence[StoreRows], by: Sequence[str]
 ) -> tuple[dict[_Name, str], list[str]]:
-    """Remove runs of the same config and seed that the report cannot tell apart, all but one.
+    """Keep one of the runs with the same config and seed that the report cannot distinguish.
 
-    Two runs of one config and seed are no two samples: with equal weights they are copies, and with
-    other weights they differ by rounding or code, not by chance. Averaging them would give that
-    seed twice the weight and make intervals too narrow. So one of them counts: a complete one
-    rather than one that is not, then that of the store which was named first. The rule does not
-    look at results, so it cannot prefer the better one. Where the weights differ, the note says so,
-    since the choice then changes numbers.
+    Two runs with the same config and seed are not two samples: with equal weights they are copies,
+    and with different weights they differ by rounding or code, not by chance. Averaging them would
+    give that seed twice the weight and make intervals too narrow. So only one of them counts: a
+    complete one if there is one, then the one from the store named first. The rule ignores results,
+    so it cannot prefer the better one. If the weights differ, a note says so, since the choice then
+    affects numbers.
 
     Returns:
-        The name that each run has now by its store and its former name (of a run that was removed,
-        the name of the one that counts), and notes.
+        The new name of each run by its store and former name (for a removed run, the name of the
+        one that counts), and notes.
     """
     groups: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
     for place, part in enumerate(parts):
@@ -170,12 +170,12 @@ def _without_copies(
             key += (place,) if "store" in by else ()
             key += (row.get("commit"), row.get("dirty")) if "commit" in by else ()
             groups.setdefault(key, {}).setdefault(place, []).append(row)
-    removed: dict[int, dict[str, Any]] = {}  # by the id of a row, the row that counts in its place
+    removed: dict[int, dict[str, Any]] = {}  # by the id of a row, the row that counts instead
     same: list[str] = []
     other: list[str] = []
     unequal: list[str] = []
     for group in groups.values():
-        if len(group) == 1:  # runs of one store: a folder copied by hand is shown as ever
+        if len(group) == 1:  # runs of one store: a folder copied by hand is kept
             continue
         found = {place: rows[0] for place, rows in group.items()}
         best = min(found, key=lambda place: (found[place]["status"] not in _COMPLETE, place))
@@ -202,7 +202,7 @@ def _without_copies(
 
 
 def _keep(part: StoreRows, removed: Mapping[int, Any]) -> None:
-    """Remove rows with their epochs, by the ids of the rows; name the other epochs as their row."""
+    """Remove rows, by id, and their epochs; give the remaining epochs the name of their row."""
     pieces = part.pieces
     part.pieces = [
         {**piece, "run": np.full(len(piece["run"]), row["name"], object)}
@@ -213,9 +213,9 @@ def _keep(part: StoreRows, removed: Mapping[int, Any]) -> None:
 
 
 def is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Return whether two complete runs have the same final weights, or without any, results.
+    """Return whether two complete runs have the same final weights.
 
-    A diverged run has no final weights.
+    Diverged runs, which have no final weights, are compared by their results.
 
     Args:
         first, second: Their rows of the runs frame.
@@ -244,7 +244,7 @@ def _notes(same: Sequence[str], other: Sequence[str], unequal: Sequence[str]) ->
         more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
         found.append(
             f"{counted(len(other), 'run')} {verb} different weights in different stores "
-            f"({', '.join(other[:_NAMED])}{more}): only that of the store named first on the "
+            f"({', '.join(other[:_NAMED])}{more}): only the one in the store named first on the "
             "command line counts; --by store shows all, normbench diff compares two stores"
         )
     return found
@@ -254,7 +254,7 @@ def _notes(same: Sequence[str], other: Sequence[str], unequal: Sequence[str]) ->
 
 
 def _renamed(tuning: Tuning, store: str, names: Mapping[_Name, str]) -> Tuning:
-    """Return a record of tuning with the names that its runs have in the frames."""
+    """Return a tuning record with the names that its runs have in the frames."""
 
     def now(name: str) -> str:
         return names.get((store, name), name)
@@ -267,10 +267,10 @@ def _renamed(tuning: Tuning, store: str, names: Mapping[_Name, str]) -> Tuning:
 
 
 def _tuning(records: Sequence[Sequence[Tuning]], by: Iterable[str]) -> StoreTuning:
-    """Combine what the sweeps of each store tuned.
+    """Combine the tuning records of the stores.
 
-    As one set of runs, the stores are one history of sweeps: the last choice counts, whichever
-    store it was made in. Told apart, each store keeps its own choices.
+    Reported as one set of runs, the stores are one history of sweeps: the last choice counts,
+    whichever store it was made in. Reported separately, each store keeps its own choices.
     """
     if not {"store", "commit"}.intersection(by):
         every = [tuning for found in records for tuning in found]

@@ -1,10 +1,10 @@
-"""Studies: :func:`studies` splits the runs of a store, so that a mean is over runs of one config.
+"""Studies: :func:`studies` splits the runs of a store so that each mean is over runs of one config.
 
-A store may hold several networks, data sets or learning rates. Runs are split into studies by
-every config key that varies inside a cell, that is, between runs of one row and column. A key that
-is constant inside each cell but differs between rows or columns does not split runs, since each
-row or column would become a study; it is a condition of the study
-(:mod:`normbench.report.caveats`), stated with every table, figure and finding.
+A store may contain several networks, data sets or learning rates. Runs are split into studies by
+every config key that varies within a cell, that is, between runs of one row and column. A key that
+is constant within each cell but differs between rows or columns does not split runs, since each row
+or column would become a study; it is a condition of the study (:mod:`normbench.report.caveats`),
+stated with every table, figure and finding.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from normbench.report.metrics import METRICS, Metric
 from normbench.report.tuning import CellTuning
 from normbench.store.tuning import TunedCell
 
-_FREE = ("seed", "store", "label", "eval_batch")  # may differ inside a cell
-_CAPTION = 200  # most letters that a caption spends on conditions
+_FREE = ("seed", "store", "label", "eval_batch")  # may differ within a cell
+_CAPTION = 200  # maximum length of the conditions in a caption
 _FIRST = ("dataset", "arch", "epochs", "optimizer", "schedule")
 
 
@@ -45,7 +45,7 @@ class Group(NamedTuple):
     """The runs of one row and column, ordered by seed.
 
     Attributes:
-        places: Row numbers in ``Study.runs``.
+        places: Row indices in ``Study.runs``.
         mixed: Whether the runs that ended come from more than one commit or set of versions.
     """
 
@@ -55,27 +55,26 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Runs in rows and columns; those of a cell differ in their seeds only.
-
+    """Runs in rows and columns; those of a cell differ only in their seeds.
     Attributes:
         by: The factors, one or two: rows, then columns.
-        context: Values of the config keys that split this study from the others; always with the
-            data set and the architecture, unless they are factors.
+        context: Values of the config keys that separate this study from the others; always includes
+            the data set and the architecture, unless they are factors.
         rows, columns: Values of the factors, in the order of tables. With one factor
             ``columns`` is ``[""]``.
-        runs: Rows of the runs frame, in every state, with ``row`` and ``column`` added; trials of
-            tuning and superseded runs are left out.
+        runs: Rows of the runs frame, whatever their status, with ``row`` and ``column`` added;
+            tuning trials and superseded runs are left out.
         curves: Rows of the curves frame.
-        title: As ``resnet8 on Digits, optimizer.lr 0.1``; unique among the studies of a store, as
-            is the slug.
+        title: Such as ``resnet8 on Digits, optimizer.lr 0.1``; like the slug, it is unique among
+            the studies of a store.
         slug: The name of the study's folders in a report.
         allowed: Keys, or groups of keys, in which rows may differ on purpose.
-        rates: By row, the number of learning rates with runs in the store.
-        marked: ``runs`` with one text instead of the values of tuned keys
-            (:func:`normbench.report.tuning.marked`); None where no key was tuned.
-        tuned: The cells whose keys were tuned, also those without final runs.
+        rates: For each row, the number of learning rates with runs in the store.
+        marked: ``runs`` with placeholders for the values of tuned keys
+            (:func:`normbench.report.tuning.marked`); None if no key was tuned.
+        tuned: The cells whose keys were tuned, including those without final runs.
         trials: The runs of the store that are trials of ``tuned``.
-        metrics: All metrics by name, those of the store's probes included.
+        metrics: All metrics by name, including those of the store's probes.
     """
 
     by: tuple[str, ...]
@@ -95,7 +94,7 @@ class Study:
 
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
-        """The runs of each row and column that has any."""
+        """The runs of each (row, column) that has any."""
         ended = self.runs["status"].isin(ENDED).to_numpy()
         origin = self.runs.groupby(_origin(self.runs), dropna=False).ngroup().to_numpy()
         order = self.runs.sort_values(["seed", "name"], kind="stable")
@@ -108,7 +107,7 @@ class Study:
 
     @cached_property
     def columns_of_runs(self) -> dict[str, np.ndarray]:
-        """The columns of ``runs`` that cells are made from, as arrays."""
+        """The columns of ``runs`` that cells are built from, as arrays."""
         names = ("name", "status", "seed", "dataset", "classes")
         return {name: self.runs[name].to_numpy() for name in names}
 
@@ -120,7 +119,7 @@ class Study:
 
     @cached_property
     def conditions(self) -> list[Condition]:
-        """The keys beside the factors that differ between rows or columns."""
+        """The keys other than the factors that differ between rows or columns."""
         runs = self.runs if self.marked is None else self.marked
         return conditions(runs, self.by, self.context, self.allowed)
 
@@ -154,7 +153,7 @@ class Study:
         rounding = [c for c in rows if not c.intended and not c.confounds]
         if rounding:
             found.append(
-                f"Rows also differ in {self._with_values(rounding)}, which decides rounding only."
+                f"Rows also differ in {self._with_values(rounding)}, which only affects rounding."
             )
         columns = [c for c in self.conditions if c.columns and not c.rows]
         if columns:
@@ -168,12 +167,12 @@ class Study:
             return []
         return [
             f"Each cell has its own {join_names(keys)}, chosen in trials by validation alone. "
-            "Trials do not enter."
+            "Trials are not included."
         ]
 
     @property
     def compared(self) -> str:
-        """The factor of rows, as it is written in a sentence."""
+        """The factor of rows, as written in a sentence."""
         name = labels.factor(self.row_factor).lower()
         return "configuration" if self.row_factor == "label" else name
 
@@ -186,7 +185,7 @@ class Study:
             if not found:
                 continue
             text = self._with_values(found)
-            if len(text) > _CAPTION:  # notes under tables have the values
+            if len(text) > _CAPTION:  # the notes below tables have the values
                 text = join_names([condition.words for condition in found])
             parts.append(f"{name} also differ in {text}")
         if self.tuned:
@@ -195,7 +194,7 @@ class Study:
         return "; ".join(parts)
 
     def _with_values(self, found: Sequence[Condition]) -> str:
-        """Return conditions with their values by row, or by column where rows do not differ."""
+        """Return conditions with their values by row, or by column if rows do not differ."""
         return join_names(
             [f"{c.words} ({describe_values(self._values(c, c.rows))})" for c in found]
         )
@@ -254,8 +253,8 @@ class Study:
             return []
         texts = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
         return [
-            f"Rows have different seeds ({describe_values(texts)}): a mean is over all seeds of "
-            "its cell, a difference over the seeds that both cells have."
+            f"Rows have different seeds ({describe_values(texts)}): means are over all seeds of a "
+            "cell, differences over the seeds that both cells have."
         ]
 
     @property
@@ -270,7 +269,7 @@ class Study:
 
     @cached_property
     def _names(self) -> tuple[dict[Any, str], dict[Any, str]]:
-        """The printed names of the rows and of the columns, different for different values."""
+        """The printed names of the rows and of the columns, distinct for distinct values."""
         return (
             labels.distinct(self.row_factor, self.rows),
             labels.distinct(self.column_factor, self.columns),
@@ -281,14 +280,14 @@ class Study:
         return self._names[0].get(value) or labels.value(self.row_factor, value)
 
     def in_words(self, value: Any) -> str:
-        """Return a row's name for a sentence: a number with its factor."""
+        """Return a row's name for a sentence; a number is preceded by its factor."""
         if isinstance(value, int | float):
             return f"{labels.factor(self.row_factor).lower()} {self.row(value)}"
         return self.row(value)
 
     @property
     def legend_title(self) -> str:
-        """The title of a legend of the rows: the factor, where the rows are numbers."""
+        """The title of a legend of the rows: the factor, if the rows are numbers."""
         numbers = any(isinstance(row, int | float) for row in self.rows)
         return labels.factor(self.row_factor) if numbers else ""
 
@@ -299,7 +298,7 @@ class Study:
         return self._names[1].get(value) or labels.value(self.column_factor, value)
 
     def cell(self, key: tuple[Any, Any]) -> str:
-        """Return the printed name of a cell, of its row and its column."""
+        """Return the printed name of a cell: its row and its column."""
         row, column = key
         return f"{self.row(row)}, {self.column(column)}" if self.column_factor else self.row(row)
 
@@ -316,12 +315,13 @@ def studies(
 
     Args:
         frames: The runs.
-        by: Columns of the config, or ``commit``: of rows, of columns, and further ones that split
+        by: Columns of the config, or ``commit``: for rows, for columns, and further ones that split
             studies.
-        allowed: Keys in which rows may differ on purpose, as ``optimizer.lr``, or groups of them.
+        allowed: Keys, such as ``optimizer.lr``, or groups of keys in which rows may differ on
+            purpose.
 
     Raises:
-        UserError: ``by`` names no column of the config, or one twice; ``allowed`` names no key.
+        UserError: ``by`` has an unknown or repeated column, or ``allowed`` an unknown key.
     """
     factors = list(parse_by(by))
     offered = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
@@ -380,10 +380,10 @@ def studies(
 
 
 def _with_tuning(found: Sequence[Study], frames: Frames, marked: pd.DataFrame) -> list[Study]:
-    """Give each study the tuned cells of its runs, and those cells of its kind without any.
+    """Give each study the tuned cells of its runs, and matching cells without final runs.
 
-    A cell has no final runs yet if its trials go on, or none at all if all of them diverged. It
-    belongs to the first study whose context its trials share.
+    A cell has no final runs while its trials are running, or if all of them diverged. It belongs to
+    the first study whose context its trials share.
     """
     names = {name: place for place, study in enumerate(found) for name in study.runs["name"]}
     stored = set(frames.whole["name"])
@@ -394,7 +394,7 @@ def _with_tuning(found: Sequence[Study], frames: Frames, marked: pd.DataFrame) -
         if known:
             place = names[known[0]]
             record = records[known[0]]
-        elif stored.intersection(cell.final):  # the filter of the report leaves the cell out
+        elif stored.intersection(cell.final):  # the report's filter leaves the cell out
             continue
         else:
             trials = [records[trial.run] for trial in cell.trials if trial.run in records]
@@ -426,7 +426,7 @@ def _is_of(study: Study, cell: TunedCell, trials: Sequence[Mapping[str, Any]]) -
 
 
 def _named(found: Sequence[Study]) -> list[Study]:
-    """Give each study its title and its slug; no two share either."""
+    """Give each study a unique title and slug."""
     texts = ["-".join(map(labels.plain, study.context.values())) for study in found]
     slugs = labels.slugs(texts, [repr(study.context) for study in found])
     titles = [_title(study.context) for study in found]
@@ -458,7 +458,7 @@ def parse_by(text: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _variants(runs: pd.DataFrame, factor: str) -> pd.Series:
-    """Return the values of a factor; a group's options are added where one name has several."""
+    """Return the values of a factor; a group's options are added if they vary for one name."""
     values = runs[factor]
     if factor not in GROUPS:
         missing = values.isna()
@@ -482,9 +482,9 @@ def _option(factor: str, row: pd.Series, column: str) -> str:
 
 
 def commits(runs: pd.DataFrame) -> pd.Series:
-    """Return the commit of each run as it is printed: ten digits, and what was not committed.
+    """Return the printed commit of each run: ten digits, and whether there were changes.
 
-    Code with uncommitted changes is not that of its commit, so it has a name of its own.
+    Code with uncommitted changes differs from its commit, so it has its own name.
     """
     known = runs["commit"].notna()
     names = runs["commit"].astype(object).map(lambda commit: str(commit)[:10])
@@ -493,20 +493,20 @@ def commits(runs: pd.DataFrame) -> pd.Series:
 
 
 def by_age(runs: pd.DataFrame) -> list[str]:
-    """Return the printed commits of runs, the one that trained first at the beginning."""
+    """Return the printed commits of runs, in the order in which they first trained."""
     first = runs["started"].fillna("").groupby(runs["commit"]).min()
     return list(first.sort_values(kind="stable").index)
 
 
 def _ordered(name: str, values: pd.Series, known: Mapping[str, Sequence[Any]]) -> list[Any]:
-    """Return the values of a factor in the order of tables: that in ``known``, if it has one."""
+    """Return the values of a factor in the order of tables, which ``known`` may set."""
     found = labels.ordered(name, map(plain_value, values.unique()))
     places = {value: place for place, value in enumerate(known.get(name, ()))}
     return sorted(found, key=lambda value: places.get(value, len(places)))
 
 
 def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """Return the keys that split the runs: those that vary inside a cell."""
+    """Return the keys that split the runs: those that vary within a cell."""
     inside = tuple(f"{name}." for name in by[:2] if name in GROUPS)
     config = [
         column
@@ -531,16 +531,16 @@ def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
 
 
 def _origin(runs: pd.DataFrame) -> list[str]:
-    """Return the columns that tell the code and the versions that made a run."""
+    """Return the columns that record the code and versions of a run."""
     return [column for column in runs.columns if is_origin(column)]
 
 
 def _rates(runs: pd.DataFrame, whole: pd.DataFrame, factors: Sequence[str]) -> dict[str, int]:
     """Return by run name the number of learning rates at which the store has runs of its cell.
 
-    Runs of a cell share factors, data set, architecture, optimizer and batch size here, but not
+    Here, runs of a cell share factors, data set, architecture, optimizer and batch size, but not
     the number of epochs: a rate may have been chosen in shorter runs. ``whole`` is the store before
-    the filter of the report.
+    filtering.
     """
     if "optimizer.lr" not in whole:
         return dict.fromkeys(runs["name"], 0)
@@ -574,7 +574,7 @@ def _by_row(runs: pd.DataFrame, rates: Mapping[str, int]) -> dict[Any, int]:
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
-    """Return the values that are known, each once, in order."""
+    """Return the distinct known values, in order."""
     return sorted({value for value in values if value is not None}, key=_natural)
 
 
@@ -586,7 +586,7 @@ def _natural(text: str) -> tuple[int, float, str]:
 
 
 def ranges(seeds: Iterable[int]) -> str:
-    """Write seeds as ``0–2, 5``."""
+    """Format seeds as ``0–2, 5``."""
     parts: list[list[int]] = []
     for seed in sorted(seeds):
         if parts and seed == parts[-1][-1] + 1:
@@ -597,12 +597,12 @@ def ranges(seeds: Iterable[int]) -> str:
 
 
 def _varies(runs: pd.DataFrame, keys: list[str], column: str) -> bool:
-    """Return whether a column takes several values where all ``keys`` are the same."""
+    """Return whether a column varies among runs that agree in all ``keys``."""
     pairs = runs[[*keys, column]].drop_duplicates()
     return bool(pairs.duplicated(keys).any())
 
 
 def plain_value(raw: Any) -> Any:
-    """Return the Python value of a NumPy one; whole floats become integers."""
+    """Convert a NumPy value to a Python one; integral floats become integers."""
     raw = raw.item() if hasattr(raw, "item") else raw
     return int(raw) if isinstance(raw, float) and raw.is_integer() else raw

@@ -29,9 +29,9 @@ class TableEntry:
 
     Attributes:
         text: The entry as plain text.
-        value: The number it is sorted by; None sorts by text.
+        value: The number to sort by; None sorts by text.
         best, tied: The marks: best of its column; not significantly worse than the best.
-        remark: A short note in brackets after the text, as ``1 of 3 diverged``.
+        remark: A short note in brackets after the text, such as ``1 of 3 diverged``.
         runs: Names of the runs that it was computed from.
     """
 
@@ -57,13 +57,13 @@ class Table:
 
     Attributes:
         slug: File name without suffix.
-        title: Caption, a sentence without the full stop.
+        title: Caption, a sentence without the period.
         headers: The heading of each column.
         rows: The entries of each row, one for each header.
         notes: Sentences below the table.
         data: The same numbers unrounded, in long form, for CSV.
-        span: A heading over all columns but the first, as ``Batch size``.
-        keys: Number of columns that name a row, which each part of a split table repeats.
+        span: A heading over all columns except the first, such as ``Batch size``.
+        keys: Number of columns that identify a row, which each part of a split table repeats.
     """
 
     slug: str
@@ -80,9 +80,9 @@ def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
     """Return the entry of a cell, ``96.20 ± 0.41``; a remark names anything unusual about it.
 
     Args:
-        cell: The cell; None where there are no runs.
+        cell: The cell; None if there are no runs.
         metric: The metric of the cell.
-        usual: The number of seeds that most cells have, which needs no remark.
+        usual: The most common number of seeds, which needs no remark.
     """
     if cell is None:
         return EMPTY
@@ -115,7 +115,7 @@ def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
 def ends_note(rows: Sequence[Sequence[TableEntry]]) -> list[str]:
     """Return the note on intervals that are written by their ends, if a table has any."""
     if any("[" in entry.text for row in rows for entry in row[1:]):
-        return ["[low, high]: an interval, cut where the values of the metric end."]
+        return ["[low, high]: an interval, cut at the limits of the metric."]
     return []
 
 
@@ -124,13 +124,13 @@ def _all_of(total: int) -> str:
 
 
 def usual_count(grid: Grid) -> int:
-    """Return the number of seeds that most cells have."""
+    """Return the most common number of seeds of a cell."""
     counts = [cell.sample.n for cell in grid.cells.values() if cell.sample.n]
     return max(set(counts), key=counts.count) if counts else 0
 
 
 def number(value: Any) -> float | None:
-    """Return a value as a float to sort by; None where it is no number."""
+    """Return a value as a float to sort by; None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
@@ -142,18 +142,18 @@ def number(value: Any) -> float | None:
 def terminal(table: Table) -> rich.console.RenderableType:
     """Return the table for a rich console: title, rows, notes.
 
-    Six columns of values fit into 80 characters. The best of a column is bold, ties have a
-    dagger, remarks are on a separate line. Numbers are never cut: long names are wrapped, and
-    columns that do not fit beside each other are printed in blocks below each other.
+    Six columns of values fit in 80 characters. The best of a column is bold, ties have a dagger,
+    and remarks are on a separate line. Numbers are never truncated: long names are wrapped, and
+    columns that do not fit are printed in blocks below each other.
     """
     return _Terminal(table)
 
 
 _GAP = 1  # between columns
 _NAME = 14  # width of names in a narrow terminal; longer names are wrapped
-_TEXT = 20  # the same for a text in another column than the first
-_WORD = 12  # width of a word of a remark
-_LONGEST = 120  # most letters of a name
+_TEXT = 20  # the same for texts in columns other than the first
+_WORD = 12  # width of a word in a remark
+_LONGEST = 120  # maximum length of a name
 
 
 class _Terminal:
@@ -184,7 +184,7 @@ class _Terminal:
             yield Text(note, "dim")
 
     def _least(self, place: int) -> int:
-        """Return the width that a column needs at least."""
+        """Return the minimum width of a column."""
         widest = max(map(cell_len, self.columns[place]))
         if place == 0:
             return min(widest, _NAME)
@@ -197,13 +197,13 @@ class _Terminal:
         return max(map(cell_len, [self.headers[place], *self.columns[place], *remarks]))
 
     def _blocks(self, width: int) -> list[list[int]]:
-        """Split the columns into blocks that fit; each begins with the column of names."""
+        """Split the columns into blocks that fit; each starts with the column of names."""
         blocks: list[list[int]] = [[0]]
         for place in range(1, len(self.headers)):
             if not self._fits([*blocks[-1], place], width) and len(blocks[-1]) > 1:
                 blocks.append([0])
             blocks[-1].append(place)
-        # Blocks of the same number of columns, where those fit as well, are easier to read.
+        # Blocks with equal numbers of columns are easier to read, if they fit as well.
         size = -(-(len(self.headers) - 1) // len(blocks))
         places = range(1, len(self.headers))
         even = [[0, *places[start : start + size]] for start in range(0, len(places), size or 1)]
@@ -220,7 +220,7 @@ class _Terminal:
 
         widths = {place: self._least(place) for place in places}
         widths[0] = max(4, min(widths[0], width - sum(widths[p] + _GAP for p in places[1:])))
-        # Names come first in what is left; the headers of the others share the rest.
+        # Of the remaining width, names are served first; the other headers share the rest.
         room = width - sum(column + _GAP for column in widths.values()) + _GAP
         more = max(0, min(room, self._wanted(0) - widths[0]))
         widths[0] += more
@@ -255,7 +255,7 @@ def _titled(table: Table) -> str:
 
 
 def markdown(table: Table, heading: str = "##") -> str:
-    """Return the table as GitHub-flavoured Markdown under a heading, the notes below it."""
+    """Return the table as GitHub-flavored Markdown under a heading, with the notes below."""
     lines = [f"{heading} {markdown_text(table.title)}", ""] if heading else []
     if not table.rows:
         return "\n".join([*lines, *map(markdown_text, table.notes), ""])
@@ -285,7 +285,7 @@ def _markdown_entry(entry: TableEntry) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Escape a text for Markdown: no emphasis, link, HTML, entity, mathematics or emoji code."""
+    """Escape text for Markdown: no emphasis, links, HTML, entities, math or emoji codes."""
     escaped = re.sub(r"([\\|_*`<>\[\]$~&])", r"\\\1", text)
     escaped = re.sub(r":(?=[\w+-]+:)", r"\:", escaped)
     # At the start of a line these would begin a list, a heading or a rule.
@@ -294,17 +294,17 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a text as a code span, between more backticks than it has in succession."""
+    """Return text as a code span, delimited by more backticks than any run within it."""
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def is_numeric(table: Table, place: int) -> bool:
-    """Return whether a column has any numbers."""
+    """Return whether a column contains any numbers."""
     return any(row[place].value is not None for row in table.rows)
 
 
 def csv(table: Table) -> str:
-    """Return the table's numbers as CSV: long form, unrounded, stored units."""
+    """Return the table's numbers as CSV, in long form, unrounded, in stored units."""
     return table.data.to_csv(index=False)

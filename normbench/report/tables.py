@@ -1,4 +1,4 @@
-"""The tables of a report, as :class:`~normbench.report.table.Table`: a function a table."""
+"""The tables of a report, as :class:`~normbench.report.table.Table`, one function each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from normbench.report.tuning import phase, tuned_keys
 
 
 def matrix(grid: Grid, slug: str = "") -> Table:
-    """Return rows × columns of one metric: mean ± half the 95 % interval, with marks."""
+    """Return rows × columns of one metric: mean ± half of the 95 % interval, with marks."""
     usual = usual_count(grid)
     rows = [
         [
@@ -54,7 +54,7 @@ def matrix(grid: Grid, slug: str = "") -> Table:
 
 
 def differences(grid: Grid) -> Table:
-    """Return rows × columns of the paired difference to the baseline, significant ones starred."""
+    """Return rows × columns of paired differences from the baseline, with stars if significant."""
     base = grid.study.in_words(grid.baseline)
     rows = []
     for row in grid.study.rows:
@@ -63,7 +63,7 @@ def differences(grid: Grid) -> Table:
         entries = [_difference(grid.get(row, column), grid.metric) for column in grid.study.columns]
         rows.append([TableEntry(grid.study.row(row)), *entries])
     unit = grid.metric.difference_unit
-    what = f"{grid.metric.label}, difference to {base}" + (f" ({unit})" if unit else "")
+    what = f"{grid.metric.label}, difference from {base}" + (f" ({unit})" if unit else "")
     notes = [
         *grid.study.notes,
         "Mean of the differences paired by seed ± half of their 95 % t interval.",
@@ -83,7 +83,7 @@ def differences(grid: Grid) -> Table:
 
 
 def comparisons(grid: Grid) -> Table:
-    """Return a line for each comparison with the baseline: interval, effect size, p-values."""
+    """Return a row for each comparison with the baseline: interval, effect size, p-values."""
     unit = grid.metric.difference_unit
     rows = []
     for (row, column), cell in grid.cells.items():
@@ -217,11 +217,11 @@ def differences_data(grid: Grid) -> pd.DataFrame:
 
 
 TIMED = "Times and throughput depend on the machine and its load, so no test is made."
-"""The note under comparisons of timed metrics."""
+"""The note below comparisons of timed metrics."""
 
 
 def p_text(p: float) -> str:
-    """Return a p-value as it is printed in a table; a dash where there is none."""
+    """Return a p-value as printed in a table; a dash if there is none."""
     if math.isnan(p):
         return "–"
     if p < 0.001:
@@ -259,15 +259,15 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     cut = [cell for cell in marked if grid.metric.cuts(cell.sample)]
     if cut and grid.metric.unit == "%":
         wide = any(grid.metric.by_ends(cell.sample.mean, cell.sample.half_width) for cell in cut)
-        more = " [low, high]: an interval wider than the whole scale." if wide else ""
-        notes.append(f"An interval that passes 0 or 100 % ends there.{more}")
+        more = " [low, high]: an interval wider than the full scale." if wide else ""
+        notes.append(f"Intervals are cut at 0 and 100 %.{more}")
     elif cut:
         limits = " or ".join(
             f"{limit * grid.metric.scale:g}"
             for limit in (grid.metric.low, grid.metric.high)
             if math.isfinite(limit)
         )
-        notes.append(f"[low, high]: an interval that would pass {limits}, cut there.")
+        notes.append(f"[low, high]: an interval that is cut at {limits}.")
     if grid.metric.timed:
         notes.append(TIMED)
     if any(cell.best for cell in marked):
@@ -276,7 +276,7 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
     if any(cell.tied for cell in marked):
         notes.append(
             "†: not significantly worse than the best of its column (paired t test by seed, Holm "
-            "within the column, 0.05). Few seeds find few differences: † is no proof of equality."
+            "within the column, 0.05). Few seeds detect few differences: † does not mean equal."
         )
     if any(cell.diverged for cell in marked):
         notes.append(
@@ -290,16 +290,16 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
 
 
 def _cut(grid: Grid) -> list[str]:
-    """Return the note on intervals of differences that would be wider than any difference."""
+    """Return the note on intervals that exceed the largest possible difference, if any do."""
     found = [cell.baseline for cell in grid.cells.values() if cell.baseline]
     if all(grid.metric.ends(d) == (d.low, d.high) or math.isnan(d.low) for d in found):
         return []
     most = f"{(grid.metric.high - grid.metric.low) * grid.metric.scale:g}"
-    return [f"An interval that passes {most} {grid.metric.difference_unit} ends there."]
+    return [f"Intervals are cut at ±{most} {grid.metric.difference_unit}."]
 
 
 def _looks(grid: Grid) -> list[str]:
-    """Return the note on differences that may be looked at several times, if there are any."""
+    """Return the note on differences that may be examined several times, if there are any."""
     several = any(cell.baseline and cell.baseline.looks > 1 for cell in grid.cells.values())
     return [sequential.note(grid.study.looks)] if several and not grid.metric.timed else []
 
@@ -379,16 +379,16 @@ def selection(study: Study) -> Table | None:
             "Test, best validation epoch (%)",
         ],
         rows,
-        [*study.notes, "Chosen on validation images alone; test images had no part in it."],
+        [*study.notes, "Chosen on validation images alone; test images were not used."],
         pd.DataFrame(data),
     )
 
 
 def summary(*studies: Study) -> Table:
-    """Return a line for each cell of one or several studies, as for the appendix of a paper.
+    """Return a row for each cell of one or several studies, as for the appendix of a paper.
 
-    Columns with the keys that split the studies (the data set, the network, a learning rate) come
-    first, then those with keys of the config that differ between the cells of a study.
+    The first columns are the keys that split the studies (the data set, the network, a learning
+    rate), then the config keys that differ between the cells of a study.
     """
     several = len(studies) > 1
     keys = list(dict.fromkeys(key for study in studies for key in study.context)) if several else []
@@ -425,8 +425,8 @@ def summary(*studies: Study) -> Table:
             *_notes(studies),
             "Mean over seeds ± half of the 95 % t interval; accuracies at the final epoch, test "
             "also at the epoch of best validation accuracy. The gap is training minus test "
-            "accuracy; training accuracy is taken while the network trains, on augmented images "
-            "where there are any.",
+            "accuracy; training accuracy is measured during training, on augmented images if "
+            "there are any.",
             *ends_note(lines),
         ],
         data,
@@ -435,7 +435,7 @@ def summary(*studies: Study) -> Table:
 
 
 def _notes(studies: Sequence[Study]) -> list[str]:
-    """Return the notes of studies, each with the study's title where there are several."""
+    """Return the notes of studies, each with the study's title if there are several."""
     if len(studies) == 1:
         return studies[0].notes
     return [f"{study.title}: {note}" for study in studies for note in study.notes]
@@ -480,13 +480,13 @@ _SAMPLE = ("n", "mean", "sd", "low", "high")
 
 
 def _shared(runs: pd.DataFrame, key: str) -> Any:
-    """Return the value of a key in the runs of a cell; several values as one text."""
+    """Return the value of a key in the runs of a cell; several values are joined as text."""
     values = [] if key not in runs else [plain_value(value) for value in runs[key].unique()]
     return values[0] if len(values) == 1 else ", ".join(map(labels.plain, values))
 
 
 def run_list(frames: Frames) -> Table:
-    """Return a line for each run, whatever its status."""
+    """Return a row for each run, whatever its status."""
     columns = ["norm", "batch", "seed"]
     columns = [c for c in ("dataset", "arch") if frames.runs[c].nunique() > 1] + columns
     metrics = listed("runs")
@@ -544,14 +544,14 @@ _SHOWN = {
     "std_shift_average": ("Shift of the deviation", 1.0, 3),
     "std_shift_slope": ("Its slope over depth", 1.0, 3),
 }
-"""By key of the probe: heading, factor, digits."""
+"""Heading, factor and digits of each key of the probe."""
 
 
 def estimation_shift(study: Study) -> Table | None:
     """Return validation accuracy with three kinds of statistics, and the shift, for each cell.
 
-    Values are those of the last epoch that the probe ``estimation_shift`` measured in each run;
-    None where no run has this probe.
+    Values are from the last epoch that the probe ``estimation_shift`` measured in each run. None if
+    no run has this probe.
     """
     last, _ = last_measured(study, lambda name: name.startswith(_PREFIX))
     if last.empty:
@@ -579,8 +579,8 @@ def estimation_shift(study: Study) -> Table | None:
     when = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
     return Table(
         "estimation-shift",
-        "Validation accuracy with the statistics kept for inference, recomputed ones and those of "
-        f"mini-batches, {when}: {study.title}",
+        "Validation accuracy with the statistics stored for inference, with recomputed ones and "
+        f"with those of mini-batches, {when}: {study.title}",
         [
             labels.factor(study.row_factor),
             labels.factor(study.column_factor) if study.column_factor else "",
@@ -589,12 +589,12 @@ def estimation_shift(study: Study) -> Table | None:
         ],
         rows,
         [
-            "Mean over seeds ± half of the 95 % t interval. Recomputed: from training images, all "
-            "layers normalizing with large mini-batches meanwhile (Wu & Johnson 2021). Mini-batch: "
-            "statistics of validation mini-batches of the training's size. Shift: distance of what "
-            "layers keep from what their inputs have in inference, over the norm of the inputs' "
-            "deviation, mean over layers (after Huang et al. 2022); slope: from the first layer to "
-            "the last. A dash: no layer keeps statistics."
+            "Mean over seeds ± half of the 95 % t interval. Recomputed: from training images, with "
+            "all layers normalizing by large mini-batches (Wu & Johnson 2021). Mini-batch: "
+            "statistics of validation mini-batches of the training batch size. Shift: distance "
+            "between the statistics that layers store and those of their inputs in inference, over "
+            "the norm of the inputs' deviation, mean over layers (after Huang et al. 2022); slope: "
+            "from the first layer to the last. A dash: no layer stores statistics."
         ],
         pd.DataFrame(data),
         keys=2,
@@ -623,7 +623,7 @@ def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
 
 
 def check_target(target: float) -> None:
-    """Check that a target is an accuracy.
+    """Check that a target is a valid accuracy.
 
     Raises:
         UserError: It is not in (0, 1].
@@ -636,8 +636,8 @@ def check_target(target: float) -> None:
 def add_target(frames: Frames, target: float) -> Frames:
     """Add steps, epochs and seconds to a validation accuracy to the runs frame.
 
-    They count up to the end of the first epoch with a validation accuracy of at least ``target``;
-    a run that never reaches it has no value.
+    They are counted to the end of the first epoch with a validation accuracy of at least
+    ``target``; a run that never reaches it has no value.
 
     Args:
         frames: The frames of a store.

@@ -1,9 +1,9 @@
-"""Tuned keys of a report: :class:`CellTuning` is a cell's trials and the value chosen from them.
+"""Tuned keys in a report: :class:`CellTuning` has a cell's trials and the value chosen from them.
 
-A sweep with ``--tune`` trains each value of a tuned key with tuning seeds, chooses one for each
-cell by validation, and trains the final seeds at it (:mod:`normbench.store.tuning`). Only final
-runs enter tables, figures and findings. A tuned key differs between cells by design;
-:func:`marked` replaces its values, so that it neither splits the runs into studies nor counts as a
+A sweep with ``--tune`` trains each value of a tuned key with tuning seeds, chooses one value for
+each cell by validation, and trains the final seeds with it (:mod:`normbench.store.tuning`). Only
+final runs are used in tables, figures and findings. A tuned key differs between cells by design;
+:func:`marked` replaces its values so that it neither splits runs into studies nor counts as a
 confound.
 """
 
@@ -28,19 +28,19 @@ from normbench.store.differences import as_overrides
 from normbench.store.tuning import Trial, TunedCell
 
 TUNED = "tuned"
-"""The value of a tuned key in comparisons, where all cells were tuned by one protocol."""
+"""Replaces the value of a tuned key in comparisons if all cells were tuned by one protocol."""
 
 NEAR = 0.01
-"""Distance to the best that counts as near: a point of a percentage, else a share of the best."""
+"""Distance from the best that counts as near: one point for percentages, else relative."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A value of the tuned keys (one for each key), with its trials.
+    """A combination of values of the tuned keys, with its trials.
 
     Attributes:
         values: The value of each tuned key.
-        trials: Its trials, a tuning seed each.
+        trials: Its trials, one for each tuning seed.
     """
 
     values: Mapping[str, Any]
@@ -58,18 +58,18 @@ class Tried:
 
     @property
     def mean(self) -> float:
-        """The mean over tuning seeds; NaN where a trial has no score, which rules the value out."""
+        """The mean over tuning seeds; NaN if a trial has no score, which rules the value out."""
         scores = self.scores
         complete = len(scores) == len(self.trials) > 0
         return float(np.mean(scores)) if complete else math.nan
 
 
 class NearRange(NamedTuple):
-    """The values of one key next to the best whose means are near the best.
+    """The range of values of a key around the best whose means are near the best.
 
     Attributes:
-        low, high: The smallest and the largest of them.
-        open: Whether the range reaches the end of the values tried, so that it may be wider.
+        low, high: The smallest and the largest value.
+        open: Whether the range reaches an end of the values tried, so that it may be wider.
     """
 
     low: float
@@ -86,7 +86,7 @@ class CellTuning:
         cell: The record of the cell.
         tried: The values tried, in ascending order.
         chance: The accuracy of guessing, at which a diverged trial counts.
-        contradicted: Names of trials whose runs have another metric than the record.
+        contradicted: Names of trials whose runs have a different metric value than the record.
     """
 
     row: Any
@@ -98,7 +98,7 @@ class CellTuning:
 
     @property
     def metric(self) -> Metric:
-        """The metric of validation images that decided."""
+        """The validation metric by which values were chosen."""
         name = self.cell.metric
         higher = self.cell.higher_is_better
         return METRICS.get(name) or Metric(name, labels.plain(name), higher_is_better=higher)
@@ -110,7 +110,7 @@ class CellTuning:
 
     @cached_property
     def base(self) -> Mapping[str, Any] | None:
-        """The chosen values; where nothing was chosen yet, those of the best mean so far."""
+        """The chosen values; if none were chosen yet, those with the best mean so far."""
         if self.cell.chosen is not None:
             return self.cell.chosen
         known = [tried for tried in self.tried if not math.isnan(tried.mean)]
@@ -118,13 +118,13 @@ class CellTuning:
 
     @property
     def scattered(self) -> bool:
-        """True if no two values tried differ in one key alone, as a sampler proposes them."""
+        """True if no two values tried differ in only one key, as with a sampler."""
         return self.cell.sampler is not None and len(self.cell.keys) > 1
 
     def along(self, key: str) -> list[Tried]:
-        """Return the values tried of one key; other tuned keys have their chosen values.
+        """Return the values tried of one key, with other tuned keys at their chosen values.
 
-        Of scattered values all are returned, by size of the key; other keys vary with it.
+        Scattered values are all returned, sorted by this key; other keys vary with it.
         """
         others = [other for other in self.cell.keys if other != key]
         if not others:
@@ -139,8 +139,8 @@ class CellTuning:
     def near(self, key: str) -> NearRange | None:
         """Return the range of a numeric key within :data:`NEAR` of the best mean.
 
-        The range is of values tried, next to each other; a value whose trial diverged ends it.
-        None of scattered values, whose neighbors differ in other keys as well.
+        The range consists of adjacent values tried; a value with a diverged trial ends it. None
+        for scattered values, whose neighbors differ in other keys as well.
         """
         if self.scattered:
             return None
@@ -161,8 +161,8 @@ class CellTuning:
     def expected_best(self) -> list[float]:
         """Return the expected best mean after 1, 2, … values; empty before all trials ended.
 
-        Also empty where a sampler read the results of earlier values: its values are no random draw
-        from the space, and in another order they would not have been proposed.
+        Also empty if a sampler used the results of earlier values: its values are not a random
+        sample of the space, and would not have been proposed in another order.
         """
         if self.cell.sampler is not None and self.cell.sampler["name"] not in ("qmc", "random"):
             return []
@@ -181,8 +181,7 @@ class CellTuning:
 
 
 def expected_maximum(scores: Sequence[float]) -> list[float]:
-    """Return the expected largest of n scores drawn without replacement, for n = 1 … N.
-
+    """Return the expected maximum of n scores drawn without replacement, for n = 1 … N.
     With the scores v₁ ≤ … ≤ v_N in order, this is Σ_k C(k - 1, n - 1) / C(N, n) · v_k: the
     largest of n is v_k in C(k - 1, n - 1) of all C(N, n) choices. It is the expected validation
     performance of Dodge et al. (2019), who draw with replacement, in the unbiased form of Tang et
@@ -200,12 +199,12 @@ def expected_maximum(scores: Sequence[float]) -> list[float]:
 
 
 def final_cells(frames: Frames) -> dict[str, TunedCell]:
-    """Return by name of a final run the cell that it belongs to."""
+    """Return the tuned cell of each final run, by run name."""
     return {name: cell for cell in frames.tuned for name in cell.final}
 
 
 def is_trial(runs: pd.DataFrame) -> np.ndarray:
-    """Return for each run whether it is a trial, and a final run of no sweep."""
+    """Return for each run whether it is a trial and not a final run of any sweep."""
     return _marked_in(runs, "trial")
 
 
@@ -215,23 +214,23 @@ def is_superseded(runs: pd.DataFrame) -> np.ndarray:
 
 
 def is_aside(runs: pd.DataFrame) -> np.ndarray:
-    """Return for each run whether it is no result of its sweep: a trial, or superseded."""
+    """Return for each run whether it is not a result of its sweep: a trial, or superseded."""
     return is_trial(runs) | is_superseded(runs)
 
 
 def with_superseded(frames: Frames) -> Frames:
-    """Return the frames with superseded runs as ordinary ones, which nobody tuned."""
+    """Return the frames with superseded runs as ordinary, untuned ones."""
     attrs = frames.runs.attrs
     runs = frames.runs.drop(columns="superseded", errors="ignore")
     runs.attrs.update(attrs)
     return replace(frames, runs=runs)
 
 
-_NAMED = 3  # cells named in the note on superseded runs
+_NAMED = 3  # maximum number of cells named in the note on superseded runs
 
 
 def superseded_note(frames: Frames) -> list[str]:
-    """Return a sentence on the superseded runs, which tables leave out; none if there are none."""
+    """Return a sentence on the superseded runs, which tables leave out, if there are any."""
     left_out = set(frames.runs["name"][is_superseded(frames.runs)])
     if not left_out or is_aside(frames.runs).all():
         return []
@@ -257,7 +256,7 @@ def superseded_note(frames: Frames) -> list[str]:
 
 
 def phase(run: Mapping[str, Any]) -> str:
-    """Return ``trial`` or ``superseded`` for a run that is no result of its sweep, else ""."""
+    """Return ``trial`` or ``superseded`` for a run that is not a result of its sweep, else ""."""
     return next((name for name in ("trial", "superseded") if run.get(name)), "")
 
 
@@ -266,12 +265,12 @@ def _marked_in(runs: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.DataFrame:
-    """Return the runs with :data:`TUNED` instead of the values of keys that were tuned.
+    """Return the runs with :data:`TUNED` instead of the values of tuned keys.
 
-    Runs tuned by different protocols (other values, seeds, epochs or another metric) have
-    different texts instead, since a larger budget may cause a difference. A key that is a factor
-    of the report keeps its values, and so does a superseded run that was asked for, whose column
-    ``superseded`` is gone (:func:`with_superseded`).
+    Runs tuned by different protocols (different values, seeds, epochs or metric) get different
+    texts, since a larger budget may cause a difference. Keys that are factors of the report keep
+    their values, as do requested superseded runs, whose column ``superseded`` was removed
+    (:func:`with_superseded`).
     """
     if not frames.tuned:
         return runs
@@ -300,9 +299,9 @@ def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.Dat
 
 
 def _protocol(cell: TunedCell) -> tuple[Any, ...]:
-    """Return what must be equal for two cells to have been tuned alike.
+    """Return a key that is equal for cells tuned by the same protocol.
 
-    Of a sampler that is the space, not the values that it proposed in each cell.
+    For a sampler it includes the space, not the values proposed in each cell.
     """
     if cell.sampler is not None:
         space = json.dumps(cell.sampler, sort_keys=True)
@@ -313,7 +312,7 @@ def _protocol(cell: TunedCell) -> tuple[Any, ...]:
 
 
 def _texts(cells: Sequence[TunedCell]) -> dict[tuple[Any, ...], str]:
-    """Return a text for each protocol, :data:`TUNED` where there is one."""
+    """Return a text for each protocol; :data:`TUNED` if there is only one."""
     protocols = {_protocol(cell): cell for cell in cells}
     if len(protocols) < 2:
         return dict.fromkeys(protocols, TUNED)
@@ -332,7 +331,7 @@ def _texts(cells: Sequence[TunedCell]) -> dict[tuple[Any, ...], str]:
 def cell_tuning(cell: TunedCell, row: Any, column: Any, whole: pd.DataFrame) -> CellTuning:
     """Return the trials of a cell.
 
-    A run's own status and metric count; those of the record, where the store has the run no more.
+    A run's own status and metric are used, or those of the record if the run was removed.
 
     Args:
         cell: The record of the cell.
@@ -374,18 +373,18 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and no boolean."""
+    """Return whether a value is a finite number and not a boolean."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)
 
 
 def tuned_keys(cells: Sequence[CellTuning]) -> list[str]:
-    """Return the keys that any of the cells was tuned in."""
+    """Return the keys that were tuned in any of the cells."""
     return list(dict.fromkeys(key for cell in cells for key in cell.cell.keys))
 
 
 def values_of(cells: Sequence[CellTuning], key: str) -> list[Any]:
-    """Return the values of a key that any cell tried: numbers by size, then texts in order."""
+    """Return the values of a key tried in any cell: sorted numbers, then sorted texts."""
     found: dict[str, Any] = {}
     for cell in cells:
         for one in cell.tried:
@@ -400,7 +399,7 @@ def is_numeric(values: Sequence[Any]) -> bool:
 
 
 def on_log_scale(cells: Sequence[CellTuning], key: str) -> bool:
-    """Return whether the values of a key are spaced, or were drawn, on a log scale."""
+    """Return whether the values of a key were spaced or drawn on a log scale."""
     spaces = [cell.cell.sampler["space"].get(key, "") for cell in cells if cell.cell.sampler]
     if any(text.startswith(("log(", "interval(", "int(interval(")) for text in spaces):
         return all(text.startswith("log(") for text in spaces)
@@ -408,7 +407,7 @@ def on_log_scale(cells: Sequence[CellTuning], key: str) -> bool:
 
 
 def is_geometric(values: Sequence[Any]) -> bool:
-    """Return whether numbers, in ascending order, are spaced by ratios rather than differences."""
+    """Return whether ascending numbers are spaced by ratios rather than differences."""
     if len(values) < 2 or not is_numeric(values) or values[0] <= 0:
         return False
     ratios = [after / before for before, after in pairwise(values)]
@@ -417,12 +416,12 @@ def is_geometric(values: Sequence[Any]) -> bool:
 
 
 def short(key: str) -> str:
-    """Return the last part of a key, as ``lr``."""
+    """Return the last part of a key, such as ``lr``."""
     return labels.plain(key.rpartition(".")[2])
 
 
 def chosen_text(cell: TunedCell) -> str:
-    """Return the chosen values as a remark, as ``lr 0.4, the largest tried``."""
+    """Return the chosen values as a remark, such as ``lr 0.4, the largest tried``."""
     if cell.chosen is None:
         return ""
     parts = [

@@ -1,4 +1,4 @@
-"""The tables of tuned keys: chosen values, how forgiving each row is, and what tuning cost."""
+"""The tables of tuned keys: chosen values, how forgiving each row is, and the cost of tuning."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from normbench.report.table import (
 from normbench.report.tuning import CellTuning, NearRange
 from normbench.store.tuning import space_of
 
-_DECADES = 1000  # ratio of the largest value to the smallest from which ranges are in decades
+_DECADES = 1000  # ratio of the largest to the smallest value above which ranges are in decades
 
 
 def tables(study: Study) -> list[Table]:
-    """Return the tables of tuned keys; none where no key was tuned."""
+    """Return the tables of tuned keys; none if no key was tuned."""
     if not study.tuned:
         return []
     keys = tuning.tuned_keys(study.tuned)
@@ -64,17 +64,17 @@ def ordered(study: Study) -> list[CellTuning]:
 
 
 def rows_of(study: Study) -> list[Any]:
-    """Return the rows that were tuned, also those without final runs."""
+    """Return the rows that were tuned, including those without final runs."""
     return labels.ordered(study.row_factor, {cell.row for cell in study.tuned})
 
 
 def columns_of(study: Study) -> list[Any]:
-    """Return the columns that were tuned, also those without final runs."""
+    """Return the columns that were tuned, including those without final runs."""
     return labels.ordered(study.column_factor, {cell.column for cell in study.tuned})
 
 
 def chosen(study: Study) -> Table:
-    """Return for each cell the values tried, the one chosen, and the metric at it."""
+    """Return for each cell the values tried, the one chosen, and its metric."""
     keys = tuning.tuned_keys(study.tuned)
     cells = ordered(study)
     final = build(study, METRICS["test_acc"])
@@ -92,7 +92,7 @@ def chosen(study: Study) -> Table:
                 TableEntry(study.column(cell.column), number(cell.column)),
                 *(_chosen(cell, key) for key in keys),
                 TableEntry(shown, scores.mean if scores.n else None),
-                # Marks belong to the table of results, where columns are compared.
+                # Marks belong in the table of results, which compares columns.
                 replace(entry(result, final.metric, usual), best=False, tied=False),
                 TableEntry(_tried(cell), len(cell.tried), remark=_added(cell)),
                 _trials(cell),
@@ -120,7 +120,7 @@ def chosen(study: Study) -> Table:
 
 
 def rules(study: Study) -> list[str]:
-    """Return a sentence on how values were chosen, for each protocol."""
+    """Return a sentence for each protocol on how values were chosen."""
     texts = []
     for cell in study.tuned:
         record = cell.cell
@@ -201,9 +201,9 @@ def _chosen_data(study: Study, cell: CellTuning) -> list[dict[str, Any]]:
 
 
 def near_best(study: Study, key: str) -> Table | None:
-    """Return the width of the range of a key's values near the best, rows × columns.
+    """Return rows × columns of the width of the range of a key's values near the best.
 
-    None where the values are no numbers, or no cell has a mean.
+    None if the values are not numbers, or no cell has a mean.
     """
     cells = [cell for cell in study.tuned if key in cell.cell.keys]
     values = tuning.values_of(cells, key)
@@ -242,10 +242,10 @@ def near_best(study: Study, key: str) -> Table | None:
     near = "1 point" if metric.unit == "%" else "1 %"
     several = len(tuning.tuned_keys(study.tuned)) > 1
     notes = [
-        f"Width of the range of values tried, next to each other, whose mean "
-        f"{metric.label.lower()} is within {near} of the cell's best, in {unit}; the range in "
-        "brackets. The true range may reach up to the next value tried on either side. ≥: it "
-        "reaches the end of the list, so it may be wider.",
+        f"Width of the range of adjacent values tried whose mean {metric.label.lower()} is within "
+        f"{near} of the cell's best, in {unit}, with the range in brackets. The true range may "
+        "extend up to the next value tried on either side. ≥: the range reaches the end of the "
+        "list, so it may be wider.",
     ]
     if several:
         notes.append("Other tuned keys have their chosen values.")
@@ -283,7 +283,7 @@ _PHASES = ("tuning", "final")
 
 
 def cost(study: Study) -> Table:
-    """Return runs, images and hours of the trials and of the final runs, a line for each row."""
+    """Return runs, images and hours of the trials and of the final runs of each row."""
     owner = {t.run: cell.row for cell in study.tuned for t in cell.cell.trials}
     trials = study.trials.assign(row=[owner.get(name) for name in study.trials["name"]])
     phases = {"tuning": trials, "final": study.runs}
@@ -312,8 +312,8 @@ def cost(study: Study) -> Table:
         ]
     gone = len(owner) - len(trials)
     notes = [
-        "Images: training images seen. Hours: wall time of runs that ended, added up; runs side by "
-        "side on one machine take less time together."
+        "Images: training images seen. Hours: total wall time of the runs that ended; concurrent "
+        "runs on one machine take less time together."
     ]
     if gone:
         are = "trial is" if gone == 1 else "trials are"
@@ -330,7 +330,7 @@ def cost(study: Study) -> Table:
 
 
 def _sums(runs: pd.DataFrame) -> tuple[int, float, float]:
-    """Return the number of runs, the images that they saw, and their hours."""
+    """Return the number of runs, the images they saw, and their hours."""
     if runs.empty:
         return 0, 0.0, 0.0
     seconds = runs["wall_seconds"].fillna(runs["train_seconds"])
@@ -348,12 +348,12 @@ def _amount(value: float, place: int) -> TableEntry:
 
 
 def heading(cells: Sequence[CellTuning]) -> str:
-    """Return the label of an axis of the metric that decided, with its unit."""
+    """Return the axis label, with unit, of the metric by which values were chosen."""
     shared = _one_metric(cells)
     return shared.axis if shared else "Metric of trials"
 
 
 def _one_metric(cells: Sequence[CellTuning]) -> Metric | None:
-    """Return the metric that decided in all cells; None if there are several."""
+    """Return the metric by which values were chosen in all cells; None if there are several."""
     metrics = {cell.metric.name: cell.metric for cell in cells}
     return next(iter(metrics.values())) if len(metrics) == 1 else None

@@ -1,4 +1,4 @@
-"""Venues: the widths and type that figures and LaTeX tables are made for; :data:`VENUES`.
+"""Venues: sizes and fonts of figures and LaTeX tables; :data:`VENUES` lists them.
 
 A new venue is one entry.
 """
@@ -18,16 +18,15 @@ class Venue:
     """The sizes of figures and tables for a paper, a page or slides.
 
     Attributes:
-        column: Width of a narrow figure, inches.
-        page: Width of a figure with several panels beside each other, inches.
-        size: Size of the labels in a figure, points; numbers of axes and names in legends are a
+        column: Width of a narrow figure, in inches.
+        page: Width of a figure with several panels side by side, in inches.
+        size: Font size of the labels in a figure, in points; tick labels and legends are a
             fifteenth smaller.
-        fonts: Families of the figures' text, the first that is installed; the last comes with
+        fonts: Font families of figures; the first one installed is used. The last ships with
             Matplotlib.
-        formats: Files written of each figure unless the user names others. The page of a report has
-            the SVG in any case.
-        columns: Columns of text that the venue's template has; 0 where tables do not have to fit.
-        text: Size of the template's text in points, for tables.
+        formats: Default formats of figures. The page of a report always includes the SVG.
+        columns: Number of text columns in the venue's template; 0 if tables need not fit.
+        text: Font size of the template's text in points, for tables.
     """
 
     column: float
@@ -44,7 +43,7 @@ _SANS = ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans")
 _MM = 1 / 25.4
 
 VENUES = {
-    # A4 or letter paper of any template: what reports look like where no venue is named.
+    # A4 or letter paper with any template: the default style of reports.
     "paper": Venue(3.4, 7.0),
     # neurips_2024.sty: \textwidth 5.5 in, one column, \normalsize 10 pt, Times (ptm).
     "neurips": Venue(3.4, 5.5, 8.0, _TIMES, FORMATS, columns=1),
@@ -58,7 +57,7 @@ VENUES = {
     # A slide of 13.33 × 7.5 in (16:9) with margins: one wide figure, or two narrow ones.
     "slides": Venue(6.2, 12.6, 14.0),
 }
-"""The venues by the name that ``--style`` takes."""
+"""The venues, by the name given to ``--style``."""
 
 DEFAULT = "paper"
 
@@ -67,7 +66,7 @@ def find_venue(name: str) -> Venue:
     """Return a venue.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: There is no venue with this name.
     """
     if name not in VENUES:
         raise unknown("style", name, VENUES)
@@ -75,10 +74,10 @@ def find_venue(name: str) -> Venue:
 
 
 def parse_formats(text: str | None, venue: Venue) -> tuple[str, ...]:
-    """Read ``png,pdf``; those of the venue where it is None.
+    """Parse ``png,pdf``; None returns the formats of the venue.
 
     Raises:
-        UserError: There is no such format, or none is named.
+        UserError: A format does not exist, or none is named.
     """
     if text is None:
         return venue.formats

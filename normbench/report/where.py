@@ -1,10 +1,10 @@
 """``--where 'norm in [bn, gn] and batch <= 64'``: a filter on runs, parsed but never executed.
 
-The text is Python's expression syntax, read by :mod:`ast` and walked here over a closed list of
-forms: comparisons, ``in``, ``and``, ``or``, ``not``, parentheses and lists. The left side of a
-comparison is a column of the runs frame. The right side is a number, a quoted text, ``true``,
-``false``, ``none`` (a missing value, unless the column holds that text), another column of numbers,
-or a bare name, which is read as a text. :func:`select` applies a filter.
+A filter uses Python's expression syntax. It is parsed by :mod:`ast` and evaluated here for a closed
+list of forms: comparisons, ``in``, ``and``, ``or``, ``not``, parentheses and lists. The left side
+of a comparison is a column of the runs frame. The right side is a number, a quoted string,
+``true``, ``false``, ``none`` (a missing value, unless the column contains that string), another
+numeric column, or a bare name, which is read as a string. :func:`select` applies a filter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pandas as pd
 from normbench.errors import UserError, nearest, unknown
 
 LONGEST = 2000
-"""Most characters of a filter; deeper nesting would exhaust Python's parser."""
+"""Maximum length of a filter; deeper nesting would exhaust Python's parser."""
 
-_COMMIT = 7  # least digits of a commit that stand for all of it, as in git
+_COMMIT = 7  # minimum number of digits that abbreviate a commit, as in git
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -41,7 +41,7 @@ class Filter:
 
     Attributes:
         mask: A boolean for each row of the runs frame.
-        notes: A sentence for each value in the filter that no run has, with the nearest value.
+        notes: A sentence for each value in the filter that no run has, suggesting the nearest.
     """
 
     mask: pd.Series
@@ -52,13 +52,13 @@ def select(text: str, runs: pd.DataFrame) -> Filter:
     """Apply a filter to the runs frame.
 
     Raises:
-        UserError: The text cannot be read, names no column, compares a text with a number, or
-            keeps no run because a value in it does not exist.
+        UserError: The filter cannot be parsed, names an unknown column, compares a string with a
+            number, or matches no run because a value in it does not exist.
     """
     walker = _Walker(text, runs)
     mask = walker.boolean(parse(text))
     if walker.notes and not mask.any():
-        raise UserError(f"--where {text!r} keeps no run: {'; '.join(walker.notes)}")
+        raise UserError(f"--where {text!r} matches no run: {'; '.join(walker.notes)}")
     return Filter(mask, walker.notes)
 
 
@@ -66,7 +66,7 @@ def parse(text: str) -> ast.expr:
     """Return the syntax tree of a filter.
 
     Raises:
-        UserError: The text is empty, too long or no expression.
+        UserError: The text is empty, too long or not an expression.
     """
     if not text.strip():
         raise UserError(f"--where is empty: {_HINT}, or leave it out")
@@ -100,7 +100,7 @@ class _Walker:
             column = self.runs[self._column(node)]
             if column.dtype in (bool, "boolean"):
                 return column.fillna(False).astype(bool)
-        raise self._refuse(node, "is no comparison")
+        raise self._refuse(node, "is not a comparison")
 
     def _chain(self, node: ast.Compare) -> pd.Series:
         """Evaluate ``16 <= batch < 64`` as Python does, each pair in turn."""
@@ -115,13 +115,13 @@ class _Walker:
         if not isinstance(left, ast.Name | ast.Attribute):
             turned = _turned(op)
             if turned is None or not isinstance(right, ast.Name | ast.Attribute):
-                raise self._refuse(left, "is no column")
+                raise self._refuse(left, "is not a column")
             left, op, right = right, turned, left
         name = self._column(left)
         column = self.runs[name]
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-                raise self._refuse(right, "is no list such as [bn, gn]")
+                raise self._refuse(right, "is not a list such as [bn, gn]")
             asked = [self._value(item, name) for item in right.elts]
             mask = pd.Series(False, index=self.runs.index)
             for value in asked:
@@ -162,7 +162,7 @@ class _Walker:
     def _column(self, node: ast.Name | ast.Attribute) -> str:
         name = _dotted(node)
         if name is None:
-            raise self._refuse(node, "is no column")
+            raise self._refuse(node, "is not a column")
         if name not in self.runs.columns:
             raise unknown("column in --where", name, self.runs.columns)
         return name
@@ -172,14 +172,14 @@ class _Walker:
             value = self._value(node.operand, column)
             if isinstance(value, int | float):
                 return -value
-            raise self._refuse(node, "is no number")
+            raise self._refuse(node, "is not a number")
         if isinstance(node, ast.Constant):
             if isinstance(node.value, str | int | float | bool) or node.value is None:
                 return self._text_of(column, node) if node.value is None else node.value
-            raise self._refuse(node, "is neither number nor text")
+            raise self._refuse(node, "is neither a number nor text")
         name = _dotted(node) if isinstance(node, ast.Name | ast.Attribute) else None
         if name is None:
-            raise self._refuse(node, "is no value (put a text with signs in it in quotes)")
+            raise self._refuse(node, "is not a value (quote text with special characters)")
         if name.lower() in ("true", "false"):
             return name.lower() == "true"
         if name.lower() in ("none", "null"):
@@ -191,7 +191,7 @@ class _Walker:
         return name
 
     def _text_of(self, column: str, node: ast.expr) -> str | None:
-        """Read ``none``: a text where the column may hold it (``norm``), else a missing value."""
+        """Read ``none``: a string if the column may contain it (``norm``), else a missing value."""
         text = ast.unparse(node).lower()
         return text if column == "norm" or (self.runs[column] == text).any() else None
 
@@ -210,7 +210,7 @@ def _dotted(node: ast.expr) -> str | None:
 
 
 def _turned(op: ast.cmpop) -> ast.cmpop | None:
-    """Return the operator that means the same with both sides exchanged."""
+    """Return the operator that means the same with both sides swapped."""
     pairs = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
     if isinstance(op, ast.Eq | ast.NotEq):
         return op

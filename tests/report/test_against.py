@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(
     other = str(write_runs(synth, tmp_path / "other", {"gn": 0.9}))
     out = ["--out", str(tmp_path / "report")]
     for words, says in (
-        ([own, "--against", other], "have no config in common of which both have complete runs"),
+        ([own, "--against", other], "have no config of which both have complete runs"),
         ([own, other, "--against", own], "--against compares one store, not 2"),
         ([own, "--against", own], "is named twice"),
         ([own, "--against", own + "2"], "own2"),

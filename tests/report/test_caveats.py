@@ -195,7 +195,7 @@ def test_threads_decide_rounding_only(grid: Maker, synth: SimpleNamespace) -> No
         meta["engine"]["threads"] = 4
         (run / "meta.json").write_text(json.dumps(meta))
     study = one(root)
-    assert study.notes == ["Rows also differ in threads (BN 2, GN 4), which decides rounding only."]
+    assert study.notes == ["Rows also differ in threads (BN 2, GN 4), which only affects rounding."]
     assert len(of(found_in(study), "significant")) == 1
 
 
@@ -265,8 +265,8 @@ def test_a_split_drawn_by_the_seed_is_no_condition(tmp_store: Path, synth: Simpl
     study = one(tmp_store)
     assert study.conditions == []
     assert study.notes == [
-        "Rows have different seeds (BN 0–2, GN 1–3): a mean is over all seeds of its cell, a "
-        "difference over the seeds that both cells have."
+        "Rows have different seeds (BN 0–2, GN 1–3): means are over all seeds of a cell, "
+        "differences over the seeds that both cells have."
     ]
 
 

@@ -65,7 +65,7 @@ def test_batches_that_were_split_are_told(grid: Callable[..., Path]) -> None:
     runs = load(root).runs
     assert set(runs["accumulate"]) == {1}  # which runs of before do not name
     assert mixtures(runs) == [
-        "batches went through the network in micro-batches, which batch statistics are then of: "
+        "batches were split into micro-batches, so batch statistics are those of a micro-batch: "
         f"{run.name} in 4 of 4 images"
     ]
 
@@ -102,4 +102,4 @@ def test_report_counts_runs_that_were_trained_again(
     assert "trained again: 1 equal" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     (store.root / verification.NAME).write_text("{}")
     assert "verification.json" in verified(load(store))[0]
-    assert verified(load(store))[0].endswith("what it says is ignored")
+    assert verified(load(store))[0].endswith("its verdicts are ignored")

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(
     for words, message in (
         ([str(store)], "--out"),
         ([str(store), "--out", str(there)], "exists: --force replaces it"),
-        ([str(store), "--out", str(store / "a.tar.gz")], "lies in the store"),
+        ([str(store), "--out", str(store / "a.tar.gz")], "is in the store"),
         ([str(store), "--out", str(tmp_path / "a.zip")], "ends in .tar.gz"),
         ([str(tmp_path / "no"), "--out", str(tmp_path / "a.tar.gz")], "there is no store"),
         ([str(tmp_path / "empty"), "--out", str(tmp_path / "a.tar.gz")], "nothing to pack"),

@@ -67,4 +67,4 @@ def test_of_many_layers_a_few_are_drawn(grid: Callable[..., Path]) -> None:
     drawings = percentiles.draw(study)
     names = [drawing.slug.removeprefix("percentiles-") for drawing in drawings]
     assert names == ["relu0-all", "relu3-all", "relu6-all", "relu9-all"]
-    assert "Of 10 layers that were measured, 4 are drawn" in drawings[0].caption
+    assert "Of 10 layers measured, 4 are drawn" in drawings[0].caption

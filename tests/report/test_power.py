@@ -169,7 +169,7 @@ def test_the_command_prints_the_table(grid, capsys) -> None:
     store = grid(batches=(16,), seeds=3)
     assert main(["power", str(store), "--difference", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert "Seeds to see a difference of 0.5 points of test accuracy from BN" in out
+    assert "Seeds to detect a difference of 0.5 points of test accuracy from BN" in out
     assert "GN+WS" in out
     assert main(["power", str(store), "--difference", "1"]) == 0
     assert "a difference of 1 point of test accuracy" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_every_run_is_accounted_for(written: Written) -> None:
     text = (written.out / "report.md").read_text()
     assert text.count("- left out: ") == 4
     assert "digits-resnet8-ln-b128-s0" in text
-    assert "A diverged run enters" in text
+    assert "a diverged run counts at chance level" in text
 
 
 def test_csv_and_frames_agree(written: Written, mixed_store: Path) -> None:
@@ -281,7 +281,7 @@ def test_diff_names_what_differs(mixed_store: Path, tmp_path: Path) -> None:
     assert "| batch" not in text
     assert "weights differ" in text
     assert (tmp_path / "diff" / "curves.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="are one run"):
+    with pytest.raises(UserError, match="are the same run"):
         commands.diff(mixed_store, first, first.rpartition("-")[2], say=said.append)
     with pytest.raises(UserError, match="no-such-run"):
         commands.diff(mixed_store, first, "no-such-run", say=said.append)
@@ -292,7 +292,7 @@ def test_diff_says_that_weights_are_the_same(synth: SimpleNamespace, tmp_store: 
     b = synth.write_run(tmp_store, synth.config("bn", 16, 0, eval_batch=250))
     said: list[str] = []
     commands.diff(tmp_store, a.name, b.name, say=said.append)
-    assert "same to the last bit" in "\n".join(said)
+    assert "equal to the last bit" in "\n".join(said)
     assert "eval_batch" in "\n".join(said)
 
 

@@ -81,7 +81,7 @@ def test_equal_weights_with_other_results_are_different(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91}, weights="w")
     second = write("second", {0: 0.9, 1: 0.911}, weights="w")
     item = only(sides_of(first, second))
-    assert (item.verdict, item.remark) == ("different", "equal weights, other test_acc")
+    assert (item.verdict, item.remark) == ("different", "equal weights, different test_acc")
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_runs_of_two_stores_are_compared_by_their_paths(
     assert main(["diff", *paths]) == 0
     printed = capsys.readouterr().out
     assert f"first: {paths[0]}\nsecond: {paths[1]}\n" in printed
-    assert "same to the last bit" in " ".join(printed.split())
+    assert "equal to the last bit" in " ".join(printed.split())
     assert main(["diff", paths[0], paths[0]]) == 2
-    assert "are one run" in capsys.readouterr().err
+    assert "are the same run" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +243,7 @@ def test_mistakes_are_one_line(write: Write, capsys: pytest.CaptureFixture[str])
         ([store, other, "--where", "norm == xbn"], "no run has norm 'xbn'"),
         ([store, other, "--by", "commit"], "no two commits"),
         ([store, other, "--metric", "images_per_s"], "is not compared: times depend"),
-        ([store, apart], "have no config in common of which both have complete runs (1 config and"),
+        ([store, apart], "have no config of which both have complete runs (1 config and"),
         (["a", "b", "--by", "commit"], "--by is for stores, and 'a' is not a store"),
         (["a", "b", "--store", store, "--metric", "gap"], "--metric is for stores"),
     ):

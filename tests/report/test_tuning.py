@@ -60,8 +60,8 @@ def test_trials_enter_no_table_and_confound_nothing(tuned: Path) -> None:
     assert study.confounds == []
     assert study.context == {"dataset": "digits", "arch": "resnet8"}
     assert study.notes[0] == (
-        "Each cell has its own learning rate, chosen in trials by validation alone. Trials do not "
-        "enter."
+        "Each cell has its own learning rate, chosen in trials by validation alone. Trials are "
+        "not included."
     )
     assert not any("Confounded" in text or "was not tuned" in text for text in texts(study))
     assert counts(load(tuned)).endswith("(20 of them trials of tuning)")

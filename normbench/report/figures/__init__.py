@@ -1,7 +1,7 @@
-"""The figures of a report, a file a figure; :data:`FIGURES` lists them and :func:`draw` draws them.
+"""The figures of a report: :data:`FIGURES` lists their modules and :func:`draw` draws them.
 
 Each module listed has a function ``figures(grid)`` that returns its drawings of one metric over a
-study, an empty list where the figure does not apply. A new figure is its file and one line here.
+study, or an empty list if the figure does not apply. To add a figure, add a module and a line here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # style imports Matplotlib
     from normbench.report.grid import Grid
 
 FIGURES = (
-    "batch",  # the metric against the columns, and the error of an accuracy
+    "batch",  # the metric against the columns; for an accuracy, also the error
     "tuning",  # sensitivity to tuned keys, expected best of n trials
     "heatmap",  # differences to the baseline
     "time",  # the metric against training time; throughput
@@ -30,18 +30,18 @@ FIGURES = (
     "depth",  # the estimation shift over depth (probe)
     "batch_dependence",  # of logits on the mini-batch (probe)
 )
-"""Modules of this package, in the order of the page: the first drawings stand at its top."""
+"""Modules of this package, in the order of the page, whose first drawings are at the top."""
 
 
 def draw(grid: Grid, venue: Venue = VENUES[DEFAULT]) -> list[Drawing]:
-    """Draw all figures that apply to a study for a venue, each with a file name of its own."""
+    """Draw all figures that apply to a study for a venue, each with a unique file name."""
     from normbench.report.figures import style
 
     drawings = []
     with style.made_for(venue):
         for name in FIGURES:
             drawings += import_module(f"{__name__}.{name}").figures(grid)
-    # Names of layers that differ in case or in punctuation alone would share a file.
+    # Layer names that differ only in case or punctuation would otherwise share a file.
     slugs = labels.slugs(
         [drawing.slug for drawing in drawings], [drawing.caption for drawing in drawings]
     )

@@ -28,11 +28,11 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False) -> style.Drawing:
     """Draw the mean of each row against the columns, with the 95 % interval as a band.
 
-    Where no cell has more than a few runs, each is a dot in place of the interval. Many rows have a
-    panel each, with the others in grey behind.
+    If no cell has more than a few runs, each run is a dot instead of the interval. If there are
+    many rows, each has its own panel, with the others in grey behind.
 
-    A cell with diverged runs whose mean is outside the range of the others is a cross at the
-    edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
+    A cell with diverged runs whose mean is outside the range of the others is shown as a cross at
+    the edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
     hollow stars with a dotted line.
     """
     study, shown = grid.study, grid.metric
@@ -69,7 +69,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
         f"{shown.slug}-by-{study.column_factor or 'all'}",
         f"{shown.label} against {factor}: {study.heading}. {_band(grid)}"
         + (" Grey: the other rows." if len(panels) > 1 else "")
-        + (" Cross (div.): beyond the axis, with diverged runs." if crossed else "")
+        + (" Cross (div.): with diverged runs, beyond the axis." if crossed else "")
         + said.caption
         + "".join(f" Star: {known.text}." for known in references),
         figure,
@@ -86,7 +86,7 @@ def _figure(
     names: style.NameTicks | None,
     published: bool,
 ) -> tuple[Any, Any, list[Line2D]]:
-    """Return a figure with room for its legend, its axes, and the entries of the legend."""
+    """Return a figure with room for its legend, its axes, and the legend entries."""
     study = grid.study
     below = names.height if names else 0.0
     if len(panels) > 1:
@@ -108,7 +108,7 @@ def _figure(
 
 
 def _draw_others(axis: Axes, grid: Grid, rows: Sequence[Any]) -> None:
-    """Draw the means of rows in grey, behind the row that a panel is of."""
+    """Draw the means of other rows in grey, behind the row of the panel."""
     place = _places(grid)
     for row in rows:
         mean, _, _ = _lines([grid.get(row, c) for c in grid.study.columns], grid.metric.scale)
@@ -119,13 +119,13 @@ def _draw_others(axis: Axes, grid: Grid, rows: Sequence[Any]) -> None:
 def _draw_row(
     axis: Axes, grid: Grid, row: Any, limits: tuple[float, float], count: int
 ) -> tuple[list[style.Point], bool]:
-    """Draw one row; return what the page names, and whether a cell is a cross at the edge.
+    """Draw one row; return its points for the page, and whether a cell is a cross at the edge.
 
     Args:
         axis: The axes.
         grid: The metric.
         row: The row.
-        limits: The limits of y.
+        limits: The y limits.
         count: Number of rows in the axes.
     """
     study, shown = grid.study, grid.metric
@@ -137,12 +137,12 @@ def _draw_row(
     mean, lower, upper = _lines(cells, shown.scale)
     outside = ~((mean >= low) & (mean <= high))
     inside = np.where(outside, np.nan, mean)
-    if not study.numeric_columns:  # there is nothing between names: side by side
+    if not study.numeric_columns:  # nothing lies between names, so place rows side by side
         x = x + _aside(study.rows.index(row) if count > 1 else 0, count)
     if _is_few(grid):
         beside = x
         if study.numeric_columns and all(column > 0 for column in study.columns):
-            # The dots of rows lie side by side, a small part of an octave apart.
+            # Place the dots of rows side by side, a small fraction of an octave apart.
             beside = x * 2 ** (0.3 * _aside(study.rows.index(row) if count > 1 else 0, count))
         for where, cell in zip(beside, cells, strict=True):
             values = [] if cell is None else [shown.scale * v for v in cell.values.values()]
@@ -197,7 +197,7 @@ def _draw_row(
 
 
 def hover(grid: Grid, cell: GridCell) -> str:
-    """Return the text of a cell under the pointer: names, mean, interval, number of seeds."""
+    """Return the tooltip of a cell: names, mean, interval, number of seeds."""
     study, shown = grid.study, grid.metric
     where = f"{labels.factor(study.column_factor).lower()} " if study.column_factor else ""
     text = f"{study.row(cell.row)}, {where}{study.column(cell.column)}: "
@@ -211,7 +211,7 @@ def hover(grid: Grid, cell: GridCell) -> str:
 
 
 def _aside(place: int, count: int) -> float:
-    """Return the offset of a row's points from the middle of a column."""
+    """Return the offset of a row's points from the center of a column."""
     return 0.0 if count < 2 else 0.5 * (place / (count - 1) - 0.5)
 
 
@@ -227,7 +227,7 @@ def _places(grid: Grid) -> dict[object, float]:
 
 
 def _ticks(grid: Grid, room: float) -> style.NameTicks | None:
-    """Return the ticks of columns that are names, in ``room`` inches; None for numbers."""
+    """Return the ticks of non-numeric columns, in ``room`` inches; None for numbers."""
     columns = grid.study.columns
     if grid.study.numeric_columns:
         return None
@@ -257,7 +257,7 @@ def _lines(
 
 
 def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
-    """Return y limits that show all cells without diverged runs and cut wide intervals."""
+    """Return y limits that include all cells without diverged runs but may cut wide intervals."""
     every = [cell for cell in grid.cells.values() if cell.sample.n and not cell.all_diverged]
     clean = [cell for cell in every if not cell.diverged] or every
     if not clean:
@@ -305,7 +305,7 @@ def _value(known: Reference, name: str) -> float:
 
 
 def _is_few(grid: Grid) -> bool:
-    """Return whether all cells have so few runs that each is shown, in place of an interval."""
+    """Return whether all cells have so few runs that each is shown instead of an interval."""
     return all(cell.sample.n <= FEW for cell in grid.cells.values())
 
 

@@ -1,4 +1,4 @@
-"""The figure of how much logits depend on the mini-batch, against the size of the mini-batch."""
+"""The figure of the dependence of logits on the mini-batch, against the mini-batch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
 
-PANELS = 4  # in a row of the page
+PANELS = 4  # per row of the page
 _DIFFERENCE = re.compile(
     r"^probe/batch_dependence/(?P<mode>training|inference)_size(?P<size>\d+)_mean$"
 )
@@ -32,9 +32,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw the differences of logits against the size of mini-batches, a panel for each column.
 
-    Of each row a solid line in training mode and, where it is not 0 throughout, a dotted one in
-    inference mode, in the last epoch that the probe ``batch_dependence`` measured in each run;
-    mean and 95 % interval over seeds. An empty list where no run has the probe.
+    Each row has a solid line for training mode and, unless it is 0 throughout, a dotted line for
+    inference mode. Values are from the last epoch that the probe ``batch_dependence`` measured in
+    each run, with mean and 95 % interval over seeds. The list is empty if no run has the probe.
     """
     values = over_sizes(study)
     modes = {mode: values[values["mode"] == mode] for mode in ("training", "inference")}
@@ -55,7 +55,7 @@ def over_sizes(study: Study) -> pd.DataFrame:
 
     Returns:
         Columns ``run``, ``row``, ``column``, ``mode``, ``size``, and ``value``: the mean absolute
-        difference of logits to those in the largest mini-batch.
+        difference of logits from those in the largest mini-batch.
     """
     last, measured = last_measured(study, _DIFFERENCE.match)
     lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
@@ -98,7 +98,7 @@ def _drawing(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
         if len(sizes) == 1:
             axis.set_xlim(sizes[0] / 2, sizes[0] * 2)
-        axis.set_xlabel("Images of a mini-batch")
+        axis.set_xlabel("Images per mini-batch")
         axis.set_ylim(bottom=0)
         if study.column_factor:
             axis.set_title(title)
@@ -110,9 +110,9 @@ def _drawing(
     exact = f" {', '.join(none)}: exactly 0." if none else ""
     return style.Drawing(
         f"batch-dependence{number}",
-        "How much an image's logits change when the rest of its mini-batch does, in the last epoch "
-        f"that was measured: {study.heading}. Mean absolute difference to the logits in the "
-        f"largest mini-batch, on validation images. {around(found.values(), runs.values())}{exact}",
+        "Change of an image's logits when the rest of its mini-batch changes, in the last epoch "
+        f"measured: {study.heading}. Mean absolute difference from the logits in the largest "
+        f"mini-batch, on validation images. {around(found.values(), runs.values())}{exact}",
         figure,
         points,
         wide=wide,

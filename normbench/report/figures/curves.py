@@ -20,10 +20,10 @@ from normbench.report.grid import Grid
 from normbench.report.metrics import Metric
 from normbench.report.study import Study
 
-PANELS = 3  # in a row of the page, where panels are columns of the study
-_LATE = 0.3  # share of training after which values decide an accuracy's range
-_LABEL = 1.7  # inches: about the height of a panel, along which its label runs
-_HOVERED = 10  # epochs of a curve that the page names
+PANELS = 3  # per row of the page, if panels are columns of the study
+_LATE = 0.3  # fraction of training after which values determine the y range of an accuracy
+_LABEL = 1.7  # inches: about the height of a panel, which limits the length of its label
+_HOVERED = 10  # epochs of a curve with tooltips on the page
 
 
 class _How(NamedTuple):
@@ -33,8 +33,8 @@ class _How(NamedTuple):
         shown: The metric.
         x: The column.
         found: Its mean and interval.
-        thin: The same of training images.
-        singles: The runs of cells that have few.
+        thin: The same for training images.
+        singles: The runs of cells with few runs.
     """
 
     shown: Metric
@@ -48,9 +48,9 @@ _X = {"epoch": ("Epoch", 1.0), "images_seen": ("Images seen (thousands)", 1e-3)}
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw each metric of epochs that any run recorded; the learning rate is ``rate``'s.
+    """Draw each metric of epochs that any run recorded, except the learning rate (see ``rate``).
 
-    The metric that is compared is drawn too, if it is taken from a number of each epoch.
+    The compared metric is drawn too, if it is a reduction over epochs.
     """
     study = grid.study
     curves = joined(study)
@@ -72,13 +72,13 @@ def is_recorded(curves: pd.DataFrame, metric: Metric) -> bool:
 def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     """Draw a curve of each row, mean and 95 % interval over seeds, a panel for each column.
 
-    Cells with few runs show each run as a thin line in place of the interval. Many rows have a
-    panel each, with a curve of each column.
+    Cells with few runs show each run as a thin line instead of the interval. If there are many
+    rows, each has its own panel, with a curve for each column.
 
     Args:
-        study: Its finished and diverged runs are drawn.
-        shown: A metric of epochs. Beside one of validation images the same of training images is
-            thin and dotted, without an interval.
+        study: The study, whose finished and diverged runs are drawn.
+        shown: A metric of epochs. For a validation metric, the training metric is drawn as well, as
+            a thin dotted line without an interval.
         x: ``epoch`` or ``images_seen``.
     """
     log, second = shown.curve == "log", shown.in_training
@@ -89,7 +89,7 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     present = {row for row, _ in found}
     rows = [row for row in study.rows if row in present]
     columns = [c for c in study.columns if any(column == c for _, column in found)]
-    by_row = len(rows) >= style.MANY  # many rows in a panel could not be told apart
+    by_row = len(rows) >= style.MANY  # many rows in one panel would be indistinguishable
     panels = rows if by_row else columns
     count = max(len(panels), 1)
     wide = style.panels_beside(count) if by_row else 2 if count == 4 else min(count, PANELS)
@@ -117,7 +117,7 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     ends = {float(band.x[place]) * _X[x][1] for band in found.values() for place in (0, -1)}
     if len(ends) == 1:
         middle = ends.pop()
-        axes[0].set_xlim(0.5 * middle, 1.5 * middle)  # of all panels: they share the axis
+        axes[0].set_xlim(0.5 * middle, 1.5 * middle)  # applies to all panels, which share the axis
         axes[0].xaxis.set_major_locator(FixedLocator([middle]))
     _scale(axes, [*found.values(), *thin.values()], shown, log)
     cut = bool(len(axes)) and shown.worst is not None and axes[0].get_ylim()[0] > 0
@@ -147,21 +147,21 @@ def _title(study: Study, panel: Any, by_row: bool) -> str:
 
 
 def _look(study: Study, line: Any, lines: Sequence[Any], by_row: bool) -> style.Look:
-    """Return the look of a line: a row of the study, or a column where panels are rows."""
+    """Return the look of a line: a row of the study, or a column if panels are rows."""
     if by_row:
         return style.look(study.column_factor, line, lines)
     return style.look(study.row_factor, line, study.rows)
 
 
 def headed(words: str) -> str:
-    """Return words for an axis of validation and training values, with a capital."""
+    """Return an axis label for validation and training values, capitalized."""
     return capitalized(words.replace("Validation ", ""))
 
 
 def _series(
     axis: Axes, study: Study, key: tuple[Any, Any], how: _How, look: style.Look, place: int
 ) -> list[style.Point]:
-    """Draw a curve, the ``place``-th of its panel; return the points that the page names."""
+    """Draw a curve, the ``place``-th of its panel; return its points for the page."""
     band, thin = how.found[key], how.thin.get(key)
     factor, scale = _X[how.x][1], how.shown.scale
     low = np.maximum(band.low, how.shown.low) * scale
@@ -190,7 +190,7 @@ def _series(
 
 
 def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
-    """Set the y range: from the means, for accuracies from the later part of the curves."""
+    """Set the y range from the means; for accuracies, from the later part of the curves."""
     if not drawn or not (log or shown.worst):  # only an accuracy has a worst value
         return
     means = np.concatenate([band.mean for band in drawn]) * shown.scale
@@ -201,7 +201,7 @@ def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
         late = np.concatenate([band.mean[band.x >= start] for band in drawn]) * shown.scale
         last = min(band.mean[-1] for band in drawn if band.x[-1] >= start) * shown.scale
         low, high = min(np.quantile(late, 0.05), last), late.max()
-        # Leave half of the range again below, for the early epochs and the worst curves.
+        # Extend the range by half below, for the early epochs and the worst curves.
         span = high - low
         low, high = max(low - 0.5 * span, 0.0), min(high + 0.06 * span, 101.0)
     for axis in axes:

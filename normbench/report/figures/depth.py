@@ -17,7 +17,7 @@ from normbench.report.figures import style
 from normbench.report.grid import Grid
 from normbench.report.study import Study
 
-PANELS = 4  # in a row of the page
+PANELS = 4  # per row of the page
 _SHIFT = re.compile(r"^probe/estimation_shift/(?P<layer>[^/]+)/(?P<quantity>[^/]+)$")
 DRAWN = {"mean_shift": "Shift of the mean", "std_shift": "Shift of the deviation"}
 """Quantities of the probe ``estimation_shift`` that are drawn, each in a row of panels."""
@@ -32,10 +32,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw the shift of population statistics against depth, a panel for each column.
 
-    A line for each row with such statistics, in the last epoch that the probe
-    ``estimation_shift`` measured in each run; mean and 95 % interval over seeds of the logarithm,
-    or single runs where they are few.
-    An empty list where no run has the probe.
+    Each row with such statistics has a line. Values are from the last epoch that the probe
+    ``estimation_shift`` measured in each run, with mean and 95 % interval of the logarithm over
+    seeds, or single runs if there are few. The list is empty if no run has the probe.
     """
     values = over_depth(study)
     parts = {quantity: values[values["quantity"] == quantity] for quantity in DRAWN}
@@ -58,8 +57,8 @@ def over_depth(study: Study) -> pd.DataFrame:
     """Return the values of the probe over depth, in the last epoch measured in each run.
 
     Returns:
-        Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean of the
-        layers where a run has several at one depth.
+        Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean over the
+        layers if a run has several at one depth.
     """
     last, measured = last_measured(study, _SHIFT.match)
     lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
@@ -118,10 +117,10 @@ def _drawing(
     without = f" {', '.join(absent)}: no such statistics, or not measured." if absent else ""
     return style.Drawing(
         f"estimation-shift{number}",
-        "Estimation shift against depth, in the last epoch that was measured: "
-        f"{study.heading}. Distance of the mean and of the deviation that a layer keeps for "
-        "inference from those that its input has there on training images, over the norm of the "
-        "latter deviation (after Huang et al. 2022). "
+        "Estimation shift against depth, in the last epoch measured: "
+        f"{study.heading}. Distance between the mean and deviation that a layer stores for "
+        "inference and those of its input in inference on training images, over the norm of the "
+        "input's deviation (after Huang et al. 2022). "
         f"{around(found.values(), runs.values(), log=True)}{without}",
         figure,
         points,
@@ -140,7 +139,7 @@ def _line(
     look = style.look(study.row_factor, key[0], study.rows)
     style.spread(axis, band.x, band.low, band.high, look.color, runs)
     small = style.mark(look)
-    small["markersize"] *= 0.65  # a layer's; there are many in a row
+    small["markersize"] *= 0.65  # a line has many layers
     axis.plot(band.x, band.mean, color=look.color, linestyle=look.dashes, linewidth=0.9, **small)
     name = DRAWN[quantity].lower()
     return [

@@ -1,4 +1,4 @@
-"""The heat map of differences to the baseline, rows × columns."""
+"""The heat map of differences from the baseline, rows × columns."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _LIGHT, _DARK = "#ffffff", "#000000"
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw the heat map where any row can be compared with a baseline."""
+    """Draw the heat map if any row can be compared with a baseline."""
     directed = grid.baseline is not None and grid.metric.higher_is_better is not None
     return [draw(grid)] if directed and any(_compared(grid, r) for r in grid.study.rows) else []
 
 
 @style.styled
 def draw(grid: Grid) -> style.Drawing:
-    """Draw the paired differences to the baseline; green-blue is better, brown worse.
+    """Draw the paired differences from the baseline; green-blue is better, brown worse.
 
-    Only significant differences (Holm) have a color, and a star; others are grey. Cells with
-    diverged runs read ``div.``, cells that cannot be compared are empty. The color scale ends at
+    Only significant differences (Holm) have a color and a star; others are grey. Cells with
+    diverged runs read ``div.``; cells that cannot be compared are empty. The color scale ends at
     the largest difference between cells without diverged runs.
     """
     study, shown = grid.study, grid.metric
@@ -49,8 +49,8 @@ def draw(grid: Grid) -> style.Drawing:
         [study.column(column) for column in study.columns],
         (width - 0.75 - _widest(names)) / len(study.columns),
     )
-    # The label of the color bar runs along the bar, so its lines must not be longer than the bar.
-    legend = style.wrap(f"Difference to {study.in_words(grid.baseline)}{unit}", 2.4, size=7.5)
+    # The label runs along the color bar, so its lines must not be longer than the bar.
+    legend = style.wrap(f"Difference from {study.in_words(grid.baseline)}{unit}", 2.4, size=7.5)
     tall = max(0.27, 0.1 + style.LINE + style.more_lines(names))
     height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
     figure, axes = style.new(width, height)
@@ -105,7 +105,7 @@ def draw(grid: Grid) -> style.Drawing:
     bar.set_label(legend)
     return style.Drawing(
         f"{shown.slug}-heatmap",
-        f"{shown.label}, difference to {study.in_words(grid.baseline)}{unit}: {study.heading}. "
+        f"{shown.label}, difference from {study.in_words(grid.baseline)}{unit}: {study.heading}. "
         "Green-blue is better, brown worse, p < 0.05 after Holm's correction (*). Grey: not "
         "significant, or not tested; div.: with diverged runs.",
         figure,
@@ -115,7 +115,7 @@ def draw(grid: Grid) -> style.Drawing:
 
 
 def _widest(names: list[str]) -> float:
-    """Return the inches of the widest line of wrapped names."""
+    """Return the width in inches of the widest line of wrapped names."""
     lines = [line for name in names for line in name.split("\n")]
     return max((style.text_width(line, 7.5) for line in lines), default=0.0)
 

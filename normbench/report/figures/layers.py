@@ -1,4 +1,4 @@
-"""The heat maps of values of layers over training, layers × epochs."""
+"""The heat maps of layer values over training, layers × epochs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _ELSEWHERE = {
 """Quantities of layers that other figures draw, by probe."""
 
 _WIDE, _TALL = 4, 4  # panels of a figure
-_NAMED = 14  # layers whose names stand beside a panel, at most
-_HOVERED = 4  # epochs of a layer that the page names
-_SPAN = 30.0  # largest over smallest value, from which on colors are logarithmic
-_DECADES = 6  # of a color scale, at most
+_NAMED = 14  # maximum number of layers named next to a panel
+_HOVERED = 4  # epochs of a layer with tooltips on the page
+_SPAN = 30.0  # ratio of largest to smallest value above which colors are logarithmic
+_DECADES = 6  # maximum length of a color scale
 Key = tuple[Any, Any]
 
 
@@ -53,7 +53,7 @@ _KNOWN = {
     ("activations", "collapsed"): ("Collapsed units (%)", False, True),
     ("activations", "saturated"): ("Saturated outputs (%)", False, True),
 }
-"""By probe and quantity: label, whether the color scale is logarithmic, whether it is a share."""
+"""By probe and quantity: label, whether its color scale is logarithmic, whether it is a share."""
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -63,10 +63,10 @@ def figures(grid: Grid) -> list[style.Drawing]:
 
 @style.styled
 def draw(study: Study) -> list[style.Drawing]:
-    """Draw each quantity that a probe measured of each layer, a panel a row and column.
+    """Draw each quantity that a probe measured in each layer, a panel for each row and column.
 
     This draws every column ``probe/<probe>/<layer>/<quantity>`` of the curves that no other figure
-    draws and at least two layers have. Values are means over seeds, geometric ones where the
+    draws and that at least two layers have. Values are means over seeds, or geometric means if the
     color scale is logarithmic; all panels share one scale.
     """
     curves = joined(study)
@@ -89,7 +89,7 @@ def draw(study: Study) -> list[style.Drawing]:
 def _drawings(
     study: Study, curves: pd.DataFrame, key: tuple[str, str], columns: dict[str, str]
 ) -> list[style.Drawing]:
-    """Draw one quantity, in several figures where there are too many panels for one."""
+    """Draw one quantity, in several figures if there are too many panels for one."""
     quantity = _quantity(curves, key, columns)
     grids = _grids(curves, quantity, columns)
     drawn = [value for values, _ in grids.values() for value in values.ravel()]
@@ -134,7 +134,7 @@ def _quantity(curves: pd.DataFrame, key: tuple[str, str], columns: dict[str, str
 def _grids(
     curves: pd.DataFrame, quantity: _Quantity, columns: dict[str, str]
 ) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-    """Return by row and column of the study the means over seeds, (layers, epochs), and epochs."""
+    """Return for each row and column the means over seeds, (layers, epochs), and the epochs."""
     wanted = list(columns.values())
     values = curves[["row", "column", "epoch", *wanted]].dropna(subset=wanted, how="all")
     if quantity.log:
@@ -155,7 +155,7 @@ def _plain(raw: Any) -> Any:
 
 
 def _scale(values: np.ndarray, quantity: _Quantity) -> tuple[Normalize, bool]:
-    """Return the color scale, and whether values lie below its end."""
+    """Return the color scale, and whether any values are below its lower end."""
     high = float(values.max()) if len(values) else 1.0
     if not quantity.log:
         return Normalize(0.0, high or 1.0), False
@@ -218,8 +218,8 @@ def _drawing(
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", slug),
         f"{quantity.label} of each layer against epochs: {study.heading}. Layers from the images "
-        f"(top) to the logits; {mean} over seeds; one scale of colors for all panels"
-        f"{f', {_DECADES} decades long' if scale[1] else ''}; grey: no value.",
+        f"(top) to the logits; {mean} over seeds; one color scale for all panels"
+        f"{f', limited to {_DECADES} decades' if scale[1] else ''}; grey: no value.",
         figure,
         points,
         wide=wide > 1,
@@ -238,7 +238,7 @@ def _filled(line: list[Key], index: int, grids: dict[Key, Any]) -> bool:
 
 
 def _panel(axis: Axes, values: np.ndarray, epochs: np.ndarray, norm: Normalize) -> Any:
-    """Draw one panel; each epoch reaches half-way to the epochs beside it."""
+    """Draw one panel; each epoch extends halfway to its neighbors."""
     middles = (epochs[1:] + epochs[:-1]) / 2
     first = epochs[0] - (middles[0] - epochs[0] if len(middles) else 0.5)
     last = epochs[-1] + (epochs[-1] - middles[-1] if len(middles) else 0.5)

@@ -31,17 +31,17 @@ COLOURS = {
     "LayerNormalization": style.PURPLE,
     "InstanceNormalization": style.WINE,
 }
-"""Colors of common kinds of normalizations, the same as in the report's figures."""
+"""Colors of common kinds of normalizations, as in the report's figures."""
 OTHERS = (style.GREEN, style.INDIGO, style.GREY, style.TEAL)
-"""Colors of other kinds, in the order in which these appear."""
+"""Colors of other kinds, in order of appearance."""
 MAPPED = "#ffe9ad"
 """Color of layers with a weight parametrization."""
 
 # Inches.
-_HEIGHT, _GAP = 0.40, 0.20  # of a cell, from column to column
-_LANE, _WIRES = 0.52, 0.18  # height of a lane, and of one that only a wire runs in
-_TITLE, _SAYS = 1.35, 1.4  # left of the first column, right of the last
-_PAD, _BETWEEN = 0.12, 0.26  # within a row above and below, between rows
+_HEIGHT, _GAP = 0.40, 0.20  # height of a cell, gap between columns
+_LANE, _WIRES = 0.52, 0.18  # height of a lane, and of a lane with only a wire
+_TITLE, _SAYS = 1.35, 1.4  # text to the left of the first column, and to the right of the last
+_PAD, _BETWEEN = 0.12, 0.26  # padding above and below within a row, gap between rows
 _WEIGHTS, _FEW, _JOIN, _OTHER = 0.86, 0.52, 0.26, 0.72  # widths of cells
 
 _LINE, _SHADE, _WEIGHT = "#55565a", "#f3f4f6", "#ffffff"
@@ -64,7 +64,7 @@ _SHORT = {
 
 
 class _Place(NamedTuple):
-    """The position of a cell: its middle and its width."""
+    """The position of a cell: its center and its width."""
 
     x: float
     y: float
@@ -72,10 +72,10 @@ class _Place(NamedTuple):
 
 
 def check_file(path: str | Path) -> Path:
-    """Return the file to draw to, after checks.
+    """Check and return the file to draw to.
 
     Raises:
-        UserError: A suffix other than ``KINDS``, or a folder that does not exist.
+        UserError: The suffix is not one of ``KINDS``, or the folder does not exist.
     """
     file = Path(path)
     if file.suffix.lower() not in KINDS:
@@ -111,9 +111,9 @@ def save(network: Network, path: str | Path, say: Callable[[str], None] | None =
 def draw(network: Network) -> Figure:
     """Draw a network.
 
-    A row is a block, with its name to the left, and its output shape, parameters and multiply-adds
-    to the right. Each kind of normalization has a color and is labeled with its place; layers with
-    a weight parametrization have a color, too.
+    A row is a block, with its name on the left, and its output shape, parameters and multiply-adds
+    on the right. Each kind of normalization has a color and is labeled with its place; layers with
+    a weight parametrization also have a color.
     """
     arranged = arrange(network.layers)
     colors = norm_styles(network.layers, OTHERS, COLOURS)
@@ -153,7 +153,7 @@ def draw(network: Network) -> Figure:
 
 
 def _lanes(row: Row) -> list[float]:
-    """Return the edges of the lanes, from the upper edge of the first."""
+    """Return the edges of the lanes, starting with the upper edge of the first."""
     full = {cell.lane for cell in row.cells}
     edges = [0.0]
     for lane in range(row.lanes):
@@ -162,7 +162,7 @@ def _lanes(row: Row) -> list[float]:
 
 
 def _widths(row: Row) -> list[float]:
-    """Return the width of each column, that of its widest cell."""
+    """Return the width of each column, which is that of its widest cell."""
     widths = [0.0] * (1 + max(cell.column for cell in row.cells))
     for cell in row.cells:
         widths[cell.column] = max(widths[cell.column], _width(cell.layer))
@@ -200,7 +200,7 @@ def _wire(
     begin: tuple[float, float],
     middles: Sequence[float],
 ) -> None:
-    """Draw the path of a tensor: along its lane, then into the goal from the left or from below."""
+    """Draw the path of a tensor: along its lane, then into the goal from the left or below."""
     goal, lane = places[wire.goal], middles[wire.lane]
     if wire.source is None:
         turns = [begin, (begin[0], lane)]
@@ -403,7 +403,7 @@ class PlacedLayer:
 
 @dataclass(frozen=True)
 class Wire:
-    """The path of a tensor from a cell (None: the begin of the row) to another, along ``lane``.
+    """The path of a tensor from a cell (None: the start of the row) to another, along ``lane``.
 
     ``source`` and ``goal`` are positions in the row's cells.
     """
@@ -415,10 +415,10 @@ class Wire:
 
 @dataclass(frozen=True)
 class Row:
-    """One block, or several in a row that are alike.
+    """One block, or several identical consecutive ones.
 
     Attributes:
-        names: Names of the blocks; empty for single layers that belong to no block.
+        names: Names of the blocks; empty for layers that do not belong to a block.
         cells: The layers.
         wires: The connections of the layers.
         origins: Names of the rows that the input comes from, if it is not the row above.
@@ -449,8 +449,8 @@ class Row:
 def arrange(layers: Sequence[LayerCost]) -> list[Row]:
     """Arrange a network's layers, in the order of ``layer_costs``, in rows from top to bottom.
 
-    Layers whose names begin alike, up to ``blockN`` or else the first underscore, are a block;
-    blocks in a row that have the same structure share a row.
+    Layers whose names share a prefix, up to ``blockN`` or else the first underscore, form a block;
+    consecutive blocks with the same structure share a row.
     """
     blocks = _blocks(layers)
     home = {layer.name: index for index, (_, members) in enumerate(blocks) for layer in members}
@@ -475,10 +475,9 @@ def arrange(layers: Sequence[LayerCost]) -> list[Row]:
 
 
 def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
-    """Split the layers into blocks, the images at the beginning of the first.
+    """Split the layers into blocks, the first of which starts with the images.
 
-    Single layers share a block with an empty name, or are the beginning of the next block if they
-    have no weights.
+    Single layers share a block with an empty name, or start the next block if they have no weights.
     """
 
     def name_of(layer: LayerCost) -> str:
@@ -544,7 +543,7 @@ def _joins(cells: Sequence[PlacedLayer], lane: int, goal: PlacedLayer) -> bool:
 
 
 def _alike(row: Row, other: Row) -> bool:
-    def form(each: Row) -> tuple[object, ...]:
+    def form(row: Row) -> tuple[object, ...]:
         return tuple(
             (
                 cell.layer.kind,
@@ -556,7 +555,7 @@ def _alike(row: Row, other: Row) -> bool:
                 cell.column,
                 cell.lane,
             )
-            for cell in each.cells
+            for cell in row.cells
         )
 
     return form(row) == form(other) and row.wires == other.wires and not other.origins

@@ -1,4 +1,4 @@
-"""The figure of the curves of two runs in the same axes, for ``normbench diff``."""
+"""The curves of two runs in the same axes, for ``normbench diff``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDE = 2  # panels in a row
 
 @style.styled
 def draw(pair: Pair) -> style.Drawing:
-    """Draw the metrics of epochs of two runs, those of probes left out, a panel a metric."""
+    """Draw the metrics of epochs of two runs, except those of probes, a panel for each metric."""
     panels = [metric for metric in METRICS.values() if metric.curve]
     tall = -(-len(panels) // _WIDE)
     figure, grid = style.new(style.page(), 1.95 * tall, tall, _WIDE)
@@ -65,7 +65,7 @@ def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.L
 
 
 def _looks(pair: Pair) -> list[style.Look]:
-    """Return each run's look by its norm; with equal norms the second run is black and dashed."""
+    """Return each run's look, by its norm; if the norms are equal, the second is black, dashed."""
     looks = [style.look("norm", row.get("norm")) for row in (pair.first, pair.second)]
     if looks[0].color == looks[1].color:
         looks[1] = style.Look(style.INK, looks[1].marker, (0, (4, 1.5)))

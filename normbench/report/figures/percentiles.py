@@ -1,4 +1,4 @@
-"""The figure of the distribution of layers' inputs over training: percentiles against steps."""
+"""The distribution of layers' inputs over training: percentiles against steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from normbench.report.study import Study
 
 _MEDIAN = re.compile(r"^probe/activations/(?P<layer>.+?)(?:/unit(?P<unit>\d+))?/p50$")
 _WIDE = 3  # panels in a row
-_MOST = 12  # panels of a figure
-_LAYERS = 4  # drawn at most
+_MOST = 12  # maximum number of panels in a figure
+_LAYERS = 4  # maximum number of layers drawn
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -30,9 +30,9 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(study: Study) -> list[style.Drawing]:
     """Draw the 15th, 50th and 85th percentiles of each layer and unit that a probe measured.
 
-    A drawing for each layer and unit, with a panel for each cell of the study, as in figure 1 of
-    Ioffe & Szegedy 2015; means over seeds. Of many layers a few are drawn, evenly spread over the
-    depth. An empty list where no run has the probe ``activations``.
+    Each layer and unit has a drawing with a panel for each cell of the study, as in figure 1 of
+    Ioffe & Szegedy 2015; values are means over seeds. If there are many layers, a few are drawn,
+    evenly spread over depth. The list is empty if no run has the probe ``activations``.
     """
     curves = joined(study)
     found = [
@@ -87,8 +87,8 @@ def _drawing(
         axis.set_visible(False)
     unit = match["unit"]
     others = (
-        f" Of {measured} layers that were measured, {_LAYERS} are drawn, from the first to the "
-        "last; the curves of the exported table have all."
+        f" Of {measured} layers measured, {_LAYERS} are drawn, from the first to the last; the "
+        "exported curves have all."
         if measured > _LAYERS
         else ""
     )

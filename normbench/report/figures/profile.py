@@ -14,7 +14,7 @@ from normbench.report.statistics import Profile
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw what compares rows over all columns: improvements, then profiles."""
+    """Draw the comparisons over all columns: improvements, then profiles."""
     several = len(grid.study.columns) > 1
     drawings = [draw_improvements(grid)] if several and grid.improvements else []
     return drawings + ([draw_profiles(grid)] if grid.profiles else [])
@@ -107,7 +107,7 @@ def draw_improvements(grid: Grid) -> style.Drawing:
         f"{grid.metric.slug}-improvement",
         f"Probability that a run does better in {grid.metric.label.lower()} than one of {base}, "
         f"over {_tasks(grid)}: {study.heading}. Bars: 95 % stratified bootstrap intervals; dashed: "
-        "an even chance. In brackets: tasks shared with the baseline, where not all.",
+        "an even chance. In brackets: tasks shared with the baseline, if not all.",
         figure,
         points,
     )
@@ -120,7 +120,7 @@ def _absent(grid: Grid, profiles: dict[Any, Profile]) -> str:
 
 
 def _named(grid: Grid, row: Any, tasks: int) -> str:
-    """Name a row; with the number of tasks where it is not all of them."""
+    """Return a row's name, with the number of tasks if it is not all of them."""
     every = len(grid.study.columns)
     return grid.study.row(row) + (f" ({tasks} of {every})" if tasks < every else "")
 
@@ -132,13 +132,16 @@ def _tasks(grid: Grid) -> str:
 
 
 def _middle(profiles: dict[Any, Profile], diverged: bool) -> tuple[float, float] | None:
-    """Return the range of thresholds over which not all shares are 0 or 1, diverged runs aside."""
+    """Return the range of thresholds at which shares other than 0 and 1 occur.
+
+    Diverged runs are disregarded.
+    """
     moving = [p.thresholds[(p.share > 0.0) & (p.share < 1.0)] for p in profiles.values()]
     every = np.concatenate(moving) if moving else np.array([])
     if not len(every):
         return None
     low, high = float(every.min()), float(every.max())
-    # Runs below a gap of a quarter of the range are diverged ones at chance level.
+    # Runs below a gap of a quarter of the range are taken to be diverged runs at chance level.
     steps = np.concatenate([p.thresholds[1:][np.diff(p.share) != 0] for p in profiles.values()])
     steps = np.sort(steps)
     gaps = np.diff(steps)

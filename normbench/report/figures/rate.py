@@ -15,13 +15,13 @@ _SAME = 1e-6  # relative
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw the learning rate where any run recorded it."""
+    """Draw the learning rate if any run recorded it."""
     return [draw(grid.study)] if joined(grid.study)["lr"].notna().any() else []
 
 
 @style.styled
 def draw(study: Study) -> style.Drawing:
-    """Draw one line for each column where all rows have the same rates, else a panel each."""
+    """Draw one line for each column if all rows have the same rates, else a panel for each."""
     rates = joined(study)
     spread = rates.groupby(["column", "epoch"])["lr"].agg(["min", "max"])
     if ((spread["max"] - spread["min"]) > _SAME * spread["max"].abs()).any():

@@ -16,14 +16,14 @@ from normbench.report.grid import Grid
 from normbench.report.study import Study
 
 _PREFIX = "probe/smoothness/"
-_MOST = 4  # rows of the study in a figure, for bands to be told apart
-_TALL = 4  # columns of the study in a figure, each a line of panels
+_MOST = 4  # maximum number of study rows in a figure, so that bands can be distinguished
+_TALL = 4  # maximum number of study columns in a figure, each a line of panels
 _HOVERED = 10
 Key = tuple[Any, Any]
 
 
 class _Panel(NamedTuple):
-    """A panel: a band from ``low`` to ``high``, or a curve where they are the same column."""
+    """A panel: a band from ``low`` to ``high``, or a curve if they are the same column."""
 
     label: str
     low: str
@@ -45,11 +45,11 @@ def figures(grid: Grid) -> list[style.Drawing]:
 
 @style.styled
 def draw(study: Study) -> list[style.Drawing]:
-    """Draw ranges of loss and gradient change, and β, against steps; a line of panels a column.
+    """Draw ranges of loss and gradient change, and β, against steps; a line of panels per column.
 
-    A filled band reaches from the smallest to the largest value over the sizes of step, each a
-    geometric mean over seeds; the paler rim adds their 95 % intervals where there are more than a
-    few runs. An empty list where no run has the probe ``smoothness``.
+    A filled band extends from the smallest to the largest value over the step sizes, both geometric
+    means over seeds; the paler rim adds their 95 % intervals if there are more than a few runs. The
+    list is empty if no run has the probe ``smoothness``.
     """
     curves = joined(study)
     names = {name for panel in PANELS for name in (panel.low, panel.high)}
@@ -107,7 +107,7 @@ def _drawing(
         f"smoothness{number}",
         "Range of the loss and of the change of the gradient over steps of several sizes along "
         "the gradient of a training mini-batch, and effective β-smoothness, the largest change of "
-        f"the gradient over the distance moved, against steps of training: {study.heading}. As "
+        f"the gradient over the distance moved, against steps of training: {study.heading}. As in "
         "figure 4 of Santurkar et al. 2018. Geometric means over seeds"
         + (", paler: 95 % t intervals of the logarithm." if keys - few else ".")
         + (f" Cells with up to {FEW} runs have no interval." if few else ""),
@@ -118,7 +118,7 @@ def _drawing(
 
 
 def _shared(low: Band, high: Band) -> tuple[Band, Band]:
-    """Return both bands at the steps that both have."""
+    """Return both bands, restricted to the steps that both have."""
     both = np.intersect1d(low.x, high.x)
     masks = [np.isin(band.x, both) for band in (low, high)]
     first, second = (
@@ -165,7 +165,7 @@ def _series(
 
 
 def _ranges(axes: list[Axes], shown: list[np.ndarray]) -> None:
-    """Set the same logarithmic range for a quantity in all columns of the study."""
+    """Set one logarithmic range for a quantity in all columns of the study."""
     values = np.concatenate(shown) if shown else np.array([])
     values = values[np.isfinite(values) & (values > 0)]
     for axis in axes:

@@ -1,13 +1,13 @@
 """The style of all figures: sizes, fonts, colors and markers, layout helpers, and files.
 
-Figures are laid out in inches and points of the default venue, in which labels have 7.5 points;
-:func:`new` and :func:`points` bring them to the size of the venue that :func:`made_for` sets. A
-figure for slides, with letters of 14 points, is so many times as high, and as wide as a slide.
+Figures are laid out in inches and points for the default venue, in which labels have 7.5 points;
+:func:`new` and :func:`points` scale them for the venue that :func:`made_for` sets. A figure for
+slides, with 14-point labels, is proportionally taller, and as wide as the slide.
 
-Colors are those of Okabe & Ito (2008) and of Tol's "muted" set, both chosen so that color-blind
-readers can distinguish them. A norm has the same color and marker in every figure of every store:
-known names from :data:`normbench.report.names.NORMS`, others from a checksum of the name, never by
-the order of appearance.
+Colors are those of Okabe & Ito (2008) and of Tol's "muted" set, both designed for color-blind
+readers. A norm has the same color and marker in every figure of every store: known names have them
+from :data:`normbench.report.names.NORMS`, others from a checksum of the name, never from the order
+of appearance.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ from normbench.report.study import Study
 from normbench.report.venues import DEFAULT, VENUES, Venue
 
 LEAST = 6.0
-"""Least size of any text as it is printed, in points."""
+"""Minimum printed size of any text, in points."""
 
 INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
-"""Text and axes, grid lines, background; a dark page replaces them."""
+"""Colors of text and axes, grid lines, and background; a dark page replaces them."""
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
@@ -74,33 +74,33 @@ PALETTE = {
     "teal": TEAL,
     "sand": SAND,
 }
-"""Colors of series by the names that :data:`normbench.report.names.NORMS` uses."""
+"""Colors of series, by the names used in :data:`normbench.report.names.NORMS`."""
 
 COLOURS = tuple(PALETTE.values())
-_HANDLE = 0.46  # inches of a legend's entry without its name
+_HANDLE = 0.46  # inches of a legend entry without its name
 _SPACE = 0.12  # inches between the columns of a legend
 LINE = 0.13
 """Height of a line of text, inches."""
 
 MANY = 8
-"""Rows from which a figure has a panel for each."""
+"""Minimum number of rows for which a figure has a panel for each."""
 
 LINES = 3
-"""Most lines of a name in a figure; the middle of a longer name is left out."""
+"""Maximum number of lines of a name in a figure; the middle of a longer name is left out."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "8", "*", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (8, 1.5)), (0, (5, 1, 1, 1)))
 DOTTED = (0, (1, 1.2))
-"""Dashes of training values beside those of validation; no row has a dotted line."""
+"""Dashes of training curves drawn next to validation curves; no row has a dotted line."""
 
-_SIZE = VENUES[DEFAULT].size  # of labels, in points, where figures are laid out
+_SIZE = VENUES[DEFAULT].size  # label size in points for which figures are laid out
 _RC: dict[str, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "figure.titleweight": "bold",
-    "text.parse_math": False,  # a name with dollar signs is no formula
+    "text.parse_math": False,  # a name with dollar signs is not a formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -143,19 +143,19 @@ _SCALED: dict[str, float] = {
     "axes.titlepad": 6.0,
     "grid.linewidth": 0.5,
 }
-"""Settings in points, at labels of 7.5 points. Strokes of series are scaled by :class:`Drawing`."""
+"""Settings in points, for 7.5-point labels. :class:`Drawing` scales the strokes of series."""
 
 _venue = VENUES[DEFAULT]
 
 
 def venue() -> Venue:
-    """Return the venue that figures are drawn for now."""
+    """Return the venue for which figures are currently drawn."""
     return _venue
 
 
 @contextlib.contextmanager
 def made_for(chosen: Venue) -> Iterator[None]:
-    """Draw figures for a venue inside the block."""
+    """Context manager: draw figures for a venue."""
     global _venue
     before, _venue = _venue, chosen
     try:
@@ -165,17 +165,17 @@ def made_for(chosen: Venue) -> Iterator[None]:
 
 
 def column() -> float:
-    """Return the width of a narrow figure, inches."""
+    """Return the width of a narrow figure, in inches."""
     return _venue.column / _scale()
 
 
 def page() -> float:
-    """Return the width of a figure with panels beside each other, inches."""
+    """Return the width of a figure with panels side by side, in inches."""
     return _venue.page / _scale()
 
 
 def points(size: float) -> float:
-    """Return the size of letters as they are printed, from that at labels of 7.5 points."""
+    """Scale a font size chosen for 7.5-point labels to the printed size."""
     return max(LEAST, _scale() * size)
 
 
@@ -192,7 +192,7 @@ def _settings(chosen: Venue) -> Any:
 
 @functools.lru_cache(maxsize=len(VENUES))
 def _family(chosen: Venue) -> str:
-    """Return the first family of a venue that is installed."""
+    """Return the first of a venue's font families that is installed."""
     return next(family for family in chosen.fonts if family in _entries())
 
 
@@ -209,7 +209,7 @@ class Look(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A value of a figure that the page shows under the pointer.
+    """A value in a figure that the page shows as a tooltip.
 
     ``key`` is the (row, column) of the study's cell; ``x`` and ``y`` are in data coordinates.
     """
@@ -222,7 +222,7 @@ class Point(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A point in the figure: fractions of the width from the left, of the height from the top."""
+    """A point in the figure, as fractions of its width from the left and height from the top."""
 
     x: float
     y: float
@@ -232,7 +232,7 @@ class Hit(NamedTuple):
 
 @dataclass
 class Drawing:
-    """A figure with its file name, caption and values."""
+    """A figure with its file name, caption and tooltip values."""
 
     slug: str
     caption: str
@@ -256,11 +256,11 @@ class Drawing:
     def texts(self) -> list[Text]:
         """The texts of the figure, each with the fonts that it needs.
 
-        Numbers of ticks may still be empty: Matplotlib writes them as it draws, in digits that the
+        Tick labels may still be empty: Matplotlib fills them in while drawing, with digits that the
         style's own font has.
         """
         settings = _settings(self.venue)
-        with mpl.rc_context(settings):  # looking for texts makes ticks, in the style of now
+        with mpl.rc_context(settings):  # finding texts creates ticks, in the current style
             found = [text for text in self.figure.findobj(Text) if isinstance(text, Text)]
         for text in found:
             if families := _further_fonts(text.get_text(), _family(self.venue)):
@@ -268,27 +268,27 @@ class Drawing:
         return found
 
     def settle(self) -> None:
-        """Compute the layout once, so that it is the same in every file and in the page."""
+        """Compute the layout once, so that it is the same in every file and on the page."""
         if self._settled:
             return
         with self._drawing():
             if (engine := self.figure.get_layout_engine()) is not None:
                 engine.execute(self.figure)
-            # With any engine left, also one that does nothing, Matplotlib would draw the figure
-            # once more before it writes each file.
+            # With any layout engine set, even one that does nothing, Matplotlib would draw the
+            # figure once more before writing each file.
             self.figure.set_layout_engine(None)
         self._settled = True
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Set this style while Matplotlib draws.
+        """Apply the venue's Matplotlib settings while the figure is drawn or saved.
 
-        Characters that no installed font has are drawn as boxes without a warning for each:
-        :func:`lacking` names them.
+        Warnings about characters that no installed font has, which are drawn as boxes, are
+        suppressed: :func:`lacking` reports them.
         """
         rc = _settings(self.venue)
         if any(_further_fonts(text.get_text(), _family(self.venue)) for text in self.texts):
-            rc["pdf.fonttype"] = 3  # as outlines: not every font is TrueType
+            rc["pdf.fonttype"] = 3  # embed outlines, since not every font is TrueType
         with mpl.rc_context(rc), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             yield
@@ -302,7 +302,7 @@ class Drawing:
         return self._svg
 
     def write(self, path: Path, dpi: int = 300) -> None:
-        """Write the figure to a file, in the format of its suffix; ``dpi`` is a PNG's."""
+        """Write the figure to a file, in the format of its suffix; ``dpi`` applies to PNG."""
         kind = path.suffix.lower()
         if kind == ".svg":
             path.write_text(self.svg(), encoding="utf-8")
@@ -327,7 +327,7 @@ class Drawing:
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that draws, so that it uses this style."""
+    """Decorate a drawing function so that it uses this style."""
 
     @functools.wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -338,7 +338,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def lacking(drawings: Iterable[Drawing]) -> str:
-    """Say in a sentence which characters of drawings no installed font has; empty if none."""
+    """Return a sentence on the characters that no installed font has; empty if there are none."""
     letters = {
         (letter, _family(drawing.venue))
         for drawing in drawings
@@ -367,7 +367,7 @@ def _thicken(artists: Iterable[Any], scale: float) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _further_fonts(text: str, family: str) -> tuple[str, ...]:
-    """Return the families of installed fonts that have what ``family`` lacks of a text."""
+    """Return the installed font families that have the characters of a text ``family`` lacks."""
     found: list[str] = []
     wanted = {c for c in text if not _is_in(c, family)}
     while wanted:
@@ -382,15 +382,15 @@ def _further_fonts(text: str, family: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _is_in(character: str, family: str) -> bool:
-    """Return whether a family has a character, or the character needs no glyph."""
+    """Return whether a font family has a character, or the character needs no glyph."""
     if character.isspace() or _has(_entries()[family], character):
         return True
-    return unicodedata.category(character) in ("Cf", "Mn", "Me")  # marks that join the one before
+    return unicodedata.category(character) in ("Cf", "Mn", "Me")  # combining marks and formats
 
 
 @functools.lru_cache(maxsize=4096)
 def _fonts_with(character: str) -> tuple[str, ...]:
-    """Return the families that have a character."""
+    """Return the font families that have a character."""
     return tuple(family for family, entry in _entries().items() if _has(entry, character))
 
 
@@ -427,9 +427,9 @@ def _has(entry: FontEntry, character: str) -> bool:
 def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
     """Return the look of a value of a factor.
 
-    Numbers get a scale of colors by their position in ``values``, all other values the color and
-    marker of their name, in every figure. Where two of ``values`` could not be told apart without
-    color, one gets other dashes, and another marker where all dashes are taken.
+    Numbers are colored on a scale by their position in ``values``; all other values have the color
+    and marker of their name, in every figure. If two of ``values`` could not be distinguished
+    without color, one gets different dashes, or a different marker if all dashes are taken.
     """
     if isinstance(value, int | float) and len(values) > 1:
         place = list(values).index(value)
@@ -443,7 +443,7 @@ def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
 
 @functools.lru_cache(maxsize=256)
 def _looks(factor: str, names: tuple[str, ...]) -> dict[str, Look]:
-    """Return the look of each name, with no two of one marker and one kind of dashes."""
+    """Return the look of each name; no two share both marker and dashes."""
     found: dict[str, Look] = {}
     taken: set[tuple[str, Any]] = set()
     for name in names:
@@ -456,13 +456,13 @@ def _looks(factor: str, names: tuple[str, ...]) -> dict[str, Look]:
             for dashes in (own.dashes, *DASHES)
             if (marker, dashes) not in taken
         ]
-        found[name] = free[0] if free else own  # of more than 48 names some must look alike
+        found[name] = free[0] if free else own  # with more than 48 names some must look alike
         taken.add((found[name].marker, found[name].dashes))
     return found
 
 
 def _look(factor: str, name: str) -> Look:
-    """Return the look of a name by itself; norms of one color have different dashes."""
+    """Return the look of a single name; norms of one color have different dashes."""
     known = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
     if factor == "norm" and known is not None and known.color:
         family = [key for key, norm in labels.NORMS.items() if norm.color == known.color]
@@ -481,7 +481,7 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **options:
 
 
 def log2_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Put a log₂ axis of x with a tick at each value."""
+    """Make the x axis log₂, with a tick at each value."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(values)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -493,14 +493,14 @@ def log2_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def mark(look: Look) -> dict[str, Any]:
-    """Return the options of a marker: a thin rim in the color of the paper; crosses are larger."""
+    """Return marker options: a thin rim in the background color; crosses are larger."""
     size = 5.4 if look.marker in "P*" else 4.2
     rim = {"markeredgecolor": PAPER, "markeredgewidth": 0.3}
     return {"marker": look.marker, "markersize": size, **rim}
 
 
 def sparse_mark(look: Look, values: int, place: int) -> dict[str, Any]:
-    """Return the options of markers on a curve: about five, for each row at other values.
+    """Return marker options for a curve: about five markers, staggered between rows.
 
     Args:
         look: The look of the row.
@@ -514,7 +514,7 @@ def sparse_mark(look: Look, values: int, place: int) -> dict[str, Any]:
 
 
 def mark_cut(axes: Axes) -> str:
-    """Mark a vertical axis that begins above 0 with two strokes; return a sentence that says so."""
+    """Mark a vertical axis that does not start at 0 with two strokes; return a sentence on it."""
     strokes = MarkPath(
         [(-0.018, 0.0), (0.018, 0.03), (-0.018, 0.015), (0.018, 0.045)],
         [MarkPath.MOVETO, MarkPath.LINETO] * 2,
@@ -523,28 +523,28 @@ def mark_cut(axes: Axes) -> str:
     axes.add_patch(
         PathPatch(strokes, transform=axes.transAxes, clip_on=False, label="_cut", **look)
     )
-    return " The vertical axis begins above 0."
+    return " The vertical axis does not start at 0."
 
 
 def panels_beside(count: int) -> int:
-    """Return how many small panels stand beside each other: three or four, to leave few gaps."""
+    """Return the number of small panels per row: three or four, whichever leaves fewer gaps."""
     return min(count, 4 if -count % 4 <= -count % 3 else 3)
 
 
 class Outer(NamedTuple):
-    """The axes at the left of a figure of panels, and a sentence on its vertical axis."""
+    """The leftmost axes of a figure of panels, and a sentence on its vertical axis."""
 
     left: list[Axes]
     caption: str
 
 
 def outer(axes: Any, count: int, *, cut: bool = False) -> Outer:
-    """Label the outer axes of panels that share theirs, and hide those beyond the last panel.
+    """Label the outer axes of panels that share axes, and hide those beyond the last panel.
 
     Args:
         axes: The axes, an array of rows × columns.
         count: Number of panels.
-        cut: Whether to mark the vertical axis as one that begins above 0.
+        cut: Whether to mark the vertical axis as not starting at 0.
     """
     wide = axes.shape[1]
     left, caption = [], ""
@@ -571,14 +571,14 @@ def spread(
     color: str,
     singles: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> None:
-    """Draw what lies around a mean curve: a band, or each run as a thin line where runs are few."""
+    """Draw the spread around a mean curve: a band, or a thin line for each run if there are few."""
     if singles:
         lines = [np.column_stack(line) for line in singles]
         thin = LineCollection(lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run")
         axes.add_collection(thin, autolim=False)
         axes.update_datalim(np.concatenate(lines))
     else:
-        # fill_between() would compute the limits of all panels that share an axis for each band.
+        # fill_between() would recompute the limits of all panels that share an axis for each band.
         known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
         parts = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
         below, above = np.column_stack([x, low]), np.column_stack([x, high])
@@ -589,12 +589,12 @@ def spread(
 
 
 def text_width(text: str, size: float = 7.0) -> float:
-    """Return the width in inches of a line of text at a size in points."""
+    """Return the width in inches of a line of text at a font size in points."""
     return width_in(text, points(size), _family(_venue)) / _scale()
 
 
 def width_in(text: str, size: float, family: str) -> float:
-    """Return the width in inches of a line of text as it is printed in a family of fonts."""
+    """Return the printed width in inches of a line of text in a font family."""
     return _measured(text, size, (family, *_further_fonts(text, family)))
 
 
@@ -616,9 +616,9 @@ def wrapped(
 
     Args:
         names: The names.
-        inches: The width of a line, inches.
-        lines: Most lines of a name.
-        size: Size of the letters, points.
+        inches: The width of a line, in inches.
+        lines: Maximum number of lines per name.
+        size: Font size, in points.
     """
     most = max(map(len, names), default=0)
     while True:
@@ -636,12 +636,12 @@ def wrap(text: str, inches: float, lines: int = LINES, size: float = 7.0) -> str
 
 
 def more_lines(texts: Iterable[str]) -> float:
-    """Return the height in inches that the longest wrapped text needs beyond one line."""
+    """Return the height in inches that the tallest wrapped text needs beyond one line."""
     return LINE * max((text.count("\n") for text in texts), default=0)
 
 
 def _wrap(text: str, inches: float, size: float) -> list[str]:
-    """Break a text after spaces and separators, and within words where it must."""
+    """Break a text after spaces and separators, and within words if necessary."""
     if text_width(text, size) <= inches:
         return [text]
     lines = [""]
@@ -668,7 +668,7 @@ class NameTicks(NamedTuple):
 
 
 def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
-    """Fit names below an axis with ``inches`` for each; ``height`` is beyond the first line."""
+    """Fit names below an axis with ``inches`` for each; ``height`` excludes the first line."""
     short = [name for name in names if text_width(name) <= inches]
     if len(short) == len(names):
         return NameTicks(list(names), 0.0, 0.0)
@@ -682,7 +682,7 @@ def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
 
 
 def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = "") -> None:
-    """Put a legend below the figure, where it hides nothing, ordered line by line."""
+    """Put a legend below the figure, with entries ordered row by row."""
     if not handles:
         return
     inches = figure.get_size_inches()[0] / _scale()
@@ -696,7 +696,7 @@ def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = 
 
 
 def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) -> Line2D:
-    """Return an entry of a legend."""
+    """Return a legend entry."""
     drawn = mark(look) if marker else {}
     return Line2D(
         [], [], color=look.color, linestyle=look.dashes if line else "none", label=label, **drawn
@@ -704,12 +704,12 @@ def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) ->
 
 
 def row_handles(study: Study, rows: Sequence[Any]) -> list[Line2D]:
-    """Return the entries of a legend for rows of a study, a line with a marker each."""
+    """Return legend entries for rows of a study, each a line with a marker."""
     return [handle(look(study.row_factor, row, study.rows), study.row(row)) for row in rows]
 
 
 def plain_log(axis: Any, low: float, high: float) -> None:
-    """Label a logarithmic axis with plain numbers: decades, and 2 and 5 in a short range."""
+    """Label a logarithmic axis with plain numbers: decades, plus 2 and 5 in a short range."""
     short = high < 50 * low
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -722,7 +722,7 @@ def legend_height(names: Sequence[str], inches: float = 0.0, width: int = 4) -> 
     Args:
         names: The names.
         inches: Width of the figure; 0 for a narrow one.
-        width: Most columns of the legend.
+        width: Maximum number of columns of the legend.
     """
     inches = inches or column()
     columns, shown = _legend_layout(names, inches, width)
@@ -731,7 +731,7 @@ def legend_height(names: Sequence[str], inches: float = 0.0, width: int = 4) -> 
 
 
 def _legend_layout(names: Sequence[str], inches: float, width: int) -> tuple[int, list[str]]:
-    """Return the number of columns, at most ``width``, of a legend that fits, and its names."""
+    """Return the number of columns (at most ``width``) of a legend that fits, and its names."""
     widths = [text_width(name) + _HANDLE for name in names]
     for lines in range(1, len(names) + 1):
         columns = -(-len(names) // lines)
@@ -747,11 +747,10 @@ def minus(text: str) -> str:
 
 
 def save(drawing: Drawing, folder: Path, kinds: Sequence[str]) -> list[Path]:
-    """Write a drawing in each format, a PNG at 300 dpi; the same input gives the same bytes.
+    """Write a drawing in each format, PNG at 300 dpi; the same input gives the same bytes.
 
-    A figure is drawn and laid out once. Each format renders it by itself: a PNG has pixels, an SVG
-    the outlines of letters, so that it looks the same everywhere, and a PDF letters that can be
-    searched.
+    The figure is laid out once and rendered separately for each format. An SVG has the outlines of
+    letters, so that it looks the same everywhere; a PDF has searchable text.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{drawing.slug}.{kind}" for kind in kinds]

@@ -16,7 +16,7 @@ from normbench.report.statistics import Sample
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
-    """Draw the metric against training time, and throughput, where they were measured."""
+    """Draw the metric against training time, and throughput, if they were measured."""
     drawings = []
     seconds = build(grid.study, METRICS["train_seconds"])
     timed = any(cell.sample.n for cell in seconds.cells.values())
@@ -74,7 +74,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
         style.plain_log(axis.xaxis, min(times), max(times))
-    # The margin of the axes may reach below 0, where there are no values.
+    # The margin of the axes must not extend below 0, where there are no values.
     if times and axis.get_xlim()[0] < 0:
         axis.set_xlim(left=0)
     if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
@@ -88,7 +88,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     joined = study.column_factor and study.numeric_columns
     factor = labels.factor(study.column_factor).lower() if joined else ""
     order = (
-        f" Points are joined in order of {factor}; the ends are labelled where there is room."
+        f" Points are joined in order of {factor}; the ends are labeled if there is room."
         if factor
         else ""
     )
@@ -102,7 +102,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
 
 
 def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None:
-    """Write the column beside the ends of each row where no other label is."""
+    """Write the column next to the ends of each row, unless labels would overlap."""
     axis.autoscale_view()
     taken: list[tuple[float, float]] = []
     for x, y, text, color, lift in ends:
@@ -122,7 +122,7 @@ def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None
 
 
 def _bars(samples: Sequence[Sample]) -> np.ndarray:
-    """Return the lengths of intervals below and above their means, 0 where there is none."""
+    """Return the lengths of intervals below and above their means, 0 if there is none."""
     ends = [(sample.mean - sample.low, sample.high - sample.mean) for sample in samples]
     return np.maximum(np.nan_to_num(np.array(ends).T), 0.0)
 

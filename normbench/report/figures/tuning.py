@@ -1,4 +1,4 @@
-"""The figures of tuned keys: sensitivity to their values, and what more trials would gain."""
+"""The figures of tuned keys: sensitivity to their values, and the benefit of more trials."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from normbench.report.study import Study
 from normbench.report.tuning import CellTuning, Tried
 from normbench.report.tuning_tables import columns_of, heading, rows_of
 
-PANELS = 3  # in a row of the page
-_LABELLED = 6  # most labelled ticks of an axis of values
-_STRIP = 0.055  # height of a row of crosses, as a share of the axes
-_RANGE = 4.0  # least spread of all means, in spreads of the better half, at which the worst are cut
+PANELS = 3  # per row of the page
+_LABELLED = 6  # maximum number of labeled ticks on an axis of values
+_STRIP = 0.055  # height of a row of crosses, as a fraction of the axes
+_RANGE = 4.0  # the worst means are cut off beyond this multiple of the better half's range
 
 
 def figures(grid: Grid) -> list[style.Drawing]:
@@ -45,8 +45,8 @@ class _Panels(NamedTuple):
     Attributes:
         figure: The figure.
         axes: An axes for each column with tuned cells.
-        cells: The cells of each.
-        wide: The number of panels in a row.
+        cells: The cells of each axes.
+        wide: The number of panels per row.
     """
 
     figure: Any
@@ -103,10 +103,10 @@ def _labelled(panels: _Panels, x: str, y: str, unit: str) -> str:
 def sensitivity(study: Study, key: str) -> style.Drawing | None:
     """Draw the metric of trials against the values of a key, a line for each row.
 
-    The chosen values have a ring; trials that diverged are crosses at the bottom. Other tuned keys
-    have their chosen values. Points are not joined where the values are no numbers, and where a
-    sampler proposed values of several keys, because the other keys vary with each. None where no
-    trial has ended.
+    Chosen values have a ring; diverged trials are crosses at the bottom. Other tuned keys have
+    their chosen values. Points are not joined if the values are not numbers, or if a sampler
+    proposed values of several keys, because the other keys then vary as well. None if no trial has
+    ended.
     """
     cells = [cell for cell in study.tuned if key in cell.cell.keys and cell.along(key)]
     values = tuning.values_of(cells, key)
@@ -161,7 +161,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
     for axis in panels.axes:
         if not sampled:
             _ticks(axis, ticks, [tuning.value_text(value) for value in values])
-        elif log:  # values lie anywhere, so the ticks are those of the scale
+        elif log:  # values may lie anywhere, so use the ticks of the scale
             style.plain_log(axis.xaxis, ticks[0], ticks[-1])
     cut = _labelled(panels, capitalized(words(key)), heading(cells), cells[0].metric.unit)
     style.legend(panels.figure, handles, 8, study.legend_title)
@@ -190,7 +190,7 @@ def _means(
     where: Callable[[Any], float],
     joined: bool,
 ) -> list[style.Point]:
-    """Draw the means of a cell, a point for each seed, and the ring; return what the page names."""
+    """Draw the means of a cell, a point for each seed, and the ring; return points for the page."""
     tried, scale = cell.along(key), cell.metric.scale
     x = np.array([where(one.values[key]) for one in tried])
     means = np.array([_mean(one) for one in tried]) * scale
@@ -250,7 +250,7 @@ def _ring(color: str = style.INK, label: str = "") -> Line2D:
 
 
 def _crosses(axis: Axes, x: Sequence[float], height: float, look: style.Look) -> None:
-    """Draw crosses at a height of the panel, a row of crosses for each line."""
+    """Draw crosses at the given height of the panel, one row of crosses for each line."""
     axis.plot(
         x,
         [height] * len(x),
@@ -264,7 +264,7 @@ def _crosses(axis: Axes, x: Sequence[float], height: float, look: style.Look) ->
 
 
 class _Limits(NamedTuple):
-    """Limits of y; ``cut`` tells that the worst values are left out."""
+    """The y limits; ``cut`` is True if the worst values are left out."""
 
     low: float
     high: float
@@ -272,7 +272,7 @@ class _Limits(NamedTuple):
 
 
 def _limits(values: Sequence[float], higher_is_better: bool) -> _Limits:
-    """Return y limits in which differences near the best can be seen."""
+    """Return y limits that make differences near the best visible."""
     if not values:
         return _Limits(math.nan, math.nan, False)
     low, high, median = min(values), max(values), float(np.median(values))
@@ -287,17 +287,17 @@ def _limits(values: Sequence[float], higher_is_better: bool) -> _Limits:
 
 
 def _left(limits: _Limits, higher_is_better: bool, joined: bool = True) -> str:
-    """Return a sentence on lines or points outside the panels, for a caption."""
+    """Return a caption's sentence on lines or points outside the panels."""
     side = "below" if higher_is_better else "above"
     if not limits.cut:
         return ""
     if not joined:
         return f" Points {side} the panels are left out."
-    return f" Lines that leave a panel go on {side} it."
+    return f" Lines that leave a panel continue {side} it."
 
 
 def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
-    """Label the values tried, or every second or third of many."""
+    """Label the values tried, or every second or third if there are many."""
     step = -(-len(ticks) // _LABELLED)
     shown = dict(zip(ticks[::step], names[::step], strict=True))
     axis.xaxis.set_major_locator(FixedLocator(list(shown)))
@@ -307,7 +307,7 @@ def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
 
 
 def _nearest(shown: dict[float, str], value: float) -> str:
-    """Return the name of a tick; Matplotlib may give its position with a rounding error."""
+    """Return the name of the nearest tick; Matplotlib's position may have a rounding error."""
     return shown[min(shown, key=lambda known: abs(known - value))]
 
 

@@ -28,13 +28,13 @@ from normbench.report.table import Table, TableEntry
 from normbench.report.tables import run_list
 
 _HERE = Path(__file__).parent
-_MAIN = 3  # figures at the top of a study
-_FILTERED = 10  # rows from which a table gets a field to filter it
+_MAIN = 3  # number of figures at the top of a study
+_FILTERED = 10  # minimum number of rows for a table to get a filter field
 
 
 @dataclass(frozen=True)
 class Names:
-    """The ids of cells in the page: by study and (row, column), by runs of a cell, by run."""
+    """The ids of cells on the page: by study and (row, column), by runs of a cell, and by run."""
 
     by_key: dict[tuple[int, Any, Any], str]
     by_runs: dict[tuple[str, ...], str]
@@ -58,7 +58,7 @@ def build(
         asked: The options of the report.
         notes: Notes on the request.
         out: The folder of the report; links to files are relative to it.
-        held: The part on a published store that the runs are held against, if they are.
+        held: The comparison with a published store, if there is one.
     """
     names = _names(found)
     environment = jinja2.Environment(
@@ -192,7 +192,7 @@ def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
 
 
 def _details(frames: Frames, names: Names) -> dict[str, Any]:
-    """Return the details of each run that the page shows on demand."""
+    """Return the details of each run, which the page shows on demand."""
     runs = frames.runs
     varying = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) > 1]
     columns = [*varying, "commit", "host", "started", "ended", "signature", "weights_sha256"]
@@ -224,7 +224,7 @@ def _is_number(entry: TableEntry) -> bool:
 
 
 def _minus(text: str) -> str:
-    """Write a true minus sign before numbers below zero."""
+    """Write negative numbers with a true minus sign."""
     return "".join(
         "−" if c == "-" and text[i + 1 : i + 2].isdigit() and text[i - 1 : i] in ("", " ") else c
         for i, c in enumerate(text)

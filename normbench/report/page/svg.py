@@ -1,4 +1,4 @@
-"""A drawing as inline SVG, with the colors of a light or dark page and marks at its values."""
+"""A drawing as inline SVG, with colors for light and dark pages and tooltips at its values."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DARK = {
     style.TEAL: "#6fd0c2",
     style.SAND: "#d8c468",
 }
-"""Colors of series on a dark page: each a lighter form."""
+"""Colors of series on a dark page, each a lighter variant."""
 
 
 def variables() -> tuple[str, str]:
-    """Return the CSS declarations of the series' colors, for a light and for a dark page."""
+    """Return the CSS declarations of the series' colors, for a light and a dark page."""
     light = "".join(f"--s-{color[1:]}:{color};" for color in style.COLOURS)
     dark = "".join(f"--s-{color[1:]}:{DARK[color]};" for color in style.COLOURS)
     return light, dark
@@ -43,8 +43,8 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
 
     Args:
         drawing: The figure and its values.
-        prefix: Prefix of every id, so that a page can hold several drawings.
-        target: Returns the id of a cell in the page from the key of a point, or an empty text.
+        prefix: Prefix of every id, so that a page can contain several drawings.
+        target: Returns the id of a cell on the page from the key of a point, or an empty string.
     """
     text = drawing.svg()
     text = text[text.index("<svg") :]

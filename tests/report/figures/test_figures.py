@@ -347,9 +347,9 @@ def test_a_vertical_axis_that_is_cut_says_so(study: Study, grid: Grid) -> None:
         axis = drawing.figure.axes[0]
         assert axis.get_ylim()[0] > 0
         assert [patch.get_label() for patch in axis.patches] == ["_cut"]
-        assert drawing.caption.count("The vertical axis begins above 0.") == 1
+        assert drawing.caption.count("The vertical axis does not start at 0.") == 1
     whole = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
-    assert "begins above 0" not in whole.caption
+    assert "does not start at 0" not in whole.caption
 
 
 def test_heat_maps_color_only_what_is_significant(synth: SimpleNamespace, tmp_store: Path) -> None:
