@@ -232,8 +232,8 @@ def runs(line: Line, prefix: str) -> Words:
         names = list(removed(line.store))
     else:
         names = [run.name for run in line.store.runs()]
-    given = set(line.words[1:])
-    found = {name: "" for name in names if name not in given}
+    typed = set(line.words[1:])
+    found = {name: "" for name in names if name not in typed}
     if prefix:
         found |= {name.rpartition("-")[2]: name for name in names}
     return found

@@ -193,5 +193,5 @@ def _checkpoint(line: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     """Format a value; an integer, such as a depth, has no decimals."""
-    whole = value is not None and float(value).is_integer() and abs(value) < 1e6
-    return f"{value:.0f}" if whole else small(value)
+    is_count = value is not None and float(value).is_integer() and abs(value) < 1e6
+    return f"{value:.0f}" if is_count else small(value)

@@ -262,9 +262,9 @@ def page(
     """
     norms = [catalogue.norm(name) for name in catalogue.norms]
     weights = [catalogue.weight(name) for name in catalogue.weights]
-    width = max(len(each.name) for each in [*norms, *weights])
+    width = max(len(entry.name) for entry in [*norms, *weights])
     sections = {
-        "norm=NAME": [each for each in norms if not each.has_weight],
+        "norm=NAME": [entry for entry in norms if not entry.has_weight],
         "norm=NAME, with a weight parametrization": [entry for entry in norms if entry.has_weight],
         "norm/weight=NAME, with any norm": weights,
     }
@@ -411,11 +411,11 @@ def _parsed(module_name: str) -> ast.Module | None:
 
 def _values(node: Any, name: str) -> list[ast.expr]:
     return [
-        each.value
-        for each in node.body
-        for goal in getattr(each, "targets", [getattr(each, "target", None)])
-        if isinstance(each, (ast.Assign, ast.AnnAssign))
-        and each.value is not None
+        statement.value
+        for statement in node.body
+        for goal in getattr(statement, "targets", [getattr(statement, "target", None)])
+        if isinstance(statement, (ast.Assign, ast.AnnAssign))
+        and statement.value is not None
         and getattr(goal, "id", None) == name
     ]
 

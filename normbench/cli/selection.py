@@ -38,10 +38,10 @@ def selected(store: Store, names: Sequence[str], where: str | None) -> list[Run]
     if where is None:
         found = [store.find(name) for name in names]
         return list({run.name: run for run in found}.values())
-    kept = matching(store, where).runs["name"]
-    if kept.empty:
+    matched = matching(store, where).runs["name"]
+    if matched.empty:
         raise UserError(f"no run matches --where {where!r}")
-    return [store.run(name) for name in kept]
+    return [store.run(name) for name in matched]
 
 
 def matching(store: Store, where: str | None) -> Frames:

@@ -283,10 +283,10 @@ class SweepScreen(SweepView):
         for name, run in self._running.items():
             guess = _left_of(run, now)
             if guess is None:
-                whole = self._estimates.get(name) or mean
-                if whole is None:
+                expected = self._estimates.get(name) or mean
+                if expected is None:
                     return None
-                guess = max(0.0, whole - (now - run.began))
+                guess = max(0.0, expected - (now - run.began))
             total += guess
         return total / min(self._slots, max(1, len(self._running) + len(self._waiting)))
 

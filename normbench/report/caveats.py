@@ -235,7 +235,7 @@ def _order(key: str) -> tuple[int, bool, str]:
 
 
 def _texts(runs: pd.DataFrame, key: str) -> np.ndarray:
-    """Return a key's value in each run, as text; None where provenance was not recorded."""
+    """Return a key's value in each run, as text; None if provenance was not recorded."""
     found = np.empty(len(runs), object)
     recorded = is_provenance(key) or key == "micro_batches"
     for place, value in enumerate(runs[key].tolist()):

@@ -1,4 +1,4 @@
-"""Two runs side by side: :func:`pair` reads them, :func:`tables` lists where they differ."""
+"""Two runs side by side: :func:`pair` reads them, :func:`tables` lists how they differ."""
 
 from __future__ import annotations
 

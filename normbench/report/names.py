@@ -116,14 +116,14 @@ def norm(name: str) -> str:
 
     A norm with a weight parametrization shows both: ``bn_sn`` is BN+SN, ``none_ws`` is WS.
     """
-    whole, bracket, options = name.partition(" (")
-    if whole in NORMS:
-        return NORMS[whole].text + bracket + options
-    activation, weight = split_norm(whole)
+    base, bracket, options = name.partition(" (")
+    if base in NORMS:
+        return NORMS[base].text + bracket + options
+    activation, weight = split_norm(base)
     if weight:
         text = WEIGHTS[weight]
-        whole = text if activation == "none" else f"{NORMS[activation].text}+{text}"
-    return whole + bracket + options
+        base = text if activation == "none" else f"{NORMS[activation].text}+{text}"
+    return base + bracket + options
 
 
 def split_norm(name: str) -> tuple[str, str]:
@@ -200,9 +200,9 @@ def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
     counts = Counter(map(_folded, short))
     taken: set[str] = set()
     found = []
-    for slug, whole, key in zip(short, full, keys or texts, strict=True):
+    for slug, full_slug, key in zip(short, full, keys or texts, strict=True):
         name = slug
-        if slug != whole or counts[_folded(slug)] > 1:
+        if slug != full_slug or counts[_folded(slug)] > 1:
             name += f"-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:8]}"
         number = 2
         while _folded(name) in taken:

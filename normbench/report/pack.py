@@ -102,7 +102,7 @@ def pack(
 
 def _name(store: Store, out: Path, force: bool) -> str:
     """Return the name of the folder in the archive; refuse an ``out`` that cannot be written."""
-    ending = next((each for each in _ENDINGS if out.name.endswith(each)), "")
+    ending = next((suffix for suffix in _ENDINGS if out.name.endswith(suffix)), "")
     name = out.name.removesuffix(ending)
     if not ending or not name:
         raise UserError(f"--out {str(out)!r}: name a file that ends in .tar.gz, as paper.tar.gz")
@@ -284,7 +284,7 @@ def _readme(name: str, runs: list[Run], own: _Own, locked: bool) -> str:
     install = (
         "pip install -r requirements.lock"
         if locked
-        else "pip install -r versions.txt   # where the runs name one version of each package"
+        else "pip install -r versions.txt   # if the runs name one version of each package"
     )
     verify = "normbench verify runs --sample 5"
     rows = ""

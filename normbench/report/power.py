@@ -134,9 +134,9 @@ def power(
     asked = request(where, by, metric_name, baseline, None)
     everything, _ = load_stores(store, asked.by)
     frames, _ = choose(everything, asked)
-    whole = "the stores" if everything.stores else everything.root
+    source = "the stores" if everything.stores else everything.root
     if frames.runs.empty:
-        raise UserError(f"there are no runs in {whole} to estimate a spread from")
+        raise UserError(f"there are no runs in {source} to estimate a spread from")
     frames, shown = frames.with_metric(metric_name)
     if shown.timed:
         raise UserError(f"{metric_name} is not tested: times depend on the machine and its load")
@@ -164,7 +164,7 @@ def power(
             )
     if not tables:
         raise UserError(
-            f"no cell of {whole} has two finished seeds to estimate a spread from: train "
+            f"no cell of {source} has two finished seeds to estimate a spread from: train "
             "more with seed=range(0,3)"
         )
     return tables

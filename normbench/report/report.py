@@ -387,7 +387,7 @@ def export(
     table = shown[-1]
     if path is None:
         printed = [table] if kind == "csv" else shown
-        say("\n".join(_rendered(each, kind, venue=asked.venue) for each in printed).rstrip())
+        say("\n".join(_rendered(item, kind, venue=asked.venue) for item in printed).rstrip())
         return None
     parts = {path: shown}
     if kind in ("csv", "parquet"):  # one table per file
@@ -400,7 +400,7 @@ def export(
             if kind == "parquet":
                 part[0].data.to_parquet(file, index=False)
             else:
-                content = "\n".join(_rendered(each, kind, venue=asked.venue) for each in part)
+                content = "\n".join(_rendered(item, kind, venue=asked.venue) for item in part)
                 file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
@@ -437,8 +437,8 @@ def _opening(
     lines = [
         f"{store.name}: {counted(store.runs, 'run')} in {store.root}" for store in everything.stores
     ]
-    whole = "together" if everything.stores else everything.root
-    lines.append(f"{whole}: {origin.counts(everything)}")
+    subject = "together" if everything.stores else everything.root
+    lines.append(f"{subject}: {origin.counts(everything)}")
     if where:
         lines.append(f"--where {where!r} keeps {origin.counts(frames)}")
     lines += origin.unfinished(frames)

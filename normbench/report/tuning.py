@@ -105,7 +105,7 @@ class CellTuning:
 
     @property
     def sign(self) -> float:
-        """1 where a larger metric is better, else -1."""
+        """1 if a larger metric is better, else -1."""
         return 1.0 if self.cell.higher_is_better else -1.0
 
     @cached_property

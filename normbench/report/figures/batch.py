@@ -140,11 +140,11 @@ def _draw_row(
     if not study.numeric_columns:  # nothing lies between names, so place rows side by side
         x = x + _aside(study.rows.index(row) if count > 1 else 0, count)
     if _is_few(grid):
-        beside = x
+        positions = x
         if study.numeric_columns and all(column > 0 for column in study.columns):
             # Place the dots of rows side by side, a small fraction of an octave apart.
-            beside = x * 2 ** (0.3 * _aside(study.rows.index(row) if count > 1 else 0, count))
-        for where, cell in zip(beside, cells, strict=True):
+            positions = x * 2 ** (0.3 * _aside(study.rows.index(row) if count > 1 else 0, count))
+        for where, cell in zip(positions, cells, strict=True):
             values = [] if cell is None else [shown.scale * v for v in cell.values.values()]
             values = [value for value in values if low <= value <= high]
             if len(values) > 1:

@@ -11,7 +11,7 @@
     for (const button of table.querySelectorAll(".more")) button.setAttribute("aria-expanded", "false");
   };
 
-  // --- sorting: numbers by their unrounded value, texts by alphabet, empty ones last
+  // --- sorting: numbers by unrounded value, texts alphabetically, empty entries last
   const valueOf = (row, place) => {
     const data = row.cells[place];
     if (data.dataset.v !== undefined) return Number(data.dataset.v);
@@ -40,7 +40,7 @@
     }));
   }
 
-  // --- filtering: by words, all of which a row must hold; the list of runs by a cell, too
+  // --- filtering: rows by words, all of which must occur; the list of runs also by cell
   const filter = (table, text) => {
     closeDetails(table);
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
@@ -105,7 +105,7 @@
 
   if (details.cells[location.hash.slice(1)]) lead(location.hash.slice(1), "instant");
 
-  // --- values of figures under the pointer: the nearest within 24 pixels
+  // --- tooltips of figures: the value nearest to the pointer, within 24 pixels
   const REACH = 24;
   let lit = null;
   const light = (mark, x, y) => {
