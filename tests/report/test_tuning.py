@@ -169,7 +169,7 @@ def test_a_cell_without_a_choice_is_a_caution(tmp_store: Path, synth: SimpleName
 def test_a_trial_that_was_changed_is_a_caution(tuned: Path, synth: SimpleNamespace) -> None:
     trial = one(tuned).tuned[0].cell.trials[0].run
     synth.set_result(tuned / trial, "val_acc", 0.5)
-    (text,) = [text for text in texts(one(tuned), "caution") if "another result" in text]
+    (text,) = [text for text in texts(one(tuned), "caution") if "no longer have the result" in text]
     assert trial in text
 
 

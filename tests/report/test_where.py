@@ -69,7 +69,7 @@ def test_keeps(text: str, names: str) -> None:
         ("norm == (lambda: 1)()", "is not a value"),
         ("[x for x in norm]", "is not a comparison"),
         ("batch", "is not a comparison"),
-        ("norm == gn-8", "in quotes"),
+        ("norm == gn-8", "quote text with"),
         ("", "--where is empty"),
         ("batch + 1 == 17", "is not a column"),
         ("norm is bn", "use =="),
