@@ -336,13 +336,13 @@ class JaxLoop(Loop):
         arguments = state["trainable"], other, state["scale"][0], pixels, labels
         if self._mesh is None:
             return self._pass_here(*arguments)
-        whole, shares = (_EVERYWHERE,) * 3, (_SHARED_OUT,) * 2
+        replicated, shares = (_EVERYWHERE,) * 3, (_SHARED_OUT,) * 2
         # With check_vma=False, the gradient of a sum over devices in synchronized layers is that of
         # all devices' losses, as the mean over devices below requires.
         on_all = jax.shard_map(
             self._pass_share,
             mesh=self._mesh,
-            in_specs=(*whole, *shares),
+            in_specs=(*replicated, *shares),
             out_specs=_EVERYWHERE,
             check_vma=False,
         )

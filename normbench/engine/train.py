@@ -614,7 +614,7 @@ class Session:
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         """Record a complete epoch: its row, then the checkpoints."""
-        # An interrupt between the row and its checkpoint would lose the whole epoch.
+        # An interrupt between the row and its checkpoint would lose the epoch.
         with delay_interrupts():
             self.epoch += 1
             self.partial, self.partial_seconds = self.partial.first(0), 0.0

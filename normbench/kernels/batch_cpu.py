@@ -126,7 +126,7 @@ def _backward(
     values = [tf.cast(x, tf.float32) for x in shards]
     upstream = [tf.cast(dy, tf.float32) for dy in tensors[count:]]
     values = tf.cond(tf.reduce_any(shift != 0), lambda: [x - shift for x in values], lambda: values)
-    whole = count == 1
+    undivided = count == 1
     terms = [
         tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=tf.expand_dims(dy, 2),
@@ -138,14 +138,14 @@ def _backward(
             epsilon=epsilon,
             # With several shards the operation must treat mean and variance as constants, so that
             # its dx is γ/σ·dy. The terms that flow through them are subtracted below.
-            is_training=whole,
+            is_training=undivided,
         )
         for x, dy in zip(values, upstream, strict=True)
     ]
     gradients = [tf.squeeze(term.x_backprop, axis=2) for term in terms]
     d_gamma = tf.add_n([term.scale_backprop for term in terms])
     d_beta = tf.add_n([term.offset_backprop for term in terms])
-    if not whole:
+    if not undivided:
         scale = gamma * tf.math.rsqrt(variance + epsilon) / _count(values)
         gradients = [
             dx - apply_fused(x, mean, variance, scale * d_gamma, scale * d_beta, epsilon)

@@ -24,9 +24,9 @@ class BatchNormalization(BatchStatistics):
     variance in the mini-batch, over images and positions; in inference, moving averages of both.
 
     Keras's moving average is of the biased variance; the paper (algorithm 2, step 10) and PyTorch
-    use the unbiased one, m/(m−1) times larger. ``unbiased`` selects one. All three implementations
-    use moving averages, whereas the paper averages over several mini-batches after training; see
-    :class:`PreciseBatchNormalization` for that.
+    use the unbiased one, m/(m−1) times larger. ``unbiased`` selects one. Like Keras and PyTorch,
+    this layer uses moving averages, whereas the paper averages over several mini-batches after
+    training; see :class:`PreciseBatchNormalization` for that.
 
     Args:
         momentum: Weight of the old moving statistics, as in Keras (one minus PyTorch's).
