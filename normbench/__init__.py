@@ -1,8 +1,8 @@
-"""normbench: the bench on which normalization layers are compared.
+"""normbench: a bench for comparing normalization layers.
 
 ``normbench.run``, ``normbench.sweep``, ``normbench.report`` and ``normbench.load`` are the commands
-in Python; :mod:`normbench.api` describes them. It is imported with the first of them that is used,
-so that ``import normbench`` is cheap.
+in Python, documented in :mod:`normbench.api`. That module is imported on first use, so that
+``import normbench`` is cheap.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def __dir__() -> list[str]:
 
 
 class CallablePackage(ModuleType):
-    """A package that is also the function of its name in :mod:`normbench.api`.
+    """A package that can be called like the function of the same name in :mod:`normbench.api`.
 
-    ``normbench.sweep`` is both the command in Python and the package that carries it out. Python
-    sets the attribute to the package as soon as any module of it is imported, so the package has
-    to answer the call.
+    ``normbench.sweep`` is both the command in Python and the package that implements it. Importing
+    any module of the package sets the attribute ``sweep`` of ``normbench`` to the package, so the
+    package itself must be callable.
     """
 
     @property
@@ -55,10 +55,10 @@ class CallablePackage(ModuleType):
         return getattr(import_module("normbench.api"), self.__name__.rpartition(".")[2])
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function of this name in normbench.api, whose docstring describes it."""
+        """Call the function of this name in normbench.api; see its docstring."""
         return self._function(*arguments, **options)
 
 
 def make_callable(package: str) -> None:
-    """Make a package that is being imported a :class:`CallablePackage`."""
+    """Turn a package that is being imported into a :class:`CallablePackage`."""
     sys.modules[package].__class__ = CallablePackage

@@ -1,15 +1,15 @@
-"""Components: from the file of a config group to the object that is built from it.
+"""Components: the objects that config groups describe, and how they are found and checked.
 
-A file of a group names a component by its ``_target_``, a dotted path, and lists the options that
-the component is built with. Three rules hold for every group:
+A file of a config group names a component by its ``_target_``, a dotted path, and lists the options
+to build the component with. Three rules apply to every group:
 
-- The files of a group are those in ``conf/`` and in one further folder (``--config-dir``). A name
-  that both folders have is refused (:func:`group_options`).
+- The files of a group are those in ``conf/`` and in one additional folder (``--config-dir``). A
+  name that occurs in both folders is refused (:func:`group_options`).
 - A ``_target_`` must name a class or function of its group's kind, which is checked before anything
   is called (:func:`component`), and options that it does not take are refused
   (:func:`configured`).
-- A run folder names components and brings no code. A ``_target_`` in its config is imported only
-  if a file of the group has the same one (:func:`check_recorded`).
+- A run folder names components but never provides code. A ``_target_`` in its config is imported
+  only if a file of the group has the same one (:func:`check_recorded`).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ MOVED = {
     "normbench.archs.googlenet.build": "normbench.archs.inception.build_googlenet",
     "normbench.archs.wide_resnet.build": "normbench.archs.resnet_v2.build_wide",
 }
-"""Present paths of components that have moved, by the old path of the module or of the name in it.
-Run folders of earlier versions record the old paths."""
+"""Current paths of components that have moved, keyed by the old path of the module or of the name
+in it. Run folders of earlier versions record the old paths."""
 
 DATASET_KEYS = ("validation", "split_seed", "train_size", "crop_padding", "flip")
 """Keys of a data set's group that the engine reads; all others are options of its class."""
@@ -99,11 +99,11 @@ NEWER_DATASET_KEYS: dict[str, Any] = {
     "randaugment": 0,
     "magnitude": 9,
 }
-"""Further keys that the engine reads, with the values that change nothing: a file need not have
+"""Newer keys that the engine reads, with the values at which they have no effect. Files may omit
 them, and signatures leave these values out."""
 
 MOST_OPERATIONS = 8
-"""Largest ``dataset.randaugment``: operations on an image, one after the other."""
+"""Largest ``dataset.randaugment``: the number of operations applied to an image in sequence."""
 MOST_MAGNITUDE = 30
 """Largest ``dataset.magnitude``; 0 is the identity for every operation that has a strength."""
 
@@ -113,20 +113,20 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def conf_dir() -> Path:
-    """Return the folder ``conf/`` of the installed package, or else of the checkout."""
+    """Return the ``conf/`` folder of the installed package, or of the checkout."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
-    """Return every group (as ``norm`` or ``norm/weight``) with the names it offers, sorted.
+    """Return every group (such as ``norm`` or ``norm/weight``) with its names, sorted.
 
     Args:
         config_dir: A second folder of config groups, laid out like ``conf/``.
 
     Raises:
-        UserError: ``config_dir`` is not a folder, has a file with a name that ``conf/`` has too, or
-            one that ends in ``.yml``.
+        UserError: ``config_dir`` is not a folder, or has a file that ends in ``.yml`` or whose name
+            is also in ``conf/``.
     """
     options: dict[str, list[str]] = {}
     for group, name in sorted(group_files(config_dir)):
@@ -151,26 +151,26 @@ def read_group(group: str, name: str, config_dir: str | Path | None = None) -> d
     """Return the keys in a file of a group, its ``defaults`` list included.
 
     Raises:
-        UserError: There is no such file, or it is no YAML mapping; and as :func:`group_options`.
+        UserError: There is no such file, or it is not a YAML mapping; and as :func:`group_options`.
     """
     return read_keys(group_file(group, name, config_dir))
 
 
 def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return a file of ``conf/`` with the files of its ``defaults``, as Hydra composes it.
+    """Return the keys of a file of ``conf/`` merged with its ``defaults``, as Hydra composes them.
 
-    Reading takes a hundredth of Hydra's time, and knows only the forms that the files of ``conf/``
-    have. Anything else is left to Hydra.
+    This is a hundred times faster than Hydra, but supports only the constructs that the files of
+    ``conf/`` use. Anything else is left to Hydra.
 
     Args:
-        group: The group, as ``norm``.
+        group: The group, such as ``norm``.
         name: The name of the file.
-        within: Names of files in groups inside this one, ``{"weight": "ws"}`` for
-            ``norm/weight=ws``, in place of those in the list.
+        within: Names of files in nested groups that replace those in the ``defaults`` list:
+            ``{"weight": "ws"}`` for ``norm/weight=ws``.
 
     Returns:
-        The keys; None where there is no such file, or Hydra must read it: for an interpolation, a
-        package, a text that Hydra reads as a number, or an entry of another form.
+        The keys; None if there is no such file, or if Hydra must read it because of an
+        interpolation, a package, a string that Hydra reads as a number, or another kind of entry.
     """
     file = conf_dir() / group / f"{name}.yaml"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -206,14 +206,14 @@ def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str,
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether every value in a tree is the same to Hydra's reader as to ours."""
+    """Return whether Hydra would read every value in a tree as :func:`read_keys` does."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list):
         return all(map(_is_plain, value))
     if isinstance(value, str):
         try:
-            float(value)  # as 1e-5, which YAML takes for a text
+            float(value)  # such as 1e-5, which YAML reads as a string
         except ValueError:
             return True
         return False
@@ -221,7 +221,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Put the keys of ``more`` into a tree; mappings in both are merged."""
+    """Copy the keys of ``more`` into a tree; a mapping that is in both is merged."""
     for key, value in more.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
@@ -259,7 +259,7 @@ def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
     """Return the ``_target_`` paths that the files of a group name.
 
     Raises:
-        UserError: A file of the group is no YAML mapping; and as :func:`group_options`.
+        UserError: A file of the group is not a YAML mapping; and as :func:`group_options`.
     """
     found = (read_keys(file).get("_target_") for file in _files_of(group, config_dir))
     return {path for path in found if isinstance(path, str)}
@@ -268,18 +268,18 @@ def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
 def own_files(
     group: str, spec: Mapping[str, Any], config_dir: str | Path | None
 ) -> dict[tuple[str, str], Path]:
-    """Return the files of ``config_dir`` that name a component, and those in their ``defaults``.
+    """Return the files of ``config_dir`` that define a component, and those in their ``defaults``.
 
     Args:
-        group: As ``norm`` or ``norm/weight``.
+        group: Such as ``norm`` or ``norm/weight``.
         spec: The keys of the component in the config of a run.
         config_dir: A second folder of config groups.
 
     Returns:
-        The files by group and name; none if ``conf/`` has the component.
+        The files by group and name; empty if ``conf/`` has the component.
 
     Raises:
-        UserError: As :func:`group_options`, or a file of the group is no YAML mapping.
+        UserError: As :func:`group_options`, or a file of the group is not a YAML mapping.
     """
     shipped = _files_under(conf_dir())
     own = {key: file for key, file in group_files(config_dir).items() if key not in shipped}
@@ -310,7 +310,7 @@ def _defaults_of(group: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def group_files(config_dir: str | Path | None = None) -> dict[tuple[str, str], Path]:
-    """Return all config files by group and name; one at the top of a folder has the group ".".
+    """Return all config files by group and name; files at the top of a folder have the group ".".
 
     Raises:
         UserError: As :func:`group_options`.
@@ -320,7 +320,7 @@ def group_files(config_dir: str | Path | None = None) -> dict[tuple[str, str], P
         return shipped
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
-        raise UserError(f"--config-dir {str(config_dir)!r} is no folder")
+        raise UserError(f"--config-dir {str(config_dir)!r} is not a folder")
     own = _files_under(folder)
     groups = {group for group, _ in shipped if group != "."}
     for group in sorted(groups):
@@ -351,12 +351,12 @@ def read_keys(file: Path) -> dict[str, Any]:
     """Return the keys in a config file.
 
     Raises:
-        UserError: The file is no YAML mapping.
+        UserError: The file is not a YAML mapping.
     """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{file} must be a group of keys")
     return dict(tree)
@@ -379,34 +379,34 @@ class _Kind:
 
 
 def _subclass_of(path: str) -> _Kind:
-    """Return the kind of the subclasses of a class, which is imported at the first check."""
+    """Return the kind that accepts subclasses of a class, which is imported at the first check."""
 
-    def accepts(made: Any) -> bool:
-        if not inspect.isclass(made) or inspect.isabstract(made):
+    def accepts(candidate: Any) -> bool:
+        if not inspect.isclass(candidate) or inspect.isabstract(candidate):
             return False
-        return issubclass(made, target(path))
+        return issubclass(candidate, target(path))
 
     return _Kind(f"a subclass of {path}", accepts)
 
 
 def _function_of(wanted: str, *parameters: str) -> _Kind:
-    """Return the kind of the functions whose first parameters have these names."""
+    """Return the kind that accepts functions whose first parameters have these names."""
 
-    def accepts(made: Any) -> bool:
-        if not callable(made):
+    def accepts(candidate: Any) -> bool:
+        if not callable(candidate):
             return False
         try:
-            named = list(inspect.signature(made).parameters)
-        except (TypeError, ValueError):  # a builtin that does not say
+            names = list(inspect.signature(candidate).parameters)
+        except (TypeError, ValueError):  # a builtin without a signature
             return False
-        return tuple(named[: len(parameters)]) == parameters
+        return tuple(names[: len(parameters)]) == parameters
 
     return _Kind(f"{wanted}({', '.join(parameters)}, …)", accepts)
 
 
-def _is_optimizer(made: Any) -> bool:
-    has_slots = hasattr(made, "slots") or "slots" in getattr(made, "__annotations__", ())
-    return inspect.isclass(made) and has_slots and callable(getattr(made, "update", None))
+def _is_optimizer(candidate: Any) -> bool:
+    has_slots = hasattr(candidate, "slots") or "slots" in getattr(candidate, "__annotations__", ())
+    return inspect.isclass(candidate) and has_slots and callable(getattr(candidate, "update", None))
 
 
 _KINDS = {
@@ -423,14 +423,14 @@ _KINDS = {
 
 
 def target(path: str) -> Any:
-    """Import the object at a dotted path, or at its present path if it has moved (:data:`MOVED`).
+    """Import the object at a dotted path, or at its current path if it has moved (:data:`MOVED`).
 
     Raises:
         UserError: There is no such module, or it has no such name.
     """
     module_name, _, name = present_path(path).rpartition(".")
     if not module_name:
-        raise UserError(f"_target_ {path!r} is no dotted path such as package.module.Class")
+        raise UserError(f"_target_ {path!r} is not a dotted path such as package.module.Class")
     if is_own(path):
         look_in_working_folder()
     try:
@@ -448,7 +448,7 @@ def target(path: str) -> Any:
 
 
 def present_path(path: str) -> str:
-    """Return the present path of a component that may have moved (:data:`MOVED`)."""
+    """Return the current path of a component that may have moved (:data:`MOVED`)."""
     module, _, name = path.rpartition(".")
     return MOVED.get(path) or f"{MOVED.get(module, module)}.{name}"
 
@@ -457,7 +457,7 @@ def look_in_working_folder() -> None:
     """Let Python import modules from the working folder, as it does for ``python -m normbench``."""
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):
-        sys.path.append(folder)  # at the end, so that its modules hide no others
+        sys.path.append(folder)  # last, so that its modules shadow no others
 
 
 def is_own(target: Any) -> bool:
@@ -477,12 +477,12 @@ def check_names(tree: Mapping[str, Any]) -> None:
 
 
 def check_name(group: str, spec: Any) -> None:
-    """Refuse a class of the user's that has the name of a shipped one.
+    """Refuse a user's component that has the name of a shipped one.
 
-    Runs and reports show the name alone, which would then stand for two different things.
+    Runs and reports show only the name, which would be ambiguous.
 
     Args:
-        group: As ``norm`` or ``norm/weight``.
+        group: Such as ``norm`` or ``norm/weight``.
         spec: The keys of the group in a config.
 
     Raises:
@@ -492,7 +492,7 @@ def check_name(group: str, spec: Any) -> None:
     shipped = conf_dir() / group / f"{name}.yaml"
     if is_own(path) and shipped.is_file():
         raise UserError(
-            f"{group}: the file that names {path!r} has the name {name!r}, which is that of "
+            f"{group}: the file that names {path!r} has the name {name!r}, already taken by "
             f"{shipped}: set another 'name' in it"
         )
 
@@ -501,9 +501,9 @@ def component(group: str, path: str, called: str) -> Any:
     """Import the component that a ``_target_`` of a group names, without calling it.
 
     Args:
-        group: As ``norm`` or ``norm/weight``.
+        group: Such as ``norm`` or ``norm/weight``.
         path: The dotted path.
-        called: Name of the component in messages, as ``norm=gn``.
+        called: Name of the component in messages, such as ``norm=gn``.
 
     Raises:
         UserError: There is no such object, or it is not of the group's kind.
@@ -527,15 +527,16 @@ def configured(
     """Return the component that a group's keys describe, and the options to call it with.
 
     Args:
-        group: As ``norm`` or ``norm/weight``.
+        group: Such as ``norm`` or ``norm/weight``.
         spec: The keys of the group in a config: ``name``, ``_target_`` and options.
         called: Name of the component in messages; ``GROUP=NAME`` by default.
         keys: Required keys that are not options of the component, because the engine reads them.
-        structure: Allowed keys that are not options.
+        structure: Optional keys that are not options of the component.
         passed: Names of the parameters that the caller passes in addition to the options.
 
     Raises:
-        UserError: There is no such component, it is of another kind, or it does not take an option.
+        UserError: There is no such component, it is of another kind, or it does not take one of the
+            options.
     """
     called = called or f"{group}={spec.get('name')}"
     path = spec.get("_target_")
@@ -557,7 +558,8 @@ def make_source(spec: Mapping[str, Any]) -> Any:
         spec: The group ``dataset`` of a config.
 
     Raises:
-        UserError: There is no such class, it is not a source, or it does not take an option.
+        UserError: There is no such class, it is not a source, or it does not take one of the
+            options.
     """
     source, options = _configured_dataset(spec)
     return source(**options)
@@ -568,36 +570,36 @@ def _configured_dataset(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def with_newer_keys(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a data set's keys with the newer ones that they lack (:data:`NEWER_DATASET_KEYS`)."""
+    """Return a data set's keys with missing newer ones added (:data:`NEWER_DATASET_KEYS`)."""
     return {**spec, **{k: v for k, v in NEWER_DATASET_KEYS.items() if k not in spec}}
 
 
 def is_by_content(spec: Mapping[str, Any]) -> bool:
-    """Return whether a data set is known by its content (:mod:`normbench.data.content`)."""
+    """Return whether a data set is identified by its content (:mod:`normbench.data.content`)."""
     return "content" in spec and not is_own(spec.get("_target_"))
 
 
 def identify(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a data set's keys, with its content filled in if it is known by that.
+    """Return a data set's keys, with its content filled in if the content identifies it.
 
     Args:
         spec: The group ``dataset`` of a config.
 
     Raises:
-        UserError: The data set is not there, or cannot be read; or its title is the name of a data
+        UserError: The data set does not exist or cannot be read, or its title is the name of a data
             set that ships with normbench.
     """
     if not is_by_content(spec):
         return dict(spec)
-    made, options = _configured_dataset(spec)
-    found = made.identify(**options)
+    source, options = _configured_dataset(spec)
+    found = source.identify(**options)
     if (conf_dir() / "dataset" / f"{found['title']}.yaml").is_file():
         if spec.get("title"):
             raise UserError(
-                f"dataset.title={found['title']} is the name of a data set of normbench's: choose "
-                "another title"
+                f"dataset.title={found['title']} is the name of a data set that ships with "
+                "normbench: choose another title"
             )
-        found["title"] = f"{spec['name']} {found['title']}"  # of the file mnist.npz
+        found["title"] = f"{spec['name']} {found['title']}"  # the title came from the file's name
     return {**spec, **found}
 
 
@@ -608,13 +610,13 @@ def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
     }
 
 
-def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
+def parameters_of(factory: Any) -> dict[str, inspect.Parameter]:
     """Return the options that a class or a function takes, by name.
 
-    The ``name`` and ``dtype`` of a layer are not options, nor is anything that it takes only as
-    ``**kwargs``.
+    The ``name`` and ``dtype`` of a layer are not options, nor is anything that it accepts only
+    through ``**kwargs``.
     """
-    signature = inspect.signature(made.__init__ if inspect.isclass(made) else made)
+    signature = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: parameter
@@ -624,23 +626,23 @@ def parameters_of(made: Any) -> dict[str, inspect.Parameter]:
 
 
 def check_options(
-    kind: str, made: Any, options: Mapping[str, Any], beside: Collection[str] = ()
+    kind: str, factory: Any, options: Mapping[str, Any], other_keys: Collection[str] = ()
 ) -> None:
-    """Refuse options that a component does not take, and the lack of an option that it requires.
+    """Refuse options that a component does not take, and missing options that it requires.
 
     Args:
-        kind: Name of the component in messages, as ``norm=gn``.
-        made: A class or a function.
+        kind: Name of the component in messages, such as ``norm=gn``.
+        factory: A class or a function.
         options: Values of the options by name.
-        beside: Other allowed keys, for the message.
+        other_keys: Other allowed keys, for the message.
 
     Raises:
         UserError: An unknown or a missing option.
     """
-    known = parameters_of(made)
+    known = parameters_of(factory)
     for name in options:
         if name not in known:
-            raise unknown(f"option of {kind}", str(name), [*known, *beside])
+            raise unknown(f"option of {kind}", str(name), [*known, *other_keys])
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
             raise UserError(f"{kind} lacks the option {name!r}")
@@ -657,16 +659,17 @@ def check_recorded(
 ) -> dict[str, Any]:
     """Check that the components in a run folder's config may be built.
 
-    A run folder may come from anybody, so it must not decide which code runs. It can choose among
-    the components that ``conf/`` and ``config_dir`` name, and set their options to plain values.
+    A run folder may come from an untrusted source, so it must not decide which code runs. It can
+    only choose among the components that ``conf/`` and ``config_dir`` name, and set their options
+    to plain values.
 
     Args:
         tree: The recorded config.
-        config_dir: A second folder of config groups, which the command line of this process names.
+        config_dir: A second folder of config groups, given on this process's command line.
         where: Name of the run in messages.
 
     Returns:
-        The config with the present paths of components that have moved (:data:`MOVED`).
+        The config with the current paths of components that have moved (:data:`MOVED`).
 
     Raises:
         UserError: The config has a ``_target_`` that no file in either folder has, or a value that
@@ -685,7 +688,7 @@ def check_recorded(
         if found is not None and not known:
             raise UserError(
                 f"{where} names {found!r} at {path}, which no file of {group} has in "
-                f"{_folders(config_dir)}: nothing of it is imported"
+                f"{_folders(config_dir)}: it is not imported"
                 f"{'' if config_dir else ' (--config-dir adds a folder of your own)'}"
             )
         for key, value in spec.items():
@@ -709,8 +712,8 @@ def recorded_components(
         where: Name of the run in messages.
 
     Yields:
-        The position of the component in the config, as ``norm.weight``; its group, as
-        ``norm/weight``; and its keys, which are empty if the config has no such component.
+        The position of the component in the config, such as ``norm.weight``; its group, such as
+        ``norm/weight``; and its keys, empty if the config has no such component.
 
     Raises:
         UserError: A key that must hold a component holds something else.
@@ -750,7 +753,7 @@ def _targets(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _moved(value: Any) -> Any:
-    """Return a copy of a config with the present paths of components that have moved."""
+    """Return a copy of a config with the current paths of components that have moved."""
     if isinstance(value, Mapping):
         return {
             key: present_path(item) if key == "_target_" and isinstance(item, str) else _moved(item)
@@ -760,14 +763,14 @@ def _moved(value: Any) -> Any:
 
 
 def _check_size(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse the endless or enormous values that aliases in YAML can make of a small file."""
+    """Refuse cyclic or enormous values, which YAML aliases can produce from a small file."""
     left = _MOST_VALUES
     waiting: list[tuple[Any, int]] = [(tree, 0)]
     while waiting:
         value, depth = waiting.pop()
         left -= 1
         if left < 0 or depth > _MOST_DEPTH:
-            raise UserError(f"{where} has a config.yaml that no run has: it holds too many values")
+            raise UserError(f"{where} has too many values in config.yaml, or nests them too deeply")
         if isinstance(value, Mapping):
             waiting += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
@@ -785,7 +788,7 @@ def _check_mapping(
 ) -> None:
     """Refuse an option that is a mapping, unless a file of the group has the same value.
 
-    Keras would build an object of any class from a mapping that names a module and a class.
+    From a mapping that names a module and a class, Keras would build an object of any class.
     """
     written = json.dumps(value, sort_keys=True, default=str)
     for file in _files_of(group, config_dir):

@@ -1,7 +1,7 @@
 """The config of a run: :func:`compose` builds a :class:`Config` from ``conf/`` and overrides.
 
-Hydra composes the chosen files of the groups; values are then checked here, against the types that
-the files have, and put in. ``Config.signature`` is a hash of all keys that decide a run's numbers.
+Hydra composes the chosen files of the groups. Values from overrides are then checked against the
+types in those files and set. ``Config.signature`` hashes all keys that affect a run's numbers.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 STORE_VARIABLE = "NORMBENCH_STORE"
-"""Environment variable with the store of commands that name none."""
+"""Environment variable with the default store."""
 
 SCHEMA = 1
-"""Version of the meaning of a config, and part of every signature: raise it if numbers change."""
+"""Version of the meaning of a config, part of every signature: increment it if numbers change."""
 
 PLACES = ("stem", "pre", "mid", "post", "shortcut", "head")
 """Places at which a network normalizes: after the stem; after a block's first, inner and last
@@ -63,15 +63,15 @@ convolution (of two convolutions, the first counts as inner); on the shortcut; b
 _MARK = "launch"
 _LAUNCH = {_MARK: True}  # metadata of fields that cannot change a run's numbers
 _TEXTS = ("store", "label", "init")  # keys that take any text
-_LATER = {"later": True}  # metadata of newer fields: signatures leave their default out
+_LATER = {"later": True}  # metadata of newer fields, whose defaults signatures leave out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run's numbers, and where the run is kept.
+    """Everything that affects a run's numbers, and where the run is stored.
 
-    Groups are plain dicts with a ``name``, mostly a ``_target_`` (dotted path of what they
-    build) and options. The other fields are values; ``conf/config.yaml`` holds their defaults.
+    Groups are plain dicts with a ``name``, usually a ``_target_`` (the dotted path of the component
+    to build) and options. The other fields are values; ``conf/config.yaml`` has their defaults.
     """
 
     dataset: dict[str, Any]
@@ -124,12 +124,12 @@ class Config:
                 "name, the path or the signature of a run (normbench list)"
             )
         if self.init_head == "new" and not self.init:
-            raise UserError("init_head=new needs init=RUN, the run that the other weights are of")
+            raise UserError("init_head=new needs init=RUN, the run that provides the other weights")
         if not self.max_loss > 0:
             raise UserError(f"max_loss must be above 0, got {self.max_loss:g}")
         for group in ("dataset", "arch", "norm", "optimizer", "schedule"):
             if not isinstance(getattr(self, group).get("name"), str):
-                raise UserError(f"the file of {group} must set the key 'name' to a text")
+                raise UserError(f"the file of {group} must set the key 'name' to a string")
         scaling = self.optimizer.get("scaling", "none")
         if scaling not in ("linear", "sqrt", "none"):
             raise unknown("optimizer.scaling", str(scaling), ("linear", "sqrt", "none"))
@@ -151,40 +151,40 @@ class Config:
     def micro_batch(self) -> int:
         """Images in a forward pass of one device.
 
-        The whole batch where ``accumulate=auto`` decides later.
+        With ``accumulate=auto``, which is resolved later, this is the entire batch.
         """
         parts = 1 if self.accumulate == "auto" else self.accumulate
         return self.batch // (parts * self.devices)
 
     @property
     def norm_name(self) -> str:
-        """The normalization with its weight parametrization, as ``gn_ws``."""
+        """The normalization with its weight parametrization, such as ``gn_ws``."""
         return norm_name(self.norm)
 
     @property
     def init_signature(self) -> str:
-        """Signature of the run that ``init`` names, with which its name ends; empty for none.
+        """Signature of the run that ``init`` names; empty for none.
 
-        It stands for the weights in the signature of this run, wherever the other run is kept.
+        It represents the initial weights in this run's signature, wherever the other run is stored.
         """
         return init_signature(self.init)
 
     @property
     def signature(self) -> str:
-        """Eight hex digits, equal for two configs exactly if their numbers must be equal."""
+        """Eight hex digits, equal for two configs if and only if their numbers must be equal."""
         return self._hashed(_signed)
 
     @property
     def earlier_signature(self) -> str:
-        """Signature in versions that told 1.0 from 1 in the options of a user's own class."""
+        """Signature in versions that distinguished 1.0 from 1 in options of a user's own class."""
         return self._hashed(lambda tree: _signed(tree, own_numbers=False))
 
     def _hashed(self, signed: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
         tree = {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if not each.metadata.get(_MARK)
-            and not (each.metadata.get("later") and getattr(self, each.name) == each.default)
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if not item.metadata.get(_MARK)
+            and not (item.metadata.get("later") and getattr(self, item.name) == item.default)
         }
         if self.init:
             tree["init"] = self.init_signature
@@ -214,16 +214,16 @@ class Config:
         """Build a config from a result of :meth:`to_dict`, of this or an earlier version.
 
         Raises:
-            UserError: A key is unknown, or one that decides the numbers is missing.
+            UserError: A key is unknown, or a required one is missing.
         """
-        known = {each.name for each in fields(cls)}
+        known = {item.name for item in fields(cls)}
         for key in tree:
             if key not in known:
                 raise unknown("key", str(key), known)
         newer = {
-            each.name
-            for each in fields(cls)
-            if each.default is not MISSING or each.default_factory is not MISSING
+            item.name
+            for item in fields(cls)
+            if item.default is not MISSING or item.default_factory is not MISSING
         }
         for key in known - set(tree) - newer:
             raise UserError(f"the config lacks the key {key!r}")
@@ -236,15 +236,15 @@ class Config:
     def from_run(
         cls, recorded: Mapping[str, Any], config_dir: str | Path | None, where: str
     ) -> Config:
-        """Build the config that a run folder records; the folder may come from anybody.
+        """Build the config that a run folder records; the folder need not be trusted.
 
         Args:
             recorded: The content of ``config.yaml``.
-            config_dir: Additional folder with config groups, given on this command line.
+            config_dir: Second folder of config groups, given on this process's command line.
             where: Name of the run in messages.
 
         Raises:
-            UserError: It names a component that no config group has, or it is no config.
+            UserError: It names a component that no config group has, or it is not a config.
         """
         tree = {key: value for key, value in recorded.items() if key not in _ABOUT}
         return cls.from_dict(check_recorded(_SINCE | tree, config_dir, where))
@@ -253,7 +253,8 @@ class Config:
 def signature_without_seed(recorded: Mapping[str, Any]) -> str:
     """Return the signature of the config that a run folder records, with 0 in place of its seed.
 
-    It is equal for two runs exactly if they differ in nothing but their seeds that decides numbers.
+    It is equal for two runs if and only if their seeds are the only difference that affects their
+    numbers.
 
     Raises:
         UserError: The config has a key that this version does not know, or lacks one.
@@ -263,14 +264,14 @@ def signature_without_seed(recorded: Mapping[str, Any]) -> str:
 
 
 def branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """Return the mapping of a config in which a key stands, and its name there.
+    """Return the mapping of a config that contains a key, and the key's name in it.
 
     Args:
         tree: A config as plain dicts.
-        key: A key, as ``optimizer.lr``; or a group in a group, as ``norm/weight``.
+        key: A key, such as ``optimizer.lr``, or a nested group, such as ``norm/weight``.
 
     Returns:
-        The mapping, a new one where the config has none; and the last word of the key.
+        The mapping, a new one if the config has none; and the last word of the key.
     """
     *parents, last = key.replace("/", ".").split(".")
     found: Any = tree
@@ -279,20 +280,20 @@ def branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     return found if isinstance(found, dict) else {}, last
 
 
-_ABOUT = ("signature", "schema")  # keys of config.yaml that say something about the config
+_ABOUT = ("signature", "schema")  # keys of config.yaml that are not part of the config
 _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of older runs may lack
 
 
 def init_signature(init: str) -> str:
-    """Return the signature of the run that a value of ``init`` names; empty where it names none."""
+    """Return the signature of the run that a value of ``init`` names; empty if it names none."""
     found = re.search(r"(?:^|[-/])([0-9a-f]{8})/?$", init)
     return found[1] if found else ""
 
 
 def _signed_dataset(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a data set's keys that its run's signature hashes.
+    """Return the keys of a data set that its run's signature hashes.
 
-    The content of a data set stands for where it lies, and for the options with which it was read.
+    A hash of the content, where there is one, replaces the path and the options for reading it.
     """
     signed = {
         key: value
@@ -313,12 +314,12 @@ def _signed(tree: Any, foreign: bool = False, *, own_numbers: bool = True) -> An
     """Return the part of a config that its signature hashes.
 
     Paths inside this package are left out, so that moving a class changes no signature. In options
-    of a user's own class, whose types nobody declares, 1.0 becomes 1.
+    of a user's own class, whose types are not declared, 1.0 becomes 1.
 
     Args:
         tree: A value of the config.
         foreign: Whether the value is an option of a class outside this package.
-        own_numbers: Whether 1.0 becomes 1 there, as it did not in earlier versions.
+        own_numbers: Whether 1.0 becomes 1 there; False for the signatures of earlier versions.
     """
     if isinstance(tree, Mapping):
         target = str(tree.get("_target_", ""))
@@ -347,7 +348,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
     Raises:
         UserError: An unknown key, name or value, a value of the wrong type or out of range, or
-            an override that names several values.
+            an override with several values.
     """
     return compose_parsed(parse(overrides), config_dir)
 
@@ -358,15 +359,15 @@ def compose_parsed(
     groups: Mapping[str, Sequence[str]] | None = None,
     contents: dict[str, dict[str, Any]] | None = None,
 ) -> Config:
-    """Compose one run's config from overrides that are parsed already.
+    """Compose one run's config from parsed overrides.
 
     Args:
         overrides: Results of :func:`parse`, for one run.
         config_dir: A second folder of config groups, laid out like ``conf/``.
-        groups: Result of :func:`group_options`. A sweep passes it, so that its cells need not list
-            the files again.
-        contents: Data sets that were identified for earlier cells of a sweep, which passes an empty
-            dict at first; added to.
+        groups: Result of :func:`group_options`. A sweep passes it, so that the files are listed
+            only once.
+        contents: Cache of the data sets already identified. A sweep passes the same dict, empty at
+            first, for all its cells.
 
     Raises:
         UserError: As in :func:`compose`.
@@ -377,7 +378,7 @@ def compose_parsed(
     for override in overrides:
         key = override.key_or_group
         if key in groups:
-            if key.partition("/")[0] not in {each.name for each in fields(Config)}:
+            if key.partition("/")[0] not in {item.name for item in fields(Config)}:
                 raise UserError(f"{override.input_line!r} is for sweeps: normbench sweep takes it")
             if override.is_delete():
                 raise UserError(f"{override.input_line!r}: a group cannot be removed, only chosen")
@@ -395,27 +396,27 @@ def compose_parsed(
     directory = None if config_dir is None else str(Path(config_dir).resolve())
     plain, known = _plain_groups(tuple(chosen), directory)
     if plain is not None and not any(refers(value) for _, value, _ in values):
-        made = copy.deepcopy(plain)
+        tree = copy.deepcopy(plain)
         for key, value, text in values:
-            _put(made, key, _checked(key, _plain(value), text, known, groups))
-        return _stored(Config.from_dict(_identified(made, contents)))
+            _put(tree, key, _checked(key, _plain(value), text, known, groups))
+        return _stored(Config.from_dict(_identified(tree, contents)))
     composed, norm_file = _compose_groups(tuple(chosen), directory)
-    tree = copy.deepcopy(composed)
-    placing = [each for each in values if names_placement(each[0], tree.norm)]
-    for each in placing:
-        _refuse_several(*each)
-    _place(tree, norm_file, [each[:2] for each in placing], groups["norm"], directory)
+    composed = copy.deepcopy(composed)
+    placing = [item for item in values if names_placement(item[0], composed.norm)]
+    for item in placing:
+        _refuse_several(*item)
+    _place(composed, norm_file, [item[:2] for item in placing], groups["norm"], directory)
     texts = {key: value for key, value, _ in values if key in _TEXTS and not refers(value)}
-    for each in values:
-        key, value, text = each
-        if each not in placing and key not in texts:
-            _set(tree, key, _plain(value), text, groups)
-    typed = _with_number_types(_resolved(tree)) | texts
+    for item in values:
+        key, value, text = item
+        if item not in placing and key not in texts:
+            _set(composed, key, _plain(value), text, groups)
+    typed = _with_number_types(_resolved(composed)) | texts
     return _stored(Config.from_dict(_identified(typed, contents)))
 
 
 def _identified(tree: dict[str, Any], contents: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
-    """Return a config whose data set has its content filled in, if it is known by that."""
+    """Return a config with its data set's content filled in, if the content identifies it."""
     spec = tree["dataset"]
     if not isinstance(spec, Mapping) or not is_by_content(spec):
         return tree
@@ -432,7 +433,7 @@ def default_store() -> str:
 
 
 def _stored(config: Config) -> Config:
-    """Refuse an empty store, which ``store=$UNSET`` gives."""
+    """Refuse an empty store, as results from ``store=$UNSET``."""
     if not config.store.strip():
         raise UserError("store is empty: write store=FOLDER, or leave it out for the default")
     return config
@@ -453,19 +454,19 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
 
 @lru_cache(maxsize=4096)
 def _chosen_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[dict[str, Any], str]:
-    """Compose one choice of groups as plain dicts: by reading their files, else with Hydra.
+    """Compose one choice of groups as plain dicts, from their files if possible, else with Hydra.
 
-    Both give the same. Hydra takes 0.1 s for a choice, and a sweep may have a hundred of them.
+    Both give the same result, but Hydra takes 0.1 s, and a sweep may have a hundred choices.
     """
     read = _read_choices(chosen) if chosen and config_dir is None else None
     return _compose_with_hydra(chosen, config_dir) if read is None else read
 
 
 def _read_choices(chosen: Sequence[str]) -> tuple[dict[str, Any], str] | None:
-    """Put the files of a choice into the default config; None where Hydra must do it."""
+    """Put the files of a choice into the default config; return None if Hydra must do it."""
     names = dict(text.split("=", 1) for text in chosen if text.count("=") == 1)
     if len(names) != len(chosen) or any(group in names for group in ("probe", "logger")):
-        return None  # of these, several files may be chosen, each with a place of its own
+        return None  # several files of these groups may be chosen, each under its own key
     default, norm_file = _chosen_groups((), None)
     tree = copy.deepcopy(default)
     for group in dict.fromkeys(group.partition("/")[0] for group in names):
@@ -525,9 +526,9 @@ def _plain_groups(
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Return a choice of groups as plain dicts, and its leaves by dotted key.
 
-    Values can be put into plain dicts without OmegaConf, which is what makes large sweeps fast. The
-    dicts are None if one value may depend on another: with interpolations, and with a normalization
-    that places others.
+    Setting values in plain dicts, without OmegaConf, is what makes large sweeps fast. The dicts are
+    None if one value may depend on another: with interpolations, and with a normalization that
+    places others.
     """
     tree, _ = _chosen_groups(chosen, config_dir)
     known = dict(leaves(tree))
@@ -571,18 +572,18 @@ def _checked(
     known: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
 ) -> Any:
-    """Return a value with the type that ``key`` holds.
+    """Return a value converted to the type of ``key``.
 
     Args:
         key: A dotted key of the config.
         value: The value as Hydra reads it.
-        text: The value as it was typed, for a key that holds a text.
+        text: The value as it was typed, for a key whose values are strings.
         known: Every key with its default.
-        groups: Every group with the names that it offers.
+        groups: Every group with its names.
 
     Raises:
-        UserError: There is no such key, it is decided by the choice of a group, or the value has
-            another type.
+        UserError: There is no such key, the choice of a group decides it, or the value has another
+            type.
     """
     if key not in known:
         raise _unknown_key(key, value, list(known), groups)
@@ -614,7 +615,7 @@ def _refuse_several(key: str, value: Any, text: str) -> None:
 
 
 def _target_of(key: str, known: Mapping[str, Any]) -> str:
-    """Return the ``_target_`` of the innermost group around a key; empty where there is none."""
+    """Return the ``_target_`` of the innermost group around a key; empty if there is none."""
     while key := key.rpartition(".")[0]:
         if path := known.get(f"{key}._target_"):
             return str(path)
@@ -638,16 +639,16 @@ def _unknown_key(
         siblings += [group for group in groups if "/" not in group]
     elsewhere = [k for k in settable if k.rpartition(".")[2] == last]
     near = nearest(last, [k.rpartition(".")[2] for k in siblings])
-    beside = [k for k in siblings if k.rpartition(".")[2] == near]
-    close = next(iter([*elsewhere, *beside]), None)
+    nearby = [k for k in siblings if k.rpartition(".")[2] == near]
+    close = next(iter([*elsewhere, *nearby]), None)
     hint = f": did you mean {close!r}?" if close else ""
-    # A group may be a key too, as a list of names.
+    # A group such as probe is a key too, so a name may occur twice.
     allowed = ", ".join(sorted(set(siblings or settable)))
     return UserError(f"unknown key {key!r}{hint} (allowed: {allowed})")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a config with their values, ``norm.groups`` and 8; an empty group too."""
+    """Yield the dotted keys of a config with their values; an empty group counts as a value."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
@@ -659,15 +660,15 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _like(key: str, value: Any, default: Any, target: str) -> Any:
     """Return ``value`` with the type of the default in its group's file, or refuse it.
 
-    For a user's own class, a whole number in the file allows any number: ``factor: 1`` does not
-    mean that ``factor=0.5`` makes no sense.
+    For a user's own class, a whole number in the file allows any number: with ``factor: 1`` in it,
+    ``factor=0.5`` may make sense too.
     """
     if isinstance(value, str) and value.startswith("${"):
         return value
     if "." not in key:
         return value  # checked against the type of its field
     if default is None or value is None:
-        return value  # optional: what it may hold is checked by the part that takes it
+        return value  # optional: the component checks it
     if isinstance(default, str) and default.startswith("${"):
         return value
     if isinstance(default, list):
@@ -682,7 +683,7 @@ def _like(key: str, value: Any, default: Any, target: str) -> Any:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Check ``value`` against a type hint, and convert whole numbers for a float."""
+    """Check ``value`` against a type hint; convert a whole number to float if that is the hint."""
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)
@@ -696,8 +697,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if type(value) in {type(None)}.intersection(typing.get_args(hint)):
             return None
-        hints = [each for each in typing.get_args(hint) if each is not type(None)]
-        named = [each for each in hints if typing.get_origin(each) is Literal]
+        hints = [option for option in typing.get_args(hint) if option is not type(None)]
+        named = [option for option in hints if typing.get_origin(option) is Literal]
         words = typing.get_args(named[0]) if named else ()
         if named and (isinstance(value, str) or bool in hints):
             if not (value in words if isinstance(value, str) else isinstance(value, bool)):
@@ -705,7 +706,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
                 listed = ", ".join(map(repr, words))
                 raise UserError(f"{key} must be {other} or {listed}, got {value!r}")
             return value
-        (hint,) = [each for each in hints if each not in named]
+        (hint,) = [option for option in hints if option not in named]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if hint is float and (whole or isinstance(value, float)):
         if not math.isfinite(value):
@@ -715,7 +716,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         return value
     if hint is str and (isinstance(value, str) or whole):
         return str(value)
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
     raise UserError(f"{key} must be {wanted.get(hint, hint)}, got {value!r}")
 
 
@@ -756,9 +757,9 @@ def _shipped_numbers() -> dict[str, dict[str, Any]]:
 
 
 def _with_number_types(tree: Any, key: str = "") -> Any:
-    """Give numbers in the options of shipped classes the types that they have in ``conf/``.
+    """Convert numbers in the options of shipped classes to their types in ``conf/``.
 
-    A user's file may have ``lr: 1`` for ``lr: 1.0``; it is the same run.
+    A user's file may have ``lr: 1`` instead of ``lr: 1.0``, which is the same run.
 
     Raises:
         UserError: A fraction where ``conf/`` has a whole number.
@@ -779,7 +780,7 @@ def _with_number_types(tree: Any, key: str = "") -> Any:
 
 
 def _as_number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """Convert a number to ``kind``; other values are left for the class that takes them."""
+    """Convert a number to ``kind``; leave other values to the class that takes them."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -793,16 +794,16 @@ def _at_least(key: str, value: int, least: int) -> None:
 
 
 def norm_name(norm: Mapping[str, Any]) -> str:
-    """Join the name of a group ``norm`` and its weight parametrization to ``gn_ws``.
+    """Join the names of a normalization and its weight parametrization, as in ``gn_ws``.
 
-    :func:`normbench.report.names.split_norm` takes the name apart.
+    :func:`normbench.report.names.split_norm` is the inverse.
     """
     weight = norm.get("weight")
     name = weight.get("name", "none") if isinstance(weight, Mapping) else "none"
     return str(norm["name"]) if name == "none" else f"{norm['name']}_{name}"
 
 
-# --- placed normalizations: names turned into options --------------------------------------------
+# --- placed normalizations ------------------------------------------------------------------------
 
 
 def _place(
@@ -812,7 +813,7 @@ def _place(
     names: Sequence[str],
     config_dir: str | None,
 ) -> None:
-    """Replace the names of the normalizations that ``tree.norm`` places by their full options."""
+    """Replace the names of the normalizations placed by ``tree.norm`` with their full options."""
     from omegaconf import OmegaConf
 
     def options_of_norm(name: str) -> dict[str, Any]:
@@ -826,7 +827,7 @@ def _place(
 
 
 def names_placement(key: str, norm: Mapping[str, Any]) -> bool:
-    """Return whether ``key`` chooses a place, or the normalization at one."""
+    """Return whether ``key`` chooses a place or the normalization at a place."""
     if key in ("norm.place", "norm.bfn"):
         return key.removeprefix("norm.") in norm
     return key.startswith("norm.places.") and key.count(".") == 2 and "places" in norm
@@ -839,18 +840,18 @@ def _expand_placement(
     options_of: Callable[[str], dict[str, Any]],
     like: Callable[[str, Any, Any, str], Any],
 ) -> dict[str, Any]:
-    """Return the group ``norm`` with each placed normalization's name turned into its options.
+    """Return the group ``norm`` with the name of each placed normalization replaced by its options.
 
-    Normalizations are placed by ``places``, a map from a place to the name of another
-    normalization, or to ``{norm: NAME, option: value}``; or, one in a place of its own, by
-    ``bfn`` and ``place``. A group with places that has no name of its own gets that of its file.
+    ``places`` maps places to names of normalizations, or to ``{norm: NAME, option: value}``.
+    ``bfn`` and ``place`` set a single one. A group with placed normalizations and no name of its
+    own gets the name of its file.
 
     Args:
         norm: The group as composed.
-        file: Which file of the group was chosen.
-        names: Every normalization there is.
-        options_of: Gives a normalization's group by its name.
-        like: Returns a value as the type of a default, or refuses it; called with the key, the
+        file: Name of the chosen file of the group.
+        names: The names of all normalizations.
+        options_of: Returns a normalization's group by its name.
+        like: Converts a value to the type of a default, or refuses it; called with the key, the
             value, the default and the ``_target_`` that takes it.
 
     Raises:
@@ -863,14 +864,14 @@ def _expand_placement(
         weight = norm.get("weight", {}).get("name", "none")
         expanded["name"] = file if weight == "none" else file.removesuffix(f"_{weight}")
 
-    def placed(key: str, given: Any) -> dict[str, Any]:
-        name, chosen = given, {}
-        if isinstance(given, Mapping) and "norm" in given:
-            chosen = dict(given)
+    def placed(key: str, value: Any) -> dict[str, Any]:
+        name, chosen = value, {}
+        if isinstance(value, Mapping) and "norm" in value:
+            chosen = dict(value)
             name = chosen.pop("norm")
         if not isinstance(name, str):
             raise UserError(
-                f"{key} must be the name of a norm, or {{norm: NAME, option: value}}, got {given!r}"
+                f"{key} must be the name of a norm, or {{norm: NAME, option: value}}, got {value!r}"
             )
         if name not in names:
             raise unknown(f"norm at {key}", name, names)
@@ -878,16 +879,16 @@ def _expand_placement(
         weight = spec.pop("weight", {}).get("name", "none")
         if weight != "none":
             raise UserError(
-                f"{key}={name} brings the weight parametrization {weight}, which a network has "
-                f"as a whole: choose it by norm/weight={weight}"
+                f"{key}={name} brings the weight parametrization {weight}, which applies "
+                f"to the entire network: choose it with norm/weight={weight}"
             )
         if "bfn" in spec or "places" in spec:
-            raise UserError(f"{key}={name} has places of its own and cannot be placed in one")
+            raise UserError(f"{key}={name} has places of its own, so it cannot be placed itself")
         settable = [option for option in spec if option not in ("name", "_target_")]
-        for option, value in chosen.items():
+        for option, setting in chosen.items():
             if option not in settable:
                 raise unknown(f"option of {key}={name}", option, settable)
-            spec[option] = like(f"{key}.{option}", value, spec[option], spec.get("_target_", ""))
+            spec[option] = like(f"{key}.{option}", setting, spec[option], spec.get("_target_", ""))
         return spec
 
     if "bfn" in norm:
@@ -895,11 +896,11 @@ def _expand_placement(
         expanded["bfn"] = placed("norm.bfn", norm["bfn"])
     if "places" in norm:
         expanded["places"] = {}
-        for place, given in (norm["places"] or {}).items():
+        for place, value in (norm["places"] or {}).items():
             _check_place("norm.places", place)
-            expanded["places"][place] = placed(f"norm.places.{place}", given)
+            expanded["places"][place] = placed(f"norm.places.{place}", value)
         if norm.get("place") in expanded["places"]:
-            raise UserError(f"norm.place={norm['place']} is a place that norm.places has, too")
+            raise UserError(f"norm.place={norm['place']} is also a key of norm.places")
     return expanded
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 LONGEST_REASON = 600
-"""Longest reason that is shown, in characters; the traceback has all of it."""
+"""Maximum length of a displayed reason, in characters; the traceback has the full text."""
 
 _KERAS = "Exception encountered when calling "
 _AUTOGRAPH = "in user code:"
@@ -15,13 +15,13 @@ _CALL_STACK = "(most recent call last):"
 
 
 class NormbenchError(Exception):
-    """A run failed, or something on this machine; the command exits with 1."""
+    """A failed run or a problem with this machine; the command exits with 1."""
 
     exit_code = 1
 
 
 class UserError(NormbenchError):
-    """A mistake in the command or the config, or a library that it needs is not installed.
+    """A mistake in the command or the config, or a missing library that it needs.
 
     The command exits with 2.
     """
@@ -29,7 +29,7 @@ class UserError(NormbenchError):
     exit_code = 2
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows: the line that a command prints, without a traceback."""
+        """Return the lines that a notebook shows: one line as a command prints, no traceback."""
         return [f"{type(self).__name__}: {reason(self)}"]
 
 
@@ -41,7 +41,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name most similar to ``name``, or None if none is close."""
     pool = list(allowed)
     folded = {candidate.lower(): candidate for candidate in pool}
-    cutoff = 0.5 if len(name) < 4 else 0.6  # one wrong letter of two is half
+    cutoff = 0.5 if len(name) < 4 else 0.6  # in a two-letter name, one typo already costs half
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
     if not close and len(name) > 1:
         close = [text for text in folded if name.lower() in text]
@@ -60,7 +60,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 def reason(error: BaseException) -> str:
     """Return the reason of an error in one line, without the text that libraries wrapped around it.
 
-    An error of this package is its message alone; any other begins with its type.
+    For an error of this package that is its message alone; for any other, the type comes first.
     """
     kind, message = details(error)
     if isinstance(original(error), NormbenchError):
@@ -69,14 +69,14 @@ def reason(error: BaseException) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return :func:`reason` for use inside a sentence: without the type of a ValueError."""
+    """Return :func:`reason` for use in a sentence: a ValueError or TypeError without its type."""
     kind, message = details(error)
     plain = isinstance(original(error), (NormbenchError, ValueError, TypeError))
     return message if plain and message else with_type(kind, message)
 
 
 def details(error: BaseException) -> tuple[str, str]:
-    """Return the name of an error's type and its message in one line, as for :func:`reason`."""
+    """Return the name of an error's type and its message in one line; see :func:`reason`."""
     error = original(error)
     if isinstance(error, NormbenchError):
         return type(error).__name__, " ".join(str(error).split())
@@ -86,8 +86,8 @@ def details(error: BaseException) -> tuple[str, str]:
 def original(error: BaseException) -> BaseException:
     """Return the error that a layer raised, given the copy that Keras or AutoGraph made of it.
 
-    Both raise a copy whose message has the original one in its middle, and keep the original as
-    its ``__context__``.
+    Both raise a copy whose message embeds the original message, with the original error as its
+    ``__context__``.
     """
     while _message(error).startswith((_KERAS, _AUTOGRAPH)) and error.__context__ is not None:
         error = error.__context__
@@ -97,8 +97,8 @@ def original(error: BaseException) -> BaseException:
 def unwrapped(kind: str, message: str) -> tuple[str, str]:
     """Extract an error's own type and message from the text that libraries wrapped around it.
 
-    Keras, AutoGraph, TensorFlow's graphs and the callbacks of TensorFlow and JAX each have their
-    own form.
+    Keras, AutoGraph, TensorFlow's graphs and the callbacks of TensorFlow and JAX each use a format
+    of their own.
 
     Args:
         kind: Name of the error's type.
@@ -124,29 +124,29 @@ def unwrapped(kind: str, message: str) -> tuple[str, str]:
 
 
 def with_type(kind: str, message: str) -> str:
-    """Join a type's name and a message as Python's tracebacks do."""
+    """Join a type's name and a message as a Python traceback does."""
     return f"{kind}: {message}" if message else kind
 
 
 def _message(error: BaseException) -> str:
-    """Return an error's message; for a KeyError the text itself, not its repr."""
+    """Return an error's message; for a KeyError the key itself, not its repr."""
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0])
     return str(error)
 
 
 def _after_frames(text: str, margin: int) -> str:
-    """Return what follows the frames of a traceback whose messages are indented by ``margin``."""
+    """Return the text after the frames of a traceback whose messages are indented by ``margin``."""
     lines = [line[margin:] if not line[:margin].strip() else line for line in text.splitlines()]
     frames = [n for n, line in enumerate(lines) if line.lstrip().startswith('File "')]
-    rest = lines[frames[-1] + 1 :] if frames else lines
-    while rest and (not rest[0].strip() or rest[0][0] in " \t<"):  # code, <stack traces …>
-        rest.pop(0)
-    return "\n".join(rest)
+    after = lines[frames[-1] + 1 :] if frames else lines
+    while after and (not after[0].strip() or after[0][0] in " \t<"):  # code, <stack traces …>
+        after.pop(0)
+    return "\n".join(after)
 
 
 def _named(kind: str, message: str) -> tuple[str, str]:
-    """Take the type's name from the beginning of a traceback's last lines, if it is there."""
+    """Take the type's name from the start of a traceback's last lines, if it is there."""
     found = re.match(r"((?:\w+\.)*\w+)(?:: |:?$)", message, re.MULTILINE)
     if not found:
         return kind, _plain(message)
@@ -154,7 +154,7 @@ def _named(kind: str, message: str) -> tuple[str, str]:
 
 
 def _plain(message: str) -> str:
-    """Write a message in one line, without colors and the names of a graph's nodes."""
+    """Return a message in one line, without color codes and the names of graph nodes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
     message = re.sub(
         r"\{\{function_node [^}]*\}\}|\[\[\{\{node [^}]*\}\}\]\]|\[Op:[^\]]*\]", "", message
@@ -164,7 +164,7 @@ def _plain(message: str) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and the ones that caused it."""
+    """Yield an exception and its causes."""
     seen: list[BaseException] = []  # causes may form a cycle
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -174,13 +174,13 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Recognize out-of-memory errors, also as the cause of another error.
+    """Recognize out-of-memory errors, including ones that caused another error.
 
     The types of TensorFlow and JAX are recognized by name, so that neither is imported here.
     """
     return any(
-        isinstance(each, MemoryError)
-        or type(each).__name__ == "ResourceExhaustedError"
-        or ("RESOURCE_EXHAUSTED" in str(each) and "memory" in str(each).lower())
-        for each in chain(error)
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "ResourceExhaustedError"
+        or ("RESOURCE_EXHAUSTED" in str(cause) and "memory" in str(cause).lower())
+        for cause in chain(error)
     )

@@ -1,4 +1,4 @@
-"""Formats: one way to write each kind of number for a person, wherever it is shown."""
+"""Formats: how each kind of number is written for people, the same in every output."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def is_known(value: float | None) -> TypeGuard[float]:
 
 
 def capitalized(text: str) -> str:
-    """Return a text with its first letter in upper case and the others as they are."""
+    """Return a text with its first letter in upper case and the others unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def printable(text: str) -> str:
-    """Return a text in one line in which every character is visible.
+    """Return a text as one line in which every character is visible.
 
     Line breaks, terminal escapes, lone surrogates, and characters that have no width or change the
-    direction of the text are written as Python escapes them: a line break as a backslash and an
-    ``n``. The joiners of emoji and of some scripts stay.
+    direction of the text are replaced by Python escapes: a line break by a backslash and an ``n``.
+    The joiners used in emoji and some scripts are kept.
     """
     if text.isascii() and text.isprintable():  # nearly all texts
         return text
@@ -56,7 +56,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 
 def count(value: float | None) -> str:
-    """Write a count with thousands separators: ``45,000``; a fraction below 10 with two digits."""
+    """Write a count with thousands separators, ``45,000``; a fraction below 10 with two digits."""
     if not is_known(value):
         return UNKNOWN
     return f"{value:.2g}" if value < 10 and value != int(value) else f"{round(value):,}"
@@ -80,8 +80,8 @@ def clock(seconds: float | None) -> str:
     whole = max(0, round(seconds))
     if whole >= 2 * 86400:
         return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
+    hours, remainder = divmod(whole, 3600)
+    minutes, secs = divmod(remainder, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
@@ -121,23 +121,23 @@ def size(number: int) -> str:
 def failure(error: Mapping[str, Any]) -> str:
     """Write a recorded error (``type`` and ``message``) in one line of at most 300 characters.
 
-    Runs of earlier versions recorded the message with the text that Keras wraps around it.
+    Earlier versions recorded the message with the text that Keras wraps around it.
     """
     text = with_type(*unwrapped(str(error.get("type")), str(error.get("message") or "")))
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 def nothing_to_train(summary: Mapping[str, Any]) -> str:
-    """Say how a run that is complete already ended, from its ``summary.json``."""
+    """Describe how a complete run ended, from its ``summary.json``."""
     if summary.get("status") == "diverged":
         return f"already ended: it diverged in epoch {summary.get('diverged_epoch')}"
     accuracy = summary.get("test_acc")
-    told = f" (test accuracy {100 * accuracy:.2f} %)" if is_known(accuracy) else ""
-    return f"already finished{told}: nothing to train"
+    result = f" (test accuracy {100 * accuracy:.2f} %)" if is_known(accuracy) else ""
+    return f"already finished{result}: nothing to train"
 
 
 def seconds_since(stamp: Any, now: datetime) -> float | None:
-    """Return the seconds from an ISO-8601 time until ``now``; None if it is no such time."""
+    """Return the seconds from an ISO-8601 time until ``now``; None if it cannot be parsed."""
     try:
         return (now - datetime.fromisoformat(stamp)).total_seconds()
     except (TypeError, ValueError):

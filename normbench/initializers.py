@@ -21,7 +21,7 @@ def seeded(seed: int, most: float = math.inf) -> Iterator[None]:
 
     Args:
         seed: Seed of the run.
-        most: Limit on the values drawn in all; a layer that would exceed it raises a ValueError.
+        most: Limit on the total number of values; a layer that exceeds it raises a ValueError.
     """
     token, room = _streams.set((seed, [0])), _room.set([most])
     try:
@@ -38,7 +38,7 @@ def _take_room(shape: tuple[int, ...]) -> None:
     if room[0] < 0:
         raise ValueError(
             f"a layer has weights of shape {'×'.join(map(str, shape))}, "
-            "for which this machine's memory does not suffice"
+            "too large for this machine's memory"
         )
 
 
@@ -52,7 +52,7 @@ def _generator() -> np.random.Generator:
 
 
 def drawn_seed() -> int:
-    """Draw a seed for a layer that is random in training, such as ``keras.layers.Dropout``."""
+    """Draw a seed for a layer that is random during training, such as ``keras.layers.Dropout``."""
     return int(_generator().integers(2**31))
 
 
@@ -83,11 +83,12 @@ class Normal(keras.initializers.Initializer):
 class HeNormal(Normal):
     """Gaussian with variance 2/fan-in (He et al. 2015, eq. 10), for weights before a ReLU.
 
-    Not truncated, as in the paper; Keras's ``he_normal`` cuts it at two deviations. The fan-in
-    of a kernel (..., I, O) is all but its last axis; of a depthwise one, (H, W, C, M), it is H·W.
+    Not truncated, as in the paper; Keras's ``he_normal`` truncates it at two standard deviations.
+    The fan-in is the product of all axes of a kernel (..., I, O) except the last; for a depthwise
+    kernel (H, W, C, M) it is H·W.
 
     Args:
-        depthwise: Whether the kernels are depthwise ones.
+        depthwise: Whether the kernels are depthwise.
     """
 
     def __init__(self, depthwise: bool = False) -> None:

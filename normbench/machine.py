@@ -1,7 +1,7 @@
 """This machine: its processor, memory and GPUs, and what the frameworks see of it.
 
-``python -m normbench.machine`` imports the frameworks and prints what they see as one line of JSON,
-so that an import that hangs, aborts or takes a GPU's memory does so in a process that can be ended.
+``python -m normbench.machine`` imports the frameworks and prints what they see as one line of JSON.
+An import may hang, abort or take a GPU's memory, so it is done in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def host_name() -> str:
-    """Return the name that records give this machine: ``NORMBENCH_HOST``, else its own."""
+    """Return this machine's name in records: ``NORMBENCH_HOST`` if set, else its host name."""
     return os.environ.get("NORMBENCH_HOST") or socket.gethostname()
 
 
@@ -28,11 +28,11 @@ _HALF = {
     "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "mixed_float16": {"avx512_fp16", "asimdhp"},
 }
-"""Instructions by which a processor computes in half precision, as Linux names them."""
+"""Processor flags for arithmetic in half precision, as Linux names them."""
 
 
 def instructions() -> frozenset[str]:
-    """Return the names that Linux has for the processor's instructions; none elsewhere."""
+    """Return Linux's names for the processor's instruction sets; empty on other systems."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -45,13 +45,13 @@ def instructions() -> frozenset[str]:
 
 
 def is_native(precision: str) -> bool:
-    """Return whether the processor computes in a precision by itself; True where it is unknown."""
+    """Return whether the processor has instructions for a precision; True if unknown."""
     present = instructions()
     return precision not in _HALF or not present or bool(_HALF[precision] & present)
 
 
 def processor() -> str:
-    """Return the processor's name as the system shows it, else its architecture."""
+    """Return the processor's name as the system reports it, else its architecture."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -64,29 +64,29 @@ def processor() -> str:
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory and swap that this machine, or this container, may use."""
+    """Return the bytes of memory and swap that this machine or this container may use."""
     import psutil
 
     return physical_memory() + psutil.swap_memory().total
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory that this machine, or this container, may use without swap."""
+    """Return the bytes of memory, without swap, that this machine or this container may use."""
     import psutil
 
     total, limit = psutil.virtual_memory().total, container_limit()
     return min(total, limit or total)
 
 
-_SMALLEST_GPU = 2 << 30  # bytes; no smaller one is worth asking the driver for
+_SMALLEST_GPU = 2 << 30  # bytes; smaller requests fit on any GPU, so the driver is not queried
 
 
 def image_memory(needed: int) -> int:
-    """Return the bytes of memory for images: the machine's, or those of its smallest GPU.
+    """Return the bytes of memory available for images: the machine's, or its smallest GPU's.
 
     Args:
-        needed: Bytes that are wanted. GPUs are not looked at where that cannot matter: asking their
-            driver takes up to a second.
+        needed: Bytes needed. GPUs are queried only if the answer can matter, because their driver
+            takes up to a second.
     """
     memory = physical_memory()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -102,7 +102,7 @@ def container_limit() -> int | None:
             text = Path("/sys/fs/cgroup", name).read_text().strip()
         except OSError:
             continue
-        if text.isdigit() and int(text) < 1 << 60:  # version 1 writes a huge number for none
+        if text.isdigit() and int(text) < 1 << 60:  # cgroup v1 writes a huge number for no limit
             return int(text)
     return None
 
@@ -130,7 +130,7 @@ def nvidia_smi() -> list[dict[str, Any]]:
 # --- what the frameworks see --------------------------------------------------------------------
 
 MARK = "normbench-frameworks:"
-"""Prefix of the line of JSON: frameworks write to standard output, too."""
+"""Prefix of the line of JSON, because frameworks write to standard output, too."""
 
 
 def _tensorflow() -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _keras() -> dict[str, Any]:
 def _jax() -> dict[str, Any]:
     jax = import_module("jax")
     found: dict[str, Any] = {"version": jax.__version__}
-    if find_spec("tensorflow") is None:  # otherwise it is TensorFlow that is asked for GPUs
+    if find_spec("tensorflow") is None:  # otherwise _tensorflow() lists the GPUs
         found["gpus"] = [
             {"name": device.device_kind, "capability": getattr(device, "compute_capability", None)}
             for device in jax.devices()
@@ -203,7 +203,7 @@ def probe() -> dict[str, Any]:
         value: Any
         try:
             value = inspect()
-        except Exception as error:  # a broken installation may raise anything: report it
+        except Exception as error:  # a broken installation may raise anything
             lines = str(error).strip().splitlines()
             value = {"error": ": ".join([type(error).__name__, *lines[:1]])}
         if isinstance(value, dict):
@@ -214,5 +214,5 @@ def probe() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: no GPU's whole memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes most of a GPU
     print(f"\n{MARK}{json.dumps(probe())}", flush=True)

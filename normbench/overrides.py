@@ -1,12 +1,12 @@
-"""Overrides: the words ``key=value`` of a command line, read by Hydra's grammar.
+"""Overrides: the ``key=value`` arguments of a command line, parsed by Hydra's grammar.
 
-Hydra's lexer accepts ASCII letters and a few signs, and turns ``1e3``, ``007`` or ``null`` into
-values. A key that holds a text must accept any text, so :func:`parse` quotes values that Hydra
-cannot read, and :func:`written` returns a value as it was typed.
+Hydra's lexer accepts only ASCII letters and a few symbols, and converts ``1e3``, ``007`` or
+``null`` to values. A key with string values must accept any text, so :func:`parse` quotes values
+that Hydra cannot read, and :func:`written` returns a value as it was typed.
 
-Beside Hydra's ``range(start, stop, step)`` there is ``log(first, last, count)``: that many values
-from ``first`` to ``last``, each the same multiple of the one before. Without ``count`` it is the
-whole range on a log scale, Hydra's ``tag(log, interval(first, last))``.
+In addition to Hydra's ``range(start, stop, step)`` there is ``log(first, last, count)``: ``count``
+values from ``first`` to ``last`` with a constant ratio. Without ``count`` it is the entire range on
+a log scale, Hydra's ``tag(log, interval(first, last))``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from normbench.errors import UserError
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Parse overrides into Hydra ``Override`` objects; ``typed`` is the word as it was typed.
+    """Parse overrides into Hydra ``Override`` objects, with the original argument as ``typed``.
 
-    A value that Hydra's grammar cannot read, such as ``実験`` or ``it's``, is a text.
+    A value that Hydra's grammar cannot read, such as ``実験`` or ``it's``, is a string.
 
     Raises:
         UserError: There is no ``key=``.
@@ -34,14 +34,14 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         try:
             override = _parse(text)
         except HydraException as error:
-            if isinstance(error.__cause__, UserError):  # of log(), which has read its arguments
+            if isinstance(error.__cause__, UserError):  # log() refused its arguments
                 raise UserError(f"{text!r}: {error.__cause__}") from None
             try:
                 override = _parse(_with_quotes(text))
             except HydraException:
                 reason = " ".join(str(error).split())
                 raise UserError(f"cannot read {text!r}: write key=value ({reason})") from None
-        override.typed = text  # input_line has the added quotes, so that Hydra can read it again
+        override.typed = text  # input_line includes the added quotes, for Hydra to parse again
         parsed.append(override)
     return parsed
 
@@ -59,9 +59,9 @@ def written(override: Any) -> str:
 
 
 def as_text(override: Any) -> str:
-    """Return the text that an override gives to a key that holds a text.
+    """Return the value of an override for a key with string values.
 
-    A quoted text is unquoted as Hydra does it; a number, a list or several values stay as typed.
+    A quoted string is unquoted as by Hydra; a number, a list or several values stay as typed.
     """
     if not override.is_sweep_override():
         value = override.value()
@@ -71,7 +71,7 @@ def as_text(override: Any) -> str:
 
 
 def values(override: Any) -> list[str]:
-    """Return the values ``a,b,c`` of an override, each as it was typed."""
+    """Return the comma-separated values of an override, each as it was typed."""
     return _split(written(override))
 
 
@@ -79,7 +79,7 @@ def search_path(config_dir: str) -> str:
     """Return the override that makes Hydra search a second folder for groups.
 
     Raises:
-        UserError: The path has ``${``, which Hydra would take for an interpolation.
+        UserError: The path contains ``${``, which Hydra would read as an interpolation.
     """
     if "${" in config_dir:
         raise UserError(f"--config-dir {config_dir!r}: Hydra cannot read a path with ${{ in it")
@@ -87,18 +87,19 @@ def search_path(config_dir: str) -> str:
 
 
 def refers(value: Any) -> bool:
-    """Return whether a value has an interpolation such as ``${batch}``."""
+    """Return whether a value contains an interpolation such as ``${batch}``."""
     return re.search(r"\$\{[^}]+\}", str(value)) is not None
 
 
 def spaced_evenly(first: float, last: float, count: int) -> list[float] | list[int]:
-    """Return ``count`` values from ``first`` to ``last`` with one ratio between neighbors.
+    """Return ``count`` values from ``first`` to ``last`` with a constant ratio between neighbors.
 
-    Values between two whole numbers are whole. Others are rounded as :func:`rounded` does, so that
-    a value is the same number, and so the same run, as when it is typed.
+    If both limits are whole numbers, so are the values. Otherwise the inner values are rounded by
+    :func:`rounded`, so that typing a value gives the same number and therefore the same run.
 
     Raises:
-        UserError: A limit is not above 0, the limits are equal, or there are not ``count`` values.
+        UserError: A limit is not above 0, the limits are equal, or there are fewer than ``count``
+            whole numbers.
     """
     _refuse_log(first, last)
     if first == last or not 2 <= count <= _MOST:
@@ -124,9 +125,10 @@ _MOST = 1000
 
 
 def rounded(value: float) -> float:
-    """Return a value with up to six significant digits if it has so few, else with three.
+    """Return a value unchanged if six significant digits suffice for it, else rounded to three.
 
-    So 0.1 / 2 / 2 / 2 / 2 is 0.00625, and the third of five values from 0.01 to 0.02 is 0.0141.
+    For example, 0.1 / 2 / 2 / 2 / 2 gives 0.00625, and the third of five values from 0.01 to 0.02
+    is 0.0141.
     """
     short = float(f"{value:.6g}")
     return short if math.isclose(short, value, rel_tol=1e-9) else float(f"{value:.3g}")
@@ -144,8 +146,8 @@ def _parse(text: str) -> Any:
             return IntervalSweep(start=start, end=end, tags={"log"})
         return ChoiceSweep(list=list(spaced_evenly(first, last, count)))
 
-    # Hydra checks arguments against annotations, which are texts in this module.
-    number = Union[int, float]  # noqa: UP007 - Hydra knows no other form
+    # Hydra checks arguments against annotations, but those of this module are strings.
+    number = Union[int, float]  # noqa: UP007 - the only form that Hydra supports
     log.__annotations__ = {"first": number, "last": number, "count": int}
     functions = create_functions()
     functions.register(name="log", func=log)
@@ -179,7 +181,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def _split(value: str) -> list[str]:
-    """Split at commas outside quotes and brackets; a text with unbalanced ones stays whole."""
+    """Split at commas outside quotes and brackets; unbalanced brackets leave the text unsplit."""
     elements, start, open_, i = [], 0, list[str](), 0
     while i < len(value):
         sign = value[i]

@@ -1,10 +1,10 @@
 """Registration of the package's Keras classes without importing them: :func:`register`.
 
 Keras finds a class of a saved model by its registered name, such as ``normbench>Conv2D``, and a
-class is registered when its module is imported. So that a saved model loads after
-``import normbench.norms`` alone, :func:`register` puts a placeholder into Keras's registry for each
-class, which imports the class when Keras asks for it. Keras itself is not imported here, because
-that takes seconds; if it is not imported yet, the placeholders are added as soon as it is.
+class is registered when its module is imported. To let a saved model load after
+``import normbench.norms`` alone, :func:`register` adds a placeholder for each class to Keras's
+registry, which imports the class when Keras uses it. Keras itself is not imported here, because
+that takes seconds; if it has not been imported yet, the placeholders are added once it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLASS = re.compile(
 
 
 def register() -> None:
-    """Let Keras find the classes of this package, now or as soon as Keras is imported."""
+    """Add placeholders to Keras's registry, now or as soon as Keras is imported."""
     if "keras" in sys.modules:
         _add_placeholders(sys.modules["keras"])
     elif not any(isinstance(finder, _AfterKeras) for finder in sys.meta_path):
@@ -38,7 +38,7 @@ def register() -> None:
 def classes() -> Iterator[tuple[str, str]]:
     """Yield the module and the name of each class that the package registers with Keras.
 
-    Read from the source, so that neither the modules nor Keras are imported.
+    The names are read from the source code, so that neither the modules nor Keras are imported.
     """
     root = Path(__file__).parent
     for pattern in _HOLDERS:
@@ -55,9 +55,9 @@ def _add_placeholders(keras: ModuleType) -> None:
 
 
 class _Placeholder:
-    """Stands for a class, which is imported when it is called or an attribute is read.
+    """Proxy for a class, which is imported when it is called or an attribute is read.
 
-    Importing the class puts it in the placeholder's place in Keras's registry.
+    Importing the class replaces the placeholder in Keras's registry.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -71,7 +71,7 @@ class _Placeholder:
         return self._class()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # of a copy that has no state yet, say
+        if name.startswith("_"):  # for example, in a copy that has no state yet
             raise AttributeError(name)
         return getattr(self._class(), name)
 
@@ -101,7 +101,7 @@ class _KerasLoader(Loader):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def __getattr__(self, name: str) -> Any:  # resources, source and all else of a loader
+    def __getattr__(self, name: str) -> Any:  # resources, source and everything else of a loader
         if name == "_loader":
             raise AttributeError(name)
         return getattr(self._loader, name)

@@ -52,7 +52,7 @@ def test_a_target_is_imported() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("Layer", "is no dotted path such as package.module.Class"),
+        ("Layer", "is not a dotted path such as package.module.Class"),
         ("nowhere.at.All", "there is no module 'nowhere'"),
         ("collections.OrderedDit", "unknown name in collections 'OrderedDit': did you mean 'Ord"),
     ],
@@ -162,7 +162,7 @@ def test_code_of_ones_own_has_a_name_of_its_own(chosen: str, tmp_path: Path) -> 
     with pytest.raises(UserError) as caught:
         read()
     message = str(caught.value)
-    assert f"names 'my_package.Mine' has the name {name!r}, which is that of" in message
+    assert f"names 'my_package.Mine' has the name {name!r}, already taken by" in message
     assert str(conf_dir() / group / f"{name}.yaml") in message
 
 

@@ -163,7 +163,7 @@ def test_a_further_config_folder_adds_choices(tmp_path):
     assert config.norm["momentum"] == 0.5
     assert "bn_fast" in group_options(tmp_path / "mine")["norm"]
     assert "bn_fast" not in group_options()["norm"]
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         compose([], tmp_path / "none")
 
 

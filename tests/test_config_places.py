@@ -127,5 +127,5 @@ def test_a_wrong_map_is_refused(folder: Path, places: str, message: str) -> None
 
 def test_a_place_named_twice_is_refused(folder: Path) -> None:
     write(folder, "mixed", "defaults: [xbn]\nplaces: {mid: ln}\n")
-    with pytest.raises(UserError, match=r"norm\.place=mid is a place that norm\.places has, too"):
+    with pytest.raises(UserError, match=r"norm\.place=mid is also a key of norm\.places"):
         compose(["norm=mixed"], folder)

@@ -37,7 +37,7 @@ def small_machine(monkeypatch):
 )
 def test_absurd_networks_are_refused_before_a_weight_is_drawn(overrides):
     config = composed(*overrides)
-    with pytest.raises(UserError, match="for which this machine's memory does not suffice"):
+    with pytest.raises(UserError, match="too large for this machine's memory"):
         build_model(config, (32, 32, 1), 10)
     said = refusal(config, WarmState(), {})
     assert re.search(r"has [\d,]+ weights, which take at least .* TiB in training", said)

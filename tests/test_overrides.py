@@ -139,7 +139,7 @@ def test_log_names_values_with_one_ratio(override, expected):
         ("optimizer.lr=log(0.1)", "optimizer.lr must be a number, got 'log(0.1)'"),
         (
             "optimizer.lr=log(0.1,0.2)",
-            "names no finite set of values; use range(start, stop, step)",
+            "has no finite set of values; use range(start, stop, step)",
         ),
         ("optimizer.lr=log(0,0.2)", "log() needs limits above 0, got 0"),
     ],

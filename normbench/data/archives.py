@@ -1,9 +1,9 @@
-"""Reading tar archives from unknown sources within bounds: :func:`read_members`.
+"""Safe reading of tar archives from untrusted sources: :func:`read_members`.
 
 An archive of a few kilobytes can unpack to terabytes, and Python's ``tarfile`` reads a header of
-any size into memory before it looks at it. So the content is unpacked piece by piece, headers and
-members are counted against bounds that no archive of a data set comes near, and the memory of a
-decompressor is limited. Anything else is refused within seconds.
+any size into memory before it looks at it. The content is therefore unpacked piece by piece,
+headers and members are limited to bounds that no archive of a data set comes near, and so is the
+decompressor's memory. Anything beyond is refused within seconds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any, Literal, cast
 from normbench.errors import UserError
 
 MEMBERS = 1000
-"""Most members of an archive; the published ones have ten."""
+"""Largest number of members in an archive; the published ones have ten."""
 
 EXTENDED = 1 << 16
-"""Most bytes in all headers longer than a block (long names, pax headers)."""
+"""Limit on the total bytes of headers longer than a block (long names, pax headers)."""
 
 CONTENT = 1 << 29
-"""Most bytes that an archive unpacks to; the largest published one has 186 million."""
+"""Limit on the unpacked bytes of an archive; the largest published one has 186 million."""
 
 KEPT = 200 << 20
-"""Most bytes in all wanted files; the largest data set has 186 million."""
+"""Limit on the total bytes of all wanted files; the largest data set has 186 million."""
 
 _CHUNK = 1 << 16
 _DECODER_MEMORY = 128 << 20
@@ -56,7 +56,7 @@ class _Stream:
         self._make = next((make for magic, make in _FORMATS if start.startswith(magic)), None)
         self._decoder: Any = None if self._make is None else self._make()
         self._packed = b""  # read from the file, not yet unpacked
-        self._ready = b""  # unpacked, not yet handed out
+        self._ready = b""  # unpacked, not yet returned
         self._position = 0
         self._extended = 0
 
@@ -71,7 +71,7 @@ class _Stream:
         return self._position
 
     def seek(self, position: int) -> None:
-        """Go forward; ``tarfile`` goes back only where a header says a negative size."""
+        """Skip forward; ``tarfile`` seeks backward only if a header has a negative size."""
         if position < self._position:
             raise tarfile.ReadError("a member that ends before it begins")
         if self._decoder is None:
@@ -82,18 +82,18 @@ class _Stream:
                 return
 
     def read(self, size: int) -> bytes:
-        """Return a header's bytes; everything else is read by :meth:`take`."""
+        """Return the bytes of a header; :meth:`take` reads everything else."""
         if size > tarfile.BLOCKSIZE:
             self._extended += size
             if self._extended > EXTENDED:
                 raise UserError(
-                    f"{self._path} has {self._extended:,} bytes of long headers, no archive of a "
-                    f"data set has {EXTENDED:,}"
+                    f"{self._path} has {self._extended:,} bytes of long headers "
+                    f"(at most {EXTENDED:,} are read)"
                 )
         return self.take(size)
 
     def take(self, size: int) -> bytes:
-        """Return the next ``size`` bytes, fewer at the end."""
+        """Return the next ``size`` bytes, or fewer at the end."""
         if self._decoder is None:
             data = self._file.read(size)
         else:
@@ -108,22 +108,23 @@ class _Stream:
         self._position += len(data)
         if self._decoder is not None and self._position > CONTENT:
             raise UserError(
-                f"{self._path} unpacks to more than {CONTENT:,} bytes: no archive of a data set"
+                f"{self._path} unpacks to more than {CONTENT:,} bytes, too many for a data set"
             )
         return data
 
     def _unpack(self) -> bool:
-        """Unpack a piece into ``_ready``; False at the end of the file."""
+        """Unpack a piece into ``_ready``; return False at the end of the file."""
         assert self._make is not None
         while not self._ready:
             if self._decoder.eof:
-                rest = (self._decoder.unused_data or self._packed).lstrip(b"\0")
-                rest = rest or self._file.read(_CHUNK).lstrip(b"\0")
-                if not rest:
+                following = (self._decoder.unused_data or self._packed).lstrip(b"\0")
+                following = following or self._file.read(_CHUNK).lstrip(b"\0")
+                if not following:
                     return False
-                self._packed, self._decoder = rest, self._make()  # streams may follow each other
+                # A file may consist of several streams.
+                self._packed, self._decoder = following, self._make()
             ended = False
-            # zlib hands back what it did not get to; the others keep it, and say so.
+            # zlib returns unread input as unconsumed_tail; the others keep it (needs_input=False).
             if not self._packed and getattr(self._decoder, "needs_input", True):
                 self._packed = self._file.read(_CHUNK)
                 ended = not self._packed
@@ -137,15 +138,15 @@ class _Stream:
 def read_members(
     path: Path, wanted: Iterable[str], official: int | None = None
 ) -> dict[str, bytes]:
-    """Return the files of an archive whose last path component is ``wanted``.
+    """Return the files of an archive whose last path component is in ``wanted``.
 
     Args:
-        path: Path of a tar archive, packed with gzip, bzip2, xz or not at all.
+        path: Path of a tar archive, packed with gzip, bzip2 or xz, or unpacked.
         wanted: Names of files, without their folders.
         official: Size of the official archive in bytes, for messages.
 
     Raises:
-        UserError: The archive is truncated or corrupted, or beyond the bounds of this module.
+        UserError: The archive is truncated or corrupted, or exceeds the bounds of this module.
     """
     size = path.stat().st_size
     try:
@@ -158,7 +159,7 @@ def read_members(
         of = f"{size} of {official}" if official and size < official else f"{size}"
         raise UserError(f"{path} is truncated at {of} bytes") from error
     except tarfile.ReadError as error:
-        # tarfile tells a cut archive from what is no archive only in its words.
+        # Only the message distinguishes a truncated archive from a file that is not an archive.
         if "end of data" in str(error):
             of = f"{size} of {official}" if official and size < official else f"{size}"
             raise UserError(f"{path} is truncated at {of} bytes") from error
@@ -186,7 +187,7 @@ def _read(stream: _Stream, path: Path, wanted: set[str]) -> dict[str, bytes]:
         for count, member in enumerate(archive, start=1):
             if count > MEMBERS:
                 raise UserError(
-                    f"{path} has more than {MEMBERS:,} members: no archive of a data set"
+                    f"{path} has more than {MEMBERS:,} members, too many for a data set"
                 )
             name = member.name.rpartition("/")[2]
             if name not in wanted or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -202,7 +203,7 @@ def _read(stream: _Stream, path: Path, wanted: set[str]) -> dict[str, bytes]:
                     raise EOFError(f"{member.name} ends {missing} bytes early")
                 parts.append(part)
             files[name] = b"".join(parts)
-    # tarfile stops without a word at a damaged header; the checksum at the packing's end tells.
+    # tarfile stops silently at a damaged header; the checksum at the end of the stream detects it.
     while stream.is_packed and stream.take(_CHUNK):
         pass
     return files

@@ -13,7 +13,7 @@ import numpy as np
 from normbench.errors import NormbenchError, UserError
 
 Say = Callable[[str], None]
-"""A function that is called with one line of progress."""
+"""A function called with one line of progress at a time."""
 
 
 def silent(line: str) -> None:
@@ -30,15 +30,15 @@ class DamagedData(NormbenchError):
 
 @dataclass(frozen=True)
 class Arrays:
-    """All images of a data set, split as published; arrays may be read-only.
+    """All images of a data set, split as published. The arrays may be read-only.
 
     Attributes:
         train_images: uint8 [N, H, W, C], 0..255.
         train_labels: int32 [N], 0..classes-1.
         test_images: uint8 [M, H, W, C].
         test_labels: int32 [M].
-        validation_images: uint8 [K, H, W, C], of a data set that is published with a validation
-            split; None for others, which have one held out of the training images.
+        validation_images: uint8 [K, H, W, C], if the data set is published with a validation
+            split; else None, and one is held out of the training images.
         validation_labels: int32 [K], or None.
     """
 
@@ -51,10 +51,10 @@ class Arrays:
 
 
 class Source(ABC):
-    """A data set by name.
+    """Base class of data sets.
 
     A subclass needs only the class attributes and :meth:`arrays`. It may be in any package, and is
-    used by naming it in the ``_target_`` of a file in ``conf/dataset/``. The order of the images
+    used by naming it as the ``_target_`` of a file in ``conf/dataset/``. The order of the images
     must be the same on every machine, because the splits are drawn by position.
     """
 
@@ -69,14 +69,14 @@ class Source(ABC):
     train_count: ClassVar[int]
     test_count: ClassVar[int]
     validation_count: ClassVar[int] = 0
-    """Images of a validation split that the data set is published with."""
+    """Number of images in a published validation split."""
 
     @abstractmethod
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:
         """Return all images.
 
         Args:
-            data_dir: The data folder; the source's usual one by default.
+            data_dir: The data folder; by default the source's usual one.
 
         Raises:
             MissingData: The data set is not on this machine.
@@ -96,7 +96,7 @@ class Source(ABC):
 
         Raises:
             UserError: This source cannot be downloaded.
-            NormbenchError: The download failed; nothing is left of it.
+            NormbenchError: The download failed; nothing is left behind.
         """
         raise UserError(f"{self.name} cannot be downloaded by normbench: {type(self).__name__}"
                         " does not say how (no `prepare`)")  # fmt: skip
@@ -104,10 +104,10 @@ class Source(ABC):
     def import_from(
         self, path: str | Path, data_dir: str | Path | None = None, say: Say = silent
     ) -> Path | None:
-        """Bring the data set from files on disk into the data folder, and return where it is.
+        """Import the data set from files on disk into the data folder, and return where it is.
 
         Raises:
-            UserError: The files are not this data set, or incomplete; nothing is left behind.
+            UserError: The files are incomplete or not this data set; nothing is left behind.
         """
         raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__}"
                         " does not say how (no `import_from`)")  # fmt: skip

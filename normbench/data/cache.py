@@ -1,8 +1,8 @@
 """The array cache: arrays in one file, written atomically and read memory-mapped.
 
 Layout: the magic bytes, the length of the header as a little-endian uint64, a JSON header with the
-arrays' names, dtypes, shapes and offsets, then each array in C order on a page boundary. One file,
-so that one rename replaces all of it while readers keep the one they have.
+arrays' names, dtypes, shapes and offsets, then each array in C order on a page boundary. It is a
+single file, so that one rename replaces everything, while readers keep the file they have open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from normbench.store.files import write_atomic
 
 _MAGIC = b"NBARRAY1"
 _PAGE = 4096
-_WRITTEN = 1 << 26  # bytes of an array that are written at once: it may be read only then
+_WRITTEN = 1 << 26  # bytes of an array written at once; an array may be computed slice by slice
 
 _HEADER = schema.record(
     {
@@ -55,15 +55,15 @@ def write(path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> No
 
     Args:
         path: Path of the file.
-        arrays: Arrays by name, or what has the shape and dtype of an array and gives it slice by
-            slice, in ascending order, so that an array may be larger than memory.
-        about: Description, as JSON can hold it.
+        arrays: Arrays by name, or objects with a shape and dtype that return slices of an array.
+            They are indexed in ascending order, so that an array may be larger than memory.
+        about: Description, of JSON types only.
 
     Raises:
         StoreError: The file cannot be written; an older one is untouched.
     """
     entries = []
-    # The header holds the offsets and its length moves them: leave it room to spare.
+    # The header contains the offsets, which depend on its length, so space is reserved for it.
     start = _up(len(json.dumps(about)) + 512 * (len(arrays) + 1))
     for name, array in arrays.items():
         entries.append(
@@ -100,7 +100,7 @@ def _slices(array: Any) -> Iterator[Any]:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return the description and the arrays, memory-mapped and read-only.
 
-    None if the file is missing or incomplete: a cache is made again, not repaired.
+    Return None if the file is missing or incomplete: a cache is rebuilt, not repaired.
     """
     try:
         with path.open("rb") as file:
@@ -121,27 +121,27 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
             # A plain array over the map, because indexing a memmap object is slower.
             data = np.asarray(mapped[entry["offset"] : end])
             arrays[entry["name"]] = data.view(dtype).reshape(shape)
-    except (OSError, TypeError, ValueError):  # TypeError: a dtype that is none
+    except (OSError, TypeError, ValueError):  # TypeError: an invalid dtype
         return None
     return header["about"], arrays
 
 
-# --- the folder in which a data set is made before it gets its name -------------------------------
+# --- the folder in which a data set is assembled --------------------------------------------------
 
 
 def hidden(root: Path) -> Path:
-    """Return normbench's hidden folder in a data folder, and make it if needed.
+    """Return normbench's hidden folder in a data folder, creating it if needed.
 
     Raises:
-        NormbenchError: It cannot be made.
+        NormbenchError: It cannot be created.
     """
     folder = root / HIDDEN
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NormbenchError(
-            f"cannot write in the data folder {root} ({error.strerror}): name another one in "
-            "TFDS_DATA_DIR"
+            f"cannot write in the data folder {root} ({error.strerror}): set "
+            "TFDS_DATA_DIR to another one"
         ) from error
     return folder
 
@@ -150,8 +150,8 @@ def hidden(root: Path) -> Path:
 def staging(root: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder on the file system of ``root``, and remove it afterwards.
 
-    A lock lets one process at a time make the data set ``name``. Its owner may therefore remove a
-    folder that a killed process left behind.
+    A lock lets only one process at a time build the data set ``name``, so its owner may remove a
+    folder left behind by a killed process.
 
     Raises:
         NormbenchError: The data folder cannot be written, or another process holds the lock.
@@ -168,23 +168,21 @@ def staging(root: Path, name: str) -> Iterator[Path]:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
-        raise NormbenchError(
-            f"another process is bringing {name} into {root}: wait for it"
-        ) from error
+        raise NormbenchError(f"another process is writing {name} to {root}: wait for it") from error
     except OSError as error:
         raise NormbenchError(
-            f"cannot bring {name} into the data folder {root}: {error.strerror or error}"
+            f"cannot write {name} to the data folder {root}: {error.strerror or error}"
         ) from error
 
 
-def publish(made: Path, final: Path) -> None:
+def publish(folder: Path, final: Path) -> None:
     """Rename a finished folder to its final name.
 
     Raises:
-        NormbenchError: There is a folder of that name by now.
+        NormbenchError: A folder of that name exists by now.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        made.rename(final)
+        folder.rename(final)
     except OSError as error:
-        raise NormbenchError(f"cannot rename {made} to {final}: {error.strerror}") from error
+        raise NormbenchError(f"cannot rename {folder} to {final}: {error.strerror}") from error

@@ -7,10 +7,10 @@ Sources of the numbers:
 - MD5 of the CIFAR archives: https://www.cs.toronto.edu/~kriz/cifar.html. MD5 of the files of the
   python versions: torchvision's ``CIFAR10`` and ``CIFAR100``.
 - MD5 of the files of the binary versions: rai-project/dldataset, ``vision/cifar10.go`` and
-  ``vision/cifar100.go``. Those of CIFAR-10 were computed again from the genuine python version
-  (the rows of both are equal, in the same order) and agree; no genuine CIFAR-100 was at hand.
+  ``vision/cifar100.go``. Those of CIFAR-10 agree with ones computed from the genuine python version
+  (both have the same rows in the same order); no genuine CIFAR-100 was available.
 - SHA-256 of the unpacked idx files: computed from the genuine ``.gz`` files, whose own SHA-256
-  are the published ones. It does not depend on how a file was compressed, or by whom.
+  are the published ones. It does not depend on how a file was compressed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Published:
     size: int | None = None
 
     def of(self, data: bytes) -> str:
-        """Return the digest of ``data``, of the same kind as the published one."""
+        """Return the digest of ``data``, computed with the same algorithm as the published one."""
         kind = self.digest.partition(":")[0]
         return f"{kind}:{hashlib.new(kind, data, usedforsecurity=False).hexdigest()}"
 
@@ -132,7 +132,7 @@ IDX_SETS = {
     "mnist": ("MNIST", MNIST_FILES),
     "fashion_mnist": ("Fashion-MNIST", FASHION_MNIST_FILES),
 }
-"""Title and files of each data set, by name, to recognize another data set's file."""
+"""Title and files of each data set, by name, to recognize files of another data set."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ class Packing:
 
     Attributes:
         kind: ``python`` (pickled batches) or ``binary`` (rows of labels and pixels).
-        folder: the folder inside the archive.
-        archive: the name of the official archive.
-        archive_published: what is published of that archive.
-        labels: name of each label in a row, in the order of the file; in a pickled batch, its key.
-        train: the files with training images, in order.
-        test: the file with test images.
+        folder: The folder inside the archive.
+        archive: The name of the official archive.
+        archive_published: The archive's published checksum and size.
+        labels: For each label, its name and its key in a pickled batch, in the order of the file.
+        train: The files with training images, in order.
+        test: The file with test images.
     """
 
     kind: str
@@ -159,7 +159,7 @@ class Packing:
 
     @property
     def files(self) -> dict[str, Published]:
-        """All files needed: name -> what is published of it."""
+        """The published checksums and sizes of all required files, by name."""
         return self.train | self.test
 
 
@@ -229,4 +229,4 @@ CIFAR_SETS = {
     "cifar10": ("CIFAR-10", CIFAR10_PACKINGS),
     "cifar100": ("CIFAR-100", CIFAR100_PACKINGS),
 }
-"""Title and packings of each CIFAR, by name, to recognize another data set's files."""
+"""Title and packings of each CIFAR, by name, to recognize files of another data set."""

@@ -1,9 +1,9 @@
-"""CIFAR-10 and CIFAR-100: 60,000 color images of 32×32 pixels each.
+"""CIFAR-10 and CIFAR-100, each with 60,000 color images of 32×32 pixels.
 
 Both are published as pickled batches ("python version") and as rows of label bytes and pixels
 ("binary version"), each as a ``.tar.gz``; an image is 3×32×32 bytes, red plane first
 (https://www.cs.toronto.edu/~kriz/cifar.html). A file is unpickled only if its checksum is the
-published one, and only by an unpickler that builds nothing but plain values and NumPy arrays.
+published one, and only by an unpickler restricted to plain values and NumPy arrays.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class CIFAR10(TfdsSource):
         return train, test
 
 
-# The names in the order of their labels. Pickled as Python 2 did, these two lists have the
-# published checksum of the file `meta` (a test checks that).
+# The names in the order of their labels. Pickled as by Python 2, these two lists have the published
+# checksum of the file `meta` (a test checks this).
 _FINE = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
     butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
@@ -77,7 +77,7 @@ COARSE = tuple(_COARSE.split())
 
 
 class CIFAR100(CIFAR10):
-    """CIFAR-100 (Krizhevsky 2009), its 100 fine labels; its files have the format of CIFAR-10's."""
+    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; the file format is that of CIFAR-10."""
 
     name = "cifar100"
     title = "CIFAR-100"
@@ -98,7 +98,7 @@ class Found:
         packing: The form of the files.
         where: The folder or archive that they come from.
         files: The bytes of each file, by name.
-        checked: Whether they come from an archive that is the published one, byte for byte.
+        checked: True if they come from an archive equal to the published one, byte for byte.
     """
 
     packing: Packing
@@ -108,7 +108,7 @@ class Found:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle dicts, lists, strings, numbers and NumPy arrays; refuse anything else."""
+    """Unpickles dicts, lists, strings, numbers and NumPy arrays; refuses anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (
@@ -124,22 +124,22 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def unpickle(data: bytes) -> Any:
-    """Unpickle a batch that Python 2 wrote; its strings stay bytes.
+    """Unpickle a batch written by Python 2; its strings remain bytes.
 
     Raises:
-        pickle.UnpicklingError: It holds anything but plain values and NumPy arrays.
+        pickle.UnpicklingError: It contains anything but plain values and NumPy arrays.
     """
     return _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
 
 
 def _images(pixels: np.ndarray) -> np.ndarray:
-    """Turn [N, 3072] planes into contiguous [N, 32, 32, 3]."""
+    """Convert [N, 3072] planes to contiguous [N, 32, 32, 3]."""
     planes = pixels.reshape(-1, CHANNELS, SIDE, SIDE)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
 def decode(data: bytes, packing: Packing) -> dict[str, np.ndarray]:
-    """Return one file's ``image`` (uint8 [N, 32, 32, 3]) and its labels (int32 [N]) by name.
+    """Return ``image`` (uint8 [N, 32, 32, 3]) and the labels (int32 [N]) of a file, by name.
 
     Raises:
         ValueError: The file does not have the layout of this packing.
@@ -165,7 +165,7 @@ def decode(data: bytes, packing: Packing) -> dict[str, np.ndarray]:
 
 
 def _from_archive(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
-    """Read the packing that an archive holds."""
+    """Read the files of a CIFAR from an archive."""
     known = {p.archive: p.archive_published.size for p in packings}
     others = [p for _, theirs in CIFAR_SETS.values() for p in theirs]
     every = {name for p in (*packings, *others) for name in p.files}
@@ -188,7 +188,7 @@ def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], tit
     """Return the packing whose files are all among ``names``.
 
     Raises:
-        UserError: There is none, another data set's, or an incomplete one.
+        UserError: There is none, it belongs to another data set, or it is incomplete.
     """
     for packing in packings:
         missing = [name for name in packing.files if name not in names]
@@ -206,15 +206,15 @@ def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], tit
             raise UserError(f"{where} lacks {', '.join(missing)}, which {title} needs")
     found = listing(where) if where.is_dir() else "none of these"
     expected = " or ".join(", ".join(packing.files) for packing in packings)
-    raise UserError(f"{where} holds no {title}: expected {expected}; found {found}")
+    raise UserError(f"{where} does not contain {title}: expected {expected}; found {found}")
 
 
 def find(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
     """Read the files of a CIFAR from a folder, from a folder of folders, or from an archive.
 
     Args:
-        path: The folder with the files; or one with the published folder or archive under its
-            published name; or an archive; or one of the files.
+        path: The folder with the files, a folder with the published folder or archive under its
+            published name, an archive, or one of the files.
         packings: The forms to look for, the preferred one first.
         title: Name of the data set in messages.
 
@@ -240,7 +240,7 @@ def find(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
 
 
 def _wrong(found: Found, name: str, title: str) -> UserError:
-    """Say what is wrong with a file that is not the published one."""
+    """Build the error for a file that is not the published one."""
     data, expected = found.files[name], found.packing.files[name]
     where = found.where / name if found.where.is_dir() else f"{found.where}: {name}"
     for other_title, packings in CIFAR_SETS.values():
@@ -254,7 +254,7 @@ def _wrong(found: Found, name: str, title: str) -> UserError:
         return UserError(f"{where} has {len(data)} bytes, {title}'s {name} has {expected.size}")
     return UserError(
         f"{where} is corrupted, or not {title}: it has {_short(expected.of(data))}, "
-        f"published is {_short(expected.digest)}"
+        f"the published file {_short(expected.digest)}"
     )
 
 
@@ -265,10 +265,10 @@ def _short(digest: str) -> str:
 
 
 def check(found: Found, title: str) -> None:
-    """Check every file against what is published.
+    """Check every file against its published checksum.
 
     Raises:
-        UserError: a file is truncated, corrupted or another one.
+        UserError: A file is truncated, corrupted or a different one.
     """
     if found.checked:
         return
@@ -280,14 +280,14 @@ def check(found: Found, title: str) -> None:
 def read_cifar(
     path: Path, packings: tuple[Packing, ...], title: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Found]:
-    """Read a CIFAR, checked against what is published.
+    """Read a CIFAR and check it against the published checksums.
 
     Returns:
         The training examples, the test examples (each ``image`` uint8 [N, 32, 32, 3] and int32
-        labels [N] by name, in the order of the files) and what they were read from.
+        labels [N] by name, in the order of the files) and the files that they were read from.
 
     Raises:
-        UserError: the files are missing, unreadable, truncated, corrupted or another data set's.
+        UserError: The files are missing, unreadable, truncated, corrupted or another data set's.
     """
     found = find(path, packings, title)
     check(found, title)
@@ -298,6 +298,7 @@ def read_cifar(
             try:
                 parts.append(decode(found.files[name], found.packing))
             except ValueError as error:
-                raise UserError(f"{found.where}: {name} is no file of {title}: {error}") from error
+                message = f"{found.where}: {name} is not a file of {title}: {error}"
+                raise UserError(message) from error
         splits.append({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
     return splits[0], splits[1], found

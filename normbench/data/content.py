@@ -1,10 +1,10 @@
-"""Data sets that are known by their content: :class:`ContentSource`.
+"""Data sets that are identified by their content: :class:`ContentSource`.
 
-A file or a folder of the user's has no name that says what is in it, and may be moved. It is known
-by a hash of its images and labels instead, which stands in the config of a run as
+The path of a user's file or folder does not determine its content, and may change. The data set is
+therefore identified by a hash of its images and labels, which is in a run's config as
 ``dataset.content`` and enters its signature; the path does not. The images are decoded once, into
-the array cache, where they are found by the hash: a run can be resumed, verified and diagnosed
-although the file was moved or edited since. They are written there as they are decoded, so that
+the array cache, which is indexed by the hash: a run can be resumed, verified and diagnosed even if
+the file has been moved or edited since. Images are written to the cache as they are decoded, so
 they may be larger than memory.
 """
 
@@ -31,16 +31,16 @@ from normbench.errors import NormbenchError, UserError, nearest
 from normbench.store.files import StoreError, dumps, expand_user, read_json, user_cache, write_text
 from normbench.store.provenance import data_hash
 
-_SCHEMA = 1  # version of the cache: raise it if the same files give other arrays
+_SCHEMA = 1  # version of the cache: increment it if the same files give other arrays
 
 
 class Contents(NamedTuple):
     """A data set as it was read.
 
     Attributes:
-        arrays: All images and labels. Images may be what :func:`normbench.data.cache.write` takes
-            instead of an array.
-        class_names: One a class, in the order of the labels.
+        arrays: All images and labels. Images may be any object that
+            :func:`normbench.data.cache.write` accepts as an array.
+        class_names: One per class, in the order of the labels.
     """
 
     arrays: Arrays
@@ -48,29 +48,29 @@ class Contents(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """Sixteen hex digits, equal for two data sets if their images, labels and classes are."""
+        """Sixteen hex digits, equal for data sets with equal images, labels and classes."""
         text = json.dumps([data_hash(self.arrays), self.class_names])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class ContentSource(Source):
-    """A data set that is known by its content, wherever it lies.
+    """A data set that is identified by its content, wherever it is stored.
 
-    A subclass has options in its constructor, ``title`` and ``content`` among them, and the methods
+    A subclass takes options in its constructor, including ``title`` and ``content``, and implements
     `stamp`, `reading` and `read`.
 
     Args:
         origin: Where the images come from, for messages and for finding them in the cache: an
             absolute path, or the name of a data set.
         title: Name of the data set in tables.
-        content: The hash that the images must have; empty for those that are there.
+        content: The hash that the images must have; empty to accept any images.
     """
 
     def __init__(self, origin: str, title: str, content: str) -> None:
         if content and not re.fullmatch("[0-9a-f]{16}", content):
             raise UserError(
-                f"dataset.content {content!r} is not 16 hex digits: it is read from the data, "
-                "leave it out"
+                f"dataset.content {content!r} is not 16 hex digits: leave it out, "
+                "it is computed from the data"
             )
         self.origin = origin
         self.title = title
@@ -78,7 +78,7 @@ class ContentSource(Source):
 
     @abstractmethod
     def stamp(self) -> list[Any]:
-        """Return what changes whenever a file of the data set is written: names, sizes, times.
+        """Return names, sizes and times of the files, which change when a file is written.
 
         Raises:
             UserError: There are no such files.
@@ -86,21 +86,21 @@ class ContentSource(Source):
 
     @abstractmethod
     def reading(self) -> dict[str, Any]:
-        """Return the options that decide which arrays are read from the same files."""
+        """Return the options that affect which arrays are read from the same files."""
 
     @abstractmethod
     def read(self) -> Contents:
         """Read all images.
 
         Raises:
-            UserError: The files are no data set of this kind, or an option does not fit them.
+            UserError: The files are not a data set of this kind, or an option does not fit them.
         """
 
-    # --- what config.py asks --------------------------------------------------------------------
+    # --- called when a config is composed -------------------------------------------------------
 
     @classmethod
     def identify(cls, **options: Any) -> dict[str, Any]:
-        """Return the options of a data set with its content filled in, reading it if it is new.
+        """Return the options of a data set with its content filled in; read it if it is new.
 
         Raises:
             UserError: There is no such data set, or it cannot be read.
@@ -110,7 +110,7 @@ class ContentSource(Source):
         if source.content and source.content != content:
             raise UserError(
                 f"dataset.content={source.content} is not the content of {source.origin}, which is "
-                f"{content}: it is read from the data, leave it out"
+                f"{content}: leave it out, it is computed from the data"
             )
         return {**options, **source.resolved(), "title": source.title, "content": content}
 
@@ -159,10 +159,10 @@ class ContentSource(Source):
 
     @cached_property
     def _contents(self) -> Contents:
-        """The images of ``content`` from the cache, else from their files.
+        """The images of ``content``, from the cache or else from their files.
 
         Raises:
-            UserError: The files have another content than the one that is asked for.
+            UserError: The files have another content.
         """
         content = self.content or self._identify()
         found = _cached(content)
@@ -179,10 +179,10 @@ class ContentSource(Source):
         return found
 
     def _identify(self, again: bool = False) -> str:
-        """Return the hash of the content, and see to it that the cache has the images.
+        """Return the hash of the content, and make sure that the cache has the images.
 
         Args:
-            again: Read the files even if they have not changed since they were read.
+            again: Read the files even if they have not changed since they were last read.
         """
         key = json.dumps([self.name, self.origin, self.reading(), _SCHEMA], sort_keys=True)
         index = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -211,12 +211,12 @@ class ContentSource(Source):
         return content
 
     def _write(self, contents: Contents, draft: Path) -> str:
-        """Write images into a file of the cache that has no final name yet; return their hash.
+        """Write images to a temporary file of the cache; return their hash.
 
-        Images that are larger than memory are decoded as they are written. Their hash, which names
-        the file, is therefore that of the file.
+        Images that are larger than memory are decoded as they are written. Their hash, which
+        becomes the name of the file, is therefore computed from the written file.
         """
-        for leftover in draft.parent.glob(f".{draft.name}.*.tmp"):  # of a process that was killed
+        for leftover in draft.parent.glob(f".{draft.name}.*.tmp"):  # left by a killed process
             leftover.unlink(missing_ok=True)
         arrays = {k: v for k, v in vars(contents.arrays).items() if v is not None}
         refuse_full_disk(draft.parent, sum(map(_bytes, arrays.values())), self.origin)
@@ -231,7 +231,7 @@ class ContentSource(Source):
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache, and make it if needed."""
+    """Return the folder of the cache, creating it if needed."""
     folder = user_cache() / "data"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +242,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _locked(index: Path) -> Iterator[None]:
-    """Let one process decode, and others that start at the same time wait for it."""
+    """Let one process decode while others that start at the same time wait for it."""
     lock = FileLock(f"{index}.lock")
     try:
         lock.acquire()
@@ -270,9 +270,9 @@ def _file(content: str) -> Path:
 
 
 def _cached(content: str) -> Contents | None:
-    """Return the images of a content, memory-mapped, or None if the cache lacks them."""
+    """Return the images with a content hash, memory-mapped, or None if the cache lacks them."""
     found = cache.read(_file(content))
-    # Files of earlier versions say their content, too.
+    # Files of earlier versions record their content hash.
     if found is None or found[0].get("content", content) != content:
         return None
     return Contents(Arrays(**found[1]), tuple(found[0]["class_names"]))
@@ -282,7 +282,7 @@ def _indexed(index: Path, stamp: str) -> str | None:
     """Return the content that files with this stamp had when they were read."""
     try:
         known = read_json(index) or {}
-    except StoreError:  # a damaged entry is made again
+    except StoreError:  # a damaged entry is rebuilt
         return None
     content = known.get("content")
     return content if known.get("stamp") == stamp and isinstance(content, str) else None
@@ -292,14 +292,14 @@ def _digest(stamp: list[Any]) -> str:
     return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
 
 
-# --- what every data set must fulfill -----------------------------------------------------------
+# --- checks of data sets ------------------------------------------------------------------------
 
 
 def check(contents: Contents, origin: str) -> None:
     """Refuse a data set on which no classifier can be trained.
 
     Raises:
-        UserError: It has fewer than two classes, or none of the test images.
+        UserError: It has fewer than two classes, or a split has no images.
     """
     classes = len(contents.class_names)
     if classes < 2:
@@ -331,14 +331,14 @@ def refuse_unknown_classes(
 
 
 def find_path(path: str, kind: str) -> Path:
-    """Return the absolute path of a file or folder that a user named.
+    """Return the absolute path of a file or folder given by the user.
 
     Args:
         path: The path; relative to the working folder, or with ``~``.
         kind: ``file`` or ``folder``.
 
     Raises:
-        UserError: No path is given.
+        UserError: The path is empty.
     """
     if not path:
         raise UserError(f"dataset.path is empty: write dataset.path={kind.upper()}")
@@ -346,16 +346,16 @@ def find_path(path: str, kind: str) -> Path:
 
 
 def refuse_missing(path: Path, kind: str) -> None:
-    """Refuse a path that is not there, or not of its kind.
+    """Refuse a path that does not exist or is not of its kind.
 
     Raises:
-        UserError: The message has the nearest name in the nearest folder that exists.
+        UserError: The message suggests the most similar name in the closest existing folder.
     """
     if path.is_dir() if kind == "folder" else path.is_file():
         return
     if path.exists():
         other = "dataset=images reads folders" if path.is_dir() else "dataset=npz reads .npz files"
-        raise UserError(f"{path} is no {kind}: {other}")
+        raise UserError(f"{path} is not a {kind}: {other}")
     parent, missing = path.parent, path.name
     while not parent.is_dir():
         parent, missing = parent.parent, parent.name
@@ -374,7 +374,7 @@ def stamp_of(path: Path) -> list[Any]:
 
 
 class Labels:
-    """Turns the labels of the splits into 0..classes-1, in the order of the training labels.
+    """Maps the labels of the splits to 0..classes-1, in the order of the training labels.
 
     Args:
         train: Labels of the training images, integers (N,).
@@ -391,7 +391,7 @@ class Labels:
         """Return labels as int32 (N,).
 
         Raises:
-            UserError: A label is none of the training images'.
+            UserError: A label does not occur in the training images.
         """
         refuse_unknown_classes(origin, split, np.unique(labels).tolist(), self.values.tolist())
         return np.searchsorted(self.values, labels).astype(np.int32)

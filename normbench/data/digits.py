@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships: 1,797 gray images of 8×8 pixels; needs no network.
+"""scikit-learn's digits: 1,797 gray images of 8×8 pixels; no network needed.
 
 Source: E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998 (its test set), as ``sklearn.datasets.load_digits``.
@@ -15,14 +15,14 @@ from normbench.data.base import Arrays, Say, Source, silent
 from normbench.errors import UserError
 
 TEST_PER_CLASS = 36
-_LEVELS = 16  # a pixel is the number of inked dots, 0..16, in a 4×4 block of the scan
+_LEVELS = 16  # a pixel is the number of set pixels, 0..16, in a 4×4 block of the scan
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
     """Return the positions of the test images, sorted: 36 evenly spaced images of each class.
 
-    The data set has no test split of its own, and its file goes through the writers one after
-    another. Evenly spaced positions take test images from all writers.
+    The data set has no test split of its own, and its file is ordered by writer. Evenly spaced
+    positions therefore include all writers.
     """
     chosen = []
     for label in range(10):
@@ -35,8 +35,8 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 def _table() -> np.ndarray:
     """Return the 64 levels and the label of each digit, (1797, 65).
 
-    Read from scikit-learn's file if it is at its usual path, because importing scikit-learn takes
-    longer than many a run on these images.
+    The file in scikit-learn is read directly if it is at its usual path, because importing
+    scikit-learn takes longer than many runs on these images.
     """
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():

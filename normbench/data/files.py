@@ -1,4 +1,4 @@
-"""Files that a user imports: reading them, and naming them in messages."""
+"""Files that a user imports: reading them, and listing them in messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from normbench.errors import UserError
 
 MOST = 1 << 28
-"""Largest size in bytes of a file that is read whole."""
+"""Largest file that is read into memory, in bytes."""
 
 
 def read(path: Path, most: int = MOST) -> bytes:
@@ -19,14 +19,14 @@ def read(path: Path, most: int = MOST) -> bytes:
     try:
         size = path.stat().st_size
         if size > most:
-            raise UserError(f"{path} has {size:,} bytes: no file of this data set")
+            raise UserError(f"{path} has {size:,} bytes, too many for a file of this data set")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def listing(folder: Path, most: int = 5) -> str:
-    """Return the first names in ``folder`` for a message: ``a, b, c and 7 more``, or ``nothing``.
+    """Return the first names in ``folder``, for a message: ``a, b, c and 7 more`` or ``nothing``.
 
     Raises:
         UserError: The folder cannot be listed.

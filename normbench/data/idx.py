@@ -24,7 +24,7 @@ _MOST = 1 << 26  # the largest file of the family has 47 million bytes
 
 
 def header(data: bytes) -> tuple[tuple[int, ...], int] | None:
-    """Return the dimensions in an idx file and the length of its header; None if it is none."""
+    """Return the dimensions in an idx file and the length of its header; None if it is not one."""
     if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
         return None
     end = 4 + 4 * data[3]
@@ -34,10 +34,10 @@ def header(data: bytes) -> tuple[tuple[int, ...], int] | None:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Return the uint8 array in a whole idx file.
+    """Return the uint8 array in an idx file.
 
     Raises:
-        ValueError: ``data`` is not an idx file of unsigned bytes, or incomplete.
+        ValueError: ``data`` is not an idx file of unsigned bytes, or is incomplete.
     """
     found = header(data)
     if found is None:
@@ -66,7 +66,7 @@ def unpack(data: bytes, path: Path, official: int | None = None) -> bytes:
         raise UserError(f"{path} is corrupted: {error} ({len(data)} bytes)") from error
     if not stream.eof:
         if stream.unconsumed_tail:
-            raise UserError(f"{path} unpacks to more than {_MOST} bytes: no file of this data set")
+            raise UserError(f"{path} unpacks to more than {_MOST} bytes (the limit)")
         of = f"{len(data)} of {official}" if official and len(data) < official else f"{len(data)}"
         raise UserError(f"{path} is truncated at {of} bytes: its gzip stream does not end")
     if stream.unused_data:
@@ -75,7 +75,7 @@ def unpack(data: bytes, path: Path, official: int | None = None) -> bytes:
 
 
 def _owner(data: bytes) -> tuple[str, str] | None:
-    """Return (data set, file name) of the known idx file that ``data`` is."""
+    """Return the data set and the file name if ``data`` is a known idx file."""
     digest = hashlib.sha256(data).hexdigest()
     for name, (_, files) in IDX_SETS.items():
         for file, known in files.items():
@@ -106,19 +106,19 @@ def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) ->
     if shape != expected.shape:
         actual, wanted = ("x".join(map(str, s)) for s in (shape, expected.shape))
         return UserError(f"{path} holds {actual} values, {title}'s {file} has {wanted}")
-    whole = start + int(np.prod(shape, dtype=np.int64))
-    if len(data) < whole:
-        return UserError(f"{path} is truncated at {len(data)} of {whole} bytes (unpacked)")
-    if len(data) > whole:
-        return UserError(f"{path} has {len(data) - whole} bytes too many ({whole} expected)")
+    size = start + int(np.prod(shape, dtype=np.int64))
+    if len(data) < size:
+        return UserError(f"{path} is truncated at {len(data)} of {size} bytes (unpacked)")
+    if len(data) > size:
+        return UserError(f"{path} has {len(data) - size} bytes too many ({size} expected)")
     return UserError(
         f"{path} is corrupted, or not {title}: its content has sha256 "
-        f"{hashlib.sha256(data).hexdigest()[:16]}…, published is {expected.sha256[:16]}…"
+        f"{hashlib.sha256(data).hexdigest()[:16]}…, the published file {expected.sha256[:16]}…"
     )
 
 
 def _find(folder: Path, file: str) -> Path | None:
-    """Return the file called ``file`` in ``folder``, packed or not, under one of its names."""
+    """Return the file ``file`` in ``folder``, packed or not, under any of its names."""
     for name in (file, file.replace("-idx", ".idx")):
         for candidate in (folder / f"{name}.gz", folder / name):
             if candidate.is_file():
@@ -132,13 +132,13 @@ def read_family(
     """Read the four files of a data set of the MNIST family.
 
     Args:
-        path: The folder of the files, or one of the four.
-        files: Published checksums by the name of the file.
+        path: The folder with the files, or one of the four.
+        files: Published checksums by file name.
         title: Name of the data set in messages.
-        folders: Sub-folders of ``path`` to look into as well.
+        folders: Subfolders of ``path`` to search, too.
 
     Returns:
-        The uint8 array of each file by name, [N, H, W] or [N]; its content is the published one.
+        The uint8 array of each file by name, [N, H, W] or [N], checked against its checksum.
 
     Raises:
         UserError: A file is missing, unreadable, truncated, corrupted or another data set's.
@@ -151,8 +151,8 @@ def read_family(
             break
     else:
         raise UserError(
-            f"{start} holds no {title}: expected {', '.join(IDX_NAMES)}, each with or without "
-            f".gz; found {listing(start)}"
+            f"{start} does not contain {title}: expected {', '.join(IDX_NAMES)}, each with or "
+            f"without .gz; found {listing(start)}"
         )
     arrays = {}
     for file in IDX_NAMES:

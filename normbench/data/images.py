@@ -1,8 +1,8 @@
-"""A data set of the user's as a folder of images: ``dataset=images dataset.path=FOLDER``.
+"""A user's data set as a folder of images: ``dataset=images dataset.path=FOLDER``.
 
-:class:`Images` reads ``train/CLASS/*`` and ``test/CLASS/*``, and ``val/CLASS/*`` where it is there;
-or ``CLASS/*`` alone, of which a share becomes the test images. :func:`fitted` says how an image of
-any size becomes one of the size of the data set.
+:class:`Images` reads ``train/CLASS/*``, ``test/CLASS/*`` and, if present, ``val/CLASS/*``; or only
+``CLASS/*``, a fraction of which becomes the test images. :func:`fitted` converts an image of any
+size to the size of the data set.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ if TYPE_CHECKING:
 VALIDATION = "val"
 FORMATS = ("JPEG", "PNG")
 MOST_PIXELS = 1 << 27
-"""Most pixels of an image: a file of a few kilobytes can unpack to any number."""
+"""Largest number of pixels in an image: a file of a few kilobytes can unpack to any number."""
 MOST_SIZE = 4096
-_DEPTH = 8  # folders inside that of a class
-_SKIPPED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # what systems leave in folders
+_DEPTH = 8  # largest depth of folders in the folder of a class
+_SKIPPED = ("Thumbs.db", "desktop.ini", "__MACOSX")  # written by operating systems
 _GRAY = ("1", "L", "LA")
 
 
 class Images(ContentSource):
-    """Images in a folder for each class, JPEG or PNG.
+    """JPEG or PNG images, with one folder per class.
 
-    Classes are numbered in the order of their names, and images stand in the order of theirs, both
-    by code point, so that they are the same on every machine.
+    Classes and images are sorted by name, by code point, so that their order is the same on every
+    machine.
 
     Args:
         path: The folder.
         title: Name of the data set in tables; the folder's name by default.
         content: Hash of the images, filled in when the config is composed.
-        size: Side of the images in pixels: the shorter side is resized to it, and the square in
-            the middle is cut out. None if all have one size.
+        size: Side of the images in pixels: the shorter side is resized to it, and the image is
+            center-cropped to a square. None if all images have the same size.
         channels: 1 for gray, 3 for color; None for 1 if all images are gray, else 3.
-        test: Where the folder has no ``test``: the share of the images of each class that become
-            the test images, or ``val`` to test on ``val``.
-        test_seed: Seed of the draw of that share.
+        test: If the folder has no ``test``: the fraction of the images of each class to use as test
+            images, or ``val`` to test on ``val``.
+        test_seed: Seed of the draw of that fraction.
     """
 
     name = "images"
@@ -124,7 +124,7 @@ class Images(ContentSource):
     # --- the files ------------------------------------------------------------------------------
 
     def _folder(self, split: str) -> Path:
-        """Return the folder that holds the classes of a split."""
+        """Return the folder with the classes of a split."""
         return self.path / split if self._has_splits else self.path
 
     @property
@@ -135,21 +135,22 @@ class Images(ContentSource):
         """Return the files of each class of each split: ``train``, and ``test`` or ``val`` or both.
 
         Raises:
-            UserError: There are no classes, or no test images and no share of the others.
+            UserError: There are no classes, or no test images and no ``dataset.test``.
         """
         if not self._has_splits:
             refuse_test(self.origin, ["train"], self.test, "folder")
             return {"train": self._classes(self.path)}
-        there = [name for name in ("train", VALIDATION, "test") if (self.path / name).is_dir()]
-        refuse_test(self.origin, there, self.test, "folder")
-        return {split: self._classes(self.path / split) for split in there}
+        present = [name for name in ("train", VALIDATION, "test") if (self.path / name).is_dir()]
+        refuse_test(self.origin, present, self.test, "folder")
+        return {split: self._classes(self.path / split) for split in present}
 
     def _classes(self, folder: Path) -> dict[str, list[Path]]:
         try:
             classes = sorted(entry.name for entry in os.scandir(folder)
                              if entry.is_dir() and not _is_skipped(entry.name))  # fmt: skip
             if not classes:
-                raise UserError(f"{folder} has no folders: images lie in a folder for each class")
+                message = f"{folder} has no folders: put the images of each class in a folder"
+                raise UserError(message)
             return {name: _walk(folder / name) for name in classes}
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -160,7 +161,7 @@ def _is_skipped(name: str) -> bool:
 
 
 def _walk(folder: Path, depth: int = 0) -> list[Path]:
-    """Return all files in a folder and the folders in it, sorted by their paths."""
+    """Return all files in a folder and its subfolders, sorted by path."""
     found: list[Path] = []
     if depth > _DEPTH:
         raise UserError(f"{folder} is {depth} folders deep inside its class")
@@ -183,8 +184,8 @@ class Decoded:
 
     Attributes:
         files: At least one.
-        size: Side of the images, or None if all have one size.
-        shape: Shape of all images.
+        size: Side of the images, or None if all have the same size.
+        shape: Shape of the array of all images.
     """
 
     files: Sequence[Path]
@@ -196,16 +197,16 @@ class Decoded:
     def of(
         cls, files: Sequence[Path], size: int | None, channels: int | None, origin: str
     ) -> Decoded:
-        """Find the shape of the images in files.
+        """Determine the shape of the images in files.
 
         Args:
             files: At least one.
-            size: Side of the images, or None if all have one size.
+            size: Side of the images, or None if all have the same size.
             channels: 1, 3 or None, as for :class:`Images`.
             origin: Where the images come from, for messages.
 
         Raises:
-            UserError: A file is no image, or an image has another size than the first.
+            UserError: A file is not an image, or an image has another size than the first.
         """
         width = height = size or 0
         if size is None or channels is None:
@@ -218,7 +219,7 @@ class Decoded:
         return cls(files, size, (len(files), height, width, channels))
 
     def at(self, positions: np.ndarray) -> Decoded:
-        """Return those at some positions, not decoded yet."""
+        """Return the images at some positions, still undecoded."""
         files = [self.files[position] for position in positions]
         return Decoded(files, self.size, (len(files), *self.shape[1:]))
 
@@ -226,7 +227,7 @@ class Decoded:
         """Decode some of the images.
 
         Raises:
-            UserError: A file is no image: the first of them.
+            UserError: A file is not an image; the message names the first one.
         """
         files = self.files[chosen]
         images = np.empty((len(files), *self.shape[1:]), np.uint8)
@@ -241,14 +242,14 @@ class Decoded:
 
 
 def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Yield ``function`` of each item in order, computed by as many threads as there are cores."""
+    """Yield ``function`` of each item in order, computed with one thread per core."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on files that it reads nonetheless
+        warnings.simplefilter("ignore")  # Pillow warns about files that it can read
         yield from pool.map(function, items)
 
 
 def refuse_sizes(found: Iterable[tuple[Any, tuple[int, int]]], origin: str) -> None:
-    """Refuse images of several sizes, given as pairs of a name and (width, height)."""
+    """Refuse images of different sizes, given as pairs of a name and (width, height)."""
     first: tuple[Any, tuple[int, int]] | None = None
     for name, size in found:
         first = first or (name, size)
@@ -256,12 +257,12 @@ def refuse_sizes(found: Iterable[tuple[Any, tuple[int, int]]], origin: str) -> N
             texts = [f"{name} has {w}×{h}" for name, (w, h) in (first, (name, size))]
             raise UserError(
                 f"{origin} has images of several sizes ({texts[0]} pixels, {texts[1]}): "
-                "dataset.size=64 makes them one"
+                "dataset.size=64 resizes them to one"
             )
 
 
 def _describe(file: Path) -> tuple[tuple[int, int], bool]:
-    """Return (width, height) of an image, and whether it is gray, without decoding it."""
+    """Return an image's (width, height) and whether it is gray, without decoding it."""
 
     def describe(image: Image) -> tuple[tuple[int, int], bool]:
         width, height = image.size
@@ -272,10 +273,10 @@ def _describe(file: Path) -> tuple[tuple[int, int], bool]:
 
 
 def _read(file: Path, use: Callable[[Image], Any]) -> Any:
-    """Open an image and return what ``use`` makes of it.
+    """Open an image and return the result of ``use``.
 
     Raises:
-        UserError: The file is no image, is damaged, or has too many pixels or bits.
+        UserError: The file is not an image, is damaged, or has too many pixels or bits.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -285,10 +286,10 @@ def _read(file: Path, use: Callable[[Image], Any]) -> Any:
             if width * height > MOST_PIXELS:
                 raise UserError(f"{file} has {width}×{height} pixels, more than {MOST_PIXELS:,}")
             if image.mode.startswith(("I", "F")):
-                raise UserError(f"{file} has more than 8 bits a channel: convert it to 8")
+                raise UserError(f"{file} has more than 8 bits per channel: convert it to 8")
             return use(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{file} is no image: no JPEG and no PNG") from error
+        raise UserError(f"{file} is not a JPEG or PNG image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
@@ -296,10 +297,10 @@ def _read(file: Path, use: Callable[[Image], Any]) -> Any:
 def fitted(image: Image, size: int | None, channels: int) -> np.ndarray:
     """Return an image as uint8 (H, W, C).
 
-    It is turned as its EXIF data says, what is transparent becomes black, and it is made gray (by
-    ITU-R 601-2, as Pillow does) or RGB. Then, if ``size`` is not None, its shorter side is resized
-    to it, by triangle filters as wide as the reduction asks for, and the square in the middle is
-    cut out.
+    It is rotated according to its EXIF data, transparency becomes black, and it is converted to
+    gray (by ITU-R 601-2, as in Pillow) or RGB. Then, if ``size`` is not None, its shorter side is
+    resized to it with antialiased bilinear (triangle) filters, and it is center-cropped to a
+    square.
     """
     from PIL import Image, ImageOps
 
@@ -326,11 +327,11 @@ def fitted(image: Image, size: int | None, channels: int) -> np.ndarray:
 def check_options(
     size: Any, channels: Any, test: Any, names: Sequence[str] | None, test_seed: Any
 ) -> None:
-    """Check the options of a data set whose images are made one size.
+    """Check the options of a data set whose images are resized to one size.
 
     Args:
         size, channels, test, test_seed: As for :class:`Images`.
-        names: Splits that may be the test images; None for any name.
+        names: Splits that may be used as test images; None for any name.
 
     Raises:
         UserError: A value is out of range.
@@ -343,28 +344,30 @@ def check_options(
     is_name = isinstance(test, str) and (names is None or test in names)
     if test is not None and not is_share and not is_name:
         listed = "the name of a split" if names is None else " or ".join(map(repr, names))
-        raise UserError(f"dataset.test must be a share in (0, 1), {listed} or null, got {test!r}")
+        allowed = f"a fraction in (0, 1), {listed} or null"
+        raise UserError(f"dataset.test must be {allowed}, got {test!r}")
     if not (_is_whole(test_seed) and test_seed >= 0):
-        raise UserError(f"dataset.test_seed must be a whole number from 0 up, got {test_seed!r}")
+        allowed = "a whole number of at least 0"
+        raise UserError(f"dataset.test_seed must be {allowed}, got {test_seed!r}")
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def refuse_test(origin: str, there: Sequence[str], test: float | str | None, noun: str) -> None:
-    """Refuse a data set without test images, and ``dataset.test`` where it has them.
+def refuse_test(origin: str, present: Sequence[str], test: float | str | None, noun: str) -> None:
+    """Refuse a data set without test images, and ``dataset.test`` for one that has them.
 
     Args:
         origin: Where the images come from.
-        there: The splits that are there, ``train`` among them.
+        present: The splits of the data set, including ``train``.
         test: The option.
-        noun: Noun for a split, as ``folder``.
+        noun: Noun for a split, such as ``folder``.
     """
-    others = [name for name in there if name not in ("train", "test")]
-    if "test" in there and test is not None:
+    others = [name for name in present if name not in ("train", "test")]
+    if "test" in present and test is not None:
         raise UserError(f"{origin} has a test {noun}: leave dataset.test={test} out")
-    if "test" not in there and test is None:
+    if "test" not in present and test is None:
         instead = f", dataset.test={others[0]} tests on {others[0]}" if others else ""
         raise UserError(
             f"{origin} has no test {noun}: dataset.test=0.2 tests on a fifth of the images{instead}"
@@ -381,18 +384,18 @@ def arranged(
     test_seed: int,
     at: Callable[[np.ndarray], Any],
 ) -> Arrays:
-    """Return the splits of a data set, with the test images that ``dataset.test`` asks for.
+    """Return the splits of a data set, with the test images that ``dataset.test`` requests.
 
     Args:
-        positions: By split, ``train`` and others: positions of its images among all.
+        positions: For each split, the positions of its images among all images.
         labels: The labels of the same images.
-        test: As for :class:`Images`; has been checked (:func:`refuse_test`).
-        test_seed: Seed of the draw of a share.
-        at: Returns the images at some positions. It is called once for each split that is left,
-            so that images which do not fit into memory need not be moved.
+        test: As for :class:`Images`, already checked by :func:`refuse_test`.
+        test_seed: Seed of the draw of a fraction.
+        at: Returns the images at some positions. It is called only once for each final split, so
+            that images that do not fit in memory need not be moved.
 
     Raises:
-        UserError: The share leaves a class without training or without test images.
+        UserError: The fraction leaves a class without training or without test images.
     """
     pairs = {split: (positions[split], labels[split]) for split in positions}
     if isinstance(test, str):

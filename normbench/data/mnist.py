@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and binary MNIST: 70,000 gray images of 28×28 pixels each."""
+"""MNIST, Fashion-MNIST and binary MNIST, each with 70,000 gray images of 28×28 pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MNIST(TfdsSource):
     test_count = 10_000
     files: ClassVar[Mapping[str, IdxFile]] = MNIST_FILES
     folders: ClassVar[tuple[str, ...]] = ("mnist", "MNIST/raw", "raw")
-    """Sub-folders that may hold the files: torchvision keeps them in ``MNIST/raw``."""
+    """Subfolders that may contain the files: torchvision uses ``MNIST/raw``."""
 
     def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
         arrays = read_family(path, self.files, self.title, self.folders)
@@ -45,7 +45,7 @@ class MNIST(TfdsSource):
 class FashionMNIST(MNIST):
     """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), articles of clothing.
 
-    https://github.com/zalandoresearch/fashion-mnist; its files have the format of MNIST's.
+    https://github.com/zalandoresearch/fashion-mnist; the file format is that of MNIST.
     """
 
     name = "fashion_mnist"
@@ -65,8 +65,8 @@ THRESHOLD = 128
 class BinaryMNIST(Source):
     """MNIST with every pixel 0 or 255, for the MNIST study of Ioffe & Szegedy 2015.
 
-    The paper says "binary images" and does not give a threshold. The data set has no files of its
-    own: preparing it prepares MNIST.
+    The paper says "binary images" without giving a threshold. The data set has no files of its own:
+    preparing it prepares MNIST.
     """
 
     name = "mnist_binary"

@@ -1,7 +1,7 @@
-"""A data set of the user's in one NumPy file: ``dataset=npz dataset.path=FILE`` (:class:`Npz`).
+"""A user's data set in one NumPy file: ``dataset=npz dataset.path=FILE`` (:class:`Npz`).
 
-The file comes from anybody: nothing in it is unpickled, and its headers are checked before an array
-is unpacked. One that is large beside the machine's memory is unpacked onto the disk.
+The file need not be trusted: nothing in it is unpickled, and headers are checked before an array is
+unpacked. Arrays that are large compared with the machine's memory are unpacked to disk.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
         "test": ("test_images", "test_labels"),
     },
 )
-"""Names of images and labels: those of Keras's files, and those of MedMNIST's."""
+"""Names of the images and labels: as in Keras's files, and as in MedMNIST's."""
 
 MEMBERS = 1000
-"""Most arrays in a file."""
-_HEADER = 10_000  # bytes of the description of an array; NumPy's own limit
+"""Largest number of arrays in a file."""
+_HEADER = 10_000  # largest header of an array in bytes, NumPy's own limit
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of np.savez and np.savez_compressed
 _CHUNK = 1 << 20
 _IMAGES = 1024  # converted at once
@@ -57,7 +57,7 @@ class Npz(ContentSource):
     """Arrays in a file of ``np.savez``: images (N, H, W) or (N, H, W, C), labels (N,) or (N, 1).
 
     Images are uint8, or floats in [0, 1], which are rounded to the 256 levels of uint8. Labels are
-    whole numbers; the classes are the different labels of the training images, in ascending order.
+    whole numbers; the classes are the distinct labels of the training images, in ascending order.
 
     Args:
         path: The file.
@@ -89,8 +89,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of images and labels in a file, by name.
 
     Raises:
-        UserError: The file is no npz file, is damaged, lacks an array, or has one that fits neither
-            into memory nor onto the disk, or that is no plain array of numbers.
+        UserError: The file is not an npz file, is damaged, lacks an array, or has one that fits
+            neither in memory nor on the disk or is not a plain array of numbers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -107,7 +107,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if _starts_as_zip(path):
             raise UserError(f"{path} is damaged: {error}") from error
         raise UserError(
-            f"{path} is no npz file (a zip archive of arrays, as np.savez writes it)"
+            f"{path} is not an npz file (a zip archive of arrays, as np.savez writes it)"
         ) from error
     except (ValueError, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
@@ -119,7 +119,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _wanted(names: list[str], path: Path) -> list[str]:
-    """Return the names of the arrays that are read.
+    """Return the names of the arrays to read.
 
     Raises:
         UserError: An array is missing.
@@ -139,7 +139,7 @@ def _wanted(names: list[str], path: Path) -> list[str]:
         missing += [name for name in layout["validation"] if name not in found]
     if missing:
         listed = ", ".join(sorted(names)[:20]) or "no arrays"
-        other = ", ".join(required(next(each for each in LAYOUTS if each is not layout)))
+        other = ", ".join(required(next(names for names in LAYOUTS if names is not layout)))
         raise UserError(
             f"{path} lacks {', '.join(missing)}: it has {listed} (needed: "
             f"{', '.join(required(layout))}; or {other})"
@@ -148,27 +148,27 @@ def _wanted(names: list[str], path: Path) -> list[str]:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """Unpack one array of numbers; its header decides how much is read.
+    """Unpack one array of numbers; its header determines how much is read.
 
     Raises:
-        UserError: It holds Python objects, or is not as large as its header says.
+        UserError: It contains Python objects, or its size does not match its header.
     """
     name = info.filename.removesuffix(".npy")
     if info.compress_type not in _METHODS:
         raise UserError(f"{path}: {name} is packed in a way that np.savez does not use")
     with archive.open(info) as member, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        warnings.simplefilter("ignore")  # NumPy warns about headers written by Python 2
         version = np.lib.format.read_magic(member)
         if version == (1, 0):
             header = np.lib.format.read_array_header_1_0(member, _HEADER)
         elif version == (2, 0):
             header = np.lib.format.read_array_header_2_0(member, _HEADER)
         else:
-            raise UserError(f"{path}: {name} is no array of numbers")
+            raise UserError(f"{path}: {name} is not an array of numbers")
         shape, is_fortran, dtype = header
         if dtype.hasobject or dtype.kind not in "biuf":
             kind = "Python objects, which are not read" if dtype.hasobject else f"{dtype} values"
-            raise UserError(f"{path}: {name} holds {kind}; images and labels are numbers")
+            raise UserError(f"{path}: {name} holds {kind}; images and labels must be numbers")
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size != info.file_size - member.tell():
             raise UserError(f"{path}: {name} is damaged: it is not as large as its header says")
@@ -181,8 +181,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
                 raise EOFError(f"{name} ends {size - position} bytes early")
             flat[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
             position += len(chunk)
-        if member.read(1):  # also checks the sum of the last bytes
-            raise UserError(f"{path}: {name} is damaged: it goes on after its end")
+        if member.read(1):  # reading to the end also verifies the CRC
+            raise UserError(f"{path}: {name} is damaged: it continues after its end")
     return array.transpose() if is_fortran else array
 
 
@@ -190,23 +190,23 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
 
 
 def contents_of(arrays: Mapping[str, np.ndarray], origin: Path) -> Contents:
-    """Check and convert arrays as they stand in a file.
+    """Check and convert the arrays of a file.
 
     Args:
-        arrays: By the names of one of the ``LAYOUTS``.
+        arrays: Arrays with the names of one of the ``LAYOUTS``.
         origin: The file, for messages.
 
     Raises:
         UserError: A shape, a type or a number does not fit.
     """
-    layout = next(each for each in LAYOUTS if each["train"][0] in arrays)
+    layout = next(names for names in LAYOUTS if names["train"][0] in arrays)
     pairs = {split: layout[split] for split in SPLITS if layout[split][0] in arrays}
     first = pairs["train"][0]
     for x, _ in pairs.values():
         if arrays[x].dtype != arrays[first].dtype:
             raise UserError(
                 f"{origin}: {first} is {arrays[first].dtype} and {x} is {arrays[x].dtype}: images "
-                "have one type"
+                "must have one type"
             )
     converted: dict[str, np.ndarray] = {}
     for split, (x, y) in pairs.items():
@@ -231,7 +231,7 @@ def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
     shape = array.shape
     if array.ndim not in (3, 4):
         raise UserError(
-            f"{origin}: {name} has the shape ({_listed(shape)}), images are (N, H, W) or "
+            f"{origin}: {name} has the shape ({_listed(shape)}); images must be (N, H, W) or "
             "(N, H, W, C)"
         )
     if array.ndim == 4 and shape[-1] > 4 and shape[1] <= 4:
@@ -246,12 +246,12 @@ def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
         return images
     if images.dtype.kind != "f":
         raise UserError(
-            f"{origin}: {name} is {images.dtype}: images are uint8, or floats in [0, 1]"
+            f"{origin}: {name} is {images.dtype}: images must be uint8, or floats in [0, 1]"
         )
     converted = empty(images.shape, np.uint8, cache_folder(), str(origin))
     for start in range(0, len(images), _IMAGES):
         chunk = images[start : start + _IMAGES].astype(np.float64)
-        if not (chunk.min() >= 0 and chunk.max() <= 1):  # not a number fails as well
+        if not (chunk.min() >= 0 and chunk.max() <= 1):  # also true for NaN
             values = f"{chunk.min():g}..{chunk.max():g}"
             raise UserError(
                 f"{origin}: {name} is {images.dtype} with values of {values}: floats must be in "
@@ -266,13 +266,13 @@ def _labels(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        one_hot = " (of one-hot labels take .argmax(1))" if array.ndim == 2 else ""
+        one_hot = " (for one-hot labels use .argmax(1))" if array.ndim == 2 else ""
         raise UserError(
-            f"{origin}: {name} has the shape ({_listed(array.shape)}), labels are (N,) or (N, 1)"
-            f"{one_hot}"
+            f"{origin}: {name} has the shape ({_listed(array.shape)}); labels must be (N,) or "
+            f"(N, 1){one_hot}"
         )
     if array.dtype.kind not in "iu":
-        raise UserError(f"{origin}: {name} is {array.dtype}: labels are whole numbers")
+        raise UserError(f"{origin}: {name} is {array.dtype}: labels must be whole numbers")
     return array.astype(np.int64)
 
 

@@ -13,7 +13,7 @@ from normbench.data.base import Arrays, Source
 from normbench.data.streaming import ImageView, Stream, is_streamed
 from normbench.errors import UserError
 
-_CHUNK = 1 << 24  # pixels a histogram takes at once: bincount makes 8 bytes of each
+_CHUNK = 1 << 24  # pixels per bincount call, which converts each to 8 bytes
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Split:
     """Images and labels; the arrays may be read-only.
 
     Attributes:
-        images: uint8 [N, H, W, C], 0..255. Of a streamed data set they are read from the disk when
+        images: uint8 [N, H, W, C], 0..255. Those of a streamed data set are read from disk when
             they are indexed.
         labels: int32 [N].
-        indices: int64 [N], ascending: positions in the source's train (or test, or own
-            validation) images.
+        indices: int64 [N], ascending: positions in the source's training images (or its test
+            images, or its own validation images).
     """
 
     images: np.ndarray | ImageView
@@ -38,21 +38,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A source, split.
+    """A source that has been split.
 
     Attributes:
         name: As in ``dataset=``.
         classes: Number of classes.
-        class_names: One a class.
+        class_names: One per class.
         shape: Height, width, channels.
-        train: What is trained on.
-        validation: Held out of the published training images, or published as such; for every
-            choice that is made.
+        train: The images to train on.
+        validation: The images for all choices, held out of the published training images or
+            published as a validation split.
         test: The published test images.
         mean: float32 [C], of ``train.images`` scaled to 0..1.
         std: float32 [C], population standard deviation of the same.
-        fingerprint: Hash of all images and labels of the source; None where none was asked for.
-        streamed: Whether images are read from the disk as they are needed.
+        fingerprint: Hash of all images and labels of the source; None if not requested.
+        streamed: True if images are read from disk as they are needed.
     """
 
     name: str
@@ -69,11 +69,10 @@ class Dataset:
 
 
 def _stratified_order(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return the positions in an order whose every prefix is stratified by class.
+    """Return the positions in an order of which every prefix is stratified by class.
 
-    Within a class the order is that of ``keys``. The r-th image of a class of n is placed at
-    (r + ½)/n, so that each prefix has every class in proportion, to within rounding (Webster's
-    method).
+    Within a class, the order is that of ``keys``. The r-th of a class's n images is placed at
+    (r + ½)/n, so that each prefix has all classes in proportion, up to rounding (Webster's method).
     """
     by_class = np.lexsort((keys, labels))
     sorted_labels = labels[by_class]
@@ -91,19 +90,20 @@ def split_indices(
     *,
     held_out_of_train: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a source's train images into training and validation images.
+    """Divide a source's training images into images to train on and validation images.
 
-    Both are stratified by class. A larger ``validation`` contains a smaller one of the same seed,
-    and a larger ``train_size`` a smaller one of the same seed and ``validation``.
+    Both are stratified by class. The images for a larger ``validation`` include those for a smaller
+    one with the same seed, and the images for a larger ``train_size`` include those for a smaller
+    one with the same seed and ``validation``.
 
     Args:
-        labels: int [N], the labels of all train images.
+        labels: int [N], the labels of all training images.
         validation: Number of images to hold out.
-        split_seed: Seed of the draw, which is the raw output of PCG64: NumPy keeps that the same
-            on every platform and in every release (NEP 19).
-        train_size: Number of images to train on; all that are not held out by default.
-        held_out_of_train: False for a data set with a validation split of its own, of whose
-            training images none are held out.
+        split_seed: Seed of the draw, which uses the raw output of PCG64: NumPy guarantees that this
+            is the same on every platform and in every release (NEP 19).
+        train_size: Number of images to train on; by default all that are not held out.
+        held_out_of_train: False for a data set with its own validation split, for which no training
+            images are held out.
 
     Returns:
         Positions of the training and of the validation images, int64, each ascending; disjoint.
@@ -118,7 +118,7 @@ def split_indices(
             validation,
             classes,
             len(labels) - classes,
-            f"of the {len(labels)} training images, at least one a class on either side",
+            f"of the {len(labels)} training images, at least one per class on either side",
         )
     remaining = len(labels) - validation
     if train_size is not None:
@@ -130,7 +130,7 @@ def split_indices(
             f"or null for all: {validation} of the {len(labels)} training images are held out",
         )
     if isinstance(split_seed, bool) or not isinstance(split_seed, int) or split_seed < 0:
-        raise UserError(f"split_seed {split_seed!r} is not a whole number from 0 up")
+        raise UserError(f"split_seed {split_seed!r} is not a whole number of at least 0")
     keys = _keys(len(labels), split_seed)
     order = _stratified_order(labels, keys)
     held_out, train = order[:validation], np.sort(order[validation:])
@@ -145,11 +145,11 @@ def _keys(count: int, seed: int) -> np.ndarray:
 
 
 def stratified_draw(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Draw a share of the images, stratified by class, in the same way on every machine.
+    """Draw a fraction of the images, stratified by class, in the same way on every machine.
 
     Args:
         labels: int [N].
-        share: In (0, 1); the number of images is rounded.
+        share: The fraction, in (0, 1); the number of images is rounded.
         seed: Seed of the draw.
 
     Returns:
@@ -160,10 +160,10 @@ def stratified_draw(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def sizes(source: Source, validation: int | None, train_size: int | None) -> tuple[int, int]:
-    """Return the numbers of training and validation images that :func:`load` makes of a source.
+    """Return the numbers of training and validation images of a source after :func:`load`.
 
     Raises:
-        UserError: As for :func:`load`, where the numbers alone decide.
+        UserError: As for :func:`load`, as far as the numbers alone decide.
     """
     held_out = _held_out(source, source.train_count, source.classes, validation)
     return (source.train_count - held_out if train_size is None else train_size), (
@@ -172,14 +172,14 @@ def sizes(source: Source, validation: int | None, train_size: int | None) -> tup
 
 
 def _held_out(source: Source, images: int, classes: int, validation: int | None) -> int:
-    """Return how many of the training images are held out for validation.
+    """Return the number of training images to hold out for validation.
 
     Args:
         source: The data set.
         images: Number of its training images.
         classes: Number of their classes.
-        validation: As in the config: a number, or None for a split that the data set is published
-            with, and a tenth of the training images where there is none.
+        validation: As in the config: a number, or None for the published validation split, or a
+            tenth of the training images if there is none.
     """
     if not source.validation_count:
         return max(classes, images // 10) if validation is None else validation
@@ -198,9 +198,10 @@ def _between(name: str, value: int, least: int, most: int, why: str) -> None:
 
 
 def channel_statistics(images: np.ndarray | ImageView) -> tuple[np.ndarray, np.ndarray]:
-    """Return each channel's mean and standard deviation, of pixels scaled to 0..1.
+    """Return each channel's mean and standard deviation, for pixels scaled to 0..1.
 
-    Computed from a histogram of the 256 levels in whole numbers, so only the end result is rounded.
+    They are computed from an integer histogram of the 256 levels, so only the end result is
+    rounded.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -218,7 +219,7 @@ def channel_statistics(images: np.ndarray | ImageView) -> tuple[np.ndarray, np.n
             histograms[channel] += np.bincount(chunk[:, channel], minlength=256)
     means, stds = [], []
     for histogram in histograms:
-        # Python's whole numbers: the square of the sum does not fit int64 for a large set.
+        # Python integers, because the square of the sum overflows int64 for a large data set.
         count, total, squares = (
             int(histogram.sum()), int(histogram @ levels), int(histogram @ levels**2)
         )  # fmt: skip
@@ -239,15 +240,15 @@ def load(
     """Load a source and split it; see `split_indices` for the other arguments.
 
     Args:
-        validation: Number of training images to hold out; None for the validation split that the
-            data set is published with, or a tenth where it has none.
+        validation: Number of training images to hold out; None for the published validation split,
+            or a tenth if there is none.
         fingerprint: Computes ``Dataset.fingerprint`` from all images and labels.
-        stream: Whether images are read from the disk as they are needed: the key ``stream``.
+        stream: The key ``stream``: whether to read images from disk as they are needed.
 
     Raises:
         MissingData: The data set is not on this machine.
         DamagedData: Its files are missing or damaged.
-        UserError: A size is impossible, or memory cannot hold the images.
+        UserError: A size is impossible, or the images do not fit in memory.
     """
     arrays = source.arrays(data_dir)
     labels = arrays.train_labels

@@ -1,7 +1,7 @@
-"""Images that are larger than the memory they may take: :func:`is_streamed` says which are.
+"""Streaming of images that do not fit in memory: :func:`is_streamed` decides which do not.
 
-A streamed data set stays in the file that it is mapped from; :class:`ImageView` is a split of it.
-:func:`empty` gives room to decode one, on the disk where memory has none.
+A streamed data set remains in the file from which it is mapped; :class:`ImageView` is a split of
+it. :func:`empty` allocates an array to decode one, on disk if memory is too small.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Stream = bool | Literal["auto"]
 """Values of the key ``stream``."""
 
 LARGE = 2
-"""Images are large if ``LARGE`` times their bytes do not fit into memory: resident, they are there
-twice for a moment, as they were read and as the backend has them."""
+"""Images are large if ``LARGE`` times their bytes do not fit in memory: while they are loaded,
+there are briefly two copies, the one that was read and the backend's."""
 
 
 def is_streamed(stream: Stream, title: str, needed: int) -> bool:
-    """Return whether images are read from the disk as they are needed.
+    """Return whether to read images from disk as they are needed.
 
     Args:
         stream: The key ``stream`` of the config.
@@ -36,26 +36,26 @@ def is_streamed(stream: Stream, title: str, needed: int) -> bool:
         needed: Bytes of all images of the three splits.
 
     Raises:
-        UserError: ``stream`` is false, and the machine's memory cannot hold the images.
+        UserError: ``stream`` is false, but the images do not fit in the machine's memory.
     """
     if stream == "auto":
         return LARGE * needed > image_memory(LARGE * needed)
     if not stream and needed > (memory := machine_memory()):
         raise UserError(
-            f"stream=false, and {title} has images of {as_size(needed)}: this machine has "
+            f"stream=false, but {title} has images of {as_size(needed)}: this machine has "
             f"{as_size(memory)} of memory; stream=auto reads them from the disk as they are needed"
         )
     return stream
 
 
 class ImageView:
-    """Chosen images of an array, which are read when they are indexed and not before.
+    """A selection of an array's images, which are read only when they are indexed.
 
-    It is indexed along its first axis as an array is, and ``np.asarray`` reads all of it.
+    It is indexed along its first axis like an array, and ``np.asarray`` reads all of it.
 
     Args:
-        array: Images, uint8 (N, H, W, C), most often mapped from a file; or a view.
-        positions: Positions of the chosen ones in it, int64 (M,).
+        array: Images, uint8 (N, H, W, C), usually mapped from a file; or a view.
+        positions: Positions of the selected images in it, int64 (M,).
     """
 
     def __init__(self, array: np.ndarray | ImageView, positions: np.ndarray) -> None:
@@ -93,29 +93,29 @@ class ImageView:
         return np.asarray(self[:], dtype)
 
 
-# --- room on the disk -----------------------------------------------------------------------------
+# --- disk space -----------------------------------------------------------------------------------
 
 
 def empty(shape: tuple[int, ...], dtype: Any, folder: Path, title: str) -> np.ndarray:
-    """Return an array to decode images into: in memory, or where it is large in a file.
+    """Return an array to decode images into, in memory or, if it is large, in a file.
 
-    The file has no name and goes with the array, so a killed process leaves nothing behind.
+    The file has no name and is removed with the array, so a killed process leaves nothing behind.
 
     Args:
         shape, dtype: Those of the array.
-        folder: Where the file is made.
+        folder: Folder of the file.
         title: Name of the images in messages.
 
     Raises:
-        UserError: There is not enough room on the disk.
+        UserError: There is not enough disk space.
     """
     needed = math.prod(shape) * np.dtype(dtype).itemsize
     if LARGE * needed <= physical_memory():
         return np.empty(shape, dtype)
     refuse_full_disk(folder, needed, title)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Blocks are reserved here. A mapped file that turns out to have none when it is written to
-        # ends the process with a signal, which nothing can turn into a message.
+        # Reserve the blocks now. If the disk is full when a mapped page is written, the process is
+        # killed by a signal, which cannot be turned into an error message.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, needed)
         else:
@@ -125,7 +125,7 @@ def empty(shape: tuple[int, ...], dtype: Any, folder: Path, title: str) -> np.nd
 
 
 def refuse_full_disk(folder: Path, needed: int, title: str) -> None:
-    """Refuse images for which the cache has no room on its disk.
+    """Refuse images that do not fit on the cache's disk.
 
     Args:
         folder: Folder of the cache.
@@ -133,7 +133,7 @@ def refuse_full_disk(folder: Path, needed: int, title: str) -> None:
         title: Name of the images in the message.
 
     Raises:
-        UserError: There is not enough room.
+        UserError: There is not enough disk space.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -1,7 +1,7 @@
-"""Base class of the sources that tensorflow-datasets keeps, :class:`TfdsSource`.
+"""Base class of the sources stored by tensorflow-datasets, :class:`TfdsSource`.
 
 Images come from the folder of tensorflow-datasets through a cache of memory-mapped arrays, so that
-a run imports neither it nor TensorFlow for its data.
+a run imports neither tensorflow-datasets nor TensorFlow for its data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from normbench.data.cache import publish, staging
 from normbench.errors import NormbenchError, UserError
 from normbench.store.files import expand_user, user_cache
 
-_SCHEMA = 1  # version of the array cache: raise it if the same folder gives other arrays
+_SCHEMA = 1  # version of the array cache: increment it if the same folder gives other arrays
 _MIB = 1 << 20
 _ARRAYS = {"train_images", "train_labels", "test_images", "test_labels"}
 
@@ -30,10 +30,10 @@ Examples = Mapping[str, np.ndarray]
 
 
 class TfdsSource(Source):
-    """A data set that tensorflow-datasets knows under ``name``, with ``image`` and ``label``.
+    """A data set ``name`` of tensorflow-datasets with the features ``image`` and ``label``.
 
     A subclass with the class attributes can be prepared and loaded; one that overrides `read` can
-    be imported from files too.
+    also be imported from files.
     """
 
     version: ClassVar[str]
@@ -41,8 +41,8 @@ class TfdsSource(Source):
     label_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Class names by label, for data sets whose names tfds reads from downloaded files."""
     published_order: ClassVar[bool] = False
-    """Whether tfds gives the images in the order of the published files, as it does where examples
-    have an ``id``. Such a data set is imported where tfds is not installed, too."""
+    """True if tfds returns the images in the order of the published files, as it does if examples
+    have an ``id``. Such a data set can be imported without tfds, too."""
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
         folder = self._folder(data_dir)
@@ -50,11 +50,11 @@ class TfdsSource(Source):
         return imported if folder is None and imported.is_file() else folder
 
     def _folder(self, data_dir: str | Path | None) -> Path | None:
-        """Return the folder that tfds keeps the data set in, or None."""
+        """Return the folder in which tfds stores the data set, or None."""
         return tfds_folder.find(self.name, self.version, data_dir)
 
     def _imported(self, data_dir: str | Path | None) -> Path:
-        """Return the path of the arrays that are imported where tfds is not installed."""
+        """Return the path of the arrays that are imported if tfds is not installed."""
         file = f"{self.name}-{self.version}.v{_SCHEMA}.imported.arrays"
         return tfds_folder.root(data_dir) / tfds_folder.HIDDEN / file
 
@@ -98,7 +98,7 @@ class TfdsSource(Source):
         return loaded
 
     def _decode(self, folder: Path, target: Path) -> None:
-        """Read a folder into the array cache, with tensorflow-datasets where it is installed."""
+        """Read a folder into the array cache, with tensorflow-datasets if it is installed."""
         if tfds_process.is_installed():
             request = {"folder": str(folder), "cache_path": str(target)}
             tfds_process.run("decode", request)
@@ -110,7 +110,7 @@ class TfdsSource(Source):
         """Return the folder of the data set, or None if there is none.
 
         Raises:
-            DamagedData: Files in the folder are missing, or do not have their sizes.
+            DamagedData: Files in the folder are missing or have the wrong size.
         """
         folder = self._folder(data_dir)
         if folder is not None:
@@ -123,7 +123,7 @@ class TfdsSource(Source):
         return folder
 
     def _imported_arrays(self, file: Path) -> Arrays:
-        """Return the arrays of a file that was written where tfds was not installed."""
+        """Return the arrays of a file that was written without tfds."""
         found = cache.read(file)
         if found is None or set(found[1]) != _ARRAYS:
             raise DamagedData(f"{self.title} in {file} is damaged: remove the file, then import "
@@ -149,14 +149,14 @@ class TfdsSource(Source):
     # --- the array cache ----------------------------------------------------------------------
 
     def _cache_paths(self, folder: Path) -> tuple[Path, Path]:
-        """Return the two paths for the arrays of a folder: beside it, and in the user's cache.
+        """Return the two paths for the arrays of a folder: next to it, and in the user's cache.
 
         The second is for data folders that the user cannot write to, as on a cluster.
         """
         file = f"{self.name}-{folder.name}.v{_SCHEMA}.arrays"
-        beside = folder.parents[1] / tfds_folder.HIDDEN / file
+        local = folder.parents[1] / tfds_folder.HIDDEN / file
         where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-        return beside, user_cache() / where / file
+        return local, user_cache() / where / file
 
     def _cached(self, folder: Path) -> Arrays | None:
         """Return the cached arrays of a folder, or None if they are missing or outdated."""
@@ -168,7 +168,7 @@ class TfdsSource(Source):
         return None
 
     def _writable(self, folder: Path) -> Path:
-        """Return the first of the two paths that can be written.
+        """Return the first of the two paths that is writable.
 
         Raises:
             NormbenchError: Neither can be written.
@@ -229,7 +229,7 @@ class TfdsSource(Source):
         """Read the training and test examples from files on disk, in the order of tfds.
 
         Raises:
-            UserError: The files are not this data set, or incomplete.
+            UserError: The files are incomplete or not this data set.
         """
         raise UserError(f"{self.name} cannot be imported by normbench: {type(self).__name__} does "
                         "not say how (no `read`)")  # fmt: skip
@@ -273,26 +273,26 @@ class TfdsSource(Source):
             return self._make("write", request, root, partial, say)
 
     def _already(self, data_dir: str | Path | None, say: Say) -> Path | None:
-        """Return the folder of a data set that is on this machine already, and say so."""
+        """Return the folder of a data set that is already on this machine, and report it."""
         found = self._whole(data_dir)
         if found is None and self.state(data_dir) == "ready":
             found = self._imported(data_dir)
         if found is not None:
-            say(f"{self.title} is there already: {found}")
+            say(f"{self.title} is already present: {found}")
         return found
 
     def _make(
         self, action: str, request: dict[str, Any], root: Path, partial: Path, say: Say, tick=None
     ) -> Path:
-        """Make a data set in the folder ``partial``, check it, and move it into ``root``."""
+        """Build a data set in the folder ``partial``, check it, and move it to ``root``."""
         arrays = partial / "new.arrays"
         request |= {"name": self.name, "data_dir": str(partial), "cache_path": str(arrays)}
-        made = Path(tfds_process.run(action, request, tick)["folder"])
-        damage = tfds_folder.damage(made, self._counts)
+        folder = Path(tfds_process.run(action, request, tick)["folder"])
+        damage = tfds_folder.damage(folder, self._counts)
         if damage is not None:
-            raise NormbenchError(f"tensorflow-datasets wrote something else: {damage}")
-        final = root / self.name / made.name
-        publish(made, final)
+            raise NormbenchError(f"tensorflow-datasets did not write the expected files: {damage}")
+        final = root / self.name / folder.name
+        publish(folder, final)
         arrays.replace(self._cache_paths(final)[0])
         say(f"{self.title} is ready: {final}")
         return final

@@ -1,8 +1,8 @@
 """Any data set of tensorflow-datasets that classifies images: ``dataset=tfds dataset.id=NAME``.
 
-:class:`Tfds` reads what stands prepared in the folder of tensorflow-datasets, and can have it
-downloaded there (``normbench data prepare tfds:NAME``). It needs no list of names: the features of
-a prepared data set say whether it classifies images.
+:class:`Tfds` reads a prepared data set in the folder of tensorflow-datasets, and can download it
+(``normbench data prepare tfds:NAME``). It needs no list of names: the features of a prepared data
+set show whether it classifies images.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from normbench.errors import NormbenchError, UserError, nearest
 from normbench.store.files import user_cache
 
 _ID = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
-_SPLITS = {"validation": VALIDATION}  # names of tensorflow-datasets, as normbench.data.images has
+_SPLITS = {"validation": VALIDATION}  # tfds's names -> those of normbench.data.images
 
 
 class Tfds(ContentSource):
     """A data set by its name in tensorflow-datasets.
 
-    Its splits ``train``, ``test`` and ``validation`` are used; others, as ``extra``, are not.
+    Its splits ``train``, ``test`` and ``validation`` are used; others, such as ``extra``, are not.
 
     Args:
-        id: The name, as ``svhn_cropped``; or with a config and a version, as in
-            ``imagenette/160px-v2:1.0.0``. The newest version by default.
-        title: Name of the data set in tables; the name of the data set by default.
+        id: The name, such as ``svhn_cropped``, or with a config and a version, as in
+            ``imagenette/160px-v2:1.0.0``. By default the newest version is used.
+        title: Name of the data set in tables; by default its name in tensorflow-datasets.
         content: Hash of the images, filled in when the config is composed.
         size, channels, test_seed: As for :class:`normbench.data.images.Images`.
-        test: Where the data set has no split ``test``: the share of the images of each class that
-            become the test images, or ``validation`` to test on that split.
+        test: If the data set has no split ``test``: the fraction of the images of each class to use
+            as test images, or ``validation`` to test on that split.
     """
 
     name = "tfds"
@@ -54,11 +54,11 @@ class Tfds(ContentSource):
         test_seed: int = 0,
     ) -> None:
         if not id:
-            raise UserError("dataset.id is empty: write dataset.id=NAME, as svhn_cropped")
+            raise UserError("dataset.id is empty: write dataset.id=NAME, such as svhn_cropped")
         found = _ID.fullmatch(id)
         if found is None:
             raise UserError(
-                f"dataset.id {id!r} is no name of tensorflow-datasets, as svhn_cropped or "
+                f"dataset.id {id!r} is not a name in tensorflow-datasets such as svhn_cropped or "
                 "imagenette/160px-v2:1.0.0"
             )
         self.builder, self.config, self.version = found["name"], found["config"], found["version"]
@@ -82,14 +82,14 @@ class Tfds(ContentSource):
     def location(self, data_dir: str | Path | None = None) -> Path | None:
         try:
             return tfds_folder.newest(self.builder, self.config, self.version, data_dir)
-        except UserError:  # which config is not clear
+        except UserError:  # several configs are prepared
             return None
 
     def _folder(self) -> Path:
         """Return the folder in which the data set is prepared.
 
         Raises:
-            UserError: There is none; the message says how to make it.
+            UserError: There is none; the message says how to prepare it.
         """
         folder = tfds_folder.newest(self.builder, self.config, self.version)
         if folder is not None:
@@ -119,7 +119,7 @@ class Tfds(ContentSource):
                 raise NormbenchError(f"{folder} changed while it was read: run again")
             about, arrays = found
         finally:
-            target.unlink(missing_ok=True)  # what is mapped stays
+            target.unlink(missing_ok=True)  # arrays that are already mapped remain valid
         splits = [name.removesuffix("_labels") for name in arrays if name.endswith("_labels")]
         refuse_test(self.origin, splits, self.test, "split")
         positions, labels = (
@@ -135,7 +135,7 @@ class Tfds(ContentSource):
     def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path:
         folder = self.location(data_dir)
         if folder is not None:
-            say(f"{self.origin} is there already: {folder}")
+            say(f"{self.origin} is already present: {folder}")
             return folder
         tfds_process.refuse_missing("prepare")
         root = tfds_folder.root(data_dir)
@@ -150,12 +150,12 @@ class Tfds(ContentSource):
                 "cache_path": None,
             }
             try:
-                made = Path(tfds_process.run("prepare", request)["folder"])
+                prepared = Path(tfds_process.run("prepare", request)["folder"])
             except UserError:
                 raise
             except NormbenchError as error:
                 raise NormbenchError(f"cannot prepare {self.origin}: {error}") from error
-            final = root / made.relative_to(partial)
-            publish(made, final)
+            final = root / prepared.relative_to(partial)
+            publish(prepared, final)
         say(f"{self.origin} is ready: {final}")
         return final

@@ -1,7 +1,7 @@
 """The actions that need tensorflow-datasets; `normbench.data.tfds_process` runs this module.
 
 ``python -m normbench.data.tfds_child ACTION ANSWER`` reads its arguments as one line of JSON and
-writes its answer, or the error that a person can act on, to the file ANSWER.
+writes its answer, or the message of an error, to the file ANSWER.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TIMEOUT = (5.0, 15.0)  # seconds for a host to accept a connection, and to answ
 def _examples(
     split: str, arrays: dict[str, np.ndarray], with_id: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield examples under the keys that tfds's own CIFAR and MNIST builders give them.
+    """Yield examples with the keys that tfds's own CIFAR and MNIST builders use.
 
-    The key decides where an example goes when tfds shuffles on writing, so the files come out the
-    same as those of a download.
+    The key determines the position of an example when tfds shuffles on writing, so the files are
+    the same as after a download.
     """
     for index in range(len(arrays["image"])):
         example: dict[str, Any] = {
@@ -52,10 +52,10 @@ def write(
     """Write examples as tfds's own builder would, read them back, compare, and cache them.
 
     Args:
-        name: The data set as tfds calls it; its own builder gives features and description.
-        data_dir: The data folder to write into.
+        name: The data set's name in tfds, whose own builder provides features and description.
+        data_dir: The data folder to write to.
         arrays: A file of `normbench.data.cache` with ``<split>/<feature>`` arrays.
-        label_names: Names of the classes of a label, where the builder reads them from its files.
+        label_names: Class names of a label, if the builder reads them from its files.
         cache_path: Path of the array cache.
 
     Returns:
@@ -65,7 +65,7 @@ def write(
 
     stored = cache.read(Path(arrays))
     if stored is None:
-        raise NormbenchError(f"{arrays} is not whole")
+        raise NormbenchError(f"{arrays} is incomplete")
     splits: dict[str, dict[str, np.ndarray]] = {}
     for key, array in stored[1].items():
         split, _, feature = key.partition("/")
@@ -108,7 +108,7 @@ def _rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _compare(
     split: str, meant: dict[str, np.ndarray], read: dict[str, np.ndarray], folder: Path
 ) -> None:
-    """Check that the examples read back are those that were written, in any order.
+    """Check that the examples read back are those written, in any order.
 
     Raises:
         NormbenchError: They differ.
@@ -116,7 +116,7 @@ def _compare(
     if meant["image"].shape != read["image"].shape or not np.array_equal(
         _rows(meant["image"], meant["label"]), _rows(read["image"], read["label"])
     ):
-        raise NormbenchError(f"what was read back from {folder} is not what was written ({split})")
+        raise NormbenchError(f"examples read back from {folder} are not those written ({split})")
 
 
 def _reach(builder: Any, manual: Path) -> None:
@@ -153,11 +153,10 @@ def prepare(
     """Download and prepare a data set with tfds, and cache its arrays.
 
     Args:
-        name: The data set as tfds calls it.
-        data_dir: The data folder to write into.
+        name: The data set's name in tfds.
+        data_dir: The data folder to write to.
         work: A folder for downloaded and extracted files. No other data set may use it: tfds reuses
-            an extracted file of the same name, and the files of MNIST and Fashion-MNIST have the
-            same names.
+            extracted files by name, and the files of MNIST and Fashion-MNIST have the same names.
         manual: A folder in which tfds looks for files before it downloads them.
         cache_path: Path of the array cache; None to cache nothing.
 
@@ -165,7 +164,7 @@ def prepare(
         ``folder``, the folder written, and ``version``.
 
     Raises:
-        UserError: tfds knows no such data set, or it does not classify images.
+        UserError: tfds has no such data set, or it does not classify images.
     """
     import tensorflow_datasets as tfds
 
@@ -199,7 +198,7 @@ def prepare(
 
 
 def _features(builder: Any, name: str) -> tuple[str, str]:
-    """Return the names of the image and of the label among the features of a data set.
+    """Return the names of the image and label features of a data set.
 
     Raises:
         UserError: It does not classify images.
@@ -210,10 +209,10 @@ def _features(builder: Any, name: str) -> tuple[str, str]:
     pair = keys if isinstance(keys, tuple) and len(keys) == 2 else ("image", "label")
     found = [features[key] if isinstance(key, str) and key in features else None for key in pair]
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    if not all(isinstance(each, kind) for each, kind in zip(found, kinds, strict=True)):
-        listed = ", ".join(f"{key}: {type(each).__name__}" for key, each in features.items())
+    if not all(isinstance(feature, kind) for feature, kind in zip(found, kinds, strict=True)):
+        listed = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
         raise UserError(
-            f"{name} does not classify images: an image and one class label are needed, it has "
+            f"{name} does not classify images: an image and one class label are needed, but it has "
             f"{listed}"
         )
     return pair[0], pair[1]
@@ -224,9 +223,9 @@ def classify(
 ) -> dict[str, Any]:
     """Read any prepared data set that classifies images into a file of :mod:`.cache`.
 
-    Its arrays are ``images``, of all splits in the order in which they are read, and for each of
-    the splits train, test and validation that is there ``<split>_labels`` and ``<split>_positions``
-    of its images among them; its description has ``class_names``.
+    Its arrays are ``images``, those of all splits in the order of reading, and, for each of the
+    splits train, test and validation that exists, ``<split>_labels`` and ``<split>_positions`` of
+    its images among them. Its description has ``class_names``.
 
     Args:
         folder: The folder of one version.
@@ -234,8 +233,8 @@ def classify(
         size, channels, test: As for :class:`normbench.data.tfds_any.Tfds`.
 
     Raises:
-        UserError: It does not classify images, has images of several sizes and ``size`` is None,
-            or images of more than 8 bits a channel.
+        UserError: It does not classify images, has images of different sizes while ``size`` is
+            None, or has images with more than 8 bits per channel.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -252,19 +251,19 @@ def classify(
             f"{name} has images of {feature.np_dtype} and {feature.shape[-1]} channels: uint8 "
             "images of 1, 3 or 4 channels are needed"
         )
-    there = [split for split in ("train", "test", "validation") if split in builder.info.splits]
-    if "train" not in there:
+    present = [split for split in ("train", "test", "validation") if split in builder.info.splits]
+    if "train" not in present:
         listed = ", ".join(builder.info.splits) or "none"
         raise UserError(f"{name} has no split train (it has {listed})")
-    refuse_test(name, there, test, "split")
+    refuse_test(name, present, test, "split")
     wanted = channels or (1 if feature.shape[-1] == 1 else 3)
     reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    count = sum(builder.info.splits[split].num_examples for split in there)
+    count = sum(builder.info.splits[split].num_examples for split in present)
     read: dict[str, np.ndarray] = {}
-    all_images: np.ndarray | None = None  # made when the size of the first is known
+    all_images: np.ndarray | None = None  # allocated when the size of the first is known
     end = 0
     shown: list[tuple[str, tuple[int, int]]] = []
-    for split in there:
+    for split in present:
         start, labels, ids = end, [], []
         data = builder.as_dataset(split=split, shuffle_files=False, read_config=reading)
         for index, example in enumerate(data.as_numpy_iterator()):
@@ -284,7 +283,7 @@ def classify(
             labels.append(int(example[label_key]))
             if isinstance(example.get("id"), bytes):
                 ids.append(example["id"])
-        # As in _decode: where every example has an id, in the order of the ids.
+        # As in _decode: in the order of the ids if every example has one.
         order = np.argsort(np.array(ids), kind="stable") if len(ids) == len(labels) else slice(None)
         read[f"{split}_positions"] = np.arange(start, end)[order]
         read[f"{split}_labels"] = np.array(labels, np.int32)[order]
@@ -300,8 +299,8 @@ def classify(
 def _decode(folder: Path) -> dict[str, np.ndarray]:
     """Read a prepared folder: ``<split>_images`` uint8 [N, H, W, C], ``<split>_labels`` int32 [N].
 
-    The order is that of the files, shard after shard; where the examples have an ``id``
-    (CIFAR), it is the order of the ids, which is that of the published files.
+    The order is that of the files, shard after shard; if the examples have an ``id`` (CIFAR), it is
+    the order of the ids, which is that of the published files.
     """
     import tensorflow_datasets as tfds
 
@@ -352,7 +351,7 @@ def _end_with_parent() -> None:
 
 
 def main(action: str, answer: str) -> int:
-    """Run one action; any error but a NormbenchError ends in a traceback."""
+    """Run one action; any error other than a NormbenchError ends in a traceback."""
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     actions = {"write": write, "prepare": prepare, "decode": decode, "classify": classify}

@@ -1,7 +1,7 @@
-"""The folder in which tensorflow-datasets keeps a prepared data set: found, checked, told apart.
+"""The folder of a data set prepared by tensorflow-datasets: finding, checking, fingerprinting.
 
-``<data folder>/<name>/<version>/`` holds ``dataset_info.json``, ``features.json`` and a TFRecord
-file a shard. Nothing here imports tensorflow-datasets or TensorFlow.
+``<data folder>/<name>/<version>/`` contains ``dataset_info.json``, ``features.json`` and one
+TFRecord file per shard. Nothing here imports tensorflow-datasets or TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from normbench.store.files import expand_user
 
 INFO = "dataset_info.json"
 HIDDEN = ".normbench"
-"""What normbench keeps in a data folder: array caches, locks, data sets on their way in."""
+"""normbench's own folder in a data folder: array caches, locks, data sets being imported."""
 
 
 def _digits(value: Any, position: str) -> None:
-    """Allow a count as protobuf writes it: a number, or a text of digits."""
+    """Allow a count as protobuf writes it: a number or a string of digits."""
     if not re.fullmatch(r"\d{1,18}", str(value)):
         raise schema.Mismatch(f"{position} is {value!r}, not a count")
 
@@ -60,8 +60,8 @@ def _version(name: str) -> tuple[int, ...] | None:
 def find(name: str, version: str, data_dir: str | Path | None = None) -> Path | None:
     """Return the folder of a prepared data set, or None.
 
-    ``version`` is taken where it is there, else the newest of the same major version (tfds keeps
-    the examples of one major version the same).
+    It is that of ``version`` if it exists, else the newest of the same major version (tfds does not
+    change the examples within a major version).
     """
     base = root(data_dir) / name
     exact = base / version
@@ -84,20 +84,20 @@ def newest(
     """Return the folder of a prepared data set of any version, or None.
 
     Args:
-        name: As tensorflow-datasets calls the data set.
-        config: Its config; None for a data set without, or for the only one that is prepared.
-        version: As ``1.0.0``; None for the newest.
-        data_dir: The data folder; tensorflow-datasets's own by default.
+        name: The data set's name in tensorflow-datasets.
+        config: Its config; None for a data set without configs, or for the only prepared one.
+        version: Such as ``1.0.0``; None for the newest.
+        data_dir: The data folder; by default that of tensorflow-datasets.
 
     Raises:
-        UserError: Several configs are prepared, and none is named.
+        UserError: Several configs are prepared, and ``config`` is None.
     """
     base = root(data_dir) / name
     if config is None and not _versions(base):
         configs = sorted(path.parents[1].name for path in base.glob(f"*/*/{INFO}"))
         if len(set(configs)) > 1:
-            texts = ", ".join(f"{name}/{each}" for each in dict.fromkeys(configs))
-            raise UserError(f"{name} is prepared with several configs, name one: {texts}")
+            texts = ", ".join(f"{name}/{config}" for config in dict.fromkeys(configs))
+            raise UserError(f"{name} is prepared with several configs, choose one: {texts}")
         config = configs[0] if configs else None
     found = _versions(base / config if config else base)
     if version is not None:
@@ -115,16 +115,16 @@ def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
 
 
 def prepared(base: Path) -> list[str]:
-    """Return the names of the data sets that are prepared in a data folder."""
+    """Return the names of the prepared data sets in a data folder."""
     found = [*base.glob(f"*/*/{INFO}"), *base.glob(f"*/*/*/{INFO}")]
     return sorted({path.relative_to(base).parts[0] for path in found})
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    """Return what ``dataset_info.json`` says.
+    """Return the content of ``dataset_info.json``.
 
     Raises:
-        ValueError: it is not readable; the message names it.
+        ValueError: It cannot be read; the message names it.
     """
     try:
         return schema.parse_record((folder / INFO).read_bytes(), _INFO)
@@ -138,7 +138,7 @@ def _shards(folder: Path, name: str, split: dict[str, Any], file_format: str) ->
     """Return the files of a split.
 
     Raises:
-        KeyError: The template of their names has a field that tensorflow-datasets does not know.
+        KeyError: The template of their names has a field that tensorflow-datasets does not define.
     """
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     count = len(split["shardLengths"])
@@ -154,11 +154,11 @@ def _shards(folder: Path, name: str, split: dict[str, Any], file_format: str) ->
 
 
 def damage(folder: Path, counts: dict[str, int]) -> str | None:
-    """Say what is wrong with a prepared folder, from the sizes of its files; None: nothing seen.
+    """Describe damage to a prepared folder, judging by file sizes; return None if there is none.
 
     Args:
         folder: The folder of one version.
-        counts: The images that each split must have.
+        counts: The number of images that each split must have.
     """
     try:
         info = _info(folder)
@@ -170,9 +170,9 @@ def damage(folder: Path, counts: dict[str, int]) -> str | None:
         split = splits.get(name)
         if split is None:
             return f"{folder / INFO} has no split {name!r}"
-        held = sum(map(int, split.get("shardLengths", ())))
-        if held != expected:
-            return f"{folder / INFO} has {held} images in {name!r}, not {expected}"
+        images = sum(map(int, split.get("shardLengths", ())))
+        if images != expected:
+            return f"{folder / INFO} has {images} images in {name!r}, not {expected}"
         try:
             shards = _shards(folder, info["name"], split, file_format)
         except KeyError as error:
@@ -182,14 +182,14 @@ def damage(folder: Path, counts: dict[str, int]) -> str | None:
             if not shard.is_file():
                 return f"{shard} is missing"
             sizes += shard.stat().st_size
-        whole = int(split.get("numBytes", 0)) + _RECORD_OVERHEAD * held
-        if file_format == "tfrecord" and "numBytes" in split and sizes != whole:
-            return f"the files of {name!r} in {folder} have {sizes} bytes, not {whole}"
+        size = int(split.get("numBytes", 0)) + _RECORD_OVERHEAD * images
+        if file_format == "tfrecord" and "numBytes" in split and sizes != size:
+            return f"the files of {name!r} in {folder} have {sizes} bytes, not {size}"
     return None
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """Return the TFRecord files of a split of a folder in which :func:`damage` sees nothing wrong.
+    """Return the TFRecord files of a split of a folder that :func:`damage` has checked.
 
     Raises:
         NormbenchError: The files have another format.
@@ -200,12 +200,12 @@ def shards(folder: Path, split: str) -> list[Path]:
         raise NormbenchError(
             f"{folder} has files of the format {file_format}, which only tensorflow-datasets reads"
         )
-    [found] = (each for each in info["splits"] if each["name"] == split)
-    return _shards(folder, info["name"], found, file_format)
+    [entry] = (entry for entry in info["splits"] if entry["name"] == split)
+    return _shards(folder, info["name"], entry, file_format)
 
 
 def fingerprint(folder: Path) -> list[list[Any]]:
-    """Return what changes whenever a file of the folder is written again: names, sizes, times."""
+    """Return names, sizes and times of a folder's files, which change when a file is written."""
     files = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         status = entry.stat()

@@ -1,7 +1,7 @@
 """Run an action that needs tensorflow-datasets in a child process: :func:`run`.
 
-Thus a run that takes its images from the array cache never imports TensorFlow for them, importing
-and preparing take no GPU, and TensorFlow's log lines stay out of the terminal.
+This way, a run that takes its images from the array cache never imports TensorFlow for them,
+importing and preparing use no GPU, and TensorFlow's log lines do not reach the terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DOES = {
     "decode": "read a prepared data set",
     "classify": "read a prepared data set",
 }
-"""The actions in words."""
+"""The actions in words, for messages."""
 _TICK = 5.0
 """Seconds between two calls of ``tick``."""
 
@@ -43,21 +43,21 @@ def _environment() -> dict[str, str]:
 
 
 def _reason(log: str) -> str:
-    """Return the reason in a log: the exception of the last traceback, or else the last line."""
+    """Return the reason from a log: the exception of the last traceback, else the last line."""
     _, traceback, after = log.rpartition("Traceback (most recent call last):\n")
     lines = [line for line in after.splitlines() if line.strip()]
-    if traceback:  # an exception may have several lines; the first is the one after the frames
+    if traceback:  # the exception's first line is the first one after the frames
         lines = [line for line in lines if not line.startswith(" ")][:1]
     return lines[-1].strip().rstrip(":") if lines else "it said nothing"
 
 
 def is_installed() -> bool:
-    """Return whether tensorflow-datasets and TensorFlow are installed; imports nothing."""
+    """Return whether tensorflow-datasets and TensorFlow are installed, without importing them."""
     return all(find_spec(name) is not None for name in ("tensorflow_datasets", "tensorflow"))
 
 
 def refuse_missing(action: str) -> None:
-    """Refuse an action of :func:`run` where tensorflow-datasets is not installed.
+    """Refuse an action of :func:`run` if tensorflow-datasets is not installed.
 
     Raises:
         UserError: It is not installed.
@@ -66,9 +66,9 @@ def refuse_missing(action: str) -> None:
         makes = action in ("prepare", "write")
         bring = ", or set TFDS_DATA_DIR to a folder of tensorflow-datasets that has it"
         raise UserError(
-            f"tensorflow-datasets is needed to {_DOES[action]}, and is not installed: pip install "
-            f"normbench{bring if makes else ''}; dataset=digits, dataset=npz and dataset=images do "
-            "without it"
+            f"tensorflow-datasets is needed to {_DOES[action]}, but is not installed: pip install "
+            f"normbench{bring if makes else ''}; dataset=digits, dataset=npz and dataset=images "
+            "work without it"
         )
 
 
@@ -79,18 +79,18 @@ def run(
 
     Args:
         action: ``write``, ``prepare``, ``decode`` or ``classify``.
-        request: Keyword arguments of the action, as JSON can hold them.
+        request: Keyword arguments of the action, of JSON types only.
         tick: Called every few seconds while the process runs.
 
     Raises:
         UserError: tensorflow-datasets is not installed.
-        NormbenchError: The action failed; the message is the reason that the process gave.
+        NormbenchError: The action failed; the message has the reason given by the process.
     """
     refuse_missing(action)
     with tempfile.TemporaryDirectory(prefix="normbench-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
         with log.open("wb") as output:
-            # Its standard input is a pipe that closes when this process dies, which ends it too.
+            # Its standard input is a pipe that closes when this process dies; the child then exits.
             child = subprocess.Popen(
                 [sys.executable, "-m", "normbench.data.tfds_child", action, str(answer)],
                 stdin=subprocess.PIPE,
@@ -100,7 +100,7 @@ def run(
             )
             try:
                 assert child.stdin is not None
-                # A child that died at once has closed its end; its log says why.
+                # A child that died immediately has closed its end; its log says why.
                 with suppress(BrokenPipeError):
                     child.stdin.write(json.dumps(request).encode() + b"\n")
                     child.stdin.flush()
@@ -119,10 +119,10 @@ def run(
                     with suppress(BrokenPipeError):
                         child.stdin.close()
         if answer.is_file():
-            said = json.loads(answer.read_bytes())
-            if "error" in said:
-                raise (UserError if said["user"] else NormbenchError)(said["error"])
-            return said["result"]
+            response = json.loads(answer.read_bytes())
+            if "error" in response:
+                raise (UserError if response["user"] else NormbenchError)(response["error"])
+            return response["result"]
         raise NormbenchError(
             f"tensorflow-datasets could not {action} the data set (exit {child.returncode}): "
             f"{_reason(log.read_text(errors='replace'))}"

@@ -1,9 +1,9 @@
-"""Read a prepared folder of tensorflow-datasets without it and TensorFlow: :func:`read`.
+"""Read a folder of tensorflow-datasets without that package or TensorFlow: :func:`read`.
 
 A shard is a TFRecord file: for each example its length, a checksum of the length, the example and
-a checksum of that. An example is a protobuf message ``tf.train.Example``, which maps names to lists
-of bytes, floats or integers; an image is a PNG file. Only these are read here, as they are what the
-folders of CIFAR and the MNIST family hold.
+a checksum of the example. An example is a protobuf message ``tf.train.Example``, which maps names
+to lists of bytes, floats or integers; an image is a PNG file. No other formats are supported,
+because the folders of CIFAR and the MNIST family use only these.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from normbench.data import tfds_folder
 from normbench.errors import NormbenchError
 
 _CHECKED = 1024
-"""Records whose checksums are computed together."""
+"""Number of records whose checksums are computed together."""
 
 _MASK = 0xA282EAD8
-"""Added to the checksum of data that may hold checksums, as TFRecord has it."""
+"""TFRecord's constant for masking checksums, because data may itself contain checksums."""
 
 
 def read(
@@ -29,8 +29,8 @@ def read(
 ) -> dict[str, np.ndarray]:
     """Read images and labels: ``<split>_images`` uint8 [N, H, W, C], ``<split>_labels`` int32 [N].
 
-    The order is that of the files, shard after shard; where the examples have an ``id`` (CIFAR), it
-    is the order of the ids.
+    The order is that of the files, shard after shard; if the examples have an ``id`` (CIFAR), it is
+    the order of the ids.
 
     Args:
         folder: The folder of one version.
@@ -38,7 +38,7 @@ def read(
         splits: The splits to read.
 
     Raises:
-        NormbenchError: A file is damaged, or holds something else than PNG images with labels.
+        NormbenchError: A file is damaged, or contains something other than PNG images with labels.
     """
     arrays = {}
     for split in splits:
@@ -54,7 +54,7 @@ def read(
             except (KeyError, ValueError, IndexError, OSError) as error:
                 raise NormbenchError(
                     f"{path} cannot be read without tensorflow-datasets ({error}): it is damaged, "
-                    "or holds something else than PNG images with labels"
+                    "or contains something other than PNG images with labels"
                 ) from error
         order = np.argsort(np.array(ids), kind="stable") if ids else slice(None)
         arrays[f"{split}_images"] = np.stack(images)[order]
@@ -69,7 +69,7 @@ def _records(data: bytes) -> Iterator[bytes]:
     """Yield the records of a TFRecord file.
 
     Raises:
-        ValueError: The file is cut short, or a checksum does not fit.
+        ValueError: The file is truncated, or a checksum does not match.
     """
     start = 0
     waiting: list[bytes] = []
@@ -79,7 +79,7 @@ def _records(data: bytes) -> Iterator[bytes]:
         length = int.from_bytes(header, "little")
         body, end = start + 12, start + 12 + length
         if end + 4 > len(data):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         waiting += [header, data[body:end]]
         checksums += [
             int.from_bytes(data[start + 8 : body], "little"),
@@ -88,7 +88,7 @@ def _records(data: bytes) -> Iterator[bytes]:
         start = end + 4
         if len(waiting) >= 2 * _CHECKED or start == len(data):
             if not np.array_equal(_masked(_crc32c(waiting)), np.array(checksums, np.uint32)):
-                raise ValueError("a checksum does not fit")
+                raise ValueError("a checksum does not match")
             yield from waiting[1::2]
             waiting, checksums = [], []
 
@@ -101,18 +101,18 @@ def _table() -> np.ndarray:
     return crc
 
 
-def _crc32c(texts: Sequence[bytes]) -> np.ndarray:
-    """Return the CRC-32C of each text, uint32; the texts advance together, byte by byte."""
-    lengths = np.array([len(text) for text in texts])
+def _crc32c(strings: Sequence[bytes]) -> np.ndarray:
+    """Return the CRC-32C of each byte string, uint32, processing all strings byte by byte."""
+    lengths = np.array([len(string) for string in strings])
     order = np.argsort(-lengths, kind="stable")
-    columns = np.zeros((lengths.max(), len(texts)), np.uint8)
+    columns = np.zeros((lengths.max(), len(strings)), np.uint8)
     for column, index in enumerate(order):
-        columns[: lengths[index], column] = np.frombuffer(texts[index], np.uint8)
-    # The longest texts come first, so those that still have a byte at a position are a prefix.
-    left = np.searchsorted(-lengths[order], -np.arange(1, lengths.max() + 1), side="right")
+        columns[: lengths[index], column] = np.frombuffer(strings[index], np.uint8)
+    # The longest strings come first, so those that still have a byte at a position are a prefix.
+    remaining = np.searchsorted(-lengths[order], -np.arange(1, lengths.max() + 1), side="right")
     table = _table()
-    crc = np.full(len(texts), 0xFFFFFFFF, np.uint32)
-    for row, count in zip(columns, left, strict=True):
+    crc = np.full(len(strings), 0xFFFFFFFF, np.uint32)
+    for row, count in zip(columns, remaining, strict=True):
         ahead = crc[:count]
         crc[:count] = table[(ahead ^ row[:count]) & 0xFF] ^ (ahead >> 8)
     found = np.empty_like(crc)
@@ -128,7 +128,7 @@ def _masked(crc: np.ndarray) -> np.ndarray:
 
 
 def _example(message: bytes) -> tuple[dict[str, list[bytes]], dict[str, list[int]]]:
-    """Return the features of an example that are texts, and those that are integers, by name."""
+    """Return an example's byte-string features and its integer features, by name."""
     texts: dict[str, list[bytes]] = {}
     integers: dict[str, list[int]] = {}
     for features in _all(message, 1):
@@ -142,12 +142,12 @@ def _example(message: bytes) -> tuple[dict[str, list[bytes]], dict[str, list[int
 
 
 def _all(message: bytes, field: int) -> list[bytes]:
-    """Return the values of a field that are texts or messages."""
+    """Return the values of a field that are byte strings or messages."""
     return [value for number, value in _fields(message) if number == field and value is not None]
 
 
 def _integers(message: bytes) -> list[int]:
-    """Return the values of an ``Int64List``, which is packed."""
+    """Return the values of a packed ``Int64List``."""
     found = []
     for packed in _all(message, 1):
         position = 0
@@ -158,7 +158,7 @@ def _integers(message: bytes) -> list[int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number of each field with its value; None for a field that is a number."""
+    """Yield the number of each field with its value; None for numeric fields."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -166,7 +166,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | None]]:
         if kind == 2:
             length, position = _varint(message, position)
             if position + length > len(message):
-                raise ValueError("a field is cut short")
+                raise ValueError("a field is truncated")
             yield key >> 3, message[position : position + length]
             position += length
             continue
@@ -175,12 +175,12 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | None]]:
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         else:
-            raise ValueError(f"a field is of the unknown kind {kind}")
+            raise ValueError(f"a field has the unknown type {kind}")
         yield key >> 3, None
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return an integer of seven bits a byte, and the position after it."""
+    """Return an integer encoded with seven bits per byte, and the position after it."""
     value = shift = 0
     while True:
         byte = data[position]
@@ -192,10 +192,10 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _pixels(image: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Decode a PNG file of the given height, width and channels.
+    """Decode a PNG file with a given height, width and channels.
 
     Raises:
-        ValueError: It is another image, or none.
+        ValueError: It is not an image, or has another shape.
     """
     from PIL import Image
 

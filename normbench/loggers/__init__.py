@@ -1,1 +1,1 @@
-"""Loggers: they write a run's rows where other tools read them; one file each."""
+"""Loggers, which write a run's rows for other tools; one module each."""

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from normbench.store.run import Run
 
 _TAG = "normbench.run"
-_AT_ONCE = 100  # limit of MLflow on parameters per call; on metrics it is ten times as many
+_AT_ONCE = 100  # MLflow's limit on parameters per call; that on metrics is ten times as high
 
 
 class MLflow(Logger):
-    """One MLflow run for each run; it is found again by its name when the run is resumed.
+    """One MLflow run for each run; a resumed run continues the MLflow run of the same name.
 
     Args:
-        uri: A folder (MLflow's file store), or any other tracking URI of MLflow.
+        uri: A folder (MLflow's file store), or any other MLflow tracking URI.
         experiment: Name of the MLflow experiment.
 
     Raises:
@@ -36,7 +36,7 @@ class MLflow(Logger):
         check_text("mlflow.uri", uri)
         check_text("mlflow.experiment", experiment)
         if "://" not in uri and not uri.startswith("databricks"):
-            # MLflow 3 has its file store only on request; a database would need the full package.
+            # MLflow 3 offers its file store only on request; a database needs the full package.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = Path(uri).resolve().as_uri()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

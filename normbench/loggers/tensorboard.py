@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 _NOT_COMPARED = ("store", "probe", "logger", "label")
-"""Keys of a config that change no number of a run."""
+"""Keys of a config that do not affect a run's results."""
 
 
 class TensorBoard(Logger):
-    """Scalars against steps, in ``tensorboard/`` of the run's folder.
+    """Scalars by step, in ``tensorboard/`` in the run's folder.
 
-    ``tensorboard --logdir runs`` shows all runs. Values of the training and of the validation
-    split share a chart: ``loss/train`` and ``loss/val``. The page *HParams* compares the runs by
-    the keys of their configs.
+    ``tensorboard --logdir runs`` shows all runs. The values of the training and validation splits
+    are grouped: ``loss/train`` and ``loss/val``. The *HParams* page compares the runs by the keys
+    of their configs.
 
     Raises:
         ModuleNotFoundError: TensorBoard is not installed.
@@ -49,7 +49,8 @@ class TensorBoard(Logger):
         self._writer: Any = None
 
     def start(self, run: Run, config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
-        # Written anew from the run's rows: an event file cannot take back an epoch that was lost.
+        # Rewritten from the run's rows, because an epoch that was lost cannot be removed from an
+        # event file.
         folder = run.path / FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = self._writer_of(os.fspath(folder))
@@ -71,9 +72,9 @@ class TensorBoard(Logger):
         self._writer.close()
 
     def _begin_session(self, run: Run, config: Config) -> None:
-        """Write the config where the page HParams reads it.
+        """Write the config for the HParams page.
 
-        This is what ``tensorboard.plugins.hparams.summary_v2`` writes with TensorFlow.
+        ``tensorboard.plugins.hparams.summary_v2``, which needs TensorFlow, writes the same.
         """
         start = self._plugin_data.SessionStartInfo(group_name=run.name, start_time_secs=time.time())
         for key, value in flattened(config).items():

@@ -22,20 +22,20 @@ _LONGEST_ID = 64
 
 
 class WandB(Logger):
-    """One W&B run for each run, whose id is the run's name, so that a resumed run goes on in it.
+    """One W&B run for each run, with the run's name as its id, so that a resumed run continues it.
 
-    Offline, each session writes the W&B run anew with the rows of all sessions, as
-    ``offline-run-…`` in a folder ``wandb``; ``wandb sync`` uploads it.
+    Offline, each session rewrites the W&B run with the rows of all sessions, as ``offline-run-…``
+    in a folder ``wandb``; ``wandb sync`` uploads it.
 
     Args:
         project: Name of the W&B project.
-        entity: User or team; None: the one that is logged in.
+        entity: User or team; None for the one that is logged in.
         mode: ``online`` or ``offline``.
-        path: Folder in which the folder ``wandb`` is made; None: the folder of the run.
+        path: Folder in which to create the folder ``wandb``; None for the run's folder.
 
     Raises:
         ModuleNotFoundError: wandb is not installed.
-        UserError: An option has a value of another kind, or nobody is logged in to W&B.
+        UserError: An option has an invalid value, or nobody is logged in to W&B.
     """
 
     name = "wandb"
@@ -73,9 +73,9 @@ class WandB(Logger):
         folder = Path(run.path if self._path is None else self._path).expanduser().resolve()
         files = folder / "wandb"
         files.mkdir(parents=True, exist_ok=True)
-        # Its service has a log of its own, which would be in the user's home.
+        # W&B's service writes its own log, by default in the user's home.
         os.environ.setdefault("WANDB_CACHE_DIR", str(files / "cache"))
-        name = run.name[-_LONGEST_ID:]  # a name ends in what is unique, the signature
+        name = run.name[-_LONGEST_ID:]  # a name ends in the signature, which is unique
         if self._offline:
             for earlier in files.glob(f"offline-run-*-{name}"):
                 shutil.rmtree(earlier, ignore_errors=True)
@@ -84,17 +84,17 @@ class WandB(Logger):
             entity=self._entity,
             id=name,
             name=run.name,
-            group=run.name.rpartition("-s")[0],  # runs that differ in the seed
+            group=run.name.rpartition("-s")[0],  # runs that differ only in the seed
             config=config.to_dict(),
             dir=str(folder),
             mode="offline" if self._offline else "online",
             resume=None if self._offline else "allow",
-            reinit="create_new",  # no hooks into this process, which trains other runs after it
+            reinit="create_new",  # no hooks into this process, which may train other runs later
             settings=self._wandb.Settings(
                 silent=True,
                 console="off",
                 symlink=False,
-                # normbench records the code and the machine itself, and nothing is to slow a step.
+                # normbench itself records the code and the machine, and steps must not slow down.
                 disable_code=True,
                 disable_git=True,
                 save_code=False,
@@ -103,7 +103,7 @@ class WandB(Logger):
                 x_disable_stats=True,
             ),
         )
-        first = self._run.step if self._run.resumed else 0  # W&B takes no earlier step again
+        first = self._run.step if self._run.resumed else 0  # W&B rejects earlier steps
         for row in rows:
             if row["step"] >= first:
                 self.row(row)

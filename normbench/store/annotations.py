@@ -1,8 +1,8 @@
-"""Tags and a note that a user gives to a run: :func:`read` and :func:`annotate`.
+"""Tags and a note that a user adds to a run: :func:`read` and :func:`annotate`.
 
-They are kept in ``annotations.json`` in the run's folder, beside the record, which they do not
-change: ``tags``, a list of words in alphabetical order, and ``note``, a text. A run without such a
-file has neither.
+They are stored in ``annotations.json`` in the run's folder, separately from the run's record:
+``tags``, a list of words in alphabetical order, and ``note``, a string. A run without this file has
+neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from normbench.store.run import Run
 FILE = "annotations.json"
 
 TAG = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII)
-"""A tag can be written in a filter, as ``--where tag.paper``."""
+"""Form of a tag, chosen so that a filter can name it: ``--where tag.paper``."""
 
 LONGEST_NOTE = 2000
 
@@ -44,23 +44,23 @@ def read(run: Run) -> Annotations:
     tags = found.get("tags", [])
     for tag in tags:
         if not TAG.fullmatch(tag):
-            raise files.damaged(path, f"{tag!r} is no tag")
+            raise files.damaged(path, f"{tag!r} is not a tag")
     return Annotations(tuple(sorted(set(tags))), found.get("note", ""))
 
 
 def annotate(
     run: Run, add: Collection[str] = (), remove: Iterable[str] = (), note: str | None = None
 ) -> Annotations:
-    """Change the tags and the note of a run; return both as they are now.
+    """Change the tags and the note of a run, and return the new ones.
 
     Args:
         run: The run; it may be training.
         add: Tags to add.
         remove: Tags to remove.
-        note: The new note; empty for none, None to leave it as it is.
+        note: The new note: an empty string to remove it, None to leave it unchanged.
 
     Raises:
-        UserError: A tag that is no tag, or one to remove that the run does not have.
+        UserError: A tag or the note is not allowed, or the run lacks a tag to remove.
         StoreError: The file is damaged or cannot be written.
     """
     check(add, note)
@@ -77,7 +77,7 @@ def annotate(
 
 
 def check(tags: Iterable[str], note: str | None = None) -> None:
-    """Refuse words that are no tags, and a note that is too long.
+    """Refuse invalid tags and a note that is too long.
 
     Raises:
         UserError: A tag or the note is not allowed.
@@ -85,7 +85,7 @@ def check(tags: Iterable[str], note: str | None = None) -> None:
     for tag in tags:
         if not TAG.fullmatch(tag):
             raise UserError(
-                f"{tag!r} is no tag: use letters, digits and _, a letter first, 40 at most"
+                f"{tag!r} is not a tag: use up to 40 letters, digits and _, starting with a letter"
             )
     if note is not None and len(note) > LONGEST_NOTE:
         raise UserError(f"the note has {len(note):,} characters (allowed: {LONGEST_NOTE:,})")

@@ -1,9 +1,9 @@
 """Checkpoint files: named arrays and a JSON record in one ``.npz``, checked when it is loaded.
 
-The file is an ordinary uncompressed ``.npz``: ``numpy.load(path)["stem/kernel"]`` reads it. Beside
-the arrays it holds ``normbench.json`` with the record and the arrays' names and dtypes. NumPy's
-format has no name for bfloat16 and its like (`ml_dtypes`), so those are stored as unsigned
-integers of their width and given their type back on loading.
+The file is an ordinary uncompressed ``.npz``: ``numpy.load(path)["stem/kernel"]`` reads it. In
+addition to the arrays it contains ``normbench.json`` with the record and the arrays' names and
+dtypes. NumPy's format does not support the dtypes of `ml_dtypes`, such as bfloat16, so these arrays
+are stored as unsigned integers of the same width and converted back on loading.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from normbench.store.files import StoreError, dumps, store_error, write_atomic
 
 HEADER = "normbench.json"
 
-#: Errors that reading a zip archive with flipped or missing bytes may raise; RuntimeError if an
-#: entry claims to be encrypted, and its subclass NotImplementedError for an unknown compression.
+#: Errors that reading a zip archive with flipped or missing bytes may raise. RuntimeError occurs if
+#: an entry claims to be encrypted, its subclass NotImplementedError for an unknown compression.
 _CORRUPTION = (
     zipfile.BadZipFile,
     zlib.error,
@@ -39,7 +39,7 @@ _CORRUPTION = (
 
 
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
-    """Return ``array`` in C order and with a dtype that NumPy's format can name."""
+    """Return ``array`` in C order and with a dtype that NumPy's format supports."""
     if array.dtype.hasobject or array.dtype.names is not None:
         raise TypeError(f"array {name!r} has dtype {array.dtype}, which a checkpoint cannot hold")
     ordered = np.asarray(array, order="C")
@@ -65,9 +65,9 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) 
 
     Args:
         path: Path of the file.
-        arrays: Arrays by name, of any shape and numeric dtype, those of `ml_dtypes` included. A
-            name may contain slashes.
-        info: A record of values that strict JSON can hold.
+        arrays: Arrays by name, of any shape and numeric dtype, including those of `ml_dtypes`.
+            Names may contain slashes.
+        info: A record of values that strict JSON supports.
 
     Raises:
         StoreError: The file cannot be written; the old one is untouched.
@@ -94,14 +94,14 @@ _HEADER = schema.record(
 def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
     header = schema.parse_record(_entry(archive, HEADER), _HEADER)
     if header["schema"] != 1:
-        raise ValueError(f"its schema is {header['schema']}, this normbench reads 1")
+        raise ValueError(f"its schema is {header['schema']}, but this version of normbench reads 1")
     return header
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return the content of an entry. `zipfile` checks its CRC once the last byte is read.
 
-    A compressed entry is refused: it could unfold to more bytes than the machine has memory.
+    A compressed entry is refused, because it could expand to more than the machine's memory.
     """
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
@@ -111,8 +111,8 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
 def _array(data: bytes, name: str) -> np.ndarray:
     """Return the array of a ``.npy`` file.
 
-    The size that its header names is compared with the size of the file first: a damaged header
-    must not make NumPy allocate terabytes.
+    The size in its header is first compared with the size of the data: a damaged header must not
+    make NumPy allocate terabytes.
     """
     content = io.BytesIO(data)
     version = np.lib.format.read_magic(content)
@@ -124,7 +124,8 @@ def _array(data: bytes, name: str) -> np.ndarray:
         raise ValueError(f"{name} has the unknown version {version}")
     shape, _, dtype = readers[version](content)
     if math.prod(shape) * dtype.itemsize != len(data) - content.tell():
-        raise ValueError(f"{name} has {len(data) - content.tell()} bytes, not those of {shape}")
+        stored = len(data) - content.tell()
+        raise ValueError(f"{name} has {stored} bytes, which does not match its shape {shape}")
     content.seek(0)
     return np.lib.format.read_array(content, allow_pickle=False)
 
@@ -137,7 +138,7 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
         arrays: If False, only the record is read and no arrays are returned.
 
     Raises:
-        StoreError: The file is truncated or altered, which CRC-32 tells, or cannot be read.
+        StoreError: The file is truncated or altered, as detected by CRC-32, or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -150,7 +151,7 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.strerror is None:  # a seek to a negative offset in the archive, not the system
+        if error.strerror is None:  # not from the system: a negative offset in the archive
             raise StoreError(f"cannot read {path}: corrupt checkpoint ({error})") from error
         raise store_error("read", path, error) from error
     except _CORRUPTION as error:

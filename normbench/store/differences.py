@@ -1,4 +1,4 @@
-"""Config keys in which runs differ and that their names do not show: :func:`differences`."""
+"""Config keys in which runs differ but which their names do not show: :func:`differences`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from normbench.components import with_newer_keys
 
-#: The name of a run, if no part of it contains a dash. Otherwise only its config has the parts.
+#: The name of a run, if no part of it contains a dash. Otherwise only its config tells the parts.
 NAME = re.compile(
     r"(?P<dataset>[^-]+)-(?P<arch>[^-]+)-(?P<norm>[^-]+)"
     r"-b(?P<batch>\d+)-s(?P<seed>\d+)-(?P<signature>[0-9a-f]{8})"
 )
 
-#: Keys that the name of a run shows, or that do not affect the run.
+#: Keys that the name of a run shows or that do not affect its results.
 _SHOWN = {
     *("dataset", "arch", "norm", "norm.weight", "batch", "seed", "signature", "schema", "store"),
     *("dataset.path", "stream"),
@@ -29,16 +29,17 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the values of each config for the keys that differ among all configs.
 
     The data set, the network, the normalization, the batch size and the seed are left out, because
-    the name of a run shows them. An option of a group is compared only among configs that chose the
-    same name for the group: ``norm.groups`` among those with ``norm=gn`` and the same weights.
+    the name of a run shows them. An option of a group is compared only among configs with the same
+    choice for the group: ``norm.groups`` among those with ``norm=gn`` and the same
+    ``norm/weight``.
 
     Args:
         configs: Results of ``Config.to_dict``, or contents of ``config.yaml``. An empty config
             differs in nothing.
 
     Returns:
-        For each config, values by dotted key in the order of the config; the name of a group has
-        the key of the group.
+        For each config, values by dotted key in the order of the config. The key of a group maps to
+        the group's name.
     """
     defaults = _defaults()
     flat = [
@@ -64,7 +65,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_overrides(values: Mapping[str, Any]) -> str:
-    """Write keys and values as on a command line: ``optimizer.lr=0.1 epochs=5``."""
+    """Format keys and values as on a command line: ``optimizer.lr=0.1 epochs=5``."""
     return " ".join(f"{key}={_text(value)}" for key, value in values.items())
 
 
@@ -76,8 +77,8 @@ def short_names(names: Sequence[str], differs: Sequence[str]) -> list[str]:
         differs: For each run, other keys in which it differs (see :func:`as_overrides`).
 
     Returns:
-        Short names such as ``gn_ws b16 s0 optimizer.lr=0.1``; whole names if one cannot be taken
-        apart.
+        Short names such as ``gn_ws b16 s0 optimizer.lr=0.1``; the full names if one of them cannot
+        be split into its parts.
     """
     matches = [match for name in names if (match := NAME.fullmatch(name))]
     if len(matches) < len(names):
@@ -105,7 +106,7 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; the key of a group stands for its name."""
+    """Yield dotted keys and values; the key of a group maps to the group's name."""
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if path in ("probe", "logger") or key == "_target_":
@@ -117,11 +118,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _choice(leaves: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return the names that were chosen for the groups that hold a key."""
+    """Return the choices for the groups that contain a key."""
     words = key.split(".")
-    holders = [".".join(words[:length]) for length in range(1, len(words))]
+    groups = [".".join(words[:length]) for length in range(1, len(words))]
     weight = [leaves.get("norm.weight")] if words[0] == "norm" else []
-    return tuple(_comparable(name) for name in (*map(leaves.get, holders), *weight))
+    return tuple(_comparable(name) for name in (*map(leaves.get, groups), *weight))
 
 
 def _comparable(value: Any) -> str:

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO
 from normbench.errors import NormbenchError, UserError
 from normbench.store import schema
 
-#: Files of records that are larger, in bytes, are not read: no real one is, and it still fits into
-#: memory.
+#: Largest record that is read, in bytes. No real one comes near it, and it still fits in memory.
 MOST = 1 << 28
 
 
@@ -39,21 +38,21 @@ class StoreError(NormbenchError):
 
 
 def store_error(verb: str, path: Path, error: OSError) -> StoreError:
-    """Turn an ``OSError`` into one line: what could not be done to which file, and why."""
+    """Turn an ``OSError`` into one line with the failed action, the file and the reason."""
     return StoreError(f"cannot {verb} {path}: {error.strerror or error}")
 
 
 def user_cache() -> Path:
-    """Return the cache folder of normbench, in ``XDG_CACHE_HOME`` or the user's home."""
+    """Return normbench's cache folder, in ``XDG_CACHE_HOME`` or the user's home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "normbench"
 
 
 def jsonable(value: Any) -> Any:
-    """Convert ``value`` to types that strict JSON has: NaN and infinities become None.
+    """Convert ``value`` to types that strict JSON supports; NaN and infinities become None.
 
     NumPy scalars and 0-d arrays become Python numbers, tuples become lists, paths become strings.
-    Other types that JSON lacks are left alone, and refused when they are written.
+    Other unsupported types are left unchanged, and refused when they are written.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -74,10 +73,10 @@ def jsonable(value: Any) -> Any:
 
 
 def printable(value: Any) -> Any:
-    """Return ``value`` with strings that can be encoded in UTF-8.
+    """Return ``value`` with all strings encodable in UTF-8.
 
-    Arguments and file names that are not UTF-8 reach Python as lone surrogates. They are written as
-    ``\\udcff``, so that recording a command line never fails.
+    Arguments and file names that are not UTF-8 reach Python as lone surrogates. These are escaped
+    as ``\\udcff``, so that recording a command line never fails.
     """
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
@@ -89,17 +88,17 @@ def printable(value: Any) -> Any:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Write strict JSON.
+    """Serialize ``value`` to strict JSON.
 
     Raises:
         ValueError: A NaN or an infinity; :func:`jsonable` turns them into None.
-        TypeError: A type that JSON lacks.
+        TypeError: A type that JSON does not support.
     """
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the file names in ``folder`` to the disk; otherwise a power cut may undo a rename."""
+    """Flush the file names in ``folder`` to disk; otherwise a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -111,14 +110,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file ``path`` atomically; ``write`` writes the content to an open binary file.
 
     Whatever happens meanwhile (a full disk, a kill, a power cut), ``path`` has either all of the
-    old content or all of the new: the content is written to a temporary file and forced to the
-    disk before a rename gives the file its name.
+    old content or all of the new: the content is written to a temporary file and flushed to disk
+    before the file is renamed.
 
     Raises:
         StoreError: The file cannot be written; the old one is untouched.
     """
-    # Every call has a temporary file of its own, so that two writers never mix their content.
-    # `sweep_temporary` recognizes one that a killed process left by the dot and ".tmp".
+    # Every call uses its own temporary file, so that two writers never mix their content.
+    # `sweep_temporary` recognizes those left by killed processes by the dot and ".tmp".
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         try:
@@ -138,12 +137,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, atomically."""
+    """Replace the content of ``path`` with ``data``, atomically."""
     write_atomic(path, lambda file: file.write(data))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in UTF-8, atomically."""
+    """Replace the content of ``path`` with ``text`` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
@@ -154,12 +153,12 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def damaged(path: Path, reason: object) -> StoreError:
-    """Build the error for a file whose content is not what was written to it."""
+    """Build the error for a file whose content is invalid or has changed."""
     return StoreError(f"cannot read {path}: {' '.join(str(reason).split())}")
 
 
 def _regular_size(path: Path) -> int:
-    """Return the size of a file in bytes; refuse a pipe, on which a reader would wait forever."""
+    """Return the size of a file in bytes; refuse a pipe, which would block a reader forever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise damaged(path, "not a regular file")
@@ -167,10 +166,10 @@ def _regular_size(path: Path) -> int:
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes | None:
-    """Return the content of ``path``, or None where there is no such file.
+    """Return the content of ``path``, or None if there is no such file.
 
     Raises:
-        StoreError: It cannot be read, is larger than ``most`` bytes, or not a regular file.
+        StoreError: It cannot be read, is larger than ``most`` bytes, or is not a regular file.
     """
     try:
         size = _regular_size(path)
@@ -184,14 +183,14 @@ def read_bytes(path: Path, most: int = MOST) -> bytes | None:
 
 
 def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
-    """Return the JSON object in ``path``, or None where there is no such file.
+    """Return the JSON object in ``path``, or None if there is no such file.
 
     Args:
         path: Path of the file.
         check: Check of the object.
 
     Raises:
-        StoreError: The file cannot be read, or does not hold one JSON object that ``check`` allows.
+        StoreError: The file cannot be read, or is not a single JSON object that ``check`` allows.
     """
     data = read_bytes(path)
     if data is None:
@@ -203,9 +202,9 @@ def read_json(path: Path, check: schema.Check | None = None) -> dict[str, Any] |
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object on ``line``, or None if it holds none.
+    """Return the JSON object on ``line``, or None if it is not one.
 
-    The start of an object is no object, so a torn line never passes for a shorter row.
+    A prefix of an object is not valid JSON, so a torn line is never mistaken for a shorter row.
     """
     try:
         return schema.parse_record(line)
@@ -224,14 +223,14 @@ def read_lines(
 ) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the lines of a JSON-lines file, each as its bytes and its object.
 
-    A last line that is torn, because its writer died, is left out. A file that does not exist has
-    no lines.
+    A torn last line, whose writer died, is left out. A file that does not exist has no lines.
 
     Args:
         path: Path of the file.
         check: Check of each line's object.
-        torn: Returns True for a last line without an object that a crash may have left behind.
-        data: The content of the file if it has been read already.
+        torn: Called with a last line that is not an object; returns whether a crash may have left
+            it behind.
+        data: The content of the file if it has already been read.
 
     Raises:
         StoreError: A line before the last is not a JSON object, or one that ``check`` forbids, or
@@ -255,10 +254,10 @@ def read_lines(
 
 
 def is_torn(line: bytes) -> bool:
-    """Return whether an append that a crash interrupted can have left ``line``.
+    """Return whether an append interrupted by a crash may have left ``line``.
 
-    A crash leaves the start of the line, or zeros where a block was not written. It never leaves a
-    complete line with other content: that is damage.
+    A crash leaves the start of the line, or zeros where a block was not written. A complete line
+    with other content is damage instead.
     """
     if b"\0\0" in line:
         return True
@@ -272,11 +271,11 @@ def is_torn(line: bytes) -> bool:
 
 
 def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | None]:
-    """Find where the sound lines of a JSON-lines file end, reading no more than its tail.
+    """Find where the intact lines of a JSON-lines file end, reading only its tail.
 
     Returns:
-        The offset after the last sound line, whether that line ends in a line feed, and its
-        object (None if there is no such line).
+        The offset after the last intact line, whether that line ends in a line feed, and its object
+        (None if there is no such line).
     """
     size = file.seek(0, os.SEEK_END)
     reach = 1 << 13
@@ -284,8 +283,8 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
         start = max(0, size - reach)
         file.seek(start)
         lines = file.read(size - start).splitlines(keepends=True)
-        # The window may begin within a line, so only the lines after its first are complete. The
-        # last two are needed: the last one may be torn.
+        # The window may start in the middle of a line, so its first line is not used. The last two
+        # lines are needed, because the last one may be torn.
         if start == 0 or len(lines) > 2:
             break
         reach *= 8
@@ -298,7 +297,7 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
 
 
 def last_line(path: Path, check: schema.Check | None = None) -> dict[str, Any] | None:
-    """Return the last sound line's object without reading the whole file; None if none.
+    """Return the object on the last intact line, or None, reading only the end of the file.
 
     Raises:
         StoreError: ``check`` forbids it, or the file cannot be read.
@@ -322,14 +321,14 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append ``value`` as one line of JSON, durable on return; a torn last line is removed first.
 
     Raises:
-        StoreError: It cannot be written; the lines before stay, with nothing after them.
+        StoreError: It cannot be written; the earlier lines are unchanged, with nothing after them.
     """
     data = dumps(value).encode() + b"\n"
     try:
         fresh = not path.exists()
         with path.open("a+b", buffering=0) as file:
             end, ended, _ = _sound_tail(file)
-            if not ended:  # a crash cut off nothing but the line feed
+            if not ended:  # a crash cut off only the line feed
                 data = b"\n" + data
             try:
                 file.truncate(end)
@@ -338,9 +337,9 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
                     unwritten = unwritten[file.write(unwritten) :]
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(end)  # on a full disk: half a line must not stay
+                file.truncate(end)  # leave no partial line behind on a full disk
                 raise
-        if fresh:  # the name of a new file must reach the disk as well as its content
+        if fresh:  # a new file's name must reach the disk, too
             sync_folder(path.parent)
     except OSError as error:
         raise store_error("write", path, error) from error

@@ -1,15 +1,15 @@
-"""Locks in a store, :func:`locked`: one process trains a run, or verifies the store, at a time.
+"""Locks in a store, :func:`locked`: only one process at a time trains a run or verifies the store.
 
 A lock is the kernel's ``flock`` on a file, taken through the library ``filelock``. It belongs to
-the open file, so the kernel frees it the moment its owner ends, even by ``kill -9``, and nobody has
-to clean up or wait for a timeout. The file itself stays: removing it would let one process lock the
-removed file while another locks its successor. A file with the ending ``.json`` beside it names the
-owner; it is for messages only and decides nothing, so it may be stale or missing.
+the open file, so the kernel releases it as soon as its owner ends, even by ``kill -9``, and nobody
+has to clean up or wait for a timeout. The file itself is never removed: otherwise one process could
+lock the removed file while another locks its successor. A ``.json`` file next to it names the
+owner. It is used only in messages, so it may be stale or missing.
 
 Several hosts on one store: NFS (Linux 2.6.12 and later; version 4, or 3 with its lock daemon),
 Lustre mounted with ``flock`` and CephFS share locks between hosts. There the lock of a killed
-process is freed at once, that of a host that vanished only when the server ends its lease (NFSv4:
-about 90 s). Where a mount keeps locks to one host (NFS ``local_lock=flock``, Lustre
+process is released at once, that of a host that vanished only when the server ends its lease
+(NFSv4: about 90 s). On mounts whose locks are local (NFS ``local_lock=flock``, Lustre
 ``localflock``), processes of one host still exclude each other, but two hosts do not. A mount
 without any locks is refused.
 """
@@ -35,17 +35,17 @@ from normbench.store.files import StoreError, dumps, printable, read_json, store
 from normbench.store.provenance import utc_now
 from normbench.store.records import OWNER
 
-#: Seconds for which a process that wants the lock retries while others only look at it. A look
-#: takes microseconds, so this is reached only if a program keeps the file locked for reading.
+#: Seconds for which a process retries to take a lock that others only check. A check takes
+#: microseconds, so this is reached only if a program keeps the file locked for reading.
 PATIENCE = 10.0
 
-#: Real paths of the locks that this process holds, each with its process id: a forked child
-#: inherits this dict, but holds none of the locks.
+#: Real paths of the locks that this process holds, with its process id: a forked child inherits
+#: this dict, but holds none of the locks.
 _held: dict[str, int] = {}
 
 
 class RunLocked(UserError):
-    """Another process holds the lock; ``owner`` is the note that it wrote, or None."""
+    """Another process holds the lock; ``owner`` is the note it wrote, or None."""
 
     def __init__(self, message: str, owner: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -53,11 +53,11 @@ class RunLocked(UserError):
 
 
 def is_held(path: Path) -> bool:
-    """Return whether some process, this one included, holds the lock at ``path``.
+    """Return whether any process, including this one, holds the lock at ``path``.
 
-    The check tries a shared lock, so that any number of processes may look at once, and only a
-    process that takes the lock may have to try twice (see :func:`_take`). It writes nothing, so it
-    also works in a read-only store.
+    The check tries a shared lock, so that any number of processes may check at once; only a process
+    that takes the lock may have to retry (see :func:`_take`). Nothing is written, so the check also
+    works in a read-only store.
 
     Raises:
         StoreError: The file cannot be opened, or its file system has no locks.
@@ -72,8 +72,8 @@ def is_held(path: Path) -> bool:
         raise store_error("read", path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # Closing the file would release the lock too, unless another thread has just forked: the
-        # child then holds the same open file, and with it the lock.
+        # Closing the file would release the lock, too, unless another thread has just forked: the
+        # child then shares the open file and with it the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return False
     except OSError as error:
@@ -87,10 +87,10 @@ def is_held(path: Path) -> bool:
 def _take(path: Path) -> FileLock | None:
     """Take the lock, or return None if another process owns it.
 
-    An attempt fails if another process owns the lock *or* is just looking at it (:func:`is_held`).
-    A shared lock tells the two apart: it is granted beside other shared locks, but not beside an
-    owner's exclusive one. So no process is refused because of one that looks, and an owner is
-    detected without waiting.
+    An attempt fails if another process owns the lock *or* is just checking it (:func:`is_held`). A
+    shared lock distinguishes the two: it is compatible with other shared locks, but not with an
+    owner's exclusive one. So a mere check never causes a refusal, and an owner is detected without
+    waiting.
     """
     lock = FileLock(path, thread_local=False)
     deadline = time.monotonic() + PATIENCE
@@ -104,14 +104,14 @@ def _take(path: Path) -> FileLock | None:
                 raise StoreError(
                     f"cannot lock {path}: another program keeps it locked for reading"
                 ) from None
-            # Two processes that take a free lock at the same moment may keep each other from it by
-            # the shared locks with which they look. Random waits part them.
+            # Two processes that try to take a free lock at the same moment may block each other by
+            # the shared locks of their checks. Random waits break the tie.
             time.sleep(random.uniform(0.0005, 0.005))
             continue
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StoreError(f"cannot lock {path}: {reason}") from error
-        if isinstance(lock, SoftFileLock):  # filelock's stand-in where the file system has no flock
+        if isinstance(lock, SoftFileLock):  # filelock's fallback on file systems without flock
             lock.release()
             raise StoreError(
                 f"cannot lock {path}: its file system has no file locks (flock); "
@@ -121,7 +121,7 @@ def _take(path: Path) -> FileLock | None:
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    """Return False if ``owner`` is a process of this host that is gone."""
+    """Return False if ``owner`` is a process of this host that no longer exists."""
     if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
         return True
     try:
@@ -136,7 +136,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 def _note(path: Path) -> dict[str, Any] | None:
     """Return the content of ``lock.json``, or None if it is missing or damaged.
 
-    The note is for messages only: damage to it must not end a command.
+    The note is used only in messages, so a damaged one must not fail a command.
     """
     try:
         return read_json(path.with_suffix(".json"), OWNER)
@@ -170,7 +170,8 @@ def refusal(activity: str, owner: dict[str, Any] | None) -> RunLocked:
     """Build the error that names the process that holds a lock.
 
     Args:
-        activity: The sentence that the owner completes, as ``run NAME is being trained``.
+        activity: Start of the message, such as ``run NAME is being trained``; the owner completes
+            it.
         owner: The owner's note; empty or None if it wrote none.
     """
     if not owner:
@@ -188,12 +189,12 @@ def locked(path: Path, activity: str, command: Sequence[str]) -> Iterator[dict[s
     """Hold the lock at ``path``.
 
     Args:
-        path: The file to lock, which is made if it does not exist.
-        activity: What the lock protects, for the refusal of others: ``run NAME is being trained``.
+        path: The file to lock, created if it does not exist.
+        activity: The protected activity, for messages to others: ``run NAME is being trained``.
         command: The command line of this process, for the same purpose.
 
     Yields:
-        The note of the last owner if it died without releasing the lock, else None.
+        The previous owner's note if it died without releasing the lock, else None.
 
     Raises:
         RunLocked: Another process, or another caller in this process, holds it.

@@ -1,8 +1,8 @@
 """Provenance of a run: commits, versions, host, processor, command. Imports no framework.
 
 The commit identifies the version of normbench that trained a run. It does not cover a user's own
-code and data, such as a layer or a data set from ``--config-dir``: their versions are hashes of
-source files (:func:`own_code`) and of images and labels (:func:`own_data`).
+code and data, such as a layer or a data set from ``--config-dir``. These are identified by hashes
+of source files (:func:`own_code`) and of images and labels (:func:`own_data`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from normbench.components import (
 )
 from normbench.machine import host_name, processor
 
-#: Packages whose version is recorded, and the distributions that may provide them, in order.
+#: Packages whose versions are recorded, with the distributions that may provide them, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu"),
     "keras": ("keras", "keras-nightly"),
@@ -42,7 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
 }
 
-#: Seconds a git command may take; `git status` on a network file system can be slow.
+#: Timeout of a git command in seconds; `git status` on a network file system can be slow.
 GIT_TIMEOUT = 20.0
 
 
@@ -78,9 +78,9 @@ def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
         folder: Folder to run it in.
         arguments: The command and its arguments.
         trusted: Also read a repository of another user. Only for the checkout whose code is running
-            anyway: git refuses others because their settings can name programs to run.
+            anyway: git refuses such repositories because their settings can name programs to run.
     """
-    # A hook's GIT_DIR would send git elsewhere; optional locks would collide between runs.
+    # GIT_DIR, set in hooks, would point git elsewhere; optional locks would collide between runs.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     trust = ["-c", "safe.directory=*"] if trusted else []
@@ -102,16 +102,16 @@ def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
 def git_state(
     folder: Path, code: Sequence[Path] = (), trusted: bool = False
 ) -> dict[str, Any] | None:
-    """Return ``{"commit", "dirty"}`` of the checkout that ``folder`` lies in, or None.
+    """Return ``{"commit", "dirty"}`` of the checkout that contains ``folder``, or None.
+
+    ``commit`` is 40 hex digits (None before the first commit); ``dirty`` is whether a tracked file
+    differs from it.
 
     Args:
         folder: A folder in the checkout.
         code: Folders in which untracked files count as changes, too, because they may be code that
-            runs and that the commit lacks.
+            runs but is not in the commit.
         trusted: As for :func:`_git`.
-
-    ``commit`` is 40 hex digits (None before the first commit); ``dirty`` is whether a tracked file
-    differs from it.
     """
     status = ("status", "--porcelain=v2", "--branch")
     head = _git(folder, *status, "--untracked-files=no", trusted=trusted)
@@ -130,16 +130,16 @@ def git_state(
 def package_git() -> dict[str, Any] | None:
     """Return the state of normbench's checkout; None if it is installed from a wheel."""
     package = Path(normbench.__file__).resolve().parent
-    # An environment inside another repository is not a checkout of normbench.
+    # A virtual environment inside another repository is not a checkout of normbench.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py", trusted=True) is None:
         return None
     return git_state(package, code=[package, package.parent / "conf"], trusted=True)
 
 
 def package_code() -> str:
-    """Return the SHA-256 of normbench's source files, which tells versions without a commit apart.
+    """Return the SHA-256 of normbench's source files.
 
-    A checkout with uncommitted changes has the commit of one without.
+    Unlike the commit, it distinguishes uncommitted changes.
     """
     package = Path(normbench.__file__).resolve().parent
     digest = hashlib.sha256()
@@ -158,12 +158,12 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
     """Return a run's provenance, ready for its ``meta.json``.
 
     Args:
-        command: The command line; that of this process by default.
-        folder: The working folder; that of this process by default.
+        command: The command line; by default that of this process.
+        folder: The working folder; by default that of this process.
 
     Returns:
-        ``git`` (:func:`git_state` of normbench's checkout, or None), ``git_folder`` (the same of
-        the working folder, only if that is in another repository), ``versions``, ``host``,
+        ``git`` (:func:`git_state` of normbench's checkout, or None), ``git_folder`` (the same for
+        the working folder, only if it is in another repository), ``versions``, ``host``,
         ``processor`` and ``command`` (list of arguments).
     """
     folder = Path.cwd() if folder is None else folder
@@ -186,9 +186,9 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
 
 
 def own_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the version of each component of a config that is not normbench's.
+    """Return a hash of the code of each component in a config that is not part of normbench.
 
-    Loggers are left out, because they do not affect what a run measures.
+    Loggers are left out, because they do not affect a run's results.
 
     Args:
         config: A config as plain dicts.
@@ -203,15 +203,15 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
-    """Return the version of a run's images and labels, if its data set is not normbench's.
+    """Return a hash of a run's images and labels, if its data set is not part of normbench.
 
     Args:
         dataset: The group ``dataset`` of a config.
         fingerprint: Result of :func:`data_hash`; None to read the data set and compute it.
 
     Returns:
-        The SHA-256 by the data set with its options, as ``data of mine (path=a.npz)``. Empty for
-        a data set of normbench's, whose files have checksums.
+        The SHA-256, keyed by the data set with its options, such as ``data of mine (path=a.npz)``.
+        Empty for a data set of normbench, whose files have checksums.
     """
     if not is_own(dataset.get("_target_")):
         return {}
@@ -232,7 +232,7 @@ def data_hash(arrays: Any) -> str:
     for name in names:
         array = np.asarray(getattr(arrays, name))
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        for start in range(0, len(array), 1024):  # it may be mapped from a file
+        for start in range(0, len(array), 1024):  # in pieces: it may be mapped from a large file
             digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
     return digest.hexdigest()
 
@@ -242,9 +242,9 @@ def code_hash(path: str) -> str | None:
     """Return the SHA-256 of the source files behind a dotted path; None if there are none.
 
     These are the files of its module and of the modules of the same project that it imports,
-    directly or not. Modules belong to one project if they share the package at the top, or lie in
-    one folder that packages are not installed in. The hash is computed once in a process, because
-    a module is loaded once.
+    directly or indirectly. Modules belong to the same project if they share a top-level package, or
+    are in the same folder and it is not one for installed packages. The hash is computed once per
+    process, because a module is loaded only once.
     """
     files = code_files(path)
     if not files:
@@ -256,20 +256,20 @@ def code_hash(path: str) -> str | None:
 
 
 def code_files(path: str) -> dict[str, Path]:
-    """Return the source files behind a dotted path by the names of their modules.
+    """Return the source files behind a dotted path, keyed by module name.
 
-    These are the files of which :func:`code_hash` is the hash; none if there is no such module.
+    These are the files that :func:`code_hash` hashes; empty if there is no such module.
     """
     look_in_working_folder()
     return _project_files(path.rpartition(".")[0])
 
 
 def installed_package(path: str) -> str | None:
-    """Return the requirement of the installed package behind a dotted path, as ``my-norms==1.2``.
+    """Return the requirement for the installed package behind a dotted path: ``my-norms==1.2``.
 
     Returns:
-        The package, or only its name if its version is not known; None if the code lies in a folder
-        that packages are not installed in.
+        The requirement, or only the name if the version is not known; None if the code does not
+        belong to an installed package.
     """
     look_in_working_folder()
     top = path.partition(".")[0]
@@ -281,18 +281,18 @@ def installed_package(path: str) -> str | None:
 
 
 def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each component or data set of the user's that differs from a run's version.
+    """Return a line for each of a user's components or data sets that differs from a run's version.
 
     Args:
-        recorded: The run's ``meta["own"]``: by name, the versions that it was trained with, in
-            order.
-        now: Present results of :func:`own_code` and :func:`own_data`.
+        recorded: The run's ``meta["own"]``: by name, the hashes of the versions that it was trained
+            with, in order.
+        now: Current results of :func:`own_code` and :func:`own_data`.
     """
     lines = []
     for name, version_now in now.items():
         versions_then = list((recorded or {}).get(name) or [])
         if not versions_then:
-            lines.append(f"the run does not say with which version of {name} it was trained")
+            lines.append(f"the run does not record which version of {name} it was trained with")
         elif versions_then != [version_now]:
             then = " and ".join(digest[:10] for digest in versions_then)
             lines.append(f"the run was trained with {name} {then}, this is {version_now[:10]}")
@@ -300,10 +300,10 @@ def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> l
 
 
 def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> list[str]:
-    """Return a line for each component or data set of the user's that changed since a run ended.
+    """Return a line for each of a user's components or data sets that changed since a run ended.
 
     Args:
-        run_config: The recorded config of the run; probes that it lacks measured nothing.
+        run_config: The recorded config of the run. Probes that it lacks are not compared.
         recorded: The run's ``meta["own"]``.
         config: The :class:`normbench.config.Config` that found the run complete.
     """
@@ -315,7 +315,7 @@ def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> 
         now |= own_data(config.dataset)
     except Exception as error:  # the user's code may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        unread = [f"whether its data set has changed is not known: {reason}"]
+        unread = [f"cannot tell whether its data set has changed: {reason}"]
     return [*own_changes(recorded, now), *unread]
 
 
@@ -328,7 +328,7 @@ def _own_targets(value: Any) -> Iterator[str]:
 
 
 def _project_files(module: str) -> dict[str, Path]:
-    """Return the files of a module and of the modules of its project that it imports, by module."""
+    """Return the files of a module and of the modules of its project that it imports, by name."""
     project = module.partition(".")[0]
     root = _root(project)
     found: dict[str, Path] = {}
@@ -351,7 +351,7 @@ def _project_files(module: str) -> dict[str, Path]:
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
-    """Yield the modules that a source file may import, anywhere in it."""
+    """Yield the modules that a source file may import, at any level of nesting."""
     if file.suffix != ".py":
         return
     try:
@@ -375,7 +375,7 @@ def _imported(file: Path, package: str) -> Iterator[str]:
 
 @cache
 def _spec(name: str) -> ModuleSpec | None:
-    """Find a module without importing it or the packages around it."""
+    """Find a module without importing it or its parent packages."""
     top, *inner_names = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -390,7 +390,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _root(top: str) -> Path | None:
-    """Return the folder that a module or package lies in; None if packages are installed there."""
+    """Return the folder that contains a module or package; None if packages are installed there."""
     spec = _spec(top)
     if spec is None or not spec.origin:
         return None
@@ -398,8 +398,8 @@ def _root(top: str) -> Path | None:
     folder = file.parent.parent if spec.submodule_search_locations is not None else file.parent
     paths = sysconfig.get_paths()
     installed = [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib")]
-    beside = {"site-packages", "dist-packages"} & set(folder.parts)
-    return None if beside or any(folder.is_relative_to(path) for path in installed) else folder
+    in_packages = {"site-packages", "dist-packages"} & set(folder.parts)
+    return None if in_packages or any(map(folder.is_relative_to, installed)) else folder
 
 
 def _bytes(file: Path) -> bytes:

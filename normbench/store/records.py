@@ -1,15 +1,15 @@
 """The files of a run folder: the keys and values that each may have, and their checksums.
 
 ``meta.json`` and ``summary.json`` end in ``checksums``, a mapping from file names to SHA-256
-digests. Both have the digest of ``config.yaml`` and the summary that of ``metrics.jsonl``, as
-``sha256sum`` prints them. Under its own name each has the digest of its own content, written as
-compact JSON with sorted keys and without this entry. A line of ``diagnosis.jsonl`` has a
-``checksum`` of itself and of the checksum on the line before, so that a missing line is noticed
+digests. Both include the digest of ``config.yaml``, and the summary that of ``metrics.jsonl``, as
+``sha256sum`` prints them. The entry under the file's own name is the digest of its own content,
+written as compact JSON with sorted keys and without this entry. A line of ``diagnosis.jsonl`` has a
+``checksum`` of itself and of the checksum on the previous line, so that a missing line is detected
 unless it was the last. Files that are still being written to (``log.txt``, and ``metrics.jsonl``
 until there is a summary) have no checksum.
 
-Folders of earlier versions have no checksums. In these, values are checked against their ranges,
-and files against each other.
+Folders of earlier versions have no checksums. Their values are checked against ranges, and their
+files against each other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEALS = "checksums"
 LINE_SEAL = "checksum"
 
 _accuracy = number(0, 1, null=True)
-# Cross-entropy is not negative, but a float32 mean of many zeros may be rounded to just below zero.
+# Cross-entropy is not negative, but a float32 mean of many zeros may round to just below zero.
 _loss = number(-1e-3, null=True)
 _amount = number(0, null=True)
 _count = integer(0, null=True)
@@ -42,7 +42,7 @@ _git = record({}, {"commit": text(null=True), "dirty": boolean(null=True)}, null
 
 _group = record({}, {"name": text(), "_target_": text(null=True)})
 
-#: How reports show a value of a probe, by its column: ``probe/<probe>/<name>``.
+#: How reports show the values of probes, by column: ``probe/<probe>/<name>``.
 _probe_values = mapping(
     record(
         {"label": text()},
@@ -128,7 +128,7 @@ _RESULTS = {
 }
 
 _DIVERGED = record({"status": text("diverged")}, _RESULTS)
-# In a run that did not diverge, a loss of held-out images may overflow, but not that of training.
+# In a run that did not diverge, the loss on held-out images may overflow, but not that in training.
 _FINISHED = record(
     {"status": text("finished")},
     {**_RESULTS, **dict.fromkeys(("train_acc", "val_acc", "test_acc"), number(0, 1)),
@@ -137,7 +137,7 @@ _FINISHED = record(
 
 
 def SUMMARY(value: Any, position: str) -> None:
-    """Check a summary. If the run finished, accuracies and the training loss must be numbers."""
+    """Check a summary; if the run finished, accuracies and the training loss must be numbers."""
     record({"status": text("finished", "diverged")})(value, position)
     (_FINISHED if value["status"] == "finished" else _DIVERGED)(value, position)
 
@@ -170,7 +170,7 @@ _ABOUT_DIAGNOSIS = {
 
 DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS)
 #: A line of an earlier version, which has no checksum. Other keys are forbidden, so that a newer
-#: line whose key ``checksum`` was damaged does not pass for an old one.
+#: line with a damaged ``checksum`` key is not mistaken for an old one.
 _OLD_DIAGNOSIS = record(_DIAGNOSIS, _ABOUT_DIAGNOSIS, others=None)
 
 CHECKPOINT = record(
@@ -194,7 +194,7 @@ def digest(data: bytes) -> str:
 
 
 def _digest_of(value: Mapping[str, Any]) -> str:
-    # Compact JSON in ASCII: equal values give equal bytes, however the file is formatted.
+    # Compact ASCII JSON: equal values give equal bytes, however the file is formatted.
     return digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
@@ -203,7 +203,7 @@ def sealed(name: str, value: Mapping[str, Any], others: Mapping[str, str]) -> di
 
     Args:
         name: Name of the record's file.
-        value: The record, as JSON can hold it.
+        value: The record, of JSON types only.
         others: The checksums of other files, by name.
     """
     whole = {**value, SEALS: dict(others)}
@@ -214,7 +214,7 @@ def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     """Return a record without its checksums, and those of other files (None if it has none).
 
     Raises:
-        Mismatch: Its own checksum does not fit.
+        Mismatch: Its own checksum does not match.
     """
     value = dict(value)
     seals = value.pop(SEALS, None)
@@ -223,7 +223,7 @@ def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     mapping(text())(seals, SEALS)
     others = {file: seal for file, seal in seals.items() if file != name}
     if seals.get(name) != _digest_of({**value, SEALS: others}):
-        raise Mismatch("damaged: its content does not fit its checksum")
+        raise Mismatch("damaged: its content does not match its checksum")
     return value, others
 
 
@@ -231,15 +231,15 @@ def sealed_line(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> d
     """Return a line of ``diagnosis.jsonl`` with its checksum.
 
     Args:
-        value: The record, as JSON can hold it.
-        before: The line before it; None for the first line.
+        value: The record, of JSON types only.
+        before: The previous line; None for the first line.
     """
     chained = {**value, LINE_SEAL: (before or {}).get(LINE_SEAL)}
     return {**value, LINE_SEAL: _digest_of(chained)}
 
 
 def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines of ``diagnosis.jsonl``, checked, without their checksums.
+    """Check the lines of ``diagnosis.jsonl``, and return them without their checksums.
 
     Raises:
         Mismatch: A line is damaged, is not a diagnosis, or is missing.
@@ -253,7 +253,9 @@ def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
             raise Mismatch(f"line {count}: {error}") from None
         before = lines[count - 2] if count > 1 else None
         if LINE_SEAL in line and line != sealed_line(value, before):
-            raise Mismatch(f"line {count} does not fit its checksum: it or one before is damaged")
+            raise Mismatch(
+                f"line {count} does not match its checksum: it or an earlier line is damaged"
+            )
         diagnoses.append(value)
     return diagnoses
 
@@ -266,11 +268,11 @@ def check_epochs(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     for expected, row in enumerate(rows, start=1):
         if row["epoch"] != expected:
-            raise Mismatch(f"line {expected} is of epoch {row['epoch']}, not {expected}")
+            raise Mismatch(f"line {expected} has epoch {row['epoch']}, not {expected}")
 
 
 def check_agreement(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Check that a summary without checksums has a test accuracy, and agrees with the last row.
+    """Check that a summary without checksums has a test accuracy and agrees with the last row.
 
     Raises:
         Mismatch: It lacks the test accuracy, or they differ.

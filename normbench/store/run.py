@@ -1,13 +1,13 @@
 """A run folder: :class:`Run` reads and writes its files, and checks that they are undamaged.
 
-A run folder is readable and resumable at any moment, however its process ended. Every file but the
-``.jsonl`` ones and the log is replaced atomically. ``metrics.jsonl`` and ``diagnosis.jsonl`` are
-appended to, so a crash can tear no line but the last; readers ignore a torn last line, and the next
-append removes it.
+A run folder is readable and resumable at any moment, however its process ended. Every file except
+the ``.jsonl`` ones and the log is replaced atomically. ``metrics.jsonl`` and ``diagnosis.jsonl``
+are appended to, so a crash can tear only the last line; readers ignore a torn last line, and the
+next append removes it.
 
 The process that trains a run holds its lock (:meth:`Run.lock`) and is the only one that writes to
 the folder. Any process may read at any time, without the lock. `normbench.store.lock` describes the
-guarantees of the lock if several hosts share a store.
+guarantees of the lock when several hosts share a store.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ without_checksums: set[Path] = set()
 
 
 def _check_size(value: Any, data: bytes) -> None:
-    """Refuse a config that YAML's aliases (``*name``) unfold to more than its file could say."""
+    """Refuse a config that YAML aliases (``*name``) expand beyond what its size allows."""
     if b"*" not in data:
         return
-    # Without aliases a file of n bytes holds fewer than n values.
+    # Without aliases, a file of n bytes has fewer than n values.
     pending, count = [value], 0
     while pending:
         item = pending.pop()
         count += 1
         if count > len(data):
-            raise schema.Mismatch("its aliases unfold to too much")
+            raise schema.Mismatch("its aliases expand to too many values")
         if isinstance(item, dict):
             pending += item.values()
         elif isinstance(item, list):
             pending += item
 
 
-@lru_cache(maxsize=4)  # one run's config is asked for several times in a row
+@lru_cache(maxsize=4)  # a run's config is often read several times in a row
 def _config_of(data: bytes) -> dict[str, Any]:
     """Parse a ``config.yaml`` and check the types in it. The result is shared: copy it.
 
@@ -80,10 +80,10 @@ def _config_of(data: bytes) -> dict[str, Any]:
         raise
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ValueError(f"not YAML ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"a mapping expected, not {type(value).__name__}")
+        raise ValueError(f"expected a mapping, got {type(value).__name__}")
     records.CONFIG(value, "")
     return value
 
@@ -101,7 +101,7 @@ def _signatures_of(data: bytes) -> tuple[str, ...]:
         return ()
 
 
-@lru_cache(maxsize=4)  # a run's status and its metrics are often asked for in a row
+@lru_cache(maxsize=4)  # a run's status and its metrics are often read in a row
 def _epochs_of(path: Path, data: bytes) -> list[dict[str, Any]]:
     """Return the rows of a ``metrics.jsonl``. The result is shared: copy it.
 
@@ -117,7 +117,7 @@ def _epochs_of(path: Path, data: bytes) -> list[dict[str, Any]]:
 
 
 class Run:
-    """One run folder. It has no state: every property reads the files as they are now."""
+    """One run folder. The object has no state: every property reads the current files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,11 +126,11 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
-    # --- what the run is -----------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------
 
     @property
     def exists(self) -> bool:
-        """True if the run was created: it has ``config.yaml`` and ``meta.json``."""
+        """True if the run has been created: it has ``config.yaml`` and ``meta.json``."""
         return (self.path / "meta.json").is_file() and (self.path / "config.yaml").is_file()
 
     @property
@@ -162,7 +162,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of ``summary.json``, or None: a run has one once it finished or diverged.
+        """The content of ``summary.json``, or None if the run has neither finished nor diverged.
 
         Raises:
             StoreError: It cannot be read.
@@ -171,11 +171,11 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """The state of the run, from its files and its lock.
+        """The status of the run, from its files and its lock.
 
-        A run with a summary that its other files agree with is ``finished`` or ``diverged``. Any
+        A run with a summary that agrees with its other files is ``finished`` or ``diverged``. Any
         other run is ``running`` while its lock is held, ``failed`` if it ended in an error, and
-        otherwise ``interrupted``: the command that began it resumes it.
+        otherwise ``interrupted``: repeating the command that started it resumes it.
 
         Raises:
             StoreError: A file that decides the status cannot be read, or is damaged.
@@ -191,21 +191,21 @@ class Run:
             self._check_name(meta.get("signature"), "meta.json")
             if (self.path / "summary.json").is_file():
                 ended = self._check_end(seals)
-                if ended is None:  # another process removed it just now: look again
+                if ended is None:  # another process has just removed it: check again
                     continue
                 return ended
             if runlock.is_held(self.path / "lock"):
                 return "running"
-            # The owner may have ended the run after meta.json was read and before the lock was
-            # looked at. Nobody writes while the lock is free, so if a second reading agrees with
-            # the first, it is the final state.
+            # The owner may have ended the run after meta.json was read but before the lock was
+            # checked. Nobody writes while the lock is free, so if a second read agrees with the
+            # first, the state is final.
             if self.meta == meta and not (self.path / "summary.json").is_file():
                 return "failed" if meta.get("status") == "failed" else "interrupted"
 
     @property
     def owner(self) -> dict[str, Any] | None:
-        """The process that trains the run now, or None: ``host``, ``pid``, ``started`` and
-        ``command``; empty if the process left no note."""
+        """The process that is training the run, or None: ``host``, ``pid``, ``started`` and
+        ``command``; empty if the process wrote no note."""
         return runlock.owner_of(self.path / "lock")
 
     @property
@@ -218,7 +218,7 @@ class Run:
     def _read(
         self, name: str, check: schema.Check
     ) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-        """Return a record and the checksums of other files that it holds, each None if missing."""
+        """Return a record and its checksums of other files, each None if missing."""
         path = self.path / name
         whole = files.read_json(path)
         if whole is None:
@@ -235,7 +235,7 @@ class Run:
         if meta is not None and meta.get("schema", SCHEMA) != SCHEMA:
             raise StoreError(
                 f"cannot read {self.path / 'meta.json'}: its schema is {meta['schema']}, "
-                f"this normbench reads {SCHEMA}"
+                f"but this version of normbench reads {SCHEMA}"
             )
         return meta, seals
 
@@ -243,19 +243,19 @@ class Run:
         return copy.deepcopy(self._shared_config(data))
 
     def _shared_config(self, data: bytes) -> dict[str, Any]:
-        """Return the config without copying it, to be looked at alone."""
+        """Return the config without copying it; the caller must not change it."""
         try:
             return _config_of(data)
         except ValueError as error:
             raise files.damaged(self.path / "config.yaml", error) from error
 
     def _check_config(self, data: bytes, seals: Mapping[str, str] | None) -> None:
-        """Check that ``config.yaml`` is unchanged, and belongs to the run of this folder.
+        """Check that ``config.yaml`` is unchanged and belongs to the run of this folder.
 
         Args:
             data: Content of ``config.yaml``.
-            seals: The checksums in ``meta.json``. If it has none (None), the signature, which is a
-                hash of the config, is computed again.
+            seals: The checksums in ``meta.json``. If None, the signature, which is a hash of the
+                config, is computed again instead.
         """
         path = self.path / "config.yaml"
         if seals is not None:
@@ -270,10 +270,10 @@ class Run:
             )
 
     def _check_name(self, signature: str | None, name: str) -> None:
-        """Check that a file and the folder's name have the same signature, if both have one."""
+        """Check that a file has the same signature as the folder's name, if both have one."""
         named = _SIGNATURE.search(self.name)
         if named and signature is not None and signature != named.group(1):
-            reason = f"it is of signature {signature!r}, the folder of {named.group(1)!r}"
+            reason = f"its signature is {signature!r}, the folder's is {named.group(1)!r}"
             raise files.damaged(self.path / name, reason)
 
     def _check_end(
@@ -282,12 +282,13 @@ class Run:
         """Check ``summary.json``, and that ``metrics.jsonl`` agrees with it.
 
         Args:
-            meta_seals: The checksums in ``meta.json``, None where it has none.
+            meta_seals: The checksums in ``meta.json``; None if it has none.
         """
         summary, seals = self._read("summary.json", records.SUMMARY)
         if summary is None:
             return None
-        # Both were written by one version: a word that was damaged must not pass for its absence.
+        # The same version wrote both files, so either both have checksums or neither has. Otherwise
+        # a damaged key "checksums" would pass for a file of an earlier version.
         for name, ours, theirs in (
             ("summary.json", seals, meta_seals),
             ("meta.json", meta_seals, seals),
@@ -310,7 +311,7 @@ class Run:
         return summary["status"]
 
     def verify(self) -> Status:
-        """Check every file but the checkpoints and the log, and return the status.
+        """Check every file except the checkpoints and the log, and return the status.
 
         Raises:
             StoreError: A file is damaged; the message names it.
@@ -327,15 +328,15 @@ class Run:
     def lock(self, command: Sequence[str]) -> AbstractContextManager[dict[str, Any] | None]:
         """Hold the lock of the run: ``with run.lock(sys.argv): ...``.
 
-        Whoever calls `create` or any other method that writes must hold it. The folder is made if
-        there is none. The kernel frees the lock however the process ends.
+        Callers of `create` and of all other methods that write must hold it. The folder is created
+        if there is none. The kernel releases the lock however the process ends.
 
         Yields:
-            The ``lock.json`` of the last owner if it died without releasing the lock, else None.
+            The previous owner's ``lock.json`` if it died without releasing the lock, else None.
 
         Raises:
-            RunLocked: On entering, another process trains the run; the message says which.
-            StoreError: On entering, the folder or the lock cannot be written.
+            RunLocked: On entry, if another process is training the run; the message says which.
+            StoreError: On entry, if the folder or the lock cannot be written.
         """
         return self._locked(command)
 
@@ -359,15 +360,15 @@ class Run:
     def create(self, config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Write ``config.yaml``, then ``meta.json``.
 
+        For an existing run, ``config.yaml`` is kept and ``meta.json`` is replaced.
+
         Args:
             config: The resolved config. ``signature`` and ``schema`` are taken from ``meta`` if it
                 lacks them.
             meta: Status, provenance and sessions, as in `records.META`.
 
-        On a run that exists, ``config.yaml`` stays and ``meta.json`` is replaced.
-
         Raises:
-            StoreError: The folder holds a run of another signature, or cannot be written.
+            StoreError: The folder has a run with another signature, or cannot be written.
             ValueError: Neither ``config`` nor ``meta`` has a signature.
         """
         signature = config.get("signature", meta.get("signature"))
@@ -377,15 +378,15 @@ class Run:
         path = self.path / "config.yaml"
         data = files.read_bytes(path)
         if data is not None:
-            there = self._parsed_config(data).get("signature")
-            if there != signature:
+            present = self._parsed_config(data).get("signature")
+            if present != signature:
                 raise StoreError(
-                    f"{self.path} holds a run of signature {there!r}, not {signature!r}: "
+                    f"{self.path} has a run with signature {present!r}, not {signature!r}: "
                     "move it away or use another store"
                 )
         if data is not None and (self.path / "meta.json").is_file():
             self._check_config(data, self._read_meta()[1])
-        else:  # config.yaml is written first: without meta.json, the run never began
+        else:  # config.yaml is written first: without meta.json, the run has not begun
             whole = {
                 **config,
                 "signature": signature,
@@ -394,7 +395,7 @@ class Run:
             try:
                 schema.sound(whole)
             except schema.Mismatch as error:
-                raise UserError(f"a run cannot be named by this config: {error}") from error
+                raise UserError(f"this config cannot be recorded: {error}") from error
             data = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True).encode()
             files.write_bytes(path, data)
         seals = {"config.yaml": records.digest(data)}
@@ -402,8 +403,8 @@ class Run:
 
     def _write_json(self, name: str, value: Mapping[str, Any], seals: Mapping[str, str]) -> None:
         """Write a record with the checksums of other files and its own."""
-        # A reader computes the checksum of the values that JSON gives back, which may differ from
-        # those that were written: a tuple comes back as a list.
+        # A reader computes the checksum from the values that it parses, which may differ from those
+        # that were written: a tuple is read back as a list.
         plain = json.loads(files.dumps(files.printable(dict(value))))
         text = files.dumps(records.sealed(name, plain, seals), indent=2)
         files.write_text(self.path / name, text + "\n")
@@ -440,11 +441,11 @@ class Run:
         self._write_json("summary.json", files.jsonable(dict(summary)), seals)
 
     def set_aside(self, why: str, command: Sequence[str]) -> Path | None:
-        """Move the folder to a hidden one in the store, named ``.<name>.<why>-<time>``.
+        """Rename the folder to a hidden one in the store: ``.<name>.<why>-<time>``.
 
         Args:
             why: One word, such as ``damaged`` or ``replaced``.
-            command: The command line that the lock names as its owner.
+            command: The command line of the lock's owner, this process.
 
         Returns:
             The path of the hidden folder; None if there was no folder to move.
@@ -459,7 +460,7 @@ class Run:
             return self.move_aside(why)
 
     def move_aside(self, why: str) -> Path:
-        """Move the folder as `set_aside` does; the caller holds the lock."""
+        """Rename the folder as `set_aside` does; the caller holds the lock."""
         stem = f".{self.name}.{why}-{utc_now().replace(':', '')}"
         asides = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
         aside = next(path for path in asides if not path.exists())
@@ -472,8 +473,8 @@ class Run:
     def reset(self) -> None:
         """Remove all results, so that the run starts over; the caller holds the lock.
 
-        ``config.yaml``, ``meta.json`` and the log stay. The summary goes first: if the process dies
-        in between, the run is an interrupted one and not a finished one without metrics.
+        ``config.yaml``, ``meta.json`` and the log are kept. The summary is removed first: if the
+        process dies halfway, the run is interrupted rather than finished without metrics.
 
         Raises:
             StoreError: A file cannot be removed.
@@ -512,7 +513,7 @@ class Run:
 
         Raises:
             StoreError: The row's ``epoch`` does not follow that of the last row, or the file cannot
-                be written. If the disk is full, the earlier rows stay as they are.
+                be written. Even on a full disk, the earlier rows are unchanged.
         """
         path = self.path / "metrics.jsonl"
         last = files.last_line(path, records.EPOCH)
@@ -524,15 +525,15 @@ class Run:
         files.append_line(path, files.jsonable(dict(row)))
 
     def metrics_checksum(self) -> str:
-        """Return the SHA-256 of ``metrics.jsonl`` as it is now, in hex."""
+        """Return the current SHA-256 of ``metrics.jsonl``, in hex."""
         return records.digest(files.read_bytes(self.path / "metrics.jsonl") or b"")
 
     def truncate_metrics(self, epoch: int, checksum: str | None = None) -> None:
         """Drop the rows after ``epoch``, atomically: a resumed run trains these epochs again.
 
         Args:
-            epoch: Number of completed epochs whose rows stay; 0 drops all rows.
-            checksum: Result of :meth:`metrics_checksum` after that epoch, if it is known.
+            epoch: Number of epochs whose rows are kept; 0 drops all rows.
+            checksum: Result of :meth:`metrics_checksum` after that epoch, if known.
 
         Raises:
             StoreError: The file cannot be read or written, lacks a row up to ``epoch``, or does not
@@ -543,7 +544,7 @@ class Run:
             return
         rows = self.metrics() if epoch else []
         if len(rows) < epoch:
-            reason = f"it ends after epoch {len(rows)}, the checkpoint is of epoch {epoch}"
+            reason = f"it ends after epoch {len(rows)}, but the checkpoint is of epoch {epoch}"
             raise files.damaged(path, reason)
         lines = [line for line, row in files.read_lines(path) if row.get("epoch", 0) <= epoch]
         data = b"".join(line + b"\n" for line in lines)
@@ -570,7 +571,7 @@ class Run:
         """Append a line to ``diagnosis.jsonl``, durable on return; NaN and infinities become null.
 
         Raises:
-            StoreError: The file cannot be written; the lines before stay whole.
+            StoreError: The file cannot be written; the earlier lines are unchanged.
         """
         plain = json.loads(files.dumps(files.printable(files.jsonable(dict(line)))))
         path = self.path / "diagnosis.jsonl"
@@ -587,12 +588,12 @@ class Run:
         """Replace the last (or best) checkpoint, atomically.
 
         Args:
-            arrays: Arrays of any shape and numeric dtype, by name; a name may hold slashes.
+            arrays: Arrays of any shape and numeric dtype, by name; names may contain slashes.
             info: A record of values that strict JSON can hold.
             best: Replace the best checkpoint instead of the last.
 
         Raises:
-            StoreError: It cannot be written; the one before is untouched.
+            StoreError: It cannot be written; the previous one is untouched.
         """
         from normbench.store import checkpoint as checkpointfile
 

@@ -1,8 +1,8 @@
-"""Checks of data that was read from a file: the keys of a record, and the values of each key.
+"""Checks of data read from a file: the keys of a record, and the values of each key.
 
 A check is a function of a value and its position (``sessions.0.pid``) that raises :class:`Mismatch`
 if it does not allow the value. The checks of all keys of a file are combined into one, so that code
-that uses the content need not check types again::
+using the content need not check types again::
 
     ROW = record({"epoch": integer(1)}, {"val_acc": number(0, 1, null=True)})
     ROW(json.loads(line), "")
@@ -25,7 +25,7 @@ _short = reprlib.repr
 
 
 class Mismatch(ValueError):
-    """A value that is not allowed. The message has its position, the value and the allowed ones."""
+    """A value that is not allowed. The message has its position, the value and what is allowed."""
 
 
 def _mismatch(position: str, value: Any, allowed: str) -> Mismatch:
@@ -37,9 +37,11 @@ def anything(value: Any, position: str) -> None:
 
 
 def number(least: float | None = None, most: float | None = None, *, null: bool = False) -> Check:
-    """Allow a finite number in a range, whole or not.
+    """Allow a finite number in a range, integer or float.
 
     Args:
+        least: Smallest allowed number.
+        most: Largest allowed number.
         null: Also allow None, JSON's null, which is written in place of NaN and infinities.
     """
     return _numeric((int, float), "a number", least, most, null)
@@ -77,8 +79,8 @@ def _numeric(
 
 
 def text(*values: str, null: bool = False) -> Check:
-    """Allow a string: one of ``values``, any if there are none (None too if ``null``)."""
-    allowed = (" or ".join(map(repr, values)) or "a text") + " or null" * null
+    """Allow a string: one of ``values``, or any if there are none (None too if ``null``)."""
+    allowed = (" or ".join(map(repr, values)) or "a string") + " or null" * null
 
     def check(value: Any, position: str) -> None:
         if value is None and null:
@@ -115,7 +117,7 @@ def sequence(item: Check = anything, *, least: int = 0, null: bool = False) -> C
 
 
 def mapping(item: Check = anything, *, null: bool = False) -> Check:
-    """Allow a mapping of texts to values that ``item`` allows (None too if ``null``)."""
+    """Allow a mapping of strings to values that ``item`` allows (None too if ``null``)."""
 
     def check(value: Any, position: str) -> None:
         if value is None and null:
@@ -125,7 +127,7 @@ def mapping(item: Check = anything, *, null: bool = False) -> Check:
         prefix = f"{position}." if position else ""
         for key, element in value.items():
             if type(key) is not str:
-                raise Mismatch(f"{prefix}{_short(key)} is a key that is no text")
+                raise Mismatch(f"{prefix}{_short(key)} is a key that is not a string")
             item(element, f"{prefix}{key}")
 
     return check
@@ -160,17 +162,17 @@ def record(
         for key, element in value.items():
             check_element = known.get(key, others)
             if check_element is None:
-                raise Mismatch(f"{prefix}{key} is not a key that it has")
+                raise Mismatch(f"{prefix}{key} is an unknown key")
             check_element(element, f"{prefix}{key}")
 
     return check
 
 
 def sound(value: Any, position: str = "", depth: int = 0) -> None:
-    """Allow text that UTF-8 can encode, finite numbers and moderate nesting, at any depth.
+    """Allow only text that UTF-8 can encode, finite numbers and moderate nesting, at any depth.
 
     JSON can express more: ``"\\ud800"`` is a lone surrogate, which cannot be printed, and ``1e999``
-    is infinite, which spoils any mean.
+    is infinite, which would spoil any mean.
     """
     kind = type(value)
     if kind is str:
@@ -178,7 +180,7 @@ def sound(value: Any, position: str = "", depth: int = 0) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise _mismatch(position, value, "a text of whole characters") from None
+                raise _mismatch(position, value, "valid Unicode text") from None
     elif kind is float:
         if not math.isfinite(value):
             raise _mismatch(position, value, "a finite number")
@@ -214,20 +216,20 @@ def parse(data: bytes) -> Any:
 
 
 def check_version(value: Mapping[str, Any], known: int) -> None:
-    """Refuse a record of another schema; one that names none has the known one.
+    """Refuse a record with another schema than ``known``; a record without one is allowed.
 
     Raises:
         Mismatch: A newer normbench wrote it.
     """
     if (found := value.get("schema", known)) != known:
-        raise Mismatch(f"its schema is {found!r}, this normbench reads {known}")
+        raise Mismatch(f"its schema is {found!r}, but this version of normbench reads {known}")
 
 
 def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:
     """Parse a JSON object that ``check`` allows.
 
     Raises:
-        ValueError: It is not JSON, no object, or not allowed.
+        ValueError: It is not JSON, not an object, or not allowed.
     """
     try:
         value = parse(data)
@@ -236,7 +238,7 @@ def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if type(value) is not dict:
-        raise ValueError(f"a JSON object expected, not {type(value).__name__}")
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     if check is not None:
         check(value, "")
     return value

@@ -1,4 +1,4 @@
-"""The store: :class:`Store` is a folder of runs, one folder for each."""
+"""The store: :class:`Store` is a folder of runs, one folder per run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = [
     "note_on_checksums",
 ]
 
-#: Names of the folder with the records of sweeps, and of the file of `normbench verify`.
+#: Names of the folder with the records of sweeps, and of the file that `normbench verify` writes.
 SWEEPS, VERIFICATIONS = "sweeps", "verification.json"
 
-#: Name of a folder of further stores: those whose records a project keeps under version control.
+#: Name of a folder of nested stores, those that a project keeps under version control.
 PUBLISHED = "published"
 
-#: Entries that belong in a store and are not runs.
-_BESIDE = {SWEEPS, VERIFICATIONS, PUBLISHED}
+#: Entries that belong in a store but are not runs.
+_NOT_RUNS = {SWEEPS, VERIFICATIONS, PUBLISHED}
 
 
 def note_on_checksums() -> str:
-    """Return a sentence on the runs without checksums read since the last call; "" for none."""
+    """Return a sentence on runs without checksums read since the last call, or ""."""
     count = len(without_checksums)
     if not count:
         return ""
@@ -58,7 +58,7 @@ class Named(Protocol):
 
 
 class Store:
-    """A folder of runs. It need not exist: it is made with its first run."""
+    """A folder of runs. It need not exist: it is created with its first run."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = files.expand_user(root)
@@ -67,13 +67,13 @@ class Store:
         return f"Store({str(self.root)!r})"
 
     def run(self, config: Named | str) -> Run:
-        """Return the run of a config or with a name, whether it exists or not.
+        """Return the run with a config or a name, whether it exists or not.
 
         Raises:
             UserError: The name is not a plain folder name.
         """
         name = config if isinstance(config, str) else config.run_name
-        if name in ("", ".", "..") or name in _BESIDE or "/" in name or "\0" in name:
+        if name in ("", ".", "..") or name in _NOT_RUNS or "/" in name or "\0" in name:
             raise UserError(f"run name {name!r} is not the plain name of a folder")
         return Run(self.root / name)
 
@@ -81,7 +81,8 @@ class Store:
         """Return the entries of the root that could be runs, sorted by name."""
         try:
             with os.scandir(self.root) as scan:
-                entries = [e for e in scan if not e.name.startswith(".") and e.name not in _BESIDE]
+                names = [e for e in scan if not e.name.startswith(".")]
+                entries = [entry for entry in names if entry.name not in _NOT_RUNS]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -98,7 +99,7 @@ class Store:
 
         Hidden entries, a README, the folders of sweeps and of published stores and
         ``verification.json`` are left out, because they belong in a store; so is a run that another
-        process has locked and is about to create.
+        process has locked in order to create it.
         """
         found: list[tuple[Path, str]] = []
         for entry in self._entries():
@@ -118,7 +119,7 @@ class Store:
             return error.strerror or str(error)
         missing = sorted({"config.yaml", "meta.json"} - names)
         if names <= {"lock", "lock.json", "log.txt", "config.yaml"}:
-            return f"an empty run folder: no {', no '.join(missing)} (it ended before it began)"
+            return f"an empty run folder: no {', no '.join(missing)} (its process ended early)"
         return f"not a run folder: no {', no '.join(missing)}"
 
     def find(self, text: str) -> Run:
@@ -148,10 +149,10 @@ class Store:
 
 
 def named(names: Sequence[str], text: str) -> list[str]:
-    """Return the names of the runs that a user may mean by a text.
+    """Return the names of the runs that a text typed by a user may refer to.
 
-    That is the run of this name, else those of this signature, else those whose name or signature
-    begins with it.
+    These are the run with this name, else those with this signature, else those whose name or
+    signature starts with it.
     """
     if not text:
         return []
@@ -172,8 +173,8 @@ def find_run(name: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     Args:
         name: A name as :meth:`Store.find` takes it; or, with a slash or as a path object, the path
             of a run folder.
-        store: Folder of runs that a name is looked up in; by default ``$NORMBENCH_STORE`` if that
-            is set, else ``runs``.
+        store: Folder of runs in which a name is looked up; by default ``$NORMBENCH_STORE`` if set,
+            else ``runs``.
 
     Raises:
         UserError: There is no such run.

@@ -1,9 +1,9 @@
-"""``sweep.json``, the record of a sweep: :func:`read` returns its content, checked.
+"""``sweep.json``, the record of a sweep: :func:`read` returns its checked content.
 
-A sweep writes the file (:class:`normbench.sweep.record.Record`). Sweeps that go on, ``sweep
-status`` and the report read it, all of them by this module, so that a damaged record is refused
-everywhere in the same words. Keys that later versions added are filled in where an older record
-lacks them; keys that every version has written are required.
+A sweep writes the file (:class:`normbench.sweep.record.Record`). Resumed sweeps, ``sweep status``
+and the report all read it through this module, so that a damaged record is refused everywhere with
+the same message. Keys that later versions added are filled in if an older record lacks them; keys
+that every version has written are required.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SCHEMA = 1
 """Version of the file's layout. A newer one is refused rather than misread."""
 
 STOPPED = ("", "narrow", "max-seeds")
-"""The reasons for which a sweep with ``--until`` adds no seeds after a look; "" if it adds some."""
+"""Reasons why a sweep with ``--until`` adds no more seeds after a look; "" if it does add some."""
 
 
 def _folder_name(value: Any, position: str) -> None:
-    """Allow the plain name of a folder, which cannot lead out of the store."""
+    """Allow only a plain folder name, which cannot lead out of the store."""
     text()(value, position)
     if value in ("", ".", "..") or "/" in value or "\0" in value:
         raise schema.Mismatch(f"{position} is {value!r}, not the plain name of a folder")
@@ -43,7 +43,7 @@ _UNTIL_KEYS = record(
 
 
 def _until(value: Any, position: str) -> None:
-    """Allow a look of a sweep with ``--until``, which is one of those declared beforehand."""
+    """Allow a look of a sweep with ``--until`` only if it is one of those declared beforehand."""
     _UNTIL_KEYS(value, position)
     looks = value["looks"]
     if sorted(set(looks)) != looks:
@@ -94,7 +94,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def folders(root: Path) -> list[Path]:
-    """Return the folders of the records in a store, the oldest first.
+    """Return the folders of the sweep records in a store, oldest first.
 
     Args:
         root: The folder of the store.
@@ -103,7 +103,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def read_all(root: Path) -> Iterator[dict[str, Any]]:
-    """Yield the content of each record of a store, the oldest first.
+    """Yield the content of each sweep record in a store, oldest first.
 
     Args:
         root: The folder of the store.

@@ -1,11 +1,11 @@
-"""Records of tuning: :func:`tuning_of` returns what each cell of a store was tuned from.
+"""Tuning records: :func:`tuning_of` returns the trials and choices for each cell of a store.
 
 A sweep that tunes keys (``normbench sweep --tune``) writes a file ``tuning.json`` into the folder
-of its record, ``sweeps/<name>/``. Only this file tells trials from final runs: a trial is an
-ordinary run, and nothing in its config marks it.
+of its record, ``sweeps/<name>/``. Only this file distinguishes trials from final runs: a trial is
+an ordinary run, and nothing in its config marks it.
 
-Several sweeps may have tuned a cell, such as a second one with more values. The choice of the last
-sweep that made one counts; final runs at a value that an earlier sweep chose are *superseded*.
+Several sweeps may have tuned the same cell, for example a second one with more values. The most
+recent choice counts; final runs at a value that an earlier sweep chose are *superseded*.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ _TUNING = record(
 
 @dataclass(frozen=True)
 class Trial:
-    """A run that was trained to choose a value.
+    """A run trained to choose a value.
 
     Attributes:
         run: The name of its folder.
         values: Its values of the tuned keys.
         seed: Its seed.
-        status: ``finished``, ``diverged``, ``failed`` or ``invalid``; until it has ended
+        status: ``finished``, ``diverged``, ``failed`` or ``invalid``; before it has ended,
             ``missing``, ``running`` or ``interrupted``.
-        metric: The metric on the validation images at its end; None unless it finished.
+        metric: The final metric on the validation images; None unless it finished.
     """
 
     run: str
@@ -88,7 +88,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Superseded:
-    """Final runs of a cell at values that an earlier sweep chose, and the last one did not.
+    """Final runs of a cell at values that an earlier sweep chose but the last one did not.
 
     Attributes:
         values: The values of the tuned keys that were chosen earlier.
@@ -101,12 +101,12 @@ class Superseded:
 
 @dataclass(frozen=True)
 class TunedCell:
-    """A cell of a sweep with its trials and the value that they led to.
+    """A cell of a sweep with its trials and the value chosen from them.
 
     Attributes:
         key: Hash of the config without its seed and the tuned keys; equal for equal cells.
-        name: Start of the names of its runs, as ``digits-resnet8-bn-b16``.
-        differs: Values of keys that the name does not show and in which cells differ.
+        name: Start of the names of its runs, such as ``digits-resnet8-bn-b16``.
+        differs: Values of keys in which cells differ but which the name does not show.
         dataset, arch, norm: Names.
         batch: Images per step.
         epochs: Epochs of the final runs.
@@ -114,18 +114,19 @@ class TunedCell:
         values: The values of the tuned keys that were tried.
         added: The values among them that ``--extend`` added.
         trials: The trials, in the order of ``values``, then of the tuning seeds.
-        means: For each of ``values`` the mean of the metric over its trials; None where a trial
+        means: For each of ``values`` the mean of the metric over its trials; None if a trial
             diverged or has not ended.
-        chosen: The chosen values of the tuned keys; None if nothing is chosen.
-        edges: ``smallest`` or ``largest`` by tuned key, where the chosen value ends its list.
-        problem: Why nothing was chosen, or an empty string.
+        chosen: The chosen values of the tuned keys; None if nothing was chosen.
+        edges: ``smallest`` or ``largest`` for each tuned key whose chosen value is at an end of its
+            list.
+        problem: The reason why nothing was chosen, or an empty string.
         final: Names of the final runs.
         sweep: The name of the sweep's record.
         keys: The tuned keys.
         metric: The metric of the trials: a key of ``METRICS``.
         higher_is_better: True if a larger metric is better.
         seeds: The tuning seeds.
-        superseded: Final runs of earlier choices; known of the cells of :func:`tuning_of`.
+        superseded: Final runs of earlier choices; set only in the cells of :func:`tuning_of`.
         sampler: The sampler that proposed ``values``; see :class:`Tuning`.
     """
 
@@ -156,12 +157,12 @@ class TunedCell:
 
     @property
     def identity(self) -> tuple[str, tuple[str, ...]]:
-        """Equal for two records of one cell."""
+        """Key and tuned keys, equal for two records of the same cell."""
         return self.key, self.keys
 
     @property
     def described(self) -> str:
-        """The cell in words: its name and the keys in which it differs from other cells."""
+        """Description of the cell: its name and the keys in which it differs from other cells."""
         return f"{self.name} {self.differs}".rstrip()
 
 
@@ -178,7 +179,7 @@ class Tuning:
         extend: Largest number of values that the sweep adds to those of a cell.
         rule: How a value is chosen, in a sentence.
         cells: The cells, in the order of the grid.
-        sampler: Of the sampler that proposed values ``name``, ``trials`` (values for each cell),
+        sampler: The sampler that proposed values: ``name``, ``trials`` (values for each cell),
             ``seed``, ``space`` (the ranges or values of each key as they were typed) and the
             version of ``optuna``; None if all combinations of lists were tried.
     """
@@ -213,7 +214,7 @@ class Tuning:
 
 
 def space_of(sampler: Mapping[str, Any]) -> str:
-    """Return the space of a sampler as it was typed, as ``optimizer.lr=log(0.01,1)``."""
+    """Return the space of a sampler as it was typed, such as ``optimizer.lr=log(0.01,1)``."""
     return " ".join(f"{key}={text}" for key, text in sampler["space"].items())
 
 
@@ -239,7 +240,7 @@ def read(folder: Path) -> Tuning | None:
 
 
 def tunings(store: Store) -> list[Tuning]:
-    """Return the ``tuning.json`` of each sweep of a store that tuned keys, the oldest first.
+    """Return the ``tuning.json`` of each sweep of a store that tuned keys, oldest first.
 
     Raises:
         StoreError: A record is damaged or cannot be read.
@@ -250,14 +251,14 @@ def tunings(store: Store) -> list[Tuning]:
 
 @dataclass(frozen=True)
 class StoreTuning:
-    """What the sweeps of a store tuned, taken together.
+    """The combined tuning of all sweeps of a store.
 
     Attributes:
         cells: Each tuned cell once, in the order in which the cells were first tuned. ``final`` has
-            the final runs of all sweeps that chose the same.
-        trials: The names of the runs that are trials, and final runs of no cell.
-        superseded: The names of the final runs at values that were chosen earlier, and that are
-            neither trials nor final runs now.
+            the final runs of all sweeps that made the same choice.
+        trials: The names of the runs that are trials but not final runs of any cell.
+        superseded: The names of the final runs at earlier choices that are now neither trials nor
+            final runs.
     """
 
     cells: tuple[TunedCell, ...]
@@ -266,7 +267,7 @@ class StoreTuning:
 
 
 def tuning_of(store: Store) -> StoreTuning:
-    """Read all records of tuning of a store.
+    """Read and combine all tuning records of a store.
 
     Raises:
         StoreError: A record is damaged or cannot be read.
@@ -275,7 +276,7 @@ def tuning_of(store: Store) -> StoreTuning:
 
 
 def combined(records: Sequence[Tuning]) -> StoreTuning:
-    """Combine the records of several sweeps, the oldest first."""
+    """Combine the records of several sweeps, given oldest first."""
     by_cell: dict[Any, list[TunedCell]] = {}
     for tuning in records:
         for cell in tuning.cells:
@@ -290,7 +291,7 @@ def combined(records: Sequence[Tuning]) -> StoreTuning:
 
 
 def _merged(records: Sequence[TunedCell]) -> TunedCell:
-    """Return the last record of a cell that has a choice, with the final runs of all records."""
+    """Return the last record of a cell with a choice, with the final runs of all records."""
     decided = [cell for cell in records if cell.chosen is not None]
     if not decided:
         return records[-1]
@@ -308,12 +309,12 @@ def _merged(records: Sequence[TunedCell]) -> TunedCell:
 
 
 def _without(cell: TunedCell, names: Set[str]) -> TunedCell:
-    """Return a cell none of whose superseded runs is among ``names``."""
-    left = [
+    """Return a cell without those of its superseded runs that are among ``names``."""
+    remaining = [
         replace(old, runs=tuple(name for name in old.runs if name not in names))
         for old in cell.superseded
     ]
-    return replace(cell, superseded=tuple(old for old in left if old.runs))
+    return replace(cell, superseded=tuple(old for old in remaining if old.runs))
 
 
 def _cell(tree: Mapping[str, Any], shared: Mapping[str, Any]) -> TunedCell:

@@ -1,7 +1,7 @@
-"""``verification.json``: the comparisons of runs with the same runs trained again.
+"""``verification.json``: comparisons of runs with the same runs trained again.
 
-The file lies in the folder of the store. `normbench.sweep.verify` appends each comparison with
-:func:`append`; :func:`newest` returns those that are of the runs as they are now.
+The file is in the store's folder. `normbench.sweep.verify` adds comparisons with :func:`append`;
+:func:`newest` returns those that still apply to the current runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERDICTS = {
     "unjudged": "under other conditions, without enough seeds to judge by",
     "differs": "not verified",
 }
-"""The verdicts on runs that were trained again, each in the words of the report."""
+"""The verdicts on runs that were trained again, with their wording in reports."""
 
 VERIFICATION = record(
     {"run": text(), "verdict": text(*VERDICTS), "time": text(), "record": text(null=True)},
@@ -48,15 +48,15 @@ VERIFICATION = record(
 )
 """One comparison. ``record`` is the checksum of the run's ``metrics.jsonl`` and ``folder`` that of
 all its records (:func:`fingerprint`), which earlier versions did not write. ``differences`` and
-``spread`` are the largest by curve, ``conditions`` says how this machine differs from the recorded
-one, ``weights`` whether the weights' hashes are equal. The other keys say with which code and on
-which machine the run was trained again."""
+``spread`` are the maxima for each curve, ``conditions`` lists how this machine differs from the
+recorded one, and ``weights`` is whether the weights' hashes are equal. The other keys describe the
+code and the machine with which the run was trained again."""
 
 _FILE = record({"schema": integer(1), "verifications": sequence(VERIFICATION)})
 
 
 def read(store: Store) -> list[dict[str, Any]]:
-    """Return the comparisons of a store, the oldest first.
+    """Return the comparisons of a store, oldest first.
 
     Raises:
         StoreError: The file is damaged, or a newer normbench wrote it.
@@ -79,9 +79,9 @@ def read(store: Store) -> list[dict[str, Any]]:
 def append(store: Store, verifications: Sequence[Mapping[str, Any]]) -> None:
     """Add comparisons to those of a store.
 
-    The file is replaced atomically, so a process that dies meanwhile leaves the old comparisons or
-    all of them. Two processes that append at the same time would lose one's; the lock of
-    `normbench.sweep.verify` keeps them apart.
+    The file is replaced atomically, so a process that dies meanwhile leaves either the old
+    comparisons or all of them. If two processes appended at the same time, one's comparisons would
+    be lost; the lock of `normbench.sweep.verify` prevents that.
 
     Raises:
         StoreError: The file is damaged, or cannot be written.
@@ -92,10 +92,10 @@ def append(store: Store, verifications: Sequence[Mapping[str, Any]]) -> None:
 
 
 def set_damaged_aside(store: Store) -> str:
-    """Rename the file if it is damaged, so that a new one can be begun.
+    """Rename the file if it is damaged, so that a new one can be started.
 
     Returns:
-        A sentence on what was damaged and where it is kept; "" if nothing was.
+        A sentence with the damage and the new name; "" if there is no damage.
 
     Raises:
         StoreError: It cannot be renamed.
@@ -110,13 +110,13 @@ def set_damaged_aside(store: Store) -> str:
             path.replace(aside)
         except OSError as refusal:
             raise files.store_error("rename", path, refusal) from refusal
-        return f"{error}: it is kept as {aside.name}, and a new one is begun"
+        return f"{error}: it was renamed to {aside.name}, and a new file is started"
 
 
 def newest(store: Store) -> dict[str, dict[str, Any]]:
     """Return the newest comparison of each run, by the run's name.
 
-    It is left out if the run has changed since, because it was trained anew or edited.
+    It is left out if the run has changed since, because it was trained again or edited.
 
     Raises:
         StoreError: The file is damaged.
@@ -131,15 +131,15 @@ def _is_current(store: Store, name: str, comparison: Mapping[str, Any]) -> bool:
         if not run.exists or run.metrics_checksum() != comparison["record"]:
             return False
         return "folder" not in comparison or fingerprint(run) == comparison["folder"]
-    except NormbenchError:  # no plain name, or a file that cannot be read
+    except NormbenchError:  # not a plain name, or a file that cannot be read
         return False
 
 
 def fingerprint(run: Run) -> str:
     """Return the SHA-256 of all records of a run that a comparison depends on, in hex.
 
-    Logs, checkpoints and diagnoses are left out, and so is the note on the trials of tuning that a
-    sweep may add to ``meta.json`` long after the run has ended.
+    Logs, checkpoints and diagnoses are left out, and so is the note on tuning trials that a sweep
+    may add to ``meta.json`` long after the run has ended.
 
     Raises:
         StoreError: A file is damaged or cannot be read.
@@ -151,7 +151,7 @@ def fingerprint(run: Run) -> str:
 
 
 def counted(verifications: Mapping[str, Mapping[str, Any]], runs: int) -> str:
-    """Count verdicts in a sentence, as ``5 of 72 runs trained again: 5 equal to the last bit``.
+    """Summarize verdicts, as in ``5 of 72 runs trained again: 5 equal to the last bit``.
 
     Args:
         verifications: The newest comparison of each run, by name.
@@ -161,11 +161,11 @@ def counted(verifications: Mapping[str, Mapping[str, Any]], runs: int) -> str:
 
 
 def summary(verdicts: Sequence[str], runs: int, failures: int = 0) -> str:
-    """Count verdicts as :func:`counted` does.
+    """Summarize verdicts as :func:`counted` does.
 
     Args:
         verdicts: The verdict on each run that was trained again.
-        runs: Number of runs, those that were not trained again included.
+        runs: Number of runs, including those that were not trained again.
         failures: Number of runs that are damaged or could not be trained again.
     """
     counts = [

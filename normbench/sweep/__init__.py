@@ -1,6 +1,6 @@
 """Sweeps: from a grid of overrides to a plan, and from the plan to runs.
 
-The package can be called: ``normbench.sweep(…)`` is :func:`normbench.api.sweep`.
+The package is callable: ``normbench.sweep(…)`` is :func:`normbench.api.sweep`.
 """
 
 from normbench import make_callable

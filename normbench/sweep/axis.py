@@ -1,4 +1,4 @@
-"""The keys of ``--tune``: :class:`Axis` is a key and its values; :func:`axes_of` reads them."""
+"""The keys of ``--tune``: :class:`Axis` is a key with its values; :func:`axes_of` parses them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from normbench.sweep.experiment import Experiment
 from normbench.sweep.grid import single_values
 
 _SENSELESS = {
-    "seed": "the best of several seeds is luck; --tune-seeds names the seeds of the trials",
+    "seed": "the best of several seeds is luck; --tune-seeds sets the seeds of the trials",
     "epochs": "every value has the same budget; --tune-epochs sets the epochs of the trials",
-    "batch": "it names a cell of the comparison; put its values into the grid",
-    "norm": "it names a cell of the comparison; put its values into the grid",
-    "arch": "it names a cell of the comparison; put its values into the grid",
+    "batch": "it tells the compared cells apart; put its values into the grid",
+    "norm": "it tells the compared cells apart; put its values into the grid",
+    "arch": "it tells the compared cells apart; put its values into the grid",
     "dataset": "results on different data cannot be compared; put its values into the grid",
     **dict.fromkeys(
-        ("store", "label", "probe", "logger", "executor", "stream"), "it changes no number"
+        ("store", "label", "probe", "logger", "executor", "stream"), "it does not affect results"
     ),
 }
 
 
 _COUNTED = 10_000
-_EDGE = 0.1  # share of a range, at either end, in which a chosen value is at its edge
+_EDGE = 0.1  # fraction of a range, at either end, that counts as its edge
 
 
 @dataclass(frozen=True)
 class Span:
-    """A range of numbers, from which a sampler takes values.
+    """A range of numbers from which a sampler takes values.
 
     Attributes:
-        low, high: Its limits; whole numbers if all values are.
+        low, high: Its limits; whole numbers if all its values are.
         log: True if values are drawn on a log scale.
     """
 
@@ -49,10 +49,10 @@ class Span:
         return isinstance(self.low, int)
 
     def value(self, sampled: float) -> float:
-        """Return the value of the range for a number that was sampled from it.
+        """Return the value for a number that was sampled from the range.
 
-        It is rounded to three significant digits, so that it is the same number, and the same run,
-        as when it is typed.
+        It is rounded to three significant digits, so that typing it gives the same number and
+        therefore the same run.
         """
         if self.whole:
             return int(sampled)
@@ -60,13 +60,13 @@ class Span:
 
     @property
     def count(self) -> int:
-        """The number of its values, of more than 10,000 not all."""
+        """The number of its values; beyond 10,000, a lower bound."""
         steps = min(int(self.high - self.low), _COUNTED) if self.whole else _COUNTED
         width = self.high - self.low
         return len({self.value(self.low + width * step / steps) for step in range(steps + 1)})
 
     def at_edge(self, value: float) -> bool:
-        """Return whether a value lies in the first or the last tenth of the range."""
+        """Return whether a value is in the first or the last tenth of the range."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -75,7 +75,7 @@ class Span:
     def __str__(self) -> str:
         """Return the range as it could be typed."""
         low, high = (repr(limit).removesuffix(".0") for limit in (self.low, self.high))
-        if self.log:  # of two whole numbers, all values would be whole
+        if self.log:  # with two whole limits, all values would be whole numbers
             whole = isinstance(self.low, float) and low.isdigit() and high.isdigit()
             return f"log({low}.0,{high}.0)" if whole else f"log({low},{high})"
         text = f"interval({low},{high})"
@@ -84,12 +84,12 @@ class Span:
 
 @dataclass
 class Axis:
-    """A tuned key with its values, numbers in ascending order; or with a range.
+    """A tuned key with a list of values, numbers in ascending order, or with a range.
 
     Attributes:
-        key: The key, or the group, as ``optimizer.lr``.
+        key: The key or the group, such as ``optimizer.lr``.
         overrides: A parsed override for each value.
-        values: The values as JSON has them; none of a range.
+        values: The values, as JSON types; empty for a range.
         span: The range; None for a list of values.
     """
 
@@ -100,11 +100,11 @@ class Axis:
 
     @property
     def listed(self) -> str:
-        """The values, or the range, as they could be typed."""
+        """The values or the range, as they could be typed."""
         return ",".join(map(str, self.values)) if self.span is None else str(self.span)
 
     def override(self, value: Any) -> Any:
-        """Return the parsed override of a value of the list, or of a number of the range."""
+        """Return the parsed override for a value of the list or a number of the range."""
         if self.span is None:
             return self.overrides[self.values.index(value)]
         return parse([f"{self.key}={value!r}"])[0]
@@ -116,10 +116,10 @@ class Axis:
         )
 
     def beyond(self, edge: str) -> float | None:
-        """Return the next value beyond the ``smallest`` or ``largest`` by the list's own step.
+        """Return the next value beyond the ``smallest`` or ``largest``, by the list's own step.
 
-        The step is the difference where the differences are equal, else the ratio where the ratios
-        are, as far as rounding tells. Of two values above 0 it is the ratio.
+        The step is the difference if all differences are equal, else the ratio if all ratios are,
+        up to rounding. For two values above 0 it is the ratio.
 
         Returns:
             The value; None if the list has no step, or the next value has another sign.
@@ -146,7 +146,7 @@ class Axis:
         else:
             return None
         if all(isinstance(value, int) for value in values):
-            following = round(following)  # a ratio leaves the whole numbers below the smallest one
+            following = round(following)  # below the smallest value, a ratio gives fractions
         else:
             following = rounded(following)
         if (values[0] > 0 and following <= 0) or (values[-1] < 0 and following >= 0):
@@ -154,7 +154,7 @@ class Axis:
         return None if following in values else following
 
     def add(self, value: float) -> None:
-        """Put a number into the list, at its place."""
+        """Insert a number into the sorted list."""
         index = sum(before < value for before in self.values)
         self.values.insert(index, value)
         self.overrides.insert(index, parse([f"{self.key}={value!r}"])[0])
@@ -164,11 +164,11 @@ def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
     """Read the tuned keys and their values or ranges.
 
     Args:
-        texts: As ``optimizer.lr=0.05,0.1`` or ``optimizer.lr=log(0.01,1)``, a text for each key.
+        texts: Such as ``optimizer.lr=0.05,0.1`` or ``optimizer.lr=log(0.01,1)``, one per key.
         groups: The options of each config group, by group.
 
     Raises:
-        UserError: A key cannot be tuned, is named twice, has fewer than two values, or an empty
+        UserError: A key cannot be tuned, is given twice, or has fewer than two values or an empty
             range.
     """
     axes: dict[str, Axis] = {}
@@ -229,9 +229,9 @@ def _plain(value: Any) -> Any:
 def lists_without(
     experiment: Experiment | None, lists: Sequence[list[str]], keys: Sequence[str]
 ) -> list[list[str]]:
-    """Leave the tuned keys out of an experiment's lists, where all have the same single value.
+    """Remove tuned keys from an experiment's lists if all lists have the same single value.
 
-    As a value that is typed beside an experiment replaces the experiment's own, so does --tune.
+    Like an override typed after an experiment, --tune replaces the experiment's own value.
     """
     if experiment is None:
         return list(lists)
@@ -250,27 +250,27 @@ def lists_without(
 
 
 def refuse_in_grid(axes: Sequence[Axis], lists: Sequence[Sequence[str]]) -> None:
-    """Refuse a tuned key that the lists of overrides of a grid set as well."""
+    """Refuse a tuned key that the grid's lists of overrides set, too."""
     tuned = {axis.key for axis in axes}
     for overrides in lists:
         for override in parse(overrides):
             if str(override.key_or_group) in tuned:
                 raise UserError(
                     f"{override.typed!r} and --tune {override.key_or_group}=… set the same key: "
-                    "it is either a key of the grid or tuned in each of its cells"
+                    "put it in the grid or tune it, not both"
                 )
 
 
 def refuse_extend(extend: int, axes: Sequence[Axis]) -> None:
-    """Refuse ``--extend`` unless the lists of numbers have a step to go on by."""
+    """Refuse ``--extend`` unless the lists of numbers have a step by which to continue them."""
     if extend < 0:
         raise UserError(f"--extend must be at least 0, got {extend}")
     for axis in axes:
         if axis.numeric and axis.beyond("largest") is None and axis.beyond("smallest") is None:
             raise UserError(
-                f"--extend goes on by the step of a list, and {axis.key}={axis.listed} has neither "
-                "one ratio nor one difference"
+                f"--extend continues a list by its step, but {axis.key}={axis.listed} has neither "
+                "a constant ratio nor a constant difference"
             )
     if not any(axis.numeric for axis in axes):
         keys = ", ".join(axis.key for axis in axes)
-        raise UserError(f"--extend needs a tuned key with numbers, and {keys} has none")
+        raise UserError(f"--extend needs a tuned key with numbers, but {keys} has none")

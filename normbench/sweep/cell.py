@@ -15,24 +15,24 @@ from normbench.errors import UserError, chain, is_out_of_memory, reason
 from normbench.store.store import Run, RunLocked, Store, StoreError
 
 Result = Literal["trained", "diverged", "skipped", "locked", "interrupted", "failed"]
-"""``skipped``: was complete already; ``locked``: another process trains it; ``interrupted``: was
-stopped on request and can be resumed."""
+"""``skipped``: it was already complete; ``locked``: another process trains it; ``interrupted``: it
+was stopped on request and can be resumed."""
 
 RESULTS: tuple[Result, ...] = get_args(Result)
-"""In the order in which they are counted."""
+"""The results in the order in which counts list them."""
 
 Cause = Literal["", "refused", "memory", "disk", "died", "error"]
-"""Of a failure. ``refused``: nothing was trained, because of the config or the data set;
-``memory``: out of memory; ``disk``: the disk is full; ``died``: the worker process ended;
+"""Cause of a failure. ``refused``: nothing was trained, because of the config or the data set;
+``memory``: out of memory; ``disk``: the disk is full; ``died``: the worker process died;
 ``error``: anything else."""
 
 LOG_LINES = 12
-"""Lines of a log that are shown with a failure."""
+"""Number of log lines that are shown with a failure."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """The end of a cell.
+    """The result of a cell.
 
     Attributes:
         result: How it ended, in one word.
@@ -59,10 +59,10 @@ class CellResult:
 
 
 def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) -> CellResult:
-    """Train a cell unless its run is complete. Every failure is returned, none is raised.
+    """Train a cell unless its run is complete. Failures are returned, never raised.
 
     Args:
-        order: The cell, as :meth:`~normbench.sweep.executors.base.SweepContext.order` gives it.
+        order: The cell, as :meth:`~normbench.sweep.executors.base.SweepContext.order` returns it.
         observer: Receives the run's progress.
         warm: State of this process's previous run, which this run uses and replaces.
 
@@ -81,7 +81,7 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
     try:
         if order["replace_damaged"]:
             set_damaged_aside(run, command)
-        if run.status in ("finished", "diverged"):  # found out before Keras is imported
+        if run.status in ("finished", "diverged"):  # checked before Keras is imported
             return ended("skipped")
         from normbench.engine.train import train
 
@@ -109,9 +109,9 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
 
 
 def set_damaged_aside(run: Run, command: Sequence[str]) -> bool:
-    """Move the folder of a run out of the way if its files are damaged, even if it is complete.
+    """Rename the folder of a run if its files are damaged, even if the run is complete.
 
-    The folder stays in the store under the hidden name ``.<name>.damaged-<time>``.
+    The folder remains in the store under the hidden name ``.<name>.damaged-<time>``.
 
     Returns:
         True if the folder was moved.
@@ -140,7 +140,7 @@ def _is_damaged(run: Run) -> bool:
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Return the kind of failure that an exception stands for."""
+    """Return the kind of failure that an exception represents."""
     if is_out_of_memory(error):
         return "memory"
     for link in chain(error):
@@ -150,7 +150,7 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def log_of(run: Run) -> tuple[str, ...]:
-    """Return the last lines of a run's log; none if it has no log."""
+    """Return the last lines of a run's log; empty if it has no log."""
     try:
         return last_lines(run.log_path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -158,10 +158,10 @@ def log_of(run: Run) -> tuple[str, ...]:
 
 
 def last_lines(text: str, count: int = LOG_LINES) -> tuple[str, ...]:
-    """Return the last ``count`` lines of a log that are not empty, each cut at 300 characters.
+    """Return the last ``count`` non-empty lines of a log, each truncated to 300 characters.
 
-    When Python dies of a signal it prints the stack with the innermost call first. The lines
-    around the start of that stack then say more than its end, and are returned instead.
+    When a signal kills Python, it prints the stack with the innermost call first. The lines around
+    the start of that stack are then more informative than its end, and are returned instead.
     """
     lines = [line.rstrip()[:300] for line in text.splitlines() if line.strip()]
     fatal = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]

@@ -1,4 +1,4 @@
-"""Experiments: sweeps with a name, each a file in ``conf/experiment/``; see :func:`unfold`."""
+"""Experiments: named sweeps, each a file in ``conf/experiment/``; see :func:`unfold`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from normbench.config import parse
 from normbench.errors import UserError, unknown
 
 FULL = "full"
-"""Name of the scale that an experiment has without further overrides."""
+"""Name of the scale at which an experiment has no further overrides."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A sweep with a name: lists of overrides as they would be typed after ``normbench sweep``.
+    """A named sweep: lists of overrides as they would be typed after ``normbench sweep``.
 
     The lists apply in this order, and a later override of a key replaces an earlier one:
     ``overrides``, one of the ``variants``, those of the scale, those that the user typed.
@@ -27,14 +27,14 @@ class Experiment:
     Attributes:
         name: Name after ``+experiment=``.
         title: The question that the experiment asks, in one line.
-        overrides: Overrides of every cell; several values of one key make cells.
+        overrides: Overrides of every cell; several values of one key make several cells.
         variants: Alternative lists of overrides, each of which makes cells of its own.
-        scales: Overrides by scale, with which the experiment takes less time.
+        scales: Overrides by scale, which make the experiment shorter.
         expected: The published result, in one sentence.
         minutes: Expected minutes on two CPU cores by scale, measured or estimated.
-        report: Options of ``normbench report`` that give the experiment's table.
+        report: Options of ``normbench report`` that produce the experiment's table.
         about: The lines of the comment at the top of the file.
-        tune: The keys that are tuned in each cell with their values, as they would be typed after
+        tune: The keys to tune in each cell with their values, as they would be typed after
             ``--tune``; none of them are among the overrides.
         tune_seeds, tune_epochs, extend, sampler, trials: Values of the options of these names; None
             if the file does not set them.
@@ -61,7 +61,7 @@ class Experiment:
 
         Args:
             scale: ``full`` or one of ``scales``.
-            typed: Overrides that the user typed beside the experiment's name.
+            typed: Overrides that the user typed in addition to the experiment's name.
 
         Raises:
             UserError: The experiment has no such scale.
@@ -75,11 +75,11 @@ class Experiment:
 def unfold(
     overrides: Sequence[str], config_dir: str | Path | None = None
 ) -> tuple[Experiment | None, list[list[str]]]:
-    """Replace ``+experiment=NAME scale=SCALE`` by the overrides that it stands for.
+    """Replace ``+experiment=NAME scale=SCALE`` with the overrides of the experiment.
 
     Returns:
         The experiment and one list of overrides for each of its variants. Without an experiment,
-        None and a list that holds ``overrides`` alone.
+        None and a list with only ``overrides``.
 
     Raises:
         UserError: There is no such experiment or scale, or a scale without an experiment.
@@ -97,9 +97,7 @@ def unfold(
             others.append(str(override.input_line))
     if not names:
         if scale is not None:
-            raise UserError(
-                f"scale={scale} goes with an experiment: +experiment=NAME scale={scale}"
-            )
+            raise UserError(f"scale={scale} needs an experiment: +experiment=NAME scale={scale}")
         return None, [others]
     if len(names) > 1:
         raise UserError(f"one experiment at a time, not {' and '.join(names)}")
@@ -120,7 +118,7 @@ def load(name: str, config_dir: str | Path | None = None) -> Experiment:
         text = file.read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{file} must be a group of keys")
     plain = ("title", "overrides", "variants", "scales", "expected", "minutes", "report")
@@ -155,31 +153,32 @@ _TUNING = ("tune", "tune_seeds", "tune_epochs", "extend", "sampler", "trials")
 
 
 def _tuning(file: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of :class:`Experiment` that say what is tuned, and how.
+    """Return the fields of :class:`Experiment` that concern tuning.
 
     Raises:
-        UserError: A value is not one that the option of the same name takes.
+        UserError: A value is not valid for the option of the same name.
     """
     for key in _TUNING[1:]:
         if key in tree and "tune" not in tree:
-            raise UserError(f"{file}: {key} goes with tune, which names the keys that are tuned")
+            raise UserError(f"{file}: {key} needs tune, which lists the keys to tune")
     if "tune" not in tree:
         return {}
     axes = tree["tune"]
     if not isinstance(axes, Mapping) or not axes:
         raise UserError(
-            f"{file}: tune must be keys with their values, as tune: {{optimizer.lr: [0.05, 0.1]}}"
+            f"{file}: tune must map keys to their values, "
+            "such as tune: {optimizer.lr: [0.05, 0.1]}"
         )
     found: dict[str, Any] = {"tune": tuple(_axis(file, str(key), axes[key]) for key in axes)}
     if "tune_seeds" in tree:
         seeds = tree["tune_seeds"]
         listed = seeds if isinstance(seeds, list) else [seeds]
         if not listed or not all(isinstance(seed, str) or _is_count(seed, 0) for seed in listed):
-            raise UserError(f"{file}: tune_seeds must be seeds, as [1000, 1001], not {seeds!r}")
+            raise UserError(f"{file}: tune_seeds must be seeds such as [1000, 1001], not {seeds!r}")
         found["tune_seeds"] = ",".join(map(str, listed))
     if "sampler" in tree:
         if not isinstance(tree["sampler"], str):
-            raise UserError(f"{file}: sampler must be a name, as tpe, not {tree['sampler']!r}")
+            raise UserError(f"{file}: sampler must be a name such as tpe, not {tree['sampler']!r}")
         found["sampler"] = tree["sampler"]
     for key, least in (("tune_epochs", 1), ("extend", 0), ("trials", 2)):
         if key in tree:
@@ -196,17 +195,18 @@ def _axis(file: Path, key: str, values: Any) -> str:
 
     Args:
         file: The file, for messages.
-        key: The key, as ``optimizer.lr``.
-        values: A list of at least two values, or a text such as ``log(0.025,0.4,5)``.
+        key: The key, such as ``optimizer.lr``.
+        values: A list of at least two values, or a string such as ``log(0.025,0.4,5)``.
     """
     simple = (str, int, float, bool, type(None))
     if isinstance(values, list) and all(isinstance(value, simple) for value in values):
-        # YAML takes 1e-4 for a text, which is written here as it stands.
+        # YAML reads 1e-4 as a string, which needs no conversion.
         texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
         values = ",".join(texts) if len(texts) > 1 else None
     if not isinstance(values, str):
         raise UserError(
-            f"{file}: tune.{key} must have several values, as [0.05, 0.1] or 'log(0.025,0.4,5)'"
+            f"{file}: tune.{key} must have several values, "
+            "such as [0.05, 0.1] or 'log(0.025,0.4,5)'"
         )
     try:
         (override,) = parse([f"{key}={values}"])
@@ -214,8 +214,8 @@ def _axis(file: Path, key: str, values: Any) -> str:
         raise UserError(f"{file}: tune.{key}: {error}") from None
     if not override.is_sweep_override():
         raise UserError(
-            f"{file}: tune.{key} must have several values, as [0.05, 0.1] or 'log(0.025,0.4,5)', "
-            f"not {values}"
+            f"{file}: tune.{key} must have several values, "
+            f"such as [0.05, 0.1] or 'log(0.025,0.4,5)', not {values}"
         )
     return f"{key}={values}"
 

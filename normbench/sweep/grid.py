@@ -14,7 +14,7 @@ from normbench.overrides import values
 from normbench.sweep.experiment import unfold
 
 MOST_CELLS = 100_000
-"""Largest number of cells of a sweep. More are a typing error, and would take hours to compose."""
+"""Largest number of cells of a sweep. More are surely a typo, and would take hours to compose."""
 
 
 def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[Config]:
@@ -24,15 +24,16 @@ def expand(overrides: Sequence[str], config_dir: str | Path | None = None) -> li
 
     Args:
         overrides: Such as ``norm=bn,gn``, ``seed=range(0,5)``, ``norm=glob(*_ws)``, ``batch=16``;
-            or ``+experiment=NAME``, which stands for such a list
+            or ``+experiment=NAME``, which expands to such a list
             (:mod:`normbench.sweep.experiment`).
-        config_dir: Further folder with config groups.
+        config_dir: Second folder of config groups.
 
     Returns:
         The configs of the cells.
 
     Raises:
-        UserError: A name is unknown, or an interval names no finite set of values.
+        UserError: A name is unknown, or an override has an interval instead of a finite set of
+            values.
     """
     _, lists = unfold(overrides, config_dir)
     return [config for config, _ in expand_lists(lists, config_dir)]
@@ -44,7 +45,7 @@ def expand_lists(
     """Expand lists of overrides, as :func:`expand` does; equal configs are one cell.
 
     Returns:
-        The config of each cell, and the parsed overrides of one value each that it is composed of.
+        The config of each cell, and the parsed single-value overrides from which it is composed.
 
     Raises:
         UserError: As for :func:`expand`.
@@ -62,7 +63,7 @@ def expand_lists(
 
 
 def single_values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
-    """Return the overrides of one value each that an override stands for."""
+    """Return an override for each value of an override that may have several."""
     from hydra.core.override_parser.types import ValueType
 
     if not override.is_sweep_override() or override.key_or_group == "store":
@@ -70,7 +71,7 @@ def single_values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
     key = override.get_key_element()
     if override.value_type == ValueType.INTERVAL_SWEEP:
         raise UserError(
-            f"{override.input_line!r}: an interval names no finite set of values; "
+            f"{override.input_line!r}: an interval has no finite set of values; "
             "use range(start, stop, step), log(first, last, count) or list them"
         )
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
@@ -89,7 +90,7 @@ def single_values(override: Any, groups: dict[str, list[str]]) -> list[Any]:
 
 
 def _check_range(override: Any) -> None:
-    """Refuse a range of no values, or of more than a sweep can have, before it is expanded."""
+    """Refuse a range with no values, or with more than a sweep can have, before expanding it."""
     sweep = override.value()
     start, stop, step = sweep.start, sweep.stop, sweep.step
     text = override.input_line
@@ -100,8 +101,7 @@ def _check_range(override: Any) -> None:
     count = math.ceil((stop - start) / step)
     if count < 1:
         raise UserError(
-            f"{text!r} names no value: the values begin at {start}, change by {step} and end "
-            f"before {stop}"
+            f"{text!r} has no values: they start at {start}, change by {step} and end before {stop}"
         )
     refuse_too_many(count)
 
@@ -109,4 +109,4 @@ def _check_range(override: Any) -> None:
 def refuse_too_many(count: int) -> None:
     """Refuse a sweep of more than :data:`MOST_CELLS` cells."""
     if count > MOST_CELLS:
-        raise UserError(f"a sweep has at most {MOST_CELLS:,} cells, this one has {count:,}")
+        raise UserError(f"a sweep has at most {MOST_CELLS:,} cells, but this one has {count:,}")

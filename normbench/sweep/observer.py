@@ -1,4 +1,4 @@
-"""Observers of a sweep: :class:`SweepObserver` follows its cells, :class:`SweepView` shows all."""
+"""Observers of a sweep: :class:`SweepObserver` follows its cells, :class:`SweepView` shows it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 class SweepObserver:
-    """Follows the cells that an executor trains. The methods of this class do nothing."""
+    """Follows the cells that an executor trains. The methods of this base class do nothing."""
 
     def started(self, cell: PlannedCell, where: str) -> None:
-        """A cell was handed to a slot, such as ``gpu 0`` or ``cpu 1``."""
+        """A cell was assigned to a slot, such as ``gpu 0`` or ``cpu 1``."""
 
     def progress(self, cell: PlannedCell, facts: Mapping[str, Any]) -> None:
-        """A cell that trains has come further.
+        """A cell has made progress.
 
         Args:
             cell: The cell.
-            facts: Those that changed: ``epoch`` (completed epochs), ``epochs``, ``step`` (completed
-                steps of the next epoch), ``steps`` (of an epoch), ``loss``, ``acc`` and ``val_acc``
-                (0..1), ``images_per_s``.
+            facts: The facts that changed: ``epoch`` (completed epochs), ``epochs``, ``step``
+                (completed steps of the next epoch), ``steps`` (per epoch), ``loss``, ``acc`` and
+                ``val_acc`` (0..1), ``images_per_s``.
         """
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
-        """A cell has ended, and is not tried again."""
+        """A cell has ended and is not tried again."""
 
     def retrying(self, cell: PlannedCell, reason: str) -> None:
-        """A cell that was started waits to be tried again."""
+        """A cell that was started is waiting for another try."""
 
     def note(self, text: str) -> None:
         """Something happened that the user should know."""
@@ -46,7 +46,7 @@ class SweepObserver:
 
 
 class ForwardingObserver(SweepObserver):
-    """Passes everything on to another observer.
+    """Forwards all calls to another observer.
 
     Args:
         view: The other observer.
@@ -75,9 +75,9 @@ class ForwardingObserver(SweepObserver):
 
 
 class SweepView(SweepObserver):
-    """Shows a whole sweep to its user. This class prints plain lines.
+    """Shows a sweep to its user. This class prints plain lines.
 
-    A subclass may draw more: the command line has one with a live table.
+    A subclass may show more: that of the command line has a live table.
     """
 
     def line(self, text: str) -> None:
@@ -85,7 +85,7 @@ class SweepView(SweepObserver):
         print(text)
 
     def checking(self, cells: int) -> AbstractContextManager[object]:
-        """Return a context for the time in which the networks of ``cells`` cells are built."""
+        """Return a context that is active while the networks of ``cells`` cells are built."""
         return nullcontext()
 
     def phase(self, text: str, metric: TuneMetric | None = None) -> None:
@@ -93,8 +93,8 @@ class SweepView(SweepObserver):
 
         Args:
             text: The phase, with the number of its cells.
-            metric: The metric that chooses, if its cells are trials, whose test accuracy nobody
-                should look at.
+            metric: If the cells are trials, the metric that decides among them; the view then hides
+                their test accuracy.
         """
         self.line(text)
 
@@ -105,7 +105,7 @@ class SweepView(SweepObserver):
         self.line(f"{plan.counted()}; {plan.estimate(slots)}")
 
     def training(self, plan: SweepPlan, slots: int, store: Store) -> AbstractContextManager[object]:
-        """Return a context for the time in which up to ``slots`` cells are trained at once."""
+        """Return a context that is active while up to ``slots`` cells are trained at a time."""
         return nullcontext()
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
@@ -118,11 +118,11 @@ class SweepView(SweepObserver):
         self.line(text)
 
     def failures(self, result: SweepResult) -> None:
-        """Show once more why cells failed, at the end of a sweep in which some did."""
+        """Repeat why cells failed, at the end of a sweep in which some did."""
 
 
 class ProgressObserver(Observer):
-    """Translates what the engine reports of a run into the facts of :meth:`SweepObserver.progress`.
+    """Translates the engine's reports on a run into the facts of :meth:`SweepObserver.progress`.
 
     Args:
         report: Receives the facts that changed.
@@ -152,7 +152,7 @@ class ProgressObserver(Observer):
     ) -> None:
         self._report(
             {
-                "epoch": epoch - 1,  # the engine names the epoch in progress, counted from 1
+                "epoch": epoch - 1,  # the engine reports the current epoch, counted from 1
                 "step": step,
                 "steps": steps_per_epoch,
                 "loss": loss,
@@ -175,11 +175,11 @@ class ProgressObserver(Observer):
 
 
 def stored_progress(run: Run, epochs: int | None) -> dict[str, Any]:
-    """Return the facts of :meth:`SweepObserver.progress` that the folder of a run shows.
+    """Return the facts of :meth:`SweepObserver.progress` that can be read from a run's folder.
 
     Args:
         run: The run.
-        epochs: Epochs of the whole run, which its config has.
+        epochs: Total epochs of the run, from its config.
 
     Raises:
         StoreError: The folder cannot be read.

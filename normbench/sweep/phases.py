@@ -24,7 +24,7 @@ from normbench.sweep.preflight import problems
 from normbench.sweep.record import Record
 from normbench.sweep.tune import TuneMetric
 
-#: Invalid cells that are listed; the others are counted.
+#: Largest number of invalid cells that are listed; the others are only counted.
 LISTED = 20
 
 
@@ -33,13 +33,13 @@ class SweepResult:
     """The result of a sweep.
 
     Attributes:
-        store: Where the runs are kept.
+        store: The store with the runs.
         plan: The cells of all phases, as they were before each phase began.
         results: The results of the cells that were started, by name.
         record: The record of the sweep; None if there was nothing to train.
-        interrupted: The sweep was stopped before its end.
-        planned_only: Only the plan was asked for.
-        tuned: The cells of a sweep that tunes keys, with their trials and what these chose.
+        interrupted: True if the sweep was stopped before its end.
+        planned_only: True if only the plan was requested.
+        tuned: The cells of a sweep that tunes keys, with their trials and chosen values.
     """
 
     store: Store
@@ -61,14 +61,14 @@ class SweepResult:
 
     @property
     def final_names(self) -> list[str]:
-        """The names of the runs that answer the sweep's question: all cells but trials."""
+        """The names of the runs that answer the sweep's question: all except trials."""
         trials = {trial.run for cell in self.tuned for trial in cell.trials}
         return [cell.name for cell in self.plan.cells if cell.name not in trials]
 
     @property
     def exit_code(self) -> int:
-        """1 if a cell failed, now or in an earlier sweep, was not started for lack of disk, or has
-        no value that its trials chose."""
+        """1 if a cell failed, now or in an earlier sweep, was not started for lack of disk space,
+        or has no chosen value; else 0."""
         if self.planned_only:
             return 0
         failed_before = any(not c.todo for c in self.plan.of_state("failed", "unreadable"))
@@ -80,21 +80,21 @@ class Phases:
     """Trains the cells of a sweep, all at once or in phases, on one executor with one record.
 
     A phase is planned by :meth:`plan`, checked by :meth:`check`, recorded by :meth:`record` and
-    trained by :meth:`train`. A cell is planned in one phase only, and so tried once in a sweep. Use
-    an instance as a context.
+    trained by :meth:`train`. A cell is planned in only one phase, and therefore tried only once in
+    a sweep. Instances are context managers.
 
     Args:
-        store: Where the runs are kept.
-        command: Command line that the records name.
+        store: The store with the runs.
+        command: Command line for the records.
         options: The executor, as :func:`~normbench.sweep.executors.base.choose` returns it.
         view: Shows the sweep to the user.
-        config_dir: Further folder with config groups.
+        config_dir: Second folder of config groups.
         retry_failed, skip_invalid, again: As for :func:`sweep`.
 
     Attributes:
         result: The result so far.
-        slots: Names of the slots of the executor, which stay the same in all phases, and with them
-            the number of cores that a cell has.
+        slots: Names of the executor's slots. They are the same in all phases, and so is the number
+            of cores per cell.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Phases:
             self.view.failures(self.result)
 
     def plan(self, configs: Sequence[Config]) -> SweepPlan:
-        """Look the cells up in the store, and say where complete ones differ from today's code."""
+        """Look up the cells in the store, and report complete ones that other code has trained."""
         planned = plan(configs, self.store, self.retry_failed, self.again)
         versions = other_versions(planned.cells, self.store, self._provenance)
         for line in [*versions, *changed_components(planned.cells, self.store)]:
@@ -170,14 +170,14 @@ class Phases:
             self.view.line(line)
 
     def allocate(self, count: int) -> None:
-        """Lay out slots for up to ``count`` cells at a time, once for all phases."""
+        """Allocate slots for up to ``count`` cells at a time, once for all phases."""
         if count and not self.slots:
             self.slots = self._executor.allocate(count)
 
     def check(self, planned: SweepPlan) -> SweepPlan:
         """Build the networks of a plan; cells that cannot be trained become ``invalid``.
 
-        A network is built once, however many phases ask for it.
+        Each network is built only once, even if several phases need it.
         """
         if not planned.todo:
             return planned
@@ -188,7 +188,7 @@ class Phases:
     def refuse_invalid(self, planned: SweepPlan) -> None:
         """List the cells that cannot be trained, and refuse the plan unless they are skipped.
 
-        Where no cell can be trained, for one reason, that reason is the error.
+        If no cell can be trained, all for the same reason, that reason is the error.
         """
         invalid = planned.of_state("invalid")
         cells = counted(len(invalid), "cell")
@@ -203,7 +203,7 @@ class Phases:
             raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
 
     def record(self, planned: SweepPlan) -> Record:
-        """Write the cells of a phase into the record, which is begun with the first phase."""
+        """Write the cells of a phase to the record, which the first phase creates."""
         record = self.result.record
         self.result.plan = SweepPlan((*self.result.plan.cells, *planned.cells))
         if record is not None:
@@ -217,7 +217,7 @@ class Phases:
         return record
 
     def skip(self, planned: SweepPlan) -> None:
-        """Count the cells of a phase in which there is nothing to train."""
+        """Add the cells of a phase in which there is nothing to train."""
         if self.result.record is not None:
             self.record(planned)
         else:
@@ -230,14 +230,14 @@ class Phases:
         metric: TuneMetric | None = None,
         tuned: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Train the cells of a phase that is recorded, and write each end into result and record.
+        """Train the cells of a recorded phase, and write their results to the result and record.
 
         Args:
             planned: The cells of the phase.
             title: Name of the phase; empty if there is only one.
-            metric: The metric that chooses, if the cells are trials.
-            tuned: For a run's ``meta.json``, by name of a final run: the trials that chose its
-                values.
+            metric: The metric that decides, if the cells are trials.
+            tuned: The trials that chose a run's values, for its ``meta.json``, by name of the final
+                run.
         """
         record = self.result.record
         assert record is not None
@@ -253,14 +253,14 @@ class Phases:
         with self.view.training(planned, len(self.slots), self.store), self._stop as stop:
             if self.again:
                 _set_aside(planned.todo, context, self.view)
-            # Cells that another process trains come last: by then that process may have gone.
+            # Cells that another process is training come last: by then it may have ended.
             cells = sorted(planned.todo, key=lambda cell: cell.state == "running")
             recorder = _Recorder(self.view, record, self.result.results)
             self._executor.run(cells, context, recorder, stop)
             self.result.interrupted = bool(stop.requests)
 
     def close(self) -> None:
-        """Write into the record how the sweep has ended."""
+        """Write to the record how the sweep ended."""
         record, result = self.result.record, self.result
         if record is None:
             return
@@ -270,7 +270,7 @@ class Phases:
 
 
 class _Recorder(ForwardingObserver):
-    """Writes the ends of cells into the record, and passes everything on to the view."""
+    """Writes the results of cells to the record, and forwards all calls to the view."""
 
     def __init__(self, view: SweepView, record: Record, results: dict[str, CellResult]) -> None:
         super().__init__(view)
@@ -284,7 +284,7 @@ class _Recorder(ForwardingObserver):
 
 
 def try_to_record(write: Callable[[], None], view: SweepObserver) -> None:
-    """Write to the record; a full disk must not end the cells that still train."""
+    """Write to the record; a failure, as on a full disk, must not end cells still in training."""
     try:
         write()
     except NormbenchError as error:
@@ -292,7 +292,7 @@ def try_to_record(write: Callable[[], None], view: SweepObserver) -> None:
 
 
 def _set_aside(cells: Sequence[PlannedCell], context: SweepContext, view: SweepView) -> None:
-    """Move the folders of cells out of the way, unless another process trains them now."""
+    """Rename the folders of cells, except those that another process is training."""
     count = 0
     for cell in cells:
         with suppress(RunLocked):

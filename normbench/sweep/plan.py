@@ -1,4 +1,4 @@
-"""The plan of a sweep, made by :func:`plan`: the state of each cell, and the time it may take."""
+"""The plan of a sweep, made by :func:`plan`: each cell's state and estimated time."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ State = Literal[
     "finished", "diverged", "running", "interrupted", "failed", "unreadable", "invalid", "missing"
 ]
 
-#: In the order in which they are counted.
+#: The states in the order in which counts list them.
 STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One run of a sweep, as the store has it before the sweep begins.
+    """One run of a sweep, as it is in the store before the sweep begins.
 
     Attributes:
         config: The config of the run.
         name: The name of its folder.
-        state: ``interrupted`` runs go on from their checkpoint; another process trains ``running``
-            ones; ``unreadable`` ones have damaged files; ``invalid`` ones cannot be trained.
+        state: ``interrupted`` runs continue from their checkpoint; ``running`` ones are being
+            trained by another process; ``unreadable`` ones have damaged files; ``invalid`` ones
+            cannot be trained.
         todo: True if the sweep trains the cell.
         epochs: Number of completed epochs.
-        reason: Why it failed, is unreadable or invalid, or which process trains it.
-        seconds: Estimate of the remaining time; None if nothing is known.
+        reason: Why it failed, is unreadable or invalid, or which process is training it.
+        seconds: Estimated remaining seconds; None if unknown.
     """
 
     config: Config
@@ -53,7 +54,7 @@ class PlannedCell:
 
     @cached_property
     def program(self) -> str:
-        """Equal for two cells exactly if one can use what was compiled for the other."""
+        """A key, equal for two cells if and only if they can share a compiled loop."""
         from normbench.engine.reuse import program
 
         return program(self.config)
@@ -77,12 +78,12 @@ class SweepPlan:
 
     @cached_property
     def differs(self) -> list[str]:
-        """For each cell, its values of the keys that differ and that names do not show."""
+        """For each cell, its values of differing keys that names do not show."""
         found = differences([cell.config.to_dict() for cell in self.cells])
         return [as_overrides(difference) for difference in found]
 
     def described(self, name: str) -> str:
-        """Return the name of a cell followed by its values of the keys that differ."""
+        """Return the name of a cell followed by its values of the keys in which cells differ."""
         return f"{name}  {self._differs_by_name[name]}".rstrip()
 
     @cached_property
@@ -107,15 +108,15 @@ class SweepPlan:
         """Estimate the time that the sweep takes on a number of slots.
 
         Returns:
-            The seconds of the cells whose time is known, spread over the slots; and the number of
-            cells whose time is not known.
+            The seconds for the cells with an estimate, distributed over the slots; and the number
+            of cells without one.
         """
         known = [cell.seconds for cell in self.todo if cell.seconds is not None]
         total = max([sum(known) / max(slots, 1), *known], default=0.0)
         return total, len(self.todo) - len(known)
 
     def estimate(self, slots: int) -> str:
-        """Return in words how long the sweep may take."""
+        """Describe how long the sweep may take."""
         seconds, unknown = self.seconds(slots)
         if not self.todo:
             return "nothing to train"
@@ -125,7 +126,7 @@ class SweepPlan:
         return f"about {duration(seconds)}{more}"
 
     def counted(self, results: Mapping[str, CellResult] | None = None) -> str:
-        """Count the cells in one line: by result those that were started, by state the others.
+        """Count the cells in one line: started ones by result, the others by state.
 
         Args:
             results: Results of cells by name.
@@ -148,8 +149,8 @@ def plan(
     Only files are read: no framework is imported, and 2,000 cells take a few seconds.
 
     Args:
-        configs: The configs of the cells, each with a run name of its own.
-        store: Where the runs are kept.
+        configs: The configs of the cells, with distinct run names.
+        store: The store with the runs.
         retry_failed: Also train the cells that failed before.
         again: Train all cells from their first step.
     """
@@ -179,13 +180,13 @@ def _cell(config: Config, store: Store, retry_failed: bool) -> PlannedCell:
         reason = _reason(run, state)
     except StoreError as error:
         return PlannedCell(config, run.name, "unreadable", todo=retry_failed, reason=str(error))
-    # A running cell is tried last: by then its process may have left it behind.
+    # A running cell is tried last: by then its process may have died.
     todo = state != "failed" or retry_failed
     return PlannedCell(config, run.name, state, todo, epochs, reason)
 
 
 def _from_first_step(cell: PlannedCell) -> PlannedCell:
-    """Return a cell as it will be once its folder is set aside; that of a running cell stays."""
+    """Return a cell as it is once its folder is set aside; a running cell keeps its folder."""
     if cell.state in ("missing", "running"):
         return cell
     return PlannedCell(cell.config, cell.name, reason=f"{cell.state}, to be set aside")
@@ -202,15 +203,15 @@ def _reason(run: Run, state: str) -> str:
 
 
 def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str, Any]) -> list[str]:
-    """Compare the commit and the versions of packages that trained the complete cells with today's.
+    """Compare the commit and the package versions of the complete cells with the current ones.
 
     Args:
         cells: The cells of a plan.
-        store: Where the runs are kept.
+        store: The store with the runs.
         now: The provenance of this process: see :func:`normbench.store.provenance.collect`.
 
     Returns:
-        A line for each difference, such as ``5 of 12 finished cells trained by commit 1a2b3c4, and
+        A line for each difference, such as ``5 of 12 finished cells trained by commit 1a2b3c4, but
         this is commit 5d6e7f8``.
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
@@ -226,20 +227,20 @@ def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str,
                 versions[(package, number)] += 1
     of = f"of {len(complete)} finished cells"
     lines = [
-        f"{count} {of} trained by {commit}, and this is {here}" for commit, count in commits.items()
+        f"{count} {of} trained by {commit}, but this is {here}" for commit, count in commits.items()
     ]
     return lines + [
-        f"{count} {of} trained with {package} {number}, and this is {now['versions'][package]}"
+        f"{count} {of} trained with {package} {number}, but this is {now['versions'][package]}"
         for (package, number), count in sorted(versions.items())
     ]
 
 
 def changed_components(cells: Iterable[PlannedCell], store: Store) -> list[str]:
-    """Compare the user's own code and data that trained the complete cells with today's.
+    """Compare the user's own code and data of the complete cells with the current ones.
 
     Args:
         cells: The cells of a plan.
-        store: Where the runs are kept.
+        store: The store with the runs.
 
     Returns:
         A line for each change, and for each data set that cannot be read.
@@ -256,14 +257,14 @@ def changed_components(cells: Iterable[PlannedCell], store: Store) -> list[str]:
             try:
                 data[key] = own_data(cell.config.dataset)
             except Exception as error:  # the user's own code may raise anything
-                unread[f"whether the data set has changed is not known: {error}"] = None
+                unread[f"cannot tell whether the data set has changed: {error}"] = None
         now |= data[key]
         if now:
             recorded = (store.run(cell.name).meta or {}).get("own")
             counted.update(own_changes(recorded, now))
     of = f"of {len(complete)} complete cells"
     changed = [
-        f"{count} {of}: {line} (--again trains the sweep anew)" for line, count in counted.items()
+        f"{count} {of}: {line} (--again retrains the sweep)" for line, count in counted.items()
     ]
     return [*changed, *unread]
 
@@ -274,7 +275,7 @@ def _commit(git: Mapping[str, Any] | None) -> str:
     return f"commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}"
 
 
-#: Earlier runs of one kind that are read for an estimate.
+#: Largest number of earlier runs that an estimate is based on.
 SAMPLE = 5
 
 _NAME = re.compile(r"(?P<kind>.+)-b(?P<batch>\d+)-s\d+-[0-9a-f]{8}")
@@ -282,7 +283,7 @@ _NAME = re.compile(r"(?P<kind>.+)-b(?P<batch>\d+)-s\d+-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Speed:
-    """The time that earlier runs of one kind took.
+    """The time that earlier runs of the same kind took.
 
     Attributes:
         epoch: Seconds of training and evaluating one epoch.
@@ -294,10 +295,10 @@ class Speed:
 
 
 class Speeds:
-    """Estimates the time of a run from those that this machine trained into a store.
+    """Estimates the time of a run from earlier runs in a store that this machine trained.
 
-    Two runs are of one kind if their network, normalization, data set, precision and backend are
-    equal, options included. The batch size may differ if no run has the same one.
+    Runs are of the same kind if they have the same network, normalization, data set, precision and
+    backend, including options. The batch size may differ if no run has the same one.
     """
 
     def __init__(self, store: Store) -> None:
@@ -313,10 +314,10 @@ class Speeds:
         self._speeds: dict[str, Speed | None] = {}
 
     def seconds(self, config: Config, epochs: int) -> float | None:
-        """Estimate the seconds of ``epochs`` epochs of a run; None if nothing is known."""
+        """Estimate the seconds for ``epochs`` epochs of a run; None if there is no such run."""
         kind = f"{config.dataset['name']}-{config.arch['name']}-{config.norm_name}"
         batches = self._names.get(kind, {})
-        # First the same batch size, then those that differ by the smallest factor.
+        # The same batch size comes first, then those that differ by the smallest factor.
         for batch in sorted(batches, key=lambda b: max(b, config.batch) / min(b, config.batch)):
             speed = self._speed(config, kind, batch)
             if speed is not None:
@@ -358,7 +359,7 @@ class Speeds:
 
 
 def _compared(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a config that two runs of one kind share."""
+    """Return the keys of a config that are equal in runs of the same kind."""
     keys = ("dataset", "arch", "norm", "precision", "backend")
     compared = {key: tree.get(key) for key in keys}
     if isinstance(dataset := compared["dataset"], Mapping):

@@ -1,4 +1,4 @@
-"""Preflight: :func:`problems` finds the cells of a sweep that cannot be trained, before any is."""
+"""Preflight: :func:`problems` finds cells of a sweep that cannot be trained, before it starts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import keras
 
 Check = Callable[[Sequence[Config]], list[str]]
-"""Returns for each config the reason why it cannot be trained, or an empty string."""
+"""Returns, for each config, the reason why it cannot be trained, or an empty string."""
 
 LIBRARIES = 3 << 29
-"""Bytes of a GPU that CUDA's context and the libraries' workspaces take (1.5 GiB)."""
+"""Bytes of GPU memory that CUDA's context and the libraries' workspaces take (1.5 GiB)."""
 
 
 def problems(
@@ -35,18 +35,18 @@ def problems(
 ) -> dict[str, str]:
     """Find the cells that cannot be trained.
 
-    The data sets are checked first, which needs no framework. Of the remaining cells, ``check`` is
-    handed one config for each combination of network, normalization, images, batch size and the
-    like, unless a run in the store was already begun with that combination.
+    The data sets are checked first, which needs no framework. For the remaining cells, ``check``
+    receives one config for each combination of network, normalization, images, batch size and so
+    on, unless the store has a run that was started with this combination.
 
     Args:
-        cells: The cells that are to be trained.
-        store: Where earlier runs are kept.
+        cells: The cells to be trained.
+        store: The store with earlier runs.
         check: Builds the networks of configs.
-        known: Answers of earlier calls, by combination; these are not asked for again. Added to.
+        known: Cache of the answers of earlier calls, by combination; new answers are added.
 
     Returns:
-        The reasons by the names of the cells that cannot be trained.
+        The reasons, by name of the cells that cannot be trained.
     """
     known = {} if known is None else known
     keys = {cell.name: _combination(cell.config) for cell in cells}
@@ -57,7 +57,7 @@ def problems(
 
 
 def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[str, str]:
-    """Return the reasons by the names of the cells that cannot be trained; nothing is known yet."""
+    """Return the reasons, by name of the cells that cannot be trained; nothing is cached yet."""
     found: dict[str, str] = {}
     source_problems: dict[str, str] = {}
     for cell in cells:
@@ -65,8 +65,8 @@ def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> d
         if problem:
             found[cell.name] = problem
     others = [cell for cell in cells if cell.name not in found]
-    # A run that was begun proves nothing if code of the user's own may have been edited since, or
-    # if it was begun where other libraries are installed.
+    # A run that was started proves nothing if the user's own code may have been edited since, or if
+    # the run was started where other libraries are installed.
     missing = {name for name in {cell.config.backend for cell in others} if not is_installed(name)}
     doubtful = {
         _combination(cell.config)
@@ -93,7 +93,7 @@ def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> d
 
 
 def _combination(config: Config) -> str:
-    """Return a key of all that decides whether a run can be built."""
+    """Return a key of everything that affects whether a run can be built."""
     tree = config.to_dict()
     for key in ("seed", "store", "label", "eval_batch", "label_smoothing", "max_loss"):
         tree.pop(key, None)
@@ -101,7 +101,7 @@ def _combination(config: Config) -> str:
 
 
 def _begun_in(store: Store, combinations: Mapping[str, Config]) -> set[str]:
-    """Return those of ``combinations`` with which a run of the store was begun."""
+    """Return those of ``combinations`` with which a run in the store was started."""
     by_name: dict[str, set[str]] = {}
     for key, config in combinations.items():
         by_name.setdefault(_without_seed(config.run_name), set()).add(key)
@@ -114,7 +114,7 @@ def _begun_in(store: Store, combinations: Mapping[str, Config]) -> set[str]:
             for key in ("signature", "schema"):
                 tree.pop(key, None)
             found.add(_combination(Config.from_dict(tree)))
-        except NormbenchError:  # the config is damaged or of an older version
+        except NormbenchError:  # the config is damaged or from an older version
             continue
     return found
 
@@ -124,11 +124,11 @@ def _without_seed(run_name: str) -> str:
 
 
 def _data_problem(config: Config, source_problems: dict[str, str]) -> str:
-    """Return the reason why the data set cannot serve a run, or an empty string.
+    """Return the reason why a run cannot use its data set, or an empty string.
 
     Args:
         config: The config of the run.
-        source_problems: Reasons found earlier, by the options of the data set; added to.
+        source_problems: Cache of reasons, by the options of the data set; new ones are added.
     """
     from normbench.engine.setup import refuse_batch, training_images
 
@@ -151,7 +151,7 @@ def _source_problem(source: Any) -> str:
     if state == "missing":
         try:
             source.arrays()  # raises an error that says how to get the files
-        except Exception as error:  # a source of the user's own may raise anything
+        except Exception as error:  # a user's own source may raise anything
             return reason(error)
     return state if state.startswith("damaged") else ""
 
@@ -162,8 +162,9 @@ def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool =
     Args:
         config: The config of a run.
         warm: Keeps the data set for the next config.
-        built: Answers found earlier, by all that decides how a network is built; added to.
-        here: The run is trained on this machine, and so must fit its memory.
+        built: Cache of answers, by everything that affects how a network is built; new ones are
+            added.
+        here: True if the run is trained on this machine, so that it must fit in its memory.
     """
     from normbench.engine import backend
     from normbench.engine.setup import check_config
@@ -189,8 +190,8 @@ def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool =
 def _build(config: Config, dataset: Any, here: bool) -> None:
     """Build a network, and trace its layers in training mode with the shape of a mini-batch.
 
-    No weights are drawn at first. A layer may need them while it is built, so after a failure the
-    network is built once more with its weights, and only that failure counts.
+    At first no weights are drawn. Since a layer may need them to be built, the network is built
+    again with weights after a failure, and only the second failure counts.
     """
     import keras
 
@@ -207,7 +208,7 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
         if config.init:
             start_from(model, config, assign=False)
         try:
-            # First as a whole: a network of the user's own need not be a graph of layers.
+            # The complete network first: a user's own network need not be a graph of layers.
             model(keras.KerasTensor((config.micro_batch, *dataset.shape), "float32"), training=True)
             trace_layers(model, config.micro_batch)
         except Exception as error:
@@ -228,9 +229,9 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
 def trace_layers(model: keras.Model, batch: int) -> None:
     """Trace the layers that depend on the mini-batch, in training mode, one after the other.
 
-    This takes a tenth of the time of tracing the whole network, and needs no weights. Layers that
-    differ only in their names are traced once for each input shape. Layers known to treat each
-    image by itself are left out.
+    This takes a tenth of the time of tracing the complete network, and needs no weights. Layers
+    that differ only in their names are traced once for each input shape. Layers known to process
+    each image independently are skipped.
 
     Args:
         model: The network; may have been built without weights in a ``keras.StatelessScope``.
@@ -282,16 +283,16 @@ def _weightless() -> Iterator[None]:
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
-    finally:  # otherwise Keras would draw them at the end of the next scope
+    finally:  # otherwise Keras would draw the weights at the end of the next scope
         keras.backend.clear_session(free_memory=False)
 
 
 def memory(config: Config, warm: WarmState) -> int:
-    """Estimate roughly how many bytes of a GPU the training of a run takes.
+    """Roughly estimate the bytes of GPU memory for training a run.
 
-    Counted are the libraries, the images (of streamed ones, two chunks), four copies of the weights
-    (weights, gradients, two optimizer slots), and three times the outputs of all layers for one
-    mini-batch.
+    The estimate includes the libraries, the images (two chunks if they are streamed), four copies
+    of the weights (weights, gradients, two optimizer slots), and three times the outputs of all
+    layers for one mini-batch.
     """
     import numpy as np
 

@@ -3,12 +3,12 @@
     runs/sweeps/<name>/
       sweep.json      command, executor, provenance, the planned cells, start and end
       outcome.jsonl   one line for each cell, appended when the cell ends
-      tuning.json     of a sweep that tunes keys: the trials and what they chose
+      tuning.json     if the sweep tunes keys: the trials and the chosen values
                       (:mod:`normbench.store.tuning`)
-      worker-*.log    output of the worker processes beside the runs' own logs
-      lock            held while the sweep goes on
+      worker-*.log    output of the worker processes that is not in the runs' own logs
+      lock            held while the sweep is in progress
 
-The folder of a run remains the evidence; a record only says which runs belong together.
+The evidence is in the runs' folders; a record only says which runs belong together.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ENDING = record(
 
 
 class Record:
-    """The folder of one sweep. It holds no state: files are read as they are now."""
+    """The folder of one sweep. The object has no state: every property reads the current files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Record:
         return new
 
     def add(self, plan: SweepPlan) -> None:
-        """Add the cells of a further phase of the sweep.
+        """Add the cells of another phase of the sweep.
 
         Raises:
             StoreError: The record cannot be read or written.
@@ -90,7 +90,7 @@ class Record:
 
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
-        """Hold the record's lock, which shows that the sweep goes on."""
+        """Hold the record's lock, which shows that the sweep is in progress."""
         with runlock.locked(self.path / "lock", f"sweep {self.name} is being trained", command):
             yield
 
@@ -108,7 +108,7 @@ class Record:
         files.append_line(self.path / "outcome.jsonl", files.printable(files.jsonable(line)))
 
     def close(self, result: str) -> None:
-        """Write that the sweep has ended: ``complete``, ``failed`` or ``interrupted``.
+        """Record the end of the sweep: ``complete``, ``failed`` or ``interrupted``.
 
         Raises:
             StoreError: The record cannot be written.
@@ -132,7 +132,7 @@ class Record:
         """
         head = sweeps.read(self.path)
         if head is None:
-            raise files.StoreError(f"{self.path} is no record of a sweep: no {sweeps.FILE}")
+            raise files.StoreError(f"{self.path} is not a record of a sweep: no {sweeps.FILE}")
         return head
 
     @property
@@ -154,7 +154,7 @@ class Record:
 
 
 def records(store: Store) -> list[Record]:
-    """Return the records of a store's sweeps, the oldest first."""
+    """Return the records of a store's sweeps, oldest first."""
     return [Record(folder) for folder in sweeps.folders(store.root)]
 
 
@@ -162,11 +162,11 @@ def find(store: Store, name: str | None) -> Record:
     """Return the record of a sweep.
 
     Args:
-        store: Where the runs are kept.
-        name: Name of the record or its first characters; None: the last sweep.
+        store: The store with the runs.
+        name: Name of the record or a prefix of it; None for the last sweep.
 
     Raises:
-        UserError: There is no such record, or several.
+        UserError: There is no such record, or there are several.
     """
     known = records(store)
     if not known:
@@ -200,13 +200,13 @@ def _planned(cell: PlannedCell, differs: str) -> dict[str, Any]:
 
 
 def _fresh_folder(parent: Path, command: Sequence[str]) -> Path:
-    """Make a folder named by the time of the start, so that names sort, and a hash of the command.
+    """Create a folder named after the current time, so that names sort, and a hash of the command.
 
     Another process may do the same for the same command in the same second. ``mkdir`` succeeds for
     only one of them, whereas both could pass a check that the folder does not exist yet.
 
     Raises:
-        StoreError: The folder cannot be made.
+        StoreError: The folder cannot be created.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     digest = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:4]

@@ -1,12 +1,12 @@
-"""Samplers of Optuna for ``--tune``: :class:`Search` proposes the values of a cell's trials.
+"""Optuna samplers for ``--tune``: :class:`Search` proposes the values of a cell's trials.
 
-A search keeps nothing between two sweeps. Its proposals are a function of the sampler, its seed,
-the space and the results of the earlier proposals in their order. A sweep that was killed asks the
-sampler again from the first trial on, tells it the results that the store has, and so arrives at
-the trials that were begun.
+A search stores nothing between sweeps. Its proposals are a function of the sampler, its seed, the
+space and the results of the earlier proposals in order. A resumed sweep queries the sampler again
+from the first trial, tells it the results in the store, and so arrives at the trials that were
+already started.
 
-Optuna's study lives in memory and chooses nothing: which value is the best is for
-:class:`~normbench.sweep.tune.Tuner` to say.
+Optuna's study exists only in memory and does not choose the best value:
+:class:`~normbench.sweep.tune.Tuner` does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from normbench.errors import UserError, unknown
 from normbench.sweep.axis import Axis
 
-#: Optuna's class by the name that ``--sampler`` takes.
+#: Optuna's classes by their names for ``--sampler``.
 SAMPLERS = {
     "cmaes": "CmaEsSampler",
     "qmc": "QMCSampler",
@@ -28,13 +28,13 @@ SAMPLERS = {
     "tpe": "TPESampler",
 }
 
-#: Samplers that read no results, so that all trials of a cell are proposed at once.
+#: Samplers that use no results, so that all trials of a cell are proposed at once.
 BLIND = ("qmc", "random")
 
-#: Random trials with which ``tpe`` begins, before it reads results: Optuna's default.
+#: Number of random trials before ``tpe`` uses results: Optuna's default.
 TPE_START = 10
 
-_REPEATED = 20  # proposals of known values in a row, from which on values are drawn at random
+_REPEATED = 20  # after this many proposals of known values in a row, values are drawn at random
 _MOST_ASKED = 10_000
 
 
@@ -44,13 +44,13 @@ class Search:
     Args:
         axes: The tuned keys.
         sampler: A name of :data:`SAMPLERS`.
-        trials: Number of values that are proposed, all different.
+        trials: Number of values to propose, all different.
         seed: Seed of the sampler.
 
     Attributes:
-        proposals: The proposed values so far, by key. Proposals that need no results are there from
-            the beginning: all of ``random`` and ``qmc``, the first :data:`TPE_START` of ``tpe``,
-            the first one of ``cmaes``.
+        proposals: The values proposed so far, by key. Proposals that need no results are made at
+            once: all of ``random`` and ``qmc``, the first :data:`TPE_START` of ``tpe``, the first
+            one of ``cmaes``.
 
     Raises:
         UserError: Optuna is not installed.
@@ -61,7 +61,7 @@ class Search:
         self._axes, self._trials = axes, trials
         options: dict[str, Any] = {
             "cmaes": {"warn_independent_sampling": False},
-            "qmc": {"scramble": True},  # unscrambled, the second trial is the corner of all ranges
+            "qmc": {"scramble": True},  # else the second trial is the corner of all ranges
             "tpe": {"n_startup_trials": TPE_START},
         }.get(sampler, {})
         with warnings.catch_warnings():
@@ -70,21 +70,21 @@ class Search:
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._study = optuna.create_study(sampler=sampling, direction="maximize")
         self._distributions = {axis.key: self._distribution(axis) for axis in axes}
-        self._open: list[Any] = []  # Optuna's trials whose results it has not been told
+        self._open: list[Any] = []  # Optuna's trials without a result so far
         self.proposals: list[dict[str, Any]] = []
         ahead = trials if sampler in BLIND else TPE_START if sampler == "tpe" else 1
         for _ in range(min(ahead, trials)):
             self._propose()
 
     def advance(self, scores: Sequence[float]) -> bool:
-        """Tell the sampler the results of all proposals so far, and have it propose the next one.
+        """Tell the sampler the results of all proposals so far, and request the next proposal.
 
         Args:
-            scores: A result for each proposal, a higher one being better; minus infinity for values
-                that cannot be chosen, so that the sampler leaves their neighborhood.
+            scores: The result of each proposal, higher is better; minus infinity for values that
+                cannot be chosen, so that the sampler avoids their neighborhood.
 
         Returns:
-            False if there is no further proposal.
+            False if there are no more proposals.
         """
         if len(self.proposals) >= self._trials:
             return False
@@ -98,8 +98,8 @@ class Search:
     def _propose(self) -> None:
         """Ask the sampler for values that it has not proposed yet.
 
-        A sampler may propose the same values again, where few are possible or as they are rounded.
-        They would be the same runs, and the cell would have fewer trials than others.
+        A sampler may propose the same values again, because there are few or because of rounding.
+        They would be the same runs, so the cell would have fewer trials than others.
         """
         study, sampler = self._study, self._study.sampler
         for count in range(_MOST_ASKED):
@@ -113,7 +113,7 @@ class Search:
         else:
             raise UserError(
                 f"the space of --tune has too few values for --trials {self._trials}: after "
-                f"{len(self.proposals)} the sampler finds no other"
+                f"{len(self.proposals)} the sampler finds no more"
             )
         study.sampler = sampler
         self._open.append(trial)
@@ -121,22 +121,22 @@ class Search:
 
     def _distribution(self, axis: Axis) -> Any:
         distributions, span = self._optuna.distributions, axis.span
-        if span is None:  # by index, because Optuna's choices may be no lists
+        if span is None:  # by index, because Optuna's choices cannot be lists
             return distributions.CategoricalDistribution(tuple(range(len(axis.values))))
         kind = distributions.IntDistribution if span.whole else distributions.FloatDistribution
         return kind(span.low, span.high, log=span.log)
 
 
 def _value(axis: Axis, sampled: Any) -> Any:
-    """Return the value of a tuned key for what Optuna sampled: an index or a number."""
+    """Return the value of a tuned key for an index or a number that Optuna sampled."""
     return axis.values[sampled] if axis.span is None else axis.span.value(sampled)
 
 
 def imported(sampler: str) -> Any:
-    """Import Optuna, with its messages turned off.
+    """Import Optuna and silence its messages.
 
     Raises:
-        UserError: Optuna, or what a sampler of it needs, is not installed.
+        UserError: Optuna, or a package that the sampler needs, is not installed.
     """
     try:
         import optuna
@@ -149,7 +149,7 @@ def imported(sampler: str) -> Any:
 
 
 def refuse_sampler(sampler: str | None, trials: int | None, axes: Sequence[Axis]) -> None:
-    """Refuse a sampler, a number of trials, or a space that do not fit each other.
+    """Check that a sampler, a number of trials and a space fit together.
 
     Raises:
         UserError: They do not.
@@ -158,11 +158,11 @@ def refuse_sampler(sampler: str | None, trials: int | None, axes: Sequence[Axis]
     if sampler is None:
         if ranges:
             raise UserError(
-                f"--tune {ranges[0].key}={ranges[0].span}: a range names no list of values; "
-                "--sampler tpe --trials 20 takes 20 from it, log(first, last, count) lists some"
+                f"--tune {ranges[0].key}={ranges[0].span}: a range is not a list of values; "
+                "--sampler tpe --trials 20 tries 20 from it, log(first, last, count) lists some"
             )
         if trials is not None:
-            raise UserError(f"--trials {trials} goes with --sampler NAME, which proposes them")
+            raise UserError(f"--trials {trials} needs --sampler NAME, which proposes them")
         return
     if sampler not in SAMPLERS:
         raise unknown("--sampler", sampler, SAMPLERS)
@@ -172,7 +172,7 @@ def refuse_sampler(sampler: str | None, trials: int | None, axes: Sequence[Axis]
         raise UserError(f"--trials must be at least 2, got {trials}")
     if sampler == "cmaes" and (len(ranges) < 2 or len(ranges) < len(axes)):
         raise UserError(
-            "--sampler cmaes searches two or more ranges, and no lists; tpe, random and qmc take "
+            "--sampler cmaes needs two or more ranges, and no lists; tpe, random and qmc take "
             "any --tune"
         )
     counts = [len(axis.values) if axis.span is None else axis.span.count for axis in axes]
@@ -182,8 +182,8 @@ def refuse_sampler(sampler: str | None, trials: int | None, axes: Sequence[Axis]
             f"--trials {trials}: there are {combinations} combinations, all of which are tried "
             "without --sampler"
         )
-    if ranges and combinations < 2 * trials:  # a sampler would look long for the last ones
+    if ranges and combinations < 2 * trials:  # the last values would take a sampler too long
         raise UserError(
             f"--trials {trials}: the space of --tune has {combinations} values (those of a range "
-            f"have three significant digits), and a sampler needs at least {2 * trials}"
+            f"have three significant digits), but a sampler needs at least {2 * trials}"
         )

@@ -1,4 +1,4 @@
-"""Sweeps: :func:`sweep` trains every cell of a grid of runs that is not complete yet."""
+"""Sweeps: :func:`sweep` trains every cell of a grid that is not complete."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def sweep(
     """Train every cell of a grid that is not complete.
 
     Args:
-        overrides: Overrides of the runs, with several values where the cells differ, and
+        overrides: Overrides of the runs, with several values where cells differ, and
             ``executor=…``.
-        command: Command line that the records name.
-        config_dir: Further folder with config groups.
+        command: Command line for the records.
+        config_dir: Second folder of config groups.
         dry_run: Show the plan and stop.
         retry_failed: Also train the cells that failed before; damaged ones from their first step.
-        skip_invalid: Leave out the cells that cannot be trained, instead of refusing the sweep.
+        skip_invalid: Skip the cells that cannot be trained, instead of refusing the sweep.
         again: Set the folders of all cells aside and train the cells from their first step.
-        tune: Keys whose values are chosen for each cell by trials, before the final runs; by
+        tune: Keys whose values are chosen by trials for each cell, before the final runs; by
             default those of the experiment, if there is one and it tunes any.
-        view: Shows the sweep to the user; plain lines by default.
+        view: Shows the sweep to the user; by default as plain lines.
 
     Raises:
         UserError: A name does not exist, or a cell cannot be trained.

@@ -1,13 +1,13 @@
-"""Tuning in a sweep: :class:`Tuner` says which trials each cell needs, and which value they choose.
+"""Tuning in a sweep: :class:`Tuner` determines each cell's trials and the value that they choose.
 
-A cell here is a combination of the grid's values without the seed. Each value of the tuned keys is
-trained in each cell with the same seeds and epochs, the *trials*; the value with the best mean of a
-metric of validation images is chosen; the final seeds are trained with it. Nothing is kept in
-memory that the store does not have: which trials are missing, and what those that ended choose, is
-read from the runs each time, so a sweep that was killed goes on where it was.
+Here, a cell is a combination of the grid's values without the seed. Each value of the tuned keys is
+trained in each cell with the same seeds and epochs: these runs are the *trials*. The value with the
+best mean of a metric on the validation images is chosen, and the final seeds are trained with it.
+All state is in the store: the missing trials and the choices are derived from the runs each time,
+so a killed sweep resumes where it was.
 
 The values are all combinations of lists, or those that a sampler proposes
-(:mod:`normbench.sweep.sampler`), as many in each cell.
+(:mod:`normbench.sweep.sampler`), the same number in each cell.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from normbench.sweep.grid import expand_lists, refuse_too_many, single_values
 from normbench.sweep.sampler import Search, imported, refuse_sampler
 
 SEEDS = "1000"
-"""The default of ``--tune-seeds``: far from 0, 1, 2, …, so that more final seeds never meet it."""
+"""Default of ``--tune-seeds``, far from 0, 1, 2, … so that added final seeds never reach it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TuneMetric:
     """The metric by which values are chosen.
 
     Attributes:
-        name: Its key in ``METRICS`` of the report.
+        name: Its key in the report's ``METRICS``.
         label: Its name in words.
         higher_is_better: True if a larger value is better.
         value: Returns the metric of a run's summary; None if the summary has none.
@@ -58,16 +58,16 @@ class TuneMetric:
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What a sweep tunes, as the user asked for it.
+    """The user's options for tuning.
 
     Attributes:
-        keys: The tuned keys with their values, as ``optimizer.lr=0.05,0.1``, all combinations; or,
-            for a sampler, with ranges as ``optimizer.lr=log(0.01,1)``.
+        keys: The tuned keys with their values, such as ``optimizer.lr=0.05,0.1``, all combinations
+            of which are tried; or, for a sampler, with ranges such as ``optimizer.lr=log(0.01,1)``.
         seeds: The seeds of the trials, as the value of an override: ``1000,1001``.
-        epochs: Epochs of a trial; None: those of the final run.
-        metric: Chooses the value, by its mean over the trials.
-        extend: Largest number of values added to a cell whose best value ends its list.
-        sampler: Name of the sampler that proposes values; None: all combinations are tried.
+        epochs: Epochs of a trial; None for those of the final run.
+        metric: The metric whose mean over the trials decides.
+        extend: Largest number of values added to a cell whose best value is at an end of its list.
+        sampler: Name of the sampler that proposes values; None to try all combinations.
         trials: Number of values that a sampler proposes in each cell.
     """
 
@@ -86,14 +86,14 @@ class TuningCell:
 
     Attributes:
         base: The config of its first final run before any key is tuned.
-        overrides: The parsed overrides that the cell is composed of, without its seed.
+        overrides: The parsed overrides from which the cell is composed, without its seed.
         final_seeds: The seeds of its final runs.
         axes: The tuned keys with the values of this cell, which may be extended.
-        added: The values that were added, in the order of their addition.
-        ended: Ends of lists at which no value can be added, by (key, ``smallest``/``largest``).
+        added: The values that were added, in order of addition.
+        ended: Ends of lists at which no value can be added, as (key, ``smallest``/``largest``).
         invalid: Names of trials that cannot be trained.
-        record: What the trials say so far; see :meth:`Tuner.assess`.
-        search: Proposes the values; None: all combinations are tried.
+        record: The results of the trials so far; see :meth:`Tuner.assess`.
+        search: Proposes the values; None if all combinations are tried.
     """
 
     base: Config
@@ -110,7 +110,7 @@ class TuningCell:
     def combinations(self) -> list[dict[str, Any]]:
         """The combinations of tuned values, by key; the last key varies fastest.
 
-        Of a sampler: its proposals so far, in their order.
+        With a sampler these are its proposals so far, in order.
         """
         if self.search is not None:
             return self.search.proposals
@@ -132,19 +132,19 @@ class Tuner:
     """The cells of a sweep that tunes keys.
 
     Args:
-        lists: Lists of overrides that the grid consists of (see :func:`.experiment.unfold`).
-        options: What is tuned.
-        config_dir: Further folder with config groups.
+        lists: Lists of overrides that make up the grid (see :func:`.experiment.unfold`).
+        options: The user's options for tuning.
+        config_dir: Second folder of config groups.
 
     Attributes:
         cells: The cells, in the order of the grid.
         seeds: The tuning seeds.
-        protocol: The options by which values are chosen, as they could be typed.
+        protocol: The options that affect the choice, as they could be typed.
         sampler: The sampler with its space, for the record; None if all combinations are tried.
 
     Raises:
-        UserError: A key cannot be tuned, has fewer than two values or also stands in the grid, a
-            tuning seed is a final seed, a list has no step to be extended by, or a sampler does not
+        UserError: A key cannot be tuned, has fewer than two values or is also in the grid, a tuning
+            seed is a final seed, a list has no step by which to extend it, or a sampler does not
             fit the space or is not installed.
     """
 
@@ -168,7 +168,7 @@ class Tuner:
         if options.extend:
             if options.sampler is not None:
                 raise UserError(
-                    "--extend goes on by the step of a list, and --sampler proposes values by "
+                    "--extend continues a list by its step, but --sampler proposes values by "
                     "itself: leave out one of them"
                 )
             refuse_extend(options.extend, axes)
@@ -182,8 +182,8 @@ class Tuner:
             both = sorted(set(cell.final_seeds) & set(self.seeds))
             if both:
                 raise UserError(
-                    f"seed {both[0]} is a tuning seed and a final one: a value that was chosen by "
-                    "a seed looks better with it; --tune-seeds takes others"
+                    f"seed {both[0]} is both a tuning seed and a final seed: a value looks better "
+                    "with the seed that chose it; set other --tune-seeds"
                 )
         trees = [cell.base.to_dict() for cell in self.cells]
         self._differs = [as_overrides(found) for found in differences(trees)]
@@ -197,10 +197,10 @@ class Tuner:
     def of(
         cls, overrides: Sequence[str], options: TuneOptions, config_dir: str | Path | None = None
     ) -> Tuner:
-        """Make the tuner of a grid from its overrides as they are typed.
+        """Build the tuner of a grid from the overrides as they were typed.
 
         Raises:
-            UserError: As for the class; or a name in the overrides is unknown.
+            UserError: As for the class, or a name in the overrides is unknown.
         """
         experiment, lists = unfold(overrides, config_dir)
         return cls(lists_without(experiment, lists, options.keys), options, config_dir)
@@ -219,8 +219,8 @@ class Tuner:
     def _sample(self, axes: Sequence[Axis]) -> dict[str, Any] | None:
         """Have the sampler propose the first values of each cell.
 
-        The seed of the sampler is the first tuning seed, the same in all cells. So proposals that
-        read no results are the same values in all cells.
+        The sampler's seed is the first tuning seed in all cells, so proposals that use no results
+        are equal in all cells.
 
         Returns:
             The sampler with its space, for the record; None if all combinations are tried.
@@ -239,9 +239,9 @@ class Tuner:
         }
 
     def _compose_limits(self, cell: TuningCell) -> None:
-        """Compose trials at the limits of ranges, so that a limit that is no value is refused.
+        """Compose trials at the limits of ranges, so that an invalid limit is refused at once.
 
-        A proposal that the config refuses would otherwise end the sweep after hours of trials.
+        Otherwise a proposal that the config refuses could end the sweep after hours of trials.
         """
         for axis in cell.axes:
             for limit in () if axis.span is None else (axis.span.low, axis.span.high):
@@ -249,13 +249,13 @@ class Tuner:
                 self._config(cell, values, self.seeds[0], self.options.epochs)
 
     def described(self, cell: TuningCell) -> str:
-        """Return the start of the names of a cell's runs, and the keys in which cells differ."""
+        """Return the start of the names of a cell's runs, and its values of differing keys."""
         return f"{cell.name}  {self._differs[self.cells.index(cell)]}".rstrip()
 
     # --- the runs --------------------------------------------------------------------------------
 
     def trial_configs(self, cell: TuningCell) -> list[Config]:
-        """Return the configs of a cell's trials: for each combination, one for each tuning seed."""
+        """Return the configs of a cell's trials: one per combination and tuning seed."""
         return [
             self._config(cell, combination, seed, self.options.epochs)
             for combination in cell.combinations
@@ -266,16 +266,16 @@ class Tuner:
         """Return the configs of a cell's final runs at its chosen value.
 
         Args:
-            cell: A cell. If nothing is chosen yet, the first value that can be trained stands for
-                the chosen one.
-            seeds: Other seeds than those of the grid.
+            cell: A cell. If nothing is chosen yet, the first value that can be trained is used in
+                place of the chosen one.
+            seeds: Seeds to use instead of those of the grid.
         """
         values = cell.chosen or self._stand_in(cell)
         seeds = cell.final_seeds if seeds is None else seeds
         return [self._config(cell, values, seed, None) for seed in seeds]
 
     def _stand_in(self, cell: TuningCell) -> dict[str, Any]:
-        """Return the first combination of values of which a trial can be trained."""
+        """Return the first combination of values whose trials can be trained."""
         combinations, trials = cell.combinations, iter(self.trial_configs(cell))
         for combination in combinations:
             names = {next(trials).run_name for _ in self.seeds}
@@ -284,7 +284,7 @@ class Tuner:
         return combinations[0]
 
     def possible_finals(self, cell: TuningCell) -> list[tuple[Config, list[Config]]]:
-        """Return for each combination the first final run that it would have, and its trials."""
+        """Return, for each combination, its trials and the first final run it would lead to."""
         trials, count = self.trial_configs(cell), len(self.seeds)
         return [
             (self._config(cell, combination, cell.final_seeds[0], None), trials[start:][:count])
@@ -294,20 +294,20 @@ class Tuner:
         ]
 
     def trials(self) -> list[Config]:
-        """Return the configs of all trials, of a sampler those that it has proposed so far."""
+        """Return the configs of all trials; with a sampler, of those proposed so far."""
         return [config for cell in self.cells for config in self.trial_configs(cell)]
 
     def unproposed(self, cell: TuningCell) -> int:
-        """Return the number of trials of a cell that its sampler has still to propose."""
+        """Return the number of trials of a cell that its sampler has yet to propose."""
         if self.options.trials is None:
             return 0
         return (self.options.trials - len(cell.combinations)) * len(self.seeds)
 
     def finals(self, chosen: bool) -> list[Config]:
-        """Return the configs of the final runs of all cells with a chosen value, or without one.
+        """Return the configs of the final runs of all cells with, or without, a chosen value.
 
         Args:
-            chosen: True for the cells that have one.
+            chosen: True for the cells with a chosen value.
         """
         cells = [cell for cell in self.cells if (cell.chosen is not None) == chosen]
         return [config for cell in cells for config in self.final_configs(cell)]
@@ -325,10 +325,10 @@ class Tuner:
             )
         return self._configs[key]
 
-    # --- what the trials say ---------------------------------------------------------------------
+    # --- the results of the trials ---------------------------------------------------------------
 
     def assess(self, store: Store) -> None:
-        """Read the trials from the store, and choose a value in each cell where all have ended."""
+        """Read the trials from the store; choose a value in each cell whose trials have ended."""
         for cell, differs in zip(self.cells, self._differs, strict=True):
             cell.record = self._assessed(cell, store, differs)
 
@@ -400,7 +400,7 @@ class Tuner:
         return Trial(run.name, values, config.seed, status, metric)
 
     def key(self, cell: TuningCell) -> str:
-        """Return a hash of a cell's config without seed, tuned keys and what changes no number."""
+        """Return a hash of a cell's config without seed, tuned keys and keys without effect."""
         tree = cell.base.to_dict()
         launch = ("seed", "store", "label", "probe", "logger", "stream")
         for key in (*launch, *(axis.key for axis in cell.axes)):
@@ -410,12 +410,12 @@ class Tuner:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def extend(self, note: Callable[[str], None] = lambda text: None) -> bool:
-        """Add a value to each cell whose best value ends its list, if it may have another one.
+        """Add a value to each cell whose best value is at an end of its list, up to ``--extend``.
 
-        A sampler proposes the next value of each cell instead.
+        With a sampler, propose the next value of each cell instead.
 
         Args:
-            note: Receives a line where a value cannot be added.
+            note: Receives a line if a value cannot be added.
 
         Returns:
             True if a value was added to any cell.
@@ -434,7 +434,7 @@ class Tuner:
         return grown
 
     def _propose(self, cell: TuningCell) -> bool:
-        """Have the sampler propose the next value, if all trials so far have ended."""
+        """Have the sampler propose the next value if all trials so far have ended."""
         record, search = cell.record, cell.search
         if record is None or search is None:
             return False
@@ -461,7 +461,7 @@ class Tuner:
         return False
 
     def settle(self, store: Store) -> None:
-        """Assess the trials, and extend lists or proposals as far as the store already tells."""
+        """Assess the trials, and extend lists or proposals as far as results are in the store."""
         self.assess(store)
         while self.extend():
             self.assess(store)
@@ -470,7 +470,7 @@ class Tuner:
 
     @property
     def rule(self) -> str:
-        """How a value is chosen, in a sentence."""
+        """Sentence on how a value is chosen."""
         metric = self.options.metric
         order = "highest" if metric.higher_is_better else "lowest"
         first = "value (the smallest)" if self.options.sampler is None else "proposed value"
@@ -480,7 +480,7 @@ class Tuner:
         )
 
     def tuning(self, sweep: str) -> Tuning:
-        """Return the content of the record, for the sweep of that name."""
+        """Return the content of the record for the sweep with this name."""
         cells = [cell.record for cell in self.cells if cell.record is not None]
         return Tuning(
             sweep=sweep,
@@ -497,8 +497,8 @@ class Tuner:
     def refuse_other_budget(self, store: Store) -> None:
         """Refuse a store in which values were chosen with other epochs or seeds of the trials.
 
-        Compared are cells with the same data set, network and number of final epochs, because
-        their results stand beside each other.
+        Cells with the same data set, network and number of final epochs are checked, because their
+        results are compared with each other.
 
         Raises:
             UserError: The budgets differ.
@@ -520,7 +520,7 @@ class Tuner:
                     raise UserError(
                         f"the trials in {store.root} were made with --tune-epochs "
                         f"{cell.trial_epochs} --tune-seeds {_listed(cell.seeds)} (sweep "
-                        f"{tuning.sweep}), this sweep has --tune-epochs {epochs} --tune-seeds "
+                        f"{tuning.sweep}), but this sweep has --tune-epochs {epochs} --tune-seeds "
                         f"{_listed(self.seeds)}: use the same budget or another store"
                     )
 
@@ -542,10 +542,11 @@ def _choice(
         trials: The trials.
         means: The mean of the metric for each combination.
         higher_is_better: True if a larger mean is better.
-        later: Number of trials that are still to be proposed.
+        later: Number of trials yet to be proposed.
 
     Returns:
-        Why nothing is chosen, or an empty string; and the index of the chosen combination.
+        The reason why nothing is chosen, or an empty string; and the index of the chosen
+        combination, or None.
     """
     failed = [trial for trial in trials if trial.status in ("failed", "unreadable")]
     waiting = [t for t in trials if t.status in ("missing", "running", "interrupted")]
@@ -570,9 +571,9 @@ def _choice(
 
 
 def _edges(cell: TuningCell, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tuned keys whose chosen number is the smallest or the largest of its list.
+    """Return the tuned keys whose chosen number is the smallest or the largest in its list.
 
-    Of a range it is the smallest or the largest that was tried, and near the limit of the range.
+    In a range it must be the smallest or the largest that was tried, and near the range's limit.
     """
     edges = {}
     for axis in cell.axes:
@@ -592,14 +593,14 @@ def _edges(cell: TuningCell, values: Mapping[str, Any]) -> dict[str, str]:
 def tuned_by_experiment(
     overrides: Sequence[str], config_dir: str | Path | None = None
 ) -> TuneOptions | None:
-    """Return what the experiment among the overrides of a sweep tunes; None if it tunes nothing.
+    """Return the tuning options of the experiment among a sweep's overrides; None if it has none.
 
-    A value that is typed beside the experiment replaces that of the experiment: a key with a typed
-    value is not tuned.
+    A value typed in addition to the experiment replaces that of the experiment, so its key is not
+    tuned.
 
     Args:
-        overrides: The overrides as they are typed, ``+experiment=NAME`` among them.
-        config_dir: Further folder with config groups.
+        overrides: The overrides as they were typed, including ``+experiment=NAME``.
+        config_dir: Second folder of config groups.
 
     Raises:
         UserError: There is no such experiment, or its file is not valid.
@@ -623,7 +624,7 @@ def tuned_by_experiment(
 
 
 def _protocol(options: TuneOptions, axes: Sequence[Axis], seeds: Sequence[int]) -> str:
-    """Return the options by which values are chosen; equal for equal choices."""
+    """Return the options that affect the choice, as they could be typed."""
     words = [f"--tune {axis.key}={axis.listed}" for axis in axes]
     if options.sampler is not None:
         words.append(f"--sampler {options.sampler} --trials {options.trials}")
@@ -637,7 +638,7 @@ def _protocol(options: TuneOptions, axes: Sequence[Axis], seeds: Sequence[int]) 
 
 
 def _seeds(text: str, groups: dict[str, list[str]]) -> list[int]:
-    """Return the seeds that ``--tune-seeds`` names."""
+    """Return the seeds in a value of ``--tune-seeds``."""
     try:
         (override,) = parse([f"seed={text}"])
         seeds = [single.value() for single in single_values(override, groups)]
@@ -646,7 +647,8 @@ def _seeds(text: str, groups: dict[str, list[str]]) -> list[int]:
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(
-                f"--tune-seeds must be whole numbers in 0..4294967295, as 1000,1001; got {text}"
+                "--tune-seeds must be whole numbers in 0..4294967295, such as 1000,1001; "
+                f"got {text}"
             )
     return list(dict.fromkeys(seeds))
 

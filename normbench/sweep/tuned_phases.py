@@ -18,13 +18,13 @@ from normbench.sweep.tune import Tuner, TuningCell
 
 
 class TunedPlan(NamedTuple):
-    """The runs of a sweep that tunes keys, as the store has them.
+    """The runs of a sweep that tunes keys, as they are in the store.
 
     Attributes:
         trials: The trials that are known.
-        unproposed: A stand-in for each trial whose values a sampler has still to propose.
+        unproposed: A placeholder for each trial whose values a sampler has yet to propose.
         finals: The final runs of the cells whose trials have chosen a value.
-        later: A stand-in for each final run whose value the trials have still to choose.
+        later: A placeholder for each final run whose value the trials have yet to choose.
     """
 
     trials: SweepPlan
@@ -40,11 +40,11 @@ class TunedPlan(NamedTuple):
 
 
 class TunedPhases:
-    """Trains the phases: trials, further trials where asked for or proposed, final runs.
+    """Trains the phases: trials, further trials by ``--extend`` or a sampler, and final runs.
 
     Args:
         phases: Trains the runs.
-        tuner: Says which trials there are, and what they choose.
+        tuner: Determines the trials and the values that they choose.
     """
 
     def __init__(self, phases: Phases, tuner: Tuner) -> None:
@@ -73,7 +73,7 @@ class TunedPhases:
     def _plan(self) -> TunedPlan:
         """Plan all phases as far as they are known, and check their networks.
 
-        The final runs are checked now too, so that none is refused after hours of trials.
+        The final runs are checked now, too, so that none is refused after hours of trials.
         """
         phases, tuner = self._phases, self._tuner
         trials = phases.plan(self._new(tuner.trials()))
@@ -89,13 +89,13 @@ class TunedPhases:
         )
 
     def _new(self, configs: Sequence[Config]) -> list[Config]:
-        """Return the configs that no phase has had yet."""
+        """Return the configs that no phase has included yet."""
         new = [config for config in configs if config.run_name not in self._planned]
         self._planned |= {config.run_name for config in new}
         return new
 
     def _checked(self, trials: SweepPlan) -> SweepPlan:
-        """Check trials, and with each the final run that it may lead to, where epochs differ.
+        """Check trials, and the final runs to which they may lead if their epochs differ.
 
         A value whose final runs cannot be trained is not tried.
         """
@@ -104,9 +104,9 @@ class TunedPhases:
         followed: dict[str, list[str]] = {}  # trials by the final run that they may lead to
         finals: list[Config] = []
         for cell in tuner.cells:
-            for final, own in tuner.possible_finals(cell):
-                names = [config.run_name for config in own if config.run_name in waiting]
-                if final.epochs != own[0].epochs and (names or cell.chosen is None):
+            for final, configs in tuner.possible_finals(cell):
+                names = [config.run_name for config in configs if config.run_name in waiting]
+                if final.epochs != configs[0].epochs and (names or cell.chosen is None):
                     finals.append(final)
                     followed[final.run_name] = names
         possible = plan(finals, self._store)
@@ -136,7 +136,7 @@ class TunedPhases:
         if count := len(planned.unproposed.cells):
             view.line(
                 f"--sampler {tuner.options.sampler}: {counted(count, 'further trial')}, proposed "
-                "one for each cell at a time, when those before have ended"
+                "one for each cell at a time, after the previous ones have ended"
             )
         if extend := tuner.options.extend:
             values = counted(extend, "further value")
@@ -174,7 +174,7 @@ class TunedPhases:
             title = "further trials"
 
     def _train_finals(self) -> None:
-        """Train the final runs, whose networks were checked with the trials."""
+        """Train the final runs, whose networks were checked together with the trials."""
         tuner, phases = self._tuner, self._phases
         for cell in tuner.cells:
             self._view.line(chosen_line(cell, tuner))
@@ -197,7 +197,7 @@ class TunedPhases:
     # --- the record ------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        """Write what is tuned and chosen so far into the record, if there is one."""
+        """Write the trials and choices so far to the record, if there is one."""
         result = self._phases.result
         tuning = self._tuning()
         result.tuned = tuning.cells
@@ -210,7 +210,10 @@ class TunedPhases:
         return self._tuner.tuning("" if record is None else record.name)
 
     def _end(self) -> None:
-        """Record choices and trials, which may be new although no run was: count, list failures."""
+        """Finish the sweep: write the record, count the cells and list failures.
+
+        Choices and trials may be new even if nothing was trained, and then need a record, too.
+        """
         phases, result = self._phases, self._phases.result
         self._write()
         others = [t for t in tunings(self._store) if t.sweep != self._tuning().sweep]
@@ -218,8 +221,8 @@ class TunedPhases:
             phases.record(SweepPlan(()))
             self._write()
         phases.close()
-        own = [] if result.record is None else [self._tuning()]
-        known = combined([*others, *own])
+        current = [] if result.record is None else [self._tuning()]
+        known = combined([*others, *current])
         try_to_record(lambda: name_trials(result.tuned, known, phases), self._view)
         for line in superseded_lines(result.tuned, known, self._store):
             self._view.line(line)
@@ -229,7 +232,7 @@ class TunedPhases:
 
 
 def unproposed(tuner: Tuner, store: Store) -> SweepPlan:
-    """Return a stand-in for each trial whose values a sampler has still to propose."""
+    """Return a placeholder for each trial whose values a sampler has yet to propose."""
     cells: list[PlannedCell] = []
     for cell in tuner.cells:
         count = tuner.unproposed(cell)
@@ -240,7 +243,7 @@ def unproposed(tuner: Tuner, store: Store) -> SweepPlan:
 
 
 def stand_ins(tuner: Tuner, store: Store) -> SweepPlan:
-    """Return a stand-in for each final run whose value the trials have still to choose."""
+    """Return a placeholder for each final run whose value the trials have yet to choose."""
     planned = plan(tuner.finals(chosen=False), store)
     return SweepPlan(tuple(_stand_in(cell) for cell in planned.cells))
 
@@ -250,13 +253,13 @@ def _stand_in(cell: PlannedCell) -> PlannedCell:
 
 
 def planned_with(tuner: Tuner, store: Store) -> TunedPlan:
-    """Look up in a store all runs of a sweep that tunes keys; no network is built."""
+    """Look up all runs of a sweep that tunes keys in a store, without building networks."""
     trials, finals = plan(tuner.trials(), store), plan(tuner.finals(chosen=True), store)
     return TunedPlan(trials, unproposed(tuner, store), finals, stand_ins(tuner, store))
 
 
 def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
-    """Return in one line which value a cell's trials chose, from what, or why they chose none."""
+    """Describe in one line the value that a cell's trials chose, or why they chose none."""
     record = cell.record
     if record is None or record.chosen is None:
         problem = "no trial has ended" if record is None else record.problem
@@ -279,32 +282,32 @@ def superseded_lines(cells: Sequence[TunedCell], known: StoreTuning, store: Stor
     """Return a line for each choice with final runs that a later choice has replaced.
 
     Args:
-        cells: The cells to speak of.
-        known: What the store's sweeps tuned, with the choices that count now.
-        store: Where the runs are kept.
+        cells: The cells to describe.
+        known: The combined tuning of the store's sweeps, with the choices that count now.
+        store: The store with the runs.
     """
     now = {cell.identity: cell for cell in known.cells}
     lines = []
     for cell in cells:
-        present = now.get(cell.identity, cell)
-        for old in present.superseded:
+        current = now.get(cell.identity, cell)
+        for old in current.superseded:
             count = sum(store.run(name).exists for name in old.runs)
             if count:
                 lines.append(
                     f"superseded   {cell.described}  {as_overrides(old.values)}: "
                     f"{counted(count, 'final run')}; the choice is now "
-                    f"{as_overrides(present.chosen or {})} (sweep {present.sweep})"
+                    f"{as_overrides(current.chosen or {})} (sweep {current.sweep})"
                 )
     return lines
 
 
 def _are_recorded(cells: Sequence[TunedCell], known: StoreTuning) -> bool:
-    """Return whether records in the store have the trials, the choices and the final runs."""
+    """Return whether the store's records have the trials, the choices and the final runs."""
     before = {cell.identity: cell for cell in known.cells}
     return all(
-        (there := before.get(cell.identity)) is not None
-        and (there.chosen, there.trials) == (cell.chosen, cell.trials)
-        and set(cell.final) <= set(there.final)
+        (stored := before.get(cell.identity)) is not None
+        and (stored.chosen, stored.trials) == (cell.chosen, cell.trials)
+        and set(cell.final) <= set(stored.final)
         for cell in cells
     )
 
@@ -320,16 +323,16 @@ def _trials_of(cell: TunedCell, sweep: str) -> dict[str, Any]:
 
 
 def name_trials(cells: Sequence[TunedCell], known: StoreTuning, phases: Phases) -> None:
-    """Write into ``meta.json`` of complete final runs which trials chose their values.
+    """Write the trials that chose their values to the ``meta.json`` of complete final runs.
 
-    A run that is trained as a final one names its trials from its beginning; left are runs that
-    were trained before they were chosen, or whose value has been chosen from more trials since. A
-    run that another process holds is left alone.
+    A run trained as a final run names its trials from the start. Others were trained before their
+    value was chosen, or have had their value chosen again from more trials. Runs locked by another
+    process are skipped.
 
     Args:
         cells: The cells of the sweep.
-        known: What the store's sweeps tuned, with the names of their records.
-        phases: Has the store and the command.
+        known: The combined tuning of the store's sweeps, with the names of their records.
+        phases: Provides the store and the command.
 
     Raises:
         StoreError: A file cannot be read or written.

@@ -1,16 +1,16 @@
 """Sweeps that add seeds until their intervals are narrow: :func:`sweep_until`.
 
-A round is an ordinary sweep over the whole grid with the seeds so far: finished runs are skipped.
+A round is an ordinary sweep over the full grid with the seeds so far, so finished runs are skipped.
 After each round a :class:`Rule` looks at the results. The numbers of seeds at which it looks are
-declared before the first round, as the rule's statistics need, and kept with each look in the
-record of the round, under ``until`` in ``sweep.json``:
+declared before the first round, as the rule's statistics require, and recorded with each look in
+the record of the round, under ``until`` in ``sweep.json``:
 
-    looks       numbers of seeds at which the sweep is looked at
+    looks       numbers of seeds at which the rule looks at the results
     seeds       number of seeds at this look
-    stopped     "" where seeds are added, else "narrow" or "max-seeds"
-    width, baseline, metric, comparisons   as the rule says
-    tuned       of a sweep that tunes keys: hashes of the cells that are compared with the
-                baseline, and the options by which their values are chosen
+    stopped     "" if seeds are added, else "narrow" or "max-seeds"
+    width, baseline, metric, comparisons   as reported by the rule
+    tuned       if the sweep tunes keys: hashes of the cells that are compared with the
+                baseline, and the options that affect the choice of their values
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from normbench.sweep.tuned_phases import planned_with
 
 
 class Look(Protocol):
-    """The result of looking at a round."""
+    """The result of a rule's look at a round."""
 
     @property
     def narrow(self) -> bool:
-        """Whether each interval is narrow enough."""
+        """True if each interval is narrow enough."""
         ...
 
     @property
     def text(self) -> str:
-        """The result in a line."""
+        """The result in one line."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Rule(Protocol):
         ...
 
     def looks(self, first: int, most: int) -> tuple[int, ...]:
-        """Return the numbers of seeds at which a sweep is looked at, from ``first`` to ``most``."""
+        """Return the numbers of seeds at which to look, from ``first`` to ``most``."""
         ...
 
     def look(self, store: Store, names: Sequence[str], looks: tuple[int, ...]) -> Look:
@@ -88,21 +88,21 @@ def sweep_until(
     tune: TuneOptions | None = None,
     view: SweepView | None = None,
 ) -> SweepResult:
-    """Train a grid with more and more seeds until a rule is content or ``max_seeds`` are trained.
+    """Train a grid with more and more seeds until a rule is satisfied or ``max_seeds`` is reached.
 
-    Looks that an earlier sweep of the same schedule has taken are not taken again, except for the
-    last: the same command goes on where it was. With ``tune``, the first round makes the trials,
-    and all rounds train final runs at the values that these chose.
+    Looks of an earlier sweep with the same schedule are not repeated, except for the last, so the
+    same command resumes where it was. With ``tune``, the first round trains the trials, and all
+    rounds train final runs at the values that these chose.
 
     Args:
         overrides, command, config_dir, retry_failed, skip_invalid, tune, view: As for
             :func:`normbench.sweep.sweep.sweep`.
-        rule: Decides after each round whether seeds are added.
+        rule: Decides after each round whether to add seeds.
         max_seeds: Seeds of each cell in the last round.
         dry_run: Show the plan of the next round and the largest number of runs, and stop.
 
     Raises:
-        UserError: As for :func:`normbench.sweep.sweep.sweep`; or the grid does not fit the rule.
+        UserError: As for :func:`normbench.sweep.sweep.sweep`, or the grid does not fit the rule.
     """
     view = SweepView() if view is None else view
     executor, cell_overrides = choose(overrides, config_dir)
@@ -118,7 +118,7 @@ def sweep_until(
     first = grid_of(overrides)
     seeds = _seeds_of(first.configs, max_seeds)
     looks = rule.looks(len(_seeds(first.configs)), max_seeds)
-    grid = grid_of(words(max_seeds))  # a tuning seed that a later round would meet is refused here
+    grid = grid_of(words(max_seeds))  # refuses a tuning seed that a later round would use
     grid.set_baseline(rule.baseline_runs(grid.configs))
     store = grid.store
     taken = _taken(store, grid, looks)
@@ -131,7 +131,7 @@ def sweep_until(
     }
     if dry_run:
         count = remaining[0]
-        if count in taken:  # the same command looks again first, and may go on
+        if count in taken:  # the command would repeat this look first, and may then continue
             found = rule.look(store, grid.final_names(seeds[:count]), looks)
             stopped = _stopped(found, count, looks)
             view.line(f"{count} seeds: {found.text}{_ENDS[stopped]}")
@@ -167,13 +167,13 @@ class _Grid:
 
     Args:
         overrides: Overrides of the runs.
-        tune: Keys whose values trials choose; None: no key is tuned.
-        config_dir: Further folder with config groups.
+        tune: Keys whose values trials choose; None if no key is tuned.
+        config_dir: Second folder of config groups.
 
     Attributes:
-        configs: The configs of the runs. Where trials choose values, the first ones stand for them,
-            so that all cells have the same.
-        store: Where the runs are kept.
+        configs: The configs of the runs. If trials choose values, the first values are used in
+            place of the chosen ones, so that all cells have the same.
+        store: The store with the runs.
     """
 
     def __init__(
@@ -189,10 +189,10 @@ class _Grid:
         self._baseline_cells: set[str] = set()
 
     def set_baseline(self, baseline: set[str]) -> None:
-        """Say which runs of :attr:`configs` are of the baseline, which several sweeps may look at.
+        """Set the runs of the baseline, which is the only cell that several sweeps may look at.
 
         Args:
-            baseline: Their names.
+            baseline: Their names, as in :attr:`configs`.
         """
         self._baseline = baseline
         if self._tuner is None:
@@ -202,11 +202,11 @@ class _Grid:
             for cell in self._tuner.cells
             if baseline & {config.run_name for config in self._tuner.final_configs(cell)}
         }
-        self._tuner.settle(self.store)  # from here on, cells have the values that trials chose
+        self._tuner.settle(self.store)  # from now on, cells have their chosen values
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells a later sweep that it looks at the same cells, for the record of a look."""
+        """Facts for a look's record by which a later sweep recognizes the same cells."""
         if self._tuner is None:
             return {}
         return {"tuned": {"cells": sorted(self._keys), "protocol": self._tuner.protocol}}
@@ -219,13 +219,13 @@ class _Grid:
         return {self._tuner.key(cell) for cell in self._tuner.cells} - self._baseline_cells
 
     def refuse_other(self, record: Record, looks: tuple[int, ...]) -> bool:
-        """Refuse a sweep that has looked at the same cells in another way.
+        """Refuse this sweep if an earlier one has looked at the same cells in another way.
 
         Returns:
             True if the sweep of ``record`` has looked at these cells.
 
         Raises:
-            UserError: It declared other looks, or chose values by other trials.
+            UserError: It declared other looks, or chose values from other trials.
         """
         head = record.head
         until = head["until"]
@@ -243,8 +243,8 @@ class _Grid:
         if same and self._tuner is not None and tuned.get("protocol") != self._tuner.protocol:
             raise UserError(
                 f"sweep {record.name} has looked at these cells tuned with "
-                f"{tuned.get('protocol')}, this sweep has {self._tuner.protocol}: other trials may "
-                "choose other values, which looks were not declared for; use another store"
+                f"{tuned.get('protocol')}, but this sweep has {self._tuner.protocol}: other trials "
+                "may choose other values, for which no looks were declared; use another store"
             )
         return True
 
@@ -260,12 +260,12 @@ class _Grid:
         }
 
     def final_names(self, seeds: Sequence[int]) -> list[str]:
-        """Return the names of the runs with some of the seeds that a round looks at."""
+        """Return the names of the runs with these seeds, at which a round looks."""
         configs = self.configs if self._tuner is None else self._tuner.finals(chosen=True)
         return [config.run_name for config in configs if config.seed in seeds]
 
     def described(self, executor: Mapping[str, Any]) -> str:
-        """Return in a line how many runs all rounds train at most, and how long that may take."""
+        """Describe in one line how many runs all rounds train at most, and how long it may take."""
         if self._tuner is None:
             cells, kinds = plan(self.configs, self.store), ""
         else:
@@ -274,21 +274,21 @@ class _Grid:
             trials = len(planned.trials.cells) + len(planned.unproposed.cells)
             finals = len(cells.cells) - trials
             kinds = f" ({counted(trials, 'trial')} and {finals} final)"
-        with make(executor) as made:
-            slots = len(made.allocate(len(cells.todo))) if cells.todo else 0
+        with make(executor) as instance:
+            slots = len(instance.allocate(len(cells.todo))) if cells.todo else 0
         return f"at most {cells.counted()}{kinds}; {cells.estimate(slots)}"
 
 
 def _why_not(result: SweepResult) -> str:
-    """Return why a sweep that failed adds no seeds."""
+    """Return the reason why a failed sweep adds no seeds."""
     failed = result.failed or result.plan.of_state("failed", "unreadable")
     if result.undecided and not failed:
-        return "no seeds are added while a cell has no value that its trials chose"
+        return "no seeds are added while a cell has no chosen value"
     return "no seeds are added while runs have failed: --retry-failed trains them again"
 
 
 def _stopped(found: Look, count: int, looks: tuple[int, ...]) -> str:
-    """Return why no seeds are added after a look; empty where they are."""
+    """Return the reason why no seeds are added after a look; empty if seeds are added."""
     return "narrow" if found.narrow else "max-seeds" if count == looks[-1] else ""
 
 
@@ -307,29 +307,29 @@ def _seeds_of(configs: Sequence[Config], most: int) -> list[int]:
     """Return the seeds of the last round: those of the grid, then the numbers after the largest.
 
     Raises:
-        UserError: The grid has fewer than two seeds, more than ``most``, or not the same in each
-            cell.
+        UserError: The grid has fewer than two seeds, more than ``most``, or different seeds in
+            different cells.
     """
-    given = _seeds(configs)
-    if len(given) < 2:
-        raise UserError("--until needs at least two seeds to begin with, as seed=range(0,3)")
-    if most < len(given):
+    seeds = _seeds(configs)
+    if len(seeds) < 2:
+        raise UserError("--until needs at least two seeds to start with, such as seed=range(0,3)")
+    if most < len(seeds):
         raise UserError(
-            f"--max-seeds {most} is below the {len(given)} seeds of the grid: use at least "
-            f"{len(given)}"
+            f"--max-seeds {most} is below the {len(seeds)} seeds of the grid: use at least "
+            f"{len(seeds)}"
         )
-    if len(configs) % len(given) or len({config.store for config in configs}) > 1:
+    if len(configs) % len(seeds) or len({config.store for config in configs}) > 1:
         raise UserError("--until needs the same seeds in each cell, and one store")
-    after = range(max(given) + 1, max(given) + 1 + most - len(given))
-    return [*given, *after]
+    added = range(max(seeds) + 1, max(seeds) + 1 + most - len(seeds))
+    return [*seeds, *added]
 
 
 def _taken(store: Store, grid: _Grid, looks: tuple[int, ...]) -> set[int]:
     """Return the looks that earlier sweeps have taken at the cells of a grid.
 
     Raises:
-        UserError: An earlier sweep declared other looks. The error of all looks together would be
-            above 5 %.
+        UserError: An earlier sweep declared other looks, so that the overall error rate would
+            exceed 5 %.
     """
     earlier = [record for record in records(store) if record.head.get("until")]
     return {record.head["until"]["seeds"] for record in earlier if grid.refuse_other(record, looks)}
@@ -342,7 +342,7 @@ def _write(
     executor: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """Write a look into the record of its round; a round without training gets one."""
+    """Write a look to the record of its round, which is created if the round trained nothing."""
     record = result.record or _without_look(store, command, result)
     if record is None:
         record = Record.begin(store, result.plan, command, executor, collect(command))
@@ -364,7 +364,7 @@ def _without_look(store: Store, command: Sequence[str], result: SweepResult) -> 
 
 
 def described(until: dict[str, Any]) -> str:
-    """Return in a line how the last look at a sweep ended, from its record."""
+    """Describe the last look at a sweep in one line, from its record."""
     looks = until["looks"]
     return (
         f"look {looks.index(until['seeds']) + 1} of {len(looks)}, "

@@ -1,14 +1,14 @@
 """Verification of a store: :func:`verify` trains runs again and compares them with their records.
 
-A run is trained into a folder outside the store, by a worker process that has as many threads as
-the run had. Where its conditions (processor, threads, versions, …) equal the recorded ones, every
-number must be equal to the last bit. Under other conditions rounding differs, and the differences
-grow during training; a run then verifies if they stay within the spread over the other seeds of
-its cell.
+A run is trained into a folder outside the store, by a worker process with the same number of
+threads as the original run. If the conditions (processor, threads, versions, …) equal the recorded
+ones, every number must be equal to the last bit. Under other conditions, rounding differs and the
+differences grow during training; the run then verifies if they stay within the spread over the
+other seeds of its cell.
 
-Each comparison is in the store's ``verification.json`` as soon as it is made. The same command
-after an interruption, of whatever kind, believes those comparisons and trains the other runs of the
-sample: see :func:`_is_believed`.
+Each comparison is written to the store's ``verification.json`` immediately. After any interruption,
+the same command reuses those comparisons and trains the remaining runs of the sample: see
+:func:`_is_believed`.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from normbench.sweep.observer import ForwardingObserver, SweepObserver, SweepVie
 from normbench.sweep.plan import PlannedCell, Speeds, SweepPlan
 
 SAMPLE = 5
-"""Number of runs that are trained again by default."""
+"""Default number of runs to train again."""
 
 LOCK = ".verify.lock"
 """Name of the file in a store that is locked while the store is verified."""
 
 LEAST_SEEDS = 2
-"""Number of other seeds of a cell below which a run under other conditions is not judged. With two
-the spread is of three runs; of fewer it says too little."""
+"""Smallest number of other seeds with which a run under other conditions is judged. With two, the
+spread is that of three runs; with fewer it means too little."""
 
 MEASURED_BY_CLOCK = ("images_per_s", "train_seconds", "eval_seconds", "time")
 """Keys of a row of ``metrics.jsonl`` that differ each time a run is trained."""
 
 TESTED = ("test_loss", "test_acc", "best_val_test_loss", "best_val_test_acc")
-"""Results in ``summary.json`` that are compared beside the curves, as curves of one value."""
+"""Results in ``summary.json`` that are compared, too, as curves of one value."""
 
 _COMPLETE = ("finished", "diverged")
 
 Curves = dict[str, list[float | None]]
-"""The values of each metric, an epoch each."""
+"""The values of each metric, one per epoch."""
 
 
 @dataclass
@@ -70,11 +70,11 @@ class VerifyResult:
     """Result of :func:`verify`.
 
     Attributes:
-        asked: Number of runs that were to be trained again.
+        asked: Number of runs chosen to be trained again.
         verdicts: For each run that was trained again, its verdict
             (:data:`normbench.store.verification.VERDICTS`).
         failures: For each run that is damaged or could not be trained again, the reason.
-        interrupted: A stop was requested before all runs were trained again.
+        interrupted: True if a stop was requested before all runs were trained again.
     """
 
     asked: int
@@ -86,21 +86,20 @@ class VerifyResult:
     def exit_code(self) -> int:
         """1 if a run does not verify or could not be trained again, else 0.
 
-        A run that cannot be judged contradicts nothing, and leaves it at 0.
+        A run that cannot be judged does not count as a failure.
         """
         return 1 if self.failures or "differs" in self.verdicts.values() else 0
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A run that is trained again.
+    """A run to train again.
 
     Attributes:
         run: The recorded run.
         cell: Its config, without loggers, for the worker.
-        slot: Has the kind of device and the number of threads that the run had.
-        seals: The checksums of the run's records before it is trained again, as they are written
-            into the comparison.
+        slot: A slot with the run's kind of device and number of threads.
+        seals: The checksums of the run's records before it is trained again, for the comparison.
     """
 
     run: Run
@@ -124,31 +123,31 @@ def verify(
 ) -> VerifyResult:
     """Train complete runs of a store again, one after another, and compare them with the record.
 
-    Each comparison is appended to the store's ``verification.json`` at once. A run of the sample
-    that has been compared before is not trained again unless something has changed since.
+    Each comparison is appended to the store's ``verification.json`` immediately. A run of the
+    sample that has been compared before is trained again only if something has changed since.
 
     Args:
-        store: Store with the runs. None of its runs is written to.
-        names: Names of the runs to choose from; None for all but the trials of tuning.
-        sample: Number of runs, chosen at random; None for all ``names``, or :data:`SAMPLE` if there
-            are none.
+        store: Store with the runs. Its runs are not written to.
+        names: Names of the runs to choose from; None for all except tuning trials.
+        sample: Number of runs, chosen at random; None for all ``names``, or for :data:`SAMPLE` runs
+            if ``names`` is None.
         seed: Seed of the choice.
-        trials: Also choose from the trials of tuning if ``names`` is None.
+        trials: Also choose from tuning trials if ``names`` is None.
         again: Also train the runs that have been compared before.
-        config_dir: Additional folder with config groups, for runs with components of one's own.
-        command: Command line, for the lock and for the record of the runs in the scratch folder.
+        config_dir: Second folder of config groups, for runs with a user's own components.
+        command: Command line, for the lock and for the records of the runs in the scratch folder.
         say: Called with a line for each run, and with notes.
-        view: Shows how far the training is; by default nothing does.
+        view: Shows the progress of training; by default it is not shown.
 
     Raises:
-        UserError: There is no store, no complete run, a sample of none, or another process verifies
-            the store.
+        UserError: There is no store or no complete run, the sample is empty, or another process is
+            verifying the store.
         StoreError: ``verification.json`` cannot be written.
     """
     if sample is not None and sample < 1:
-        raise UserError(f"--sample {sample}: at least 1 run is trained again")
+        raise UserError(f"--sample {sample}: must be at least 1")
     if seed < 0:
-        raise UserError(f"--seed {seed}: a seed is a whole number of at least 0")
+        raise UserError(f"--seed {seed}: must be at least 0")
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     # Two processes would train the same runs, and each would overwrite the other's comparisons.
@@ -196,12 +195,12 @@ def _nothing(
 
 
 def _drawn(names: Sequence[str], count: int, seed: int) -> list[str]:
-    """Draw runs at random; the same seed draws the same runs of the same store."""
+    """Draw runs at random; the same seed draws the same runs from the same store."""
     return sorted(random.Random(seed).sample(list(names), min(count, len(names))))
 
 
 def _opening(chosen: int, pool: int, trials_left_out: int, jobs: Sequence[_Job]) -> str:
-    """Return in one line how many runs are verified, and how long that may take."""
+    """Describe in one line how many runs are verified, and how long that may take."""
     head = f"{chosen} of {counted(pool, 'run')} chosen, {len(jobs)} to train"
     if trials_left_out:
         trials = counted(trials_left_out, "trial")
@@ -214,14 +213,14 @@ def _plan(jobs: Sequence[_Job]) -> SweepPlan:
 
 
 class _Verifier:
-    """Verifies the chosen runs of a store whose lock is held.
+    """Verifies the chosen runs of a store; the caller holds the store's lock.
 
     Args:
         store: The store.
         asked: Number of chosen runs.
         say: Receives a line for each run, and notes.
-        view: Shows how far the training is.
-        command: Command line, for the record of the runs in the scratch folder.
+        view: Shows the progress of training.
+        command: Command line, for the records of the runs in the scratch folder.
     """
 
     def __init__(
@@ -240,16 +239,16 @@ class _Verifier:
         self._reported = 0
 
     def begin(self, damaged: Mapping[str, str]) -> None:
-        """Name the damaged runs, and find out whether comparisons can be written."""
+        """Report the damaged runs, and check that comparisons can be written."""
         self.result.failures.update(damaged)
         for name, reason in damaged.items():
             self._say(f"{name}: damaged: {reason}")
         if note := verification.set_damaged_aside(self.store):
             self._say(f"note: {note}")
-        verification.append(self.store, [])  # rather than after an hour of training
+        verification.append(self.store, [])  # fail now rather than after an hour of training
 
     def prepare(self, chosen: Sequence[str], config_dir: str | None, again: bool) -> list[_Job]:
-        """Return the runs to be trained: the others cannot be, or have been before."""
+        """Return the runs to train; the others cannot be trained, or are already compared."""
         before = {} if again else verification.newest(self.store)
         speeds = Speeds(self.store)
         jobs = []
@@ -268,19 +267,19 @@ class _Verifier:
         return jobs
 
     def report_known(self) -> None:
-        """Report the chosen runs of which the result is known without training."""
+        """Report the chosen runs whose result is known without training."""
         for name in self._refused:
             self._line(name, f"cannot be trained again: {self.result.failures[name]}")
         for name, item in self._believed.items():
             self.result.verdicts[name] = item["verdict"]
             reason = item.get("reason") or verification.VERDICTS[item["verdict"]]
-            self._line(name, f"{reason} (trained again {item['time']}; --again trains it anew)")
+            self._line(name, f"{reason} (trained again {item['time']}; --again repeats this)")
 
     def train(self, jobs: Sequence[_Job]) -> None:
         """Train the runs one after another, and compare each with its record.
 
-        Runs with the same slot follow each other, sorted by program, so that a worker compiles each
-        program once.
+        Runs are grouped by slot and sorted by program, so that a worker compiles each program only
+        once.
         """
         with _scratch(self.store) as folder, Stop() as stop:
             scratch, workers = Store(folder), WorkerPool()
@@ -304,7 +303,7 @@ class _Verifier:
             self.result.interrupted = bool(stop.requests)
 
     def _compare(self, scratch: Store) -> Callable[[_Job, CellResult], None]:
-        """Return a function that compares a run with its record once it was trained again."""
+        """Return a function that compares a run with its record once it has been trained again."""
 
         def ended(job: _Job, outcome: CellResult) -> None:
             name = job.run.name
@@ -319,7 +318,7 @@ class _Verifier:
             verification.append(self.store, [found])
             self.result.verdicts[name] = found["verdict"]
             self._line(name, found["reason"])
-            # Checkpoints of a large sample may be more than a temporary folder holds.
+            # The checkpoints of a large sample may not fit in the temporary folder.
             shutil.rmtree(again.path, ignore_errors=True)
 
         return ended
@@ -332,11 +331,11 @@ class _Verifier:
 
 
 def _is_believed(item: Mapping[str, Any], job: _Job, store: Store, code: str) -> bool:
-    """Return whether an earlier comparison is the one that training the run again would give.
+    """Return whether training the run again would repeat an earlier comparison.
 
-    That holds as long as the run's records, normbench's code, the versions of the packages and the
-    processor are the same. A verdict by the spread over seeds also depends on the other seeds. The
-    user's own code and data are those of the record: :func:`_job` has refused others.
+    That is the case while the run's records, normbench's code, the package versions and the
+    processor are unchanged. A verdict by the spread over seeds also depends on the other seeds. The
+    user's own code and data match the record, because :func:`_job` refuses changed ones.
     """
     return (
         item.get("folder") == job.seals["folder"]
@@ -348,13 +347,13 @@ def _is_believed(item: Mapping[str, Any], job: _Job, store: Store, code: str) ->
 
 
 def _scratch(store: Store) -> tempfile.TemporaryDirectory[str]:
-    """Make the folder that runs are trained into; remove one that a killed process left behind."""
+    """Create the folder in which runs are trained; remove ones left behind by killed processes."""
     prefix = _scratch_prefix(store)
-    # The lock of the store is held, so no other process is at work in a folder of this name.
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    # This process holds the store's lock, so no other process uses a folder of this name.
+    for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(OSError):
-            if not left.is_symlink() and left.stat().st_uid == os.getuid():
-                shutil.rmtree(left, ignore_errors=True)
+            if not leftover.is_symlink() and leftover.stat().st_uid == os.getuid():
+                shutil.rmtree(leftover, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
 
 
@@ -364,7 +363,7 @@ def _scratch_prefix(store: Store) -> str:
 
 
 def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the complete runs, and the damaged runs with the reasons."""
+    """Return the names of the complete runs, and the reasons for the damaged ones by name."""
     names: list[str] = []
     damaged: dict[str, str] = {}
     for run in store.runs():
@@ -377,13 +376,13 @@ def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
 
 
 def _job(run: Run, store: Store, config_dir: str | None, speeds: Speeds) -> _Job:
-    """Read the record of a run, and decide how it is trained again.
+    """Read the record of a run, and decide how to train it again.
 
-    Nothing of a run folder is imported before :meth:`Config.from_run` has allowed it.
+    Nothing that a run folder names is imported before :meth:`Config.from_run` has allowed it.
 
     Raises:
-        NormbenchError: A file is damaged, the config is not the one of the run's signature, the
-            run names a component that no config group has, or its own code or data changed.
+        NormbenchError: A file is damaged, the config does not match the run's signature, the run
+            names a component that no config group has, or the user's own code or data changed.
     """
     recorded, meta = run.config or {}, run.meta or {}
     config = Config.from_run(recorded, config_dir, f"run {run.name}")
@@ -395,8 +394,8 @@ def _job(run: Run, store: Store, config_dir: str | None, speeds: Speeds) -> _Job
         raise UserError("; ".join(changes))
     if config.init:
         _check_init(config, meta, store)
-    # A logger would send the numbers to the place where those of the recorded run are. The weights
-    # that a run started from are in the store, wherever it was when the run was trained.
+    # A logger would mix the numbers with those of the recorded run. Initial weights from another
+    # run are looked up in this store, wherever it was when the run was trained.
     config = replace(config, logger={}, store=str(store.root))
     seconds = speeds.seconds(config, config.epochs)
     cell = PlannedCell(config, config.run_name, seconds=seconds)
@@ -408,7 +407,7 @@ def _seals(run: Run) -> dict[str, str]:
 
 
 def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
-    """Check that the weights that a run started from are still those of the run it names.
+    """Check that the run that ``init`` names still has the weights that this run started from.
 
     Raises:
         UserError: There is no such run, or it was trained again and has other weights.
@@ -416,11 +415,11 @@ def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
     source = find_run(config.init, store.root)
     recorded = (meta.get("init") or {}).get("weights_sha256")
     if (source.summary or {}).get("weights_sha256") != recorded:
-        raise UserError(f"it started from other weights than {source.name} has now")
+        raise UserError(f"it started from weights that {source.name} no longer has")
 
 
 def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
-    """Return a slot with the kind and number of devices, or of threads, that a run had."""
+    """Return a slot with a run's kind and number of devices, or its number of threads."""
     devices = " ".join(meta.get("devices") or []).lower()
     if ("gpu" in devices or "cuda" in devices) and (gpus := visible_gpus()):
         slot = on_gpus(gpus[:1], [1], 1)[0]
@@ -431,18 +430,18 @@ def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
     environment = {"CUDA_VISIBLE_DEVICES": "-1"}
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= 4096:
         wanted = len(cores)
-    if config.backend == "tensorflow":  # it computes with more threads than cores, too
+    if config.backend == "tensorflow":  # it can use more threads than there are cores
         environment["TF_NUM_INTRAOP_THREADS"] = str(wanted)
     return Slot(f"cpu {wanted}", "cpu", tuple(cores[:wanted]), environment)
 
 
 class _Comparing(ForwardingObserver):
-    """Compares each run with its record as soon as it was trained again.
+    """Compares each run with its record as soon as it has been trained again.
 
     Args:
         jobs: The runs.
         compare: Called with each run that has ended.
-        view: Receives every report too.
+        view: Also receives every call.
     """
 
     def __init__(
@@ -472,7 +471,7 @@ def compare(
         run: The recorded run.
         again: The run trained again.
         store: Store with the other seeds of the run's cell.
-        seals: Checksums of the run's records when training began; the present ones by default.
+        seals: Checksums of the run's records when training began; by default the current ones.
 
     Returns:
         A :data:`normbench.store.verification.VERIFICATION`.
@@ -499,7 +498,7 @@ def compare(
     }
     epochs = len(curves.get("epoch", []))
     if curves == curves_again and same_end and weights is not False:
-        hashed = "and weights" if weights else "(it has no weights' hash)"
+        hashed = "and weights" if weights else "(no hash of its weights)"
         under = f"; other conditions: {'; '.join(unequal)}" if unequal else ""
         length = counted(epochs, "epoch")
         return found | {"reason": f"equal to the last bit: metrics of {length} {hashed}{under}"}
@@ -511,7 +510,7 @@ def compare(
 
 
 def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return how the conditions of two trainings differ where that may change the rounding.
+    """Return the differences between the conditions of two trainings that may affect rounding.
 
     Args:
         recorded: ``meta.json`` of the recorded run.
@@ -533,16 +532,16 @@ def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
         if then != now:
             found.append(f"{name} {_shown(then)} recorded, {_shown(now)} here")
     versions, versions_here = recorded.get("versions") or {}, here.get("versions") or {}
-    # A run computes with its own backend alone, whichever others are installed.
+    # A run uses only its own backend, even if others are installed.
     unused = {"tensorflow"} if engine.get("backend") == "jax" else {"jax"}
     for name in sorted({*versions, *versions_here} - unused):
         if versions.get(name) != versions_here.get(name):
             then, now = _shown(versions.get(name)), _shown(versions_here.get(name))
             found.append(f"{name} {then} recorded, {now} here")
     if not (engine.get("deterministic") and engine_here.get("deterministic")):
-        found.append("the device computes in no fixed order")
+        found.append("the device is not deterministic")
     if _last_split(recorded) != _last_split(here):
-        found.append("memory was short for one of them, which split its batches")
+        found.append("one of them ran out of memory and split its batches")
     hosts = {session.get("host") for session in recorded.get("sessions") or []}
     if len(hosts) > 1:
         found.append(f"recorded on {len(hosts)} hosts in turn")
@@ -554,7 +553,7 @@ def _shown(value: object) -> str:
 
 
 def _kinds(meta: Mapping[str, Any]) -> str | None:
-    """Return ``cpu`` or ``gpu``; names of GPUs differ in their numbers alone."""
+    """Return ``cpu`` or ``gpu``: device names contain numbers, which do not matter."""
     devices = " ".join(meta.get("devices") or []).lower()
     return None if not devices else "gpu" if "gpu" in devices or "cuda" in devices else "cpu"
 
@@ -564,7 +563,7 @@ def _last_split(meta: Mapping[str, Any]) -> int:
 
 
 def _curves(run: Run) -> Curves:
-    """Return the metrics of a run that do not come from a clock, and those of its test."""
+    """Return the metrics of a run, except those measured by a clock, and its test results."""
     rows, summary = run.metrics(), run.summary or {}
     keys = dict.fromkeys(key for row in rows for key in row if key not in MEASURED_BY_CLOCK)
     curves: Curves = {key: [row.get(key) for row in rows] for key in keys}
@@ -578,7 +577,7 @@ def _equal_weights(summary: Mapping[str, Any], again: Mapping[str, Any]) -> bool
 
 
 def _difference(one: Sequence[Any], other: Sequence[Any]) -> float:
-    """Return the largest difference of two curves; infinite where one of them lacks a value."""
+    """Return the largest difference between two curves; infinite if only one has a value."""
     if len(one) != len(other):
         return math.inf
     largest = 0.0
@@ -591,7 +590,7 @@ def _difference(one: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 def _differences(curves: Curves, again: Curves) -> dict[str, float]:
-    """Return the largest difference of each curve that either run has."""
+    """Return the largest difference for each curve that either run has."""
     keys = dict.fromkeys([*curves, *again])
     return {key: _difference(curves.get(key, []), again.get(key, [])) for key in keys}
 
@@ -603,7 +602,7 @@ def _first_difference(
     summary_again: Mapping[str, Any],
     weights: bool | None,
 ) -> str:
-    """Say where two runs under equal conditions differ first."""
+    """Describe the first difference between two runs under equal conditions."""
     endings = {True: ", though the weights are equal", False: "; the weights differ", None: ""}
     ending = endings[weights]
     epochs = max(len(curves.get("epoch", [])), len(again.get("epoch", [])))
@@ -629,8 +628,9 @@ def _value(values: Sequence[Any]) -> str:
 
 def _other_code(meta: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     """Name the commits of two trainings if they are known and differ."""
-    then, now = ((each.get("git") or {}).get("commit") for each in (meta, again))
-    changed = any((each.get("git") or {}).get("dirty") for each in (meta, again))
+    states = [record.get("git") or {} for record in (meta, again)]
+    then, now = (state.get("commit") for state in states)
+    changed = any(state.get("dirty") for state in states)
     if then and now and then != now:
         return f" (trained at commit {then[:10]}, this is {now[:10]})"
     return " (one of the two was trained with uncommitted changes)" if changed else ""
@@ -647,8 +647,8 @@ def _judged(
 ) -> dict[str, Any]:
     """Judge differences under other conditions by the spread over the seeds of the run's cell.
 
-    The spread of a curve is the largest difference between two of the runs: the other seeds, and
-    the run trained again. The recorded run is left out: numbers that were edited would widen it.
+    The spread of a curve is the largest difference between any two of the other seeds and the run
+    trained again. The recorded run is left out, because edited numbers would widen the spread.
     """
     others = _other_curves(run, store)
     spread = {
@@ -662,7 +662,7 @@ def _judged(
         )
         for key in largest
     }
-    words = _beside(largest, spread if len(others) >= LEAST_SEEDS else {})
+    words = _listed(largest, spread if len(others) >= LEAST_SEEDS else {})
     why = f"other conditions: {'; '.join(unequal)}"
     found: dict[str, Any] = {"seeds": len(others), "spread": spread if others else {}}
     if len(others) < LEAST_SEEDS:
@@ -680,25 +680,25 @@ def _judged(
     return found | {"verdict": "within", "reason": reason}
 
 
-def _beside(largest: Mapping[str, float], spread: Mapping[str, float]) -> str:
-    """List the largest difference of each curve that differs, beside its spread over seeds."""
+def _listed(largest: Mapping[str, float], spread: Mapping[str, float]) -> str:
+    """List the largest difference of each curve that differs, with its spread over seeds."""
     texts = [
         f"{key} {difference:.3g}" + (f" (seeds {spread[key]:.3g})" if key in spread else "")
         for key, difference in largest.items()
         if difference
     ]
-    return f"largest differences {', '.join(texts)}" if texts else "the weights alone differ"
+    return f"largest differences {', '.join(texts)}" if texts else "only the weights differ"
 
 
 def _other_curves(run: Run, store: Store) -> list[Curves]:
-    """Return the curves of the other seeds of a run's cell that have as many epochs as the run."""
+    """Return the curves of those other seeds of a run's cell that have as many epochs."""
     epochs = len(run.metrics())
     found = [_curves(other) for other in _other_seeds(run, store)]
     return [curves for curves in found if len(curves.get("epoch", [])) == epochs]
 
 
 def _other_seeds(run: Run, store: Store) -> list[Run]:
-    """Return the complete runs of a store that differ from a run in the seed alone."""
+    """Return the finished runs of a store that differ from a run only in the seed."""
     cell = _cell(run)
     found = []
     for other in store.runs():
@@ -709,7 +709,7 @@ def _other_seeds(run: Run, store: Store) -> list[Run]:
 
 
 def _cell(run: Run) -> dict[str, Any]:
-    """Return a run's config without its seed and without keys that change no number."""
-    numberless = ("store", "label", "logger", "probe", "stream")
-    left_out = ("seed", "signature", "schema", *numberless)
+    """Return a run's config without its seed and without keys that do not affect its results."""
+    irrelevant = ("store", "label", "logger", "probe", "stream")
+    left_out = ("seed", "signature", "schema", *irrelevant)
     return {key: value for key, value in (run.config or {}).items() if key not in left_out}

@@ -83,7 +83,7 @@ def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
         (["tag", "digits", "--where", "seed == 0", "--add", "a"], "not both"),
         (["tag", "--where", "seed == 7", "--add", "a"], "no run matches"),
         (["tag", "--where", "seed == 0", "--add", "a", "--remove", "a"], "both added and removed"),
-        (["tag", "--where", "seed == 0", "--add", "a b"], "is no tag"),
+        (["tag", "--where", "seed == 0", "--add", "a b"], "is not a tag"),
         (["rm"], "name runs, or say which with --where"),
         (["rm", "nothing"], "unknown run 'nothing'"),
         (["rm", "--empty", "digits"], "it takes no run"),

@@ -116,8 +116,8 @@ def test_every_command_takes_the_users_own_data(
     [
         (["dataset=npz"], "dataset.path is empty: write dataset.path=FILE"),
         (["dataset=npz", "dataset.path=mime.npz"], "did you mean {root}/mine.npz?"),
-        (["dataset=images", "dataset.path=mine.npz"], "is no folder: dataset=npz reads .npz"),
-        (["dataset=tfds"], "dataset.id is empty: write dataset.id=NAME, as svhn_cropped"),
+        (["dataset=images", "dataset.path=mine.npz"], "is not a folder: dataset=npz reads .npz"),
+        (["dataset=tfds"], "dataset.id is empty: write dataset.id=NAME, such as svhn_cropped"),
         (["dataset=npz", "dataset.path=mine.npz", "dataset.sise=8"], "unknown key 'dataset.sise'"),
     ],
 )

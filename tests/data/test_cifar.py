@@ -206,7 +206,7 @@ def test_missing_files_are_named(tiny_cifar: Make, tmp_path: Path) -> None:
 def test_a_folder_without_any_says_what_it_has(tiny_cifar: Make, tmp_path: Path) -> None:
     (tmp_path / "cats.zip").touch()
     said = refusal(tiny_cifar("python"), tmp_path)
-    assert "holds no CIFAR-10: expected data_batch_1, " in said
+    assert "does not contain CIFAR-10: expected data_batch_1, " in said
     assert said.endswith("found cats.zip")
     assert "there is no file or folder" in refusal(tiny_cifar("python"), tmp_path / "nowhere")
 
@@ -248,4 +248,4 @@ def test_a_batch_of_another_layout_is_refused(tiny_cifar: Make, tmp_path: Path) 
         published = {"data_batch_1": checksums.Published(checksums.Published("md5:").of(data))}
         type(tiny.source).packings = (replace(packing, train=packing.train | published),)
         tiny.write(tmp_path, data_batch_1=data)
-        assert "data_batch_1 is no file of CIFAR-10" in refusal(tiny, tmp_path)
+        assert "data_batch_1 is not a file of CIFAR-10" in refusal(tiny, tmp_path)

@@ -174,7 +174,7 @@ def test_a_missing_file_is_named(tiny_mnist: Any, tmp_path: Path) -> None:
 def test_a_folder_without_any_says_what_it_has(tiny_mnist: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     said = refusal(tiny_mnist, tmp_path)
-    assert "holds no MNIST: expected train-images-idx3-ubyte" in said
+    assert "does not contain MNIST: expected train-images-idx3-ubyte" in said
     assert said.endswith("found notes.txt")
     assert "there is no file or folder" in refusal(tiny_mnist, tmp_path / "nowhere")
 

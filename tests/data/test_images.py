@@ -190,7 +190,7 @@ def cut(path: Path) -> None:
 
 REFUSED: list[tuple[Any, Sequence[str], str]] = [
     (lambda root: remove(root / "train" / "dog"), (), "train/dog holds no images"),
-    (lambda root: text(root / "train" / "dog" / "1.txt"), (), "train/dog/1.txt is no image: no J"),
+    (lambda root: text(root / "train" / "dog" / "1.txt"), (), "train/dog/1.txt is not a JPEG"),
     (lambda root: cut(root / "test" / "cat" / "0.png"), (), "test/cat/0.png is damaged"),
     (
         lambda root: (root / "test" / "dog").rename(root / "test" / "dogs"),
@@ -200,17 +200,17 @@ REFUSED: list[tuple[Any, Sequence[str], str]] = [
     (
         lambda root: write(root / "train" / "dog" / "9.png", draw(0, (7, 5, 3))),
         (),
-        "9.png has 5×7): dataset.size=64 makes them one",
+        "9.png has 5×7): dataset.size=64 resizes them to one",
     ),
     (
         lambda root: Image.new("I;16", (5, 6)).save(root / "train" / "dog" / "0.png"),
         (),
-        "train/dog/0.png has more than 8 bits a channel",
+        "train/dog/0.png has more than 8 bits per channel",
     ),
     (
         lambda root: Image.new("L", (5, 6)).save(root / "train" / "dog" / "0.png", "GIF"),
         (),
-        "train/dog/0.png is no image: no JPEG and no PNG",
+        "train/dog/0.png is not a JPEG or PNG image",
     ),
     (lambda root: None, ["dataset.test=0.2"], "has a test folder: leave dataset.test=0.2 out"),
     (lambda root: (root / "test").rename(root / "tests"), (), "has no test folder: dataset.test=0"),
@@ -222,9 +222,9 @@ REFUSED: list[tuple[Any, Sequence[str], str]] = [
     (lambda root: None, ["dataset.size=0"], "dataset.size must be in 1..4096 or null, got 0"),
     (lambda root: None, ["dataset.size=5.5"], "dataset.size must be in 1..4096 or null, got 5.5"),
     (lambda root: None, ["dataset.channels=2"], "dataset.channels must be 1, 3 or null, got 2"),
-    (lambda root: None, ["dataset.test=2.0"], "must be a share in (0, 1), 'val' or null, got 2.0"),
-    (lambda root: None, ["dataset.test=vall"], "must be a share in (0, 1), 'val' or null, got 'v"),
-    (lambda root: None, ["dataset.test_seed=-1"], "must be a whole number from 0 up, got -1"),
+    (lambda root: None, ["dataset.test=2.0"], "must be a fraction in (0, 1), 'val' or null"),
+    (lambda root: None, ["dataset.test=vall"], "must be a fraction in (0, 1), 'val' or null"),
+    (lambda root: None, ["dataset.test_seed=-1"], "must be a whole number of at least 0, got -1"),
 ]
 
 
@@ -301,10 +301,10 @@ def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
     folder(tmp_path / "pets", {"train": 1, "test": 1})
     with pytest.raises(UserError, match=f"there is no folder {tmp_path}/pest: did you mean"):
         config_of(tmp_path / "pest")
-    with pytest.raises(UserError, match=r"is no folder: dataset=npz reads \.npz files"):
+    with pytest.raises(UserError, match=r"is not a folder: dataset=npz reads \.npz files"):
         config_of(tmp_path / "pets" / "train" / "cat" / "0.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no folders: images lie in a folder for each class"):
+    with pytest.raises(UserError, match="has no folders: put the images of each class in a folder"):
         config_of(tmp_path / "empty", "dataset.test=0.2")
 
 

@@ -111,10 +111,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"x_train": GRAY.astype(int), "x_test": GRAY[:12].astype(int)}, "x_train is int64: images a"),
     ({"x_train": GRAY + 2.0, "x_test": GRAY[:12] + 0.0}, "with values of 2..2: floats must be in"),
     ({"x_train": GRAY + np.nan, "x_test": GRAY[:12] + 0.0}, "with values of nan..nan"),
-    ({"y_train": np.eye(30)}, "labels are (N,) or (N, 1) (of one-hot labels take .argmax(1))"),
-    ({"y_train": np.arange(30) / 2}, "y_train is float64: labels are whole numbers"),
+    ({"y_train": np.eye(30)}, "labels must be (N,) or (N, 1) (for one-hot labels use .argmax(1))"),
+    ({"y_train": np.arange(30) / 2}, "y_train is float64: labels must be whole numbers"),
     ({"y_train": np.zeros(30, int), "y_test": np.zeros(12, int)}, "has 1 class: a classifier n"),
-    ({"y_train": np.array(["a"] * 30)}, "y_train holds <U1 values; images and labels are numbers"),
+    ({"y_train": np.array(["a"] * 30)}, "y_train holds <U1 values; images and labels must be"),
     ({"x_test": GRAY[:0, ..., None].repeat(3, -1), "y_test": np.arange(0)}, "x_test is empty"),
 ]
 
@@ -216,8 +216,8 @@ def test_damaged_files_and_other_files_are_told_apart(tmp_path: Path) -> None:
     for name, content, message in [
         ("cut.npz", data[: len(data) // 2], "is damaged"),
         ("flipped.npz", data[:3000] + bytes([data[3000] ^ 1]) + data[3001:], "is damaged"),
-        ("text.npz", b"x_train", "is no npz file"),
-        ("empty.npz", b"", "is no npz file"),
+        ("text.npz", b"x_train", "is not an npz file"),
+        ("empty.npz", b"", "is not an npz file"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):

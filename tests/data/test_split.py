@@ -112,7 +112,7 @@ PINNED_TRAIN = [13, 15, 21, 32, 53, 55, 62, 96]
         ({"validation": True}, "validation True is not possible"),
         ({"train_size": 901}, "train_size 901 is not possible: allowed 10..900 (or null"),
         ({"train_size": 9}, "train_size 9 is not possible: allowed 10..900"),
-        ({"split_seed": -1}, "split_seed -1 is not a whole number from 0 up"),
+        ({"split_seed": -1}, "split_seed -1 is not a whole number of at least 0"),
     ],
 )
 def test_impossible_sizes_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:

@@ -136,7 +136,7 @@ def test_images_that_neither_memory_nor_swap_holds_are_refused_without_streaming
     with pytest.raises(UserError) as caught:
         is_streamed(False, "mine", 6 * GIB)
     assert str(caught.value) == (
-        "stream=false, and mine has images of 6.0 GiB: this machine has 5.0 GiB of memory; "
+        "stream=false, but mine has images of 6.0 GiB: this machine has 5.0 GiB of memory; "
         "stream=auto reads them from the disk as they are needed"
     )
 

@@ -51,7 +51,7 @@ def test_importing_again_says_so_and_does_nothing(
     tiny, root = imported
     said: list[str] = []
     assert tiny.source.import_from(tmp_path / "gone", root, said.append) == root / "mnist/3.0.1"
-    assert said == [f"MNIST is there already: {root / 'mnist' / '3.0.1'}"]
+    assert said == [f"MNIST is already present: {root / 'mnist' / '3.0.1'}"]
     assert tiny.source.prepare(root, said.append) == root / "mnist/3.0.1"
     assert fake_tfds.actions == ["write"]
 
@@ -99,7 +99,7 @@ def test_two_imports_at_once_do_not_mix(tiny_mnist: Any, fake_tfds: Any, tmp_pat
     (root / tfds_folder.HIDDEN).mkdir(parents=True)
     with (
         FileLock(root / tfds_folder.HIDDEN / "mnist.lock"),
-        pytest.raises(NormbenchError, match="another process is bringing mnist into"),
+        pytest.raises(NormbenchError, match="another process is writing mnist to"),
     ):
         tiny_mnist.source.import_from(files, root)
     tiny_mnist.source.import_from(files, root)

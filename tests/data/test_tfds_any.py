@@ -125,13 +125,13 @@ def test_the_same_images_under_another_name_are_the_same_run() -> None:
     ("options", "message"),
     [
         ({"id": "boxes", "test": 0.2}, "does not classify images: an image and one class label"),
-        ({"id": "mixed"}, "image 1 of train has 5×6): dataset.size=64 makes them one"),
+        ({"id": "mixed"}, "image 1 of train has 5×6): dataset.size=64 resizes them to one"),
         ({"id": "untested"}, "dataset.test=validation tests on validation"),
         ({"id": "whole", "test": 0.2}, "has a test split: leave dataset.test=0.2 out"),
         ({"id": "hole"}, "(did you mean whole, which is?): get it with `normbench data prepare "),
         ({"id": "whole:3.0.0"}, "whole:3.0.0 is not in "),
-        ({"id": "../x"}, "dataset.id '../x' is no name of tensorflow-datasets"),
-        ({"id": "whole", "test": "extra"}, "a share in (0, 1), 'validation' or null, got 'extra'"),
+        ({"id": "../x"}, "dataset.id '../x' is not a name in tensorflow-datasets"),
+        ({"id": "whole", "test": "extra"}, "a fraction in (0, 1), 'validation' or null, got 'e"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
@@ -149,7 +149,7 @@ def test_a_config_is_needed_only_where_several_are_prepared(tmp_path: Path) -> N
     assert find("one", None, None, tmp_path) == tmp_path / "one/small/1.0.0"
     assert find("two", "large", None, tmp_path) == tmp_path / "two/large/1.2.0"
     assert find("two", "huge", None, tmp_path) is None
-    with pytest.raises(UserError, match="several configs, name one: two/large, two/small"):
+    with pytest.raises(UserError, match="several configs, choose one: two/large, two/small"):
         find("two", None, None, tmp_path)
     assert tfds_folder.prepared(tmp_path) == ["one", "two"]
 

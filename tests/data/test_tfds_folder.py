@@ -60,7 +60,7 @@ def test_a_whole_folder_has_no_damage(tmp_path: Path) -> None:
         (lambda f: (f / "mnist-train.tfrecord-00001-of-00002").unlink(), "00001-of-00002 is missi"),
         (lambda f: os.truncate(f / "mnist-test.tfrecord-00000-of-00001", 9), "9 bytes, not 232"),
         (lambda f: (f / "dataset_info.json").write_text("{"), "not JSON"),
-        (lambda f: (f / "dataset_info.json").write_text("[]"), "a JSON object expected"),
+        (lambda f: (f / "dataset_info.json").write_text("[]"), "expected a JSON object"),
         (lambda f: (f / "dataset_info.json").unlink(), "cannot be read"),
         (
             lambda f: (f / "dataset_info.json").write_text('{"name": "x", "splits": []}'),

@@ -106,7 +106,7 @@ def test_what_is_read_back_must_be_what_was_written() -> None:
 def test_an_error_of_ours_comes_through_as_it_is(tmp_path: Path) -> None:
     request = {"name": "mnist", "data_dir": str(tmp_path), "arrays": str(tmp_path / "none"),
                "label_names": {}, "cache_path": str(tmp_path / "c")}  # fmt: skip
-    with pytest.raises(NormbenchError, match=r"^.*/none is not whole$"):
+    with pytest.raises(NormbenchError, match=r"^.*/none is incomplete$"):
         tfds_process.run("write", request)
 
 

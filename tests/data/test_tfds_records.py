@@ -123,7 +123,7 @@ def test_damage_is_named(tmp_path: Path, images: np.ndarray, position: str) -> N
         NormbenchError, match=r"00000-of-00001 cannot be read without .*damaged"
     ) as e:
         tfds_records.read(tmp_path, SHAPE, ["train"])
-    assert ("it is cut short" if position == "end" else "a checksum does not fit") in str(e.value)
+    assert ("it is truncated" if position == "end" else "a checksum does not match") in str(e.value)
 
 
 def test_what_is_no_png_image_with_a_label_is_refused(tmp_path: Path, images: np.ndarray) -> None:
@@ -137,7 +137,7 @@ def test_what_is_no_png_image_with_a_label_is_refused(tmp_path: Path, images: np
         b"\x0a\xff",
     ):
         write(tmp_path, [[record]])
-        with pytest.raises(NormbenchError, match="something else than PNG images with labels"):
+        with pytest.raises(NormbenchError, match="something other than PNG images with labels"):
             tfds_records.read(tmp_path, SHAPE, ["train"])
     write(tmp_path, [[record]], fileFormat="array_record")
     with pytest.raises(NormbenchError, match="array_record, which only tensorflow-datasets reads"):
@@ -172,7 +172,7 @@ def test_without_tensorflow_datasets_nothing_is_prepared_or_imported(
 ) -> None:
     monkeypatch.setattr(tfds_process, "is_installed", lambda: False)
     said: list[str] = []
-    with pytest.raises(UserError, match="to prepare a data set, and is not installed: pip"):
+    with pytest.raises(UserError, match="to prepare a data set, but is not installed: pip"):
         tiny_mnist.source.prepare(tmp_path / "data", said.append)
     files = tiny_mnist.write(tmp_path / "files")
     with pytest.raises(UserError, match=r"to write a data set, .* TFDS_DATA_DIR"):

@@ -120,7 +120,7 @@ def test_images_larger_than_half_of_memory_are_streamed(
         assert isinstance(dataset.train.images, np.ndarray) is not is_streamed
     monkeypatch.setattr(streaming, "machine_memory", lambda: size - 1)
     assert load_dataset(config()).streamed
-    with pytest.raises(UserError, match=r"stream=false, and mine has images of 15\.0 KiB: this"):
+    with pytest.raises(UserError, match=r"stream=false, but mine has images of 15\.0 KiB: this"):
         load_dataset(config("stream=false"))
 
 

@@ -98,13 +98,13 @@ DAMAGE = {
         lambda f: _in_lines(f, lambda r: [r[0].replace('"lr": ', '"lr": 1e999, "x": '), *r[1:]]),
         "metrics.jsonl: line 1: lr is inf",
     ),
-    "no first epoch": (lambda f: _in_lines(f, lambda r: r[1:]), "line 1 is of epoch 2, not 1"),
-    "no third epoch": (lambda f: _in_lines(f, lambda r: r[:2] + r[3:]), "line 3 is of epoch 4"),
+    "no first epoch": (lambda f: _in_lines(f, lambda r: r[1:]), "line 1 has epoch 2, not 1"),
+    "no third epoch": (lambda f: _in_lines(f, lambda r: r[:2] + r[3:]), "line 3 has epoch 4"),
     "no last epoch": (
         lambda f: _in_lines(f, lambda r: r[:-1]),
         "metrics.jsonl: its last epoch is 4",
     ),
-    "an epoch twice": (lambda f: _in_lines(f, lambda r: r[:3] + r[2:]), "line 4 is of epoch 3"),
+    "an epoch twice": (lambda f: _in_lines(f, lambda r: r[:3] + r[2:]), "line 4 has epoch 3"),
     "a broken line": (
         lambda f: _in_lines(f, lambda r: [r[0][:30] + "\n", *r[1:]]),
         "line 1 is not",
@@ -117,7 +117,7 @@ DAMAGE = {
         lambda f: (f / "config.yaml").write_text(
             re.sub("signature: .+", "signature: 0badc0de", _config(f))
         ),
-        "config.yaml: it is of signature '0badc0de'",
+        "config.yaml: its signature is '0badc0de'",
     ),
     "parts that are a text": (
         lambda f: _in_meta(f, micro_batches="x"),
@@ -126,7 +126,7 @@ DAMAGE = {
     "versions that are a list": (lambda f: _in_meta(f, versions=[1]), "meta.json: versions is [1]"),
     "half a character": (
         lambda f: _in_meta(f, host="\ud800"),
-        "meta.json: host is '\\ud800', not a text of whole characters",
+        "meta.json: host is '\\ud800', not valid Unicode text",
     ),
     "measured values that are a list": (
         lambda f: _diagnosed(f, values=[1.0]),

@@ -306,7 +306,7 @@ def test_own_files_that_are_not_found_are_refused_in_one_line(
     missing = refusal("--config-dir", str(empty))
     assert f"{named}which no file of norm has in conf/ or {empty}\n" in missing
     nowhere = tmp_path / "nowhere"
-    assert f"--config-dir '{nowhere}' is no folder" in refusal("--config-dir", str(nowhere))
+    assert f"--config-dir '{nowhere}' is not a folder" in refusal("--config-dir", str(nowhere))
     (own.folder / "my_pack_layer.py").unlink()
     provenance._spec.cache_clear()
     importlib.invalidate_caches()

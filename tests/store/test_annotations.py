@@ -48,7 +48,7 @@ def test_tags_are_columns_to_filter_by(run: Run) -> None:
 
 @pytest.mark.parametrize("tag", ["", "two words", "1st", "a-b", "é", "x" * 41, "a.b"])
 def test_a_word_that_a_filter_could_not_name_is_refused(run: Run, tag: str) -> None:
-    with pytest.raises(UserError, match="is no tag"):
+    with pytest.raises(UserError, match="is not a tag"):
         annotate(run, [tag])
     assert read(run) == Annotations()
 

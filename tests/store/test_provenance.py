@@ -301,6 +301,6 @@ def test_a_change_is_said_with_both_versions() -> None:
     assert provenance.own_changes(recorded, now) == [
         "the run was trained with a.C 5555555555, this is 2222222222",
         "the run was trained with a.D 6666666666 and 3333333333, this is 3333333333",
-        "the run does not say with which version of a.E it was trained",
+        "the run does not record which version of a.E it was trained with",
     ]
     assert provenance.own_changes(None, {}) == []

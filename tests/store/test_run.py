@@ -249,7 +249,7 @@ def test_an_interrupted_run_is_resumable_whatever_its_last_line(tmp_store: Path)
         path.write_bytes(whole[:cut])
         assert run.verify() == "interrupted"
     path.write_bytes(whole[whole.index(b"\n") + 1 :])
-    with pytest.raises(StoreError, match=r"metrics\.jsonl: line 1 is of epoch 2, not 1"):
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: line 1 has epoch 2, not 1"):
         run.verify()
 
 
@@ -344,7 +344,7 @@ def test_a_folder_under_the_name_of_another_run_is_not_that_run(finished: Run) -
     other = Run(finished.path.with_name(f"{finished.name[:-8]}0badc0de"))
     finished.path.rename(other.path)
     for run in (other, without_checksums(other)):
-        with pytest.raises(StoreError, match=r"it is of signature '\w+', the folder of '0badc0de'"):
+        with pytest.raises(StoreError, match=r"its signature is '\w+', the folder's is '0badc0de'"):
             run.verify()
 
 
@@ -377,7 +377,7 @@ def test_going_on_with_an_older_run_gives_it_checksums(tmp_store: Path) -> None:
     [
         ("meta.json", b'{"a":' + b"[" * 200_000, "nested too deeply"),
         ("meta.json", b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", "nested more than 32 levels"),
-        ("meta.json", b'{"host": "\\ud800"}', "not a text of whole characters"),
+        ("meta.json", b'{"host": "\\ud800"}', "not valid Unicode text"),
         ("meta.json", b'{"pid": NaN}', "not JSON"),
         ("meta.json", b'{"micro_batches": "x"}', "micro_batches is 'x', not a list"),
         ("summary.json", b'{"status": "finished", "test_acc": -1}', "test_acc is -1"),
@@ -388,7 +388,7 @@ def test_going_on_with_an_older_run_gives_it_checksums(tmp_store: Path) -> None:
             b"a: &a [1,1,1,1,1,1,1,1]\n"
             + b"".join(b"%c: &%c [%b]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 8))
                        for c in range(ord("a"), ord("p"))),
-            "its aliases unfold to too much",
+            "its aliases expand to too many values",
         ),
         ("diagnosis.jsonl", b'{"epoch":1,"step":1,"probe":"a","values":[1]}\n', "values is [1]"),
     ],
@@ -470,7 +470,7 @@ def test_arguments_that_are_not_utf_8_are_recorded(tmp_store: Path) -> None:
         assert (run.meta or {})["command"] == ["\\udcff"]
         assert (run.owner or {})["command"] == ["normbench", "\\udcff"]
     other = Store(tmp_store).run("other")
-    with pytest.raises(UserError, match=r"label is .*udcff', not a text of whole"):
+    with pytest.raises(UserError, match=r"label is .*udcff', not valid Unicode text"):
         other.create({"label": "\udcff", "signature": "0badc0de"}, {})
 
 

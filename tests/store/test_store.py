@@ -151,13 +151,13 @@ def test_meta_is_strict_json(run: Run) -> None:
         ("meta.json", b"", "not JSON"),
         ("meta.json", b'{"status": "runn', "not JSON"),
         ("meta.json", b"\xff\xfe\x00", "not JSON"),
-        ("meta.json", b"[]", "a JSON object expected, not list"),
+        ("meta.json", b"[]", "expected a JSON object, got list"),
         ("meta.json", b'{"schema": 7}', "its schema is 7"),
         ("summary.json", b"{", "not JSON"),
         ("config.yaml", b"a: [1", "not YAML"),
         ("config.yaml", b"\x00\x00", "not YAML"),
         ("config.yaml", b"when: 2026-99-99", "not YAML"),
-        ("config.yaml", b"", "a mapping expected, not NoneType"),
+        ("config.yaml", b"", "expected a mapping, got NoneType"),
     ],
 )
 def test_unreadable_files_are_named_in_one_line(
@@ -242,7 +242,7 @@ def test_a_folder_locked_but_not_created_is_no_run(tmp_store: Path) -> None:
     assert store.foreign() == [
         (
             run.path,
-            "an empty run folder: no config.yaml, no meta.json (it ended before it began)",
+            "an empty run folder: no config.yaml, no meta.json (its process ended early)",
         )
     ]
 
@@ -712,7 +712,7 @@ def test_truncate_metrics_keeps_the_lines_up_to_an_epoch_as_they_are(run: Run) -
         run.append_metrics(row(epoch))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"epoch": 4, "tr')
-    with pytest.raises(StoreError, match="ends after epoch 3, the checkpoint is of epoch 4"):
+    with pytest.raises(StoreError, match="ends after epoch 3, but the checkpoint is of epoch 4"):
         run.truncate_metrics(4)
     run.truncate_metrics(3)
     assert path.read_bytes() == whole
@@ -880,7 +880,7 @@ def test_runs_are_sorted_and_foreign_things_are_told_apart(tmp_store: Path) -> N
     assert [run.name for run in store.runs()] == ["a-00000001", "b-00000002"]
     foreign = {path.name: reason for path, reason in store.foreign()}
     assert foreign == {
-        "half": "an empty run folder: no meta.json (it ended before it began)",
+        "half": "an empty run folder: no meta.json (its process ended early)",
         "notes.txt": "a file, not a run folder",
         "photos": "not a run folder: no config.yaml, no meta.json",
     }
@@ -976,7 +976,7 @@ _ONE = b'{"schema": 1, "arrays": {"w": "float32"}, "info": {}}'
         (
             zipfile.ZIP_STORED,
             {"normbench.json": _ONE, "w.npy": _npy("(9999999999999,)", b"1234")},
-            "has 4 bytes, not those of",
+            "has 4 bytes, which does not match its shape",
         ),
         (zipfile.ZIP_STORED, {"normbench.json": b'{"schema": 1, "arrays": []}'}, "info is missing"),
         (zipfile.ZIP_STORED, {"normbench.json": b"[" * 99_999}, "nested too deeply"),

@@ -43,9 +43,9 @@ UNTIL = {"looks": [3, 4, 6], "seeds": 4, "stopped": ""}
 
 DAMAGE = [
     ("{", "not JSON"),
-    ("[]", "a JSON object expected"),
-    (head(schema=2), "its schema is 2, this normbench reads 1"),
-    (head(schema="1"), "its schema is '1', this normbench reads 1"),
+    ("[]", "expected a JSON object"),
+    (head(schema=2), "its schema is 2, but this version of normbench reads 1"),
+    (head(schema="1"), "its schema is '1', but this version of normbench reads 1"),
     ({key: value for key, value in head().items() if key != "cells"}, "cells is missing"),
     ({key: value for key, value in head().items() if key != "started"}, "started is missing"),
     (head(cells={}), "cells is {}, not a list"),

@@ -105,7 +105,7 @@ def test_mistakes_are_named(overrides, message):
         ("title: x\n", "lacks the key 'overrides'"),
         ("title: x\noverrides: []\nscale: {}\n", "did you mean 'scales'"),
         ("title: x\noverrides: norm=bn\n", "must be a list of overrides"),
-        ("title: [\n", "no YAML"),
+        ("title: [\n", "is not valid YAML"),
         ("- a\n", "must be a group of keys"),
     ],
 )
@@ -179,8 +179,8 @@ def test_a_key_with_a_typed_value_is_not_tuned(tuning):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tune: optimizer.lr=0.1,0.2", "tune must be keys with their values, as tune: {opt"),
-        ("tune: {}", "tune must be keys with their values"),
+        ("tune: optimizer.lr=0.1,0.2", "tune must map keys to their values, such as tune: {opt"),
+        ("tune: {}", "tune must map keys to their values"),
         ("tune: {optimizer.lr: 0.1}", "tune.optimizer.lr must have several values"),
         ("tune: {optimizer.lr: [0.1]}", "tune.optimizer.lr must have several values"),
         ("tune: {optimizer.lr: '0.1'}", "must have several values, .* not 0.1"),
@@ -192,7 +192,7 @@ def test_a_key_with_a_typed_value_is_not_tuned(tuning):
         ("tune: {optimizer.lr: [0.1, 0.2]}\nextend: many", "extend must be a whole number"),
         ("tune: {optimizer.lr: [0.1, 0.2]}\ntune_seeds: [0.5]", "tune_seeds must be seeds"),
         ("tune: {optimizer.lr: [0.1, 0.2]}\ntune_seed: 7", "did you mean 'tune_seeds'"),
-        ("extend: 2", "extend goes with tune"),
+        ("extend: 2", "extend needs tune"),
     ],
 )
 def test_a_file_that_tunes_nothing_sensible_is_refused(text, message, tuning):

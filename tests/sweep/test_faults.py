@@ -168,7 +168,7 @@ class Trial:
                 self.finished[name] = ((run.path / "summary.json").read_bytes(), count)
                 assert len(run.metrics()) == 6
         for path, reason in self.store.foreign():
-            assert "it ended before it began" in reason or path.name in self.corrupt, reason
+            assert "its process ended early" in reason or path.name in self.corrupt, reason
 
     def weights(self) -> list[str]:
         return [(self.store.run(name).summary or {})["weights_sha256"] for name in self.names]

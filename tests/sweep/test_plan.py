@@ -141,9 +141,9 @@ def test_a_store_of_other_versions_or_commits_is_flagged(grid, tmp_store):
     now = {"git": {"commit": "a" * 40, "dirty": False}, "versions": {"keras": "3.15.1"}}
     lines = other_versions(plan(grid("seed=range(0,4)"), store).cells, store, now)
     assert lines == [
-        f"1 of 3 finished cells trained by commit {'b' * 10}, and this is commit {'a' * 10}",
-        f"1 of 3 finished cells trained by an installed normbench, and this is commit {'a' * 10}",
-        "1 of 3 finished cells trained with keras 3.0, and this is 3.15.1",
+        f"1 of 3 finished cells trained by commit {'b' * 10}, but this is commit {'a' * 10}",
+        f"1 of 3 finished cells trained by an installed normbench, but this is commit {'a' * 10}",
+        "1 of 3 finished cells trained with keras 3.0, but this is 3.15.1",
     ]
 
 

@@ -359,9 +359,9 @@ RANGE = ("--tune", SPACE[0])
         ([*RANGE, "--sampler", "tpee", "--trials", "5"], "unknown --sampler 'tpee': did you mean"),
         ([*RANGE, "--sampler", "tpe"], "--sampler tpe needs --trials N"),
         ([*RANGE, "--sampler", "tpe", "--trials", "1"], "--trials must be at least 2, got 1"),
-        ([*RANGE], "a range names no list of values; --sampler tpe --trials 20"),
-        (["--tune", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): a range names"),
-        (["--tune", "optimizer.lr=0.1,0.2", "--trials", "5"], "--trials 5 goes with --sampler"),
+        ([*RANGE], "a range is not a list of values; --sampler tpe --trials 20"),
+        (["--tune", "optimizer.lr=interval(0,1)"], "optimizer.lr=interval(0,1): a range is not"),
+        (["--tune", "optimizer.lr=0.1,0.2", "--trials", "5"], "--trials 5 needs --sampler"),
         (["--sampler", "tpe", "--trials", "5"], "--sampler requires --tune"),
         (
             ["--tune", "optimizer.lr=0.1,0.2", "--sampler", "tpe", "--trials", "2"],
@@ -371,12 +371,12 @@ RANGE = ("--tune", SPACE[0])
             ["--tune", "optimizer.lr=log(0.1,0.11)", "--sampler", "tpe", "--trials", "9"],
             "has 11 values (those of a range have three significant digits)",
         ),
-        ([*RANGE, "--sampler", "cmaes", "--trials", "5"], "cmaes searches two or more ranges"),
-        ([*RANGE, *TPE, "--extend", "2"], "--extend goes on by the step of a list"),
+        ([*RANGE, "--sampler", "cmaes", "--trials", "5"], "cmaes needs two or more ranges"),
+        ([*RANGE, *TPE, "--extend", "2"], "--extend continues a list by its step"),
         (["--tune", "optimizer.lr=log(1,0.1)", *TPE], "first limit must be below the second"),
         (["--tune", "optimizer.lr=log(0,1)", *TPE], "log() needs limits above 0, got 0 and 1"),
         (["--tune", "label_smoothing=interval(0,1)", *TPE], "label_smoothing must be in [0, 1)"),
-        (["optimizer.lr=log(0.1,1)"], "an interval names no finite set of values"),
+        (["optimizer.lr=log(0.1,1)"], "an interval has no finite set of values"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(run_sweep, tmp_store, words, message):

@@ -180,12 +180,12 @@ def test_looks_hold_for_one_schedule_and_one_protocol(rounds, tmp_store, change,
 def test_a_tuning_seed_of_a_later_round_is_refused_before_the_first(rounds, tmp_store):
     code, out = rounds("--tune-seeds", "5")
     assert code == 2
-    assert "seed 5 is a tuning seed and a final one" in out
+    assert "seed 5 is both a tuning seed and a final seed" in out
     assert not list(tmp_store.iterdir())
 
 
 def test_a_cell_without_a_choice_adds_no_seeds(rounds, tmp_store):
     code, out = rounds("max_loss=1e-9")
     assert code == 1
-    assert "no seeds are added while a cell has no value that its trials chose" in out
+    assert "no seeds are added while a cell has no chosen value" in out
     assert looks_of(Store(tmp_store)) == []

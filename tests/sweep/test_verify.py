@@ -178,7 +178,7 @@ def test_conditions_name_what_may_change_the_rounding() -> None:
     other = {**meta, "engine": {**engine, "threads": 4}, "versions": {"numpy": "3"}}
     assert conditions(meta, other) == ["threads 2 recorded, 4 here", "numpy 2 recorded, 3 here"]
     gpu = {**meta, "engine": {**engine, "deterministic": False}}
-    assert conditions(gpu, gpu) == ["the device computes in no fixed order"]
+    assert conditions(gpu, gpu) == ["the device is not deterministic"]
     moved = {**meta, "sessions": [{"host": "a"}, {"host": "b"}]}
     assert conditions(moved, meta) == ["recorded on 2 hosts in turn"]
 
@@ -194,7 +194,7 @@ def test_a_run_that_cannot_be_trained_is_one_line(store, lines, faults) -> None:
     assert not result.verdicts
     assert len(lines) == 2
     assert lines[0].startswith(f"[1/2] {strange.name}: cannot be trained again: ")
-    assert "nothing of it is imported" in lines[0]
+    assert "it is not imported" in lines[0]
     assert lines[1].startswith(f"[2/2] {failing.name}: cannot be trained again: ")
 
 
@@ -381,7 +381,7 @@ def test_a_run_without_enough_seeds_is_judged_once_there_are_more(
         run_of(store, seed).move_aside("test")
     assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "unjudged"}
     assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "unjudged"}
-    assert "--again trains it anew" in lines[1]
+    assert "--again repeats this" in lines[1]
     run_on(Local(workers=1, gpus=0), grid("seed=0,1"))
     assert verify(store, [run.name], say=lines.append).verdicts == {run.name: "within"}
 
@@ -506,9 +506,9 @@ def test_a_log_has_a_line_a_minute_of_a_long_verification(grid, tmp_store, monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sample", "0"], "--sample 0: at least 1 run is trained again"),
+        (["--sample", "0"], "--sample 0: must be at least 1"),
         (["--sample", "x"], "invalid int value: 'x'"),
-        (["--seed", "-1"], "--seed -1: a seed is a whole number of at least 0"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--store", "/nowhere"], "there is no store '/nowhere'"),
         (["--where", "norm == bnn"], "did you mean 'bn'?"),
     ],

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Executors, which train the cells of a sweep: one module each, plus their slots and workers."""

@@ -23,13 +23,13 @@ DEFAULT = "local"
 
 @dataclass(frozen=True)
 class SweepContext:
-    """What all cells of a sweep have in common.
+    """Settings shared by all cells of a sweep.
 
     Attributes:
-        store: Where their runs are kept.
-        command: Command line that the records of the runs name.
-        logs: Folder for the output of worker processes; None: the output is discarded.
-        replace_damaged: Set damaged folders of runs aside and train these runs anew.
+        store: The store for the runs.
+        command: Command line for the records of the runs.
+        logs: Folder for the output of worker processes; None to discard it.
+        replace_damaged: Set damaged run folders aside and train these runs again.
         tuned: The trials that chose the values of a final run, for its record, by the run's name.
     """
 
@@ -40,7 +40,7 @@ class SweepContext:
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def order(self, cell: PlannedCell, may_split: bool = True) -> dict[str, Any]:
-        """Return all that :func:`~normbench.sweep.cell.train_cell` needs, as plain JSON types.
+        """Return everything that :func:`~normbench.sweep.cell.train_cell` needs, as JSON types.
 
         Args:
             cell: The cell to train.
@@ -57,14 +57,14 @@ class SweepContext:
 
 
 class Stop:
-    """Counts requests to stop (Ctrl-C, SIGTERM) while it is entered.
+    """Context manager that counts requests to stop (Ctrl-C, SIGTERM).
 
-    After the first request nothing new is started, and cells that train are stopped so that they
+    After the first request nothing new is started, and cells in training are stopped so that they
     can be resumed. After the second, worker processes are killed.
 
     Attributes:
         requests: Number of requests so far.
-        raises: Also raise KeyboardInterrupt, because a cell trains in this very process.
+        raises: Also raise KeyboardInterrupt, because a cell is training in this process.
     """
 
     def __init__(self) -> None:
@@ -100,15 +100,15 @@ class Executor(ABC):
     """Trains the cells of a sweep.
 
     A sweep calls :meth:`allocate`, then :meth:`check`, then :meth:`run`. An executor is a context
-    manager, so that whatever it starts ends with it.
+    manager, so that everything it starts ends with it.
     """
 
     @abstractmethod
     def allocate(self, count: int) -> list[str]:
-        """Decide where up to ``count`` cells are trained.
+        """Decide where to train up to ``count`` cells.
 
         Returns:
-            The names of the slots, in each of which one cell trains at a time.
+            The names of the slots, each of which trains one cell at a time.
         """
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Executor(ABC):
         """Build the networks of configs, without training or writing anything.
 
         Returns:
-            For each config the reason why it cannot be trained, or an empty string.
+            For each config, the reason why it cannot be trained, or an empty string.
         """
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Executor(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - not every executor starts something
-        """End whatever was started. May be called more than once."""
+        """End everything that was started. May be called more than once."""
 
     def __enter__(self) -> Self:
         return self
@@ -153,17 +153,17 @@ def choose(
 ) -> tuple[dict[str, Any], list[str]]:
     """Separate the overrides of the executor from those of the runs.
 
-    The executor changes no number of a run, so it is no part of the runs' configs.
+    The executor does not affect a run's results, so it is not part of the runs' configs.
 
     Args:
         overrides: Such as ``norm=bn,gn``, ``executor=local``, ``executor.workers=2``.
-        config_dir: Further folder with config groups.
+        config_dir: Second folder of config groups.
 
     Returns:
         The options of the executor with its ``name`` and ``_target_``, and the other overrides.
 
     Raises:
-        UserError: The executor or one of its options does not exist, or several are named.
+        UserError: The executor or one of its options does not exist, or there are several.
     """
     name, options, others = DEFAULT, dict[str, Any](), list[str]()
     for text in overrides:
@@ -192,7 +192,7 @@ def choose(
 
 
 def make(options: Mapping[str, Any]) -> Executor:
-    """Make the executor whose options :func:`choose` returned.
+    """Build the executor from the options that :func:`choose` returned.
 
     Raises:
         UserError: The executor does not accept an option or its value.
@@ -202,7 +202,7 @@ def make(options: Mapping[str, Any]) -> Executor:
 
 
 def int_option(name: str, value: Any, least: int, optional: bool = False) -> Any:
-    """Return the value of an option, or refuse it unless it is an integer of at least ``least``."""
+    """Return the value of an option; refuse it unless it is an integer of at least ``least``."""
     if optional and value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

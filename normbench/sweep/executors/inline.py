@@ -14,7 +14,7 @@ from normbench.sweep.preflight import refusal
 
 
 class Inline(Executor):
-    """Trains without worker processes, so that a debugger sees everything.
+    """Trains without worker processes, so that a debugger can follow everything.
 
     A cell that aborts the process ends the sweep.
     """

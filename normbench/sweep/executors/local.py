@@ -1,4 +1,4 @@
-"""The executor that keeps a pool of worker processes on this machine: the default."""
+"""The default executor: a pool of worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class Local(Executor):
     """Trains on every GPU of this machine, or on all its cores if it has none.
 
     Args:
-        workers: Largest number of cells at a time; None: one a core, or as many as the GPUs take.
-        gpus: Number of GPUs to use, the first ones; None: all; 0: none.
-        jobs_per_gpu: Cells at a time on one GPU; None: as many as its free memory has room for, by
-            an estimate of what the cells need.
+        workers: Largest number of cells at a time; None for one per core, or as many as the GPUs
+            take.
+        gpus: Number of GPUs to use, the first ones; None for all, 0 for none.
+        jobs_per_gpu: Cells at a time on one GPU; None for as many as fit in its free memory, by an
+            estimate of the cells' needs.
         retries: Number of times that a cell is tried again after its worker died.
         list_gpus: Returns the GPUs of this machine.
     """
@@ -64,7 +65,7 @@ class Local(Executor):
         ]
 
     def check_for_elsewhere(self, configs: Sequence[Config]) -> list[str]:
-        """Check configs as :meth:`check` does, but not against the memory of this machine."""
+        """Check configs as :meth:`check` does, but without regard to this machine's memory."""
         return self._pool.ask(self._slots, "build", configs, _building_failed)
 
     def run(
@@ -82,7 +83,7 @@ class Local(Executor):
         Dispatch(cells, self._slots, self._pool, context, observer, stop, self._retries).run()
 
     def _fill_gpus(self, cells: Sequence[PlannedCell], observer: SweepObserver) -> None:
-        """Lay out as many slots on each GPU as its free memory has room for the largest cell."""
+        """Allocate as many slots on each GPU as the largest cell fits in its free memory."""
         programs = {cell.program: cell.config for cell in cells}
         needs = self._pool.ask(self._slots, "memory", list(programs.values()), lambda death: None)
         need = max((need for need in needs if need), default=None)
@@ -93,7 +94,7 @@ class Local(Executor):
         most = min(len(cells), self._most or len(cells))
         self._slots = on_gpus(self._gpus, per_gpu, most, threads.core_ids())
         for name, worker in list(self._pool.items()):
-            if worker.slot not in self._slots:  # it has more cores than its slot has now
+            if worker.slot not in self._slots:  # it uses more cores than its slot has now
                 self._pool.end(name)
         observer.note(f"about {need / 2**30:.1f} GiB per run: {max(per_gpu)} at a time on each GPU")
 

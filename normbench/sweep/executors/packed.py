@@ -1,9 +1,9 @@
 """Several cells in one job of a cluster: :class:`PackedJob` trains them, :class:`PackedCell` waits.
 
-The job runs the local executor over its share of cells, so that these fill the cores or the GPUs of
-the job as they would fill a machine of their own. The result of each cell is written to a file in
-the folder that all machines see, as soon as the cell has ended. A job that is requeued leaves out
-the cells that have such a file, and the others go on from their checkpoints.
+The job runs the local executor on its share of cells, so that they use the cores or GPUs of the job
+as they would use a machine of their own. When a cell has ended, its result is written to a file in
+a folder that all machines share. A requeued job skips the cells that have such a file, and the
+others continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class PackedJob:
     """A job that trains several cells; submitit submits it again if it is preempted.
 
     Attributes:
-        folder: Where the results of the cells are written, and the output of the workers.
-        workers: Largest number of cells at a time on cores.
-        gpus: GPUs of the job; 0: none.
+        folder: Folder for the results of the cells and the output of the workers.
+        workers: Largest number of cells at a time if there are no GPUs.
+        gpus: Number of GPUs of the job.
     """
 
     folder: Path
@@ -42,13 +42,13 @@ class PackedJob:
         """Train the cells that have no result yet.
 
         Returns:
-            The results of this session by the names of the runs, as plain JSON types.
+            The results of this session by run name, as plain JSON types.
         """
         cells = [self._cell(order) for order in orders]
         waiting = [cell for cell in cells if not result_file(self.folder, cell.name).exists()]
         observer = ResultWriter(self.folder)
         stop = Stop()
-        # Not SIGTERM: Slurm sends it before it preempts a job, which is then requeued.
+        # Not SIGTERM: Slurm sends it before preempting a job, which is then requeued.
         handler = signal.signal(signal.SIGINT, lambda number, frame: stop.request())
         try:
             with Local(workers=None if self.gpus else self.workers, gpus=self.gpus) as local:
@@ -59,7 +59,7 @@ class PackedJob:
         return observer.results
 
     def checkpoint(self, orders: Sequence[Mapping[str, Any]]) -> Any:
-        """Return what is to be submitted again: the same, as results and checkpoints are files."""
+        """Return the job to submit again: the same one, as results and checkpoints are files."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, orders)
@@ -70,7 +70,7 @@ class PackedJob:
         return PlannedCell(config, config.run_name)
 
     def _context(self, orders: Sequence[Mapping[str, Any]]) -> SweepContext:
-        """Return the context that the orders were made of."""
+        """Return the context from which the orders were made."""
         first = orders[0]
         return SweepContext(
             store=Store(first["store"]),
@@ -86,7 +86,7 @@ class PackedJob:
 class ResultWriter(SweepObserver):
     """Writes the result of each cell to a file when the cell has ended.
 
-    A cell that was interrupted gets no file: it goes on when the job is submitted again.
+    An interrupted cell gets no file: it continues when the job is submitted again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,11 +111,11 @@ def result_file(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class PackedCell:
-    """A cell of a packed job, as the sweep waits for it: a job of submitit's with one cell.
+    """A cell of a packed job, with the interface of a submitit job for one cell.
 
     Attributes:
-        job: The job of submitit, which other cells share.
-        folder: Where the job writes results.
+        job: The submitit job, which other cells share.
+        folder: The folder to which the job writes results.
         name: The name of the run.
     """
 
@@ -135,7 +135,7 @@ class PackedCell:
         return result_file(self.folder, self.name).exists() or self.job.done()
 
     def result(self) -> dict[str, Any]:
-        """Return the result of the cell; an error of the job if the job ended before the cell."""
+        """Return the result of the cell; raise the job's error if it ended before the cell."""
         found = read_json(result_file(self.folder, self.name)) or self.job.result().get(self.name)
         return CellResult("interrupted").to_dict() if found is None else found
 

@@ -31,7 +31,7 @@ WORKER = ["-m", "normbench.sweep.executors.worker"]
 #: Longest wait for a message in seconds; a stop is noticed at least that often.
 WAIT = 0.2
 
-#: Seconds that a worker is given to end by itself before it is killed.
+#: Seconds that a worker has to exit by itself before it is killed.
 GRACE = 30.0
 
 
@@ -42,8 +42,8 @@ class Attempt:
     Attributes:
         cell: The cell.
         tries: Number of attempts so far.
-        out_of_memory: An earlier attempt ran out of memory.
-        began: Start of the last attempt, in seconds of ``time.monotonic``.
+        out_of_memory: True if an earlier attempt ran out of memory.
+        began: Start of the last attempt, as ``time.monotonic()`` seconds.
     """
 
     cell: PlannedCell
@@ -55,19 +55,19 @@ class Attempt:
 class Dispatch:
     """Trains the cells of a sweep on slots.
 
-    - A worker is kept for the next cell. It is replaced if it died, if its cell failed (unless the
-      cell was refused before training), or if its GPU memory is needed for another program.
+    - A worker is reused for the next cell. It is replaced if it died, if its cell failed (unless
+      the cell was refused before training), or if its GPU memory is needed for another program.
     - A cell whose worker died is tried again ``retries`` times; then its run is marked as failed.
     - A cell that ran out of memory is tried once more, with one cell fewer on that device.
-    - Once the disk is full, no further cell is started.
+    - Once the disk is full, no more cells are started.
 
     Args:
-        cells: The queue, whose order is kept unless another cell suits a worker better.
-        slots: Where cells are trained.
-        pool: Workers, of which some may be running already.
-        context: What the cells have in common.
+        cells: The queue. Its order is followed unless another cell suits a worker better.
+        slots: The slots on which to train.
+        pool: Workers, some of which may already be running.
+        context: Settings shared by the cells.
         observer: Follows the cells.
-        stop: Is looked at a few times a second.
+        stop: Checked a few times a second.
         retries: See above.
     """
 
@@ -122,7 +122,7 @@ class Dispatch:
 
         Prefer a cell whose program this worker has already compiled, then one whose program no
         worker has compiled, then the last in the queue: the worker that has compiled its program
-        goes on with the cells before it.
+        takes the cells before it.
         """
         worker = self._pool.get(slot.name)
         if worker is not None:
@@ -138,7 +138,7 @@ class Dispatch:
     def _start(self, slot: Slot, attempt: Attempt) -> None:
         cell = attempt.cell
         worker = self._pool.get(slot.name)
-        # GPU memory that TensorFlow has taken comes back only when its process ends.
+        # TensorFlow releases GPU memory only when its process ends.
         if worker and worker.slot.is_gpu and worker.program not in (None, cell.program):
             self._pool.end(slot.name)
         worker = self._pool.worker_for(slot, cell.config)
@@ -147,8 +147,8 @@ class Dispatch:
         attempt.began = time.monotonic()
         self._busy[slot.name] = attempt
         self._observer.started(cell, slot.name)
-        # Splitting a batch changes the numbers of batch statistics, fewer cells on a device do not:
-        # that is tried first.
+        # Splitting a batch changes batch statistics, whereas running fewer cells on a device does
+        # not, so the latter is tried first.
         may_split = attempt.out_of_memory or self._room[slot.device] == 1
         worker.send({"do": "train", **self._context.order(cell, may_split)})
 
@@ -164,7 +164,7 @@ class Dispatch:
         if result.result == "failed":
             self._failed(name, attempt, result)
         elif result.result == "interrupted" and not self._stop.requests:
-            self._pool.end(name)  # somebody else interrupted the worker, which ends with its cell
+            self._pool.end(name)  # somebody else interrupted the worker, which then exits
             self._try_again(attempt, "its worker was interrupted", CellResult("interrupted"))
         else:
             self._end(attempt, result)
@@ -174,13 +174,13 @@ class Dispatch:
             self._pool.end(name)
         if result.cause == "disk" and not self._full_disk:
             self._full_disk = True
-            self._observer.note("the disk is full: no further run is started")
+            self._observer.note("the disk is full: no more runs are started")
         if result.cause == "memory" and not attempt.out_of_memory and not self._stop.requests:
             attempt.out_of_memory = True
             device = next(slot.device for slot in self._slots if slot.name == name)
             room = self._room[device] = max(1, self._room[device] - 1)
             runs = f"{room} run{'s' * (room > 1)} at a time"
-            reason = f"out of memory on {device}, which has {runs} from now on"
+            reason = f"out of memory on {device}, which now takes {runs}"
             self._observer.retrying(attempt.cell, reason)
             self._waiting.insert(0, attempt)
             return
@@ -196,7 +196,7 @@ class Dispatch:
             return
         try:
             status = self._context.store.run(attempt.cell.name).status
-        except NormbenchError:  # the next attempt names the damaged files
+        except NormbenchError:  # the next attempt reports the damaged files
             status = "interrupted"
         if status in ("finished", "diverged"):  # the worker died after writing the last file
             self._end(attempt, CellResult("diverged" if status == "diverged" else "trained"))
@@ -204,7 +204,7 @@ class Dispatch:
         self._try_again(attempt, reason, CellResult("failed", "died", reason, log))
 
     def _try_again(self, attempt: Attempt, reason: str, result: CellResult) -> None:
-        """Put a cell back into the queue, or end it with ``result`` after too many attempts."""
+        """Put a cell back in the queue, or end it with ``result`` after too many attempts."""
         if attempt.tries <= self._retries:
             self._observer.retrying(attempt.cell, reason)
             self._waiting.insert(0, attempt)
@@ -229,9 +229,9 @@ class Dispatch:
 
 
 def mark_failed(run: Run, message: str, command: Sequence[str]) -> None:
-    """Write into the record of a run that it failed, because its own process could not.
+    """Write to a run's record that it failed, because its own process could not.
 
-    Otherwise the next sweep would take the run for an interrupted one, and try it again.
+    Otherwise the next sweep would treat the run as interrupted and try it again.
     """
     try:
         with run.lock(command):
@@ -243,16 +243,16 @@ def mark_failed(run: Run, message: str, command: Sequence[str]) -> None:
 
 
 class WorkerPool(dict[str, "WorkerProcess"]):
-    """Worker processes by the names of their slots, started when they are first needed.
+    """Worker processes by slot name, started when they are first needed.
 
     Attributes:
-        logs: Folder for the output of workers that are started from now on; None: it is discarded.
+        logs: Folder for the output of workers started from now on; None to discard it.
     """
 
     logs: Path | None = None
 
     def worker_for(self, slot: Slot, config: Config) -> WorkerProcess:
-        """Return a worker on a slot that can serve a config: Keras has one backend a process."""
+        """Return a slot's worker for a config; Keras allows only one backend per process."""
         worker = self.get(slot.name)
         if worker is not None and worker.backend != config.backend:
             self.end(slot.name)
@@ -287,10 +287,10 @@ class WorkerPool(dict[str, "WorkerProcess"]):
         """Ask workers the same question about every config, and return the answers in order.
 
         Args:
-            slots: Where workers are asked.
+            slots: The slots whose workers are asked.
             question: ``check``, ``build`` or ``memory``: see :mod:`.worker`.
-            configs: Asked about one by one, those of one backend together.
-            if_died: Returns the answer in place of a worker that died, given how it died.
+            configs: The configs, asked about one by one, grouped by backend.
+            if_died: Returns an answer for a worker that died, given how it died.
         """
         waiting = sorted(range(len(configs)), key=lambda index: configs[index].backend)
         answers: list[Any] = [None] * len(configs)
@@ -315,7 +315,7 @@ class WorkerPool(dict[str, "WorkerProcess"]):
         self.pop(name).close()
 
     def close(self) -> None:
-        """End all workers; a run that one of them trains is interrupted and can be resumed."""
+        """End all workers; runs in training are interrupted and can be resumed."""
         for worker in self.values():
             worker.interrupt()
         for name in list(self):
@@ -323,18 +323,18 @@ class WorkerPool(dict[str, "WorkerProcess"]):
 
 
 class WorkerProcess:
-    """A worker process, seen from the sweep.
+    """The sweep's handle of a worker process.
 
-    The process has a session of its own, so that Ctrl-C on the terminal reaches the sweep alone,
-    which passes it on.
+    The process has its own session, so that Ctrl-C in the terminal reaches only the sweep, which
+    passes it on.
 
     Args:
-        slot: Where the worker runs.
-        log: File to which its standard output and error are appended; None: they are discarded.
-        backend: Backend of Keras of the configs that the worker serves.
+        slot: Slot on which the worker runs.
+        log: File to which its standard output and error are appended; None to discard them.
+        backend: Keras backend of the configs that the worker serves.
 
     Attributes:
-        program: Identifies what the worker has compiled; see :attr:`PlannedCell.program`.
+        program: Identifies the program that the worker compiled; see :attr:`PlannedCell.program`.
     """
 
     def __init__(self, slot: Slot, log: Path | None = None, backend: str = "tensorflow") -> None:
@@ -348,7 +348,7 @@ class WorkerProcess:
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
             **slot.environment,
-            # The worker imports what this process can, from the same folders.
+            # The worker searches the same folders for modules as this process.
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
         cores = ",".join(map(str, slot.cores))
@@ -373,7 +373,7 @@ class WorkerProcess:
         return self._process.stdout.fileno()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message. If the worker has died, the next :meth:`read` says so."""
+        """Send a message. If the worker has died, the next :meth:`read` returns None."""
         assert self._process.stdin is not None
         if self._log is not None and self._log.exists():
             self._log_start = self._log.stat().st_size
@@ -390,7 +390,7 @@ class WorkerProcess:
         return list(self._lines.feed(data)) if data else None
 
     def interrupt(self) -> None:
-        """Have the worker write a checkpoint and end."""
+        """Make the worker write a checkpoint and exit."""
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -401,7 +401,7 @@ class WorkerProcess:
             self._process.send_signal(number)
 
     def close(self) -> None:
-        """Close the pipes, upon which the worker ends; kill it if it does not."""
+        """Close the pipes, which makes the worker exit; kill it if it does not."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -416,7 +416,7 @@ class WorkerProcess:
 
     def death(self) -> str:
         """Return how the process ended: ``was killed by SIGKILL``, ``ended with exit status 1``."""
-        code = self._wait()  # its pipe is closed, but the process may still live
+        code = self._wait()  # its pipe is closed, but the process may still be running
         if code >= 0:
             return f"ended with exit status {code}"
         try:
@@ -425,7 +425,7 @@ class WorkerProcess:
             return f"was killed by signal {-code}"
 
     def last_output(self) -> tuple[str, ...]:
-        """Return the last lines of the log that were written since the last message sent."""
+        """Return the last lines of the log written since the last message was sent."""
         if self._log is None:
             return ()
         try:

@@ -1,4 +1,4 @@
-"""The executor that trains the cells of a sweep as tasks of Ray, here or on a cluster."""
+"""The executor that trains the cells of a sweep as Ray tasks, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from normbench.sweep.plan import PlannedCell
 class RayExecutor(Remote):
     """Trains each cell as a Ray task; Ray queues, places and retries the tasks.
 
-    Ray starts a cell whose worker or node died again, maybe on another node, and the cell goes on
-    from its checkpoint. Tasks with a share of a GPU get a process of their own, because TensorFlow
-    gives GPU memory back only when its process ends. Other tasks reuse a process and what it has
-    compiled.
+    Ray restarts a cell whose worker or node died, possibly on another node, and the cell continues
+    from its checkpoint. Tasks that use a GPU get a process of their own, because TensorFlow
+    releases GPU memory only when its process ends. Other tasks reuse processes and the programs
+    they have compiled.
 
     Args:
         address: Address of a cluster, such as ``host:6379``, or ``auto`` for one that was started
-            on this machine; None: start Ray here for this sweep. A cluster with token
+            on this machine; None to start Ray here for this sweep. A cluster with token
             authentication, which recent versions of Ray enable if they find a token, also needs
             the token and ``RAY_AUTH_MODE=token`` in the environment; ``auto`` and None find the
             token by themselves.
-        cpus_per_run: Cores that Ray reserves for a cell, and number of its threads.
-        gpus_per_run: Share of a GPU, or a whole number of GPUs; 0: none.
+        cpus_per_run: Number of cores that Ray reserves for a cell, and of its threads.
+        gpus_per_run: Fraction of a GPU, or a whole number of GPUs; 0 for none.
         retries: Number of times that Ray tries a cell again after its worker or its node died.
 
     Raises:
@@ -69,8 +69,8 @@ class RayExecutor(Remote):
     def allocate(self, count: int) -> list[str]:
         ray = self._ray
         if not ray.is_initialized():
-            # Ray's workers import what this process can, from the same folders. The working
-            # folder comes last, for modules of the user's own.
+            # Ray's workers search the same folders for modules as this process. The working folder
+            # comes last, for the user's own modules.
             paths = [path or str(Path.cwd()) for path in (*sys.path, "")]
             self._init(
                 include_dashboard=False,
@@ -88,7 +88,7 @@ class RayExecutor(Remote):
         if room < 1:
             raise UserError(
                 f"Ray has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, "
-                f"and a run is to have {self._cpus} and {self._gpus:g}"
+                f"but a run needs {self._cpus} and {self._gpus:g}"
             )
         return [f"ray {index}" for index in range(min(room, count))]
 
@@ -104,13 +104,13 @@ class RayExecutor(Remote):
             return
         _refuse_unreachable(address)
         try:
-            with _silent_native_log():  # Ray's library writes a line a second while it tries
+            with _silent_native_log():  # Ray's library prints a line every second while it tries
                 self._ray.init(address=address, **options)
         except Exception as error:
             reasons = " ".join(map(str, (error, error.__cause__, error.__context__)))
             if any(word in reasons for word in ("Unauthenticated", "AuthToken", "authentication")):
                 raise NormbenchError(
-                    f"the Ray cluster at {address} wants an authentication token: set "
+                    f"the Ray cluster at {address} requires an authentication token: set "
                     "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints "
                     "on its head node (unless ~/.ray/auth_token has it); for a cluster that was "
                     "started on this machine executor.address=auto finds the token by itself"
@@ -145,9 +145,7 @@ class RayExecutor(Remote):
         except exceptions.TaskCancelledError:
             return CellResult("interrupted")
         except exceptions.OutOfMemoryError as error:
-            return CellResult(
-                "failed", "died", f"the host's memory was spent: {_first_line(error)}"
-            )
+            return CellResult("failed", "died", f"the host ran out of memory: {_first_line(error)}")
         except exceptions.RayError as error:
             if "KeyboardInterrupt" in str(error):
                 return CellResult("interrupted")
@@ -155,11 +153,11 @@ class RayExecutor(Remote):
             return CellResult("failed", "died", message)
 
     def _where_output_is(self) -> str:
-        """Say where a worker that died has left its output, which the log of the run lacks."""
+        """Describe where a dead worker's output is, which the run's log does not include."""
         try:
             # Each node has the folder of its own session under this path.
             folder = self._ray._private.worker._global_node.get_logs_dir_path()
-        except AttributeError:  # private, of Ray 2.50 to 2.60
+        except AttributeError:  # a private attribute of Ray 2.50 to 2.60
             return " (the workers' output is in Ray's folder of logs on their nodes)"
         return f" (the workers' output is in {folder}/worker-*.err on their nodes)"
 
@@ -173,7 +171,7 @@ class RayExecutor(Remote):
             self._started = False
 
     def _remote(self, function: Any, backend: str) -> Any:
-        """Make a Ray task of ``function``, with processes of its own for each backend of Keras."""
+        """Make ``function`` a Ray task, with separate processes for each Keras backend."""
         return self._ray.remote(
             num_cpus=self._cpus,
             num_gpus=self._gpus,
@@ -193,25 +191,25 @@ class RayExecutor(Remote):
 
 
 HANDED_ON = (
-    "NORMBENCH_*",  # the store, and all that may follow
+    "NORMBENCH_*",  # the store and other settings
     "TFDS_DATA_DIR",  # prepared data sets
     *("JAX_*", "XLA_FLAGS", "XLA_PYTHON_CLIENT_*", "TF_*"),  # how a run is compiled and computed
     "XDG_CACHE_HOME",  # normbench's own caches
-    *("MLFLOW_*", "WANDB_*"),  # of loggers
+    *("MLFLOW_*", "WANDB_*"),  # loggers
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
 )
-"""Environment variables, by patterns, that change what a run does or where it reads and writes.
+"""Patterns of environment variables that affect what a run does, or where it reads and writes.
 
-A task of Ray has the environment of its node, not that of the sweep.
+A Ray task has the environment of its node, not that of the sweep.
 """
 
 _SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")
-"""Parts of the names of variables that stay here: Ray shows a task's environment to everybody."""
+"""Parts of names of variables that are not passed on: Ray shows a task's environment to anyone."""
 
 
 def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of an environment that the workers get (:data:`HANDED_ON`)."""
+    """Return the variables of an environment that are passed to workers (:data:`HANDED_ON`)."""
     return {
         name: value
         for name, value in environment.items()
@@ -221,7 +219,7 @@ def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Refuse a ``host:port`` at which nothing listens, because Ray would try for minutes."""
+    """Refuse a ``host:port`` at which nothing listens, because Ray would retry for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         return
@@ -235,7 +233,7 @@ def _refuse_unreachable(address: str) -> None:
 
 @contextmanager
 def _silent_native_log() -> Iterator[None]:
-    """Discard what native code writes to standard error. Exceptions of Python are not affected."""
+    """Discard the output of native code to standard error; Python exceptions are not affected."""
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

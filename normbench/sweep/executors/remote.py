@@ -1,4 +1,4 @@
-"""Base of the executors that hand cells to a cluster's queue, and the function that runs there."""
+"""Base class of executors that submit cells to a cluster, and the functions that run there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from normbench.sweep.observer import SweepObserver, stored_progress
 from normbench.sweep.plan import PlannedCell
 from normbench.sweep.preflight import refusal
 
-#: Seconds between two looks at the store.
+#: Seconds between two checks of the store.
 LOOK = 1.0
 
 
 class Remote(Executor):
     """Submits all cells at once as jobs, and waits until each has ended.
 
-    The progress of a job is read from the store, a folder that all machines share. So is the
+    The progress of a job is read from the store, a folder shared by all machines, and so is the
     result of a job whose machine can no longer report it.
     """
 
@@ -36,7 +36,7 @@ class Remote(Executor):
 
     @abstractmethod
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
-        """Return those of ``handles`` whose jobs have ended, after ``seconds`` at most."""
+        """Return those of ``handles`` whose jobs have ended, after at most ``seconds``."""
 
     @abstractmethod
     def result(self, handle: Any) -> CellResult:
@@ -48,7 +48,7 @@ class Remote(Executor):
 
     @abstractmethod
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
-        """Cancel jobs. Running ones write a checkpoint first, unless told to end ``at_once``."""
+        """Cancel jobs. Running ones write a checkpoint first unless ``at_once`` is true."""
 
     def run(
         self,
@@ -58,7 +58,7 @@ class Remote(Executor):
         stop: Stop,
     ) -> None:
         waiting = dict(zip(self.submit(cells, context), cells, strict=True)) if cells else {}
-        running: dict[str, float] = {}  # cells seen to run, with the time of the first sight
+        running: dict[str, float] = {}  # when each running cell was first seen, by name
         stops_passed_on, looked = 0, 0.0
         while waiting:
             for handle in self.wait(list(waiting), LOOK / 4):
@@ -108,7 +108,7 @@ class Remote(Executor):
 def _look(
     cell: PlannedCell, running: dict[str, float], context: SweepContext, observer: SweepObserver
 ) -> None:
-    """Report the progress of a submitted cell that the store shows."""
+    """Report the progress of a submitted cell, as read from the store."""
     run = context.store.run(cell.name)
     try:
         if run.status != "running":
@@ -122,20 +122,20 @@ def _look(
     observer.progress(cell, facts)
 
 
-# State of the process on the other machine. Ray may use a worker process for several cells.
+# State of the process on the remote machine. Ray may use a worker process for several cells.
 _warm = WarmState()
 _built: dict[str, str] = {}
 
 
 def remote_cell(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Train a cell on the machine that this is called on; see :func:`.cell.train_cell`.
+    """Train a cell on the machine where this function runs; see :func:`.cell.train_cell`.
 
     Returns:
-        The result, as :meth:`.CellResult.to_dict` gives it.
+        The result, as from :meth:`.CellResult.to_dict`.
     """
     return train_cell(order, Observer(), _warm).to_dict()
 
 
 def remote_refusals(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each config the reason why it cannot be trained, or an empty string."""
+    """Return, for each config, the reason why it cannot be trained, or an empty string."""
     return [refusal(Config.from_dict(tree), _warm, _built) for tree in trees]

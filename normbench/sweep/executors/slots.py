@@ -1,4 +1,4 @@
-"""Slots of this machine, in each of which one cell trains: on its GPUs, or on its cores."""
+"""Slots of this machine, each of which trains one cell at a time on a GPU or on some cores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from normbench.machine import nvidia_smi
 
-#: Largest number of cells at a time on one GPU by default; more slow one another down.
+#: Default limit on the number of cells at a time on one GPU; more slow each other down.
 MOST_ON_A_GPU = 8
 
-#: Share of a GPU's free memory that cells may take.
+#: Fraction of a GPU's free memory that cells may use.
 SHARE = 0.9
 
 
@@ -22,7 +22,7 @@ class Gpu:
 
     Attributes:
         id: Its name in ``CUDA_VISIBLE_DEVICES``.
-        free: Free memory in bytes; None if the driver does not say.
+        free: Free memory in bytes; None if unknown.
     """
 
     id: str
@@ -35,8 +35,8 @@ class Slot:
 
     Attributes:
         name: Such as ``gpu 0``, ``gpu 0.1`` (the second slot of that GPU) or ``cpu 1``.
-        device: Name of the device; slots of one device take memory from each other.
-        cores: Cores that the cell may use; empty: all.
+        device: Name of the device; slots on the same device share its memory.
+        cores: Cores that the cell may use; empty for all.
         environment: Environment variables of the slot's worker.
     """
 
@@ -54,7 +54,7 @@ def visible_gpus(
     driver: Callable[[], list[dict[str, Any]]] = nvidia_smi,
     environment: Mapping[str, str] = os.environ,
 ) -> list[Gpu]:
-    """Return the GPUs of the driver's list that ``CUDA_VISIBLE_DEVICES`` makes visible."""
+    """Return those of the driver's GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible."""
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None and chosen.strip() in ("", "-1"):
         return []
@@ -65,7 +65,7 @@ def visible_gpus(
     for name in chosen.split(","):
         index = int(name) if name.strip().isdigit() else None
         if index is not None and index >= len(known):
-            break  # as CUDA does at the first GPU that does not exist
+            break  # like CUDA, which ignores everything after a GPU that does not exist
         gpus.append(Gpu(name.strip(), None if index is None else known[index]["free"]))
     return gpus
 
@@ -73,13 +73,13 @@ def visible_gpus(
 def on_gpus(
     gpus: Sequence[Gpu], jobs_per_gpu: Sequence[int], most: int, cores: Sequence[int] = ()
 ) -> list[Slot]:
-    """Lay out slots on GPUs, the first of every GPU before the second of any.
+    """Create slots on GPUs, one on each GPU before a second one on any.
 
     Args:
         gpus: GPUs to use.
-        jobs_per_gpu: Number of slots of each GPU.
-        most: Largest number of slots in all.
-        cores: Cores to divide among the slots; empty: each slot may use all.
+        jobs_per_gpu: Number of slots on each GPU.
+        most: Largest total number of slots.
+        cores: Cores to divide among the slots; if empty, each slot may use all.
     """
     slots = []
     for turn in range(max(jobs_per_gpu, default=0)):
@@ -99,13 +99,13 @@ def on_gpus(
     slots = slots[:most]
     if not cores:
         return slots
-    # Each worker would else compile and prepare batches with as many threads as there are cores.
+    # Otherwise each worker would compile and prepare batches with as many threads as cores.
     shares = _shares(cores, len(slots))
     return [replace(slot, cores=share) for slot, share in zip(slots, shares, strict=True)]
 
 
 def on_cores(available: Sequence[int], workers: int) -> list[Slot]:
-    """Divide cores among ``workers`` slots, neighbors together; surplus slots share a core."""
+    """Divide cores among ``workers`` slots, adjacent ones together; surplus slots share cores."""
     environment = {"CUDA_VISIBLE_DEVICES": "-1"}
     return [
         Slot(f"cpu {index}", "cpu", cores, environment)
@@ -114,7 +114,7 @@ def on_cores(available: Sequence[int], workers: int) -> list[Slot]:
 
 
 def _shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Divide cores into ``count`` shares of neighbors, each of at least one core."""
+    """Divide cores into ``count`` shares of adjacent cores, at least one core each."""
     shares = []
     for index in range(count):
         first = index * len(cores) // count
@@ -124,7 +124,7 @@ def _shares(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
 
 
 def fitting(gpu: Gpu, need: int, core_count: int) -> int:
-    """Return how many cells of ``need`` bytes each fit on a GPU; at least one is tried."""
+    """Return how many cells of ``need`` bytes each fit on a GPU, but at least one."""
     if gpu.free is None:
         return 1
     return max(1, min(int(SHARE * gpu.free) // need, MOST_ON_A_GPU, core_count))

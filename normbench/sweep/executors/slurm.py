@@ -22,38 +22,38 @@ from normbench.sweep.plan import PlannedCell
 
 CLUSTERS = ("slurm", "local", "debug")
 
-#: Part of submitit's message that it does not requeue a job any more.
+#: Part of submitit's message that it no longer requeues a job.
 OUT_OF_TIME = "timed-out too many times"
 
-#: Seconds between two questions to Slurm's controller, which serves the whole cluster.
+#: Seconds between two queries to Slurm's controller, which the entire cluster shares.
 LOOK = 10.0
 
 
 class Slurm(Remote):
     """Trains cells as the jobs of one job array; Slurm and submitit queue, place and requeue them.
 
-    A preempted job is always requeued, and one that is out of time is requeued ``timeouts`` times.
-    Either goes on from the checkpoint of its last epoch. A cell that needs still more time fails,
-    and ``--retry-failed`` goes on from its checkpoint. All nodes must see the folder of the store.
+    A preempted job is always requeued; one that ran out of time is requeued ``timeouts`` times.
+    Both continue from the checkpoint of the last epoch. A cell that needs even more time fails, and
+    ``--retry-failed`` continues from its checkpoint. All nodes must share the store's folder.
 
-    With ``cells_per_job`` a job trains several cells, as the local executor does on the cores or
-    GPUs of the job (:mod:`.packed`).
+    With ``cells_per_job`` a job trains several cells, like the local executor, on the cores or GPUs
+    of the job (:mod:`.packed`).
 
     Args:
-        cluster: ``slurm``; or, to try things out, submitit's ``local`` or ``debug``.
-        partition: Partition of Slurm; None: the default one.
-        account: Account to charge; None: the default one.
-        minutes: Time limit of a job, each time that it runs.
-        timeouts: Number of times that a job which ran out of time is requeued.
-        cells_per_job: Cells that a job trains; with several of them the options that follow are of
-            the job, not of a cell, and so is the time limit.
-        cpus_per_run: Cores of a job.
-        gpus_per_run: GPUs of a job.
-        memory_gb: Memory of a job in GB; None: Slurm's default.
+        cluster: ``slurm``, or submitit's ``local`` or ``debug`` for trying things out.
+        partition: Slurm partition; None for the default one.
+        account: Account to charge; None for the default one.
+        minutes: Time limit of a job, each time it runs.
+        timeouts: Number of times that a job that ran out of time is requeued.
+        cells_per_job: Cells per job. With more than one, the time limit and the following options
+            apply to the job, not to each cell.
+        cpus_per_run: Cores per job.
+        gpus_per_run: GPUs per job.
+        memory_gb: Memory per job in GB; None for Slurm's default.
         at_a_time: Largest number of jobs of the array that run at the same time.
         setup: Lines of the job's script before it starts Python.
         more: Further options of sbatch, by their long names: ``{"qos": "high"}``.
-        srun: Options of the srun that starts Python, as those of a container.
+        srun: Options of the srun command that starts Python, such as those for a container.
 
     Raises:
         UserError: submitit is not installed.
@@ -80,7 +80,7 @@ class Slurm(Remote):
             raise unknown("executor.cluster", str(cluster), CLUSTERS)
         for name, lines in (("setup", setup), ("srun", srun)):
             if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
-                raise UserError(f"executor.{name} must be a list of texts, got {lines!r}")
+                raise UserError(f"executor.{name} must be a list of strings, got {lines!r}")
         self._cluster = cluster
         self._at_a_time = int_option("at_a_time", at_a_time, 1)
         self._timeouts = int_option("timeouts", timeouts, 0)
@@ -118,7 +118,7 @@ class Slurm(Remote):
         return [f"{self._cluster} {index}" for index in range(slots)]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        """Check on the machine that submits, which may have no GPU."""
+        """Check on the submitting machine, which may have no GPU."""
         with Local(workers=1, gpus=0) as local:
             local.allocate(1)
             return local.check_for_elsewhere(configs)
@@ -140,11 +140,11 @@ class Slurm(Remote):
     def _submit_packed(
         self, executor: Any, cells: Sequence[PlannedCell], context: SweepContext, folder: Path
     ) -> list[PackedCell]:
-        """Submit jobs of several cells each, neighbors in the grid together."""
+        """Submit jobs of several cells each, grouping neighbors in the grid."""
         size = self._cells_per_job
         cpus, gpus = self._parameters["cpus_per_task"], self._parameters["gpus_per_node"]
         shares = [cells[first : first + size] for first in range(0, len(cells), size)]
-        # A folder for each job, as a sweep may submit the same cell twice.
+        # One folder per job, because a sweep may submit the same cell twice.
         folder = folder.resolve() / f"cells-{uuid.uuid4().hex[:8]}"
         folders = [folder / str(number) for number in range(len(shares))]
         jobs = []
@@ -174,11 +174,11 @@ class Slurm(Remote):
             return CellResult("failed", "died", f"Slurm's job {handle.job_id} left no result{end}")
         try:
             result = CellResult.from_dict(handle.result())
-            # submitit raises this error inside the run, which then fails with it.
+            # submitit raises this error inside the run, which then fails because of it.
             if OUT_OF_TIME in result.error:
                 return replace(result, error=self._out_of_time(), log=())
             return result
-        except Exception as error:  # of submitit, or raised by the job
+        except Exception as error:  # raised by submitit or by the job
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             if any(OUT_OF_TIME in line for line in lines):
                 return CellResult("failed", "died", self._out_of_time())
@@ -189,7 +189,7 @@ class Slurm(Remote):
         minutes = self._parameters["timeout_min"]
         return (
             f"out of time {self._timeouts + 1} times (executor.minutes={minutes}, "
-            f"executor.timeouts={self._timeouts}); --retry-failed goes on from its checkpoint"
+            f"executor.timeouts={self._timeouts}); --retry-failed continues from its checkpoint"
         )
 
     def withdraw(self, handles: Sequence[Any], at_once: bool) -> None:
@@ -209,48 +209,48 @@ _SET_BY_OTHERS = {
     "mem": "memory_gb",
     "array": "at_a_time",
 }
-"""Options of sbatch, by the executor's own that set them."""
+"""Options of sbatch, with the options of the executor that set them."""
 
 
 def _options_of_sbatch(more: Mapping[str, str | int]) -> dict[str, str | int]:
     """Check the options of ``executor.more``, and return them by sbatch's names.
 
     Raises:
-        UserError: They are no mapping of names to texts or numbers; or one of them is set by an
-            option of the executor.
+        UserError: They are not a mapping of names to strings or numbers, or an option of the
+            executor sets one of them.
     """
     if not isinstance(more, Mapping):
         raise UserError(
-            f"executor.more must be options by their names, {{qos: high}}, got {more!r}"
+            f"executor.more must map options to values, such as {{qos: high}}, got {more!r}"
         )
     options = {str(name).strip("-").replace("_", "-"): value for name, value in more.items()}
     for name, value in options.items():
         if name in _SET_BY_OTHERS:
             raise UserError(
-                f"executor.more sets {name}, which is executor.{_SET_BY_OTHERS[name]} here"
+                f"executor.more sets {name}: use executor.{_SET_BY_OTHERS[name]} instead"
             )
         if not isinstance(value, str | int):
-            raise UserError(f"executor.more: {name} must be a text or a number, got {value!r}")
+            raise UserError(f"executor.more: {name} must be a string or a number, got {value!r}")
     return options
 
 
 class RequeuedCell:
-    """A cell that submitit submits again if Slurm preempts its job or the job is out of time."""
+    """A cell that submitit resubmits if Slurm preempts its job or the job runs out of time."""
 
     def __call__(self, order: Mapping[str, Any]) -> dict[str, Any]:
         return remote_cell(order)
 
     def checkpoint(self, order: Mapping[str, Any]) -> Any:
-        """Return what is to be submitted again; the checkpoint of the run is in the store."""
+        """Return the job to submit again; the run's checkpoint is in the store."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, order)
 
 
 class SlurmQueue:
-    """Finds jobs that left Slurm's queue, by asking ``squeue`` for all of them at once.
+    """Finds jobs that have left Slurm's queue, with one ``squeue`` call for all of them.
 
-    submitit learns from ``sacct`` that Slurm killed a job: within seconds at first, later within
+    submitit learns from ``sacct`` that Slurm killed a job: at first within seconds, later within
     ten minutes, and never on a cluster without accounting.
 
     Args:
@@ -266,8 +266,8 @@ class SlurmQueue:
     def lost(self, ids: Iterable[str]) -> set[str]:
         """Return those of ``ids`` that were missing from the queue in two successive answers.
 
-        One answer is not enough: a job leaves the queue before all machines see its result in the
-        shared folder.
+        One answer is not enough, because a job may leave the queue before its result is visible on
+        all machines.
         """
         if time.monotonic() - self._asked < LOOK:
             return set()
@@ -287,10 +287,10 @@ def _queued() -> set[str] | None:
 
 
 def stop_softly(ids: Iterable[str]) -> None:
-    """Cancel waiting jobs, and have running ones write a checkpoint and end.
+    """Cancel waiting jobs, and make running ones write a checkpoint and end.
 
-    Running jobs get SIGINT, as from Ctrl-C. They ignore the SIGTERM of a plain ``scancel``, because
-    submitit does, and would be killed some 30 seconds after it.
+    Running jobs get SIGINT, as from Ctrl-C. They would ignore the SIGTERM of a plain ``scancel``,
+    as submitit does, and be killed some 30 seconds later.
     """
     ids = list(ids)
     if ids:

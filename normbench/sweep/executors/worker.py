@@ -1,6 +1,6 @@
-"""The program of a worker process, :func:`main`: it carries out messages, one after the other.
+"""The program of a worker process, :func:`main`: it processes messages one after the other.
 
-Messages are JSON objects, one a line. The worker reads these from standard input:
+Messages are JSON objects, one per line. The worker reads these from standard input:
 
     {"do": "train", "config": …, "store": …, "command": …, "replace_damaged": …, "may_split": …,
      "tuned": …}
@@ -10,13 +10,13 @@ Messages are JSON objects, one a line. The worker reads these from standard inpu
         answered by {"event": "answer", "answer": why the config cannot be trained on this machine,
         or an empty string}
     {"do": "build", "config": …}
-        the same, for a machine whose memory is not known
+        the same, for a machine with an unknown amount of memory
     {"do": "memory", "config": …}
-        answered by {"event": "answer", "answer": bytes that training takes on a GPU, roughly}
+        answered by {"event": "answer", "answer": estimated bytes of GPU memory for training}
 
-Upon SIGINT, the run in progress writes a checkpoint and the worker ends. The same happens at the
-end of standard input, so that no worker outlives its sweep. Anything else that is written to
-standard output, by a library or by ``print``, goes to standard error, which is the worker's log.
+On SIGINT, the current run writes a checkpoint and the worker exits. The same happens at the end of
+standard input, so that no worker outlives its sweep. All other output to standard output, by a
+library or by ``print``, is redirected to standard error, which is the worker's log.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ REPORT_EVERY = 0.5
 class Worker:
     """Serves one sweep.
 
-    A thread reads the messages, so that the end of input is noticed while a run trains.
+    A thread reads the messages, so that the end of input is noticed during training.
 
     Args:
         orders: Descriptor to read messages from.
@@ -67,11 +67,11 @@ class Worker:
         self._reported = 0.0
 
     def serve(self) -> None:
-        """Carry out messages until there are no more."""
+        """Process messages until there are no more."""
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGTERM, self._stop)
-        # Slurm announces the end of a job by one of these to every process of it; the process that
-        # started this worker acts upon it.
+        # Slurm sends one of these to every process of a job that is about to end; the process that
+        # started this worker handles it.
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -101,7 +101,7 @@ class Worker:
 
     def _stop(self, number: int, frame: Any) -> None:
         if self._stopping:
-            return  # a second signal must not disturb the writing of the checkpoint
+            return  # a second signal must not interrupt writing the checkpoint
         self._stopping = True
         self._queue.put(None)
         if self._training:
@@ -110,7 +110,7 @@ class Worker:
     def _train(self, order: Mapping[str, Any]) -> CellResult:
         try:
             self._training = True  # from here on, a signal raises KeyboardInterrupt
-            if self._stopping:  # the signal came before
+            if self._stopping:  # the signal arrived earlier
                 raise KeyboardInterrupt
             result = train_cell(order, ProgressObserver(self._report), self._warm)
             self._training = False  # inside the try: a signal before this line raises
@@ -121,7 +121,7 @@ class Worker:
             self._training = False
 
     def _report(self, facts: Mapping[str, Any]) -> None:
-        """Send progress: each start and end of an epoch, and now and then within an epoch."""
+        """Send progress: at each start and end of an epoch, and occasionally within an epoch."""
         now = time.monotonic()
         if facts.get("step") and now - self._reported < REPORT_EVERY:
             return
@@ -134,10 +134,10 @@ class Worker:
 
 
 def pin(cores: Sequence[int]) -> None:
-    """Keep this process and its threads on ``cores``.
+    """Restrict this process and its threads to ``cores``.
 
-    TensorFlow and JAX then start as many threads as there are cores, and so the record of a run
-    says.
+    TensorFlow and JAX then start as many threads as there are cores, which is also the number in
+    the run's record.
     """
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
@@ -164,7 +164,7 @@ class Lines:
         self._torn = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the messages that ``data`` completes; keep the start of the next for later."""
+        """Yield the messages that ``data`` completes; keep the start of the next one."""
         *lines, self._torn = (self._torn + data).split(b"\n")
         for line in lines:
             yield json.loads(line)
@@ -176,10 +176,10 @@ def encoded(message: Mapping[str, Any]) -> bytes:
 
 
 def send(descriptor: int, message: Mapping[str, Any]) -> None:
-    """Write a message to a pipe, in one system call if the pipe has room for it.
+    """Write a message to a pipe, in one system call if it fits.
 
     Raises:
-        BrokenPipeError: Nobody reads the pipe any more.
+        BrokenPipeError: The pipe no longer has a reader.
     """
     data = memoryview(encoded(message))
     while data:

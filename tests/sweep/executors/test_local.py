@@ -125,7 +125,7 @@ def test_no_memory_means_fewer_runs_and_once_more(grid, faults, run_on):
     faults(configs[0].run_name, "memory")
     observer = run_on(on_cpu(workers=2), configs)
     assert {result.result for result in observer.results.values()} == {"trained"}
-    assert observer.retries == ["out of memory on cpu, which has 1 run at a time from now on"]
+    assert observer.retries == ["out of memory on cpu, which now takes 1 run at a time"]
 
 
 def test_no_memory_twice_is_a_failure(grid, faults, run_on):
@@ -253,7 +253,7 @@ def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, run_on):
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=3)
     observer = run_on(executor, configs)
     assert {result.result for result in observer.results.values()} == {"trained"}
-    assert observer.retries == ["out of memory on gpu 0, which has 2 runs at a time from now on"]
+    assert observer.retries == ["out of memory on gpu 0, which now takes 2 runs at a time"]
 
 
 def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, run_on, monkeypatch):
@@ -263,8 +263,8 @@ def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, run_o
     observer = run_on(executor, configs)
     auto, whole = configs
     assert sorted(observer.retries) == [
-        "out of memory on gpu 0, which has 1 run at a time from now on",
-        "out of memory on gpu 0, which has 1 run at a time from now on",
+        "out of memory on gpu 0, which now takes 1 run at a time",
+        "out of memory on gpu 0, which now takes 1 run at a time",
     ]
     assert observer.results[whole.run_name].cause == "memory"
     assert observer.results[auto.run_name].result == "trained"

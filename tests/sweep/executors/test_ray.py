@@ -195,7 +195,7 @@ def test_a_cluster_that_wants_a_token_says_how_it_is_given(listening, capfd):
     # What Ray 2.60 raises where a cluster was started with a token and RAY_AUTH_MODE is not set.
     wants = RuntimeError("Failed to connect to GCS. RPC error: InvalidAuthToken: Authentication "
                          "token is missing or incorrect")  # fmt: skip
-    with pytest.raises(NormbenchError, match="wants an authentication token: set RAY_AUTH_MODE="):
+    with pytest.raises(NormbenchError, match="requires an authentication token: set RAY_AUTH"):
         connecting(listening, wants).allocate(1)
     with pytest.raises(NormbenchError, match=f"cannot use .* at {listening}: Failed to connect"):
         connecting(listening, RuntimeError("version mismatch")).allocate(1)

@@ -177,7 +177,7 @@ def test_a_run_that_was_out_of_time_too_often_says_what_to_do():
         handle = SimpleNamespace(job_id="1_0", state="FAILED", result=result)
         assert slurm.result(handle).error == (
             "out of time 2 times (executor.minutes=5, executor.timeouts=1); "
-            "--retry-failed goes on from its checkpoint"
+            "--retry-failed continues from its checkpoint"
         )
 
 
@@ -186,11 +186,11 @@ def test_options_are_checked():
         Slurm(cluster="slum")
     with pytest.raises(UserError, match="setup must be a list"):
         Slurm(setup="module load cuda")
-    with pytest.raises(UserError, match=r"executor.more sets time, which is executor.minutes"):
+    with pytest.raises(UserError, match=r"executor.more sets time: use executor.minutes instead"):
         Slurm(more={"time": 5})
-    with pytest.raises(UserError, match=r"executor.more: qos must be a text or a number"):
+    with pytest.raises(UserError, match=r"executor.more: qos must be a string or a number"):
         Slurm(more={"qos": ["high"]})
-    with pytest.raises(UserError, match=r"executor.more must be options by their names"):
+    with pytest.raises(UserError, match=r"executor.more must map options to values"):
         Slurm(more=["qos"])
     with pytest.raises(UserError, match=r"executor.cells_per_job must be a whole number of at l"):
         Slurm(cells_per_job=0)
