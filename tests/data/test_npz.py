@@ -104,11 +104,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"y_train": np.arange(29)}, "x_train has 30 images, y_train 29 labels"),
     ({"y_test": np.full(12, 7)}, "has the class '7' in y_test, which its training images lack"),
     ({"x_train": GRAY}, "x_train has images of 6×5×1, x_test of 6×5×3"),
-    ({"x_train": np.zeros((30, 20), np.uint8)}, "x_train has the shape (30, 20), images are"),
+    ({"x_train": np.zeros((30, 20), np.uint8)}, "x_train has the shape (30, 20); images must"),
     ({"x_train": np.zeros((30, 3, 8, 8), np.uint8)}, "looks like (N, C, H, W): channels go last"),
     ({"x_train": np.zeros((30, 6, 0), np.uint8)}, "no pixels"),
     ({"x_train": np.zeros((30, 6, 5, 3), np.int64)}, "x_train is int64 and x_test is uint8"),
-    ({"x_train": GRAY.astype(int), "x_test": GRAY[:12].astype(int)}, "x_train is int64: images a"),
+    ({"x_train": GRAY.astype(int), "x_test": GRAY[:12].astype(int)}, "x_train is int64: images m"),
     ({"x_train": GRAY + 2.0, "x_test": GRAY[:12] + 0.0}, "with values of 2..2: floats must be in"),
     ({"x_train": GRAY + np.nan, "x_test": GRAY[:12] + 0.0}, "with values of nan..nan"),
     ({"y_train": np.eye(30)}, "labels must be (N,) or (N, 1) (for one-hot labels use .argmax(1))"),
@@ -239,7 +239,7 @@ def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
         config_of(tmp_path / "mime.npz")
     hint = f"did you mean {tmp_path}/mine.npz?"
     assert str(caught.value) == f"there is no file {tmp_path}/mime.npz: {hint}"
-    with pytest.raises(UserError, match="is no file: dataset=images reads folders"):
+    with pytest.raises(UserError, match="is not a file: dataset=images reads folders"):
         config_of(tmp_path)
     with pytest.raises(UserError, match=r"dataset\.path is empty: write dataset\.path=FILE"):
         compose(["dataset=npz"])

@@ -99,7 +99,7 @@ def test_what_is_read_back_must_be_what_was_written() -> None:
         {"image": other, "label": labels},
         {"image": images[:-1], "label": labels[:-1]},
     ):
-        with pytest.raises(NormbenchError, match="is not what was written"):
+        with pytest.raises(NormbenchError, match="are not those written"):
             tfds_child._compare("train", meant, read, folder)
 
 
