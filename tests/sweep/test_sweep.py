@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_every_folder_readable(run_sweep, overrides, tmp_stor
     assert len(outcome.failed) == 1
     assert next(iter(outcome.failed.values())).cause == "disk"
     assert "No space left on device" in next(iter(outcome.failed.values())).error
-    assert "no further run is started" in screen
+    assert "no more runs are started" in screen
     for run in Store(tmp_store).runs():
         assert run.status in ("failed", "interrupted")
         assert run.load_checkpoint() is not None

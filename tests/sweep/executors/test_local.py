@@ -143,7 +143,7 @@ def test_a_full_disk_lets_nothing_more_begin(grid, faults, run_on):
     observer = run_on(on_cpu(workers=1), configs)
     assert list(observer.results) == [configs[0].run_name]
     assert observer.results[configs[0].run_name].cause == "disk"
-    assert observer.notes == ["the disk is full: no further run is started"]
+    assert observer.notes == ["the disk is full: no more runs are started"]
 
 
 class StoppingAt(RecordingObserver):
