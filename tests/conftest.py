@@ -21,7 +21,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at
 
 os.environ.pop("NORMBENCH_STORE", None)
 
-# Begun in the background by a script, the suite would hand on that Ctrl-C is to be ignored.
+# A suite started in the background by a script would make its child processes ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,22 +31,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_finish() -> None:
     """Start the backend as a run does, if tests need one, before any of them computes.
 
-    Tests compare runs of this process with those of another to the last bit, which the division of
-    TensorFlow's threads decides, and that is made once.
+    Tests compare runs of this process with runs of other processes bit for bit. The bits depend on
+    how TensorFlow's threads are divided, which is decided only once per process.
     """
     if "keras" in sys.modules:
         from normbench.engine import backend, threads
 
         record = backend.start(os.environ["KERAS_BACKEND"], "float32")
         assert threads.are_divided(record["shards"]), "a test module computes as it is imported"
-    # Modules stay: each collection of a run's garbage would look through all of TensorFlow again.
+    # Modules stay alive: do not let each garbage collection scan all of TensorFlow again.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the genuine MNIST and CIFAR-10 files, or a skip that says how to give it."""
+    """Return the folder with the genuine MNIST and CIFAR-10 files, or skip the test."""
     named = os.environ.get("NORMBENCH_TEST_DATA")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
     if not (folder / "mnist").is_dir() or not (folder / "cifar-10-batches-py").is_dir():
@@ -59,7 +59,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def tmp_store(tmp_path: Path) -> Path:
-    """An empty folder for a store of runs."""
+    """Return an empty folder for a store of runs."""
     store = tmp_path / "runs"
     store.mkdir()
     return store

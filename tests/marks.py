@@ -1,4 +1,4 @@
-"""Marks for parametrized tests: `slow_except()` leaves a few values in the default suite."""
+"""Marks for parametrized tests: `slow_except()` keeps a few values in the default suite."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
 
         @pytest.mark.parametrize("norm", slow_except(("bn", "gn_ws"), NORMS))
 
-    A value that is a tuple gives several arguments, as in `pytest.mark.parametrize`. A quick value
-    that is not among the values is an error: renamed, it would leave the default suite unnoticed.
+    A tuple supplies several arguments, as in `pytest.mark.parametrize`. A quick value that is not
+    among the values is an error, so that a renamed value cannot silently leave the default suite.
     """
     quick, values = list(quick), list(values)
     unknown = [value for value in quick if value not in values]
@@ -31,12 +31,12 @@ def slow_except(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
 
 
 def slow(*values: Any) -> Any:
-    """Mark one case of a parametrization, a value for each of its arguments, as slow."""
+    """Mark one case of a parametrization as slow; give one value per argument."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def slow_except_on_jax(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
-    """Mark values as `slow_except()` does, on JAX alone: it compiles each case for a second."""
+    """Apply `slow_except()` only on JAX, which takes about a second to compile each case."""
     values = list(values)
     on_jax = os.environ["KERAS_BACKEND"] == "jax"  # set by tests/conftest.py
     return slow_except(quick if on_jax else values, values)

@@ -1,4 +1,4 @@
-"""The commands in Python, ``normbench.run``, ``sweep`` and ``report``, and in a notebook."""
+"""The Python API (``normbench.run``, ``sweep`` and ``report``) in scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SWEEP = f"norm=bn,gn seed=0,1 executor=inline {SMALL}"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    """A store with the four runs of SWEEP."""
+    """Return a store with the four runs of SWEEP."""
     folder = tmp_path_factory.mktemp("api") / "runs"
     normbench.sweep(SWEEP, store=folder, progress=False)
     return folder
@@ -35,7 +35,7 @@ def store(tmp_path_factory) -> Path:
 # --- run ------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_trained_once_and_has_its_results(tmp_store, capsys):
+def test_run_is_trained_once_and_returns_its_results(tmp_store, capsys):
     run = normbench.run(f"norm=gn {SMALL}", store=tmp_store, progress=False)
     assert capsys.readouterr().out == ""
     assert run.trained
@@ -52,7 +52,7 @@ def test_a_run_is_trained_once_and_has_its_results(tmp_store, capsys):
     assert "nothing to train" in capsys.readouterr().out
 
 
-def test_a_run_shows_and_records_what_the_command_does(tmp_store, capsys):
+def test_run_prints_and_records_the_same_as_the_command(tmp_store, capsys):
     words = f"norm=bn 'label=two words' {SMALL}"
     run = normbench.run(words, store=tmp_store)
     printed = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_a_run_shows_and_records_what_the_command_does(tmp_store, capsys):
     assert recorded[-1] == f"--store={tmp_store}"
 
 
-def test_the_network_of_a_run_is_a_keras_model(tmp_store):
+def test_model_of_a_run_is_a_keras_model(tmp_store):
     run = normbench.run(f"norm=gn {SMALL}", store=tmp_store, progress=False)
     assert run.model().output_shape == (None, 10)
     assert normbench.load(run.name, tmp_store).output_shape == (None, 10)
@@ -72,7 +72,7 @@ def test_the_network_of_a_run_is_a_keras_model(tmp_store):
 # --- sweep ----------------------------------------------------------------------------------------
 
 
-def test_a_sweep_has_its_cells_runs_and_table(store):
+def test_sweep_returns_cells_runs_and_table(store):
     sweep = normbench.sweep(SWEEP, store=store, progress=False)
     assert sweep.cells["state"].tolist() == ["finished"] * 4
     assert sweep.cells["result"].tolist() == ["skipped"] * 4
@@ -84,7 +84,7 @@ def test_a_sweep_has_its_cells_runs_and_table(store):
     assert repr(sweep) == f"<sweep of 4 cells in {store}: 4 skipped>"
 
 
-def test_a_sweep_shows_what_the_command_does(store, capsys):
+def test_sweep_prints_the_same_as_the_command(store, capsys):
     normbench.sweep(f"norm=bn,gn {SMALL}", store=store)
     printed = capsys.readouterr().out
     assert "2 cells: 2 skipped" in printed
@@ -92,7 +92,7 @@ def test_a_sweep_shows_what_the_command_does(store, capsys):
     assert f"normbench report {store} adds" in printed
 
 
-def test_a_sweep_that_is_only_planned_trains_nothing(tmp_store):
+def test_dry_run_of_a_sweep_trains_nothing(tmp_store):
     sweep = normbench.sweep(SWEEP, store=tmp_store, dry_run=True, progress=False)
     assert sweep.cells["state"].tolist() == ["missing"] * 4
     assert sweep.cells["result"].tolist() == [""] * 4
@@ -100,7 +100,7 @@ def test_a_sweep_that_is_only_planned_trains_nothing(tmp_store):
     assert "no cell is complete" in str(sweep)
 
 
-def test_cells_that_cannot_be_trained_are_listed(store):
+def test_invalid_cells_of_a_sweep_are_listed(store):
     words = f"norm=gn norm.groups=3,4 {SMALL}"
     with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
         normbench.sweep(words, store=store, progress=False)
@@ -111,7 +111,7 @@ def test_cells_that_cannot_be_trained_are_listed(store):
     assert "groups=3 does not divide" in sweep._repr_html_()
 
 
-def test_an_experiment_decides_the_table_of_its_sweep():
+def test_experiment_sets_the_table_of_its_sweep():
     from normbench.cli.sweep import asked_by_experiment
 
     arguments, _ = api._parsed("sweep", "+experiment=batch_sweep scale=small")
@@ -121,7 +121,7 @@ def test_an_experiment_decides_the_table_of_its_sweep():
 # --- report ---------------------------------------------------------------------------------------
 
 
-def test_a_report_has_its_tables_and_figures(store, tmp_path, capsys):
+def test_report_returns_tables_and_figures(store, tmp_path, capsys):
     report = normbench.report(store, out=tmp_path / "report", progress=False)
     assert capsys.readouterr().out == ""
     assert report.page == tmp_path / "report" / "index.html"
@@ -134,7 +134,7 @@ def test_a_report_has_its_tables_and_figures(store, tmp_path, capsys):
     assert "figures/" not in shown
 
 
-def test_a_report_prints_what_the_command_does(store, tmp_path, capsys):
+def test_report_prints_the_same_as_the_command(store, tmp_path, capsys):
     out = tmp_path / "report"
     normbench.report([store], where="norm in [gn]", out=out, sort="test_acc", reverse=True)
     printed = capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_a_report_prints_what_the_command_does(store, tmp_path, capsys):
         (lambda: normbench.report("nowhere"), "there is no store 'nowhere'"),
     ],
 )
-def test_a_mistake_is_the_line_of_the_command(call, line, tmp_path, monkeypatch):
+def test_mistakes_raise_the_one_line_message_of_the_command(call, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(normbench.errors.NormbenchError, match=re.escape(line)) as caught:
         call()
@@ -182,7 +182,7 @@ def test_a_mistake_is_the_line_of_the_command(call, line, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_every_option_of_a_command_is_an_argument(command):
+def test_every_command_option_is_an_argument(command):
     in_the_shell_alone = {
         "run": {"multirun", "print_config"},
         "sweep": {"detach", "watch", "all"},
@@ -193,7 +193,7 @@ def test_every_option_of_a_command_is_an_argument(command):
     assert taken - {"overrides", "progress"} == names - in_the_shell_alone
 
 
-def test_options_become_words_of_the_command():
+def test_arguments_become_command_line_options():
     arguments, line = api._parsed(
         "sweep",
         ["norm=bn,gn", "label=two words"],
@@ -211,7 +211,7 @@ def test_options_become_words_of_the_command():
     assert (arguments.trials, arguments.dry_run) == (None, False)
 
 
-def test_packages_of_that_name_are_called_and_imported_from():
+def test_functions_can_be_called_and_their_packages_imported():
     from normbench.report import load
     from normbench.sweep.grid import expand
 
@@ -228,7 +228,7 @@ def test_packages_of_that_name_are_called_and_imported_from():
 # --- in a notebook --------------------------------------------------------------------------------
 
 
-def test_a_notebook_shows_progress_in_one_output_and_results_as_tables(tmp_path, monkeypatch):
+def test_notebook_shows_progress_in_one_output_and_results_as_tables(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [
         f"import normbench\nnormbench.run('norm=bn seed=0 {SMALL}')",
@@ -266,7 +266,7 @@ def test_a_notebook_shows_progress_in_one_output_and_results_as_tables(tmp_path,
     assert end.data["text/plain"] == "True"
 
 
-def test_a_script_is_no_notebook(monkeypatch):
+def test_script_is_not_taken_for_a_notebook(monkeypatch):
     from normbench.cli.notebook import in_notebook
 
     monkeypatch.delitem(sys.modules, "IPython", raising=False)

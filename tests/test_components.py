@@ -1,4 +1,4 @@
-"""Components: the files that name them, their kinds, and what a run folder may name."""
+"""Components: the config files that name them, their types, and what a run folder may name."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Inheriting(Layer):
 
 
 def build(norm: Any, *, depth: int, width: int = 16) -> None:
-    """A function in a class's stead."""
+    """Stand in for a class: a component may be a function."""
 
 
-def test_a_target_is_imported() -> None:
+def test_target_is_imported() -> None:
     assert target("collections.OrderedDict").__name__ == "OrderedDict"
 
 
@@ -57,17 +57,17 @@ def test_a_target_is_imported() -> None:
         ("collections.OrderedDit", "unknown name in collections 'OrderedDit': did you mean 'Ord"),
     ],
 )
-def test_a_target_that_does_not_exist_is_refused(path: str, message: str) -> None:
+def test_unknown_target_is_refused(path: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         target(path)
     assert message in str(caught.value)
 
 
-def test_a_module_in_the_working_folder_is_found_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As the console script is started, which does not look in the working folder by itself.
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+def test_working_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Like the console script, whose sys.path does not contain the working folder.
+    monkeypatch.setattr(
+        sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of_ones_own.py").write_text("class Half:\n    pass\n")
     (tmp_path / "colorsys.py").write_text("Half = 1\n")
@@ -78,7 +78,7 @@ def test_a_module_in_the_working_folder_is_found_last(
         target("of_nobody.Half")
 
 
-def test_a_file_that_ends_in_yml_is_named(tmp_path: Path) -> None:
+def test_yml_files_in_a_group_are_refused(tmp_path: Path) -> None:
     (tmp_path / "norm").mkdir()
     (tmp_path / "environment.yml").write_text("name: not ours\n")
     assert "gn" in group_options(tmp_path)["norm"]
@@ -87,13 +87,13 @@ def test_a_file_that_ends_in_yml_is_named(tmp_path: Path) -> None:
         group_options(tmp_path)
 
 
-def test_options_are_what_a_constructor_or_function_names() -> None:
+def test_options_are_the_parameters_of_a_constructor_or_function() -> None:
     assert list(parameters_of(Layer)) == ["groups", "epsilon"]  # not a layer's name
     assert list(parameters_of(Inheriting)) == ["groups", "epsilon"]
     assert list(parameters_of(build)) == ["norm", "depth", "width"]
 
 
-def test_options_of_a_group_leave_out_what_it_is() -> None:
+def test_options_of_a_group_exclude_its_name_and_target() -> None:
     group = {"name": "gn", "_target_": "a.B", "groups": 8, "weight": {}}
     assert options_of(group, "weight") == {"groups": 8}
 
@@ -108,7 +108,7 @@ def test_unknown_and_missing_options_are_refused() -> None:
         check_options("norm=gn", Layer, {"epsilon": 1.0})
 
 
-# --- the files of the groups ----------------------------------------------------------------------
+# --- config files of groups -----------------------------------------------------------------------
 
 READERS = {
     **{
@@ -130,30 +130,30 @@ READERS = {
 
 
 @pytest.mark.parametrize("chosen", READERS)
-def test_a_file_of_ones_own_with_a_shipped_name_is_refused(chosen: str, tmp_path: Path) -> None:
+def test_user_file_with_a_shipped_name_is_refused(chosen: str, tmp_path: Path) -> None:
     group, name = chosen.split("=")
     shipped = conf_dir() / group / f"{name}.yaml"
-    own = tmp_path / group / f"{name}.yaml"
-    own.parent.mkdir(parents=True)
-    shutil.copy(shipped, own)
+    user_file = tmp_path / group / f"{name}.yaml"
+    user_file.parent.mkdir(parents=True)
+    shutil.copy(shipped, user_file)
     with pytest.raises(UserError) as caught:
         READERS[chosen](tmp_path)
     message = str(caught.value)
-    assert message == f"{chosen} is in both {own} and {shipped}: give your file another name"
-    own.rename(own.with_name("my_own.yaml"))
+    assert message == f"{chosen} is in both {user_file} and {shipped}: give your file another name"
+    user_file.rename(user_file.with_name("my_own.yaml"))
     assert "my_own" in group_options(tmp_path)[group]
     READERS[chosen](tmp_path)
 
 
-@pytest.mark.parametrize("chosen", [each for each in READERS if each[:10] != "experiment"])
-def test_code_of_ones_own_has_a_name_of_its_own(chosen: str, tmp_path: Path) -> None:
-    """Whatever its file is called: runs and reports would take it for what ships."""
+@pytest.mark.parametrize("chosen", [choice for choice in READERS if choice[:10] != "experiment"])
+def test_user_code_under_a_shipped_name_is_refused(chosen: str, tmp_path: Path) -> None:
+    """Otherwise runs and reports would mistake it for the shipped component."""
     group, name = chosen.split("=")
-    own = tmp_path / group / "mine.yaml"
-    own.parent.mkdir(parents=True)
+    user_file = tmp_path / group / "mine.yaml"
+    user_file.parent.mkdir(parents=True)
     package = "# @package probe.mine\n" if group == "probe" else ""
     package = "# @package logger.mine\n" if group == "logger" else package
-    own.write_text(f"{package}name: {name}\n_target_: my_package.Mine\n")
+    user_file.write_text(f"{package}name: {name}\n_target_: my_package.Mine\n")
     read = (
         (lambda: choose(["executor=mine"], tmp_path))
         if group == "executor"
@@ -180,27 +180,29 @@ def test_code_of_ones_own_has_a_name_of_its_own(chosen: str, tmp_path: Path) -> 
         "show arch=resnet8",
     ],
 )
-def test_every_command_refuses_a_shipped_name(command: str, tmp_path: Path, capsys: Any) -> None:
-    own = tmp_path / "norm" / "gn.yaml"
-    own.parent.mkdir()
-    shutil.copy(conf_dir() / "norm" / "gn.yaml", own)
+def test_every_command_refuses_a_user_file_with_a_shipped_name(
+    command: str, tmp_path: Path, capsys: Any
+) -> None:
+    user_file = tmp_path / "norm" / "gn.yaml"
+    user_file.parent.mkdir()
+    shutil.copy(conf_dir() / "norm" / "gn.yaml", user_file)
     assert main([*command.split(), "--config-dir", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(own) in line
+    assert str(user_file) in line
     assert str(conf_dir() / "norm" / "gn.yaml") in line
 
 
-def test_the_defaults_of_a_run_are_not_taken_from_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_user_folder_cannot_replace_config_yaml(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("batch: 7\n")
     with pytest.raises(UserError, match=r"config\.yaml is in both"):
         compose([], tmp_path)
 
 
-def test_conf_itself_may_be_named_as_the_further_folder() -> None:
+def test_conf_itself_can_be_the_user_folder() -> None:
     assert group_options(conf_dir()) == group_options()
 
 
-def test_a_file_that_is_no_group_of_keys_is_named(tmp_path: Path) -> None:
+def test_file_without_a_mapping_is_refused(tmp_path: Path) -> None:
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "mine.yaml").write_text("- a\n- list\n")
     with pytest.raises(UserError, match=r"norm/mine\.yaml must be a group of keys"):
@@ -209,7 +211,7 @@ def test_a_file_that_is_no_group_of_keys_is_named(tmp_path: Path) -> None:
         read_group("norm", "mines", tmp_path)
 
 
-# --- the kinds ------------------------------------------------------------------------------------
+# --- types of components --------------------------------------------------------------------------
 
 GROUPS = [
     "dataset",
@@ -225,7 +227,7 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_what_conf_names_is_of_its_groups_kind(group: str) -> None:
+def test_shipped_targets_have_the_type_of_their_group(group: str) -> None:
     named = targets_in(group)
     assert named
     for path in named:
@@ -246,15 +248,13 @@ def test_what_conf_names_is_of_its_groups_kind(group: str) -> None:
         "normbench.data.base.Source",  # abstract
     ],
 )
-def test_anything_else_is_refused_before_it_is_called(group: str, path: str) -> None:
+def test_targets_of_other_types_are_refused_before_they_are_called(group: str, path: str) -> None:
     with pytest.raises(UserError) as caught:
         component(group, path, f"{group}=mine")
     assert f"{group}=mine: _target_ {path!r} must be a" in str(caught.value)
 
 
-def test_a_file_of_ones_own_that_names_a_command_does_not_run_it(
-    tmp_path: Path, capsys: Any
-) -> None:
+def test_user_file_that_names_a_command_does_not_run_it(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "dataset").mkdir()
     keys = "validation: 1\nsplit_seed: 0\ntrain_size: 9\ncrop_padding: 0\nflip: false\n"
     (tmp_path / "dataset" / "mine.yaml").write_text(
@@ -262,18 +262,18 @@ def test_a_file_of_ones_own_that_names_a_command_does_not_run_it(
     )
     for command in ("run dataset=mine", "data list", "sweep dataset=mine --dry-run"):
         code = main([*command.split(), "--config-dir", str(tmp_path)])
-        said = capsys.readouterr()
-        assert "_target_ 'subprocess.getoutput' must be a subclass of" in said.err + said.out
-        assert code == 2 or command.startswith("sweep")  # whose plan names it as invalid
+        printed = capsys.readouterr()
+        assert "_target_ 'subprocess.getoutput' must be a subclass of" in printed.err + printed.out
+        assert code == 2 or command.startswith("sweep")  # a plan lists it as an invalid cell
     assert not (tmp_path / "ran").exists()
 
 
-# --- what a run folder names ----------------------------------------------------------------------
+# --- targets recorded in run folders --------------------------------------------------------------
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A class of a module that leaves a file behind when it is imported."""
+def foreign_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the path of a class whose module creates a file when it is imported."""
     (tmp_path / "stranger.py").write_text(
         "import pathlib\npathlib.Path(__file__).with_name('imported').touch()\n"
         "from normbench.norms import GroupNormalization as Layer\n"
@@ -380,22 +380,24 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_run_folder_names_no_code_of_its_own(place: str, stranger: str, tmp_path: Path) -> None:
+def test_run_folder_cannot_name_foreign_code(
+    place: str, foreign_target: str, tmp_path: Path
+) -> None:
     tree = _recorded(*PLACES[place])
     assert check_recorded(tree, None, "run r") == tree
     group = tree
     for key in place.split("."):
         group = group.setdefault(key, {})
-    group["_target_"] = stranger
+    group["_target_"] = foreign_target
     with pytest.raises(UserError) as caught:
         check_recorded(tree, None, "run r")
     message = str(caught.value)
-    assert message.startswith(f"run r names {stranger!r} at {place}, ")
+    assert message.startswith(f"run r names {foreign_target!r} at {place}, ")
     assert "\n" not in message
     assert not (tmp_path / "imported").exists()
 
 
-def test_a_run_folder_names_only_what_its_group_has() -> None:
+def test_run_folder_cannot_name_targets_of_another_group() -> None:
     tree = _recorded()
     tree["optimizer"]["_target_"] = "normbench.engine.schedule.cosine"
     with pytest.raises(UserError, match="which no file of optimizer has in conf/"):
@@ -403,28 +405,30 @@ def test_a_run_folder_names_only_what_its_group_has() -> None:
 
 
 @pytest.mark.parametrize("path", [["os.system"], {"a": 1}, 7, ""])
-def test_a_recorded_path_that_is_no_text_is_refused(path: Any) -> None:
+def test_recorded_target_that_is_not_a_string_is_refused(path: Any) -> None:
     tree = _recorded()
     tree["optimizer"]["_target_"] = path
     with pytest.raises(UserError, match="which no file of optimizer has in conf/"):
         check_recorded(tree, None, "run r")
 
 
-def test_a_folder_given_on_the_command_line_may_name_more(stranger: str, tmp_path: Path) -> None:
+def test_user_folder_on_the_command_line_allows_its_targets(
+    foreign_target: str, tmp_path: Path
+) -> None:
     tree = _recorded()
-    tree["norm"]["_target_"] = stranger
-    own = tmp_path / "conf"
-    (own / "norm").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"which no file of norm has in conf/ or {own}"):
-        check_recorded(tree, own, "run r")
-    (own / "norm" / "mine.yaml").write_text(f"name: mine\n_target_: {stranger}\n")
-    assert check_recorded(tree, own, "run r") == tree
+    tree["norm"]["_target_"] = foreign_target
+    user_folder = tmp_path / "conf"
+    (user_folder / "norm").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"which no file of norm has in conf/ or {user_folder}"):
+        check_recorded(tree, user_folder, "run r")
+    (user_folder / "norm" / "mine.yaml").write_text(f"name: mine\n_target_: {foreign_target}\n")
+    assert check_recorded(tree, user_folder, "run r") == tree
 
 
-def test_a_run_folder_sets_no_option_to_what_keras_would_build(tmp_path: Path) -> None:
-    own = {"class_name": "Constant", "config": {"value": 0.5}}
+def test_run_folder_cannot_set_options_to_keras_objects(tmp_path: Path) -> None:
+    initializer = {"class_name": "Constant", "config": {"value": 0.5}}
     tree = _recorded()
-    for value in (own, [own], {"module": "subprocess", "class_name": "Popen"}):
+    for value in (initializer, [initializer], {"module": "subprocess", "class_name": "Popen"}):
         tree["norm"]["gamma_initializer"] = value
         with pytest.raises(UserError, match=r"run r sets norm\.gamma_initializer to a group"):
             check_recorded(tree, None, "run r")
@@ -432,11 +436,11 @@ def test_a_run_folder_sets_no_option_to_what_keras_would_build(tmp_path: Path) -
     (tmp_path / "norm" / "mine.yaml").write_text(
         "gamma_initializer: {class_name: Constant, config: {value: 0.5}}\n"
     )
-    tree["norm"]["gamma_initializer"] = own
+    tree["norm"]["gamma_initializer"] = initializer
     check_recorded(tree, tmp_path, "run r")
 
 
-def test_a_recorded_config_of_another_form_is_refused() -> None:
+def test_malformed_recorded_config_is_refused() -> None:
     tree = _recorded()
     for broken in ({"norm": "bn"}, {"probe": {"gradients": "x"}}, {"norm": {"places": [1]}}):
         with pytest.raises(UserError, match=r"run r: .* must be a group of keys, not "):
@@ -445,13 +449,13 @@ def test_a_recorded_config_of_another_form_is_refused() -> None:
     endless.append(endless)
     large: list[Any] = ["x"] * 9
     for _ in range(6):
-        large = [large] * 9  # as nine YAML aliases make it
+        large = [large] * 9  # as nested YAML aliases can make it
     for value in (endless, large):
         with pytest.raises(UserError, match="too many values"):
             check_recorded({**tree, "label": value}, None, "run r")
 
 
-def test_a_component_that_moved_is_found_by_its_old_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_component_is_found_by_its_old_path(monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = "normbench.old.place.SGD", "normbench.engine.optimizer.SGD"
     tree = _recorded()
     tree["optimizer"]["_target_"] = old
@@ -463,8 +467,8 @@ def test_a_component_that_moved_is_found_by_its_old_path(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("line", RECORDED.split("\n")[1:-1])
-def test_paths_that_run_folders_record_lead_to_a_component(line: str) -> None:
-    """Who moves one of them adds it to ``MOVED``; the list stays."""
+def test_paths_recorded_in_run_folders_still_resolve(line: str) -> None:
+    """After moving a component, add its old path to ``MOVED``; never edit this list."""
     group, path = line.split()
     assert components.present_path(path) in targets_in(group)
     assert target(path) is not None

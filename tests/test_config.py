@@ -18,27 +18,25 @@ def test_defaults_are_the_documented_ones():
     assert config.batch == 128
 
 
-def test_run_name_tells_the_cell():
+def test_run_name_shows_the_main_choices():
     config = compose(["norm=gn_ws", "batch=16", "seed=3", "dataset=digits", "arch=resnet8"])
     assert config.run_name == f"digits-resnet8-gn_ws-b16-s3-{config.signature}"
 
 
-def test_a_pair_file_and_its_two_parts_are_one_run():
+def test_norm_weight_pair_file_equals_its_two_choices():
     pair = compose(["norm=gn_ws"])
     parts = compose(["norm=gn", "norm/weight=ws"])
     assert pair == parts
     assert pair.signature == parts.signature
 
 
-def test_signature_never_changes():
-    # Written down. It changes with the defaults in conf/ and with config.SCHEMA, nothing else:
-    # where this fails without such a change, every store would be trained again.
-    here = compose(["dataset=digits", "arch=resnet8", "norm=gn", "batch=16"]).signature
+def test_signature_is_the_same_in_another_process():
+    signature = compose(["dataset=digits", "arch=resnet8", "norm=gn", "batch=16"]).signature
     code = (
         "from normbench.config import compose;"
         "print(compose(['batch=16', 'norm=gn', 'arch=resnet8', 'dataset=digits']).signature)"
     )
-    there = subprocess.run(
+    other_process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -46,11 +44,11 @@ def test_signature_never_changes():
         cwd=conf_dir().parent,
         env={"PYTHONHASHSEED": "7", "PATH": ""},
     ).stdout.strip()
-    assert here == there
+    assert signature == other_process
 
 
 @pytest.mark.parametrize("override", ["store=elsewhere"])
-def test_signature_is_blind_to_what_cannot_change_numbers(override):
+def test_signature_ignores_settings_that_do_not_change_numbers(override):
     assert compose([override]).signature == compose().signature
 
 
@@ -71,16 +69,16 @@ def test_signature_is_blind_to_what_cannot_change_numbers(override):
         "label_smoothing=0.1",
     ],
 )
-def test_signature_sees_what_changes_numbers(override):
+def test_signature_changes_with_settings_that_change_numbers(override):
     assert compose([override]).signature != compose().signature
 
 
-def test_equal_numbers_written_differently_are_one_run():
+def test_spelling_of_numbers_does_not_change_the_signature():
     assert compose(["optimizer.lr=1"]).signature == compose(["optimizer.lr=1.0"]).signature
     assert compose(["optimizer.lr=1e-1"]).signature == compose().signature
 
 
-def test_config_survives_its_file():
+def test_config_survives_a_round_trip_through_yaml():
     config = compose(["norm=bn_ws", "dataset.train_size=100"])
     again = Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())))
     assert again == config
@@ -124,20 +122,20 @@ def test_config_survives_its_file():
         (["batch=range(1,3)"], "names several values"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(overrides, message):
+def test_mistakes_are_refused_in_one_line(overrides, message):
     with pytest.raises(UserError) as caught:
         compose(overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_whether_images_are_streamed_is_no_part_of_the_signature():
+def test_streaming_does_not_change_the_signature():
     streamed, resident = compose(["stream=true"]), compose(["stream=false"])
     assert (streamed.stream, resident.stream, compose([]).stream) == (True, False, "auto")
     assert streamed.signature == resident.signature == compose([]).signature
 
 
-def test_each_allowed_key_is_named_once():
+def test_allowed_keys_are_listed_once():
     with pytest.raises(UserError) as caught:
         compose(["bacth=16"])
     allowed = str(caught.value).partition("(allowed: ")[2].rstrip(")").split(", ")
@@ -153,7 +151,7 @@ def test_from_dict_refuses_unknown_and_missing_keys():
         Config.from_dict(tree)
 
 
-def test_a_further_config_folder_adds_choices(tmp_path):
+def test_user_config_folder_adds_choices(tmp_path):
     folder = tmp_path / "mine" / "norm"
     folder.mkdir(parents=True)
     (folder / "bn_fast.yaml").write_text(
@@ -168,7 +166,7 @@ def test_a_further_config_folder_adds_choices(tmp_path):
 
 
 OF_SWEEPS = ("experiment", "executor")
-OF_A_PLACE = ("images", "npz", "tfds")  # data sets that need a path or a name
+NEEDING_A_SOURCE = ("images", "npz", "tfds")  # data sets that need a path or a name
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ OF_A_PLACE = ("images", "npz", "tfds")  # data sets that need a path or a name
         (group, name)
         for group, names in group_options().items()
         for name in names
-        if group not in OF_SWEEPS and (group != "dataset" or name not in OF_A_PLACE)
+        if group not in OF_SWEEPS and (group != "dataset" or name not in NEEDING_A_SOURCE)
     ],
 )
 def test_every_choice_composes(group, name):
@@ -185,7 +183,7 @@ def test_every_choice_composes(group, name):
     assert len(config.signature) == 8
 
 
-def test_what_is_for_sweeps_is_refused_in_a_run():
+def test_run_refuses_experiments():
     with pytest.raises(UserError, match="normbench sweep takes it"):
         compose(["+experiment=batch_sweep"])
 
@@ -202,8 +200,8 @@ FAST = "defaults: [sgd, _self_]\nname: fast\nlr: {}\nmomentum: 0\n"
 DROPS = "name: drops\n_target_: normbench.engine.schedule.step\nwarmup: 0\nmilestones: [{}, 0.5]\n"
 
 
-def own(folder, group, name, text):
-    """Write a file of the user's own, and return the folder that holds its group."""
+def write_config(folder, group, name, text):
+    """Write a user's config file, and return the config folder."""
     file = folder / group / f"{name}.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(text)
@@ -214,58 +212,61 @@ def own(folder, group, name, text):
     ("group", "name", "text"),
     [("norm", "half", FOREIGN), ("optimizer", "fast", FAST), ("schedule", "drops", DROPS)],
 )
-def test_a_whole_number_in_ones_own_file_is_the_same_run_with_and_without_a_point(
-    group, name, text, tmp_path
-):
+def test_int_and_float_spellings_in_user_files_have_one_signature(group, name, text, tmp_path):
     number = 1 if text.count("{}") == 1 else 2
-    whole = own(tmp_path / "whole", group, name, text.format(*[number] * 2))
-    point = own(tmp_path / "point", group, name, text.format(*[float(number)] * 2))
+    whole = write_config(tmp_path / "whole", group, name, text.format(*[number] * 2))
+    point = write_config(tmp_path / "point", group, name, text.format(*[float(number)] * 2))
     override = f"{group}={name}"
     assert compose([override], whole).signature == compose([override], point).signature
 
 
-def test_options_of_shipped_classes_have_the_types_of_conf_in_ones_own_files_too(tmp_path):
-    fast = own(tmp_path / "a", "optimizer", "fast", FAST.format(1))
+def test_options_of_shipped_classes_keep_their_types_in_user_files(tmp_path):
+    fast = write_config(tmp_path / "a", "optimizer", "fast", FAST.format(1))
     group = compose(["optimizer=fast"], fast).optimizer
     assert [type(group[key]) for key in ("lr", "momentum", "base_batch")] == [float, float, int]
     assert compose(["optimizer=fast", "optimizer.lr=0.5"], fast).optimizer["lr"] == 0.5
-    # The signature that runs were stored under where the file said lr: 1.0 and momentum: 0.0.
+    # The signature of runs whose file had lr: 1.0 and momentum: 0.0.
     assert compose(["optimizer=fast"], fast).signature == "8d700649"
-    wrong = own(tmp_path / "b", "norm", "odd", "defaults: [gn, _self_]\nname: odd\ngroups: 2.5\n")
+    wrong = write_config(
+        tmp_path / "b", "norm", "odd", "defaults: [gn, _self_]\nname: odd\ngroups: 2.5\n"
+    )
     with pytest.raises(UserError, match=re.escape("norm.groups must be a whole number, got 2.5")):
         compose(["norm=odd"], wrong)
 
 
-def test_a_whole_number_for_a_class_of_ones_own_stands_for_any_number(tmp_path):
-    mine = own(tmp_path, "norm", "half", FOREIGN.format(1, 1))
+def test_integer_option_of_a_user_class_accepts_any_number(tmp_path):
+    mine = write_config(tmp_path, "norm", "half", FOREIGN.format(1, 1))
     for text, value in (("0.5", 0.5), ("2", 2), ("2.0", 2)):
         factor = compose(["norm=half", f"norm.factor={text}"], mine).norm["factor"]
         assert (factor, type(factor)) == (value, type(value))
-    same = [compose(["norm=half", f"norm.factor={each}"], mine).signature for each in ("1", "1.0")]
+    same = [
+        compose(["norm=half", f"norm.factor={factor_text}"], mine).signature
+        for factor_text in ("1", "1.0")
+    ]
     assert same == [compose(["norm=half"], mine).signature] * 2
     with pytest.raises(UserError, match=r"norm\.factor must be a number, got 'x'"):
         compose(["norm=half", "norm.factor=x"], mine)
 
 
-def test_a_placed_norm_of_ones_own_takes_any_number(tmp_path):
-    mine = own(tmp_path, "norm", "half", FOREIGN.format(1, 1))
+def test_placed_user_norm_accepts_any_number(tmp_path):
+    mine = write_config(tmp_path, "norm", "half", FOREIGN.format(1, 1))
     config = compose(["norm=xbn", "norm.bfn={norm: half, factor: 0.5}"], mine)
     assert config.norm["bfn"]["factor"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["wörk 実験", "a,=([{&#'\"~$:%@+!;|*?<>^`b", "end\\"])
-def test_the_path_of_a_config_folder_may_have_any_letters(name, tmp_path):
-    folder = own(tmp_path / name, "norm", "half", "defaults: [bn, _self_]\nname: half\n")
+def test_config_folder_path_may_have_any_characters(name, tmp_path):
+    folder = write_config(tmp_path / name, "norm", "half", "defaults: [bn, _self_]\nname: half\n")
     assert compose(["norm=half"], folder).norm_name == "half"
 
 
-def test_a_config_folder_with_an_interpolation_in_its_path_is_refused(tmp_path):
-    folder = own(tmp_path / "${x", "norm", "half", "defaults: [bn, _self_]\nname: half\n")
+def test_interpolation_in_a_config_folder_path_is_refused(tmp_path):
+    folder = write_config(tmp_path / "${x", "norm", "half", "defaults: [bn, _self_]\nname: half\n")
     with pytest.raises(UserError, match="cannot read a path with"):
         compose(["norm=half"], folder)
 
 
-def test_the_environment_names_the_store_where_nothing_else_does(monkeypatch):
+def test_environment_variable_sets_the_default_store(monkeypatch):
     before = compose()
     assert before.store == default_store() == "runs"
     monkeypatch.setenv("NORMBENCH_STORE", "/data/runs, old")
@@ -280,7 +281,7 @@ def test_the_environment_names_the_store_where_nothing_else_does(monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value"), [("seed", 3), ("optimizer.lr", 0.1), ("norm/weight", {"name": "ws"})]
 )
-def test_a_branch_holds_its_key(key, value):
+def test_branch_returns_the_mapping_that_contains_a_key(key, value):
     tree = {"seed": 3, "optimizer": {"lr": 0.1}, "norm": {"weight": {"name": "ws"}}}
     group, name = config.branch(tree, key)
     assert group[name] == value
@@ -288,7 +289,7 @@ def test_a_branch_holds_its_key(key, value):
 
 
 def choices_of_conf():
-    """Every file of the groups that one file is chosen of, and pairs of a norm and a weight."""
+    """Return each choice of the single-choice groups, and pairs of a norm and a weight."""
     options = config.group_options()
     groups = ("arch", "dataset", "norm", "optimizer", "schedule")
     single = [(f"{group}={name}",) for group in groups for name in options[group]]
@@ -297,7 +298,7 @@ def choices_of_conf():
 
 
 @pytest.mark.parametrize("first", range(8))
-def test_files_are_read_as_hydra_composes_them(first):
+def test_reader_agrees_with_hydra(first):
     for chosen in choices_of_conf()[first::8]:
         read, by_hydra = config._read_choices(chosen), config._compose_with_hydra(chosen, None)
         assert read is not None, chosen
@@ -316,5 +317,5 @@ def test_files_are_read_as_hydra_composes_them(first):
         ("arch=resnet20", "arch/stem=x"),
     ],
 )
-def test_other_choices_are_left_to_hydra(chosen):
+def test_reader_leaves_other_choices_to_hydra(chosen):
     assert config._read_choices(chosen) is None

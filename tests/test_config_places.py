@@ -1,4 +1,4 @@
-"""Placement: which normalization goes where is spelt out in the composed config."""
+"""Placement: the composed config spells out which normalization goes where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GN_PLACED = {key: value for key, value in GN.items() if key != "weight"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a user's own norms, by file name and text."""
+    """Return an empty config folder for a user's norms."""
     (tmp_path / "norm").mkdir()
     return tmp_path
 
@@ -25,7 +25,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
-def test_xbn_holds_the_full_options_of_its_batch_free_normalization() -> None:
+def test_xbn_config_contains_all_options_of_its_batch_free_norm() -> None:
     config = compose(["norm=xbn"])
     assert config.norm["place"] == "mid"
     assert config.norm["bfn"] == GN_PLACED
@@ -36,23 +36,23 @@ def test_xbn_holds_the_full_options_of_its_batch_free_normalization() -> None:
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_place_and_normalization_of_xbn_are_options() -> None:
+def test_place_and_batch_free_norm_of_xbn_are_options() -> None:
     config = compose(["norm=xbn", "norm.bfn.epsilon=0.5", "norm.bfn=ln", "norm.place=post"])
     assert config.norm["place"] == "post"
     assert config.norm["bfn"]["name"] == "ln"
     assert config.norm["bfn"]["epsilon"] == 0.5
     assert compose(["norm=xbn", "norm.bfn.groups=4"]).norm["bfn"] == {**GN_PLACED, "groups": 4}
-    given = compose(["norm=xbn", "norm.bfn={norm: gn, groups: 4}"])
-    assert given.signature == compose(["norm=xbn", "norm.bfn.groups=4"]).signature
+    as_mapping = compose(["norm=xbn", "norm.bfn={norm: gn, groups: 4}"])
+    assert as_mapping.signature == compose(["norm=xbn", "norm.bfn.groups=4"]).signature
 
 
-def test_place_and_normalization_enter_the_signature() -> None:
+def test_place_and_batch_free_norm_change_the_signature() -> None:
     overrides = ([], ["norm.place=pre"], ["norm.bfn=ln"], ["norm.bfn.groups=4"])
-    assert len({compose(["norm=xbn", *each]).signature for each in overrides}) == 4
+    assert len({compose(["norm=xbn", *more]).signature for more in overrides}) == 4
     assert compose(["norm=xbn", "norm/weight=ws"]).norm_name == "xbn_ws"
 
 
-def test_a_map_of_places_is_written_in_yaml(folder: Path) -> None:
+def test_map_of_places_can_be_written_in_yaml(folder: Path) -> None:
     write(
         folder,
         "mixed",
@@ -73,15 +73,15 @@ def test_a_map_of_places_is_written_in_yaml(folder: Path) -> None:
     assert added.norm["places"]["head"]["name"] == "ln"
 
 
-def test_a_map_may_place_a_users_own_normalization(folder: Path) -> None:
+def test_map_of_places_can_use_a_user_norm(folder: Path) -> None:
     write(folder, "mine", "defaults: [gn, _self_]\nname: mine\ngroups: 2\n")
     write(folder, "mixed", "defaults: [bn, _self_]\nname: two kinds\nplaces: {mid: mine}\n")
     config = compose(["norm=mixed"], folder)
-    assert config.norm_name == "two kinds"  # a name of its own stays
+    assert config.norm_name == "two kinds"  # an explicit name is kept
     assert config.norm["places"]["mid"] == {**GN_PLACED, "name": "mine", "groups": 2}
 
 
-def test_a_map_is_named_without_its_weight_parametrization(folder: Path) -> None:
+def test_name_of_a_map_does_not_repeat_the_weight_parametrization(folder: Path) -> None:
     write(folder, "mixed_ws", "defaults: [bn, override weight: ws]\nplaces: {mid: gn}\n")
     assert compose(["norm=mixed_ws"], folder).norm_name == "mixed_ws"
 
@@ -103,7 +103,7 @@ def test_a_map_is_named_without_its_weight_parametrization(folder: Path) -> None
         (["norm.places.mid=gn"], "unknown key 'norm.places.mid'"),
     ],
 )
-def test_what_cannot_be_placed_is_refused_in_one_line(overrides: list[str], message: str) -> None:
+def test_invalid_placements_are_refused_in_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         compose(["norm=xbn", *overrides])
     assert message in str(caught.value)
@@ -119,13 +119,13 @@ def test_what_cannot_be_placed_is_refused_in_one_line(overrides: list[str], mess
         ("{mid: lm}", "unknown norm at norm.places.mid 'lm'"),
     ],
 )
-def test_a_wrong_map_is_refused(folder: Path, places: str, message: str) -> None:
+def test_invalid_maps_of_places_are_refused(folder: Path, places: str, message: str) -> None:
     write(folder, "mixed", f"defaults: [bn]\nplaces: {places}\n")
     with pytest.raises(UserError, match=message):
         compose(["norm=mixed"], folder)
 
 
-def test_a_place_named_twice_is_refused(folder: Path) -> None:
+def test_place_named_twice_is_refused(folder: Path) -> None:
     write(folder, "mixed", "defaults: [xbn]\nplaces: {mid: ln}\n")
     with pytest.raises(UserError, match=r"norm\.place=mid is also a key of norm\.places"):
         compose(["norm=mixed"], folder)

@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: paths and links lead to files, shown code is that of examples/."""
+"""The pages of docs/: paths and links point to existing files, and code matches examples/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def text(page: Path) -> str:
 
 
 def paths_in(page: Path) -> set[str]:
-    """Return the files and folders of the repository that a page names outside its code blocks."""
+    """Return the repository's files and folders that a page names outside its code blocks."""
     prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.M | re.S)
     return set(re.findall(rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w./-]*\w", prose))
 
@@ -36,18 +36,18 @@ def test_named_paths_exist(page: Path) -> None:
     assert not missing
 
 
-def test_architecture_names_a_module_for_most_steps() -> None:
+def test_architecture_page_names_many_modules() -> None:
     modules = [path for path in paths_in(ROOT / "docs" / "architecture.md") if ".py" in path]
     assert len(modules) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_point_to_existing_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", text(page)):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_adding_shows_the_examples_as_they_are() -> None:
+def test_code_in_adding_md_matches_the_examples() -> None:
     shown = dict(SHOWN.findall(text(ROOT / "docs" / "adding.md")))
     packages = {path.parent for path in (ROOT / "examples").glob("*/__init__.py")}
     for path, code in shown.items():
@@ -60,14 +60,14 @@ def test_adding_shows_the_examples_as_they_are() -> None:
 
 
 def pages_in(nav: object) -> list[str]:
-    """Return the pages of a tree of titles and pages."""
+    """Return the pages of a navigation tree."""
     if isinstance(nav, str):
         return [nav]
     items = nav.values() if isinstance(nav, dict) else nav
     return [page for item in items for page in pages_in(item)]  # type: ignore[attr-defined]
 
 
-def test_every_page_is_in_the_navigation_of_the_site() -> None:
+def test_every_page_is_in_the_site_navigation() -> None:
     nav = pages_in(yaml.safe_load(text(ROOT / "mkdocs.yml"))["nav"])
     written = {page for page in nav if not page.startswith("reference/")}
     of_top = {"index.md", "changelog.md", "contributing.md"}
@@ -86,7 +86,7 @@ assert not imported, imported
 
 
 @pytest.mark.slow
-def test_the_site_is_built_without_tensorflow_and_names_no_other_host(tmp_path: Path) -> None:
+def test_site_builds_without_tensorflow_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'normbench[docs]'")
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

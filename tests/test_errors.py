@@ -1,4 +1,4 @@
-"""What an error says once the text that libraries wrap round it is taken away."""
+"""Error messages with the text that libraries wrap around them removed."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ EAGER = (
         (EAGER, "E", "Input to reshape is a tensor with 4 values"),
     ],
 )
-def test_the_text_that_libraries_wrap_round_a_reason_is_taken_away(message, kind, says):
+def test_text_that_libraries_add_to_errors_is_removed(message, kind, says):
     assert unwrapped("E", message) == (kind, says)
 
 
-def test_a_very_long_reason_is_cut():
-    said = unwrapped("E", "x" * 9999)[1]
-    assert len(said) == 600
-    assert said.endswith("…")
+def test_long_reasons_are_truncated():
+    message = unwrapped("E", "x" * 9999)[1]
+    assert len(message) == 600
+    assert message.endswith("…")
 
 
 def wrap(original: BaseException) -> None:
-    """Raise a copy of an error as Keras does."""
+    """Raise an error the way Keras does: as a copy with more text."""
     try:
         raise original
     except BaseException as error:
@@ -88,7 +88,7 @@ def raised(function: Callable[..., None], *args: object) -> Exception:
     return caught.value
 
 
-def test_the_original_error_is_preferred_to_the_text_of_its_copy():
+def test_original_error_is_preferred_to_a_wrapped_copy():
     assert reason(raised(wrap, FileNotFoundError(2, "No such file", "a.npy"))) == (
         "FileNotFoundError: [Errno 2] No such file: 'a.npy'"
     )
@@ -98,17 +98,17 @@ def test_the_original_error_is_preferred_to_the_text_of_its_copy():
     assert details(raised(wrap, UserError("no such place"))) == ("UserError", "no such place")
 
 
-def test_an_error_raised_while_another_is_handled_speaks_for_itself():
+def test_error_raised_while_handling_another_is_reported_itself():
     assert reason(raised(look_up)) == "ValueError: no weight x"
 
 
-def test_types_are_named_but_for_errors_of_this_package():
+def test_types_are_named_except_for_errors_of_this_package():
     assert reason(NormbenchError("a\nb")) == "a b"
     assert reason(ValueError("a\nb")) == "ValueError: a b"
     assert reason(KeyError()) == "KeyError"
 
 
-def test_in_a_sentence_a_value_error_needs_no_type():
+def test_why_omits_the_type_of_a_value_error():
     assert why(ValueError("too small")) == "too small"
     assert why(UserError("too small")) == "too small"
     assert why(ZeroDivisionError("division by zero")) == "ZeroDivisionError: division by zero"

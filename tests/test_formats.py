@@ -1,4 +1,4 @@
-"""Formats: each number written as a person expects it."""
+"""Formatting of numbers, sizes, durations and failures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_sizes() -> None:
     ]
 
 
-def test_a_failure_is_one_line() -> None:
+def test_failure_is_one_line() -> None:
     assert formats.failure({"type": "OOM", "message": "\n no room \nmore"}) == "OOM: no room more"
     assert formats.failure({"type": "KeyboardInterrupt", "message": ""}) == "KeyboardInterrupt"
     assert formats.failure({"type": "E", "message": None}) == "E"
@@ -69,6 +69,6 @@ def test_a_failure_is_one_line() -> None:
     assert long.endswith("…")
 
 
-def test_a_number_has_its_noun_in_the_singular_or_plural():
+def test_nouns_agree_with_their_number():
     shown = [formats.counted(number, "cell") for number in (0, 1, 2, 1200)]
     assert shown == ["0 cells", "1 cell", "2 cells", "1,200 cells"]

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         *("components", "config", "data", "engine", "errors", "formats", "machine", "network"),
         *("normbench", "overrides", "report", "store", "sweep"),
     },
-    # The commands in Python. normbench/__init__.py reaches it by its name, when one is called.
+    # The Python API. normbench/__init__.py imports it by name when a function is first called.
     "api": {"cli", "config", "engine", "errors", "formats", "report", "store"},
 }
 
@@ -72,7 +72,7 @@ INTERFACES = {
     },
 }
 EXECUTOR_INTERFACE = "normbench.sweep.executors.base"
-# No executor is chosen here: a run is verified by a worker with as many threads as the run had.
+# `verify` chooses no executor: its worker needs as many threads as the original run had.
 OWN_WORKERS = {
     ("normbench.sweep.verify", "normbench.sweep.executors.pool"),
     ("normbench.sweep.verify", "normbench.sweep.executors.slots"),
@@ -84,8 +84,8 @@ KNOWN: set[tuple[str, str]] = set()
 
 LOOSE_MODULES = 10
 HEAVY = {"tensorflow", "keras", "jax"}
-# These import TensorFlow at module level, and are imported so by each other alone: a run on JAX
-# does not need TensorFlow.
+# These import TensorFlow at module level, and only they import each other there: a run on JAX does
+# not need TensorFlow.
 ON_TENSORFLOW = {
     *("normbench.engine.loop_tensorflow", "normbench.engine.shards"),
     *("normbench.kernels.batch_cpu", "normbench.kernels.relu"),
@@ -107,7 +107,7 @@ MODULES = {module_name(path): path for path in sorted((ROOT / "normbench").rglob
 
 
 def imports_of(name: str, source: str, is_package: bool) -> Iterator[Import]:
-    """Yield the imports of a module's source, with the modules of ours named to the last part."""
+    """Yield the imports in a module's source, with our modules as full dotted paths."""
     package = name if is_package else name.rpartition(".")[0]
 
     def visit(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
@@ -145,7 +145,7 @@ def imports() -> list[Import]:
 
 
 def room(module: str) -> str:
-    """Return the room of a module of ours: ``normbench.engine.loop`` is in ``engine``."""
+    """Return the room of one of our modules: ``normbench.engine.loop`` is in ``engine``."""
     parts = module.split(".")
     if parts[1:] == ["__main__"]:
         return "cli"
@@ -153,7 +153,7 @@ def room(module: str) -> str:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Return the imports of our modules by our modules, as (importer, imported)."""
+    """Return the imports between our modules, as (importer, imported)."""
     return {
         (found.importer, found.imported)
         for found in imports()
@@ -213,7 +213,7 @@ def refused() -> set[tuple[str, str]]:
     return wrong
 
 
-def test_every_room_has_its_arrows() -> None:
+def test_every_room_is_in_the_table() -> None:
     assert {room(module) for module in MODULES} == set(ALLOWED)
 
 
@@ -225,7 +225,7 @@ def test_allowed_arrows_point_one_way() -> None:
     assert not ALLOWED["kernels"]
 
 
-def test_every_allowed_arrow_is_drawn_from_a_room_that_exists() -> None:
+def test_every_allowed_arrow_points_to_an_existing_room() -> None:
     assert {target for targets in ALLOWED.values() for target in targets} <= set(ALLOWED)
 
 
@@ -238,7 +238,7 @@ def test_known_exceptions_are_still_needed() -> None:
     assert refused() >= KNOWN, f"remove from KNOWN: {KNOWN - refused()}"
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     assert circles(arrows()) == []
 
 
@@ -247,22 +247,22 @@ def test_imported_modules_exist() -> None:
     assert not missing
 
 
-def test_few_modules_are_loose() -> None:
+def test_there_are_few_loose_modules() -> None:
     loose = [m for m in MODULES if m.count(".") == 1 and MODULES[m].name != "__init__.py"]
     loose.remove("normbench.__main__")
     assert len(loose) <= LOOSE_MODULES, loose
 
 
 @pytest.mark.parametrize(("start", "more_than"), [("report", 10), ("cli", 10), ("api", 2)])
-def test_neither_tensorflow_nor_keras_is_imported_at_module_level(
+def test_tensorflow_keras_and_jax_are_not_imported_at_module_level(
     start: str, more_than: int
 ) -> None:
     later: dict[str, set[str]] = {}
-    for found in imports():
-        if found.at_module_level:
-            later.setdefault(found.importer, set()).add(found.imported)
+    for item in imports():
+        if item.at_module_level:
+            later.setdefault(item.importer, set()).add(item.imported)
     for module in MODULES:
-        parents = module.split(".")[:-1]  # Python runs the packages that a module is in, too
+        parents = module.split(".")[:-1]  # importing a module also runs its parent packages
         later.setdefault(module, set()).update({".".join(parents)} - {"", module})
     waiting = [(module, module) for module in MODULES if room(module) == start]
     seen: set[str] = set()
@@ -278,8 +278,8 @@ def test_neither_tensorflow_nor_keras_is_imported_at_module_level(
     assert len(seen) > more_than
 
 
-def test_only_the_backend_tensorflow_imports_tensorflow_at_module_level() -> None:
-    at_module_level = [found for found in imports() if found.at_module_level]
+def test_only_tensorflow_modules_import_tensorflow_at_module_level() -> None:
+    at_module_level = [item for item in imports() if item.at_module_level]
     libraries = {"tensorflow", "tensorflow_datasets", "tf_keras", "tensorflow_addons"}
     importers = {i.importer for i in at_module_level if i.imported.split(".")[0] in libraries}
     assert importers == ON_TENSORFLOW
@@ -287,7 +287,7 @@ def test_only_the_backend_tensorflow_imports_tensorflow_at_module_level() -> Non
     assert {importer for importer, _ in reached} <= ON_TENSORFLOW, reached
 
 
-def test_the_reader_sees_every_kind_of_import() -> None:
+def test_reader_finds_every_kind_of_import() -> None:
     source = """
 from __future__ import annotations
 from typing import TYPE_CHECKING
@@ -310,5 +310,5 @@ def train():
     ]
 
 
-def test_the_search_finds_a_circle() -> None:
+def test_circles_are_found() -> None:
     assert circles({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")}) == [["a", "b", "c"]]

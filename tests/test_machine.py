@@ -1,4 +1,4 @@
-"""What a machine says of its processor."""
+"""Precisions that a processor computes natively."""
 
 import pytest
 
@@ -12,10 +12,10 @@ from normbench import machine
         ("avx512f avx512_vnni avx512_bf16", {"float32", "mixed_bfloat16"}),
         ("avx512f amx_bf16 avx512_fp16", {"float32", "mixed_bfloat16", "mixed_float16"}),
         ("asimd asimdhp", {"float32", "mixed_float16"}),
-        ("", {"float32", "mixed_bfloat16", "mixed_float16"}),  # not known: not Linux
+        ("", {"float32", "mixed_bfloat16", "mixed_float16"}),  # unknown: not Linux
     ],
 )
-def test_half_precision_needs_instructions(
+def test_half_precision_is_native_only_with_matching_instructions(
     present: str, native: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: frozenset(present.split()))

@@ -1,4 +1,4 @@
-"""Runs that need more memory than there is are refused before it is asked for."""
+"""Runs that need more memory than there is are refused before they allocate it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def composed(*overrides):
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    """A machine with 32 MiB of memory."""
+    """Make this machine appear to have 32 MiB of memory."""
     monkeypatch.setattr(network, "machine_memory", lambda: 32 << 20)
 
 
@@ -35,22 +35,22 @@ def small_machine(monkeypatch):
         ["arch=mlp_sigmoid", "arch.units=10000000"],
     ],
 )
-def test_absurd_networks_are_refused_before_a_weight_is_drawn(overrides):
+def test_oversized_networks_are_refused_before_weights_are_drawn(overrides):
     config = composed(*overrides)
     with pytest.raises(UserError, match="too large for this machine's memory"):
         build_model(config, (32, 32, 1), 10)
-    said = refusal(config, WarmState(), {})
-    assert re.search(r"has [\d,]+ weights, which take at least .* TiB in training", said)
-    assert re.search(r"this machine has .* of memory$", said)
+    message = refusal(config, WarmState(), {})
+    assert re.search(r"has [\d,]+ weights, which take at least .* TiB in training", message)
+    assert re.search(r"this machine has .* of memory$", message)
 
 
-def test_another_machine_may_have_the_memory(small_machine):
+def test_memory_is_not_checked_for_runs_on_other_machines(small_machine):
     config = composed("arch=resnet8", "arch.width=512")
     assert "this machine has 32.0 MiB of memory" in refusal(config, WarmState(), {})
     assert refusal(config, WarmState(), {}, here=False) == ""
 
 
-def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine):
+def test_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine):
     config = composed("arch=resnet8", "batch=1000")
     model = build_model(config, (32, 32, 1), 10)
     with pytest.raises(TooLarge, match=r"with batch=1000 .* use a smaller batch, or accumulate=N"):
@@ -62,12 +62,12 @@ def test_a_batch_whose_activations_do_not_fit_is_refused_on_a_cpu(small_machine)
         prepare(config, check_config(config, WarmState()), WarmState(), 1)
 
 
-def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkeypatch):
+def test_memory_estimate_counts_weights_and_saved_activations(monkeypatch):
     config = composed("arch=mlp_sigmoid", "norm=none", "arch.layers=1", "arch.units=1000")
     model = build_model(config, (8, 8, 1), 10)
     weights = 64 * 1000 + 1000 + 1000 * 10 + 10
-    kept = 4 * 1000  # the sigmoid's output of one image
-    least = 4 * network.COPIES * weights + kept * 16
+    activations = 4 * 1000  # the sigmoid's outputs for one image
+    least = 4 * network.COPIES * weights + activations * 16
     monkeypatch.setattr(network, "machine_memory", lambda: least * 2)
     refuse_too_large(config, model, on_cpu=True)
     monkeypatch.setattr(network, "machine_memory", lambda: least - 1)
@@ -75,7 +75,7 @@ def test_the_estimate_counts_the_weights_and_what_the_backward_pass_keeps(monkey
         refuse_too_large(config, model, on_cpu=True)
 
 
-def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monkeypatch):
+def test_network_checked_by_a_sweep_never_draws_its_weights(monkeypatch):
     from normbench import initializers
 
     drawn = []
@@ -83,18 +83,18 @@ def test_a_network_looked_at_by_a_sweep_leaves_no_weights_to_be_drawn_later(monk
     monkeypatch.setattr(initializers, "_generator", lambda: drawn.append(1) or generator())
     assert refusal(composed("arch=resnet8"), WarmState(), {}) == ""
     with keras.StatelessScope():
-        pass  # at its end Keras draws the weights that it still knows of
+        pass  # on exit Keras draws the weights that are still pending
     assert drawn == []
 
 
-def test_more_steps_than_their_learning_rates_have_room_for_are_refused():
+def test_runs_with_too_many_steps_are_refused():
     config = composed("arch=resnet8", "epochs=2000000000")
     with pytest.raises(UserError, match=r"epochs=2000000000 is \d+ steps at batch=16: a run has "):
         check_config(config, WarmState())
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["arch=mlp_sigmoid", "arch.layers=1000000000"], "arch.layers makes 1,000,000,000 layers"),
         (["arch=resnet20", "arch.depth=600000002"], "arch.depth makes 600,000,002 layers"),
@@ -103,6 +103,6 @@ def test_more_steps_than_their_learning_rates_have_room_for_are_refused():
         (["arch=resnet18", "arch.blocks=[1,1000000,1,1]"], "arch.blocks makes 2,000,006 layers"),
     ],
 )
-def test_networks_too_deep_to_be_built_are_refused_at_once(overrides, says):
-    with pytest.raises(UserError, match=f"{says}: a network has at most 5,000"):
+def test_networks_with_too_many_layers_are_refused_at_once(overrides, message):
+    with pytest.raises(UserError, match=f"{message}: a network has at most 5,000"):
         build_model(composed(*overrides), (32, 32, 3), 10)

@@ -1,4 +1,4 @@
-"""Values of a command line: what Hydra's grammar knows, and any text where a key holds one."""
+"""Override values: Hydra's grammar, and arbitrary text for keys that take a string."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_keys_that_hold_a_text_take_any_text(text: str) -> None:
+def test_string_keys_accept_any_text(text: str) -> None:
     config = compose([f"label={text}", f"store={text}"])
     assert (config.label, config.store) == (text, text)
 
 
-def test_a_text_of_a_group_takes_any_text_too() -> None:
+def test_string_keys_of_a_group_accept_any_text() -> None:
     for text in ("it's", "1e3", "file:///a,b"):
         config = compose(["logger=mlflow", f"logger.mlflow.uri={text}"])
         assert config.logger["mlflow"]["uri"] == text
     assert choose(["executor=slurm", "executor.partition=größe"])[0]["partition"] == "größe"
 
 
-def test_quotes_escapes_and_interpolations_stay_those_of_hydra() -> None:
+def test_quotes_escapes_and_interpolations_work_as_in_hydra() -> None:
     written = {
         "'a b'": "a b",
         '"it\'s"': "it's",
@@ -69,7 +69,7 @@ def test_quotes_escapes_and_interpolations_stay_those_of_hydra() -> None:
         assert compose(["norm=xbn", f"label={text}"]).label == meant
 
 
-def test_an_interpolation_of_nothing_is_one_line() -> None:
+def test_unresolved_interpolation_is_refused_in_one_line() -> None:
     for text in ("${nothing}", "${a!}"):
         with pytest.raises(UserError, match=r"nothing|a!") as caught:
             compose([f"label={text}"])
@@ -77,23 +77,23 @@ def test_an_interpolation_of_nothing_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "''"])
-def test_an_empty_store_is_refused(text: str) -> None:
+def test_empty_store_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="store is empty"):
         compose([f"store={text}"])
 
 
-def test_a_sweep_takes_texts_as_they_are_typed(tmp_path: Path) -> None:
+def test_sweep_takes_strings_as_typed(tmp_path: Path) -> None:
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "mine.yaml").write_text("name: mine\n_target_: mine.Mine\nmode: a\n")
     cells = expand(["norm=mine", "norm.mode=007,1e3,実験,it's,'a,b',true"], tmp_path)
     assert [cell.norm["mode"] for cell in cells] == ["007", "1e3", "実験", "it's", "a,b", "true"]
 
 
-def test_the_store_of_a_sweep_may_have_a_comma() -> None:
+def test_store_of_a_sweep_may_contain_a_comma() -> None:
     assert {config.store for config in expand(["store=a,b", "seed=0,1"])} == {"a,b"}
 
 
-def test_what_hydra_cannot_read_is_an_error_of_the_key_not_of_a_lexer() -> None:
+def test_values_that_hydra_cannot_parse_give_an_error_about_their_key() -> None:
     for override, message in {
         "batch=実": "batch must be a whole number, got '実'",
         "batch=[1": "batch must be a whole number, got '[1'",
@@ -104,7 +104,7 @@ def test_what_hydra_cannot_read_is_an_error_of_the_key_not_of_a_lexer() -> None:
         assert message in str(caught.value)
 
 
-def test_lists_of_texts_are_lists() -> None:
+def test_lists_of_strings_are_lists() -> None:
     assert parse(["x=[größe,b]"])[0].value() == ["größe", "b"]
     assert parse(["x=größe,b"])[0].is_sweep_override()
 
@@ -124,7 +124,7 @@ def test_quoted_text_is_read_back(text: str) -> None:
         ("batch=log(16,256,5)", [16, 32, 64, 128, 256]),
     ],
 )
-def test_log_names_values_with_one_ratio(override, expected):
+def test_log_gives_values_with_a_constant_ratio(override, expected):
     values = [c.optimizer["lr"] if "lr" in override else c.batch for c in expand([override])]
     assert values == expected
 
@@ -144,11 +144,11 @@ def test_log_names_values_with_one_ratio(override, expected):
         ("optimizer.lr=log(0,0.2)", "log() needs limits above 0, got 0"),
     ],
 )
-def test_log_refuses_limits_and_counts_that_make_no_sense(override, message):
+def test_log_refuses_invalid_limits_and_counts(override, message):
     with pytest.raises(UserError) as refused:
         expand([override])
     assert message in str(refused.value)
 
 
-def test_a_label_may_look_like_log():
+def test_label_may_look_like_log():
     assert expand(["label=log(x)"])[0].label == "log(x)"

@@ -1,4 +1,4 @@
-"""Components of one's own from the command line: a data set's options, a layer that is edited."""
+"""User components on the command line: options of a data set, edits of a layer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Scaled(GroupNormalization):
 
 
 class Own:
-    """A project with a data set and a layer, and a folder of config files that name them."""
+    """A user's project: a data set, a layer, and config files that name them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Own:
             f"{'crop_padding: 0' if padding else ''}\n"
         )
         for cached in (config._compose_groups, config._chosen_groups, config._plain_groups):
-            cached.cache_clear()  # a process reads each file once
+            cached.cache_clear()  # files are cached per process
 
     def edit(self, factor: str) -> None:
         """Edit the module that the layer's module imports, as if in a new process."""
@@ -123,13 +123,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     provenance.code_hash.cache_clear()
 
 
-def test_options_of_a_data_set_reach_its_class(own: Own) -> None:
+def test_data_set_options_reach_its_class(own: Own) -> None:
     first, second = own.draw(1), own.draw(2, "second.npy")
-    here = load_dataset(compose(["dataset=mine"], own.conf))
-    np.testing.assert_array_equal(here.test.images, first[40:])
+    original = load_dataset(compose(["dataset=mine"], own.conf))
+    np.testing.assert_array_equal(original.test.images, first[40:])
     own.write_dataset("brighter: 5\n", "second.npy")
-    there = load_dataset(compose(["dataset=mine"], own.conf))
-    np.testing.assert_array_equal(there.test.images, second[40:] + 5)
+    edited = load_dataset(compose(["dataset=mine"], own.conf))
+    np.testing.assert_array_equal(edited.test.images, second[40:] + 5)
     path = own.folder / "images.npy"
     chosen = load_dataset(compose(["dataset=mine", f"dataset.path={path}"], own.conf))
     np.testing.assert_array_equal(chosen.test.images, first[40:] + 5)
@@ -153,21 +153,21 @@ COMMANDS = ["run", "sweep --dry-run", "show", "data list", "data prepare mine", 
         [(command, *mistake) for command in COMMANDS for mistake in MISTAKES],
     ),
 )
-def test_a_misspelt_option_of_a_data_set_is_refused_everywhere(
+def test_misspelled_data_set_option_is_refused_by_every_command(
     command: str, more: str | None, message: str, own: Own, capsys: Any
 ) -> None:
     own.write_dataset(more or "", padding=False)
     words = command.split()
     overrides = own.overrides() if words[0] in ("run", "sweep", "show") else []
     code = main([*words, *overrides, *own.at])
-    said = capsys.readouterr()
-    assert message in " ".join((said.out + said.err).split())
-    assert code == 2 or words[0] == "sweep"  # whose plan names the cell as invalid
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert message in " ".join((printed.out + printed.err).split())
+    assert code == 2 or words[0] == "sweep"  # a plan lists it as an invalid cell
+    assert "Traceback" not in printed.err
     assert not own.store.exists()
 
 
-def test_data_commands_use_the_options_of_the_file(own: Own, capsys: Any) -> None:
+def test_data_commands_use_the_options_in_the_config_file(own: Own, capsys: Any) -> None:
     own.write_dataset("", "elsewhere.npy")
     main(["data", "list", *own.at])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "Mine" in line]
@@ -182,19 +182,21 @@ def test_data_commands_use_the_options_of_the_file(own: Own, capsys: Any) -> Non
     assert load_dataset(composed).train.images.any()
 
 
-def test_a_plan_asks_each_data_set_with_its_own_options(own: Own) -> None:
+def test_plan_checks_each_data_set_with_its_own_options(own: Own) -> None:
     from normbench.sweep.plan import plan
 
     missing = compose(own.overrides(f"dataset.path={own.folder}/nowhere.npy"), own.conf)
-    there = compose(own.overrides(), own.conf)
+    present = compose(own.overrides(), own.conf)
     store = Store(own.store)
-    for configs in ([there, missing], [missing, there]):
-        found = problems(plan(configs, store).todo, store, lambda asked: [""] * len(asked))
-        assert set(found) == {missing.run_name}
-        assert "nowhere.npy" in found[missing.run_name]  # as the source itself says it
+    for configs in ([present, missing], [missing, present]):
+        errors = problems(
+            plan(configs, store).todo, store, lambda configs_to_check: [""] * len(configs_to_check)
+        )
+        assert set(errors) == {missing.run_name}
+        assert "nowhere.npy" in errors[missing.run_name]  # the source's own message
 
 
-def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
+def test_edited_layer_and_replaced_data_are_reported_and_trained_again(
     own: Own, capsys: Any
 ) -> None:
     command = ["run", *own.overrides(), *own.at]
@@ -211,11 +213,11 @@ def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
     own.edit("3.0")
     own.draw(2)
     assert main(command) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("own_layer.Scaled", data):
-        assert f"the run was trained with {name} {first[name][0][:10]}, this is " in said
-    assert "with own_data.Mine" not in said
-    assert "--again" in said
+        assert f"the run was trained with {name} {first[name][0][:10]}, this is " in printed
+    assert "with own_data.Mine" not in printed
+    assert "--again" in printed
     assert main(["diagnose", run.name, "--probe", "train_gap", "--store", str(own.store)]) == 2
     refusal = capsys.readouterr().err
     assert refusal.startswith(f"normbench: run {run.name} names 'own_data.Mine' at dataset, which")
@@ -226,8 +228,8 @@ def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
     assert run.meta["own"] == first
     sweep = ["sweep", *own.overrides(), "executor=inline", "--dry-run", *own.at]
     assert main(sweep) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "mixed: 1 of 1 complete cells: the run was trained with own_layer.Scaled" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mixed: 1 of 1 complete cells: the run was trained with own_layer.Scaled" in printed
     assert main([*sweep, "--again"]) == 0
     assert "missing" in capsys.readouterr().out
     assert run.meta["own"] == first  # a dry run changes nothing
@@ -245,15 +247,15 @@ def test_an_edited_layer_and_replaced_data_are_told_and_trained_again(
 
     own.edit("2.0")
     assert main(["run", *own.overrides("seed=1"), *own.at]) == 0
-    found = " ".join(mixtures(load(own.store).runs))
+    notes = " ".join(mixtures(load(own.store).runs))
     old, new = first["own_layer.Scaled"][0][:10], second["own_layer.Scaled"][0][:10]
-    assert "runs come from 2 versions of own_layer.Scaled: " in found
-    assert f"{old} (1 run)" in found
-    assert f"{new} (1 run)" in found
-    assert "versions of own_data.Mine" not in found
+    assert "runs come from 2 versions of own_layer.Scaled: " in notes
+    assert f"{old} (1 run)" in notes
+    assert f"{new} (1 run)" in notes
+    assert "versions of own_data.Mine" not in notes
 
 
-def test_a_run_that_goes_on_with_edited_code_says_so(own: Own) -> None:
+def test_run_resumed_with_edited_code_says_so(own: Own) -> None:
     from normbench.engine.observer import Observer
     from normbench.engine.train import train
 
@@ -284,7 +286,7 @@ def test_a_run_that_goes_on_with_edited_code_says_so(own: Own) -> None:
     assert " then " in frame["version.own_layer.Scaled"][0]
 
 
-def test_runs_of_what_ships_have_no_such_record(tmp_store: Path) -> None:
+def test_runs_of_shipped_components_record_no_user_code(tmp_store: Path) -> None:
     composed = compose(["dataset=digits", "norm=xbn", "probe=gradients", "logger=mlflow"])
     assert provenance.own_code(composed.to_dict()) == {}
     assert provenance.own_data(composed.dataset) == {}

@@ -1,4 +1,4 @@
-"""What is shipped is whole: sdist, wheel, declared dependencies and the lock file."""
+"""Packaging: the sdist, the wheel, declared dependencies and the lock files are complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCKS = ("requirements-build.lock", "requirements.lock", "requirements-jax.lock"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from that sdist."""
+    """Return a folder with the sdist and the wheel built from it."""
     folder = tmp_path_factory.mktemp("built")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(built: Path) -> Path:
-    """The wheel's content, laid out as an installer would."""
+    """Return a folder with the unpacked wheel, laid out as an installer would."""
     folder = built / "unpacked"
     with zipfile.ZipFile(built / f"normbench-{normbench.__version__}-py3-none-any.whl") as wheel:
         wheel.extractall(folder)
@@ -65,7 +65,7 @@ def composed_run_name(path: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_sdist_holds_what_a_checkout_needs(built: Path) -> None:
+def test_sdist_contains_everything_a_checkout_needs(built: Path) -> None:
     prefix = f"normbench-{normbench.__version__}"
     with tarfile.open(built / f"{prefix}.tar.gz") as sdist:
         names = {name.removeprefix(f"{prefix}/") for name in sdist.getnames()}
@@ -74,7 +74,7 @@ def test_the_sdist_holds_what_a_checkout_needs(built: Path) -> None:
     assert not {name for name in names if name.startswith("runs/")}
 
 
-def test_the_wheel_holds_conf_and_nothing_beside_the_package(unpacked: Path) -> None:
+def test_wheel_contains_conf_and_nothing_besides_the_package(unpacked: Path) -> None:
     conf = unpacked / "normbench" / "conf"
     assert CONF
     assert {file.relative_to(conf).as_posix() for file in conf.rglob("*.yaml")} == CONF
@@ -84,12 +84,12 @@ def test_the_wheel_holds_conf_and_nothing_beside_the_package(unpacked: Path) -> 
     assert top == {"normbench", f"normbench-{normbench.__version__}.dist-info"}
 
 
-def test_the_wheel_holds_every_module(unpacked: Path) -> None:
+def test_wheel_contains_every_module(unpacked: Path) -> None:
     for file in (ROOT / "normbench").rglob("*.py"):
         assert (unpacked / file.relative_to(ROOT)).is_file(), file
 
 
-def test_an_installed_wheel_composes_from_its_own_conf(unpacked: Path) -> None:
+def test_installed_wheel_composes_from_its_own_conf(unpacked: Path) -> None:
     origin, conf, run_name = composed_run_name(unpacked)
     assert Path(origin) == unpacked / "normbench" / "__init__.py"
     assert Path(conf) == unpacked / "normbench" / "conf"
@@ -99,7 +99,7 @@ def test_an_installed_wheel_composes_from_its_own_conf(unpacked: Path) -> None:
     assert same == run_name
 
 
-def test_the_wheel_names_the_console_script_and_the_license(unpacked: Path) -> None:
+def test_wheel_names_the_console_script_and_the_license(unpacked: Path) -> None:
     metadata = unpacked / f"normbench-{normbench.__version__}.dist-info"
     assert "normbench = normbench.cli:entry" in (metadata / "entry_points.txt").read_text()
     assert "License-Expression: Apache-2.0" in (metadata / "METADATA").read_text()
@@ -107,16 +107,16 @@ def test_the_wheel_names_the_console_script_and_the_license(unpacked: Path) -> N
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """The declared requirements, those of ``extras`` included, without our own name."""
+    """Return the declared requirements including ``extras``, without normbench itself."""
     lines = list(PROJECT["dependencies"])
     for extra in extras:
         lines += PROJECT["optional-dependencies"][extra]
     parsed = [Requirement(line) for line in lines]
-    return [each for each in parsed if each.name != PROJECT["name"]]
+    return [requirement for requirement in parsed if requirement.name != PROJECT["name"]]
 
 
 def imported_modules() -> dict[str, Path]:
-    """Top-level names that the package imports from outside, each with a file that does."""
+    """Return the third-party modules that the package imports, each with a file that imports it."""
     found: dict[str, Path] = {}
     for file in (ROOT / "normbench").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -133,7 +133,8 @@ def imported_modules() -> dict[str, Path]:
 
 def test_every_import_is_declared() -> None:
     declared = {
-        canonicalize_name(each.name) for each in requirements(*PROJECT["optional-dependencies"])
+        canonicalize_name(requirement.name)
+        for requirement in requirements(*PROJECT["optional-dependencies"])
     }
     installed = packages_distributions()
     undeclared = {
@@ -145,7 +146,7 @@ def test_every_import_is_declared() -> None:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_the_lock_pins_by_hash_and_names_no_place(name: str) -> None:
+def test_lock_pins_by_hash_and_contains_no_urls_or_paths(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"://|file:|--(extra-)?index|--find-links| @ |(^|\s)/", text)
     pins = re.split(r"\n(?=[a-z0-9])", text)[1:]
@@ -156,7 +157,7 @@ def test_the_lock_pins_by_hash_and_names_no_place(name: str) -> None:
 
 
 def pins(*names: str) -> dict[str, set[str]]:
-    """The versions that locks pin, by package."""
+    """Return the versions that lock files pin, by package."""
     pinned: dict[str, set[str]] = {}
     for lock in names:
         text = (ROOT / lock).read_text()
@@ -165,22 +166,25 @@ def pins(*names: str) -> dict[str, set[str]]:
     return pinned
 
 
-def test_the_lock_serves_what_is_declared() -> None:
+def test_lock_satisfies_the_declared_requirements() -> None:
     pinned = pins("requirements-build.lock", "requirements.lock")
-    for each in requirements("dev", "jax"):
-        versions = pinned.get(canonicalize_name(each.name), set())
-        assert versions, f"{each.name} is not in the lock: run make lock"
-        assert all(each.specifier.contains(version) for version in versions), (each, versions)
+    for requirement in requirements("dev", "jax"):
+        versions = pinned.get(canonicalize_name(requirement.name), set())
+        assert versions, f"{requirement.name} is not in the lock: run make lock"
+        assert all(requirement.specifier.contains(version) for version in versions), (
+            requirement,
+            versions,
+        )
 
 
-def test_the_lock_for_jax_leaves_out_tensorflow_and_pins_the_same_versions() -> None:
+def test_jax_lock_omits_tensorflow_and_pins_the_same_versions() -> None:
     [listed] = re.findall(r"^NOT_FOR_JAX := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     left_out = {canonicalize_name(name) for name in listed.split()}
     pinned = pins("requirements-jax.lock")
     assert {"tensorflow", "tensorflow-datasets"} <= left_out
     assert not any(name.startswith(("tensorflow", "tensorboard")) for name in pinned)
-    declared = {canonicalize_name(each.name) for each in requirements("jax")}
+    declared = {canonicalize_name(requirement.name) for requirement in requirements("jax")}
     assert left_out <= declared
     assert declared - left_out == declared & set(pinned)
-    whole = pins("requirements.lock")
-    assert {name: whole[name] for name in pinned} == pinned
+    all_pins = pins("requirements.lock")
+    assert {name: all_pins[name] for name in pinned} == pinned

@@ -1,4 +1,4 @@
-"""Commands of README, the pages of docs/ and conf/: shell, parser and configs take them."""
+"""Commands in README, docs/ and conf/: shells, the parser and the configs accept them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 #: Pages with commands that no test of this file runs.
 NOT_RUN_HERE = {
     "CONTRIBUTING.md": "its targets of make run the tests",
-    "docs/data.md": "of images of one's own: tests/cli/test_own_data.py makes them",
+    "docs/data.md": "commands on a user's own images: tests/cli/test_own_data.py makes some",
 }
-#: Pieces of commands that are not run, with the reason.
+#: Substrings of commands that are not run, with the reason.
 NOT_RUN = {
     "executor=ray": "tests/sweep/executors/test_ray.py starts a cluster",
     "executor=slurm": "tests/slurm starts a Slurm",
     "--by commit": "runs of two commits",
 }
-#: Stores of other machines, which are copies of the store here.
+#: Stores of other machines: copies of the local store.
 ELSEWHERE = ("desk/runs", "cluster/runs", "published/runs")
 
 
@@ -64,7 +64,7 @@ STUDIES = commands_of((ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 
 
 def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
-    """Return the words that a shell hands to each `normbench` of a script."""
+    """Return the words that a shell passes to each `normbench` in a script."""
     stub = folder / "normbench"
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     stub.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{code}' \"$@\"\n")
@@ -84,7 +84,7 @@ def words_in(shell: str, script: str, folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_commands_of_every_page_are_run_or_listed() -> None:
+def test_commands_of_every_page_are_run_or_listed() -> None:
     pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]
     with_commands = {
         page.relative_to(ROOT).as_posix()
@@ -100,19 +100,19 @@ def test_the_commands_of_every_page_are_run_or_listed() -> None:
 def test_every_command_is_in_a_shell_block() -> None:
     assert len(BLOCKS) > 10
     pages = README + FAIR + MODELS
-    pages += PAPERS  # clusters.md has output beside its commands
+    pages += PAPERS  # clusters.md is left out: it also shows output
     outside = re.sub(r"^```.*?^```$", "", pages, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^ {4}\S.*$", outside, re.MULTILINE)  # blocks name their language
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_shell_reads_every_block(shell: str) -> None:
+def test_every_block_is_valid_shell(shell: str) -> None:
     for block in BLOCKS:
         subprocess.run([shell, "-n", "-c", block], check=True)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_parser_and_configs_take_every_command_as_a_shell_hands_it_over(
+def test_parser_and_configs_accept_every_command_as_a_shell_passes_it(
     shell: str, tmp_path: Path
 ) -> None:
     script = "\n".join([c for b in BLOCKS for c in commands_of(b, "")] + COMMENTED + STUDIES)
@@ -125,19 +125,19 @@ def test_parser_and_configs_take_every_command_as_a_shell_hands_it_over(
         if arguments.command == "run" and not arguments.multirun:
             compose([word.replace("init=RUN", "init=00000000") for word in arguments.overrides])
         elif arguments.command in ("run", "sweep") and arguments.overrides != ["status"]:
-            _, rest = choose(arguments.overrides)
-            experiment, lists = unfold(rest)
-            if experiment is None:  # those of experiments are expanded by their own test
+            _, overrides = choose(arguments.overrides)
+            experiment, lists = unfold(overrides)
+            if experiment is None:  # experiments are expanded by their own test
                 assert expand(lists[0])
     assert seen >= {"run", "sweep", "report", "show", "list", "norms", "diagnose", "data"}
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 
 
-def test_no_command_has_a_character_that_zsh_would_expand() -> None:
-    # zsh refuses a pattern that matches no file, and takes no comment after a command typed in.
+def test_commands_have_no_characters_that_zsh_would_expand() -> None:
+    # zsh refuses a pattern that matches no file, and comments after a typed command.
     for line in [*"".join(BLOCKS).splitlines(), *COMMENTED, *STUDIES]:
         unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
         assert not set("()[]{}*?<>|&;~#$^") & set(unquoted), line
@@ -192,7 +192,7 @@ SKIPPED = (
 
 
 def run_commands(blocks: list[str], tmp_path: Path) -> Path:
-    """Run the commands of pages one after the other, small; return the folder they ran in."""
+    """Run the commands of pages in order as small runs; return the folder in which they ran."""
     tools, work = tmp_path / "bin", tmp_path / "work"
     tools.mkdir()
     work.mkdir()
@@ -227,8 +227,8 @@ def run_commands(blocks: list[str], tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) -> None:
-    work = run_commands(blocks_of(README)[1:], tmp_path)  # the first one shows what there is
+def test_commands_of_readme_running_and_verifying_run(tmp_path: Path) -> None:
+    work = run_commands(blocks_of(README)[1:], tmp_path)  # the first block is only an overview
     assert (work / "report" / "index.html").is_file()
     assert (work / "runs.csv").is_file()
     rows = "".join(file.read_text() for file in (work / "runs").glob("*/metrics.jsonl"))
@@ -237,7 +237,7 @@ def test_the_pages_run_from_their_first_command_to_their_last(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_page_on_fair_comparisons_runs_too(tmp_path: Path) -> None:
+def test_commands_of_fair_md_run(tmp_path: Path) -> None:
     from normbench.store.store import Store
     from normbench.store.tuning import tuning_of
 
@@ -248,7 +248,7 @@ def test_the_page_on_fair_comparisons_runs_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_on_models_runs_too_and_so_does_its_python(tmp_path: Path) -> None:
+def test_commands_and_python_of_models_md_run(tmp_path: Path) -> None:
     work = run_commands(blocks_of(MODELS), tmp_path)
     first = min((work / "runs").glob("digits-*")).name
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -264,14 +264,14 @@ def test_the_page_on_models_runs_too_and_so_does_its_python(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_page_on_clusters_runs_too(tmp_path: Path) -> None:
+def test_commands_of_clusters_md_run(tmp_path: Path) -> None:
     work = run_commands(blocks_of(CLUSTERS), tmp_path)
     assert len([*(work / "shared" / "runs").glob("digits-*")]) == 9
     assert len([*(work / "runs").glob("digits-*/summary.json")]) == 4  # of the detached sweep
 
 
 @pytest.mark.slow
-def test_the_page_on_papers_runs_too(tmp_path: Path) -> None:
+def test_commands_of_papers_md_run(tmp_path: Path) -> None:
     work = run_commands(blocks_of(PAPERS), tmp_path)
     assert (work / "paper.tar.gz").is_file()
     assert [*(work / "paper" / "tables").glob("*.tex")]
@@ -279,7 +279,7 @@ def test_the_page_on_papers_runs_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_python_of_the_page_on_python_runs(tmp_path: Path) -> None:
+def test_python_of_python_md_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PYTHON, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
     code = "\n".join(blocks).replace("arch=resnet8", "arch=mlp_sigmoid arch.units=8")

@@ -74,7 +74,7 @@ OPTIONS = {
     "group.GroupNormalization": {"channels_per_group": 4},
     "iterative.IterativeNormalization": {"channels_per_group": 4},
 }
-"""Options of those whose defaults do not suit 16 channels."""
+"""Options of layers whose defaults do not fit 16 channels."""
 
 LOAD = """
 import json, sys
@@ -100,7 +100,7 @@ def layer_of(path: str, *args: Any, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A model of every layer, saved here and loaded by a process that names none of them."""
+    """Save a model of every layer, load it in a process that names none of them; return both."""
     folder = tmp_path_factory.mktemp("saved")
     layers = [layer_of(path) for path in LAYERS]
     layers += [layer_of(path, 4, 3) for path in CONVOLUTIONS]
@@ -113,7 +113,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         ]
     norm = make_norm(compose(["norm=gn_ws", "norm.groups=4"]).norm)
     layers.append(resnet_small.build(norm, SHAPE, 10, depth=8, width=4))
-    if keras.backend.backend() == "jax":  # which compiles each operation of each layer
+    if keras.backend.backend() == "jax":  # JAX compiles each operation of each layer
         layers = layers[::16]
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, [layer(inputs) for layer in layers])
@@ -136,9 +136,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("kind", ["keras", "h5"])
-def test_saved_model_computes_the_same_in_another_process(saved, kind):
-    with np.load(saved.folder / f"{kind}.npz") as found:
-        outputs = [found[name] for name in found.files]
+def test_saved_model_computes_the_same_outputs_in_another_process(saved, kind):
+    with np.load(saved.folder / f"{kind}.npz") as file:
+        outputs = [file[name] for name in file.files]
     assert len(outputs) == len(saved.layers)
     for layer, actual, expected in zip(saved.layers, outputs, saved.outputs, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5, err_msg=layer.name)
@@ -146,24 +146,24 @@ def test_saved_model_computes_the_same_in_another_process(saved, kind):
 
 def test_layers_are_deserialized_in_another_process(saved):
     types = [type(layer) for layer in saved.layers]
-    assert saved.names == [f"{each.__module__}.{each.__name__}" for each in types]
+    assert saved.names == [f"{layer_type.__module__}.{layer_type.__name__}" for layer_type in types]
 
 
 def test_each_registered_class_has_a_placeholder():
-    found = list(serializable.classes())
-    assert len({name for _, name in found}) == len(found) > 50
+    placeholders = list(serializable.classes())
+    assert len({name for _, name in placeholders}) == len(placeholders) > 50
     root = Path(normbench.__file__).parent
     registered = sum(
         len(re.findall(r"^@keras\.saving\.register_keras_serializable", text, re.MULTILINE))
         for text in (file.read_text(encoding="utf-8") for file in root.rglob("*.py"))
     )
-    assert len(found) == registered
-    for module, name in found:
+    assert len(placeholders) == registered
+    for module, name in placeholders:
         kind = getattr(import_module(module), name)
         assert keras.saving.get_registered_object(f"normbench>{name}") is kind
 
 
-def test_placeholders_are_added_where_keras_was_imported_first(monkeypatch):
+def test_placeholders_are_registered_if_keras_was_imported_first(monkeypatch):
     registry: dict[str, Any] = {"normbench>Conv2D": "imported"}
     fake = SimpleNamespace(saving=SimpleNamespace(get_custom_objects=lambda: registry))
     monkeypatch.setitem(sys.modules, "keras", fake)
@@ -174,7 +174,7 @@ def test_placeholders_are_added_where_keras_was_imported_first(monkeypatch):
     assert registry["normbench>RMSNormalization"](name="rms").name == "rms"
 
 
-def test_star_import_gives_the_public_classes():
+def test_star_import_exports_the_public_classes():
     namespace: dict[str, Any] = {}
     exec("from normbench.norms import *", namespace)
     assert {"BatchNormalization", "WSConv2D", "SpectralNormalization"} <= namespace.keys()

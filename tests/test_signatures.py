@@ -1,7 +1,7 @@
-"""Signatures name run folders: a config must keep the one that its runs were stored under.
+"""Signatures name run folders, so a config must keep the signature its runs were stored under.
 
-`signatures.txt` was written once. A line is never edited; one is added for what is new. Where this
-fails, every user's store would be trained again.
+Never edit a line of `signatures.txt`; only add lines for new configs. If these tests fail, every
+user's store would be trained again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXPERIMENTS = {config: signature for signature, config in LINES if "+experiment=
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_configs_keep_their_signatures(step: int) -> None:
-    """Compose each third config by default: all of them take a quarter of a minute."""
+    """Compose every third config by default; all of them take about 15 seconds."""
     assert len(CONFIGS) > 90
     recorded = dict(list(CONFIGS.items())[::step])
     composed = {config: compose(config.split()).signature for config in recorded}

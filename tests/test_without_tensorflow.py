@@ -1,7 +1,7 @@
-"""normbench where JAX is installed and TensorFlow is not: what works, and how the rest is refused.
+"""normbench with JAX but without TensorFlow: supported commands work, others are refused.
 
-TensorFlow is hidden from child processes by a finder that does not find it; the slow test installs
-the environment of ``make jax``, which does not have it.
+A custom import finder hides TensorFlow from child processes; the slow test installs the environment
+of ``make jax``, which does not include it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytest.importorskip("jax", reason="JAX is not installed: pip install 'normbench[
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Python imports a module of this name as it starts.
+# The source of sitecustomize.py, which Python imports at startup.
 SITECUSTOMIZE = """
 import sys
 from importlib.machinery import PathFinder
@@ -82,7 +82,7 @@ class Installation:
         )
 
     def normbench(self, *words: str, **environment: str) -> str:
-        """Return what a command that ends well prints."""
+        """Return the output of a command that succeeds."""
         done = self.execute("-m", "normbench", *words, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -110,7 +110,7 @@ def installed(tmp_path: Path) -> Installation:
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """An installation with a store that has one run and a sweep over two seeds."""
+    """Return an installation whose store has a run and a sweep over two seeds."""
     installation = install_by_hiding(tmp_path_factory.mktemp("used"))
     train(installation)
     return installation
@@ -119,12 +119,12 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 def train(installation: Installation) -> None:
     installation.normbench("run", *SMALL, "backend=jax", "norm=bn")
     words = ("norm=gn", "seed=0,1", "executor.workers=1")
-    found = installation.normbench("sweep", *SMALL, "backend=jax", *words)
-    assert "2 cells: 2 trained" in found
+    printed = installation.normbench("sweep", *SMALL, "backend=jax", *words)
+    assert "2 cells: 2 trained" in printed
 
 
 def check_results(installation: Installation) -> None:
-    """Check the runs that :func:`train` left, and what is made of them."""
+    """Check the runs of :func:`train`, their list and their report."""
     listed = json.loads(installation.normbench("list", "--json"))
     assert [(row["norm"], row["status"]) for row in listed].count(("gn", "finished")) == 2
     assert len(listed) == 3
@@ -137,16 +137,16 @@ def check_results(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("module", ["tensorflow", "tensorflow_datasets", "tensorboard"])
-def test_the_module_is_hidden(installed: Installation, module: str) -> None:
+def test_module_is_hidden(installed: Installation, module: str) -> None:
     done = installed.execute("-c", f"import {module}")
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: No module named '{module}'"
 
 
-def test_run_sweep_list_and_report_do_without(used: Installation) -> None:
+def test_run_sweep_list_and_report_work(used: Installation) -> None:
     check_results(used)
 
 
-def test_a_trained_network_is_exported_and_diagnosed(used: Installation) -> None:
+def test_trained_network_can_be_exported_and_diagnosed(used: Installation) -> None:
     [run] = used.folder.glob("runs/*-bn-*")
     assert "model.keras" in used.normbench("export", run.name, "--model", "model.keras")
     assert "train_gap" in used.normbench("diagnose", run.name, "--probe", "train_gap")
@@ -159,7 +159,7 @@ def test_a_trained_network_is_exported_and_diagnosed(used: Installation) -> None
     [("run",), ("run", "backend=tensorflow"), ("show",)],
     ids=" ".join,
 )
-def test_the_default_backend_is_refused_in_one_line(
+def test_default_backend_is_refused_in_one_line(
     installed: Installation, words: tuple[str, ...]
 ) -> None:
     assert installed.refusal(*words, *SMALL) == REFUSED
@@ -167,7 +167,7 @@ def test_the_default_backend_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("inline", marks=pytest.mark.slow)])
-def test_a_sweep_on_the_default_backend_is_refused_in_one_line(
+def test_sweep_on_the_default_backend_is_refused_in_one_line(
     installed: Installation, executor: str
 ) -> None:
     line = installed.refusal("sweep", *SMALL, "norm=gn,bn", f"executor={executor}")
@@ -176,7 +176,7 @@ def test_a_sweep_on_the_default_backend_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_run_of_tensorflow_is_reported_and_exported_but_not_trained_again(
+def test_tensorflow_run_can_be_reported_and_exported_but_not_retrained(
     tmp_path: Path,
 ) -> None:
     elsewhere = Installation([sys.executable], tmp_path, str(ROOT))
@@ -192,7 +192,7 @@ def test_a_run_of_tensorflow_is_reported_and_exported_but_not_trained_again(
     line = here.refusal(*words)
     assert line == f"{needs} set KERAS_BACKEND=jax, or pip install normbench"
     assert "export: model.keras" in here.normbench(*words, KERAS_BACKEND="jax")
-    # That such a network was trained before proves nothing here.
+    # An earlier run of the same network does not prove that it can be trained here.
     line = here.refusal("sweep", *SMALL, "norm=gn", "seed=1,2")
     assert line == f"2 cells cannot be trained: {REFUSED}"
     done = here.execute("-m", "normbench", "verify", "runs")
@@ -200,7 +200,7 @@ def test_a_run_of_tensorflow_is_reported_and_exported_but_not_trained_again(
     assert f"{name}: cannot be trained again: {needs} pip install normbench" in done.stdout
 
 
-def test_data_sets_of_tensorflow_datasets_are_refused_in_one_line(installed: Installation) -> None:
+def test_tensorflow_datasets_are_refused_in_one_line(installed: Installation) -> None:
     (installed.folder / "images").mkdir()
     for words in (
         ("prepare", "cifar10"),
@@ -213,16 +213,16 @@ def test_data_sets_of_tensorflow_datasets_are_refused_in_one_line(installed: Ins
     assert "cifar10" in installed.normbench("data", "list")
 
 
-def test_the_doctor_finds_everything_that_a_run_needs(installed: Installation) -> None:
+def test_doctor_finds_everything_that_a_run_needs(installed: Installation) -> None:
     lines = installed.normbench("doctor").splitlines()
     assert lines[-1] == "everything a run with backend=jax needs is installed"
-    [found] = [line for line in lines if line.startswith("frameworks")]
-    assert " absent " in found
-    assert "TensorFlow" in found
+    [frameworks] = [line for line in lines if line.startswith("frameworks")]
+    assert " absent " in frameworks
+    assert "TensorFlow" in frameworks
 
 
 @pytest.mark.slow
-def test_make_jax_sets_up_an_environment_that_trains(tmp_path: Path) -> None:
+def test_make_jax_creates_an_environment_that_trains(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
     name = f"normbench-{normbench.__version__}"
