@@ -1,4 +1,4 @@
-"""The command line in this process: exit codes and one-line errors."""
+"""The command line called in-process: exit codes and one-line errors."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def small_run(tmp_store):
         (["run", "dataset=digits", "epochs=99999999999999"], "epochs must be below 2147483648"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(command, message, capsys, tmp_path, monkeypatch):
+def test_user_error_is_one_line_with_exit_code_2(command, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
     captured = capsys.readouterr()
@@ -100,7 +100,7 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
         main(["run", "norm=gm", "--debug"])
 
 
-def test_missing_data_says_how_to_get_it(capsys, tmp_path, monkeypatch):
+def test_missing_data_error_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     assert main(["run", "norm=gn_ws", "batch=16"]) == 2
@@ -147,7 +147,7 @@ def test_sweep_trains_each_cell_once_and_reports(
     assert (out / "index.html").is_file()
 
 
-def test_a_cell_that_cannot_be_is_refused_before_the_others_train(small_run, tmp_store, capsys):
+def test_invalid_cell_is_refused_before_any_cell_trains(small_run, tmp_store, capsys):
     sweep = ["sweep", *small_run, "norm=gn", "norm.groups=3,2", "executor=inline"]
     assert main(sweep) == 2
     captured = capsys.readouterr()
@@ -166,7 +166,7 @@ def test_print_config_is_yaml(capsys):
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_training_without_a_word_of_what_is_refused_with_the_help(
+def test_training_without_overrides_is_refused_with_the_usage(
     command, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -180,21 +180,21 @@ def test_training_without_a_word_of_what_is_refused_with_the_help(
     assert not list(tmp_path.iterdir())
 
 
-def stores(words, capsys):
-    """Return the store that a run's config has."""
+def store_in_config(words, capsys):
+    """Return the store in a run's config."""
     import yaml
 
     assert main(["run", *words, "--print-config"]) == 0
     return yaml.safe_load(capsys.readouterr().out)["store"]
 
 
-def test_every_way_to_name_the_store_names_it(capsys, monkeypatch):
+def test_store_can_be_set_by_override_option_or_environment(capsys, monkeypatch):
     for words in (["store=a b"], ["--store", "a b"], ["--store=a b", "batch=16"]):
-        assert stores(words, capsys) == "a b"
-    assert stores(["--store", "it's, 'x'"], capsys) == "it's, 'x'"
+        assert store_in_config(words, capsys) == "a b"
+    assert store_in_config(["--store", "it's, 'x'"], capsys) == "it's, 'x'"
     monkeypatch.setenv("NORMBENCH_STORE", "/elsewhere")
-    assert stores([], capsys) == "/elsewhere"
-    assert stores(["--store", "here"], capsys) == "here"
+    assert store_in_config([], capsys) == "/elsewhere"
+    assert store_in_config(["--store", "here"], capsys) == "here"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_every_way_to_name_the_store_names_it(capsys, monkeypatch):
         ["sweep", "--store", "STORE", "status"],
     ],
 )
-def test_every_command_reads_the_store_that_it_names(words, capsys, tmp_path, monkeypatch):
+def test_every_command_reads_the_named_store(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     main([word.replace("STORE", "mine") for word in words])
@@ -224,14 +224,14 @@ def test_every_command_reads_the_store_that_it_names(words, capsys, tmp_path, mo
     assert capsys.readouterr() == captured
 
 
-def test_a_command_speaks_only_of_the_runs_that_it_read_itself(capsys, tmp_path, monkeypatch):
+def test_checksum_note_covers_only_runs_that_the_command_read(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(runfolder, "without_checksums", {tmp_path / "read-by-a-notebook"})
     monkeypatch.setattr(store, "without_checksums", runfolder.without_checksums)
     assert main(["list", "--store", str(tmp_path)]) == 0
     assert "checksums" not in capsys.readouterr().err
 
 
-def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypatch):
+def test_sweep_uses_the_store_option(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["sweep", "dataset=digits", "arch=resnet8", "--dry-run", "executor=inline"]
     monkeypatch.setattr("normbench.sweep.phases.problems", lambda cells, *rest: {})
@@ -244,7 +244,7 @@ def test_a_sweep_trains_into_the_store_of_its_option(capsys, tmp_path, monkeypat
     assert chosen == ["mine"]
 
 
-def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
+def test_printed_commands_are_shell_quoted(tmp_path):
     from normbench.cli.show import run_page
     from normbench.report.report import text
     from normbench.store.store import Store
@@ -256,7 +256,7 @@ def test_commands_that_are_printed_are_quoted_for_a_shell(tmp_path):
     assert "normbench run 'label=a b' 'probe=[gradients,smoothness]'" in shown
 
 
-def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
+def test_finished_run_lists_probes_and_loggers_it_was_trained_without(tmp_path, monkeypatch):
     from normbench.config import compose
     from normbench.engine.diagnose import trained_without
     from normbench.store.store import Store
@@ -266,25 +266,27 @@ def test_a_finished_run_says_what_it_was_trained_without(tmp_path, monkeypatch):
     run = Store("my runs").run(trained)
     run.create({**trained.to_dict(), "signature": trained.signature}, {"status": "finished"})
     assert trained_without([(trained, run)]) == []
-    given = ["probe=[gradients,train_gap]", "logger=tensorboard", "label=new", "store=my runs"]
-    asked = compose(given)
-    assert trained_without([(asked, run)]) == [
+    overrides = ["probe=[gradients,train_gap]", "logger=tensorboard", "label=new", "store=my runs"]
+    requested = compose(overrides)
+    assert trained_without([(requested, run)]) == [
         "this run was trained without the probes train_gap; to measure them in its checkpoints: "
-        f"normbench diagnose {asked.signature} --probe train_gap --store 'my runs'",
+        f"normbench diagnose {requested.signature} --probe train_gap --store 'my runs'",
         "this run was trained without logger=tensorboard, which writes only during training; "
         "--again trains again",
         "this run was trained with label='old', and keeps it",
     ]
-    assert trained_without([(asked, run)], "m y")[0].endswith(" --config-dir 'm y'")
-    assert trained_without([(asked, run)] * 2)[0].startswith("2 complete runs were trained without")
-    place = {"checkpoint": "last", "epoch": 1, "step": 1}
-    run.append_diagnosis({"probe": "train_gap", "values": {"acc": 0.5}, **place})
-    assert not [line for line in trained_without([(asked, run)]) if "probes" in line]
+    assert trained_without([(requested, run)], "m y")[0].endswith(" --config-dir 'm y'")
+    assert trained_without([(requested, run)] * 2)[0].startswith(
+        "2 complete runs were trained without"
+    )
+    checkpoint = {"checkpoint": "last", "epoch": 1, "step": 1}
+    run.append_diagnosis({"probe": "train_gap", "values": {"acc": 0.5}, **checkpoint})
+    assert not [line for line in trained_without([(requested, run)]) if "probes" in line]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_examples_of_the_help_are_commands(command, capsys):
-    """Every command that a help text shows is read by the parser, as a shell hands it over."""
+def test_help_examples_are_valid_commands(command, capsys):
+    """Every command in a help text parses and needs no more shell quoting than it has."""
     with pytest.raises(SystemExit):
         main([*filter(None, [command]), "--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""Completion: asked as shells ask, with the line in variables and the answer on descriptor 8."""
+"""Completion, called as shells call it: the line in variables, the words on descriptor 8."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ASK = [
 
 
 def complete(line: str, folder: Path, shell: str = "fish", **variables: str) -> list[str]:
-    """Return the words that Tab at the end of a line gives in a shell."""
+    """Return the words that a shell offers for Tab at the end of a line."""
     environment = {
         **{key: text for key, text in os.environ.items() if not key.startswith("_ARG")},
         "PYTHONPATH": str(ROOT),
@@ -65,7 +65,7 @@ def test_commands_are_completed(tmp_path: Path) -> None:
     assert complete("normbench data ", tmp_path) == ["list", "prepare", "import"]
 
 
-def test_options_are_completed_once_a_dash_is_typed(tmp_path: Path) -> None:
+def test_options_are_completed_after_a_dash(tmp_path: Path) -> None:
     assert {"--resume", "--store", "--config-dir"} <= set(complete("normbench run -", tmp_path))
     assert complete("normbench report --by norm --wh", tmp_path) == ["--where"]
     assert not [word for word in complete("normbench run ", tmp_path) if word.startswith("-")]
@@ -136,7 +136,7 @@ def test_every_format_of_export_is_offered(tmp_path: Path) -> None:
     assert complete("normbench export --format ", tmp_path) == [*TABLES, *MODELS]
 
 
-def test_a_folder_of_ones_own_counts(tmp_path: Path) -> None:
+def test_choices_in_config_dir_are_completed(tmp_path: Path) -> None:
     (tmp_path / "mine" / "norm").mkdir(parents=True)
     (tmp_path / "mine" / "norm" / "gn_mine.yaml").write_text(
         "# Mine.\ndefaults: [gn, _self_]\nname: gn_mine\nstrength: 2\n"
@@ -160,10 +160,10 @@ def test_runs_of_the_store_are_completed(store: Store, tmp_path: Path) -> None:
     assert complete("normbench rm x --store elsewhere ", tmp_path) == []
     (tmp_path / "elsewhere").mkdir()
     variables = {"NORMBENCH_STORE": str(store.root)}
-    found = complete("normbench show digits", tmp_path / "elsewhere", **variables)
-    assert found == names
-    found = complete("normbench show --store ../runs digits", tmp_path / "elsewhere")
-    assert found == names
+    words = complete("normbench show digits", tmp_path / "elsewhere", **variables)
+    assert words == names
+    words = complete("normbench show --store ../runs digits", tmp_path / "elsewhere")
+    assert words == names
 
 
 def test_removed_runs_are_completed_for_restore(store: Store, tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_paths_are_completed(store: Store, tmp_path: Path) -> None:
     assert inside == [f"{tmp_path}/runs/"]
 
 
-def test_each_shell_is_answered_in_its_own_way(tmp_path: Path) -> None:
-    # bash takes the "=" for the end of a word, fish and zsh show descriptions.
+def test_completions_follow_the_conventions_of_each_shell(tmp_path: Path) -> None:
+    # bash ends a word at "="; fish and zsh show descriptions.
     assert complete("normbench run norm=iternor", tmp_path, "bash") == ["iternorm"]
     assert complete("normbench run norm=iternor", tmp_path, "fish") == ["norm=iternorm"]
     described = complete("normbench run norm=gn_sc", tmp_path, "fish", _ARGCOMPLETE_DFS="\t")
@@ -207,7 +207,7 @@ def test_only_the_text_before_the_cursor_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_heavy_is_imported(command: str, tmp_path: Path) -> None:
+def test_no_heavy_module_is_imported(command: str, tmp_path: Path) -> None:
     program = f"""
 import os, sys
 end = os._exit
@@ -236,7 +236,7 @@ entry()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
-def test_the_script_completes_in_bash(tmp_path: Path) -> None:
+def test_bash_script_completes(tmp_path: Path) -> None:
     normbench = tmp_path / "normbench"
     normbench.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m normbench "$@"\n')
     normbench.chmod(0o755)
@@ -259,21 +259,21 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_script_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "normbench" in script
     assert ("complete --command normbench" in script) == (shell == "fish")
 
 
-def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bahs"]) == 2
     assert "unknown shell 'bahs': did you mean 'bash'?" in capsys.readouterr().err
     assert main(["completion"]) == 2
 
 
-def test_the_completion_of_all_programs_finds_the_mark() -> None:
-    for file in ("cli/__init__.py", "__main__.py"):  # argcomplete reads so much of each
+def test_argcomplete_marker_is_in_the_first_1024_characters() -> None:
+    for file in ("cli/__init__.py", "__main__.py"):  # argcomplete reads no further
         assert "PYTHON_ARGCOMPLETE_OK" in (ROOT / "normbench" / file).read_text()[:1024]
 
 

@@ -1,4 +1,4 @@
-"""Sweeps that go on without a terminal, and looks at them from another."""
+"""Detached sweeps, and following them from another terminal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SWEEP = (
 )
 
 
-def test_a_detached_sweep_trains_to_its_end(tmp_path, capsys):
+def test_detached_sweep_trains_to_completion(tmp_path, capsys):
     store = ("--store", str(tmp_path))
     assert main(["sweep", *SWEEP, *store, "--detach"]) == 0
-    said = capsys.readouterr().out
-    name = said.split()[1]
-    assert f"sweep {name} runs in process " in said
-    assert f"normbench sweep status {name} " in said
+    output = capsys.readouterr().out
+    name = output.split()[1]
+    assert f"sweep {name} runs in process " in output
+    assert f"normbench sweep status {name} " in output
     assert main(["sweep", "status", name, *store, "--watch"]) == 0  # waits for its end
     shown = capsys.readouterr().out
     assert "2 cells: 2 finished" in shown
@@ -32,7 +32,7 @@ def test_a_detached_sweep_trains_to_its_end(tmp_path, capsys):
     assert name in capsys.readouterr().out
 
 
-def test_a_detached_sweep_that_cannot_begin_says_why_and_leaves_nothing(tmp_path, capsys):
+def test_detached_sweep_that_cannot_start_says_why_and_leaves_no_log(tmp_path, capsys):
     assert main(["sweep", *SWEEP, "norm=bm", "--store", str(tmp_path), "--detach"]) == 2
     assert "did you mean" in capsys.readouterr().out
     assert not list((tmp_path / LOGS).iterdir())
@@ -48,6 +48,6 @@ def test_a_detached_sweep_that_cannot_begin_says_why_and_leaves_nothing(tmp_path
         (["status", "--all", "--watch"], "leave out the name and --watch"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(words, line, tmp_path, capsys):
+def test_conflicting_options_are_refused(words, line, tmp_path, capsys):
     assert main(["sweep", *words, "--store", str(tmp_path)]) == 2
     assert line in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The doctor: what it finds on good, bare and broken machines, and how to mend them."""
+"""``normbench doctor`` on good, bare and broken machines: findings and remedies."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ GOOD: dict[str, Any] = {
 H100 = {"name": "NVIDIA H100 80GB HBM3", "total": 81559 << 20, "free": 80000 << 20}
 
 
-def look(
+def checks_of(
     store: Path, found: dict[str, Any] | None = None, driver: Any = None, datasets: Any = ()
 ) -> dict[tuple[str, str], Check]:
-    """The findings of a machine where the frameworks say ``found``, by section and item."""
+    """Return the checks of a machine whose frameworks report ``found``, by section and item."""
     checks = collect(store, datasets, lambda: found or GOOD, lambda: driver or [])
-    by_item = {(each.section, each.item): each for each in checks}
+    by_item = {(check.section, check.item): check for check in checks}
     assert len(by_item) == len(checks)
-    assert all(each.text and "\n" not in each.text for each in checks)
+    assert all(check.text and "\n" not in check.text for check in checks)
     return by_item
 
 
-def shown(checks: list[Check], width: int = 100) -> str:
+def rendered(checks: list[Check], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(render(checks))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_a_good_machine_can_train(tmp_store: Path) -> None:
-    checks = look(tmp_store)
+def test_good_machine_passes(tmp_store: Path) -> None:
+    checks = checks_of(tmp_store)
     assert exit_code(checks.values()) == 0
     assert checks["frameworks", "TensorFlow"].text == "2.21.0 (imports in 8.0 s)"
     assert checks["frameworks", "Keras"].text == "3.15.1, backend tensorflow (imports in 0.1 s)"
@@ -56,33 +56,33 @@ def test_a_good_machine_can_train(tmp_store: Path) -> None:
     assert checks["machine", "Python"].text == f"{here} ({sys.executable})"
     assert checks["machine", "processor"].text == machine.processor()
     assert "GiB" in checks["machine", "memory"].text
-    text = shown(list(checks.values()))
+    text = rendered(list(checks.values()))
     assert text.rstrip().endswith("everything a run needs is installed")
-    named = [line.split()[0] for line in text.splitlines()[:-2] if line[:1].strip()]
-    assert named == ["machine", "frameworks", "GPUs", "store", "extras"]  # once each
+    sections = [line.split()[0] for line in text.splitlines()[:-2] if line[:1].strip()]
+    assert sections == ["machine", "frameworks", "GPUs", "store", "extras"]  # once each
 
 
-def test_frameworks_that_do_not_import_are_missing_with_the_reason(
+def test_frameworks_that_fail_to_import_are_missing_with_the_reason(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = {**GOOD, "tensorflow": {"error": "ImportError: libcublas.so.12", "seconds": 1.0}}
     monkeypatch.setattr(doctor, "version", lambda name: "2.21.0" if name == "tensorflow" else None)
-    checks = look(tmp_store, broken)
+    checks = checks_of(tmp_store, broken)
     tensorflow = checks["frameworks", "TensorFlow"]
     assert tensorflow.state == "missing"
     assert tensorflow.text == "2.21.0 does not import: ImportError: libcublas.so.12"
     assert exit_code(checks.values()) == 1
     assert lacking(checks.values()) == [tensorflow]
-    last = shown(list(checks.values())).rstrip().splitlines()[-1]
+    last = rendered(list(checks.values())).rstrip().splitlines()[-1]
     assert last == "no run can train without: frameworks TensorFlow"
 
     bare = {**GOOD, "keras": {"error": "ModuleNotFoundError: No module named 'keras'"}}
-    keras = look(tmp_store, bare)["frameworks", "Keras"]
+    keras = checks_of(tmp_store, bare)["frameworks", "Keras"]
     assert keras.state == "missing"
     assert keras.text == "not installed: pip install 'normbench'"
 
 
-def test_jax_serves_where_tensorflow_is_not_installed(
+def test_jax_suffices_where_tensorflow_is_not_installed(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -93,55 +93,55 @@ def test_jax_serves_where_tensorflow_is_not_installed(
         "keras": {"version": "3.15.1", "backend": "jax", "seconds": 0.1},
         "jax": {"version": "0.10.2", "gpus": [], "seconds": 1.0},
     }
-    checks = look(tmp_store, found)
+    checks = checks_of(tmp_store, found)
     assert checks["frameworks", "TensorFlow"] == Check(
         *("frameworks", "TensorFlow", "absent"),
         "not installed: runs need backend=jax, or pip install 'normbench'",
     )
     assert exit_code(checks.values()) == 0
-    last = shown(list(checks.values())).rstrip().splitlines()[-1]
+    last = rendered(list(checks.values())).rstrip().splitlines()[-1]
     assert last == "everything a run with backend=jax needs is installed"
     assert checks["GPUs", "none"].text == "runs train on the CPU"
 
-    check = look(tmp_store, found, [H100])["GPUs", "JAX"]
+    check = checks_of(tmp_store, found, [H100])["GPUs", "JAX"]
     assert (check.state, check.text) == ("warn", "not seen by JAX: pip install 'jax[cuda13]'")
     seen = {**found, "jax": {**found["jax"], "gpus": [{"name": "H100", "capability": "9.0"}]}}
-    checks = look(tmp_store, seen, [H100])
+    checks = checks_of(tmp_store, seen, [H100])
     assert checks["GPUs", "JAX, GPU 0"].text == "H100, compute capability 9.0"
 
     neither = {**found, "jax": {"error": "ModuleNotFoundError: No module named 'jax'"}}
-    checks = look(tmp_store, neither)
+    checks = checks_of(tmp_store, neither)
     assert checks["frameworks", "TensorFlow"].state == "missing"
     assert exit_code(checks.values()) == 1
 
 
-def test_frameworks_that_take_the_process_down_are_missing(tmp_store: Path) -> None:
-    checks = look(tmp_store, {"error": "importing the frameworks ended with killed by SIGILL"})
+def test_frameworks_that_crash_the_process_are_missing(tmp_store: Path) -> None:
+    checks = checks_of(tmp_store, {"error": "importing the frameworks ended with killed by SIGILL"})
     assert "SIGILL" in checks["frameworks", "TensorFlow"].text
     assert exit_code(checks.values()) == 1
     assert checks["GPUs", "none"].state == "ok"
 
 
-def test_gpus_with_their_memory(tmp_store: Path) -> None:
+def test_gpus_are_listed_with_their_memory(tmp_store: Path) -> None:
     seen = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0"}
     found = {**GOOD, "tensorflow": {**GOOD["tensorflow"], "cuda": True, "gpus": [seen]}}
-    checks = look(tmp_store, found, [H100])
+    checks = checks_of(tmp_store, found, [H100])
     assert checks["GPUs", "driver, GPU 0"].text == "NVIDIA H100 80GB HBM3, 79.6 GiB, 78.1 GiB free"
     assert checks["GPUs", "TensorFlow, GPU 0"].text == f"{H100['name']}, compute capability 9.0"
     assert ("GPUs", "TensorFlow") not in checks
-    both = look(tmp_store, {**found, "nvml": [H100, H100]})
+    both = checks_of(tmp_store, {**found, "nvml": [H100, H100]})
     assert both["GPUs", "driver, GPU 1"].text.startswith("NVIDIA H100 80GB HBM3, 79.6 GiB")
 
 
-def test_a_gpu_that_tensorflow_does_not_see_is_a_warning_with_the_remedy(
+def test_gpu_that_tensorflow_does_not_see_is_a_warning_with_the_remedy(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    check = look(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
+    check = checks_of(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
     assert check.state == "warn"
     assert "built without CUDA: pip install 'normbench[gpu]'" in check.text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    check = look(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
+    check = checks_of(tmp_store, driver=[H100])["GPUs", "TensorFlow"]
     assert check.text == "hidden from TensorFlow by CUDA_VISIBLE_DEVICES='-1'"
 
 
@@ -160,16 +160,16 @@ def test_nvidia_smi_is_read_and_may_be_absent_or_broken(
     assert doctor.nvidia_smi() == []
 
 
-def test_data_sets_say_how_to_get_them_and_are_not_needed_for_a_run(tmp_store: Path) -> None:
+def test_missing_data_sets_are_optional_and_say_how_to_get_them(tmp_store: Path) -> None:
     states = [("cifar10", "missing"), ("digits", "built in"), ("mnist", "ready")]
     states.append(("cifar100", "damaged: train.npy is short"))
-    checks = look(tmp_store, datasets=lambda: states)
+    checks = checks_of(tmp_store, datasets=lambda: states)
     assert [checks["data", name].state for name, _ in states] == ["missing", "ok", "ok", "warn"]
     text = checks["data", "cifar10"].text
     assert text == "normbench data prepare cifar10 (or import cifar10 --from PATH)"
     assert exit_code(checks.values()) == 0
-    assert "absent" in shown(list(checks.values()))
-    listed = look(tmp_store, datasets=states)  # a list serves as well
+    assert "absent" in rendered(list(checks.values()))
+    listed = checks_of(tmp_store, datasets=states)  # a list works, too
     assert [check for key, check in listed.items() if key[0] == "data"] == [
         checks["data", name] for name, _ in states
     ]
@@ -178,11 +178,11 @@ def test_data_sets_say_how_to_get_them_and_are_not_needed_for_a_run(tmp_store: P
 def test_extras_name_their_install_command(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = {"jax": "0.10.2", "submitit": "1.5.3"}
-    monkeypatch.setattr(doctor, "version", there.get)
+    installed = {"jax": "0.10.2", "submitit": "1.5.3"}
+    monkeypatch.setattr(doctor, "version", installed.get)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     broken = {**GOOD, "jax": {"error": "ImportError: jaxlib is too old"}}
-    checks = look(tmp_store, broken)
+    checks = checks_of(tmp_store, broken)
     assert checks["extras", "ray"] == Check(
         "extras", "ray", "missing", "pip install 'normbench[ray]' for sweeps over Ray"
     )
@@ -207,24 +207,22 @@ def test_every_extra_of_the_doctor_is_an_extra_of_the_package() -> None:
     assert "gpu" in extras
 
 
-def test_a_store_is_tried_not_just_looked_at(
-    tmp_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_is_tested_by_writing_to_it(tmp_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = tmp_store / "deep" / "runs"
-    assert look(fresh)["store", str(fresh)].text == "created by the first run"
+    assert checks_of(fresh)["store", str(fresh)].text == "created by the first run"
     assert not fresh.parent.exists()
 
     Store(tmp_store).run("a-3fa2b1c0").create({}, {"signature": "3fa2b1c0"})
     for index in range(5):
         (tmp_store / f"note{index}.txt").touch()
-    checks = look(tmp_store)
+    checks = checks_of(tmp_store)
     assert checks["store", str(tmp_store)].text == "1 runs"
     assert checks["store", "note0.txt"].state == "warn"
     assert checks["store", "others"].text == "2 more that are not runs"
     assert [path.name for path in tmp_store.iterdir() if path.name.startswith(".")] == []
 
     file = tmp_store / "note0.txt"
-    check = look(file)["store", str(file)]
+    check = checks_of(file)["store", str(file)]
     assert check.state == "missing"
     assert "use store=PATH" in check.text
 
@@ -232,13 +230,13 @@ def test_a_store_is_tried_not_just_looked_at(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(doctor.fcntl, "flock", no_locks)
-    checks = look(tmp_store)
+    checks = checks_of(tmp_store)
     assert checks["store", str(tmp_store)].state == "missing"
     assert "No locks available" in checks["store", str(tmp_store)].text
     assert exit_code(checks.values()) == 1
 
 
-def test_little_memory_disk_and_onednn_switched_off_are_warnings(
+def test_low_memory_low_disk_and_disabled_onednn_are_warnings(
     tmp_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from types import SimpleNamespace
@@ -246,7 +244,7 @@ def test_little_memory_disk_and_onednn_switched_off_are_warnings(
     monkeypatch.setattr(doctor, "container_limit", lambda: 1 << 30)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 << 20))
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    checks = look(tmp_store)
+    checks = checks_of(tmp_store)
     assert checks["machine", "memory"].state == "warn"
     assert "this container may use 1.0 GiB" in checks["machine", "memory"].text
     assert checks["store", "free space"] == Check("store", "free space", "warn", "5.0 MiB")
@@ -254,15 +252,15 @@ def test_little_memory_disk_and_onednn_switched_off_are_warnings(
     assert exit_code(checks.values()) == 0
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     monkeypatch.setattr(doctor, "instructions", lambda: frozenset({"avx2"}))
-    assert "training has crashed" in look(tmp_store)["machine", "oneDNN"].text
+    assert "training has crashed" in checks_of(tmp_store)["machine", "oneDNN"].text
     monkeypatch.setattr(doctor, "instructions", lambda: frozenset({"avx2", "avx512_vnni"}))
-    assert ("machine", "oneDNN") not in look(tmp_store)
+    assert ("machine", "oneDNN") not in checks_of(tmp_store)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_table_folds_rather_than_cuts(tmp_store: Path, width: int) -> None:
-    checks = list(look(tmp_store, datasets=[("cifar10", "missing")]).values())
-    text = shown(checks, width)
+def test_table_wraps_instead_of_truncating(tmp_store: Path, width: int) -> None:
+    checks = list(checks_of(tmp_store, datasets=[("cifar10", "missing")]).values())
+    text = rendered(checks, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
 
@@ -272,7 +270,7 @@ def test_the_table_folds_rather_than_cuts(tmp_store: Path, width: int) -> None:
 
 @pytest.fixture
 def fake_frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose tensorflow.py, keras.py and jax.py stand before the installed ones."""
+    """A folder whose tensorflow.py, keras.py and jax.py shadow the installed ones."""
     (tmp_path / "keras.py").write_text(
         "from types import SimpleNamespace\n__version__ = '3.0'\n"
         "backend = SimpleNamespace(backend=lambda: 'jax')\n"
@@ -284,7 +282,7 @@ def fake_frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_probe_reports_what_imports_and_what_raises(fake_frameworks: Path) -> None:
+def test_probe_reports_versions_and_import_errors(fake_frameworks: Path) -> None:
     (fake_frameworks / "tensorflow.py").write_text(
         "import sys\n"
         "from types import SimpleNamespace as N\n"
@@ -296,16 +294,16 @@ def test_the_probe_reports_what_imports_and_what_raises(fake_frameworks: Path) -
         "config = N(list_physical_devices=lambda kind: [N(name='g')],\n"
         "           experimental=N(get_device_details=lambda device: details))\n"
     )
-    found = run_probe()
-    assert found["tensorflow"].pop("seconds") < 5
-    assert found["tensorflow"] == {
+    report = run_probe()
+    assert report["tensorflow"].pop("seconds") < 5
+    assert report["tensorflow"] == {
         "version": "2.99",
         "cuda": True,
         "gpus": [{"name": "H100", "capability": "9.0"}],
     }
-    assert found["keras"]["backend"] == "jax"
-    assert found["jax"]["error"] == "RuntimeError: jaxlib"
-    assert found["nvml"]["error"] == "ImportError: none"
+    assert report["keras"]["backend"] == "jax"
+    assert report["jax"]["error"] == "RuntimeError: jaxlib"
+    assert report["nvml"]["error"] == "ImportError: none"
 
 
 @pytest.mark.parametrize(
@@ -316,17 +314,15 @@ def test_the_probe_reports_what_imports_and_what_raises(fake_frameworks: Path) -
         ("import os, sys; print('no AVX', file=sys.stderr, flush=True); os._exit(3)", "no AVX"),
     ],
 )
-def test_a_crash_while_importing_is_contained(
-    fake_frameworks: Path, code: str, reason: str
-) -> None:
+def test_crash_during_import_is_contained(fake_frameworks: Path, code: str, reason: str) -> None:
     (fake_frameworks / "tensorflow.py").write_text(code + "\n")
-    found = run_probe()
-    assert list(found) == ["error"]
-    assert reason in found["error"]
-    assert "\n" not in found["error"]
+    report = run_probe()
+    assert list(report) == ["error"]
+    assert reason in report["error"]
+    assert "\n" not in report["error"]
 
 
-def test_an_import_that_hangs_is_ended(fake_frameworks: Path) -> None:
+def test_hanging_import_is_killed(fake_frameworks: Path) -> None:
     (fake_frameworks / "tensorflow.py").write_text("import time; time.sleep(60)\n")
     began = time.monotonic()
     assert run_probe(timeout=1) == {"error": "importing the frameworks took more than 1 s"}
@@ -334,8 +330,8 @@ def test_an_import_that_hangs_is_ended(fake_frameworks: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_frameworks_are_found() -> None:
-    found = run_probe()
-    assert found["tensorflow"]["version"] == provenance.version("tensorflow")
-    assert found["keras"]["version"] == provenance.version("keras")
-    assert found["keras"]["backend"] == os.environ.get("KERAS_BACKEND", "tensorflow")
+def test_real_frameworks_are_found() -> None:
+    report = run_probe()
+    assert report["tensorflow"]["version"] == provenance.version("tensorflow")
+    assert report["keras"]["version"] == provenance.version("keras")
+    assert report["keras"]["backend"] == os.environ.get("KERAS_BACKEND", "tensorflow")

@@ -1,4 +1,4 @@
-"""``normbench explain``: keys and choices in the words of conf/."""
+"""``normbench explain``: keys and choices, explained by the comments in conf/."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from normbench.components import group_options
 from normbench.errors import UserError
 
 
-def test_a_key_is_explained_by_the_comment_beside_it():
+def test_key_is_explained_by_its_comment():
     assert explained("batch") == [{"key": "batch", "value": "128", "meaning": "images per step"}]
 
 
-def test_a_key_of_a_group_is_explained_in_each_choice_that_has_it():
+def test_group_key_is_explained_for_each_choice_that_has_it():
     rows = explained("optimizer.lr")
     assert {row["in"]: row["value"] for row in rows} == {"sgd": "0.1", "adamw": "0.001"}
     assert {row["meaning"] for row in rows} == {"at base_batch images per step"}
 
 
-def test_without_a_comment_another_choice_s_or_the_docstring_says_it():
+def test_meaning_falls_back_to_other_choices_and_the_docstring():
     assert all(row["meaning"] for row in explained("dataset.flip"))
     [row] = explained("norm.scale")[:1]
     assert row["meaning"]
 
 
-def test_a_choice_has_the_keys_of_the_file_that_it_starts_from():
+def test_choice_includes_the_keys_of_its_defaults():
     keys = [row["key"] for row in explained("norm=gn_ws")]
     assert "norm.groups" in keys
     assert len(keys) == len(set(keys))
@@ -47,19 +47,19 @@ def test_every_choice_of_a_group_has_a_meaning(group: str):
     [("batc", "batch"), ("arch.dept", "arch.depth"), ("arch=airbenh", "airbench"),
      ("optimiser=sgd", "optimizer")],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_the_nearest_name(word: str, nearest: str, capsys):
+def test_user_error_is_one_line_with_the_nearest_name(word: str, nearest: str, capsys):
     with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
         explained(word)
     assert main(["explain", word]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_terminal_gets_the_header_of_a_choice(capsys):
+def test_terminal_shows_the_header_of_a_choice(capsys):
     Console().print(page("norm.weight=ws", explained("norm.weight=ws"), None))
     assert "Weight Standardization" in capsys.readouterr().out
 
 
-def test_a_folder_of_one_s_own_is_read_too(tmp_path: Path, capsys):
+def test_choices_in_config_dir_are_explained(tmp_path: Path, capsys):
     folder = tmp_path / "schedule"
     folder.mkdir()
     (folder / "mine.yaml").write_text("# Mine.\nname: mine\nsteps: 3   # how many\n")

@@ -1,4 +1,4 @@
-"""Runs found, tagged, removed and brought back: ``list --where``, ``tag`` and ``rm``."""
+"""Finding, tagging, removing and restoring runs: ``list --where``, ``tag`` and ``rm``."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def listed(capsys: Any, *options: str) -> list[dict[str, Any]]:
     return json.loads(capsys.readouterr().out)
 
 
-def failed(capsys: Any, *words: str) -> str:
+def error_line(capsys: Any, *words: str) -> str:
     assert main(list(words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
-def test_list_takes_the_filter_of_a_report(store: Store, capsys: Any) -> None:
-    found = listed(capsys, "--where", "norm == gn and batch <= 64")
-    assert [(row["norm"], row["batch"], row["seed"]) for row in found] == [
+def test_list_accepts_report_filters(store: Store, capsys: Any) -> None:
+    rows = listed(capsys, "--where", "norm == gn and batch <= 64")
+    assert [(row["norm"], row["batch"], row["seed"]) for row in rows] == [
         ("gn", 16, 0),
         ("gn", 16, 1),
     ]
-    assert "did you mean 'norm'" in failed(capsys, "list", "--where", "nrom == gn")
+    assert "did you mean 'norm'" in error_line(capsys, "list", "--where", "nrom == gn")
     assert main(["list", "--where", "seed == 7"]) == 0
     assert capsys.readouterr().out == "no run matches --where 'seed == 7'\n"
 
@@ -52,10 +52,10 @@ def test_list_sorts_metrics_best_first_and_keys_ascending(store: Store, capsys: 
     assert keys == sorted(keys)
     backwards = listed(capsys, "--sort", "batch,norm", "--reverse")
     assert [(row["batch"], row["norm"]) for row in backwards] == keys[::-1]
-    assert "did you mean 'test_acc'" in failed(capsys, "list", "--sort", "tset_acc")
+    assert "did you mean 'test_acc'" in error_line(capsys, "list", "--sort", "tset_acc")
 
 
-def test_a_run_that_cannot_be_read_is_still_listed_when_sorted(store: Store, capsys: Any) -> None:
+def test_unreadable_run_is_still_listed_when_sorting(store: Store, capsys: Any) -> None:
     broken = store.runs()[0]
     (broken.path / "meta.json").write_text("{")
     rows = listed(capsys, "--sort", "seed")
@@ -66,13 +66,13 @@ def test_a_run_that_cannot_be_read_is_still_listed_when_sorted(store: Store, cap
 def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
     assert main(["tag", "--where", "norm == gn", "--add", "paper,small", "--note", "figure 2"]) == 0
     assert capsys.readouterr().out.count("paper, small; figure 2") == 4
-    found = listed(capsys, "--where", "tag.paper and batch == 16")
-    assert [(row["tags"], row["note"]) for row in found] == [("paper,small", "figure 2")] * 2
-    assert main(["tag", found[0]["name"], "--remove", "paper"]) == 0
+    rows = listed(capsys, "--where", "tag.paper and batch == 16")
+    assert [(row["tags"], row["note"]) for row in rows] == [("paper,small", "figure 2")] * 2
+    assert main(["tag", rows[0]["name"], "--remove", "paper"]) == 0
     capsys.readouterr()
     assert len(listed(capsys, "--where", "tag.paper")) == 3
     assert len(listed(capsys, "--where", "not tag.paper")) == 6
-    assert "did you mean 'tag.paper'" in failed(capsys, "list", "--where", "tag.papr")
+    assert "did you mean 'tag.paper'" in error_line(capsys, "list", "--where", "tag.papr")
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
         (["rm", "--restore", "digits"], "unknown removed run 'digits' (none exist)"),
     ],
 )
-def test_mistakes_are_one_line_and_change_nothing(
+def test_user_errors_are_one_line_and_change_nothing(
     store: Store, capsys: Any, words: list[str], wanted: str
 ) -> None:
     before = sorted(path.name for path in store.root.rglob("*"))
-    assert wanted in failed(capsys, *words)
+    assert wanted in error_line(capsys, *words)
     assert sorted(path.name for path in store.root.rglob("*")) == before
 
 
-def test_removed_runs_leave_every_list_and_can_be_brought_back(store: Store, capsys: Any) -> None:
+def test_removed_runs_disappear_from_lists_and_can_be_restored(store: Store, capsys: Any) -> None:
     assert main(["rm", "--where", "status == failed", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("would be removed: digits-resnet8-ln-b16-s0")
     assert len(store.runs()) == 9
@@ -115,15 +115,15 @@ def test_removed_runs_leave_every_list_and_can_be_brought_back(store: Store, cap
     assert {name: (run.path / name).read_bytes() for name in content} == content
 
 
-def test_a_run_is_not_restored_over_another(store: Store, capsys: Any) -> None:
+def test_restore_does_not_overwrite_an_existing_folder(store: Store, capsys: Any) -> None:
     run = store.runs()[0]
     assert main(["rm", run.name]) == 0
     capsys.readouterr()
     run.path.mkdir()
-    assert "remove it first" in failed(capsys, "rm", "--restore", run.name)
+    assert "remove it first" in error_line(capsys, "rm", "--restore", run.name)
 
 
-def test_a_run_that_is_training_is_not_removed(store: Store, capsys: Any) -> None:
+def test_run_in_training_is_not_removed(store: Store, capsys: Any) -> None:
     run = store.runs()[0]
     with run.lock(["normbench", "run"]):
         assert main(["rm", run.name]) == 2
@@ -131,7 +131,7 @@ def test_a_run_that_is_training_is_not_removed(store: Store, capsys: Any) -> Non
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_emptied_trash_is_gone_and_nothing_else(store: Store, capsys: Any) -> None:
+def test_emptying_the_trash_removes_nothing_else(store: Store, capsys: Any) -> None:
     (store.root / ".notes").mkdir()
     first, second = store.runs()[:2]
     first.set_aside("replaced", [])

@@ -1,4 +1,4 @@
-"""The command line answers at once: what costs seconds to import waits until it is needed."""
+"""Fast start of the command line: slow modules are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def python(code: str) -> str:
 
 
 @pytest.mark.parametrize("code", [IMPORT, HELP], ids=["import normbench", "normbench --help"])
-def test_nothing_heavy_is_imported(code: str) -> None:
+def test_no_heavy_module_is_imported(code: str) -> None:
     assert python(code).splitlines()[-1].strip() == "imported:"
 
 
-def test_the_check_sees_a_heavy_module() -> None:
+def test_check_detects_a_heavy_module() -> None:
     assert python("import omegaconf" + REPORT).strip() == "imported: omegaconf"
 
 
@@ -65,8 +65,8 @@ def test_help_lists_the_commands() -> None:
         assert command in text
 
 
-def test_help_takes_less_than_three_tenths_of_a_second() -> None:
-    # Processor time rather than wall time, so that a busy machine does not decide.
+def test_help_takes_less_than_0_3_seconds() -> None:
+    # Processor time rather than wall time, so that a busy machine does not matter.
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

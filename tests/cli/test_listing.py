@@ -1,4 +1,4 @@
-"""Listings: what is told of a store's runs and of one run, sound or damaged."""
+"""Listings of a store's runs, and the page of one run, intact or damaged."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SUMMARY = {
 }
 
 
-def make(
+def make_run(
     store: Store, norm: str = "gn_ws", batch: int = 16, signature: str = "3fa2b1c0", epochs: int = 2
 ) -> Run:
-    """An interrupted run of ``epochs`` epochs."""
+    """Create an interrupted run of ``epochs`` epochs."""
     run = store.run(f"digits-resnet8-{norm}-b{batch}-s0-{signature}")
     config = {
         "dataset": {"name": "digits", "_target_": "x.Digits", "validation": 360},
@@ -88,16 +88,16 @@ def text_of(renderable: RenderableType, width: int = 100) -> str:
 
 def test_rows_of_every_status(tmp_store: Path) -> None:
     store = Store(tmp_store)
-    finished = make(store, "bn", 16, "00000001")
+    finished = make_run(store, "bn", 16, "00000001")
     finished.write_summary(SUMMARY)
     finished.update_meta(status="finished", ended="2026-11-21T11:00:00Z")
-    make(store, "bn", 128, "00000002")
-    failed = make(store, "gn", 2, "00000003", epochs=0)
+    make_run(store, "bn", 128, "00000002")
+    failed = make_run(store, "gn", 2, "00000003", epochs=0)
     failed.update_meta(status="failed", error={"type": "OOM", "message": "no room\nstack"})
-    diverged = make(store, "gn", 16, "00000004", epochs=3)
+    diverged = make_run(store, "gn", 16, "00000004", epochs=3)
     diverged.write_summary({**SUMMARY, "status": "diverged", "epochs": 3, "test_acc": None})
-    running = make(store, "in", 16, "00000005")
-    damaged = make(store, "none", 16, "00000006")
+    running = make_run(store, "in", 16, "00000005")
+    damaged = make_run(store, "none", 16, "00000006")
     (damaged.path / "meta.json").write_text("{")
     with running.lock([]):
         listed = rows(store.runs(), NOW)
@@ -144,7 +144,7 @@ def test_rows_of_every_status(tmp_store: Path) -> None:
     assert "meta.json: not JSON" in listed[5]["problem"]
 
 
-def test_parts_with_a_dash_are_read_from_the_config(tmp_store: Path) -> None:
+def test_names_with_dashes_are_read_from_the_config(tmp_store: Path) -> None:
     run = Store(tmp_store).run("my-data-mlp-gn-b4-s1-3fa2b1c0")
     run.create(
         {"dataset": {"name": "my-data"}, "arch": {"name": "mlp"}, "norm": {"name": "gn"}}
@@ -157,8 +157,8 @@ def test_parts_with_a_dash_are_read_from_the_config(tmp_store: Path) -> None:
     assert row["age_seconds"] is None
 
 
-def test_tsv_has_a_line_of_names_and_nothing_that_breaks_a_line(tmp_store: Path) -> None:
-    run = make(Store(tmp_store))
+def test_tsv_has_a_header_and_replaces_tabs_and_newlines(tmp_store: Path) -> None:
+    run = make_run(Store(tmp_store))
     listed = rows([run], NOW)
     listed[0]["problem"] = "a\tb\nc"
     names, values = (line.split("\t") for line in tsv(listed).splitlines())
@@ -171,10 +171,10 @@ def test_tsv_has_a_line_of_names_and_nothing_that_breaks_a_line(tmp_store: Path)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
-def test_the_table_fits(tmp_store: Path, width: int) -> None:
+def test_table_fits_the_terminal(tmp_store: Path, width: int) -> None:
     store = Store(tmp_store)
     for index, norm in enumerate(("bn", "gn_ws")):
-        run = make(store, norm, 16 << index, f"0000000{index}")
+        run = make_run(store, norm, 16 << index, f"0000000{index}")
         run.write_summary(SUMMARY)
     lines = text_of(table(rows(store.runs()), width), width).splitlines()
     assert len(lines) == 3
@@ -189,7 +189,7 @@ def test_the_table_fits(tmp_store: Path, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_says_in_what_runs_differ(tmp_store: Path, width: int) -> None:
+def test_table_shows_how_runs_differ(tmp_store: Path, width: int) -> None:
     from normbench.config import compose
 
     store = Store(tmp_store)
@@ -209,7 +209,7 @@ def test_the_table_says_in_what_runs_differ(tmp_store: Path, width: int) -> None
     ]
 
 
-def test_a_long_name_is_cut_rather_than_wrapped(tmp_store: Path) -> None:
+def test_long_name_is_truncated_instead_of_wrapped(tmp_store: Path) -> None:
     run = Store(tmp_store).run("x" * 90)
     run.create({}, {"signature": "3fa2b1c0", "status": "running"})
     lines = text_of(table(rows([run]), 80), 80).splitlines()
@@ -218,12 +218,12 @@ def test_a_long_name_is_cut_rather_than_wrapped(tmp_store: Path) -> None:
     assert "interrupted" in lines[1]
 
 
-def test_an_empty_store_is_a_heading() -> None:
+def test_empty_store_shows_only_the_header() -> None:
     assert text_of(table([], 100)).split()[:3] == ["dataset", "arch", "norm"]
 
 
 def test_details_of_a_finished_run(tmp_store: Path) -> None:
-    run = make(Store(tmp_store), epochs=7)
+    run = make_run(Store(tmp_store), epochs=7)
     run.save_checkpoint({"w": np.zeros(1000)}, {"epoch": 7})
     run.write_summary(SUMMARY)
     run.update_meta(status="finished", git_folder=None)
@@ -255,7 +255,7 @@ def test_details_of_a_finished_run(tmp_store: Path) -> None:
 
 
 def test_details_name_the_owner_the_error_and_the_sessions(tmp_store: Path) -> None:
-    run = make(Store(tmp_store), epochs=0)
+    run = make_run(Store(tmp_store), epochs=0)
     sessions: list[dict[str, Any]] = [{"from_epoch": 0}, {"from_epoch": 4, "host": "node9"}]
     run.update_meta(sessions=sessions)
     with run.lock(["x"]):
@@ -270,10 +270,8 @@ def test_details_name_the_owner_the_error_and_the_sessions(tmp_store: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "meta.json", "metrics.jsonl", "summary.json"])
-def test_details_of_a_damaged_run_say_what_is_wrong_in_its_place(
-    tmp_store: Path, name: str
-) -> None:
-    run = make(Store(tmp_store))
+def test_details_report_damage_in_place_of_the_data(tmp_store: Path, name: str) -> None:
+    run = make_run(Store(tmp_store))
     run.write_summary(SUMMARY)
     (run.path / name).write_bytes(b"{\n{\n{\n")
     text = text_of(run_page(run, 100), 200)
@@ -283,7 +281,7 @@ def test_details_of_a_damaged_run_say_what_is_wrong_in_its_place(
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_data_sets_with_their_state(width: int) -> None:
+def test_data_sets_are_listed_with_their_state(width: int) -> None:
     fashion = {
         "name": "fashion_mnist",
         "title": "Fashion-MNIST",
@@ -310,8 +308,8 @@ def test_data_sets_with_their_state(width: int) -> None:
 HOSTILE = ("[red]x[/]", "[/nope]", ":tada:", "a\x1b[31mb\nc", "$x$ <b>")
 
 
-def test_names_are_shown_as_the_texts_that_they_are(tmp_store: Path) -> None:
-    run = make(Store(tmp_store))
+def test_names_are_never_interpreted_as_markup(tmp_store: Path) -> None:
+    run = make_run(Store(tmp_store))
     config = json.loads(json.dumps(run.config))
     config |= {f"key {name}": name for name in HOSTILE}
     run = Store(tmp_store).run(run.name + "-copy")
@@ -330,8 +328,8 @@ def test_names_are_shown_as_the_texts_that_they_are(tmp_store: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_a_long_name_takes_no_room_from_the_numbers(tmp_store: Path, width: int) -> None:
-    run = make(Store(tmp_store))
+def test_long_name_does_not_push_out_numbers(tmp_store: Path, width: int) -> None:
+    run = make_run(Store(tmp_store))
     row = rows([run], NOW)[0] | {"norm": "n" * 120, "test_acc": 0.94123, "seed": 4294967295}
     shown = text_of(table([row], width), width)
     assert "94.12%" in shown
@@ -339,7 +337,7 @@ def test_a_long_name_takes_no_room_from_the_numbers(tmp_store: Path, width: int)
     assert max(map(len, shown.splitlines())) <= width
 
 
-def test_the_values_of_a_diagnosis_stay_beside_long_names() -> None:
+def test_diagnosis_values_stay_visible_next_to_long_names() -> None:
     values = {"l" * 100 + "/" + "q" * 60: 1.2345, "[i]x/[b]": 2.5, "[y]": 3.5}
     lines = [{"checkpoint": "last", "epoch": 3, "probe": "[/p]", "values": values}]
     for width in (40, 80):
@@ -349,7 +347,7 @@ def test_the_values_of_a_diagnosis_stay_beside_long_names() -> None:
         assert max(map(len, shown.splitlines())) <= width
 
 
-def test_a_running_cell_is_shown_by_its_name() -> None:
+def test_running_cell_is_shown_under_its_literal_name() -> None:
     row = {"where": "[/gpu]", "name": ":tada: [/x]", "epochs": 3, "epoch": 1}
     shown = text_of(running_table([row], 100), 100)
     assert "[/gpu]" in shown
@@ -358,11 +356,11 @@ def test_a_running_cell_is_shown_by_its_name() -> None:
 
 def test_list_marks_trials_of_tuning(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    trial, final = make(store, "bn"), make(store, "gn")
+    trial, final = make_run(store, "bn"), make_run(store, "gn")
     tuning = StoreTuning((), frozenset({trial.name}), frozenset())
-    found = rows(store.runs(), NOW, tuning)
-    assert {row["name"]: row["trial"] for row in found} == {trial.name: True, final.name: False}
-    shown = table(found, 140)
+    listed = rows(store.runs(), NOW, tuning)
+    assert {row["name"]: row["trial"] for row in listed} == {trial.name: True, final.name: False}
+    shown = table(listed, 140)
     assert [str(column.header) for column in shown.columns].count("phase") == 1
     plain = table(rows(store.runs(), NOW), 140)
     assert "phase" not in [str(column.header) for column in plain.columns]

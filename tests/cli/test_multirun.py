@@ -1,4 +1,4 @@
-"""``normbench run --multirun``: Hydra's own launchers carry out runs that the store knows."""
+"""``normbench run --multirun``: Hydra's launchers train runs into the store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SMALL = ("dataset=digits", "dataset.train_size=160", "arch=mlp_sigmoid", "epochs
 
 
 @pytest.fixture
-def hydras_logging(monkeypatch):
-    """Undo afterwards what Hydra does to a process's logging, and keep pytest's files open.
+def hydra_logging(monkeypatch):
+    """Restore the logging that Hydra reconfigures, and keep pytest's files open.
 
-    Hydra's set-up closes every handler there is. absl's, which Keras brings, then closes its
-    stream unless that is the present ``sys.stderr``: here it may be pytest's own.
+    Hydra's setup closes every handler. The handler of absl, which Keras imports, then closes its
+    stream unless that is the current ``sys.stderr``; here it may be pytest's own.
     """
     root = logging.getLogger()
     before = root.handlers[:], root.level
@@ -35,11 +35,11 @@ def hydras_logging(monkeypatch):
 
 
 @pytest.fixture
-def multirun(hydras_logging, tmp_store, monkeypatch, tmp_path):
+def multirun(hydra_logging, tmp_store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*overrides: str) -> int:
-        hydras_logging()
+        hydra_logging()
         return main(["run", "--multirun", *SMALL, f"store={tmp_store}", *overrides])
 
     return call
@@ -49,7 +49,7 @@ def trained(store):
     return {run.name.rpartition("-")[0]: run.status for run in Store(store).runs()}
 
 
-def test_every_job_is_a_run_of_the_store(multirun, tmp_store, capfd):
+def test_every_job_becomes_a_run_in_the_store(multirun, tmp_store, capfd):
     assert multirun("norm=bn,ln", "batch=16") == 0
     names = {f"digits-mlp_sigmoid-{norm}-b16-s0" for norm in ("bn", "ln")}
     assert trained(tmp_store) == dict.fromkeys(names, "finished")
@@ -62,7 +62,7 @@ def test_every_job_is_a_run_of_the_store(multirun, tmp_store, capfd):
     assert capfd.readouterr().out.count("nothing to train") == 2
 
 
-def test_the_others_run_where_one_is_refused(multirun, tmp_store, capfd):
+def test_other_jobs_run_when_one_is_refused(multirun, tmp_store, capfd):
     assert multirun("norm=bn", "batch=161,32", "seed=0") == 2
     assert trained(tmp_store) == {"digits-mlp_sigmoid-bn-b32-s0": "finished"}
     assert "batch=161 is larger than the training set" in capfd.readouterr().err
@@ -79,7 +79,7 @@ def test_the_others_run_where_one_is_refused(multirun, tmp_store, capfd):
         (["norm=bn,ln", "--resume"], "--resume is for one run, --multirun for several"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_begun(
+def test_user_errors_are_one_line_before_any_job_starts(
     multirun, tmp_store, capfd, overrides, says
 ):
     assert multirun(*overrides) == 2
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line_before_anything_is_begun(
     assert trained(tmp_store) == {}
 
 
-def test_groups_of_the_users_own_are_found(multirun, tmp_store, tmp_path):
+def test_user_config_groups_are_found(multirun, tmp_store, tmp_path):
     folder = tmp_path / "own" / "norm"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults:\n  - ln\n  - _self_\nname: mine\nepsilon: 0.5\n")
@@ -102,7 +102,7 @@ def test_groups_of_the_users_own_are_found(multirun, tmp_store, tmp_path):
     reason="hydra-joblib-launcher is not installed",
 )
 @pytest.mark.slow  # two further processes start TensorFlow
-def test_another_launcher_carries_them_out(multirun, tmp_store):
+def test_joblib_launcher_runs_the_jobs(multirun, tmp_store):
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert multirun("norm=bn,ln", "batch=32", *joblib) == 0
     assert trained(tmp_store) == {

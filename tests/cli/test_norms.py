@@ -1,4 +1,4 @@
-"""The catalogue page: what it says comes from the classes and the files, and from nowhere else."""
+"""The catalogue page, whose only sources are the classes and the config files."""
 
 from __future__ import annotations
 
@@ -52,37 +52,39 @@ def text_of(shown: Any, width: int = 100) -> str:
 
 
 @pytest.mark.parametrize("name", GROUPS["norm"])
-def test_every_norm_is_described_in_full(name: str) -> None:
+def test_every_norm_is_fully_described(name: str) -> None:
     entry = CATALOGUE.norm(name)
     spec = compose([f"norm={name}"]).norm
     assert entry.summary, f"conf/norm/{name}.yaml has no comment at its top"
     for field in FIELDS:
-        said = getattr(entry, field)
-        assert said
-        assert "not said" not in said
-        assert "\n" not in said
+        text = getattr(entry, field)
+        assert text
+        assert "not said" not in text
+        assert "\n" not in text
     if spec["_target_"] is not None:
-        made = target(spec["_target_"])  # what Python says is what was read from the source
-        assert made.computed_over in entry.computed_over
-        assert made.source in entry.source
-        assert made.state == "none" or made.state in entry.state
-    own = {f"norm.{key}" for key in options_of(spec, "weight", "bfn", "places")}
-    assert own <= {option.key for option in entry.options}
+        norm_class = target(spec["_target_"])  # the imported class agrees with the parsed source
+        assert norm_class.computed_over in entry.computed_over
+        assert norm_class.source in entry.source
+        assert norm_class.state == "none" or norm_class.state in entry.state
+    keys = {f"norm.{key}" for key in options_of(spec, "weight", "bfn", "places")}
+    assert keys <= {option.key for option in entry.options}
 
 
 @pytest.mark.parametrize("name", GROUPS["norm/weight"])
-def test_every_weight_parametrization_is_described_in_full(name: str) -> None:
+def test_every_weight_parametrization_is_fully_described(name: str) -> None:
     entry = CATALOGUE.weight(name)
     spec = compose([f"norm/weight={name}"]).norm["weight"]
     assert entry.summary
     if spec["_target_"] is not None:
-        made = target(spec["_target_"])
-        assert [getattr(entry, field) for field in FIELDS] == [getattr(made, f) for f in FIELDS]
+        weight_class = target(spec["_target_"])
+        assert [getattr(entry, field) for field in FIELDS] == [
+            getattr(weight_class, f) for f in FIELDS
+        ]
         assert [o.key for o in entry.options] == [f"norm.weight.{o}" for o in options_of(spec)]
         assert all(option.about for option in entry.options)
 
 
-def test_a_pair_says_what_both_of_its_parts_do() -> None:
+def test_norm_weight_pair_combines_both_descriptions() -> None:
     entry = CATALOGUE.entry("gn_ws")
     norm, weight = CATALOGUE.entry("gn"), CATALOGUE.weight("ws")
     assert entry.formula == f"{norm.formula}; kernels: {weight.formula}"
@@ -92,7 +94,7 @@ def test_a_pair_says_what_both_of_its_parts_do() -> None:
     assert "norm.weight.epsilon" in {option.key for option in entry.options}
 
 
-def test_a_placement_says_what_is_where() -> None:
+def test_placement_says_which_norm_is_used_where() -> None:
     entry = CATALOGUE.entry("xbn")
     assert entry.computed_over == "batch, space; at mid: space, channels"
     assert entry.source.startswith("Huang et al. 2022")
@@ -101,26 +103,26 @@ def test_a_placement_says_what_is_where() -> None:
     assert keys["norm.bfn.groups"] == compose(["norm=xbn"]).norm["bfn"]["groups"]
 
 
-def test_scale_and_shift_that_are_off_are_left_out() -> None:
+def test_disabled_scale_and_shift_are_omitted() -> None:
     entry = CATALOGUE.entry("bn_noaffine")
     assert entry.formula == "y = (x − μ)/√(σ² + ε)"
     assert entry.parameters == "none"
 
 
-def test_wrong_ones_are_known_as_such() -> None:
+def test_known_wrong_entries_are_marked() -> None:
     wrong = {name for name in CATALOGUE.weights if CATALOGUE.weight(name).is_wrong}
     assert wrong == {"ws_assign", "ws_regularizer"}
     assert CATALOGUE.entry("gn_ws_assign").is_wrong
     assert not CATALOGUE.entry("gn_ws").is_wrong
 
 
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+def test_unknown_name_is_refused_with_the_nearest_match() -> None:
     with pytest.raises(UserError, match=r"unknown norm 'gn_wss': did you mean 'gn_ws'\?"):
         CATALOGUE.entry("gn_wss")
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
-def test_the_list_has_a_line_for_each_at_any_width(width: int) -> None:
+def test_list_has_one_line_per_entry_at_any_width(width: int) -> None:
     shown = text_of(page(CATALOGUE, _line, _MORE), width).splitlines()
     assert max(map(len, shown)) <= width
     count = len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
@@ -132,14 +134,14 @@ def test_the_list_has_a_line_for_each_at_any_width(width: int) -> None:
     assert len(short_rows(CATALOGUE)) == count
 
 
-def test_titles_are_whole_sentences_without_a_period() -> None:
+def test_titles_are_complete_and_have_no_period() -> None:
     titles = {row["choice"]: row["title"] for row in short_rows(CATALOGUE)}
     assert titles["norm=gn"] == "Group Normalization"
     assert titles["norm=rms"].endswith(" over space and channels")
     assert all(titles.values())
 
 
-def test_long_adds_formulas(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_option_adds_formulas(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["norms"]) == 0
     short = capsys.readouterr().out
     assert main(["norms", "--long"]) == 0
@@ -151,7 +153,7 @@ def test_long_adds_formulas(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 140])
-def test_the_long_page_shows_every_name_at_any_width(width: int) -> None:
+def test_long_page_shows_every_name_at_any_width(width: int) -> None:
     shown = text_of(page(CATALOGUE, _lines), width)
     words = set(shown.split())
     assert {*GROUPS["norm"], *GROUPS["norm/weight"]} <= words
@@ -159,17 +161,17 @@ def test_the_long_page_shows_every_name_at_any_width(width: int) -> None:
     assert len(rows(CATALOGUE)) == len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
 
 
-def test_details_show_each_option_as_it_is_set() -> None:
+def test_details_show_each_option_with_its_value() -> None:
     shown = text_of(details(CATALOGUE.entry("gn_ws")))
     assert "norm.groups" in shown
     assert "Number of groups; must divide the channels" in shown
     assert "norm.weight.epsilon" in shown
     assert "y = γ·(x − μ)/√(σ² + ε) + β" in shown
-    (line,) = (each for each in shown.splitlines() if each.startswith("norm.center"))
+    (line,) = (text for text in shown.splitlines() if text.startswith("norm.center"))
     assert line.split()[:2] == ["norm.center", "true"]
 
 
-def test_a_normalization_from_outside_the_package_is_on_the_page(
+def test_normalization_from_outside_the_package_is_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "outside_norms.py").write_text(
@@ -201,7 +203,7 @@ def test_a_normalization_from_outside_the_package_is_on_the_page(
         catalogue_of(tmp_path).entry("yours")
 
 
-def test_the_page_needs_no_keras() -> None:
+def test_catalogue_does_not_import_keras() -> None:
     program = (
         "import sys\n"
         "from normbench.config import compose\n"
@@ -211,13 +213,13 @@ def test_the_page_needs_no_keras() -> None:
         "c.norm('gn_ws'), c.norm('xbn'), c.weight('ws')\n"
         "print(*sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))\n"
     )
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert ran.stdout.strip() == ""
+    assert result.stdout.strip() == ""
 
 
-def test_no_text_names_another_default_than_the_file_has():
+def test_defaults_stated_in_docstrings_match_the_config_files():
     pattern = re.compile(r"default (?:is |of )?(\S*\w)", re.IGNORECASE)
     assert pattern.findall("By default 32, as in the paper") == ["32"]
     choices = [f"norm={name}" for name in CATALOGUE.norms]
@@ -228,5 +230,5 @@ def test_no_text_names_another_default_than_the_file_has():
             for option, value in options_of(spec, "weight").items():
                 if spec.get("_target_"):
                     text = Described(spec["_target_"]).about(option)
-                    for said in pattern.findall(text):
-                        assert said == str(value), (choice, option, text)
+                    for default in pattern.findall(text):
+                        assert default == str(value), (choice, option, text)

@@ -1,4 +1,4 @@
-"""Data sets of one's own without Python, through every command: a file, and a folder of images."""
+"""Users' own data sets in every command, without Python: an npz file and a folder of images."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def run_of(store: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_command_takes_the_users_own_data(
+def test_every_command_works_with_user_data(
     form: Callable[[Path], list[str]], tmp_path: Path, cache: Path, capsys: Any
 ) -> None:
-    chosen, store = form(tmp_path), tmp_path / "runs"
-    run = [*run_of(store), *chosen]
+    dataset, store = form(tmp_path), tmp_path / "runs"
+    run = [*run_of(store), *dataset]
 
     assert main(["show", *run]) == 0
     assert "logits\tDense\t\t\t\t10\t" in capsys.readouterr().out
@@ -80,9 +80,9 @@ def test_every_command_takes_the_users_own_data(
     assert first.name == compose(run).run_name
     assert first.summary["status"] == "finished"
 
-    # Moved, and under another name: still the same run.
-    place = next(word for word in chosen if word.startswith("dataset.path="))
-    old = Path(place.partition("=")[2])
+    # Moved and renamed data still belong to the same run.
+    path_override = next(word for word in dataset if word.startswith("dataset.path="))
+    old = Path(path_override.partition("=")[2])
     new = old.rename(old.with_name(f"moved{old.suffix}"))
     moved = [word.replace(str(old), str(new)) for word in run]
     capsys.readouterr()
@@ -91,7 +91,7 @@ def test_every_command_takes_the_users_own_data(
     assert main(["sweep", *moved, "norm=bn,ln", "executor=inline"]) == 0
     assert len(list(Store(store).runs())) == 2
 
-    # The record has the path from before, and the images come from the cache by their content.
+    # The record has the old path; the images come from the cache, which is keyed by content.
     assert main(["diagnose", first.name, "--probe", "train_gap", "--store", str(store)]) == 0
     assert main(["verify", "--store", str(store)]) == 0
     assert main(["list", "--store", str(store)]) == 0
@@ -121,7 +121,7 @@ def test_every_command_takes_the_users_own_data(
         (["dataset=npz", "dataset.path=mine.npz", "dataset.sise=8"], "unknown key 'dataset.sise'"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_written(
+def test_user_error_is_one_line_and_nothing_is_written(
     command: str,
     chosen: list[str],
     message: str,
@@ -145,7 +145,7 @@ def test_too_few_images_for_validation_are_refused(tmp_path: Path, capsys: Any) 
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path, capsys: Any) -> None:
+def test_sweep_over_two_files_gives_two_rows_with_their_titles(tmp_path: Path, capsys: Any) -> None:
     npz_of_digits(tmp_path)
     with np.load(tmp_path / "mine.npz") as arrays:
         np.savez(tmp_path / "inverted.npz", **{
@@ -164,7 +164,7 @@ def test_two_files_of_a_sweep_are_two_rows_under_their_titles(tmp_path: Path, ca
     assert main(["report", "--store", str(tmp_path / "runs"), *out]) == 0
 
 
-def test_the_list_of_data_sets_says_how_to_bring_ones_own(capsys: Any) -> None:
+def test_data_list_says_how_to_use_your_own_data(capsys: Any) -> None:
     assert main(["data", "list"]) == 0
     last = " ".join(capsys.readouterr().out.split())
     forms = "dataset=images dataset.path=FOLDER, dataset=npz dataset.path=FILE, dataset=tfds"
@@ -174,9 +174,7 @@ def test_the_list_of_data_sets_says_how_to_bring_ones_own(capsys: Any) -> None:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_on_data_gives_commands_that_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_in_the_data_docs_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     folder_of_digits(tmp_path)
     (tmp_path / "mine").rename(tmp_path / "photos")
@@ -193,7 +191,7 @@ def test_the_page_on_data_gives_commands_that_work(
 
 
 @pytest.mark.data
-def test_genuine_images_of_cifar10_as_a_file_and_as_a_folder(
+def test_real_cifar10_images_as_a_file_and_as_a_folder(
     real_data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     train, test = CIFAR10().read(real_data / "cifar-10-batches-py", lambda line: None)

@@ -1,4 +1,4 @@
-"""The screen of a run: what is seen on a terminal of any width, in a log, and at the end."""
+"""The screen of a run: on terminals of any width, in a log, and at the end."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def row(epoch: int, val_acc: float | None = 0.5, seconds: float = 10.0) -> dict[
     }
 
 
-def plain() -> tuple[RunScreen, io.StringIO]:
+def plain_screen() -> tuple[RunScreen, io.StringIO]:
     file = io.StringIO()
     return RunScreen(Console(file=file, width=80)), file
 
 
 def drawn(screen: RunScreen, width: int) -> list[str]:
-    """The live region as a terminal of ``width`` columns shows it."""
+    """Return the lines of the live region on a terminal of ``width`` columns."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     lines = console.render_lines(screen, console.options, pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
@@ -71,7 +71,7 @@ def drawn(screen: RunScreen, width: int) -> list[str]:
 
 @pytest.fixture
 def live() -> Any:
-    """A started screen on a terminal, and what it wrote there."""
+    """A started screen on a terminal, and its output."""
     file = io.StringIO()
     console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
     with RunScreen(console) as screen:
@@ -82,8 +82,8 @@ def live() -> Any:
 # --- plain lines ---------------------------------------------------------------------------------
 
 
-def test_a_log_has_one_line_for_the_start_one_an_epoch_and_the_end() -> None:
-    screen, file = plain()
+def test_log_has_a_line_for_the_start_and_each_epoch_and_a_summary() -> None:
+    screen, file = plain_screen()
     with screen:
         screen.on_start({**INFO, "epochs": 2})
         for epoch in (1, 2):
@@ -107,16 +107,16 @@ def test_a_log_has_one_line_for_the_start_one_an_epoch_and_the_end() -> None:
     ]
 
 
-def test_a_name_is_never_taken_for_markup() -> None:
-    screen, file = plain()
+def test_name_is_never_interpreted_as_markup() -> None:
+    screen, file = plain_screen()
     screen.on_start({**INFO, "name": "a[bold]-b:smile:"})
     screen.on_end({"status": "finished"}, "runs/[red]x")
     assert "a[bold]-b:smile:: 272,474" in file.getvalue()
     assert file.getvalue().endswith("folder        runs/[red]x\n")
 
 
-def test_a_resumed_run_says_so_and_counts_on() -> None:
-    screen, file = plain()
+def test_resumed_run_says_so_and_continues_counting() -> None:
+    screen, file = plain_screen()
     screen.on_start({**INFO, "resumed_from": 12})
     screen.on_epoch(row(13))
     start, epoch = file.getvalue().splitlines()
@@ -126,7 +126,7 @@ def test_a_resumed_run_says_so_and_counts_on() -> None:
 
 
 def test_diverged_interrupted_and_failed_ends() -> None:
-    screen, file = plain()
+    screen, file = plain_screen()
     screen.on_start(INFO)
     screen.on_epoch(row(1, val_acc=0.25))
     screen.on_epoch(row(2, val_acc=0.5))
@@ -153,8 +153,8 @@ def test_diverged_interrupted_and_failed_ends() -> None:
     ]
 
 
-def test_an_end_without_a_summary_s_numbers_shows_the_last_epoch_s() -> None:
-    screen, file = plain()
+def test_end_without_summary_numbers_shows_the_last_epoch() -> None:
+    screen, file = plain_screen()
     screen.on_start(INFO)
     for epoch, val_acc in ((1, 0.25), (2, 0.75), (3, 0.5)):
         screen.on_epoch(row(epoch, val_acc))
@@ -162,8 +162,8 @@ def test_an_end_without_a_summary_s_numbers_shows_the_last_epoch_s() -> None:
     assert "  val accuracy  50.00%  loss 1.5000  best 75.00% at epoch 2" in file.getvalue()
 
 
-def test_numbers_that_are_not_known_are_dashes() -> None:
-    screen, file = plain()
+def test_unknown_numbers_are_dashes() -> None:
+    screen, file = plain_screen()
     screen.on_start({"name": "a"})
     nothing = dict.fromkeys(row(1), None)
     screen.on_epoch({**nothing, "epoch": 1})
@@ -180,7 +180,7 @@ def test_numbers_that_are_not_known_are_dashes() -> None:
 
 
 @pytest.mark.parametrize("setting", ["no terminal", "dumb terminal"])
-def test_what_cannot_keep_a_live_line_gets_plain_ones(
+def test_output_without_live_line_support_gets_plain_lines(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "dumb" if setting == "dumb terminal" else "xterm-256color")
@@ -193,7 +193,7 @@ def test_what_cannot_keep_a_live_line_gets_plain_ones(
 
 
 class Clock:
-    """In the place of the module ``time``: it goes on by itself only by what a test adds."""
+    """Replacement for the ``time`` module that advances only when a test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -204,15 +204,15 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("normbench.cli.screen.time", made)
-    return made
+    clock = Clock()
+    monkeypatch.setattr("normbench.cli.screen.time", clock)
+    return clock
 
 
-def test_a_long_run_says_after_its_first_steps_how_long_it_takes(clock: Clock) -> None:
-    screen, file = plain()
+def test_long_run_estimates_its_duration_after_the_first_steps(clock: Clock) -> None:
+    screen, file = plain_screen()
     screen.on_start(INFO)
-    clock.now += 50  # the first step is slow, and says nothing of the others
+    clock.now += 50  # the first step is slow and does not count
     screen.on_progress(1, 1, 2813, 2.0, 0.1, 0.3)
     clock.now += 5
     screen.on_progress(1, 51, 2813, 2.0, 0.1, 100.0)
@@ -225,8 +225,8 @@ def test_a_long_run_says_after_its_first_steps_how_long_it_takes(clock: Clock) -
     assert len(file.getvalue().splitlines()) == 2, "once"
 
 
-def test_a_short_run_does_not(clock: Clock) -> None:
-    screen, file = plain()
+def test_short_run_gives_no_estimate(clock: Clock) -> None:
+    screen, file = plain_screen()
     screen.on_start({**INFO, "epochs": 1, "steps_per_epoch": 100})
     screen.on_progress(1, 1, 100, 2.0, 0.1, 0.3)
     clock.now += 6
@@ -234,8 +234,8 @@ def test_a_short_run_does_not(clock: Clock) -> None:
     assert len(file.getvalue().splitlines()) == 1
 
 
-def test_a_log_has_a_line_a_minute_within_a_long_epoch(clock: Clock) -> None:
-    screen, file = plain()
+def test_log_has_a_line_per_minute_within_a_long_epoch(clock: Clock) -> None:
+    screen, file = plain_screen()
     screen.on_start({**INFO, "epochs": 2})
     for step in range(1, 151):
         clock.now += 1
@@ -246,7 +246,7 @@ def test_a_log_has_a_line_a_minute_within_a_long_epoch(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("setting", ["JPY_PARENT_PID", "FORCE_COLOR"])
-def test_a_notebook_and_a_log_in_color_get_plain_lines(
+def test_notebooks_and_colored_logs_get_plain_lines(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(setting, "1")
@@ -262,7 +262,7 @@ def test_a_notebook_and_a_log_in_color_get_plain_lines(
 # --- the live region -----------------------------------------------------------------------------
 
 
-def test_what_comes_before_the_run_is_shown_on_a_terminal_only() -> None:
+def test_startup_is_shown_only_on_a_terminal() -> None:
     file = io.StringIO()
     with RunScreen(Console(file=file, force_terminal=True, width=80)) as screen:
         screen.waits_for("TensorFlow")
@@ -270,13 +270,13 @@ def test_what_comes_before_the_run_is_shown_on_a_terminal_only() -> None:
         assert "TensorFlow …" in file.getvalue()
         screen.on_epoch(row(1))
     assert file.getvalue().count("\x1b[?25h") == 2
-    screen, file = plain()
+    screen, file = plain_screen()
     with screen:
         screen.waits_for("TensorFlow")
     assert file.getvalue() == ""
 
 
-def test_before_the_first_step_it_says_that_it_starts(live: Any) -> None:
+def test_live_line_says_starting_before_the_first_step(live: Any) -> None:
     screen, file = live
     assert "272,474 parameters, 45,000 images, 30 epochs of 2,813 steps" in file.getvalue()
     (line,) = drawn(screen, 80)
@@ -284,7 +284,7 @@ def test_before_the_first_step_it_says_that_it_starts(live: Any) -> None:
     assert "starting, 0:0" in line
 
 
-def test_the_live_line_has_epoch_loss_accuracies_speed_and_time_left(live: Any) -> None:
+def test_live_line_has_epoch_loss_accuracies_speed_and_time_left(live: Any) -> None:
     screen, _ = live
     screen.on_epoch(row(1, 0.5))
     screen.on_progress(2, 1000, 2813, 0.98765, 0.654, 1250.0)
@@ -298,7 +298,7 @@ def test_the_live_line_has_epoch_loss_accuracies_speed_and_time_left(live: Any) 
     assert "evaluating" in drawn(screen, 120)[-1]
 
 
-def test_the_bar_grows_with_the_run(live: Any) -> None:
+def test_progress_bar_grows_with_the_run(live: Any) -> None:
     screen, _ = live
 
     def filled() -> float:
@@ -317,7 +317,7 @@ def test_the_bar_grows_with_the_run(live: Any) -> None:
 
 
 @pytest.mark.parametrize("width", range(30, 131, 10))
-def test_it_fits_every_width_on_one_line_each(live: Any, width: int) -> None:
+def test_every_line_of_the_live_region_fits_any_width(live: Any, width: int) -> None:
     screen, _ = live
     for epoch in range(1, 9):
         screen.on_epoch(row(epoch))
@@ -332,7 +332,7 @@ def test_it_fits_every_width_on_one_line_each(live: Any, width: int) -> None:
     assert "50.00%" in lines[-2]
 
 
-def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
+def test_time_left_is_estimated_from_images_then_from_full_epochs(live: Any) -> None:
     screen, _ = live
     screen.on_progress(1, 0, 2813, 1.0, 0.1, 1000.0)
     assert screen._left() == pytest.approx(30 * 45)
@@ -345,7 +345,7 @@ def test_time_left_comes_from_images_then_from_whole_epochs(live: Any) -> None:
     assert screen._left() == pytest.approx(25.5 * 12, rel=1e-3)
 
 
-def test_a_line_and_a_frame_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_and_frames_are_never_printed_simultaneously(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normbench.cli.terminal.FRAME", 0.001)
     writers: list[str] = []
     together: list[list[str]] = []
@@ -369,7 +369,7 @@ def test_a_line_and_a_frame_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({names[0] for names in together}) == 2, "frames were drawn meanwhile"
 
 
-def test_the_end_leaves_the_last_epochs_and_the_summary_and_gives_the_terminal_back() -> None:
+def test_end_shows_last_epochs_and_summary_and_restores_the_terminal() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, height=24, force_terminal=True, color_system=None)
     with RunScreen(console) as screen:
@@ -385,7 +385,7 @@ def test_the_end_leaves_the_last_epochs_and_the_summary_and_gives_the_terminal_b
     assert 0 < text.rindex("56.25%") < text.rindex("finished")
 
 
-def test_an_exception_gives_the_terminal_back() -> None:
+def test_exception_restores_the_terminal() -> None:
     file = io.StringIO()
 
     def train() -> None:

@@ -14,7 +14,7 @@ def table(text):
     return list(csv.DictReader(io.StringIO(text), delimiter="\t"))
 
 
-def test_a_network_is_shown_as_a_table(capsys):
+def test_network_is_shown_as_a_table(capsys):
     assert main(["show", *NETWORK]) == 0
     captured = capsys.readouterr()
     *layers, total = table(captured.out)
@@ -34,13 +34,13 @@ def test_no_data_set_is_needed(capsys, tmp_path, monkeypatch):
     assert (rows[0]["output"], rows[-2]["output"]) == ("32×32×3", "100")
 
 
-def test_other_images_and_classes_can_be_asked_for(capsys):
+def test_image_shape_and_classes_can_be_set(capsys):
     assert main(["show", *NETWORK, "--images", "20x12x2", "--classes", "7"]) == 0
     rows = table(capsys.readouterr().out)
     assert (rows[0]["output"], rows[-2]["output"]) == ("20×12×2", "7")
 
 
-def test_overrides_may_stand_after_options(capsys, tmp_path):
+def test_overrides_may_follow_options(capsys, tmp_path):
     file = tmp_path / "network.svg"
     assert main(["show", NETWORK[0], "--plot", str(file), *NETWORK[1:]]) == 0
     captured = capsys.readouterr()
@@ -64,7 +64,7 @@ def test_overrides_may_stand_after_options(capsys, tmp_path):
         ([], "the following arguments are required"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(command, message, capsys, tmp_path, monkeypatch):
+def test_user_error_is_one_line_with_exit_code_2(command, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["show", *command]) == 2
     captured = capsys.readouterr()

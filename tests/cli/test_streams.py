@@ -1,4 +1,4 @@
-"""Output that nobody reads, or that an encoding cannot hold: the work of a command is done."""
+"""Output that cannot be written or encoded does not stop the work of a command."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ BROKEN, FULL, CLOSED = '"$@" | true', '"$@" > /dev/full 2> /dev/full', '"$@" >&-
         ("sweep", CLOSED),
     ],
 )
-def test_a_run_and_a_sweep_train_to_the_end_without_their_output(command, line, tmp_store):
+def test_run_and_sweep_train_to_completion_when_output_fails(command, line, tmp_store):
     more = ["seed=0,1", "executor.workers=1"] if command == "sweep" else ["seed=0"]
     done = shell(line, *FAKE, command, *RUN, *more, f"store={tmp_store}")
     runs = Store(tmp_store).runs()
-    told = [path.read_text() for path in tmp_store.glob("sweeps/*/*") if path.is_file()]
-    assert done.returncode == 0, (done.stderr, told)
+    logs = [path.read_text() for path in tmp_store.glob("sweeps/*/*") if path.is_file()]
+    assert done.returncode == 0, (done.stderr, logs)
     assert "Error" not in done.stderr
     assert [run.status for run in runs] == ["finished"] * (2 if command == "sweep" else 1)
-    for run in runs:  # no file of the run was taken for standard output
+    for run in runs:  # nothing was printed into a file of the run
         assert [row["epoch"] for row in run.metrics()] == [1, 2, 3]
 
 
-def test_a_failed_sweep_still_exits_with_1(tmp_store, faults):
+def test_failed_sweep_still_exits_with_1(tmp_store, faults):
     from normbench.sweep.grid import expand
 
     (config,) = expand([*RUN, "seed=0", f"store={tmp_store}"])
@@ -72,7 +72,7 @@ def faults(tmp_path, monkeypatch):
 
 
 @needs_dev_full
-def test_a_text_that_cannot_be_written_says_so_and_a_reader_may_leave():
+def test_write_error_is_reported_but_a_closed_pipe_is_not():
     listing = [sys.executable, "-m", "normbench", "run", "--print-config"]
     full = shell('"$@" > /dev/full', *listing)
     assert full.returncode == 1
@@ -94,7 +94,7 @@ def test_names_are_shown_in_ascii(tmp_store):
     assert "?" not in shown.stdout
 
 
-def test_only_a_loss_that_nobody_wanted_is_told(monkeypatch, tmp_path):
+def test_only_unintended_output_loss_is_reported(monkeypatch, tmp_path):
     with (tmp_path / "out").open("wb", buffering=0) as file:
         stream = streams._text_stream(file.fileno(), None)
         monkeypatch.setattr(sys, "stdout", stream)
@@ -105,7 +105,7 @@ def test_only_a_loss_that_nobody_wanted_is_told(monkeypatch, tmp_path):
         assert streams.loss() == "No space left on device"
 
 
-def test_a_pipe_that_another_program_made_non_blocking_loses_nothing():
+def test_non_blocking_pipe_loses_no_output():
     read, write = os.pipe()
     os.set_blocking(write, False)
     received = bytearray()
@@ -125,7 +125,7 @@ def test_a_pipe_that_another_program_made_non_blocking_loses_nothing():
     assert len(received) == 300_000
 
 
-def test_characters_are_spelled_and_file_names_keep_their_bytes():
+def test_characters_are_spelled_out_and_file_names_keep_their_bytes():
     import codecs
 
     codecs.register_error(streams.SPELLED, streams._spell)
@@ -152,5 +152,5 @@ def test_characters_are_spelled_and_file_names_keep_their_bytes():
         (["diagnose", "a"], False),
     ],
 )
-def test_commands_whose_only_result_is_their_text(words, prints):
+def test_commands_whose_only_result_is_their_output(words, prints):
     assert cli._writes(cli.parse(words)) != prints

@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def test_tags_and_note_are_kept_beside_the_record(run: Run) -> None:
+def test_tags_and_note_do_not_change_the_record(run: Run) -> None:
     record = {path.name: path.read_bytes() for path in run.path.iterdir()}
     assert read(run) == Annotations()
     assert annotate(run, ["paper", "a1"], note="the middle one") == Annotations(
@@ -35,7 +35,7 @@ def test_tags_and_note_are_kept_beside_the_record(run: Run) -> None:
     run.verify()
 
 
-def test_tags_are_columns_to_filter_by(run: Run) -> None:
+def test_tags_become_boolean_columns(run: Run) -> None:
     annotate(run, ["paper"])
     write_run(run.path.parent, config("gn", 16, 0))
     frames = load(run.path.parent)
@@ -47,20 +47,20 @@ def test_tags_are_columns_to_filter_by(run: Run) -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "two words", "1st", "a-b", "é", "x" * 41, "a.b"])
-def test_a_word_that_a_filter_could_not_name_is_refused(run: Run, tag: str) -> None:
+def test_invalid_tag_is_refused(run: Run, tag: str) -> None:
     with pytest.raises(UserError, match="is not a tag"):
         annotate(run, [tag])
     assert read(run) == Annotations()
 
 
-def test_a_tag_that_is_not_there_cannot_be_removed(run: Run) -> None:
+def test_removing_an_absent_tag_is_refused(run: Run) -> None:
     annotate(run, ["paper"])
     with pytest.raises(UserError, match="did you mean 'paper'"):
         annotate(run, [], ["papr"])
 
 
 @pytest.mark.parametrize("content", ["{", '{"tags": "paper"}', '{"tags": ["two words"]}', "[]"])
-def test_a_damaged_file_is_named(run: Run, content: str) -> None:
+def test_damaged_annotations_file_is_named(run: Run, content: str) -> None:
     (run.path / "annotations.json").write_text(content)
     with pytest.raises(StoreError, match=r"annotations\.json"):
         read(run)
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named(run: Run, content: str) -> None:
     assert "annotations.json" in str(left_out)
 
 
-def test_a_note_has_a_longest_length(run: Run) -> None:
+def test_note_length_is_limited(run: Run) -> None:
     annotate(run, note="x" * 2000)
     with pytest.raises(UserError, match="2,001 characters"):
         annotate(run, note="x" * 2001)

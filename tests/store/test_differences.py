@@ -1,4 +1,4 @@
-"""In what runs differ besides what their names show."""
+"""Differences between runs that their names do not show."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from normbench.store.differences import as_overrides, differences, short_names
 from normbench.sweep.grid import expand
 
 
-def said(*configs: Any) -> list[str]:
-    return [as_overrides(each) for each in differences([config.to_dict() for config in configs])]
+def overrides_of(*configs: Any) -> list[str]:
+    return [
+        as_overrides(difference)
+        for difference in differences([config.to_dict() for config in configs])
+    ]
 
 
-def test_options_are_compared_within_the_name_that_was_chosen():
+def test_group_options_are_compared_within_one_choice():
     configs = expand(["norm=bn,gn", "optimizer.lr=0.1,0.05", "seed=0,1"])
-    assert said(*configs) == [
+    assert overrides_of(*configs) == [
         f"optimizer.lr={lr}" for _ in ("bn", "gn") for lr in (0.1, 0.05) for _ in (0, 1)
     ]
     groups = [compose(["norm=gn", f"norm.groups={n}"]) for n in (4, 8)]
-    assert said(compose(["norm=bn"]), *groups) == ["", "norm.groups=4", "norm.groups=8"]
+    assert overrides_of(compose(["norm=bn"]), *groups) == ["", "norm.groups=4", "norm.groups=8"]
 
 
-def test_a_confound_is_a_difference():
+def test_confounding_option_is_reported():
     configs = [compose(["norm=bn", "epochs=5"]), compose(["norm=gn", "epochs=2"])]
-    assert said(*configs) == ["epochs=5", "epochs=2"]
+    assert overrides_of(*configs) == ["epochs=5", "epochs=2"]
 
 
 @pytest.mark.parametrize(
@@ -37,16 +40,16 @@ def test_a_confound_is_a_difference():
         (["norm=xbn", "norm.bfn=gn,ln"], ["norm.bfn=gn", "norm.bfn=ln"]),
     ],
 )
-def test_names_of_groups_and_what_decides_nothing(overrides, expected):
-    assert said(*expand(overrides)) == expected
+def test_group_choices_are_reported_unless_in_the_run_name(overrides, expected):
+    assert overrides_of(*expand(overrides)) == expected
 
 
-def test_a_label_is_told_and_what_is_measured_is_not():
+def test_labels_are_reported_but_probes_are_not():
     plain, labelled = compose(["seed=1"]), compose(["label=a b", "probe=[gradients]"])
-    assert said(plain, labelled) == ["label=''", "label=a b"]
+    assert overrides_of(plain, labelled) == ["label=''", "label=a b"]
 
 
-def test_values_are_compared_as_numbers_and_a_key_that_came_later_has_its_default():
+def test_numbers_compare_by_value_and_missing_keys_have_defaults():
     new, old = compose(["max_loss=5"]).to_dict(), compose(["max_loss=5"]).to_dict()
     del old["accumulate"]
     old["max_loss"] = 5
@@ -56,14 +59,14 @@ def test_values_are_compared_as_numbers_and_a_key_that_came_later_has_its_defaul
     ]  # fmt: skip
 
 
-def test_a_config_that_is_none_is_told_like_any_other():
+def test_malformed_config_is_compared_like_any_other():
     damaged = {"norm": {"weight": [1], "groups": {2: [{}], "x": 1}}, "arch": None, "batch": "x"}
     (one, other) = differences([damaged, compose(["norm=gn"]).to_dict()])
     assert "arch" not in one
     assert other["optimizer"] == "sgd"
 
 
-def test_short_names_leave_out_what_all_share():
+def test_short_names_omit_what_all_runs_share():
     names = [f"digits-resnet8-{norm}-b16-s{seed}-0123456{seed}" for norm, seed in
              (("bn", 0), ("gn", 1))]  # fmt: skip
     assert short_names(names, ["", "epochs=5"]) == ["bn s0", "gn s1 epochs=5"]

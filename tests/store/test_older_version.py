@@ -1,4 +1,4 @@
-"""A store that an older version wrote: today's commands read it and show the recorded numbers.
+"""A store written by an older version: current commands read it and show the recorded numbers.
 
 ``written_by_2e78b7c`` is the store of one sweep, trained at commit 2e78b7c by::
 
@@ -6,7 +6,7 @@
         norm=bn,gn_ws seed=0,1 batch=16 probe=batch_dependence executor=inline store=old
 
 The sweep recorded a neutral host name. Removed afterwards: the lock files, the best checkpoints,
-and every last checkpoint but that of norm=bn seed=0.
+and every last checkpoint except that of norm=bn seed=0.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_runs_are_listed(store: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not any(row["problem"] for row in rows.values())
 
 
-def test_a_run_is_shown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_shown(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", WITH_CHECKPOINT, "--store", str(store)]) == 0
     page = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in page.splitlines()]
@@ -64,7 +64,7 @@ def test_a_run_is_shown(store: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert line in lines
 
 
-def test_the_sweep_is_complete(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_is_complete(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The sweep's record is read, and its configs still have the signatures of the runs."""
     assert main(["sweep", "status", "--store", str(store)]) == 0
     status = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_runs_are_reported(
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="recorded by TensorFlow")
-def test_a_checkpoint_is_diagnosed(store: Path) -> None:
+def test_checkpoint_is_diagnosed(store: Path) -> None:
     """The checkpoint's weights give the values that the probe recorded inside the run."""
     command = ["diagnose", WITH_CHECKPOINT, "--probe", "batch_dependence", "--again"]
     assert main([*command, "--store", str(store)]) == 0

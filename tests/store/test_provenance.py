@@ -43,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 @needs_git
-def test_git_state_names_the_commit_and_sees_changes(repository: Path) -> None:
+def test_git_state_returns_the_commit_and_detects_changes(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD")
     code = [repository / "normbench"]
     clean = {"commit": commit, "dirty": False}
@@ -84,14 +84,14 @@ def test_git_state_before_the_first_commit_and_outside_a_repository(tmp_path: Pa
 
 
 @needs_git
-def test_git_state_leaves_the_repository_alone_and_ignores_a_hook_s_environment(
+def test_git_state_works_during_another_git_command_and_ignores_git_dir(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     git(other, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    (repository / ".git" / "index.lock").touch()  # another git is at work
+    (repository / ".git" / "index.lock").touch()  # another git process is running
     state = provenance.git_state(repository)
     monkeypatch.delenv("GIT_DIR")
     (repository / ".git" / "index.lock").unlink()
@@ -105,7 +105,7 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @needs_git
-def test_collect_tells_the_working_folder_s_repository_from_normbench_s(
+def test_collect_distinguishes_working_folder_from_normbench_repository(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = tmp_path / "elsewhere"
@@ -132,7 +132,7 @@ def test_collect_tells_the_working_folder_s_repository_from_normbench_s(
     assert record["git_folder"] == head
 
 
-def test_collect_is_json_and_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect_is_json_with_command_host_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["normbench", "run", "norm=gn"])
     record = provenance.collect()
     assert json.loads(json.dumps(record)) == record
@@ -146,7 +146,7 @@ def test_collect_is_json_and_says_what_ran_where(monkeypatch: pytest.MonkeyPatch
     assert versions["numpy"] == metadata.version("numpy")
 
 
-def test_a_published_record_can_have_another_name_of_its_host(
+def test_environment_variable_overrides_the_host_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NORMBENCH_HOST", "cluster")
@@ -155,20 +155,20 @@ def test_a_published_record_can_have_another_name_of_its_host(
     assert provenance.collect()["host"] == socket.gethostname()
 
 
-def test_versions_know_other_names_and_leave_out_what_is_absent(
+def test_versions_accept_alternative_names_and_omit_absent_packages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = {"tensorflow-cpu": "2.21.0", "keras": "3.15.1"}
+    installed = {"tensorflow-cpu": "2.21.0", "keras": "3.15.1"}
 
     def version(name: str) -> str:
-        if name not in there:
+        if name not in installed:
             raise metadata.PackageNotFoundError(name)
-        return there[name]
+        return installed[name]
 
     monkeypatch.setattr(metadata, "version", version)
-    found = provenance.versions()
-    assert found == {
-        "python": found["python"],
+    versions = provenance.versions()
+    assert versions == {
+        "python": versions["python"],
         "normbench": normbench.__version__,
         "tensorflow": "2.21.0",
         "keras": "3.15.1",
@@ -191,20 +191,20 @@ def test_utc_now_is_iso_8601_to_the_second() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")
-def test_processor_is_the_name_the_system_shows() -> None:
+def test_processor_matches_proc_cpuinfo() -> None:
     names = re.findall(r"(?m)^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text())
     if names:
         assert machine.processor() == names[0].strip()
-    else:  # an architecture that shows none
+    else:  # some architectures list no model name
         assert machine.processor()
 
 
-# --- code and data of one's own -------------------------------------------------------------------
+# --- user code and data --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package and modules beside it, some of which the layer of the package imports."""
+    """A package and sibling modules, some of which the package's layer imports."""
     files = {
         "mypack/__init__.py": "",
         "mypack/layers.py": "import numpy\nfrom . import formulas\nfrom .deep.more import X\n"
@@ -227,7 +227,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     provenance.code_hash.cache_clear()
 
 
-def test_the_version_of_own_code_covers_what_it_imports_of_its_project(project: Path) -> None:
+def test_code_hash_covers_imports_from_the_same_project(project: Path) -> None:
     def version() -> str | None:
         provenance.code_hash.cache_clear()
         return provenance.code_hash("mypack.layers.Layer")
@@ -250,7 +250,7 @@ def test_the_version_of_own_code_covers_what_it_imports_of_its_project(project: 
     assert "mypack" not in sys.modules  # found, not imported
 
 
-def test_the_version_of_own_code_does_not_depend_on_where_it_lies(
+def test_code_hash_does_not_depend_on_the_location(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = provenance.code_hash("mypack.layers.Layer")
@@ -263,10 +263,10 @@ def test_the_version_of_own_code_does_not_depend_on_where_it_lies(
     assert provenance.code_hash("mypack.layers.Layer") == here
 
 
-def test_code_in_the_working_folder_has_a_version(
+def test_code_in_the_working_folder_has_a_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The console script finds modules there only once a component is looked for."""
+    """The console script adds the working folder to ``sys.path`` only to look up a component."""
     (tmp_path / "working_layers.py").write_text("class Layer: ...\n")
     monkeypatch.chdir(tmp_path)
     without = [path for path in sys.path if path not in ("", str(tmp_path))]
@@ -276,12 +276,12 @@ def test_code_in_the_working_folder_has_a_version(
     assert provenance.own_code({"norm": {"_target_": "sys.exit"}}) == {}  # built in: no file
 
 
-def test_installed_packages_are_followed_no_further_than_themselves() -> None:
+def test_imports_of_installed_packages_stay_within_the_package() -> None:
     tops = {name.partition(".")[0] for name in provenance._project_files("rich.text")}
     assert tops == {"rich"}
 
 
-def test_all_own_components_of_a_config_have_a_version_but_loggers(project: Path) -> None:
+def test_user_components_except_loggers_have_a_hash(project: Path) -> None:
     layer = {"_target_": "mypack.layers.Layer"}
     config = {
         "arch": {"_target_": "beside.build"},
@@ -290,12 +290,12 @@ def test_all_own_components_of_a_config_have_a_version_but_loggers(project: Path
         "logger": {"mine": {"_target_": "mypack.base.Logger"}},
         "schedule": {"_target_": None},
     }
-    found = provenance.own_code(config)
-    assert list(found) == ["beside.build", "mypack.layers.Layer", "other.Probe"]
-    assert len(set(found.values())) == 3
+    hashes = provenance.own_code(config)
+    assert list(hashes) == ["beside.build", "mypack.layers.Layer", "other.Probe"]
+    assert len(set(hashes.values())) == 3
 
 
-def test_a_change_is_said_with_both_versions() -> None:
+def test_code_change_is_reported_with_both_hashes() -> None:
     now = {"a.B": "1" * 64, "a.C": "2" * 64, "a.D": "3" * 64, "a.E": "4" * 64}
     recorded = {"a.B": ["1" * 64], "a.C": ["5" * 64], "a.D": ["6" * 64, "3" * 64]}
     assert provenance.own_changes(recorded, now) == [

@@ -1,4 +1,4 @@
-"""A run folder whose files are damaged: never an answer other than what was written."""
+"""Damaged run folders: damage is reported, or the run reads exactly as it was written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def epoch(number: int) -> dict[str, Any]:
 
 
 def begin(root: Path, epochs: int = 3) -> Run:
-    """Leave an interrupted run."""
+    """Create an interrupted run."""
     run = Store(root).run(CONFIG)
     meta = {
         "status": "running", "signature": CONFIG.signature, "started": "2026-11-21T10:00:00Z",
@@ -91,18 +91,18 @@ def finished(tmp_store: Path) -> Run:
 
 
 def without_checksums(run: Run) -> Run:
-    """Make a run's records those of an earlier version."""
+    """Rewrite a run's records as an earlier version wrote them, without checksums."""
     for name in ("meta.json", "summary.json"):
         path = run.path / name
         if path.exists():
-            whole = json.loads(path.read_text())
-            del whole["checksums"]
-            path.write_text(json.dumps(whole))
+            record = json.loads(path.read_text())
+            del record["checksums"]
+            path.write_text(json.dumps(record))
     return run
 
 
 def everything(run: Run) -> dict[str, Any]:
-    """Return all that is read of a run, by whoever reads it."""
+    """Return everything that any of the readers gets from a run."""
     return {
         "status": run.verify(),
         "config": run.config,
@@ -117,7 +117,7 @@ def everything(run: Run) -> dict[str, Any]:
 
 
 def mutations(data: bytes, dice: random.Random, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield damaged versions of a file, each with what was done to it."""
+    """Yield pairs of a description and the damaged content of a file."""
     lines = data.splitlines(keepends=True)
     for _ in range(count):
         at = dice.randrange(len(data))
@@ -138,19 +138,19 @@ def mutations(data: bytes, dice: random.Random, count: int) -> Iterator[tuple[st
     yield "nothing", b""
 
 
-def is_left_by_a_crash(name: str, data: bytes, damaged: bytes) -> bool:
-    """Say whether an append may have left it: diagnoses are appended to a run that is complete."""
+def crash_can_leave(name: str, data: bytes, damaged: bytes) -> bool:
+    """Tell whether a torn append explains the damage: complete runs still get diagnoses."""
     if name != "diagnosis.jsonl":
         return False
-    lines, kept = data.splitlines(), damaged.splitlines()
-    whole = [line for line in kept if line in lines]
-    return whole == lines[: len(whole)] and len(kept) - len(whole) <= 1 and (
-        len(whole) == len(kept) or lines[len(whole)].startswith(kept[-1].rstrip(b"\0"))
+    lines, remaining = data.splitlines(), damaged.splitlines()
+    intact = [line for line in remaining if line in lines]
+    return intact == lines[: len(intact)] and len(remaining) - len(intact) <= 1 and (
+        len(intact) == len(remaining) or lines[len(intact)].startswith(remaining[-1].rstrip(b"\0"))
     )  # fmt: skip
 
 
 def complaint(run: Run) -> str:
-    """Return what is wrong with a run in the words of the error; "" for nothing."""
+    """Return the error message of a damaged run, or "" for an intact one."""
     try:
         run.verify()
     except StoreError as error:
@@ -159,7 +159,7 @@ def complaint(run: Run) -> str:
 
 
 def fuzz(run: Run, changed: Callable[[str, bytes], Iterator[tuple[str, bytes]]]) -> int:
-    """Assert of every damaged file that it is named, or reads as what was written."""
+    """Assert that every damaged file is named or reads as written; return their number."""
     expected, tried = everything(run), 0
     for name in FILES:
         path = run.path / name
@@ -167,10 +167,10 @@ def fuzz(run: Run, changed: Callable[[str, bytes], Iterator[tuple[str, bytes]]])
         for what, damaged in changed(name, data):
             tried += 1
             path.write_bytes(damaged)
-            said = complaint(run)
-            assert said == "" or f"{path}: " in said, (name, what, said)
-            assert "\n" not in said
-            if said or is_left_by_a_crash(name, data, damaged):
+            message = complaint(run)
+            assert message == "" or f"{path}: " in message, (name, what, message)
+            assert "\n" not in message
+            if message or crash_can_leave(name, data, damaged):
                 continue
             assert everything(run) == expected, (name, what)
         path.write_bytes(data)
@@ -178,13 +178,13 @@ def fuzz(run: Run, changed: Callable[[str, bytes], Iterator[tuple[str, bytes]]])
     return tried
 
 
-def test_no_damaged_file_of_a_finished_run_is_believed(finished: Run) -> None:
+def test_random_damage_to_a_finished_run_is_detected_or_harmless(finished: Run) -> None:
     dice = random.Random(0)
     assert fuzz(finished, lambda name, data: mutations(data, dice, 60)) > 1200
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_of_a_finished_run_is_believed(finished: Run) -> None:
+def test_every_flipped_bit_of_a_finished_run_is_detected_or_harmless(finished: Run) -> None:
     def every_bit(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
         for at in range(len(data)):
             for bit in range(8):
@@ -203,7 +203,7 @@ def test_every_reader_names_the_damaged_file(finished: Run, name: str) -> None:
     assert epochs == []
     assert (problem or "").count(name) == 1
     if name == "diagnosis.jsonl":
-        return  # it says nothing of how the run stands
+        return  # diagnoses do not affect the status of a run
     (listed,) = list_command.rows([finished], NOW)
     assert listed["status"] == "unreadable"
     assert (listed["dataset"], listed["norm"], listed["batch"]) == ("digits", "gn", 128)
@@ -215,15 +215,13 @@ def test_every_reader_names_the_damaged_file(finished: Run, name: str) -> None:
     assert not finished.exists
 
 
-def test_a_sound_run_is_not_set_aside(finished: Run) -> None:
-    (finished.path / "checkpoint" / "last.npz").write_bytes(
-        b"torn"
-    )  # its results stand all the same
+def test_intact_run_is_not_set_aside(finished: Run) -> None:
+    (finished.path / "checkpoint" / "last.npz").write_bytes(b"torn")  # results do not depend on it
     assert not set_damaged_aside(finished, [])
     assert finished.status == "finished"
 
 
-def test_checksums_are_those_of_sha256sum(finished: Run) -> None:
+def test_checksums_match_sha256sum(finished: Run) -> None:
     import hashlib
 
     written = json.loads((finished.path / "summary.json").read_text())["checksums"]
@@ -233,7 +231,7 @@ def test_checksums_are_those_of_sha256sum(finished: Run) -> None:
     assert "checksums" not in (finished.meta or {})
 
 
-def test_the_same_record_in_other_words_is_not_damage(finished: Run) -> None:
+def test_reformatted_json_is_not_damage(finished: Run) -> None:
     expected = everything(finished)
     for name in ("meta.json", "summary.json"):
         path = finished.path / name
@@ -241,7 +239,7 @@ def test_the_same_record_in_other_words_is_not_damage(finished: Run) -> None:
     assert everything(finished) == expected
 
 
-def test_an_interrupted_run_is_resumable_whatever_its_last_line(tmp_store: Path) -> None:
+def test_interrupted_run_is_resumable_with_any_torn_last_line(tmp_store: Path) -> None:
     run = begin(tmp_store, 2)
     path = run.path / "metrics.jsonl"
     whole = path.read_bytes()
@@ -253,7 +251,7 @@ def test_an_interrupted_run_is_resumable_whatever_its_last_line(tmp_store: Path)
         run.verify()
 
 
-def test_rows_that_were_changed_before_a_checkpoint_are_not_gone_on_from(tmp_store: Path) -> None:
+def test_resuming_refuses_rows_changed_before_the_checkpoint(tmp_store: Path) -> None:
     run = begin(tmp_store, 2)
     checksum = run.metrics_checksum()
     run.append_metrics(epoch(3))  # after the checkpoint
@@ -268,9 +266,7 @@ def test_rows_that_were_changed_before_a_checkpoint_are_not_gone_on_from(tmp_sto
 
 
 @pytest.mark.parametrize("after", ["config", "meta", "metrics", "summary"])
-def test_a_machine_that_stops_between_two_writes_leaves_no_damage(
-    tmp_store: Path, after: str
-) -> None:
+def test_crash_between_two_writes_leaves_no_damage(tmp_store: Path, after: str) -> None:
     """The writes come in this order, each durable before the next begins."""
     run = Store(tmp_store).run(CONFIG)
     if after == "config":
@@ -286,12 +282,12 @@ def test_a_machine_that_stops_between_two_writes_leaves_no_damage(
     if after != "summary":
         assert run.verify() == "interrupted"
     run.write_summary(SUMMARY)
-    assert run.verify() == "finished"  # meta.json still says that it runs
+    assert run.verify() == "finished"  # meta.json still says "running"
     run.update_meta(status="finished")
     assert run.verify() == "finished"
 
 
-def test_a_summary_that_an_earlier_version_wrote_is_told_from_one_that_lost_its_checksums(
+def test_lost_checksums_are_not_mistaken_for_an_older_version(
     finished: Run,
 ) -> None:
     for name in ("meta.json", "summary.json"):
@@ -303,7 +299,7 @@ def test_a_summary_that_an_earlier_version_wrote_is_told_from_one_that_lost_its_
         path.write_text(text)
 
 
-def test_runs_without_checksums_are_read_and_said_once(tmp_store: Path) -> None:
+def test_runs_without_checksums_are_read_and_noted_once(tmp_store: Path) -> None:
     assert note_on_checksums() == ""
     run = without_checksums(finish(begin(tmp_store)))
     assert run.verify() == "finished"
@@ -328,7 +324,7 @@ def test_runs_without_checksums_are_read_and_said_once(tmp_store: Path) -> None:
         ("meta.json", '"count": 1', '"count": "x"', "count is 'x', not a whole number"),
     ],
 )
-def test_without_checksums_ranges_and_agreement_are_checked(
+def test_without_checksums_ranges_and_consistency_are_checked(
     tmp_store: Path, name: str, old: str, new: str, reason: str
 ) -> None:
     run = without_checksums(finish(begin(tmp_store)))
@@ -340,7 +336,7 @@ def test_without_checksums_ranges_and_agreement_are_checked(
         run.verify()
 
 
-def test_a_folder_under_the_name_of_another_run_is_not_that_run(finished: Run) -> None:
+def test_renamed_run_folder_is_refused(finished: Run) -> None:
     other = Run(finished.path.with_name(f"{finished.name[:-8]}0badc0de"))
     finished.path.rename(other.path)
     for run in (other, without_checksums(other)):
@@ -348,7 +344,7 @@ def test_a_folder_under_the_name_of_another_run_is_not_that_run(finished: Run) -
             run.verify()
 
 
-def test_a_torn_line_of_a_complete_run_is_damage_without_checksums_too(tmp_store: Path) -> None:
+def test_torn_line_of_a_complete_run_is_damage_even_without_checksums(tmp_store: Path) -> None:
     run = without_checksums(finish(begin(tmp_store)))
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "tr')
@@ -356,13 +352,13 @@ def test_a_torn_line_of_a_complete_run_is_damage_without_checksums_too(tmp_store
         run.verify()
 
 
-def test_a_run_that_began_and_has_no_config_is_damaged(finished: Run) -> None:
+def test_started_run_without_config_is_damaged(finished: Run) -> None:
     (finished.path / "config.yaml").unlink()
     with pytest.raises(StoreError, match=r"config\.yaml: no such file, though the run began"):
         finished.verify()
 
 
-def test_going_on_with_an_older_run_gives_it_checksums(tmp_store: Path) -> None:
+def test_resuming_an_older_run_adds_checksums(tmp_store: Path) -> None:
     without_checksums(begin(tmp_store, 1))
     run = begin(tmp_store, 0)
     assert "checksums" in json.loads((run.path / "meta.json").read_text())
@@ -405,26 +401,26 @@ def test_hostile_files_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(finished: Run, name: str) -> None:
+def test_reading_does_not_block_on_a_pipe(finished: Run, name: str) -> None:
     (finished.path / name).unlink()
     os.mkfifo(finished.path / name)
     if name in ("meta.json", "config.yaml"):
         assert not finished.exists
-    if name == "summary.json":  # no file: then the run did not end
+    if name == "summary.json":  # a pipe is no summary: the run did not end
         assert finished.verify() == "interrupted"
         return
     with pytest.raises(StoreError, match=f"{name}: not a regular file"):
         finished.verify()
 
 
-def test_a_file_larger_than_memory_is_not_read(finished: Run) -> None:
+def test_file_larger_than_memory_is_not_read(finished: Run) -> None:
     os.truncate(finished.path / "metrics.jsonl", 1 << 40)
     with pytest.raises(StoreError, match=r"metrics\.jsonl: it has 1,099,511,627,776 bytes"):
         finished.verify()
 
 
 @pytest.mark.parametrize("place", ["a full disk", "a folder"])
-def test_a_log_that_cannot_be_written_is_told_in_one_line(
+def test_unwritable_log_is_reported_in_one_line(
     finished: Run, place: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from normbench.engine.train import _log_to
@@ -433,34 +429,36 @@ def test_a_log_that_cannot_be_written_is_told_in_one_line(
         finished.log_path.mkdir()
     else:
         finished.log_path.symlink_to("/dev/full")
-    told: list[str] = []
+    messages: list[str] = []
     log = logging.getLogger("normbench")
-    with _log_to(finished, told.append):
+    with _log_to(finished, messages.append):
         for number in range(50):
             log.info("line %d", number)
     reason = "Is a directory" if place == "a folder" else "No space left on device"
-    assert told == [f"cannot write {finished.log_path}: {reason}; the run continues without a log"]
+    assert messages == [
+        f"cannot write {finished.log_path}: {reason}; the run continues without a log"
+    ]
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_log_is_written(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_is_written(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from normbench.engine.train import _log_to
 
-    # pytest-xdist cannot pass on a captured log with half a character.
+    # pytest-xdist cannot transmit a captured log that contains a lone surrogate.
     monkeypatch.setattr(logging.getLogger("normbench"), "propagate", False)
     with _log_to(finished, lambda text: pytest.fail(text)):
         logging.getLogger("normbench").info("half a character: \udcff")
     assert finished.log_path.read_text().endswith("INFO half a character: \\udcff\n")
 
 
-def test_an_owner_that_is_damaged_is_an_owner_without_a_word(finished: Run) -> None:
+def test_damaged_lock_json_is_an_unknown_owner(finished: Run) -> None:
     with finished.lock(["me"]):
         for content in ("{", "[]", '{"pid": "x"}', '{"command": 5}', '{"host": "\\ud800"}'):
             (finished.path / "lock.json").write_text(content)
             assert finished.owner == {}
 
 
-def test_arguments_that_are_not_utf_8_are_recorded(tmp_store: Path) -> None:
+def test_non_utf_8_arguments_are_recorded(tmp_store: Path) -> None:
     run = Store(tmp_store).run(CONFIG)
     with run.lock(["normbench", "\udcff"]):
         run.create(
@@ -474,10 +472,10 @@ def test_arguments_that_are_not_utf_8_are_recorded(tmp_store: Path) -> None:
         other.create({"label": "\udcff", "signature": "0badc0de"}, {})
 
 
-def test_a_folder_named_before_1_0_was_1_in_own_classes_is_readable(tmp_store: Path) -> None:
-    """Versions differ in how they hash the options of a class of the user's own."""
-    own = {"name": "mine", "_target_": "my_package.MyNorm", "scale": 1.0}
-    config = Config.from_dict({**CONFIG.to_dict(), "norm": {"weight": {"name": "none"}, **own}})
+def test_signatures_from_before_1_0_equaled_1_are_accepted(tmp_store: Path) -> None:
+    """Earlier versions hashed the options of a user's class differently."""
+    norm = {"name": "mine", "_target_": "my_package.MyNorm", "scale": 1.0}
+    config = Config.from_dict({**CONFIG.to_dict(), "norm": {"weight": {"name": "none"}, **norm}})
     assert config.earlier_signature != config.signature
     for signature in (config.earlier_signature, config.signature):
         run = Store(tmp_store).run(f"digits-resnet8-mine-b128-s0-{signature}")

@@ -1,4 +1,4 @@
-"""The store: what is promised of run folders, whatever happens to their owners and their disk."""
+"""The store: its guarantees for run folders when processes die and disks fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ META = {"status": "running", "signature": SIGNATURE, "schema": 1, "git": None, "
 
 @dataclass(frozen=True)
 class Config:
-    """As much of a config as the store asks for."""
+    """The part of a config that the store uses."""
 
     run_name: str
 
@@ -55,9 +55,9 @@ def row(epoch: int, **more: object) -> dict[str, object]:
 @pytest.fixture
 def run(tmp_store: Path) -> Run:
     """A run just created, unlocked."""
-    made = Store(tmp_store).run(NAME)
-    made.create(CONFIG, META)
-    return made
+    run = Store(tmp_store).run(NAME)
+    run.create(CONFIG, META)
+    return run
 
 
 def python(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -71,7 +71,7 @@ def python(script: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -108,9 +108,7 @@ def test_create_adds_signature_and_schema_from_meta(tmp_store: Path) -> None:
 
 
 @pytest.mark.parametrize("signature", ["12345678", "1e123456", "00000010", "0x12ab34", "null0000"])
-def test_a_signature_that_looks_like_a_number_stays_a_string(
-    tmp_store: Path, signature: str
-) -> None:
+def test_signature_that_looks_like_a_number_stays_a_string(tmp_store: Path, signature: str) -> None:
     run = Store(tmp_store).run("a")
     run.create({"signature": signature}, {})
     assert run.config is not None
@@ -132,7 +130,7 @@ def test_create_again_keeps_the_config_and_replaces_meta(run: Run) -> None:
     assert run.meta == {**META, "host": "b"}
 
 
-def test_update_meta_replaces_keys_only(run: Run) -> None:
+def test_update_meta_changes_only_the_given_keys(run: Run) -> None:
     run.update_meta(status="failed", error={"type": "OOM", "message": "é\n"})
     assert run.meta == {**META, "status": "failed", "error": {"type": "OOM", "message": "é\n"}}
     with pytest.raises(StoreError, match="no such file"):
@@ -192,7 +190,7 @@ def test_status_follows_lock_meta_and_summary(run: Run) -> None:
 
 
 @pytest.mark.parametrize("ended", ["finished", "diverged"])
-def test_a_summary_decides_even_if_the_owner_died_before_saying_so(run: Run, ended: str) -> None:
+def test_summary_determines_status_even_if_meta_was_not_updated(run: Run, ended: str) -> None:
     run.write_summary({"status": ended})
     assert run.meta is not None
     assert run.meta["status"] == "running"
@@ -203,12 +201,12 @@ def test_a_summary_decides_even_if_the_owner_died_before_saying_so(run: Run, end
     assert run.status == ended
 
 
-def test_meta_that_claims_an_end_without_a_summary_is_resumable(run: Run) -> None:
+def test_finished_meta_without_a_summary_is_resumable(run: Run) -> None:
     run.update_meta(status="finished")
     assert run.status == "interrupted"
 
 
-def test_status_refuses_a_summary_of_no_known_end(run: Run) -> None:
+def test_summary_with_unknown_status_is_refused(run: Run) -> None:
     (run.path / "summary.json").write_text('{"status": "failed"}')
     with pytest.raises(StoreError, match="'failed'"):
         run.status  # noqa: B018
@@ -217,21 +215,21 @@ def test_status_refuses_a_summary_of_no_known_end(run: Run) -> None:
 
 
 def test_status_is_right_while_the_run_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """meta.json is read, then the owner ends the run and lets go, then the lock is looked at."""
-    looked: list[Path] = []
+    """The owner ends the run after meta.json was read and before the lock is checked."""
+    checked: list[Path] = []
 
     def is_held(path: Path) -> bool:
-        if not looked:
+        if not checked:
             run.update_meta(status="failed")
-        looked.append(path)
+        checked.append(path)
         return False
 
     monkeypatch.setattr(runlock, "is_held", is_held)
     assert run.status == "failed"
-    assert len(looked) == 2
+    assert len(checked) == 2
 
 
-def test_a_folder_locked_but_not_created_is_no_run(tmp_store: Path) -> None:
+def test_locked_but_not_created_folder_is_not_a_run(tmp_store: Path) -> None:
     store = Store(tmp_store)
     run = store.run(NAME)
     with run.lock([]):
@@ -250,11 +248,11 @@ def test_a_folder_locked_but_not_created_is_no_run(tmp_store: Path) -> None:
 # --- the lock ----------------------------------------------------------------------------
 
 
-def test_the_second_process_is_told_who_has_the_run_and_death_frees_it(tmp_store: Path) -> None:
+def test_lock_refusal_names_the_owner_and_death_releases_the_lock(tmp_store: Path) -> None:
     run = Store(tmp_store).run(NAME)
     owner = python(OWNER, tmp_store, NAME)
     try:
-        assert said(owner) == "mine"
+        assert read_line(owner) == "mine"
         began = time.monotonic()
         with pytest.raises(RunLocked) as caught, run.lock(["me"]):
             pass
@@ -272,21 +270,21 @@ def test_the_second_process_is_told_who_has_the_run_and_death_frees_it(tmp_store
         owner.wait()
         began = time.monotonic()
         assert run.owner is None
-        with run.lock(["me"]) as died:
+        with run.lock(["me"]) as dead_owner:
             assert time.monotonic() - began < 1
-            assert died is not None
-            assert died["pid"] == owner.pid
+            assert dead_owner is not None
+            assert dead_owner["pid"] == owner.pid
             assert run.owner is not None
             assert run.owner["pid"] == os.getpid()
         assert not (run.path / "lock.json").exists()
-        with run.lock([]) as died:
-            assert died is None
+        with run.lock([]) as dead_owner:
+            assert dead_owner is None
     finally:
         owner.kill()
         owner.wait()
 
 
-def test_a_process_excludes_itself_and_lets_go_after_an_error(run: Run) -> None:
+def test_lock_is_not_reentrant_and_is_released_after_an_error(run: Run) -> None:
     def fail() -> None:
         with run.lock([]):
             with pytest.raises(RunLocked, match=str(os.getpid())), run.lock([]):
@@ -302,7 +300,7 @@ def test_a_process_excludes_itself_and_lets_go_after_an_error(run: Run) -> None:
         pass
 
 
-def test_a_child_made_by_fork_neither_keeps_nor_frees_the_lock(run: Run) -> None:
+def test_forked_child_neither_holds_nor_releases_the_lock(run: Run) -> None:
     script = """
         import os, sys, time
         from normbench.store.store import Store
@@ -319,7 +317,7 @@ def test_a_child_made_by_fork_neither_keeps_nor_frees_the_lock(run: Run) -> None
     """
     for what in ("unwinds", "stays"):
         owner = python(script, run.path.parent, run.name, what)
-        child = int(said(owner))
+        child = int(read_line(owner))
         try:
             if what == "unwinds":
                 time.sleep(0.5)
@@ -328,7 +326,7 @@ def test_a_child_made_by_fork_neither_keeps_nor_frees_the_lock(run: Run) -> None
             assert run.owner["pid"] == owner.pid
             owner.kill()
             owner.wait()
-            time.sleep(0.2)  # the child lets go of its copy when it first runs
+            time.sleep(0.2)  # the child closes its copy when it first runs
             with run.lock([]):
                 pass
         finally:
@@ -338,10 +336,10 @@ def test_a_child_made_by_fork_neither_keeps_nor_frees_the_lock(run: Run) -> None
                 os.kill(child, signal.SIGKILL)
 
 
-def test_of_many_takers_at_once_one_trains_and_lookers_harm_nobody(tmp_store: Path) -> None:
-    """Takers that would be refused by a looker's shared lock, or two that both got it, show."""
+def test_only_one_process_at_a_time_gets_the_lock_despite_status_checks(tmp_store: Path) -> None:
+    """Fails if two processes get the lock at once, or if status checks keep them out."""
     Store(tmp_store).run(NAME).create(CONFIG, META)
-    looker = python(
+    checker = python(
         """
         import sys
         from normbench.store.store import Store
@@ -375,18 +373,18 @@ def test_of_many_takers_at_once_one_trains_and_lookers_harm_nobody(tmp_store: Pa
     """
     takers = [python(taker, tmp_store, NAME) for _ in range(2)]
     try:
-        assert said(looker) == "looking"
-        assert [said(process) for process in takers] == ["ready", "ready"]
-        counts = [said(process).split() for process in takers]
+        assert read_line(checker) == "looking"
+        assert [read_line(process) for process in takers] == ["ready", "ready"]
+        counts = [read_line(process).split() for process in takers]
         assert all(len(count) == 2 and count[0].isdigit() for count in counts), counts
         assert sum(int(taken) for taken, _ in counts) > 1
     finally:
-        for process in [looker, *takers]:
+        for process in [checker, *takers]:
             process.kill()
             process.wait()
 
 
-def test_a_lone_taker_is_never_refused_while_others_look(tmp_store: Path) -> None:
+def test_status_checks_never_prevent_locking(tmp_store: Path) -> None:
     run = Store(tmp_store).run(NAME)
     run.create(CONFIG, META)
     script = """
@@ -397,19 +395,19 @@ def test_a_lone_taker_is_never_refused_while_others_look(tmp_store: Path) -> Non
         while True:
             run.status
     """
-    lookers = [python(script, tmp_store, NAME) for _ in range(2)]
+    checkers = [python(script, tmp_store, NAME) for _ in range(2)]
     try:
-        assert [said(process) for process in lookers] == ["looking", "looking"]
+        assert [read_line(process) for process in checkers] == ["looking", "looking"]
         for _ in range(200):
             with run.lock([]):
                 pass
     finally:
-        for process in lookers:
+        for process in checkers:
             process.kill()
             process.wait()
 
 
-def test_a_lock_kept_shared_by_another_program_is_reported(
+def test_shared_lock_of_another_program_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -422,7 +420,7 @@ def test_a_lock_kept_shared_by_another_program_is_reported(
             pass
 
 
-def test_a_file_system_without_locks_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     def flock(descriptor: int, operation: int) -> None:
@@ -430,7 +428,7 @@ def test_a_file_system_without_locks_is_refused(run: Run, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # filelock says that it falls back to a file's existence
+        warnings.simplefilter("ignore")  # filelock warns that it falls back to a file's existence
         with pytest.raises(StoreError, match=r"lock.*flock"), run.lock([]):
             pass
     assert not (run.path / "lock.json").exists()
@@ -439,7 +437,7 @@ def test_a_file_system_without_locks_is_refused(run: Run, monkeypatch: pytest.Mo
         run.status  # noqa: B018
 
 
-def test_an_owner_that_has_not_said_who_it_is_is_still_an_owner(run: Run) -> None:
+def test_held_lock_with_stale_owner_information_is_respected(run: Run) -> None:
     import fcntl
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -452,22 +450,25 @@ def test_an_owner_that_has_not_said_who_it_is_is_still_an_owner(run: Run) -> Non
             pass
 
 
-def test_taking_the_lock_sweeps_what_a_killed_writer_left(run: Run) -> None:
+def test_locking_removes_temporary_files_of_a_killed_writer(run: Run) -> None:
     run.save_checkpoint({"a": np.zeros(3)}, {})
-    left = [run.path / ".meta.json.77-abcdef.tmp", run.path / "checkpoint" / ".last.npz.7-ab.tmp"]
-    for path in left:
+    leftovers = [
+        run.path / ".meta.json.77-abcdef.tmp",
+        run.path / "checkpoint" / ".last.npz.7-ab.tmp",
+    ]
+    for path in leftovers:
         path.write_bytes(b"half")
     with run.lock([]):
-        assert not any(path.exists() for path in left)
+        assert not any(path.exists() for path in leftovers)
     assert run.meta == META
     assert run.load_checkpoint() is not None
 
 
-# --- writing on a bad disk ---------------------------------------------------------------
+# --- writing to a failing disk -----------------------------------------------------------
 
 
 def writers(run: Run) -> dict[str, Callable[[], None]]:
-    """Every kind of writing, by the file it replaces."""
+    """Return a function for every kind of write, by the file it changes."""
     return {
         "meta.json": lambda: run.update_meta(status="failed"),
         "summary.json": lambda: run.write_summary({"status": "finished", "epochs": 2}),
@@ -488,7 +489,7 @@ def filled(run: Run) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_says_so(
+def test_full_disk_keeps_the_old_file_and_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     before = filled(run)
@@ -514,7 +515,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(
     assert len(run.metrics()) == 3
 
 
-def test_a_write_cut_short_half_way_leaves_the_old_files(run: Run) -> None:
+def test_short_write_keeps_the_old_files(run: Run) -> None:
     """A real short write: the process may not make files larger than 4000 bytes."""
     process = python(
         """
@@ -555,8 +556,8 @@ def test_a_write_cut_short_half_way_leaves_the_old_files(run: Run) -> None:
     assert list(run.path.rglob("*.tmp")) == []
 
 
-def test_a_writer_killed_in_the_middle_leaves_a_readable_run(tmp_store: Path) -> None:
-    """Kill a process that writes without pause, at many moments; every file stays whole."""
+def test_writer_killed_mid_write_leaves_a_readable_run(tmp_store: Path) -> None:
+    """Kill a constantly writing process at several moments; every file stays intact."""
     run = Store(tmp_store).run(NAME)
     script = """
         import sys
@@ -578,7 +579,7 @@ def test_a_writer_killed_in_the_middle_leaves_a_readable_run(tmp_store: Path) ->
     reached = 0
     for wait in (0.0, 0.01, 0.023, 0.05, 0.11):
         process = python(script, tmp_store, NAME)
-        assert said(process) == "on"
+        assert read_line(process) == "on"
         time.sleep(wait)
         process.kill()
         process.wait()
@@ -599,7 +600,7 @@ def test_a_writer_killed_in_the_middle_leaves_a_readable_run(tmp_store: Path) ->
 # --- metrics -----------------------------------------------------------------------------
 
 
-def test_metrics_are_strict_json_with_null_for_what_is_not_finite(run: Run) -> None:
+def test_metrics_are_strict_json_with_null_for_non_finite_values(run: Run) -> None:
     run.append_metrics(
         {
             "epoch": 1,
@@ -635,31 +636,31 @@ def test_metrics_are_strict_json_with_null_for_what_is_not_finite(run: Run) -> N
     assert run.last_metrics() == json.loads(line)
 
 
-def test_a_summary_holds_null_for_nan(run: Run) -> None:
+def test_summary_stores_nan_as_null(run: Run) -> None:
     run.write_summary({"status": "diverged", "train_loss": math.nan, "diverged_step": 12})
     assert run.summary == {"status": "diverged", "train_loss": None, "diverged_step": 12}
 
 
-def test_a_torn_line_at_any_byte_is_ignored_and_the_next_append_does_not_glue(run: Run) -> None:
+def test_torn_line_is_ignored_and_not_joined_to_the_next_append(run: Run) -> None:
     path = run.path / "metrics.jsonl"
     rows = [row(1, note="ä"), row(2), row(3)]
-    for each in rows:
-        run.append_metrics(each)
+    for metrics in rows:
+        run.append_metrics(metrics)
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        # A line is whole with its closing brace, with or without the line feed after it.
-        kept = rows[: sum(cut >= end - 1 for end in ends)]
-        assert run.metrics() == kept, cut
-        assert run.last_metrics() == (kept[-1] if kept else None)
-        run.append_metrics(row(len(kept) + 1))
-        assert run.metrics() == [*kept, row(len(kept) + 1)], cut
-        assert path.read_bytes().count(b"\n") == len(kept) + 1
+        # A line is complete with its closing brace, with or without the newline after it.
+        complete = rows[: sum(cut >= end - 1 for end in ends)]
+        assert run.metrics() == complete, cut
+        assert run.last_metrics() == (complete[-1] if complete else None)
+        run.append_metrics(row(len(complete) + 1))
+        assert run.metrics() == [*complete, row(len(complete) + 1)], cut
+        assert path.read_bytes().count(b"\n") == len(complete) + 1
 
 
 @pytest.mark.parametrize("tail", [b"\0\0\0\0", b"\0\0\n", b'{"epoch": 3', b"\xff\n", b"7\n", b"\n"])
-def test_garbage_after_a_power_cut_is_a_torn_line(run: Run, tail: bytes) -> None:
+def test_trailing_garbage_counts_as_a_torn_line(run: Run, tail: bytes) -> None:
     run.append_metrics(row(1))
     run.append_metrics(row(2))
     path = run.path / "metrics.jsonl"
@@ -670,19 +671,19 @@ def test_garbage_after_a_power_cut_is_a_torn_line(run: Run, tail: bytes) -> None
     assert run.metrics() == [row(1), row(2), row(3)]
 
 
-def test_a_torn_earlier_line_raises(run: Run) -> None:
+def test_torn_line_before_the_last_raises(run: Run) -> None:
     path = run.path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n{"epoch": \n{"epoch": 3}\n')
     with pytest.raises(StoreError, match=r"metrics\.jsonl: line 2 "):
         run.metrics()
 
 
-def test_the_last_row_is_found_without_reading_a_long_file(
+def test_last_row_is_read_without_reading_the_full_file(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = run.path / "metrics.jsonl"
     long = [row(epoch, note="x" * 30_000) for epoch in range(1, 41)]
-    path.write_text("".join(json.dumps(each) + "\n" for each in long))
+    path.write_text("".join(json.dumps(metrics) + "\n" for metrics in long))
     with monkeypatch.context() as patch:
         patch.setattr(files, "read_bytes", lambda path: pytest.fail("reads the whole file"))
         assert run.last_metrics() == long[-1]
@@ -693,7 +694,7 @@ def test_the_last_row_is_found_without_reading_a_long_file(
     assert run.metrics() == [*long, row(41)]
 
 
-def test_epochs_follow_each_other(run: Run) -> None:
+def test_epochs_must_be_consecutive(run: Run) -> None:
     with pytest.raises(StoreError, match=r"epoch 2 .*last epoch is 0"):
         run.append_metrics(row(2))
     run.append_metrics(row(1))
@@ -704,7 +705,7 @@ def test_epochs_follow_each_other(run: Run) -> None:
     assert run.metrics() == [row(1), row(2)]
 
 
-def test_truncate_metrics_keeps_the_lines_up_to_an_epoch_as_they_are(run: Run) -> None:
+def test_truncate_metrics_keeps_lines_up_to_an_epoch_unchanged(run: Run) -> None:
     path = run.path / "metrics.jsonl"
     run.truncate_metrics(0)
     assert not path.exists()
@@ -754,7 +755,7 @@ def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None
         assert got[name].tobytes() == array.tobytes(), name
 
 
-def test_checkpoints_round_trip_to_the_last_bit(run: Run) -> None:
+def test_checkpoints_round_trip_bit_exactly(run: Run) -> None:
     assert run.load_checkpoint() is None
     assert run.load_checkpoint(best=True) is None
     info = {"epoch": 3, "seed": 2**63, "metrics": {"val_acc": 0.1}}
@@ -770,7 +771,7 @@ def test_checkpoints_round_trip_to_the_last_bit(run: Run) -> None:
     assert run.load_checkpoint() == ({}, {})
 
 
-def test_a_checkpoint_is_a_plain_npz(run: Run) -> None:
+def test_checkpoint_is_a_plain_npz(run: Run) -> None:
     run.save_checkpoint(some_arrays(), {})
     with np.load(run.path / "checkpoint" / "last.npz") as plain:
         kernel = some_arrays()["stem/conv/kernel"]
@@ -780,14 +781,14 @@ def test_a_checkpoint_is_a_plain_npz(run: Run) -> None:
 @pytest.mark.parametrize(
     "array", [np.array([object()]), np.zeros(2, [("a", "f4"), ("b", "i4")])], ids=["object", "rec"]
 )
-def test_arrays_that_cannot_be_kept_are_refused(run: Run, array: np.ndarray) -> None:
+def test_unsupported_dtypes_are_refused(run: Run, array: np.ndarray) -> None:
     with pytest.raises(TypeError, match="'w' has dtype"):
         run.save_checkpoint({"w": array}, {})
     assert run.load_checkpoint() is None
     assert list(run.path.rglob("*.tmp")) == []
 
 
-def test_every_truncation_and_every_flipped_byte_is_found_or_harmless(run: Run) -> None:
+def test_every_truncation_and_flipped_byte_is_detected_or_harmless(run: Run) -> None:
     arrays = {"w/k": np.arange(5, dtype=np.float32), "b": np.ones(3, ml_dtypes.bfloat16)}
     info = {"epoch": 3}
     run.save_checkpoint(arrays, info)
@@ -807,14 +808,14 @@ def test_every_truncation_and_every_flipped_byte_is_found_or_harmless(run: Run) 
             if loaded is None:
                 assert str(path) in refused
                 assert "\n" not in refused
-            else:  # a time stamp, say
+            else:  # damage to a time stamp, for example
                 assert_same(loaded[0], arrays)
                 assert loaded[1] == info
         path.write_bytes(whole[:position])
         with pytest.raises(StoreError, match=r"last\.npz"):
             run.load_checkpoint()
     data = whole.index(np.arange(5, dtype=np.float32).tobytes())
-    for position in range(data, data + 20):  # no weight is ever wrong
+    for position in range(data, data + 20):  # damaged weights are never loaded
         damaged = bytearray(whole)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
@@ -822,7 +823,7 @@ def test_every_truncation_and_every_flipped_byte_is_found_or_harmless(run: Run) 
             run.load_checkpoint()
 
 
-def test_reset_forgets_what_was_trained(run: Run) -> None:
+def test_reset_removes_training_results(run: Run) -> None:
     filled(run)
     run.reset()
     assert run.status == "interrupted"
@@ -837,7 +838,7 @@ def test_reset_forgets_what_was_trained(run: Run) -> None:
 # --- the store ---------------------------------------------------------------------------
 
 
-def test_a_store_that_is_not_there_is_empty_and_made_by_the_first_run(tmp_path: Path) -> None:
+def test_missing_store_is_empty_and_created_by_the_first_run(tmp_path: Path) -> None:
     store = Store(tmp_path / "deep" / "runs")
     assert store.runs() == []
     assert store.foreign() == []
@@ -855,7 +856,7 @@ def test_a_store_that_is_not_there_is_empty_and_made_by_the_first_run(tmp_path: 
     assert [found.name for found in store.runs()] == [NAME]
 
 
-def test_a_store_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_store_that_is_a_file_or_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file: Not a directory"):
         Store(tmp_path / "file").runs()
@@ -863,7 +864,7 @@ def test_a_store_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path) -> No
         pass
 
 
-def test_runs_are_sorted_and_foreign_things_are_told_apart(tmp_store: Path) -> None:
+def test_runs_are_sorted_and_foreign_entries_are_reported(tmp_store: Path) -> None:
     store = Store(tmp_store)
     for name in ("b-00000002", "a-00000001"):
         store.run(name).create({}, {"signature": name[-8:]})
@@ -887,7 +888,7 @@ def test_runs_are_sorted_and_foreign_things_are_told_apart(tmp_store: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "sweeps", "published", "a\0b"])
-def test_a_run_name_is_one_plain_folder(tmp_store: Path, name: str) -> None:
+def test_run_name_must_be_a_plain_folder_name(tmp_store: Path, name: str) -> None:
     with pytest.raises(UserError, match="plain name"):
         Store(tmp_store).run(name)
 
@@ -951,7 +952,7 @@ def test_reading_a_store_writes_nothing(run: Run) -> None:
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
 
 
-# --- checkpoints that are made to hurt ----------------------------------------------------
+# --- hostile checkpoints -----------------------------------------------------------------
 
 
 def _zip(path: Path, compression: int, entries: dict[str, bytes]) -> None:

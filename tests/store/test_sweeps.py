@@ -1,4 +1,4 @@
-"""``sweep.json``: one reader for sweeps and the report, which names damage."""
+"""``sweep.json``: the reader that sweeps and reports share, and how it reports damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def head(**changes: Any) -> dict[str, Any]:
 
 
 def write(root: Path, content: Any, name: str = "20261127-063557-3cc5") -> Path:
-    """Write the ``sweep.json`` of a sweep; ``content`` may be text that is no JSON."""
+    """Write the ``sweep.json`` of a sweep; ``content`` may be text that is not JSON."""
     folder = root / SWEEPS / name
     folder.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, str) else json.dumps(content)
@@ -92,26 +92,26 @@ def test_commands_name_a_damaged_record_in_one_line(
 
 
 def test_records_of_earlier_versions_are_read() -> None:
-    (found,) = sweeps.read_all(OLDER)
-    assert found["result"] == "complete"
-    assert [cell["differs"] for cell in found["cells"]] == [""] * 4
+    (record,) = sweeps.read_all(OLDER)
+    assert record["result"] == "complete"
+    assert [cell["differs"] for cell in record["cells"]] == [""] * 4
     assert declared(OLDER) == {}
 
 
-def test_a_record_with_keys_of_later_versions_is_read(tmp_path: Path) -> None:
+def test_record_with_keys_of_later_versions_is_read(tmp_path: Path) -> None:
     cell = head()["cells"][0] | {"differs": "optimizer.lr=0.1", "slot": "cpu 0"}
     folder = write(tmp_path, head(cells=[cell], plan="b"))
     assert sweeps.read(folder) == head(cells=[cell], plan="b")
 
 
-def test_a_folder_without_a_record_is_none(tmp_path: Path) -> None:
+def test_folder_without_a_record_reads_as_none(tmp_path: Path) -> None:
     (tmp_path / SWEEPS / "empty").mkdir(parents=True)
     assert sweeps.read(tmp_path / SWEEPS / "empty") is None
     assert [*sweeps.read_all(tmp_path)] == []
     assert [*sweeps.read_all(tmp_path / "nowhere")] == []
 
 
-def test_a_run_in_several_sweeps_has_the_longest_schedule(tmp_path: Path) -> None:
+def test_run_in_several_sweeps_gets_the_longest_schedule(tmp_path: Path) -> None:
     write(tmp_path, head(until={"looks": [3, 4, 6], "seeds": 6, "stopped": "max-seeds"}), "1")
     write(tmp_path, head(until={"looks": [3, 4], "seeds": 3, "stopped": "narrow"}), "2")
     write(tmp_path, head(), "3")
