@@ -13,8 +13,8 @@ from normbench import initializers
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All initial weights 0: quick where a network is large and only its shapes matter."""
+def zero_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initialize all weights with 0: fast for large networks of which only shapes matter."""
 
     def zeros(self: object, shape: tuple[int, ...], dtype: str | None = None) -> object:
         return keras.ops.zeros(shape, dtype or "float32")
@@ -24,7 +24,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def reloaded(tmp_path: Path) -> Callable[[keras.Model], keras.Model]:
-    """Saves a network and loads it again, after its output was found to be the same."""
+    """Save and load a network, check that its outputs stay the same, and return it."""
 
     def save_and_load(model: keras.Model) -> keras.Model:
         path = tmp_path / "model.keras"
@@ -32,8 +32,8 @@ def reloaded(tmp_path: Path) -> Callable[[keras.Model], keras.Model]:
         loaded = keras.saving.load_model(path, compile=False)
         images = np.random.default_rng(0).standard_normal((2, *model.input_shape[1:]))
         ours, theirs = (
-            keras.tree.flatten(each(images.astype(np.float32), training=False))
-            for each in (model, loaded)
+            keras.tree.flatten(network(images.astype(np.float32), training=False))
+            for network in (model, loaded)
         )
         for some, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(

@@ -34,16 +34,16 @@ def test_costs_are_the_published_ones():
     norm = ["norm=bn", "norm.momentum=0.6", "norm.epsilon=1e-12", "norm.scale=false"]
     model = build_model(compose(["arch=airbench", *norm]), (32, 32, 3), 10)
     frozen = 2 * 2 * 3 * 24
-    # Jordan 2024, section 3.1: 1.97 M parameters, which count the frozen kernel.
+    # Jordan 2024, section 3.1: 1.97 M parameters, including the frozen kernel.
     assert round((parameter_count(model) + frozen) / 1e6, 2) == 1.97
-    # airbench94.py, 9.9 epochs of 48 batches of 1,024: 3.6e14 operations in all; a step goes
-    # forward and twice as much backward, a multiply-add is two.
+    # airbench94.py, 9.9 epochs of 48 batches of 1,024: 3.6e14 operations in total. The backward
+    # pass costs twice the forward pass; a multiply-add is two operations.
     images = 9.9 * 48 * 1024
     assert 3 * 2 * multiply_adds(model) * images == pytest.approx(3.6e14, rel=0.05)
 
 
 @pytest.mark.parametrize("side", [25, 28, 32, 224])
-def test_output_is_one_logit_a_class(side):
+def test_output_is_one_logit_per_class(side):
     assert build(Norm(None), (side, side, 3), 7, **SMALL).output_shape == (None, 7)
 
 
@@ -55,16 +55,16 @@ def test_filters_whiten_patches():
     np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(12), atol=1e-3)
 
 
-def test_epsilon_keeps_small_eigenvalues_from_being_blown_up():
+def test_epsilon_keeps_small_eigenvalues_from_blowing_up():
     images = smooth_images(channels=1)
     images = np.concatenate([images, images], axis=-1)  # half of the eigenvalues are 0
     filters = whitening_filters(images, 2, 2, 1e-2)
     size = np.linalg.norm(filters.reshape(-1, 8), axis=0)
     np.testing.assert_allclose(size[4:], 10, rtol=1e-2)
-    assert np.all(np.diff(size) > -1e-3)  # by falling eigenvalue
+    assert np.all(np.diff(size) > -1e-3)  # in descending order of eigenvalue
 
 
-def test_the_whitening_layer_is_frozen_but_for_its_bias(reloaded):
+def test_whitening_layer_is_frozen_except_for_its_bias(reloaded):
     model = build(Norm(None), (28, 28, 3), 10, **SMALL)
     layer = model.get_layer("whitening")
     assert [v.name for v in layer.trainable_variables] == ["bias"]
@@ -89,8 +89,8 @@ def test_convolutions_start_as_partial_identities():
         output = np.asarray(keras.ops.conv(image, kernel, padding="same"))
         passed = min(4, filters)
         np.testing.assert_allclose(output[..., :passed], image[..., :passed], atol=1e-6)
-    rest = np.asarray(PartialIdentity()((3, 3, 64, 256)))[..., 64:]
-    assert rest.std() == pytest.approx(1 / np.sqrt(3 * 9 * 64), rel=0.02)
+    remaining = np.asarray(PartialIdentity()((3, 3, 64, 256)))[..., 64:]
+    assert remaining.std() == pytest.approx(1 / np.sqrt(3 * 9 * 64), rel=0.02)
 
 
 def test_logits_are_scaled():
@@ -110,7 +110,7 @@ def test_logits_are_scaled():
         ({"logit_scale": -1.0}, "arch.logit_scale must be above 0"),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         build(Norm(None), (28, 28, 1), 10, **{**SMALL, **bad})
 
@@ -120,11 +120,11 @@ def test_small_images_are_refused():
         build(Norm(None), (24, 28, 1), 10, **SMALL)
 
 
-def test_another_number_of_filters_is_refused():
+def test_wrong_number_of_filters_is_refused():
     with pytest.raises(ValueError, match="whitens 3 channels with 24 filters, not 12"):
         WhiteningConv2D(12, 2, epsilon=1e-3).build((None, 8, 8, 3))
 
 
-def test_it_can_be_saved(reloaded):
+def test_saves_and_loads(reloaded):
     overrides = ["arch.width=0.125", "norm=gn_ws"]
     reloaded(build_model(compose(["arch=airbench", *overrides]), (28, 28, 1), 10))

@@ -21,23 +21,23 @@ LARGE = {
 SMALL = {**LARGE, "stem": "small", "width": 0.125}
 
 
-def test_parameters_are_those_of_the_shared_network_not_those_the_paper_names(undrawn):
+def test_parameters_match_the_network_in_circulation_not_the_paper(zero_weights):
     model = build_model(compose(["arch=bn_inception", "arch.stem=imagenet"]), (224, 224, 3), 1000)
     channels = sum(
         layer.filters for layer in model.layers if layer.name.endswith("_conv") and layer.filters
     )
-    # The network that is shared has 11,295,240, with a bias of each channel that BN takes away.
-    # Ioffe & Szegedy 2015, section 4.2, say 13.6 M.
+    # The network in circulation has 11,295,240, with one bias per channel, which BN cancels.
+    # Ioffe & Szegedy 2015, section 4.2, state 13.6 M.
     assert parameter_count(model) == 11_285_224
     assert parameter_count(model) + channels == 11_295_240
 
 
-def test_multiply_adds_are_those_of_the_shared_network(undrawn):
+def test_multiply_adds_match_the_network_in_circulation(zero_weights):
     model = build(Norm(None), (224, 224, 3), 1000, **LARGE)
     assert multiply_adds(model) / 1e9 == pytest.approx(2.0, abs=0.05)
 
 
-def test_images_have_the_sizes_and_channels_of_the_papers_figure(undrawn):
+def test_feature_map_shapes_match_the_papers_figure(zero_weights):
     model = build(Norm(None), (224, 224, 3), 1000, **LARGE)
     sizes = {
         module.name: model.get_layer(f"inception{module.name}").output.shape[1:]
@@ -57,7 +57,7 @@ def test_images_have_the_sizes_and_channels_of_the_papers_figure(undrawn):
     }
 
 
-def test_a_separable_first_convolution_has_depth_multiplier_8(undrawn):
+def test_separable_first_convolution_has_depth_multiplier_8(zero_weights):
     model = build(Norm(None), (224, 224, 3), 10, **{**LARGE, "separable": True})
     depthwise = model.get_layer("stem1_depthwise")
     assert depthwise.kernel.shape == (7, 7, 3, 8)
@@ -77,13 +77,13 @@ def test_a_separable_first_convolution_has_depth_multiplier_8(undrawn):
         (32, "imagenet", 1),
     ],
 )
-def test_output_is_one_logit_a_class(side, stem, last):
+def test_output_is_one_logit_per_class(side, stem, last):
     model = build(Norm(None), (side, side, 3), 7, **{**SMALL, "stem": stem})
     assert model.output_shape == (None, 7)
     assert model.get_layer("inception5b").output.shape[1:3] == (last, last)
 
 
-def test_the_papers_variants():
+def test_variants_of_the_paper():
     def kinds(*overrides):
         config = compose(["arch=bn_inception", "arch.width=0.125", *overrides])
         model = build_model(config, (28, 28, 1), 10)
@@ -104,7 +104,7 @@ def test_the_papers_variants():
     assert not {"LocalResponseNormalization", "Dropout"} & x5_sigmoid[1]
 
 
-def test_it_has_auxiliary_classifiers_where_they_are_asked_for():
+def test_auxiliary_classifiers_are_optional():
     model = build(Norm(None), (32, 32, 3), 10, **{**SMALL, "auxiliary_weight": 0.3})
     assert model.output_names == ["logits", "auxiliary1_logits", "auxiliary2_logits"]
     assert model.get_layer("auxiliary1_pool").output.shape[1:3] == (4, 4)
@@ -119,12 +119,12 @@ def test_it_has_auxiliary_classifiers_where_they_are_asked_for():
         ({"auxiliary_weight": 0.3, "stem": "imagenet"}, "arch=bn_inception averages 5×5 positions"),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         build(Norm(None), (32, 32, 3), 10, **{**SMALL, **bad})
 
 
-@pytest.mark.slow  # that of GoogLeNet, of the same modules, is saved by default
-def test_it_can_be_saved(reloaded):
+@pytest.mark.slow  # the default suite saves GoogLeNet, which has the same modules
+def test_saves_and_loads(reloaded):
     overrides = ["arch.width=0.125", "arch.separable=true", "norm=gn_ws"]
     reloaded(build_model(compose(["arch=bn_inception", *overrides]), (28, 28, 1), 10))

@@ -18,16 +18,16 @@ ORIGINAL = {
 }
 
 
-def test_the_original_embeds_512_by_512_images_at_one_place():
+def test_original_embeds_512_by_512_images_at_one_position():
     model = build(Norm(None), (512, 512, 3), 10, **{**ORIGINAL, "embedding_kernel": 16})
     sides = [model.get_layer(f"stage{stage}_conv1").output.shape[1] for stage in range(1, 7)]
     assert sides == [512, 256, 128, 64, 32, 16]
     assert model.get_layer("embedding_conv").output.shape == (None, 1, 1, 128)
 
 
-def test_stages_are_of_the_widths_given_and_all_but_the_last_are_halved():
+def test_stages_have_the_given_widths_and_all_but_the_last_are_halved():
     model = build(Norm(None), (32, 32, 3), 10, **ORIGINAL)
-    # By hand: 3×3 convolutions with biases, two a stage and one more where it is halved.
+    # By hand: 3×3 convolutions with biases, two per stage and one more per halving.
     chain = [3]
     for width, count in zip(ORIGINAL["widths"], (3, 3, 3, 3, 3, 2), strict=True):
         chain += [width] * count
@@ -37,7 +37,7 @@ def test_stages_are_of_the_widths_given_and_all_but_the_last_are_halved():
 
 @pytest.mark.parametrize("side", [28, 32, 224])
 @pytest.mark.parametrize("head", ["flatten", "global_max", "global_average"])
-def test_output_is_one_logit_a_class(side, head):
+def test_output_is_one_logit_per_class(side, head):
     options = {"widths": [4, 4, 4], "halvings": 2, "embedding": 4, "embedding_kernel": 3}
     model = build(Norm(None), (side, side, 3), 7, **options, head=head)
     assert model.output_shape == (None, 7)
@@ -45,7 +45,7 @@ def test_output_is_one_logit_a_class(side, head):
     assert model.get_layer("logits").kernel.shape == (4 * size, 7)
 
 
-def test_the_command_in_its_config_puts_min_max_on_the_embedding_alone():
+def test_command_in_the_config_puts_min_max_on_the_embedding_only():
     options = ["arch.halvings=3", "arch.embedding_kernel=3"]
     config = compose(["arch=conv_encoder", "norm=bn_head_minmax", *options])
     model = build_model(config, (32, 32, 3), 10)
@@ -72,12 +72,12 @@ def test_the_command_in_its_config_puts_min_max_on_the_embedding_alone():
         ({"widths": [8] * 7, "halvings": 6}, "halves its images 6 times"),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         build(Norm(None), (32, 32, 3), 10, **{**ORIGINAL, **bad})
 
 
 @pytest.mark.parametrize("norm", ["bn", "minmax_image"])
-def test_it_can_be_saved(norm, reloaded):
+def test_saves_and_loads(norm, reloaded):
     overrides = ["arch=conv_encoder", f"norm={norm}", "arch.widths=[8,8]", "arch.halvings=1"]
     reloaded(build_model(compose(overrides), (8, 8, 1), 10))

@@ -1,4 +1,4 @@
-"""What a network costs, against counts made by hand."""
+"""A network's costs, against counts made by hand."""
 
 import keras
 import pytest
@@ -36,12 +36,12 @@ def model_of(*layers, shape=(8, 6, 4)):
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_multiply_adds_are_those_counted_by_hand(layer, count):
+def test_multiply_adds_match_counts_by_hand(layer, count):
     assert multiply_adds(model_of(layer)) == count
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_weight_parametrization_changes_no_count(groups):
+def test_weight_parametrizations_do_not_change_multiply_adds(groups):
     def convolutions(parametrization):
         norm = Norm(None, parametrization)
         return model_of(
@@ -50,18 +50,18 @@ def test_a_weight_parametrization_changes_no_count(groups):
             norm.dense(5, place=None, name="dense"),
         )
 
-    plain, under = convolutions(None), convolutions(WeightStandardization)
-    assert multiply_adds(plain) == multiply_adds(under) > 0
-    assert [each.parametrization for each in layer_costs(plain)] == [None] * 4
-    assert [each.parametrization for each in layer_costs(under)] == [
+    plain, parametrized = convolutions(None), convolutions(WeightStandardization)
+    assert multiply_adds(plain) == multiply_adds(parametrized) > 0
+    assert [cost.parametrization for cost in layer_costs(plain)] == [None] * 4
+    assert [cost.parametrization for cost in layer_costs(parametrized)] == [
         None,
         *["WeightStandardization"] * 3,
     ]
 
 
-def test_resnet20_has_the_published_41_million():
+def test_resnet20_has_the_published_41_million_multiply_adds():
     model = build(Norm(None), (32, 32, 3), 10, depth=20, width=16)
-    shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64  # the published one pads with zeros
+    shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64  # the published network pads with zeros instead
     assert round((multiply_adds(model) - shortcuts) / 1e6) == 41
 
 
@@ -82,7 +82,7 @@ def test_layers_are_listed_branch_by_branch_from_images_to_logits():
     assert add.inputs == ("stage2_block1_conv2", "stage2_block1_conv0")
 
 
-def test_parameters_are_the_trained_ones():
+def test_only_trained_parameters_count():
     model = build_model(compose(["arch=resnet8", "norm=bn_ws"]), (8, 8, 1), 10)
     costs = layer_costs(model)
     assert sum(cost.parameters for cost in costs) == parameter_count(model)
@@ -92,26 +92,26 @@ def test_parameters_are_the_trained_ones():
     assert sum(cost.parameters for cost in layer_costs(model)) == parameter_count(model)
 
 
-def test_a_layer_used_twice_costs_twice_and_has_its_parameters_once():
+def test_layer_used_twice_costs_twice_but_counts_parameters_once():
     layer = L.Conv2D(4, 1, use_bias=False)
     model = model_of(layer, L.ReLU(), layer)
     assert multiply_adds(model) == 2 * 8 * 6 * 4 * 4
     assert [cost.parameters for cost in layer_costs(model)] == [0, 16, 0, 0]
 
 
-def test_a_network_within_a_network_counts():
+def test_nested_networks_count():
     inner = model_of(L.Conv2D(4, 1, use_bias=False))
     assert multiply_adds(model_of(inner)) == 8 * 6 * 4 * 4
 
 
-def test_all_outputs_are_followed():
+def test_all_outputs_count():
     inputs = keras.Input((4, 4, 2))
     x = L.Conv2D(2, 1, use_bias=False)(inputs)
     model = keras.Model(inputs, [L.Flatten()(x), L.Conv2D(3, 1, use_bias=False)(x)])
     assert multiply_adds(model) == 4 * 4 * (2 * 2 + 2 * 3)
 
 
-def test_places_are_those_the_network_asked_for():
+def test_places_are_those_requested_by_the_network():
     model = build_model(compose(["arch=resnet8", "norm=xbn"]), (8, 8, 1), 10)
     kinds = {(cost.place, cost.kind) for cost in layer_costs(model) if cost.place}
     assert kinds == {
@@ -122,7 +122,7 @@ def test_places_are_those_the_network_asked_for():
     }
 
 
-def test_options_that_tell_layers_apart_are_named():
+def test_descriptions_name_the_options_that_distinguish_layers():
     model = model_of(
         L.Conv2D(4, (3, 5), strides=2, groups=2, padding="same"),
         L.ReLU(6.0),
@@ -135,7 +135,7 @@ def test_options_that_tell_layers_apart_are_named():
     ]
 
 
-def test_bytes_are_of_the_dtype_computed_in():
+def test_bytes_depend_on_the_compute_dtype():
     whole = layer_costs(model_of(L.Conv2D(4, 1), L.ReLU(), L.Flatten(), L.Dense(3)))
     assert [cost.activation_bytes for cost in whole] == [4 * 192] * 4 + [4 * 3]
     half = layer_costs(
@@ -144,7 +144,7 @@ def test_bytes_are_of_the_dtype_computed_in():
     assert [cost.activation_bytes for cost in half] == [4 * 192, 2 * 192, 4 * 48 * 3]
 
 
-def test_kept_is_what_the_backward_pass_needs():
+def test_kept_bytes_are_what_the_backward_pass_needs():
     inputs = keras.Input((4, 4, 2), name="images")
     x = L.Conv2D(2, 1, name="conv")(inputs)
     x = L.BatchNormalization(name="norm")(x)
@@ -153,7 +153,7 @@ def test_kept_is_what_the_backward_pass_needs():
     x = L.GlobalAveragePooling2D(name="pool")(x)
     model = keras.Model(inputs, L.Dense(3, name="logits")(x))
     kept = {cost.name for cost in layer_costs(model) if cost.kept_bytes}
-    # A convolution needs its input, a normalization too, a ReLU its output, an addition nothing.
+    # Convolutions and normalizations need their inputs, a ReLU its output, an addition nothing.
     assert kept == {"images", "conv", "relu", "pool"}
     assert all(cost.kept_bytes in (0, cost.activation_bytes) for cost in layer_costs(model))
 
@@ -164,11 +164,11 @@ def test_images_of_unknown_size_are_refused():
         multiply_adds(keras.Model(inputs, L.Conv2D(2, 1)(inputs)))
 
 
-def test_a_loaded_network_costs_the_same(reloaded):
+def test_loaded_network_costs_the_same(reloaded):
     model = build_model(compose(["arch=resnet8", "norm=gn_ws"]), (8, 8, 1), 10)
 
     def costs(of):
-        return [(each.name, each.parameters, each.multiply_adds) for each in layer_costs(of)]
+        return [(cost.name, cost.parameters, cost.multiply_adds) for cost in layer_costs(of)]
 
     assert costs(reloaded(model)) == costs(model)
 
@@ -181,10 +181,12 @@ def kept_by_tensorflow(model, batch):
         """The tensor whose memory this one shares."""
         shares = {"ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze", "StridedSlice"}
         while tensor.op.type in shares and tensor.op.inputs:
-            given = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
-            if given.shape.num_elements() != tensor.shape.num_elements():
+            source_tensor = tensor.op.inputs[
+                tensor.value_index if tensor.op.type == "IdentityN" else 0
+            ]
+            if source_tensor.shape.num_elements() != tensor.shape.num_elements():
                 break
-            tensor = given
+            tensor = source_tensor
         return tensor
 
     @tf.function
@@ -212,9 +214,9 @@ def kept_by_tensorflow(model, batch):
     ],
     ids=" ".join,
 )
-def test_kept_is_what_tensorflow_keeps(overrides):
+def test_kept_bytes_match_what_tensorflow_keeps(overrides):
     model = build_model(compose(overrides), (32, 32, 3), 10)
     an_image = (kept_by_tensorflow(model, 8) - kept_by_tensorflow(model, 4)) / 4
     estimate = sum(cost.kept_bytes for cost in layer_costs(model))
-    # What is more: the loss, and each normalization's statistics of an image.
+    # The rest is the loss and the statistics of each normalization.
     assert estimate == pytest.approx(an_image, rel=0.02)

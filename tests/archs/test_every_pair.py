@@ -1,7 +1,7 @@
 """Every catalogued normalization in every network: built, trained for a step, saved and loaded.
 
-By default some norms and networks are met in one pair each, with the compiled step run op by op.
-``pytest -m slow`` takes all pairs that way, and each norm and network once compiled as in a run.
+By default, some norms and networks are tested in one pair each, with the compiled step run op by
+op. ``pytest -m slow`` tests all pairs that way, and each norm and network once compiled.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ LACKING = {
     "post": PLAIN,
     "head": (*BASIC, *BOTTLENECK, "airbench", "bn_inception", "vgg11"),
 }
-"""Networks that do not normalize at a place: having no bottleneck, block or hidden head."""
+"""Networks that do not normalize at a place, for lack of a bottleneck, block or hidden head."""
 NEEDED = {
     "xbn_pre": "pre",
     "xbn_post": "post",
     **{norm: "head" for norm in NORMS if norm.startswith("bn_head_")},
 }
-"""Normalizations with one in a place of its own."""
+"""Normalizations that need a certain place."""
 
 # Eight groups, or groups of eight channels, do not divide the 6, 84 and 100 channels of these.
 GROUPED = [
@@ -82,12 +82,12 @@ GROUPED = [
 REFUSED = {
     **{(norm, arch): "does not divide" for norm in GROUPED for arch in ("lenet", "mlp_sigmoid")},
     ("xbn", "mlp_sigmoid"): "does not divide",
-    # tensorflow-addons has its layer for images alone; these have it after a dense one as well.
+    # The layer of tensorflow-addons only takes images; these networks also normalize dense outputs.
     **{
         ("frn_tfa", arch): "needs an input"
         for arch in ("googlenet", "lenet", "mlp_sigmoid", "vgg16")
     },
-    # It makes each place of an image one of the batch; a fully connected network has no places.
+    # It folds positions into the batch axis; a fully connected network has no positions.
     **{("minmax_reshape", arch): "reshape" for arch in TINY if arch != "mlp_sigmoid"},
     **{
         (norm, arch): f"never normalizes at the place {place!r}"
@@ -95,7 +95,7 @@ REFUSED = {
         for arch in LACKING[place]
     },
 }
-"""The pairs that cannot be, and a word of the reason."""
+"""Incompatible pairs, each with words from its error message."""
 
 SAME = {
     "resnet101": "resnet50",
@@ -104,16 +104,16 @@ SAME = {
     "resnet34": "resnet18",
     "resnet56": "resnet8",
 }
-"""Networks that differ from another in depth alone, and so not when they are small."""
+"""Networks that differ from another in depth only, and so not when small."""
 
 PAIRS = [(norm, arch) for norm in NORMS for arch in TINY if arch not in SAME]
 SMALLEST = ("conv_encoder", "mlp_sigmoid", "lenet")
 LARGE = ("bn_inception", "googlenet", "mobilenet_v2")
-"""Networks of many layers, which are saved with one norm and in tests of their own."""
+"""Networks of many layers, which are only saved with one norm and in their own tests."""
 
 
 def small_network(index: int, norm: str) -> str:
-    """A small network for the norm of this index, the next one where they cannot be a pair."""
+    """A small network for the norm of this index: the next one that is compatible."""
     turned = [*SMALLEST[index % len(SMALLEST) :], *SMALLEST, "resnet50"]
     return next(arch for arch in turned if (norm, arch) not in REFUSED)
 
@@ -130,19 +130,19 @@ QUICK = [
 ]
 
 
-def test_every_network_in_conf_is_among_these():
+def test_every_network_in_conf_is_covered():
     assert list(TINY) == group_options()["arch"]
 
 
 @pytest.mark.parametrize(("arch", "other"), SAME.items())
-def test_networks_left_out_of_the_pairs_are_those_of_another_name(arch, other):
+def test_skipped_networks_equal_another_when_small(arch, other):
     small, others = (composed(f"arch={name}", *TINY[name]).arch for name in (arch, other))
     assert {**small, "name": other} == others
 
 
 @pytest.mark.parametrize(("norm", "arch"), slow_except(QUICK, PAIRS))
 def test_every_pair(norm, arch, reloaded):
-    # With all that the pairs before have left: a thousand do not fit.
+    # Free what earlier pairs left behind: a thousand do not fit in memory.
     keras.utils.clear_session(free_memory=(norm, arch) not in QUICK)
     with op_by_op(arch):
         check(norm, arch, reloaded if arch not in LARGE else lambda model: model)
@@ -152,18 +152,18 @@ def test_every_pair(norm, arch, reloaded):
     ("norm", "arch"),
     [pair for pair in PAIRS if pair in REFUSED and pair[0] in ("gn", "minmax_reshape", "xbn_pre")],
 )
-def test_pairs_that_cannot_be_are_refused(norm, arch, reloaded):
+def test_incompatible_pairs_are_refused(norm, arch, reloaded):
     check(norm, arch, reloaded)
 
 
-def test_a_network_of_many_layers():
+def test_network_of_many_layers():
     with op_by_op("mobilenet_v2"):
         check("bn", "mobilenet_v2", lambda model: model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "arch"), sorted(ONE_OF_EACH))
-def test_each_norm_and_each_network_compiled(norm, arch, reloaded):
+def test_each_norm_and_each_network_when_compiled(norm, arch, reloaded):
     keras.utils.clear_session()
     check(norm, arch, reloaded)
 
@@ -191,7 +191,7 @@ def composed(*overrides: str) -> Config:
 
 
 def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
-    """One step of the engine's loop on random images, after which every weight is a number."""
+    """Run one step of the engine's loop on random images and check that all weights are finite."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (BATCH, *SHAPE), np.uint8)
     split = SimpleNamespace(images=pixels, labels=random.integers(0, CLASSES, BATCH, np.int32))
@@ -222,10 +222,10 @@ def train_a_step(model: keras.Model, auxiliary_weight: float) -> None:
 
 @contextmanager
 def op_by_op(arch: str) -> Iterator[None]:
-    """Let TensorFlow run functions without tracing them, which takes longer than a step.
+    """Let TensorFlow run functions eagerly, because tracing takes longer than a step.
 
-    Not those of ResNeXt: Keras compiles its grouped convolutions with XLA, which has gradients of
-    them on every processor; op by op, TensorFlow has them only with oneDNN.
+    Except for ResNeXt: Keras compiles its grouped convolutions with XLA, which has their gradients
+    on every processor; op by op, TensorFlow has them only with oneDNN.
     """
     if BACKEND != "tensorflow" or arch == "resnext50":
         yield

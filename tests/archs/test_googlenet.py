@@ -19,8 +19,8 @@ PUBLISHED = {
 SMALL = {**PUBLISHED, "stem": "small", "width": 0.125, "lrn": False, "auxiliary_weight": 0.0}
 
 # Szegedy et al. 2015, table 1: parameters in units of 1,024 and millions of multiply-adds.
-# Two rows are not what the same table's widths give: 4c, 463 for 498, and 5a, 1,072 and 54 for
-# 1,018 and 51.
+# Two rows contradict the widths in the same table: 4c, 463 instead of 498, and 5a, 1,072 and 54
+# instead of 1,018 and 51.
 TABLE = {
     "inception3a": (159, 128),
     "inception3b": (380, 304),
@@ -35,16 +35,16 @@ TABLE = {
 }
 
 
-def test_costs_are_those_of_the_papers_table(undrawn):
+def test_costs_match_the_papers_table(zero_weights):
     options = {**PUBLISHED, "separable": True, "auxiliary_weight": 0.0}
     costs = layer_costs(build(Norm(None), (224, 224, 3), 1000, **options))
 
     def total(*names):
-        own = [cost for cost in costs if cost.name.startswith(names)]
-        biases = sum(cost.output_shape[-1] for cost in own if cost.name.endswith("_conv"))
+        selected = [cost for cost in costs if cost.name.startswith(names)]
+        biases = sum(cost.output_shape[-1] for cost in selected if cost.name.endswith("_conv"))
         return (
-            (sum(cost.parameters for cost in own) - biases) / 1024,
-            sum(cost.multiply_adds for cost in own) / 1e6,
+            (sum(cost.parameters for cost in selected) - biases) / 1024,
+            sum(cost.multiply_adds for cost in selected) / 1e6,
         )
 
     for name, published in TABLE.items():
@@ -56,7 +56,7 @@ def test_costs_are_those_of_the_papers_table(undrawn):
     assert sum(cost.multiply_adds for cost in costs) / 1e9 == pytest.approx(1.5, rel=0.01)
 
 
-def test_parameters_are_those_of_the_shared_networks(undrawn):
+def test_parameters_match_the_networks_in_circulation(zero_weights):
     # 6,998,552 without and 13,378,280 with the auxiliary classifiers, in Caffe's and Keras's.
     model = build(Norm(None), (224, 224, 3), 1000, **{**PUBLISHED, "auxiliary_weight": 0.0})
     assert parameter_count(model) == 6_998_552
@@ -64,7 +64,7 @@ def test_parameters_are_those_of_the_shared_networks(undrawn):
     assert parameter_count(build(Norm(None), (224, 224, 3), 1000, **PUBLISHED)) == 13_378_280
 
 
-def test_the_published_network_has_auxiliary_classifiers_lrn_and_dropout(undrawn):
+def test_published_network_has_auxiliary_classifiers_lrn_and_dropout(zero_weights):
     model = build(Norm(None), (224, 224, 3), 10, **PUBLISHED)
     assert model.output_names == ["logits", "auxiliary1_logits", "auxiliary2_logits"]
     assert [output.shape for output in model.outputs] == [(None, 10)] * 3
@@ -76,7 +76,7 @@ def test_the_published_network_has_auxiliary_classifiers_lrn_and_dropout(undrawn
     assert model.get_layer("inception5b").output.shape == (None, 7, 7, 1024)
 
 
-def test_all_that_can_be_left_out():
+def test_optional_parts_can_be_left_out():
     model = build(Norm(None), (32, 32, 3), 10, **{**SMALL, "dropout": 0.0})
     assert model.output_shape == (None, 10)
     assert not [n for n in (x.name for x in model.layers) if "lrn" in n or "dropout" in n]
@@ -93,7 +93,7 @@ def test_all_that_can_be_left_out():
         (32, "imagenet", 1),
     ],
 )
-def test_output_is_one_logit_a_class(side, stem, last):
+def test_output_is_one_logit_per_class(side, stem, last):
     model = build(Norm(None), (side, side, 3), 7, **{**SMALL, "stem": stem})
     assert model.output_shape == (None, 7)
     assert model.get_layer("inception5b").output.shape[1:3] == (last, last)
@@ -110,7 +110,7 @@ def test_channels_stay_multiples_of_8():
     assert len(convolutions) == 3 + 9 * 6 + 2
 
 
-def test_places_are_those_it_says():
+def test_xbn_is_batch_free_at_mid_places():
     model = build_model(
         compose(["arch=googlenet", "norm=xbn", "arch.width=0.125"]), (32, 32, 3), 10
     )
@@ -136,7 +136,7 @@ def test_places_are_those_it_says():
         ),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         build(Norm(None), (32, 32, 3), 10, **{**SMALL, **bad})
 
@@ -146,7 +146,7 @@ def test_small_images_are_refused():
         build(Norm(None), (16, 16, 3), 10, **{**SMALL, "stem": "imagenet"})
 
 
-def test_it_can_be_saved(reloaded):
+def test_saves_and_loads(reloaded):
     overrides = ["arch.width=0.125", "arch.auxiliary_weight=0.3", "arch.lrn=true", "norm=bn"]
     model = build_model(compose(["arch=googlenet", *overrides]), (28, 28, 1), 10)
     assert len(reloaded(model).outputs) == 3

@@ -33,14 +33,14 @@ def small(shape=(32, 32, 3), **options):
         (0.35, 1.66, 59),
     ],
 )
-def test_counts_are_the_published_ones(alpha, parameters, mega, undrawn):
+def test_counts_are_the_published_ones(alpha, parameters, mega, zero_weights):
     overrides = ["arch=mobilenet_v2", "arch.stem=imagenet", f"arch.alpha={alpha}"]
     model = build_model(compose(overrides), (224, 224, 3), 1000)
     assert parameter_count(model) / 1e6 == pytest.approx(parameters, rel=0.02)
     assert multiply_adds(model) / 1e6 == pytest.approx(mega, rel=0.02)
 
 
-def test_the_parameters_are_those_of_other_implementations(undrawn):
+def test_parameters_match_other_implementations(zero_weights):
     overrides = ["arch=mobilenet_v2", "arch.stem=imagenet"]
     model = build_model(compose(overrides), (224, 224, 3), 1000)
     assert parameter_count(model) == 3_504_872  # torchvision's
@@ -52,7 +52,7 @@ def test_the_parameters_are_those_of_other_implementations(undrawn):
     [(28, "small", 4), (32, "small", 4), (224, "small", 28), (32, "imagenet", 1),
      (28, "imagenet", 1), (224, "imagenet", 7)],
 )  # fmt: skip
-def test_output_is_one_logit_a_class(side, stem, last):
+def test_output_is_one_logit_per_class(side, stem, last):
     model = small((side, side, 1), stem=stem)
     assert model.output_shape == (None, 10)
     assert model.get_layer("head_relu").output.shape[1:3] == (last, last)
@@ -60,7 +60,7 @@ def test_output_is_one_logit_a_class(side, stem, last):
 
 
 @given(st.floats(0.01, 5000))
-def test_channels_are_multiples_of_8_never_more_than_a_tenth_below(channels):
+def test_channels_are_multiples_of_8_at_most_a_tenth_smaller(channels):
     given_back = rounded(channels)
     assert given_back % 8 == 0
     assert given_back >= 8
@@ -68,7 +68,7 @@ def test_channels_are_multiples_of_8_never_more_than_a_tenth_below(channels):
     assert given_back < channels + 12
 
 
-def test_alpha_widens_all_but_the_last_channels():
+def test_alpha_below_1_does_not_scale_the_last_channels():
     def channels(alpha):
         model = small(alpha=alpha)
         names = ("stem_conv", "stage1_block1_project", "stage7_block1_project", "head_conv")
@@ -78,25 +78,25 @@ def test_alpha_widens_all_but_the_last_channels():
     assert channels(0.1) == [8, 8, 32, 1280]
 
 
-def test_alpha_above_1_widens_the_last_channels(undrawn):
+def test_alpha_above_1_widens_the_last_channels(zero_weights):
     assert small(alpha=1.4).get_layer("head_conv").filters == 1792
 
 
-def test_the_first_block_expands_only_where_asked_to():
+def test_first_block_expands_only_if_requested():
     names = [layer.name for layer in small().layers]
     assert "stage1_block1_expand" not in names
     assert "stage2_block1_expand" in names
     first = small(first_expansion=True).get_layer("stage1_block1_expand")
-    assert first.filters == 8  # 1 × those of the stem
+    assert first.filters == 8  # expansion 1 times the channels of the stem
 
 
-def test_activations_end_at_6_and_projections_are_linear():
+def test_activations_are_capped_at_6_and_projections_are_linear():
     costs = {cost.name: cost for cost in layer_costs(small(alpha=1.0))}
     assert {cost.about for cost in costs.values() if cost.kind == "ReLU"} == {"at most 6"}
     assert costs["stage2_block2_add"].inputs == ("stage2_block2_project", "stage2_block1_project")
 
 
-def test_a_block_adds_its_input_where_the_shape_stays():
+def test_blocks_that_keep_the_shape_add_their_input():
     adds = [layer.name for layer in small(alpha=1.0).layers if layer.name.endswith("_add")]
     assert adds == [
         f"stage{stage}_block{block}_add"
@@ -105,7 +105,7 @@ def test_a_block_adds_its_input_where_the_shape_stays():
     ]
 
 
-def test_xbn_is_batch_free_after_the_depthwise_convolution_alone():
+def test_xbn_is_batch_free_only_after_the_depthwise_convolution():
     overrides = ["arch=mobilenet_v2", "arch.alpha=0.35", "norm=xbn", "norm.bfn.groups=16"]
     config = compose(overrides[:3])
     costs = {cost.name: cost for cost in layer_costs(build_model(config, (32, 32, 3), 10))}
@@ -114,11 +114,11 @@ def test_xbn_is_batch_free_after_the_depthwise_convolution_alone():
     assert {costs[cost.inputs[0]].kind for cost in free} == {"DepthwiseConv2D"}
     places = {cost.place for cost in costs.values() if cost.kind == "BatchNormalization"}
     assert places == {"stem", "pre", "post", "head"}
-    # As posted: 16 groups.
+    # The posted network has 16 groups.
     assert build_model(compose(overrides), (32, 32, 3), 10)
 
 
-def test_the_classifier_is_a_1x1_convolution_after_dropout():
+def test_classifier_is_a_1x1_convolution_after_dropout():
     costs = {cost.name: cost for cost in layer_costs(small(dropout=0.001))}
     assert costs["dropout"].inputs == ("pool",)
     assert costs["classifier"].inputs == ("dropout",)
@@ -126,7 +126,7 @@ def test_the_classifier_is_a_1x1_convolution_after_dropout():
     assert "dropout" not in [layer.name for layer in small().layers]
 
 
-def test_the_classifier_starts_with_logits_of_about_the_deviation_of_its_inputs():
+def test_classifier_kernel_is_initialized_by_fan_in():
     kernel = keras.ops.convert_to_numpy(small().get_layer("classifier").kernel)
     assert np.std(kernel) == pytest.approx(np.sqrt(1 / 1280), rel=0.03)
 
@@ -139,16 +139,16 @@ def test_the_classifier_starts_with_logits_of_about_the_deviation_of_its_inputs(
         ({"dropout": -0.5}, r"arch.dropout must be in \[0, 1\)"),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         small(**bad)
 
 
 @pytest.mark.parametrize(("stem", "least"), [("small", 5), ("imagenet", 17)])
-def test_images_too_small_are_refused(stem, least):
+def test_small_images_are_refused(stem, least):
     with pytest.raises(UserError, match=f"must be at least {least}×{least}"):
         small((least - 1, least - 1, 3), stem=stem)
 
 
-def test_it_can_be_saved(reloaded):
+def test_saves_and_loads(reloaded):
     reloaded(small(dropout=0.2))

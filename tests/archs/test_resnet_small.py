@@ -8,8 +8,8 @@ from normbench.norms.norm import Norm
 from tests.marks import slow
 
 
-# He et al. 2016, table 6: 0.27, 0.46 and 0.85 M parameters with shortcuts padded by zeros. Ours
-# are convolutions, 512 + 2,048 weights and 192 of their normalizations more.
+# He et al. 2016, table 6: 0.27, 0.46 and 0.85 M parameters with zero-padded shortcuts. Ours are
+# convolutions, which add 512 + 2,048 weights and 192 parameters of their normalizations.
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), slow(32, 0.46), slow(56, 0.85)])
 def test_parameter_counts_are_the_published_ones(depth, millions):
     from functools import partial
@@ -22,7 +22,7 @@ def test_parameter_counts_are_the_published_ones(depth, millions):
     assert round(padded / 1e6, 2) == millions
 
 
-def test_the_papers_network_has_its_parameters():
+def test_papers_network_has_the_exact_parameter_count():
     from functools import partial
 
     from normbench.norms import BatchNormalization
@@ -37,7 +37,7 @@ def test_the_papers_network_has_its_parameters():
 
 
 def at_first_halving(model, layer, images):
-    """Return the output of a layer of the second stage, and the images that the stage gets."""
+    """Return the output of a layer of the second stage, and the inputs of that stage."""
     stage_input = model.get_layer("stage1_block1_relu2").output
     values = keras.Model(model.inputs, [stage_input, model.get_layer(layer).output])(images)
     return [keras.ops.convert_to_numpy(value) for value in values]
@@ -47,7 +47,7 @@ def at_first_halving(model, layer, images):
 def test_padding_decides_which_positions_a_halving_convolution_is_centered_on(padding, first):
     model = build(Norm(None), (8, 8, 3), 10, depth=8, width=4, padding=padding)
     kernel = np.zeros((3, 3, 4, 8), np.float32)
-    kernel[1, 1, :, :4] = np.eye(4)  # the position in the middle of the kernel alone
+    kernel[1, 1, :, :4] = np.eye(4)  # only the center of the kernel
     model.get_layer("stage2_block1_conv1").kernel.assign(kernel)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     before, after = at_first_halving(model, "stage2_block1_conv1", images)
@@ -55,7 +55,7 @@ def test_padding_decides_which_positions_a_halving_convolution_is_centered_on(pa
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (7, 9, 1)])
-def test_shortcut_of_zeros_takes_every_second_position(shape):
+def test_zero_padded_shortcut_takes_every_second_position(shape):
     options = {"padding": "symmetric", "shortcut": "zeros"}
     model = build(Norm(None), shape, 10, depth=8, width=4, **options)
     last = model.get_layer("stage2_block1_conv2")
@@ -68,12 +68,12 @@ def test_shortcut_of_zeros_takes_every_second_position(shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (17, 31, 3)])
-def test_output_is_one_logit_a_class(shape):
+def test_output_is_one_logit_per_class(shape):
     model = build(Norm(None), shape, 7, depth=8, width=4)
     assert model.output_shape == (None, 7)
 
 
-def test_convolutions_have_a_bias_just_where_nothing_normalizes():
+def test_convolutions_have_a_bias_only_without_normalization():
     from normbench.norms import GroupNormalization
 
     def biases(model):
@@ -94,6 +94,6 @@ def test_convolutions_have_a_bias_just_where_nothing_normalizes():
         {"depth": 8, "width": 4, "shortcut": "zero"},
     ],
 )
-def test_impossible_shapes_are_refused(bad):
+def test_invalid_shapes_are_refused(bad):
     with pytest.raises(UserError, match=r"arch\."):
         build(Norm(None), (8, 8, 1), 10, **bad)

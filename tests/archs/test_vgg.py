@@ -23,7 +23,7 @@ SMALL = {"depth": 16, "width": 8, "head": "small", "units": 8, "dropout": 0.0}
     ],
 )
 @pytest.mark.slow
-def test_costs_are_the_published_ones(depth, millions, parameters, undrawn):
+def test_costs_are_the_published_ones(depth, millions, parameters, zero_weights):
     model = build(Norm(None), (224, 224, 3), 1000, depth=depth, **FULL)
     assert parameter_count(model) == parameters
     assert round(parameters / 1e6) == millions
@@ -33,27 +33,27 @@ def test_costs_are_the_published_ones(depth, millions, parameters, undrawn):
         assert round((multiply_adds(model) - dense) / 1e9, 1) == billions
 
 
-def test_the_head_is_what_most_of_its_parameters_are_in(undrawn):
+def test_most_parameters_are_in_the_head(zero_weights):
     model = build(Norm(None), (224, 224, 3), 1000, depth=16, **{**FULL, "units": 8})
     convolutions = parameter_count(model) - (25_088 * 8 + 8) - (8 * 8 + 8) - (8 * 1000 + 1000)
     assert convolutions == 138_357_544 - (25_088 + 1 + 4096 + 1) * 4096 - 4097 * 1000
 
 
-def test_the_small_head_gives_the_network_in_use_for_cifar(undrawn):
-    # 14,728,266 parameters with BN and a bias of each of the 4,224 channels before it, which BN
-    # takes away, as it is widely shared.
+def test_small_head_gives_the_network_commonly_used_for_cifar(zero_weights):
+    # The network in circulation has 14,728,266 parameters with BN, including a bias for each of the
+    # 4,224 channels, which BN cancels.
     model = build_model(compose(["arch=vgg16", "norm=bn"]), (32, 32, 3), 10)
     assert parameter_count(model) == 14_728_266 - 4_224
 
 
 @pytest.mark.parametrize("side", [17, 28, 32, 224])
-def test_output_is_one_logit_a_class(side):
+def test_output_is_one_logit_per_class(side):
     model = build(Norm(None), (side, side, 3), 7, **SMALL)
     assert model.output_shape == (None, 7)
     assert model.get_layer("stage5_pool").output.shape[1] == {224: 7}.get(side, 1)
 
 
-def test_dropout_comes_where_it_is_asked_for():
+def test_dropout_is_optional():
     def dropouts(**options):
         model = build(Norm(None), (32, 32, 3), 10, **{**SMALL, **options})
         return [layer.name for layer in model.layers if "dropout" in layer.name]
@@ -73,7 +73,7 @@ def test_dropout_comes_where_it_is_asked_for():
         ({"dropout": 1.0}, r"arch.dropout must be in \[0, 1\)"),
     ],
 )
-def test_impossible_options_are_refused(bad, message):
+def test_invalid_options_are_refused(bad, message):
     with pytest.raises(UserError, match=message):
         build(Norm(None), (32, 32, 3), 10, **{**SMALL, **bad})
 
@@ -83,6 +83,6 @@ def test_small_images_are_refused():
         build(Norm(None), (16, 32, 3), 10, **SMALL)
 
 
-def test_it_can_be_saved(reloaded):
+def test_saves_and_loads(reloaded):
     overrides = ["arch=vgg11", "arch.width=8", "arch.head=full", "arch.units=8", "norm=gn_ws"]
     reloaded(build_model(compose([*overrides, "arch.dropout=0.5"]), (28, 28, 1), 10))

@@ -1,4 +1,4 @@
-"""ReLU by the bits of half precision gives what a formula, and Keras's layer, give."""
+"""ReLU on the bits of half precision, against a formula and Keras's layer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.marks import slow_except
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-def traced(function, x, dy):
-    """Outputs and the gradient to x, from a graph; and the kinds of its operations."""
+def run_traced(function, x, dy):
+    """Run a function in a graph; return outputs, the gradient of x and the kinds of operations."""
 
     @tf.function
     def graph(x, dy):
@@ -33,19 +33,19 @@ def traced(function, x, dy):
         return y, tape.gradient(y, x, dy)
 
     concrete = graph.get_concrete_function(x, dy)
-    kinds = {each.type for each in concrete.graph.get_operations()}
+    kinds = {operation.type for operation in concrete.graph.get_operations()}
     y, dx = concrete(x, dy)
     return y.numpy(), dx.numpy(), kinds
 
 
 @pytest.mark.parametrize("ceiling", [None, 6.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_number(dtype, ceiling):
+def test_all_16_bit_values_match_the_formula(dtype, ceiling):
     x = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
     x = np.stack([x, x[::-1]]).reshape(2, 2**7, 2**9)
     dy = np.random.default_rng(0).standard_normal(x.shape).astype(DTYPES[dtype])
     layer = keras.layers.ReLU(ceiling, dtype=dtype)
-    y, dx, kinds = traced(lambda x: rectified(layer, x)[0], tf.constant(x), tf.constant(dy))
+    y, dx, kinds = run_traced(lambda x: rectified(layer, x)[0], tf.constant(x), tf.constant(dy))
     assert not any(kind.startswith("Relu") for kind in kinds)
     top = np.inf if ceiling is None else ceiling
     wide = x.astype(np.float64)
@@ -57,35 +57,35 @@ def test_every_number(dtype, ceiling):
 @pytest.mark.parametrize("ceiling", [None, 6.0])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shape", [(1, 3), (5, 8, 8, 3), (2, 64, 64, 16)])
-def test_as_keras(shape, dtype, ceiling):
+def test_matches_keras(shape, dtype, ceiling):
     x, dy = (tf.cast(3 * tf.random.stateless_normal(shape, (i, 0)), dtype) for i in (0, 1))
     layer = keras.layers.ReLU(ceiling, dtype=dtype)
-    own, keras_own = traced(lambda x: rectified(layer, x)[0], x, dy), traced(layer, x, dy)
-    np.testing.assert_array_equal(own[0], keras_own[0])
-    np.testing.assert_array_equal(own[1], keras_own[1])
+    ours, theirs = run_traced(lambda x: rectified(layer, x)[0], x, dy), run_traced(layer, x, dy)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])
     large = np.prod(shape) >= _compiled.WORTHWHILE and dtype != "float32"
-    assert any(kind.startswith("Relu") for kind in own[2]) != large
+    assert any(kind.startswith("Relu") for kind in ours[2]) != large
 
 
-def test_the_layer_s_dtype_is_the_result_s():
+def test_result_has_the_dtype_of_the_layer():
     layer = keras.layers.ReLU(dtype="bfloat16")
     x = tf.random.stateless_normal((2, 2**16), (0, 0))
-    y, dx, _ = traced(lambda x: rectified(layer, x)[0], x, tf.ones(x.shape, "bfloat16"))
+    y, dx, _ = run_traced(lambda x: rectified(layer, x)[0], x, tf.ones(x.shape, "bfloat16"))
     assert (y.dtype, dx.dtype) == (DTYPES["bfloat16"], np.float32)
     np.testing.assert_array_equal(dx, x > 0)
 
 
 @pytest.mark.parametrize("ceiling", [None, 6.0])
 @pytest.mark.parametrize("dtype", [*DTYPES, "float32"])
-def test_a_sum_and_several_uses(dtype, ceiling):
-    """Added up in float32 and rounded once, as TensorFlow does, for any number and none."""
+def test_rectified_sum_with_several_uses_matches_keras(dtype, ceiling):
+    """The sum is computed in float32 and rounded once, as in TensorFlow, for any value and NaN."""
     a, b, *upstream = (
         tf.cast(3 * tf.random.stateless_normal((2, 2**7, 2**9), (i, 0)), dtype) for i in range(4)
     )
     if dtype != "float32":
         numbers = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
         a = np.stack([numbers, np.roll(numbers, 999)]).reshape(a.shape)
-        a = tf.constant(np.where(np.abs(a.astype("f4")) < 2e-38, 0, a))  # TensorFlow's ReLU does so
+        a = tf.constant(np.where(np.abs(a.astype("f4")) < 2e-38, 0, a))  # as TensorFlow's ReLU does
     layer = keras.layers.ReLU(ceiling, dtype=dtype)
 
     @tf.function
@@ -96,9 +96,9 @@ def test_a_sum_and_several_uses(dtype, ceiling):
             ys = [layer(x)] * 2 if by_keras else rectified(layer, x, [a, b], 2)
         return *ys, *tape.gradient(ys, [a, b], upstream)
 
-    for own, keras_own in zip(graph(False), graph(True), strict=True):
-        own, keras_own = (tf.cast(each, "float32").numpy() for each in (own, keras_own))
-        np.testing.assert_array_equal(own, keras_own)
+    for ours, theirs in zip(graph(False), graph(True), strict=True):
+        ours, theirs = (tf.cast(value, "float32").numpy() for value in (ours, theirs))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_sum_and_several_uses(dtype, ceiling):
         (type("Own", (keras.layers.ReLU,), {})(), False),
     ],
 )
-def test_which_layers_are_meant(layer, wanted):
+def test_only_plain_relus_are_rectifiers(layer, wanted):
     assert is_rectifier(layer) == wanted
 
 
 @pytest.fixture
-def mixed():
-    """Layers that are made compute in bfloat16."""
+def mixed_bfloat16():
+    """Let new layers compute in bfloat16."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     yield
@@ -128,8 +128,8 @@ def mixed():
 
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("count", slow_except([2], [1, 2]))
-def test_a_network(count, normalized, monkeypatch, mixed):
-    """In it a convolution's ReLU stays TensorFlow's, which takes both in one."""
+def test_network_matches_keras(count, normalized, monkeypatch, mixed_bfloat16):
+    """TensorFlow computes the ReLU of a convolution, because it fuses the two."""
     monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
     shape = (8, 8, 3)
     inputs = keras.Input(shape)
@@ -141,13 +141,13 @@ def test_a_network(count, normalized, monkeypatch, mixed):
     model = keras.Model(inputs, keras.layers.ReLU(6.0)(keras.layers.Add()([x, y])))
     images = tf.random.stateless_normal((4, *shape), (0, 0))
     dy = tf.cast(tf.random.stateless_normal((4, 6, 6, 4), (1, 0)), "bfloat16")
-    own = traced(lambda x: forward(model, x, count, training=True), images, dy)
-    keras_own = traced(lambda x: model(x, training=True), images, dy)
-    assert ("Relu" in own[2], "Relu6" in own[2]) == (not normalized, not normalized)
-    assert "ReluGrad" not in own[2]
-    # The gradients of what the second convolution and the sum use are added up by XLA.
-    assert "AddN" not in own[2]
-    for a, b in zip(own[:2], keras_own[:2], strict=True):
+    ours = run_traced(lambda x: forward(model, x, count, training=True), images, dy)
+    theirs = run_traced(lambda x: model(x, training=True), images, dy)
+    assert ("Relu" in ours[2], "Relu6" in ours[2]) == (not normalized, not normalized)
+    assert "ReluGrad" not in ours[2]
+    # XLA adds up the gradients of the tensor that the second convolution and the sum use.
+    assert "AddN" not in ours[2]
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=0.02)
 
 
@@ -156,26 +156,26 @@ def test_a_network(count, normalized, monkeypatch, mixed):
     [
         (lambda: Conv2D(4, 3), True),
         (lambda: Conv2D(4, 1), False),  # a matrix product
-        (lambda: DepthwiseConv2D(3), False),  # of float32, then rounded
+        (lambda: DepthwiseConv2D(3), False),  # computed in float32, then rounded
     ],
     ids=["3x3", "1x1", "depthwise"],
 )
-def test_a_convolution_alone_takes_the_relu_of_its_bias_along(layer, taken, monkeypatch, mixed):
+def test_only_convolutions_fuse_bias_and_relu(layer, taken, monkeypatch, mixed_bfloat16):
     monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
     inputs = keras.Input((8, 8, 4))
     outputs = keras.layers.ReLU(6.0)(layer()(inputs))
     model = keras.Model(inputs, outputs)
     images = 9 * tf.random.stateless_normal((4, 8, 8, 4), (0, 0))
     dy = tf.cast(tf.random.stateless_normal((4, *outputs.shape[1:]), (1, 0)), "bfloat16")
-    own = traced(lambda x: forward(model, x, 2, training=True), images, dy)
-    keras_own = traced(lambda x: model(x, training=True), images, dy)
-    assert ("Relu6" in own[2]) == taken
-    for a, b in zip(own[:2], keras_own[:2], strict=True):
+    ours = run_traced(lambda x: forward(model, x, 2, training=True), images, dy)
+    theirs = run_traced(lambda x: model(x, training=True), images, dy)
+    assert ("Relu6" in ours[2]) == taken
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), rtol=0.02, atol=0.02)
 
 
 def network(name):
-    """A network in which what is used how often differs from a block's."""
+    """A network whose tensors are used more often, or otherwise, than in a block."""
     inputs = keras.Input((8, 8, 4))
     relu, add = keras.layers.ReLU(), keras.layers.Add()
     if name == "an output used within, and more than once":
@@ -190,7 +190,7 @@ def network(name):
     if name == "a sum of three":
         x = keras.layers.Conv2D(4, 1)(inputs)
         return keras.Model(inputs, relu(add([inputs, x, inputs])))
-    if name == "a sum with its own":
+    if name == "a sum with itself":
         x = keras.layers.ReLU()(inputs)
         return keras.Model(inputs, relu(add([x, x])))
     assert name == "a sum of two shapes"
@@ -206,13 +206,13 @@ def network(name):
         "a layer called twice",
         "a sum used twice",
         "a sum of three",
-        "a sum with its own",
+        "a sum with itself",
         "a sum of two shapes",
     ],
 )
-def test_other_networks(name, count, monkeypatch, mixed):
+def test_networks_with_unusual_uses_match_keras(name, count, monkeypatch, mixed_bfloat16):
     monkeypatch.setattr(_compiled, "WORTHWHILE", 1)
-    # The same weights each time: some draws put a sum where half precision rounds either way.
+    # Fixed weights: with others, a sum may lie where half precision rounds either way.
     keras.utils.set_random_seed(0)
     model = network(name)
     images = tf.random.stateless_normal((4, 8, 8, 4), (0, 0))
@@ -228,6 +228,6 @@ def test_other_networks(name, count, monkeypatch, mixed):
         outputs = keras.tree.flatten(outputs)
         return *outputs, tape.gradient(outputs, images, [x + 1 for x in outputs])
 
-    for own, keras_own in zip(graph(images, False), graph(images, True), strict=True):
-        own, keras_own = (tf.cast(each, "float32").numpy() for each in (own, keras_own))
-        np.testing.assert_allclose(own, keras_own, rtol=0.02, atol=0.05)
+    for ours, theirs in zip(graph(images, False), graph(images, True), strict=True):
+        ours, theirs = (tf.cast(value, "float32").numpy() for value in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.05)

@@ -1,4 +1,4 @@
-"""Winograd's convolutions against float64, and where layers take them."""
+"""Winograd convolutions against float64 formulas, and the layers that use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normbench.norms.convolution import Conv2D
 from tests.marks import slow, slow_except
 from tests.norms.conftest import FLOAT32_ROUNDINGS
 
-tensorflow_alone = pytest.mark.skipif(
+tensorflow_only = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="other backends compile their own convolutions"
 )
 
@@ -35,7 +35,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def drawn(
+def draw(
     shape: tuple[int, ...], padding: str = "same", distribution: str = "ordinary"
 ) -> list[np.ndarray]:
     """Inputs, a kernel and gradients of the outputs, float32."""
@@ -45,12 +45,12 @@ def drawn(
     x = DISTRIBUTIONS[distribution](random.normal(size=(n, height, width, channels)))
     kernel = random.normal(size=(3, 3, channels, filters))
     dy = random.normal(size=(n, height - lost, width - lost, filters))
-    return [each.astype(np.float32) for each in (x, kernel, dy)]
+    return [array.astype(np.float32) for array in (x, kernel, dy)]
 
 
 def formula(x: Any, kernel: Any, dy: Any, padding: str) -> list[np.ndarray]:
     """Outputs, and the gradients of inputs and kernel, in float64."""
-    x, kernel, dy = (np.asarray(each, "f8") for each in (x, kernel, dy))
+    x, kernel, dy = (np.asarray(array, "f8") for array in (x, kernel, dy))
     edge = 1 if padding == "same" else 0
     padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     y, dx, d_kernel = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
@@ -64,7 +64,7 @@ def formula(x: Any, kernel: Any, dy: Any, padding: str) -> list[np.ndarray]:
     return [y, dx[:, edge : edge + x.shape[1], edge : edge + x.shape[2]], d_kernel]
 
 
-def found(convolve: Callable[[Any, Any], Any], *given: Any, graph: bool = True) -> list[np.ndarray]:
+def run(convolve: Callable[[Any, Any], Any], *arrays: Any, graph: bool = True) -> list[np.ndarray]:
     """Outputs and both gradients of a function of inputs and kernel."""
     import tensorflow as tf
 
@@ -75,17 +75,17 @@ def found(convolve: Callable[[Any, Any], Any], *given: Any, graph: bool = True) 
         return [y, *tape.gradient(y, [x, kernel], dy)]
 
     function = tf.function(whole, autograph=False) if graph else whole
-    return [each.numpy() for each in function(*map(tf.constant, given))]
+    return [result.numpy() for result in function(*map(tf.constant, arrays))]
 
 
 def by_winograd(padding: str) -> Callable[[Any, Any], Any]:
     return lambda x, kernel: winograd.convolved(x, winograd.transformed(kernel), padding)
 
 
-@tensorflow_alone
+@tensorflow_only
 @pytest.mark.parametrize(
     ("mode", "distribution"),
-    slow_except(  # all of them eager, as a graph takes a second to compile
+    slow_except(  # mostly eager, because a graph takes a second to compile
         [("graph", "far"), *(("eager", name) for name in DISTRIBUTIONS)],
         [(mode, name) for mode in ("graph", "eager") for name in DISTRIBUTIONS],
     ),
@@ -94,42 +94,42 @@ def by_winograd(padding: str) -> Callable[[Any, Any], Any]:
 @pytest.mark.parametrize(
     "shape", [slow(shape) if shape != SHAPES[1] else shape for shape in SHAPES], ids=str
 )
-def test_values_and_gradients_are_those_of_the_formula(
+def test_outputs_and_gradients_match_the_formula(
     shape: tuple[int, ...], padding: str, distribution: str, mode: str
 ) -> None:
-    arrays = drawn(shape, padding, distribution)
+    arrays = draw(shape, padding, distribution)
     magnitudes = formula(*map(np.abs, arrays), padding)
     wanted = formula(*arrays, padding)
-    values = found(by_winograd(padding), *arrays, graph=mode == "graph")
+    values = run(by_winograd(padding), *arrays, graph=mode == "graph")
     for value, expected, magnitude in zip(values, wanted, magnitudes, strict=True):
         assert value.shape == expected.shape
         assert value.dtype == np.float32
-        # A tile's numbers mix, so that what rounds is the largest.
+        # Values of a tile are mixed, so rounding is relative to the largest.
         allowed = FLOAT32_ROUNDINGS * 2.0**-23 * magnitude.max()
         assert np.abs(value - expected).max() <= allowed
 
 
-@tensorflow_alone
+@tensorflow_only
 @pytest.mark.parametrize("size", [1, 2])
-def test_an_image_may_be_smaller_than_a_kernel_that_pads(size: int) -> None:
-    given = drawn((2, size, size, 3, 4))
+def test_images_may_be_smaller_than_a_padded_kernel(size: int) -> None:
+    arrays = draw((2, size, size, 3, 4))
     for value, wanted in zip(
-        found(by_winograd("same"), *given), formula(*given, "same"), strict=True
+        run(by_winograd("same"), *arrays), formula(*arrays, "same"), strict=True
     ):
         np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5)
 
 
-@tensorflow_alone
+@tensorflow_only
 @pytest.mark.parametrize("distribution", ["ordinary", "far"])
-def test_it_rounds_like_tensorflow_s_own_or_less(distribution: str) -> None:
+def test_rounding_error_is_at_most_that_of_tensorflow(distribution: str) -> None:
     from tensorflow.python.util import _pywrap_util_port  # TensorFlow 2.21
 
     if not _pywrap_util_port.IsMklEnabled():
         pytest.skip("TensorFlow convolves without oneDNN on this processor, and rounds otherwise")
     import tensorflow as tf
 
-    given = drawn((4, 16, 16, 128, 128), distribution=distribution)
-    wanted = formula(*given, "same")
+    arrays = draw((4, 16, 16, 128, 128), distribution=distribution)
+    wanted = formula(*arrays, "same")
 
     def error(values: list[np.ndarray]) -> np.ndarray:
         return np.array(
@@ -139,66 +139,66 @@ def test_it_rounds_like_tensorflow_s_own_or_less(distribution: str) -> None:
             ]
         )
 
-    own = error(found(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *given))
-    # TensorFlow adds up the kernel's gradient image by image; it is more for many images.
-    assert (error(found(by_winograd("same"), *given)) <= own * [1, 1, 5]).all()
+    theirs = error(run(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *arrays))
+    # TensorFlow adds up the kernel's gradient image by image: its error grows with their number.
+    assert (error(run(by_winograd("same"), *arrays)) <= theirs * [1, 1, 5]).all()
 
 
-@tensorflow_alone
-def test_it_repeats_to_the_bit() -> None:
-    given = drawn((8, 8, 8, 128, 128))
-    first, again = (found(by_winograd("same"), *given) for _ in range(2))
+@tensorflow_only
+def test_results_are_bitwise_reproducible() -> None:
+    arrays = draw((8, 8, 8, 128, 128))
+    first, again = (run(by_winograd("same"), *arrays) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@tensorflow_alone
-def test_second_derivatives_are_those_of_keras_s() -> None:
+@tensorflow_only
+def test_second_derivatives_match_keras() -> None:
     import tensorflow as tf
 
-    given = [tf.constant(each) for each in drawn((2, 5, 4, 3, 2))]
+    arrays = [tf.constant(array) for array in draw((2, 5, 4, 3, 2))]
 
     def second(convolve: Callable[[Any, Any], Any]) -> list[Any]:
-        x, kernel, dy = given
+        x, kernel, dy = arrays
         with tf.GradientTape() as outer:
-            outer.watch(given)
+            outer.watch(arrays)
             with tf.GradientTape() as inner:
                 inner.watch([x, kernel])
                 y = convolve(x, kernel) ** 2
             first = inner.gradient(y, [x, kernel], dy)
-            length = sum(tf.reduce_sum(tf.sin(each)) for each in first)
-        return outer.gradient(length, given)
+            length = sum(tf.reduce_sum(tf.sin(gradient)) for gradient in first)
+        return outer.gradient(length, arrays)
 
     theirs = second(lambda x, kernel: ops.conv(x, kernel, padding="same"))
-    for own, other in zip(second(by_winograd("same")), theirs, strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
+    for ours, other in zip(second(by_winograd("same")), theirs, strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-3)
 
 
 LARGE = (8, 16, 16, 128)
 
 
 def pays(layer: Any, x: Any) -> bool:
-    """Return whether a built layer's convolution of ``x`` is Winograd's."""
+    """Return whether a built layer convolves ``x`` by Winograd's algorithm."""
     x = ops.zeros(x.shape, layer.compute_dtype) if None not in x.shape else x
     return winograd.pays(x, tuple(layer.kernel.shape), **layer.conv_options())
 
 
 def layer_for(shape: tuple[int, ...], kind: Any = Conv2D, **options: Any) -> Any:
-    """A built layer, whose kernel is in proportion."""
+    """A built layer, 128 filters of 3×3 by default."""
     options = {"filters": 128, "kernel_size": 3, "padding": "same", **options}
     layer = kind(**options)
     layer.build(shape)
     return layer
 
 
-def test_some_of_64_channels_do() -> None:
+def test_some_layers_of_64_channels_use_winograd() -> None:
     shape = (8, 16, 16, 64)
     assert pays(layer_for(shape, filters=64), ops.zeros(shape)) == on_cpu()
 
 
 @pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D, norms.WNConv2D])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str) -> None:
+def test_large_layers_use_winograd_on_a_cpu_under_tensorflow(kind: Any, padding: str) -> None:
     layer = layer_for(LARGE, kind, padding=padding)
     assert pays(layer, ops.zeros(LARGE)) == on_cpu()
 
@@ -207,8 +207,8 @@ def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str)
     ("shape", "options"),
     [
         ((8, 4, 4, 128), {}),  # too little to do
-        ((2, 4, 4, 1024), {"filters": 1024}),  # too few places for a product
-        ((64, 32, 32, 64), {"filters": 64}),  # transforms go beyond the cache
+        ((2, 4, 4, 1024), {"filters": 1024}),  # too few positions for a matrix product
+        ((64, 32, 32, 64), {"filters": 64}),  # transforms do not fit in the cache
         ((64, 8, 8, 64), {"filters": 64}),  # edges are a large part
         ((64, 32, 32, 32), {}),  # too few channels
         ((64, 32, 32, 128), {"filters": 32}),
@@ -224,22 +224,22 @@ def test_large_layers_take_it_on_a_cpu_under_tensorflow(kind: Any, padding: str)
     ],
     ids=str,
 )
-def test_other_layers_do_not(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_other_layers_do_not_use_winograd(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     built = tuple(3 if options.get("padding") == "valid" else size for size in shape[1:-1])
     layer = layer_for((shape[0], *built, shape[-1]), **options)
     assert not pays(layer, ops.zeros(shape))
 
 
-def test_nor_does_one_whose_batch_is_not_known_nor_a_depthwise_one(
+def test_unknown_batch_sizes_and_depthwise_layers_do_not_use_winograd(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not pays(layer_for(LARGE), keras.KerasTensor((None, *LARGE[1:])))
-    monkeypatch.setattr(winograd, "transformed", lambda kernel: pytest.fail("is taken"))
+    monkeypatch.setattr(winograd, "transformed", lambda kernel: pytest.fail("used Winograd"))
     norms.WSDepthwiseConv2D(3, padding="same")(ops.zeros(LARGE))
 
 
-@tensorflow_alone
-def test_what_xla_compiles_whole_is_left_to_it() -> None:
+@tensorflow_only
+def test_functions_compiled_by_xla_do_not_use_winograd() -> None:
     import tensorflow as tf
 
     layer = layer_for(LARGE)
@@ -254,17 +254,17 @@ def test_what_xla_compiles_whole_is_left_to_it() -> None:
     assert taken == [False]
 
 
-@tensorflow_alone
+@tensorflow_only
 @pytest.mark.parametrize("padding", slow_except(["valid"], ["same", "valid"]))
-def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
+def test_layer_matches_keras_with_and_without_shards(padding: str) -> None:
     import tensorflow as tf
 
     shape = (17, 9, 8, 128)
     options = {"padding": padding, "activation": "relu"}
-    own = layer_for(shape, **options)
+    ours = layer_for(shape, **options)
     theirs = layer_for(shape, keras.layers.Conv2D, **options)
     random = np.random.default_rng(0)
-    for weight, other in zip(own.weights, theirs.weights, strict=True):
+    for weight, other in zip(ours.weights, theirs.weights, strict=True):
         value = random.normal(size=weight.shape) / 30
         weight.assign(value)
         other.assign(value)
@@ -281,17 +281,17 @@ def test_a_layer_is_keras_s_whole_and_in_shards(padding: str) -> None:
         return [y, *tape.gradient(loss, [x, *weights])]
 
     wanted = of(theirs, theirs)
-    in_shards = lambda x: tf.concat(shard_function(own)(own, tf.split(x, [8, 9]), False), 0)  # noqa: E731
-    assert pays(own, x)
-    for values in (of(own, own), of(own, in_shards)):
+    in_shards = lambda x: tf.concat(shard_function(ours)(ours, tf.split(x, [8, 9]), False), 0)  # noqa: E731
+    assert pays(ours, x)
+    for values in (of(ours, ours), of(ours, in_shards)):
         for value, other in zip(values, wanted, strict=True):
-            # A ReLU's corner is met by few, and by a rounding there.
+            # Rounding may carry a few values over a ReLU's corner.
             np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
 
 
-@tensorflow_alone
+@tensorflow_only
 @pytest.mark.parametrize("kind", [Conv2D, norms.WSConv2D])
-def test_shards_share_the_kernel_s_transform(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_share_the_transformed_kernel(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from normbench.engine.shards import shard_function
 
     counted = []

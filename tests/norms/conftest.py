@@ -4,7 +4,7 @@ References are plain NumPy, written from the papers without a look at the layers
 analytic wherever the layer is differentiable, so that their gradients come from complex steps,
 ∂f/∂x = Im f(x + ih)/h, which are exact in float64: no step length to tune, no cancellation.
 
-Tolerances. A layer computes in float32 whatever its dtype, so what it returns may be off by
+Tolerances. A layer computes in float32 whatever its dtype, so its results may be off by
 
 * one rounding to its dtype: eps(dtype) of the value itself;
 * float32's own error: ``FLOAT32_ROUNDINGS`` units in the last place of the largest term of
@@ -31,7 +31,7 @@ EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """The distance from 1 to the next number."""
 
 FULL = 600
-"""Inputs of up to this size have every partial derivative checked, larger ones projections."""
+"""Inputs of up to this size have every partial derivative checked; larger ones, projections."""
 
 Array = np.ndarray
 Reference = Callable[..., Array]
@@ -78,7 +78,7 @@ FURTHER_CASES = [
     Case((4, 1, 1, 8)),
     Case((5, 8)),
 ]
-"""Left to ``-m slow`` on JAX, which compiles each for a second or so."""
+"""Only run with ``-m slow`` on JAX, which takes about a second to compile each."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -94,7 +94,7 @@ def numpy_dtype(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """What one call of a layer gave, as float64 arrays."""
+    """The results of one call of a layer, as float64 arrays."""
 
     outputs: Array
     d_inputs: Array
@@ -106,13 +106,13 @@ class Run:
 def run_layer(
     layer: keras.layers.Layer, x: Array, upstream: Array | None = None, training: bool = False
 ) -> Run:
-    """Call a layer and go back through it, on the backend in use; its state is updated.
+    """Run a layer forward and backward on the current backend, updating its state.
 
     Args:
-        layer: Any layer with one input; built if need be.
+        layer: Any layer with one input; built if necessary.
         x: The input.
         upstream: The gradient of the outputs; ones by default.
-        training: Whether to call it as in training.
+        training: Whether to call it in training mode.
     """
     if not layer.built:
         layer.build(x.shape)
@@ -195,8 +195,8 @@ def randomize(layer: keras.layers.Layer, seed: int = 0) -> keras.layers.Layer:
 def complex_gradients(
     function: Callable[..., Array], values: dict[str, Array], upstream: Array
 ) -> dict[str, Array]:
-    """Gradients of sum(function·upstream) to each of ``values``, every entry, by complex steps."""
-    found = {}
+    """Gradients of sum(function·upstream) w.r.t. all entries of ``values``, by complex steps."""
+    gradients = {}
     for name, value in values.items():
         gradient = np.zeros(value.shape)
         for index in np.ndindex(value.shape):
@@ -204,8 +204,8 @@ def complex_gradients(
             moved[index] += 1e-30j
             result = function(**{**values, name: moved})
             gradient[index] = np.sum(result.imag * upstream) / 1e-30
-        found[name] = gradient
-    return found
+        gradients[name] = gradient
+    return gradients
 
 
 def complex_slope(
@@ -234,12 +234,11 @@ class Checker:
         """Assert a layer's outputs and gradients on a case.
 
         Args:
-            layer: Its learned weights are made random. Its state is set back before
-                each call.
+            layer: Its learned weights are randomized. Its state is reset before each call.
             reference: The formula on float64 or complex arrays, called with ``x`` and the
                 layer's learned weights by name.
-            case: What to call it on.
-            training: Whether to call it as in training.
+            case: The inputs to call it on.
+            training: Whether to call it in training mode.
             terms: How much larger than the outputs (for gradients: than dy·γ/σ) the largest term
                 behind them is, where a layer is known to subtract such terms.
         """
@@ -318,7 +317,7 @@ def check() -> Checker:
 
 @pytest.fixture(scope="session", name="run_layer")
 def _run_layer() -> Callable[..., Run]:
-    """Call a layer and go back through it; see :func:`run_layer`."""
+    """Run a layer forward and backward; see :func:`run_layer`."""
     return run_layer
 
 

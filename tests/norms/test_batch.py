@@ -77,7 +77,7 @@ def test_frozen_layer_normalizes_with_its_moving_statistics(run_layer):
     np.testing.assert_array_equal(got.state["moving_mean"], 0)
 
 
-def test_one_value_a_channel_has_no_unbiased_variance(run_layer):
+def test_unbiased_variance_of_one_value_per_channel_is_refused(run_layer):
     with pytest.raises(ValueError, match="one value per channel"):
         run_layer(
             BatchNormalization(unbiased=True), np.ones((1, 1, 1, 3), np.float32), training=True
@@ -88,8 +88,8 @@ def test_one_value_a_channel_has_no_unbiased_variance(run_layer):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_equal_values_do_not_add_up_to_noise(dtype, run_layer):
-    """Summed one by one in float32, 50,176 times 1.7 have a mean 4e-4 off."""
+def test_mean_of_many_equal_values_is_accurate(dtype, run_layer):
+    """A plain float32 sum of 50,176 values of 1.7 gives a mean that is off by 4e-4."""
     x = np.full((16, 56, 56, 6), 1.7, np.float32)
     layer = BatchNormalization(epsilon=1e-5, dtype=dtype)
     got = run_layer(layer, x, training=True)
@@ -125,16 +125,17 @@ def test_fused_path_of_large_inputs_matches_the_formula(offset, run_layer, rando
 
 
 on_tensorflow = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="JAX takes a batch whole"
+    keras.backend.backend() != "tensorflow", reason="JAX does not split batches"
 )
 
 
 @keras.saving.register_keras_serializable("normbench_tests")
 class InShards(BatchNormalization):
-    """Batch Normalization as an engine calls it that divides batches, unevenly here."""
+    """Batch Normalization called as by an engine that splits batches into shards, here unequal."""
 
     def call(self, inputs, training=None):
-        from normbench.engine.shards import _batch_normalization  # as this class has its own call
+        # Called directly: the engine does not split the batch of a class with its own call().
+        from normbench.engine.shards import _batch_normalization
 
         first = max(1, len(inputs) // 3)
         shards = _batch_normalization(self, [inputs[:first], inputs[first:]], bool(training))
@@ -143,7 +144,7 @@ class InShards(BatchNormalization):
 
 @on_tensorflow
 @pytest.mark.parametrize("training", [True, False])
-def test_shards(training, case, check):
+def test_training_and_inference_in_shards(training, case, check):
     if case.shape[0] == 1:
         pytest.skip("one image makes no two shards")
     formula = reference if training else lambda x, gamma, beta: x / np.sqrt(1 + 1e-5) * gamma + beta
@@ -151,14 +152,14 @@ def test_shards(training, case, check):
 
 
 @pytest.fixture
-def passes(monkeypatch):
-    """Has XLA compile what is done with inputs of any size, as with large ones."""
+def always_compile(monkeypatch):
+    """Compile the passes over inputs of any size with XLA, as for large inputs."""
     monkeypatch.setattr("normbench.kernels.batch_cpu.is_large", lambda x: True)
 
 
 @on_tensorflow
 @pytest.mark.parametrize("layer", [BatchNormalization, InShards])
-def test_in_passes(layer, case, check, passes):
+def test_compiled_passes_match_the_formula(layer, case, check, always_compile):
     if layer is InShards and case.shape[0] == 1:
         pytest.skip("one image makes no two shards")
     check(layer(epsilon=1e-5, dtype=case.dtype), reference, case, training=True)
@@ -166,12 +167,12 @@ def test_in_passes(layer, case, check, passes):
 
 @on_tensorflow
 @pytest.mark.parametrize("layer", [BatchNormalization, InShards])
-def test_in_passes_channels_at_any_distance_from_0(layer, run_layer, passes):
-    test_channels_at_any_distance_from_0(layer, run_layer)
+def test_compiled_passes_are_accurate_at_any_channel_mean(layer, run_layer, always_compile):
+    test_statistics_are_accurate_at_any_channel_mean(layer, run_layer)
 
 
 @on_tensorflow
-def test_state_after_shards_is_that_after_the_batch(run_layer):
+def test_state_after_shards_equals_state_after_the_full_batch(run_layer):
     x = np.random.default_rng(0).standard_normal((5, 4, 3, 6)) * np.arange(6) + 3
     whole, parts = (
         run_layer(layer(), x.astype(np.float32), training=True).state
@@ -184,7 +185,7 @@ def test_state_after_shards_is_that_after_the_batch(run_layer):
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
 @pytest.mark.parametrize("channels", slow_except([4], [4, 32]))
 def test_variance_of_many_positive_values(layer, channels, run_layer):
-    """TensorFlow's fused Batch Normalization adds them up in one go: off by 7e-4 at this size."""
+    """TensorFlow's fused Batch Normalization sums them in one pass: off by 7e-4 at this size."""
     random = np.random.default_rng(0)
     x = random.standard_normal((128, 32, 32, channels)).clip(0).astype(np.float32)
     got = run_layer(layer(momentum=0.0, epsilon=1e-5), x, x, training=True)
@@ -192,7 +193,7 @@ def test_variance_of_many_positive_values(layer, channels, run_layer):
     np.testing.assert_allclose(got.state["moving_variance"], x.var((0, 1, 2)), rtol=2e-6)
     normalized = reference(x, 1.0, 0.0)
     np.testing.assert_allclose(got.outputs, normalized, atol=1e-5)
-    # ∂/∂x of sum(y·x) with the second x held: (x − mean − y·mean(x·y))/σ, and x − mean = σ·y.
+    # ∂/∂x of sum(y·x) with the second x fixed: (x − mean − y·mean(x·y))/σ, and x − mean = σ·y.
     deviation = np.sqrt(x.var((0, 1, 2)) + 1e-5)
     slope = (x * normalized).mean((0, 1, 2))
     np.testing.assert_allclose(got.d_inputs, normalized - normalized * slope / deviation, atol=1e-5)
@@ -202,8 +203,8 @@ def test_variance_of_many_positive_values(layer, channels, run_layer):
 
 @on_tensorflow
 @pytest.mark.parametrize("images", slow_except([32], [32, 512]))
-def test_roundings_do_not_grow_with_the_batch(images, run_layer):
-    """A sum in one go has as many as it has terms."""
+def test_rounding_error_does_not_grow_with_the_batch(images, run_layer):
+    """A naive sum has as many roundings as terms."""
     x = np.random.default_rng(0).standard_normal((images, 32, 32, 32), np.float32).clip(0)
     got = run_layer(BatchNormalization(momentum=0.0), x, training=True)
     np.testing.assert_allclose(
@@ -212,8 +213,8 @@ def test_roundings_do_not_grow_with_the_batch(images, run_layer):
 
 
 @pytest.mark.parametrize("layer", [BatchNormalization, pytest.param(InShards, marks=on_tensorflow)])
-def test_channels_at_any_distance_from_0(layer, run_layer):
-    """Those that are far are shifted, those that are near in the same batch are not."""
+def test_statistics_are_accurate_at_any_channel_mean(layer, run_layer):
+    """Channels far from 0 are shifted before summing; others in the same batch are not."""
     distances = np.array([0, 1, 1.9, 2.1, 4, 30, 1e3, -1e3, 1e5])
     random = np.random.default_rng(0)
     x = (random.standard_normal((8, 6, 5, 9)) + distances).astype(np.float32)
@@ -230,13 +231,13 @@ def test_channels_at_any_distance_from_0(layer, run_layer):
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
-def test_impossible_momentum_is_refused(momentum):
+def test_momentum_outside_0_to_1_is_refused(momentum):
     with pytest.raises(ValueError, match="momentum must be in"):
         BatchNormalization(momentum=momentum)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_kerases_layer(training, run_layer, randomize):
+def test_matches_keras_layer(training, run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 8)).astype(np.float32)
     upstream = np.random.default_rng(1).standard_normal(x.shape)
     ours, theirs = BatchNormalization(), keras.layers.BatchNormalization()
@@ -256,7 +257,7 @@ def test_equals_kerases_layer(training, run_layer, randomize):
         np.testing.assert_allclose(value, runs[1].state[name], rtol=1e-5, atol=1e-6)
 
 
-def test_equals_pytorchs_layer_with_the_unbiased_variance(run_layer):
+def test_matches_pytorch_layer_with_unbiased_variance(run_layer):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     theirs = torch.nn.BatchNorm2d(3, eps=1e-5, momentum=0.1)
@@ -291,7 +292,7 @@ def test_scale_of_the_weights_is_cancelled(a, run_layer):
     np.testing.assert_allclose(a * scaled[2], plain[2], atol=5e-5)  # ∂/∂(aW) = 1/a · ∂/∂W
 
 
-def test_bias_of_the_layer_before_is_redundant(run_layer):
+def test_bias_of_the_preceding_layer_is_redundant(run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 3, 4)).astype(np.float32)
     plain = run_layer(BatchNormalization(), x, x, training=True)
     moved = run_layer(BatchNormalization(), x + np.float32([1, -2, 4, 0.5]), x, training=True)
@@ -300,7 +301,7 @@ def test_bias_of_the_layer_before_is_redundant(run_layer):
 
 
 SHARED = BatchNormalization(epsilon=0.0)
-"""One layer for all of hypothesis's examples, so that a compiling backend compiles it once."""
+"""One layer for all Hypothesis examples, so that JAX compiles it once."""
 
 
 @settings(max_examples=25, deadline=None)

@@ -24,7 +24,7 @@ def test_scaling(case, check):
     def reference(x, gamma, beta):
         return x / np.sqrt(variance_of(x) + 1e-5) * gamma + beta
 
-    # ∂y/∂σ² has the term x/σ, 1000 times dy/σ where the mean is.
+    # ∂y/∂σ² has the term x/σ, which is 1000·dy/σ where the mean is 1000.
     check(BatchScaling(epsilon=1e-5, dtype=case.dtype), reference, case, terms=1000.0)
 
 
@@ -53,8 +53,8 @@ def test_moving_statistics_after_several_steps(offset, run_layer):
     np.testing.assert_allclose(run_layer(scaling, x).outputs, expected, rtol=1e-5)
 
 
-def test_centering_works_over_space_and_batch(run_layer):
-    """Centring over the batch axis alone, as a version that circulates does, is not this."""
+def test_centering_averages_over_batch_and_space(run_layer):
+    """Not over the batch axis alone, as in a version in circulation."""
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     outputs = run_layer(BatchCentering(), x, training=True).outputs
     np.testing.assert_allclose(outputs.mean((0, 1, 2)), 0, atol=1e-6)
@@ -62,7 +62,7 @@ def test_centering_works_over_space_and_batch(run_layer):
     assert BatchCentering().momentum == 0.99
 
 
-def test_one_value_a_channel(run_layer):
+def test_one_value_per_channel(run_layer):
     x = np.full((1, 1, 1, 2), 7, np.float32)
     got = run_layer(BatchCentering(), x, training=True)
     np.testing.assert_allclose(got.outputs, 0, atol=1e-6)

@@ -25,7 +25,7 @@ def reference(x, gamma, beta, mean, deviation, r_max, d_max, epsilon=1e-5):
     axes = tuple(range(x.ndim - 1))
     batch_mean = x.mean(axes)
     batch_deviation = np.sqrt(((x - batch_mean) ** 2).mean(axes) + epsilon)
-    # No gradient flows through r and d: they are of the real part alone.
+    # No gradient flows through r and d: they are computed from the real part alone.
     r = np.clip(batch_deviation.real / deviation, 1 / r_max, r_max)
     d = np.clip((batch_mean.real - mean) / deviation, -d_max, d_max)
     return ((x - batch_mean) / batch_deviation * r + d) * gamma + beta
@@ -49,7 +49,7 @@ def test_training(r_max, d_max, mean, deviation, case, check):
     check(layer, formula, case)
 
 
-def test_unclipped_it_is_what_inference_does(run_layer):
+def test_unclipped_training_equals_inference(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     layer = start(BatchRenormalization(r_max=1e6, d_max=1e6, **OPEN), x.shape, 0.2, 1.3, 10)
     expected = (x - 0.2) / 1.3
@@ -57,7 +57,7 @@ def test_unclipped_it_is_what_inference_does(run_layer):
     np.testing.assert_allclose(run_layer(layer, x, training=True).outputs, expected, atol=1e-5)
 
 
-def test_before_its_steps_it_is_batch_normalization(run_layer, randomize):
+def test_equals_batch_normalization_until_bounds_are_relaxed(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     runs = []
     for layer in (BatchRenormalization(), BatchNormalization()):
@@ -99,7 +99,7 @@ def test_moving_statistics_start_as_plain_averages(run_layer):
     assert got.state["steps"] == 6
 
 
-def test_equals_kerases_renorm(run_layer):
+def test_matches_keras_renorm(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     theirs = keras.layers.BatchNormalization(
         renorm=True, renorm_clipping={"rmax": 1.5, "rmin": 1 / 1.5, "dmax": 0.1}
@@ -122,6 +122,6 @@ def test_equals_kerases_renorm(run_layer):
         ({"d_steps": (5,)}, "d_steps must be two ascending"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         BatchRenormalization(**options)

@@ -1,4 +1,4 @@
-"""Convolutions that are computed in another way than Keras's, against float64 and its layers."""
+"""Our convolution layers, against float64 formulas and Keras's layers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DISTRIBUTIONS = ["ordinary", "far", "tiny"]
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-def further_on_jax(shape: tuple[int, ...]) -> Any:
-    """Marks of a shape: JAX, which compiles each for a second, has the first alone by default."""
+def slow_on_jax(shape: tuple[int, ...]) -> Any:
+    """Marks for a shape: all but the first are slow on JAX, which compiles each for a second."""
     on_jax = keras.backend.backend() == "jax"
     return pytest.mark.slow if on_jax and shape != SHAPES[0] else ()
 
 
-def made(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) -> Any:
-    """A built layer; of equal arguments, equal weights."""
+def make_layer(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) -> Any:
+    """A built layer; equal arguments give equal weights."""
     layer = kind(filters, options.pop("kernel_size", 1), **options)
     layer.build(shape)
     random = np.random.default_rng(1)
@@ -45,46 +45,46 @@ def made(kind: Any, shape: tuple[int, ...], filters: int = 5, **options: Any) ->
 @pytest.mark.parametrize("dtype", slow_except_on_jax(["float32", "bfloat16"], DTYPES))
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=further_on_jax(shape)) for shape in SHAPES], ids=str
+    "shape", [pytest.param(shape, marks=slow_on_jax(shape)) for shape in SHAPES], ids=str
 )
-def test_values_and_gradients_are_those_of_the_formula(
+def test_outputs_and_gradients_match_the_formula(
     run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
-    layer = made(Conv2D, shape, strides=strides, dtype=policy)
+    layer = make_layer(Conv2D, shape, strides=strides, dtype=policy)
     random = np.random.default_rng(0)
     x = random.normal(size=shape) * (1e-3 if distribution == "tiny" else 1)
     x = np.asarray(ops.convert_to_numpy(ops.cast(x + 100 * (distribution == "far"), dtype)), "f8")
     dy = random.normal(size=layer.compute_output_shape(shape))
     dy = np.asarray(ops.convert_to_numpy(ops.cast(dy, dtype)), "f8")
     kernel, bias = (
-        np.asarray(ops.convert_to_numpy(ops.cast(each, dtype)), "f8") for each in layer.weights
+        np.asarray(ops.convert_to_numpy(ops.cast(weight, dtype)), "f8") for weight in layer.weights
     )
-    found = run_layer(layer, x, dy)
-    d_kernel, d_bias = found.d_weights["kernel"], found.d_weights["bias"]
-    taken = x[:, ::strides, ::strides]
+    run = run_layer(layer, x, dy)
+    d_kernel, d_bias = run.d_weights["kernel"], run.d_weights["bias"]
+    sampled = x[:, ::strides, ::strides]
     expected_dx = np.zeros_like(x)
     expected_dx[:, ::strides, ::strides] = np.einsum("nhwo,ijco->nhwc", dy, kernel)
     sums = "nhwc,nhwo->co"
-    magnitudes = np.abs(taken), np.abs(dy), np.abs(kernel)
-    for actual, wanted, magnitude in (
+    magnitudes = np.abs(sampled), np.abs(dy), np.abs(kernel)
+    for actual, expected, magnitude in (
         (
-            found.outputs,
-            np.einsum("nhwc,ijco->nhwo", taken, kernel) + bias,
+            run.outputs,
+            np.einsum("nhwc,ijco->nhwo", sampled, kernel) + bias,
             np.einsum("nhwc,ijco->nhwo", magnitudes[0], magnitudes[2]) + np.abs(bias),
         ),
-        (found.d_inputs, expected_dx, np.einsum("nhwo,ijco->nhwc", *magnitudes[1:]).max()),
+        (run.d_inputs, expected_dx, np.einsum("nhwo,ijco->nhwc", *magnitudes[1:]).max()),
         (
             d_kernel[0, 0],
-            np.einsum(sums, taken, dy),
+            np.einsum(sums, sampled, dy),
             np.einsum(sums, *magnitudes[:2]),
         ),
         (d_bias, dy.sum((0, 1, 2)), magnitudes[1].sum((0, 1, 2))),
     ):
-        # Sums are of float32 at least; what they give is rounded to the dtype, y once more.
+        # Sums are in float32 at least; results are rounded to the dtype, y twice.
         allowed = 2 * EPSILON[dtype] * np.abs(magnitude) + FLOAT32_ROUNDINGS * 2.0**-23 * magnitude
-        assert actual.shape == wanted.shape
-        assert (np.abs(actual - wanted) <= allowed).all()
+        assert actual.shape == expected.shape
+        assert (np.abs(actual - expected) <= allowed).all()
 
 
 SMALL_STRIDED = """
@@ -108,7 +108,7 @@ print("whole")
 
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
-def test_gradients_of_few_channels_leave_the_heap_whole() -> None:
+def test_gradients_of_few_channels_do_not_corrupt_the_heap() -> None:
     environment = {
         **os.environ,
         "TF_ENABLE_ONEDNN_OPTS": "1",
@@ -136,9 +136,9 @@ def test_gradients_of_few_channels_leave_the_heap_whole() -> None:
         ],
     ),
 )
-def test_strides_over_one_place_decide_nothing(run_layer: Any, kind: Any, size: int) -> None:
+def test_strides_do_not_matter_for_1x1_images(run_layer: Any, kind: Any, size: int) -> None:
     shape = (3, 1, 1, 8)
-    # By itself a layer of Keras's does not take half precision on JAX, only in a network.
+    # On JAX, a Keras layer takes half precision only as part of a network.
     half = keras.backend.backend() == "tensorflow"
     options = {"dtype": "mixed_bfloat16" if half else "float32", "padding": "same"}
     sizes = (size,) if "Depthwise" in kind.__name__ else (4, size)
@@ -154,7 +154,7 @@ def test_strides_over_one_place_decide_nothing(run_layer: Any, kind: Any, size: 
     dy = random.normal(size=layers[0].compute_output_shape(shape))
     plain = run_layer(layers[0], x, dy)
     for _ in range(20):
-        # In memory that TensorFlow gives back, for what reads it without having written there.
+        # Leave NaNs in memory that TensorFlow reuses, to expose reads of unwritten memory.
         for length in (2, 8, 32, 64, 128, 256, 512, 1024, 4096, 65536):
             ops.convert_to_numpy(ops.full((length,), np.nan, "bfloat16"))
         strided = run_layer(layers[1], x, dy)
@@ -177,17 +177,17 @@ def test_strides_over_one_place_decide_nothing(run_layer: Any, kind: Any, size: 
     ],
     ids=str,
 )
-def test_is_keras_s_layer(options: dict[str, Any]) -> None:
+def test_matches_keras_layer(options: dict[str, Any]) -> None:
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 6)).astype(np.float32)
-    own = made(Conv2D, x.shape, **options)
-    theirs = made(keras.layers.Conv2D, x.shape, **options)
-    assert [each.shape for each in own.weights] == [each.shape for each in theirs.weights]
+    ours = make_layer(Conv2D, x.shape, **options)
+    theirs = make_layer(keras.layers.Conv2D, x.shape, **options)
+    assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
     inputs = keras.Input((None, None, 6))
-    assert own(inputs).shape == theirs(inputs).shape
-    np.testing.assert_allclose(own(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert ours(inputs).shape == theirs(inputs).shape
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     config = theirs.get_config()
-    assert Conv2D.from_config(own.get_config()).get_config() == own.get_config()
-    assert own.get_config() == {**config, "name": own.name}
+    assert Conv2D.from_config(ours.get_config()).get_config() == ours.get_config()
+    assert ours.get_config() == {**config, "name": ours.name}
 
 
 @pytest.mark.parametrize(
@@ -199,29 +199,29 @@ def test_is_keras_s_layer(options: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_depthwise_is_keras_s_layer(options: dict[str, Any]) -> None:
+def test_depthwise_matches_keras_layer(options: dict[str, Any]) -> None:
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 6)).astype(np.float32)
-    own, theirs = (kind(3, **options) for kind in (DepthwiseConv2D, keras.layers.DepthwiseConv2D))
-    for layer in (own, theirs):
+    ours, theirs = (kind(3, **options) for kind in (DepthwiseConv2D, keras.layers.DepthwiseConv2D))
+    for layer in (ours, theirs):
         layer.build(x.shape)
-    own.set_weights(theirs.get_weights())
+    ours.set_weights(theirs.get_weights())
     inputs = keras.Input((None, None, 6))
-    assert own(inputs).shape == theirs(inputs).shape
-    np.testing.assert_allclose(own(x), theirs(x), rtol=1e-6, atol=1e-6)
-    assert own.get_config() == {**theirs.get_config(), "name": own.name}
+    assert ours(inputs).shape == theirs(inputs).shape
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    assert ours.get_config() == {**theirs.get_config(), "name": ours.name}
 
 
 @pytest.mark.parametrize("distribution", slow_except_on_jax(["far"], DISTRIBUTIONS))
 @pytest.mark.parametrize("dtype", slow_except_on_jax(["float32", "bfloat16"], DTYPES))
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=further_on_jax(shape)) for shape in SHAPES], ids=str
+    "shape", [pytest.param(shape, marks=slow_on_jax(shape)) for shape in SHAPES], ids=str
 )
-def test_depthwise_values_and_gradients_are_those_of_the_formula(
+def test_depthwise_outputs_and_gradients_match_the_formula(
     run_layer: Any, shape: tuple[int, ...], strides: int, dtype: str, distribution: str
 ) -> None:
     if keras.backend.backend() == "jax" and dtype != "float32":
-        pytest.skip("by itself a layer of Keras's does not take half precision on JAX")
+        pytest.skip("on JAX, a Keras layer takes half precision only as part of a network")
     layer = DepthwiseConv2D(
         3,
         strides=strides,
@@ -240,10 +240,10 @@ def test_depthwise_values_and_gradients_are_those_of_the_formula(
     x = random.normal(size=shape) * (1e-3 if distribution == "tiny" else 1)
     x = rounded(x + 100 * (distribution == "far"))
     dy = rounded(random.normal(size=layer.compute_output_shape(shape)))
-    found = run_layer(layer, x, dy)
+    run = run_layer(layer, x, dy)
 
     def formula(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
-        """Outputs, and gradients of inputs and kernel: TensorFlow pads more after than before."""
+        """Outputs and gradients; like TensorFlow, with more padding after than before."""
         sizes = shape[1:3]
         lost = [
             max((out - 1) * strides + 3 - size, 0)
@@ -265,18 +265,20 @@ def test_depthwise_values_and_gradients_are_those_of_the_formula(
         (top, _), (left, _) = edges
         return [y, dx[:, top : top + sizes[0], left : left + sizes[1]], d_kernel]
 
-    values = found.outputs, found.d_inputs, found.d_weights["kernel"]
+    values = run.outputs, run.d_inputs, run.d_weights["kernel"]
     wanted = formula(x, kernel, dy)
     magnitudes = formula(np.abs(x), np.abs(kernel), np.abs(dy))
     for value, expected, magnitude in zip(values, wanted, magnitudes, strict=True):
         allowed = EPSILON[dtype] * np.abs(expected) + FLOAT32_ROUNDINGS * 2.0**-23 * magnitude
-        if dtype == "float16":  # whose numbers next to 0 are this far apart
+        if dtype == "float16":  # its numbers next to 0 are this far apart
             allowed = allowed + 2.0**-24
         assert value.shape == expected.shape
         assert (np.abs(value - expected) <= allowed).all()
 
 
-def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_1x1_convolutions_are_matrix_products_on_tensorflow_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     products = []
 
     def matmul(*tensors: Any) -> Any:
@@ -287,21 +289,21 @@ def test_is_a_product_where_tensorflow_computes_on_a_cpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(ops, "matmul", matmul)
     x = np.ones((1, 2, 2, 3), np.float32)
     for kind in (Conv2D, norms.WNConv2D):
-        layer = made(kind, x.shape)
+        layer = make_layer(kind, x.shape)
         products.clear()
         layer(x)
         assert bool(products) == on_cpu()
     products.clear()
-    made(Conv2D, x.shape, kernel_size=2)(x)
+    make_layer(Conv2D, x.shape, kernel_size=2)(x)
     many = np.ones((1, 2, 2, 8), np.float32)
-    made(Conv2D, many.shape, strides=2)(many)
-    made(keras.layers.Conv2D, x.shape)(x)
+    make_layer(Conv2D, many.shape, strides=2)(many)
+    make_layer(keras.layers.Conv2D, x.shape)(x)
     assert not products
-    made(Conv2D, x.shape, strides=2)(x)  # of few channels
+    make_layer(Conv2D, x.shape, strides=2)(x)  # of few channels
     assert bool(products) == on_cpu()
 
 
-def test_networks_have_it() -> None:
+def test_networks_use_these_layers() -> None:
     norm = Norm(None)
     assert type(norm.conv(4, 1, place="mid", name="a")) is Conv2D
     assert type(norm.conv(4, 3, place="mid", name="b")) is Conv2D
@@ -309,7 +311,7 @@ def test_networks_have_it() -> None:
     assert issubclass(norms.WSConv2D, Conv2D)
 
 
-def test_is_saved_with_a_network(tmp_path: Any) -> None:
+def test_saves_and_loads_with_a_network(tmp_path: Any) -> None:
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, Conv2D(2, 1, strides=2)(inputs))
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
@@ -319,7 +321,7 @@ def test_is_saved_with_a_network(tmp_path: Any) -> None:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="shards are TensorFlow's")
-@pytest.mark.parametrize("filters", [5, 2048])  # few weights, and so many that XLA adds them up
+@pytest.mark.parametrize("filters", [5, 2048])  # few weights, and enough for XLA to add them up
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shards_share_a_kernel_and_add_up_its_gradients_in_float32(
     dtype: str, filters: int
@@ -329,7 +331,7 @@ def test_shards_share_a_kernel_and_add_up_its_gradients_in_float32(
     from normbench.engine.shards import shard_function
 
     shape = (6, 4, 4, 16)
-    layer = made(Conv2D, shape, filters, dtype=f"mixed_{dtype}")
+    layer = make_layer(Conv2D, shape, filters, dtype=f"mixed_{dtype}")
     xs = [tf.cast(tf.random.stateless_normal((n, *shape[1:]), (0, n)), dtype) for n in (2, 4)]
 
     def shards() -> list[Any]:
@@ -338,15 +340,15 @@ def test_shards_share_a_kernel_and_add_up_its_gradients_in_float32(
     def alone() -> list[Any]:
         return [layer(x) for x in xs]
 
-    found = []
-    for way in (shards, alone):
+    results = []
+    for compute in (shards, alone):
         with tf.GradientTape() as tape:
-            outputs = way()
+            outputs = compute()
             loss = sum(tf.reduce_sum(tf.cast(tf.square(y), tf.float32)) for y in outputs)
-        found.append((outputs, tape.gradient(loss, layer.kernel.value)))
-    for one, other in zip(*(outputs for outputs, _ in found), strict=True):
+        results.append((outputs, tape.gradient(loss, layer.kernel.value)))
+    for one, other in zip(*(outputs for outputs, _ in results), strict=True):
         assert one.dtype == dtype
         np.testing.assert_array_equal(np.asarray(one, "f4"), np.asarray(other, "f4"))
-    # A layer called with each has its gradients made float32 before they are added.
-    assert found[0][1].dtype == tf.float32
-    np.testing.assert_array_equal(found[0][1], found[1][1])
+    # A layer called once per shard also gets its gradients cast to float32 before they are added.
+    assert results[0][1].dtype == tf.float32
+    np.testing.assert_array_equal(results[0][1], results[1][1])

@@ -1,4 +1,4 @@
-"""Fully connected layers under a weight parametrization are 1×1 convolutions of a single place."""
+"""Fully connected layers with a weight parametrization equal 1×1 convolutions of 1×1 images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.marks import slow_except_on_jax
 
 WEIGHTS = [name for name in group_options()["norm/weight"] if name != "none"]
 QUICK = ("sn", "ws")
-"""The parametrizations that JAX, which compiles each, has by default: one has a state."""
+"""Parametrizations tested on JAX, which compiles each one, by default; the first has a state."""
 
 
 def pair(weight: str) -> tuple[keras.layers.Layer, keras.layers.Layer]:
@@ -41,7 +41,7 @@ def inputs() -> np.ndarray:
 
 @pytest.mark.parametrize("weight", slow_except_on_jax(QUICK, WEIGHTS))
 @pytest.mark.parametrize("training", slow_except_on_jax([True], [False, True]))
-def test_it_is_a_convolution_of_one_place(weight, training):
+def test_equals_a_1x1_convolution(weight, training):
     dense, conv = pair(weight)
     assert isinstance(dense, ParametrizedDense)
     assert isinstance(conv, ParametrizedConv2D)
@@ -63,7 +63,7 @@ def test_weight_standardization_standardizes_each_units_weights():
 
 
 @pytest.mark.parametrize("weight", slow_except_on_jax(QUICK, WEIGHTS))
-def test_it_can_be_saved(weight, tmp_path: Path):
+def test_saves_and_loads(weight, tmp_path: Path):
     norm = make_norm(compose(["norm=none", f"norm/weight={weight}"]).norm)
     images = keras.Input((6,))
     model = keras.Model(images, norm.dense(5, place="head", name="a")(images))
@@ -74,14 +74,14 @@ def test_it_can_be_saved(weight, tmp_path: Path):
     )
 
 
-def test_half_precision_stores_and_maps_the_kernel_in_float32():
+def test_half_precision_keeps_the_kernel_in_float32():
     layer = ParametrizedDense(5, norms.WeightStandardization(), dtype="mixed_bfloat16")
     outputs = layer(ops.convert_to_tensor(inputs()))
     assert layer.kernel.dtype == "float32"
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
 
 
-def test_it_has_a_bias_just_where_nothing_normalizes():
+def test_bias_is_added_only_without_normalization():
     norm = Norm(norms.BatchNormalization, places={"head": None})
     assert type(norm.dense(4, place="mid", name="a")) is keras.layers.Dense
     assert not norm.dense(4, place="mid", name="b").use_bias

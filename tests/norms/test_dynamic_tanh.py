@@ -27,7 +27,7 @@ def test_without_scale_or_shift(center, scale, run_layer):
     )
 
 
-def test_equals_pytorchs(run_layer, randomize):
+def test_matches_pytorch(run_layer, randomize):
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     x, upstream = (random.standard_normal((3, 4, 5, 6)).astype(np.float32) for _ in range(2))
@@ -48,7 +48,7 @@ def test_equals_pytorchs(run_layer, randomize):
         np.testing.assert_allclose(gradient, theirs[name].grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_alpha_starts_where_asked_and_is_one_number(run_layer):
+def test_alpha_is_a_scalar_that_starts_at_one_half(run_layer):
     layer = DynamicTanh()
     layer.build((None, 4, 4, 8))
     assert layer.alpha.shape == ()
@@ -56,7 +56,7 @@ def test_alpha_starts_where_asked_and_is_one_number(run_layer):
     assert layer.count_params() == 1 + 8 + 8
 
 
-def test_no_image_depends_on_another(run_layer):
+def test_images_are_independent(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
     layer = DynamicTanh()
     np.testing.assert_array_equal(run_layer(layer, x).outputs[:2], run_layer(layer, x[:2]).outputs)
@@ -78,6 +78,6 @@ def test_saves_and_loads(tmp_path, randomize):
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
-def test_impossible_alpha_is_refused(alpha):
+def test_nonfinite_alpha_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must be a finite number"):
         DynamicTanh(alpha=alpha)

@@ -14,7 +14,7 @@ SHAPE = (0, 3, 4, 16)
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "ghost_bn", "iternorm"), NAMES))
-def test_an_empty_batch_leaves_state_and_gradients_whole(name):
+def test_empty_batch_changes_nothing(name):
     layer = make(name)
     layer.build((None, *SHAPE[1:]))
     before = state_of(layer)
@@ -31,7 +31,7 @@ def test_an_empty_batch_leaves_state_and_gradients_whole(name):
     "name",
     slow_except((*QUICK, "ghost_bn"), [name for name in NAMES if not name.endswith("_tfa")]),
 )
-def test_an_empty_batch_of_unknown_size_leaves_state_and_gradients_whole(name):
+def test_empty_batch_of_unknown_size_changes_nothing(name):
     import tensorflow as tf
 
     layer = make(name)
@@ -49,13 +49,13 @@ def test_an_empty_batch_of_unknown_size_leaves_state_and_gradients_whole(name):
     outputs, gradients = step(tf.zeros(SHAPE))
     assert outputs.shape == SHAPE
     for variable, gradient in zip(layer.trainable_variables, gradients, strict=True):
-        if name != "bn_keras":  # Keras's own has 0/0 in the gradient to γ
+        if name != "bn_keras":  # the gradient of Keras's γ is 0/0
             np.testing.assert_array_equal(gradient, 0, err_msg=variable.name)
     for key, value in before.items():
         np.testing.assert_array_equal(state_of(layer)[key], value, err_msg=key)
 
 
-def test_population_statistics_pass_over_an_empty_batch():
+def test_population_statistics_ignore_empty_batches():
     layer = make("precise_bn")
     x = np.random.default_rng(0).standard_normal((8, *SHAPE[1:])).astype(np.float32)
     layer.build(x.shape)

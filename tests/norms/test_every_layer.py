@@ -1,4 +1,4 @@
-"""What holds for every activation normalization that conf/norm/ names, or for a whole kind."""
+"""Properties of every activation normalization in conf/norm/, or of all of one kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACKEND = keras.backend.backend()
 
 
 def spec_of(path: Path) -> dict[str, Any]:
-    """A layer's target and options, without Hydra; empty where it is no layer of its own."""
+    """Read a layer's target and options without Hydra; empty unless it is a single layer."""
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     first, *others = tree.pop("defaults")
     if others != ["_self_"]:
@@ -37,11 +37,11 @@ NAMES = [
 ]
 assert len(NAMES) > 25
 QUICK = ("bn", "frn", "gn")
-"""Layers for tests that compile each: over the batch with a state, over space, over groups."""
+"""Layers for tests that compile each one: over the batch with a state, over space, over groups."""
 
 
 def make(name: str, **options: Any) -> Any:
-    """The layer as ``norm=<name>`` makes it."""
+    """Make the layer as ``norm=<name>`` does."""
     if name.endswith("_tfa") and (BACKEND != "tensorflow" or not find_spec("tensorflow_addons")):
         pytest.skip("tensorflow-addons is not installed, or not for this backend")
     in_file = {k: v for k, v in SPECS[name].items() if k not in ("name", "_target_")}
@@ -49,8 +49,8 @@ def make(name: str, **options: Any) -> Any:
 
 
 @cache
-def used(name: str) -> tuple[Any, Any]:
-    """A layer with random weights and a state from some steps, and a function that calls it."""
+def prepared(name: str) -> tuple[Any, Any]:
+    """Return a layer with random weights and state from two steps, and a function to call it."""
     layer = make(name)
     layer.build(SHAPE)
     random = np.random.default_rng(0)
@@ -97,9 +97,9 @@ def sees_the_batch(name: str, training: bool) -> bool:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
-def test_an_image_depends_on_the_others_only_where_it_is_said_to(name, training):
-    """Batch-free normalizations never, Batch Normalization and its like in training."""
-    _, call = used(name)
+def test_images_affect_each_other_only_if_computed_over_the_batch(name, training):
+    """Never in batch-free normalizations; in training only in variants of Batch Normalization."""
+    _, call = prepared(name)
     x = images(5)
     others = x.copy()
     others[1:] = 3 * images(6)[1:] - 2
@@ -111,8 +111,8 @@ def test_an_image_depends_on_the_others_only_where_it_is_said_to(name, training)
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
-def test_images_may_come_in_any_order(name):
-    layer, call = used(name)
+def test_order_of_images_does_not_matter(name):
+    layer, call = prepared(name)
     order = np.random.default_rng(7).permutation(SHAPE[0])
     x = images(5)
     state = [keras.ops.convert_to_numpy(v.value) for v in layer.non_trainable_variables]
@@ -125,20 +125,20 @@ def test_images_may_come_in_any_order(name):
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax((*QUICK, "evonorm_b0"), NAMES))
-def test_inference_leaves_the_state_alone(name):
-    layer, call = used(name)
+def test_inference_does_not_change_the_state(name):
+    layer, call = prepared(name)
     before = [keras.ops.convert_to_numpy(v.value) for v in layer.weights]
     call(images(8), False)
     for value, variable in zip(before, layer.weights, strict=True):
         np.testing.assert_array_equal(value, keras.ops.convert_to_numpy(variable.value))
 
 
-# --- kept and set up --------------------------------------------------------------------------
+# --- saving and options -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax(QUICK, NAMES))
-def test_saved_and_loaded_it_is_the_same(name, tmp_path):
-    layer, call = used(name)
+def test_saves_and_loads(name, tmp_path):
+    layer, call = prepared(name)
     model = keras.Sequential([keras.Input(SHAPE[1:]), layer])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -153,7 +153,7 @@ def test_saved_and_loaded_it_is_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_options_in_conf_are_those_of_the_constructor(name):
+def test_options_in_conf_reach_the_constructor(name):
     config = make(name).get_config()
     for key, value in SPECS[name].items():
         if key not in ("name", "_target_"):
@@ -175,7 +175,7 @@ def test_half_precision_keeps_weights_and_state_in_float32(name, policy):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_stands_in_a_functional_model(name):
+def test_works_in_a_functional_model(name):
     inputs = keras.Input(SHAPE[1:])
     outputs = make(name)(inputs)
     assert outputs.shape == (None, *SHAPE[1:])
@@ -213,9 +213,9 @@ def assert_same(actual: Any, expected: Any) -> None:
 @tensorflow_only
 @pytest.mark.parametrize(
     "name",
-    slow_except(QUICK, [n for n in NAMES if n != "frn_tfa"]),  # it refuses them
+    slow_except(QUICK, [n for n in NAMES if n != "frn_tfa"]),  # refuses unknown sizes
 )
-def test_sizes_may_be_unknown_until_it_runs(name):
+def test_sizes_may_be_unknown_when_traced(name):
     import tensorflow as tf
 
     layer = make(name)
@@ -228,7 +228,7 @@ def test_sizes_may_be_unknown_until_it_runs(name):
 @tensorflow_only
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_tfa")])
-def test_xla_compiles_it(name):
+def test_compiles_with_xla(name):
     import tensorflow as tf
 
     layer = make(name)
@@ -245,7 +245,7 @@ def fresh_step(name: str) -> Any:
 
 @tensorflow_only
 @pytest.mark.parametrize("name", slow_except(QUICK, [n for n in NAMES if not n.endswith("_tfa")]))
-def test_the_same_step_gives_the_same_bits(name):
+def test_steps_are_bitwise_reproducible(name):
     import tensorflow as tf
 
     x = tf.constant(images())

@@ -29,20 +29,20 @@ def b0(x, gamma, beta, v, deviation=None, epsilon=1e-5):
     if deviation is None:
         axes = tuple(range(x.ndim - 1))
         deviation = np.sqrt(((x - x.mean(axes)) ** 2).mean(axes) + epsilon)
-    own = v * x + np.sqrt(group_variance(x, x.shape[-1]) + epsilon)
-    larger = np.where(np.real(own) > np.real(deviation), own, deviation + 0 * x)
+    instance = v * x + np.sqrt(group_variance(x, x.shape[-1]) + epsilon)
+    larger = np.where(np.real(instance) > np.real(deviation), instance, deviation + 0 * x)
     return x / larger * gamma + beta
 
 
 def test_s0(case, check):
     groups = groups_for(case.channels)
     layer = EvoNormS0(groups, dtype=case.dtype)
-    # 1000/σ is divided where the mean is 1000: its size is the output's, not 1.
+    # Where the mean is 1000, x/σ is about 1000/σ, and its rounding is relative to that.
     check(layer, lambda x, gamma, beta, v: s0(x, gamma, beta, v, groups), case, terms=1000)
 
 
 def test_b0_training(case, check):
-    # The variance between images is that of their means, which are rounded at 1000.
+    # The variance between images is that of their means, which are rounded near 1000.
     check(EvoNormB0(dtype=case.dtype), b0, case, terms=8)
 
 
@@ -70,10 +70,10 @@ def test_b0_moving_variance_after_several_steps(run_layer):
     np.testing.assert_allclose(got.state["moving_variance"], variance, rtol=2e-6)
 
 
-def test_they_are_activations_too(run_layer):
+def test_they_include_the_activation(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 8)).astype(np.float32)
     s0_outputs = run_layer(EvoNormS0(4), x).outputs
-    assert -0.4 < s0_outputs.min() < 0 < x.max() - 2  # Swish's least value is −0.278
+    assert -0.4 < s0_outputs.min() < 0 < x.max() - 2  # Swish's minimum is −0.278
     b0_outputs = run_layer(EvoNormB0(), x, training=True).outputs
     # Divided by the deviation where x is well below 0, bounded by 1/v where it is large.
     np.testing.assert_allclose(b0_outputs[x < -1], (x / x.std((0, 1, 2)))[x < -1], atol=1e-4)
@@ -87,6 +87,6 @@ def test_they_are_activations_too(run_layer):
         ({"groups": 2, "channels_per_group": 4}, "exactly one of"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         EvoNormS0(**options).build((None, 4, 4, 8))

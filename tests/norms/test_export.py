@@ -1,4 +1,4 @@
-"""Exported graphs: plain operations, which TensorFlow Lite converts and computes alike."""
+"""Exported graphs hold plain operations, which TensorFlow Lite converts and computes equally."""
 
 from __future__ import annotations
 
@@ -34,50 +34,50 @@ CONVOLUTIONS = {
 }
 
 
-def converted(model: Any) -> Any:
-    """What TensorFlow Lite makes of a model, without TensorFlow's own operations in it."""
+def to_tflite(model: Any) -> Any:
+    """Convert a model to TensorFlow Lite, without TensorFlow's own operations in it."""
     return tf.lite.TFLiteConverter.from_keras_model(model).convert()
 
 
-def computed(converted: Any, x: np.ndarray) -> np.ndarray:
-    interpreter = tf.lite.Interpreter(model_content=converted)
-    (given,), (wanted,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(given["index"], x.shape)
+def run_tflite(content: Any, x: np.ndarray) -> np.ndarray:
+    interpreter = tf.lite.Interpreter(model_content=content)
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(source["index"], x.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(given["index"], x)
+    interpreter.set_tensor(source["index"], x)
     interpreter.invoke()
-    return interpreter.get_tensor(wanted["index"])
+    return interpreter.get_tensor(target["index"])
 
 
 def assert_converts(model: Any) -> None:
     x = (5 + np.random.default_rng(0).standard_normal((3, *SHAPE))).astype(np.float32)
     expected = keras.ops.convert_to_numpy(model(x, training=False))
     largest = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(computed(converted(model), x), expected, atol=2e-5 * largest)
+    np.testing.assert_allclose(run_tflite(to_tflite(model), x), expected, atol=2e-5 * largest)
 
 
 @pytest.mark.parametrize(
     "name", slow_except(("bn", "gn", "evonorm_s0", "conv_1x1", "ws"), [*NAMES, *CONVOLUTIONS])
 )
-def test_tensorflow_lite_converts_a_model(name):
+def test_layers_convert_to_tensorflow_lite(name):
     layer = CONVOLUTIONS[name]() if name in CONVOLUTIONS else make(name)
     inputs = keras.Input(SHAPE, batch_size=3 if name.endswith("_tfa") else None)
     assert_converts(keras.Sequential([inputs, layer]))
 
 
 @pytest.mark.parametrize("name", slow_except(["gn"], ["gn", "bn", "conv_1x1"]))
-def test_tensorflow_lite_converts_a_model_of_known_batch_size(name):
+def test_layers_with_known_batch_size_convert_to_tensorflow_lite(name):
     layer = CONVOLUTIONS[name]() if name in CONVOLUTIONS else make(name)
     assert_converts(keras.Sequential([keras.Input(SHAPE, batch_size=3), layer]))
 
 
 @pytest.mark.slow
-def test_tensorflow_lite_converts_a_network():
+def test_network_converts_to_tensorflow_lite():
     norm = make_norm(compose(["norm=gn_ws", "norm.groups=4"]).norm)
     assert_converts(resnet_small.build(norm, SHAPE, 10, depth=8, width=4))
 
 
-def test_an_exported_model_has_no_operation_compiled_for_this_machine(tmp_path):
+def test_exported_model_has_no_machine_specific_operations(tmp_path):
     model = keras.Sequential([keras.Input((64, 64, 16), batch_size=8), make("gn")])
     model.export(tmp_path / "model", verbose=False)
     exported = tf.saved_model.load(tmp_path / "model")
@@ -91,7 +91,7 @@ def test_an_exported_model_has_no_operation_compiled_for_this_machine(tmp_path):
     )
 
 
-def test_a_training_step_keeps_its_operations():
+def test_training_graph_keeps_special_operations():
     layer = make("gn")
     layer.build((8, *SHAPE))
     step = tf.function(layer, autograph=False)

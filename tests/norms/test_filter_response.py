@@ -11,8 +11,8 @@ from normbench.norms import FilterResponseNormalization
 
 
 def normalized(x, gamma, beta, epsilon):
-    places = tuple(range(1, x.ndim - 1))
-    square = (x**2).mean(axis=places, keepdims=True) if places else x**2
+    spatial = tuple(range(1, x.ndim - 1))
+    square = (x**2).mean(axis=spatial, keepdims=True) if spatial else x**2
     return x / np.sqrt(square + epsilon) * gamma + beta
 
 
@@ -60,7 +60,7 @@ def test_threshold_below_zero_lets_negative_values_through(run_layer):
 
 
 SHARED = FilterResponseNormalization(epsilon=0.0, tlu=False)
-"""One layer for all of hypothesis's examples, so that a compiling backend compiles it once."""
+"""One layer for all Hypothesis examples, so that JAX compiles it once."""
 
 
 @settings(max_examples=15, deadline=None)

@@ -27,7 +27,7 @@ def test_training(case, check):
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_moving_statistics_follow_the_virtual_batches_in_turn(unbiased, run_layer):
+def test_moving_statistics_follow_each_virtual_batch(unbiased, run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 5, 4)).astype(np.float32)
     ghost = GhostBatchNormalization(2, momentum=0.7, unbiased=unbiased)
     plain = BatchNormalization(momentum=0.7, unbiased=unbiased)
@@ -40,7 +40,7 @@ def test_moving_statistics_follow_the_virtual_batches_in_turn(unbiased, run_laye
     np.testing.assert_allclose(run_layer(ghost, x).outputs, run_layer(plain, x).outputs, atol=1e-5)
 
 
-def test_one_virtual_batch_is_batch_normalization(run_layer):
+def test_one_virtual_batch_equals_batch_normalization(run_layer):
     x = np.random.default_rng(0).standard_normal((6, 3, 5, 4)).astype(np.float32)
     runs = [
         run_layer(layer, x, x, training=True)
@@ -53,7 +53,7 @@ def test_one_virtual_batch_is_batch_normalization(run_layer):
     )
 
 
-def test_a_mini_batch_it_does_not_divide_is_refused(run_layer):
+def test_indivisible_mini_batch_is_refused(run_layer):
     layer = GhostBatchNormalization(4, name="ghost")
     with pytest.raises(ValueError, match=r"virtual_batch=4 does not divide .* ghost, 6 images"):
         run_layer(layer, np.zeros((6, 2, 2, 3), np.float32), training=True)
@@ -61,7 +61,7 @@ def test_a_mini_batch_it_does_not_divide_is_refused(run_layer):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX knows every shape")
-def test_a_mini_batch_of_unknown_size_is_refused_when_it_runs():
+def test_indivisible_mini_batch_of_unknown_size_is_refused_when_run():
     import tensorflow as tf
 
     layer = GhostBatchNormalization(4, name="ghost")
@@ -74,6 +74,6 @@ def test_a_mini_batch_of_unknown_size_is_refused_when_it_runs():
 
 
 @pytest.mark.parametrize("size", [0, -2, 1.5])
-def test_impossible_size_is_refused(size):
+def test_invalid_virtual_batch_is_refused(size):
     with pytest.raises(ValueError, match="virtual_batch must be a whole number of at least 1"):
         GhostBatchNormalization(size)

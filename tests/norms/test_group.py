@@ -49,7 +49,7 @@ def test_instance(case, check):
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1, 4), (3, 4)])
-def test_instance_of_one_place_is_beta(shape, run_layer, randomize):
+def test_instance_norm_of_one_position_is_beta(shape, run_layer, randomize):
     layer = InstanceNormalization()
     layer.build(shape)
     randomize(layer)
@@ -57,20 +57,20 @@ def test_instance_of_one_place_is_beta(shape, run_layer, randomize):
     got = run_layer(layer, x, images(1, shape))
     beta = np.broadcast_to(keras.ops.convert_to_numpy(layer.beta), shape)
     np.testing.assert_allclose(got.outputs, beta, rtol=1e-6)
-    np.testing.assert_allclose(got.d_inputs, 0, atol=1e-5)  # of dy·γ/σ, which is about 60
+    np.testing.assert_allclose(got.d_inputs, 0, atol=1e-5)  # where dy·γ/σ is about 60
     np.testing.assert_allclose(got.d_weights["gamma"], 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_large_images_lose_no_digits(offset, run_layer):
-    """Of 12,544 values about 1000, a sum in float32 alone gives a mean off by 1e-3."""
+def test_large_images_lose_no_precision(offset, run_layer):
+    """A plain float32 sum of 12,544 values near 1000 gives a mean that is off by 1e-3."""
     x = offset + images(0, (1, 112, 112, 2))
     got = run_layer(GroupNormalization(2, epsilon=1e-5), x)
     expected = reference(x.astype("f8"), 2, 1.0, 0.0)
     np.testing.assert_allclose(got.outputs, expected, rtol=5e-6, atol=5e-6)
 
 
-def calls_of_compiled() -> int:
+def count_compiled_calls() -> int:
     info = _compiled._graph.cache_info()
     return info.hits + info.misses
 
@@ -83,7 +83,7 @@ def calls_of_compiled() -> int:
     [slow((32, 32, 32, 16)), slow((32, 16, 16, 32)), slow((32, 8, 8, 64)), (32, 9, 9, 32)],
     ids=str,
 )
-def test_compiled_path_of_large_inputs_matches_that_of_single_images(
+def test_compiled_path_of_large_inputs_matches_single_images(
     shape, groups, dtype, run_layer, randomize
 ):
     assert np.prod(shape) >= _compiled.WORTHWHILE
@@ -91,12 +91,12 @@ def test_compiled_path_of_large_inputs_matches_that_of_single_images(
     layer = GroupNormalization(groups, epsilon=1e-5, dtype=dtype)
     layer.build(shape)
     randomize(layer)
-    before = calls_of_compiled()
+    before = count_compiled_calls()
     whole = run_layer(layer, x, upstream)
-    assert calls_of_compiled() == before + 2  # forward, backward
+    assert count_compiled_calls() == before + 2  # forward, backward
     assert np.prod(shape[1:]) < _compiled.WORTHWHILE
     parts = [run_layer(layer, x[i : i + 1], upstream[i : i + 1]) for i in range(32)]
-    assert calls_of_compiled() == before + 2
+    assert count_compiled_calls() == before + 2
     tolerance = 2e-5 if dtype == "float32" else 2e-2
     for field in ("outputs", "d_inputs"):
         expected = np.concatenate([getattr(part, field) for part in parts])
@@ -125,7 +125,7 @@ def test_large_constant_images_give_beta(run_layer):
     ],
     ids=["group", "instance", "layer"],
 )
-def test_equals_kerases_layer(ours, theirs, run_layer, randomize):
+def test_matches_keras_layer(ours, theirs, run_layer, randomize):
     x, upstream = images(), images(1)
     runs = []
     for layer in (ours, theirs()):
@@ -138,7 +138,7 @@ def test_equals_kerases_layer(ours, theirs, run_layer, randomize):
         np.testing.assert_allclose(gradient, runs[1].d_weights[name], atol=2e-5)
 
 
-def test_equals_pytorchs_layer(run_layer):
+def test_matches_pytorch_layer(run_layer):
     torch = pytest.importorskip("torch")
     x = images()
     theirs = torch.nn.GroupNorm(4, 8)(torch.tensor(x.transpose(0, 3, 1, 2)))
@@ -148,14 +148,14 @@ def test_equals_pytorchs_layer(run_layer):
     )
 
 
-# --- what defines them ------------------------------------------------------------------------
+# --- defining properties ----------------------------------------------------------------------
 
 SHARED = {
     "group": GroupNormalization(4, epsilon=0.0),
     "layer": LayerNormalization(epsilon=0.0),
     "instance": InstanceNormalization(epsilon=0.0),
 }
-"""One layer each for all of hypothesis's examples, so that a compiling backend compiles it once."""
+"""One layer each for all Hypothesis examples, so that JAX compiles it once."""
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -189,7 +189,7 @@ def test_order_of_the_groups_does_not_matter(seed, order, run_layer):
     )
 
 
-def test_channels_of_a_group_are_neighbours(run_layer):
+def test_channels_of_a_group_are_adjacent(run_layer):
     x = images()
     changed = x.copy()
     changed[..., 3] *= 7
@@ -201,7 +201,7 @@ def test_channels_of_a_group_are_neighbours(run_layer):
 # --- options ----------------------------------------------------------------------------------
 
 
-def test_channels_per_group_is_another_way_to_say_groups(run_layer):
+def test_channels_per_group_is_equivalent_to_groups(run_layer):
     x = images()
     np.testing.assert_array_equal(
         run_layer(GroupNormalization(channels_per_group=2), x).outputs,
@@ -221,7 +221,7 @@ def test_channels_per_group_is_another_way_to_say_groups(run_layer):
         ({"groups": 2, "epsilon": -1e-5}, "epsilon must be 0 or more"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GroupNormalization(**options).build((None, 4, 4, 8))
 

@@ -14,7 +14,7 @@ def groups_for(channels: int) -> int:
 
 
 def inverse_root(vectors, iterations, epsilon):
-    """Of centred vectors (M, D), by the recursion of algorithm 1 as it is printed."""
+    """The covariance's inverse root for centered vectors (M, D), by algorithm 1 as printed."""
     size = vectors.shape[1]
     covariance = vectors.T @ vectors / len(vectors) + epsilon * np.eye(size)
     scaled = covariance / np.trace(covariance)
@@ -26,9 +26,10 @@ def inverse_root(vectors, iterations, epsilon):
 
 def reference(x, gamma, beta, groups, iterations=5, epsilon=1e-5):
     vectors = x.reshape(-1, x.shape[-1])
-    centred = vectors - vectors.mean(0)
+    centered = vectors - vectors.mean(0)
     whitened = [
-        part @ inverse_root(part, iterations, epsilon) for part in np.split(centred, groups, axis=1)
+        part @ inverse_root(part, iterations, epsilon)
+        for part in np.split(centered, groups, axis=1)
     ]
     return np.concatenate(whitened, axis=1).reshape(x.shape) * gamma + beta
 
@@ -56,8 +57,8 @@ def test_inference(case, check):
 
     def formula(x, gamma, beta):
         vectors = (x - mean.astype("f8")).reshape(-1, groups, case.channels // groups)
-        turned = np.einsum("mgi,gij->mgj", vectors, whitening.astype("f8"))
-        return turned.reshape(x.shape) * gamma + beta
+        rotated = np.einsum("mgi,gij->mgj", vectors, whitening.astype("f8"))
+        return rotated.reshape(x.shape) * gamma + beta
 
     # Each output is a sum of C/G terms, each as large as x.
     check(layer, formula, case, training=False, terms=8)
@@ -75,7 +76,7 @@ def test_many_iterations_whiten(run_layer):
     np.testing.assert_allclose(vectors.T @ vectors / len(vectors), np.eye(6), atol=1e-3)
 
 
-def test_groups_of_one_channel_are_batch_normalization(run_layer):
+def test_groups_of_one_channel_equal_batch_normalization(run_layer):
     x = np.random.default_rng(0).standard_normal((4, 5, 3, 6)).astype(np.float32)
     runs = [
         run_layer(layer, x, x[::-1], training=True)
@@ -109,6 +110,6 @@ def test_moving_statistics_after_several_steps(run_layer):
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         IterativeNormalization(**options).build((None, 4, 4, 6))

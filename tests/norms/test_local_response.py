@@ -29,7 +29,7 @@ OPTIONS = {"k": 0.5, "alpha": 0.05, "beta": 1.3, "n": 3}
 
 
 def test_against_the_formula(case, check):
-    if case.dtype == "float16":  # whose numbers below 6e-5 are not rounded to eps of themselves
+    if case.dtype == "float16":  # below 6e-5 its rounding is not relative
         case = replace(case, distributions=("ordinary", "far", "constant"))
     layer = LocalResponseNormalization(dtype=case.dtype, **OPTIONS)
     check(layer, lambda x: reference(x, **OPTIONS), case)
@@ -49,7 +49,7 @@ def test_options_against_the_formula(options, run_layer):
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow takes long to import"
 )
-def test_equals_tensorflows(run_layer):
+def test_matches_tensorflow(run_layer):
     import tensorflow as tf
 
     x, upstream = images(), images(1)
@@ -63,7 +63,7 @@ def test_equals_tensorflows(run_layer):
     np.testing.assert_allclose(got.d_inputs, gradient.numpy(), atol=5e-6)
 
 
-def test_equals_pytorchs_with_n_times_its_alpha(run_layer):
+def test_matches_pytorch_with_n_times_alpha(run_layer):
     torch = pytest.importorskip("torch")
     x, upstream = images(), images(1)
     theirs = torch.nn.LocalResponseNorm(3, alpha=3 * 0.05, beta=1.3, k=0.5)
@@ -85,7 +85,7 @@ def test_channels_farther_than_half_the_window_have_no_effect(run_layer):
     np.testing.assert_array_equal(np.flatnonzero(moved), [2, 3, 4])
 
 
-def test_no_image_depends_on_another(run_layer):
+def test_images_are_independent(run_layer):
     x = images(shape=(4, 3, 3, 6))
     layer = LocalResponseNormalization(**OPTIONS)
     np.testing.assert_array_equal(run_layer(layer, x).outputs[:2], run_layer(layer, x[:2]).outputs)
@@ -111,6 +111,6 @@ def test_saves_and_loads(tmp_path):
         ({"beta": float("nan")}, "beta must be 0 or more"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LocalResponseNormalization(**options)

@@ -1,4 +1,4 @@
-"""Masks: positions that they leave out are no part of any statistic."""
+"""Masks: masked positions contribute to no statistic."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.norms.test_every_layer import NAMES, make
 
 SHAPE = (4, 6, 8)
 VALID = np.arange(6) < np.array([[6], [3], [1], [4]])
-"""Of 4 sequences the positions before the padding; 14 of 24."""
+"""The positions before the padding of 4 sequences: 14 of 24."""
 GAPS = np.random.default_rng(0).random((4, 3, 5)) < 0.6
-"""Of 4 images the pixels that count."""
+"""The valid pixels of 4 images."""
 EPSILON = 1e-5
 
 INPUTS = [
@@ -51,7 +51,7 @@ def masked_run(layer: Any, x: np.ndarray, mask: np.ndarray, training: bool = Tru
     return run_layer(Masked(layer, mask), x.astype(np.float32), training=training)
 
 
-# --- references, of (N, S, C), float64 or complex -----------------------------------------------
+# --- references on (N, S, C), float64 or complex ------------------------------------------------
 
 
 def mean_of(values: Any, axes: tuple[int, ...], valid: Any = VALID) -> Any:
@@ -121,22 +121,22 @@ def evonorm_s0(x: Any, gamma: Any, beta: Any, v: Any) -> Any:
 
 def evonorm_b0(x: Any, gamma: Any, beta: Any, v: Any) -> Any:
     batch = np.sqrt(variance_of(x, (0, 1)) + EPSILON)
-    own = v * x + np.sqrt(variance_of(x, (1,)) + EPSILON)
-    return x / np.where(np.real(own) > np.real(batch), own, batch) * gamma + beta
+    instance = v * x + np.sqrt(variance_of(x, (1,)) + EPSILON)
+    return x / np.where(np.real(instance) > np.real(batch), instance, batch) * gamma + beta
 
 
 def switchable(x: Any, gamma: Any, beta: Any, mean_logits: Any, variance_logits: Any) -> Any:
     axes = ((1,), (1, 2), (0, 1))
-    w, u = (np.exp(each) / np.exp(each).sum() for each in (mean_logits, variance_logits))
+    w, u = (np.exp(logits) / np.exp(logits).sum() for logits in (mean_logits, variance_logits))
     mean = sum(weight * mean_of(x, over) for weight, over in zip(w, axes, strict=True))
     variance = sum(weight * variance_of(x, over) for weight, over in zip(u, axes, strict=True))
     return (x - mean) / np.sqrt(variance + EPSILON) * gamma + beta
 
 
 def whitening(x: Any, gamma: Any, beta: Any) -> Any:
-    centred = x - mean_of(x, (0, 1))
+    centered = x - mean_of(x, (0, 1))
     whitened = []
-    for part in np.split(centred, 2, axis=-1):
+    for part in np.split(centered, 2, axis=-1):
         vectors = part[VALID]
         sigma = vectors.T @ vectors / len(vectors) + EPSILON * np.eye(4)
         scaled, power = sigma / np.trace(sigma), np.eye(4)
@@ -151,8 +151,8 @@ def min_max(x: Any, gamma: Any, beta: Any, *, axes: tuple[int, ...]) -> Any:
 
     def extreme(sign: int) -> Any:
         keys = np.where(valid, sign * np.real(x), -np.inf)
-        is_it = keys == keys.max(axes, keepdims=True)
-        return (x * is_it).sum(axes, keepdims=True) / is_it.sum(axes, keepdims=True)
+        selected = keys == keys.max(axes, keepdims=True)
+        return (x * selected).sum(axes, keepdims=True) / selected.sum(axes, keepdims=True)
 
     least, most = extreme(-1), extreme(1)
     span = np.where(np.real(most - least) > EPSILON, most - least, EPSILON)
@@ -164,7 +164,7 @@ REFERENCES: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "bn_moments": (norms.MomentsBatchNormalization, {}, by_batch),
     "sync_bn": (norms.SynchronizedBatchNormalization, {}, by_batch),
     "precise_bn": (norms.PreciseBatchNormalization, {}, by_batch),
-    "brn": (norms.BatchRenormalization, {}, by_batch),  # its first step
+    "brn": (norms.BatchRenormalization, {}, by_batch),  # in its first step
     "bn_center": (norms.BatchCentering, {"epsilon": None}, centering),
     "bn_var": (norms.BatchScaling, {}, scaling),
     "ghost_bn": (norms.GhostBatchNormalization, {"virtual_batch": 2}, ghost),
@@ -190,39 +190,39 @@ REFERENCES: dict[str, tuple[Any, dict[str, Any], Any]] = {
         partial(min_max, axes=(1, 2)),
     ),
 }
-UNCENTRED = {"bn_moments", "bn_var", "evonorm_b0", "evonorm_s0", "frn", "frn_learned", "rms"}
-"""Those whose formula, or TensorFlow's for it, has terms in proportion to |mean| / deviation."""
+UNCENTERED = {"bn_moments", "bn_var", "evonorm_b0", "evonorm_s0", "frn", "frn_learned", "rms"}
+"""Normalizations with terms proportional to |mean| / deviation, by formula or in TensorFlow."""
 
 
 QUICK = ("bn", "evonorm_b0", "frn", "gn", "minmax")
-"""Normalizations that JAX, which compiles each, has by default."""
+"""Normalizations tested on JAX, which compiles each one, by default."""
 
 
 @pytest.mark.parametrize("inputs", INPUTS, ids=str)
 @pytest.mark.parametrize("name", slow_except_on_jax(QUICK, REFERENCES))
-def test_statistics_are_those_of_valid_positions(name, inputs, check):
+def test_statistics_cover_valid_positions_only(name, inputs, check):
     kind, options, reference = REFERENCES[name]
     options = {"epsilon": EPSILON, "dtype": inputs.dtype, **options}
     layer = kind(**{key: value for key, value in options.items() if value is not None})
-    if name in UNCENTRED:
+    if name in UNCENTERED:
         inputs = Case(inputs.shape, inputs.dtype)
     check(Masked(layer, VALID), reference, inputs, terms=4.0)
 
 
-# --- as Keras -----------------------------------------------------------------------------------
+# --- against Keras ------------------------------------------------------------------------------
 
 
-def behind_masking(layer: Any) -> Any:
+def after_masking(layer: Any) -> Any:
     return keras.Sequential([keras.Input(SHAPE[1:]), keras.layers.Masking(0.0), layer])
 
 
 @pytest.mark.parametrize("distribution", ["ordinary", "far"])
-def test_batch_normalization_behind_masking_is_that_of_keras(distribution):
+def test_batch_normalization_after_masking_matches_keras(distribution):
     x = np.where(VALID[..., None], Case(SHAPE).inputs(distribution), np.float32(0))
     upstream = np.random.default_rng(2).standard_normal(SHAPE).astype(np.float32)
     runs = []
     for kind in (norms.BatchNormalization, keras.layers.BatchNormalization):
-        model = behind_masking(kind(momentum=0.8, epsilon=EPSILON))
+        model = after_masking(kind(momentum=0.8, epsilon=EPSILON))
         runs.append((run_layer(model, x, upstream, training=True), model))
     (ours, model), (theirs, _) = runs
     valid = ours.outputs[VALID]
@@ -241,8 +241,8 @@ def test_batch_normalization_behind_masking_is_that_of_keras(distribution):
     np.testing.assert_allclose(inference, (x - state["moving_mean"]) / deviation, rtol=1e-5)
 
 
-def test_a_model_with_a_mask_is_saved_and_loaded(tmp_path):
-    model = behind_masking(norms.GroupNormalization(groups=2))
+def test_model_with_a_mask_saves_and_loads(tmp_path):
+    model = after_masking(norms.GroupNormalization(groups=2))
     x = np.where(VALID[..., None], Case(SHAPE).inputs("ordinary"), np.float32(0))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -251,36 +251,36 @@ def test_a_model_with_a_mask_is_saved_and_loaded(tmp_path):
 
 # --- every normalization ------------------------------------------------------------------------
 
-TAKING = [name for name in NAMES if not name.endswith("_tfa")]
+MASKABLE = [name for name in NAMES if not name.endswith("_tfa")]
 STATEFUL = [name for name in REFERENCES if hasattr(REFERENCES[name][0], "update_average")]
 assert len(STATEFUL) > 8
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", slow_except_on_jax(("bn", "gn", "lrn"), TAKING))
-def test_what_is_in_the_padding_changes_no_valid_output(name, training):
+@pytest.mark.parametrize("name", slow_except_on_jax(("bn", "gn", "lrn"), MASKABLE))
+def test_padding_does_not_change_valid_outputs(name, training):
     random = np.random.default_rng(3)
     shape = (*GAPS.shape, 16)
     x = random.standard_normal(shape)
     other = np.where(GAPS[..., None], x, 7 + 9 * random.standard_normal(shape))
     options = {"virtual_batch": 2} if name == "ghost_bn" else {}
-    found = []
+    runs = []
     for values in (x, other):
         layer = make(name) if not options else norms.GhostBatchNormalization(**options)
         layer.build(shape)
         if "mask" in signature(layer.call).parameters:
-            found.append(masked_run(layer, values, GAPS, training))
-        else:  # looks at one position at a time
+            runs.append(masked_run(layer, values, GAPS, training))
+        else:  # normalizes each position by itself
             assert layer.supports_masking
-            found.append(run_layer(layer, values.astype(np.float32), training=training))
-    one, two = found
-    np.testing.assert_allclose(one.outputs[GAPS], two.outputs[GAPS], atol=1e-6)
-    for key, value in one.state.items():
-        np.testing.assert_allclose(value, two.state[key], atol=1e-6)
+            runs.append(run_layer(layer, values.astype(np.float32), training=training))
+    first, second = runs
+    np.testing.assert_allclose(first.outputs[GAPS], second.outputs[GAPS], atol=1e-6)
+    for key, value in first.state.items():
+        np.testing.assert_allclose(value, second.state[key], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax(("bn", "brn"), STATEFUL))
-def test_moving_statistics_are_those_of_the_valid_positions_alone(name):
+def test_moving_statistics_cover_valid_positions_only(name):
     if name == "ghost_bn":
         pytest.skip("its virtual batches are not those of the valid positions alone")
     kind, options, _ = REFERENCES[name]
@@ -294,7 +294,7 @@ def test_moving_statistics_are_those_of_the_valid_positions_alone(name):
         np.testing.assert_allclose(state_of(masked)[key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_virtual_batches_of_padding_alone_are_passed_over():
+def test_virtual_batches_of_only_padding_are_ignored():
     x = Case(SHAPE).inputs("ordinary")
     mask = VALID & (np.arange(4) >= 2)[:, None]
     masked, alone = (norms.GhostBatchNormalization(virtual_batch=2) for _ in range(2))
@@ -306,8 +306,8 @@ def test_virtual_batches_of_padding_alone_are_passed_over():
         np.testing.assert_allclose(state_of(masked)[key], value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, TAKING))
-def test_a_batch_of_padding_alone_is_finite_and_changes_no_state(name):
+@pytest.mark.parametrize("name", slow_except_on_jax(QUICK, MASKABLE))
+def test_batch_of_only_padding_is_finite_and_changes_no_state(name):
     layer = make(name)
     shape = (16, 3, 16)
     layer.build(shape)
@@ -318,12 +318,12 @@ def test_a_batch_of_padding_alone_is_finite_and_changes_no_state(name):
     for values in (got.outputs, got.d_inputs, *got.d_weights.values()):
         assert np.isfinite(values).all()
     for key, value in before.items():
-        if name != "bn_keras":  # Keras's own moves its averages towards 0
+        if name != "bn_keras":  # Keras's layer moves its averages toward 0
             np.testing.assert_array_equal(state_of(layer)[key], value)
 
 
 @pytest.mark.parametrize("name", ["pn", "dyt", "lrn"])
-def test_layers_of_single_positions_pass_the_mask_on(name):
+def test_layers_of_single_positions_propagate_the_mask(name):
     x = keras.ops.convert_to_tensor(np.where(VALID[..., None], np.ones(SHAPE), 0))
     outputs = make(name)(keras.layers.Masking(0.0)(x))
     np.testing.assert_array_equal(outputs._keras_mask, VALID)
@@ -332,7 +332,7 @@ def test_layers_of_single_positions_pass_the_mask_on(name):
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_mask_of_the_wrong_shape_is_refused():
     layer = norms.LayerNormalization(name="ln")
     x = keras.ops.ones((4, 6, 8))
     for shape in ((4, 6, 8), (4,), (4, 5)):
@@ -340,20 +340,20 @@ def test_a_mask_of_another_shape_is_refused():
             layer(x, mask=keras.ops.ones(shape, "bool"))
 
 
-def test_a_layer_that_cannot_leave_positions_out_refuses_a_mask():
+def test_layer_that_cannot_exclude_positions_refuses_a_mask():
     layer = norms.FlatteningMinMaxNormalization(name="flattening")
     assert not layer.supports_masking
     with pytest.raises(ValueError, match="flattening takes its statistics over all positions"):
         layer(keras.ops.ones((4, 8)), mask=keras.ops.ones((4,), "bool"))
 
 
-def test_a_layer_of_ones_own_without_a_mask_does_not_claim_to_support_it():
+def test_custom_layer_without_mask_argument_does_not_support_masking():
     from normbench.norms.base import ChannelAffine
 
-    class Own(ChannelAffine):
+    class Custom(ChannelAffine):
         computed_over = "space"
 
         def call(self, inputs: Any) -> Any:
             return inputs
 
-    assert not Own(epsilon=0.0, center=True, scale=True).supports_masking
+    assert not Custom(epsilon=0.0, center=True, scale=True).supports_masking

@@ -1,4 +1,4 @@
-"""A network's ``Norm``: what it makes, and where."""
+"""A network's ``Norm``: the layers that it makes at each place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build(*overrides: str, config_dir: Path | None = None) -> keras.Model:
     return build_model(config, SHAPE, classes=10)
 
 
-def test_a_norm_normalizes_and_convolves_as_it_is_told() -> None:
+def test_norm_makes_the_layers_of_each_place() -> None:
     norm = Norm(
         BatchNormalization, WeightStandardization, {"mid": None, "head": LayerNormalization}
     )
@@ -46,7 +46,7 @@ def test_a_norm_normalizes_and_convolves_as_it_is_told() -> None:
     assert norm.normalizes("post")
     conv = norm.conv(4, 3, place="post", name="b")
     assert isinstance(conv, ParametrizedConv2D)
-    assert not conv.use_bias  # what follows takes any bias away
+    assert not conv.use_bias  # the normalization that follows cancels any bias
     assert norm.conv(4, 3, place="mid", name="c").use_bias
     assert norm.conv(4, 3, place=None, name="d").use_bias
     assert not norm.conv(4, 3, place=None, name="e", use_bias=False).use_bias
@@ -63,7 +63,7 @@ def test_unknown_places_are_refused() -> None:
         Norm(None)(keras.Input(SHAPE), "stam", "a")
 
 
-def test_a_place_that_the_network_lacks_is_refused() -> None:
+def test_place_missing_from_the_network_is_refused() -> None:
     norm = Norm(BatchNormalization, places={"pre": None})
     resnet_small.build(norm, SHAPE, 10, depth=8, width=8)
     with pytest.raises(ValueError, match=r"never normalizes at the place 'pre' \(it does at: stem"):
@@ -72,7 +72,7 @@ def test_a_place_that_the_network_lacks_is_refused() -> None:
         build("norm=xbn", "norm.place=pre")
 
 
-def test_xbn_has_its_batch_free_normalization_in_the_middle_of_each_block() -> None:
+def test_xbn_puts_its_batch_free_normalization_at_mid_by_default() -> None:
     model = build("norm=xbn")
     assert layers_at(model, "_norm1") == {"GroupNormalization"}
     assert layers_at(model, "_norm2") == {"BatchNormalization"}
@@ -82,7 +82,7 @@ def test_xbn_has_its_batch_free_normalization_in_the_middle_of_each_block() -> N
     assert layers_at(model, "_norm2") == {"LayerNormalization"}
 
 
-def test_a_map_of_places_is_built(tmp_path: Path) -> None:
+def test_config_with_places_builds(tmp_path: Path) -> None:
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "mixed.yaml").write_text(
         "defaults: [bn]\nplaces: {mid: {norm: gn, groups: 2}, shortcut: none}\n"
@@ -98,19 +98,19 @@ def test_a_map_of_places_is_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax(["gn_ws", "xbn"], group_options()["norm"]))
-def test_every_norm_file_builds_and_holds_just_its_layers_options(name: str) -> None:
+def test_every_norm_file_builds_and_lists_exactly_its_options(name: str) -> None:
     spec = compose([f"norm={name}"]).norm
     assert isinstance(make_norm(spec), Norm)
     if spec["_target_"] is not None:
         layer = target(spec["_target_"])
         options = options_of(spec, "weight", "place", "bfn", "places")
-        # An axis of the caller's own program is nothing that a run could choose.
+        # axis_name refers to the caller's own program; a run cannot choose it.
         assert set(options) == set(parameters_of(layer)) - {"axis_name"}
         layer(**options)
 
 
 @pytest.mark.parametrize("name", slow_except_on_jax(["ws"], group_options()["norm/weight"]))
-def test_every_weight_file_builds_and_holds_just_its_options(name: str) -> None:
+def test_every_weight_file_builds_and_lists_exactly_its_options(name: str) -> None:
     spec = compose([f"norm/weight={name}"]).norm["weight"]
     if spec["_target_"] is None:
         assert name == "none"
@@ -121,7 +121,7 @@ def test_every_weight_file_builds_and_holds_just_its_options(name: str) -> None:
     assert isinstance(model.get_layer("stem_conv"), ParametrizedConv2D)
 
 
-def test_options_that_a_layer_does_not_take_are_refused() -> None:
+def test_unknown_layer_options_are_refused() -> None:
     spec = compose(["norm=gn"]).norm
     with pytest.raises(UserError, match="unknown option of norm=gn 'group': did you mean 'groups'"):
         make_norm({**spec, "group": 4})
@@ -158,7 +158,7 @@ class Halved(GroupNormalization):
 '''
 
 
-def test_a_normalization_from_outside_the_package(
+def test_normalization_from_outside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_norms.py").write_text(OUTSIDE)
@@ -194,7 +194,7 @@ class Times(WeightParametrization):
 """
 
 
-def test_a_weight_parametrization_from_outside_the_package(
+def test_weight_parametrization_from_outside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_weights.py").write_text(OUTSIDE_WEIGHT)

@@ -21,7 +21,7 @@ def test_outputs_and_gradients(case, check):
     check(PositionalNormalization(epsilon=1e-5, dtype=case.dtype), reference, case)
 
 
-def test_equals_kerases_layer_normalization(run_layer, randomize):
+def test_matches_keras_layer_normalization(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     runs = []
     for layer in (PositionalNormalization(1e-3), keras.layers.LayerNormalization(epsilon=1e-3)):
@@ -32,7 +32,7 @@ def test_equals_kerases_layer_normalization(run_layer, randomize):
     np.testing.assert_allclose(runs[0].d_weights["gamma"], runs[1].d_weights["gamma"], atol=2e-5)
 
 
-def test_equals_pytorchs_layer_norm(run_layer):
+def test_matches_pytorch_layer_norm(run_layer):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     expected = torch.nn.LayerNorm(8)(torch.tensor(x)).detach().numpy()
@@ -42,12 +42,12 @@ def test_equals_pytorchs_layer_norm(run_layer):
 
 
 SHARED = PositionalNormalization(epsilon=0.0)
-"""One layer for all of hypothesis's examples, so that a compiling backend compiles it once."""
+"""One layer for all Hypothesis examples, so that JAX compiles it once."""
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_scale_and_shift_at_each_place_are_cancelled(seed, run_layer):
+def test_scale_and_shift_at_each_position_are_cancelled(seed, run_layer):
     random = np.random.default_rng(seed)
     x = random.standard_normal((2, 5, 3, 8)).astype(np.float32)
     scale = random.uniform(0.5, 2, (2, 5, 3, 1)).astype(np.float32)

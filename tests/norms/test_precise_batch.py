@@ -10,7 +10,7 @@ from normbench.norms import BatchNormalization, PreciseBatchNormalization, recom
 from tests.marks import slow_except_on_jax
 
 
-def parts(sizes: tuple[int, ...], offset: float = 0.0) -> list[np.ndarray]:
+def make_batches(sizes: tuple[int, ...], offset: float = 0.0) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [
         (offset + i + (1 + i) * random.standard_normal((size, 3, 4, 2))).astype(np.float32)
@@ -20,11 +20,11 @@ def parts(sizes: tuple[int, ...], offset: float = 0.0) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("unbiased", slow_except_on_jax([True], [False, True]))
 @pytest.mark.parametrize("offset", slow_except_on_jax([1000.0], [0.0, 1000.0]))
-def test_recomputed_statistics_are_those_of_all_values(unbiased, offset, run_layer):
+def test_recomputed_statistics_are_over_all_values(unbiased, offset, run_layer):
     layer = PreciseBatchNormalization(momentum=0.5, unbiased=unbiased)
-    run_layer(layer, parts((4,))[0], training=True)  # moving averages that must leave no trace
+    run_layer(layer, make_batches((4,))[0], training=True)  # moving averages, to be discarded
     layer.begin()
-    batches = parts((4, 4, 2, 5), offset)
+    batches = make_batches((4, 4, 2, 5), offset)
     for batch in batches:
         run_layer(layer, batch, training=True)
     layer.finish()
@@ -38,12 +38,12 @@ def test_recomputed_statistics_are_those_of_all_values(unbiased, offset, run_lay
     )
 
 
-def test_trains_as_batch_normalization_before_and_after(run_layer):
+def test_trains_like_batch_normalization_before_and_after(run_layer):
     precise, plain = (
         kind(momentum=0.8, unbiased=True)
         for kind in (PreciseBatchNormalization, BatchNormalization)
     )
-    batches = parts((4, 4, 4))
+    batches = make_batches((4, 4, 4))
     for batch in batches[:2]:
         runs = [run_layer(layer, batch, batch, training=True) for layer in (precise, plain)]
     np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
@@ -75,17 +75,17 @@ def model_of(kind: type) -> keras.Model:
     )
 
 
-def test_layers_of_a_model_are_found_nested_ones_too():
+def test_recomputed_layers_include_nested_ones():
     names = [layer.name for layer in recomputed_layers(model_of(PreciseBatchNormalization))]
     assert names == ["outer", "inner"]
     assert recomputed_layers(model_of(BatchNormalization)) == []
 
 
 def test_protocol_in_a_compiled_loop():
-    """The road an engine takes: one compiled function over the mini-batches, state inside."""
+    """As an engine does it: one compiled function over the mini-batches, with the state inside."""
     model = model_of(PreciseBatchNormalization)
     layers = recomputed_layers(model)
-    batches = np.stack(parts((4, 4, 4)))
+    batches = np.stack(make_batches((4, 4, 4)))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -27,7 +27,7 @@ def test_at_each_position(case, check):
     check(layer, reference, case)
 
 
-def test_large_inputs_have_the_same_numbers_as_their_parts(run_layer, randomize):
+def test_large_inputs_match_smaller_batches(run_layer, randomize):
     rng = np.random.default_rng(0)
     x, upstream = (rng.standard_normal((16, 32, 32, 16)).astype(np.float32) for _ in range(2))
     layer = RMSNormalization(epsilon=1e-5)
@@ -42,7 +42,7 @@ def test_large_inputs_have_the_same_numbers_as_their_parts(run_layer, randomize)
         np.testing.assert_allclose(gradient, expected, atol=2e-3)
 
 
-def test_equals_kerases_layer_at_each_position(run_layer, randomize):
+def test_matches_keras_layer_at_each_position(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype(np.float32)
     runs = []
     for layer in (
@@ -56,13 +56,13 @@ def test_equals_kerases_layer_at_each_position(run_layer, randomize):
 
 
 SHARED = [RMSNormalization(epsilon=0.0), RMSNormalization(epsilon=0.0, per_position=True)]
-"""One layer each for all of hypothesis's examples, so that a compiling backend compiles it once."""
+"""One layer each for all Hypothesis examples, so that JAX compiles it once."""
 
 
 @pytest.mark.parametrize("layer", SHARED, ids=["image", "position"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), sign=st.sampled_from([1, -1]))
-def test_scale_is_cancelled_and_a_shift_is_not(layer, seed, power, sign, run_layer):
+def test_scale_is_cancelled_but_shift_is_not(layer, seed, power, sign, run_layer):
     x = np.random.default_rng(seed).standard_normal((2, 5, 3, 8)).astype(np.float32)
     plain = run_layer(layer, x).outputs
     scaled = run_layer(layer, x * np.float32(sign * 2.0**power)).outputs

@@ -71,7 +71,7 @@ def test_moving_statistics_after_several_steps(run_layer):
     ("place", "kind"),
     [(0, InstanceNormalization), (1, LayerNormalization), (2, BatchNormalization)],
 )
-def test_a_switch_thrown_is_that_normalization(place, kind, run_layer):
+def test_all_weight_on_one_normalization_equals_it(place, kind, run_layer):
     x = np.random.default_rng(0).standard_normal((3, 5, 7, 4)).astype(np.float32)
     layer = SwitchableNormalization()
     layer.build(x.shape)

@@ -14,7 +14,7 @@ import pytest
 from normbench.norms import BatchNormalization, SynchronizedBatchNormalization
 
 
-def test_on_one_device_it_is_batch_normalization(run_layer, randomize):
+def test_equals_batch_normalization_on_one_device(run_layer, randomize):
     x = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
     runs = []
     for kind in (SynchronizedBatchNormalization, BatchNormalization):
@@ -29,7 +29,7 @@ def test_on_one_device_it_is_batch_normalization(run_layer, randomize):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="for JAX's mapped axes")
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_over_a_mapped_axis_it_is_that_of_the_whole_mini_batch(offset, run_layer, randomize):
+def test_mapped_axis_shares_statistics_of_the_full_mini_batch(offset, run_layer, randomize):
     import jax
 
     x = (offset + np.random.default_rng(0).standard_normal((6, 5, 3, 4))).astype(np.float32)
@@ -144,8 +144,8 @@ MAPPED = """
 
 
 @pytest.mark.slow
-def test_over_devices_it_is_that_of_the_whole_mini_batch():
-    """In a process of its own: a CPU is split into devices only before the backend starts."""
+def test_devices_share_statistics_of_the_full_mini_batch():
+    """Runs in a subprocess: a CPU can be split into devices only before the backend starts."""
     backend = keras.backend.backend()
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MAPPED if backend == "jax" else MIRRORED)],

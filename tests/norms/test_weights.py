@@ -61,7 +61,7 @@ def cwn(k: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def power_iteration(kernel: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One step in each block; u is (blocks, rows). Gives the new u and v (blocks, K)."""
+    """Run one step in each block; u is (blocks, rows). Return the new u, and v (blocks, K)."""
     blocks = kernel.reshape(-1, *u.shape).transpose(1, 2, 0)
     v = np.einsum("brk,br->bk", blocks, u)
     v /= np.linalg.norm(v, axis=1, keepdims=True)
@@ -70,7 +70,7 @@ def power_iteration(kernel: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def reference(name: str, layer: Any, depthwise: bool) -> Callable[..., np.ndarray]:
-    """The map from kernel and gain to the kernel convolved with, statistics of sn held fixed."""
+    """The map from stored kernel and gain to effective kernel, with fixed statistics of SN."""
     if name == "SN":
         (u,) = (np.asarray(w, "f8") for w in layer.non_trainable_weights)
         u, v = power_iteration(np.asarray(layer.kernel, "f8"), u)
@@ -94,26 +94,26 @@ def convolve(x: np.ndarray, kernel: np.ndarray, depthwise: bool) -> np.ndarray:
 
 def difference_gradients(function: Callable[..., float], values: list[np.ndarray]) -> list[Any]:
     """Gradients by central differences."""
-    found = []
-    for place, value in enumerate(values):
+    gradients = []
+    for position, value in enumerate(values):
         gradient = np.zeros_like(value)
         step = 1e-5 * max(1e-3, float(np.abs(value).mean()))
         for index in np.ndindex(value.shape):
             ends = []
             for sign in (1, -1):
-                moved = [each.copy() for each in values]
-                moved[place][index] += sign * step
+                moved = [v.copy() for v in values]
+                moved[position][index] += sign * step
                 ends.append(function(*moved))
             gradient[index] = (ends[0] - ends[1]) / (2 * step)
-        found.append(gradient)
-    return found
+        gradients.append(gradient)
+    return gradients
 
 
 # --- the layers -----------------------------------------------------------------------------------
 
 
 def make(name: str, shape: tuple[int, ...], depthwise: bool, seed: int = 0, **options: Any) -> Any:
-    """A built layer whose kernel and gain are random and as a float64 reference can have them."""
+    """A built layer whose random weights a float64 reference can read without rounding."""
     if name == "ScaledWS":
         options["gamma"] = 1.3
     kind = getattr(norms, f"{name}{'Depthwise' if depthwise else ''}Conv2D")
@@ -135,19 +135,19 @@ def with_gradients(layer: Any, x: np.ndarray, weights: np.ndarray) -> tuple[Any,
         with tf.GradientTape() as tape:
             outputs = layer(x, training=True)
             loss = ops.sum(ops.cast(outputs, "float32") * weights)
-        found = tape.gradient(loss, [each.value for each in layer.trainable_variables])
+        gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
     else:
         import jax
 
-        fixed = [each.value for each in layer.non_trainable_variables]
+        fixed = [v.value for v in layer.non_trainable_variables]
 
         def loss_of(values: Any) -> Any:
             outputs, _ = layer.stateless_call(values, fixed, x, training=True)
             return ops.sum(ops.cast(outputs, "float32") * weights), outputs
 
-        values = [each.value for each in layer.trainable_variables]
-        found, outputs = jax.jit(jax.grad(loss_of, has_aux=True))(values)
-    return np.asarray(ops.cast(outputs, "float32"), "f8"), [np.asarray(g, "f8") for g in found]
+        values = [v.value for v in layer.trainable_variables]
+        gradients, outputs = jax.jit(jax.grad(loss_of, has_aux=True))(values)
+    return np.asarray(ops.cast(outputs, "float32"), "f8"), [np.asarray(g, "f8") for g in gradients]
 
 
 @pytest.mark.parametrize(
@@ -172,17 +172,17 @@ def test_outputs_and_gradients_are_those_of_the_formula(
     numeric = difference_gradients(
         lambda *v: float((convolve(x.astype("f8"), mapped(*v), depthwise) * weights).sum()), values
     )
-    for found, wanted in zip(gradients, numeric, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
+    for gradient, expected in zip(gradients, numeric, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("name", ["WS", "ScaledWS", "CWN"])
-def test_a_mean_far_above_the_deviation_costs_little(name: str, depthwise: bool) -> None:
+def test_large_means_lose_little_precision(name: str, depthwise: bool) -> None:
     layer = make(name, (3, 3, 4, 2), depthwise)
     kernel = np.random.default_rng(2).normal(1e3, 1, layer.kernel.shape).astype("f4")
     layer.kernel.assign(kernel)
-    gains = [np.asarray(each, "f8") for each in layer.trainable_variables[1:]]
+    gains = [np.asarray(v, "f8") for v in layer.trainable_variables[1:]]
     expected = reference(name, layer, depthwise)(kernel.astype("f8"), *gains)
     mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel)))
     np.testing.assert_allclose(mapped, expected, atol=2e-4)
@@ -191,7 +191,7 @@ def test_a_mean_far_above_the_deviation_costs_little(name: str, depthwise: bool)
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles all alike")
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 @pytest.mark.parametrize("shape", [(3, 3, 64, 64), (1, 1, 2048, 32), (3, 3, 7, 600)], ids=str)
-def test_large_kernels_are_standardized_by_what_xla_compiles(
+def test_large_kernels_are_standardized_by_compiled_code(
     shape: tuple[int, ...], mean: float
 ) -> None:
     import tensorflow as tf
@@ -201,19 +201,19 @@ def test_large_kernels_are_standardized_by_what_xla_compiles(
     kernel, dy = (
         matrix(random.normal(m, 1, shape).astype("f4"), depthwise=False) for m in (mean, 0)
     )
-    given = tf.constant(kernel)
+    tensor = tf.constant(kernel)
     before = _compiled._graph.cache_info()
     with tf.GradientTape() as tape:
-        tape.watch(given)
-        y = standardize_filters(given, 1e-5)
-    dw = tape.gradient(y, given, dy)
+        tape.watch(tensor)
+        y = standardize_filters(tensor, 1e-5)
+    dw = tape.gradient(y, tensor, dy)
     after = _compiled._graph.cache_info()
     assert after.hits + after.misses == before.hits + before.misses + 2  # forward, backward
     w, upstream = kernel.astype("f8"), dy.astype("f8")
     inverse = 1 / np.sqrt(w.var(0) + 1e-5)
     expected = (w - w.mean(0)) * inverse
     expected_dw = upstream - upstream.mean(0) - expected * (upstream * expected).mean(0)
-    tolerance = 4e-4 if mean else 2e-6  # of 1000 a rounding is 6e-5
+    tolerance = 4e-4 if mean else 2e-6  # 1000 is rounded to within 6e-5
     np.testing.assert_allclose(y, expected, atol=tolerance)
     np.testing.assert_allclose(dw, expected_dw * inverse, atol=tolerance)
 
@@ -229,11 +229,11 @@ def test_constant_kernels_give_no_nan(name: str, value: float, depthwise: bool) 
     x = np.ones((2, 7, 6, 4), "f4")
     outputs, gradients = with_gradients(layer, x, np.ones((2, 5, 4, 8 if depthwise else 2), "f4"))
     assert np.isfinite(outputs).all()
-    assert all(np.isfinite(each).all() for each in gradients)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_a_deviation_of_a_millionth_is_still_scaled(depthwise: bool) -> None:
+def test_filters_with_deviation_1e_6_are_still_scaled(depthwise: bool) -> None:
     layer = make("WN", (3, 3, 4, 2), depthwise)
     kernel = np.random.default_rng(3).normal(0, 1e-6, layer.kernel.shape).astype("f4")
     mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel)), "f8")
@@ -243,13 +243,13 @@ def test_a_deviation_of_a_millionth_is_still_scaled(depthwise: bool) -> None:
     )
 
 
-# --- what defines each ----------------------------------------------------------------------------
+# --- defining properties --------------------------------------------------------------------------
 
 
-def mapped_by(name: str, kernel: np.ndarray, depthwise: bool = False, **options: Any) -> Any:
+def effective_kernel(name: str, kernel: np.ndarray, depthwise: bool = False, **options: Any) -> Any:
     layer = make(name, kernel.shape, depthwise, **options)
-    found = layer.parametrization(ops.convert_to_tensor(kernel), training=True)
-    return np.asarray(found, "f8")
+    mapped = layer.parametrization(ops.convert_to_tensor(kernel), training=True)
+    return np.asarray(mapped, "f8")
 
 
 kernels = st.builds(
@@ -265,13 +265,13 @@ def test_ws_ignores_shift_and_scale_of_a_filter(
     kernel: np.ndarray, scale: float, shift: float, depthwise: bool
 ) -> None:
     if matrix(kernel, depthwise).var(0).min() < 0.05:
-        return  # there the epsilon is felt
+        return  # epsilon matters there
     for name in ("WS", "ScaledWS", "CWN"):
-        standard = mapped_by(name, kernel, depthwise)
-        moved = mapped_by(name, (kernel * scale + shift).astype("f4"), depthwise)
+        standard = effective_kernel(name, kernel, depthwise)
+        moved = effective_kernel(name, (kernel * scale + shift).astype("f4"), depthwise)
         np.testing.assert_allclose(moved, standard, atol=3e-3 if name == "WS" else 1e-4)
         np.testing.assert_allclose(matrix(standard, depthwise).mean(0), 0, atol=1e-5)
-    filters = matrix(mapped_by("WS", kernel, depthwise), depthwise)
+    filters = matrix(effective_kernel("WS", kernel, depthwise), depthwise)
     np.testing.assert_allclose((filters**2).mean(0), 1, atol=1e-3)
 
 
@@ -279,8 +279,8 @@ def test_ws_ignores_shift_and_scale_of_a_filter(
 @given(kernels, st.floats(0.01, 100))
 def test_wn_and_sn_ignore_the_scale_of_the_kernel(kernel: np.ndarray, scale: float) -> None:
     for name in ("WN", "SN"):
-        scaled = mapped_by(name, (kernel * scale).astype("f4"))
-        np.testing.assert_allclose(scaled, mapped_by(name, kernel), atol=1e-4)
+        scaled = effective_kernel(name, (kernel * scale).astype("f4"))
+        np.testing.assert_allclose(scaled, effective_kernel(name, kernel), atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -288,23 +288,23 @@ def test_sn_divides_by_the_largest_singular_value_of_the_blocks(groups: int) -> 
     layer = norms.SNConv2D(6, 3, groups=groups, iterations=8)
     layer.build((None, 8, 8, 4))
     random = np.random.default_rng(4)
-    # In each block a filter far longer than the others: few steps then do.
+    # One filter per block is far longer than the others, so that few steps suffice.
     lengths = np.array([1, 1, 4, 1, 1, 16], "f4")
     kernel = random.normal(size=layer.kernel.shape).astype("f4") * lengths
-    found = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel), training=True))
+    mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel), training=True))
     blocks = np.split(matrix(kernel.astype("f8"), False), groups, axis=1)
     sigma = max(np.linalg.svd(block, compute_uv=False)[0] for block in blocks)
-    np.testing.assert_allclose(found, kernel / sigma, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(mapped, kernel / sigma, rtol=1e-4, atol=1e-6)
     depthwise = random.normal(size=(3, 3, 4, 2)).astype("f4") * np.array([1, 8], "f4")
     sigma = max(
         np.linalg.svd(depthwise[:, :, c].reshape(9, 2).astype("f8"))[1][0] for c in range(4)
     )
     np.testing.assert_allclose(
-        mapped_by("SN", depthwise, True, iterations=8), depthwise / sigma, rtol=1e-4
+        effective_kernel("SN", depthwise, True, iterations=8), depthwise / sigma, rtol=1e-4
     )
 
 
-def test_sn_moves_u_in_training_alone() -> None:
+def test_sn_updates_u_in_training_only() -> None:
     layer = make("SN", (3, 3, 2, 4), False)
     x = np.ones((1, 5, 5, 2), "f4")
     before = np.asarray(layer.non_trainable_weights[0])
@@ -318,18 +318,18 @@ def test_sn_moves_u_in_training_alone() -> None:
 
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("name", ["WN", "CWN"])
-def test_the_first_gain_gives_the_stored_kernel(name: str, depthwise: bool) -> None:
+def test_initial_gain_gives_the_stored_kernel(name: str, depthwise: bool) -> None:
     kind = getattr(norms, f"{name}{'Depthwise' if depthwise else ''}Conv2D")
     layer = kind(**({} if depthwise else {"filters": 4}), kernel_size=3)
     layer.build((None, 8, 8, 3))
     kernel = np.asarray(layer.kernel, "f8")
     if name == "CWN":
         kernel = kernel - kernel.mean((0, 1) if depthwise else (0, 1, 2))
-    found = np.asarray(layer.parametrization(ops.convert_to_tensor(layer.kernel)))
-    np.testing.assert_allclose(found, kernel, atol=1e-6)
+    mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(layer.kernel)))
+    np.testing.assert_allclose(mapped, kernel, atol=1e-6)
 
 
-def test_scaled_ws_keeps_the_variance_behind_a_relu() -> None:
+def test_scaled_ws_preserves_the_variance_after_a_relu() -> None:
     random = np.random.default_rng(6)
     x = np.maximum(random.normal(size=(16, 8, 8, 64)), 0).astype("f4")
     layer = norms.ScaledWSConv2D(64, 3, gamma=1.7139)
@@ -339,21 +339,21 @@ def test_scaled_ws_keeps_the_variance_behind_a_relu() -> None:
 # --- other libraries ------------------------------------------------------------------------------
 
 
-def test_wn_equals_pytorchs() -> None:
+def test_wn_matches_pytorch() -> None:
     torch = pytest.importorskip("torch")
     layer = make("WN", (3, 3, 2, 4), False)
-    kernel, gain = (np.asarray(each) for each in layer.trainable_variables)
+    kernel, gain = (np.asarray(v) for v in layer.trainable_variables)
     linear = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 4, 3, bias=False))
     stored = linear.parametrizations.weight
     stored.original1.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
     stored.original0.data = torch.tensor(gain.reshape(4, 1, 1, 1))
-    found = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel)))
+    mapped = np.asarray(layer.parametrization(ops.convert_to_tensor(kernel)))
     np.testing.assert_allclose(
-        found, linear.weight.detach().numpy().transpose(2, 3, 1, 0), atol=1e-6
+        mapped, linear.weight.detach().numpy().transpose(2, 3, 1, 0), atol=1e-6
     )
 
 
-def test_sn_equals_pytorchs_once_both_have_converged() -> None:
+def test_sn_matches_pytorch_after_convergence() -> None:
     torch = pytest.importorskip("torch")
     kernel = np.random.default_rng(7).normal(size=(3, 3, 2, 4)).astype("f4")
     conv = torch.nn.Conv2d(2, 4, 3, bias=False)
@@ -361,11 +361,11 @@ def test_sn_equals_pytorchs_once_both_have_converged() -> None:
     normed = torch.nn.utils.parametrizations.spectral_norm(conv, n_power_iterations=200)
     wanted = normed.weight.detach().numpy().transpose(2, 3, 1, 0)
     np.testing.assert_allclose(
-        mapped_by("SN", kernel, iterations=100), wanted, rtol=1e-4, atol=1e-6
+        effective_kernel("SN", kernel, iterations=100), wanted, rtol=1e-4, atol=1e-6
     )
 
 
-def test_sn_divides_as_keras_does_in_one_step() -> None:
+def test_sn_matches_keras_after_one_step() -> None:
     ours = make("SN", (3, 3, 2, 4), False)
     kernel = np.asarray(ours.kernel)
     inner = keras.layers.Conv2D(4, 3, use_bias=False)
@@ -374,9 +374,9 @@ def test_sn_divides_as_keras_does_in_one_step() -> None:
     inner.kernel.assign(kernel)
     theirs.vector_u.assign(np.asarray(ours.non_trainable_weights[0]))
     theirs(np.ones((1, 6, 6, 2), "f4"), training=True)
-    found = np.asarray(ours.parametrization(ops.convert_to_tensor(kernel), training=True))
-    np.testing.assert_allclose(found, np.asarray(inner.kernel), rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(np.asarray(ours.kernel), kernel)  # and Keras's is overwritten
+    mapped = np.asarray(ours.parametrization(ops.convert_to_tensor(kernel), training=True))
+    np.testing.assert_allclose(mapped, np.asarray(inner.kernel), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(np.asarray(ours.kernel), kernel)  # Keras overwrites its own
 
 
 # --- as layers ------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def test_sn_divides_as_keras_does_in_one_step() -> None:
 
 @pytest.mark.parametrize("depthwise", slow_except_on_jax([True], [False, True]))
 @pytest.mark.parametrize("name", slow_except_on_jax(["SN", "WS"], [*NAMES, "WSAssign"]))
-def test_a_saved_model_is_loaded_again(name: str, depthwise: bool, tmp_path: Path) -> None:
+def test_saves_and_loads(name: str, depthwise: bool, tmp_path: Path) -> None:
     kind = getattr(norms, f"{name}{'Depthwise' if depthwise else ''}Conv2D")
     layer = kind(**({} if depthwise else {"filters": 6}), kernel_size=3, strides=2, padding="same")
     model = keras.Sequential([keras.Input((5, 6, 4)), layer])
@@ -398,7 +398,7 @@ def test_a_saved_model_is_loaded_again(name: str, depthwise: bool, tmp_path: Pat
     np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
 
 
-def test_options_of_a_public_layer_are_those_of_its_parametrization() -> None:
+def test_public_layers_take_the_options_of_their_parametrization() -> None:
     layer = norms.SNConv2D(4, 3, iterations=3)
     assert layer.parametrization.iterations == 3
     assert norms.SNConv2D.from_config(layer.get_config()).parametrization.iterations == 3
@@ -410,17 +410,17 @@ def test_options_of_a_public_layer_are_those_of_its_parametrization() -> None:
         norms.WSConv2D(4, 3, parametrization=norms.WeightStandardization())
 
 
-def test_bias_and_activation_are_as_keras_has_them() -> None:
+def test_bias_and_activation_match_keras() -> None:
     x = np.random.default_rng(9).normal(size=(1, 6, 6, 2)).astype("f4")
     layer = norms.WSConv2D(4, 3, activation="relu", bias_initializer="ones")
-    found = np.asarray(layer(x))
+    outputs = np.asarray(layer(x))
     plain = keras.layers.Conv2D(4, 3, activation="relu", bias_initializer="ones")
     plain.build(x.shape)
     plain.kernel.assign(layer.parametrization(ops.convert_to_tensor(layer.kernel)))
-    np.testing.assert_allclose(found, np.asarray(plain(x)), atol=1e-6)
+    np.testing.assert_allclose(outputs, np.asarray(plain(x)), atol=1e-6)
 
 
-def test_what_cannot_be_normalized_is_refused() -> None:
+def test_invalid_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="filters of one weight each"):
         norms.WSConv2D(4, 1).build((None, 8, 8, 1))
     with pytest.raises(ValueError, match="filters of one weight each"):

@@ -1,4 +1,4 @@
-"""TensorFlow's own ways to Batch Normalization: equal to ours where the digits allow it."""
+"""TensorFlow's own Batch Normalizations match ours as far as their precision allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def images(offset: float = 0.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_and_inference_are_ours(kind, run_layer):
+def test_training_and_inference_match_ours(kind, run_layer):
     x = images()
     upstream = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
     ours = BatchNormalization(momentum=0.9, epsilon=1e-3)
@@ -33,7 +33,7 @@ def test_training_and_inference_are_ours(kind, run_layer):
     np.testing.assert_allclose(run_layer(theirs, x).outputs, run_layer(ours, x).outputs, atol=1e-5)
 
 
-def test_tf_nn_loses_digits_where_the_mean_is_large_and_ours_does_not(run_layer):
+def test_tf_nn_loses_precision_at_large_means_and_ours_does_not(run_layer):
     x = images(offset=1e4)
     exact = x.astype("f8")
     expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-3)

@@ -19,12 +19,12 @@ EPSILON = 1e-3
 
 
 def images(seed: int = 0, shape: tuple[int, ...] = (3, 4, 5, 4)) -> np.ndarray:
-    """Random images with no value twice."""
+    """Random images without repeated values."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def extreme(x, axes, largest):
-    """The minimum or maximum of real or complex arrays, as the mean of all the values it has."""
+    """The minimum or maximum of a real or complex array, as the mean of all tied values."""
     pick = np.max if largest else np.min
     is_it = x.real == pick(x.real, axis=axes, keepdims=True)
     return (x * is_it).sum(axis=axes, keepdims=True) / is_it.sum(axis=axes, keepdims=True)
@@ -69,7 +69,7 @@ def test_max_first(case, check):
     def wrong(x):
         return (x - extreme(x, axes, False)) / at_least(extreme(x, axes, True))
 
-    # ∂y/∂M is y/M: where M is near 0, far more than dy over the deviation.
+    # ∂y/∂M is y/M: where M is near 0, far larger than dy over the deviation.
     check(MaxFirstMinMaxNormalization(dtype=case.dtype), wrong, case)
 
 
@@ -88,13 +88,13 @@ LAYERS = {
     "channel": (ChannelMinMaxNormalization(), (0, 1, 2)),
     "image": (ImageMinMaxNormalization(), (1, 2, 3)),
 }
-"""One layer each for several tests, so that a compiling backend compiles it once, with its axes."""
+"""Layers with their axes, shared by several tests so that JAX compiles each once."""
 
 WRONG = MaxFirstMinMaxNormalization()
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_those_of_finite_differences(name, run_layer):
+def test_gradients_match_finite_differences(name, run_layer):
     """Without ties min and max are differentiable, and no convention is needed."""
     layer, axes = LAYERS[name]
     x, upstream = images(), images(1)
@@ -111,7 +111,7 @@ def test_gradients_are_those_of_finite_differences(name, run_layer):
     np.testing.assert_allclose(run_layer(layer, x, upstream).d_inputs, gradient, atol=1e-5)
 
 
-def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(run_layer):
+def test_ties_share_the_gradient_like_reduce_min_and_reduce_max(run_layer):
     x = np.array([0, 0, 1, 2, 4, 4, 4, 3], np.float32).reshape(1, 2, 2, 2)
     upstream = images(0, x.shape)
 
@@ -126,7 +126,7 @@ def test_ties_share_the_gradient_as_reduce_min_and_reduce_max_do(run_layer):
     np.testing.assert_allclose(got.d_inputs, plain.d_inputs, atol=1e-6)
 
 
-# --- what defines them ------------------------------------------------------------------------
+# --- defining properties ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -140,7 +140,7 @@ def test_reaches_exactly_0_and_1(name, offset, run_layer):
     np.testing.assert_allclose(again, outputs, atol=5e-4 if offset else 1e-6)
 
 
-def test_the_maximum_taken_first_does_not_reach_1(run_layer):
+def test_taking_the_maximum_first_does_not_reach_1(run_layer):
     x = images() + 1000
     low, high = x.min(axis=(0, 1, 2)), x.max(axis=(0, 1, 2))
     got = run_layer(WRONG, x).outputs.max(axis=(0, 1, 2))
@@ -162,13 +162,13 @@ def test_constant_input_gives_0_and_finite_gradients(layer, value, run_layer):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_over_the_batch_an_image_depends_on_its_neighbours_in_inference_too(training, run_layer):
+def test_images_affect_each_other_in_inference_if_over_the_batch(training, run_layer):
     x = images()
-    neighbours = x.copy()
-    neighbours[1:] *= 3
+    changed = x.copy()
+    changed[1:] *= 3
 
     def change(layer):
-        outputs = [run_layer(layer, each, training=training).outputs[0] for each in (x, neighbours)]
+        outputs = [run_layer(layer, batch, training=training).outputs[0] for batch in (x, changed)]
         return np.abs(outputs[0] - outputs[1]).max()
 
     assert change(LAYERS["whole"][0]) > 0.05
@@ -181,7 +181,7 @@ def test_over_the_batch_an_image_depends_on_its_neighbours_in_inference_too(trai
 
 
 @pytest.mark.parametrize("shape", [(None, 4, 5, 8), (None, None, None, 8), (None, 1, 2, 8)])
-def test_a_reshape_that_loses_the_batch_axis_is_refused(shape):
+def test_reshape_that_loses_the_batch_axis_is_refused(shape):
     with pytest.raises(
         ValueError, match="folds the positions of an image into the batch axis"
     ) as e:
@@ -190,7 +190,7 @@ def test_a_reshape_that_loses_the_batch_axis_is_refused(shape):
     assert "\n" not in str(e.value)
 
 
-def test_the_reshape_does_no_harm_where_an_image_has_one_place():
+def test_reshape_is_harmless_for_images_of_one_position():
     x = images(shape=(5, 1, 1, 4))
     inputs = keras.Input((1, 1, 4))
     model = keras.Model(inputs, FlatteningMinMaxNormalization()(inputs))
@@ -221,7 +221,7 @@ def test_saves_and_loads(layer, tmp_path, randomize):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.layers[1].get_config() == layer.get_config()
-    outputs = [keras.ops.convert_to_numpy(each(images())) for each in (loaded, model)]
+    outputs = [keras.ops.convert_to_numpy(m(images())) for m in (loaded, model)]
     np.testing.assert_array_equal(*outputs)
 
 
@@ -235,6 +235,6 @@ def test_saves_and_loads(layer, tmp_path, randomize):
         ({"epsilon": -1.0}, "epsilon must be 0 or more"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MinMaxNormalization(**options)

@@ -43,7 +43,7 @@ def small(layer) -> keras.layers.Layer:
 
 @pytest.mark.usefixtures("addons")
 @pytest.mark.parametrize(("groups", "epsilon"), [(4, 1e-3), (4, 1e-5), (1, 1e-3), (8, 1e-3)])
-def test_group_equals_kerases_to_the_last_bit(groups, epsilon, run_layer, randomize):
+def test_group_matches_keras_to_the_last_bit(groups, epsilon, run_layer, randomize):
     x, upstream = 3 * images() + 1, images(1)
     runs = []
     for make in (TfaGroupNormalization, keras.layers.GroupNormalization):
@@ -59,7 +59,7 @@ def test_group_equals_kerases_to_the_last_bit(groups, epsilon, run_layer, random
 
 
 @pytest.mark.usefixtures("addons")
-def test_instance_equals_kerases_to_the_last_bit(run_layer, randomize):
+def test_instance_matches_keras_to_the_last_bit(run_layer, randomize):
     runs = []
     for layer in (TfaInstanceNormalization(), keras.layers.GroupNormalization(groups=-1)):
         layer.build(SHAPE)
@@ -110,7 +110,7 @@ def test_half_precision_is_computed_in_float32(layer, dtype, run_layer):
 
 @pytest.mark.usefixtures("addons")
 @pytest.mark.parametrize("layer", LAYERS)
-def test_trains_saves_and_loads_in_a_model_of_keras_3(layer, tmp_path):
+def test_trains_saves_and_loads_in_a_keras_3_model(layer, tmp_path):
     inputs = keras.Input(SHAPE[1:])
     x = small(layer)(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalMaxPooling2D()(x)))
@@ -125,12 +125,12 @@ def test_trains_saves_and_loads_in_a_model_of_keras_3(layer, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.layers[1].get_config() == model.layers[1].get_config()
-    outputs = [keras.ops.convert_to_numpy(each(images())) for each in (loaded, model)]
+    outputs = [keras.ops.convert_to_numpy(m(images())) for m in (loaded, model)]
     np.testing.assert_array_equal(*outputs)
 
 
 @pytest.mark.usefixtures("addons")
-def test_keras_3_stays_whole():
+def test_keras_3_is_left_intact():
     import tensorflow as tf
 
     small(TfaGroupNormalization).build(SHAPE)
@@ -144,19 +144,19 @@ def test_keras_3_stays_whole():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_missing_addons_are_told_in_one_line(layer, monkeypatch):
+def test_missing_addons_are_reported_in_one_line(layer, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
-    made = small(layer)  # which alone needs nothing
+    unbuilt = small(layer)  # needs no addons until it is built
     with pytest.raises(MissingAddons, match=r"tensorflow-addons, which is not installed") as error:
-        made.build(SHAPE)
+        unbuilt.build(SHAPE)
     assert "pip install 'normbench[tfa]'" in str(error.value)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, NormbenchError)
     assert isinstance(error.value, ImportError)
 
 
-def test_a_python_that_it_has_no_release_for_is_named(monkeypatch):
+def test_unsupported_python_version_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     monkeypatch.setattr(sys, "version_info", (3, 13, 1))
@@ -165,7 +165,7 @@ def test_a_python_that_it_has_no_release_for_is_named(monkeypatch):
 
 
 @pytest.mark.usefixtures("addons")
-def test_a_missing_keras_2_is_named(monkeypatch):
+def test_missing_keras_2_is_named(monkeypatch):
     from normbench.norms.study import tfa
 
     tfa._executed.cache_clear()
@@ -175,7 +175,7 @@ def test_a_missing_keras_2_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_another_backend_is_refused(layer, monkeypatch):
+def test_other_backends_are_refused(layer, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(MissingAddons, match="needs the TensorFlow backend, not 'jax'"):
         small(layer).build(SHAPE)
@@ -190,7 +190,7 @@ def test_another_backend_is_refused(layer, monkeypatch):
         (TfaFilterResponseNormalization(), (None, 8), "known H, W and C"),
     ],
 )
-def test_impossible_shapes_are_refused(layer, shape, message, request):
+def test_invalid_shapes_are_refused(layer, shape, message, request):
     if "groups" in message:
         request.getfixturevalue("addons")
     with pytest.raises(ValueError, match=message):
@@ -198,6 +198,6 @@ def test_impossible_shapes_are_refused(layer, shape, message, request):
 
 
 @pytest.mark.parametrize("groups", [0, -1, 2.0])
-def test_impossible_groups_are_refused(groups):
+def test_invalid_groups_are_refused(groups):
     with pytest.raises(ValueError, match="groups must be a whole number of at least 1"):
         TfaGroupNormalization(groups)

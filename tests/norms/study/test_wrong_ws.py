@@ -1,4 +1,4 @@
-"""What the two wrong ways to standardize weights do, measured."""
+"""Measured effects of two wrong ways to standardize weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def kernel_gradient(layer: Any, loss_of_kernel: Any) -> np.ndarray:
 
 
 def standardized(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
-    """The answer's formula, of each filter, in float64."""
+    """Standardize each filter by the answer's formula, in float64."""
     axes = (0, 1) if depthwise else (0, 1, 2)
     fan_in = np.prod([kernel.shape[axis] for axis in axes])
     scale = 1 / np.sqrt(np.maximum(kernel.var(axes) * fan_in, 1e-4))
@@ -52,7 +52,7 @@ def standardized(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("returns", slow_except_on_jax(["sum"], ["sum", "nothing"]))
 @pytest.mark.parametrize(("shape", "depthwise"), SHAPES)
-def test_as_a_regularizer_it_standardizes_nothing(
+def test_regularizer_does_not_standardize_weights(
     shape: tuple[int, ...], depthwise: bool, returns: str
 ) -> None:
     layer = layer_of(norms.WSAsRegularizer(returns=returns), shape, depthwise)
@@ -66,12 +66,12 @@ def test_as_a_regularizer_it_standardizes_nothing(
     np.testing.assert_array_equal(mapped, kernel)
 
 
-def test_a_constant_filter_gives_the_regularizer_no_nan() -> None:
+def test_regularizer_of_a_constant_filter_is_finite() -> None:
     layer = layer_of(norms.WSAsRegularizer(), (1, 1, 1, 4), False)
     assert np.isfinite(kernel_gradient(layer, layer.kernel.regularizer)).all()
 
 
-def test_the_regularizer_serves_a_plain_convolution(tmp_path: Path) -> None:
+def test_regularizer_works_on_a_plain_convolution(tmp_path: Path) -> None:
     layer = keras.layers.Conv2D(4, 3, kernel_regularizer=norms.WSRegularizer(epsilon=1e-4))
     model = keras.Sequential([keras.Input((6, 6, 2)), layer])
     model.save(tmp_path / "model.keras")
@@ -81,7 +81,7 @@ def test_the_regularizer_serves_a_plain_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("shape", "depthwise"), SHAPES)
-def test_assigned_standardization_is_out_of_the_gradient(
+def test_assigned_standardization_is_not_part_of_the_gradient(
     shape: tuple[int, ...], depthwise: bool
 ) -> None:
     layer = layer_of(norms.WSAssign(), shape, depthwise)
@@ -92,7 +92,7 @@ def test_assigned_standardization_is_out_of_the_gradient(
     np.testing.assert_allclose(mapped, standardized(kernel.astype("f8"), depthwise), atol=1e-6)
     gradient = kernel_gradient(layer, lambda k: ops.sum(layer.parametrization(k) * weights))
     np.testing.assert_allclose(gradient, weights, atol=1e-6)
-    # Standardized in the forward pass, it would have no part along shift or scale of a filter.
+    # Standardizing in the forward pass leaves no gradient along a filter's shift or scale.
     right = layer_of(norms.WeightStandardization(), shape, depthwise)
     right.kernel.assign(kernel)
     gradient = kernel_gradient(right, lambda k: ops.sum(right.parametrization(k) * weights))
@@ -107,9 +107,11 @@ def test_assigned_standardization_is_out_of_the_gradient(
 def test_training_follows_the_answer_step_by_step(
     shape: tuple[int, ...], depthwise: bool, size: float
 ) -> None:
-    # At size 1e-6 the epsilon is felt, and how often a kernel is standardized shows.
+    # At size 1e-6 epsilon matters, and so does how often a kernel is standardized.
     first = (np.random.default_rng(3).normal(0.1, 1, shape) * size).astype("f4")
-    options = {"depthwise_initializer" if depthwise else "kernel_initializer": given(first)}
+    options = {
+        "depthwise_initializer" if depthwise else "kernel_initializer": constant_initializer(first)
+    }
     layer = layer_of(norms.WSAssign(), shape, depthwise, **options)
     optimizer = keras.optimizers.SGD(0.1 * size)
     stored = first.astype("f8")
@@ -127,11 +129,11 @@ def test_training_follows_the_answer_step_by_step(
     )
 
 
-def given(values: np.ndarray) -> Any:
+def constant_initializer(values: np.ndarray) -> Any:
     return lambda shape, dtype=None: ops.convert_to_tensor(values, dtype=dtype)
 
 
-def test_what_would_be_replaced_is_refused() -> None:
+def test_arguments_that_would_be_replaced_are_refused() -> None:
     with pytest.raises(ValueError, match="has a kernel regularizer"):
         layer_of(norms.WSAsRegularizer(), (3, 3, 2, 4), False, kernel_regularizer="l2")
     with pytest.raises(ValueError, match="has a kernel constraint"):
