@@ -22,7 +22,7 @@ FAKE = Path(__file__).with_name("fakeengine.py")
 
 @pytest.fixture
 def run_killed(tmp_store):
-    """Run a command that is killed in its midst, and wait for its workers."""
+    """Run a command that is killed midway, and wait until its workers have ended."""
 
     def run(command, environment):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -30,7 +30,7 @@ def run_killed(tmp_store):
         end = time.monotonic() + 60
         while any(run.status == "running" for run in Store(tmp_store).runs()):
             assert time.monotonic() < end
-            time.sleep(0.05)  # its workers end by themselves
+            time.sleep(0.05)  # workers end on their own
 
     return run
 
@@ -59,7 +59,7 @@ def grid(tmp_store):
 
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
-    """Have workers run the fake engine; return a function that sets a fault of a run."""
+    """Have workers run the fake engine; return a function that injects a fault into a run."""
     folder = tmp_path / "faults"
     folder.mkdir()
     monkeypatch.setattr(pool, "WORKER", [str(FAKE)])

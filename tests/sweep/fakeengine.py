@@ -1,14 +1,14 @@
-"""The engine with a few NumPy numbers for a network: all but the framework is the real code.
+"""The engine with a few NumPy numbers for a network: everything but the framework is the real code.
 
-``install()`` puts it in the place of Keras in this process. A run's weights follow from its seed,
-its learning rates and its steps alone, so that what a killed and resumed run ends with can be
-compared with what it should.
+``install()`` replaces Keras with it in this process. A run's weights depend only on its seed, its
+learning rates and its steps, so the result of a killed and resumed run can be compared with that of
+an undisturbed one.
 
-The environment variable ``FAKE_FAULTS`` may name a folder: a file there named after a run holds
-``kind count``, and each begin of that run takes one off the count and does as the kind says:
+The environment variable ``FAKE_FAULTS`` may name a folder. A file there, named after a run,
+contains ``kind count``; each start of that run decrements the count and causes the fault ``kind``:
 ``raise``, ``abort``, ``kill``, ``exit``, ``memory``, ``gpu-memory``, ``disk``, ``refuse`` or
 ``print``.
-Every epoch of every run is noted in ``<folder>/epochs.log``.
+Every epoch of every run is logged in ``<folder>/epochs.log``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEP_SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.002"))
 
 
 class ResourceExhaustedError(Exception):
-    """Named as TensorFlow names it."""
+    """Has the name of TensorFlow's exception."""
 
 
 def install() -> None:
@@ -41,7 +41,7 @@ def install() -> None:
     model = types.ModuleType("normbench.network")
     model.build_model = build_model
     model.parameter_count = lambda model: 3
-    model.refuse_too_large = lambda *arguments: None  # its networks have no layers
+    model.refuse_too_large = lambda *arguments: None  # fake networks have no layers
     model.layers_within = lambda network: []
     sys.modules["normbench.network"] = model
 
@@ -57,22 +57,22 @@ def install() -> None:
 
 
 def _fill_disk() -> None:
-    """Have checkpoints fail after ``FAKE_DISK_AFTER`` of them."""
-    left = os.environ.get("FAKE_DISK_AFTER")
-    if left is None:
+    """Make checkpoints fail once ``FAKE_DISK_AFTER`` have been written."""
+    limit = os.environ.get("FAKE_DISK_AFTER")
+    if limit is None:
         return
     from normbench.store import files
 
-    count, write = [int(left)], files.write_atomic
+    count, write = [int(limit)], files.write_atomic
 
-    def written(path: Path, put: Any) -> None:
+    def write_until_full(path: Path, put: Any) -> None:
         count[0] -= path.suffix == ".npz"
         if count[0] < 0:
             error = OSError(errno.ENOSPC, "No space left on device")
             raise files.store_error("write", path, error) from error
         write(path, put)
 
-    files.write_atomic = written
+    files.write_atomic = write_until_full
 
 
 def load(config: Any) -> Any:
@@ -101,7 +101,7 @@ def build_model(config: Any, shape: Any, classes: int) -> Any:
 
 
 def fault_of(name: str) -> str:
-    """Take one off the faults that are left for a run, and return its kind."""
+    """Decrement the number of faults left for a run, and return their kind."""
     folder = os.environ.get("FAKE_FAULTS")
     path = Path(folder or "/nonexistent") / name
     if not path.is_file():
@@ -167,7 +167,7 @@ def make_loop(model: Any, dataset: Any, settings: Any) -> Any:
         def begin_epoch(self, epoch: int) -> None:
             self.epoch = epoch
             if epoch == 1:
-                _fail()  # once there is something to lose
+                _fail()  # after the first checkpoint
             room = os.environ.get("FAKE_ROOM")
             if room and settings.micro_batch > int(room):
                 raise ResourceExhaustedError("OOM when allocating tensor")
@@ -196,7 +196,7 @@ def make_loop(model: Any, dataset: Any, settings: Any) -> Any:
         def devices(self) -> list[str]:
             return ["/device:CPU:0"]
 
-    FakeLoop.__abstractmethods__ = frozenset()  # type: ignore  # what no test here asks for
+    FakeLoop.__abstractmethods__ = frozenset()  # type: ignore  # methods no test here calls
     return FakeLoop()
 
 

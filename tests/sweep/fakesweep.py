@@ -1,6 +1,6 @@
 """``normbench`` with the fake engine: python tests/sweep/fakesweep.py sweep …
 
-The workers of a sweep run it; so does this process for the command ``run``.
+The workers of a sweep use it; so does this process for the command ``run``.
 
 The environment variable ``FAKE_KILL`` may hold ``module:Class.method count``: the process kills
 itself with SIGKILL as it makes that call for the count-th time.

@@ -18,7 +18,7 @@ from tests.marks import slow_except
 NAMES = group_options()["experiment"]
 
 
-# The zoo takes seconds to compose: a hundred choices of files.
+# Composing norm_zoo takes seconds: it chooses among a hundred files.
 @pytest.mark.parametrize("name", slow_except([n for n in NAMES if n != "norm_zoo"], NAMES))
 def test_every_experiment_composes_at_every_scale(name):
     experiment = load(name)
@@ -30,7 +30,7 @@ def test_every_experiment_composes_at_every_scale(name):
 
 
 @pytest.mark.parametrize("name", slow_except(("bn_paper_mnist", "gn_groups"), NAMES))
-def test_cells_of_an_experiment_are_distinct_and_fewer_at_a_small_scale(name):
+def test_cells_are_distinct_and_fewer_at_the_small_scale(name):
     counts = {}
     for scale in ["full", *load(name).scales]:
         cells = expand([f"+experiment={name}", f"scale={scale}"])
@@ -39,14 +39,14 @@ def test_cells_of_an_experiment_are_distinct_and_fewer_at_a_small_scale(name):
     assert counts.get("small", 0) < counts["full"]
 
 
-def test_an_experiment_is_what_would_be_typed():
+def test_experiment_equals_its_typed_overrides():
     grid = ["norm=bn,gn,gn_ws", "batch=16,64,256", "seed=0,1,2"]
     typed = expand(["dataset=digits", "arch=resnet8", *grid, "epochs=5"])
     assert expand(["+experiment=quickstart"]) == typed
     assert expand(["experiment=quickstart"]) == typed
 
 
-def test_what_is_typed_beside_it_wins():
+def test_typed_overrides_take_precedence_over_the_experiment():
     cells = expand(["+experiment=quickstart", "norm=ln", "seed=7", "batch=16"])
     assert [(c.norm_name, c.seed, c.batch) for c in cells] == [("ln", 7, 16)]
 
@@ -63,7 +63,7 @@ def mine(tmp_path):
     return tmp_path
 
 
-def test_variants_make_cells_of_their_own_and_a_scale_changes_all(mine):
+def test_variants_add_cells_and_a_scale_changes_all_of_them(mine):
     cells = expand(["+experiment=mine"], mine)
     assert [(c.label, c.norm_name, c.seed, c.epochs) for c in cells] == [
         ("a", "bn", 0, 9), ("a", "bn", 1, 9), ("b", "gn", 0, 9), ("b", "gn", 1, 9),
@@ -73,14 +73,14 @@ def test_variants_make_cells_of_their_own_and_a_scale_changes_all(mine):
     assert small[1].norm["groups"] == 2
 
 
-def test_a_label_is_no_part_of_the_signature(mine):
+def test_label_does_not_change_the_signature(mine):
     cell = expand(["+experiment=mine", "scale=small"], mine)[0]
     typed = expand(["dataset=digits", "norm=bn", "seed=0", "epochs=1"])[0]
     assert cell.label != typed.label
     assert cell.signature == typed.signature
 
 
-def test_without_an_experiment_nothing_changes():
+def test_overrides_without_an_experiment_are_unchanged():
     assert unfold(["norm=bn,gn", "batch=16"]) == (None, [["norm=bn,gn", "batch=16"]])
 
 
@@ -94,7 +94,7 @@ def test_without_an_experiment_nothing_changes():
         (["+experiment=quickstart", "norm=gm"], "did you mean 'gn'"),
     ],
 )
-def test_mistakes_are_named(overrides, message):
+def test_mistakes_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         expand(overrides)
 
@@ -109,7 +109,7 @@ def test_mistakes_are_named(overrides, message):
         ("- a\n", "must be a group of keys"),
     ],
 )
-def test_a_file_that_says_nothing_sensible_is_refused(text, message, mine):
+def test_invalid_experiment_file_is_refused(text, message, mine):
     (mine / "experiment" / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load("mine", mine)
@@ -122,7 +122,7 @@ GRID = "title: a test\noverrides: [dataset=digits, arch=resnet8, 'norm=bn,gn', '
 
 @pytest.fixture
 def tuning(mine):
-    """Return a function that writes an experiment which tunes keys; it returns the folder."""
+    """Return a function that writes an experiment with tuned keys and returns its folder."""
 
     def write(text: str, overrides: str = GRID):
         (mine / "experiment" / "mine.yaml").write_text(overrides + text)
@@ -143,7 +143,7 @@ def tuning(mine):
         ("tune: {optimizer: [sgd, adamw]}", "optimizer=sgd,adamw"),
     ],
 )  # fmt: skip
-def test_tuned_keys_are_what_would_be_typed(text, typed, tuning):
+def test_tuned_keys_equal_typed_keys(text, typed, tuning):
     folder = tuning(text + "\n")
     assert load("mine", folder).tune == (typed,)
     options = tuned_by_experiment(["+experiment=mine"], folder)
@@ -151,7 +151,7 @@ def test_tuned_keys_are_what_would_be_typed(text, typed, tuning):
     assert "tuned in each cell\n  " + typed in details("mine", folder)
 
 
-def test_the_protocol_of_tuning_stands_in_the_file(tuning):
+def test_experiment_file_sets_the_tuning_protocol(tuning):
     folder = tuning(
         "tune: {optimizer.lr: [0.05, 0.1], optimizer.weight_decay: [0.0, 0.1, 0.2]}\n"
         "tune_seeds: [7, 8]\ntune_epochs: 3\nextend: 2\n"
@@ -166,7 +166,7 @@ def test_the_protocol_of_tuning_stands_in_the_file(tuning):
     assert (row["cells"], row["trials"]) == (4, 24)
 
 
-def test_a_key_with_a_typed_value_is_not_tuned(tuning):
+def test_key_with_a_typed_value_is_not_tuned(tuning):
     folder = tuning("tune: {optimizer.lr: [0.05, 0.1], optimizer.weight_decay: [0.0, 0.1]}\n")
     options = tuned_by_experiment(["+experiment=mine", "optimizer.lr=0.3"], folder)
     assert options.keys == ["optimizer.weight_decay=0.0,0.1"]
@@ -195,7 +195,7 @@ def test_a_key_with_a_typed_value_is_not_tuned(tuning):
         ("extend: 2", "extend needs tune"),
     ],
 )
-def test_a_file_that_tunes_nothing_sensible_is_refused(text, message, tuning):
+def test_invalid_tuning_in_a_file_is_refused(text, message, tuning):
     folder = tuning(text + "\n")
     with pytest.raises(UserError, match=message) as error:
         load("mine", folder)
@@ -226,7 +226,7 @@ def plan_of(tuning, tmp_store, capsys):
         (["optimizer.lr=0.3"], "4 cells: 4 to train", [], ["trials", "-s7-"]),
     ],
 )
-def test_a_plan_has_the_trials_unless_the_command_line_says_otherwise(
+def test_plan_uses_trials_of_the_file_unless_the_command_line_overrides_them(
     words, together, shown, absent, plan_of
 ):
     text = plan_of(*words)
@@ -237,25 +237,25 @@ def test_a_plan_has_the_trials_unless_the_command_line_says_otherwise(
         assert word not in text
 
 
-def test_options_of_tuning_need_a_tuned_key(plan_of):
+def test_tuning_options_need_a_tuned_key(plan_of):
     error = plan_of("optimizer.lr=0.3", "--tune-epochs", "2", code=2)
     assert "--tune-epochs requires --tune KEY=VALUE,VALUE" in error
     assert error.count("\n") == 1
 
 
-def test_the_list_counts_cells_and_says_what_each_asks(monkeypatch):
-    names = ["quickstart", "batch_sweep"]  # the others have many cells
+def test_list_shows_cell_counts_and_the_question_of_each_experiment(monkeypatch):
+    names = ["quickstart", "batch_sweep"]  # the other experiments have many cells
     monkeypatch.setattr(
         "normbench.cli.experiments.group_options", lambda folder: {"experiment": names}
     )
-    found = {(row["experiment"], row["scale"]): row for row in rows()}
-    assert found["quickstart", "full"]["cells"] == 27
-    assert found["batch_sweep", "full"]["cells"] == 4 * 6 * 5
-    assert all(row["asks"] for row in found.values())
-    assert not any(row["trials"] for row in found.values())
+    listed = {(row["experiment"], row["scale"]): row for row in rows()}
+    assert listed["quickstart", "full"]["cells"] == 27
+    assert listed["batch_sweep", "full"]["cells"] == 4 * 6 * 5
+    assert all(row["asks"] for row in listed.values())
+    assert not any(row["trials"] for row in listed.values())
 
 
-def test_one_experiment_is_shown_with_its_commands():
+def test_details_show_the_commands_of_an_experiment():
     shown = details("batch_sweep")
     assert "normbench sweep +experiment=batch_sweep scale=small" in shown
     assert "norm=bn,gn,bn_ws,gn_ws" in shown

@@ -1,9 +1,9 @@
 """Sweeps that are killed, filled up, corrupted and interrupted at random, round after round.
 
 Everything but the network is real: processes, signals, pipes, locks, files. After each round the
-store is read, and what was promised is checked: what finished stays as it was and is not trained
-again, every folder can be read but those that were corrupted on purpose, and in the end every run
-has the numbers that it has without any fault.
+store is read and the guarantees are checked: finished runs are unchanged and not trained again,
+every folder is readable except those corrupted on purpose, and in the end every run has the same
+numbers as without faults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
 SEEDS = 5
 
-#: What may happen in a round, and how often.
+#: Events of a round, with their relative frequencies.
 ACTIONS = {
     "nothing": 1,
     "kill a worker": 4,
@@ -45,7 +45,7 @@ ACTIONS = {
 
 
 class Trial:
-    """One grid that is swept until it is complete, whatever happens."""
+    """One grid that is swept until it is complete, despite faults."""
 
     def __init__(self, folder: Path, dice: random.Random) -> None:
         self.dice = dice
@@ -59,14 +59,14 @@ class Trial:
         self.names = [compose([*self.overrides, f"seed={seed}"]).run_name for seed in range(SEEDS)]
         self.finished: dict[str, tuple[bytes, int]] = {}
         self.corrupt: set[str] = set()
-        self.output = ""  # of the last sweep
+        self.output = ""  # output of the last sweep
 
     @property
     def complete(self) -> bool:
         return len(self.finished) == SEEDS
 
     def sweep(self, action: str) -> int:
-        """Run one sweep, have ``action`` happen to it, and return its exit code."""
+        """Run one sweep, subject it to ``action``, and return its exit code."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -88,7 +88,7 @@ class Trial:
              f"executor.workers={workers}", "--retry-failed"],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        self._happen(action, process)
+        self._strike(action, process)
         output, _ = process.communicate(timeout=120)
         until(lambda: not any(self._is_running(name) for name in self.names))
         for fault in self.faults.glob("digits-*"):
@@ -97,13 +97,13 @@ class Trial:
         self.output = output
         return process.returncode
 
-    def _happen(self, action: str, process: subprocess.Popen[str]) -> None:
+    def _strike(self, action: str, process: subprocess.Popen[str]) -> None:
         signals = {"interrupt": [signal.SIGINT], "interrupt twice": [signal.SIGINT] * 2,
                    "terminate": [signal.SIGTERM], "kill the sweep": [signal.SIGKILL]}  # fmt: skip
         worker = {"kill a worker": signal.SIGKILL, "interrupt a worker": signal.SIGINT}.get(action)
         if action not in signals and worker is None:
             return
-        # Once it has set up what handles signals, at any point of what follows.
+        # Wait until signal handlers are installed, then strike at a random moment.
         record = self.store.root / "sweeps"
         before = len(list(record.glob("*"))) if record.is_dir() else 0
         until(lambda: process.poll() is not None
@@ -114,8 +114,8 @@ class Trial:
             time.sleep(self.dice.random() * 0.3)
         if worker is not None and process.poll() is None:
             try:
-                children = [each for each in psutil.Process(process.pid).children()
-                            if "fakeengine.py" in " ".join(each.cmdline())]  # fmt: skip
+                children = [child for child in psutil.Process(process.pid).children()
+                            if "fakeengine.py" in " ".join(child.cmdline())]  # fmt: skip
                 if children:
                     self.dice.choice(children).send_signal(worker)
             except psutil.NoSuchProcess:  # it just ended
@@ -123,13 +123,13 @@ class Trial:
 
     def _corrupt(self) -> None:
         """Damage a file of a run that is not finished."""
-        left = [name for name in self.names if name not in self.finished]
-        for name in left:
+        unfinished = [name for name in self.names if name not in self.finished]
+        for name in unfinished:
             path = self.store.root / name
             files = ["meta.json", "config.yaml", "metrics.jsonl", "checkpoint/last.npz"]
-            here = [path / each for each in files if (path / each).is_file()]
-            if here:
-                chosen = self.dice.choice(here)
+            existing = [path / file for file in files if (path / file).is_file()]
+            if existing:
+                chosen = self.dice.choice(existing)
                 data = chosen.read_bytes()
                 chosen.write_bytes(b"\x00{" + data[: len(data) // 2] + b"\n\xff\n")
                 self.corrupt.add(name)
@@ -142,7 +142,7 @@ class Trial:
             return False
 
     def check(self) -> None:
-        """Read the store, and hold it against what was promised."""
+        """Read the store and check the guarantees."""
         epochs = Counter(line.split()[0] for line in _lines(self.faults / "epochs.log"))
         for seed, name in enumerate(self.names):
             run = self.store.run(name)
@@ -186,7 +186,7 @@ def until(condition, seconds=60):
 
 
 def inject(folder: Path, rounds: int, seed: int) -> Counter[str]:
-    """Carry out rounds, on one grid after another, and return what happened how often."""
+    """Run rounds on one grid after another; return how often each event happened."""
     dice = random.Random(seed)
     clean = Trial(folder / "clean", dice)
     assert clean.sweep("nothing") == 0
@@ -213,13 +213,13 @@ def inject(folder: Path, rounds: int, seed: int) -> Counter[str]:
     return happened
 
 
-def test_two_rounds(tmp_path):
+def test_two_rounds_of_faults(tmp_path):
     inject(tmp_path, rounds=2, seed=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_thirty_rounds(tmp_path, seed):
+def test_thirty_rounds_of_faults(tmp_path, seed):
     happened = inject(tmp_path, rounds=30, seed=seed)
     print(dict(happened))
     assert len(happened) >= 8

@@ -8,7 +8,7 @@ def cells(*overrides):
     return [(c.norm_name, c.batch, c.seed) for c in expand(overrides)]
 
 
-def test_choices_and_ranges_multiply_with_the_last_fastest():
+def test_grid_is_the_product_with_the_last_axis_varying_fastest():
     assert cells("norm=bn,gn", "batch=16", "seed=range(0,2)") == [
         ("bn", 16, 0),
         ("bn", 16, 1),
@@ -26,15 +26,15 @@ def test_glob_picks_names_of_a_group():
         expand(["batch=glob(*)"])
 
 
-def test_equal_cells_are_one():
+def test_equal_cells_are_merged():
     assert len(expand(["optimizer.lr=1,1.0", "norm=bn"])) == 1
 
 
-def test_one_run_is_a_grid_of_one():
+def test_no_overrides_give_one_cell():
     assert len(expand([])) == 1
 
 
-def test_an_interval_is_refused():
+def test_interval_is_refused():
     with pytest.raises(UserError, match="interval"):
         expand(["optimizer.lr=interval(0.1,0.2)"])
 

@@ -1,4 +1,4 @@
-"""The plan: states from the store, estimates from earlier runs, cells that cannot be."""
+"""The plan: states from the store, estimates from earlier runs, invalid cells."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from normbench.sweep.plan import other_versions, plan
 from normbench.sweep.preflight import problems
 
 
-def leave(store, config, status, epochs=0, seconds=2.0, host=None, **meta):
-    """Leave a run as if it had ended so."""
+def write_run(store, config, status, epochs=0, seconds=2.0, host=None, **meta):
+    """Write a run to the store that ended with this status."""
     run = store.run(config)
     with run.lock(["test"]):
         run.create(
@@ -36,12 +36,12 @@ def states(planned):
 def test_states_come_from_the_store(grid, tmp_store):
     configs = grid("seed=range(0,5)")
     store = Store(tmp_store)
-    leave(store, configs[0], "finished", 3)
-    leave(store, configs[1], "running", 1)  # its process is gone
-    leave(store, configs[2], "failed", 2, error={"type": "OSError", "message": "no"})
+    write_run(store, configs[0], "finished", 3)
+    write_run(store, configs[1], "running", 1)  # its process no longer exists
+    write_run(store, configs[2], "failed", 2, error={"type": "OSError", "message": "no"})
     with store.run(configs[3]).lock(["somebody"]):
-        leave_running = store.run(configs[3])
-        leave_running.create({**configs[3].to_dict(), "signature": configs[3].signature},
+        running = store.run(configs[3])
+        running.create({**configs[3].to_dict(), "signature": configs[3].signature},
                              {"status": "running"})  # fmt: skip
         planned = plan(configs, store)
     assert states(planned) == [
@@ -60,81 +60,81 @@ def test_states_come_from_the_store(grid, tmp_store):
     }  # fmt: skip
 
 
-def test_a_damaged_folder_is_a_state_of_its_own(grid, tmp_store):
+def test_damaged_folder_has_the_state_unreadable(grid, tmp_store):
     (config,) = grid()
     store = Store(tmp_store)
-    (leave(store, config, "running", 1).path / "meta.json").write_text("{")
+    (write_run(store, config, "running", 1).path / "meta.json").write_text("{")
     (cell,) = plan([config], store).cells
     assert (cell.state, cell.todo) == ("unreadable", False)
     assert "meta.json" in cell.reason
     assert plan([config], store, retry_failed=True).cells[0].todo
 
 
-def test_time_is_told_from_runs_of_the_same_kind_on_this_machine(grid, tmp_store):
+def test_time_is_estimated_from_similar_runs_on_this_machine(grid, tmp_store):
     store = Store(tmp_store)
     for config in grid("seed=1,2,3", "epochs=10"):
-        leave(store, config, "finished", 10, seconds=config.seed)
-    leave(store, grid("seed=4", "epochs=10")[0], "finished", 10, 999.0, host="elsewhere")
-    leave(store, grid("seed=5", "arch.width=8", "epochs=10")[0], "finished", 10, 500.0)
+        write_run(store, config, "finished", 10, seconds=config.seed)
+    write_run(store, grid("seed=4", "epochs=10")[0], "finished", 10, 999.0, host="elsewhere")
+    write_run(store, grid("seed=5", "arch.width=8", "epochs=10")[0], "finished", 10, 500.0)
     cells = plan(grid("seed=0", "epochs=4") + grid("batch=8", "epochs=4"), store).cells
-    assert [cell.seconds for cell in cells] == [7.0 + 4 * 2.5] * 2  # the median run's
+    assert [cell.seconds for cell in cells] == [7.0 + 4 * 2.5] * 2  # the median run
     assert plan(grid("norm=none"), store).cells[0].seconds is None
     half = grid("seed=0", "epochs=4")[0]
-    leave(store, half, "running", 3)
+    write_run(store, half, "running", 3)
     assert plan([half], store).cells[0].seconds == 7.0 + 2.5
 
 
-def test_the_whole_takes_as_long_as_its_share_or_its_longest_cell(grid, tmp_store):
+def test_total_time_is_at_least_that_of_the_longest_cell(grid, tmp_store):
     store = Store(tmp_store)
     for config in grid("seed=9", "epochs=10"):
-        leave(store, config, "finished", 10, seconds=2.0)
+        write_run(store, config, "finished", 10, seconds=2.0)
     planned = plan(grid("seed=range(0,4)") + grid("norm=none"), store)
     assert planned.seconds(2) == (2 * (7.0 + 3 * 2.5), 1)
     assert planned.seconds(9) == (7.0 + 3 * 2.5, 1)
 
 
-class Checking:
-    """Refuses groups=3, and remembers what it was asked."""
+class RecordingCheck:
+    """A check that refuses groups=3 and records the configs that it receives."""
 
     def __init__(self):
-        self.asked = []
+        self.configs = []
 
     def __call__(self, configs):
-        self.asked += configs
+        self.configs += configs
         return ["groups=3: no" if c.norm.get("groups") == 3 else "" for c in configs]
 
 
-def test_a_combination_is_checked_once_and_not_if_the_store_proves_it(grid, tmp_store):
-    store, check = Store(tmp_store), Checking()
+def test_combination_is_checked_once_and_never_if_the_store_has_trained_it(grid, tmp_store):
+    store, check = Store(tmp_store), RecordingCheck()
     configs = grid("seed=range(0,9)", "norm=gn", "norm.groups=1,2,3")
     proof = grid("seed=99", "norm=gn", "norm.groups=1")[0]
-    leave(store, proof, "failed")
+    write_run(store, proof, "failed")
     planned = plan(configs, store)
-    found = problems(planned.todo, store, check)
-    assert [config.norm["groups"] for config in check.asked] == [2, 3]
-    assert len(found) == 9
-    marked = planned.without(found)
+    errors = problems(planned.todo, store, check)
+    assert [config.norm["groups"] for config in check.configs] == [2, 3]
+    assert len(errors) == 9
+    marked = planned.without(errors)
     assert marked.counts == {"invalid": 9, "missing": 18}
     assert all("groups=3" in cell.reason for cell in marked.of_state("invalid"))
     assert not any(cell.todo for cell in marked.of_state("invalid"))
 
 
-def test_what_the_data_set_forbids_needs_no_framework(grid, tmp_store, monkeypatch, tmp_path):
+def test_data_set_limits_are_checked_without_a_framework(grid, tmp_store, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    check, store = Checking(), Store(tmp_store)
+    check, store = RecordingCheck(), Store(tmp_store)
     configs = [*grid("batch=161"), compose(["norm=bn", f"store={tmp_store}"])]
-    found = problems(plan(configs, store).todo, store, check)
-    assert "batch=161 is larger than the training set of digits (160 images" in found[
+    errors = problems(plan(configs, store).todo, store, check)
+    assert "batch=161 is larger than the training set of digits (160 images" in errors[
         configs[0].run_name
     ]  # fmt: skip
-    assert "normbench data prepare cifar10" in found[configs[1].run_name]
-    assert check.asked == []
+    assert "normbench data prepare cifar10" in errors[configs[1].run_name]
+    assert check.configs == []
 
 
-def test_a_store_of_other_versions_or_commits_is_flagged(grid, tmp_store):
+def test_cells_trained_by_other_versions_or_commits_are_flagged(grid, tmp_store):
     store = Store(tmp_store)
     for seed, keras, commit in ((0, "3.15.1", "a" * 40), (1, "3.15.1", "b" * 40), (2, "3.0", None)):
-        leave(
+        write_run(
             store, grid(f"seed={seed}")[0], "finished", 1,
             versions={"keras": keras}, git=commit and {"commit": commit, "dirty": False},
         )  # fmt: skip
@@ -155,10 +155,10 @@ def test_two_thousand_cells_are_planned_in_seconds(grid, tmp_store, full):
     assert len(configs) == 2000
     if full:
         for config in configs[::100]:
-            leave(store, config, "finished", 2)
-    check = Checking()
+            write_run(store, config, "finished", 2)
+    check = RecordingCheck()
     planned = plan(configs, store)
     problems(planned.todo, store, check)
-    assert len(check.asked) == (0 if full else 8)
+    assert len(check.configs) == (0 if full else 8)
     assert len(planned.todo) == (1980 if full else 2000)
     assert time.process_time() - began < 20  # 6 s on an idle machine

@@ -1,4 +1,4 @@
-"""The folders of sweeps' records."""
+"""The record folders of sweeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normbench.sweep.record import Record, records
 TOGETHER = 16
 
 
-def test_sweeps_of_one_command_begun_together_get_a_record_each(tmp_store):
+def test_sweeps_started_at_the_same_time_get_separate_records(tmp_store):
     gate = Barrier(TOGETHER)
 
     def begin(_):
@@ -25,10 +25,12 @@ def test_sweeps_of_one_command_begun_together_get_a_record_each(tmp_store):
     with ThreadPoolExecutor(TOGETHER) as pool:
         begun = list(pool.map(begin, range(TOGETHER)))
     assert len({record.name for record in begun}) == TOGETHER
-    assert {each.name for each in records(Store(tmp_store))} == {each.name for each in begun}
+    assert {record.name for record in records(Store(tmp_store))} == {
+        record.name for record in begun
+    }
 
 
-def test_a_record_that_cannot_be_made_says_so(tmp_store):
+def test_record_that_cannot_be_created_raises_a_store_error(tmp_store):
     (tmp_store / SWEEPS).write_text("in the way")
     with pytest.raises(StoreError, match="make"):
         Record.begin(Store(tmp_store), SweepPlan(()), ["normbench"], {}, {})

@@ -1,4 +1,4 @@
-"""``normbench sweep --sampler``: values that samplers propose, and no run is trained twice."""
+"""``normbench sweep --sampler``: proposed values, and no run is trained twice."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ INSTALLED = ["qmc", "random", "tpe"]  # cmaes is a package of its own
 
 
 def score(values: dict) -> float:
-    """Best at a learning rate of 0.1 and a weight decay of 0.001; some values diverge."""
+    """Return a score that peaks at rate 0.1 and weight decay 0.001; large rates diverge."""
     rate, decay = values["optimizer.lr"], values["optimizer.weight_decay"]
     if rate > 0.5:
         return -math.inf
     return -(math.log10(rate / 0.1) ** 2) - math.log10(decay / 0.001) ** 2
 
 
-def searched(sampler: str, trials: int, seed: int = 1000, space=SPACE) -> Search:
+def run_search(sampler: str, trials: int, seed: int = 1000, space=SPACE) -> Search:
     search = Search(axes_of(space, {}), sampler, trials, seed)
     while search.advance([score(values) for values in search.proposals]):
         pass
@@ -45,8 +45,8 @@ def searched(sampler: str, trials: int, seed: int = 1000, space=SPACE) -> Search
 
 
 @pytest.mark.parametrize("sampler", INSTALLED)
-def test_proposals_are_different_values_of_the_space_with_three_digits(sampler):
-    proposals = searched(sampler, 24).proposals
+def test_proposals_are_distinct_values_of_the_space_with_three_digits(sampler):
+    proposals = run_search(sampler, 24).proposals
     assert len(proposals) == 24
     assert len({json.dumps(values) for values in proposals}) == 24
     for values in proposals:
@@ -56,21 +56,21 @@ def test_proposals_are_different_values_of_the_space_with_three_digits(sampler):
 
 
 @pytest.mark.parametrize("sampler", INSTALLED)
-def test_proposals_follow_from_seed_and_results_alone(sampler):
-    proposals = searched(sampler, 16).proposals
-    assert searched(sampler, 16).proposals == proposals
-    assert searched(sampler, 20).proposals[:16] == proposals  # more trials go on from these
-    assert searched(sampler, 16, seed=1001).proposals != proposals
+def test_proposals_depend_only_on_seed_and_results(sampler):
+    proposals = run_search(sampler, 16).proposals
+    assert run_search(sampler, 16).proposals == proposals
+    assert run_search(sampler, 20).proposals[:16] == proposals  # more trials extend these
+    assert run_search(sampler, 16, seed=1001).proposals != proposals
 
 
 @pytest.mark.parametrize(("sampler", "known"), [("random", 16), ("qmc", 16), ("tpe", 10)])
-def test_proposals_that_need_no_results_are_made_at_once(sampler, known):
+def test_proposals_that_need_no_results_are_all_made_at_the_start(sampler, known):
     assert len(Search(axes_of(SPACE, {}), sampler, 16, 0).proposals) == known
     assert len(Search(axes_of(SPACE, {}), sampler, 4, 0).proposals) == 4
 
 
-def test_tpe_reads_the_results():
-    proposals = searched("tpe", 30).proposals
+def test_tpe_uses_the_results():
+    proposals = run_search("tpe", 30).proposals
     other = Search(axes_of(SPACE, {}), "tpe", 30, 1000)
     while other.advance([float(index) for index in range(len(other.proposals))]):
         pass
@@ -80,7 +80,7 @@ def test_tpe_reads_the_results():
     assert max(scores[10:]) > max(scores[:10])
 
 
-def test_whole_numbers_and_lists_are_proposed_as_they_are():
+def test_integers_and_list_values_keep_their_types():
     space = ("a=log(1,64)", "b=int(interval(0,9))", "c=x,y", "d=interval(0,1)")
     kinds = {"a": int, "b": int, "c": str, "d": float}
     for values in Search(axes_of(space, {}), "random", 50, 0).proposals:
@@ -90,7 +90,7 @@ def test_whole_numbers_and_lists_are_proposed_as_they_are():
         assert values["c"] in ("x", "y")
 
 
-def test_a_sampler_that_repeats_itself_is_made_to_go_on():
+def test_repeated_proposals_are_replaced():
     axes = axes_of(["a=1,2,3", "b=1,2,3"], {})
     search = Search(axes, "tpe", 8, 0)
     assert len({tuple(values.values()) for values in search.proposals}) == 8
@@ -108,7 +108,7 @@ def test_a_sampler_that_repeats_itself_is_made_to_go_on():
         ("tag(log,interval(0.01,1))", Span(0.01, 1.0, True), "log(0.01,1)"),
     ],
 )
-def test_a_range_is_written_as_it_can_be_typed(text, span, written):
+def test_range_is_written_as_typed(text, span, written):
     (axis,) = axes_of([f"key={text}"], {})
     assert (axis.span, axis.listed) == (span, written)
     (again,) = axes_of([f"key={written}"], {})
@@ -126,11 +126,11 @@ def test_a_range_is_written_as_it_can_be_typed(text, span, written):
         (Span(0.0, 1.0, False), 0.95, True),
     ],
 )
-def test_the_last_tenths_of_a_range_are_its_edges(span, value, edge):
+def test_outer_tenths_of_a_range_are_its_edges(span, value, edge):
     assert span.at_edge(value) == edge
 
 
-def test_cells_begin_with_the_same_values(base):
+def test_all_cells_start_with_the_same_values(base):
     tuner = Tuner(
         [[*base, "norm=bn,gn", "seed=0"]], TuneOptions(list(SPACE), sampler="tpe", trials=12)
     )
@@ -141,7 +141,7 @@ def test_cells_begin_with_the_same_values(base):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_have_the_names_of_optuna(sampler):
+def test_samplers_exist_in_optuna(sampler):
     import optuna
 
     assert issubclass(getattr(optuna.samplers, SAMPLERS[sampler]), optuna.samplers.BaseSampler)
@@ -173,12 +173,12 @@ def run_sweep(base, faults, capsys):
     return run
 
 
-def trained(faults) -> int:
-    """The number of epochs that all runs together were trained."""
+def epochs_trained(faults) -> int:
+    """Return the number of epochs trained in all runs together."""
     return len((faults.folder / "epochs.log").read_text().splitlines())
 
 
-def test_a_sampler_proposes_the_trials_of_each_cell(run_sweep, faults, tmp_store):
+def test_sampler_proposes_the_trials_of_each_cell(run_sweep, faults, tmp_store):
     store = Store(tmp_store)
     code, out = run_sweep()
     assert code == 0
@@ -202,23 +202,23 @@ def test_a_sampler_proposes_the_trials_of_each_cell(run_sweep, faults, tmp_store
         for name in cell.final:
             assert len(store.run(name).meta["tuned"]["trials"]) == 13
     assert tuning_of(store).cells == tuning.cells
-    assert trained(faults) == 60
+    assert epochs_trained(faults) == 60
     # The same command proposes the same values, and trains and records nothing.
     code, out = run_sweep()
     assert code == 0
     assert "trials: 26 cells: 26 skipped" in out
-    assert (trained(faults), len(records(store))) == (60, 1)
+    assert (epochs_trained(faults), len(records(store))) == (60, 1)
 
 
-def test_more_trials_go_on_from_those_in_the_store(run_sweep, faults, tmp_store):
+def test_more_trials_continue_from_those_in_the_store(run_sweep, faults, tmp_store):
     run_sweep(tune=(*TUNE, "--sampler", "tpe", "--trials", "11"))
-    assert trained(faults) == 2 * (22 + 4)
+    assert epochs_trained(faults) == 2 * (22 + 4)
     code, out = run_sweep(tune=(*TUNE, "--sampler", "tpe", "--trials", "12"))
     assert code == 0
     assert "trials: 24 cells: 22 skipped, 2 to train" in out
 
 
-def test_again_trains_the_same_proposals_anew(run_sweep, tmp_store):
+def test_again_retrains_the_same_proposals(run_sweep, tmp_store):
     words = (*TUNE, "--sampler", "tpe", "--trials", "11")
     run_sweep(tune=words)
     before = values_of(Store(tmp_store))
@@ -229,14 +229,14 @@ def test_again_trains_the_same_proposals_anew(run_sweep, tmp_store):
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc"])
-def test_a_sampler_that_reads_no_results_trains_all_trials_in_one_round(run_sweep, sampler):
+def test_sampler_that_ignores_results_trains_all_trials_in_one_round(run_sweep, sampler):
     code, out = run_sweep(tune=(*TUNE, "--sampler", sampler, "--trials", "12"))
     assert code == 0
     assert "trials: 24 cells: 24 to train" in out
     assert "further trials" not in out
 
 
-def test_the_plan_counts_trials_that_are_not_proposed_yet(run_sweep, tmp_store):
+def test_plan_counts_trials_that_are_not_proposed_yet(run_sweep, tmp_store):
     code, out = run_sweep("--dry-run")
     assert code == 0
     assert "--sampler tpe: 6 further trials, proposed one for each cell at a time" in out
@@ -244,7 +244,7 @@ def test_the_plan_counts_trials_that_are_not_proposed_yet(run_sweep, tmp_store):
     assert not list(tmp_store.iterdir())
 
 
-def test_a_cell_with_a_failed_trial_waits_and_others_go_on(run_sweep, faults, tmp_store):
+def test_cell_with_a_failed_trial_waits_while_others_continue(run_sweep, faults, tmp_store):
     _, out = run_sweep("--dry-run")
     broken = next(word for word in out.split() if "-b16-s1000-" in word)
     faults(broken, "raise")
@@ -257,13 +257,13 @@ def test_a_cell_with_a_failed_trial_waits_and_others_go_on(run_sweep, faults, tm
     assert [len(cell.trials) for cell in tuning_of(Store(tmp_store)).cells] == [13, 13]
 
 
-def test_trials_that_diverge_are_proposed_on(run_sweep):
+def test_proposals_continue_after_trials_diverge(run_sweep):
     code, out = run_sweep("max_loss=1e-9")
     assert code == 1
     assert "no value is left to choose: of 13 trials, 13 diverged" in out
 
 
-def test_seeds_are_added_to_cells_that_a_sampler_tuned(run_sweep, tmp_store):
+def test_until_adds_seeds_to_cells_that_a_sampler_tuned(run_sweep, tmp_store):
     until = ("--until", "0.001", "--max-seeds", "4", "--baseline", "batch=16")
     code, out = run_sweep(*until, "--dry-run")
     assert code == 0
@@ -276,7 +276,7 @@ def test_seeds_are_added_to_cells_that_a_sampler_tuned(run_sweep, tmp_store):
     assert "--sampler tpe --trials 13" in out
 
 
-def test_an_experiment_may_name_a_sampler(run_sweep, tmp_path, capsys):
+def test_experiment_can_name_a_sampler(run_sweep, tmp_path, capsys):
     folder = tmp_path / "conf"
     (folder / "experiment").mkdir(parents=True)
     (folder / "experiment" / "mine.yaml").write_text(
@@ -299,7 +299,7 @@ def test_an_experiment_may_name_a_sampler(run_sweep, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Values and choices of the sweep when nobody kills it."""
+    """Return values and choices of an uninterrupted sweep."""
     store = tmp_path_factory.mktemp("undisturbed") / "runs"
     subprocess.run(command(store), env=environment(), capture_output=True, text=True, check=True)
     return values_of(Store(store))
@@ -332,7 +332,7 @@ def values_of(store: Store) -> list:
         pytest.param("normbench.sweep.phases:_Recorder.ended 24", 23, id="within a round"),
     ],
 )
-def test_a_killed_sweep_proposes_the_same_and_trains_nothing_twice(
+def test_killed_sweep_repeats_its_proposals_and_retrains_nothing(
     run_sweep, run_killed, faults, tmp_store, undisturbed, place, ends
 ):
     store = Store(tmp_store)
@@ -345,7 +345,7 @@ def test_a_killed_sweep_proposes_the_same_and_trains_nothing_twice(
     assert len(store.runs()) == 30
     for name, sessions in ended.items():
         assert store.run(name).meta["sessions"] == sessions
-    assert trained(faults) == 60
+    assert epochs_trained(faults) == 60
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -394,12 +394,12 @@ def test_mistakes_are_refused_in_one_line(run_sweep, tmp_store, words, message):
         ("cmaes", "cmaes", "--sampler cmaes needs the package cmaes: pip install cmaes"),
     ],
 )
-def test_a_missing_package_is_named(run_sweep, monkeypatch, package, sampler, message):
+def test_missing_package_is_named(run_sweep, monkeypatch, package, sampler, message):
     monkeypatch.setitem(sys.modules, package, None)
     code, out = run_sweep(tune=(*TUNE, "--sampler", sampler, "--trials", "5"))
     assert code == 2
     assert out == f"normbench: {message}\n"
 
 
-def test_an_axis_of_a_list_has_no_range():
+def test_axis_of_a_list_is_written_as_its_values():
     assert Axis("key", [], [1, 2]).listed == "1,2"

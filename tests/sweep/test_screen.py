@@ -1,4 +1,4 @@
-"""The screen of a sweep: at any width, in a log, and at its end."""
+"""The screen of a sweep: the live table at any width, and the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normbench.sweep.plan import PlannedCell, plan
 
 @pytest.fixture
 def sweep(grid, tmp_store, monkeypatch):
-    """A sweep of eight cells in progress, with what its screen wrote and its clock."""
+    """Return a function that starts a sweep of eight cells: its screen, its cells and its clock."""
     time = SimpleNamespace(now=1000.0)
     time.monotonic = lambda: time.now
     monkeypatch.setattr("normbench.cli.sweep_screen.time", time)
@@ -41,7 +41,7 @@ def sweep(grid, tmp_store, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 120])
-def test_the_live_table_cuts_no_column(sweep, width):
+def test_live_table_truncates_no_column(sweep, width):
     screen, _, _ = sweep(live=True)
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     lines = ["".join(segment.text for segment in line).rstrip()
@@ -57,11 +57,11 @@ def test_the_live_table_cuts_no_column(sweep, width):
                  "0/8", "3 running, 5 waiting", "time left unknown"):  # fmt: skip
         assert part in words, text
     if width >= 80:
-        assert len(lines) <= 6  # a name may take two
+        assert len(lines) <= 6  # a name may take two lines
         assert "cpu 1" in text
 
 
-def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
+def test_log_has_a_line_per_minute_and_per_cell(sweep):
     screen, cells, time = sweep(live=False)
     assert screen.console.file.getvalue() == ""
     for _ in range(90):
@@ -85,7 +85,7 @@ def test_a_log_has_a_line_a_minute_and_one_a_cell(sweep):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_that_cells_are_checked_is_shown_on_a_terminal_only(terminal):
+def test_checking_is_shown_only_on_a_terminal(terminal):
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
     with pytest.raises(KeyboardInterrupt), SweepScreen(console).checking(54):
         raise KeyboardInterrupt
@@ -94,7 +94,7 @@ def test_that_cells_are_checked_is_shown_on_a_terminal_only(terminal):
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == int(terminal)
 
 
-def test_one_cell_needs_no_differences(grid, tmp_store):
+def test_single_cell_shows_no_differing_options(grid, tmp_store):
     console = Console(file=io.StringIO(), width=80)
     (config,) = grid()
     screen = SweepScreen(console)

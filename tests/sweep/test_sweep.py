@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line's own functions, on workers of the fake engine."""
+"""Complete sweeps through the command line's functions, on workers of the fake engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def overrides(tmp_store):
 
 @pytest.fixture
 def run_sweep(overrides, tmp_store, faults):
-    """Sweep with further overrides; return the result, the lines and the rest of the screen."""
+    """Return a function that sweeps and returns the result, the lines and the other output."""
 
     class Screen(SweepScreen):
         def __init__(self):
@@ -53,7 +53,7 @@ def run_sweep(overrides, tmp_store, faults):
     return run
 
 
-def test_a_sweep_trains_records_and_skips(run_sweep, tmp_store):
+def test_sweep_trains_records_and_skips(run_sweep, tmp_store):
     outcome, lines, screen = run_sweep("seed=range(0,3)", "executor.workers=2")
     assert outcome.exit_code == 0
     assert lines[0].startswith("3 cells: 3 to train; duration unknown")
@@ -67,7 +67,7 @@ def test_a_sweep_trains_records_and_skips(run_sweep, tmp_store):
     assert head["result"] == "complete"
     assert head["ended"]
     assert [cell["state"] for cell in head["cells"]] == ["missing"] * 3
-    assert {name: each.result for name, each in record.results.items()} == {
+    assert {name: cell_result.result for name, cell_result in record.results.items()} == {
         cell["name"]: "trained" for cell in head["cells"]
     }
     assert Store(tmp_store).foreign() == []
@@ -77,10 +77,10 @@ def test_a_sweep_trains_records_and_skips(run_sweep, tmp_store):
     assert again.exit_code == 0
     _, lines, _ = run_sweep("seed=range(0,4)")
     assert lines == ["4 cells: 4 skipped"]
-    assert len(records(Store(tmp_store))) == 2  # nothing to do is not recorded
+    assert len(records(Store(tmp_store))) == 2  # a sweep with nothing to do is not recorded
 
 
-def test_again_sets_all_cells_aside_and_trains_them(run_sweep, tmp_store):
+def test_again_sets_all_cells_aside_and_retrains_them(run_sweep, tmp_store):
     run_sweep("seed=range(0,2)")
     store = Store(tmp_store)
     before = {run.name: run.meta["started"] for run in store.runs()}
@@ -99,7 +99,7 @@ def test_again_sets_all_cells_aside_and_trains_them(run_sweep, tmp_store):
     assert lines == ["3 cells: 3 skipped"]
 
 
-def test_failed_cells_are_told_and_retried_only_on_request(run_sweep, faults, tmp_store):
+def test_failed_cells_are_reported_and_retried_only_on_request(run_sweep, faults, tmp_store):
     first = run_sweep("seed=range(0,2)", dry_run=True)[0].plan.cells[0].name
     faults(first, "raise")
     outcome, lines, screen = run_sweep("seed=range(0,2)")
@@ -117,37 +117,37 @@ def test_failed_cells_are_told_and_retried_only_on_request(run_sweep, faults, tm
     assert outcome.exit_code == 0
 
 
-def test_a_damaged_run_is_set_aside_and_trained_anew_on_request(run_sweep, tmp_store):
+def test_damaged_run_is_set_aside_and_retrained_on_request(run_sweep, tmp_store):
     run_sweep("seed=0,1")
-    whole = Store(tmp_store).runs()[0]
-    expected = whole.summary["weights_sha256"]
-    (whole.path / "summary.json").unlink()
-    (whole.path / "checkpoint" / "last.npz").write_bytes(b"torn")
+    run = Store(tmp_store).runs()[0]
+    expected = run.summary["weights_sha256"]
+    (run.path / "summary.json").unlink()
+    (run.path / "checkpoint" / "last.npz").write_bytes(b"torn")
     outcome, lines, _ = run_sweep("seed=0,1")
     assert outcome.exit_code == 1
     assert "last.npz" in next(iter(outcome.failed.values())).error
     outcome, lines, _ = run_sweep("seed=0,1", retry_failed=True)
     assert lines[-1] == "2 cells: 1 trained, 1 skipped"
-    assert whole.summary["weights_sha256"] == expected
+    assert run.summary["weights_sha256"] == expected
     aside = list(tmp_store.glob(".*.damaged-*"))
     assert len(aside) == 1
     assert (aside[0] / "checkpoint" / "last.npz").read_bytes() == b"torn"
     assert len(Store(tmp_store).runs()) == 2
 
 
-def test_a_damaged_run_that_could_not_record_its_failure_is_mended_too(run_sweep, tmp_store):
+def test_damaged_run_without_a_recorded_failure_is_retrained_too(run_sweep, tmp_store):
     run_sweep("seed=0,1")
-    whole = Store(tmp_store).runs()[0]
-    expected = whole.summary["weights_sha256"]
-    (whole.path / "summary.json").unlink()
-    whole.update_meta(status="running", ended=None)
-    (whole.path / "config.yaml").write_bytes(b"\x00{torn")
+    run = Store(tmp_store).runs()[0]
+    expected = run.summary["weights_sha256"]
+    (run.path / "summary.json").unlink()
+    run.update_meta(status="running", ended=None)
+    (run.path / "config.yaml").write_bytes(b"\x00{torn")
     outcome, _, _ = run_sweep("seed=0,1", retry_failed=True)
     assert outcome.exit_code == 0
-    assert whole.summary["weights_sha256"] == expected
+    assert run.summary["weights_sha256"] == expected
 
 
-def test_invalid_cells_are_found_before_anything_starts(run_sweep, tmp_store, monkeypatch):
+def test_invalid_cells_are_found_before_training_starts(run_sweep, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
     with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
         run_sweep("batch=16,161")
@@ -158,7 +158,7 @@ def test_invalid_cells_are_found_before_anything_starts(run_sweep, tmp_store, mo
     assert outcome.exit_code == 0
 
 
-def test_a_sweep_that_cannot_train_at_all_says_why_in_one_line(run_sweep, tmp_store, monkeypatch):
+def test_sweep_without_valid_cells_is_refused_in_one_line(run_sweep, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
     with pytest.raises(UserError, match=r"^2 cells cannot be trained: seed 1 is refused$"):
         run_sweep("batch=16,32", "seed=1")
@@ -168,7 +168,7 @@ def test_a_sweep_that_cannot_train_at_all_says_why_in_one_line(run_sweep, tmp_st
     assert lines[-1] == "2 cells: 2 invalid"
 
 
-def test_a_dry_run_shows_state_and_time_and_leaves_nothing(run_sweep, tmp_store):
+def test_dry_run_shows_states_and_time_and_writes_nothing(run_sweep, tmp_store):
     run_sweep("seed=0")
     before = sorted(tmp_store.rglob("*"))
     outcome, lines, screen = run_sweep("seed=0,1", "batch=16,161", dry_run=True)
@@ -184,7 +184,7 @@ def test_a_dry_run_shows_state_and_time_and_leaves_nothing(run_sweep, tmp_store)
     assert sorted(tmp_store.rglob("*")) == before
 
 
-def test_a_sweep_has_one_executor(run_sweep):
+def test_sweep_takes_one_executor(run_sweep):
     with pytest.raises(UserError, match="one executor"):
         run_sweep("executor=local,inline")
     with pytest.raises(UserError, match="unknown executor 'lokal': did you mean 'local'"):
@@ -210,7 +210,7 @@ def wait_until(condition, seconds=60):
 
 
 def are_training(store, count=1):
-    """Return whether ``count`` runs have a second row, and so the checkpoint of the first epoch."""
+    """Return whether ``count`` runs have a second row, hence a checkpoint of the first epoch."""
     return sum((run.last_metrics() or {}).get("epoch", 0) > 1 for run in store.runs()) >= count
 
 
@@ -218,9 +218,9 @@ def are_training(store, count=1):
     "number",
     slow_except([signal.SIGINT, signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]),
 )
-def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store, number):
+def test_stopped_sweep_resumes_when_restarted(overrides, faults, tmp_store, number):
     store, grid = Store(tmp_store), ("seed=range(0,3)", "epochs=16", "executor.workers=2")
-    # Slow steps: no run can end while the worker of the other one still starts.
+    # Slow steps: no run can end while the other run's worker is still starting.
     process = start(overrides, *grid, step_seconds=0.05)
     wait_until(lambda: are_training(store, 2))
     process.send_signal(number)
@@ -233,9 +233,8 @@ def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store
         assert record.head["result"] == "interrupted"
     else:
         assert record.head["result"] is None
-    wait_until(
-        lambda: not any(run.status == "running" for run in store.runs())
-    )  # workers end alone
+    # Workers end on their own.
+    wait_until(lambda: not any(run.status == "running" for run in store.runs()))
     assert not record.goes_on
     assert {run.status for run in store.runs()} == {"interrupted"}
     process = start(overrides, *grid, step_seconds=0)
@@ -248,7 +247,7 @@ def test_a_stopped_sweep_resumes_when_started_again(overrides, faults, tmp_store
     assert all(run.meta["sessions"][1]["from_epoch"] > 0 for run in resumed)
 
 
-def test_two_sweeps_of_the_same_cells_train_each_once(overrides, faults, tmp_store):
+def test_two_concurrent_sweeps_train_each_cell_once(overrides, faults, tmp_store):
     grid = ("seed=range(0,4)", "epochs=20", "executor.workers=1")
     both = [start(overrides, *grid) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
@@ -259,7 +258,7 @@ def test_two_sweeps_of_the_same_cells_train_each_once(overrides, faults, tmp_sto
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
 
 
-def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsys, run_sweep):
+def test_status_needs_only_the_store(overrides, faults, tmp_store, capsys, run_sweep):
     store = Store(tmp_store)
     process = start(overrides, "seed=range(0,4)", "epochs=400", "executor.workers=1")
     wait_until(lambda: are_training(store))
@@ -278,7 +277,7 @@ def test_status_is_told_from_the_store_alone(overrides, faults, tmp_store, capsy
     assert "1 interrupted, 3 waiting" in shown
 
 
-def test_status_names_the_sweep_or_says_there_is_none(tmp_store, run_sweep, capsys):
+def test_status_shows_the_named_sweep_or_reports_an_unknown_one(tmp_store, run_sweep, capsys):
     assert main(["sweep", "status", "--store", str(tmp_store)]) == 2
     assert "no record of a sweep" in capsys.readouterr().err
     run_sweep("seed=0")
@@ -290,8 +289,8 @@ def test_status_names_the_sweep_or_says_there_is_none(tmp_store, run_sweep, caps
     assert "unknown sweep 'nope'" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_every_folder_readable(run_sweep, overrides, tmp_store, monkeypatch):
-    """Writing fails from the second checkpoint of a run on, as on a disk that is full."""
+def test_full_disk_leaves_every_folder_readable(run_sweep, overrides, tmp_store, monkeypatch):
+    """Writes fail from a run's second checkpoint on, as on a full disk."""
     monkeypatch.setenv("FAKE_DISK_AFTER", "2")
     outcome, _, screen = run_sweep("seed=range(0,4)", "executor.workers=1")
     assert outcome.exit_code == 1
@@ -309,7 +308,7 @@ def test_a_full_disk_leaves_every_folder_readable(run_sweep, overrides, tmp_stor
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
 
 
-def test_the_record_survives_what_it_cannot_write(run_sweep, tmp_store, monkeypatch):
+def test_sweep_continues_when_its_record_cannot_be_written(run_sweep, tmp_store, monkeypatch):
     from normbench.store.files import StoreError
     from normbench.sweep.record import Record
 

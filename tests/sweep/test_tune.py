@@ -1,4 +1,4 @@
-"""Tuning in a sweep: which trials there are, what they choose, and that none is trained twice."""
+"""Tuning in a sweep: its trials, the choice among them, and that none is trained twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def base(tmp_store):
 
 @pytest.fixture
 def tuner(base):
-    """Make a tuner of one cell, unless more overrides name several."""
+    """Return a function that makes a tuner, by default with one cell."""
 
     def make(*keys: str, grid=("norm=bn", "seed=0,1"), **options) -> Tuner:
         return Tuner([[*base, *grid]], TuneOptions(list(keys), **options))
@@ -43,8 +43,8 @@ def tuner(base):
     return make
 
 
-def leave(store: Store, config, result: float | str) -> None:
-    """Leave a run that ended with a validation accuracy, or with a status."""
+def write_result(store: Store, config, result: float | str) -> None:
+    """Write a run to the store that ended with a validation accuracy, or with a status."""
     run = store.run(config)
     with run.lock(["test"]):
         run.create(
@@ -62,10 +62,10 @@ def leave(store: Store, config, result: float | str) -> None:
 
 
 def choose(tuner: Tuner, store: Path, results):
-    """Leave trials with these results, in the order of the values, and return the cell's record."""
+    """Write trials with these results, in the order of the values; return the cell's record."""
     (cell,) = tuner.cells
     for config, result in zip(tuner.trial_configs(cell), results, strict=True):
-        leave(Store(store), config, result)
+        write_result(Store(store), config, result)
     tuner.assess(Store(store))
     return cell.record
 
@@ -73,7 +73,7 @@ def choose(tuner: Tuner, store: Path, results):
 # --- the trials -----------------------------------------------------------------------------------
 
 
-def test_each_value_is_a_trial_with_each_tuning_seed(tuner):
+def test_each_value_has_one_trial_per_tuning_seed(tuner):
     tuned = tuner("optimizer.lr=0.2,0.1", grid=["norm=bn,gn", "seed=0,1"], seeds="7,8", epochs=2)
     assert [cell.name for cell in tuned.cells] == ["digits-resnet8-bn-b16", "digits-resnet8-gn-b16"]
     configs = tuned.trial_configs(tuned.cells[1])
@@ -84,7 +84,7 @@ def test_each_value_is_a_trial_with_each_tuning_seed(tuner):
     assert tuner("optimizer.lr=0.2,0.1").trial_configs(tuner("optimizer.lr=1,2").cells[0])
 
 
-def test_a_trial_is_an_ordinary_run(tuner, base):
+def test_trial_is_an_ordinary_run(tuner, base):
     from normbench.sweep.grid import expand
 
     trials = tuner("optimizer.lr=log(0.1,0.4,3)").trial_configs(tuner("optimizer.lr=1,2").cells[0])
@@ -102,7 +102,7 @@ def test_several_keys_are_tried_in_all_combinations(tuner):
     ]
 
 
-def test_a_group_can_be_tuned(tuner, tmp_store):
+def test_config_group_can_be_tuned(tuner, tmp_store):
     tuned = tuner("optimizer=sgd,adamw")
     assert [c.optimizer["name"] for c in tuned.trial_configs(tuned.cells[0])] == ["sgd", "adamw"]
     record = choose(tuned, tmp_store, [0.1, 0.2])
@@ -121,19 +121,19 @@ def test_the_best_mean_over_the_tuning_seeds_is_chosen(tuner, tmp_store):
     assert len(record.final) == 2
 
 
-def test_of_equal_means_the_smallest_value_is_chosen(tuner, tmp_store):
+def test_ties_go_to_the_smallest_value(tuner, tmp_store):
     record = choose(tuner("optimizer.lr=0.4,0.1,0.2"), tmp_store, [0.3, 0.5, 0.5])
     assert record.chosen == {"optimizer.lr": 0.2}
 
 
-def test_a_lower_loss_is_better(tuner, tmp_store):
+def test_lower_loss_is_better(tuner, tmp_store):
     metric = TuneMetric("val_loss", "validation loss", False, lambda row: row.get("val_loss"))
     record = choose(tuner("optimizer.lr=0.1,0.2", metric=metric), tmp_store, [0.3, 0.5])
     assert record.chosen == {"optimizer.lr": 0.2}
     assert record.means == (0.7, 0.5)
 
 
-def test_a_value_with_a_diverged_trial_is_not_chosen(tuner, tmp_store):
+def test_value_with_a_diverged_trial_is_not_chosen(tuner, tmp_store):
     record = choose(tuner("optimizer.lr=0.1,0.2,0.4", seeds="7,8"), tmp_store,
                     [0.1, 0.1, 0.2, 0.2, 0.9, "diverged"])  # fmt: skip
     assert record.chosen == {"optimizer.lr": 0.2}
@@ -148,16 +148,16 @@ def test_a_value_with_a_diverged_trial_is_not_chosen(tuner, tmp_store):
         ([0.1, "failed"], "1 trial has failed, the first is digits-resnet8-bn-b16-s1000-"),
     ],
 )
-def test_a_cell_without_a_choice_says_why(tuner, tmp_store, results, problem):
+def test_cell_without_a_choice_says_why(tuner, tmp_store, results, problem):
     record = choose(tuner("optimizer.lr=0.1,0.2"), tmp_store, results)
     assert record.chosen is None
     assert record.problem.startswith(problem)
     assert record.final == ()
 
 
-def test_trials_that_have_not_ended_choose_nothing(tuner, tmp_store):
+def test_unfinished_trials_give_no_choice(tuner, tmp_store):
     tuned = tuner("optimizer.lr=0.1,0.2")
-    leave(Store(tmp_store), tuned.trial_configs(tuned.cells[0])[0], 0.9)
+    write_result(Store(tmp_store), tuned.trial_configs(tuned.cells[0])[0], 0.9)
     tuned.assess(Store(tmp_store))
     assert tuned.cells[0].record.problem == "1 of 2 trials to be trained"
 
@@ -170,10 +170,10 @@ def test_trials_that_have_not_ended_choose_nothing(tuner, tmp_store):
     [
         ([0.025, 0.05, 0.1], "largest", 0.2),
         ([0.025, 0.05, 0.1], "smallest", 0.0125),
-        ([0.01, 0.0215, 0.0464, 0.1], "largest", 0.215),  # as log() rounds them
+        ([0.01, 0.0215, 0.0464, 0.1], "largest", 0.215),  # rounded by log()
         ([0.1, 0.2], "largest", 0.4),
         ([0.1, 0.2, 0.3], "largest", 0.4),
-        ([0.1, 0.2, 0.3], "smallest", None),  # 0 is no learning rate
+        ([0.1, 0.2, 0.3], "smallest", None),  # a learning rate of 0 is not tried
         ([0.0, 0.1], "largest", 0.2),
         ([2, 4, 8], "largest", 16),
         ([2, 4, 8], "smallest", 1),
@@ -182,11 +182,11 @@ def test_trials_that_have_not_ended_choose_nothing(tuner, tmp_store):
         (["cosine", "step"], "largest", None),
     ],
 )
-def test_a_list_goes_on_by_its_own_step(values, edge, following):
+def test_list_is_extended_by_its_own_step(values, edge, following):
     assert Axis("key", [None] * len(values), values).beyond(edge) == following
 
 
-def test_lists_are_extended_until_the_best_lies_inside(tuner, tmp_store):
+def test_list_is_extended_until_the_best_value_is_inside(tuner, tmp_store):
     tuned = tuner("optimizer.lr=0.1,0.2", extend=3)
     (cell,) = tuned.cells
     accuracy = {0.1: 0.1, 0.2: 0.2, 0.4: 0.3, 0.8: 0.25}
@@ -195,7 +195,7 @@ def test_lists_are_extended_until_the_best_lies_inside(tuner, tmp_store):
         for config in tuned.trial_configs(cell):
             if Store(tmp_store).run(config).status == "missing":
                 added.append(config.optimizer["lr"])
-                leave(Store(tmp_store), config, accuracy[config.optimizer["lr"]])
+                write_result(Store(tmp_store), config, accuracy[config.optimizer["lr"]])
         tuned.assess(Store(tmp_store))
         if not tuned.extend():
             break
@@ -203,24 +203,24 @@ def test_lists_are_extended_until_the_best_lies_inside(tuner, tmp_store):
     assert cell.record.chosen == {"optimizer.lr": 0.4}
     assert cell.record.added == ({"optimizer.lr": 0.4}, {"optimizer.lr": 0.8})
     again = tuner("optimizer.lr=0.1,0.2", extend=3)
-    again.settle(Store(tmp_store))  # from the store alone
+    again.settle(Store(tmp_store))  # from the store only
     assert again.cells[0].record == cell.record
 
 
-def test_a_list_is_extended_by_so_many_values_at_most(tuner, tmp_store):
+def test_extend_limits_the_number_of_added_values(tuner, tmp_store):
     tuned = tuner("optimizer.lr=0.1,0.2", extend=2)
     (cell,) = tuned.cells
     for _ in range(3):
         for config in tuned.trial_configs(cell):
             if Store(tmp_store).run(config).status == "missing":
-                leave(Store(tmp_store), config, config.optimizer["lr"] / 10)
+                write_result(Store(tmp_store), config, config.optimizer["lr"] / 10)
         tuned.assess(Store(tmp_store))
         tuned.extend()
     assert cell.axes[0].values == [0.1, 0.2, 0.4, 0.8]
     assert cell.record.edges == {"optimizer.lr": "largest"}
 
 
-def test_a_value_that_the_config_refuses_ends_the_list(tuner, tmp_store):
+def test_extension_stops_at_a_value_the_config_refuses(tuner, tmp_store):
     tuned = tuner("label_smoothing=0.3,0.6", extend=3)
     choose(tuned, tmp_store, [0.1, 0.2])
     notes: list[str] = []
@@ -237,7 +237,7 @@ TUNE = TuneOptions(["optimizer.lr=0.05,0.1,0.2"])
 
 @pytest.fixture
 def run_sweep(base, faults):
-    """Sweep on workers of the fake engine; return the result and the lines that it shows."""
+    """Return a function that sweeps on the fake engine and returns the result and the lines."""
     from normbench.sweep.observer import SweepView
 
     class View(SweepView):
@@ -255,7 +255,7 @@ def run_sweep(base, faults):
     return run
 
 
-def test_a_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
+def test_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
     store = Store(tmp_store)
     result, lines = run_sweep()
     assert result.exit_code == 0
@@ -291,7 +291,7 @@ def test_a_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
     assert not tuning_of(store).trials & set(result.final_names)
     head = records(store)[0].head
     assert (len(head["cells"]), head["result"]) == (10, "complete")
-    # A second time nothing is trained or recorded.
+    # Repeating the command trains and records nothing.
     _, lines = run_sweep()
     assert lines[0] == "trials: 6 cells: 6 skipped"
     assert lines[-1] == "10 cells: 10 skipped"
@@ -307,7 +307,7 @@ def test_more_final_seeds_use_the_same_trials(run_sweep, tmp_store):
     assert len(result.final_names) == 8
 
 
-def test_extending_goes_on_in_rounds(run_sweep, tmp_store):
+def test_extension_proceeds_in_rounds(run_sweep, tmp_store):
     result, lines = run_sweep("norm=bn", "seed=0", tune=TuneOptions(TUNE.keys, extend=4))
     (cell,) = result.tuned
     lists = [values["optimizer.lr"] for values in cell.values]
@@ -321,7 +321,7 @@ def test_extending_goes_on_in_rounds(run_sweep, tmp_store):
     assert lines[-1] == f"{trained} cells: {trained} skipped"
 
 
-def test_a_plan_shows_trials_and_final_runs(run_sweep, tmp_store):
+def test_plan_shows_trials_and_final_runs(run_sweep, tmp_store):
     result, lines = run_sweep(dry_run=True)
     assert result.exit_code == 0
     assert lines[0] == "trials:"
@@ -335,7 +335,7 @@ def test_a_plan_shows_trials_and_final_runs(run_sweep, tmp_store):
     assert lines[-1].startswith("together: 12 cells: 10 skipped, 2 to train; about ")
 
 
-def test_a_failed_trial_leaves_its_cell_without_final_runs(run_sweep, faults, tmp_store):
+def test_failed_trial_leaves_its_cell_without_final_runs(run_sweep, faults, tmp_store):
     plan = run_sweep(dry_run=True)[0].plan
     broken = plan.cells[0].name
     faults(broken, "raise")
@@ -345,13 +345,13 @@ def test_a_failed_trial_leaves_its_cell_without_final_runs(run_sweep, faults, tm
     assert {name.split("-")[2] for name in result.final_names} == {"gn"}
     assert records(Store(tmp_store))[0].head["result"] == "failed"
     result, lines = run_sweep()
-    assert result.exit_code == 1  # as before, and nothing is tried again
+    assert result.exit_code == 1  # unchanged: failed trials are not retried
     result, lines = run_sweep(retry_failed=True)
     assert result.exit_code == 0
     assert lines[-1] == "10 cells: 3 trained, 7 skipped"
 
 
-def test_a_cell_whose_trials_all_diverge_fails_plainly(run_sweep, tmp_store):
+def test_cell_whose_trials_all_diverge_is_not_chosen(run_sweep, tmp_store):
     result, lines = run_sweep("norm=bn", "seed=0", "max_loss=1e-9")
     assert result.exit_code == 1
     assert lines[-2:] == [
@@ -376,7 +376,7 @@ def test_values_that_cannot_be_trained_can_be_skipped(run_sweep, tmp_store, monk
     assert cell.chosen["optimizer.lr"] in (0.05, 0.1)
 
 
-def test_again_trains_trials_and_final_runs_anew(run_sweep, tmp_store):
+def test_again_retrains_trials_and_final_runs(run_sweep, tmp_store):
     run_sweep()
     _, lines = run_sweep(again=True)
     assert f"6 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
@@ -393,7 +393,7 @@ def test_choices_from_trials_of_a_plain_sweep_are_recorded(run_sweep, tmp_store)
     assert Store(tmp_store).run(cell.final[0]).meta["tuned"]["values"] == cell.chosen
 
 
-def test_status_tells_what_was_chosen_from_what(run_sweep, tmp_store):
+def test_status_shows_the_choice_and_its_alternatives(run_sweep, tmp_store):
     result, _ = run_sweep()
     console = Console(file=Path(os.devnull).open("w"), width=150, record=True)  # noqa: SIM115
     assert show_status(Store(tmp_store), None, console) == 0
@@ -407,7 +407,7 @@ def test_status_tells_what_was_chosen_from_what(run_sweep, tmp_store):
 
 
 @pytest.mark.slow
-def test_a_real_sweep_on_digits_tunes_in_this_process(tmp_store):
+def test_inline_sweep_tunes_on_digits_with_the_real_engine(tmp_store):
     words = ["norm=bn", "batch=64", "seed=0", "dataset=digits", "dataset.train_size=320",
              "arch=resnet8", "arch.width=4", "epochs=1", f"store={tmp_store}", "executor=inline",
              "--tune", "optimizer.lr=0.001,0.2", "--tune-metric", "val_loss"]  # fmt: skip
@@ -424,7 +424,7 @@ def test_a_real_sweep_on_digits_tunes_in_this_process(tmp_store):
 # --- the record of final runs ---------------------------------------------------------------------
 
 
-def test_a_final_run_names_its_trials_from_its_beginning(run_sweep, faults, tmp_store, monkeypatch):
+def test_final_run_records_its_trials_when_it_starts(run_sweep, faults, tmp_store, monkeypatch):
     monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
     result, _ = run_sweep()
     for cell in result.tuned:
@@ -438,7 +438,7 @@ def test_a_final_run_names_its_trials_from_its_beginning(run_sweep, faults, tmp_
         assert all("tuned" not in Store(tmp_store).run(t.run).meta for t in cell.trials)
 
 
-def test_a_final_run_that_is_resumed_alone_keeps_its_trials(run_sweep, tmp_store):
+def test_final_run_resumed_without_tuning_keeps_its_trials(run_sweep, tmp_store):
     result, _ = run_sweep("norm=bn", "seed=0")
     run = Store(tmp_store).run(result.tuned[0].final[0])
     tuned = run.meta["tuned"]
@@ -454,11 +454,11 @@ def test_a_final_run_that_is_resumed_alone_keeps_its_trials(run_sweep, tmp_store
 
 @pytest.fixture
 def rechosen(run_sweep, tmp_store):
-    """Tune a cell twice, the second time without the value that was chosen; return both results."""
+    """Tune a cell twice, the second time without the chosen value; return results and lines."""
     first, _ = run_sweep("norm=bn", "seed=0,1")
     (cell,) = first.tuned
-    left = [lr for lr in (0.05, 0.1, 0.2) if lr != cell.chosen["optimizer.lr"]]
-    again = TuneOptions([f"optimizer.lr={','.join(map(str, left))}"])
+    remaining = [lr for lr in (0.05, 0.1, 0.2) if lr != cell.chosen["optimizer.lr"]]
+    again = TuneOptions([f"optimizer.lr={','.join(map(str, remaining))}"])
     second, lines = run_sweep("norm=bn", "seed=0,1", tune=again)
     return first, second, lines
 
@@ -479,17 +479,17 @@ def test_final_runs_of_an_earlier_choice_are_superseded(rechosen, tmp_store):
     )
 
 
-def test_a_choice_that_comes_back_has_its_final_runs_again(rechosen, run_sweep, tmp_store):
+def test_final_runs_of_a_restored_choice_count_again(rechosen, run_sweep, tmp_store):
     first, second, _ = rechosen
     third, lines = run_sweep("norm=bn", "seed=0,1")
     assert lines[-1] == "5 cells: 5 skipped"
-    assert third.record is not None  # the choice is new, although nothing was trained
+    assert third.record is not None  # the choice changed, although nothing was trained
     tuning = tuning_of(Store(tmp_store))
     assert tuning.cells[0].final == first.tuned[0].final
     assert tuning.superseded == set(second.tuned[0].final)
 
 
-def test_status_names_what_is_superseded(rechosen, tmp_store):
+def test_status_names_superseded_final_runs(rechosen, tmp_store):
     first, second, lines = rechosen
     for result in (first, second):
         console = Console(file=Path(os.devnull).open("w"), width=200, record=True)  # noqa: SIM115
@@ -497,49 +497,51 @@ def test_status_names_what_is_superseded(rechosen, tmp_store):
         assert lines[-2] in console.export_text()
 
 
-def test_the_list_of_runs_marks_what_is_superseded(rechosen, tmp_store):
+def test_list_marks_superseded_runs(rechosen, tmp_store):
     from normbench.cli.list import rows
 
     first, _, _ = rechosen
     store = Store(tmp_store)
-    found = rows(store.runs(), tuning=tuning_of(store))
-    assert {row["name"] for row in found if row["superseded"]} == set(first.tuned[0].final)
+    listed = rows(store.runs(), tuning=tuning_of(store))
+    assert {row["name"] for row in listed if row["superseded"]} == set(first.tuned[0].final)
 
 
 # --- the check before the training ----------------------------------------------------------------
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The configs whose networks the executor is asked to build."""
+def checked_configs(monkeypatch):
+    """Record the configs whose networks the executor is asked to build."""
     from normbench.sweep.executors.local import Local
 
     configs: list = []
     check = Local.check
 
-    def record(self, wanted):
-        configs.extend(wanted)
-        return check(self, wanted)
+    def record(self, requested):
+        configs.extend(requested)
+        return check(self, requested)
 
     monkeypatch.setattr(Local, "check", record)
     return configs
 
 
-def test_each_network_is_checked_once(run_sweep, asked):
+def test_each_network_is_checked_once(run_sweep, checked_configs):
     run_sweep()
-    assert [(c.norm_name, c.optimizer["lr"]) for c in asked] == [
+    assert [(c.norm_name, c.optimizer["lr"]) for c in checked_configs] == [
         (norm, lr) for norm in ("bn", "gn") for lr in (0.05, 0.1, 0.2)
     ]
 
 
-def test_final_runs_of_other_epochs_are_checked_before_the_trials(run_sweep, asked, faults):
+def test_final_runs_with_more_epochs_are_checked_before_the_trials(
+    run_sweep, checked_configs, faults
+):
     run_sweep("norm=bn", "seed=0,1", tune=TuneOptions(TUNE.keys, epochs=1))
-    assert [(c.optimizer["lr"], c.epochs) for c in asked] == [
+    assert [(c.optimizer["lr"], c.epochs) for c in checked_configs] == [
         (lr, epochs) for epochs in (1, 3) for lr in (0.05, 0.1, 0.2)
     ]
 
 
-def test_a_value_whose_final_runs_cannot_be_trained_is_not_tried(run_sweep, tmp_store, monkeypatch):
+def test_value_whose_final_runs_are_invalid_is_not_tried(run_sweep, tmp_store, monkeypatch):
     def problems(cells, *others):
         wrong = [c for c in cells if c.config.epochs == 3 and c.config.optimizer["lr"] == 0.2]
         return {cell.name: "too long" for cell in wrong}
@@ -557,7 +559,7 @@ def test_a_value_whose_final_runs_cannot_be_trained_is_not_tried(run_sweep, tmp_
 # --- killed and resumed ---------------------------------------------------------------------------
 
 
-def begin(base, step_seconds, *options):
+def start_sweep(base, step_seconds, *options):
     return subprocess.Popen(
         [sys.executable, str(FAKESWEEP), "sweep", *base, *GRID, "epochs=20", "executor.workers=2",
          "--tune", "optimizer.lr=0.1,0.2", *options],
@@ -575,11 +577,11 @@ def wait_until(condition, seconds=90):
 
 
 @pytest.mark.parametrize("phase", ["trials", "final runs"])
-def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_store, phase):
+def test_sweep_killed_in_either_phase_resumes(base, faults, tmp_store, phase):
     store = Store(tmp_store)
 
     def under_way() -> bool:
-        """One run of the phase is finished, and another has a checkpoint."""
+        """Return whether one run of the phase is finished and another has a checkpoint."""
         runs = [run for run in store.runs() if ("-s1000-" in run.name) == (phase == "trials")]
         begun = sum(
             run.status == "running" and (run.last_metrics() or {}).get("epoch", 0) > 1
@@ -587,21 +589,21 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         )
         return begun > 0 and any(run.status == "finished" for run in runs)
 
-    # Trials of two epochs where they are only waited for.
+    # Short trials if the kill comes later, in the final runs.
     options = ["--tune-epochs", "2"] if phase == "final runs" else []
-    process = begin(base, 0.02, *options)
+    process = start_sweep(base, 0.02, *options)
     wait_until(under_way)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     wait_until(lambda: not any(run.status == "running" for run in store.runs()))
-    # The kill may come after a run's summary and before the end in its meta.json.
+    # The kill may fall between writing a run's summary and updating its meta.json.
     ended = {run.name: run.summary for run in store.runs() if run.status == "finished"}
     assert ended
-    # A row of the second epoch says that the first has a checkpoint.
+    # A row for the second epoch implies a checkpoint of the first.
     advanced = {run.name for run in store.runs() if (run.last_metrics() or {}).get("epoch", 0) > 1}
-    output, _ = (process := begin(base, 0.002, *options)).communicate(timeout=120)
+    output, _ = (process := start_sweep(base, 0.002, *options)).communicate(timeout=120)
     assert process.returncode == 0, output
-    if advanced - ended.keys():  # it may have ended between the look and the kill
+    if advanced - ended.keys():  # the run may have ended between the check and the kill
         assert "to resume" in output
     runs = store.runs()
     assert len(runs) == 8
@@ -610,17 +612,17 @@ def test_a_sweep_killed_in_either_phase_goes_on_where_it_was(base, faults, tmp_s
         first_epochs = [session["from_epoch"] for session in run.meta["sessions"]]
         assert first_epochs[0] == 0
         if run.name in advanced:
-            assert all(epoch > 0 for epoch in first_epochs[1:])  # not from its first step again
+            assert all(epoch > 0 for epoch in first_epochs[1:])  # not restarted
         if run.name in ended:
             assert (len(first_epochs), run.summary) == (1, ended[run.name])
         if "-s1000-" not in run.name:
             assert len(run.meta["tuned"]["trials"]) == 2
-    # Both kinds ended as they do in a sweep that nobody stops.
+    # The result is that of an uninterrupted sweep.
     cells = tuning_of(store).cells
     assert [len(cell.final) for cell in cells] == [2, 2]
 
 
-def test_an_experiment_that_tunes_is_trained_as_if_it_was_typed(run_sweep, tmp_path):
+def test_tuning_experiment_trains_the_same_runs_as_typed_options(run_sweep, tmp_path):
     folder = tmp_path / "conf"
     (folder / "experiment").mkdir(parents=True)
     (folder / "experiment" / "mine.yaml").write_text(
@@ -630,7 +632,7 @@ def test_an_experiment_that_tunes_is_trained_as_if_it_was_typed(run_sweep, tmp_p
     first, _ = run_sweep()
     again, lines = run_sweep("+experiment=mine", tune=None, config_dir=folder)
     assert [cell.chosen for cell in again.tuned] == [cell.chosen for cell in first.tuned]
-    assert lines[-1] == "10 cells: 10 skipped"  # they are the same runs
+    assert lines[-1] == "10 cells: 10 skipped"  # the runs are the same
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -682,14 +684,14 @@ def test_mistakes_are_refused_in_one_line(base, tmp_store, capsys, words, messag
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"seeds": "1000,1001"}])
-def test_a_store_with_another_budget_is_refused(run_sweep, options):
+def test_trials_with_another_tuning_budget_are_refused(run_sweep, options):
     run_sweep("norm=bn", "seed=0")
     with pytest.raises(UserError, match=r"made with --tune-epochs 3 --tune-seeds 1000 \(sweep"):
         run_sweep("norm=gn", "seed=0", tune=TuneOptions(TUNE.keys, **options))
     run_sweep("norm=gn", "seed=0")
 
 
-def test_a_damaged_record_is_refused(run_sweep, tmp_store):
+def test_damaged_tuning_record_is_refused(run_sweep, tmp_store):
     run_sweep("norm=bn", "seed=0")
     (path,) = tmp_store.glob("sweeps/*/tuning.json")
     tree = json.loads(path.read_text())

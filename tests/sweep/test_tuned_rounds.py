@@ -1,4 +1,4 @@
-"""``normbench sweep --tune … --until …`` on the fake engine: trials once, seeds round by round."""
+"""``normbench sweep --tune … --until …`` on the fake engine: trials once, seeds in rounds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ UNTIL = ("--until", "0.001", "--max-seeds", "6", "--baseline", "batch=16")
 
 
 def words(store: Path, *more: str) -> list[str]:
-    """Two cells of two trials, with 3 to 6 final seeds."""
+    """Return a command for two cells of two trials, with 3 to 6 final seeds."""
     return ["sweep", "dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
             "norm=bn", "batch=16,32", "epochs=1", "seed=range(0,3)", "executor.workers=2",
             f"store={store}", *more]  # fmt: skip
 
 
 @pytest.fixture
-def rounds(tmp_store, faults, capsys):
-    """Run the command in this process; return exit code and output."""
+def run_rounds(tmp_store, faults, capsys):
+    """Return a function that runs the command and returns exit code and output."""
 
     def run(*more: str, tune=TUNE, until=UNTIL):
         code = main(words(tmp_store, *tune, *until, *more))
@@ -43,7 +43,7 @@ def looks_of(store: Store) -> list[dict]:
 
 
 def results_of(store: Store) -> dict[str, dict]:
-    """The results of all runs, without what differs each time."""
+    """Return the results of all runs, without their timings."""
     return {
         run.name: {key: value for key, value in run.summary.items() if "second" not in key
                    and not key.endswith("_per_s")}
@@ -51,9 +51,9 @@ def results_of(store: Store) -> dict[str, dict]:
     }  # fmt: skip
 
 
-def test_trials_are_made_once_and_seeds_are_added(rounds, tmp_store, faults):
+def test_trials_are_trained_once_and_seeds_are_added(run_rounds, tmp_store, faults):
     store = Store(tmp_store)
-    code, out = rounds()
+    code, out = run_rounds()
     assert code == 0
     assert "trials: 4 cells: 4 to train" in out
     assert "round 3 of at most 3: 6 seeds" in out
@@ -62,10 +62,10 @@ def test_trials_are_made_once_and_seeds_are_added(rounds, tmp_store, faults):
     looks = looks_of(store)
     assert [look["seeds"] for look in looks] == [3, 4, 6]
     assert [look["stopped"] for look in looks] == ["", "", "max-seeds"]
-    assert [look["comparisons"][0]["n"] for look in looks] == [3, 4, 6]  # trials are not counted
+    assert [look["comparisons"][0]["n"] for look in looks] == [3, 4, 6]  # trials do not count
     assert [len(cell.final) for cell in tuning_of(store).cells] == [6, 6]
-    # The same command finds the last look, and repeats none before it.
-    code, out = rounds()
+    # The same command shows the last look only.
+    code, out = run_rounds()
     assert code == 0
     assert "round 3 of at most 3: 6 seeds" in out
     assert "round 1" not in out
@@ -74,11 +74,11 @@ def test_trials_are_made_once_and_seeds_are_added(rounds, tmp_store, faults):
     assert len((faults.folder / "epochs.log").read_text().splitlines()) == 16
 
 
-def test_a_sweep_whose_intervals_were_narrow_goes_on_if_they_are_to_be_narrower(rounds, tmp_store):
+def test_finished_sweep_continues_when_narrower_intervals_are_requested(run_rounds, tmp_store):
     wide = ("--until", "1000000", *UNTIL[2:])
-    assert rounds(until=wide)[0] == 0
+    assert run_rounds(until=wide)[0] == 0
     assert [look["stopped"] for look in looks_of(Store(tmp_store))] == ["narrow"]
-    code, out = rounds()
+    code, out = run_rounds()
     assert code == 0
     assert "round 1 of at most 3: 3 seeds" in out
     assert len(looks_of(Store(tmp_store))) == 3
@@ -86,7 +86,7 @@ def test_a_sweep_whose_intervals_were_narrow_goes_on_if_they_are_to_be_narrower(
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Results and looks of the sweep when nobody kills it."""
+    """Return results and looks of an uninterrupted sweep."""
     folder = tmp_path_factory.mktemp("undisturbed")
     store = Store(folder / "runs")
     subprocess.run(
@@ -116,8 +116,8 @@ def undisturbed(tmp_path_factory):
         pytest.param("normbench.report.rounds:NarrowIntervals.look 2", 1, id="before look 2"),
     ],
 )
-def test_a_killed_sweep_goes_on_where_it_was(
-    rounds, run_killed, tmp_store, faults, undisturbed, place, looks
+def test_killed_sweep_resumes_with_the_same_results(
+    run_rounds, run_killed, tmp_store, faults, undisturbed, place, looks
 ):
     store = Store(tmp_store)
     run_killed(
@@ -127,9 +127,9 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert len(looks_of(store)) == looks
     ended = {run.name: run.meta for run in store.runs() if run.status == "finished"}
     for run in store.runs():
-        if "-s1000-" not in run.name:  # a final run names its trials from its beginning
+        if "-s1000-" not in run.name:  # a final run records its trials when it starts
             assert len(run.meta["tuned"]["trials"]) == 2
-    code, out = rounds()
+    code, out = run_rounds()
     assert code == 0, out
     results, expected_looks = undisturbed
     assert results_of(store) == results
@@ -139,16 +139,16 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert len([record for record in records(store) if "until" in record.head]) == 3
 
 
-def test_the_plan_shows_trials_the_next_round_and_the_most(rounds, tmp_store):
-    code, out = rounds("--dry-run")
+def test_plan_shows_trials_next_round_and_maximum(run_rounds, tmp_store):
+    code, out = run_rounds("--dry-run")
     assert code == 0
     assert out.startswith("trials:\n")
     assert "missing      digits-resnet8-bn-b16  optimizer.lr=? seed=0,1,2" in out
     assert "round 1 of at most 3: looks after 3, 4, 6 seeds" in out
     assert "at most 16 cells: 16 to train (4 trials and 12 final)" in out
     assert not list(tmp_store.iterdir())
-    rounds(until=("--until", "1000000", *UNTIL[2:]))
-    code, out = rounds("--dry-run")
+    run_rounds(until=("--until", "1000000", *UNTIL[2:]))
+    code, out = run_rounds("--dry-run")
     assert code == 0
     assert "3 seeds: 0 of 1 intervals are narrower than ±0.001 points" in out
     assert "round 2 of at most 3: looks after 3, 4, 6 seeds" in out
@@ -167,25 +167,25 @@ def test_the_plan_shows_trials_the_next_round_and_the_most(rounds, tmp_store):
         ({"tune": (*TUNE, "--extend", "1")}, "--extend 1: other trials may choose other values"),
     ],
 )
-def test_looks_hold_for_one_schedule_and_one_protocol(rounds, tmp_store, change, message):
-    rounds(until=("--until", "1000000", *UNTIL[2:]))
+def test_changed_schedule_or_tuning_protocol_is_refused(run_rounds, tmp_store, change, message):
+    run_rounds(until=("--until", "1000000", *UNTIL[2:]))
     count = len(Store(tmp_store).runs())
-    code, out = rounds(**change)
+    code, out = run_rounds(**change)
     assert code == 2
     assert message in out
     assert len(out.splitlines()) == 1
     assert len(Store(tmp_store).runs()) == count
 
 
-def test_a_tuning_seed_of_a_later_round_is_refused_before_the_first(rounds, tmp_store):
-    code, out = rounds("--tune-seeds", "5")
+def test_tuning_seed_of_a_later_round_is_refused_at_the_start(run_rounds, tmp_store):
+    code, out = run_rounds("--tune-seeds", "5")
     assert code == 2
     assert "seed 5 is both a tuning seed and a final seed" in out
     assert not list(tmp_store.iterdir())
 
 
-def test_a_cell_without_a_choice_adds_no_seeds(rounds, tmp_store):
-    code, out = rounds("max_loss=1e-9")
+def test_no_seeds_are_added_while_a_cell_has_no_choice(run_rounds, tmp_store):
+    code, out = run_rounds("max_loss=1e-9")
     assert code == 1
     assert "no seeds are added while a cell has no chosen value" in out
     assert looks_of(Store(tmp_store)) == []

@@ -18,8 +18,8 @@ BASELINE = ["--baseline", "optimizer.lr=0.1"]
 
 
 @pytest.fixture
-def until(tmp_store, faults, capsys):
-    """Run ``normbench sweep`` on two learning rates; return exit code and output."""
+def sweep_until(tmp_store, faults, capsys):
+    """Return a function that sweeps two learning rates and returns exit code and output."""
 
     def run(*words: str, seeds: str = "seed=range(0,3)", rates: str = "optimizer.lr=0.1,0.3"):
         command = ["sweep", "dataset=digits", "dataset.train_size=160", "arch=resnet8"]
@@ -38,120 +38,121 @@ def looks_of(store: Store) -> list[dict]:
     return [record.head["until"] for record in records(store) if "until" in record.head]
 
 
-def test_wide_intervals_add_seeds_up_to_the_most(until) -> None:
-    code, out = until("--until", "0.001", "--max-seeds", "6", *BASELINE)
+def test_wide_intervals_add_seeds_up_to_max_seeds(sweep_until) -> None:
+    code, out = sweep_until("--until", "0.001", "--max-seeds", "6", *BASELINE)
     assert code == 0
     assert "--max-seeds is reached" in out
-    assert len(until.store.runs()) == 12
-    assert len(until.epochs()) == 12  # no run was trained twice
-    looks = looks_of(until.store)
+    assert len(sweep_until.store.runs()) == 12
+    assert len(sweep_until.epochs()) == 12  # no run was trained twice
+    looks = looks_of(sweep_until.store)
     assert [look["seeds"] for look in looks] == [3, 4, 6]
     assert {tuple(look["looks"]) for look in looks} == {(3, 4, 6)}
     assert [look["stopped"] for look in looks] == ["", "", "max-seeds"]
-    assert {run.config["seed"] for run in until.store.runs()} == set(range(6))
+    assert {run.config["seed"] for run in sweep_until.store.runs()} == set(range(6))
 
 
-def test_narrow_intervals_end_the_sweep_after_its_first_round(until) -> None:
-    code, out = until("--until", "1000000", "--max-seeds", "6", *BASELINE)
+def test_narrow_intervals_end_the_sweep_after_one_round(sweep_until) -> None:
+    code, out = sweep_until("--until", "1000000", "--max-seeds", "6", *BASELINE)
     assert code == 0
     assert "1 of 1 intervals are narrower than ±1e+06 points" in out
-    assert len(until.store.runs()) == 6
-    assert [look["stopped"] for look in looks_of(until.store)] == ["narrow"]
+    assert len(sweep_until.store.runs()) == 6
+    assert [look["stopped"] for look in looks_of(sweep_until.store)] == ["narrow"]
 
 
-def test_the_report_prints_the_interval_that_the_sweep_looked_at(until) -> None:
-    until("--until", "0.001", "--max-seeds", "6", *BASELINE)
-    last = looks_of(until.store)[-1]["comparisons"][0]
-    (study,) = studies(load(until.store), ("optimizer.lr", "batch"))
-    found = build(study, METRICS["test_acc"], 0.1).cells[0.3, 16].baseline
-    assert found is not None
-    assert found.looks == 3
-    assert last["half_width"] == pytest.approx(100 * found.half_width, rel=1e-12)
-    assert last["n"] == found.n == 6
+def test_report_has_the_interval_of_the_last_look(sweep_until) -> None:
+    sweep_until("--until", "0.001", "--max-seeds", "6", *BASELINE)
+    last = looks_of(sweep_until.store)[-1]["comparisons"][0]
+    (study,) = studies(load(sweep_until.store), ("optimizer.lr", "batch"))
+    interval = build(study, METRICS["test_acc"], 0.1).cells[0.3, 16].baseline
+    assert interval is not None
+    assert interval.looks == 3
+    assert last["half_width"] == pytest.approx(100 * interval.half_width, rel=1e-12)
+    assert last["n"] == interval.n == 6
 
 
-def test_the_report_says_how_often_the_sweep_was_looked_at(
-    until, tmp_path, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr("normbench.report.figures.FIGURES", ("heatmap",))  # the others take seconds
-    until("--until", "0.001", "--max-seeds", "6", *BASELINE)
+def test_report_states_the_number_of_looks(sweep_until, tmp_path, capsys, monkeypatch) -> None:
+    # The other figures take seconds.
+    monkeypatch.setattr("normbench.report.figures.FIGURES", ("heatmap",))
+    sweep_until("--until", "0.001", "--max-seeds", "6", *BASELINE)
     words = ["--by", "optimizer.lr,batch", "--baseline", "0.1", "--out", str(tmp_path / "report")]
-    assert main(["report", str(until.store.root), *words]) == 0
+    assert main(["report", str(sweep_until.store.root), *words]) == 0
     capsys.readouterr()
     text = (tmp_path / "report" / "report.md").read_text()
     assert "with looks declared after 3, 4, 6 seeds" in text
     assert "level 1 − 0.05/3" in text
 
 
-def test_a_store_without_such_a_sweep_has_ordinary_intervals(until) -> None:
-    until()
-    assert "looks" not in load(until.store).runs
-    (study,) = studies(load(until.store), ("optimizer.lr", "batch"))
-    found = build(study, METRICS["test_acc"], 0.1).cells[0.3, 16].baseline
-    assert found is not None
-    assert found.looks == 1
+def test_store_without_looks_has_ordinary_intervals(sweep_until) -> None:
+    sweep_until()
+    assert "looks" not in load(sweep_until.store).runs
+    (study,) = studies(load(sweep_until.store), ("optimizer.lr", "batch"))
+    interval = build(study, METRICS["test_acc"], 0.1).cells[0.3, 16].baseline
+    assert interval is not None
+    assert interval.looks == 1
 
 
-def test_the_same_command_goes_on_at_its_last_look(until) -> None:
+def test_same_command_continues_from_its_last_look(sweep_until) -> None:
     command = ("--max-seeds", "6", *BASELINE)
-    until("--until", "1000000", *command)
-    code, out = until("--until", "0.001", *command)
+    sweep_until("--until", "1000000", *command)
+    code, out = sweep_until("--until", "0.001", *command)
     assert code == 0
-    assert len(until.epochs()) == 12
+    assert len(sweep_until.epochs()) == 12
     assert "round 1 of at most 3: 3 seeds" in out
-    code, out = until("--until", "0.001", *command)
+    code, out = sweep_until("--until", "0.001", *command)
     assert code == 0
-    assert len(until.epochs()) == 12
+    assert len(sweep_until.epochs()) == 12
     assert "round 3 of at most 3: 6 seeds" in out
     assert "round 1" not in out
 
 
-def test_a_failed_run_stops_the_rounds(until, faults) -> None:
-    until("--dry-run")
-    code, out = until()
-    name = sorted(run.name for run in until.store.runs())[0]
-    for path in (until.store.root / name).iterdir():
+def test_failed_run_stops_the_rounds(sweep_until, faults) -> None:
+    sweep_until("--dry-run")
+    code, out = sweep_until()
+    name = sorted(run.name for run in sweep_until.store.runs())[0]
+    for path in (sweep_until.store.root / name).iterdir():
         if path.is_file():
             path.unlink()
-    (until.store.root / name).rmdir() if not any((until.store.root / name).iterdir()) else None
+    (sweep_until.store.root / name).rmdir() if not any(
+        (sweep_until.store.root / name).iterdir()
+    ) else None
     faults(name, "raise", count=9)
-    code, out = until("--until", "0.001", "--max-seeds", "6", *BASELINE)
+    code, out = sweep_until("--until", "0.001", "--max-seeds", "6", *BASELINE)
     assert code == 1
     assert "no seeds are added while runs have failed" in out
-    assert looks_of(until.store) == []
+    assert looks_of(sweep_until.store) == []
 
 
-def test_the_plan_names_the_first_round_and_the_most(until) -> None:
-    code, out = until("--until", "1", "--max-seeds", "6", *BASELINE, "--dry-run")
+def test_plan_shows_the_first_round_and_the_maximum(sweep_until) -> None:
+    code, out = sweep_until("--until", "1", "--max-seeds", "6", *BASELINE, "--dry-run")
     assert code == 0
     assert "6 cells: 6 to train" in out
     assert "round 1 of at most 3: looks after 3, 4, 6 seeds" in out
     assert "at most 12 cells: 12 to train" in out
-    assert not until.store.runs()
+    assert not sweep_until.store.runs()
 
 
-def test_the_status_says_why_the_sweep_stopped(until, capsys) -> None:
-    until("--until", "1000000", "--max-seeds", "6", *BASELINE)
-    assert main(["sweep", "status", "--store", str(until.store.root)]) == 0
+def test_status_says_why_the_sweep_stopped(sweep_until, capsys) -> None:
+    sweep_until("--until", "1000000", "--max-seeds", "6", *BASELINE)
+    assert main(["sweep", "status", "--store", str(sweep_until.store.root)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "look 1 of 3, 3 seeds: 1 of 1 intervals" in text
     assert "no more seeds are needed" in text
 
 
-def test_other_looks_at_the_same_runs_are_refused(until) -> None:
-    until("--until", "1000000", "--max-seeds", "6", *BASELINE)
-    code, out = until("--until", "1", "--max-seeds", "9", *BASELINE)
+def test_another_schedule_of_looks_at_the_same_runs_is_refused(sweep_until) -> None:
+    sweep_until("--until", "1000000", "--max-seeds", "6", *BASELINE)
+    code, out = sweep_until("--until", "1", "--max-seeds", "9", *BASELINE)
     assert code == 2
     assert "has looked at these runs with 3 to 6 seeds declared" in out
-    assert len(until.store.runs()) == 6
+    assert len(sweep_until.store.runs()) == 6
 
 
-def test_a_damaged_record_is_named(until, capsys) -> None:
-    until("--until", "1000000", "--max-seeds", "6", *BASELINE)
-    path = records(until.store)[-1].path / "sweep.json"
+def test_damaged_record_is_named(sweep_until, capsys) -> None:
+    sweep_until("--until", "1000000", "--max-seeds", "6", *BASELINE)
+    path = records(sweep_until.store)[-1].path / "sweep.json"
     head = json.loads(path.read_text())
     path.write_text(json.dumps({**head, "until": {"looks": "six"}}))
-    assert main(["report", str(until.store.root)]) != 0
+    assert main(["report", str(sweep_until.store.root)]) != 0
     assert "sweep.json" in capsys.readouterr().err
 
 
@@ -171,9 +172,9 @@ def test_a_damaged_record_is_named(until, capsys) -> None:
         (["--baseline", "bn"], {}, "--baseline requires --until"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(until, words, options, message) -> None:
-    code, out = until(*words, **options)
+def test_bad_options_are_refused_in_one_line(sweep_until, words, options, message) -> None:
+    code, out = sweep_until(*words, **options)
     assert code == 2
     assert message in out
     assert len(out.splitlines()) == 1
-    assert not until.store.runs()
+    assert not sweep_until.store.runs()

@@ -1,4 +1,4 @@
-"""Runs that are trained again and compared with their records, on the fake engine."""
+"""``normbench verify`` on the fake engine: retrain runs and compare them with their records."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from normbench.sweep.verify import conditions, verify
 def store(faults, grid, run_on, tmp_store) -> Store:
     """Return a store with four seeds of a cell, trained by the fake engine."""
     run_on(Local(workers=1, gpus=0), grid("seed=0,1,2,3"))
-    found = Store(tmp_store)
-    assert [run.status for run in found.runs()] == ["finished"] * 4
-    return found
+    result_store = Store(tmp_store)
+    assert [run.status for run in result_store.runs()] == ["finished"] * 4
+    return result_store
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def run_of(store: Store, seed: int) -> Run:
 
 
 def reseal(run: Run) -> None:
-    """Compute all checksums of a run again, as somebody who edits its numbers could."""
+    """Recompute all checksums of a run, as somebody who forges its numbers could."""
     meta = json.loads((run.path / "meta.json").read_text())
     summary = json.loads((run.path / "summary.json").read_text())
     config = records.digest((run.path / "config.yaml").read_bytes())
@@ -85,7 +85,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_runs_are_equal_on_the_same_machine_and_the_store_is_left_as_it_was(store, lines) -> None:
+def test_runs_verify_as_equal_and_the_store_is_unchanged(store, lines) -> None:
     before = files_of(store.root)
     result = verify(store, sample=3, say=lines.append)
     assert result.exit_code == 0
@@ -94,19 +94,19 @@ def test_runs_are_equal_on_the_same_machine_and_the_store_is_left_as_it_was(stor
     assert all("equal to the last bit: metrics of 3 epochs and weights" in line for line in lines)
     assert files_of(store.root) == before
     assert not store.foreign()
-    found = verification.newest(store)
-    assert {*found} == {*result.verdicts}
-    assert verification.counted(found, 4) == "3 of 4 runs trained again: 3 equal to the last bit"
+    verdicts = verification.newest(store)
+    assert {*verdicts} == {*result.verdicts}
+    assert verification.counted(verdicts, 4) == "3 of 4 runs trained again: 3 equal to the last bit"
 
 
-def test_a_seed_decides_which_runs_are_chosen() -> None:
+def test_seed_determines_which_runs_are_chosen() -> None:
     names = [f"run{index:02d}" for index in range(40)]
     assert module._drawn(names, 5, 1) == module._drawn(names, 5, 1)
     assert module._drawn(names, 5, 1) != module._drawn(names, 5, 2)
     assert module._drawn(names, 99, 1) == names
 
 
-def test_an_edited_metric_is_damage_without_checksums_and_refuted_with_them(store, lines) -> None:
+def test_edited_metric_is_damage_and_with_new_checksums_fails_to_verify(store, lines) -> None:
     run = run_of(store, 2)
     edit_metric(run, "val_acc", 0.99)
     result = verify(store, [run.name], say=lines.append)
@@ -123,7 +123,7 @@ def test_an_edited_metric_is_damage_without_checksums_and_refuted_with_them(stor
     assert "here, though the weights are equal" in lines[0]
 
 
-def test_an_edited_test_accuracy_and_weights_hash_are_refuted(store, lines) -> None:
+def test_edited_test_accuracy_and_weights_hash_fail_to_verify(store, lines) -> None:
     first, second = run_of(store, 0), run_of(store, 1)
     edit_json(first, "summary.json", test_acc=0.995)
     edit_json(second, "summary.json", weights_sha256="0" * 64)
@@ -131,12 +131,12 @@ def test_an_edited_test_accuracy_and_weights_hash_are_refuted(store, lines) -> N
     reseal(second)
     result = verify(store, [first.name, second.name], say=lines.append)
     assert [*result.verdicts.values()] == ["differs", "differs"]
-    said = {line.partition("] ")[2].partition(": ")[0]: line for line in lines}
-    assert "test_acc is 0.995 in the record" in said[first.name]
-    assert "the metrics are equal, but the weights differ" in said[second.name]
+    line_of_run = {line.partition("] ")[2].partition(": ")[0]: line for line in lines}
+    assert "test_acc is 0.995 in the record" in line_of_run[first.name]
+    assert "the metrics are equal, but the weights differ" in line_of_run[second.name]
 
 
-def test_another_processor_is_judged_by_the_spread_over_seeds(store, lines) -> None:
+def test_runs_of_another_processor_are_judged_by_the_spread_over_seeds(store, lines) -> None:
     run = run_of(store, 2)
     again = run.metrics()[1]["val_acc"]
     edit_metric(run, "val_acc", again + 1e-6)
@@ -157,7 +157,7 @@ def test_another_processor_is_judged_by_the_spread_over_seeds(store, lines) -> N
     assert len(verification.read(store)) == 2
 
 
-def test_without_other_seeds_nothing_is_judged(store, lines) -> None:
+def test_run_of_another_version_is_unjudged_without_other_seeds(store, lines) -> None:
     run = run_of(store, 2)
     edit_metric(run, "val_acc", 0.5)
     edit_json(run, "meta.json", versions={"python": "3.0"})
@@ -171,7 +171,7 @@ def test_without_other_seeds_nothing_is_judged(store, lines) -> None:
     assert "python 3.0 recorded" in lines[0]
 
 
-def test_conditions_name_what_may_change_the_rounding() -> None:
+def test_conditions_list_differences_that_may_change_rounding() -> None:
     engine = {"backend": "tensorflow", "threads": 2, "shards": 2, "deterministic": True}
     meta = {"engine": engine, "processor": "A", "versions": {"jax": "1", "numpy": "2"}}
     assert conditions(meta, {**meta, "versions": {"numpy": "2"}, "host": "other"}) == []
@@ -183,7 +183,7 @@ def test_conditions_name_what_may_change_the_rounding() -> None:
     assert conditions(moved, meta) == ["recorded on 2 hosts in turn"]
 
 
-def test_a_run_that_cannot_be_trained_is_one_line(store, lines, faults) -> None:
+def test_run_that_cannot_be_retrained_is_reported_in_one_line(store, lines, faults) -> None:
     failing, strange = run_of(store, 0), run_of(store, 1)
     faults(failing.name, "raise")
     config = strange.path / "config.yaml"
@@ -198,7 +198,7 @@ def test_a_run_that_cannot_be_trained_is_one_line(store, lines, faults) -> None:
     assert lines[1].startswith(f"[2/2] {failing.name}: cannot be trained again: ")
 
 
-def test_an_edited_config_is_refused(store, lines) -> None:
+def test_edited_config_is_refused(store, lines) -> None:
     run = run_of(store, 1)
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("seed: 1\n", "seed: 7\n"))
@@ -207,7 +207,7 @@ def test_an_edited_config_is_refused(store, lines) -> None:
     assert "it was edited" in lines[0]
 
 
-def test_an_interruption_keeps_what_has_been_verified(store, lines) -> None:
+def test_interruption_keeps_the_verdicts_so_far(store, lines) -> None:
     def say(line: str) -> None:
         lines.append(line)
         signal.raise_signal(signal.SIGINT)
@@ -219,7 +219,7 @@ def test_an_interruption_keeps_what_has_been_verified(store, lines) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_damaged_record_of_verifications_is_named_and_set_aside(store, lines) -> None:
+def test_damaged_verification_record_is_named_and_set_aside(store, lines) -> None:
     path = store.root / verification.NAME
     path.write_text('{"schema": 1, "verifications": []}')
     verify(store, sample=1, say=lines.append)
@@ -228,7 +228,7 @@ def test_a_damaged_record_of_verifications_is_named_and_set_aside(store, lines) 
     assert (store.root / ".verification.json.damaged").is_file()
 
 
-def test_a_verification_of_other_metrics_does_not_count(store) -> None:
+def test_verification_does_not_count_after_metrics_change(store) -> None:
     verify(store, sample=4, say=lambda line: None)
     run = run_of(store, 0)
     edit_metric(run, "val_acc", 0.5)
@@ -245,12 +245,12 @@ def test_command_line_filters_and_counts(store, capsys) -> None:
     assert last == "2 of 2 runs trained again: 2 equal to the last bit"
 
 
-def test_command_line_ends_with_1_where_a_run_does_not_verify(store, capsys) -> None:
+def test_command_line_exits_with_1_if_a_run_does_not_verify(store, capsys) -> None:
     run = run_of(store, 2)
     edit_metric(run, "val_acc", 0.99)
     reseal(run)
     command = ["verify", str(store.root), "--where", "seed in [1, 2]"]
-    for _ in range(2):  # an earlier verdict is no better than a new one
+    for _ in range(2):  # the second time, the recorded verdict is used
         assert main(command) == 1
         assert capsys.readouterr().out.splitlines()[-1] == (
             "2 of 2 runs trained again: 1 equal to the last bit, 1 not verified"
@@ -262,7 +262,7 @@ def test_command_line_ends_with_1_where_a_run_does_not_verify(store, capsys) -> 
 
 @pytest.fixture
 def tuned(store) -> Store:
-    """Return the store with a record that says that seeds 0 and 1 were trials."""
+    """Return the store with a record that declares seeds 0 and 1 as trials."""
     trials = tuple(run_of(store, seed).name for seed in (0, 1))
     finals = tuple(run_of(store, seed).name for seed in (2, 3))
     folder = store.root / "sweeps" / "20261127-100000-abcd"
@@ -284,7 +284,7 @@ def seeds_of(verdicts: dict[str, str]) -> list[int]:
     return sorted(int(re.search(r"-s(\d+)-", name).group(1)) for name in verdicts)
 
 
-def test_trials_of_tuning_are_verified_on_request_alone(tuned) -> None:
+def test_tuning_trials_are_verified_only_on_request(tuned) -> None:
     assert seeds_of(verify(tuned, say=lambda line: None).verdicts) == [2, 3]
     every = verify(tuned, trials=True, say=lambda line: None)
     assert seeds_of(every.verdicts) == [0, 1, 2, 3]
@@ -292,7 +292,7 @@ def test_trials_of_tuning_are_verified_on_request_alone(tuned) -> None:
     assert [*verify(tuned, [trial], say=lambda line: None).verdicts] == [trial]
 
 
-def test_command_line_chooses_trials_by_option_and_by_filter(tuned, capsys) -> None:
+def test_command_line_includes_trials_by_option_or_filter(tuned, capsys) -> None:
     assert main(["verify", str(tuned.root)]) == 0
     assert capsys.readouterr().out.startswith(
         "2 of 2 runs chosen, 2 to train (2 trials of tuning left out, --trials includes them); "
@@ -305,21 +305,21 @@ def test_command_line_chooses_trials_by_option_and_by_filter(tuned, capsys) -> N
     assert out.splitlines()[-1] == "4 of 4 runs trained again: 4 equal to the last bit"
 
 
-def test_a_store_with_trials_alone_says_how_to_choose_them(tuned) -> None:
+def test_store_with_trials_only_says_how_to_include_them(tuned) -> None:
     for seed in (2, 3):
         run_of(tuned, seed).move_aside("test")
     with pytest.raises(UserError, match=r"only trials of tuning are finished .*\(--trials"):
         verify(tuned)
 
 
-# --- going on after an interruption ---------------------------------------------------------------
+# --- resuming after an interruption ---------------------------------------------------------------
 
 
 def epochs_trained(faults) -> int:
     return len((faults.folder / "epochs.log").read_text().splitlines())
 
 
-def test_runs_that_were_compared_are_not_trained_again(store, lines, faults) -> None:
+def test_verified_runs_are_not_trained_again(store, lines, faults) -> None:
     assert len(verify(store, sample=2, say=lines.append).verdicts) == 2
     trained = epochs_trained(faults)
     lines.clear()
@@ -344,7 +344,7 @@ def test_runs_that_were_compared_are_not_trained_again(store, lines, faults) -> 
         ("meta.json", {"tuned": {"sweep": "s", "metric": "m", "values": {}, "trials": []}}, None),
     ],
 )
-def test_a_comparison_is_not_believed_once_the_run_has_changed(
+def test_verdict_is_discarded_once_the_run_has_changed(
     store, faults, name, changes, verdict
 ) -> None:
     run = run_of(store, 2)
@@ -359,7 +359,7 @@ def test_a_comparison_is_not_believed_once_the_run_has_changed(
 
 
 @pytest.mark.parametrize("name", ["package_code", "versions", "processor"])
-def test_a_comparison_by_other_code_or_on_another_machine_is_not_believed(
+def test_verdict_of_other_code_or_another_machine_is_not_reused(
     store, faults, monkeypatch, name
 ) -> None:
     run = run_of(store, 2)
@@ -370,9 +370,7 @@ def test_a_comparison_by_other_code_or_on_another_machine_is_not_believed(
     assert epochs_trained(faults) == trained + 3
 
 
-def test_a_run_without_enough_seeds_is_judged_once_there_are_more(
-    store, lines, run_on, grid
-) -> None:
+def test_unjudged_run_is_judged_once_there_are_more_seeds(store, lines, run_on, grid) -> None:
     run = run_of(store, 2)
     edit_metric(run, "val_acc", run.metrics()[1]["val_acc"] + 1e-6)
     edit_json(run, "meta.json", processor="Another CPU")
@@ -389,8 +387,8 @@ def test_a_run_without_enough_seeds_is_judged_once_there_are_more(
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
 
-def begin(store: Store, seconds_per_step: float) -> subprocess.Popen[str]:
-    """Start ``normbench verify`` of the store's four runs, in a process of its own."""
+def start_verify(store: Store, seconds_per_step: float) -> subprocess.Popen[str]:
+    """Start ``normbench verify`` on the store's four runs in a new process."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "FAKE_STEP_SECONDS": str(seconds_per_step)}
     environment["PYTHONPATH"] = str(root)
@@ -415,8 +413,8 @@ def scratch_folders(store: Store) -> list[Path]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_same_command_goes_on_however_it_was_stopped(store, faults, number) -> None:
-    process = begin(store, 0.05)
+def test_same_command_resumes_after_interrupt_or_kill(store, faults, number) -> None:
+    process = start_verify(store, 0.05)
     wait_until(lambda: len(verification.read(store)) > 0)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -425,17 +423,17 @@ def test_the_same_command_goes_on_however_it_was_stopped(store, faults, number) 
     compared = len(verification.read(store))
     assert 0 < compared < 4
     assert len(scratch_folders(store)) == (number == signal.SIGKILL)
-    process = begin(store, 0.002)
+    process = start_verify(store, 0.002)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"4 of 4 runs chosen, {4 - compared} to train" in output
     assert output.splitlines()[-1] == "4 of 4 runs trained again: 4 equal to the last bit"
     assert len(verification.read(store)) == 4
-    assert not scratch_folders(store)  # that of the killed process is gone, too
+    assert not scratch_folders(store)  # the killed process's folder is removed, too
 
 
-def test_a_second_command_on_the_store_is_refused_in_one_line(store, capsys) -> None:
-    process = begin(store, 0.05)
+def test_concurrent_verify_is_refused_in_one_line(store, capsys) -> None:
+    process = start_verify(store, 0.05)
     try:
         wait_until(lambda: lock.is_held(store.root / module.LOCK))
         assert main(["verify", str(store.root)]) == 2
@@ -449,10 +447,10 @@ def test_a_second_command_on_the_store_is_refused_in_one_line(store, capsys) -> 
     assert not store.foreign()
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
-def test_progress_is_shown_by_the_view_of_a_sweep(store, lines) -> None:
+def test_progress_is_reported_to_a_sweep_view(store, lines) -> None:
     seen: list[tuple[str, object]] = []
 
     class View(SweepView):
@@ -475,13 +473,13 @@ def test_progress_is_shown_by_the_view_of_a_sweep(store, lines) -> None:
     verify(store, sample=2, say=lines.append, view=View())
     kinds = [kind for kind, _ in seen]
     assert kinds[:3] == ["phase", "training", "started"]
-    assert seen[1] == ("training", [True, True])  # this machine has trained such runs
+    assert seen[1] == ("training", [True, True])  # estimated from runs on this machine
     assert re.fullmatch(r"2 of 4 runs chosen, 2 to train; about .*, one after another", seen[0][1])
     assert kinds.count("started") == kinds.count("ended") == 2
     assert {fact for kind, fact in seen if kind == "epoch"} >= {0, 1, 2, 3}
 
 
-def test_a_log_has_a_line_a_minute_of_a_long_verification(grid, tmp_store, monkeypatch) -> None:
+def test_log_of_a_long_verification_has_a_line_per_minute(grid, tmp_store, monkeypatch) -> None:
     now = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("normbench.cli.sweep_screen.time", clock)
@@ -513,7 +511,7 @@ def test_a_log_has_a_line_a_minute_of_a_long_verification(grid, tmp_store, monke
         (["--where", "norm == bnn"], "did you mean 'bn'?"),
     ],
 )
-def test_mistakes_are_one_line(store, words, message, capsys, monkeypatch) -> None:
+def test_mistakes_are_refused_in_one_line(store, words, message, capsys, monkeypatch) -> None:
     monkeypatch.setenv("NORMBENCH_STORE", str(store.root))
     assert main(["verify", *words]) == 2
     error = capsys.readouterr().err
@@ -521,13 +519,13 @@ def test_mistakes_are_one_line(store, words, message, capsys, monkeypatch) -> No
     assert error.count("\n") == 1
 
 
-def test_an_empty_store_is_refused(tmp_path) -> None:
+def test_empty_store_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="is finished: nothing to train again"):
         verify(Store(tmp_path))
 
 
 @pytest.mark.parametrize(("devices", "visible"), [(1, "0"), (2, "0,1"), (4, "0,1,2")])
-def test_a_run_is_verified_on_as_many_gpus_as_it_had(devices, visible, monkeypatch):
+def test_run_is_verified_on_as_many_gpus_as_it_had(devices, visible, monkeypatch):
     gpus = [Gpu(str(index), None) for index in range(3)]
     monkeypatch.setattr(module, "visible_gpus", lambda: gpus)
     config = compose(["backend=jax", "batch=64", f"devices={devices}"])

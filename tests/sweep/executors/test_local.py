@@ -1,4 +1,4 @@
-"""The pool of worker processes: real processes and pipes, an engine without Keras."""
+"""The pool of worker processes: real processes and pipes, the fake engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def statuses(store):
     return Counter(run.status for run in Store(store).runs())
 
 
-def test_every_job_is_carried_out_once_by_workers_that_are_kept(grid, faults, run_on, tmp_store):
+def test_every_job_runs_once_on_reused_workers(grid, faults, run_on, tmp_store):
     observer = run_on(on_cpu(workers=2), grid("seed=range(0,6)"))
     assert Counter(result.result for result in observer.results.values()) == {"trained": 6}
     assert len(observer.ends) == 6
@@ -41,7 +41,7 @@ def test_every_job_is_carried_out_once_by_workers_that_are_kept(grid, faults, ru
     assert all(result.seconds > 0 for result in observer.results.values())
 
 
-def test_a_worker_is_pinned_to_its_share_of_the_cores(grid, faults, run_on, monkeypatch):
+def test_worker_is_pinned_to_its_share_of_the_cores(grid, faults, run_on, monkeypatch):
     available = threads.core_ids()
     executor = on_cpu(workers=2)
     executor.allocate(2)
@@ -50,7 +50,7 @@ def test_a_worker_is_pinned_to_its_share_of_the_cores(grid, faults, run_on, monk
     assert all(slot.environment["CUDA_VISIBLE_DEVICES"] == "-1" for slot in executor._slots)
 
 
-def test_what_a_library_prints_does_not_reach_the_pipe(grid, faults, run_on, tmp_path):
+def test_output_of_libraries_goes_to_the_log_not_the_pipe(grid, faults, run_on, tmp_path):
     (config,) = grid()
     faults(config.run_name, "print")
     observer = run_on(on_cpu(), [config])
@@ -60,7 +60,7 @@ def test_what_a_library_prints_does_not_reach_the_pipe(grid, faults, run_on, tmp
     assert "and so does native code" in log
 
 
-def test_an_exception_ends_its_run_only(grid, faults, run_on, tmp_store):
+def test_exception_fails_only_its_own_run(grid, faults, run_on, tmp_store):
     configs = grid("seed=range(0,4)")
     faults(configs[1].run_name, "raise")
     observer = run_on(on_cpu(workers=2), configs)
@@ -75,7 +75,9 @@ def test_an_exception_ends_its_run_only(grid, faults, run_on, tmp_store):
     ("kind", "how"),
     [("abort", "SIGABRT"), ("kill", "SIGKILL")],
 )
-def test_a_run_whose_worker_dies_goes_on_in_another(grid, faults, run_on, tmp_store, kind, how):
+def test_run_whose_worker_dies_resumes_in_another_worker(
+    grid, faults, run_on, tmp_store, kind, how
+):
     configs = grid("seed=range(0,3)")
     faults(configs[0].run_name, kind)
     observer = run_on(on_cpu(workers=2), configs)
@@ -84,10 +86,10 @@ def test_a_run_whose_worker_dies_goes_on_in_another(grid, faults, run_on, tmp_st
     assert len(observer.retries) == 1
     assert how in observer.retries[0]
     sessions = Store(tmp_store).run(configs[0]).meta["sessions"]
-    assert [each["from_epoch"] for each in sessions] == [0, 1]
+    assert [session["from_epoch"] for session in sessions] == [0, 1]
 
 
-def test_a_run_that_kills_every_worker_fails_and_stays_failed(grid, faults, run_on, tmp_store):
+def test_run_that_kills_every_worker_fails(grid, faults, run_on, tmp_store):
     configs = grid("seed=range(0,3)")
     name = configs[0].run_name
     faults(name, "abort", 9)
@@ -103,7 +105,9 @@ def test_a_run_that_kills_every_worker_fails_and_stays_failed(grid, faults, run_
     assert statuses(tmp_store) == {"finished": 2, "failed": 1}
 
 
-def test_a_run_that_ends_its_worker_before_it_has_a_folder(grid, faults, run_on, tmp_store):
+def test_run_that_ends_its_worker_before_writing_fails_without_a_folder(
+    grid, faults, run_on, tmp_store
+):
     (config,) = grid()
     faults(config.run_name, "exit", 9)
     observer = run_on(on_cpu(retries=0), [config])
@@ -111,7 +115,7 @@ def test_a_run_that_ends_its_worker_before_it_has_a_folder(grid, faults, run_on,
     assert statuses(tmp_store) == {}
 
 
-def test_a_refused_run_keeps_its_worker(grid, faults, run_on):
+def test_worker_survives_a_refused_run(grid, faults, run_on):
     configs = grid("seed=range(0,3)")
     faults(configs[0].run_name, "refuse")
     observer = run_on(on_cpu(workers=1), configs)
@@ -120,7 +124,7 @@ def test_a_refused_run_keeps_its_worker(grid, faults, run_on):
     assert len({line.split()[2] for line in lines}) == 1
 
 
-def test_no_memory_means_fewer_runs_and_once_more(grid, faults, run_on):
+def test_out_of_memory_reduces_concurrency_and_retries(grid, faults, run_on):
     configs = grid("seed=range(0,5)")
     faults(configs[0].run_name, "memory")
     observer = run_on(on_cpu(workers=2), configs)
@@ -128,7 +132,7 @@ def test_no_memory_means_fewer_runs_and_once_more(grid, faults, run_on):
     assert observer.retries == ["out of memory on cpu, which now takes 1 run at a time"]
 
 
-def test_no_memory_twice_is_a_failure(grid, faults, run_on):
+def test_out_of_memory_twice_fails(grid, faults, run_on):
     configs = grid("seed=range(0,2)")
     faults(configs[0].run_name, "memory", 9)
     observer = run_on(on_cpu(workers=1), configs)
@@ -137,7 +141,7 @@ def test_no_memory_twice_is_a_failure(grid, faults, run_on):
     assert observer.results[configs[1].run_name].result == "trained"
 
 
-def test_a_full_disk_lets_nothing_more_begin(grid, faults, run_on):
+def test_full_disk_stops_new_runs(grid, faults, run_on):
     configs = grid("seed=range(0,4)")
     faults(configs[0].run_name, "disk")
     observer = run_on(on_cpu(workers=1), configs)
@@ -146,8 +150,8 @@ def test_a_full_disk_lets_nothing_more_begin(grid, faults, run_on):
     assert observer.notes == ["the disk is full: no more runs are started"]
 
 
-class StoppingAt(RecordingObserver):
-    """Asks for a stop once two runs have completed an epoch."""
+class StopAfterFirstEpochs(RecordingObserver):
+    """Requests a stop once two runs have completed an epoch."""
 
     def __init__(self, stop, requests):
         super().__init__()
@@ -163,12 +167,12 @@ class StoppingAt(RecordingObserver):
 
 
 @pytest.mark.parametrize("requests", [1, 2])
-def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, monkeypatch, requests):
+def test_stopped_runs_can_be_resumed(grid, faults, run_on, tmp_store, monkeypatch, requests):
     configs = grid("seed=range(0,4)", "epochs=12")
     stop = Stop()
-    # Slow steps: no run can end while the worker of the other one still starts.
+    # Slow steps: no run can end while the other run's worker is still starting.
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
-    observer = run_on(on_cpu(workers=2), configs, StoppingAt(stop, requests), stop)
+    observer = run_on(on_cpu(workers=2), configs, StopAfterFirstEpochs(stop, requests), stop)
     assert {result.result for result in observer.results.values()} == {"interrupted"}
     assert len(observer.results) == 2
     assert statuses(tmp_store) == {"interrupted": 2}
@@ -185,7 +189,7 @@ def test_a_stop_leaves_everything_resumable(grid, faults, run_on, tmp_store, mon
         assert run.summary["weights_sha256"] == alone.run(run.name).summary["weights_sha256"]
 
 
-def test_a_worker_that_somebody_interrupts_is_replaced(grid, faults, run_on):
+def test_interrupted_worker_is_replaced(grid, faults, run_on):
     (config,) = grid("epochs=20")
 
     class Interrupting(RecordingObserver):
@@ -200,7 +204,7 @@ def test_a_worker_that_somebody_interrupts_is_replaced(grid, faults, run_on):
     assert observer.retries == ["its worker was interrupted"]
 
 
-def test_a_worker_ends_with_a_checkpoint_when_its_sweep_is_gone(grid, faults, tmp_store):
+def test_worker_writes_a_checkpoint_and_ends_when_its_sweep_dies(grid, faults, tmp_store):
     from normbench.sweep.executors.pool import WorkerProcess
     from normbench.sweep.executors.slots import Slot
 
@@ -210,24 +214,24 @@ def test_a_worker_ends_with_a_checkpoint_when_its_sweep_is_gone(grid, faults, tm
                  "command": [], "replace_damaged": False, "may_split": True})  # fmt: skip
     while not any(m.get("facts", {}).get("epoch", 0) > 1 for m in worker.read() or []):
         pass
-    worker.close()  # as the kernel does when the sweep dies: the pipes' other ends are gone
+    worker.close()  # as the kernel does when the sweep dies: close the other ends of the pipes
     run = Store(tmp_store).run(config)
     assert run.status == "interrupted"
-    assert run.meta["status"] == "interrupted"  # it said so itself
+    assert run.meta["status"] == "interrupted"  # recorded by the worker itself
 
 
-def test_runs_of_one_program_stay_together(grid, faults, run_on):
+def test_runs_of_the_same_program_share_a_worker(grid, faults, run_on):
     configs = grid("seed=range(0,3)", "norm=bn,gn", "norm.epsilon=0.001")  # seeds vary slowest
     observer = run_on(on_cpu(workers=2), configs)
     by_worker: dict[str, list[str]] = {}
     for name, where in observer.starts:
         by_worker.setdefault(where, []).append(name.split("-")[2])
-    for norms in by_worker.values():  # at most one change, where one worker ran out of its own
+    for norms in by_worker.values():  # at most one change, when a worker's own queue is empty
         assert sum(one != other for one, other in pairwise(norms)) <= 1
     assert {norms[0] for norms in by_worker.values()} == {"bn", "gn"}
 
 
-def test_check_asks_each_worker_and_survives_its_death(grid, faults, monkeypatch):
+def test_check_reports_refused_configs(grid, faults, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
     configs = grid("seed=range(0,3)")
     with on_cpu(workers=2) as executor:
@@ -235,7 +239,7 @@ def test_check_asks_each_worker_and_survives_its_death(grid, faults, monkeypatch
         assert executor.check(configs) == ["", "seed 1 is refused", ""]
 
 
-def test_gpus_get_one_run_each_and_more_where_memory_allows(grid, faults, run_on):
+def test_gpus_get_one_run_each_and_more_if_memory_allows(grid, faults, run_on):
     gpus = [Gpu("0", 40 << 30), Gpu("3", 5 << 30)]
     configs = grid("seed=range(0,8)")
     most = 9 if threads.cores() >= 4 else None
@@ -247,7 +251,7 @@ def test_gpus_get_one_run_each_and_more_where_memory_allows(grid, faults, run_on
     assert observer.notes[0].startswith("about 4.0 GiB per run")
 
 
-def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, run_on):
+def test_out_of_memory_on_a_gpu_reduces_its_runs_by_one(grid, faults, run_on):
     configs = grid("seed=range(0,6)")
     faults(configs[0].run_name, "gpu-memory")
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=3)
@@ -256,7 +260,7 @@ def test_no_memory_on_a_gpu_takes_one_run_off_that_gpu(grid, faults, run_on):
     assert observer.retries == ["out of memory on gpu 0, which now takes 2 runs at a time"]
 
 
-def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, run_on, monkeypatch):
+def test_batch_is_split_only_after_fewer_runs_did_not_help(grid, faults, run_on, monkeypatch):
     monkeypatch.setenv("FAKE_ROOM", "8")
     configs = grid("batch=16", "accumulate=auto,1", "seed=0")
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=2)
@@ -282,7 +286,7 @@ def test_a_batch_is_split_only_where_fewer_runs_did_not_help(grid, faults, run_o
         ({"retries": None}, "executor.retries must be a whole number of at least 0, got None"),
     ],
 )
-def test_values_that_cannot_be_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         on_cpu(**options)
 
@@ -294,7 +298,7 @@ def test_values_that_cannot_be_are_refused(options, message):
         ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
     ],
 )
-def test_a_check_whose_process_dies_says_how(grid, monkeypatch, code, how):
+def test_check_reports_how_its_process_died(grid, monkeypatch, code, how):
     monkeypatch.setattr(pool, "WORKER", ["-c", code])
     with on_cpu(workers=1) as local:
         local.allocate(1)

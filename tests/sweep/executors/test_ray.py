@@ -27,16 +27,18 @@ INSTALL = Path(__file__).parents[1] / "fakeraysite"
 def cluster():
     from ray.cluster_utils import Cluster
 
-    # Ray's worker processes take the fake engine by a sitecustomize of theirs.
+    # A sitecustomize module installs the fake engine in Ray's worker processes.
     paths = [str(INSTALL), str(Path(__file__).parents[3])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    ray.init(address=made.address, log_to_driver=False, logging_level="error",
+    two_nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    two_nodes.add_node(num_cpus=1)
+    ray.init(address=two_nodes.address, log_to_driver=False, logging_level="error",
              runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}})  # fmt: skip
-    yield made
+    yield two_nodes
     ray.shutdown()
-    made.shutdown()
+    two_nodes.shutdown()
     del os.environ["PYTHONPATH"]
 
 
@@ -62,7 +64,7 @@ def test_trials_and_final_runs_are_tasks(cluster, faults, tmp_store, monkeypatch
     from normbench.sweep.sweep import sweep
     from normbench.sweep.tune import TuneOptions
 
-    # Records of final runs have their trials from the beginning, not from the end of the sweep.
+    # Check that trials are recorded when final runs start, not at the end of the sweep.
     monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
     remote = RayExecutor._remote
 
@@ -71,7 +73,7 @@ def test_trials_and_final_runs_are_tasks(cluster, faults, tmp_store, monkeypatch
         return remote(self, function, backend).options(runtime_env={"env_vars": env})
 
     monkeypatch.setattr(RayExecutor, "_remote", with_fake_engine)
-    # The fake network has no layers that could be checked.
+    # The fake network has no layers to check.
     monkeypatch.setattr(RayExecutor, "check", lambda self, configs: [""] * len(configs))
     overrides = ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
                  "batch=16", "epochs=1", "norm=bn", "seed=0,1", f"store={tmp_store}",
@@ -88,19 +90,19 @@ def test_trials_and_final_runs_are_tasks(cluster, faults, tmp_store, monkeypatch
 
 def test_runs_are_spread_over_the_nodes(grid, on_ray, run_on, tmp_store):
     observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=10"))
-    assert Counter(each.result for each in observer.results.values()) == {"trained": 4}
+    assert Counter(result.result for result in observer.results.values()) == {"trained": 4}
     assert {run.status for run in Store(tmp_store).runs()} == {"finished"}
     assert len({run.meta["sessions"][0]["pid"] for run in Store(tmp_store).runs()}) >= 2
 
 
-def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_store):
+def test_failed_runs_and_dead_workers_are_distinguished(grid, on_ray, run_on, faults, tmp_store):
     configs = grid("seed=range(0,3)")
     faults(configs[0].run_name, "raise")
     faults(configs[1].run_name, "kill")
     faults(configs[2].run_name, "kill", 9)
     observer = run_on(on_ray(retries=1), configs)
     results = [observer.results[config.run_name] for config in configs]
-    assert [each.result for each in results] == ["failed", "trained", "failed"]
+    assert [result.result for result in results] == ["failed", "trained", "failed"]
     assert results[0].error == "RuntimeError: something broke in two lines"
     assert results[2].cause == "died"
     assert "(the workers' output is in /" in results[2].error
@@ -111,7 +113,7 @@ def test_a_failure_and_a_death_are_told_apart(grid, on_ray, run_on, faults, tmp_
     assert store.run(configs[2]).status == "failed"
 
 
-def test_workers_have_the_environment_that_counts(cluster, monkeypatch):
+def test_workers_get_the_relevant_environment_variables(cluster, monkeypatch):
     monkeypatch.setenv("NORMBENCH_ANYTHING", "1")
     monkeypatch.setenv("TFDS_DATA_DIR", "/data/tfds")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache/jax")
@@ -128,7 +130,7 @@ def test_workers_have_the_environment_that_counts(cluster, monkeypatch):
 
 
 @pytest.mark.slow
-def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, run_on, tmp_store):
+def test_runs_of_a_lost_node_resume_elsewhere(cluster, grid, on_ray, run_on, tmp_store):
     node = cluster.add_node(num_cpus=1)
     configs = grid("seed=range(0,3)", "epochs=150")
 
@@ -136,26 +138,26 @@ def test_runs_of_a_node_that_is_lost_go_on_elsewhere(cluster, grid, on_ray, run_
         lost = False
 
         def idle(self):
-            going = [
+            advanced = [
                 run
                 for run in Store(tmp_store).runs()
                 if run.status == "running" and (run.last_metrics() or {}).get("epoch", 0) > 2
             ]
-            if len(going) == 3 and not self.lost:
+            if len(advanced) == 3 and not self.lost:
                 self.lost = True
                 cluster.remove_node(node, allow_graceful=False)
 
     observer = run_on(on_ray(retries=2), configs, Losing())
-    assert Counter(each.result for each in observer.results.values()) == {"trained": 3}
+    assert Counter(result.result for result in observer.results.values()) == {"trained": 3}
     sessions = [len(run.meta["sessions"]) for run in Store(tmp_store).runs()]
     assert sorted(sessions) == [1, 1, 2]
 
 
-def test_a_stop_leaves_checkpoints(grid, on_ray, run_on, tmp_store):
+def test_stopped_runs_have_checkpoints(grid, on_ray, run_on, tmp_store):
     stop, training = Stop(), set()
 
     class Stopping(RecordingObserver):
-        """Requests a stop once both nodes train, each with the checkpoint of an epoch."""
+        """Requests a stop once both nodes are training and each has a checkpoint."""
 
         def progress(self, cell, facts):
             super().progress(cell, facts)
@@ -165,21 +167,21 @@ def test_a_stop_leaves_checkpoints(grid, on_ray, run_on, tmp_store):
                 stop.requests = 1
 
     observer = run_on(on_ray(), grid("seed=range(0,4)", "epochs=300"), Stopping(), stop)
-    assert {each.result for each in observer.results.values()} == {"interrupted"}
+    assert {result.result for result in observer.results.values()} == {"interrupted"}
     runs = Store(tmp_store).runs()
     assert {run.meta["status"] for run in runs} == {"interrupted"}
     assert all(run.load_checkpoint() is not None for run in runs)
 
 
 @pytest.fixture
-def listening():
-    """The address of a port that takes connections."""
+def listening_address():
+    """Yield the address of a port that accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def connecting(address, error):
-    """An executor whose Ray raises an error when it connects."""
+def failing_to_connect(address, error):
+    """Return an executor whose Ray raises an error when connecting."""
 
     def init(**options):
         assert options["address"] == address
@@ -191,22 +193,24 @@ def connecting(address, error):
     return executor
 
 
-def test_a_cluster_that_wants_a_token_says_how_it_is_given(listening, capfd):
-    # What Ray 2.60 raises where a cluster was started with a token and RAY_AUTH_MODE is not set.
-    wants = RuntimeError("Failed to connect to GCS. RPC error: InvalidAuthToken: Authentication "
+def test_cluster_that_requires_a_token_says_how_to_set_it(listening_address, capfd):
+    # Ray 2.60 raises this if a cluster was started with a token and RAY_AUTH_MODE is not set.
+    error = RuntimeError("Failed to connect to GCS. RPC error: InvalidAuthToken: Authentication "
                          "token is missing or incorrect")  # fmt: skip
     with pytest.raises(NormbenchError, match="requires an authentication token: set RAY_AUTH"):
-        connecting(listening, wants).allocate(1)
-    with pytest.raises(NormbenchError, match=f"cannot use .* at {listening}: Failed to connect"):
-        connecting(listening, RuntimeError("version mismatch")).allocate(1)
+        failing_to_connect(listening_address, error).allocate(1)
+    with pytest.raises(
+        NormbenchError, match=f"cannot use .* at {listening_address}: Failed to connect"
+    ):
+        failing_to_connect(listening_address, RuntimeError("version mismatch")).allocate(1)
     assert capfd.readouterr().err == ""
 
 
-def test_an_address_at_which_nothing_answers_is_refused_at_once(listening):
+def test_address_that_does_not_answer_is_refused_at_once(listening_address):
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(NormbenchError, match=f"no Ray cluster answers at {closed}"):
-        connecting(closed, None).allocate(1)
+        failing_to_connect(closed, None).allocate(1)
 
 
 def test_options_are_checked():

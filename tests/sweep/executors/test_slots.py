@@ -1,4 +1,4 @@
-"""Where runs go: GPUs as CUDA counts them, shares of the cores, and the choice of an executor."""
+"""Slots: GPUs visible to CUDA, shares of the cores, and the choice of an executor."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def driver():
     [(None, ["0", "1", "2"]), ("", []), ("-1", []), ("2,0", ["2", "0"]), ("1,7,0", ["1"]),
      ("GPU-8f3a", ["GPU-8f3a"])],
 )  # fmt: skip
-def test_gpus_are_those_that_cuda_would_see(visible, ids):
+def test_visible_gpus_match_cuda_visible_devices(visible, ids):
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert [gpu.id for gpu in visible_gpus(driver, environment)] == ids
 
 
-def test_the_driver_is_not_asked_where_gpus_are_hidden():
+def test_driver_is_not_queried_if_gpus_are_hidden():
     assert visible_gpus(lambda: 1 / 0, {"CUDA_VISIBLE_DEVICES": "-1"}) == []  # type: ignore
 
 
-def test_slots_go_round_the_gpus():
+def test_slots_are_distributed_round_robin_over_gpus():
     gpus = [Gpu("0", None), Gpu("3", None)]
     slots = on_gpus(gpus, [2, 1], most=9)
     assert [slot.name for slot in slots] == ["gpu 0", "gpu 3", "gpu 0.1"]
@@ -55,7 +55,7 @@ def test_slots_on_gpus_share_the_cores():
     ("free", "need", "cores", "fits"),
     [(70, 10, 16, 6), (70, 1, 16, 8), (70, 1, 3, 3), (8, 10, 16, 1), (None, 1, 16, 1)],
 )
-def test_what_fits_on_a_gpu(free, need, cores, fits):
+def test_number_of_runs_that_fit_on_a_gpu(free, need, cores, fits):
     gpu = Gpu("0", None if free is None else free * GIB)
     assert fitting(gpu, need * GIB, cores) == fits
 
@@ -64,21 +64,21 @@ def test_what_fits_on_a_gpu(free, need, cores, fits):
     ("cores", "workers", "shares"),
     [(4, 2, [(0, 1), (2, 3)]), (3, 2, [(0,), (1, 2)]), (2, 1, [(0, 1)]), (1, 2, [(0,), (0,)])],
 )
-def test_cores_are_shared_out(cores, workers, shares):
+def test_cores_are_divided_among_workers(cores, workers, shares):
     assert [slot.cores for slot in on_cores(range(cores), workers)] == shares
 
 
-def test_the_executor_is_taken_out_of_the_overrides():
-    options, rest = choose(["norm=bn,gn", "executor.workers=3", "executor=local", "seed=0,1"])
-    assert rest == ["norm=bn,gn", "seed=0,1"]
+def test_executor_is_removed_from_the_overrides():
+    options, overrides = choose(["norm=bn,gn", "executor.workers=3", "executor=local", "seed=0,1"])
+    assert overrides == ["norm=bn,gn", "seed=0,1"]
     assert (options["name"], options["workers"], options["retries"]) == ("local", 3, 1)
     assert isinstance(make(options), Local)
-    options, rest = choose(["norm=bn"])
+    options, overrides = choose(["norm=bn"])
     assert options["name"] == "local"
     assert isinstance(make(choose(["executor=inline"])[0]), Inline)
 
 
-def test_a_further_folder_may_bring_an_executor(tmp_path):
+def test_user_folder_can_add_an_executor(tmp_path):
     (tmp_path / "executor").mkdir()
     (tmp_path / "executor" / "mine.yaml").write_text(
         "name: mine\n_target_: normbench.sweep.executors.local.Local\nworkers: 1\ngpus: 0\n"
@@ -97,6 +97,6 @@ def test_a_further_folder_may_bring_an_executor(tmp_path):
         ("+executor.workers=1", "write executor.workers=VALUE"),
     ],
 )
-def test_mistakes_are_told(override, message):
+def test_mistakes_are_refused(override, message):
     with pytest.raises(UserError, match=message.replace("+", "\\+")):
         choose([override])

@@ -1,4 +1,4 @@
-"""The Slurm executor: on submitit's own processes here; tests/slurm has a real Slurm."""
+"""The Slurm executor on submitit's local processes; tests/slurm has tests on a real Slurm."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from tests.sweep.conftest import RecordingObserver
 
 @pytest.fixture
 def fake_jobs(monkeypatch, faults):
-    """Jobs are processes of this interpreter; they take the fake engine by a sitecustomize."""
+    """Run jobs as local processes, in which a sitecustomize module installs the fake engine."""
     here = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{here / 'fakeraysite'}:{here.parents[1]}")
     monkeypatch.setenv("FAKE_ENGINE", "1")
     return faults
 
 
-def test_jobs_end_as_they_end(grid, fake_jobs, run_on, tmp_store):
+def test_trained_failed_and_killed_jobs_are_reported(grid, fake_jobs, run_on, tmp_store):
     configs = grid("seed=range(0,3)")
     fake_jobs(configs[0].run_name, "raise")
     fake_jobs(configs[1].run_name, "kill", 9)
     observer = run_on(Slurm(cluster="local"), configs)
-    assert Counter(each.result for each in observer.results.values()) == {"trained": 1, "failed": 2}
+    assert Counter(result.result for result in observer.results.values()) == {
+        "trained": 1,
+        "failed": 2,
+    }
     assert (
         observer.results[configs[0].run_name].error == "RuntimeError: something broke in two lines"
     )
@@ -45,49 +48,49 @@ def test_jobs_end_as_they_end(grid, fake_jobs, run_on, tmp_store):
     assert store.run(configs[2]).status == "finished"
 
 
-def test_a_job_of_several_cells_trains_each(grid, fake_jobs, run_on, tmp_store, tmp_path):
+def test_packed_job_trains_each_of_its_cells(grid, fake_jobs, run_on, tmp_store, tmp_path):
     configs = grid("seed=range(0,5)")
     fake_jobs(configs[0].run_name, "raise")
     fake_jobs(configs[1].run_name, "kill", 9)
     observer = run_on(Slurm(cluster="local", cells_per_job=3, cpus_per_run=2), configs)
     results = [observer.results[config.run_name] for config in configs]
-    assert [each.result for each in results] == ["failed", "failed", *3 * ["trained"]]
+    assert [result.result for result in results] == ["failed", "failed", *3 * ["trained"]]
     assert results[0].error == "RuntimeError: something broke in two lines"
     assert (results[1].cause, results[1].error) == ("died", "its worker was killed by SIGKILL")
     assert results[1].tries == 2
     store = Store(tmp_store)
     assert store.run(configs[1]).status == "failed"
     assert {store.run(config).status for config in configs[2:]} == {"finished"}
-    assert len(list((tmp_path / "submitit").glob("*_result.pkl"))) == 2  # jobs
+    assert len(list((tmp_path / "submitit").glob("*_result.pkl"))) == 2  # two jobs
     assert list((tmp_path / "submitit").glob("cells-*/*/worker-cpu0.log"))
 
 
-def test_packed_cells_train_in_the_process_debug(grid, fake_jobs, run_on, tmp_store):
+def test_packed_cells_train_on_the_debug_cluster(grid, fake_jobs, run_on, tmp_store):
     configs = grid("seed=range(0,2)")
     observer = run_on(Slurm(cluster="debug", cells_per_job=8), configs)
-    assert Counter(each.result for each in observer.results.values()) == {"trained": 2}
+    assert Counter(result.result for result in observer.results.values()) == {"trained": 2}
 
 
-def test_a_requeued_job_leaves_out_the_cells_that_have_ended(grid, fake_jobs, tmp_store, tmp_path):
+def test_requeued_job_skips_cells_that_have_ended(grid, fake_jobs, tmp_store, tmp_path):
     configs = grid("seed=range(0,3)")
     fake_jobs(configs[0].run_name, "raise", 9)
     context = SweepContext(Store(tmp_store), ["normbench", "sweep"], tmp_path)
     orders = [context.order(PlannedCell(config, config.run_name)) for config in configs]
     job = PackedJob(tmp_path, workers=2, gpus=0)
-    assert {found["result"] for found in job(orders[:2]).values()} == {"failed", "trained"}
-    again = job.checkpoint(orders)  # submitit submits this
+    assert {result["result"] for result in job(orders[:2]).values()} == {"failed", "trained"}
+    again = job.checkpoint(orders)  # the job that submitit would submit
     assert list(again.result()) == [configs[2].run_name]
     assert len(Store(tmp_store).run(configs[0]).meta["sessions"]) == 1
 
 
-def test_a_preempted_packed_job_goes_on_from_checkpoints(grid, fake_jobs, run_on, tmp_store):
+def test_preempted_packed_job_resumes_from_checkpoints(grid, fake_jobs, run_on, tmp_store):
     configs = grid("seed=0,1", "epochs=300")
     store, slurm = Store(tmp_store), Slurm(cluster="local", cells_per_job=2)
     handles, submit = [], slurm.submit
     slurm.submit = lambda *arguments: handles.extend(submit(*arguments)) or list(handles)
 
     class Preempting(RecordingObserver):
-        """Sends the job what Slurm sends before its time is over, once both cells train."""
+        """Sends the job Slurm's end-of-time signal once both cells are training."""
 
         sent = False
 
@@ -100,7 +103,7 @@ def test_a_preempted_packed_job_goes_on_from_checkpoints(grid, fake_jobs, run_on
 
     observer = run_on(slurm, configs, Preempting())
     assert observer.sent
-    assert Counter(each.result for each in observer.results.values()) == {"trained": 2}
+    assert Counter(result.result for result in observer.results.values()) == {"trained": 2}
     for config in configs:
         run = store.run(config)
         first, second = run.meta["sessions"]
@@ -115,7 +118,7 @@ def test_slots_of_packed_jobs():
     assert len(Slurm(**options, gpus_per_run=1).allocate(5)) == 5
 
 
-def test_parameters_reach_submitit_by_slurms_names():
+def test_parameters_reach_submitit_under_its_names():
     parameters = Slurm(partition="gpu", gpus_per_run=2, memory_gb=16, minutes=5)._parameters
     assert parameters["slurm_partition"] == "gpu"
     assert parameters["gpus_per_node"] == 2
@@ -123,16 +126,16 @@ def test_parameters_reach_submitit_by_slurms_names():
     assert parameters["timeout_min"] == 5
 
 
-def test_options_of_sbatch_and_srun_are_in_the_job_s_script():
+def test_options_of_sbatch_and_srun_are_in_the_job_script():
     from submitit.slurm.slurm import _make_sbatch_string
 
     more = {"qos": "high", "mail_type": "END"}
-    made = Slurm(more=more, srun=["--container-image=image.sqsh"])._parameters
+    parameters = Slurm(more=more, srun=["--container-image=image.sqsh"])._parameters
     script = _make_sbatch_string(
         "python -m work",
         "folder",
-        additional_parameters=made["slurm_additional_parameters"],
-        srun_args=made["slurm_srun_args"],
+        additional_parameters=parameters["slurm_additional_parameters"],
+        srun_args=parameters["slurm_srun_args"],
     )
     assert "#SBATCH --qos=high\n" in script
     assert "#SBATCH --mail-type=END\n" in script
@@ -140,40 +143,40 @@ def test_options_of_sbatch_and_srun_are_in_the_job_s_script():
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
-def test_a_job_out_of_time_is_requeued_as_often_as_asked(cluster, monkeypatch, tmp_path):
+def test_timed_out_job_is_requeued_as_often_as_configured(cluster, monkeypatch, tmp_path):
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
 
-    made = []
+    timeouts_set = []
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
     monkeypatch.setattr("submitit.slurm.slurm.shutil.which", lambda name: f"/usr/bin/{name}")
 
     class Executor(submitit.AutoExecutor):
         def __init__(self, **options):
             super().__init__(**options)
-            made.append(self._executor.max_num_timeout)
+            timeouts_set.append(self._executor.max_num_timeout)
 
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     for timeouts in ({}, {"timeouts": 0}, {"timeouts": 7}):
         slurm = Slurm(cluster=cluster, **timeouts)
         slurm.submit([], SweepContext(Store(tmp_path), ["normbench", "sweep"], tmp_path))
-    assert made == [3, 0, 7]
+    assert timeouts_set == [3, 0, 7]
 
 
-def test_a_run_that_was_out_of_time_too_often_says_what_to_do():
+def test_run_that_timed_out_too_often_says_what_to_do():
     from types import SimpleNamespace
 
     from normbench.sweep.cell import CellResult
 
-    # What submitit 1.5 raises in the job, told by the run and, if it comes too late, by the job.
+    # submitit 1.5 raises this in the job; it is reported by the run or, if too late, by the job.
     message = "Job not requeued because: timed-out too many times."
-    told = CellResult("failed", "error", f"UncompletedJobError: {message}").to_dict()
+    reported = CellResult("failed", "error", f"UncompletedJobError: {message}").to_dict()
 
     def raises():
         raise RuntimeError(f"Job 1_0 failed\n{message}")
 
     slurm = Slurm(cluster="local", minutes=5, timeouts=1)
-    for result in (lambda: told, raises):
+    for result in (lambda: reported, raises):
         handle = SimpleNamespace(job_id="1_0", state="FAILED", result=result)
         assert slurm.result(handle).error == (
             "out of time 2 times (executor.minutes=5, executor.timeouts=1); "
@@ -205,7 +208,7 @@ def test_trials_and_final_runs_are_jobs(fake_jobs, tmp_store, monkeypatch):
     from normbench.sweep.sweep import sweep
     from normbench.sweep.tune import TuneOptions
 
-    # Records of final runs have their trials from the beginning, not from the end of the sweep.
+    # Check that trials are recorded when final runs start, not at the end of the sweep.
     monkeypatch.setattr("normbench.sweep.tuned_phases.name_trials", lambda *arguments: None)
     overrides = ["dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
                  "batch=16", "epochs=1", "norm=bn", "seed=0,1", f"store={tmp_store}",

@@ -1,4 +1,4 @@
-"""What is learned from Slurm's queue."""
+"""States of jobs in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_a_job_is_lost_that_is_missing_twice(clock):
+def test_job_missing_twice_is_lost(clock):
     queue = SlurmQueue(lambda: {"5_1"})
     clock.now += 11
     assert queue.lost(["5_0", "5_1"]) == set()
@@ -29,16 +29,16 @@ def test_a_job_is_lost_that_is_missing_twice(clock):
     assert queue.lost(["5_0", "5_1"]) == {"5_0"}
 
 
-def test_the_controller_is_asked_seldom(clock):
-    asked = []
-    queue = SlurmQueue(lambda: asked.append(1) or set())
+def test_controller_is_queried_rarely(clock):
+    queries = []
+    queue = SlurmQueue(lambda: queries.append(1) or set())
     for _ in range(30):
         clock.now += 1
         queue.lost(["5_0"])
-    assert len(asked) == 2 or len(asked) == 3
+    assert len(queries) == 2 or len(queries) == 3
 
 
-def test_a_job_that_comes_back_is_not_lost(clock):
+def test_job_that_reappears_is_not_lost(clock):
     answers = iter([set(), {"5_0"}, set(), {"5_0"}])
     queue = SlurmQueue(lambda: next(answers))
     for _ in range(4):
@@ -46,24 +46,24 @@ def test_a_job_that_comes_back_is_not_lost(clock):
         assert queue.lost(["5_0"]) == set()
 
 
-def test_no_answer_says_nothing(clock):
+def test_missing_answer_is_ignored(clock):
     answers = iter([set(), None, set(), set()])
     queue = SlurmQueue(lambda: next(answers))
-    observer = []
+    lost = []
     for _ in range(4):
         clock.now += 11
-        observer.append(queue.lost(["5_0"]))
-    assert observer[:2] == [set(), set()]
-    assert observer[-1] == {"5_0"}
+        lost.append(queue.lost(["5_0"]))
+    assert lost[:2] == [set(), set()]
+    assert lost[-1] == {"5_0"}
 
 
-def test_a_machine_without_slurm_has_no_answer(monkeypatch):
+def test_machine_without_slurm_gives_no_answer(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert slurmqueue._queued() is None
-    slurmqueue.stop_softly(["5_0"])  # and no error
+    slurmqueue.stop_softly(["5_0"])  # raises no error
 
 
-def test_waiting_jobs_are_taken_back_and_running_ones_interrupted(monkeypatch):
+def test_waiting_jobs_are_canceled_and_running_jobs_interrupted(monkeypatch):
     calls = []
     monkeypatch.setattr(slurmqueue, "_call", calls.append)
     slurmqueue.stop_softly(["5_0", "5_1"])

@@ -1,4 +1,4 @@
-"""Messages over a pipe, whole however they arrive; and how a cell's failure is told."""
+"""Messages over a pipe, however they are split; and the report of a cell's failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normbench.sweep.cell import CellResult, cause_of, last_lines
 from normbench.sweep.executors.worker import Lines, encoded, receive, send
 
 
-def test_messages_arrive_whole_whatever_the_cuts():
+def test_messages_arrive_complete_however_they_are_split():
     messages = [{"event": "progress", "facts": {"loss": 0.5}}, {"text": "ä\nb" * 1000}, {}]
     data = b"".join(encoded(message) for message in messages)
     for size in (1, 7, len(data)):
@@ -23,16 +23,16 @@ def test_messages_arrive_whole_whatever_the_cuts():
         assert got == messages
 
 
-def test_what_json_has_no_word_for_is_null():
+def test_values_that_json_cannot_represent_are_null():
     assert b"null" in encoded({"loss": math.nan})
 
 
-def test_a_pipe_ends_where_its_writer_is_gone():
-    here, there = os.pipe()
-    send(there, {"a": 1})
-    os.close(there)
-    assert list(receive(here)) == [{"a": 1}]
-    os.close(here)
+def test_receive_ends_when_the_writer_closes_the_pipe():
+    reader, writer = os.pipe()
+    send(writer, {"a": 1})
+    os.close(writer)
+    assert list(receive(reader)) == [{"a": 1}]
+    os.close(reader)
 
 
 def store_error(number):
@@ -40,9 +40,9 @@ def store_error(number):
         raise OSError(number, os.strerror(number))
     except OSError as error:
         cause = error
-    made = StoreError("cannot write")
-    made.__cause__ = cause
-    return made
+    error = StoreError("cannot write")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def store_error(number):
         (ValueError("x"), "error"),
     ],
 )
-def test_causes(error, cause):
+def test_cause_of_an_error(error, cause):
     assert cause_of(error) == cause
 
 
-def test_the_lines_that_say_why():
+def test_last_lines_keep_the_reason_of_a_crash():
     assert last_lines("a\n\nb\nc\n", 2) == ("b", "c")
     crash = "\n".join(
         ["before", "Fatal Python error: Aborted", *[f"  File {n}" for n in range(40)]]
@@ -72,6 +72,6 @@ def test_the_lines_that_say_why():
     )  # fmt: skip
 
 
-def test_an_ending_survives_the_pipe():
+def test_cell_result_survives_serialization():
     ending = CellResult("failed", "died", "killed", ("a", "b"), 1.5, 2)
     assert CellResult.from_dict(ending.to_dict()) == ending
