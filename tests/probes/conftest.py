@@ -1,4 +1,4 @@
-"""Small runs to be probed, on the backend that Keras has in this process (KERAS_BACKEND)."""
+"""Small runs to probe, on the backend of this process (KERAS_BACKEND)."""
 
 from __future__ import annotations
 
@@ -41,14 +41,16 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="module")
 def warm() -> WarmState:
-    """The compiled loop of the module's previous run: tests/engine/test_reuse.py shows that it
-    changes no bit. Runs of one network, probed and not, train with it."""
+    """The compiled loop of the module's previous run, shared by all runs of one network.
+
+    Reuse changes no bit of the results, as tests/engine/test_reuse.py shows.
+    """
     return WarmState()
 
 
 @pytest.fixture
 def loop_on():
-    """Make a loop on a model and random images, and their data set."""
+    """Make a loop of a model on random images, and return it with their data set."""
 
     def make(model: keras.Model, *, count: int = 48, batch: int = 16, **changes):
         split = random_split(5, count, model.input_shape[1:], int(model.output_shape[-1]))

@@ -1,4 +1,4 @@
-"""The probe of layers' inputs, against a direct computation."""
+"""The activations probe, against a direct computation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normbench.store.store import Store
 PROBED = ("probe=activations", "probe.activations.layers=[hidden*_sigmoid]")
 
 
-def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny, warm):
+def test_probe_changes_neither_signature_nor_training(tiny, warm):
     plain, probed = tiny(store="a"), tiny(*PROBED, store="b")
     assert plain.run_name == probed.run_name
     first, second = train(plain, warm=warm), train(probed, warm=warm)
@@ -41,7 +41,7 @@ def test_a_probe_is_no_part_of_the_signature_and_changes_no_bit(tiny, warm):
     assert not any(name.startswith("probe/") for name in first.run.metrics()[0])
 
 
-def test_values_are_those_of_the_formula(tiny, warm):
+def test_values_match_the_formula(tiny, warm):
     """The last hidden layer's input, from the checkpoint's weights, in NumPy."""
     from normbench.data.digits import Digits
     from normbench.data.split import load
@@ -65,16 +65,16 @@ def test_values_are_those_of_the_formula(tiny, warm):
         x = (x - weights[f"{norm}/moving_mean"]) / np.sqrt(
             weights[f"{norm}/moving_variance"] + config.norm["epsilon"]
         )
-        given = x * weights[f"{norm}/gamma"] + weights[f"{norm}/beta"]
-        x = 1 / (1 + np.exp(-given))
+        inputs = x * weights[f"{norm}/gamma"] + weights[f"{norm}/beta"]
+        x = 1 / (1 + np.exp(-inputs))
     row = outcome.run.metrics()[-1]
     prefix = "probe/activations/hidden3_sigmoid"
-    assert row[f"{prefix}/mean"] == pytest.approx(given.mean(), abs=1e-4)
+    assert row[f"{prefix}/mean"] == pytest.approx(inputs.mean(), abs=1e-4)
     assert row[f"{prefix}/saturated"] == np.mean((x < 0.05) | (x > 0.95))
-    assert row[f"{prefix}/std"] == pytest.approx(given.std(), rel=1e-4)
+    assert row[f"{prefix}/std"] == pytest.approx(inputs.std(), rel=1e-4)
     for at in (15, 50, 85):
-        assert row[f"{prefix}/p{at}"] == pytest.approx(np.percentile(given, at), abs=1e-4)
-        expected = np.percentile(given[:, 3], at)
+        assert row[f"{prefix}/p{at}"] == pytest.approx(np.percentile(inputs, at), abs=1e-4)
+        expected = np.percentile(inputs[:, 3], at)
         assert row[f"{prefix}/unit3/p{at}"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_values_are_those_of_the_formula(tiny, warm):
         (["probe.activations.evry=2"], "did you mean 'probe.activations.every'|evry"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
+def test_invalid_options_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         train(tiny(*PROBED, *overrides))
     assert not (tmp_path / "runs").exists()
@@ -108,7 +108,7 @@ def probe(**changes):
 
 @pytest.fixture
 def convolution():
-    """A convolution, a ReLU of it, a tanh of that; units of the ReLU are dead, or nearly."""
+    """A convolution, a ReLU and a tanh; some units of the ReLU are dead or nearly so."""
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.Conv2D(5, 3, name="conv")(inputs)
     y = keras.layers.ReLU(name="relu")(x)
@@ -120,33 +120,33 @@ def convolution():
     return model
 
 
-def test_silent_units_are_counted_as_numpy_counts_them(convolution, loop_on):
+def test_dead_and_saturated_units_match_numpy(convolution, loop_on):
     loop, dataset = loop_on(convolution)
-    chosen = probe()
-    chosen.check(convolution)
-    values = chosen.measure(loop, dataset)
+    tested = probe()
+    tested.check(convolution)
+    values = tested.measure(loop, dataset)
     x = (dataset.validation.images[:45] / 255.0 - 0.5) / 0.25
-    kernel, bias = (each.astype("f8") for each in convolution.get_layer("conv").get_weights())
-    given = bias + sum(
+    kernel, bias = (v.astype("f8") for v in convolution.get_layer("conv").get_weights())
+    inputs = bias + sum(
         x[:, i : i + 4, j : j + 4] @ kernel[i, j] for i in range(3) for j in range(3)
     )
-    above = (given > 0).mean(axis=(0, 1, 2))
+    above = (inputs > 0).mean(axis=(0, 1, 2))
     assert above[0] == above[4] == 0
     assert 0 < above[2] < 0.45
     assert values["relu/dead"] == pytest.approx(2 / 5)
     assert probe(active=0.0).measure(loop, dataset)["relu/collapsed"] == pytest.approx(2 / 5)
     assert probe(active=0.45).measure(loop, dataset)["relu/collapsed"] == pytest.approx(3 / 5)
-    outputs = np.tanh(given + np.maximum(given, 0))
+    outputs = np.tanh(inputs + np.maximum(inputs, 0))
     assert values["tanh/saturated"] == pytest.approx(np.mean(np.abs(outputs) > 0.8), abs=1e-3)
-    assert values["relu/mean"] == pytest.approx(given.mean(), rel=1e-4)
-    assert values["relu/std"] == pytest.approx(given.std(), rel=1e-4)
-    assert values["relu/unit1/p50"] == pytest.approx(np.median(given[..., 1]), abs=1e-4)
+    assert values["relu/mean"] == pytest.approx(inputs.mean(), rel=1e-4)
+    assert values["relu/std"] == pytest.approx(inputs.std(), rel=1e-4)
+    assert values["relu/unit1/p50"] == pytest.approx(np.median(inputs[..., 1]), abs=1e-4)
     assert {key.split("/")[0] for key in values} == {"relu", "tanh"}
     assert "relu/saturated" not in values
     assert "tanh/dead" not in values
 
 
-def test_percentiles_of_some_places_are_near_those_of_all(convolution, loop_on):
+def test_percentiles_of_sampled_positions_approximate_those_of_all(convolution, loop_on):
     loop, dataset = loop_on(convolution)
     whole, some = (probe(places=n).measure(loop, dataset) for n in (16, 6))
     assert some["relu/std"] == whole["relu/std"]
@@ -154,13 +154,13 @@ def test_percentiles_of_some_places_are_near_those_of_all(convolution, loop_on):
     assert some["relu/unit1/p50"] != whole["relu/unit1/p50"]
 
 
-def test_layers_that_have_several_inputs_are_left_out(convolution):
+def test_layers_with_several_inputs_are_skipped(convolution):
     names = [layer.name for layer in probe(layers=["*"]).chosen(convolution)]
     assert names[:2] == ["conv", "relu"]
     assert "add" not in names
 
 
-def test_a_network_without_nonlinearity_is_refused():
+def test_network_without_nonlinearity_is_refused():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)), name="flat")
     with pytest.raises(UserError, match="no layer that is a nonlinearity in flat"):

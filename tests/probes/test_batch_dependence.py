@@ -46,13 +46,13 @@ def probe(**changes):
         slow("none", keras.layers.Conv2D),
     ],
 )
-def test_a_batch_free_network_shows_exactly_none(norm, conv, loop_on):
+def test_batch_free_network_has_exactly_zero_dependence(norm, conv, loop_on):
     values = probe().measure(*loop_on(network(norm, conv)))
     assert len(values) == 18
     assert set(values.values()) == {0.0}
 
 
-def test_batch_normalization_depends_in_training_alone(loop_on):
+def test_batch_normalization_depends_on_the_batch_in_training_only(loop_on):
     loop, dataset = loop_on(network("bn"))
     before = loop.state()
     values = probe().measure(loop, dataset)
@@ -64,7 +64,7 @@ def test_batch_normalization_depends_in_training_alone(loop_on):
     assert values["training_size2_mean"] > values["training_size4_mean"]
 
 
-def test_statistics_over_the_batch_in_inference_are_found(loop_on):
+def test_batch_statistics_in_inference_are_detected(loop_on):
     values = probe().measure(*loop_on(network("minmax")))
     assert values["inference_size2_max"] > 1e-3
     assert values["inference_size2_max"] == pytest.approx(values["training_size2_max"], rel=1e-4)
@@ -90,8 +90,8 @@ def direct(model, dataset):
     return logits
 
 
-def test_sizes_are_those_of_a_direct_computation(loop_on):
-    """Mini-batches of four images of their own, not repeated, against those of 16."""
+def test_dependence_matches_a_direct_computation(loop_on):
+    """Compares mini-batches of four distinct images with those of 16."""
     model = network("bn")
     loop, dataset = loop_on(model)
     values = probe(images=48).measure(loop, dataset)
@@ -107,7 +107,7 @@ def test_sizes_are_those_of_a_direct_computation(loop_on):
     assert values["training_size4_changed"] == pytest.approx(changed)
 
 
-def test_the_gap_is_that_of_a_direct_computation(loop_on):
+def test_train_gap_matches_a_direct_computation(loop_on):
     from normbench.probes.minibatches import scores, shuffled
 
     model = network("bn")
@@ -126,14 +126,14 @@ def test_the_gap_is_that_of_a_direct_computation(loop_on):
     assert values["acc_gap"] == pytest.approx(accuracy - other_accuracy)
 
 
-def test_no_gap_without_batch_statistics(loop_on):
+def test_train_gap_is_zero_without_batch_statistics(loop_on):
     values = TrainGap(images=30, every=1).measure(*loop_on(network("gn")))
     assert values["loss_gap"] == pytest.approx(0, abs=1e-6)
     assert values["acc_gap"] == 0
 
 
 @pytest.mark.parametrize("norm", slow_except(["norm=bn"], ["norm=bn", "norm=gn norm.groups=7"]))
-def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
+def test_training_is_bit_identical_with_the_probe(norm, tiny, warm):
     norm = norm.split()
     on = ("probe=[batch_dependence,train_gap]", "probe.batch_dependence.sizes=[2,8]")
     often = ("probe.batch_dependence.every=1", "probe.train_gap.every=1")
@@ -158,7 +158,7 @@ def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
         ),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
+def test_invalid_options_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         train(tiny("probe=batch_dependence", *overrides))
     assert not (tmp_path / "runs").exists()

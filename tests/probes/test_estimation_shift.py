@@ -74,7 +74,7 @@ def loop_on(model):
 
 @pytest.fixture(scope="module")
 def loop_of():
-    """Return a loop on `network(*options)` in its initial state, and its data set; made once."""
+    """Return a loop on `network(*options)` in its initial state, cached, and its data set."""
     loops = {}
 
     def restored(*options):
@@ -99,7 +99,7 @@ class Direct:
             for v in layer.weights
         }
 
-    def kept(self, name):
+    def moving_statistics(self, name):
         deviation = self.weights.get(f"{name}/moving_deviation")
         variance = np.square(deviation) - 1e-3 if deviation is not None else None
         return self.weights[f"{name}/moving_mean"], (
@@ -117,15 +117,15 @@ class Direct:
         return np.einsum("nhwcij,ijco->nhwo", windows[:, ::stride, ::stride], kernel)
 
     def forward(self, pixels, choose):
-        """Logits, and the statistics of each norm's input; ``choose`` picks what it uses."""
+        """Logits, and the statistics of each norm's input; ``choose`` picks those to use."""
         x = (pixels.astype(np.float64) / 255 - 0.5) / 0.3
-        own = {}
-        for place, stride in ((1, 1), (2, 2)):
-            x = self.conv(x, f"conv{place}", stride)
-            own[f"norm{place}"] = x.mean((0, 1, 2)), x.var((0, 1, 2))
-            x = self.normalized(x, f"norm{place}", choose(f"norm{place}", own[f"norm{place}"]))
+        observed = {}
+        for index, stride in ((1, 1), (2, 2)):
+            x = self.conv(x, f"conv{index}", stride)
+            observed[f"norm{index}"] = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            x = self.normalized(x, f"norm{index}", choose(f"norm{index}", observed[f"norm{index}"]))
         flat = x.reshape(len(x), -1)
-        return flat @ self.weights["logits/kernel"] + self.weights["logits/bias"], own
+        return flat @ self.weights["logits/kernel"] + self.weights["logits/bias"], observed
 
     def score(self, pixels, labels, choose):
         logits, _ = self.forward(pixels, choose)
@@ -138,7 +138,7 @@ class Direct:
     ("kind", "batch"),
     [("bn", 50), ("bn", 16), ("keras", 50), slow("keras", 16), ("brn", 50), slow("brn", 16)],
 )
-def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
+def test_values_match_a_direct_computation(kind, batch, loop_of):
     loop, data = loop_of(kind, kind, kind == "keras")
     direct = Direct(loop.model)
     before = loop.state()
@@ -148,13 +148,13 @@ def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, strict=True)
 
-    kept = {name: direct.kept(name) for name in ("norm1", "norm2")}
+    moving = {name: direct.moving_statistics(name) for name in ("norm1", "norm2")}
     # With mini-batches of at most 16 the 50 images make four of 12, and two are left out.
     pixels = data.train.images if batch == 50 else data.train.images[:48]
-    _, true = direct.forward(pixels, lambda name, own: kept[name])
+    _, true = direct.forward(pixels, lambda name, observed: moving[name])
     norm = np.linalg.norm
-    for place, name in enumerate(kept, start=1):
-        (mean, variance), (true_mean, true_variance) = kept[name], true[name]
+    for place, name in enumerate(moving, start=1):
+        (mean, variance), (true_mean, true_variance) = moving[name], true[name]
         std, true_std = np.sqrt(variance), np.sqrt(true_variance)
         expected = {
             "depth": place,
@@ -175,7 +175,7 @@ def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
 
     validation = data.validation
     loss, accuracy = direct.score(
-        validation.images, validation.labels, lambda name, own: kept[name]
+        validation.images, validation.labels, lambda name, observed: moving[name]
     )
     assert values["population_loss"] == pytest.approx(loss, rel=1e-4)
     assert values["population_acc"] == pytest.approx(accuracy, abs=1e-6)
@@ -184,15 +184,15 @@ def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
     collected: dict[str, list] = {"norm1": [], "norm2": []}
     size = 50 if batch == 50 else 12
     for start in range(0, len(pixels), size):
-        _, own = direct.forward(pixels[start : start + size], lambda name, own: own)
-        for name, each in own.items():
-            collected[name].append(each)
-    anew = {}
-    for name, each in collected.items():
-        means, variances = (np.array(part) for part in zip(*each, strict=True))
-        anew[name] = means.mean(0), variances.mean(0) + means.var(0)
+        _, observed = direct.forward(pixels[start : start + size], lambda name, observed: observed)
+        for name, moments in observed.items():
+            collected[name].append(moments)
+    recomputed = {}
+    for name, moments in collected.items():
+        means, variances = (np.array(part) for part in zip(*moments, strict=True))
+        recomputed[name] = means.mean(0), variances.mean(0) + means.var(0)
     loss, accuracy = direct.score(
-        validation.images, validation.labels, lambda name, own: anew[name]
+        validation.images, validation.labels, lambda name, observed: recomputed[name]
     )
     assert values["recomputed_loss"] == pytest.approx(loss, rel=1e-4)
     assert values["recomputed_acc"] == pytest.approx(accuracy, abs=1e-6)
@@ -203,42 +203,44 @@ def test_values_are_those_of_a_direct_computation(kind, batch, loop_of):
     images, labels = validation.images[order], validation.labels[order]
     total, right = 0.0, 0.0
     for start in (0, 16, 32):
-        places = np.arange(start, start + 16) % 40
-        logits, _ = direct.forward(images[places], lambda name, own: own)
+        positions = np.arange(start, start + 16) % 40
+        logits, _ = direct.forward(images[positions], lambda name, observed: observed)
         new = min(16, 40 - start)
-        logits, own_labels = logits[:new], labels[places][:new]
+        logits, batch_labels = logits[:new], labels[positions][:new]
         logits = logits - logits.max(1, keepdims=True)
-        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(new), own_labels]
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(new), batch_labels]
         total += losses.sum()
-        right += (logits.argmax(1) == own_labels).sum()
+        right += (logits.argmax(1) == batch_labels).sum()
     assert values["mini_batch_loss"] == pytest.approx(total / 40, rel=1e-4)
     assert values["mini_batch_acc"] == pytest.approx(right / 40, abs=1e-6)
 
 
-def test_no_shift_is_left_after_recomputing(loop_of):
-    """In the first layer always; in all where the images make one mini-batch."""
+def test_no_shift_remains_after_recomputing_statistics(loop_of):
+    """In the first layer always; in all layers if the images form one mini-batch."""
     from normbench.probes.population import input_statistics, keepers, replaced
 
     probe = EstimationShift(images=50, batch=50, every=1)
     for batch, layers in ((50, (1, 2)), (16, (1,))):
         loop, data = loop_of("bn", "bn", False)
-        found = keepers(loop.model)
+        layers_with_statistics = keepers(loop.model)
         pixels = data.train.images
-        anew = input_statistics(loop, found, pixels, most=batch, batch_statistics=True)
+        recomputed = input_statistics(
+            loop, layers_with_statistics, pixels, most=batch, batch_statistics=True
+        )
         values = {}
-        for layer, statistics in zip(found, anew, strict=True):
+        for layer, statistics in zip(layers_with_statistics, recomputed, strict=True):
             values |= layer.write(statistics)
         loop.load(replaced(loop, loop.state(), values))
         probe.batch = batch
         measured = probe.measure(loop, data)
-        for place in layers:
-            assert measured[f"norm{place}/mean_shift"] < 1e-6
-            assert measured[f"norm{place}/std_shift"] < 1e-6
+        for index in layers:
+            assert measured[f"norm{index}/mean_shift"] < 1e-6
+            assert measured[f"norm{index}/std_shift"] < 1e-6
         if batch == 16:
             assert measured["norm2/mean_shift"] > 1e-4
 
 
-def test_a_mixed_network_is_measured_where_statistics_are_kept(loop_of):
+def test_only_layers_with_moving_statistics_are_measured(loop_of):
     loop, data = loop_of("gn", "bn")
     values = EstimationShift(images=50, batch=50, every=1).measure(loop, data)
     assert {key.split("/")[0] for key in values if "/" in key} == {"norm2"}
@@ -246,7 +248,7 @@ def test_a_mixed_network_is_measured_where_statistics_are_kept(loop_of):
     assert "std_shift_slope" not in values
 
 
-def test_a_network_that_keeps_no_statistics_gets_three_equal_results(loop_of):
+def test_network_without_moving_statistics_has_equal_results(loop_of):
     loop, data = loop_of("gn", "gn")
     values = EstimationShift(images=50, batch=50, every=1).measure(loop, data)
     assert len(values) == 6
@@ -255,7 +257,7 @@ def test_a_network_that_keeps_no_statistics_gets_three_equal_results(loop_of):
     assert values["mini_batch_acc"] == values["recomputed_acc"] == values["population_acc"]
 
 
-def test_a_layer_that_keeps_the_mean_alone():
+def test_layer_that_only_keeps_the_mean_has_no_std_shift():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, BatchCentering(name="centre")(inputs))
     from normbench.probes.estimation_shift import shifts
@@ -264,13 +266,13 @@ def test_a_layer_that_keeps_the_mean_alone():
     (keeper,) = keepers(model)
     assert set(keeper.variables) == {"moving_mean"}
     read = keeper.read({id(keeper.variables["moving_mean"]): np.float32([1, 0, 0, 0])})
-    found = shifts(read, Statistics(np.zeros(4), np.full(4, 4.0)))
-    assert found["mean_shift"] == pytest.approx(1 / 4)
-    assert "std_shift" not in found
+    values = shifts(read, Statistics(np.zeros(4), np.full(4, 4.0)))
+    assert values["mean_shift"] == pytest.approx(1 / 4)
+    assert "std_shift" not in values
 
 
-def test_depth_is_the_place_of_the_layer_that_is_normalized():
-    """A shortcut's norm has the place of its own convolution, whatever stands elsewhere."""
+def test_depth_is_the_position_of_the_normalized_layer():
+    """A shortcut's norm has the depth of its own convolution, whatever the other norms are."""
     from normbench.probes.population import keepers
 
     def residual(elsewhere):
@@ -285,11 +287,11 @@ def test_depth_is_the_place_of_the_layer_that_is_normalized():
 
     model = residual("bn")
     order = [layer.name for layer in model.layers if layer.name.startswith("conv")]
-    depths = {each.name: each.depth for each in keepers(model)}
+    depths = {keeper.name: keeper.depth for keeper in keepers(model)}
     for place in "1230":
         assert depths[f"norm{place}"] == order.index(f"conv{place}") + 1
     assert depths["after"] == max(depths["norm0"], depths["norm3"])
-    others = {each.name: each.depth for each in keepers(residual("gn"))}
+    others = {keeper.name: keeper.depth for keeper in keepers(residual("gn"))}
     assert others == {name: depth for name, depth in depths.items() if name != "norm2"}
 
 
@@ -308,7 +310,7 @@ NORMS = ("norm=bn", "norm=ghost_bn norm.virtual_batch=8", "norm=gn norm.groups=7
 
 
 @pytest.mark.parametrize("norm", slow_except(["norm=bn"], NORMS))
-def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
+def test_training_is_bit_identical_with_the_probe(norm, tiny, warm):
     norm = norm.split()
     often = (*PROBED, "probe.estimation_shift.every=1")
     plain = train(tiny(*norm, store="a"), warm=warm).summary
@@ -331,7 +333,7 @@ def test_training_is_the_same_to_the_last_bit(norm, tiny, warm):
     assert values[-1]["probe/estimation_shift/population_acc"] == accuracy
 
 
-def test_epochs_between_are_left_out(tiny, warm):
+def test_epochs_in_between_are_not_measured(tiny, warm):
     config = tiny(*PROBED, "epochs=3", "probe.estimation_shift.every=2")
     rows = train(config, warm=warm).run.metrics()
     probed = [any(key.startswith("probe/") for key in row) for row in rows]
@@ -350,7 +352,7 @@ def test_epochs_between_are_left_out(tiny, warm):
         ),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
+def test_invalid_options_are_refused_before_anything_is_written(overrides, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         train(tiny(*PROBED, *overrides))
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""The probe of gradients, against formulas in NumPy; and that training is the same with it."""
+"""The gradients probe, against formulas in NumPy, and its lack of effect on training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def softmax_gradient(images, labels, kernel, bias):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_steps_are_those_of_the_formula(regression, loop_on, nesterov):
+def test_steps_match_the_formula(regression, loop_on, nesterov):
     """Momentum and decay in float64, from the state after some training."""
     optimizer = SGD(momentum=0.8, nesterov=nesterov, weight_decay=0.05, agc=0.0)
     loop, dataset = loop_on(regression, count=40, optimizer=optimizer)
@@ -88,7 +88,7 @@ def test_steps_are_those_of_the_formula(regression, loop_on, nesterov):
     ],
     ids=["agc", "adamw"],
 )
-def test_the_first_steps_are_those_that_training_takes(loop_on, optimizer):
+def test_first_steps_equal_those_of_training(loop_on, optimizer):
     inputs = keras.Input((3, 3, 2))
     x = keras.layers.Dense(5, activation="tanh", name="hidden")(keras.layers.Flatten()(inputs))
     model = keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
@@ -108,7 +108,7 @@ def test_the_first_steps_are_those_that_training_takes(loop_on, optimizer):
     np.testing.assert_array_equal(steps[0].weights, before)
 
 
-def test_a_rate_of_nothing_still_has_a_direction(regression, loop_on):
+def test_tiny_learning_rate_still_has_a_direction(regression, loop_on):
     loop, dataset = loop_on(regression)
     loop.rate = 1e-12
     values = Gradients(batches=3, every=1).measure(loop, dataset)
@@ -116,7 +116,7 @@ def test_a_rate_of_nothing_still_has_a_direction(regression, loop_on):
     assert 0 < values["relative_update"] < 1e-10
 
 
-def test_weights_under_a_constraint_move_within_it(loop_on):
+def test_constrained_weights_stay_within_the_constraint(loop_on):
     inputs = keras.Input((2, 2, 1))
     dense = keras.layers.Dense(3, kernel_constraint=keras.constraints.UnitNorm(), name="logits")
     model = keras.Model(inputs, dense(keras.layers.Flatten()(inputs)))
@@ -147,11 +147,11 @@ SEEN = {
     "none_wn": {"logits"},
     "gn_ws": {"logits"},
 }
-"""Kernels whose scale the outputs depend on, in networks of a normalization; None for all."""
+"""Kernels whose scale the outputs depend on, by normalization of the network; None for all."""
 
 
 @pytest.mark.parametrize("norm", slow_except_on_jax(["bn", "none", "gn_ws"], SEEN))
-def test_which_kernels_have_a_scale(norm):
+def test_scale_invariant_kernels_are_recognized(norm):
     model = network(norm)
     names = set(kernels(model))
     assert len(names) == 10
@@ -159,15 +159,15 @@ def test_which_kernels_have_a_scale(norm):
 
 
 @pytest.mark.parametrize("norm", slow_except(["bn"], ["bn", "gn_ws"]))
-def test_the_gradient_of_such_a_kernel_is_at_right_angles_to_it(norm, loop_on):
+def test_gradient_of_a_scale_invariant_kernel_is_orthogonal_to_it(norm, loop_on):
     """Euler's theorem for functions that a factor does not change: ⟨w, ∇f(w)⟩ = 0."""
     loop, dataset = loop_on(network(norm))
     weights = loop.weights()
     _, gradient = loop.gradients(dataset.train.images[:16], dataset.train.labels[:16])
     ends = np.cumsum([0, *(np.prod(v.shape) for v in loop.model.trainable_variables)]).astype(int)
     for name, (place,) in kernels(loop.model).items():
-        own = slice(ends[place], ends[place + 1])
-        off = abs(angle(weights[own], gradient[own]) - 90)
+        section = slice(ends[place], ends[place + 1])
+        off = abs(angle(weights[section], gradient[section]) - 90)
         assert off < 0.5 if name != "logits" else off > 0.5
     loop.rate = 0.2
     values = Gradients(batches=2, every=1).measure(loop, dataset)
@@ -175,7 +175,7 @@ def test_the_gradient_of_such_a_kernel_is_at_right_angles_to_it(norm, loop_on):
     assert values["stem_conv/effective_rate"] == pytest.approx(0.2 / norm**2)
 
 
-def test_options_out_of_range():
+def test_options_out_of_range_are_refused():
     with pytest.raises(UserError, match="batches must be at least 2, got 1"):
         Gradients(batches=1, every=1)
     with pytest.raises(UserError, match="every must be at least 1"):

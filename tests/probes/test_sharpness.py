@@ -1,4 +1,4 @@
-"""The probe of sharpness, against Hessians that are known."""
+"""The sharpness probe, against known Hessians."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ def matrix(eigenvalues, seed=3):
     ],
     ids=["positive", "negative-is-larger", "all-negative", "sharp"],
 )
-def test_the_largest_eigenvalue_of_a_quadratic(eigenvalues, expected):
+def test_largest_eigenvalue_of_a_quadratic(eigenvalues, expected):
     hessian = matrix(np.array(eigenvalues))
     weights = np.ones(6, np.float32)
 
     def gradient(at):
         return hessian @ at.astype("f8")
 
-    found = largest(gradient, weights, 1e-3, 400, 1e-7)
-    assert found.value == pytest.approx(expected, rel=1e-3)
-    assert found.residual < 0.02
+    result = largest(gradient, weights, 1e-3, 400, 1e-7)
+    assert result.value == pytest.approx(expected, rel=1e-3)
+    assert result.residual < 0.02
 
 
-def test_few_products_do_where_negative_eigenvalues_are_as_large():
+def test_few_products_suffice_despite_large_negative_eigenvalues():
     """Power iteration alone would waver between 10 and −9.9 for hundreds of products."""
     bulk = np.random.default_rng(0).normal(0, 0.3, 296)
     hessian = matrix(np.concatenate([[10.0, 6.0, -9.9, -7.0], bulk]))
     weights = np.ones(300, np.float32)
-    found = largest(lambda at: hessian @ at.astype("f8"), weights, 1e-3, 20, 0.05)
-    assert found.value == pytest.approx(10.0, rel=0.01)
-    assert found.iterations < 20
-    assert found.residual <= 0.05
+    result = largest(lambda at: hessian @ at.astype("f8"), weights, 1e-3, 20, 0.05)
+    assert result.value == pytest.approx(10.0, rel=0.01)
+    assert result.iterations < 20
+    assert result.residual <= 0.05
 
 
-def test_a_bound_that_is_too_low_is_told():
+def test_too_few_iterations_show_in_the_residual():
     hessian = matrix(np.array([7.0, 6.9, 6.8, 1.0, 0.1, 0.0]))
-    found = largest(lambda at: hessian @ at.astype("f8"), np.ones(6, np.float32), 1e-3, 2, 1e-7)
-    assert found.iterations == 2
-    assert found.residual > 1e-3
+    result = largest(lambda at: hessian @ at.astype("f8"), np.ones(6, np.float32), 1e-3, 2, 1e-7)
+    assert result.iterations == 2
+    assert result.residual > 1e-3
 
 
-def test_a_plane_has_none():
-    found = largest(lambda at: np.ones(len(at)), np.ones(6, np.float32), 1e-3, 9, 1e-2)
-    assert found.value == 0
-    assert found.iterations == 1
+def test_eigenvalue_of_a_plane_is_0():
+    result = largest(lambda at: np.ones(len(at)), np.ones(6, np.float32), 1e-3, 9, 1e-2)
+    assert result.value == 0
+    assert result.iterations == 1
 
 
-def test_softmax_regression(loop_on):
+def test_matches_softmax_regression(loop_on):
     """Its Hessian is the mean of (diag p − p·pᵀ) ⊗ x·xᵀ."""
     inputs = keras.Input((2, 2, 2))
     dense = keras.layers.Dense(3, name="logits", use_bias=False)
@@ -85,8 +85,8 @@ def test_softmax_regression(loop_on):
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
 
-def test_a_network_that_bends_both_ways(loop_on):
-    """A hidden tanh layer; its Hessian by differences of the gradient's formula in float64."""
+def test_matches_a_network_of_positive_and_negative_curvature(loop_on):
+    """A hidden tanh layer; the Hessian is from float64 differences of the gradient's formula."""
     inputs = keras.Input((2, 2, 2))
     hidden = keras.layers.Dense(5, activation="tanh", use_bias=False, name="hidden")
     logits = keras.layers.Dense(3, use_bias=False, name="logits")
@@ -114,32 +114,32 @@ def test_a_network_that_bends_both_ways(loop_on):
     assert values["eigenvalue"] == pytest.approx(eigenvalues[-1], rel=5e-3)
 
 
-def test_scaling_weights_that_have_no_scale_divides_it_by_the_square(loop_on):
-    """H(αw) = H(w)/α² for scale-invariant weights, and the differences keep to it."""
+def test_scaling_scale_invariant_weights_divides_it_by_the_square(loop_on):
+    """H(αw) = H(w)/α² for scale-invariant weights, by finite differences too."""
     config = compose(["arch=resnet8", "arch.width=4", "norm=bn", "norm.epsilon=1e-9"])
     loop, dataset = loop_on(build_model(config, (8, 8, 3), 4))
-    held = [v for v in loop.model.trainable_variables if not v.path.endswith("conv1/kernel")]
-    assert len(held) < len(loop.model.trainable_variables)
+    others = [v for v in loop.model.trainable_variables if not v.path.endswith("conv1/kernel")]
+    assert len(others) < len(loop.model.trainable_variables)
     at = loop.weights()
     batch = (dataset.train.images[:16], dataset.train.labels[:16])
     sizes = [int(np.prod(v.shape)) for v in loop.model.trainable_variables]
     names = [v.path for v in loop.model.trainable_variables]
-    own = np.repeat([name.startswith("stage1_block1_conv1") for name in names], sizes)
-    assert own.sum() == 3 * 3 * 4 * 4
+    invariant = np.repeat([name.startswith("stage1_block1_conv1") for name in names], sizes)
+    assert invariant.sum() == 3 * 3 * 4 * 4
 
     def sharpest(factor):
-        def gradient(part):
+        def gradient(section):
             whole = at.copy()
-            whole[own] = part
-            return loop.gradients(*batch, whole)[1][own].astype("f8")
+            whole[invariant] = section
+            return loop.gradients(*batch, whole)[1][invariant].astype("f8")
 
-        part = at[own] * np.float32(factor)
-        return largest(gradient, part, 1e-3 * float(np.linalg.norm(part)), 60, 1e-3).value
+        section = at[invariant] * np.float32(factor)
+        return largest(gradient, section, 1e-3 * float(np.linalg.norm(section)), 60, 1e-3).value
 
     assert sharpest(4.0) == pytest.approx(sharpest(1.0) / 16, rel=0.03)
 
 
-def test_what_is_refused(loop_on):
+def test_invalid_options_and_half_precision_are_refused(loop_on):
     for option in ({"images": 0}, {"iterations": 0}, {"tolerance": 1.0}):
         with pytest.raises(UserError, match=f"probe.sharpness.{next(iter(option))} must be"):
             Sharpness(**{"images": 1, "iterations": 1, "tolerance": 0.1, "every": 1, **option})

@@ -24,31 +24,31 @@ def regression(x, labels, weights):
 
 
 @pytest.fixture
-def made(loop_on):
+def regression_loop(loop_on):
     inputs = keras.Input((3, 3, 2))
     logits = keras.layers.Dense(4, name="logits")(keras.layers.Flatten()(inputs))
     return loop_on(keras.Model(inputs, logits, name="regression"))
 
 
-def test_values_are_those_of_the_formulas(made):
-    loop, dataset = made
+def test_values_match_the_formulas(regression_loop):
+    loop, dataset = regression_loop
     state = loop.state()
     values = Smoothness(steps=STEPS, batches=2, every=1).measure(loop, dataset)
     weights = loop.weights().astype("f8")
     expected = []
-    for places in (slice(0, 16), slice(16, 32)):
-        x = ((dataset.train.images[places] / 255 - 0.5) / 0.25).reshape(16, -1)
-        labels = dataset.train.labels[places]
+    for rows in (slice(0, 16), slice(16, 32)):
+        x = ((dataset.train.images[rows] / 255 - 0.5) / 0.25).reshape(16, -1)
+        labels = dataset.train.labels[rows]
         loss, g = regression(x, labels, weights)
-        there = [regression(x, labels, weights - step * g) for step in STEPS]
-        changes = [np.linalg.norm(g - other[1]) for other in there]
+        reached = [regression(x, labels, weights - step * g) for step in STEPS]
+        changes = [np.linalg.norm(g - other[1]) for other in reached]
         size = np.linalg.norm(g)
         expected.append(
             {
                 "loss": loss,
                 "gradient_norm": size,
-                "loss_low": min(other[0] for other in there),
-                "loss_high": max(other[0] for other in there),
+                "loss_low": min(other[0] for other in reached),
+                "loss_high": max(other[0] for other in reached),
                 "change_low": min(changes),
                 "change_high": max(changes),
                 "beta": max(c / (s * size) for c, s in zip(changes, STEPS, strict=True)),
@@ -56,20 +56,20 @@ def test_values_are_those_of_the_formulas(made):
         )
     assert set(values) == set(expected[0])
     for key, value in values.items():
-        assert value == pytest.approx(np.mean([each[key] for each in expected]), rel=2e-4), key
+        assert value == pytest.approx(np.mean([batch[key] for batch in expected]), rel=2e-4), key
     assert values["loss_low"] < values["loss"]
     for name, value in loop.state().items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
 
-def test_a_step_out_of_all_bounds_is_infinite(made):
-    loop, dataset = made
+def test_step_beyond_float32_gives_infinity(regression_loop):
+    loop, dataset = regression_loop
     values = Smoothness(steps=[0.1, 3e38], batches=1, every=1).measure(loop, dataset)
     assert np.isfinite(values["loss_low"])
     assert values["loss_high"] == values["change_high"] == values["beta"] == np.inf
 
 
-def test_options_out_of_range():
+def test_options_out_of_range_are_refused():
     for steps in ([], [0.0], [0.1, -1.0]):
         with pytest.raises(UserError, match="steps must be above 0"):
             Smoothness(steps=steps, batches=1, every=1)

@@ -1,4 +1,4 @@
-"""That probes change no bit of training, also after a resume, and measure the same then."""
+"""Probes change no bit of training, and measure the same values after a resume."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def values_of(run):
 
 
 @pytest.mark.parametrize("norm", slow_except(["norm=bn"], ["norm=bn", "norm=gn norm.groups=2"]))
-def test_training_is_the_same_to_the_last_bit(augmented, norm):
+def test_training_is_bit_identical_with_the_probe(augmented, norm):
     options = [option for options in PROBES.values() for option in options]
     probes = [f"probe=[{','.join(PROBES)}]", *options]
     warm = WarmState()
