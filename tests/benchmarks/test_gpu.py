@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/gpu without a GPU: each says so, or is rehearsed."""
+"""The scripts of benchmarks/gpu on a machine without a GPU: refusals and rehearsals."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ENTRY %main (a: (s32[], f32[100,8])) -> (s32[], f32[100,8]) {
 
 def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)  # the suite's makes steps slow
+    environment.pop("XLA_FLAGS", None)  # the suite's XLA_FLAGS make steps slow
     command = [sys.executable, str(GPU / script), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, timeout=500
@@ -67,16 +67,16 @@ def test_speed_without_a_gpu_is_refused_in_one_line():
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_counts_what_a_step_launches_and_moves(monkeypatch):
+def test_loop_step_counts_launches_and_bytes(monkeypatch):
     monkeypatch.syspath_prepend(GPU)
     from compiled_step import Cost, Program  # pyright: ignore[reportMissingImports]
 
-    # The slice and its index, read, and the slice written; the library's operand and result
-    # without its workspace; the two numbers compared, and the answer.
+    # Bytes: the slice and its index read, and the slice written; the library's operand and result
+    # without its workspace; the two numbers compared, and the result.
     assert Program(HLO).loop_step() == Cost(3, (32 + 4 + 32) + (32 + 32) + (4 + 4 + 1))
 
 
-def test_names_the_packages_that_a_machine_lacks(monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     monkeypatch.syspath_prepend(GPU)
     from wheels import missing  # pyright: ignore[reportMissingImports]
 
@@ -110,7 +110,7 @@ def test_speed_is_rehearsed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_is_compared_with_that_of_the_reference(tmp_path):
+def test_step_is_compared_with_the_reference(tmp_path):
     reference, out = tmp_path / "reference.npz", tmp_path / "right.json"
     words = ("--norms", "xbn", "--workers", "1")
     ended = _run("right.py", "--write", str(reference), *words)
@@ -120,10 +120,10 @@ def test_a_step_is_compared_with_that_of_the_reference(tmp_path):
         _run("right.py", "--against", str(reference), "--out", str(out), *words)
         return json.loads(out.read_text())
 
-    found = compare()
-    assert found["failed"] == found["missing"] == []
-    assert set(found["cases"]) == {"xbn float32", "xbn tf32", "xbn mixed_bfloat16"}
-    assert found["cases"]["xbn float32"]["distances"]["gradient"] == 0.0  # the same machine
+    result = compare()
+    assert result["failed"] == result["missing"] == []
+    assert set(result["cases"]) == {"xbn float32", "xbn tf32", "xbn mixed_bfloat16"}
+    assert result["cases"]["xbn float32"]["distances"]["gradient"] == 0.0  # the same machine
 
     with np.load(reference) as file:
         arrays = dict(file)
@@ -133,7 +133,7 @@ def test_a_step_is_compared_with_that_of_the_reference(tmp_path):
 
 
 @pytest.mark.slow
-def test_whole_runs_are_rehearsed(tmp_path):
+def test_complete_runs_are_rehearsed(tmp_path):
     words = ("--epochs", "1", "--seeds", "0", "--grid", "epochs=1", "--out", str(tmp_path))
     ended = _run("useful.py", "--rehearse", *words)
     assert ended.returncode == 0, ended.stderr
@@ -146,7 +146,7 @@ def test_whole_runs_are_rehearsed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_packed_images_give_the_published_files(tmp_path, real_data):
+def test_unpacking_packed_images_restores_the_published_files(tmp_path, real_data):
     packed, unpacked = tmp_path / "packed", tmp_path / "unpacked"
     ended = _run(
         "images.py",
@@ -159,5 +159,5 @@ def test_packed_images_give_the_published_files(tmp_path, real_data):
     assert ended.returncode == 0, ended.stderr
     assert (packed / "test_batch.webp").stat().st_size < 18_000_000
     ended = _run("images.py", "unpack", str(packed), str(unpacked))
-    assert ended.returncode == 0, ended.stderr  # it compares the published checksum
+    assert ended.returncode == 0, ended.stderr  # the script compares the published checksum
     assert (unpacked / "test_batch.bin").stat().st_size == 10_000 * 3073

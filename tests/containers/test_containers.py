@@ -1,4 +1,4 @@
-"""Container files: what they copy exists, their shell can be read, and they install by hash."""
+"""Container files: copied files exist, shell steps parse, and installation is by hash."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 def sections(text: str) -> dict[str, list[str]]:
     """Return the lines of each section of an Apptainer definition, and of its header as ""."""
-    found: dict[str, list[str]] = {"": []}
+    lines: dict[str, list[str]] = {"": []}
     name = ""
     for line in text.splitlines():
         if line.startswith("%"):
             name = line[1:].strip()
-            found[name] = []
+            lines[name] = []
         elif line.strip() and not line.startswith("#"):
-            found[name].append(line.strip())
-    return found
+            lines[name].append(line.strip())
+    return lines
 
 
 def copied() -> dict[str, set[str]]:
@@ -62,36 +62,36 @@ def test_both_images_have_the_same_files() -> None:
     assert copied()["Dockerfile"] == copied()["normbench.def"]
 
 
-def test_the_files_that_docker_leaves_out_are_not_copied() -> None:
+def test_docker_context_contains_only_the_copied_files() -> None:
     lines = (FOLDER / "Dockerfile.dockerignore").read_text().split()
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == copied()["Dockerfile"]
 
 
 def steps() -> dict[str, str]:
-    """Return the shell scripts in the container files."""
-    found = {"install.sh": (FOLDER / "install.sh").read_text()}
+    """Return the shell steps of the container files by name."""
+    scripts = {"install.sh": (FOLDER / "install.sh").read_text()}
     runs = [words for name, words in instructions(DOCKERFILE) if name == "RUN"]
-    found |= {f"RUN {number}": words for number, words in enumerate(runs)}
+    scripts |= {f"RUN {number}": words for number, words in enumerate(runs)}
     parts = sections(DEFINITION)
-    return found | {name: "\n".join(parts[name]) for name in ("post", "environment", "runscript")}
+    return scripts | {name: "\n".join(parts[name]) for name in ("post", "environment", "runscript")}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
 @pytest.mark.parametrize("name", steps())
-def test_shell_steps_can_be_read(name: str) -> None:
+def test_shell_steps_parse(name: str) -> None:
     done = subprocess.run(
         ["bash", "--posix", "-n"], input=steps()[name], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_instructions_are_docker_s() -> None:
+def test_dockerfile_uses_known_instructions() -> None:
     known = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "ENTRYPOINT"}
     assert {name for name, _ in instructions(DOCKERFILE)} == known
 
 
-def test_the_python_of_the_images_is_supported() -> None:
+def test_python_of_the_images_is_supported() -> None:
     docker = re.search(r"^ARG PYTHON=(\S+)$", DOCKERFILE, re.MULTILINE)
     definition = re.search(r"^From: python:([\d.]+)-", DEFINITION, re.MULTILINE)
     assert docker
@@ -106,7 +106,7 @@ def test_every_dependency_is_installed_by_hash() -> None:
     assert len(commands) == 3
     for command in commands:
         by_hash = "--require-hashes" in command
-        assert by_hash or "--no-deps" in command  # of normbench itself
+        assert by_hash or "--no-deps" in command  # the installation of normbench itself
         if by_hash:
             lock = re.search(r'\$source/(\S+)"', command)
             assert lock
@@ -114,7 +114,7 @@ def test_every_dependency_is_installed_by_hash() -> None:
             assert text.count("==") <= text.count("--hash=sha256:")
 
 
-def test_wheels_that_are_there_are_used_without_an_index(tmp_path: Path) -> None:
+def test_provided_wheels_are_installed_without_an_index(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$PIP_NO_INDEX|$PIP_FIND_LINKS|$*"\n')
     python.chmod(0o755)

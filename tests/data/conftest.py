@@ -31,14 +31,14 @@ PER_FILE = 12
 
 
 def idx(array: np.ndarray) -> bytes:
-    """Write an idx file."""
+    """Return the bytes of an idx file."""
     dimensions = b"".join(n.to_bytes(4, "big") for n in array.shape)
     return bytes((0, 0, 8, array.ndim)) + dimensions + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
 def idx_file() -> Callable[[np.ndarray], bytes]:
-    """Writes an idx file."""
+    """Return :func:`idx`."""
     return idx
 
 
@@ -56,7 +56,7 @@ class Tiny:
     test: dict[str, np.ndarray]
 
     def write(self, folder: Path, **changed: bytes | None) -> Path:
-        """Write its files into a folder, some changed or left out (None)."""
+        """Write the files into a folder, some changed or omitted (None)."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (self.files | changed).items():
             if data is not None:
@@ -71,7 +71,7 @@ def _examples(rng: np.random.Generator, count: int, shape: tuple[int, ...], clas
 
 @pytest.fixture
 def tiny_mnist() -> Tiny:
-    """24 + 12 images as gzipped idx files, and a source whose published checksums are theirs."""
+    """Return 24 + 12 images as gzipped idx files, and a source with their checksums."""
     rng = np.random.default_rng(1)
     train, test = _examples(rng, 24, (28, 28, 1), 10), _examples(rng, 12, (28, 28, 1), 10)
     arrays = (train["image"][..., 0], train["label"], test["image"][..., 0], test["label"])
@@ -95,7 +95,7 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _cifar(source_class: type[CIFAR10], packings: tuple[Packing, ...], kind: str) -> Tiny:
-    """A small CIFAR in one packing, as many images a file."""
+    """Return a small CIFAR in one packing, with ``PER_FILE`` images per file."""
     packing = next(p for p in packings if p.kind == kind)
     rng = np.random.default_rng(2)
     files, parts = {}, {}
@@ -130,19 +130,19 @@ def _cifar(source_class: type[CIFAR10], packings: tuple[Packing, ...], kind: str
 
 @pytest.fixture
 def tiny_cifar() -> Callable[[str], Tiny]:
-    """Makes 60 + 12 images as ``python`` or ``binary`` files."""
+    """Return a function that makes 60 + 12 images as ``python`` or ``binary`` files."""
     return lambda kind: _cifar(CIFAR10, CIFAR10_PACKINGS, kind)
 
 
 @pytest.fixture
 def tiny_cifar100() -> Callable[[str], Tiny]:
-    """Makes 12 + 12 images as ``python`` or ``binary`` files."""
+    """Return a function that makes 12 + 12 images as ``python`` or ``binary`` files."""
     return lambda kind: _cifar(CIFAR100, CIFAR100_PACKINGS, kind)
 
 
 @dataclass
 class FakeTfds:
-    """Stands in for the process with tfds: keeps examples in a file that looks like a shard."""
+    """Replaces the tfds process: stores examples in a file that looks like a shard."""
 
     actions: list[str] = field(default_factory=list)
     failure: BaseException | None = None
@@ -154,9 +154,9 @@ class FakeTfds:
             folder = Path(request["folder"])
             arrays = {}
             for split in ("train", "test"):
-                found = cache.read(next(folder.glob(f"*-{split}.*")))
-                assert found is not None
-                arrays |= {f"{split}_{key}s": found[1][key] for key in ("image", "label")}
+                cached = cache.read(next(folder.glob(f"*-{split}.*")))
+                assert cached is not None
+                arrays |= {f"{split}_{key}s": cached[1][key] for key in ("image", "label")}
             self._cache(folder, arrays, request)
             return {"folder": str(folder)}
         assert action == "write"
@@ -170,7 +170,7 @@ class FakeTfds:
             examples = {k: stored[1][f"{split}/{k}"] for k in ("image", "label")}
             shard = folder / f"{name}-{split}.tfrecord-00000-of-00001"
             cache.write(shard, examples, {})
-            if self.failure is not None:  # half of it is written
+            if self.failure is not None:  # with half of the files written
                 raise self.failure
             count = len(examples["label"])
             size = shard.stat().st_size - 16 * count
@@ -189,7 +189,7 @@ class FakeTfds:
 
 @pytest.fixture
 def fake_tfds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTfds:
-    """Replace the tfds process; the user's own cache folder is a temporary one."""
+    """Replace the tfds process, and use a temporary cache folder."""
     fake = FakeTfds()
     monkeypatch.setattr(tfds_process, "run", fake.run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
@@ -198,7 +198,7 @@ def fake_tfds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTfds:
 
 @pytest.fixture
 def imported(tiny_mnist: Tiny, fake_tfds: FakeTfds, tmp_path: Path) -> tuple[Tiny, Path]:
-    """A small MNIST in a data folder, and that folder."""
+    """Return a small MNIST imported into a data folder, and that folder."""
     root = tmp_path / "tfds"
     files = tiny_mnist.write(tmp_path / "files")
     tiny_mnist.source.import_from(files, root)

@@ -1,4 +1,4 @@
-"""Archives that are made to hurt: refused at once, in a line, and in little memory."""
+"""Hostile archives are refused quickly, in one line and in little memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gzipped(data: bytes) -> bytes:
 
 
 def bomb(first: bytes, pieces: int) -> bytes:
-    """Return a gzip file with ``first`` and 64 MiB of zeros so many times."""
+    """Return a gzip file of ``first`` followed by ``pieces`` times 64 MiB of zeros."""
     packer = zlib.compressobj(wbits=31)
     data = packer.compress(first) + packer.flush(zlib.Z_FULL_FLUSH)
     raw = zlib.compressobj(wbits=-15)
@@ -44,7 +44,7 @@ def many(count: int) -> bytes:
 
 
 def chained(count: int) -> bytes:
-    """Return long names that each name the next one."""
+    """Return long-name headers, each of which names the next one."""
     return (header("a", tarfile.GNUTYPE_LONGNAME, 1) + b"x".ljust(512, b"\0")) * count
 
 
@@ -105,7 +105,7 @@ def test_hostile_archives_are_refused_in_seconds_and_little_memory(
     assert "\n" not in str(caught.value)
 
 
-def test_a_plain_archive_with_a_hole_of_a_terabyte_is_passed_over(tmp_path: Path) -> None:
+def test_terabyte_hole_in_a_plain_archive_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     size = 1 << 40
     with path.open("wb") as file:
@@ -117,8 +117,8 @@ def test_a_plain_archive_with_a_hole_of_a_terabyte_is_passed_over(tmp_path: Path
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_archives_as_people_make_them_are_read(tmp_path: Path, mode: str, form: int) -> None:
-    """Long and foreign names, times with fractions, links, files beside the wanted ones."""
+def test_ordinary_archives_are_read(tmp_path: Path, mode: str, form: int) -> None:
+    """Cover long and non-ASCII names, fractional times, links, and files that are not wanted."""
     path, folder = tmp_path / "a.tar", "long-" * 18 if form == tarfile.USTAR_FORMAT else "é" * 300
     content = {"train": bytes(range(256)) * 999, "test": b"", "other": b"x" * 70_000}
     with tarfile.open(path, mode, format=form) as archive:  # pyright: ignore
@@ -132,11 +132,11 @@ def test_archives_as_people_make_them_are_read(tmp_path: Path, mode: str, form: 
     assert read_members(path, {"train", "test"}) == {"train": content["train"], "test": b""}
 
 
-def test_a_gzip_file_of_several_streams_is_read(tmp_path: Path) -> None:
-    whole = header("train", tarfile.REGTYPE, 3) + b"abc".ljust(512, b"\0") + bytes(1024)
+def test_gzip_file_with_several_streams_is_read(tmp_path: Path) -> None:
+    tar = header("train", tarfile.REGTYPE, 3) + b"abc".ljust(512, b"\0") + bytes(1024)
     path = tmp_path / "a.tar.gz"
-    path.write_bytes(gzipped(whole[:700]) + gzipped(whole[700:]) + bytes(64))
+    path.write_bytes(gzipped(tar[:700]) + gzipped(tar[700:]) + bytes(64))
     assert read_members(path, {"train"}) == {"train": b"abc"}
-    path.write_bytes(gzipped(whole) + b"something else")
+    path.write_bytes(gzipped(tar) + b"something else")
     with pytest.raises(UserError, match="corrupted"):
         read_members(path, {"train"})

@@ -1,4 +1,4 @@
-"""The array file: whole or absent, memory-mapped, read-only."""
+"""The array file: complete or absent, memory-mapped, read-only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from normbench.data import cache
 from normbench.store.files import StoreError
 
 
-def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
+def test_arrays_are_read_as_written(tmp_path: Path) -> None:
     arrays = {
         "images": np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), np.uint8),
         "labels": np.arange(7, dtype=np.int32),
@@ -20,9 +20,9 @@ def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
         "transposed": np.arange(12).reshape(3, 4).T,
     }
     cache.write(tmp_path / "a", arrays, {"of": ["x", 1]})
-    found = cache.read(tmp_path / "a")
-    assert found is not None
-    about, read = found
+    cached = cache.read(tmp_path / "a")
+    assert cached is not None
+    about, read = cached
     assert about == {"of": ["x", 1]}
     assert list(read) == list(arrays)
     for name, array in arrays.items():
@@ -31,17 +31,17 @@ def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_they_are_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+def test_arrays_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
     cache.write(tmp_path / "a", {"x": np.zeros(3)}, {})
-    found = cache.read(tmp_path / "a")
-    assert found is not None
-    array = found[1]["x"]
+    cached = cache.read(tmp_path / "a")
+    assert cached is not None
+    array = cached[1]["x"]
     assert type(array) is np.ndarray
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
 
 
-def test_a_reader_keeps_its_file_when_it_is_replaced(tmp_path: Path) -> None:
+def test_reader_keeps_its_file_when_the_file_is_replaced(tmp_path: Path) -> None:
     cache.write(tmp_path / "a", {"x": np.full(5000, 1)}, {})
     old = cache.read(tmp_path / "a")
     cache.write(tmp_path / "a", {"x": np.full(9000, 2)}, {})
@@ -53,7 +53,7 @@ def test_a_reader_keeps_its_file_when_it_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["cut", "grown", "other", "empty", "absent", "folder"])
-def test_what_is_not_a_whole_file_is_no_cache(tmp_path: Path, change: str) -> None:
+def test_incomplete_file_is_not_read(tmp_path: Path, change: str) -> None:
     path = tmp_path / "a"
     cache.write(path, {"x": np.arange(5000)}, {})
     data = path.read_bytes()
@@ -67,7 +67,7 @@ def test_what_is_not_a_whole_file_is_no_cache(tmp_path: Path, change: str) -> No
     assert cache.read(path) is None
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+def test_failed_write_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
@@ -80,6 +80,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     with pytest.raises(StoreError, match="No space"):
         cache.write(path, {"x": np.arange(9)}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    found = cache.read(path)
-    assert found is not None
-    assert found[1]["x"].tolist() == [0, 1, 2]
+    cached = cache.read(path)
+    assert cached is not None
+    assert cached[1]["x"].tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""What we say is published, against other places that say it."""
+"""Published checksums in normbench agree with those in other packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normbench.data.cifar import COARSE, FINE
 
 
 def tfds_published(name: str) -> dict[str, tuple[int, str]]:
-    """Return size and sha256 by file name, from the installed tensorflow-datasets (unimported)."""
+    """Return size and SHA-256 by file name from tensorflow-datasets, without importing it."""
     spec = find_spec("tensorflow_datasets")
     assert spec is not None
     assert spec.origin is not None
@@ -26,7 +26,7 @@ def tfds_published(name: str) -> dict[str, tuple[int, str]]:
     ("name", "files"),
     [("mnist", checksums.MNIST_FILES), ("fashion_mnist", checksums.FASHION_MNIST_FILES)],
 )
-def test_idx_files_are_those_that_tfds_downloads(
+def test_idx_files_match_those_that_tfds_downloads(
     name: str, files: dict[str, checksums.IdxFile]
 ) -> None:
     ours = {f"{file}.gz": (known.packed, known.packed_sha256) for file, known in files.items()}
@@ -37,7 +37,7 @@ def test_idx_files_are_those_that_tfds_downloads(
     ("name", "packings"),
     [("cifar10", checksums.CIFAR10_PACKINGS), ("cifar100", checksums.CIFAR100_PACKINGS)],
 )
-def test_binary_archives_are_those_that_tfds_downloads(
+def test_binary_archives_match_those_that_tfds_downloads(
     name: str, packings: tuple[checksums.Packing, ...]
 ) -> None:
     binary = next(p for p in packings if p.kind == "binary")
@@ -45,8 +45,8 @@ def test_binary_archives_are_those_that_tfds_downloads(
     assert binary.archive_published == checksums.Published(f"sha256:{sha256}", size)
 
 
-def test_class_names_of_cifar100_are_those_in_its_published_meta_file() -> None:
-    """Pickle the names as Python 2's cPickle did: the MD5 is the one torchvision knows for meta."""
+def test_cifar100_class_names_match_its_published_meta_file() -> None:
+    """Pickle the names as Python 2's cPickle did; torchvision has the MD5 of the file ``meta``."""
 
     def text(value: str) -> bytes:
         nonlocal memo
@@ -63,7 +63,7 @@ def test_class_names_of_cifar100_are_those_in_its_published_meta_file() -> None:
     assert hashlib.md5(meta).hexdigest() == "7973b15100ade9c7d40fb424638fde48"
 
 
-def test_a_file_fits_by_its_bytes_and_its_size(tmp_path: Path) -> None:
+def test_published_file_is_matched_by_digest_and_size(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     for digest in (

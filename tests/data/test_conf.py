@@ -14,19 +14,19 @@ from normbench.data import Source
 from normbench.data.split import split_indices
 
 ALL = sorted((Path(__file__).resolve().parents[2] / "conf" / "dataset").glob("*.yaml"))
-# A file with a content stands for any data set of a form.
+# Files with the key `content` are for users' data: any data set in one format.
 FILES = [file for file in ALL if "content" not in yaml.safe_load(file.read_text())]
 KEYS = {*DATASET_KEYS, *NEWER_DATASET_KEYS}
 
 
-def test_those_that_the_readme_promises_are_there() -> None:
+def test_data_sets_named_in_the_readme_exist() -> None:
     assert {file.stem for file in FILES} >= {
         "cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "mnist_binary",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_each_names_a_source_and_sizes_that_it_can_give(file: Path) -> None:
+def test_each_file_names_a_source_and_possible_sizes(file: Path) -> None:
     group: dict[str, Any] = yaml.safe_load(file.read_text())
     module, _, name = group["_target_"].rpartition(".")
     source = getattr(import_module(module), name)()
@@ -43,19 +43,19 @@ def test_each_names_a_source_and_sizes_that_it_can_give(file: Path) -> None:
     assert group["flip"] is ("cifar" in file.stem)
 
 
-@pytest.mark.parametrize("file", [each for each in ALL if each not in FILES], ids=lambda f: f.stem)
-def test_each_form_has_the_options_of_its_class(file: Path) -> None:
+@pytest.mark.parametrize("file", [file for file in ALL if file not in FILES], ids=lambda f: f.stem)
+def test_files_for_user_data_have_the_options_of_their_class(file: Path) -> None:
     group: dict[str, Any] = yaml.safe_load(file.read_text())
     module, _, name = group["_target_"].rpartition(".")
     source = getattr(import_module(module), name)
     options = {key: value for key, value in group.items() if key not in KEYS | {"name", "_target_"}}
     defaults = {
-        key: each.default
-        for key, each in parameters_of(source).items()
-        if each.default != each.empty
+        key: parameter.default
+        for key, parameter in parameters_of(source).items()
+        if parameter.default != parameter.empty
     }
     first, *others = options.items()
-    assert first[1] == ""  # the path or name, without which there are no images
+    assert first[1] == ""  # the path or name of the images, which the user must give
     assert dict(others) == defaults
     assert source.name == group["name"] == file.stem
     assert group["validation"] is None

@@ -19,7 +19,7 @@ from normbench.errors import UserError
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the cache be a temporary folder, and return it."""
+    """Use a temporary cache folder, and return it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "normbench" / "data"
 
@@ -34,7 +34,7 @@ def write(path: Path, pixels: np.ndarray, **options: Any) -> None:
 
 
 def folder(root: Path, splits: dict[str, int], shape: Sequence[int] = (6, 5, 3)) -> Path:
-    """Write images of two classes: ``splits`` says how many of each class; "" has no folder."""
+    """Write images of two classes: ``splits`` maps folders to the number per class."""
     seed = 0
     for split, count in splits.items():
         for label in ("cat", "dog"):
@@ -51,7 +51,7 @@ def config_of(path: Path, *more: str) -> Config:
 # --- splits and order ---------------------------------------------------------------------------
 
 
-def test_folders_of_splits_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_split_folders_are_read_in_name_order(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", {"train": 4, "test": 2, "val": 3})
     (root / "README.txt").write_text("about")
     (root / "train" / "cat" / ".hidden").write_text("")
@@ -68,7 +68,7 @@ def test_folders_of_splits_are_read_in_the_order_of_their_names(tmp_path: Path) 
     np.testing.assert_array_equal(arrays.validation_images[0], draw(12))
 
 
-def test_a_share_of_each_class_becomes_the_test_images(tmp_path: Path) -> None:
+def test_fraction_of_each_class_becomes_the_test_images(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", {"": 10})
     first = Images(str(root), test=0.2).arrays()
     assert (len(first.train_labels), len(first.test_labels)) == (16, 4)
@@ -81,7 +81,7 @@ def test_a_share_of_each_class_becomes_the_test_images(tmp_path: Path) -> None:
     assert (other.test_images != first.test_images).any()
 
 
-def test_a_share_of_train_or_val_can_be_the_test_images(tmp_path: Path) -> None:
+def test_fraction_of_train_or_all_of_val_can_be_the_test_images(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", {"train": 5, "val": 3})
     arrays = Images(str(root), test="val").arrays()
     assert (len(arrays.train_labels), len(arrays.test_labels)) == (10, 6)
@@ -92,22 +92,22 @@ def test_a_share_of_train_or_val_can_be_the_test_images(tmp_path: Path) -> None:
     assert counts == [6, 4, 6]
 
 
-def test_a_folder_that_is_moved_keeps_its_signature_and_a_changed_pixel_does_not(
+def test_moved_folder_keeps_its_signature_but_changed_pixels_do_not(
     tmp_path: Path, cache: Path
 ) -> None:
     root = folder(tmp_path / "pets", {"train": 4, "test": 2})
-    here = config_of(root)
+    before = config_of(root)
     root.rename(tmp_path / "animals")
-    there = config_of(tmp_path / "animals")
-    assert there.run_name == here.run_name
-    assert there.dataset["title"] == "animals"
+    moved = config_of(tmp_path / "animals")
+    assert moved.run_name == before.run_name
+    assert moved.dataset["title"] == "animals"
     assert len(list(cache.glob("*.arrays"))) == 1
     write(tmp_path / "animals" / "train" / "dog" / "0.png", draw(99))
-    assert config_of(tmp_path / "animals").signature != here.signature
-    np.testing.assert_array_equal(make_source(here.dataset).arrays().train_images[4], draw(4))
+    assert config_of(tmp_path / "animals").signature != before.signature
+    np.testing.assert_array_equal(make_source(before.dataset).arrays().train_images[4], draw(4))
 
 
-def test_options_that_change_no_pixel_change_no_signature(tmp_path: Path) -> None:
+def test_options_that_change_no_pixels_keep_the_signature(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", {"train": 4, "test": 2}, (6, 6, 3))
     plain = config_of(root)
     for same in ("dataset.size=6", "dataset.channels=3", "dataset.test_seed=5"):
@@ -119,7 +119,7 @@ def test_options_that_change_no_pixel_change_no_signature(tmp_path: Path) -> Non
 # --- from a file to pixels ----------------------------------------------------------------------
 
 
-def test_jpeg_and_png_of_any_mode_become_gray_or_color(tmp_path: Path) -> None:
+def test_jpeg_and_png_in_any_mode_become_gray_or_color(tmp_path: Path) -> None:
     root = tmp_path / "modes"
     color, gray = draw(0, (8, 8, 3)), draw(1, (8, 8))
     for split in ("train", "test"):
@@ -142,7 +142,7 @@ def test_jpeg_and_png_of_any_mode_become_gray_or_color(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(12, 20, 3), (20, 12, 3), (8, 8, 3), (5, 9, 3)])
-def test_size_resizes_the_shorter_side_and_cuts_out_the_middle(shape: tuple[int, ...]) -> None:
+def test_size_resizes_the_shorter_side_and_crops_the_center(shape: tuple[int, ...]) -> None:
     size, pixels = 8, draw(0, shape)
     height, width = (max(size, round(side * size / min(shape[:2]))) for side in shape[:2])
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
@@ -153,7 +153,7 @@ def test_size_resizes_the_shorter_side_and_cuts_out_the_middle(shape: tuple[int,
         np.testing.assert_array_equal(expected, pixels)
 
 
-def test_resizing_averages_over_the_pixels_that_become_one() -> None:
+def test_resizing_averages_over_merged_pixels() -> None:
     pixels = np.zeros((64, 64), np.uint8)
     pixels[::2] = 254
     small = fitted(Image.fromarray(pixels), 8, 1)
@@ -161,9 +161,9 @@ def test_resizing_averages_over_the_pixels_that_become_one() -> None:
     assert np.abs(small.astype(int) - 127).max() <= 8
 
 
-def test_images_are_turned_as_their_exif_data_says(tmp_path: Path) -> None:
+def test_images_are_rotated_according_to_exif_data(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # orientation: rotate clockwise
     root = folder(tmp_path / "turned", {"train": 2, "test": 1}, (5, 6, 3))
     pixels = np.zeros((6, 5, 3), np.uint8)
     pixels[:, :2] = 255
@@ -231,7 +231,7 @@ REFUSED: list[tuple[Any, Sequence[str], str]] = [
 @pytest.mark.parametrize(
     ("change", "overrides", "message"), REFUSED, ids=[message for *_, message in REFUSED]
 )
-def test_folders_that_do_not_fit_are_refused(
+def test_unsuitable_folders_are_refused(
     change: Any, overrides: Sequence[str], message: str, tmp_path: Path, cache: Path
 ) -> None:
     root = folder(tmp_path / "pets", {"train": 3, "test": 1})
@@ -247,24 +247,24 @@ def test_images_are_decoded_into_the_cache_slice_by_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     root = folder(tmp_path / "pets", {"": 10})
-    wanted = Images(str(root), test=0.2).arrays()
+    expected = Images(str(root), test=0.2).arrays()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "anew"))
     monkeypatch.setattr("normbench.data.cache._WRITTEN", 3 * 90)  # bytes: three images
     decoded: list[int] = []
 
-    def noted(images: Decoded, chosen: slice, take: Any = Decoded.__getitem__) -> np.ndarray:
-        found = take(images, chosen)
-        decoded.append(len(found))
-        return found
+    def counting(images: Decoded, chosen: slice, take: Any = Decoded.__getitem__) -> np.ndarray:
+        images_read = take(images, chosen)
+        decoded.append(len(images_read))
+        return images_read
 
-    monkeypatch.setattr(Decoded, "__getitem__", noted)
-    found = Images(str(root), test=0.2).arrays()
+    monkeypatch.setattr(Decoded, "__getitem__", counting)
+    images_read = Images(str(root), test=0.2).arrays()
     assert decoded == [3, 3, 3, 3, 3, 1, 3, 1]
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+        np.testing.assert_array_equal(getattr(images_read, name), getattr(expected, name))
 
 
-def test_what_a_killed_process_left_of_its_images_is_removed(tmp_path: Path, cache: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, cache: Path) -> None:
     root = folder(tmp_path / "pets", {"train": 2, "test": 1})
     Images(str(root)).arrays()
     (entry,) = cache.glob("*.json")
@@ -274,7 +274,7 @@ def test_what_a_killed_process_left_of_its_images_is_removed(tmp_path: Path, cac
     assert {file.suffix for file in cache.iterdir()} == {".arrays", ".json", ".lock"}
 
 
-def test_images_for_which_the_disk_has_no_room_are_refused(
+def test_images_that_do_not_fit_on_the_disk_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     root = folder(tmp_path / "pets", {"train": 2, "test": 1})
@@ -289,7 +289,7 @@ def test_images_for_which_the_disk_has_no_room_are_refused(
     assert not [file for file in cache.iterdir() if file.suffix != ".lock"]
 
 
-def test_a_share_that_empties_a_class_is_refused(tmp_path: Path) -> None:
+def test_fraction_that_empties_a_class_is_refused(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", {"": 2})
     with pytest.raises(UserError, match="leaves a class without test images: the smallest has 2"):
         Images(str(root), test=0.1).arrays()
@@ -297,7 +297,7 @@ def test_a_share_that_empties_a_class_is_refused(tmp_path: Path) -> None:
         Images(str(root), test=0.99).arrays()
 
 
-def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+def test_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
     folder(tmp_path / "pets", {"train": 1, "test": 1})
     with pytest.raises(UserError, match=f"there is no folder {tmp_path}/pest: did you mean"):
         config_of(tmp_path / "pest")
@@ -308,7 +308,7 @@ def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
         config_of(tmp_path / "empty", "dataset.test=0.2")
 
 
-def test_an_image_that_unpacks_to_too_many_pixels_is_refused(
+def test_image_with_too_many_pixels_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = folder(tmp_path / "pets", {"train": 2, "test": 1})

@@ -1,4 +1,4 @@
-"""Data sets in one NumPy file, and how any data set that is known by its content is kept."""
+"""Data sets in one NumPy file, and the cache of data sets identified by their content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from normbench.errors import UserError
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the cache be a temporary folder, and return it."""
+    """Use a temporary cache folder, and return it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "normbench" / "data"
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arrays(
     train: int = 30, test: int = 12, validation: int = 0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Draw images of three classes, with the names of Keras's files."""
+    """Return random images of three classes, under the names that Keras's files use."""
     rng = np.random.default_rng(seed)
     drawn = {}
     for split, count in (("train", train), ("val", validation), ("test", test)):
@@ -52,7 +52,7 @@ def config_of(path: Path, *more: str) -> Config:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def test_names_of_medmnist_are_read_as_those_of_keras(tmp_path: Path) -> None:
+def test_array_names_of_medmnist_and_keras_are_equivalent(tmp_path: Path) -> None:
     drawn = arrays(validation=9)
     np.savez(tmp_path / "keras.npz", **drawn)
     renamed = {}
@@ -68,7 +68,7 @@ def test_names_of_medmnist_are_read_as_those_of_keras(tmp_path: Path) -> None:
     assert (med.train_count, med.validation_count, med.test_count) == (30, 9, 12)
 
 
-def test_gray_images_and_floats_become_levels(tmp_path: Path) -> None:
+def test_gray_and_float_images_become_byte_levels(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (30, 6, 5), np.uint8)
     tests = levels[:12]
     whole = {"x_train": levels, "x_test": tests}
@@ -80,7 +80,7 @@ def test_gray_images_and_floats_become_levels(tmp_path: Path) -> None:
     assert as_floats.shape == (6, 5, 1)
 
 
-def test_labels_are_counted_from_zero_in_ascending_order(tmp_path: Path) -> None:
+def test_labels_are_renumbered_from_zero_in_ascending_order(tmp_path: Path) -> None:
     labels = {"y_train": np.arange(30) % 3 * 10 - 5, "y_test": np.full(12, 15)}
     source = Npz(str(write(tmp_path / "a.npz", labels)))
     assert source.class_names == ("-5", "5", "15")
@@ -89,7 +89,7 @@ def test_labels_are_counted_from_zero_in_ascending_order(tmp_path: Path) -> None
     assert source.arrays().test_labels.dtype == np.int32
 
 
-def test_arrays_in_the_order_of_fortran_are_read(tmp_path: Path) -> None:
+def test_arrays_in_fortran_order_are_read(tmp_path: Path) -> None:
     drawn = arrays()
     write(tmp_path / "a.npz", {"x_train": np.asfortranarray(drawn["x_train"])})
     np.testing.assert_array_equal(read_arrays(tmp_path / "a.npz")["x_train"], drawn["x_train"])
@@ -120,7 +120,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[text for _, text in REFUSED])
-def test_files_that_do_not_fit_are_refused(
+def test_unsuitable_files_are_refused(
     changed: dict[str, Any], message: str, tmp_path: Path, cache: Path
 ) -> None:
     path = write(tmp_path / "mine.npz", changed)
@@ -132,7 +132,7 @@ def test_files_that_do_not_fit_are_refused(
     assert not list(cache.glob("*.arrays"))
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
+def test_python_objects_are_not_unpickled(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "executed",))
@@ -147,29 +147,32 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_file_larger_than_memory_is_unpacked_onto_the_disk(
+def test_file_larger_than_memory_is_unpacked_to_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     path = write(tmp_path / "mine.npz", {})
     floats = tmp_path / "floats.npz"
     scaled = {x: arrays()[x] / 255 for x in ("x_train", "x_test")}
     np.savez_compressed(floats, **{**arrays(), **scaled})
-    wanted, content = arrays(), compose_content(path)
+    expected, content = arrays(), compose_content(path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "anew"))
     monkeypatch.setattr("normbench.data.streaming.physical_memory", lambda: 1)
     unpacked: list[tuple[int, ...]] = []
 
-    def noted(shape: tuple[int, ...], *others: Any) -> np.ndarray:
+    def recording(shape: tuple[int, ...], *others: Any) -> np.ndarray:
         array = streaming.empty(shape, *others)
         assert isinstance(array.base, np.memmap)
         unpacked.append(shape)
         return array
 
-    monkeypatch.setattr("normbench.data.npz.empty", noted)
-    for each in (path, floats):
-        assert compose_content(each) == content
-        np.testing.assert_array_equal(Npz(str(each)).arrays().train_images, wanted["x_train"])
-    assert unpacked.count(wanted["x_train"].shape) == 3  # as floats, too, before they are rounded
+    monkeypatch.setattr("normbench.data.npz.empty", recording)
+    for file_path in (path, floats):
+        assert compose_content(file_path) == content
+        np.testing.assert_array_equal(
+            Npz(str(file_path)).arrays().train_images, expected["x_train"]
+        )
+    # Twice for floats: before and after rounding.
+    assert unpacked.count(expected["x_train"].shape) == 3
     names = {file.suffix for file in (tmp_path / "anew" / "normbench" / "data").iterdir()}
     assert names <= {".arrays", ".json", ".lock"}
 
@@ -179,7 +182,7 @@ def compose_content(path: Path) -> str:
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 40])
-def test_an_array_larger_than_the_disk_is_refused(
+def test_array_larger_than_the_disk_is_refused(
     memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     path = tmp_path / "bomb.npz"
@@ -197,13 +200,13 @@ def test_an_array_larger_than_the_disk_is_refused(
 
 
 def npy(header_shape: str, data: bytes) -> bytes:
-    """Write a file of one array whose header says any shape."""
+    """Return the bytes of an array file whose header declares this shape."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {header_shape}}}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + data
 
 
 @pytest.mark.parametrize("shape", ["(999999999999, 9)", "(3,)", "(-1, 4)", "(10**9,)", "oops"])
-def test_a_header_that_lies_about_its_array_is_refused(shape: str, tmp_path: Path) -> None:
+def test_header_that_does_not_match_its_array_is_refused(shape: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", {"x_train": None})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("x_train.npy", npy(shape, b"1234"))
@@ -211,7 +214,7 @@ def test_a_header_that_lies_about_its_array_is_refused(shape: str, tmp_path: Pat
         Npz(str(path)).arrays()
 
 
-def test_damaged_files_and_other_files_are_told_apart(tmp_path: Path) -> None:
+def test_damaged_files_and_other_formats_are_distinguished(tmp_path: Path) -> None:
     data = write(tmp_path / "a.npz").read_bytes()
     for name, content, message in [
         ("cut.npz", data[: len(data) // 2], "is damaged"),
@@ -233,7 +236,7 @@ def test_damaged_files_and_other_files_are_told_apart(tmp_path: Path) -> None:
         Npz(str(tmp_path / "lzma.npz")).arrays()
 
 
-def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+def test_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path / "mine.npz")
     with pytest.raises(UserError) as caught:
         config_of(tmp_path / "mime.npz")
@@ -248,26 +251,26 @@ def test_a_path_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
 # --- the content --------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_moved_keeps_its_signature_and_a_changed_pixel_does_not(
+def test_moved_file_keeps_its_signature_but_changed_arrays_do_not(
     tmp_path: Path,
 ) -> None:
-    here = config_of(write(tmp_path / "a.npz"))
+    before = config_of(write(tmp_path / "a.npz"))
     (tmp_path / "there").mkdir()
     (tmp_path / "a.npz").rename(tmp_path / "there" / "b.npz")
-    there = config_of(tmp_path / "there" / "b.npz")
-    assert there.run_name == here.run_name
-    assert config_of(tmp_path / "there" / "b.npz", "dataset.title=Mine").run_name == here.run_name
-    assert there.dataset["path"] != here.dataset["path"]
-    assert (here.dataset["title"], there.dataset["title"]) == ("a", "b")
+    moved = config_of(tmp_path / "there" / "b.npz")
+    assert moved.run_name == before.run_name
+    assert config_of(tmp_path / "there" / "b.npz", "dataset.title=Mine").run_name == before.run_name
+    assert moved.dataset["path"] != before.dataset["path"]
+    assert (before.dataset["title"], moved.dataset["title"]) == ("a", "b")
     for key in ("x_train", "y_train", "x_test", "y_test"):
         changed = arrays()[key].copy()
         changed.flat[0] = (changed.flat[0] + 1) % 3
-        assert config_of(write(tmp_path / "c.npz", {key: changed})).signature != here.signature
-    assert config_of(write(tmp_path / "c.npz", validation=3)).signature != here.signature
-    assert config_of(write(tmp_path / "c.npz")).signature == here.signature
+        assert config_of(write(tmp_path / "c.npz", {key: changed})).signature != before.signature
+    assert config_of(write(tmp_path / "c.npz", validation=3)).signature != before.signature
+    assert config_of(write(tmp_path / "c.npz")).signature == before.signature
 
 
-def test_a_relative_path_is_recorded_as_an_absolute_one(
+def test_relative_path_is_recorded_as_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "a.npz")
@@ -275,7 +278,7 @@ def test_a_relative_path_is_recorded_as_an_absolute_one(
     assert config_of(Path("a.npz")).dataset["path"] == str(tmp_path / "a.npz")
 
 
-def test_images_come_from_the_cache_after_the_file_is_gone(tmp_path: Path, cache: Path) -> None:
+def test_images_are_read_from_the_cache_after_the_file_is_gone(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "a.npz")
     composed = config_of(path)
     before = make_source(composed.dataset).arrays().train_images.copy()
@@ -298,16 +301,16 @@ def test_images_come_from_the_cache_after_the_file_is_gone(tmp_path: Path, cache
     np.testing.assert_array_equal(make_source(composed.dataset).arrays().train_images, before)
 
 
-def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.npz")
     reads: list[str] = []
     read = Npz.read
 
-    def counted(source: Npz) -> Any:
+    def counting(source: Npz) -> Any:
         reads.append(source.origin)
         return read(source)
 
-    monkeypatch.setattr(Npz, "read", counted)
+    monkeypatch.setattr(Npz, "read", counting)
     for _ in range(2):
         make_source(config_of(path).dataset).arrays()
     assert len(reads) == 1
@@ -316,7 +319,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(reads) == 2
 
 
-def test_damage_of_the_cache_is_mended(tmp_path: Path, cache: Path) -> None:
+def test_damaged_cache_is_rebuilt(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "a.npz")
     first = config_of(path)
     for file in [*cache.glob("*.arrays"), *cache.glob("*.json")]:
@@ -325,7 +328,7 @@ def test_damage_of_the_cache_is_mended(tmp_path: Path, cache: Path) -> None:
     assert len(make_source(first.dataset).arrays().train_labels) == 30
 
 
-def test_a_content_is_never_a_path_and_never_another_file(tmp_path: Path) -> None:
+def test_content_must_be_the_hash_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz")
     with pytest.raises(UserError, match=r"dataset\.content '\.\./x' is not 16 hex digits"):
         config_of(path, "dataset.content=../x")
@@ -334,16 +337,14 @@ def test_a_content_is_never_a_path_and_never_another_file(tmp_path: Path) -> Non
         config_of(path, f"dataset.content='{other}'")
 
 
-def test_a_title_is_never_the_name_of_a_shipped_data_set(tmp_path: Path) -> None:
+def test_title_cannot_be_the_name_of_a_shipped_data_set(tmp_path: Path) -> None:
     path = write(tmp_path / "mnist.npz")
     assert config_of(path).dataset["title"] == "npz mnist"
     with pytest.raises(UserError, match=r"dataset\.title=cifar10 is the name of a data set"):
         config_of(path, "dataset.title=cifar10")
 
 
-def test_a_cache_that_cannot_be_written_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(Exception, match="set XDG_CACHE_HOME to a folder that can be written"):
@@ -353,16 +354,16 @@ def test_a_cache_that_cannot_be_written_is_said(
 # --- splits -------------------------------------------------------------------------------------
 
 
-def test_validation_is_a_tenth_or_a_number_or_the_files_own(tmp_path: Path) -> None:
+def test_validation_is_a_tenth_or_a_count_or_the_split_in_the_file(tmp_path: Path) -> None:
     plain = Npz(str(write(tmp_path / "a.npz", train=60)))
-    own = Npz(str(write(tmp_path / "b.npz", train=60, validation=9)))
+    with_validation = Npz(str(write(tmp_path / "b.npz", train=60, validation=9)))
     assert len(load(plain, None, 0).validation) == 6
     assert len(load(plain, 12, 0).validation) == 12
-    split = load(own, None, 0)
+    split = load(with_validation, None, 0)
     assert (len(split.train), len(split.validation), len(split.test)) == (60, 9, 12)
     np.testing.assert_array_equal(split.validation.images, arrays(60, 12, 9)["x_val"])
-    assert len(load(own, None, 0, train_size=30).train) == 30
+    assert len(load(with_validation, None, 0, train_size=30).train) == 30
     with pytest.raises(UserError, match="b has 9 validation images of its own"):
-        load(own, 12, 0)
+        load(with_validation, 12, 0)
     with pytest.raises(UserError, match=r"validation 5000 is not possible: allowed 3\.\.57"):
         load(plain, 5000, 0)

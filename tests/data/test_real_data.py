@@ -25,7 +25,7 @@ pytestmark = pytest.mark.data
 
 @pytest.fixture(scope="module")
 def root(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder into which both were imported, at the same time, which takes a minute."""
+    """Return a data folder with both data sets, imported concurrently, which takes a minute."""
     folder = tmp_path_factory.mktemp("tfds")
     with ThreadPoolExecutor() as pool:
         jobs = [
@@ -38,7 +38,7 @@ def root(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cifar_files(real_data: Path) -> dict[str, dict[bytes, Any]]:
-    """Unpickle the files without any of our code."""
+    """Unpickle the files without using normbench."""
     batches = {}
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         with (real_data / "cifar-10-batches-py" / name).open("rb") as file:
@@ -47,7 +47,7 @@ def cifar_files(real_data: Path) -> dict[str, dict[bytes, Any]]:
 
 
 @pytest.mark.slow
-def test_plain_tfds_reads_cifar10_as_it_is_in_the_files(root: Path, real_data: Path) -> None:
+def test_plain_tfds_reads_cifar10_as_in_the_files(root: Path, real_data: Path) -> None:
     import tensorflow_datasets as tfds
 
     batches = cifar_files(real_data)
@@ -68,7 +68,7 @@ def test_plain_tfds_reads_cifar10_as_it_is_in_the_files(root: Path, real_data: P
 
 
 @pytest.mark.slow
-def test_plain_tfds_reads_mnist_as_it_is_in_the_files(root: Path, real_data: Path) -> None:
+def test_plain_tfds_reads_mnist_as_in_the_files(root: Path, real_data: Path) -> None:
     import tensorflow_datasets as tfds
 
     data: Any = tfds.load(
@@ -82,13 +82,13 @@ def test_plain_tfds_reads_mnist_as_it_is_in_the_files(root: Path, real_data: Pat
         images, read = (np.asarray(value) for value in data[split])
         rows = np.concatenate([images.reshape(count, 784), read[:, None].astype(np.uint8)], 1)
         meant = np.concatenate([pixels, labels[:, None]], 1)
-        np.testing.assert_array_equal(  # tfds shuffles the examples as it writes them
+        np.testing.assert_array_equal(  # tfds shuffles the examples when it writes them
             np.sort(rows.view("V785").ravel()), np.sort(meant.view("V785").ravel())
         )
 
 
 @pytest.mark.slow
-def test_loading_again_needs_no_tensorflow_and_no_time(root: Path) -> None:
+def test_loading_again_is_fast_and_needs_no_tensorflow(root: Path) -> None:
     code = (
         "import sys, time; from normbench.data.cifar import CIFAR10; "
         "from normbench.data.split import load; source = CIFAR10(); start = time.perf_counter(); "
@@ -110,7 +110,7 @@ def test_loading_again_needs_no_tensorflow_and_no_time(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_splits_of_cifar10_are_balanced_and_its_statistics_the_known_ones(root: Path) -> None:
+def test_cifar10_splits_are_balanced_and_have_the_known_statistics(root: Path) -> None:
     data = load(CIFAR10(), validation=5000, split_seed=0, train_size=10_000, data_dir=root)
     assert set(np.bincount(data.validation.labels)) == {500}
     assert set(np.bincount(data.train.labels)) == {1000}
@@ -119,7 +119,7 @@ def test_the_splits_of_cifar10_are_balanced_and_its_statistics_the_known_ones(ro
 
 
 @pytest.mark.slow
-def test_a_lost_cache_is_decoded_from_the_folder(root: Path) -> None:
+def test_lost_cache_is_rebuilt_from_the_folder(root: Path) -> None:
     source = MNIST()
     before = {k: v.copy() for k, v in vars(source.arrays(root)).items() if v is not None}
     (cached,) = (root / ".normbench").glob("mnist-*.arrays")
@@ -130,27 +130,27 @@ def test_a_lost_cache_is_decoded_from_the_folder(root: Path) -> None:
     assert cached.is_file()
 
 
-def test_the_binary_version_holds_the_same(real_data: Path, tmp_path: Path) -> None:
-    """Rows made from the python version have the checksums of the published binary files."""
+def test_binary_and_python_versions_are_equal(real_data: Path, tmp_path: Path) -> None:
+    """Rows made from the python version must have the checksums of the published binary files."""
     for name, batch in cifar_files(real_data).items():
         rows = np.concatenate(
             [np.array(batch[b"labels"], np.uint8)[:, None], batch[b"data"]], axis=1
         )
         (tmp_path / f"{name}.bin").write_bytes(rows.tobytes())
-    said: list[str] = []
-    binary = CIFAR10().read(tmp_path, said.append)
-    assert "all files are the published binary version" in said[0]
+    notes: list[str] = []
+    binary = CIFAR10().read(tmp_path, notes.append)
+    assert "all files are the published binary version" in notes[0]
     archive = tmp_path / "packed.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(real_data / "cifar-10-batches-py", "cifar-10-batches-py")
-    python = CIFAR10().read(archive, said.append)
-    assert "all files are the published python version" in said[1]
+    python = CIFAR10().read(archive, notes.append)
+    assert "all files are the published python version" in notes[1]
     for one, other in zip(binary, python, strict=True):
         for key in ("image", "label"):
             np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_genuine_files_are_told_apart(real_data: Path, tmp_path: Path) -> None:
+def test_genuine_files_are_not_confused(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "mnist"
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(gzip.compress(gzip.decompress(file.read_bytes()), 1))

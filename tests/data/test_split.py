@@ -21,7 +21,7 @@ def balanced(classes: int, each: int, seed: int = 0) -> np.ndarray:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int]:
-    """Labels of classes of any sizes, and a validation size, train size and seed allowed."""
+    """Draw labels of classes of any size, with a valid validation size, train size and seed."""
     counts = draw(st.lists(st.integers(3, 40), min_size=2, max_size=8))
     labels = np.repeat(np.arange(len(counts)), counts)
     labels = np.random.default_rng(draw(st.integers(0, 99))).permutation(labels)
@@ -31,7 +31,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int]:
 
 
 @given(cases())
-def test_parts_are_disjoint_sorted_and_of_the_sizes_asked_for(case: Any) -> None:
+def test_splits_are_disjoint_sorted_and_of_the_requested_sizes(case: Any) -> None:
     labels, validation, train_size, seed = case
     train, held_out = split_indices(labels, validation, seed, train_size)
     assert len(train) == train_size
@@ -44,54 +44,52 @@ def test_parts_are_disjoint_sorted_and_of_the_sizes_asked_for(case: Any) -> None
 
 
 @given(cases())
-def test_without_train_size_nothing_is_left_over(case: Any) -> None:
+def test_without_train_size_every_image_is_used(case: Any) -> None:
     labels, validation, _, seed = case
     train, held_out = split_indices(labels, validation, seed)
     assert sorted([*train, *held_out]) == list(range(len(labels)))
 
 
 @given(cases())
-def test_a_larger_part_contains_a_smaller_one(case: Any) -> None:
+def test_larger_split_contains_the_smaller_one(case: Any) -> None:
     labels, validation, train_size, seed = case
     all_train, held_out = split_indices(labels, validation, seed)
-    train, same = split_indices(labels, validation, seed, train_size)
+    train, held_out_again = split_indices(labels, validation, seed, train_size)
     assert set(train) <= set(all_train)
-    assert np.array_equal(held_out, same)
+    assert np.array_equal(held_out, held_out_again)
     smallest = len(np.unique(labels))
     assert set(split_indices(labels, validation, seed, smallest)[0]) <= set(train)
     assert set(split_indices(labels, smallest, seed)[1]) <= set(held_out)
 
 
 @given(cases())
-def test_every_class_has_its_share(case: Any) -> None:
+def test_class_proportions_are_preserved(case: Any) -> None:
     labels, validation, _, seed = case
     _, held_out = split_indices(labels, validation, seed)
     counts = np.bincount(labels)
     share = validation * counts / len(labels)
-    # Webster's rounding: half an image, and the cut's own place within it (see the derivation of
-    # places (r + 1/2)/n: a class is off by at most 1/2 + classes/2 times its part of the images).
+    # Images are ranked by (r + 1/2)/n within a class of n, as in Webster's rounding, so a class is
+    # off by at most 1/2 + classes/2 times its fraction of all images.
     bound = 1 + len(counts) * counts / (2 * len(labels))
     assert (abs(np.bincount(labels[held_out], minlength=len(counts)) - share) <= bound).all()
 
 
 @pytest.mark.parametrize(("classes", "each", "validation"), [(10, 500, 500), (100, 50, 500)])
-def test_balanced_classes_stay_balanced_to_the_image(
-    classes: int, each: int, validation: int
-) -> None:
+def test_balanced_classes_stay_exactly_balanced(classes: int, each: int, validation: int) -> None:
     labels = balanced(classes, each)
     train, held_out = split_indices(labels, validation, 0, 10 * classes)
     assert set(np.bincount(labels[held_out])) == {validation // classes}
     assert set(np.bincount(labels[train])) == {10}
 
 
-def test_an_uneven_size_is_off_by_at_most_one_image() -> None:
+def test_class_counts_of_an_uneven_size_differ_by_at_most_one() -> None:
     labels = balanced(10, 100)
-    held = np.bincount(labels[split_indices(labels, 123, 0)[1]])
-    assert sorted(set(held)) == [12, 13]
+    counts = np.bincount(labels[split_indices(labels, 123, 0)[1]])
+    assert sorted(set(counts)) == [12, 13]
 
 
-def test_the_draw_is_the_same_on_every_machine() -> None:
-    """These numbers were drawn once; another NumPy, system or processor must draw them again."""
+def test_split_is_the_same_on_every_machine() -> None:
+    """Compare with indices recorded once; every NumPy, system and processor must reproduce them."""
     labels = np.arange(1000) % 10
     train, held_out = split_indices(labels, 100, 0, 50)
     assert held_out[:8].tolist() == PINNED_VALIDATION
@@ -124,7 +122,7 @@ def test_impossible_sizes_are_refused_in_one_line(options: dict[str, Any], messa
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_statistics_are_those_of_the_pixels(channels: int) -> None:
+def test_channel_statistics_match_numpy(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 7, 5, channels), np.uint8)
     images[..., 0] //= 9
     mean, std = channel_statistics(images)
@@ -134,8 +132,8 @@ def test_statistics_are_those_of_the_pixels(channels: int) -> None:
     np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-7)
 
 
-def test_a_nearly_constant_channel_keeps_its_spread() -> None:
-    """E[x²] − E[x]² in floats would lose it."""
+def test_spread_of_a_nearly_constant_channel_is_not_lost() -> None:
+    """Computing E[x²] − E[x]² in floats would lose it."""
     images = np.full((3000, 32, 32, 1), 255, np.uint8)
     images[0, 0, 0, 0] = 254
     count = images.size
@@ -144,7 +142,7 @@ def test_a_nearly_constant_channel_keeps_its_spread() -> None:
 
 
 class Stripes(Source):
-    """A user's own data set: no more than the attributes and `arrays`."""
+    """A user's data set: only the attributes and `arrays`."""
 
     name = "stripes"
     title = "Stripes"
@@ -165,7 +163,7 @@ class Stripes(Source):
         return Arrays(*part(40), *part(10))
 
 
-def test_a_source_of_ones_own_is_split_like_any_other() -> None:
+def test_user_source_is_split_like_any_other() -> None:
     source = Stripes()
     data = load(source, validation=10, split_seed=3, train_size=20)
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
@@ -176,7 +174,7 @@ def test_a_source_of_ones_own_is_split_like_any_other() -> None:
         np.testing.assert_array_equal(split.images, everything.train_images[split.indices])
         np.testing.assert_array_equal(split.labels, everything.train_labels[split.indices])
     np.testing.assert_array_equal(data.test.images, everything.test_images)
-    # Statistics of what is trained on alone: half of 200s on half the pixels, half of 100s.
+    # Statistics of training images: half have 200 at half of the pixels, half have 100.
     np.testing.assert_allclose(data.mean, [75 / 255], rtol=1e-6)
     assert source.state() == "missing"
     with pytest.raises(UserError, match="stripes cannot be downloaded"):

@@ -1,4 +1,4 @@
-"""Images that stay in their file: when, and what a view of them gives."""
+"""Streamed images: views of the images in a file, and when images are streamed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def images() -> np.ndarray:
      np.arange(7) % 2 == 0, (1,)],
     ids=str,
 )  # fmt: skip
-def test_a_view_is_indexed_as_the_array_of_its_images(images: np.ndarray, chosen: Any) -> None:
+def test_view_is_indexed_like_an_array(images: np.ndarray, chosen: Any) -> None:
     positions = np.array([19, 0, 7, 7, 3, 12, 5])
     view, array = ImageView(images, positions), images[positions]
     np.testing.assert_array_equal(view[chosen], array[chosen])
 
 
-def test_a_view_looks_like_the_array_of_its_images(images: np.ndarray) -> None:
+def test_view_has_the_attributes_of_an_array(images: np.ndarray) -> None:
     positions = np.array([2, 4, 8])
     view, array = ImageView(images, positions), images[positions]
     for name in ("shape", "dtype", "ndim", "nbytes"):
@@ -52,7 +52,7 @@ def test_a_view_looks_like_the_array_of_its_images(images: np.ndarray) -> None:
     np.testing.assert_array_equal(ImageView(view, np.array([2, 0]))[:], array[[2, 0]])
 
 
-def test_a_streamed_data_set_has_the_numbers_of_a_resident_one() -> None:
+def test_streamed_data_set_equals_the_resident_one() -> None:
     source: Source = Digits()
     resident, streamed = (
         load(source, 100, 1, 500, fingerprint=data_hash, stream=stream) for stream in (False, True)
@@ -69,26 +69,26 @@ def test_a_streamed_data_set_has_the_numbers_of_a_resident_one() -> None:
     assert isinstance(streamed.train.images, ImageView)
 
 
-def test_statistics_are_the_same_in_chunks_of_any_size(
+def test_statistics_do_not_depend_on_the_chunk_size(
     images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = channel_statistics(images)
+    expected = channel_statistics(images)
     monkeypatch.setattr("normbench.data.split._CHUNK", 40)  # pixels: three images
     for same in (images, ImageView(images, np.arange(20))):
-        np.testing.assert_array_equal(channel_statistics(same), wanted)
+        np.testing.assert_array_equal(channel_statistics(same), expected)
 
 
-# --- when -----------------------------------------------------------------------------------------
+# --- choice between streamed and resident images --------------------------------------------------
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set what the machine and its GPUs have; returns how often the driver was asked."""
-    asked: list[int] = []
+    """Return a function that sets the memory of machine and GPUs and returns the driver queries."""
+    queries: list[int] = []
 
-    def give(machine_gib: float, *gpus: float) -> list[int]:
+    def set_memory(machine_gib: float, *gpus: float) -> list[int]:
         def smi() -> list[dict[str, Any]]:
-            asked.append(1)
+            queries.append(1)
             return [{"name": "A", "total": int(gib * GIB), "free": 0} for gib in gpus]
 
         total = SimpleNamespace(total=int(machine_gib * GIB))
@@ -96,39 +96,39 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(total=GIB))
         monkeypatch.setattr(machine, "container_limit", lambda: None)
         monkeypatch.setattr(machine, "nvidia_smi", smi)
-        return asked
+        return queries
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return give
+    return set_memory
 
 
 @pytest.mark.parametrize(
-    ("gib", "given", "wanted"),
+    ("gib", "sizes", "expected"),
     [
         (4, (8,), False),
         (4.1, (8,), True),
         (4, (64, 80, 8), False),
         (4.1, (64, 80, 8), True),
-        (0.9, (64, 1), False),  # too few to ask the driver for
+        (0.9, (64, 1), False),  # too small to query the driver
     ],
 )
-def test_images_are_streamed_if_half_of_memory_cannot_hold_them(
-    memory: Any, gib: float, given: tuple[float, ...], wanted: bool
+def test_images_larger_than_half_of_memory_are_streamed(
+    memory: Any, gib: float, sizes: tuple[float, ...], expected: bool
 ) -> None:
-    asked = memory(*given)
-    assert is_streamed("auto", "mine", int(gib * GIB)) is wanted
+    queries = memory(*sizes)
+    assert is_streamed("auto", "mine", int(gib * GIB)) is expected
     assert is_streamed(True, "mine", 1)
-    assert bool(asked) is (1 < gib <= given[0] / 2)
+    assert bool(queries) is (1 < gib <= sizes[0] / 2)
 
 
-def test_hidden_gpus_do_not_count(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = memory(64, 8)
+def test_hidden_gpus_are_ignored(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = memory(64, 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert not is_streamed("auto", "mine", 20 * GIB)
-    assert not asked
+    assert not queries
 
 
-def test_images_that_neither_memory_nor_swap_holds_are_refused_without_streaming(
+def test_images_larger_than_memory_and_swap_are_refused_without_streaming(
     memory: Any,
 ) -> None:
     memory(4)
@@ -141,12 +141,10 @@ def test_images_that_neither_memory_nor_swap_holds_are_refused_without_streaming
     )
 
 
-# --- room on the disk -----------------------------------------------------------------------------
+# --- large arrays on disk -------------------------------------------------------------------------
 
 
-def test_a_large_array_lies_in_a_file_without_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_array_is_in_an_unnamed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert empty((3, 4), np.uint8, tmp_path, "mine").base is None
     monkeypatch.setattr(streaming, "physical_memory", lambda: 23)
     array = empty((3, 4), np.uint8, tmp_path, "mine")

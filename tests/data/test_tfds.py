@@ -1,4 +1,4 @@
-"""Importing, preparing and loading, with a stand-in for the process that has tfds."""
+"""Importing, preparing and loading with a fake tfds process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from normbench.errors import NormbenchError, UserError
 
 
 def data_sets(root: Path) -> list[str]:
-    """Return what there is in a data folder, leaving out normbench's own."""
+    """Return the data sets in a data folder, excluding normbench's hidden folder."""
     return sorted(p.name for p in root.iterdir() if p.name != tfds_folder.HIDDEN)
 
 
-def left_overs(root: Path) -> list[str]:
-    """Return what is left in normbench's own folder, leaving out locks."""
+def hidden_files(root: Path) -> list[str]:
+    """Return the files in normbench's hidden folder, excluding locks."""
     return sorted(p.name for p in (root / tfds_folder.HIDDEN).iterdir() if p.suffix != ".lock")
 
 
 def test_imported_images_are_loaded_from_the_cache(imported: Any, fake_tfds: Any) -> None:
     tiny, root = imported
     arrays = tiny.source.arrays(root)
-    assert fake_tfds.actions == ["write"]  # nothing had to be decoded
+    assert fake_tfds.actions == ["write"]  # the cache was used
     np.testing.assert_array_equal(arrays.train_images, tiny.train["image"])
     np.testing.assert_array_equal(arrays.train_labels, tiny.train["label"])
     np.testing.assert_array_equal(arrays.test_images, tiny.test["image"])
@@ -40,7 +40,7 @@ def test_imported_images_are_loaded_from_the_cache(imported: Any, fake_tfds: Any
     assert tiny.source.location(root) == root / "mnist" / "3.0.1"
     assert tiny.source.state(root) == "ready"
     assert data_sets(root) == ["mnist"]
-    assert left_overs(root) == ["mnist-3.0.1.v1.arrays"]
+    assert hidden_files(root) == ["mnist-3.0.1.v1.arrays"]
     data = load(tiny.source, validation=10, split_seed=0, data_dir=root)
     assert len(data.train) == 14
 
@@ -49,10 +49,10 @@ def test_importing_again_says_so_and_does_nothing(
     imported: Any, fake_tfds: Any, tmp_path: Path
 ) -> None:
     tiny, root = imported
-    said: list[str] = []
-    assert tiny.source.import_from(tmp_path / "gone", root, said.append) == root / "mnist/3.0.1"
-    assert said == [f"MNIST is already present: {root / 'mnist' / '3.0.1'}"]
-    assert tiny.source.prepare(root, said.append) == root / "mnist/3.0.1"
+    notes: list[str] = []
+    assert tiny.source.import_from(tmp_path / "gone", root, notes.append) == root / "mnist/3.0.1"
+    assert notes == [f"MNIST is already present: {root / 'mnist' / '3.0.1'}"]
+    assert tiny.source.prepare(root, notes.append) == root / "mnist/3.0.1"
     assert fake_tfds.actions == ["write"]
 
 
@@ -68,7 +68,7 @@ def test_refused_files_leave_no_trace(tiny_mnist: Any, fake_tfds: Any, tmp_path:
 @pytest.mark.parametrize(
     "failure", [KeyboardInterrupt(), NormbenchError("no"), OSError(28, "full")]
 )
-def test_an_import_cut_short_leaves_nothing_and_can_be_done_again(
+def test_failed_import_leaves_nothing_and_can_be_repeated(
     tiny_mnist: Any, fake_tfds: Any, tmp_path: Path, failure: BaseException
 ) -> None:
     files, root = tiny_mnist.write(tmp_path / "files"), tmp_path / "tfds"
@@ -76,14 +76,14 @@ def test_an_import_cut_short_leaves_nothing_and_can_be_done_again(
     with pytest.raises((KeyboardInterrupt, NormbenchError)):
         tiny_mnist.source.import_from(files, root)
     assert data_sets(root) == []
-    assert left_overs(root) == []
+    assert hidden_files(root) == []
     assert tiny_mnist.source.state(root) == "missing"
     fake_tfds.failure = None
     tiny_mnist.source.import_from(files, root)
     assert tiny_mnist.source.state(root) == "ready"
 
 
-def test_what_a_killed_import_left_is_cleared(
+def test_leftovers_of_a_killed_import_are_removed(
     tiny_mnist: Any, fake_tfds: Any, tmp_path: Path
 ) -> None:
     root = tmp_path / "tfds"
@@ -91,10 +91,10 @@ def test_what_a_killed_import_left_is_cleared(
     partial.mkdir(parents=True)
     (partial / "half").touch()
     tiny_mnist.source.import_from(tiny_mnist.write(tmp_path / "files"), root)
-    assert left_overs(root) == ["mnist-3.0.1.v1.arrays"]
+    assert hidden_files(root) == ["mnist-3.0.1.v1.arrays"]
 
 
-def test_two_imports_at_once_do_not_mix(tiny_mnist: Any, fake_tfds: Any, tmp_path: Path) -> None:
+def test_concurrent_import_is_refused(tiny_mnist: Any, fake_tfds: Any, tmp_path: Path) -> None:
     files, root = tiny_mnist.write(tmp_path / "files"), tmp_path / "tfds"
     (root / tfds_folder.HIDDEN).mkdir(parents=True)
     with (
@@ -105,19 +105,17 @@ def test_two_imports_at_once_do_not_mix(tiny_mnist: Any, fake_tfds: Any, tmp_pat
     tiny_mnist.source.import_from(files, root)
 
 
-def test_a_data_folder_that_cannot_be_written_is_named(
-    tiny_mnist: Any, fake_tfds: Any, tmp_path: Path
-) -> None:
+def test_unwritable_data_folder_is_named(tiny_mnist: Any, fake_tfds: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files = tiny_mnist.write(tmp_path / "files")
     with pytest.raises(NormbenchError, match=r"cannot write in the data folder .*TFDS_DATA_DIR"):
         tiny_mnist.source.import_from(files, tmp_path / "file" / "tfds")
 
 
-def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(MissingData) as caught:
         CIFAR10().arrays(tmp_path)
-    said = str(caught.value)
+    message = str(caught.value)
     assert caught.value.exit_code == 2
     for part in (
         f"CIFAR-10 is not in {tmp_path}",
@@ -126,11 +124,11 @@ def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path) -> None:
         "TFDS_DATA_DIR",
         "dataset=digits",
     ):
-        assert part in said
-    assert "\n" not in said
+        assert part in message
+    assert "\n" not in message
 
 
-def test_a_damaged_data_set_is_refused_and_not_imported_over(imported: Any, tmp_path: Path) -> None:
+def test_damaged_data_set_is_refused_and_not_overwritten(imported: Any, tmp_path: Path) -> None:
     tiny, root = imported
     shard = next((root / "mnist" / "3.0.1").glob("*-test.*"))
     os.truncate(shard, 10)
@@ -152,13 +150,13 @@ def cache_file(root: Path) -> Path:
     return root / tfds_folder.HIDDEN / "mnist-3.0.1.v1.arrays"
 
 
-def test_a_folder_that_was_written_again_is_decoded_again(imported: Any, fake_tfds: Any) -> None:
+def test_rewritten_folder_is_decoded_again(imported: Any, fake_tfds: Any) -> None:
     tiny, root = imported
     shard = next((root / "mnist" / "3.0.1").glob("*-train.*"))
     data = shard.read_bytes()
     before = tiny.source.arrays(root)
     changed = bytearray(data)
-    changed[-4096 - 28 * 28 * 3] ^= 0xFF  # a pixel: the labels are on the last page
+    changed[-4096 - 28 * 28 * 3] ^= 0xFF  # a byte of an image: the labels are on the last page
     shard.unlink()
     shard.write_bytes(changed)
     after = tiny.source.arrays(root)
@@ -169,7 +167,7 @@ def test_a_folder_that_was_written_again_is_decoded_again(imported: Any, fake_tf
 
 
 @pytest.mark.parametrize("spoil", [os.unlink, lambda path: os.truncate(path, 5000)])
-def test_a_lost_or_spoiled_cache_is_made_again(imported: Any, fake_tfds: Any, spoil: Any) -> None:
+def test_lost_or_damaged_cache_is_rebuilt(imported: Any, fake_tfds: Any, spoil: Any) -> None:
     tiny, root = imported
     spoil(cache_file(root))
     arrays = tiny.source.arrays(root)
@@ -177,15 +175,15 @@ def test_a_lost_or_spoiled_cache_is_made_again(imported: Any, fake_tfds: Any, sp
     assert fake_tfds.actions == ["write", "decode"]
 
 
-def test_a_data_folder_of_somebody_else_s_is_cached_in_one_s_own(
+def test_read_only_data_folder_is_cached_in_the_user_cache(
     imported: Any, fake_tfds: Any, tmp_path: Path
 ) -> None:
     tiny, root = imported
-    own = root / tfds_folder.HIDDEN
-    for path in own.iterdir():
+    hidden = root / tfds_folder.HIDDEN
+    for path in hidden.iterdir():
         path.unlink()
-    own.rmdir()
-    own.touch()  # a folder cannot be made there, as in one that only somebody else may write
+    hidden.rmdir()
+    hidden.touch()  # a file prevents the folder, as in a data folder that the user cannot write
     for _ in range(2):
         arrays = tiny.source.arrays(root)
     np.testing.assert_array_equal(arrays.test_images, tiny.test["image"])
@@ -193,7 +191,7 @@ def test_a_data_folder_of_somebody_else_s_is_cached_in_one_s_own(
     assert len(list((tmp_path / "user-cache" / "normbench").rglob("*.arrays"))) == 1
 
 
-def test_nowhere_to_cache_is_said(
+def test_lack_of_a_writable_cache_is_reported(
     imported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny, root = imported
@@ -231,7 +229,7 @@ def test_fewer_classes_than_the_labels_have_are_refused(imported: Any) -> None:
 # Preparing
 
 
-def test_an_unreachable_host_is_one_line_with_the_other_ways(
+def test_unreachable_host_is_one_line_with_the_alternatives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: list[dict[str, Any]] = []
@@ -247,9 +245,9 @@ def test_an_unreachable_host_is_one_line_with_the_other_ways(
         raise NormbenchError("example.org cannot be reached from this machine")
 
     monkeypatch.setattr(tfds_process, "run", unreachable)
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(NormbenchError) as caught:
-        CIFAR10().prepare(tmp_path, said.append)
+        CIFAR10().prepare(tmp_path, notes.append)
     message = str(caught.value)
     assert caught.value.exit_code == 1
     assert "cannot prepare cifar10: example.org cannot be reached" in message
@@ -257,13 +255,13 @@ def test_an_unreachable_host_is_one_line_with_the_other_ways(
         assert part in message
     assert "\n" not in message
     assert data_sets(tmp_path) == []
-    assert left_overs(tmp_path) == []
-    # What is extracted lies where no other data set's files of the same name can be.
+    assert hidden_files(tmp_path) == []
+    # Each data set has its own folder, as extracted files may have equal names.
     assert Path(requests[0]["work"]).parent.name == "cifar10.partial"
-    assert said[1:] == ["CIFAR-10: 3 MiB downloaded"]
+    assert notes[1:] == ["CIFAR-10: 3 MiB downloaded"]
 
 
-def test_the_list_has_a_row_a_data_set(imported: Any) -> None:
+def test_list_has_a_row_per_data_set(imported: Any) -> None:
     tiny, root = imported
     listed = rows({"mnist": tiny.source, "digits": Digits(), "cifar10": CIFAR10()}, root)
     assert [(row["name"], row["state"], row["where"]) for row in listed] == [
@@ -280,7 +278,7 @@ def test_the_list_has_a_row_a_data_set(imported: Any) -> None:
 def test_cifar_is_imported_without_tensorflow_datasets(
     tiny_cifar: Any, tiny_mnist: Any, fake_tfds: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Its images keep their order, which those of MNIST do not have there."""
+    """CIFAR's images keep their order; MNIST's do not, and so need tensorflow-datasets."""
     tiny, root = tiny_cifar("binary"), tmp_path / "tfds"
     with_tfds = tiny.source.import_from(tiny.write(tmp_path / "files"), tmp_path / "other")
     monkeypatch.setattr(tfds_process, "is_installed", lambda: False)

@@ -1,4 +1,4 @@
-"""Any data set of tensorflow-datasets: which are read, and as what."""
+"""Data sets of tensorflow-datasets in general: `dataset=tfds`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(count: int, seed: int, side: int | None = 5) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tensorflow-datasets with small data sets: whole, untested, mixed, boxes."""
+    """Return a tensorflow-datasets folder with small data sets: whole, untested, mixed, boxes."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -67,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tfds_in_process(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read with tensorflow-datasets in this process, into a temporary cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
@@ -78,7 +78,7 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tfds_process, "run", run)
 
 
-def test_a_prepared_data_set_is_read_with_its_splits(prepared: Path) -> None:
+def test_prepared_data_set_is_read_with_its_splits(prepared: Path) -> None:
     source = Tfds("whole")
     assert (source.title, source.classes, source.class_names) == ("whole", 3, tuple(NAMES))
     assert (source.train_count, source.validation_count, source.test_count) == (30, 6, 9)
@@ -90,7 +90,7 @@ def test_a_prepared_data_set_is_read_with_its_splits(prepared: Path) -> None:
     assert Tfds("whole:0.9.0").train_count == 3
 
 
-def test_a_split_or_a_share_becomes_the_test_images() -> None:
+def test_split_or_fraction_becomes_the_test_images() -> None:
     arrays = Tfds("untested", test="validation").arrays()
     np.testing.assert_array_equal(arrays.test_images, draw(6, len("validation")))
     assert arrays.validation_images is None
@@ -98,7 +98,7 @@ def test_a_split_or_a_share_becomes_the_test_images() -> None:
     assert (source.train_count, source.validation_count, source.test_count) == (24, 6, 6)
 
 
-def test_images_larger_than_memory_are_read_onto_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_larger_than_memory_are_read_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normbench.data.streaming.physical_memory", lambda: 1)
     arrays = Tfds("untested", test=0.2).arrays()
     both = np.concatenate([arrays.train_images, arrays.test_images])
@@ -107,12 +107,12 @@ def test_images_larger_than_memory_are_read_onto_the_disk(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(arrays.validation_images, draw(6, len("validation")))
 
 
-def test_images_of_several_sizes_become_one_size() -> None:
+def test_images_of_several_sizes_are_resized() -> None:
     assert Tfds("mixed", size=4).shape == (4, 4, 3)
     assert Tfds("mixed", size=4, channels=1).shape == (4, 4, 1)
 
 
-def test_the_same_images_under_another_name_are_the_same_run() -> None:
+def test_same_images_under_another_name_are_the_same_run() -> None:
     named, versioned = (
         compose(["dataset=tfds", f"dataset.id='{name}'"]) for name in ("whole", "whole:1.0.0")
     )
@@ -134,14 +134,14 @@ def test_the_same_images_under_another_name_are_the_same_run() -> None:
         ({"id": "whole", "test": "extra"}, "a fraction in (0, 1), 'validation' or null, got 'e"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_unsuitable_data_sets_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         Tfds(**options).arrays()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_is_needed_only_where_several_are_prepared(tmp_path: Path) -> None:
+def test_config_is_needed_only_if_several_are_prepared(tmp_path: Path) -> None:
     for path in ("one/small/1.0.0", "two/small/1.0.0", "two/large/1.0.0", "two/large/1.2.0"):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / tfds_folder.INFO).touch()
@@ -154,7 +154,7 @@ def test_a_config_is_needed_only_where_several_are_prepared(tmp_path: Path) -> N
     assert tfds_folder.prepared(tmp_path) == ["one", "two"]
 
 
-def test_a_name_that_tfds_does_not_know_is_not_prepared(
+def test_unknown_or_unsuitable_tfds_names_are_not_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -167,13 +167,13 @@ def test_a_name_that_tfds_does_not_know_is_not_prepared(
 
 
 @pytest.mark.slow
-def test_the_process_with_tfds_reads_what_this_one_does(
+def test_tfds_process_reads_the_same_as_tfds_in_process(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    here = compose(["dataset=tfds", "dataset.id=whole"])
+    read_in_process = compose(["dataset=tfds", "dataset.id=whole"])
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    assert compose(["dataset=tfds", "dataset.id=whole"]) == here
+    assert compose(["dataset=tfds", "dataset.id=whole"]) == read_in_process
     with pytest.raises(UserError, match="does not classify images"):
         Tfds("boxes", test=0.2).arrays()

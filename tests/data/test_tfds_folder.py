@@ -1,4 +1,4 @@
-"""Prepared folders: which one is taken, and what can be seen to be wrong with one."""
+"""Prepared tfds folders: choice of the version, and detection of damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNTS = {"train": 5, "test": 2}
 
 
 def prepared(root: Path, name: str = "mnist", version: str = "3.0.1") -> Path:
-    """Write a folder with the sizes that tfds would give it: 5 images in two shards, and 2."""
+    """Write a folder with the file sizes that tfds would write: 5 training and 2 test images."""
     folder = root / name / version
     folder.mkdir(parents=True)
     splits = []
@@ -30,7 +30,9 @@ def prepared(root: Path, name: str = "mnist", version: str = "3.0.1") -> Path:
     return folder
 
 
-def test_the_data_folder_is_tfds_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_folder_is_the_default_of_tfds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tfds_folder.root() == tmp_path / "tensorflow_datasets"
@@ -39,9 +41,9 @@ def test_the_data_folder_is_tfds_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert tfds_folder.root("~/mine") == tmp_path / "mine"
 
 
-def test_the_version_asked_for_is_taken_else_the_newest_of_its_major(tmp_path: Path) -> None:
+def test_exact_version_is_preferred_to_the_newest_of_its_major_version(tmp_path: Path) -> None:
     assert tfds_folder.find("mnist", "3.0.1", tmp_path) is None
-    (tmp_path / "mnist" / "3.0.9").mkdir(parents=True)  # without dataset_info.json: not finished
+    (tmp_path / "mnist" / "3.0.9").mkdir(parents=True)  # incomplete: no dataset_info.json
     for version in ("1.0.0", "3.0.0", "3.0.10", "3.0.2", "4.0.0"):
         prepared(tmp_path, version=version)
     assert tfds_folder.find("mnist", "3.0.1", tmp_path) == tmp_path / "mnist" / "3.0.10"
@@ -50,7 +52,7 @@ def test_the_version_asked_for_is_taken_else_the_newest_of_its_major(tmp_path: P
     assert tfds_folder.find("mnist", "2.0.0", tmp_path) is None
 
 
-def test_a_whole_folder_has_no_damage(tmp_path: Path) -> None:
+def test_complete_folder_has_no_damage(tmp_path: Path) -> None:
     assert tfds_folder.damage(prepared(tmp_path), COUNTS) is None
 
 
@@ -68,29 +70,29 @@ def test_a_whole_folder_has_no_damage(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, spoil: Any, message: str) -> None:
+def test_damage_is_named(tmp_path: Path, spoil: Any, message: str) -> None:
     folder = prepared(tmp_path)
     spoil(folder)
-    said = tfds_folder.damage(folder, COUNTS)
-    assert said is not None
-    assert message in said
+    damage = tfds_folder.damage(folder, COUNTS)
+    assert damage is not None
+    assert message in damage
 
 
-def test_other_counts_than_the_data_set_has_are_named(tmp_path: Path) -> None:
-    said = tfds_folder.damage(prepared(tmp_path), {"train": 6, "test": 2})
-    assert said is not None
-    assert "has 5 images in 'train', not 6" in said
+def test_wrong_image_counts_are_named(tmp_path: Path) -> None:
+    message = tfds_folder.damage(prepared(tmp_path), {"train": 6, "test": 2})
+    assert message is not None
+    assert "has 5 images in 'train', not 6" in message
 
 
-def test_the_fingerprint_changes_with_any_file(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_any_file(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     first = tfds_folder.fingerprint(folder)
     assert tfds_folder.fingerprint(folder) == first == json.loads(json.dumps(first))
     shard = folder / "mnist-test.tfrecord-00000-of-00001"
     times = shard.stat()
     shard.write_bytes(b"x" * times.st_size)
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of change
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time
     assert tfds_folder.fingerprint(folder) != first
-    # Renaming the folder, as when a finished one gets its name, changes no file in it.
+    # Renaming the folder, as at the end of preparing, changes no file in it.
     second = tfds_folder.fingerprint(folder)
     assert tfds_folder.fingerprint(folder.rename(tmp_path / "moved")) == second

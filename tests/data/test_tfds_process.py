@@ -1,4 +1,4 @@
-"""The process that has tensorflow-datasets: what it answers, and how it fails."""
+"""The child process with tensorflow-datasets: its answers and its failures."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from normbench.errors import NormbenchError
 
 
 def builder(*urls: str) -> Any:
-    """What `_reach` asks of a tfds builder."""
+    """Return the part of a tfds builder that `_reach` uses."""
     infos = {url: SimpleNamespace(filename=url.rpartition("/")[2]) for url in urls}
     return SimpleNamespace(url_infos=infos)
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A host that has /there and nothing else."""
+    """Serve /there and nothing else; yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -53,21 +53,21 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def test_a_host_that_answers_is_reached(server: str, tmp_path: Path) -> None:
+def test_host_that_answers_is_reached(server: str, tmp_path: Path) -> None:
     tfds_child._reach(builder(f"{server}/there/a.gz", f"{server}/there/b.gz"), tmp_path)
 
 
-def test_a_file_that_is_gone_is_named(server: str, tmp_path: Path) -> None:
+def test_missing_remote_file_is_named(server: str, tmp_path: Path) -> None:
     with pytest.raises(NormbenchError, match=r"/gone/a\.gz answers with HTTP 404"):
         tfds_child._reach(builder(f"{server}/gone/a.gz"), tmp_path)
 
 
-def test_files_at_hand_are_not_asked_for(tmp_path: Path) -> None:
+def test_local_files_are_not_requested(tmp_path: Path) -> None:
     (tmp_path / "a.gz").touch()
     tfds_child._reach(builder("http://127.0.0.1:9/a.gz"), tmp_path)
 
 
-def test_a_closed_port_and_an_unknown_host_are_said_at_once(tmp_path: Path) -> None:
+def test_closed_port_and_unknown_host_are_reported_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     for url in ("http://127.0.0.1:9/a.gz", "http://no-such-host.invalid/a.gz"):
         with pytest.raises(NormbenchError, match="cannot be reached from this machine"):
@@ -75,9 +75,7 @@ def test_a_closed_port_and_an_unknown_host_are_said_at_once(tmp_path: Path) -> N
     assert time.monotonic() - start < 15
 
 
-def test_a_host_that_never_answers_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_host_that_never_answers_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tfds_child, "_TIMEOUT", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/a.gz"
@@ -85,13 +83,13 @@ def test_a_host_that_never_answers_is_given_up(
             tfds_child._reach(builder(url), tmp_path)
 
 
-def test_what_is_read_back_must_be_what_was_written() -> None:
+def test_examples_read_back_must_equal_those_written() -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (20, 4, 4, 3), np.uint8), np.arange(20, dtype=np.int32)
-    meant = {"image": images, "label": labels}
+    written = {"image": images, "label": labels}
     order = rng.permutation(20)
     folder = Path("made")
-    tfds_child._compare("train", meant, {"image": images[order], "label": labels[order]}, folder)
+    tfds_child._compare("train", written, {"image": images[order], "label": labels[order]}, folder)
     other = images.copy()
     other[3, 0, 0, 0] ^= 1
     for read in (
@@ -100,22 +98,22 @@ def test_what_is_read_back_must_be_what_was_written() -> None:
         {"image": images[:-1], "label": labels[:-1]},
     ):
         with pytest.raises(NormbenchError, match="are not those written"):
-            tfds_child._compare("train", meant, read, folder)
+            tfds_child._compare("train", written, read, folder)
 
 
-def test_an_error_of_ours_comes_through_as_it_is(tmp_path: Path) -> None:
+def test_normbench_error_is_passed_on_unchanged(tmp_path: Path) -> None:
     request = {"name": "mnist", "data_dir": str(tmp_path), "arrays": str(tmp_path / "none"),
                "label_names": {}, "cache_path": str(tmp_path / "c")}  # fmt: skip
     with pytest.raises(NormbenchError, match=r"^.*/none is incomplete$"):
         tfds_process.run("write", request)
 
 
-def test_any_other_failure_is_its_last_line(tmp_path: Path) -> None:
+def test_other_failures_are_reported_by_their_last_line(tmp_path: Path) -> None:
     with pytest.raises(NormbenchError) as caught:
         tfds_process.run("write", {"name": "mnist"})
-    said = str(caught.value)
-    assert "could not write the data set (exit 1): TypeError: write() missing" in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert "could not write the data set (exit 1): TypeError: write() missing" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -130,11 +128,11 @@ def test_any_other_failure_is_its_last_line(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_reason_is_the_line_that_names_the_exception(log: str, reason: str) -> None:
+def test_reason_is_the_line_that_names_the_exception(log: str, reason: str) -> None:
     assert tfds_process._reason(log) == reason
 
 
-def test_it_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
+def test_process_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c",
          "import time\nfrom normbench.data.tfds_child import _end_with_parent\n"
@@ -145,6 +143,6 @@ def test_it_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == b"up\n"
-    child.stdin.close()  # what the system does with a dead parent's end of the pipe
+    child.stdin.close()  # as the system does when the parent dies
     assert child.wait(20) == 1
     child.stdout.close()

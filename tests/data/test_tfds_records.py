@@ -1,4 +1,4 @@
-"""Prepared folders, read without tensorflow-datasets; test_import.py reads one that it wrote."""
+"""Prepared folders read without tensorflow-datasets; test_import.py reads a genuine one."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def write(folder: Path, shards: list[list[bytes]], split: str = "train", **info:
         name = f"tiny-{split}.tfrecord-{index:05d}-of-{len(shards):05d}"
         (folder / name).write_bytes(tfrecord(records))
     lengths = [str(len(records)) for records in shards]
-    found = {"name": "tiny", "splits": [{"name": split, "shardLengths": lengths}], **info}
-    (folder / "dataset_info.json").write_text(json.dumps(found))
+    content = {"name": "tiny", "splits": [{"name": split, "shardLengths": lengths}], **info}
+    (folder / "dataset_info.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8)
 
 
-def test_the_checksum_is_the_published_one() -> None:
+def test_crc32c_matches_published_values() -> None:
     texts = [b"123456789", b"", b"a", bytes(32)]
     expected = [0xE3069283, 0, 0xC1D04330, 0x8A9136AA]  # RFC 3720, B.4
     assert tfds_records._crc32c(texts).tolist() == expected
     assert [crc32c(text) for text in texts] == expected
 
 
-def test_examples_are_read_in_the_order_of_the_files(
+def test_examples_are_read_in_file_order(
     tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tfds_records, "_CHECKED", 2)
@@ -99,7 +99,7 @@ def test_examples_are_read_in_the_order_of_the_files(
     assert read["train_labels"].dtype == np.int32
 
 
-def test_ids_decide_the_order_where_there_are_any(tmp_path: Path, images: np.ndarray) -> None:
+def test_examples_with_ids_are_sorted_by_id(tmp_path: Path, images: np.ndarray) -> None:
     ids = [b"train_3", b"train_0", b"train_4", b"train_1", b"train_2"]
     records = [example(png(image), n, id=ids[n]) for n, image in enumerate(images)]
     write(tmp_path, [records])
@@ -126,7 +126,9 @@ def test_damage_is_named(tmp_path: Path, images: np.ndarray, position: str) -> N
     assert ("it is truncated" if position == "end" else "a checksum does not match") in str(e.value)
 
 
-def test_what_is_no_png_image_with_a_label_is_refused(tmp_path: Path, images: np.ndarray) -> None:
+def test_records_other_than_png_images_with_labels_are_refused(
+    tmp_path: Path, images: np.ndarray
+) -> None:
     jpeg = io.BytesIO()
     Image.fromarray(images[0]).save(jpeg, "JPEG")
     for record in (
@@ -144,14 +146,14 @@ def test_what_is_no_png_image_with_a_label_is_refused(tmp_path: Path, images: np
         tfds_records.read(tmp_path, SHAPE, ["train"])
 
 
-def test_a_folder_brought_from_elsewhere_needs_no_tensorflow_datasets(
+def test_copied_folder_is_read_without_tensorflow_datasets(
     tiny_mnist: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tfds_process, "is_installed", lambda: False)
     folder = tmp_path / "data" / "mnist" / "3.0.1"
     splits = []
-    for split, found in (("train", tiny_mnist.train), ("test", tiny_mnist.test)):
-        pairs = zip(found["image"][..., 0], found["label"], strict=True)
+    for split, examples in (("train", tiny_mnist.train), ("test", tiny_mnist.test)):
+        pairs = zip(examples["image"][..., 0], examples["label"], strict=True)
         records = [example(png(image), int(label)) for image, label in pairs]
         write(folder, [records], split, name="mnist")
         info = json.loads((folder / "dataset_info.json").read_text())
@@ -162,20 +164,21 @@ def test_a_folder_brought_from_elsewhere_needs_no_tensorflow_datasets(
     arrays = tiny_mnist.source.arrays(tmp_path / "data")
     np.testing.assert_array_equal(arrays.train_images, tiny_mnist.train["image"])
     np.testing.assert_array_equal(arrays.test_labels, tiny_mnist.test["label"])
-    shutil.move(folder / name.replace("test", "mnist-test"), tmp_path)  # the cache is of the folder
+    # The cache is not used without the folder.
+    shutil.move(folder / name.replace("test", "mnist-test"), tmp_path)
     with pytest.raises(NormbenchError, match="is missing"):
         tiny_mnist.source.arrays(tmp_path / "data")
 
 
-def test_without_tensorflow_datasets_nothing_is_prepared_or_imported(
+def test_preparing_and_importing_need_tensorflow_datasets(
     tiny_mnist: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tfds_process, "is_installed", lambda: False)
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(UserError, match="to prepare a data set, but is not installed: pip"):
-        tiny_mnist.source.prepare(tmp_path / "data", said.append)
+        tiny_mnist.source.prepare(tmp_path / "data", notes.append)
     files = tiny_mnist.write(tmp_path / "files")
     with pytest.raises(UserError, match=r"to write a data set, .* TFDS_DATA_DIR"):
-        tiny_mnist.source.import_from(files, tmp_path / "data", said.append)
-    assert said == []
+        tiny_mnist.source.import_from(files, tmp_path / "data", notes.append)
+    assert notes == []
     assert not (tmp_path / "data").exists()

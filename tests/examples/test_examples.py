@@ -1,4 +1,4 @@
-"""The packages of examples/ train, by the commands in their headers."""
+"""The packages of examples/ train with the commands in their headers."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def in_examples(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run_header(name: str, store: Path, fast: bool) -> Store:
-    """Run the commands of an example's header on few images for an epoch; return the store.
+    """Run the commands in an example's header on few images for one epoch; return the store.
 
     Args:
-        fast: Train a network that compiles fast in place of the ResNet that most headers name.
+        fast: Train a network that compiles fast instead of the ResNet that most headers name.
     """
     for words in commands(name):
         verb = words[0]
@@ -93,7 +93,7 @@ CHECKS = {"my_probe": check_probe, "my_logger": check_logger}
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fast", [True, slow(False)])
-def test_commands_of_the_header_train(name: str, fast: bool, tmp_store: Path, capsys: Any) -> None:
+def test_commands_in_the_header_train(name: str, fast: bool, tmp_store: Path, capsys: Any) -> None:
     store = run_header(name, tmp_store, fast)
     summaries = [run.summary for run in store.runs()]
     assert summaries
@@ -104,7 +104,7 @@ def test_commands_of_the_header_train(name: str, fast: bool, tmp_store: Path, ca
     CHECKS.get(name, lambda store: None)(store)
 
 
-def test_the_norm_is_its_formula() -> None:
+def test_norm_matches_its_formula() -> None:
     from my_norm import L1Normalization  # pyright: ignore[reportMissingImports]
 
     x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 6)).astype("float32")
@@ -116,7 +116,7 @@ def test_the_norm_is_its_formula() -> None:
         np.testing.assert_allclose(normalized, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_data_set_has_the_labels_it_says() -> None:
+def test_data_set_has_parity_labels() -> None:
     from my_dataset import Parity  # pyright: ignore[reportMissingImports]
 
     from normbench.data.digits import Digits
@@ -128,7 +128,7 @@ def test_the_data_set_has_the_labels_it_says() -> None:
     assert len(plain.test_labels) == Parity.test_count
 
 
-def test_the_executor_begins_no_run_after_its_time(tmp_store: Path, capsys: Any) -> None:
+def test_executor_starts_no_run_after_its_time(tmp_store: Path, capsys: Any) -> None:
     (words,) = commands("my_executor")
     words += [*SMALL, f"backend={keras.backend.backend()}", f"store={tmp_store}"]
     words += ["arch=mlp_sigmoid", "arch.units=8"]

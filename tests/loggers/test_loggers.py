@@ -1,4 +1,4 @@
-"""Rows reach TensorBoard, MLflow and W&B, each once, whatever happens to the run."""
+"""Rows reach TensorBoard, MLflow and W&B exactly once, even if a run is interrupted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config(store, *overrides):
 
 
 def train_in_two_sessions(settings):
-    """Train an epoch, stop as by Ctrl-C, and go on; return the run."""
+    """Train an epoch, stop as if by Ctrl-C, and resume; return the run."""
 
     class Stop(Observer):
         def on_epoch(self, row):
@@ -77,14 +77,14 @@ def test_tensorboard_shows_every_epoch_once(tensorboard, tmp_path):
     assert len(rows) == EPOCHS
     for tag, key in (("loss/train", "train_loss"), ("acc/val", "val_acc"), ("lr", "lr")):
         seen = events.Scalars(tag)
-        assert [each.step for each in seen] == [row["step"] for row in rows]
-        for each, row in zip(seen, rows, strict=True):
-            assert math.isclose(each.value, row[key], rel_tol=1e-6)
+        assert [event.step for event in seen] == [row["step"] for row in rows]
+        for event, row in zip(seen, rows, strict=True):
+            assert math.isclose(event.value, row[key], rel_tol=1e-6)
     (last,) = events.Scalars("acc/test")
     assert math.isclose(last.value, run.summary["test_acc"], rel_tol=1e-6)
 
 
-def test_the_page_hparams_of_tensorboard_compares_runs(tensorboard, tmp_path):
+def test_hparams_page_of_tensorboard_compares_runs(tensorboard, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import api_pb2, metadata
 
@@ -107,7 +107,7 @@ def test_the_page_hparams_of_tensorboard_compares_runs(tensorboard, tmp_path):
     assert end.status == api_pb2.STATUS_SUCCESS
 
 
-def test_tensorboard_is_written_without_tensorflow(tensorboard, tmp_path):
+def test_tensorboard_logger_works_without_tensorflow(tensorboard, tmp_path):
     program = f"""
 import sys
 from types import SimpleNamespace
@@ -127,19 +127,19 @@ logger.end({{"status": "finished", "steps": 1, "test_acc": 0.5}})
 
 
 def records_of_wandb(folder):
-    """Return what a file of W&B's holds, by kind of record."""
+    """Return the content of a W&B file by type of record."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
     (file,) = folder.glob("run-*.wandb")
-    reader, found = DataStore(), {}
+    reader, records = DataStore(), {}
     reader.open_for_scan(str(file))
     while (data := reader.scan_data()) is not None:
         record = Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
-        found.setdefault(kind, []).append(getattr(record, kind))
-    return found
+        records.setdefault(kind, []).append(getattr(record, kind))
+    return records
 
 
 def test_wandb_has_one_run_with_every_epoch_once(wandb, tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def no_network(*arguments, **options):
     raise AssertionError("a network call")
 
 
-def test_wandb_writes_where_it_is_told(wandb, tmp_path):
+def test_wandb_writes_to_the_configured_path(wandb, tmp_path):
     settings = config(tmp_path / "runs", "logger=wandb", "logger.wandb.mode=offline",
                       f"logger.wandb.path={tmp_path / 'out'}", "epochs=1")  # fmt: skip
     run = train(settings).run
@@ -189,7 +189,7 @@ def test_wandb_writes_where_it_is_told(wandb, tmp_path):
     assert records_of_wandb(folder)["history"]
 
 
-def test_mistakes_with_wandb_are_refused(wandb, tmp_path, monkeypatch):
+def test_wandb_mistakes_are_refused(wandb, tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=None))
     with pytest.raises(UserError, match="nobody is logged in to W&B: run `wandb login`"):
         compose_and_make("logger=wandb")
@@ -207,27 +207,27 @@ def test_mlflow_has_one_run_with_every_epoch_once(mlflow, tmp_path, monkeypatch)
     run = train_in_two_sessions(config(tmp_path / "runs", "logger=mlflow"))
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("normbench")
-    (kept,) = client.search_runs([experiment.experiment_id])
-    assert kept.info.run_name == run.name
-    assert kept.info.status == "FINISHED"
-    assert kept.data.params["batch"] == str(config("x").batch)
-    assert kept.data.params["norm.name"] == "bn"
-    history = client.get_metric_history(kept.info.run_id, "val_acc")
-    assert [(each.step, each.value) for each in history] == [
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.run_name == run.name
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["batch"] == str(config("x").batch)
+    assert logged.data.params["norm.name"] == "bn"
+    history = client.get_metric_history(logged.info.run_id, "val_acc")
+    assert [(metric.step, metric.value) for metric in history] == [
         (row["step"], row["val_acc"]) for row in run.metrics()
     ]
-    assert kept.data.metrics["test_acc"] == run.summary["test_acc"]
+    assert logged.data.metrics["test_acc"] == run.summary["test_acc"]
 
 
-def test_loggers_change_no_number_and_no_signature(tensorboard, tmp_path):
+def test_loggers_change_neither_weights_nor_signature(tensorboard, tmp_path):
     plain = config(tmp_path / "plain")
     logged = config(tmp_path / "logged", "logger=tensorboard")
     assert plain.signature == logged.signature
-    one, other = (train(each).summary["weights_sha256"] for each in (plain, logged))
+    one, other = (train(settings).summary["weights_sha256"] for settings in (plain, logged))
     assert one == other
 
 
-def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch):
+def test_failing_logger_is_disabled_and_the_run_continues(tmp_path, monkeypatch):
     class Broken(Logger):
         name = "broken"
         calls = 0
@@ -266,6 +266,6 @@ def compose_and_make(*overrides):
     return make_loggers(compose(list(overrides)).logger)
 
 
-def test_only_what_was_measured_is_a_number():
+def test_numbers_keeps_only_measured_values():
     row = {"loss": 0.5, "epoch": 3, "time": "now", "val_acc": None, "trained": True}
     assert numbers(row) == {"loss": 0.5, "epoch": 3.0}

@@ -17,16 +17,16 @@ SMALL = {
     "seed=0,1,2": "seed=0,1",
     "epochs=4": "epochs=1",
 }
-"""Overrides of the notebook, and those that make fewer and shorter runs."""
+"""Overrides in the notebook, with replacements that make fewer and shorter runs."""
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_notebook_is_stored_without_outputs() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 @pytest.mark.parametrize("small", [True, slow(False)])
-def test_it_runs(small: bool, tmp_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(small: bool, tmp_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     if small:
@@ -43,17 +43,17 @@ def test_it_runs(small: bool, tmp_store: Path, monkeypatch: pytest.MonkeyPatch) 
             notebook, timeout=600, resources={"metadata": {"path": str(tmp_store.parent)}}
         ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    whole = "\n".join(
+    text = "\n".join(
         str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
         + str(output.get("data", {}).get("text/html", ""))
         for output in outputs
     )  # fmt: skip
-    assert "did you mean 'gn'" in whole
-    assert "'status': 'finished'" in whole
-    assert "Test accuracy (%)" in whole
-    assert "images/s" in whole  # the progress of the run
-    assert "(None, 10)" in whole
-    assert ("_norm'" if small else "stem_norm") in whole
+    assert "did you mean 'gn'" in text
+    assert "'status': 'finished'" in text
+    assert "Test accuracy (%)" in text
+    assert "images/s" in text  # the progress of the run
+    assert "(None, 10)" in text
+    assert ("_norm'" if small else "stem_norm") in text
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 1
     runs = [path for path in tmp_store.iterdir() if path.name.startswith("digits-")]
     assert len(runs) == 1 + 2 * 2 * (2 if small else 3)

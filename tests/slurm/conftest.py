@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this host, from Debian's slurm-wlm, for as long as the tests run.
+"""A real Slurm with two nodes on this host, from Debian's slurm-wlm, while the tests run.
 
 apt-get install slurm-wlm
 make test ARGS="-m slurm tests/slurm"
@@ -52,12 +52,12 @@ PartitionName=night Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["SLURM_CONF"] = str(conf)
     commands = (["slurmctld", "-D"], ["slurmd", "-D", "-N", "one"], ["slurmd", "-D", "-N", "two"])
     output = (root / "daemons.log").open("w")
-    daemons = [subprocess.Popen(each, stdout=output, stderr=output) for each in commands]
+    daemons = [subprocess.Popen(command, stdout=output, stderr=output) for command in commands]
     try:
         _wait_until_idle(root)
         yield root
@@ -105,10 +105,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _wait_until_idle(root: Path) -> None:
     states = ""
     for _ in range(120):
-        asked = subprocess.run(["sinfo", "-h", "-N", "-o", "%t"], capture_output=True, text=True)
-        states = asked.stdout
+        process = subprocess.run(["sinfo", "-h", "-N", "-o", "%t"], capture_output=True, text=True)
+        states = process.stdout
         if states.split() == ["idle", "idle"]:
             return
         time.sleep(0.5)
-    logs = "\n".join(each.read_text()[-2000:] for each in root.glob("*.log"))
+    logs = "\n".join(log.read_text()[-2000:] for log in root.glob("*.log"))
     pytest.fail(f"Slurm's nodes are {states.split()}, not idle:\n{logs}")

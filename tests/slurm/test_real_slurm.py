@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: an array over two nodes, a failure, a preemption, a withdrawal."""
+"""Sweeps on a real Slurm: an array over two nodes, a preemption, a failure, an interruption."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def _epochs(run: Path) -> list[int]:
 
 
 def _jobs() -> dict[str, str]:
-    """States by ids of jobs, such as ``5_0``."""
-    asked = ["squeue", "-h", "-r", "-o", "%i %T"]
-    lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    """Return the states of jobs by their IDs, such as ``5_0``."""
+    command = ["squeue", "-h", "-r", "-o", "%i %T"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return dict(line.split() for line in lines)
 
 
 def _wait_for_two_epochs(store: Path, runs: int, seconds: float = 120) -> None:
-    """Until ``runs`` runs have written a second row, and so the checkpoint of the first epoch."""
+    """Wait until ``runs`` runs have a second row, hence a checkpoint of the first epoch."""
     for _ in range(int(seconds * 5)):
         written = [path.read_text().count("\n") for path in store.glob("*/metrics.jsonl")]
         if sum(rows >= 2 for rows in written) >= runs:
@@ -67,11 +67,11 @@ def _wait_for_two_epochs(store: Path, runs: int, seconds: float = 120) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # Slurm hands it to the jobs
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # passed on to the jobs
     return tmp_path / "runs"
 
 
-def test_an_array_trains_every_cell_on_both_nodes(slurm, store):
+def test_array_trains_all_cells_on_both_nodes(slurm, store):
     sweep = _sweep(store, "seed=0,1", "epochs=2")
     output, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, output
@@ -88,13 +88,13 @@ def test_an_array_trains_every_cell_on_both_nodes(slurm, store):
     assert all(len(meta["sessions"]) == 1 for meta in _metas(store).values())
 
 
-def test_a_preempted_job_is_requeued_and_goes_on(slurm, store):
+def test_preempted_job_is_requeued_and_resumes(slurm, store):
     sweep = _sweep(store, "seed=0", "epochs=100")
     try:
         _wait_for_two_epochs(store, runs=2)
         running = [job for job, state in _jobs().items() if state == "RUNNING"]
-        # What Slurm sends before it preempts a job, or before its time is over. It lets a job that
-        # was requeued wait for some two minutes.
+        # Slurm sends this signal before it preempts a job or a job's time is over. A requeued job
+        # waits for about two minutes.
         subprocess.run(["scancel", "--signal=USR2", running[-1]], check=True)
         output, _ = sweep.communicate(timeout=400)
     finally:
@@ -109,7 +109,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(slurm, store):
         assert _epochs(store / name) == list(range(1, 101)), "no epoch twice, none left out"
 
 
-def test_a_job_that_slurm_kills_fails_alone(slurm, store):
+def test_job_killed_by_slurm_fails_alone(slurm, store):
     sweep = _sweep(store, "seed=0", "epochs=100")
     try:
         _wait_for_two_epochs(store, runs=1)
@@ -127,7 +127,7 @@ def test_a_job_that_slurm_kills_fails_alone(slurm, store):
     assert {meta["status"] for meta in _metas(store).values()} == {"finished"}
 
 
-def test_ctrl_c_takes_the_jobs_back_and_leaves_all_resumable(slurm, store):
+def test_ctrl_c_cancels_jobs_and_leaves_runs_resumable(slurm, store):
     sweep = _sweep(store, "seed=0", "epochs=200")
     try:
         _wait_for_two_epochs(store, runs=1)
