@@ -214,10 +214,10 @@ def write_config(folder, group, name, text):
 )
 def test_int_and_float_spellings_in_user_files_have_one_signature(group, name, text, tmp_path):
     number = 1 if text.count("{}") == 1 else 2
-    whole = write_config(tmp_path / "whole", group, name, text.format(*[number] * 2))
-    point = write_config(tmp_path / "point", group, name, text.format(*[float(number)] * 2))
+    int_folder = write_config(tmp_path / "whole", group, name, text.format(*[number] * 2))
+    float_folder = write_config(tmp_path / "point", group, name, text.format(*[float(number)] * 2))
     override = f"{group}={name}"
-    assert compose([override], whole).signature == compose([override], point).signature
+    assert compose([override], int_folder).signature == compose([override], float_folder).signature
 
 
 def test_options_of_shipped_classes_keep_their_types_in_user_files(tmp_path):

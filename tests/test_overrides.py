@@ -64,9 +64,9 @@ def test_quotes_escapes_and_interpolations_work_as_in_hydra() -> None:
         "b${batch}": "b128",
         '"$\\bn$ plain"': "$\\bn$ plain",
     }
-    for text, meant in written.items():
-        assert compose([f"label={text}"]).label == meant
-        assert compose(["norm=xbn", f"label={text}"]).label == meant
+    for text, expected_label in written.items():
+        assert compose([f"label={text}"]).label == expected_label
+        assert compose(["norm=xbn", f"label={text}"]).label == expected_label
 
 
 def test_unresolved_interpolation_is_refused_in_one_line() -> None:

@@ -64,7 +64,7 @@ class Scaled(GroupNormalization):
 """
 
 
-class Own:
+class UserProject:
     """A user's project: a data set, a layer, and config files that name them."""
 
     def __init__(self, folder: Path) -> None:
@@ -113,25 +113,25 @@ class Own:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
     provenance._spec.cache_clear()
-    yield Own(tmp_path)
+    yield UserProject(tmp_path)
     for name in ("own_data", "own_layer", "own_formula"):
         sys.modules.pop(name, None)
     provenance._spec.cache_clear()
     provenance.code_hash.cache_clear()
 
 
-def test_data_set_options_reach_its_class(own: Own) -> None:
-    first, second = own.draw(1), own.draw(2, "second.npy")
-    original = load_dataset(compose(["dataset=mine"], own.conf))
+def test_data_set_options_reach_its_class(project: UserProject) -> None:
+    first, second = project.draw(1), project.draw(2, "second.npy")
+    original = load_dataset(compose(["dataset=mine"], project.conf))
     np.testing.assert_array_equal(original.test.images, first[40:])
-    own.write_dataset("brighter: 5\n", "second.npy")
-    edited = load_dataset(compose(["dataset=mine"], own.conf))
+    project.write_dataset("brighter: 5\n", "second.npy")
+    edited = load_dataset(compose(["dataset=mine"], project.conf))
     np.testing.assert_array_equal(edited.test.images, second[40:] + 5)
-    path = own.folder / "images.npy"
-    chosen = load_dataset(compose(["dataset=mine", f"dataset.path={path}"], own.conf))
+    path = project.folder / "images.npy"
+    chosen = load_dataset(compose(["dataset=mine", f"dataset.path={path}"], project.conf))
     np.testing.assert_array_equal(chosen.test.images, first[40:] + 5)
 
 
@@ -154,40 +154,44 @@ COMMANDS = ["run", "sweep --dry-run", "show", "data list", "data prepare mine", 
     ),
 )
 def test_misspelled_data_set_option_is_refused_by_every_command(
-    command: str, more: str | None, message: str, own: Own, capsys: Any
+    command: str, more: str | None, message: str, project: UserProject, capsys: Any
 ) -> None:
-    own.write_dataset(more or "", padding=False)
+    project.write_dataset(more or "", padding=False)
     words = command.split()
-    overrides = own.overrides() if words[0] in ("run", "sweep", "show") else []
-    code = main([*words, *overrides, *own.at])
+    overrides = project.overrides() if words[0] in ("run", "sweep", "show") else []
+    code = main([*words, *overrides, *project.at])
     printed = capsys.readouterr()
     assert message in " ".join((printed.out + printed.err).split())
     assert code == 2 or words[0] == "sweep"  # a plan lists it as an invalid cell
     assert "Traceback" not in printed.err
-    assert not own.store.exists()
+    assert not project.store.exists()
 
 
-def test_data_commands_use_the_options_in_the_config_file(own: Own, capsys: Any) -> None:
-    own.write_dataset("", "elsewhere.npy")
-    main(["data", "list", *own.at])
+def test_data_commands_use_the_options_in_the_config_file(
+    project: UserProject, capsys: Any
+) -> None:
+    project.write_dataset("", "elsewhere.npy")
+    main(["data", "list", *project.at])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "Mine" in line]
     assert "missing" in row
-    composed = compose(own.overrides(), own.conf)
-    assert main(["data", "prepare", "mine", *own.at]) == 0
-    assert not np.load(own.folder / "elsewhere.npy").any()
-    assert main(["data", "import", "mine", "--from", f"{own.folder}/images.npy", *own.at]) == 0
+    composed = compose(project.overrides(), project.conf)
+    assert main(["data", "prepare", "mine", *project.at]) == 0
+    assert not np.load(project.folder / "elsewhere.npy").any()
+    assert (
+        main(["data", "import", "mine", "--from", f"{project.folder}/images.npy", *project.at]) == 0
+    )
     np.testing.assert_array_equal(
-        np.load(own.folder / "elsewhere.npy"), np.load(own.folder / "images.npy")
+        np.load(project.folder / "elsewhere.npy"), np.load(project.folder / "images.npy")
     )
     assert load_dataset(composed).train.images.any()
 
 
-def test_plan_checks_each_data_set_with_its_own_options(own: Own) -> None:
+def test_plan_checks_each_data_set_with_its_own_options(project: UserProject) -> None:
     from normbench.sweep.plan import plan
 
-    missing = compose(own.overrides(f"dataset.path={own.folder}/nowhere.npy"), own.conf)
-    present = compose(own.overrides(), own.conf)
-    store = Store(own.store)
+    missing = compose(project.overrides(f"dataset.path={project.folder}/nowhere.npy"), project.conf)
+    present = compose(project.overrides(), project.conf)
+    store = Store(project.store)
     for configs in ([present, missing], [missing, present]):
         errors = problems(
             plan(configs, store).todo, store, lambda configs_to_check: [""] * len(configs_to_check)
@@ -197,36 +201,44 @@ def test_plan_checks_each_data_set_with_its_own_options(own: Own) -> None:
 
 
 def test_edited_layer_and_replaced_data_are_reported_and_trained_again(
-    own: Own, capsys: Any
+    project: UserProject, capsys: Any
 ) -> None:
-    command = ["run", *own.overrides(), *own.at]
+    command = ["run", *project.overrides(), *project.at]
     assert main(command) == 0
-    (run,) = Store(own.store).runs()
+    (run,) = Store(project.store).runs()
     first = run.meta["own"]
-    data = f"data of mine (path={own.folder / 'images.npy'})"
+    data = f"data of mine (path={project.folder / 'images.npy'})"
     assert set(first) == {"own_layer.Scaled", "own_data.Mine", data}
     assert {len(version) for versions in first.values() for version in versions} == {64}
     capsys.readouterr()
     assert main(command) == 0
     assert "this is" not in capsys.readouterr().out  # nothing has changed
 
-    own.edit("3.0")
-    own.draw(2)
+    project.edit("3.0")
+    project.draw(2)
     assert main(command) == 0
     printed = capsys.readouterr().out
     for name in ("own_layer.Scaled", data):
         assert f"the run was trained with {name} {first[name][0][:10]}, this is " in printed
     assert "with own_data.Mine" not in printed
     assert "--again" in printed
-    assert main(["diagnose", run.name, "--probe", "train_gap", "--store", str(own.store)]) == 2
+    assert main(["diagnose", run.name, "--probe", "train_gap", "--store", str(project.store)]) == 2
     refusal = capsys.readouterr().err
     assert refusal.startswith(f"normbench: run {run.name} names 'own_data.Mine' at dataset, which")
     assert refusal.endswith("(--config-dir adds a folder of your own)\n")
-    diagnose = ["diagnose", run.name, "--probe", "train_gap", "--store", str(own.store), *own.at]
+    diagnose = [
+        "diagnose",
+        run.name,
+        "--probe",
+        "train_gap",
+        "--store",
+        str(project.store),
+        *project.at,
+    ]
     assert main(diagnose) == 0
     assert "the run was trained with own_layer.Scaled" in capsys.readouterr().err
     assert run.meta["own"] == first
-    sweep = ["sweep", *own.overrides(), "executor=inline", "--dry-run", *own.at]
+    sweep = ["sweep", *project.overrides(), "executor=inline", "--dry-run", *project.at]
     assert main(sweep) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "mixed: 1 of 1 complete cells: the run was trained with own_layer.Scaled" in printed
@@ -241,13 +253,13 @@ def test_edited_layer_and_replaced_data_are_reported_and_trained_again(
     assert second[data] != first[data]
     assert second["own_data.Mine"] == first["own_data.Mine"]
     assert run.summary["weights_sha256"] != before
-    (aside,) = own.store.glob(f".{run.name}.replaced-*")
+    (aside,) = project.store.glob(f".{run.name}.replaced-*")
     assert json.loads((aside / "meta.json").read_text())["own"] == first
-    assert Store(own.store).foreign() == []
+    assert Store(project.store).foreign() == []
 
-    own.edit("2.0")
-    assert main(["run", *own.overrides("seed=1"), *own.at]) == 0
-    notes = " ".join(mixtures(load(own.store).runs))
+    project.edit("2.0")
+    assert main(["run", *project.overrides("seed=1"), *project.at]) == 0
+    notes = " ".join(mixtures(load(project.store).runs))
     old, new = first["own_layer.Scaled"][0][:10], second["own_layer.Scaled"][0][:10]
     assert "runs come from 2 versions of own_layer.Scaled: " in notes
     assert f"{old} (1 run)" in notes
@@ -255,7 +267,7 @@ def test_edited_layer_and_replaced_data_are_reported_and_trained_again(
     assert "versions of own_data.Mine" not in notes
 
 
-def test_run_resumed_with_edited_code_says_so(own: Own) -> None:
+def test_run_resumed_with_edited_code_says_so(project: UserProject) -> None:
     from normbench.engine.observer import Observer
     from normbench.engine.train import train
 
@@ -272,17 +284,17 @@ def test_run_resumed_with_edited_code_says_so(own: Own) -> None:
         def on_note(self, text: str) -> None:
             notes.append(text)
 
-    composed = compose(own.overrides("epochs=2"), own.conf)
+    composed = compose(project.overrides("epochs=2"), project.conf)
     with pytest.raises(KeyboardInterrupt):
         train(composed, observer=Stopping(True))
-    own.edit("3.0")
+    project.edit("3.0")
     outcome = train(composed, observer=Stopping(False))
     assert outcome.summary["status"] == "finished"
     (note,) = [note for note in notes if "own_layer" in note]
     assert "the run was trained with own_layer.Scaled" in note
     assert "--again" in note
     assert len(outcome.run.meta["own"]["own_layer.Scaled"]) == 2
-    frame = load(own.store).runs
+    frame = load(project.store).runs
     assert " then " in frame["version.own_layer.Scaled"][0]
 
 

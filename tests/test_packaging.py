@@ -69,8 +69,8 @@ def test_sdist_contains_everything_a_checkout_needs(built: Path) -> None:
     prefix = f"normbench-{normbench.__version__}"
     with tarfile.open(built / f"{prefix}.tar.gz") as sdist:
         names = {name.removeprefix(f"{prefix}/") for name in sdist.getnames()}
-    wanted = {"LICENSE", "README.md", "Makefile", "pyproject.toml", "tests/conftest.py", *LOCKS}
-    assert wanted | {f"conf/{name}" for name in CONF} <= names
+    expected = {"LICENSE", "README.md", "Makefile", "pyproject.toml", "tests/conftest.py", *LOCKS}
+    assert expected | {f"conf/{name}" for name in CONF} <= names
     assert not {name for name in names if name.startswith("runs/")}
 
 

@@ -109,7 +109,7 @@ def installed(tmp_path: Path) -> Installation:
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+def installation_with_runs(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """Return an installation whose store has a run and a sweep over two seeds."""
     installation = install_by_hiding(tmp_path_factory.mktemp("used"))
     train(installation)
@@ -142,15 +142,23 @@ def test_module_is_hidden(installed: Installation, module: str) -> None:
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: No module named '{module}'"
 
 
-def test_run_sweep_list_and_report_work(used: Installation) -> None:
-    check_results(used)
+def test_run_sweep_list_and_report_work(installation_with_runs: Installation) -> None:
+    check_results(installation_with_runs)
 
 
-def test_trained_network_can_be_exported_and_diagnosed(used: Installation) -> None:
-    [run] = used.folder.glob("runs/*-bn-*")
-    assert "model.keras" in used.normbench("export", run.name, "--model", "model.keras")
-    assert "train_gap" in used.normbench("diagnose", run.name, "--probe", "train_gap")
-    line = used.refusal("export", run.name, "--model", "model", "--format", "savedmodel")
+def test_trained_network_can_be_exported_and_diagnosed(
+    installation_with_runs: Installation,
+) -> None:
+    [run] = installation_with_runs.folder.glob("runs/*-bn-*")
+    assert "model.keras" in installation_with_runs.normbench(
+        "export", run.name, "--model", "model.keras"
+    )
+    assert "train_gap" in installation_with_runs.normbench(
+        "diagnose", run.name, "--probe", "train_gap"
+    )
+    line = installation_with_runs.refusal(
+        "export", run.name, "--model", "model", "--format", "savedmodel"
+    )
     assert line.endswith("on jax with tensorflow: pip install tensorflow")
 
 
@@ -179,23 +187,23 @@ def test_sweep_on_the_default_backend_is_refused_in_one_line(
 def test_tensorflow_run_can_be_reported_and_exported_but_not_retrained(
     tmp_path: Path,
 ) -> None:
-    elsewhere = Installation([sys.executable], tmp_path, str(ROOT))
-    elsewhere.normbench("run", *SMALL, "norm=gn")
-    here = install_by_hiding(tmp_path)
+    with_tensorflow = Installation([sys.executable], tmp_path, str(ROOT))
+    with_tensorflow.normbench("run", *SMALL, "norm=gn")
+    without_tensorflow = install_by_hiding(tmp_path)
     [name] = (run.name for run in tmp_path.glob("runs/*-gn-*"))
-    assert "already finished" in here.normbench("run", *SMALL, "norm=gn")
-    here.normbench("report", "runs", "--out", "report")
+    assert "already finished" in without_tensorflow.normbench("run", *SMALL, "norm=gn")
+    without_tensorflow.normbench("report", "runs", "--out", "report")
     needs = "backend=tensorflow needs TensorFlow, which is not installed:"
-    line = here.refusal("diagnose", name, "--probe", "train_gap")
+    line = without_tensorflow.refusal("diagnose", name, "--probe", "train_gap")
     assert line == f"{needs} pip install normbench"
     words = ("export", name, "--model", "model.keras")
-    line = here.refusal(*words)
+    line = without_tensorflow.refusal(*words)
     assert line == f"{needs} set KERAS_BACKEND=jax, or pip install normbench"
-    assert "export: model.keras" in here.normbench(*words, KERAS_BACKEND="jax")
+    assert "export: model.keras" in without_tensorflow.normbench(*words, KERAS_BACKEND="jax")
     # An earlier run of the same network does not prove that it can be trained here.
-    line = here.refusal("sweep", *SMALL, "norm=gn", "seed=1,2")
+    line = without_tensorflow.refusal("sweep", *SMALL, "norm=gn", "seed=1,2")
     assert line == f"2 cells cannot be trained: {REFUSED}"
-    done = here.execute("-m", "normbench", "verify", "runs")
+    done = without_tensorflow.execute("-m", "normbench", "verify", "runs")
     assert done.returncode == 1
     assert f"{name}: cannot be trained again: {needs} pip install normbench" in done.stdout
 

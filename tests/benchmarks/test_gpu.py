@@ -61,10 +61,10 @@ def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_speed_without_a_gpu_is_refused_in_one_line():
-    ended = _run("fast.py")
-    assert ended.returncode == 1
-    assert "there is none on this machine" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    process = _run("fast.py")
+    assert process.returncode == 1
+    assert "there is none on this machine" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_loop_step_counts_launches_and_bytes(monkeypatch):
@@ -98,14 +98,13 @@ optree==0.20.0 \\
 @pytest.mark.slow
 def test_speed_is_rehearsed(tmp_path):
     pytest.importorskip("torch")
-    ended = _run("fast.py", "--rehearse", "--archs", "airbench", "--out", str(tmp_path))
-    assert ended.returncode == 0, ended.stderr
+    process = _run("fast.py", "--rehearse", "--archs", "airbench", "--out", str(tmp_path))
+    assert process.returncode == 0, process.stderr
     text = (tmp_path / "fast.md").read_text()
     assert text.startswith("**REHEARSAL")
     assert "Left out" not in text
-    assert (
-        "airbench gn 1,972,504" in text
-    )  # the same in both; where not, the script ends in an error
+    # The script ends in an error if the number differs between the two implementations.
+    assert "airbench gn 1,972,504" in text
     assert (tmp_path / "fast.json").is_file()
 
 
@@ -113,8 +112,8 @@ def test_speed_is_rehearsed(tmp_path):
 def test_step_is_compared_with_the_reference(tmp_path):
     reference, out = tmp_path / "reference.npz", tmp_path / "right.json"
     words = ("--norms", "xbn", "--workers", "1")
-    ended = _run("right.py", "--write", str(reference), *words)
-    assert ended.returncode == 0, ended.stderr
+    process = _run("right.py", "--write", str(reference), *words)
+    assert process.returncode == 0, process.stderr
 
     def compare() -> dict:
         _run("right.py", "--against", str(reference), "--out", str(out), *words)
@@ -135,9 +134,9 @@ def test_step_is_compared_with_the_reference(tmp_path):
 @pytest.mark.slow
 def test_complete_runs_are_rehearsed(tmp_path):
     words = ("--epochs", "1", "--seeds", "0", "--grid", "epochs=1", "--out", str(tmp_path))
-    ended = _run("useful.py", "--rehearse", *words)
-    assert ended.returncode == 0, ended.stderr
-    assert "| 1 | 1 | " in ended.stdout
+    process = _run("useful.py", "--rehearse", *words)
+    assert process.returncode == 0, process.stderr
+    assert "| 1 | 1 | " in process.stdout
     with tarfile.open(tmp_path / "stores.tar.gz") as archive:
         names = archive.getnames()
     assert sum(name.endswith("summary.json") for name in names) == 3
@@ -148,7 +147,7 @@ def test_complete_runs_are_rehearsed(tmp_path):
 @pytest.mark.data
 def test_unpacking_packed_images_restores_the_published_files(tmp_path, real_data):
     packed, unpacked = tmp_path / "packed", tmp_path / "unpacked"
-    ended = _run(
+    process = _run(
         "images.py",
         "pack",
         str(real_data / "cifar-10-batches-py"),
@@ -156,8 +155,8 @@ def test_unpacking_packed_images_restores_the_published_files(tmp_path, real_dat
         "--files",
         "test_batch",
     )
-    assert ended.returncode == 0, ended.stderr
+    assert process.returncode == 0, process.stderr
     assert (packed / "test_batch.webp").stat().st_size < 18_000_000
-    ended = _run("images.py", "unpack", str(packed), str(unpacked))
-    assert ended.returncode == 0, ended.stderr  # the script compares the published checksum
+    process = _run("images.py", "unpack", str(packed), str(unpacked))
+    assert process.returncode == 0, process.stderr  # the script compares the published checksum
     assert (unpacked / "test_batch.bin").stat().st_size == 10_000 * 3073

@@ -39,11 +39,11 @@ def bomb(first: bytes, pieces: int) -> bytes:
     return data + piece * pieces
 
 
-def many(count: int) -> bytes:
+def empty_members(count: int) -> bytes:
     return b"".join(header(f"{index}", tarfile.REGTYPE, 0) for index in range(count))
 
 
-def chained(count: int) -> bytes:
+def long_name_chain(count: int) -> bytes:
     """Return long-name headers, each of which names the next one."""
     return (header("a", tarfile.GNUTYPE_LONGNAME, 1) + b"x".ljust(512, b"\0")) * count
 
@@ -58,8 +58,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
                          + header("b", tarfile.REGTYPE, 0)) * 90),
         "long headers",
     ),
-    "many members": (lambda: gzipped(many(50_000)), "more than 1,000 members"),
-    "names of names": (lambda: gzipped(chained(5000)), "corrupted"),
+    "many members": (lambda: gzipped(empty_members(50_000)), "more than 1,000 members"),
+    "names of names": (lambda: gzipped(long_name_chain(5000)), "corrupted"),
     "a member of zeros": (
         lambda: bomb(header("a", tarfile.REGTYPE, 8 * GIB), 40),
         "unpacks to more",
@@ -77,7 +77,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a decoder of 1.5 GiB": (
         lambda: (lambda data: data[:1] + (3 << 29).to_bytes(4, "little") + data[5:])(
-            lzma.compress(many(3), lzma.FORMAT_ALONE)
+            lzma.compress(empty_members(3), lzma.FORMAT_ALONE)
         ),
         "emory usage limit",
     ),

@@ -45,9 +45,9 @@ def reads_as_written(tiny: Any, path: Path) -> bool:
     train, test = tiny.source.read(path, print)
     assert set(train) == set(tiny.train)
     return all(
-        np.array_equal(read[key], meant[key])
-        for read, meant in ((train, tiny.train), (test, tiny.test))
-        for key in meant
+        np.array_equal(read[key], expected[key])
+        for read, expected in ((train, tiny.train), (test, tiny.test))
+        for key in expected
     )
 
 

@@ -32,8 +32,8 @@ def reads_as_written(tiny: Any, path: Path) -> bool:
     """Return whether reading a folder gives the images and labels that were written."""
     train, test = tiny.source.read(path, print)
     return all(
-        np.array_equal(read[key], meant[key])
-        for read, meant in ((train, tiny.train), (test, tiny.test))
+        np.array_equal(read[key], expected[key])
+        for read, expected in ((train, tiny.train), (test, tiny.test))
         for key in ("image", "label")
     )
 

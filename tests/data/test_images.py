@@ -28,18 +28,18 @@ def draw(seed: int, shape: Sequence[int] = (6, 5, 3)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def write(path: Path, pixels: np.ndarray, **options: Any) -> None:
+def write_image(path: Path, pixels: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.squeeze()).save(path, **options)
 
 
-def folder(root: Path, splits: dict[str, int], shape: Sequence[int] = (6, 5, 3)) -> Path:
+def write_folders(root: Path, splits: dict[str, int], shape: Sequence[int] = (6, 5, 3)) -> Path:
     """Write images of two classes: ``splits`` maps folders to the number per class."""
     seed = 0
     for split, count in splits.items():
         for label in ("cat", "dog"):
             for index in range(count):
-                write(root / split / label / f"{index}.png", draw(seed, shape))
+                write_image(root / split / label / f"{index}.png", draw(seed, shape))
                 seed += 1
     return root
 
@@ -52,7 +52,7 @@ def config_of(path: Path, *more: str) -> Config:
 
 
 def test_split_folders_are_read_in_name_order(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", {"train": 4, "test": 2, "val": 3})
+    root = write_folders(tmp_path / "pets", {"train": 4, "test": 2, "val": 3})
     (root / "README.txt").write_text("about")
     (root / "train" / "cat" / ".hidden").write_text("")
     source = Images(str(root))
@@ -69,7 +69,7 @@ def test_split_folders_are_read_in_name_order(tmp_path: Path) -> None:
 
 
 def test_fraction_of_each_class_becomes_the_test_images(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", {"": 10})
+    root = write_folders(tmp_path / "pets", {"": 10})
     first = Images(str(root), test=0.2).arrays()
     assert (len(first.train_labels), len(first.test_labels)) == (16, 4)
     np.testing.assert_array_equal(np.bincount(first.test_labels), [2, 2])
@@ -82,7 +82,7 @@ def test_fraction_of_each_class_becomes_the_test_images(tmp_path: Path) -> None:
 
 
 def test_fraction_of_train_or_all_of_val_can_be_the_test_images(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", {"train": 5, "val": 3})
+    root = write_folders(tmp_path / "pets", {"train": 5, "val": 3})
     arrays = Images(str(root), test="val").arrays()
     assert (len(arrays.train_labels), len(arrays.test_labels)) == (10, 6)
     assert arrays.validation_images is None
@@ -95,20 +95,20 @@ def test_fraction_of_train_or_all_of_val_can_be_the_test_images(tmp_path: Path) 
 def test_moved_folder_keeps_its_signature_but_changed_pixels_do_not(
     tmp_path: Path, cache: Path
 ) -> None:
-    root = folder(tmp_path / "pets", {"train": 4, "test": 2})
+    root = write_folders(tmp_path / "pets", {"train": 4, "test": 2})
     before = config_of(root)
     root.rename(tmp_path / "animals")
     moved = config_of(tmp_path / "animals")
     assert moved.run_name == before.run_name
     assert moved.dataset["title"] == "animals"
     assert len(list(cache.glob("*.arrays"))) == 1
-    write(tmp_path / "animals" / "train" / "dog" / "0.png", draw(99))
+    write_image(tmp_path / "animals" / "train" / "dog" / "0.png", draw(99))
     assert config_of(tmp_path / "animals").signature != before.signature
     np.testing.assert_array_equal(make_source(before.dataset).arrays().train_images[4], draw(4))
 
 
 def test_options_that_change_no_pixels_keep_the_signature(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", {"train": 4, "test": 2}, (6, 6, 3))
+    root = write_folders(tmp_path / "pets", {"train": 4, "test": 2}, (6, 6, 3))
     plain = config_of(root)
     for same in ("dataset.size=6", "dataset.channels=3", "dataset.test_seed=5"):
         assert config_of(root, same).signature == plain.signature
@@ -123,14 +123,14 @@ def test_jpeg_and_png_in_any_mode_become_gray_or_color(tmp_path: Path) -> None:
     root = tmp_path / "modes"
     color, gray = draw(0, (8, 8, 3)), draw(1, (8, 8))
     for split in ("train", "test"):
-        write(root / split / "a" / "gray.png", gray)
-        write(root / split / "b" / "bits.png", gray > 99)
+        write_image(root / split / "a" / "gray.png", gray)
+        write_image(root / split / "b" / "bits.png", gray > 99)
     assert Images(str(root)).shape == (8, 8, 1)
-    write(root / "train" / "a" / "zcolor.jpg", color, quality=95)
+    write_image(root / "train" / "a" / "zcolor.jpg", color, quality=95)
     Image.fromarray(color).convert("CMYK").save(root / "train" / "a" / "zz.jpeg")
     Image.fromarray(color).convert("P").save(root / "train" / "b" / "palette.png")
     transparent = np.dstack([color, np.full((8, 8), 0, np.uint8)])
-    write(root / "train" / "b" / "transparent.png", transparent)
+    write_image(root / "train" / "b" / "transparent.png", transparent)
     source = Images(str(root))
     assert source.shape == (8, 8, 3)
     images = source.arrays().train_images
@@ -164,10 +164,10 @@ def test_resizing_averages_over_merged_pixels() -> None:
 def test_images_are_rotated_according_to_exif_data(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotate clockwise
-    root = folder(tmp_path / "turned", {"train": 2, "test": 1}, (5, 6, 3))
+    root = write_folders(tmp_path / "turned", {"train": 2, "test": 1}, (5, 6, 3))
     pixels = np.zeros((6, 5, 3), np.uint8)
     pixels[:, :2] = 255
-    write(root / "train" / "cat" / "0.png", pixels, exif=exif)
+    write_image(root / "train" / "cat" / "0.png", pixels, exif=exif)
     images = Images(str(root)).arrays().train_images
     np.testing.assert_array_equal(images[0], np.rot90(pixels, -1))
 
@@ -175,30 +175,34 @@ def test_images_are_rotated_according_to_exif_data(tmp_path: Path) -> None:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def remove(path: Path) -> None:
+def delete_files(path: Path) -> None:
     for file in path.iterdir():
         file.unlink()
 
 
-def text(path: Path) -> None:
+def write_text(path: Path) -> None:
     path.write_text("no image")
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
 REFUSED: list[tuple[Any, Sequence[str], str]] = [
-    (lambda root: remove(root / "train" / "dog"), (), "train/dog holds no images"),
-    (lambda root: text(root / "train" / "dog" / "1.txt"), (), "train/dog/1.txt is not a JPEG"),
-    (lambda root: cut(root / "test" / "cat" / "0.png"), (), "test/cat/0.png is damaged"),
+    (lambda root: delete_files(root / "train" / "dog"), (), "train/dog holds no images"),
+    (
+        lambda root: write_text(root / "train" / "dog" / "1.txt"),
+        (),
+        "train/dog/1.txt is not a JPEG",
+    ),
+    (lambda root: truncate(root / "test" / "cat" / "0.png"), (), "test/cat/0.png is damaged"),
     (
         lambda root: (root / "test" / "dog").rename(root / "test" / "dogs"),
         (),
         "has the class 'dogs' in test, which its training images lack: did you mean 'dog'?",
     ),
     (
-        lambda root: write(root / "train" / "dog" / "9.png", draw(0, (7, 5, 3))),
+        lambda root: write_image(root / "train" / "dog" / "9.png", draw(0, (7, 5, 3))),
         (),
         "9.png has 5×7): dataset.size=64 resizes them to one",
     ),
@@ -234,7 +238,7 @@ REFUSED: list[tuple[Any, Sequence[str], str]] = [
 def test_unsuitable_folders_are_refused(
     change: Any, overrides: Sequence[str], message: str, tmp_path: Path, cache: Path
 ) -> None:
-    root = folder(tmp_path / "pets", {"train": 3, "test": 1})
+    root = write_folders(tmp_path / "pets", {"train": 3, "test": 1})
     change(root)
     with pytest.raises(UserError) as caught:
         config_of(root, *overrides)
@@ -246,7 +250,7 @@ def test_unsuitable_folders_are_refused(
 def test_images_are_decoded_into_the_cache_slice_by_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    root = folder(tmp_path / "pets", {"": 10})
+    root = write_folders(tmp_path / "pets", {"": 10})
     expected = Images(str(root), test=0.2).arrays()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "anew"))
     monkeypatch.setattr("normbench.data.cache._WRITTEN", 3 * 90)  # bytes: three images
@@ -265,7 +269,7 @@ def test_images_are_decoded_into_the_cache_slice_by_slice(
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, cache: Path) -> None:
-    root = folder(tmp_path / "pets", {"train": 2, "test": 1})
+    root = write_folders(tmp_path / "pets", {"train": 2, "test": 1})
     Images(str(root)).arrays()
     (entry,) = cache.glob("*.json")
     entry.unlink()
@@ -277,7 +281,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, cache: Path) 
 def test_images_that_do_not_fit_on_the_disk_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    root = folder(tmp_path / "pets", {"train": 2, "test": 1})
+    root = write_folders(tmp_path / "pets", {"train": 2, "test": 1})
     free = SimpleNamespace(free=500)
     monkeypatch.setattr("normbench.data.streaming.shutil.disk_usage", lambda path: free)
     with pytest.raises(UserError) as caught:
@@ -290,7 +294,7 @@ def test_images_that_do_not_fit_on_the_disk_are_refused(
 
 
 def test_fraction_that_empties_a_class_is_refused(tmp_path: Path) -> None:
-    root = folder(tmp_path / "pets", {"": 2})
+    root = write_folders(tmp_path / "pets", {"": 2})
     with pytest.raises(UserError, match="leaves a class without test images: the smallest has 2"):
         Images(str(root), test=0.1).arrays()
     with pytest.raises(UserError, match="leaves a class without training images"):
@@ -298,7 +302,7 @@ def test_fraction_that_empties_a_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
-    folder(tmp_path / "pets", {"train": 1, "test": 1})
+    write_folders(tmp_path / "pets", {"train": 1, "test": 1})
     with pytest.raises(UserError, match=f"there is no folder {tmp_path}/pest: did you mean"):
         config_of(tmp_path / "pest")
     with pytest.raises(UserError, match=r"is not a folder: dataset=npz reads \.npz files"):
@@ -311,8 +315,8 @@ def test_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
 def test_image_with_too_many_pixels_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = folder(tmp_path / "pets", {"train": 2, "test": 1})
-    write(root / "train" / "cat" / "1.png", np.zeros((3000, 3000), np.uint8))
+    root = write_folders(tmp_path / "pets", {"train": 2, "test": 1})
+    write_image(root / "train" / "cat" / "1.png", np.zeros((3000, 3000), np.uint8))
     monkeypatch.setattr("normbench.data.images.MOST_PIXELS", 1_000_000)
     with pytest.raises(UserError, match=r"1\.png has 3000×3000 pixels, more than 1,000,000"):
         Images(str(root), size=8).arrays()

@@ -71,10 +71,10 @@ def test_array_names_of_medmnist_and_keras_are_equivalent(tmp_path: Path) -> Non
 def test_gray_and_float_images_become_byte_levels(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (30, 6, 5), np.uint8)
     tests = levels[:12]
-    whole = {"x_train": levels, "x_test": tests}
-    parts = {name: (array / 255).astype("float32") for name, array in whole.items()}
-    as_levels = Npz(str(write(tmp_path / "a.npz", whole)))
-    as_floats = Npz(str(write(tmp_path / "b.npz", parts)))
+    level_arrays = {"x_train": levels, "x_test": tests}
+    float_arrays = {name: (array / 255).astype("float32") for name, array in level_arrays.items()}
+    as_levels = Npz(str(write(tmp_path / "a.npz", level_arrays)))
+    as_floats = Npz(str(write(tmp_path / "b.npz", float_arrays)))
     np.testing.assert_array_equal(as_levels.arrays().train_images, levels[..., None])
     np.testing.assert_array_equal(as_floats.arrays().train_images, levels[..., None])
     assert as_floats.shape == (6, 5, 1)

@@ -81,9 +81,9 @@ def test_plain_tfds_reads_mnist_as_in_the_files(root: Path, real_data: Path) -> 
             labels = np.frombuffer(file.read()[8:], np.uint8)
         images, read = (np.asarray(value) for value in data[split])
         rows = np.concatenate([images.reshape(count, 784), read[:, None].astype(np.uint8)], 1)
-        meant = np.concatenate([pixels, labels[:, None]], 1)
+        expected = np.concatenate([pixels, labels[:, None]], 1)
         np.testing.assert_array_equal(  # tfds shuffles the examples when it writes them
-            np.sort(rows.view("V785").ravel()), np.sort(meant.view("V785").ravel())
+            np.sort(rows.view("V785").ravel()), np.sort(expected.view("V785").ravel())
         )
 
 

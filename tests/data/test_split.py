@@ -15,8 +15,8 @@ from normbench.data.split import channel_statistics, split_indices
 from normbench.errors import UserError
 
 
-def balanced(classes: int, each: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), each))
+def balanced(classes: int, per_class: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), per_class))
 
 
 @st.composite
@@ -74,9 +74,11 @@ def test_class_proportions_are_preserved(case: Any) -> None:
     assert (abs(np.bincount(labels[held_out], minlength=len(counts)) - share) <= bound).all()
 
 
-@pytest.mark.parametrize(("classes", "each", "validation"), [(10, 500, 500), (100, 50, 500)])
-def test_balanced_classes_stay_exactly_balanced(classes: int, each: int, validation: int) -> None:
-    labels = balanced(classes, each)
+@pytest.mark.parametrize(("classes", "per_class", "validation"), [(10, 500, 500), (100, 50, 500)])
+def test_balanced_classes_stay_exactly_balanced(
+    classes: int, per_class: int, validation: int
+) -> None:
+    labels = balanced(classes, per_class)
     train, held_out = split_indices(labels, validation, 0, 10 * classes)
     assert set(np.bincount(labels[held_out])) == {validation // classes}
     assert set(np.bincount(labels[train])) == {10}

@@ -112,8 +112,8 @@ def test_norm_matches_its_formula() -> None:
     y = keras.ops.convert_to_numpy(layer(x))
     for image, normalized in zip(x.astype("float64"), y, strict=True):
         centered = image - image.mean()
-        wanted = centered / (np.abs(centered).mean() * math.sqrt(math.pi / 2))
-        np.testing.assert_allclose(normalized, wanted, rtol=1e-4, atol=1e-5)
+        expected = centered / (np.abs(centered).mean() * math.sqrt(math.pi / 2))
+        np.testing.assert_allclose(normalized, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_data_set_has_parity_labels() -> None:

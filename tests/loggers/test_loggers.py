@@ -76,9 +76,9 @@ def test_tensorboard_shows_every_epoch_once(tensorboard, tmp_path):
     rows = run.metrics()
     assert len(rows) == EPOCHS
     for tag, key in (("loss/train", "train_loss"), ("acc/val", "val_acc"), ("lr", "lr")):
-        seen = events.Scalars(tag)
-        assert [event.step for event in seen] == [row["step"] for row in rows]
-        for event, row in zip(seen, rows, strict=True):
+        scalars = events.Scalars(tag)
+        assert [event.step for event in scalars] == [row["step"] for row in rows]
+        for event, row in zip(scalars, rows, strict=True):
             assert math.isclose(event.value, row[key], rel_tol=1e-6)
     (last,) = events.Scalars("acc/test")
     assert math.isclose(last.value, run.summary["test_acc"], rel_tol=1e-6)
@@ -153,10 +153,10 @@ def test_wandb_has_one_run_with_every_epoch_once(wandb, tmp_path, monkeypatch):
     )
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     records = records_of_wandb(folder)
-    (begun,) = records["run"]
-    assert (begun.run_id, begun.display_name, begun.project) == (run.name, run.name, "normbench")
-    assert begun.run_group == "digits-mlp_sigmoid-bn-b16"
-    values = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    (header,) = records["run"]
+    assert (header.run_id, header.display_name, header.project) == (run.name, run.name, "normbench")
+    assert header.run_group == "digits-mlp_sigmoid-bn-b16"
+    values = {item.key: json.loads(item.value_json) for item in header.config.update}
     assert values["batch"] == 16
     assert values["norm"]["name"] == "bn"
     rows = [

@@ -96,7 +96,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
 
 
 def build_model(config: Any, shape: Any, classes: int) -> Any:
-    _do(fault_of(config.run_name))
+    _inject(fault_of(config.run_name))
     return types.SimpleNamespace(config=config, weights=np.full(3, float(config.seed)))
 
 
@@ -113,7 +113,7 @@ def fault_of(name: str) -> str:
     return kind
 
 
-def _do(kind: str) -> None:
+def _inject(kind: str) -> None:
     if kind == "refuse":
         from normbench.errors import UserError
 
@@ -123,15 +123,15 @@ def _do(kind: str) -> None:
     if kind == "print":
         print("a library prints to standard output")
         os.write(1, b"and so does native code\n")
-    _later.append(kind)
+    _pending.append(kind)
 
 
-_later: list[str] = []
+_pending: list[str] = []
 
 
 def _fail() -> None:
-    kind = _later.pop() if _later else ""
-    _later.clear()
+    kind = _pending.pop() if _pending else ""
+    _pending.clear()
     if kind == "raise":
         raise RuntimeError("something broke\nin two lines")
     if kind == "abort":
@@ -182,7 +182,7 @@ def make_loop(model: Any, dataset: Any, settings: Any) -> Any:
                          np.ones(count, np.int32), np.ones(count, np.float32))  # fmt: skip
 
         def recompute(self) -> None:
-            _note_epoch(self)
+            _log_epoch(self)
 
         def evaluate(self, split: str) -> tuple[float, float]:
             return float(abs(self.weights[1])), float(abs(self.weights[2]))
@@ -200,7 +200,7 @@ def make_loop(model: Any, dataset: Any, settings: Any) -> Any:
     return FakeLoop()
 
 
-def _note_epoch(loop: Any) -> None:
+def _log_epoch(loop: Any) -> None:
     folder = os.environ.get("FAKE_FAULTS")
     if folder:
         with (Path(folder) / "epochs.log").open("a") as file:

@@ -25,11 +25,11 @@ def kill_at(place: str) -> None:
     module, _, name = path.partition(":")
     owner_name, _, method = name.rpartition(".")
     owner = getattr(import_module(module), owner_name)
-    original, left = getattr(owner, method), [int(count)]
+    original, calls_left = getattr(owner, method), [int(count)]
 
     def call(*arguments: Any, **options: Any) -> Any:
-        left[0] -= 1
-        if not left[0]:
+        calls_left[0] -= 1
+        if not calls_left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **options)
 

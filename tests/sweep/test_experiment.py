@@ -52,7 +52,7 @@ def test_typed_overrides_take_precedence_over_the_experiment():
 
 
 @pytest.fixture
-def mine(tmp_path):
+def user_folder(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "title: a test\n"
@@ -63,18 +63,18 @@ def mine(tmp_path):
     return tmp_path
 
 
-def test_variants_add_cells_and_a_scale_changes_all_of_them(mine):
-    cells = expand(["+experiment=mine"], mine)
+def test_variants_add_cells_and_a_scale_changes_all_of_them(user_folder):
+    cells = expand(["+experiment=mine"], user_folder)
     assert [(c.label, c.norm_name, c.seed, c.epochs) for c in cells] == [
         ("a", "bn", 0, 9), ("a", "bn", 1, 9), ("b", "gn", 0, 9), ("b", "gn", 1, 9),
     ]  # fmt: skip
-    small = expand(["+experiment=mine", "scale=small"], mine)
+    small = expand(["+experiment=mine", "scale=small"], user_folder)
     assert [(c.label, c.seed, c.epochs) for c in small] == [("a", 0, 1), ("b", 0, 1)]
     assert small[1].norm["groups"] == 2
 
 
-def test_label_does_not_change_the_signature(mine):
-    cell = expand(["+experiment=mine", "scale=small"], mine)[0]
+def test_label_does_not_change_the_signature(user_folder):
+    cell = expand(["+experiment=mine", "scale=small"], user_folder)[0]
     typed = expand(["dataset=digits", "norm=bn", "seed=0", "epochs=1"])[0]
     assert cell.label != typed.label
     assert cell.signature == typed.signature
@@ -109,10 +109,10 @@ def test_mistakes_are_refused(overrides, message):
         ("- a\n", "must be a group of keys"),
     ],
 )
-def test_invalid_experiment_file_is_refused(text, message, mine):
-    (mine / "experiment" / "mine.yaml").write_text(text)
+def test_invalid_experiment_file_is_refused(text, message, user_folder):
+    (user_folder / "experiment" / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        load("mine", mine)
+        load("mine", user_folder)
 
 
 # --- tuned keys -----------------------------------------------------------------------------------
@@ -121,12 +121,12 @@ GRID = "title: a test\noverrides: [dataset=digits, arch=resnet8, 'norm=bn,gn', '
 
 
 @pytest.fixture
-def tuning(mine):
+def tuning(user_folder):
     """Return a function that writes an experiment with tuned keys and returns its folder."""
 
     def write(text: str, overrides: str = GRID):
-        (mine / "experiment" / "mine.yaml").write_text(overrides + text)
-        return mine
+        (user_folder / "experiment" / "mine.yaml").write_text(overrides + text)
+        return user_folder
 
     return write
 

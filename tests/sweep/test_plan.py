@@ -104,7 +104,7 @@ class RecordingCheck:
         return ["groups=3: no" if c.norm.get("groups") == 3 else "" for c in configs]
 
 
-def test_combination_is_checked_once_and_never_if_the_store_has_trained_it(grid, tmp_store):
+def test_combination_is_checked_once_and_not_if_the_store_has_a_run_of_it(grid, tmp_store):
     store, check = Store(tmp_store), RecordingCheck()
     configs = grid("seed=range(0,9)", "norm=gn", "norm.groups=1,2,3")
     proof = grid("seed=99", "norm=gn", "norm.groups=1")[0]

@@ -298,7 +298,7 @@ def test_experiment_can_name_a_sampler(run_sweep, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """Return values and choices of an uninterrupted sweep."""
     store = tmp_path_factory.mktemp("undisturbed") / "runs"
     subprocess.run(command(store), env=environment(), capture_output=True, text=True, check=True)
@@ -333,17 +333,17 @@ def values_of(store: Store) -> list:
     ],
 )
 def test_killed_sweep_repeats_its_proposals_and_retrains_nothing(
-    run_sweep, run_killed, faults, tmp_store, undisturbed, place, ends
+    run_sweep, run_killed, faults, tmp_store, uninterrupted, place, ends
 ):
     store = Store(tmp_store)
     run_killed(command(tmp_store), environment(FAKE_KILL=place))
-    ended = {run.name: run.meta["sessions"] for run in store.runs() if run.status == "finished"}
-    assert len(ended) >= ends
+    finished = {run.name: run.meta["sessions"] for run in store.runs() if run.status == "finished"}
+    assert len(finished) >= ends
     code, out = run_sweep()
     assert code == 0, out
-    assert values_of(store) == undisturbed
+    assert values_of(store) == uninterrupted
     assert len(store.runs()) == 30
-    for name, sessions in ended.items():
+    for name, sessions in finished.items():
         assert store.run(name).meta["sessions"] == sessions
     assert epochs_trained(faults) == 60
 

@@ -583,11 +583,11 @@ def test_sweep_killed_in_either_phase_resumes(base, faults, tmp_store, phase):
     def under_way() -> bool:
         """Return whether one run of the phase is finished and another has a checkpoint."""
         runs = [run for run in store.runs() if ("-s1000-" in run.name) == (phase == "trials")]
-        begun = sum(
+        advancing = sum(
             run.status == "running" and (run.last_metrics() or {}).get("epoch", 0) > 1
             for run in runs
         )
-        return begun > 0 and any(run.status == "finished" for run in runs)
+        return advancing > 0 and any(run.status == "finished" for run in runs)
 
     # Short trials if the kill comes later, in the final runs.
     options = ["--tune-epochs", "2"] if phase == "final runs" else []
@@ -597,13 +597,13 @@ def test_sweep_killed_in_either_phase_resumes(base, faults, tmp_store, phase):
     process.communicate(timeout=60)
     wait_until(lambda: not any(run.status == "running" for run in store.runs()))
     # The kill may fall between writing a run's summary and updating its meta.json.
-    ended = {run.name: run.summary for run in store.runs() if run.status == "finished"}
-    assert ended
+    finished = {run.name: run.summary for run in store.runs() if run.status == "finished"}
+    assert finished
     # A row for the second epoch implies a checkpoint of the first.
     advanced = {run.name for run in store.runs() if (run.last_metrics() or {}).get("epoch", 0) > 1}
     output, _ = (process := start_sweep(base, 0.002, *options)).communicate(timeout=120)
     assert process.returncode == 0, output
-    if advanced - ended.keys():  # the run may have ended between the check and the kill
+    if advanced - finished.keys():  # the run may have ended between the check and the kill
         assert "to resume" in output
     runs = store.runs()
     assert len(runs) == 8
@@ -613,8 +613,8 @@ def test_sweep_killed_in_either_phase_resumes(base, faults, tmp_store, phase):
         assert first_epochs[0] == 0
         if run.name in advanced:
             assert all(epoch > 0 for epoch in first_epochs[1:])  # not restarted
-        if run.name in ended:
-            assert (len(first_epochs), run.summary) == (1, ended[run.name])
+        if run.name in finished:
+            assert (len(first_epochs), run.summary) == (1, finished[run.name])
         if "-s1000-" not in run.name:
             assert len(run.meta["tuned"]["trials"]) == 2
     # The result is that of an uninterrupted sweep.

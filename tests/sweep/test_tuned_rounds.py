@@ -19,7 +19,7 @@ TUNE = ("--tune", "optimizer.lr=0.1,0.2")
 UNTIL = ("--until", "0.001", "--max-seeds", "6", "--baseline", "batch=16")
 
 
-def words(store: Path, *more: str) -> list[str]:
+def sweep_command(store: Path, *more: str) -> list[str]:
     """Return a command for two cells of two trials, with 3 to 6 final seeds."""
     return ["sweep", "dataset=digits", "dataset.train_size=160", "arch=resnet8", "arch.width=4",
             "norm=bn", "batch=16,32", "epochs=1", "seed=range(0,3)", "executor.workers=2",
@@ -31,7 +31,7 @@ def run_rounds(tmp_store, faults, capsys):
     """Return a function that runs the command and returns exit code and output."""
 
     def run(*more: str, tune=TUNE, until=UNTIL):
-        code = main(words(tmp_store, *tune, *until, *more))
+        code = main(sweep_command(tmp_store, *tune, *until, *more))
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
@@ -85,12 +85,12 @@ def test_finished_sweep_continues_when_narrower_intervals_are_requested(run_roun
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """Return results and looks of an uninterrupted sweep."""
     folder = tmp_path_factory.mktemp("undisturbed")
     store = Store(folder / "runs")
     subprocess.run(
-        [sys.executable, str(FAKESWEEP), *words(store.root, *TUNE, *UNTIL)],
+        [sys.executable, str(FAKESWEEP), *sweep_command(store.root, *TUNE, *UNTIL)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -117,24 +117,24 @@ def undisturbed(tmp_path_factory):
     ],
 )
 def test_killed_sweep_resumes_with_the_same_results(
-    run_rounds, run_killed, tmp_store, faults, undisturbed, place, looks
+    run_rounds, run_killed, tmp_store, faults, uninterrupted, place, looks
 ):
     store = Store(tmp_store)
     run_killed(
-        [sys.executable, str(FAKESWEEP), *words(tmp_store, *TUNE, *UNTIL)],
+        [sys.executable, str(FAKESWEEP), *sweep_command(tmp_store, *TUNE, *UNTIL)],
         {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "FAKE_KILL": place},
     )
     assert len(looks_of(store)) == looks
-    ended = {run.name: run.meta for run in store.runs() if run.status == "finished"}
+    finished = {run.name: run.meta for run in store.runs() if run.status == "finished"}
     for run in store.runs():
         if "-s1000-" not in run.name:  # a final run records its trials when it starts
             assert len(run.meta["tuned"]["trials"]) == 2
     code, out = run_rounds()
     assert code == 0, out
-    results, expected_looks = undisturbed
+    results, expected_looks = uninterrupted
     assert results_of(store) == results
     assert looks_of(store) == expected_looks
-    for name, meta in ended.items():
+    for name, meta in finished.items():
         assert store.run(name).meta["sessions"] == meta["sessions"]  # not trained again
     assert len([record for record in records(store) if "until" in record.head]) == 3
 

@@ -451,32 +451,34 @@ def test_concurrent_verify_is_refused_in_one_line(store, capsys) -> None:
 
 
 def test_progress_is_reported_to_a_sweep_view(store, lines) -> None:
-    seen: list[tuple[str, object]] = []
+    events: list[tuple[str, object]] = []
 
     class View(SweepView):
         def phase(self, text, trials=False):
-            seen.append(("phase", text))
+            events.append(("phase", text))
 
         def training(self, plan, slots, store):
-            seen.append(("training", [cell.seconds is not None for cell in plan.cells]))
+            events.append(("training", [cell.seconds is not None for cell in plan.cells]))
             return super().training(plan, slots, store)
 
         def started(self, cell, where):
-            seen.append(("started", cell.name))
+            events.append(("started", cell.name))
 
         def progress(self, cell, facts):
-            seen.append(("epoch", facts.get("epoch")))
+            events.append(("epoch", facts.get("epoch")))
 
         def ended(self, cell, result):
-            seen.append(("ended", cell.name))
+            events.append(("ended", cell.name))
 
     verify(store, sample=2, say=lines.append, view=View())
-    kinds = [kind for kind, _ in seen]
+    kinds = [kind for kind, _ in events]
     assert kinds[:3] == ["phase", "training", "started"]
-    assert seen[1] == ("training", [True, True])  # estimated from runs on this machine
-    assert re.fullmatch(r"2 of 4 runs chosen, 2 to train; about .*, one after another", seen[0][1])
+    assert events[1] == ("training", [True, True])  # estimated from runs on this machine
+    assert re.fullmatch(
+        r"2 of 4 runs chosen, 2 to train; about .*, one after another", events[0][1]
+    )
     assert kinds.count("started") == kinds.count("ended") == 2
-    assert {fact for kind, fact in seen if kind == "epoch"} >= {0, 1, 2, 3}
+    assert {fact for kind, fact in events if kind == "epoch"} >= {0, 1, 2, 3}
 
 
 def test_log_of_a_long_verification_has_a_line_per_minute(grid, tmp_store, monkeypatch) -> None:

@@ -265,12 +265,12 @@ def test_batch_is_split_only_after_fewer_runs_did_not_help(grid, faults, run_on,
     configs = grid("batch=16", "accumulate=auto,1", "seed=0")
     executor = Local(list_gpus=lambda: [Gpu("0", None)], jobs_per_gpu=2)
     observer = run_on(executor, configs)
-    auto, whole = configs
+    auto, unsplit = configs
     assert sorted(observer.retries) == [
         "out of memory on gpu 0, which now takes 1 run at a time",
         "out of memory on gpu 0, which now takes 1 run at a time",
     ]
-    assert observer.results[whole.run_name].cause == "memory"
+    assert observer.results[unsplit.run_name].cause == "memory"
     assert observer.results[auto.run_name].result == "trained"
     run = Store(auto.store).run(auto)
     assert run.summary["micro_batches"] == 2

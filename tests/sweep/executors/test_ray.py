@@ -120,13 +120,13 @@ def test_workers_get_the_relevant_environment_variables(cluster, monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "64")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     executor = RayExecutor(cpus_per_run=1)
-    seen = ray.get(executor._remote(lambda: dict(os.environ), "jax").remote())
-    assert seen["NORMBENCH_ANYTHING"] == "1"
-    assert seen["TFDS_DATA_DIR"] == "/data/tfds"
-    assert seen["JAX_COMPILATION_CACHE_DIR"] == "/cache/jax"
-    assert seen["KERAS_BACKEND"] == "jax"
-    assert seen["TF_NUM_INTRAOP_THREADS"] == "1"  # executor.cpus_per_run decides
-    assert "WANDB_API_KEY" not in seen
+    environment = ray.get(executor._remote(lambda: dict(os.environ), "jax").remote())
+    assert environment["NORMBENCH_ANYTHING"] == "1"
+    assert environment["TFDS_DATA_DIR"] == "/data/tfds"
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == "/cache/jax"
+    assert environment["KERAS_BACKEND"] == "jax"
+    assert environment["TF_NUM_INTRAOP_THREADS"] == "1"  # executor.cpus_per_run decides
+    assert "WANDB_API_KEY" not in environment
 
 
 @pytest.mark.slow
