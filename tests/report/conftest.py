@@ -26,8 +26,8 @@ VERSIONS = {
 }
 TRAIN, TEST = 1200, 360
 
-# Final accuracy of a norm at batch 128, and what it loses with each halving below and doubling
-# above: the shape of the Group Normalization paper's figure.
+# Final accuracy of a norm at batch 128, and its loss per halving below and doubling above, shaped
+# like the figure in the Group Normalization paper.
 BEHAVIOUR = {
     "bn": (0.962, 0.016, 0.002),
     "gn": (0.951, 0.001, 0.005),
@@ -43,7 +43,7 @@ SPEED = {"bn": 3100, "gn": 2700, "gn_ws": 2550, "bn_ws": 2900, "ln": 2750, "in":
 def config(
     norm: str, batch: int, seed: int, *, epochs: int = 20, dataset: str = "digits", **changes: Any
 ) -> dict[str, Any]:
-    """Return a resolved config as the runs of this package keep it."""
+    """Return a resolved config as run folders record it."""
     base, _, weight = norm.partition("_")
     tree: dict[str, Any] = {
         "dataset": {"name": dataset, "validation": 237, "split_seed": 0, "train_size": None},
@@ -135,7 +135,7 @@ def write_run(
     name = f"{dataset}-{arch}-{norm}-b{batch}-s{seed}-{signature}"
     folder = root / name
     folder.mkdir(parents=True)
-    # Not as JSON: YAML takes 1e-05 for a text, which has another signature.
+    # Not as JSON: YAML reads 1e-05 as text, which changes the signature.
     with (folder / "config.yaml").open("w") as file:
         yaml.dump({**tree, "signature": signature, "schema": 1}, file, _Dumper, sort_keys=False)
     rows = curve(norm, batch, seed, epochs, until=stop if status == "diverged" else None)
@@ -246,7 +246,7 @@ def write_grid(
 
 
 def write_mixed(root: Path) -> Path:
-    """Write a store with everything in it that a store can hold, the broken included."""
+    """Write a store with everything that a store can contain, including damaged runs."""
     write_grid(root)
     write_run(root, config("none", 16, 0), status="diverged", stop=4)
     write_run(root, config("none", 16, 1))
@@ -409,19 +409,19 @@ def set_result(run: Path, key: str, value: float) -> None:
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Callable[..., Path]:
-    """A maker of stores with a finished run in every cell."""
+    """A function that writes a store with a finished run in every cell."""
     return lambda **options: write_grid(tmp_path / "runs", **options)
 
 
 @pytest.fixture(scope="session")
 def mixed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds runs in every state, and folders that are none."""
+    """A store with runs in every state, and with folders that are not runs."""
     return write_mixed(tmp_path_factory.mktemp("mixed") / "runs")
 
 
 @pytest.fixture(scope="session")
 def synth() -> SimpleNamespace:
-    """The makers of this file, which tests cannot import."""
+    """The functions of this file that write stores."""
     return SimpleNamespace(
         config=config,
         write_run=write_run,
@@ -435,5 +435,5 @@ def synth() -> SimpleNamespace:
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have a single figure: drawing takes most of their time."""
+    """Limit reports to a single figure: drawing takes most of their time."""
     monkeypatch.setattr("normbench.report.figures.FIGURES", ("heatmap",))

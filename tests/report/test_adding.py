@@ -1,4 +1,4 @@
-"""The figure and the metric that docs/adding.md shows work as they stand there."""
+"""The figure and the metric in docs/adding.md work as shown there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_block(heading: str) -> dict[str, Any]:
     return names
 
 
-def test_the_figure_draws_what_it_says(mixed_store: Path) -> None:
+def test_documented_figure_draws_the_mean_steps(mixed_store: Path) -> None:
     (study,) = studies(load(mixed_store))
     (drawing,) = run_block("A figure")["figures"](build(study, METRICS["test_acc"]))
     (line,) = drawing.figure.axes[0].lines
@@ -36,10 +36,10 @@ def test_the_figure_draws_what_it_says(mixed_store: Path) -> None:
     assert "batch" in FIGURES
 
 
-def test_the_metric_is_computed_from_others(
+def test_documented_metric_is_derived_from_others(
     mixed_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METRICS, "loss_gap", METRICS["val_acc"])  # so that it is taken out again
+    monkeypatch.setitem(METRICS, "loss_gap", METRICS["val_acc"])  # so that it is removed again
     run_block("A metric")
     runs = load(mixed_store).runs
     values = METRICS["loss_gap"].derive({"val_loss": 1.5, "train_loss": 1.0})

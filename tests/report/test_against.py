@@ -1,4 +1,4 @@
-"""``normbench report --against``: a store's runs held against those of a published store."""
+"""``normbench report --against``: a store's runs compared with those of a published store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normbench.report.stores import load_stores
 def write_runs(
     synth: SimpleNamespace, store: Path, values: dict[str, float], **changes: object
 ) -> Path:
-    """Write three runs of each norm whose test accuracies lie closely around a value."""
+    """Write three runs of each norm with test accuracies close to a value."""
     for norm, value in values.items():
         for seed in range(3):
             run = synth.write_run(store, synth.config(norm, 16, seed, epochs=3, **changes))
@@ -31,9 +31,9 @@ def test_report_gives_each_config_a_verdict(
     synth: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = write_runs(synth, tmp_path / "published", {"bn": 0.91, "gn": 0.92, "ln": 0.8})
-    own = write_runs(synth, tmp_path / "own", {"bn": 0.911, "gn": 0.87})
+    own_store = write_runs(synth, tmp_path / "own", {"bn": 0.911, "gn": 0.87})
     out = tmp_path / "report"
-    words = ["report", str(own), "--against", str(published), "--out", str(out)]
+    words = ["report", str(own_store), "--against", str(published), "--out", str(out)]
     assert main(words) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 configs in both: 1 different, 1 within the spread; only in published" in printed
@@ -50,18 +50,18 @@ def test_report_gives_each_config_a_verdict(
         assert "1 different, 1 within the spread" in text
     assert "--against" in (out / "index.html").read_text()
     assert (out / "tables" / "against.tex").is_file()
-    assert main(["report", str(own), "--out", str(out)]) == 0
+    assert main(["report", str(own_store), "--out", str(out)]) == 0
     assert not (out / "tables" / "against.csv").exists()
 
 
-def test_backend_and_precision_are_not_part_of_the_science(
+def test_backend_and_precision_do_not_prevent_a_comparison(
     synth: SimpleNamespace, tmp_path: Path
 ) -> None:
     published = write_runs(synth, tmp_path / "published", {"bn": 0.91, "gn": 0.92})
     changes = {"backend": "jax", "precision": "mixed_bfloat16"}
-    own = write_runs(synth, tmp_path / "own", {"bn": 0.911}, **changes)
-    write_runs(synth, own, {"gn": 0.92}, label_smoothing=0.1)
-    frames, _ = load_stores([published, own], ("store",))
+    own_store = write_runs(synth, tmp_path / "own", {"bn": 0.911}, **changes)
+    write_runs(synth, own_store, {"gn": 0.92}, label_smoothing=0.1)
+    frames, _ = load_stores([published, own_store], ("store",))
     sides = compare(frames, "store", same_science=True)
     (item,) = sides.found
     assert item.runs[0]["norm"].unique() == ["bn"]
@@ -72,13 +72,11 @@ def test_backend_and_precision_are_not_part_of_the_science(
     assert sides.only == [(1, 3), (1, 3)]
 
 
-def test_equal_configs_are_compared_with_each_other_first(
-    synth: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_identical_configs_are_matched_first(synth: SimpleNamespace, tmp_path: Path) -> None:
     published = write_runs(synth, tmp_path / "published", {"bn": 0.91})
     write_runs(synth, published, {"bn": 0.93}, backend="jax")
-    own = write_runs(synth, tmp_path / "own", {"bn": 0.93}, backend="jax")
-    frames, _ = load_stores([published, own], ("store",))
+    own_store = write_runs(synth, tmp_path / "own", {"bn": 0.93}, backend="jax")
+    frames, _ = load_stores([published, own_store], ("store",))
     sides = compare(frames, "store", same_science=True)
     (item,) = sides.found
     assert item.differs == ""
@@ -86,7 +84,7 @@ def test_equal_configs_are_compared_with_each_other_first(
     assert sides.only == [(1, 3), (0, 0)]
 
 
-def test_cells_that_were_tuned_to_other_values_are_compared(
+def test_cells_tuned_to_different_values_are_compared(
     synth: SimpleNamespace, tmp_path: Path
 ) -> None:
     def accuracy(best: float):
@@ -100,21 +98,21 @@ def test_cells_that_were_tuned_to_other_values_are_compared(
     (item,) = sides.found
     assert list(map(len, item.runs)) == [3, 3]
     assert item.differs == "optimizer.lr=0.1 and optimizer.lr=0.2"
-    assert sides.only == [(0, 0), (0, 0)]  # trials are no results
+    assert sides.only == [(0, 0), (0, 0)]  # trials are not results
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     synth: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = str(write_runs(synth, tmp_path / "own", {"bn": 0.9}))
+    own_store = str(write_runs(synth, tmp_path / "own", {"bn": 0.9}))
     other = str(write_runs(synth, tmp_path / "other", {"gn": 0.9}))
     out = ["--out", str(tmp_path / "report")]
     for words, says in (
-        ([own, "--against", other], "have no config of which both have complete runs"),
-        ([own, other, "--against", own], "--against compares one store, not 2"),
-        ([own, "--against", own], "is named twice"),
-        ([own, "--against", own + "2"], "own2"),
-        ([own, "--against", other, "--metric", "images_per_s"], "is not compared: times"),
+        ([own_store, "--against", other], "have no config of which both have complete runs"),
+        ([own_store, other, "--against", own_store], "--against compares one store, not 2"),
+        ([own_store, "--against", own_store], "is named twice"),
+        ([own_store, "--against", own_store + "2"], "own2"),
+        ([own_store, "--against", other, "--metric", "images_per_s"], "is not compared: times"),
     ):
         assert main(["report", *words, *out]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -30,36 +30,36 @@ def test_probability_is_the_mean_of_mann_whitney_u(
     assert found.tasks == 3
 
 
-def test_interval_is_that_of_drawing_runs_anew(
+def test_interval_matches_naive_resampling_of_runs(
     tasks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
     found = probability_of_improvement(*tasks, repetitions=4000)
     rng = np.random.default_rng(5)
     drawn = []
     for _ in range(4000):
-        parts = []
+        task_means = []
         for x, y in zip(*tasks, strict=True):
             a, b = rng.choice(x, len(x)), rng.choice(y, len(y))
-            parts.append(np.mean([(i > j) + 0.5 * (i == j) for i in a for j in b]))
-        drawn.append(np.mean(parts))
+            task_means.append(np.mean([(i > j) + 0.5 * (i == j) for i in a for j in b]))
+        drawn.append(np.mean(task_means))
     assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.03)
 
 
-def test_ties_count_half_and_the_sides_add_up() -> None:
+def test_ties_count_half_and_both_directions_sum_to_one() -> None:
     same = [np.array([0.9, 0.9])]
     assert probability_of_improvement(same, same).probability == 0.5
     x, y = [np.array([1.0, 3.0])], [np.array([2.0, 2.0, 3.0])]
-    there = probability_of_improvement(x, y).probability
-    assert there + probability_of_improvement(y, x).probability == pytest.approx(1.0)
+    forward = probability_of_improvement(x, y).probability
+    assert forward + probability_of_improvement(y, x).probability == pytest.approx(1.0)
 
 
-def test_a_task_with_one_run_has_no_interval() -> None:
+def test_task_with_one_run_has_no_interval() -> None:
     found = probability_of_improvement([np.array([0.9]), np.array([0.9, 0.8])], [np.ones(2)] * 2)
     assert found.probability == 0.0
     assert math.isnan(found.low)
 
 
-def test_the_same_scores_give_the_same_interval(
+def test_interval_is_deterministic(
     tasks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
     assert probability_of_improvement(*tasks) == probability_of_improvement(*tasks)
@@ -70,7 +70,7 @@ def test_tasks_must_match() -> None:
         probability_of_improvement([np.ones(2)], [np.ones(2)] * 2)
 
 
-def test_profile_is_the_share_of_runs_above(
+def test_profile_is_the_share_of_runs_above_each_threshold(
     tasks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
     scores = tasks[0]

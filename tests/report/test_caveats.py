@@ -1,4 +1,4 @@
-"""Caveats: what differs beside the factors, what had not converged, what was not tuned."""
+"""Caveats: confounds, training that had not converged, and untuned learning rates."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Maker = Callable[..., Path]
 DIFFERING = "epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
 
 
-def one(root: Path, *allowed: str, by: tuple[str, ...] = ("norm", "batch")) -> Study:
+def study_of(root: Path, *allowed: str, by: tuple[str, ...] = ("norm", "batch")) -> Study:
     (study,) = studies(load(root), by, allowed)
     return study
 
 
-def found_in(study: Study, baseline: Any = "bn") -> list[Finding]:
+def findings_in(study: Study, baseline: Any = "bn") -> list[Finding]:
     grid = build(study, METRICS["test_acc"], baseline)
     return findings(grid)
 
 
-def of(found: list[Finding], strength: str) -> list[str]:
+def texts_of(found: list[Finding], strength: str) -> list[str]:
     return [finding.text for finding in found if finding.strength == strength]
 
 
@@ -49,20 +49,25 @@ def confounded(grid: Maker, synth: SimpleNamespace) -> Path:
     return synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
 
 
-def test_a_confounded_difference_is_no_significant_one(confounded: Path) -> None:
-    found = found_in(one(confounded))
-    assert of(found, "significant") == of(found, "overall") == of(found, "suggestive") == []
-    (text,) = [text for text in of(found, "confounded") if text.startswith("GN beats BN at")]
+def test_confounded_difference_is_not_significant(confounded: Path) -> None:
+    found = findings_in(study_of(confounded))
+    assert (
+        texts_of(found, "significant")
+        == texts_of(found, "overall")
+        == texts_of(found, "suggestive")
+        == []
+    )
+    (text,) = [text for text in texts_of(found, "confounded") if text.startswith("GN beats BN at")]
     assert text.endswith(
         f" Confounded: the rows also differ in {DIFFERING}, so the difference cannot be attributed "
         "to the norm."
     )
-    (nothing,) = of(found, "undetected")
+    (nothing,) = texts_of(found, "undetected")
     assert nothing.endswith(f"the rows also differ in {DIFFERING}, which may hide a difference.")
 
 
-def test_confounds_stand_under_tables_and_in_captions(confounded: Path) -> None:
-    study = one(confounded)
+def test_confounds_appear_under_tables_and_in_captions(confounded: Path) -> None:
+    study = study_of(confounded)
     note = (
         f"Confounded: rows also differ in {DIFFERING}. Differences between rows cannot be "
         "attributed to the norm alone."
@@ -73,26 +78,26 @@ def test_confounds_stand_under_tables_and_in_captions(confounded: Path) -> None:
     assert f"resnet8 on Digits; rows also differ in {DIFFERING}." in batch.draw(grid).caption
 
 
-def test_an_intended_difference_is_shown_and_does_not_weaken(confounded: Path) -> None:
-    study = one(confounded, "epochs", "optimizer")  # a group allows each of its keys
+def test_allowed_difference_is_shown_and_does_not_weaken_findings(confounded: Path) -> None:
+    study = study_of(confounded, "epochs", "optimizer")  # a group allows each of its keys
     assert study.notes == [f"Rows also differ in {DIFFERING}, as intended."]
-    (text,) = of(found_in(study), "significant")
+    (text,) = texts_of(findings_in(study), "significant")
     assert text.endswith(f" The rows also differ in {DIFFERING}, as intended.")
-    (text,) = of(found_in(one(confounded, "optimizer.lr")), "confounded")[:1]
+    (text,) = texts_of(findings_in(study_of(confounded, "optimizer.lr")), "confounded")[:1]
     assert "Confounded: the rows also differ in epochs (BN 5, GN 2), so" in text
     assert text.endswith("The rows also differ in learning rate (BN 0.1, GN 0.02), as intended.")
 
 
-def test_the_summary_has_a_column_for_what_differs(confounded: Path) -> None:
-    table = summary(one(confounded))
+def test_summary_has_a_column_for_each_differing_key(confounded: Path) -> None:
+    table = summary(study_of(confounded))
     assert list(table.headers[:3]) == ["Epochs", "optimizer.lr", "Norm"]
     assert {(line[1].text, line[2].text) for line in table.rows} == {("0.1", "BN"), ("0.02", "GN")}
     assert list(table.data["optimizer.lr"]) == [0.1, 0.1, 0.02, 0.02]
 
 
-def test_an_unknown_key_is_refused(confounded: Path) -> None:
+def test_unknown_key_is_refused(confounded: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean 'optimizer\.lr'"):
-        one(confounded, "optimiser.lr")
+        study_of(confounded, "optimiser.lr")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_an_unknown_key_is_refused(confounded: Path) -> None:
         ({"accumulate": 4}, "micro-batches (BN 1, GN 4)"),
     ],
 )
-def test_every_recorded_key_counts(
+def test_every_recorded_key_can_confound(
     tmp_store: Path, synth: SimpleNamespace, changes: dict[str, Any], difference: str
 ) -> None:
     outside = ("versions", "processor", "commit")
@@ -121,49 +126,51 @@ def test_every_recorded_key_counts(
     for seed in range(5):
         write(synth, tmp_store, synth.config("bn", 16, seed, epochs=3, accumulate=1), **origin)
         write(synth, tmp_store, synth.config("gn", 16, seed, epochs=3, **inside), **other)
-    study = one(tmp_store)
+    study = study_of(tmp_store)
     assert [note for note in study.notes if note.startswith("Confounded")] == [
         f"Confounded: rows also differ in {difference}. Differences between rows cannot be "
         "attributed to the norm alone."
     ]
-    assert of(found_in(study), "significant") == []
-    assert len(of(found_in(study), "confounded")) == 1
+    assert texts_of(findings_in(study), "significant") == []
+    assert len(texts_of(findings_in(study), "confounded")) == 1
 
 
 def write(synth: SimpleNamespace, root: Path, tree: dict[str, Any], **origin: Any) -> None:
-    """Write a run whose record of the engine agrees with its config."""
+    """Write a run whose recorded engine matches its config."""
     meta = synth.write_run(root, tree, **origin) / "meta.json"
-    found = json.loads(meta.read_text())
-    found["engine"] |= {
+    record = json.loads(meta.read_text())
+    record["engine"] |= {
         "backend": tree["backend"],
         "precision": tree["precision"],
         "jit_compile": tree["backend"] == "jax",
     }
-    meta.write_text(json.dumps(found))
+    meta.write_text(json.dumps(record))
 
 
-def test_a_few_runs_of_another_version_confound_too(grid: Maker, synth: SimpleNamespace) -> None:
+def test_few_runs_of_another_version_also_confound(grid: Maker, synth: SimpleNamespace) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=5, epochs=3)
     newer = synth.versions | {"keras": "3.16.0"}
     for seed in range(5):
         versions = newer if seed == 4 else synth.versions
         synth.write_run(root, synth.config("gn", 16, seed, epochs=3), versions=versions)
-    (text,) = of(found_in(one(root)), "confounded")
+    (text,) = texts_of(findings_in(study_of(root)), "confounded")
     assert "Keras version (BN 3.15.1, GN 3.15.1 and 3.16.0)" in text
 
 
-def test_versions_that_vary_alike_in_all_cells_confound_nothing(
+def test_versions_that_vary_equally_in_all_cells_do_not_confound(
     grid: Maker, synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=4, epochs=3)
     newer = synth.versions | {"keras": "3.16.0"}
     for norm in ("bn", "gn"):
         synth.write_run(root, synth.config(norm, 16, 4, epochs=3), versions=newer)
-    assert one(root).conditions == []
+    assert study_of(root).conditions == []
 
 
-def own(synth: SimpleNamespace, root: Path, norm: str, versions: dict[str, str]) -> None:
-    """Write five runs that used code or data of one's own."""
+def write_user_code_runs(
+    synth: SimpleNamespace, root: Path, norm: str, versions: dict[str, str]
+) -> None:
+    """Write five runs that used user code or data."""
     for seed in range(5):
         path = synth.write_run(root, synth.config(norm, 16, seed, epochs=3)) / "meta.json"
         meta = json.loads(path.read_text())
@@ -171,77 +178,82 @@ def own(synth: SimpleNamespace, root: Path, norm: str, versions: dict[str, str])
         path.write_text(json.dumps(meta))
 
 
-def test_code_of_ones_own_counts_where_both_rows_use_it(
-    tmp_store: Path, synth: SimpleNamespace
-) -> None:
+def test_user_code_counts_where_both_rows_use_it(tmp_store: Path, synth: SimpleNamespace) -> None:
     data = "data of mine (path=a.npz, flip=True)"
-    own(synth, tmp_store, "bn", {"mine.Net": "1" * 64, data: "2" * 64})
-    own(synth, tmp_store, "gn", {"mine.Net": "1" * 64, data: "2" * 64, "mine.Half": "3" * 64})
-    assert one(tmp_store).conditions == []  # a norm of one's own is what its row is about
-    own(synth, tmp_store, "ln", {"mine.Net": "4" * 64, data: "5" * 64})
-    study = one(tmp_store)
+    write_user_code_runs(synth, tmp_store, "bn", {"mine.Net": "1" * 64, data: "2" * 64})
+    write_user_code_runs(
+        synth, tmp_store, "gn", {"mine.Net": "1" * 64, data: "2" * 64, "mine.Half": "3" * 64}
+    )
+    assert study_of(tmp_store).conditions == []  # a user's norm is what its row compares
+    write_user_code_runs(synth, tmp_store, "ln", {"mine.Net": "4" * 64, data: "5" * 64})
+    study = study_of(tmp_store)
     assert [condition.words for condition in study.confounds] == [
         f"version of {data}",
         "version of mine.Net",
     ]
     assert allowing([condition.key for condition in study.confounds]) == "version,version.mine.Net"
-    assert one(tmp_store, "version").confounds == []
+    assert study_of(tmp_store, "version").confounds == []
 
 
-def test_threads_decide_rounding_only(grid: Maker, synth: SimpleNamespace) -> None:
+def test_threads_affect_only_rounding(grid: Maker, synth: SimpleNamespace) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=5, epochs=3)
     for run in root.glob("*-gn-*"):
         meta = json.loads((run / "meta.json").read_text())
         meta["engine"]["threads"] = 4
         (run / "meta.json").write_text(json.dumps(meta))
-    study = one(root)
+    study = study_of(root)
     assert study.notes == ["Rows also differ in threads (BN 2, GN 4), which only affects rounding."]
-    assert len(of(found_in(study), "significant")) == 1
+    assert len(texts_of(findings_in(study), "significant")) == 1
 
 
-def test_options_of_norms_and_a_scaled_rate_are_no_conditions(mixed_store: Path) -> None:
-    # GN has groups where BN has none; the rate follows the batch size by a rule that all share.
-    assert one(mixed_store).conditions == []
+def test_norm_options_and_scaled_rates_are_not_conditions(mixed_store: Path) -> None:
+    # GN has groups, BN has none; all rows scale the rate with the batch size by the same rule.
+    assert study_of(mixed_store).conditions == []
 
 
-def test_another_optimizer_is_said_with_its_rate_alone(grid: Maker, synth: SimpleNamespace) -> None:
+def test_different_optimizer_is_reported_with_only_its_rate(
+    grid: Maker, synth: SimpleNamespace
+) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     adamw = {"name": "adamw", "lr": 0.001, "base_batch": 128, "scaling": "sqrt", "beta1": 0.9}
     synth.write_grid(root, ("gn",), (16,), 2, 3, optimizer=adamw)
-    assert [condition.key for condition in one(root).conditions] == ["optimizer", "optimizer.lr"]
+    assert [condition.key for condition in study_of(root).conditions] == [
+        "optimizer",
+        "optimizer.lr",
+    ]
 
 
-def test_what_columns_differ_in_stands_under_the_table_alone(
+def test_column_differences_are_noted_but_do_not_confound(
     grid: Maker, synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=5, epochs=3)
     synth.write_grid(root, ("bn", "gn_ws"), (64,), 5, 3, optimizer__lr=0.4)
-    study = one(root)
+    study = study_of(root)
     assert study.notes == ["Columns also differ in learning rate (16: 0.1, 64: 0.4)."]
     assert study.heading == (
         "resnet8 on Digits; columns also differ in learning rate (16: 0.1, 64: 0.4)"
     )
-    assert of(found_in(study), "confounded") == []
+    assert texts_of(findings_in(study), "confounded") == []
 
 
-def test_a_finding_names_what_differs_in_its_own_columns(
+def test_finding_considers_only_differences_in_its_own_columns(
     grid: Maker, synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=8, epochs=3)
     synth.write_grid(root, ("bn",), (32,), 8, 3, optimizer__lr=0.1)
     synth.write_grid(root, ("gn_ws",), (32,), 8, 3, optimizer__lr=0.4)
-    study = one(root)
+    study = study_of(root)
     assert study.notes[0].startswith(
         "Confounded: rows also differ in learning rate (BN 0.1, GN+WS 0.1 and 0.4)."
     )
-    found = found_in(study)
-    (sure,) = of(found, "significant")
+    found = findings_in(study)
+    (sure,) = texts_of(found, "significant")
     assert "batch size 16" in sure
     assert "batch size 32" not in sure
-    assert any("batch size 32 by" in text for text in of(found, "confounded"))
+    assert any("batch size 32 by" in text for text in texts_of(found, "confounded"))
 
 
-def test_a_label_stands_for_a_whole_config(tmp_store: Path, synth: SimpleNamespace) -> None:
+def test_label_represents_an_entire_config(tmp_store: Path, synth: SimpleNamespace) -> None:
     for seed in range(5):
         synth.write_run(tmp_store, synth.config("bn", 16, seed, epochs=3, label="old"))
         synth.write_run(
@@ -249,7 +261,7 @@ def test_a_label_stands_for_a_whole_config(tmp_store: Path, synth: SimpleNamespa
             synth.config("gn", 16, seed, epochs=2, label="new"),
             versions=synth.versions | {"keras": "3.16.0"},
         )
-    study = one(tmp_store, by=("label",))
+    study = study_of(tmp_store, by=("label",))
     assert study.notes == [
         "Confounded: rows also differ in Keras version (new 3.16.0, old 3.15.1). Differences "
         "between rows cannot be attributed to the configuration alone.",
@@ -257,12 +269,12 @@ def test_a_label_stands_for_a_whole_config(tmp_store: Path, synth: SimpleNamespa
     ]
 
 
-def test_a_split_drawn_by_the_seed_is_no_condition(tmp_store: Path, synth: SimpleNamespace) -> None:
+def test_seed_dependent_split_is_not_a_condition(tmp_store: Path, synth: SimpleNamespace) -> None:
     for norm, seeds in (("bn", range(3)), ("gn", range(1, 4))):
         for seed in seeds:
             tree = synth.config(norm, 16, seed, epochs=3, dataset__split_seed=seed)
             synth.write_run(tmp_store, tree)
-    study = one(tmp_store)
+    study = study_of(tmp_store)
     assert study.conditions == []
     assert study.notes == [
         "Rows have different seeds (BN 0–2, GN 1–3): means are over all seeds of a cell, "
@@ -270,7 +282,7 @@ def test_a_split_drawn_by_the_seed_is_no_condition(tmp_store: Path, synth: Simpl
     ]
 
 
-def test_values_of_many_rows_are_gathered() -> None:
+def test_values_of_many_rows_are_summarized() -> None:
     assert describe_values({"BN": ["5"], "GN": ["2"]}) == "BN 5, GN 2"
     assert (
         describe_values({"BN": ["5"], "GN": ["2"], "LN": ["2"], "IN": ["2"]})
@@ -285,13 +297,13 @@ def test_values_of_many_rows_are_gathered() -> None:
     "name", ["batch_sweep", "bn_tf_apis", "gn_groups", "quickstart", "ws_wrong_ways"]
 )
 def test_no_experiment_is_confounded(name: str) -> None:
-    study = of_experiment(name)
+    study = study_of_experiment(name)
     assert len(study.rows) > 2
     assert study.notes == []
 
 
-def test_the_variants_of_a_labelled_experiment_are_intended() -> None:
-    study = of_experiment("bn_paper_inception")
+def test_variants_of_a_labelled_experiment_are_intended() -> None:
+    study = study_of_experiment("bn_paper_inception")
     (note,) = study.notes
     assert note.startswith("Rows also differ in norm (Inception: No norm, all others: BN), ")
     assert note.endswith(", as intended.")
@@ -302,71 +314,71 @@ def test_the_variants_of_a_labelled_experiment_are_intended() -> None:
     )
 
 
-def of_experiment(name: str) -> Study:
-    """Return the study that the first seed of an experiment would make."""
+def study_of_experiment(name: str) -> Study:
+    """Return the study that the first seed of an experiment would give."""
     experiment = load_experiment(name)
     lists = experiment.unfolded("small" if experiment.scales else "full", ["seed=0"])
     rows = [
         {"name": cell.run_name, "status": "finished", **config_columns(cell.to_dict())}
-        for each in lists
-        for cell in expand(each)
+        for overrides in lists
+        for cell in expand(overrides)
     ]
     frames = Frames(Path("runs"), pd.DataFrame(rows), pd.DataFrame({"run": []}))
     (study,) = studies(frames, parse_by(experiment.report["by"]))
     return study
 
 
-def best_at(root: Path, pattern: str, epoch: int) -> None:
+def set_best_epoch(root: Path, pattern: str, epoch: int) -> None:
     """Set the epoch that is best on validation."""
     for run in root.glob(pattern):
         path = run / "summary.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"best_val_epoch": epoch}))
 
 
-def test_training_that_had_not_converged_is_said(grid: Maker) -> None:
+def test_unconverged_training_is_reported(grid: Maker) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 64), seeds=3, epochs=4)
-    best_at(root, "*", 4)
-    assert of(found_in(one(root)), "caution")[0] == (
+    set_best_epoch(root, "*", 4)
+    assert texts_of(findings_in(study_of(root)), "caution")[0] == (
         "In 12 of 12 runs the last epoch is the best on validation: training had not converged, "
         "and the order may change."
     )
-    best_at(root, "*-bn-*", 2)
-    assert of(found_in(one(root)), "caution")[0] == (
+    set_best_epoch(root, "*-bn-*", 2)
+    assert texts_of(findings_in(study_of(root)), "caution")[0] == (
         "In 6 of 6 runs of GN the last epoch is the best on validation: its training had not "
         "converged, and the order may change."
     )
-    best_at(root, "*-gn-*", 3)
-    assert not any("converged" in text for text in of(found_in(one(root)), "caution"))
+    set_best_epoch(root, "*-gn-*", 3)
+    assert not any("converged" in text for text in texts_of(findings_in(study_of(root)), "caution"))
 
 
-def test_rates_that_were_not_tuned_are_said(grid: Maker, synth: SimpleNamespace) -> None:
+def test_untuned_rates_are_reported(grid: Maker, synth: SimpleNamespace) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=4)
-    best_at(root, "*", 2)
-    assert of(found_in(one(root)), "caution") == [
+    set_best_epoch(root, "*", 2)
+    assert texts_of(findings_in(study_of(root)), "caution") == [
         "Each row was trained at one learning rate; none was tuned, and rows may have different "
         "best rates."
     ]
-    # Rates were tried in shorter runs, which the report's filter leaves out.
+    # Other rates were tried in shorter runs, which the report's filter leaves out.
     synth.write_grid(root, ("bn",), (16,), 1, 2, optimizer__lr=0.4)
     frames = load(root)
     (study,) = studies(frames.select(frames.runs["epochs"] == 4))
-    assert of(found_in(study), "caution") == [
+    assert texts_of(findings_in(study), "caution") == [
         "The store has several learning rates of BN; GN was trained at one, which was not tuned."
     ]
     synth.write_grid(root, ("gn",), (16,), 1, 2, optimizer__lr=0.4)
     frames = load(root)
     (study,) = studies(frames.select(frames.runs["epochs"] == 4))
-    assert of(found_in(study), "caution") == []
+    assert texts_of(findings_in(study), "caution") == []
 
 
-def test_rows_of_rates_need_no_word_on_tuning(grid: Maker, synth: SimpleNamespace) -> None:
+def test_rows_by_rate_need_no_caution_about_tuning(grid: Maker, synth: SimpleNamespace) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=4)
     synth.write_grid(root, ("bn",), (16,), 2, 4, optimizer__lr=0.4)
-    best_at(root, "*", 2)
-    assert of(found_in(one(root, by=("optimizer.lr", "batch")), 0.1), "caution") == []
+    set_best_epoch(root, "*", 2)
+    assert texts_of(findings_in(study_of(root, by=("optimizer.lr", "batch")), 0.1), "caution") == []
 
 
-def test_rates_of_their_own_are_no_lack_of_tuning(confounded: Path) -> None:
-    best_at(confounded, "*", 1)
-    study = one(confounded, "optimizer.lr", "epochs")
-    assert of(found_in(study), "caution") == []
+def test_allowed_rate_differences_are_not_called_untuned(confounded: Path) -> None:
+    set_best_epoch(confounded, "*", 1)
+    study = study_of(confounded, "optimizer.lr", "epochs")
+    assert texts_of(findings_in(study), "caution") == []

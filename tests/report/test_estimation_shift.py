@@ -21,13 +21,13 @@ LAYERS = {"bn": (1, 2, 3), "xbn": (1, 3), "gn": ()}
 
 
 def shift(row: dict, layer: int, run: str) -> float:
-    """A value that tells layers, epochs and runs apart."""
+    """Return a value that depends on the layer, the epoch and the run."""
     return 0.01 * layer * row["epoch"] * (1 + sum(map(ord, run)) % 7)
 
 
 @pytest.fixture
 def probed_store(grid: Callable[..., Path]) -> Path:
-    """A store whose runs have measured the estimation shift, GN's only accuracies."""
+    """A store whose runs measured the estimation shift; those of GN only the accuracies."""
     root = grid(norms=tuple(LAYERS), batches=(4, 16), seeds=3, epochs=4)
     for file in root.glob("*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -47,7 +47,7 @@ def probed_store(grid: Callable[..., Path]) -> Path:
     return root
 
 
-def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> None:
+def test_lines_show_the_last_epoch_over_depth(probed_store: Path) -> None:
     (study,) = studies(load(probed_store), ("norm", "batch"))
     (drawing,) = depth.draw(study)
     assert drawing.slug == "estimation-shift"
@@ -56,8 +56,8 @@ def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> Non
     names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert names == ["BN", "XBN"]
     assert "GN: no such statistics" in drawing.caption
-    for place, batch in enumerate((4, 16)):
-        lines = {len(line.get_xdata()): line for line in axes[0, place].lines}
+    for column, batch in enumerate((4, 16)):
+        lines = {len(line.get_xdata()): line for line in axes[0, column].lines}
         for norm in ("bn", "xbn"):
             runs = [f.name for f in probed_store.glob(f"digits-resnet8-{norm}-b{batch}-s*")]
             assert len(runs) == 3
@@ -70,7 +70,7 @@ def test_lines_are_those_of_the_last_epoch_over_depth(probed_store: Path) -> Non
     assert len(drawing.points) == 2 * 2 * (3 + 2)
 
 
-def test_the_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> None:
+def test_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> None:
     (study,) = studies(load(probed_store), ("norm", "batch"))
     table = tables.estimation_shift(study)
     assert table is not None
@@ -84,14 +84,14 @@ def test_the_table_has_the_three_accuracies_of_each_cell(probed_store: Path) -> 
     assert set(table.data["value"]) >= {"population_acc", "recomputed_acc", "mini_batch_acc"}
 
 
-def test_both_are_part_of_a_report(probed_store: Path) -> None:
-    asked = content.request(None, "norm,batch", "test_acc", None, None)
-    (section,), _ = content.sections(load(probed_store), asked)
+def test_table_and_figure_are_part_of_a_report(probed_store: Path) -> None:
+    request = content.request(None, "norm,batch", "test_acc", None, None)
+    (section,), _ = content.sections(load(probed_store), request)
     assert "estimation-shift" in [table.slug for table in section.tables]
     assert "estimation-shift" in [drawing.slug for drawing in draw(section.grid)]
 
 
-def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
+def test_no_figure_or_table_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
     (study,) = studies(load(root), ("norm", "batch"))
     assert depth.draw(study) == []

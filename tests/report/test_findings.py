@@ -26,19 +26,19 @@ def find(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> lis
     return findings(grid)
 
 
-def of(found: list[Finding], strength: str) -> list[str]:
+def texts_of(found: list[Finding], strength: str) -> list[str]:
     return [finding.text for finding in found if finding.strength == strength]
 
 
 @pytest.fixture
 def sure(grid: Callable[..., Path]) -> Path:
-    """A store with seeds enough for a difference at batch 16 and none at 128."""
+    """A store with enough seeds for a difference at batch 16, and with none at 128."""
     return grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=10, epochs=3)
 
 
-def test_a_difference_is_claimed_with_size_interval_and_p(sure: Path) -> None:
+def test_difference_is_reported_with_size_interval_and_p_value(sure: Path) -> None:
     found = find(sure)
-    (text,) = of(found, "significant")
+    (text,) = texts_of(found, "significant")
     (study,) = studies(load(sure))
     difference = build(study, METRICS["test_acc"], "bn").cells["gn_ws", 16].baseline
     assert text.startswith(
@@ -47,7 +47,7 @@ def test_a_difference_is_claimed_with_size_interval_and_p(sure: Path) -> None:
     )
     assert "10 seeds" in text
     assert "Holm" in text
-    (nothing,) = of(found, "undetected")
+    (nothing,) = texts_of(found, "undetected")
     other = build(study, METRICS["test_acc"], "bn").cells["gn_ws", 128].baseline
     assert nothing == (
         "No significant difference between GN+WS and BN at batch size 128 (10 seeds): the 95 % "
@@ -57,18 +57,18 @@ def test_a_difference_is_claimed_with_size_interval_and_p(sure: Path) -> None:
     assert next(f for f in found if f.strength == "significant").cells == (("gn_ws", 16),)
 
 
-def test_a_lower_error_beats(sure: Path) -> None:
-    (text,) = of(find(sure, name="test_err"), "significant")
+def test_lower_error_is_better(sure: Path) -> None:
+    (text,) = texts_of(find(sure, name="test_err"), "significant")
     assert text.startswith("GN+WS beats BN at batch size 16 by ")
-    (text,) = of(find(sure, "gn_ws", "test_err"), "significant")
+    (text,) = texts_of(find(sure, "gn_ws", "test_err"), "significant")
     assert text.startswith("BN falls behind GN+WS at batch size 16 by ")
 
 
-def test_three_seeds_claim_little_and_say_why(mixed_store: Path) -> None:
+def test_three_seeds_support_few_claims_and_a_note_says_why(mixed_store: Path) -> None:
     found = find(mixed_store)
-    assert of(found, "significant") == []
-    assert all("not after Holm's correction" in text for text in of(found, "suggestive"))
-    (note,) = of(found, "note")
+    assert texts_of(found, "significant") == []
+    assert all("not after Holm's correction" in text for text in texts_of(found, "suggestive"))
+    (note,) = texts_of(found, "note")
     # t of 2 degrees of freedom at 1 - 0.05 / 24 is 15.4; a mean of n = 3 has sd / √3.
     assert note == (
         "With 3 seeds and 12 comparisons, only differences above "
@@ -77,24 +77,24 @@ def test_three_seeds_claim_little_and_say_why(mixed_store: Path) -> None:
     )
 
 
-def test_divergence_and_single_seeds_are_said(mixed_store: Path) -> None:
+def test_divergence_and_single_seeds_are_reported(mixed_store: Path) -> None:
     found = find(mixed_store)
-    (diverged,) = of(found, "diverged")
+    (diverged,) = texts_of(found, "diverged")
     assert diverged == (
         "Diverged runs of No norm: 1 of 3 at batch size 16, 2 of 2 at batch size 512."
     )
-    (single,) = of(found, "untested")
+    (single,) = texts_of(found, "untested")
     assert single == "LN and BN share one seed at batch size 64: no test is possible."
-    assert any("Every run of No norm did worse" in text for text in of(found, "overall"))
+    assert any("Every run of No norm did worse" in text for text in texts_of(found, "overall"))
 
 
-def test_an_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
+def test_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "bn_ws"), batches=(128, 256), seeds=4, epochs=3)
     found = find(root)
     (study,) = studies(load(root))
     chance = build(study, METRICS["test_acc"], "bn").improvements["bn_ws"]
-    assert of(found, "overall") == []
-    assert of(found, "inconclusive") == [
+    assert texts_of(found, "overall") == []
+    assert texts_of(found, "inconclusive") == [
         f"P(BN+WS beats BN) = {chance.probability:.2f} (95 % bootstrap interval {chance.low:.2f} "
         f"to {chance.high:.2f}) over 2 batch sizes: no evidence either way. {UNTUNED}"
     ]
@@ -103,7 +103,7 @@ def test_an_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("seeds", "strength", "end"),
     [
-        # Two columns with 2 + 2 runs are parted by chance in 2 of 6 · 6 orders.
+        # Two columns with 2 + 2 runs are separated by chance in 2 of 6 · 6 orders.
         (2, "inconclusive", "(p = 0.056, exact test): too few runs to exclude chance."),
         (3, "overall", "(p = 0.005, exact test)."),  # 2 / (20 · 20)
     ],
@@ -112,38 +112,38 @@ def test_complete_separation_is_tested_exactly(
     grid: Callable[..., Path], seeds: int, strength: str, end: str
 ) -> None:
     root = grid(norms=("bn", "none"), batches=(64, 128), seeds=seeds, epochs=3)
-    assert of(find(root), strength) == [
+    assert texts_of(find(root), strength) == [
         f"Every run of No norm did worse than every run of BN at each of 2 batch sizes {end} "
         + UNTUNED
     ]
 
 
-def test_seeds_that_rows_do_not_share_are_said(
+def test_rows_without_shared_seeds_are_reported(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     for seed in (2, 3):
         synth.write_run(root, synth.config("gn", 16, seed, epochs=3))
-    assert of(find(root), "untested") == [
+    assert texts_of(find(root), "untested") == [
         "GN and BN share no seed at batch size 16: they were not compared."
     ]
 
 
-def test_a_very_small_p_is_not_called_equal() -> None:
+def test_very_small_p_value_is_shown_as_a_bound() -> None:
     assert p_words(0.0004) == "p < 0.001"
     assert p_words(0.0123) == "p = 0.012"
     assert p_words(0.04996) == "p < 0.050"  # which is significant, as 0.050 is not
     assert p_words(0.05) == "p = 0.050"
 
 
-def test_a_suggestive_difference_may_have_a_very_small_p(grid: Callable[..., Path]) -> None:
+def test_suggestive_difference_may_have_a_very_small_p_value(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=10, epochs=3)
     (study,) = studies(load(root))
     found = build(study, METRICS["test_acc"], "bn")
     cell = found.cells["gn_ws", 16]
     weak = replace(cell, baseline=replace(cell.baseline, p=0.0004, p_corrected=0.08))
     found.cells["gn_ws", 16] = weak
-    (text,) = of(findings(found), "suggestive")
+    (text,) = texts_of(findings(found), "suggestive")
     assert "points, p < 0.001 (10 seeds): below 0.05 alone" in text
 
 
@@ -157,9 +157,9 @@ def test_times_are_not_tested(grid: Callable[..., Path], name: str) -> None:
 
 def test_without_a_baseline_nothing_is_tested(grid: Callable[..., Path]) -> None:
     root = grid(norms=("gn", "ln"), batches=(16,), seeds=2, epochs=3)
-    (only,) = of(find(root, None), "note")
+    (only,) = texts_of(find(root, None), "note")
     assert "--baseline" in only
 
 
-def test_a_metric_without_direction_finds_nothing(mixed_store: Path) -> None:
+def test_metric_without_direction_is_not_compared(mixed_store: Path) -> None:
     assert {finding.strength for finding in find(mixed_store, name="parameters")} == {"diverged"}

@@ -25,7 +25,7 @@ def small(grid: Callable[..., Path], synth: SimpleNamespace) -> Path:
     return grid(norms=("bn", "gn_ws"), batches=(16, 64), seeds=2, epochs=5)
 
 
-def test_a_row_a_run_and_a_row_an_epoch(small: Path) -> None:
+def test_one_row_per_run_and_one_row_per_epoch(small: Path) -> None:
     runs, curves = load(small)
     assert len(runs) == 8
     assert len(curves) == 40
@@ -38,14 +38,14 @@ def test_a_row_a_run_and_a_row_an_epoch(small: Path) -> None:
     assert runs["test_err"][0] == pytest.approx(1 - summary["test_acc"])
     assert runs["gap"][0] == pytest.approx(summary["train_acc"] - summary["test_acc"])
     lines = (small / runs["name"][3] / "metrics.jsonl").read_text().splitlines()
-    own = curves[curves["run"] == runs["name"][3]]
-    assert list(own["val_loss"]) == [json.loads(line)["val_loss"] for line in lines]
+    run_curves = curves[curves["run"] == runs["name"][3]]
+    assert list(run_curves["val_loss"]) == [json.loads(line)["val_loss"] for line in lines]
     assert not any("_target_" in column for column in runs.columns)
     assert set(runs.attrs["config"]) >= {"norm", "batch", "seed", "optimizer.lr", "norm.groups"}
     assert set(runs.attrs["provenance"]) >= {"commit", "version.keras", "engine.threads"}
 
 
-def test_every_state_is_there_and_the_rest_is_named(mixed_store: Path) -> None:
+def test_runs_in_every_state_are_loaded_and_the_rest_is_named(mixed_store: Path) -> None:
     found = load(mixed_store)
     states = found.runs["status"].value_counts().to_dict()
     assert states == {"finished": 57, "diverged": 3, "failed": 1, "interrupted": 2}
@@ -90,7 +90,7 @@ DAMAGE = {
     "an accuracy below 0": (lambda f: _in_summary(f, test_acc=-1), "summary.json: test_acc is -1"),
     "an accuracy above 1": (lambda f: _in_summary(f, test_acc=9.61), "summary.json: test_acc"),
     "no result": (lambda f: _in_summary(f, test_acc=None), "summary.json: test_acc is None"),
-    "a loss that is a text": (lambda f: _in_summary(f, val_loss="x"), "summary.json: val_loss"),
+    "a loss that is text": (lambda f: _in_summary(f, val_loss="x"), "summary.json: val_loss"),
     "a time below 0": (lambda f: _in_summary(f, train_seconds=-1.0), "summary.json: train_seconds"),
     "a count below 0": (lambda f: _in_summary(f, parameters=-4), "summary.json: parameters"),
     "more epochs than lines": (lambda f: _in_summary(f, epochs=6), "metrics.jsonl: its last epoch"),
@@ -119,12 +119,12 @@ DAMAGE = {
         ),
         "config.yaml: its signature is '0badc0de'",
     ),
-    "parts that are a text": (
+    "micro-batches that are text": (
         lambda f: _in_meta(f, micro_batches="x"),
         "meta.json: micro_batches is 'x', not a list",
     ),
     "versions that are a list": (lambda f: _in_meta(f, versions=[1]), "meta.json: versions is [1]"),
-    "half a character": (
+    "a lone surrogate": (
         lambda f: _in_meta(f, host="\ud800"),
         "meta.json: host is '\\ud800', not valid Unicode text",
     ),
@@ -132,7 +132,7 @@ DAMAGE = {
         lambda f: _diagnosed(f, values=[1.0]),
         "diagnosis.jsonl: line 1: values is [1.0], not a mapping",
     ),
-    "a measured text": (
+    "a measured value that is text": (
         lambda f: _diagnosed(f, values={"top": "x"}),
         "diagnosis.jsonl: line 1: values.top",
     ),
@@ -145,8 +145,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_run_with_a_damaged_file_is_named_and_left_out(small: Path, kind: str) -> None:
-    """Folders without checksums, as earlier versions wrote them: ranges and agreement tell."""
+def test_run_with_a_damaged_file_is_named_and_left_out(small: Path, kind: str) -> None:
+    """Folders without checksums, as earlier versions wrote them: ranges and consistency decide."""
     damage, reason = DAMAGE[kind]
     folder = next(path for path in sorted(small.iterdir()) if "-s0-" in path.name)
     damage(folder)
@@ -161,13 +161,13 @@ def test_a_run_with_a_damaged_file_is_named_and_left_out(small: Path, kind: str)
     assert "Error" not in item.reason
 
 
-def test_a_diagnosis_that_is_sound_leaves_nothing_out(small: Path) -> None:
+def test_valid_diagnosis_leaves_nothing_out(small: Path) -> None:
     folder = next(path for path in sorted(small.iterdir()) if "-s0-" in path.name)
     _diagnosed(folder)
     assert load(small).left_out == ()
 
 
-def test_runs_come_and_go(small: Path, synth: SimpleNamespace) -> None:
+def test_added_and_removed_runs_are_noticed(small: Path, synth: SimpleNamespace) -> None:
     names = list(load(small).runs["name"])
     synth.write_run(small, synth.config("ln", 32, 0, epochs=3))
     for path in sorted((small / names[0]).iterdir()):
@@ -179,7 +179,7 @@ def test_runs_come_and_go(small: Path, synth: SimpleNamespace) -> None:
     assert (found.curves["run"].str.contains("-ln-")).sum() == 3
 
 
-def test_runs_without_newer_keys_and_from_the_same_weights_agree(
+def test_missing_keys_have_defaults_and_init_is_shown_by_signature(
     tmp_store: Path, synth: SimpleNamespace
 ) -> None:
     starts = [{}, {"init": "runs/a-0123abcd"}, {"init": "other/b-0123abcd", "init_head": "new"}]
@@ -192,7 +192,7 @@ def test_runs_without_newer_keys_and_from_the_same_weights_agree(
     assert list(runs["dataset.erasing"]) == [0.0, 0.0, 0.0]
 
 
-def test_a_lock_let_go_is_seen_without_any_file_changing(
+def test_released_lock_is_noticed_without_any_file_change(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1)
@@ -218,7 +218,9 @@ def test_frames_are_written_and_read_back(small: Path, tmp_path: Path) -> None:
     assert list(back.columns) == list(found.runs.columns)
 
 
-def test_an_empty_store_and_a_missing_one(tmp_store: Path, tmp_path: Path) -> None:
+def test_empty_store_is_loaded_and_missing_store_is_refused(
+    tmp_store: Path, tmp_path: Path
+) -> None:
     found = load(tmp_store)
     assert len(found.runs) == 0
     assert len(found.curves) == 0
@@ -248,7 +250,7 @@ def test_two_thousand_runs_of_a_hundred_epochs(grid: Callable[..., Path]) -> Non
     assert time.process_time() - start < 20.0
 
 
-def test_the_report_imports_no_framework() -> None:
+def test_report_imports_no_framework() -> None:
     code = (
         "import sys, normbench.report.report, normbench.report.page.build\n"
         "from normbench.report.figures import batch, curves, heatmap, overlay, profile, rate\n"

@@ -1,4 +1,4 @@
-"""Cells: who enters, what is marked, and what diverged runs do."""
+"""Cells: which runs enter, what is marked, and how diverged runs count."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from normbench.report.statistics import holm
 from normbench.report.study import studies
 
 
-def make(root: Path, name: str = "test_acc", baseline: str | None = "bn") -> Grid:
+def build_grid(root: Path, name: str = "test_acc", baseline: str | None = "bn") -> Grid:
     (study,) = studies(load(root))
     return build(study, METRICS[name], baseline)
 
 
 def test_cells_hold_the_values_of_their_runs(mixed_store: Path) -> None:
-    grid = make(mixed_store)
+    grid = build_grid(mixed_store)
     runs = load(mixed_store).runs
-    own = runs[(runs["norm"] == "gn") & (runs["batch"] == 64)].sort_values("seed")
+    cell_runs = runs[(runs["norm"] == "gn") & (runs["batch"] == 64)].sort_values("seed")
     cell = grid.cells["gn", 64]
-    assert list(cell.values.values()) == list(own["test_acc"])
-    assert cell.runs == tuple(own["name"])
-    assert cell.sample.mean == pytest.approx(own["test_acc"].mean())
+    assert list(cell.values.values()) == list(cell_runs["test_acc"])
+    assert cell.runs == tuple(cell_runs["name"])
+    assert cell.sample.mean == pytest.approx(cell_runs["test_acc"].mean())
 
 
 def test_differences_are_paired_and_corrected_over_the_study(mixed_store: Path) -> None:
-    grid = make(mixed_store)
+    grid = build_grid(mixed_store)
     places = [p for p, c in grid.cells.items() if c.baseline is not None and c.baseline.tested]
     known = []
     for row, column in places:
@@ -48,8 +48,8 @@ def test_differences_are_paired_and_corrected_over_the_study(mixed_store: Path) 
     assert all(grid.cells["bn", column].baseline is None for column in grid.study.columns)
 
 
-def test_diverged_runs_enter_at_chance_and_forbid_a_t_test(mixed_store: Path) -> None:
-    grid = make(mixed_store)
+def test_diverged_runs_count_at_chance_and_rule_out_a_t_test(mixed_store: Path) -> None:
+    grid = build_grid(mixed_store)
     cell = grid.cells["none", 16]
     assert cell.diverged == 1
     assert cell.values[0] == pytest.approx(0.1)
@@ -58,25 +58,25 @@ def test_diverged_runs_enter_at_chance_and_forbid_a_t_test(mixed_store: Path) ->
     assert not cell.baseline.tested
     assert cell.baseline.mean < 0
     assert not cell.tied
-    assert make(mixed_store, "test_err").cells["none", 16].values[0] == pytest.approx(0.9)
+    assert build_grid(mixed_store, "test_err").cells["none", 16].values[0] == pytest.approx(0.9)
     assert grid.cells["none", 512].all_diverged
     assert not grid.cells["none", 512].best
 
 
 def test_diverged_runs_have_no_loss_and_no_time(mixed_store: Path) -> None:
     for name in ("test_loss", "train_seconds", "gap"):
-        cell = make(mixed_store, name).cells["none", 16]
+        cell = build_grid(mixed_store, name).cells["none", 16]
         assert cell.sample.n == 2
         assert cell.unvalued == 1
 
 
-def test_runs_without_an_end_are_counted_only(mixed_store: Path) -> None:
-    cell = make(mixed_store).cells["ln", 128]
+def test_unfinished_runs_are_only_counted(mixed_store: Path) -> None:
+    cell = build_grid(mixed_store).cells["ln", 128]
     assert (cell.sample.n, cell.pending, cell.unvalued) == (0, 1, 0)
 
 
 def test_one_seed_has_no_interval_and_no_mark(mixed_store: Path) -> None:
-    cell = make(mixed_store).cells["ln", 64]
+    cell = build_grid(mixed_store).cells["ln", 64]
     assert cell.sample.n == 1
     assert math.isnan(cell.sample.low)
     assert not cell.tied
@@ -85,8 +85,8 @@ def test_one_seed_has_no_interval_and_no_mark(mixed_store: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_acc", "test_loss"])
-def test_the_best_of_a_column_and_what_is_not_worse(mixed_store: Path, name: str) -> None:
-    grid = make(mixed_store, name)
+def test_best_of_a_column_and_its_ties_are_marked(mixed_store: Path, name: str) -> None:
+    grid = build_grid(mixed_store, name)
     for column in grid.study.columns:
         inside = [c for c in grid.cells.values() if c.column == column and c.sample.n > 1]
         inside = [c for c in inside if not c.diverged]
@@ -103,28 +103,30 @@ def test_the_best_of_a_column_and_what_is_not_worse(mixed_store: Path, name: str
         assert [cell.tied for cell in others] == [value >= 0.05 for value in holm(p)]
 
 
-def test_a_mean_over_some_runs_is_never_best(mixed_store: Path) -> None:
-    assert not make(mixed_store, "images_per_s").cells["none", 16].best
+def test_mean_over_only_some_runs_is_never_best(mixed_store: Path) -> None:
+    assert not build_grid(mixed_store, "images_per_s").cells["none", 16].best
 
 
-def test_mixed_code_is_seen(grid: Callable[..., Path], synth: SimpleNamespace) -> None:
+def test_mixed_code_versions_are_detected(
+    grid: Callable[..., Path], synth: SimpleNamespace
+) -> None:
     root = grid(norms=("bn",), batches=(16, 32), seeds=2, epochs=3)
     synth.write_run(root, synth.config("bn", 16, 2, epochs=3), commit="0" * 40)
-    found = make(root)
+    found = build_grid(root)
     assert found.cells["bn", 16].mixed
     assert not found.cells["bn", 32].mixed
 
 
-def test_classes_of_an_unknown_data_set_give_zero(
+def test_diverged_run_on_an_unknown_data_set_counts_as_zero(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3, dataset="leaves")
     synth.write_run(
         root, synth.config("bn", 16, 1, epochs=3, dataset="leaves"), status="diverged", stop=2
     )
-    assert make(root).cells["bn", 16].values[1] == 0.0
+    assert build_grid(root).cells["bn", 16].values[1] == 0.0
 
 
-def test_an_unknown_baseline_is_refused(mixed_store: Path) -> None:
+def test_unknown_baseline_is_refused(mixed_store: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'gn_ws'"):
-        make(mixed_store, baseline="gnws")
+        build_grid(mixed_store, baseline="gnws")

@@ -15,7 +15,7 @@ from normbench.report.frames import load
 from normbench.report.hyperparameters import tables
 
 
-def test_shared_ones_are_listed_and_others_are_columns(grid: Callable[..., Path]) -> None:
+def test_shared_keys_are_listed_and_varying_keys_are_columns(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=3, epochs=3)
     shared, varying = tables(load(root))
     values = dict(zip(shared.data["hyperparameter"], shared.data["value"], strict=True))
@@ -27,7 +27,7 @@ def test_shared_ones_are_listed_and_others_are_columns(grid: Callable[..., Path]
     assert set(varying.data["seeds"]) == {"0–2"}
 
 
-def test_all_alike_is_one_table(grid: Callable[..., Path]) -> None:
+def test_identical_configs_give_one_table(grid: Callable[..., Path]) -> None:
     [shared] = tables(load(grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)))
     assert "norm" in list(shared.data["hyperparameter"])
 
@@ -42,7 +42,7 @@ def test_trials_of_tuning_are_left_out(synth: SimpleNamespace, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["md", "tex", "csv", "parquet"])
-def test_export_writes_them(grid: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+def test_export_writes_both_tables(grid: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
     path = tmp_path / f"table.{kind}"
     assert main(["export", str(root), "--hyperparameters", "--out", str(path)]) == 0
@@ -61,7 +61,7 @@ def test_export_writes_them(grid: Callable[..., Path], tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("kind", ["md", "tex"])
-def test_shared_ones_are_listed_once_and_others_in_the_columns(
+def test_exported_text_has_each_key_in_one_of_the_tables(
     grid: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
@@ -74,7 +74,7 @@ def test_shared_ones_are_listed_once_and_others_in_the_columns(
     assert "norm.groups" not in shared
 
 
-def test_where_nothing_differs_there_is_one_file(
+def test_export_writes_one_file_where_nothing_differs(
     grid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
@@ -84,13 +84,15 @@ def test_where_nothing_differs_there_is_one_file(
     assert "hyperparameters)" in capsys.readouterr().out
 
 
-def test_they_are_no_network(grid: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+def test_hyperparameters_cannot_be_combined_with_model(
+    grid: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
     assert main(["export", "RUN", "--model", "m.keras", "--hyperparameters"]) == 2
     assert "--hyperparameters is a table" in capsys.readouterr().err
 
 
-def test_printed_where_no_file_is_named(grid: Callable[..., Path]) -> None:
+def test_export_prints_the_tables_without_a_file(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=3)
-    said: list[str] = []
-    assert commands.export(root, hyperparameters=True, say=said.append) is None
-    assert "| norm" in "\n".join(said)
+    lines: list[str] = []
+    assert commands.export(root, hyperparameters=True, say=lines.append) is None
+    assert "| norm" in "\n".join(lines)

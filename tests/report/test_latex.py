@@ -1,4 +1,4 @@
-"""Tables in LaTeX fit the columns of each venue's template."""
+"""LaTeX tables fit the columns of each venue's template."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def tables(synth: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
     synth.write_grid(folder / "wide", NORMS, batches, 2, 2)
     synth.write_run(folder / "wide", synth.config("frn", 16, 0), status="diverged", stop=2)
     synth.write_tuned(folder / "tuned")
-    found = []
+    tables = []
     for name in ("wide", "tuned"):
         (section,), _ = sections(load(folder / name), Request())
-        found += section.tables
-    return found
+        tables += section.tables
+    return tables
 
 
 def visible(text: str) -> tuple[str, int]:
@@ -99,7 +99,7 @@ def latex_of(entry: TableEntry) -> str:
     return latex(Table("x", "x", ["a"], [[entry]])).split("\\midrule\n    ")[1].split(r" \\")[0]
 
 
-def test_a_wide_table_is_split_and_each_part_names_the_rows() -> None:
+def test_wide_table_is_split_and_each_part_repeats_the_row_names() -> None:
     values = [TableEntry(f"{place}.25 ± 1.00", place) for place in range(30)]
     row = [TableEntry("BN"), TableEntry("16", 16.0), *values]
     headers = ["Norm", "Batch size", *(f"Column {place}" for place in range(30))]
@@ -113,7 +113,7 @@ def test_a_wide_table_is_split_and_each_part_names_the_rows() -> None:
         assert tex.count(r"\label") == tex.count(r"\caption") == 1
 
 
-def test_what_cannot_fit_is_scaled_and_says_what_it_needs() -> None:
+def test_table_that_cannot_fit_is_scaled_and_names_its_packages() -> None:
     entry = TableEntry("1.0" * 60, 1.0)
     tex = latex(Table("x", "x", ["Norm", "Value"], [[TableEntry("BN"), entry]]), "", VENUES["cvpr"])
     assert r"\resizebox{\linewidth}{!}{%" in tex

@@ -1,4 +1,4 @@
-"""The figures of what probes measured over layers, steps and epochs."""
+"""Figures of probe measurements over layers, steps and epochs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Values = Callable[[dict[str, Any], int, int, str], dict[str, Any]]
 
 
 def store(grid: Callable[..., Path], values: Values, **options: Any) -> Path:
-    """A store whose rows have what ``values(row, seed, batch, norm)`` gives."""
+    """Write a store whose rows also have the result of ``values(row, seed, batch, norm)``."""
     chosen = {"norms": ("none", "bn"), "batches": (16, 32), "seeds": 2, "epochs": 3, **options}
     root = grid(**chosen)
     for file in root.glob("*/metrics.jsonl"):
@@ -62,7 +62,7 @@ def maps(drawing):
     return [axis for axis in drawing.figure.axes if axis.get_title() and axis.get_visible()]
 
 
-def test_a_map_for_each_quantity_of_layers_and_a_panel_a_cell(mapped):
+def test_each_layer_quantity_has_a_map_with_a_panel_per_cell(mapped):
     drawings = {drawing.slug: drawing for drawing in layers.draw(mapped)}
     assert set(drawings) == {
         "layers-gradients-gradient-norm",
@@ -97,7 +97,7 @@ def test_cells_are_geometric_means_on_one_logarithmic_scale(mapped):
     assert points[0].text == "BN, batch size 32, stem_conv, epoch 1: 0.64"
 
 
-def test_shares_are_per_cent_from_zero_and_gaps_are_grey(mapped):
+def test_shares_are_percentages_from_zero_and_gaps_are_grey(mapped):
     drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("dead"))
     for axis in maps(drawing):
         (image,) = axis.collections
@@ -110,7 +110,7 @@ def test_shares_are_per_cent_from_zero_and_gaps_are_grey(mapped):
         assert (image.norm.vmin, image.norm.vmax) == (0.0, 50.0)
 
 
-def test_values_far_below_the_largest_end_the_scale(grid):
+def test_scale_spans_at_most_six_decades(grid):
     def values(row, seed, batch, norm):
         return {
             f"probe/gradients/{name}/gradient_norm": size
@@ -123,7 +123,7 @@ def test_values_far_below_the_largest_end_the_scale(grid):
     assert "6 decades" in drawing.caption
 
 
-def test_epochs_between_measurements_are_covered(grid):
+def test_map_covers_epochs_between_measurements(grid):
     def values(row, seed, batch, norm):
         measured = row["epoch"] in (2, 4, 5)
         return {f"probe/mine/{n}/size": 1.0 if measured else None for n in LAYERS}
@@ -134,7 +134,7 @@ def test_epochs_between_measurements_are_covered(grid):
     assert list(coordinates[0, :, 0]) == [1.0, 3.0, 4.5, 5.5]
 
 
-def test_many_cells_are_parted_into_figures(grid):
+def test_many_cells_are_split_into_figures(grid):
     root = store(grid, by_layer, norms=("none", "bn", "gn", "ln", "in"), seeds=1)
     parts = [d for d in layers.draw(study_of(root)) if "gradient-norm" in d.slug]
     assert [d.slug[-2:] for d in parts] == ["-1", "-2"]
@@ -156,7 +156,7 @@ def along(row, seed, batch, norm):
     }
 
 
-def test_smoothness_is_a_band_from_the_least_to_the_most(grid):
+def test_smoothness_is_a_band_from_minimum_to_maximum(grid):
     study = study_of(store(grid, along))
     (drawing,) = smoothness.draw(study)
     axes = drawing.figure.axes
@@ -186,7 +186,7 @@ def test_whole_network_values_are_curves_in_the_report(grid):
     assert sharp.figure.axes[0].get_ylabel().split() == ["Largest", "Hessian", "eigenvalue"]
 
 
-def test_nothing_without_probes(grid):
+def test_no_figures_without_probes(grid):
     study = study_of(grid(norms=("bn",), batches=(16,), seeds=1, epochs=2))
     assert layers.draw(study) == []
     assert smoothness.draw(study) == []
@@ -194,7 +194,7 @@ def test_nothing_without_probes(grid):
 
 
 def dependent(row, seed, batch, norm):
-    """What the probes ``batch_dependence`` and ``train_gap`` measure every second epoch."""
+    """Return what ``batch_dependence`` and ``train_gap`` measure, every second epoch."""
     if row["epoch"] == 2:
         return {}
     depends = norm == "bn"
@@ -207,7 +207,7 @@ def dependent(row, seed, batch, norm):
     return {**sizes, **changed, "probe/train_gap/loss_gap": depends * 0.5 - 0.1 * seed}
 
 
-def test_dependence_on_the_batch_is_drawn_against_its_size(grid):
+def test_batch_dependence_is_drawn_against_batch_size(grid):
     study = study_of(store(grid, dependent))
     (drawing,) = batch_dependence.draw(study)
     axes = drawing.figure.axes
@@ -220,14 +220,14 @@ def test_dependence_on_the_batch_is_drawn_against_its_size(grid):
     assert drawing.caption.endswith("No norm: exactly 0.")
 
 
-def test_the_gap_between_modes_and_changed_classes_are_curves(grid):
+def test_mode_gap_and_changed_classes_are_curves(grid):
     study = study_of(store(grid, dependent))
     drawn = {drawing.slug: drawing for drawing in draw(build(study, study.metrics["test_acc"]))}
     gap = drawn["train_gap-loss_gap-curves"].figure.axes[0]
     assert gap.get_ylabel().replace("\n", " ") == "Loss gap of inference to training mode"
-    assert "\n" in gap.get_ylabel()  # the height of a panel is less than the label
+    assert "\n" in gap.get_ylabel()  # the label is longer than the panel is tall
     assert gap.get_yscale() == "linear"
     assert list(gap.lines[0].get_xdata()) == [1, 3]
     changed = drawn["batch_dependence-training_neighbours_changed-curves"].figure.axes[0]
     assert max(max(line.get_ydata()) for line in changed.lines) == 25  # %
-    assert changed.get_ylim()[1] > 25  # not cut as an early accuracy is
+    assert changed.get_ylim()[1] > 25  # not cropped as early accuracies are

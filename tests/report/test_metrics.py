@@ -1,4 +1,4 @@
-"""Metrics by the names that a user types, those of probes and those over epochs included."""
+"""Metrics by the names that users type, including probe values and values over epochs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) ->
 
 @pytest.fixture
 def probed(grid: Callable[..., Path]) -> Path:
-    """A store whose runs measured ``ece`` every second epoch, and say how it is shown."""
+    """A store whose runs measured ``ece`` every second epoch and describe how to show it."""
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=4)
     for place, folder in enumerate(sorted(root.glob("*-resnet8-*"))):
 
@@ -52,7 +52,7 @@ def values(frames: Frames, name: str) -> list[float]:
     return frames.runs[metric.name].tolist()
 
 
-def test_a_number_of_each_epoch_becomes_one_of_the_run(probed: Path) -> None:
+def test_epoch_metrics_are_reduced_to_one_value_per_run(probed: Path) -> None:
     frames = load(probed)
     groups = [rows for _, rows in frames.curves.groupby("run")]
     assert list(frames.runs["name"]) == [rows["run"].iloc[0] for rows in groups]
@@ -64,7 +64,7 @@ def test_a_number_of_each_epoch_becomes_one_of_the_run(probed: Path) -> None:
     assert values(frames, "val_loss:best") == [rows["val_loss"].min() for rows in groups]
 
 
-def test_a_probe_value_is_compared_as_its_probe_says(probed: Path) -> None:
+def test_probe_value_is_compared_as_its_probe_declares(probed: Path) -> None:
     frames = load(probed)
     np.testing.assert_allclose(values(frames, "mine/ece"), [0.04, 0.041, 0.042, 0.043])
     np.testing.assert_allclose(values(frames, "mine/ece:best"), [0.02, 0.021, 0.022, 0.023])
@@ -73,21 +73,21 @@ def test_a_probe_value_is_compared_as_its_probe_says(probed: Path) -> None:
     assert table.title.startswith("Calibration error, last epoch (%)")
     assert table.slug == "mine-ece-last"
     assert table.rows[0][1].text.startswith("4.05")
-    assert "optimizer" not in str(section.study.conditions)  # no column of it is a config key
+    assert "optimizer" not in str(section.study.conditions)  # its columns are not config keys
     assert section.study.conditions == []
 
 
-def test_an_undescribed_value_is_shown_by_its_name(probed: Path) -> None:
+def test_undescribed_value_is_shown_by_its_name(probed: Path) -> None:
     metrics = load(probed).metrics
     assert metrics["probe/mine/ece"].curve == "linear"
     assert metrics["probe/mine/unlisted"].label == "unlisted (mine)"
-    assert metrics["probe/mine/unlisted"].curve == ""  # the probe lists which are drawn
+    assert metrics["probe/mine/unlisted"].curve == ""  # its probe describes which values are drawn
     alone = known_metrics(["probe/other/value", "probe/other/conv1/value"], {})
     assert alone["probe/other/value"].curve == "linear"
     assert alone["probe/other/conv1/value"].curve == ""
 
 
-def test_a_pattern_names_the_values_of_layers() -> None:
+def test_pattern_describes_the_values_of_layers() -> None:
     described = {"probe/p/*/std": {"label": "Deviation", "digits": 1}}
     metric = known_metrics(["probe/p/block1/conv/std"], described)["probe/p/block1/conv/std"]
     assert metric.label == "Deviation of block1/conv"
@@ -103,7 +103,7 @@ def test_shipped_probes_describe_runs_of_earlier_versions(grid: Callable[..., Pa
     assert (metric.label, metric.curve) == (wanted.label, "log")
 
 
-def test_a_damaged_description_is_named(probed: Path) -> None:
+def test_damaged_description_is_named(probed: Path) -> None:
     folder = min(probed.glob("*-resnet8-*"))
     rewrite(folder, "meta.json", lambda meta: meta["probe_values"]["probe/mine/ece"].pop("label"))
     (left_out,) = load(probed).left_out
@@ -121,19 +121,19 @@ def test_a_damaged_description_is_named(probed: Path) -> None:
         (":max", "unknown metric ''"),
     ],
 )
-def test_a_wrong_name_is_one_line(probed: Path, name: str, wanted: str) -> None:
+def test_invalid_metric_name_is_one_line(probed: Path, name: str, wanted: str) -> None:
     with pytest.raises(UserError) as caught:
         load(probed).with_metric(name)
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_without_a_probe_is_refused_before_the_store_is_read(capsys: Any) -> None:
+def test_unknown_metric_is_refused_before_the_store_is_read(capsys: Any) -> None:
     assert main(["report", "--store", "nowhere", "--metric", "tset_acc"]) == 2
     assert "did you mean 'test_acc'?" in capsys.readouterr().err
 
 
-def test_the_list_has_each_metric_with_its_runs(
+def test_list_has_each_metric_with_its_number_of_runs(
     probed: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,7 +152,7 @@ def test_the_list_has_each_metric_with_its_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # no report
 
 
-def test_the_record_describes_each_value() -> None:
+def test_every_probe_value_is_described_for_the_record() -> None:
     described = described_values([Sharpness])
     assert described["probe/sharpness/eigenvalue"] == {
         "label": "Largest Hessian eigenvalue",
@@ -165,7 +165,7 @@ def test_the_record_describes_each_value() -> None:
     assert ProbeValue("a", "A").curve == ""
 
 
-def test_every_metric_of_epochs_can_be_compared() -> None:
+def test_every_epoch_metric_can_be_compared() -> None:
     for metric in METRICS.values():
         if metric.epoch:
             assert find_metric(f"{metric.name}:mean", METRICS).of_run

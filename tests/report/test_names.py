@@ -20,18 +20,18 @@ from normbench.report import names as labels
         ("mine_ws", "mine_ws"),
     ],
 )
-def test_a_norm_is_written_with_its_weight_parametrization(name, printed):
+def test_norm_is_printed_with_its_weight_parametrization(name, printed):
     assert labels.norm(name) == printed
 
 
-def test_every_catalogued_norm_has_a_name_of_its_own_in_print():
+def test_every_catalogued_norm_has_a_unique_printed_name():
     printed = {name: labels.norm(name) for name in group_options()["norm"]}
     assert len(set(printed.values())) == len(printed)
-    left = [name for name, text in printed.items() if text == name]
-    assert not left, left
+    unnamed = [name for name, text in printed.items() if text == name]
+    assert not unnamed, unnamed
 
 
-def test_norms_stand_in_the_order_of_tables_and_numbers_by_size():
+def test_norms_are_in_table_order_and_numbers_ascending():
     assert labels.ordered("norm", ["zzz", "gn_ws", "bn"]) == ["bn", "gn_ws", "zzz"]
     assert labels.ordered("batch", [512, 16, 64]) == [16, 64, 512]
 
@@ -51,15 +51,15 @@ def test_norms_stand_in_the_order_of_tables_and_numbers_by_size():
         ("実験 👩\u200d🔬 $x$ [b]", "実験 👩\u200d🔬 $x$ [b]"),
     ],
 )
-def test_a_value_in_print_is_one_line_and_tells_it_from_every_other(raw, printed):
+def test_printed_value_is_one_line_and_unambiguous(raw, printed):
     assert labels.plain(raw) == printed
 
 
-def test_slugs_are_readable_short_and_different():
+def test_slugs_are_readable_short_and_unique():
     texts = ["GN 0.1", "a/b", "a+b", "x" * 500, "../..", "実験", "x" * 501, "ok", "ok"]
     slugs = labels.slugs(texts)
     assert slugs[0] == "gn_0.1"
     assert slugs[5] == "実験"
     assert len(set(slugs)) == len(texts)
     assert all(1 <= len(slug.encode()) <= 100 and slug[0] not in "._-" for slug in slugs)
-    assert labels.slugs(["a/b", "a+b"]) == slugs[1:3]  # whatever else there is
+    assert labels.slugs(["a/b", "a+b"]) == slugs[1:3]  # independent of the other texts

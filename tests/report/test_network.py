@@ -36,13 +36,13 @@ LAYERS = [
 NETWORK = Network("net with gn_ws", (4, 4, 1), "Digits", 10, 32, LAYERS)
 
 
-def shown(width):
+def page_text(width):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(network_page(NETWORK, width))
     return console.export_text()
 
 
-def test_rows_end_in_their_sum():
+def test_last_row_is_the_sum():
     *listed, total = rows(NETWORK)
     assert [row["layer"] for row in listed] == ["images", "conv", "norm", "norm2"]
     assert total["layer"] == "total"
@@ -55,10 +55,10 @@ def test_rows_end_in_their_sum():
     assert listed[2]["place"] == "stem"
 
 
-def test_the_memory_to_train_is_the_kept_bytes_of_a_batch():
-    said = dict(totals(NETWORK))
-    assert said["to train"].startswith("at least 18.0 KiB of activations at batch 32")
-    assert said["images"] == "4×4×1, 10 classes (Digits)"
+def test_training_memory_is_the_kept_bytes_of_a_batch():
+    facts = dict(totals(NETWORK))
+    assert facts["to train"].startswith("at least 18.0 KiB of activations at batch 32")
+    assert facts["images"] == "4×4×1, 10 classes (Digits)"
     assert dict(totals(NETWORK._replace(images_of=None)))["images"] == "4×4×1, 10 classes"
 
 
@@ -68,15 +68,15 @@ def test_normalizations_are_counted_by_place():
 
 
 @pytest.mark.parametrize("width", [48, 60, 100, 160])
-def test_the_page_has_every_layer_and_fits(width):
-    text = shown(width)
+def test_page_has_every_layer_and_fits(width):
+    text = page_text(width)
     assert max(map(len, text.splitlines())) <= width
-    for each in LAYERS:
-        assert each.name in text
+    for cost in LAYERS:
+        assert cost.name in text
     assert "1 × WeightStandardization" in " ".join(text.split())
 
 
-def test_long_names_are_wrapped_before_numbers_go():
+def test_long_names_are_wrapped_before_columns_are_dropped():
     long = replace(LAYERS[1], name="conv_" * 24)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(network_page(NETWORK._replace(name="net [/x]", layers=[*LAYERS, long]), 80))
@@ -86,8 +86,8 @@ def test_long_names_are_wrapped_before_numbers_go():
     assert text.splitlines()[3].split()[-1] == "72"
 
 
-def test_columns_go_where_room_is_short():
-    headings = [shown(width).splitlines()[1].split() for width in range(30, 160, 5)]
+def test_columns_are_dropped_on_narrow_terminals():
+    headings = [page_text(width).splitlines()[1].split() for width in range(30, 160, 5)]
     assert headings[0] == ["layer", "kind"]
     assert headings[-1][-2:] == ["multiply-adds", "activation"]
     for narrow, wide in pairwise(headings):
@@ -95,7 +95,7 @@ def test_columns_go_where_room_is_short():
     assert ["layer", "kind", "place", "parameters"] in headings
 
 
-def test_kinds_are_named_with_what_the_kernel_passes_through():
+def test_kinds_include_the_kernel_parametrization():
     assert kind(LAYERS[1]) == "Conv2D 3×3 (WeightStandardization)"
     assert kind(LAYERS[2]) == "GroupNormalization 2 groups"
 

@@ -16,12 +16,12 @@ import pytest
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "analyse_a_store.ipynb"
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_notebook_is_committed_without_outputs() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_it_names_confounds(
+def test_notebook_names_confounds(
     grid: Callable[..., Path], synth: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
@@ -32,20 +32,20 @@ def test_it_names_confounds(
         for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
         if cell["cell_type"] == "code"
     ]
-    said = io.StringIO()
+    output = io.StringIO()
     wanted = ("STORE =", "frames = load", "study = studies", "grid = build", "in findings(grid")
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(output):
         names: dict = {}
         for code in source:
             if any(part in code for part in wanted):
                 exec(code, names)
-    told = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
-    assert f"Confounded: rows also {told}" in said.getvalue()
-    assert "[confounded] GN beats BN at batch size 16" in said.getvalue()
-    assert "[significant]" not in said.getvalue()
+    differences = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
+    assert f"Confounded: rows also {differences}" in output.getvalue()
+    assert "[confounded] GN beats BN at batch size 16" in output.getvalue()
+    assert "[significant]" not in output.getvalue()
 
 
-def test_it_runs(mixed_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(mixed_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     monkeypatch.setenv("NORMBENCH_STORE", str(mixed_store))
@@ -60,11 +60,11 @@ def test_it_runs(mixed_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for cell in notebook.cells
         for output in cell.get("outputs", [])
     ]
-    whole = "\n".join(texts)
-    assert "63 runs" in whole
-    assert "GN+WS" in whole
-    assert "Holm" in whole
-    assert "Steps to 9" in whole or "Steps to the target" in whole
+    text = "\n".join(texts)
+    assert "63 runs" in text
+    assert "GN+WS" in text
+    assert "Holm" in text
+    assert "Steps to 9" in text or "Steps to the target" in text
     pictures = [
         output
         for cell in notebook.cells

@@ -1,4 +1,4 @@
-"""Mixtures of code, libraries and machines are said; nothing is dropped in silence."""
+"""Mixtures of code, libraries and machines are reported; nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from normbench.store import verification
 from normbench.store.store import Store
 
 
-def test_one_origin_is_no_mixture(mixed_store: Path) -> None:
+def test_single_origin_is_not_a_mixture(mixed_store: Path) -> None:
     assert mixtures(load(mixed_store).runs) == []
     shown = dict(environment(load(mixed_store).runs))
     assert shown["keras"] == "3.15.1"
     assert shown["engine.threads"] == "2"
 
 
-def test_each_mixture_is_told_with_its_counts(
+def test_each_mixture_is_reported_with_its_counts(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=3, epochs=3)
@@ -35,7 +35,7 @@ def test_each_mixture_is_told_with_its_counts(
         versions=newer,
         processor="AMD EPYC",
     )
-    # A run that failed made no number: its origin mixes nothing.
+    # A failed run contributes no number, so its origin does not count.
     synth.write_run(
         root, synth.config("ln", 16, 0, epochs=3), commit="b" * 40, status="failed", stop=1
     )
@@ -48,7 +48,7 @@ def test_each_mixture_is_told_with_its_counts(
     ]
 
 
-def test_runs_made_outside_a_git_checkout_have_no_commit(grid: Callable[..., Path]) -> None:
+def test_runs_outside_a_git_checkout_have_no_commit(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     for path in root.glob("*/meta.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "git": None}))
@@ -57,13 +57,13 @@ def test_runs_made_outside_a_git_checkout_have_no_commit(grid: Callable[..., Pat
     assert "commit" not in dict(environment(runs))
 
 
-def test_batches_that_were_split_are_told(grid: Callable[..., Path]) -> None:
+def test_split_batches_are_reported(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     run = sorted(root.glob("*-s1-*"))[0]
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "micro_batches": 4}))
     runs = load(root).runs
-    assert set(runs["accumulate"]) == {1}  # which runs of before do not name
+    assert set(runs["accumulate"]) == {1}  # the default: earlier runs do not record it
     assert mixtures(runs) == [
         "batches were split into micro-batches, so batch statistics are those of a micro-batch: "
         f"{run.name} in 4 of 4 images"
@@ -95,9 +95,9 @@ def test_report_counts_runs_that_were_trained_again(
     assert sentence == (
         f"2 of {total} runs trained again: 1 equal to the last bit, 1 not verified ({names[1]})"
     )
-    said: list[str] = []
-    page = report(store, out=tmp_path / "out", say=said.append)
-    assert f"note: {sentence}" in said
+    lines: list[str] = []
+    page = report(store, out=tmp_path / "out", say=lines.append)
+    assert f"note: {sentence}" in lines
     assert "trained again: 1 equal to the last bit" in page.read_text(encoding="utf-8")
     assert "trained again: 1 equal" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     (store.root / verification.NAME).write_text("{}")

@@ -1,4 +1,4 @@
-"""The archive of a store: the same bytes each time, whole, and readable when unpacked."""
+"""The archive of a store: reproducible, complete, and readable when unpacked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return folder / "paper"
 
 
-def test_a_store_has_the_same_archive_wherever_it_lies(store: Path, tmp_path: Path) -> None:
+def test_archive_does_not_depend_on_the_location_of_the_store(store: Path, tmp_path: Path) -> None:
     first = pack(store, tmp_path / "paper.tar.gz", say=quiet).read_bytes()
     store.rename(moved := tmp_path / "elsewhere")
     (moved / ".hidden").write_text("not packed")
@@ -44,7 +44,7 @@ def test_a_store_has_the_same_archive_wherever_it_lies(store: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_unpacked_archive_is_whole_and_readable(
+def test_unpacked_archive_is_complete_and_readable(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Store(store).runs()[0]
@@ -74,7 +74,7 @@ def test_unpacked_archive_is_whole_and_readable(
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_the_report_of_a_tuned_store_is_the_same_in_the_archive(
+def test_report_of_a_tuned_store_is_the_same_in_the_archive(
     tmp_path: Path, synth: SimpleNamespace
 ) -> None:
     store = synth.write_tuned(tmp_path / "runs", ("bn", "gn"), (16,), (0.1, 0.2), seeds=2)
@@ -107,15 +107,15 @@ def test_checkpoints_are_packed_on_request(store: Path, tmp_path: Path) -> None:
 def test_damaged_runs_are_left_out_and_named(store: Path, tmp_path: Path) -> None:
     run = Store(store).runs()[0]
     (run.path / "meta.json").write_text("{")
-    said: list[str] = []
-    archive = pack(store, tmp_path / "paper.tar.gz", say=said.append)
-    assert said[0].startswith(f"left out: {run.name}: ")
+    lines: list[str] = []
+    archive = pack(store, tmp_path / "paper.tar.gz", say=lines.append)
+    assert lines[0].startswith(f"left out: {run.name}: ")
     with tarfile.open(archive) as opened:
         assert not [name for name in opened.getnames() if f"runs/{run.name}" in name]
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_nothing_is_left_of_an_archive_that_could_not_be_written(
+def test_failed_write_leaves_no_archive(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -127,15 +127,15 @@ def test_nothing_is_left_of_an_archive_that_could_not_be_written(
     assert [path for path in tmp_path.iterdir() if "paper" in path.name] == []
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = tmp_path / "there.tar.gz"
-    there.write_bytes(b"mine")
+    existing = tmp_path / "there.tar.gz"
+    existing.write_bytes(b"mine")
     (tmp_path / "empty").mkdir()
     for words, message in (
         ([str(store)], "--out"),
-        ([str(store), "--out", str(there)], "exists: --force replaces it"),
+        ([str(store), "--out", str(existing)], "exists: --force replaces it"),
         ([str(store), "--out", str(store / "a.tar.gz")], "is in the store"),
         ([str(store), "--out", str(tmp_path / "a.zip")], "ends in .tar.gz"),
         ([str(tmp_path / "no"), "--out", str(tmp_path / "a.tar.gz")], "there is no store"),
@@ -146,10 +146,10 @@ def test_mistakes_are_one_line(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert there.read_bytes() == b"mine"
+    assert existing.read_bytes() == b"mine"
 
 
-# --- components of one's own ----------------------------------------------------------------------
+# --- user components ------------------------------------------------------------------------------
 
 LAYER = """
 from my_pack_formula import FACTOR
@@ -163,8 +163,8 @@ class Scaled(GroupNormalization):
 """
 
 
-class Own:
-    """A folder with modules, and a folder of config groups that names some of them."""
+class UserComponents:
+    """A folder with modules, and a folder of config groups that refers to some of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.conf = folder, folder / "my_conf"
@@ -185,23 +185,23 @@ class Own:
         (norm / "gn64.yaml").write_text("name: gn64\n_target_: normbench.norms.gn\ngroups: 64\n")
 
     def run(self, root: Path, synth: SimpleNamespace, seed: int = 0, **changes: object) -> Path:
-        """Write a run whose normalization is the one of the folder, and its code's version."""
+        """Write a run that uses the folder's normalization and records its code version."""
         named = {"norm__name": "scaled", "norm___target_": "my_pack_layer.Scaled"} | changes
         path = synth.write_run(root, synth.config("gn", 16, seed, **named))
         code = provenance.own_code({"norm": {"_target_": named["norm___target_"]}})
         meta = json.loads((path / "meta.json").read_text())
-        own = {name: [version] for name, version in code.items()}
-        (path / "meta.json").write_text(json.dumps(meta | {"own": own}))
+        versions = {name: [version] for name, version in code.items()}
+        (path / "meta.json").write_text(json.dumps(meta | {"own": versions}))
         return path
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
+def components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UserComponents]:
     monkeypatch.syspath_prepend(str(tmp_path))
     caches = (provenance._spec, provenance.code_hash)
     for cache in caches:
         cache.cache_clear()
-    yield Own(tmp_path)
+    yield UserComponents(tmp_path)
     for cache in caches:
         cache.cache_clear()
 
@@ -212,19 +212,19 @@ def own_names(archive: Path) -> list[str]:
         return [name for name in names if Path(name).suffix and name.startswith("own/")]
 
 
-def test_own_files_that_runs_name_are_packed_and_no_others(
-    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+def test_only_user_files_that_runs_name_are_packed(
+    store: Path, components: UserComponents, tmp_path: Path, synth: SimpleNamespace
 ) -> None:
-    own.run(store, synth)
-    said: list[str] = []
-    archive = pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
+    components.run(store, synth)
+    lines: list[str] = []
+    archive = pack(store, tmp_path / "paper.tar.gz", say=lines.append, config_dir=components.conf)
     assert own_names(archive) == [
         "own/conf/norm/scaled.yaml",
         "own/conf/norm/scaled_base.yaml",
         "own/my_pack_formula.py",
         "own/my_pack_layer.py",
     ]
-    assert [line for line in said if "note" in line] == []
+    assert [line for line in lines if "note" in line] == []
     folder = unpacked(archive, tmp_path / "out")
     assert (folder / "own" / "my_pack_layer.py").read_text() == LAYER
     command = "PYTHONPATH=own normbench verify runs --sample 5 --config-dir own/conf"
@@ -232,64 +232,66 @@ def test_own_files_that_runs_name_are_packed_and_no_others(
     manifest = (folder / "MANIFEST").read_text()
     assert "  own/conf/norm/scaled.yaml\n" in manifest
     first = archive.read_bytes()
-    again = pack(store, tmp_path / "paper.tar.gz", force=True, say=quiet, config_dir=own.conf)
+    again = pack(
+        store, tmp_path / "paper.tar.gz", force=True, say=quiet, config_dir=components.conf
+    )
     assert again.read_bytes() == first
 
 
-def test_a_config_file_of_a_shipped_component_is_packed_where_a_run_has_its_name(
-    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+def test_user_config_of_a_shipped_component_is_packed_if_a_run_names_it(
+    store: Path, components: UserComponents, tmp_path: Path, synth: SimpleNamespace
 ) -> None:
     tree = synth.config("gn", 16, 5, norm__name="gn64")
     synth.write_run(store, tree)
-    archive = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=own.conf)
+    archive = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=components.conf)
     assert own_names(archive) == ["own/conf/norm/gn64.yaml"]
 
 
-def test_without_components_of_ones_own_nothing_is_added(
-    store: Path, own: Own, tmp_path: Path
+def test_nothing_is_added_without_user_components(
+    store: Path, components: UserComponents, tmp_path: Path
 ) -> None:
-    with_folder = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=own.conf)
+    with_folder = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=components.conf)
     assert own_names(with_folder) == []
     first = with_folder.read_bytes()
     assert pack(store, tmp_path / "paper.tar.gz", force=True, say=quiet).read_bytes() == first
 
 
-def test_code_that_has_changed_since_is_named(
-    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+def test_code_changed_since_training_is_named(
+    store: Path, components: UserComponents, tmp_path: Path, synth: SimpleNamespace
 ) -> None:
     for seed in (0, 1):
-        own.run(store, synth, seed)
-    (own.folder / "my_pack_formula.py").write_text("FACTOR = 3.0\n")
+        components.run(store, synth, seed)
+    (components.folder / "my_pack_formula.py").write_text("FACTOR = 3.0\n")
     provenance.code_hash.cache_clear()
-    said: list[str] = []
-    pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
-    (note,) = [line for line in said if line.startswith("note: ")]
+    lines: list[str] = []
+    pack(store, tmp_path / "paper.tar.gz", say=lines.append, config_dir=components.conf)
+    (note,) = [line for line in lines if line.startswith("note: ")]
     assert "2 runs cannot be verified: the run was trained with my_pack_layer.Scaled " in note
 
 
-def test_an_installed_package_is_named_and_not_packed(
-    store: Path, own: Own, tmp_path: Path, synth: SimpleNamespace
+def test_installed_package_is_named_and_not_packed(
+    store: Path, components: UserComponents, tmp_path: Path, synth: SimpleNamespace
 ) -> None:
-    (own.conf / "norm" / "rich.yaml").write_text("name: rich\n_target_: rich.text.Text\n")
+    (components.conf / "norm" / "rich.yaml").write_text("name: rich\n_target_: rich.text.Text\n")
     changes = {"norm__name": "rich", "norm___target_": "rich.text.Text"}
-    own.run(store, synth, **changes)
-    said: list[str] = []
-    archive = pack(store, tmp_path / "paper.tar.gz", say=said.append, config_dir=own.conf)
+    components.run(store, synth, **changes)
+    lines: list[str] = []
+    archive = pack(store, tmp_path / "paper.tar.gz", say=lines.append, config_dir=components.conf)
     assert own_names(archive) == ["own/conf/norm/rich.yaml"]
-    (note,) = [line for line in said if line.startswith("note: ")]
+    (note,) = [line for line in lines if line.startswith("note: ")]
     assert re.fullmatch(r"note: rich==[\d.]+ is an installed package and not packed: .*", note)
     readme = (unpacked(archive, tmp_path / "out") / "README.md").read_text()
     assert re.search(r"^    pip install rich==[\d.]+$", readme, re.MULTILINE)
 
 
-def test_own_files_that_are_not_found_are_refused_in_one_line(
+def test_missing_user_files_are_refused_in_one_line(
     store: Path,
-    own: Own,
+    components: UserComponents,
     tmp_path: Path,
     synth: SimpleNamespace,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = own.run(store, synth)
+    run = components.run(store, synth)
     empty = tmp_path / "empty"
     empty.mkdir()
     command = ["pack", str(store), "--out", str(tmp_path / "paper.tar.gz")]
@@ -307,9 +309,9 @@ def test_own_files_that_are_not_found_are_refused_in_one_line(
     assert f"{named}which no file of norm has in conf/ or {empty}\n" in missing
     nowhere = tmp_path / "nowhere"
     assert f"--config-dir '{nowhere}' is not a folder" in refusal("--config-dir", str(nowhere))
-    (own.folder / "my_pack_layer.py").unlink()
+    (components.folder / "my_pack_layer.py").unlink()
     provenance._spec.cache_clear()
     importlib.invalidate_caches()
     assert f"{named}and there is no module 'my_pack_layer' in " in refusal(
-        "--config-dir", str(own.conf)
+        "--config-dir", str(components.conf)
     )

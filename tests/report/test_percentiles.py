@@ -15,7 +15,7 @@ from normbench.report.study import studies
 
 @pytest.fixture
 def probed(grid: Callable[..., Path]) -> Path:
-    """A store whose runs have what the probe ``activations`` leaves in their metrics."""
+    """A store whose runs have the metrics of the probe ``activations``."""
     root = grid(norms=("none", "bn"), batches=(16, 32), seeds=2, epochs=3)
     for file in root.glob("*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -28,7 +28,7 @@ def probed(grid: Callable[..., Path]) -> Path:
     return root
 
 
-def test_a_drawing_for_each_layer_and_unit_with_a_panel_a_cell(probed: Path) -> None:
+def test_each_layer_and_unit_has_a_drawing_with_a_panel_per_cell(probed: Path) -> None:
     (study,) = studies(load(probed), ("norm", "batch"))
     drawings = percentiles.draw(study)
     assert {drawing.slug for drawing in drawings} == {
@@ -46,13 +46,13 @@ def test_a_drawing_for_each_layer_and_unit_with_a_panel_a_cell(probed: Path) -> 
             assert list(high) == pytest.approx([0.85, 1.7, 2.55])
 
 
-def test_nothing_without_the_probe(grid: Callable[..., Path]) -> None:
+def test_no_figure_without_the_probe(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
     (study,) = studies(load(root), ("norm", "batch"))
     assert percentiles.draw(study) == []
 
 
-def test_of_many_layers_a_few_are_drawn(grid: Callable[..., Path]) -> None:
+def test_only_a_few_of_many_layers_are_drawn(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=2)
     for file in root.glob("*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -24,20 +24,20 @@ from normbench.report.table import terminal
 
 def reference(n: int, ratio: float, alpha: float) -> float:
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
-    law = stats.nct(n - 1, ratio * math.sqrt(n))
+    distribution = stats.nct(n - 1, ratio * math.sqrt(n))
     # SciPy returns NaN far out in the tail.
-    return law.sf(critical) + np.nan_to_num(law.cdf(-critical))
+    return distribution.sf(critical) + np.nan_to_num(distribution.cdf(-critical))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20, 200, 5000])
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 1.0, 4.0])
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 12])
-def test_power_is_that_of_the_noncentral_t(n: int, ratio: float, alpha: float) -> None:
+def test_power_matches_the_noncentral_t_distribution(n: int, ratio: float, alpha: float) -> None:
     expected = reference(n, ratio, alpha)
     assert detects(n, ratio, alpha) == pytest.approx(expected, abs=1e-7)
 
 
-def test_a_simulated_t_test_finds_the_difference_as_often_as_computed() -> None:
+def test_power_matches_simulated_t_tests() -> None:
     differences = np.random.default_rng(1).normal(0.8, 1.0, (20_000, 10))
     p = stats.ttest_1samp(differences, 0.0, axis=1).pvalue
     assert (p < 0.05).mean() == pytest.approx(detects(10, 0.8), abs=0.01)
@@ -45,18 +45,18 @@ def test_a_simulated_t_test_finds_the_difference_as_often_as_computed() -> None:
 
 # Sample sizes of G*Power 3.1 for the two-sided t test of dependent means, power 0.8, level 0.05.
 @pytest.mark.parametrize(("ratio", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
-def test_seeds_are_those_of_published_tables(ratio: float, seeds: int) -> None:
+def test_seeds_match_published_sample_sizes(ratio: float, seeds: int) -> None:
     assert needed(ratio) == seeds
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.4, 1.3, 60.0])
-def test_one_seed_fewer_does_not_have_the_power(ratio: float) -> None:
+def test_one_seed_fewer_lacks_the_power(ratio: float) -> None:
     seeds = needed(ratio, 0.9)
     assert detects(seeds, ratio) >= 0.9
     assert seeds == 2 or detects(seeds - 1, ratio) < 0.9
 
 
-def test_a_tiny_difference_takes_more_seeds_than_are_computed() -> None:
+def test_tiny_difference_needs_more_than_the_maximum_of_seeds() -> None:
     assert needed(1e-4) == MOST + 1
 
 
@@ -67,20 +67,20 @@ def test_one_seed_fewer_is_not_narrow_enough() -> None:
         assert half[0] > 0.5 >= half[1]
 
 
-def test_a_sweep_ends_at_a_number_of_seeds_of_its_schedule() -> None:
+def test_sweep_ends_at_a_number_of_seeds_in_its_schedule() -> None:
     assert ends_at(1e9, 3, 20) == 3
     assert ends_at(1.0, 3, 20) == 14
     assert ends_at(0.1, 3, 20) == 21
 
 
-def test_the_interval_of_the_spread_covers_it() -> None:
+def test_interval_of_the_spread_has_nominal_coverage() -> None:
     values = np.random.default_rng(2).normal(0.0, 3.0, (4000, 4))
     ends = np.array([spread_interval(sd, 4) for sd in values.std(axis=1, ddof=1)])
     covered = ((ends[:, 0] < 3.0) & (ends[:, 1] > 3.0)).mean()
     assert covered == pytest.approx(0.95, abs=0.012)
 
 
-def test_each_cell_has_the_seeds_that_its_own_spread_asks_for(grid) -> None:
+def test_each_cell_has_the_seeds_that_its_own_spread_requires(grid) -> None:
     store = grid(batches=(16, 64), seeds=4)
     (table,) = power(store, 0.5, until=0.5, max_seeds=40)
     data = table.data
@@ -98,7 +98,7 @@ def test_each_cell_has_the_seeds_that_its_own_spread_asks_for(grid) -> None:
         assert line["until"] == ends_at(0.005 / line["sd"], 3, 40)
 
 
-def test_the_spread_is_that_of_the_differences_paired_by_seed(grid) -> None:
+def test_spread_is_that_of_the_differences_paired_by_seed(grid) -> None:
     from normbench.report.frames import load
 
     store = grid(batches=(16,), seeds=4)
@@ -108,7 +108,7 @@ def test_the_spread_is_that_of_the_differences_paired_by_seed(grid) -> None:
     assert table.data.set_index("row").loc["bn", "sd"] == pytest.approx(expected)
 
 
-def test_without_a_baseline_the_runs_are_independent(grid) -> None:
+def test_without_a_baseline_runs_are_treated_as_independent(grid) -> None:
     from normbench.report.frames import load
 
     store = grid(norms=("gn",), batches=(16,), seeds=4)
@@ -118,7 +118,7 @@ def test_without_a_baseline_the_runs_are_independent(grid) -> None:
     assert "No baseline" in table.notes[0]
 
 
-def test_a_diverged_run_leaves_its_cell_without_a_spread(grid, synth) -> None:
+def test_diverged_run_leaves_its_cell_without_a_spread(grid, synth) -> None:
     store = grid(batches=(16,), seeds=3)
     synth.write_run(store, synth.config("gn", 16, 3), status="diverged", stop=2)
     synth.write_run(store, synth.config("bn", 16, 3))
@@ -128,7 +128,7 @@ def test_a_diverged_run_leaves_its_cell_without_a_spread(grid, synth) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_table_fits_the_terminal(grid, width: int) -> None:
+def test_table_fits_the_terminal(grid, width: int) -> None:
     from rich.console import Console
 
     store = grid(batches=(16, 64), seeds=4)
@@ -165,7 +165,7 @@ def test_bad_options_are_refused(grid, options: dict, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_command_prints_the_table(grid, capsys) -> None:
+def test_command_prints_the_table(grid, capsys) -> None:
     store = grid(batches=(16,), seeds=3)
     assert main(["power", str(store), "--difference", "0.5"]) == 0
     out = capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_the_command_prints_the_table(grid, capsys) -> None:
     assert "a difference of 1 point of test accuracy" in capsys.readouterr().out
 
 
-def test_the_seeds_of_several_stores_count_together(synth, tmp_path, capsys) -> None:
+def test_seeds_of_several_stores_are_pooled(synth, tmp_path, capsys) -> None:
     for name, seeds in (("desk", (0, 1)), ("cluster", (2, 3, 4))):
         for seed in seeds:
             for norm in ("bn", "gn"):
@@ -186,7 +186,7 @@ def test_the_seeds_of_several_stores_count_together(synth, tmp_path, capsys) -> 
     assert "5" in capsys.readouterr().out
 
 
-def test_the_command_refuses_in_one_line(grid, capsys) -> None:
+def test_command_errors_are_one_line(grid, capsys) -> None:
     store = grid(batches=(16,), seeds=1)
     assert main(["power", str(store), "--difference", "0.5"]) == 2
     error = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Published lines appear where the configuration is that of the publication, and nowhere else."""
+"""Published lines appear only where the configuration matches that of the publication."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def store(synth: SimpleNamespace, root: Path, norm: str, batch: int, **changes: 
     return root
 
 
-def test_the_published_configuration_matches(synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_published_configuration_matches(synth: SimpleNamespace, tmp_store: Path) -> None:
     (known,) = matching(load(store(synth, tmp_store, "bn", 128)).runs)
     assert known.test_err == 0.0875
     assert "He et al. 2016" in known.text
@@ -45,7 +45,7 @@ def test_the_published_configuration_matches(synth: SimpleNamespace, tmp_store: 
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_any_other_does_not(
+def test_any_other_configuration_does_not_match(
     synth: SimpleNamespace, tmp_store: Path, change: dict[str, Any]
 ) -> None:
     options = {"norm": "bn", "batch": 128} | change

@@ -1,4 +1,4 @@
-"""The commands end to end: what they write, say and refuse."""
+"""The commands end to end: the files they write, their messages and refusals."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from normbench.report import report as commands
 
 class Written(SimpleNamespace):
     out: Path
-    said: list[str]
+    messages: list[str]
 
 
 @pytest.fixture(scope="module")
 def written(mixed_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """The report on a store with everything in it."""
+    """The report on a store with runs in every state."""
     out = tmp_path_factory.mktemp("report") / "out"
-    said: list[str] = []
-    page = commands.report(mixed_store, target=0.93, out=out, say=said.append)
+    messages: list[str] = []
+    page = commands.report(mixed_store, target=0.93, out=out, say=messages.append)
     assert page == out / "index.html"
-    return Written(out=out, said=said)
+    return Written(out=out, messages=messages)
 
 
-def test_everything_is_written(written: Written) -> None:
+def test_report_writes_all_files(written: Written) -> None:
     names = {path.relative_to(written.out).as_posix() for path in written.out.rglob("*.*")}
     assert names >= {
         "index.html",
@@ -73,10 +73,10 @@ def test_everything_is_written(written: Written) -> None:
 
 
 def test_every_run_is_accounted_for(written: Written) -> None:
-    said = "\n".join(written.said)
-    assert "63 runs: 57 finished, 3 diverged, 2 interrupted, 1 failed" in said
+    messages = "\n".join(written.messages)
+    assert "63 runs: 57 finished, 3 diverged, 2 interrupted, 1 failed" in messages
     for word in ("holiday-pictures", "notes.txt", "not JSON", "no config.yaml"):
-        assert sum(word in line for line in written.said if line.startswith("left out")) >= 1
+        assert sum(word in line for line in written.messages if line.startswith("left out")) >= 1
     text = (written.out / "report.md").read_text()
     assert text.count("- left out: ") == 4
     assert "digits-resnet8-ln-b128-s0" in text
@@ -88,10 +88,10 @@ def test_csv_and_frames_agree(written: Written, mixed_store: Path) -> None:
     runs = load(mixed_store).runs
     for line in lines:
         if line["diverged"] == "0" and int(line["n"]) > 0:
-            own = runs[(runs["norm"] == line["norm"]) & (runs["batch"] == int(line["batch"]))]
-            assert float(line["mean"]) == pytest.approx(own["test_acc"].mean())
-    kept = pd.read_parquet(written.out / "data" / "curves.parquet")
-    pd.testing.assert_frame_equal(kept, load(mixed_store).curves)
+            cell_runs = runs[(runs["norm"] == line["norm"]) & (runs["batch"] == int(line["batch"]))]
+            assert float(line["mean"]) == pytest.approx(cell_runs["test_acc"].mean())
+    written_curves = pd.read_parquet(written.out / "data" / "curves.parquet")
+    pd.testing.assert_frame_equal(written_curves, load(mixed_store).curves)
 
 
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "draw", lambda *_: [])
 
 
-def test_a_second_report_takes_the_first_ones_files_away(
+def test_second_report_removes_the_files_of_the_first(
     grid: Callable[..., Path],
     synth: SimpleNamespace,
     tmp_path: Path,
@@ -121,7 +121,7 @@ def test_a_second_report_takes_the_first_ones_files_away(
 @pytest.mark.parametrize(
     "content", ['["../precious.txt", "{precious}"]', "5", "[5]", "{{", "[" * 9999]
 )
-def test_a_manifest_cannot_name_files_elsewhere(
+def test_manifest_cannot_delete_files_outside_the_report(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     without_figures(monkeypatch)
@@ -135,19 +135,19 @@ def test_a_manifest_cannot_name_files_elsewhere(
     assert precious.read_text() == "keep"
 
 
-def test_a_running_sweep_is_reported(
+def test_running_sweep_is_reported(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_figures(monkeypatch)
     synth.write_run(tmp_store, synth.config("bn", 16, 0), status="running", stop=3)
     synth.write_run(tmp_store, synth.config("bn", 16, 1), status="running", stop=0)
-    said: list[str] = []
-    commands.report(tmp_store, out=tmp_path / "out", say=said.append)
-    assert any("2 runs: 2 interrupted" in line for line in said)
-    assert "2 not ended" in "\n".join(said)
+    messages: list[str] = []
+    commands.report(tmp_store, out=tmp_path / "out", say=messages.append)
+    assert any("2 runs: 2 interrupted" in line for line in messages)
+    assert "2 not ended" in "\n".join(messages)
 
 
-def test_a_confound_is_said_everywhere_until_it_is_allowed(
+def test_confound_is_reported_everywhere_until_it_is_allowed(
     grid: Callable[..., Path],
     synth: SimpleNamespace,
     tmp_path: Path,
@@ -156,25 +156,27 @@ def test_a_confound_is_said_everywhere_until_it_is_allowed(
     without_figures(monkeypatch)
     root = grid(norms=("bn",), batches=(16, 64), seeds=5, epochs=5)
     synth.write_grid(root, ("gn",), (16, 64), 5, 2, optimizer__lr=0.02)
-    out, said = tmp_path / "out", []
-    commands.report(root, out=out, say=said.append)
-    told = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
+    out, messages = tmp_path / "out", []
+    commands.report(root, out=out, say=messages.append)
+    differences = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
     hint = "if that is intended, add --allow-confound epochs,optimizer.lr"
-    assert sum(line.endswith(hint) for line in said) == 1
-    assert f"Confounded: rows also {told}." in flat("\n".join(said))
-    assert f"Confounded: rows also {told}." in flat(commands.text(commands.summary_table(root)))
+    assert sum(line.endswith(hint) for line in messages) == 1
+    assert f"Confounded: rows also {differences}." in flat("\n".join(messages))
+    assert f"Confounded: rows also {differences}." in flat(
+        commands.text(commands.summary_table(root))
+    )
     for name in ("test_acc", "test_acc-differences", "selection", "summary", "train_seconds"):
         for kind in ("md", "tex"):
-            assert f"rows also {told}." in (out / "tables" / f"{name}.{kind}").read_text()
+            assert f"rows also {differences}." in (out / "tables" / f"{name}.{kind}").read_text()
     page = (out / "index.html").read_text()
     assert '<li class="confounded">' in page
     assert '<li class="significant">' not in page
     assert hint in page
     assert hint in (out / "report.md").read_text()
-    said.clear()
-    commands.report(root, out=out, say=said.append, allow_confound="epochs,optimizer.lr")
-    assert hint not in "\n".join(said)
-    assert f"Rows also {told}, as intended." in flat("\n".join(said))
+    messages.clear()
+    commands.report(root, out=out, say=messages.append, allow_confound="epochs,optimizer.lr")
+    assert hint not in "\n".join(messages)
+    assert f"Rows also {differences}, as intended." in flat("\n".join(messages))
     page = (out / "index.html").read_text()
     assert '<li class="significant">' in page
     assert "--allow-confound epochs,optimizer.lr" in page  # the command of this report
@@ -185,17 +187,17 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_table_on_a_terminal_says_what_had_not_converged(grid: Callable[..., Path]) -> None:
+def test_terminal_table_says_what_had_not_converged(grid: Callable[..., Path]) -> None:
     shown = flat(commands.text(commands.summary_table(grid(norms=("bn", "gn"), epochs=1))))
     assert "In 36 of 36 runs the last epoch is the best on validation" in shown
     assert "none was tuned" in shown
 
 
 def test_one_cell_is_counted_in_the_singular(grid: Callable[..., Path], tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
-    commands.export(root, out=tmp_path / "one.csv", say=said.append)
-    assert said[-1].endswith("one.csv (1 cell)")
+    commands.export(root, out=tmp_path / "one.csv", say=messages.append)
+    assert messages[-1].endswith("one.csv (1 cell)")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_one_cell_is_counted_in_the_singular(grid: Callable[..., Path], tmp_path
         ({"metric": "steps_to_target"}, "unknown metric"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(
+def test_user_errors_are_refused_before_anything_is_written(
     mixed_store: Path, tmp_path: Path, options: dict, says: str
 ) -> None:
     with pytest.raises(UserError, match=says) as caught:
@@ -220,7 +222,7 @@ def test_mistakes_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written(
+def test_unwritable_output_folder_is_refused(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_figures(monkeypatch)
@@ -230,24 +232,24 @@ def test_a_folder_that_cannot_be_written(
         commands.report(root, out=tmp_path / "file" / "out", say=lambda line: None)
 
 
-def test_the_table_that_a_sweep_ends_with(mixed_store: Path, tmp_store: Path) -> None:
+def test_summary_table_at_the_end_of_a_sweep(mixed_store: Path, tmp_store: Path) -> None:
     shown = commands.text(commands.summary_table(mixed_store), 80)
     assert "Test accuracy (%): resnet8 on Digits" in shown
     with pytest.raises(UserError, match="there are no runs"):
         commands.summary_table(tmp_store)
 
 
-def test_the_table_shows_the_runs_that_are_named(mixed_store: Path) -> None:
+def test_summary_table_shows_only_the_named_runs(mixed_store: Path) -> None:
     runs = load(mixed_store).runs
-    kept = set(runs[(runs["norm"] == "bn") & (runs["status"] == "finished")]["name"])
-    shown = commands.text(commands.summary_table(mixed_store, kept), 80)
+    names = set(runs[(runs["norm"] == "bn") & (runs["status"] == "finished")]["name"])
+    shown = commands.text(commands.summary_table(mixed_store, names), 80)
     assert "BN" in shown
     assert "GN" not in shown
     with pytest.raises(UserError, match="there are no runs"):
         commands.summary_table(mixed_store, [])
 
 
-def test_a_store_of_damaged_runs_alone_is_not_called_empty(
+def test_store_of_only_damaged_runs_is_not_called_empty(
     grid: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=1, epochs=3)
@@ -259,7 +261,7 @@ def test_a_store_of_damaged_runs_alone_is_not_called_empty(
         commands.report(root, out=tmp_path / "out", say=lambda line: None)
 
 
-def test_a_store_without_a_run_that_ended_is_reported(
+def test_store_without_a_completed_run_is_reported(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_figures(monkeypatch)
@@ -271,29 +273,29 @@ def test_a_store_without_a_run_that_ended_is_reported(
 
 
 def test_diff_names_what_differs(mixed_store: Path, tmp_path: Path) -> None:
-    names = load(mixed_store).runs
-    first = names[(names["norm"] == "bn") & (names["batch"] == 16)]["name"].iloc[0]
-    second = names[(names["norm"] == "gn") & (names["batch"] == 16)]["name"].iloc[0]
-    said: list[str] = []
-    commands.diff(mixed_store, first, second, tmp_path / "diff", say=said.append)
+    runs = load(mixed_store).runs
+    first = runs[(runs["norm"] == "bn") & (runs["batch"] == 16)]["name"].iloc[0]
+    second = runs[(runs["norm"] == "gn") & (runs["batch"] == 16)]["name"].iloc[0]
+    messages: list[str] = []
+    commands.diff(mixed_store, first, second, tmp_path / "diff", say=messages.append)
     text = (tmp_path / "diff" / "diff.md").read_text()
     assert "| norm.groups | –" in text
     assert "| batch" not in text
     assert "weights differ" in text
     assert (tmp_path / "diff" / "curves.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="are the same run"):
-        commands.diff(mixed_store, first, first.rpartition("-")[2], say=said.append)
+        commands.diff(mixed_store, first, first.rpartition("-")[2], say=messages.append)
     with pytest.raises(UserError, match="no-such-run"):
-        commands.diff(mixed_store, first, "no-such-run", say=said.append)
+        commands.diff(mixed_store, first, "no-such-run", say=messages.append)
 
 
-def test_diff_says_that_weights_are_the_same(synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_diff_reports_equal_weights(synth: SimpleNamespace, tmp_store: Path) -> None:
     a = synth.write_run(tmp_store, synth.config("bn", 16, 0))
     b = synth.write_run(tmp_store, synth.config("bn", 16, 0, eval_batch=250))
-    said: list[str] = []
-    commands.diff(tmp_store, a.name, b.name, say=said.append)
-    assert "equal to the last bit" in "\n".join(said)
-    assert "eval_batch" in "\n".join(said)
+    messages: list[str] = []
+    commands.diff(tmp_store, a.name, b.name, say=messages.append)
+    assert "equal to the last bit" in "\n".join(messages)
+    assert "eval_batch" in "\n".join(messages)
 
 
 def test_diff_of_runs_without_results(
@@ -301,12 +303,12 @@ def test_diff_of_runs_without_results(
 ) -> None:
     a = synth.write_run(tmp_store, synth.config("bn", 16, 0), status="running", stop=0)
     b = synth.write_run(tmp_store, synth.config("bn", 16, 1), status="diverged", stop=2)
-    said: list[str] = []
-    commands.diff(tmp_store, a.name, b.name, tmp_path / "diff", say=said.append)
-    assert "no final weights" in "\n".join(said) or "differ" in "\n".join(said)
+    messages: list[str] = []
+    commands.diff(tmp_store, a.name, b.name, tmp_path / "diff", say=messages.append)
+    assert "no final weights" in "\n".join(messages) or "differ" in "\n".join(messages)
     (a / "meta.json").write_text("{")
     with pytest.raises(NormbenchError):
-        commands.diff(tmp_store, a.name, b.name, say=said.append)
+        commands.diff(tmp_store, a.name, b.name, say=messages.append)
 
 
 @pytest.mark.parametrize("kind", ["md", "csv", "tex", "parquet"])
@@ -323,14 +325,14 @@ def test_export_in_each_format(mixed_store: Path, tmp_path: Path, kind: str) -> 
         assert path.read_text().count("GN") >= 6
 
 
-def test_export_of_several_studies_tells_them_apart(
+def test_export_of_several_studies_distinguishes_them(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     synth.write_grid(root, ("bn",), (16,), 2, 3, dataset="mnist")
-    said: list[str] = []
-    assert commands.export(root, say=said.append) is None
-    text = "\n".join(said)
+    messages: list[str] = []
+    assert commands.export(root, say=messages.append) is None
+    text = "\n".join(messages)
     assert "Data set" in text
     assert "MNIST" in text
     assert "Digits" in text
@@ -364,14 +366,14 @@ def test_exported_latex_fits_the_template_of_a_venue(mixed_store: Path, tmp_path
         text(style="cvpt")
 
 
-def test_export_refuses(mixed_store: Path, tmp_path: Path) -> None:
+def test_export_refuses_unusable_formats(mixed_store: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown format 'docx'"):
         commands.export(mixed_store, out=tmp_path / "x.docx")
     with pytest.raises(UserError, match="needs a file"):
         commands.export(mixed_store, format="parquet")
 
 
-def test_a_copied_store_reports_the_same_tables(
+def test_copied_store_reports_the_same_tables(
     grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_figures(monkeypatch)
@@ -383,7 +385,7 @@ def test_a_copied_store_reports_the_same_tables(
         assert path.read_text() == (tmp_path / "two" / "tables" / path.name).read_text()
 
 
-def test_studies_whose_names_look_alike_keep_their_files_apart(
+def test_studies_with_similar_names_get_separate_files(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_figures(monkeypatch)

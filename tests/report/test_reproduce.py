@@ -15,10 +15,10 @@ from normbench.report.venues import VENUES
 
 
 def frame(*argv: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"command": [json.dumps(each) for each in argv]})
+    return pd.DataFrame({"command": [json.dumps(command) for command in argv]})
 
 
-def test_a_full_grid_is_told_as_one_sweep(grid: Callable[..., Path]) -> None:
+def test_full_grid_becomes_one_sweep(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=3, epochs=3)
     assert commands(load(root).runs) == [
         (
@@ -29,7 +29,7 @@ def test_a_full_grid_is_told_as_one_sweep(grid: Callable[..., Path]) -> None:
     ]
 
 
-def test_grids_side_by_side_are_told_as_few_sweeps() -> None:
+def test_adjacent_grids_become_few_sweeps() -> None:
     runs = [
         ["normbench", "run", f"norm={norm}", f"batch={batch}"]
         for norm, batches in (("bn", (16, 32)), ("gn", (16, 32)), ("ln", (64,)))
@@ -41,7 +41,7 @@ def test_grids_side_by_side_are_told_as_few_sweeps() -> None:
     ]
 
 
-def test_what_is_no_grid_is_listed() -> None:
+def test_commands_that_form_no_grid_are_listed() -> None:
     runs = [["normbench", "run", "norm=bn", "batch=16"], ["normbench", "run", "norm=gn", "batch=8"]]
     assert [count for _, count in commands(frame(*runs))] == [1, 1]
     sweep = ["/opt/bin/normbench", "sweep", "norm=bn,gn"]
@@ -50,16 +50,16 @@ def test_what_is_no_grid_is_listed() -> None:
     assert len(commands(frame(runs[0], resumed))) == 2
 
 
-def test_the_report_is_made_again_by_its_own_command() -> None:
-    asked = Request("norm in [bn, gn]", ("arch", "batch"), "test_err", "gn", 0.9, ("optimizer",))
-    assert report_command([Path("my runs")], asked) == (
+def test_report_command_reproduces_the_report() -> None:
+    request = Request("norm in [bn, gn]", ("arch", "batch"), "test_err", "gn", 0.9, ("optimizer",))
+    assert report_command([Path("my runs")], request) == (
         "normbench report 'my runs' --where 'norm in [bn, gn]' --by arch,batch "
         "--metric test_err --baseline gn --target 0.9 "
         "--allow-confound optimizer"
     )
-    asked = Request(rows=("gn_ws", "bn"), style="icml", formats=("pdf",))
-    assert report_command([Path("runs")], asked) == (
+    request = Request(rows=("gn_ws", "bn"), style="icml", formats=("pdf",))
+    assert report_command([Path("runs")], request) == (
         "normbench report runs --rows gn_ws,bn --style icml --formats pdf"
     )
-    asked = Request(style="icml", formats=VENUES["icml"].formats)
-    assert report_command([Path("runs")], asked) == "normbench report runs --style icml"
+    request = Request(style="icml", formats=VENUES["icml"].formats)
+    assert report_command([Path("runs")], request) == "normbench report runs --style icml"

@@ -1,8 +1,8 @@
 """The sequential rule by simulation: false claims, coverage, and where a sweep ends.
 
-A simulated sweep has runs of a baseline and of other norms, paired by seed, and is looked at as a
-sweep with ``--until`` is: intervals and p-values are those of ``paired``, computed here for many
-sweeps at once and compared with it in ``test_the_simulation_computes_what_paired_does``.
+A simulated sweep has runs of a baseline and of other norms, paired by seed, and is evaluated like
+a sweep with ``--until``. Intervals and p-values are those of ``paired``, computed here for many
+sweeps at once; ``test_simulation_matches_paired`` compares the two.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def simulate(draw, norms: int, looks: tuple[int, ...] = LOOKS, seed: int = 22):
     return looks_at(values[:, 1:] - values[:, :1], looks)
 
 
-def test_the_simulation_computes_what_paired_does() -> None:
+def test_simulation_matches_paired() -> None:
     rng = np.random.default_rng(3)
     values = normal(rng, (4, 3, LOOKS[-1]))
     p, half = looks_at(values[:, 1:] - values[:, :1], LOOKS)
@@ -106,26 +106,26 @@ def false_claims(p: np.ndarray) -> float:
 
 @pytest.mark.parametrize("norms", [1, 4])
 @pytest.mark.parametrize("draw", [normal, discrete])
-def test_at_most_5_percent_of_sweeps_ever_claim_a_difference_that_is_not(draw, norms: int) -> None:
+def test_at_most_5_percent_of_sweeps_ever_claim_a_false_difference(draw, norms: int) -> None:
     """No stopping rule, honest or not, does worse: the last claim of a sweep is one of these."""
     p, _ = simulate(draw, norms)
     assert false_claims(p) <= LEVEL
 
 
 @pytest.mark.parametrize("norms", [1, 4])
-def test_rows_of_different_shape_cost_no_more_than_the_allowance(norms: int) -> None:
+def test_rows_of_different_shape_stay_within_the_allowance(norms: int) -> None:
     """A t test of a skewed difference is not exact with 3 seeds, with one look or with six."""
     p, _ = simulate(skewed_against_even, norms)
     assert false_claims(p) <= LEVEL + ALLOWANCE
 
 
-def test_without_the_rule_the_same_looks_claim_far_more() -> None:
+def test_looks_without_the_rule_claim_far_more() -> None:
     p, _ = simulate(normal, 1)
     assert (p.min(axis=0) / len(LOOKS) < LEVEL).mean() > 0.15
 
 
 @pytest.mark.parametrize("draw", [normal, discrete, skewed_against_even])
-def test_intervals_of_all_looks_cover_the_difference_together(draw) -> None:
+def test_intervals_of_all_looks_jointly_cover_the_difference(draw) -> None:
     rng = np.random.default_rng(4)
     values = draw(rng, (SWEEPS, 2, LOOKS[-1]))
     differences = values[:, 1:] - values[:, :1]
@@ -137,7 +137,7 @@ def test_intervals_of_all_looks_cover_the_difference_together(draw) -> None:
 
 
 @pytest.mark.parametrize("width", [0.7, 1.0, 1.5])
-def test_a_sweep_ends_at_about_the_seeds_that_power_expects(width: float) -> None:
+def test_sweep_ends_near_the_seeds_that_power_expects(width: float) -> None:
     looks = schedule(3, 60)
     differences = np.random.default_rng(5).normal(0.0, 1.0, (SWEEPS, 1, looks[-1]))
     _, half = looks_at(differences, looks)
@@ -152,7 +152,7 @@ def test_a_sweep_ends_at_about_the_seeds_that_power_expects(width: float) -> Non
 
 @pytest.mark.parametrize("first", [2, 3, 5, 10])
 @pytest.mark.parametrize("most", [10, 11, 20, 77])
-def test_a_schedule_goes_from_the_first_seeds_to_the_most(first: int, most: int) -> None:
+def test_schedule_goes_from_first_to_most(first: int, most: int) -> None:
     looks = schedule(first, most)
     assert looks[0] == first
     assert looks[-1] == most
@@ -160,13 +160,13 @@ def test_a_schedule_goes_from_the_first_seeds_to_the_most(first: int, most: int)
         assert before < after <= GROWTH * before + 1
 
 
-def test_schedules_as_documented() -> None:
+def test_schedules_match_the_documentation() -> None:
     assert schedule(5, 20) == (5, 7, 10, 14, 20)
     assert len(schedule(5, 80)) == 8
     assert schedule(3, 20) == (3, 4, 6, 9, 14, 20)
 
 
 @pytest.mark.parametrize(("first", "most"), [(1, 5), (5, 4), (0, 0)])
-def test_no_schedule_with_one_seed_or_backwards(first: int, most: int) -> None:
+def test_schedule_of_one_seed_or_descending_is_refused(first: int, most: int) -> None:
     with pytest.raises(ValueError, match="schedule"):
         schedule(first, most)

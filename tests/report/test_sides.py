@@ -26,7 +26,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(synth: SimpleNamespace, tmp_path: Path) -> Write:
-    """A maker of runs of one config, with a test accuracy for each seed; returns their store."""
+    """A function that writes runs of one config, one per test accuracy, and returns the store."""
 
     def write_runs(
         store: str,
@@ -109,7 +109,7 @@ def test_means_are_compared_with_the_spread_over_seeds(
     assert sides.exit_code == (verdict == "different")
 
 
-def test_the_interval_is_that_of_the_t_test_with_pooled_variance() -> None:
+def test_interval_matches_the_t_test_with_pooled_variance() -> None:
     first, second = [0.9, 0.95, 0.92], [0.91, 0.99, 0.93, 0.9]
     result = stats.ttest_ind(second, first).confidence_interval(0.95)
     half = half_width_of_difference(first, second)
@@ -121,7 +121,7 @@ def test_the_interval_is_that_of_the_t_test_with_pooled_variance() -> None:
     assert math.isnan(half_width_of_difference([], [2.0, 3.0]))
 
 
-def test_the_chance_of_a_false_alarm_is_that_of_all_configs_together(write: Write) -> None:
+def test_false_alarm_rate_is_controlled_over_all_configs(write: Write) -> None:
     values = {0: 0.9, 1: 0.91, 2: 0.92}
     first = write("first", values)
     second = write("second", {seed: value + 0.025 for seed, value in values.items()})
@@ -136,7 +136,7 @@ def test_the_chance_of_a_false_alarm_is_that_of_all_configs_together(write: Writ
     assert [item.name for item in sides.found] == names
 
 
-def test_equal_bits_in_some_seeds_are_said(write: Write) -> None:
+def test_equal_bits_in_some_seeds_are_reported(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91}, weights="w")
     write("second", {0: 0.9}, weights="w")
     item = only(sides_of(first, write("second", {1: 0.92})))
@@ -157,7 +157,7 @@ def test_diverged_runs(write: Write, first: list, second: list, verdict: str, re
     assert (item.verdict, item.remark) == (verdict, remark)
 
 
-def test_configs_are_told_apart_and_those_of_one_side_are_counted(write: Write) -> None:
+def test_configs_are_distinguished_and_one_sided_ones_counted(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91})
     write("first", {0: 0.9, 1: 0.91, 2: 0.92}, norm="gn")
     second = write("second", {0: 0.9}, label="another label")
@@ -181,12 +181,12 @@ def test_two_commits_in_one_store(write: Write) -> None:
     with pytest.raises(UserError, match=r"of 3 commits, a1a1a1a1a1 \(2 runs\), .* choose two"):
         sides_of(store, by="commit")
     chosen = f"commit in ['{OLD[:7]}', '{NEW[:10]}']"
-    said: list[str] = []
-    assert commands.diff_sides(store, "commit", chosen, say=said.append) == 1
-    assert said[-1] == "1 config in both: 1 different"
+    lines: list[str] = []
+    assert commands.diff_sides(store, "commit", chosen, say=lines.append) == 1
+    assert lines[-1] == "1 config in both: 1 different"
 
 
-def test_unequal_origins_are_said(write: Write) -> None:
+def test_different_origins_are_reported(write: Write) -> None:
     first = write("first", {0: 0.9})
     second = write("second", {0: 0.9}, commit=NEW)
     assert sides_of(first, second).origin == [
@@ -194,7 +194,7 @@ def test_unequal_origins_are_said(write: Write) -> None:
     ]
 
 
-def test_the_command(
+def test_diff_command(
     write: Write,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -230,7 +230,7 @@ def test_runs_of_two_stores_are_compared_by_their_paths(
     assert "are the same run" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_line(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     store, other = str(write("first", {0: 0.9})), str(write("other", {0: 0.9}))
     apart = str(write("apart", {0: 0.9}, norm="gn"))
     for words, says in (

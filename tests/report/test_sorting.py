@@ -18,7 +18,7 @@ from normbench.report.study import Study
 
 @pytest.fixture
 def scored(synth: SimpleNamespace, tmp_path: Path) -> Callable[..., Path]:
-    """A maker of a store with a test accuracy for each norm and batch size."""
+    """A function that writes a store with a test accuracy for each norm and batch size."""
 
     def write(**accuracies: dict[int, float]) -> Path:
         for norm, values in accuracies.items():
@@ -35,7 +35,7 @@ def study_of(root: Path) -> Study:
     return study
 
 
-def test_rows_that_do_best_come_first(scored: Callable[..., Path]) -> None:
+def test_best_rows_come_first(scored: Callable[..., Path]) -> None:
     study = study_of(scored(bn={16: 0.8}, gn={16: 0.9}, ln={16: 0.7}))
     assert study.rows == ["bn", "gn", "ln"]
     assert sort_rows(study, "test_acc").rows == ["gn", "bn", "ln"]
@@ -44,7 +44,7 @@ def test_rows_that_do_best_come_first(scored: Callable[..., Path]) -> None:
     assert sort_rows(study, None, reverse=True).rows == ["ln", "gn", "bn"]
 
 
-def test_rows_are_compared_in_the_columns_that_all_have(scored: Callable[..., Path]) -> None:
+def test_rows_are_compared_in_the_columns_they_share(scored: Callable[..., Path]) -> None:
     study = study_of(scored(bn={16: 0.8, 64: 0.9}, gn={16: 0.82}))
     assert sort_rows(study, "test_acc").rows == ["gn", "bn"]
 
@@ -64,7 +64,7 @@ def test_config_keys_sort_by_their_value(scored: Callable[..., Path]) -> None:
     assert sort_rows(study, "norm.groups,test_acc").rows == ["gn_ws", "gn", "bn"]
 
 
-def test_the_metric_of_the_report_may_be_taken_over_epochs(
+def test_sort_metric_may_be_reduced_over_epochs(
     scored: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = scored(bn={16: 0.8}, gn={16: 0.9})
@@ -78,7 +78,7 @@ def test_the_metric_of_the_report_may_be_taken_over_epochs(
     assert sort_rows(study, metric.name, True, metric).rows == ["gn", "bn"]
 
 
-def test_unknown_keys_are_refused_alike(scored: Callable[..., Path]) -> None:
+def test_unknown_keys_are_refused_for_rows_and_runs(scored: Callable[..., Path]) -> None:
     root = scored(bn={16: 0.8})
     says = "unknown key in --sort 'tset_acc': did you mean 'test_acc'"
     with pytest.raises(UserError, match=says):
@@ -88,7 +88,7 @@ def test_unknown_keys_are_refused_alike(scored: Callable[..., Path]) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_the_tables_of_a_report_are_sorted(
+def test_report_tables_are_sorted(
     scored: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = scored(bn={16: 0.8}, gn={16: 0.9}, ln={16: 0.7})
@@ -102,7 +102,7 @@ def test_the_tables_of_a_report_are_sorted(
     assert "did you mean 'test_acc'" in capsys.readouterr().err
 
 
-def test_rows_are_chosen_and_ordered_by_name(grid: Callable[..., Path]) -> None:
+def test_rows_option_selects_and_orders_rows(grid: Callable[..., Path]) -> None:
     frames = load(grid(norms=("bn", "gn", "gn_ws"), batches=(16, 64), seeds=2, epochs=2))
     (section,), _ = sections(
         frames, request(None, "norm,batch", "test_acc", None, None, rows="gn_ws,bn")
@@ -116,37 +116,37 @@ def test_rows_are_chosen_and_ordered_by_name(grid: Callable[..., Path]) -> None:
     assert corrected.p_corrected <= 2 * corrected.p  # two comparisons are left
 
 
-def test_a_column_without_runs_of_the_rows_is_left_out(
+def test_column_without_runs_of_the_selected_rows_is_left_out(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn"), batches=(16,), seeds=2, epochs=2)
     synth.write_grid(root, ("bn",), (64,), 2, 2)
-    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn")
-    (section,), _ = sections(load(root), asked)
+    options = request(None, "norm,batch", "test_acc", None, None, rows="gn")
+    (section,), _ = sections(load(root), options)
     assert section.study.columns == [16]
 
 
-def test_an_unknown_row_is_refused_with_the_nearest_name(grid: Callable[..., Path]) -> None:
+def test_unknown_row_is_refused_with_the_nearest_name(grid: Callable[..., Path]) -> None:
     frames = load(grid(norms=("bn", "gn_ws"), batches=(16,), seeds=1, epochs=2))
-    asked = request(None, "norm,batch", "test_acc", None, None, rows="bn,gnws")
+    options = request(None, "norm,batch", "test_acc", None, None, rows="bn,gnws")
     with pytest.raises(UserError, match=r"unknown row in --rows 'gnws': did you mean 'gn_ws'"):
-        sections(frames, asked)
+        sections(frames, options)
     with pytest.raises(UserError, match="leave --sort out"):
         request(None, "norm,batch", "test_acc", None, None, sort="test_acc", rows="bn")
 
 
-def test_a_name_stands_for_all_rows_that_it_begins(
+def test_name_selects_all_rows_that_start_with_it(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16,), seeds=2, epochs=2)
     for groups in (2, 4):
         for seed in range(2):
             synth.write_run(root, synth.config("gn", 16, seed, epochs=2, norm__groups=groups))
-    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn,bn")
-    (section,), _ = sections(load(root), asked)
+    options = request(None, "norm,batch", "test_acc", None, None, rows="gn,bn")
+    (section,), _ = sections(load(root), options)
     assert section.study.rows == ["gn (groups=2)", "gn (groups=4)", "bn"]
-    asked = request(None, "norm,batch", "test_acc", None, None, rows="gn (groups=4),gn")
-    (section,), _ = sections(load(root), asked)
+    options = request(None, "norm,batch", "test_acc", None, None, rows="gn (groups=4),gn")
+    (section,), _ = sections(load(root), options)
     assert section.study.rows == ["gn (groups=4)", "gn (groups=2)"]
 
 

@@ -22,7 +22,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_interval_is_that_of_scipy(values: list[float]) -> None:
+def test_interval_matches_scipy(values: list[float]) -> None:
     found = sample(values)
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert found.n == len(values)
@@ -32,7 +32,7 @@ def test_interval_is_that_of_scipy(values: list[float]) -> None:
     assert found.half_width == pytest.approx((high - low) / 2, rel=1e-9)
 
 
-def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
+def test_one_value_has_no_interval_and_no_values_have_no_mean() -> None:
     assert sample([0.9]).mean == 0.9
     assert math.isnan(sample([0.9]).low)
     assert math.isnan(sample([0.9]).sd)
@@ -41,7 +41,7 @@ def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4, 10])
-def test_paired_difference_is_that_of_scipy(n: int) -> None:
+def test_paired_difference_matches_scipy(n: int) -> None:
     rng = np.random.default_rng(n)
     ours, theirs = rng.normal(0.92, 0.02, n), rng.normal(0.9, 0.02, n)
     found = paired(dict(enumerate(ours)), dict(enumerate(theirs)))
@@ -55,18 +55,18 @@ def test_paired_difference_is_that_of_scipy(n: int) -> None:
     assert found.effect == pytest.approx(exact * cohen, rel=1e-10)
 
 
-def test_only_shared_seeds_are_compared_and_each_with_its_own() -> None:
+def test_only_shared_seeds_are_compared_in_pairs() -> None:
     found = paired({0: 0.9, 1: 0.8, 2: 0.7, 7: 0.1}, {2: 0.6, 1: 0.75, 0: 0.88, 9: 0.0})
     assert found.n == 3
     assert found.mean == pytest.approx((0.02 + 0.05 + 0.1) / 3)
     assert found.tested
 
 
-def test_what_cannot_be_tested_has_no_p_value() -> None:
+def test_untestable_difference_has_no_p_value() -> None:
     assert not paired({0: 0.9}, {0: 0.8}).tested
     assert paired({0: 0.9}, {0: 0.8}).mean == pytest.approx(0.1)
     assert paired({0: 0.9}, {1: 0.8}).n == 0
-    # Differences that are equal but for rounding would give p = 0 from three seeds.
+    # Differences that are equal except for rounding would give p = 0 from three seeds.
     same = paired({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.7, 2: 0.6})
     assert not same.tested
     assert not same.significant
@@ -91,11 +91,11 @@ def closed_testing(p_values: list[float]) -> list[float]:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_holm_is_closed_testing(p_values: list[float]) -> None:
+def test_holm_equals_closed_testing(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(closed_testing(p_values), abs=1e-15)
 
 
-def test_holm_leaves_out_what_was_not_tested() -> None:
+def test_holm_ignores_untested_comparisons() -> None:
     corrected = holm([math.nan, 0.01, math.nan, 0.03])
     assert corrected[1::2] == pytest.approx([0.02, 0.03])
     assert all(math.isnan(p) for p in corrected[::2])

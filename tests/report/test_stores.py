@@ -38,7 +38,7 @@ def two(synth: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(first=first, second=second, both=[first, second])
 
 
-def test_one_store_is_read_as_ever(two: SimpleNamespace) -> None:
+def test_single_store_is_read_like_load(two: SimpleNamespace) -> None:
     frames, notes = load_stores(str(two.first))
     assert not notes
     assert not frames.stores
@@ -55,7 +55,7 @@ def test_copies_of_a_run_count_once(two: SimpleNamespace) -> None:
     assert [(store.name, store.runs) for store in frames.stores] == [("first", 6), ("second", 3)]
 
 
-def test_of_runs_with_other_weights_that_of_the_first_store_counts(two: SimpleNamespace) -> None:
+def test_first_store_counts_where_weights_differ(two: SimpleNamespace) -> None:
     for run in two.second.iterdir():
         set_weights(run, "0" * 64)
     for stores, name in ((two.both, "first"), (two.both[::-1], "second")):
@@ -66,7 +66,7 @@ def test_of_runs_with_other_weights_that_of_the_first_store_counts(two: SimpleNa
         assert "named first on the command line counts" in note
 
 
-def test_a_complete_run_counts_before_one_that_is_not(two: SimpleNamespace) -> None:
+def test_complete_run_is_preferred_to_an_incomplete_one(two: SimpleNamespace) -> None:
     (run,) = two.first.glob("*-bn-b16-s1-*")
     (run / "summary.json").unlink()
     frames, notes = load_stores(two.both)
@@ -77,7 +77,7 @@ def test_a_complete_run_counts_before_one_that_is_not(two: SimpleNamespace) -> N
     assert any("1 run is complete in one store and not in another" in note for note in notes)
 
 
-def test_diverged_runs_are_the_same_by_their_results(
+def test_diverged_runs_with_equal_results_are_copies(
     synth: SimpleNamespace, two: SimpleNamespace
 ) -> None:
     tree = synth.config("none", 16, 0, epochs=4)
@@ -105,13 +105,13 @@ def test_stores_and_commits_are_rows(two: SimpleNamespace, by: str, rows: list[s
     assert (second.baseline.n, second.baseline.mean) == (2, 0.0)
 
 
-def test_stores_are_in_the_order_in_which_they_are_named(two: SimpleNamespace) -> None:
+def test_stores_are_in_command_line_order(two: SimpleNamespace) -> None:
     by = ("store", "batch", "norm")
     found = studies(load_stores(two.both[::-1], by)[0], by)
     assert found[0].rows == ["second", "first"]
 
 
-def test_commits_are_in_the_order_of_their_runs_and_changes_are_told(
+def test_commits_are_ordered_by_their_runs_and_changes_are_marked(
     synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     for seed, (commit, started, dirty) in enumerate(
@@ -125,13 +125,13 @@ def test_commits_are_in_the_order_of_their_runs_and_changes_are_told(
     assert study.rows == [NEW[:10], f"{NEW[:10]} with changes", OLD[:10]]
 
 
-def test_a_store_is_named_by_what_tells_it_apart(tmp_path: Path) -> None:
+def test_store_names_are_the_shortest_unique_paths(tmp_path: Path) -> None:
     roots = [tmp_path / name for name in ("a/runs", "b/runs", "other", "b/../a/x")]
     assert store_names(roots) == ["a/runs", "b/runs", "other", "x"]
     assert store_names([Path("/runs"), Path("/a/runs")]) == ["/runs", "a/runs"]
 
 
-def test_choices_of_tuning_in_several_stores(synth: SimpleNamespace, tmp_path: Path) -> None:
+def test_tuning_choices_of_several_stores(synth: SimpleNamespace, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     common = {"norms": ("bn",), "batches": (128,), "seeds": 2, "epochs": 3}
     synth.write_tuned(first, rates=(0.05, 0.1), sweep="20261101-100000-aaaa", **common)
@@ -150,7 +150,7 @@ def test_choices_of_tuning_in_several_stores(synth: SimpleNamespace, tmp_path: P
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_the_report_of_two_stores(
+def test_report_of_two_stores(
     two: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (two.second / "notes.txt").write_text("do not forget")
@@ -181,7 +181,7 @@ def test_verifications_of_each_store_are_counted(
     assert "2 of 9 runs trained again: 2 equal" in commands.origin.verified(frames)[0]
 
 
-def test_mistakes_in_naming_stores(
+def test_user_errors_in_naming_stores(
     two: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "link").symlink_to(two.first)

@@ -1,4 +1,4 @@
-"""Which runs are compared with which: what is not comparable is never averaged."""
+"""Studies of comparable runs: runs that are not comparable are never averaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_one_study_where_only_rows_columns_and_seeds_vary(mixed_store: Path) -> 
     assert len(study.runs) == 63
 
 
-def test_data_sets_and_rates_part_the_runs(
+def test_data_sets_and_rates_separate_studies(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=2, epochs=3)
@@ -30,7 +30,7 @@ def test_data_sets_and_rates_part_the_runs(
     synth.write_grid(root, ("bn", "gn"), (16,), 2, 3, optimizer__lr=0.5)
     found = studies(load(root))
     titles = [study.title for study in found]
-    # The data set decides the epochs already: they are no further part of a title.
+    # The data set already determines the epochs, so they are not part of the title.
     assert len(found) == 3
     assert titles[0] == "resnet8 on Digits, optimizer.lr 0.1"
     assert sum(len(study.runs) for study in found) == 14
@@ -38,7 +38,7 @@ def test_data_sets_and_rates_part_the_runs(
         assert not study.runs.duplicated(["row", "column", "seed"]).any()
 
 
-def test_what_a_column_decides_does_not_part(
+def test_keys_determined_by_the_column_do_not_separate_studies(
     grid: Callable[..., Path], synth: SimpleNamespace
 ) -> None:
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
@@ -63,7 +63,7 @@ def test_rows_by_an_option_name_the_runs_without_it(
     assert study.rows == [4, 8]
 
 
-def test_a_third_factor_parts_studies(grid: Callable[..., Path]) -> None:
+def test_third_factor_separates_studies(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=2, epochs=3)
     found = studies(load(root), ("norm", "epochs", "batch"))
     assert [study.context["batch"] for study in found] == [16, 32]
@@ -76,7 +76,7 @@ def test_one_factor_is_enough(grid: Callable[..., Path]) -> None:
     assert study.column("") == "all"
 
 
-def test_any_factors_make_a_title(mixed_store: Path) -> None:
+def test_any_factors_give_a_title_and_a_slug(mixed_store: Path) -> None:
     for by in (("dataset", "arch"), ("arch", "norm"), ("norm", "dataset", "arch", "batch")):
         for study in studies(load(mixed_store), by):
             assert study.title
@@ -101,7 +101,7 @@ def test_bad_factors_are_refused(mixed_store: Path, by: str, says: str) -> None:
 ALIKE = ("GN/A", "GN+A", "gn/a", "..", "a" * 300, "a" * 301, "con\n", "実験", "é", "e\u0301")
 
 
-def test_studies_of_names_that_look_alike_have_titles_and_folders_of_their_own(
+def test_studies_with_similar_names_have_unique_titles_and_folders(
     synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     for place, label in enumerate(ALIKE):
@@ -117,7 +117,7 @@ def test_studies_of_names_that_look_alike_have_titles_and_folders_of_their_own(
         assert study.slug[0].isalnum()
 
 
-def test_a_folder_is_named_by_what_parts_the_studies(
+def test_folder_name_includes_what_separates_the_studies(
     synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     for rate in (0.1, 0.5):
@@ -126,7 +126,7 @@ def test_a_folder_is_named_by_what_parts_the_studies(
     assert slugs == {"digits-resnet8-0.1", "digits-resnet8-0.5"}
 
 
-def test_numbers_that_differ_in_the_last_digit_are_different_studies_and_rows(
+def test_numbers_differing_in_the_last_digit_separate_studies_and_rows(
     synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     for rate in (0.3, 0.1 + 0.2):
@@ -140,7 +140,7 @@ def test_numbers_that_differ_in_the_last_digit_are_different_studies_and_rows(
     assert rows[1:] == ["gn (epsilon=1.0000000000000003e-05)", "gn (epsilon=1e-05)"]
 
 
-def test_rows_that_would_be_printed_alike_keep_their_own_names(
+def test_rows_with_the_same_printed_name_keep_their_own_names(
     synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     synth.write_grid(tmp_store, ("bn", "gn", "BN"), (16,), 1, 2)

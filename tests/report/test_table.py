@@ -1,4 +1,4 @@
-"""Tables as text: what stands in them, and that each form escapes what it must."""
+"""Tables as text: their content, and the escaping that each format needs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def grid(mixed_store: Path) -> Grid:
     return build(study, METRICS["test_acc"], "bn")
 
 
-def cell_of(markdown: str, row: str, place: int) -> str:
+def cell_of(markdown: str, row: str, column: int) -> str:
     line = next(line for line in markdown.splitlines() if line.startswith(f"| {row} "))
-    return line.split("|")[place + 1].strip()
+    return line.split("|")[column + 1].strip()
 
 
 def test_matrix_in_markdown(grid: Grid) -> None:
@@ -63,7 +63,7 @@ def test_differences_show_sign_and_star(grid: Grid) -> None:
     assert "3 more comparisons cannot be tested" in found
 
 
-def test_a_table_without_a_test_claims_none(
+def test_table_without_tests_claims_no_significance(
     grid: Grid, synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     for norm in ("bn", "gn"):
@@ -78,7 +78,7 @@ def test_a_table_without_a_test_claims_none(
     assert "2 comparisons cannot be tested" in found
 
 
-def test_times_carry_no_mark_of_a_test(grid: Grid) -> None:
+def test_times_have_no_significance_marks(grid: Grid) -> None:
     for name in ("images_per_s", "train_seconds"):
         timed = build(grid.study, METRICS[name], "bn")
         for table in (tables.matrix(timed), tables.differences(timed), tables.comparisons(timed)):
@@ -87,10 +87,10 @@ def test_times_carry_no_mark_of_a_test(grid: Grid) -> None:
             assert "p < 0.05" not in found
             assert "no test is made" in found
         assert not any(cell.baseline.tested for cell in timed.cells.values() if cell.baseline)
-        assert any(cell.best for cell in timed.cells.values())  # a plain description
+        assert any(cell.best for cell in timed.cells.values())  # which describes and claims nothing
 
 
-def test_an_interval_ends_where_values_end() -> None:
+def test_interval_is_clipped_to_possible_values() -> None:
     steps, accuracy = METRICS["steps_to_target"], METRICS["test_acc"]
     cut = steps.within(sample([10.0, 20.0, 120.0]))
     assert cut.mean == 50.0
@@ -117,13 +117,13 @@ def test_an_interval_ends_where_values_end() -> None:
         ("test_acc", (0.01,), "+1.00", "1.00"),
     ],
 )
-def test_an_interval_of_differences_ends_where_differences_end(name, values, text, amount) -> None:
+def test_interval_of_differences_is_clipped_to_possible_ones(name, values, text, amount) -> None:
     found = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
     assert METRICS[name].difference(found) == text
     assert METRICS[name].difference(found, sign=False) == amount
 
 
-def test_a_cut_interval_is_explained(grid: Grid) -> None:
+def test_clipped_interval_is_explained(grid: Grid) -> None:
     runs = grid.study.runs
     places = runs.index[(runs["norm"] == "bn") & (runs["batch"] == 16)]
     study = replace(grid.study, runs=runs.assign(steps_to_target=50.0))
@@ -133,7 +133,7 @@ def test_a_cut_interval_is_explained(grid: Grid) -> None:
     assert "an interval that is cut at 0" in found
 
 
-def test_csv_holds_the_unrounded_numbers(grid: Grid) -> None:
+def test_csv_has_unrounded_numbers(grid: Grid) -> None:
     lines = list(csv.DictReader(io.StringIO(render.csv(tables.matrix(grid)))))
     line = next(one for one in lines if one["norm"] == "gn" and one["batch"] == "64")
     assert float(line["mean"]) == grid.cells["gn", 64].sample.mean
@@ -156,24 +156,24 @@ def test_improvement_says_what_cannot_be_resampled(grid: Grid) -> None:
     assert cell_of(found, "GN", 3) == "6"
 
 
-def test_selection_is_by_validation_alone(grid: Grid) -> None:
+def test_selection_uses_only_validation(grid: Grid) -> None:
     found = selection(grid.study)
     assert found is not None
     runs = grid.study.runs
     for line in found.data.itertuples():
-        own = runs[(runs["norm"] == line.row) & (runs["status"] == "finished")]
-        means = own.groupby("batch")["val_acc"].mean()
+        row_runs = runs[(runs["norm"] == line.row) & (runs["status"] == "finished")]
+        means = row_runs.groupby("batch")["val_acc"].mean()
         if line.row != "none":
             assert line.column == means.idxmax()
             assert line.test_acc == pytest.approx(
-                own[own["batch"] == line.column]["test_acc"].mean()
+                row_runs[row_runs["batch"] == line.column]["test_acc"].mean()
             )
 
 
-def test_summary_and_run_list_name_everything(grid: Grid, mixed_store: Path) -> None:
-    whole = summary(grid.study)
-    assert len(whole.rows) == len(grid.cells)
-    assert set(whole.data["runs"]) == {1, 2, 3}
+def test_summary_has_every_cell_and_run_list_every_run(grid: Grid, mixed_store: Path) -> None:
+    cells = summary(grid.study)
+    assert len(cells.rows) == len(grid.cells)
+    assert set(cells.data["runs"]) == {1, 2, 3}
     listed = run_list(load(mixed_store))
     assert len(listed.rows) == 63
 
@@ -237,7 +237,7 @@ HOSTILE = (
     "a -- b --- 3",
     "実験 🔬",
 )
-"""Names that mean something in some markup."""
+"""Names with a meaning in some markup language."""
 
 
 def named(*names: str) -> Table:
@@ -246,7 +246,7 @@ def named(*names: str) -> Table:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_text_in_markdown(name: str) -> None:
+def test_names_are_literal_in_markdown(name: str) -> None:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     tokens = parser.parse(render.markdown(named(name)))
     inside = [token for token in tokens if token.type == "inline"]
@@ -261,7 +261,7 @@ def test_names_are_text_in_markdown(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_text_on_a_terminal(name: str) -> None:
+def test_names_are_literal_on_a_terminal(name: str) -> None:
     shown = text(render.terminal(named(name)), 80)
     assert shown.splitlines()[0] == f"{name} (columns: {name.lower()})"
     assert shown.count(name) >= 4
@@ -277,7 +277,7 @@ def test_names_are_text_on_a_terminal(name: str) -> None:
         ("a|b<c>`d`", r"a\textbar{}b\textless{}c\textgreater{}\textasciigrave{}d\textasciigrave{}"),
     ],
 )
-def test_names_are_text_in_latex(name: str, written: str) -> None:
+def test_names_are_literal_in_latex(name: str, written: str) -> None:
     assert latex_text(name) == written
 
 
@@ -292,10 +292,10 @@ def test_long_names_in_latex_can_break() -> None:
     assert r"n\allowbreak{}n" in found
 
 
-def test_a_filter_in_markdown_is_code_whatever_is_in_it() -> None:
+def test_filter_in_markdown_is_always_code() -> None:
     code = render.markdown_code("label == `a`` b")
     (token,) = MarkdownIt().parseInline(code)
-    assert [(each.type, each.content) for each in token.children or []] == [
+    assert [(child.type, child.content) for child in token.children or []] == [
         ("code_inline", "label == `a`` b")
     ]
 
@@ -310,7 +310,7 @@ def test_a_filter_in_markdown_is_code_whatever_is_in_it() -> None:
         ("実験" * 40, "実験" * 41),
     ],
 )
-def test_names_give_way_to_numbers(names: tuple[str, ...], width: int) -> None:
+def test_names_are_shortened_before_numbers(names: tuple[str, ...], width: int) -> None:
     values = [f"{90 + place}.12 ± 0.{place}4" for place in range(6)]
     rows = [
         [
@@ -329,7 +329,7 @@ def test_names_give_way_to_numbers(names: tuple[str, ...], width: int) -> None:
     assert ("…" in shown) == (len(names[0]) > 120)
 
 
-def test_long_names_are_told_apart_when_they_are_shortened() -> None:
+def test_shortened_names_stay_distinct() -> None:
     names = ["n" * 150 + letter + "n" * 150 for letter in "ab"] + ["short"]
     short = labels.shortened(names, 120)
     assert len(set(short)) == 3

@@ -1,4 +1,4 @@
-"""Steps, epochs and seconds to an accuracy, against a walk through the files."""
+"""Steps, epochs and seconds to an accuracy, checked against the run files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normbench.report import load
 from normbench.report.tables import add_target
 
 
-def test_the_first_epoch_that_reaches_it_counts(mixed_store: Path) -> None:
+def test_first_epoch_that_reaches_the_target_counts(mixed_store: Path) -> None:
     found = add_target(load(mixed_store), 0.93).runs.set_index("name")
     reached = 0
     for name, row in found.iterrows():
@@ -33,7 +33,7 @@ def test_the_first_epoch_that_reaches_it_counts(mixed_store: Path) -> None:
     assert 0 < reached < len(found)
 
 
-def test_a_percentage_is_refused_with_the_fraction(mixed_store: Path) -> None:
+def test_percentage_is_refused_with_the_fraction_to_use(mixed_store: Path) -> None:
     with pytest.raises(UserError, match=r"write 0\.9 for 90 %"):
         add_target(load(mixed_store), 90)
     with pytest.raises(UserError, match="above 0"):

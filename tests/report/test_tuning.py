@@ -1,4 +1,4 @@
-"""Tuned keys: trials stay out of results, and the choice is shown with what it was made from."""
+"""Tuned keys: trials are not results, and each choice is shown with its basis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def listed(norm: str, batch: int, lr: float, seed: int) -> float | None:
     return TABLE[lr] if norm == "bn" else 0.9 + lr / 10
 
 
-def one(root: Path) -> Study:
+def study_of(root: Path) -> Study:
     (study,) = studies(load(root))
     return study
 
@@ -52,8 +52,8 @@ def tuned(tmp_store: Path, synth: SimpleNamespace) -> Path:
     return synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=listed)
 
 
-def test_trials_enter_no_table_and_confound_nothing(tuned: Path) -> None:
-    study = one(tuned)
+def test_trials_are_in_no_table_and_do_not_confound(tuned: Path) -> None:
+    study = study_of(tuned)
     assert len(study.runs) == 2 * 2 * 3
     assert set(study.runs["seed"]) == {0, 1, 2}
     assert len(study.trials) == 2 * 2 * 5
@@ -67,9 +67,11 @@ def test_trials_enter_no_table_and_confound_nothing(tuned: Path) -> None:
     assert counts(load(tuned)).endswith("(20 of them trials of tuning)")
 
 
-def test_untuned_rows_beside_tuned_ones_are_confounded(tuned: Path, synth: SimpleNamespace) -> None:
+def test_untuned_rows_next_to_tuned_rows_are_confounded(
+    tuned: Path, synth: SimpleNamespace
+) -> None:
     synth.write_grid(tuned, ("gn_ws",), (16, 128), 3, 5)
-    study = one(tuned)
+    study = study_of(tuned)
     (condition,) = study.confounds
     assert condition.key == "optimizer.lr"
     assert "learning rate (GN+WS 0.1, all others tuned)" in study.notes[0] or (
@@ -79,7 +81,7 @@ def test_untuned_rows_beside_tuned_ones_are_confounded(tuned: Path, synth: Simpl
 
 def test_rows_tuned_by_another_protocol_are_confounded(tuned: Path, synth: SimpleNamespace) -> None:
     synth.write_tuned(tuned, ("gn_ws",), rates=(0.05, 0.1), sweep="20261102-100000-beef")
-    assert "tuned over 2 values with 1 seed of 5 epochs" in one(tuned).notes[0]
+    assert "tuned over 2 values with 1 seed of 5 epochs" in study_of(tuned).notes[0]
 
 
 def test_results_name_the_chosen_values(tuned: Path) -> None:
@@ -99,7 +101,7 @@ def test_results_name_the_chosen_values(tuned: Path) -> None:
 
 
 def test_findings_name_choice_and_edges(tuned: Path) -> None:
-    study = one(tuned)
+    study = study_of(tuned)
     rule, chosen = texts(study, "tuned")
     assert rule.startswith("Tuned for each cell: learning rate, 5 values. Chosen: the value with ")
     assert "over 1 tuning seed (1000), in trials of 5 epochs each, as many as" in rule
@@ -115,12 +117,12 @@ def test_findings_name_choice_and_edges(tuned: Path) -> None:
 
 def test_untuned_claims_say_so(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=10, epochs=3)
-    (claim,) = texts(one(root), "significant")
+    (claim,) = texts(study_of(root), "significant")
     assert claim.endswith(" The learning rate was the same for all rows, and not tuned.")
 
 
-def test_forgiving_ranges(tuned: Path) -> None:
-    table = tables.near_best(one(tuned), "optimizer.lr")
+def test_ranges_near_the_best(tuned: Path) -> None:
+    table = tables.near_best(study_of(tuned), "optimizer.lr")
     assert table is not None
     assert table.title.startswith(
         "How forgiving: range of the learning rate within 1 point of the best, in factors of two"
@@ -133,14 +135,14 @@ def test_forgiving_ranges(tuned: Path) -> None:
     assert list(table.data["width"]) == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_a_diverged_value_ends_the_range_and_is_not_chosen(
+def test_diverged_value_ends_the_range_and_is_not_chosen(
     tmp_store: Path, synth: SimpleNamespace
 ) -> None:
     def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
         return None if lr == 0.1 and seed == 1001 else TABLE[lr]
 
     synth.write_tuned(tmp_store, ("bn",), (16,), tuning_seeds=(1000, 1001), accuracy=accuracy)
-    (cell,) = one(tmp_store).tuned
+    (cell,) = study_of(tmp_store).tuned
     value = cell.along("optimizer.lr")[2]
     assert (value.values["optimizer.lr"], value.diverged, value.scores) == (0.1, 1, [0.955])
     assert np.isnan(value.mean)
@@ -148,16 +150,16 @@ def test_a_diverged_value_ends_the_range_and_is_not_chosen(
     assert near is not None
     assert (near.low, near.high, near.open) == (0.2, 0.2, False)
     assert unfinished(load(tmp_store)) == ["diverged: 1 trial of tuning"]
-    table = tables.chosen(one(tmp_store))
+    table = tables.chosen(study_of(tmp_store))
     assert table.rows[0][-1].plain == "10 (1 diverged)"
 
 
-def test_a_cell_without_a_choice_is_a_caution(tmp_store: Path, synth: SimpleNamespace) -> None:
+def test_cell_without_a_choice_gives_a_caution(tmp_store: Path, synth: SimpleNamespace) -> None:
     def accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
         return None if norm == "gn" and batch == 128 else TABLE[lr]
 
     synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=accuracy)
-    study = one(tmp_store)
+    study = study_of(tmp_store)
     assert "Nothing was chosen for GN at batch size 128: all trials diverged." in texts(study)
     assert ("gn", 128) in {(cell.row, cell.column) for cell in study.tuned}
     assert tables.chosen(study).rows[-1][2].plain == "– (all trials diverged)"
@@ -166,10 +168,12 @@ def test_a_cell_without_a_choice_is_a_caution(tmp_store: Path, synth: SimpleName
     assert ranges.rows[1][2].text == "–"
 
 
-def test_a_trial_that_was_changed_is_a_caution(tuned: Path, synth: SimpleNamespace) -> None:
-    trial = one(tuned).tuned[0].cell.trials[0].run
+def test_changed_trial_gives_a_caution(tuned: Path, synth: SimpleNamespace) -> None:
+    trial = study_of(tuned).tuned[0].cell.trials[0].run
     synth.set_result(tuned / trial, "val_acc", 0.5)
-    (text,) = [text for text in texts(one(tuned), "caution") if "no longer have the result" in text]
+    (text,) = [
+        text for text in texts(study_of(tuned), "caution") if "no longer have the result" in text
+    ]
     assert trial in text
 
 
@@ -187,12 +191,12 @@ def test_diverged_values_count_at_chance_in_the_expected_best(
         return None if lr == 0.4 else 0.9
 
     synth.write_tuned(tmp_store, ("bn",), (16,), rates=(0.2, 0.4), accuracy=accuracy)
-    (cell,) = one(tmp_store).tuned
+    (cell,) = study_of(tmp_store).tuned
     assert cell.expected_best() == pytest.approx([0.5, 0.9])  # (0.9 + 1 / 10 classes) / 2
 
 
 def test_cost_counts_trials_and_final_runs(tuned: Path) -> None:
-    study = one(tuned)
+    study = study_of(tuned)
     table = tables.cost(study)
     assert [[row[0].text, row[1].text, row[4].text] for row in table.rows] == [
         ["BN", "10", "6"],
@@ -204,7 +208,7 @@ def test_cost_counts_trials_and_final_runs(tuned: Path) -> None:
     assert table.rows[-1][2].value == pytest.approx(20 * 5 * 1200)  # images
 
 
-def test_trials_alone_are_shown_as_runs(tuned: Path) -> None:
+def test_filter_for_trials_shows_them_as_ordinary_runs(tuned: Path) -> None:
     frames = load(tuned)
     found, notes = sections(
         frames.select(frames.runs["trial"]),
@@ -214,7 +218,7 @@ def test_trials_alone_are_shown_as_runs(tuned: Path) -> None:
     assert notes[0].startswith("all 20 runs are trials of tuning, shown as ordinary runs")
 
 
-def test_a_filter_on_seeds_leaves_the_tuning(tuned: Path) -> None:
+def test_filter_on_seeds_keeps_the_tuning(tuned: Path) -> None:
     frames = load(tuned)
     (study,) = studies(frames.select(frames.runs["seed"] < 2))
     assert len(study.runs) == 8
@@ -236,7 +240,7 @@ def rechosen(tuned: Path, synth: SimpleNamespace) -> Path:
     return tuned
 
 
-def test_superseded_runs_enter_no_table_unless_asked_for(rechosen: Path) -> None:
+def test_superseded_runs_are_in_no_table_unless_requested(rechosen: Path) -> None:
     frames = load(rechosen)
     assert int(frames.runs["superseded"].sum()) == 3
     assert counts(frames).endswith("(20 of them trials of tuning, 3 of them superseded)")
@@ -259,17 +263,17 @@ def test_superseded_runs_enter_no_table_unless_asked_for(rechosen: Path) -> None
     assert len(other.runs) == 3
 
 
-def test_superseded_runs_alone_are_shown_as_runs(rechosen: Path) -> None:
+def test_filter_for_superseded_runs_shows_them_as_ordinary_runs(rechosen: Path) -> None:
     by = ("norm", "batch")
-    asked = request("optimizer.lr == 0.1 and seed < 3", by, "test_acc", None, None)
-    frames, notes = choose(load(rechosen), asked)
+    options = request("optimizer.lr == 0.1 and seed < 3", by, "test_acc", None, None)
+    frames, notes = choose(load(rechosen), options)
     assert notes == []
-    found, notes = sections(frames, asked)
+    found, notes = sections(frames, options)
     assert len(found[0].study.runs) == 3
     assert notes[0].startswith("all 3 runs are superseded, shown as ordinary runs")
 
 
-def test_the_report_says_that_runs_are_superseded(
+def test_report_says_that_runs_are_superseded(
     rechosen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report"
@@ -281,13 +285,15 @@ def test_the_report_says_that_runs_are_superseded(
     assert "--superseded" in (out / "index.html").read_text()
 
 
-def test_the_list_of_runs_marks_trials(tuned: Path) -> None:
+def test_run_list_marks_trials(tuned: Path) -> None:
     states = [row[1].text for row in run_list(load(tuned)).rows]
     assert states.count("finished (trial)") == 20
     assert states.count("finished") == 12
 
 
-def test_a_tuned_option_of_the_norm_makes_no_rows(tmp_store: Path, synth: SimpleNamespace) -> None:
+def test_tuned_option_of_the_norm_does_not_split_rows(
+    tmp_store: Path, synth: SimpleNamespace
+) -> None:
     cells = []
     for batch, best in ((16, 4), (128, 8)):
         names = {}
@@ -331,26 +337,26 @@ def test_a_tuned_option_of_the_norm_makes_no_rows(tmp_store: Path, synth: Simple
             }
         )
     synth.write_tuning(tmp_store, cells, (1000,), "20261101-100000-abcd", keys=["norm.groups"])
-    study = one(tmp_store)
+    study = study_of(tmp_store)
     assert (study.rows, study.columns) == (["gn"], [16, 128])
     assert study.confounds == []
 
 
 def test_tables_render_in_every_format(tuned: Path) -> None:
-    for table in tables.tables(one(tuned)):
+    for table in tables.tables(study_of(tuned)):
         assert table.title in markdown(table)
         assert latex(table).count(r"\\") > len(table.rows)
         assert len(table.data)
 
 
-def test_a_damaged_record_is_refused(tuned: Path) -> None:
+def test_damaged_record_is_refused(tuned: Path) -> None:
     (record,) = tuned.glob("sweeps/*/tuning.json")
     record.write_text(json.dumps({"schema": 1}))
     with pytest.raises(StoreError, match=r"tuning\.json"):
         load(tuned)
 
 
-def test_geometric_lists_are_told_from_arithmetic_ones() -> None:
+def test_geometric_lists_are_distinguished_from_arithmetic_ones() -> None:
     assert is_geometric([0.025, 0.05, 0.1, 0.2])
     assert is_geometric([0.01, 0.1])
     assert not is_geometric([0.1, 0.2, 0.3, 0.4])
@@ -362,7 +368,7 @@ def test_figures_draw_choice_divergence_and_budget(tmp_store: Path, synth: Simpl
         return None if lr == 0.4 else TABLE[lr]
 
     synth.write_tuned(tmp_store, ("bn", "gn"), accuracy=accuracy, seeds=1)
-    study = one(tmp_store)
+    study = study_of(tmp_store)
     first, second = drawn.figures(build(study, METRICS["test_acc"], "bn"))
     assert (first.slug, second.slug) == ("sensitivity", "expected-best")
     assert "Ring: chosen. Cross: diverged." in first.caption
@@ -380,7 +386,7 @@ PROPOSED = {"bn": (0.0131, 0.0462, 0.0517, 0.209, 0.381), "gn": (0.0131, 0.0254,
 
 @pytest.fixture
 def sampled(tmp_store: Path, synth: SimpleNamespace) -> Callable[..., Study]:
-    """Write BN and GN, tuned by a sampler that proposed other values to each, and load them."""
+    """Write BN and GN, tuned by a sampler with different proposals for each, and load them."""
 
     def write(sampler: str = "tpe", several: bool = True) -> Study:
         for index, norm in enumerate(PROPOSED):
@@ -393,7 +399,7 @@ def sampled(tmp_store: Path, synth: SimpleNamespace) -> Callable[..., Study]:
             )
         for path in tmp_store.glob("sweeps/*/tuning.json"):
             path.write_text(json.dumps(proposed(json.loads(path.read_text()), sampler, several)))
-        return one(tmp_store)
+        return study_of(tmp_store)
 
     return write
 
@@ -414,7 +420,7 @@ def proposed(record: dict, sampler: str, several: bool) -> dict:
     return record
 
 
-def test_other_proposals_of_one_sampler_confound_nothing(sampled: Callable[..., Study]) -> None:
+def test_different_proposals_of_one_sampler_do_not_confound(sampled: Callable[..., Study]) -> None:
     study = sampled()
     assert study.confounds == []
     (rule,) = tables.rules(study)
@@ -424,7 +430,7 @@ def test_other_proposals_of_one_sampler_confound_nothing(sampled: Callable[..., 
     ) in rule
 
 
-def test_a_sampler_beside_a_list_is_another_protocol(
+def test_sampler_and_list_are_different_protocols(
     sampled: Callable[..., Study], tmp_store: Path
 ) -> None:
     sampled(several=False)
@@ -432,7 +438,7 @@ def test_a_sampler_beside_a_list_is_another_protocol(
     record = json.loads(path.read_text())
     del record["sampler"]
     path.write_text(json.dumps(record))
-    assert one(tmp_store).confounds
+    assert study_of(tmp_store).confounds
 
 
 def test_scattered_values_are_points(sampled: Callable[..., Study]) -> None:
@@ -448,7 +454,7 @@ def test_scattered_values_are_points(sampled: Callable[..., Study]) -> None:
     assert [table.slug for table in tables.tables(study)] == ["tuning", "tuning-cost"]
 
 
-def test_values_of_one_key_keep_their_line(sampled: Callable[..., Study]) -> None:
+def test_values_of_a_single_key_are_joined_by_a_line(sampled: Callable[..., Study]) -> None:
     study = sampled("random", several=False)
     first, second = drawn.figures(build(study, METRICS["test_acc"], "bn"))
     assert (first.slug, second.slug) == ("sensitivity", "expected-best")
@@ -456,19 +462,19 @@ def test_values_of_one_key_keep_their_line(sampled: Callable[..., Study]) -> Non
     assert "tuning-range" in [table.slug for table in tables.tables(study)]
 
 
-def test_a_sampler_that_reads_results_has_no_expected_best(sampled: Callable[..., Study]) -> None:
+def test_adaptive_sampler_has_no_expected_best(sampled: Callable[..., Study]) -> None:
     study = sampled("tpe", several=False)
     (only,) = drawn.figures(build(study, METRICS["test_acc"], "bn"))
     assert only.slug == "sensitivity"
 
 
-def test_values_that_are_no_numbers_are_points(tmp_store: Path, synth: SimpleNamespace) -> None:
+def test_non_numeric_values_are_points(tmp_store: Path, synth: SimpleNamespace) -> None:
     synth.write_tuned(tmp_store, rates=(0.1, 0.2, 0.4))
     [path] = tmp_store.glob("sweeps/*/tuning.json")
     text = path.read_text().replace('"optimizer.lr"', '"schedule"')
     for rate, name in (("0.1}", '"cosine"}'), ("0.2}", '"step"}'), ("0.4}", '"constant"}')):
         text = text.replace(rate, name)
     path.write_text(text)
-    first, _ = drawn.figures(build(one(tmp_store), METRICS["test_acc"], "bn"))
+    first, _ = drawn.figures(build(study_of(tmp_store), METRICS["test_acc"], "bn"))
     for axis in first.figure.axes:
         assert {line.get_linestyle() for line in axis.lines} == {"None"}

@@ -1,4 +1,4 @@
-"""The venues: what --style and --formats take, and the sizes that figures then have."""
+"""Venues: the values of --style and --formats, and the resulting sizes of figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grid_of_seven(tmp_path_factory: pytest.TempPathFactory, synth: SimpleNamespa
 
 
 @pytest.mark.parametrize("name", VENUES)
-def test_figures_have_the_width_of_the_venue_and_letters_that_can_be_read(
+def test_figures_have_the_width_of_the_venue_and_readable_text(
     name: str, grid_of_seven: Grid
 ) -> None:
     venue = VENUES[name]
@@ -51,7 +51,7 @@ def test_figures_have_the_width_of_the_venue_and_letters_that_can_be_read(
         assert -0.03 <= inside.y0 <= inside.y1 <= height + 0.03, drawing.slug
 
 
-def test_formats_are_those_of_the_venue_or_those_asked_for(
+def test_formats_default_to_the_venue_and_can_be_overridden(
     one_figure: None, grid: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 64), seeds=2, epochs=2)

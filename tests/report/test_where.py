@@ -1,4 +1,4 @@
-"""The filter: what it keeps, what it refuses, and that it never runs anything."""
+"""The filter: what it keeps, what it refuses, and that it never executes code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ RUNS = pd.DataFrame(
         ("(norm == bn and batch == 16) or status == diverged", "ac"),
     ],
 )
-def test_keeps(text: str, names: str) -> None:
+def test_filter_keeps_matching_runs(text: str, names: str) -> None:
     assert "".join(RUNS["name"][select(text, RUNS).mask]) == names
 
 
@@ -78,13 +78,13 @@ def test_keeps(text: str, names: str) -> None:
         ("(" * 500 + "dirty" + ")" * 500, "cannot read --where"),
     ],
 )
-def test_refuses_in_one_line(text: str, says: str) -> None:
+def test_invalid_filter_is_refused_in_one_line(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says.replace("(", r"\(")) as caught:
         select(text, RUNS)
     assert "\n" not in str(caught.value)
 
 
-def test_a_value_that_no_run_has_is_noted_where_others_are_kept() -> None:
+def test_value_that_no_run_has_is_noted_if_others_match() -> None:
     found = select("norm in [bn, gm]", RUNS)
     assert found.mask.sum() == 2
     assert found.notes == ["no run has norm 'gm' (did you mean 'gn'?)"]
@@ -92,6 +92,6 @@ def test_a_value_that_no_run_has_is_noted_where_others_are_kept() -> None:
 
 @given(st.text("abnorm.=<>!()[], '\"01+-*_:{}@\\\n", max_size=30))
 @settings(max_examples=150, deadline=None)
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     with contextlib.suppress(UserError):
         assert len(select(text, RUNS).mask) == len(RUNS)

@@ -1,4 +1,4 @@
-"""The figures: that what is drawn is what was computed, and nothing is cut off or hidden."""
+"""Figures: they draw the computed values, and nothing is cut off or hidden."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.marks import slow
 
 @pytest.fixture(scope="module")
 def study(mixed_store: Path) -> Study:
-    (found,) = studies(load(mixed_store))
-    return found
+    (study,) = studies(load(mixed_store))
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_points_lie_at_the_means(grid: Grid) -> None:
     assert axis.get_ylabel() == "Test accuracy (%)"
 
 
-def test_diverged_cells_stand_at_the_edge_and_are_explained(grid: Grid) -> None:
+def test_diverged_cells_are_marked_at_the_edge_and_explained(grid: Grid) -> None:
     drawing = batch.draw(grid)
     axis = drawing.figure.axes[0]
     low = axis.get_ylim()[0]
@@ -91,7 +91,7 @@ def test_curves_of_one_epoch_are_points(mixed_store: Path) -> None:
     assert list(axis.get_xticks()) == [1]
 
 
-def test_no_row_is_drawn_like_training_values() -> None:
+def test_no_row_uses_the_line_style_of_training_values() -> None:
     looks = [style.look("label", f"name {number}") for number in range(1000)]
     assert style.DOTTED not in style.DASHES
     assert {look.dashes for look in looks} == set(style.DASHES[1:])
@@ -109,30 +109,30 @@ def test_published_results_are_marked_with_their_source(grid: Grid) -> None:
 
 
 def test_bands_are_t_intervals_of_each_epoch(study: Study) -> None:
-    found = bands(joined(study), "val_acc")["gn", 64]
+    band = bands(joined(study), "val_acc")["gn", 64]
     names = study.runs[(study.runs["row"] == "gn") & (study.runs["column"] == 64)]["name"]
-    own = study.curves[study.curves["run"].isin(names)]
-    for place, epoch in enumerate(found.x):
-        known = sample(own[own["epoch"] == epoch]["val_acc"].to_numpy())
-        assert found.mean[place] == pytest.approx(known.mean)
-        assert found.low[place] == pytest.approx(known.low)
-        assert found.high[place] == pytest.approx(known.high)
+    cell_curves = study.curves[study.curves["run"].isin(names)]
+    for index, epoch in enumerate(band.x):
+        expected = sample(cell_curves[cell_curves["epoch"] == epoch]["val_acc"].to_numpy())
+        assert band.mean[index] == pytest.approx(expected.mean)
+        assert band.low[index] == pytest.approx(expected.low)
+        assert band.high[index] == pytest.approx(expected.high)
 
 
-def test_a_logarithmic_band_is_of_the_logarithm(study: Study) -> None:
-    found = bands(joined(study), "val_loss", log=True)["gn", 64]
+def test_logarithmic_band_is_the_interval_of_the_logarithm(study: Study) -> None:
+    band = bands(joined(study), "val_loss", log=True)["gn", 64]
     names = study.runs[(study.runs["row"] == "gn") & (study.runs["column"] == 64)]["name"]
-    own = study.curves[study.curves["run"].isin(names)]
-    known = sample(np.log(own[own["epoch"] == 7]["val_loss"].to_numpy()))
-    place = list(found.x).index(7)
-    assert found.mean[place] == pytest.approx(np.exp(known.mean))
-    assert found.low[place] == pytest.approx(np.exp(known.low))
-    assert (found.low > 0).all()
+    cell_curves = study.curves[study.curves["run"].isin(names)]
+    expected = sample(np.log(cell_curves[cell_curves["epoch"] == 7]["val_loss"].to_numpy()))
+    index = list(band.x).index(7)
+    assert band.mean[index] == pytest.approx(np.exp(expected.mean))
+    assert band.low[index] == pytest.approx(np.exp(expected.low))
+    assert (band.low > 0).all()
 
 
-def test_a_diverged_run_counts_until_it_diverges(study: Study) -> None:
-    found = bands(joined(study), "val_acc")["none", 512]
-    assert list(found.x) == [1]
+def test_diverged_run_counts_until_it_diverges(study: Study) -> None:
+    band = bands(joined(study), "val_acc")["none", 512]
+    assert list(band.x) == [1]
 
 
 def test_curves_have_a_panel_for_each_batch_size(study: Study) -> None:
@@ -145,13 +145,13 @@ def test_curves_have_a_panel_for_each_batch_size(study: Study) -> None:
     assert max(max(line.get_xdata()) for line in against.figure.axes[0].lines) == pytest.approx(24)
 
 
-def test_one_line_a_batch_size_where_all_share_the_rate(
+def test_shared_schedule_has_one_line_per_batch_size(
     study: Study, grid: Grid, synth: SimpleNamespace, tmp_store: Path
 ) -> None:
     drawing = rate.draw(study)
     assert len(drawing.figure.axes) == 1
     assert len(drawing.figure.axes[0].lines) == 6
-    # A norm with a rate of its own: panels.
+    # A norm with its own rate: one panel per norm.
     path = synth.write_run(tmp_store, synth.config("bn", 16, 0, epochs=4)) / "metrics.jsonl"
     path.write_text(path.read_text().replace('"lr": 0', '"lr": 1'))
     synth.write_run(tmp_store, synth.config("gn", 16, 0, epochs=4))
@@ -159,7 +159,7 @@ def test_one_line_a_batch_size_where_all_share_the_rate(
     assert len(rate.draw(other).figure.axes[0].lines) == 2
 
 
-def test_heat_map_shows_differences_and_leaves_empty_rows_out(grid: Grid) -> None:
+def test_heat_map_shows_differences_and_omits_empty_rows(grid: Grid) -> None:
     drawing = heatmap.draw(grid)
     axis = drawing.figure.axes[0]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["No norm", "GN", "GN+WS", "LN"]
@@ -169,16 +169,19 @@ def test_heat_map_shows_differences_and_leaves_empty_rows_out(grid: Grid) -> Non
     assert texts.count("div.") == 2
 
 
-def test_time_leaves_diverged_cells_out(study: Study, grid: Grid) -> None:
+def test_time_figure_omits_diverged_cells(study: Study, grid: Grid) -> None:
     drawing = time.draw(grid, build(study, METRICS["train_seconds"]))
     rows = {point.key[0] for point in drawing.points}
     assert rows == {"bn", "gn", "gn_ws", "ln"}
     assert "s of training" in drawing.points[0].text
 
 
-def test_time_and_accuracy_have_no_room_below_zero(synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_time_and_accuracy_axes_do_not_extend_below_zero(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
     root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 2, 3)
-    for seed, run in enumerate(sorted(root.glob("*-b16-*"))):  # of two so unlike, a wide interval
+    # Two seeds with such different values give a wide interval.
+    for seed, run in enumerate(sorted(root.glob("*-b16-*"))):
         path = run / "summary.json"
         summary = json.loads(path.read_text())
         summary |= {"train_seconds": 30.0 + 20 * (seed % 2), "test_acc": 0.2 + 0.3 * (seed % 2)}
@@ -229,7 +232,9 @@ def test_nothing_is_cut_off_at_the_edges(
         assert inside.y1 <= height + 0.02
 
 
-def test_columns_that_are_no_numbers(grid: Grid, synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_non_numeric_columns_are_labeled_by_name(
+    grid: Grid, synth: SimpleNamespace, tmp_store: Path
+) -> None:
     root = tmp_store
     for dataset in ("digits", "mnist"):
         synth.write_grid(root, ("bn", "gn"), (64,), 2, 3, dataset=dataset)
@@ -244,8 +249,8 @@ HOSTILE = (r"$\bn$ plain", "costs $5 and $6", "_hidden", "<b> & --> x", "a\nb\x1
 
 
 def labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
-    for place, name in enumerate(names):  # the label is no part of a signature, the rate is
-        rate = 0.1 + place / 100
+    for index, name in enumerate(names):  # labels do not change the signature; rates do
+        rate = 0.1 + index / 100
         synth.write_grid(root, ("bn", "gn"), (16, 64), 2, 4, label=name, optimizer__lr=rate)
     return load(root)
 
@@ -279,10 +284,12 @@ def test_long_names_leave_room_for_the_values(
             assert len(set(names)) == len(names)
 
 
-def test_names_in_figures_are_text(synth: SimpleNamespace, tmp_store: Path, tmp_path: Path) -> None:
+def test_names_in_figures_are_drawn_literally(
+    synth: SimpleNamespace, tmp_store: Path, tmp_path: Path
+) -> None:
     study = studies(labelled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
     for drawing in drawn(study, HOSTILE[0]):
-        # As SVG, which reads mathematics as the other formats do, in a quarter of their time.
+        # As SVG: it parses math like the other formats, in a quarter of the time.
         style.save(drawing, tmp_path, ["svg"])
         assert not any(text.get_parse_math() for text in drawing.figure.findobj(Text))
         if drawing.figure.legends and drawing.slug != "lr-curves":
@@ -290,9 +297,9 @@ def test_names_in_figures_are_text(synth: SimpleNamespace, tmp_store: Path, tmp_
             assert legend >= {*HOSTILE[:4], r"a\nb\x1b[31m"}, drawing.slug
 
 
-def studied(root: Path) -> Study:
-    (found,) = studies(load(root))
-    return found
+def study_of(root: Path) -> Study:
+    (study,) = studies(load(root))
+    return study
 
 
 def test_few_seeds_are_dots_and_several_are_bands(
@@ -310,7 +317,7 @@ def test_few_seeds_are_dots_and_several_are_bands(
     assert [len(runs.get_segments()) for runs in axis.collections] == [3] * 4  # four rows
     assert "thin: single runs" in drawing.caption
     root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 4, 4)
-    four = studied(root)
+    four = study_of(root)
     many = batch.draw(build(four, METRICS["test_acc"], "bn"))
     assert len(many.figure.axes[0].collections) == 2
     assert "95 % t interval" in many.caption
@@ -322,9 +329,9 @@ def test_few_seeds_are_dots_and_several_are_bands(
 EIGHT = ("bn", "bn_ws", "gn", "gn_ws", "ln", "in", "none", "frn")
 
 
-def test_many_rows_have_a_panel_each(synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_many_rows_get_a_panel_each(synth: SimpleNamespace, tmp_store: Path) -> None:
     synth.write_grid(tmp_store, EIGHT, (16, 64), 2, 4)
-    crowd = studied(tmp_store)
+    crowd = study_of(tmp_store)
     names = [crowd.row(row) for row in crowd.rows]
     drawing = batch.draw(build(crowd, METRICS["test_acc"], "bn"))
     shown = [axis for axis in drawing.figure.axes if axis.get_visible()]
@@ -342,7 +349,7 @@ def test_many_rows_have_a_panel_each(synth: SimpleNamespace, tmp_store: Path) ->
         assert key in crowd.groups
 
 
-def test_a_vertical_axis_that_is_cut_says_so(study: Study, grid: Grid) -> None:
+def test_truncated_vertical_axis_is_marked(study: Study, grid: Grid) -> None:
     for drawing in (batch.draw(grid), curves.draw(study, METRICS["val_acc"])):
         axis = drawing.figure.axes[0]
         assert axis.get_ylim()[0] > 0
@@ -352,12 +359,14 @@ def test_a_vertical_axis_that_is_cut_says_so(study: Study, grid: Grid) -> None:
     assert "does not start at 0" not in whole.caption
 
 
-def test_heat_maps_color_only_what_is_significant(synth: SimpleNamespace, tmp_store: Path) -> None:
+def test_heat_maps_color_only_significant_differences(
+    synth: SimpleNamespace, tmp_store: Path
+) -> None:
     root = synth.write_grid(tmp_store, ("bn", "gn"), (16, 64), 6, 2)
-    for seed in range(6):  # far worse at 16, the same but for noise at 64
+    for seed in range(6):  # far worse at 16, the same except for noise at 64
         for run in root.glob(f"*-gn-b16-s{seed}-*"):
             synth.set_result(run, "test_acc", 0.3 + 0.001 * seed)
-    found = build(studied(root), METRICS["test_acc"], "bn")
+    found = build(study_of(root), METRICS["test_acc"], "bn")
     significant = {key for key, c in found.cells.items() if c.baseline and c.baseline.significant}
     assert ("gn", 16) in significant
     assert ("gn", 64) not in significant
@@ -377,7 +386,7 @@ def test_no_figure_repeats_another(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("name", group_options()["experiment"])
-def test_rows_of_experiments_can_be_told_apart_without_color(name: str) -> None:
+def test_rows_of_experiments_are_distinguishable_without_color(name: str) -> None:
     by = load_experiment(name).report.get("by", "norm,batch")
     frames = planned(config.to_dict() for config in expand([f"+experiment={name}"]))
     for study in studies(frames, by):

@@ -21,8 +21,8 @@ def words(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_the_drawing_says_blocks_places_shapes_and_totals(network):
-    said = words(draw(network))
+def test_drawing_shows_blocks_places_shapes_and_totals(network):
+    labels = words(draw(network))
     for text in (
         "arch=resnet8 norm=xbn",
         "stage1 block1",
@@ -30,27 +30,27 @@ def test_the_drawing_says_blocks_places_shapes_and_totals(network):
         "group\nmid",
         "batch\npost",
     ):
-        assert text in said
-    assert "conv 16\n3×3 /2" in said
-    assert "images\n8×8×1" in said
-    assert "2×2×32" in said
-    assert said.count("+") == 3
-    assert any("8×8×1 images, 10 classes" in text for text in said)
+        assert text in labels
+    assert "conv 16\n3×3 /2" in labels
+    assert "images\n8×8×1" in labels
+    assert "2×2×32" in labels
+    assert labels.count("+") == 3
+    assert any("8×8×1 images, 10 classes" in text for text in labels)
 
 
 def test_normalizations_are_colored_by_kind(network):
     patches = draw(network).axes[0].patches
     fills = [patch.get_facecolor() for patch in patches]
-    # Nine normalizations in the places of a ResNet-8 and a legend's entry for each kind.
+    # Nine normalizations in the places of a ResNet-8 and a legend entry for each kind.
     assert fills.count(to_rgba(COLOURS["BatchNormalization"])) == 1 + 3 + 2 + 1
     assert fills.count(to_rgba(COLOURS["GroupNormalization"])) == 3 + 1
 
 
-def test_kernels_under_a_parametrization_have_a_color():
+def test_parametrized_kernels_have_a_color():
     network = network_of(compose(["arch=resnet8", "arch.width=8", "norm=gn_ws", "dataset=digits"]))
     figure = draw(network)
     fills = [patch.get_facecolor() for patch in figure.axes[0].patches]
-    assert fills.count(to_rgba(MAPPED)) == 9 + 1  # and a legend's entry
+    assert fills.count(to_rgba(MAPPED)) == 9 + 1  # plus the legend entry
     assert "kernels: WeightStandardization" in words(figure)
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_drawn_outside_the_figure(network):
         assert max(line.get_xdata()) <= width
 
 
-def test_names_are_texts_that_fit(network, tmp_path):
+def test_names_are_drawn_literally_and_fit(network, tmp_path):
     name = r"$\bn$ costs $5 [/x] " * 12
     layers = [
         replace(layer, place=name, kind=f"{name}Normalization") if layer.place else layer
@@ -82,7 +82,7 @@ def test_names_are_texts_that_fit(network, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_it_is_saved_as_its_suffix_says(network, tmp_path, suffix):
+def test_suffix_determines_the_file_format(network, tmp_path, suffix):
     file = save(network, tmp_path / f"network{suffix}")
     data = file.read_bytes()
     if suffix == ".svg":
@@ -91,7 +91,7 @@ def test_it_is_saved_as_its_suffix_says(network, tmp_path, suffix):
         assert data.startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}[suffix])
 
 
-def test_an_svg_is_the_same_each_time(network, tmp_path):
+def test_svg_is_reproducible(network, tmp_path):
     first, second = (save(network, tmp_path / f"{n}.svg").read_bytes() for n in (1, 2))
     assert first == second
 
@@ -104,6 +104,6 @@ def test_an_svg_is_the_same_each_time(network, tmp_path):
         ("none/network.png", "there is no folder"),
     ],
 )
-def test_files_that_cannot_be_are_refused(name, message, tmp_path):
+def test_invalid_file_names_are_refused(name, message, tmp_path):
     with pytest.raises(UserError, match=message):
         check_file(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Where each layer goes in a network's drawing."""
+"""The layout of the layers in a network's drawing."""
 
 from itertools import pairwise
 
@@ -13,11 +13,11 @@ def rows_of(*overrides, shape=(32, 32, 3)):
     return arrange(layer_costs(build_model(compose(overrides), shape, 10)))
 
 
-def named(row):
+def cells_by_name(row):
     return {cell.layer.name.rpartition("_")[2]: cell for cell in row.cells}
 
 
-def test_a_row_is_a_block():
+def test_each_row_is_a_block():
     rows = rows_of("arch=resnet8", "arch.width=8", "norm=bn")
     assert [row.title for row in rows] == [
         *("stem", "stage1 block1", "stage2 block1", "stage3 block1", "")
@@ -27,9 +27,9 @@ def test_a_row_is_a_block():
     assert not any(row.origins for row in rows)
 
 
-def test_the_shortcut_has_a_lane_of_its_own():
+def test_shortcut_has_its_own_lane():
     row = rows_of("arch=resnet8", "arch.width=8", "norm=bn")[2]
-    cells = named(row)
+    cells = cells_by_name(row)
     assert [cells[name].column for name in ("conv1", "norm1", "relu1", "conv2", "norm2")] == [
         *range(5)
     ]
@@ -41,14 +41,14 @@ def test_the_shortcut_has_a_lane_of_its_own():
     assert row.lanes == 2
 
 
-def test_an_identity_goes_around_the_block():
+def test_identity_shortcut_is_routed_around_the_block():
     row = rows_of("arch=resnet8", "arch.width=8", "norm=bn")[1]
     add = next(index for index, cell in enumerate(row.cells) if cell.layer.kind == "Add")
     assert Wire(None, add, 1) in row.wires
     assert row.lanes == 2
 
 
-def test_blocks_that_are_alike_share_a_row():
+def test_identical_blocks_share_a_row():
     rows = rows_of("arch=resnet50", "arch.width=8", "norm=xbn")
     assert [(row.title, len(row.names)) for row in rows[:-1]] == [
         ("stem", 1),
@@ -63,7 +63,7 @@ def test_blocks_that_are_alike_share_a_row():
     ]
 
 
-def test_where_the_input_is_not_the_row_above_is_said():
+def test_rows_name_an_input_that_is_not_the_row_above():
     options = ("arch.width=0.125", "arch.auxiliary_weight=0.3", "norm=bn")
     rows = {row.title: row for row in rows_of("arch=googlenet", *options)}
     assert rows["auxiliary1"].origins == ("inception4a",)
@@ -85,7 +85,7 @@ def test_where_the_input_is_not_the_row_above_is_said():
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_every_layer_and_every_connection_is_drawn_and_none_over_another(overrides):
+def test_every_layer_and_connection_is_drawn_without_overlap(overrides):
     norm = "bn" if "mlp" not in overrides[0] else "none"
     costs = layer_costs(build_model(compose([*overrides, f"norm={norm}"]), (32, 32, 3), 10))
     rows = arrange(costs)
@@ -102,7 +102,7 @@ def test_every_layer_and_every_connection_is_drawn_and_none_over_another(overrid
             assert start < goal.column
             over = [c for c in row.cells if c.lane == wire.lane and start < c.column < goal.column]
             assert not over, wire
-        # Two tensors that run in one lane do not run side by side.
+        # Tensors in the same lane do not overlap.
         for lane in range(row.lanes):
             spans = sorted(
                 (-1 if w.source is None else row.cells[w.source].column, row.cells[w.goal].column)

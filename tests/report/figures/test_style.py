@@ -1,4 +1,4 @@
-"""The style: a norm's look never depends on what else is drawn; files are the same each time."""
+"""Style: a norm's look does not depend on what else is drawn, and files are reproducible."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_known_norms_look_different() -> None:
     assert len({look.marker for look in main}) == len(main)
 
 
-def test_an_unknown_norm_looks_the_same_in_every_process() -> None:
+def test_unknown_norm_looks_the_same_in_every_process() -> None:
     here = [tuple(style.look("norm", name)) for name in ("mine", "gn (groups=4)", "ours2")]
     code = (
         "from normbench.report.figures.style import look\n"
@@ -55,7 +55,7 @@ def test_numbers_are_colored_by_order() -> None:
     assert lights == sorted(lights)
 
 
-def test_colors_stand_out_from_the_paper() -> None:
+def test_colors_stand_out_from_the_background() -> None:
     for color in style.COLOURS:
         contrast = (luminance(style.PAPER) + 0.05) / (luminance(color) + 0.05)
         assert contrast > 1.7, color
@@ -91,7 +91,7 @@ def test_main_colors_differ_for_color_blind_readers() -> None:
             assert far > 0.06, (a, b)
 
 
-def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+def test_files_are_reproducible(tmp_path: Path) -> None:
     def make(folder: str) -> dict[str, bytes]:
         figure, axes = style.styled(style.new)(style.column(), 2.0)
         axes[0, 0].plot([1, 2, 3], [1, 4, 2])
@@ -107,13 +107,13 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
 
 @pytest.fixture
 def font(tmp_path: Path) -> Iterator[str]:
-    """An installed font whose only letter is 実, a box; returns its family."""
+    """Install a font whose only character is 実, drawn as a box, and yield its family."""
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "box"])
     builder.setupCharacterMap({ord("実"): "box"})
     pen = TTGlyphPen(None)
-    for place, corner in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
-        (pen.lineTo if place else pen.moveTo)(corner)
+    for index, corner in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
+        (pen.lineTo if index else pen.moveTo)(corner)
     pen.closePath()
     box = pen.glyph()
     builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "box": box})
@@ -142,7 +142,7 @@ def labelled(text: str) -> style.Drawing:
     return style.Drawing("x", "", figure)
 
 
-def test_an_installed_font_is_taken_for_letters_that_the_first_lacks(
+def test_installed_font_is_used_for_characters_missing_from_the_first(
     font: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     drawing = labelled("GN 実")
@@ -153,31 +153,31 @@ def test_an_installed_font_is_taken_for_letters_that_the_first_lacks(
     assert not recwarn.list
 
 
-def test_letters_that_no_font_has_are_named_once(
+def test_characters_missing_from_all_fonts_are_named_once(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nowhere = "\U0003fffd"  # assigned to nothing
+    nowhere = "\U0003fffd"  # unassigned
     drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
     for drawing, kinds in zip(drawings, [FORMATS, ["svg"], ["svg"]], strict=True):
         style.save(drawing, tmp_path, kinds)
-    said = style.lacking(drawings)
-    assert said.count(nowhere) == 1
-    assert "no installed font has these characters" in said
+    message = style.lacking(drawings)
+    assert message.count(nowhere) == 1
+    assert "no installed font has these characters" in message
     assert not recwarn.list
     assert not caplog.records
 
 
-def test_wrapped_names_fit_and_are_told_apart() -> None:
+def test_wrapped_names_fit_and_stay_distinct() -> None:
     names = ["n" * 80 + end for end in "ab"] + ["a_b-c " * 20, "short", "実験" * 30]
-    found = style.wrapped(names, 1.0)
-    assert len(set(found)) == len(names)
-    assert found[3] == "short"
-    for text in found:
+    wrapped = style.wrapped(names, 1.0)
+    assert len(set(wrapped)) == len(names)
+    assert wrapped[3] == "short"
+    for text in wrapped:
         assert text.count("\n") < style.LINES
         assert all(style.text_width(line) <= 1.01 for line in text.split("\n"))
 
 
-def test_a_figure_is_laid_out_once_and_drawn_once_for_each_file(
+def test_figure_is_laid_out_once_and_drawn_once_per_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawing = labelled("A title")
@@ -195,6 +195,6 @@ def test_a_figure_is_laid_out_once_and_drawn_once_for_each_file(
     monkeypatch.setattr(engine, "execute", counted("layout", engine.execute))
     monkeypatch.setattr(drawing.figure, "draw", counted("draw", drawing.figure.draw))
     style.save(drawing, tmp_path, FORMATS)
-    drawing.svg()  # the page has the SVG that was written
+    drawing.svg()  # the page reuses the SVG that was written
     drawing.hits()
     assert counts == {"draw": len(FORMATS), "layout": 1}

@@ -1,4 +1,4 @@
-"""The page: one file, no network, every number leads to its runs."""
+"""The HTML page: one file, no network access, and every number leads to its runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "input", "br", "hr", "img", "link", "rect", "use", "circle", "pa
 
 
 class Reader(HTMLParser):
-    """Collects ids, links and what is left open."""
+    """Collects ids, links and unclosed tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class Reader(HTMLParser):
         self.errors: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if found.get("id"):
-            self.ids.append(str(found["id"]))
+        attributes = dict(attrs)
+        if attributes.get("id"):
+            self.ids.append(str(attributes["id"]))
         if tag == "a":
-            self.links.append(found)
-        if tag == "tr" and "data-run" in found:
-            self.rows.append(found)
-        if found.get("class") == "hit":
-            self.hits.append(found)
-        self.sources += [str(found[k]) for k in ("src", "xlink:href") if found.get(k)]
+            self.links.append(attributes)
+        if tag == "tr" and "data-run" in attributes:
+            self.rows.append(attributes)
+        if attributes.get("class") == "hit":
+            self.hits.append(attributes)
+        self.sources += [str(attributes[k]) for k in ("src", "xlink:href") if attributes.get(k)]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -62,10 +62,12 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def page(mixed_store: Path) -> str:
     frames = load(mixed_store)
-    asked = Request(target=None)
-    made, _ = sections(frames, asked)
-    made[0].drawings = [d for d in draw(made[0].grid) if not d.slug.endswith("-curves")]
-    return build(frames, made, asked, ["a note"], mixed_store.parent / "out")
+    page_request = Request(target=None)
+    page_sections, _ = sections(frames, page_request)
+    page_sections[0].drawings = [
+        d for d in draw(page_sections[0].grid) if not d.slug.endswith("-curves")
+    ]
+    return build(frames, page_sections, page_request, ["a note"], mixed_store.parent / "out")
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +77,13 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_it_is_well_formed(read: Reader) -> None:
+def test_page_is_well_formed(read: Reader) -> None:
     assert read.errors == []
     assert read.open == []
     assert len(read.ids) == len(set(read.ids))
 
 
-def test_it_needs_no_network(page: str, read: Reader) -> None:
+def test_page_needs_no_network(page: str, read: Reader) -> None:
     assert all(source.startswith(("#", "data:")) for source in read.sources)
     without = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
     assert not re.search(r"https?://", without)
@@ -89,7 +91,7 @@ def test_it_needs_no_network(page: str, read: Reader) -> None:
     assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
 
 
-def test_links_inside_lead_somewhere(read: Reader) -> None:
+def test_internal_links_have_targets(read: Reader) -> None:
     inside = [str(a["href"])[1:] for a in read.links if str(a.get("href", "")).startswith("#")]
     assert len(inside) > 60
     assert set(inside) <= set(read.ids)
@@ -104,14 +106,14 @@ def test_every_run_is_listed_once_with_its_config(read: Reader, mixed_store: Pat
         assert (mixed_store.parent / "out" / target).resolve().is_file()
 
 
-def test_values_under_the_pointer_lead_to_their_runs(read: Reader) -> None:
+def test_hover_targets_lead_to_their_runs(read: Reader) -> None:
     cells = {row["data-cell"] for row in read.rows}
     assert len(read.hits) > 50
     assert {hit["data-cell"] for hit in read.hits if "data-cell" in hit} <= cells
     assert any("GN+WS, batch size 16" in str(hit["data-tip"]) for hit in read.hits)
 
 
-def test_details_are_json_that_cannot_end_the_script(page: str) -> None:
+def test_details_json_cannot_close_the_script_element(page: str) -> None:
     text = page.split('id="details">')[1].split("</script>")[0]
     details = json.loads(text)
     assert "<" not in text
@@ -121,20 +123,20 @@ def test_details_are_json_that_cannot_end_the_script(page: str) -> None:
     assert len(details["cells"]) == 24
 
 
-def test_texts_of_a_store_are_escaped(mixed_store: Path, tmp_path: Path) -> None:
+def test_text_from_the_store_is_escaped(mixed_store: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(mixed_store, root)
     (root / "<b>bold<").mkdir()
     frames = load(root)
-    made, _ = sections(frames, Request())
-    text = build(frames, made, Request(where="norm != '<i>'"), ["<u>note"], tmp_path)
+    page_sections, _ = sections(frames, Request())
+    text = build(frames, page_sections, Request(where="norm != '<i>'"), ["<u>note"], tmp_path)
     assert "<b>bold<" not in text
     assert "&lt;b&gt;bold&lt;" in text
     assert "<i>" not in text
     assert "<u>note" not in text
 
 
-def test_colors_follow_the_page() -> None:
+def test_figure_colors_are_variables_of_the_page() -> None:
     figure, axes = style.styled(style.new)(style.column(), 2.0)
     axes[0, 0].plot([1, 2], [1, 2], color=style.BLUE)
     text = svg.inline(style.Drawing("x", 'A "line" & more', figure), "p", lambda key: "")
@@ -147,12 +149,12 @@ def test_colors_follow_the_page() -> None:
 
 
 @pytest.mark.parametrize("width", [1400, 420])
-def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
+def test_page_works_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on this machine")
     path = tmp_path / "index.html"
-    # What a reader would see go wrong: an error in the script, or a page wider than the window.
+    # Failures that a reader would see: a script error, or a page wider than the window.
     probe = (
         "<script>addEventListener('error', (e) => document.title = 'ERROR ' + e.message);"
         "addEventListener('load', () => document.title += ' ' + "
