@@ -1,4 +1,4 @@
-"""A small data set with something to learn, configs of runs on it, and loops that tests share."""
+"""Configs of small runs on a learnable data set, and loops that tests share."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def small(tmp_store: Path):
 
 @pytest.fixture(scope="module")
 def warm() -> WarmState:
-    """The compiled loop of the module's previous run: test_reuse.py shows that it changes no bit.
+    """The compiled loop of the module's previous run, so that each program is compiled once.
 
-    A test that is about another matter trains with it, so that one program is compiled once.
+    Reuse changes no bit of the results, as test_reuse.py shows.
     """
     return WarmState()
 
 
 @pytest.fixture(scope="module")
 def shared_loop() -> SharedLoops:
-    """Return a loop of these options in its initial state; compiled once a module."""
+    """Return a loop of these options in its initial state; compiled once per module."""
     return SharedLoops()

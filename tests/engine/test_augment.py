@@ -7,7 +7,7 @@ from normbench.engine.random import AUGMENT, epoch_words, threefry2x32
 
 
 def numpy_augmented(pixels, words, padding, flip):
-    """The same by slices of padded arrays, an image at a time."""
+    """Crop and flip by slicing padded arrays, one image at a time."""
     count, height, width, _ = pixels.shape
     out = np.empty_like(pixels)
     for i in range(count):
@@ -28,12 +28,12 @@ def test_crop_and_flip_equal_slices_of_padded_images(padding, flip, shape):
     images = Images(np.zeros(1, np.float32), np.ones(1, np.float32), padding, flip)
     got = ops.convert_to_numpy(images.augment(ops.convert_to_tensor(pixels), words))
     expected = numpy_augmented(
-        pixels, [ops.convert_to_numpy(each) for each in words], padding, flip
+        pixels, [ops.convert_to_numpy(word) for word in words], padding, flip
     )
     np.testing.assert_array_equal(got, expected)
 
 
-def test_every_shift_and_both_sides_occur():
+def test_all_shifts_and_flips_occur():
     ramp = np.arange(1, 82, dtype=np.uint8).reshape(1, 9, 9, 1).repeat(2000, axis=0)
     words = epoch_words(0, AUGMENT, 0, 2000)
     images = Images(np.zeros(1, np.float32), np.ones(1, np.float32), 1, True)
@@ -54,7 +54,7 @@ def test_scaling_gives_mean_0_and_deviation_1():
 
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (4, True), (2, False)])
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (9, 32, 32, 3)])
-def test_prepared_in_one_is_augmented_and_scaled_to_the_bit(shape, padding, flip):
+def test_prepare_equals_augment_then_scale_to_the_bit(shape, padding, flip):
     pixels = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     words = epoch_words(3, AUGMENT, 1, shape[0])
     mean, std = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.247, 0.2435, 0.2616])
@@ -69,7 +69,7 @@ def test_prepared_in_one_is_augmented_and_scaled_to_the_bit(shape, padding, flip
 
 
 def halves(words, index):
-    """Further random numbers of each image, int (4, N): two words, their upper and lower halves."""
+    """Further random numbers per image, int (4, N): the upper and lower halves of two words."""
     counter = [ops.convert_to_tensor(np.full(len(words[0]), n, np.uint32)) for n in (index, 0)]
     drawn = threefry2x32(tuple(map(ops.convert_to_tensor, words)), tuple(counter))
     pair = [ops.convert_to_numpy(word).astype(np.int64) for word in drawn]
@@ -77,7 +77,7 @@ def halves(words, index):
 
 
 def numpy_hidden(pixels, words, cutout, erasing, color):
-    """The same by slices, an image at a time; a rectangle is computed anew from its formula."""
+    """Hide parts by slicing, one image at a time, with rectangles from the paper's formula."""
     out = pixels.copy()
     count, height, width, _ = pixels.shape
     ys, xs, *_ = halves(words, 0)
@@ -105,21 +105,21 @@ def numpy_hidden(pixels, words, cutout, erasing, color):
 @pytest.mark.parametrize("shape", [(60, 8, 8, 1), (40, 7, 11, 3)])
 def test_hidden_parts_equal_slices_of_images(shape, cutout, erasing):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    words = [ops.convert_to_numpy(each) for each in epoch_words(3, AUGMENT, 1, shape[0])]
+    words = [ops.convert_to_numpy(word) for word in epoch_words(3, AUGMENT, 1, shape[0])]
     mean = np.float32([0.25, 0.5, 0.75])[: shape[-1]]
     images = Images(mean, np.ones_like(mean), 0, False, cutout, erasing)
-    given = tuple(map(ops.convert_to_tensor, words))
-    got = ops.convert_to_numpy(images.augment(ops.convert_to_tensor(pixels), given))
+    tensors = tuple(map(ops.convert_to_tensor, words))
+    got = ops.convert_to_numpy(images.augment(ops.convert_to_tensor(pixels), tensors))
     color = np.rint(mean * 255).astype(np.uint8)
     expected = numpy_hidden(pixels, words, cutout, erasing, color)
     np.testing.assert_array_equal(got, expected)
     assert (got != pixels).any()
-    prepared = ops.convert_to_numpy(images.prepare(ops.convert_to_tensor(pixels), given))
+    prepared = ops.convert_to_numpy(images.prepare(ops.convert_to_tensor(pixels), tensors))
     scaled = ops.convert_to_numpy(images.scale(ops.convert_to_tensor(expected)))
     np.testing.assert_array_equal(prepared, scaled)
 
 
-def test_images_are_hidden_after_they_are_cropped_and_flipped():
+def test_parts_are_hidden_after_cropping_and_flipping():
     pixels = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
     words = epoch_words(4, AUGMENT, 2, 50)
     mean = np.float32([0.25, 0.5, 0.75])
@@ -129,13 +129,13 @@ def test_images_are_hidden_after_they_are_cropped_and_flipped():
     np.testing.assert_array_equal(ops.convert_to_numpy(both), ops.convert_to_numpy(hidden))
 
 
-def test_squares_are_everywhere_and_rectangles_have_the_areas_of_the_paper():
+def test_squares_cover_all_positions_and_rectangles_the_papers_areas():
     count, side = 4000, 32
     black = ops.convert_to_tensor(np.zeros((count, side, side, 1), np.uint8))
     words = epoch_words(0, AUGMENT, 0, count)
     ones = np.ones(1, np.float32)
     squares = ops.convert_to_numpy(Images(ones, ones, 0, False, 16).augment(black, words)) == 255
-    # A center at y hides those of the rows y - 8 to y + 7 that the image has.
+    # A square centered at y hides the rows y - 8 to y + 7, clipped to the image.
     expected = [min(y + 8, side) - max(y - 8, 0) for y in range(side)]
     for axis in (1, 2):
         rows = squares.any(axis=axis).sum((1, 2))

@@ -1,4 +1,4 @@
-"""The start of a backend in a process of its own."""
+"""Starting a backend, in subprocesses."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ print(keras.layers.Dense(2)(pandas.DataFrame([[1.0, 2.0]]).to_numpy()).shape)
 PACKAGES = ("jax", "matplotlib", "pandas", "sklearn")
 
 
-def started(*first: str) -> list[str]:
+def start_backend(*first: str) -> list[str]:
     code = "\n".join(first) + START % (PACKAGES,)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
-def test_what_no_run_needs_is_not_imported_and_can_be_later():
-    assert started() == ["", "(1, 2)"]
+def test_unused_packages_are_not_imported_but_remain_importable():
+    assert start_backend() == ["", "(1, 2)"]
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
@@ -41,8 +41,8 @@ def test_what_no_run_needs_is_not_imported_and_can_be_later():
     [("import pandas", "pandas"), slow("import sys; sys.ps1 = '>>> '", "sklearn")],
     ids=["imported", "prompt"],
 )
-def test_what_is_there_already_and_a_prompt_are_left_alone(statement, package):
-    assert package in started(statement)[0]
+def test_imported_packages_and_interactive_sessions_are_left_alone(statement, package):
+    assert package in start_backend(statement)[0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_there_already_and_a_prompt_are_left_alone(statement, package):
     ],
     ids=["no TensorFlow", "neither", "half of JAX"],
 )
-def test_a_backend_that_is_not_installed_is_refused(missing, message, monkeypatch):
+def test_missing_backend_is_refused(missing, message, monkeypatch):
     monkeypatch.setattr(backend, "_is_there", lambda package: package not in missing)
     refused = "jax" if missing == ["jaxlib"] else "tensorflow"
     with pytest.raises(UserError) as error:
@@ -74,7 +74,7 @@ def test_a_backend_that_is_not_installed_is_refused(missing, message, monkeypatc
     assert str(error.value) == message
 
 
-def test_a_folder_that_an_uninstalled_package_left_is_no_package(tmp_path, monkeypatch):
+def test_leftover_folder_of_an_uninstalled_package_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "leftover" / "data").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert not backend._is_there("leftover")

@@ -1,6 +1,6 @@
-"""TensorFlow and JAX train alike: same weights, order, augmentation; losses equal but for rounding.
+"""TensorFlow and JAX agree: same weights, order and augmentation; losses equal up to rounding.
 
-Each backend trains a hundred steps in a process of its own.
+Each backend trains a hundred steps in its own process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NORMS = ("none", "bn", "gn", "gn_ws")
 SMOOTH = "mlp_sigmoid arch.units=96"
 SMALL = "conv_encoder arch.widths=[8] arch.halvings=1 arch.embedding=8"
 NETWORKS = {SMOOTH: 1e-4, SMALL: 5e-2, "resnet8": 5e-2}
-"""Networks, and what their losses may differ by.
+"""Networks, and how much their losses may differ.
 
-Rounding, 1e-7, grows slowly in a smooth network. A unit of a ReLU may be 1e-8 on one backend and
-0 on the other, one in some hundred steps: from there on each trains on by its own gradient.
+Rounding errors, 1e-7, grow slowly in a smooth network. With ReLU, about once in a hundred steps a
+unit is 1e-8 on one backend and 0 on the other: from then on the gradients differ.
 """
 STEPS = 100
 KEYS = ("start", "end", "loss", "grad_norm")
@@ -75,7 +75,7 @@ def train_cells(backend, cells, file):
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory):
-    """Return the arrays of a cell on both backends; the quick cells are trained apart."""
+    """Return the arrays of a cell on both backends; quick cells are trained separately."""
     pytest.importorskip("jax")
     folder = tmp_path_factory.mktemp("curves")
     trained = {}
@@ -95,11 +95,11 @@ def curves(tmp_path_factory):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts both by itself")
 @pytest.mark.parametrize(("arch", "norm"), slow_except(QUICK, CELLS))
-def test_a_hundred_steps_are_the_same_but_for_rounding(arch, norm, curves):
+def test_a_hundred_steps_agree_up_to_rounding(arch, norm, curves):
     ours, theirs = curves(arch, norm)
     tolerance = NETWORKS[arch]
     np.testing.assert_array_equal(ours["start"], theirs["start"])
-    # The first step sees the same images, augmented alike, in the same order.
+    # The first step has the same images, augmentation and order.
     for key in ("loss", "grad_norm"):
         np.testing.assert_allclose(ours[key][0], theirs[key][0], rtol=2e-6)
         np.testing.assert_allclose(ours[key], theirs[key], rtol=tolerance)

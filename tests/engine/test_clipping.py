@@ -21,7 +21,7 @@ def variable(name, shape, layer="conv"):
         ("gain", (5,), (0,)),
     ],
 )
-def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, scale):
+def test_gradient_of_a_unit_is_clipped_relative_to_its_weights(name, shape, axes, scale):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=shape).astype(np.float32)
     gradient = (rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))).astype(np.float32)
@@ -41,7 +41,7 @@ def test_a_units_gradient_is_at_most_a_share_of_its_weights(name, shape, axes, s
     assert (norms > most).any()
 
 
-def test_the_head_and_small_gradients_are_left_alone():
+def test_head_and_small_gradients_are_not_clipped():
     weight, gradient = np.ones((3, 2), np.float32), np.full((3, 2), 50, np.float32)
     head = variable("kernel", (3, 2), "logits")
     (got,) = clip_adaptively([head], [weight], [gradient], 0.01, 1.0)
@@ -50,7 +50,7 @@ def test_the_head_and_small_gradients_are_left_alone():
     np.testing.assert_array_equal(ops.convert_to_numpy(got), weight * 1e-4)
 
 
-def test_weights_at_zero_can_move():
+def test_zero_weights_can_still_move():
     zero = np.zeros((3, 2), np.float32)
     (got,) = clip_adaptively([variable("kernel", (3, 2))], [zero], [zero + 1], 0.1, 1.0)
     norms = np.sqrt((ops.convert_to_numpy(got) ** 2).sum(0))

@@ -1,6 +1,6 @@
-"""Compiled programs kept on disk: read again, of the same bits, and whole or not at all.
+"""Compiled programs cached on disk: reused, with identical results, and never truncated.
 
-A run keeps them for a GPU alone; JAX reads and writes them in the same way for a CPU.
+Runs only cache them for GPUs; JAX reads and writes them in the same way for a CPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print(hashlib.sha256(loop.weights().tobytes()).hexdigest())
 
 
 def train(*folder: Path) -> tuple[int, str]:
-    """Programs that were read, and a hash of the weights after two steps in a new process."""
+    """Take two steps in a new process; return the number of programs read and a weights hash."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, *map(str, folder)],
         capture_output=True,
@@ -51,16 +51,16 @@ def train(*folder: Path) -> tuple[int, str]:
     return int(read), weights
 
 
-def test_a_program_is_read_again_and_computes_the_same_bits(tmp_path):
+def test_cached_program_is_reused_with_identical_results(tmp_path):
     plain = train()
     assert plain[0] == 0
     assert train(tmp_path) == plain
-    kept = sorted(tmp_path.glob("*-cache"))
-    assert kept
-    assert train(tmp_path) == (len(kept), plain[1])
+    cached = sorted(tmp_path.glob("*-cache"))
+    assert cached
+    assert train(tmp_path) == (len(cached), plain[1])
 
 
-def test_what_a_dying_machine_left_is_dropped(tmp_path):
+def test_entries_truncated_by_a_crash_are_dropped(tmp_path):
     for name in ("whole", "empty", "unstamped", "stamp-empty"):
         (tmp_path / f"{name}-cache").write_bytes(b"" if name == "empty" else b"program")
         if name != "unstamped":
@@ -72,7 +72,7 @@ def test_what_a_dying_machine_left_is_dropped(tmp_path):
 
 @pytest.fixture
 def settings():
-    """JAX's settings, set back afterwards."""
+    """JAX's settings, restored afterwards."""
     import jax
 
     names = (
@@ -87,7 +87,7 @@ def settings():
         jax.config.update(name, value)
 
 
-def test_what_the_user_has_set_stays(tmp_path, settings):
+def test_settings_of_the_user_are_respected(tmp_path, settings):
     settings.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     assert keep(tmp_path / "ours") is None
     assert settings.jax_compilation_cache_dir == str(tmp_path / "own")
@@ -97,13 +97,13 @@ def test_what_the_user_has_set_stays(tmp_path, settings):
     assert not (tmp_path / "ours").exists()
 
 
-def test_by_default_it_is_the_users_cache_folder(tmp_path, settings, monkeypatch):
+def test_default_is_the_users_cache_folder(tmp_path, settings, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert keep() == tmp_path / "normbench" / "jax"
     assert settings.jax_compilation_cache_dir == os.fspath(tmp_path / "normbench" / "jax")
 
 
-def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path, settings, caplog):
+def test_nothing_is_cached_in_an_unwritable_folder(tmp_path, settings, caplog):
     (tmp_path / "file").touch()
     caplog.set_level("INFO", "normbench")
     assert keep(tmp_path / "file" / "folder") is None
@@ -111,7 +111,7 @@ def test_without_a_folder_that_can_be_written_nothing_is_kept(tmp_path, settings
     assert "compiled programs are not cached" in caplog.text
 
 
-def test_a_cpu_keeps_nothing(settings):
+def test_cpu_runs_cache_nothing(settings):
     from normbench.engine import backend
 
     backend.start("jax", "float32")

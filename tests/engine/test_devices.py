@@ -1,7 +1,6 @@
-"""One run on several devices: JAX shards each batch; the same steps as on one device.
+"""One run on several devices: JAX shards each batch and takes the same steps as on one device.
 
-The devices are four that XLA makes of this machine's processor, in processes of their own, because
-their number is fixed when JAX starts.
+XLA splits the CPU into four devices, in subprocesses, because the number is fixed when JAX starts.
 """
 
 from __future__ import annotations
@@ -88,19 +87,19 @@ def assert_same_steps(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_loop_uses_as_many_devices_as_asked(cases: dict[str, Any]) -> None:
+def test_loop_uses_the_requested_number_of_devices(cases: dict[str, Any]) -> None:
     assert cases["gn on 4"]["devices"] == 4
     assert cases["bn in 2 on 2"]["devices"] == 2
 
 
 @pytest.mark.slow
-def test_a_network_that_sees_no_batch_takes_the_same_steps(cases: dict[str, Any]) -> None:
+def test_batch_free_network_takes_the_same_steps(cases: dict[str, Any]) -> None:
     assert_same_steps(cases["gn on 4"], cases["gn"])
     np.testing.assert_allclose(cases["gn on 4"]["evaluated"], cases["gn"]["evaluated"], rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_batch_statistics_are_of_a_device_as_of_a_micro_batch(cases: dict[str, Any]) -> None:
+def test_batch_statistics_are_per_device_like_per_micro_batch(cases: dict[str, Any]) -> None:
     assert_same_steps(cases["bn on 4"], cases["bn in 4"])
     assert_same_steps(cases["bn in 2 on 2"], cases["bn in 4"])
     apart = np.subtract(cases["bn on 4"]["losses"], cases["bn"]["losses"])
@@ -108,15 +107,15 @@ def test_batch_statistics_are_of_a_device_as_of_a_micro_batch(cases: dict[str, A
 
 
 @pytest.mark.slow
-def test_synchronized_statistics_are_of_the_whole_batch(cases: dict[str, Any]) -> None:
+def test_synchronized_statistics_are_over_the_full_batch(cases: dict[str, Any]) -> None:
     assert_same_steps(cases["sync_bn on 4"], cases["bn"])
     for name, values in cases["bn"]["moving"].items():
         (other,) = [
-            found
-            for key, found in cases["sync_bn on 4"]["moving"].items()
+            candidate
+            for key, candidate in cases["sync_bn on 4"]["moving"].items()
             if key.rpartition("/")[2] == name.rpartition("/")[2]
-            and len(found) == len(values)
-            and np.allclose(found, values, rtol=1e-3, atol=1e-4)
+            and len(candidate) == len(values)
+            and np.allclose(candidate, values, rtol=1e-3, atol=1e-4)
         ] or [None]
         assert other is not None, name
 
@@ -127,9 +126,9 @@ def test_streamed_images_give_the_same_bits(cases: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_loaded_state_goes_on_to_the_same_bits(cases: dict[str, Any]) -> None:
-    for found in cases.values():
-        assert found["resumed"] == found["next"]
+def test_loaded_state_resumes_to_the_same_bits(cases: dict[str, Any]) -> None:
+    for case in cases.values():
+        assert case["resumed"] == case["next"]
 
 
 DROPOUT = """
@@ -172,12 +171,13 @@ print(json.dumps({"one": loss_of(1, 16), "four": loss_of(4, 16), "again": loss_o
 
 
 @pytest.mark.slow
-def test_each_device_drops_units_of_its_own() -> None:
+def test_each_device_drops_different_units() -> None:
     done = child(DROPOUT)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["four"] == found["again"]
-    assert found["four"][1] == found["one"][1]  # the state of the random numbers moves on alike
+    outputs = json.loads(done.stdout)
+    assert outputs["four"] == outputs["again"]
+    # The state of the random numbers advances equally.
+    assert outputs["four"][1] == outputs["one"][1]
 
 
 RUN = """
@@ -190,7 +190,7 @@ WORDS = ("run", "backend=jax", "dataset=digits", "dataset.train_size=160", "data
          "norm=bn", "batch=16", "epochs=1")  # fmt: skip
 
 
-def test_a_run_records_its_devices_and_another_number_is_another_run(tmp_path: Path) -> None:
+def test_run_records_its_devices_and_their_number_is_in_the_signature(tmp_path: Path) -> None:
     done = child(RUN, *WORDS, "devices=2", f"store={tmp_path}")
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("digits-*")
@@ -200,7 +200,7 @@ def test_a_run_records_its_devices_and_another_number_is_another_run(tmp_path: P
     assert compose([*WORDS[1:]]).run_name != folder.name
 
 
-def test_more_devices_than_there_are_is_one_line(tmp_path: Path) -> None:
+def test_too_many_devices_are_refused_in_one_line(tmp_path: Path) -> None:
     done = child(RUN, *WORDS, "devices=8", f"store={tmp_path / 'runs'}")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -223,7 +223,7 @@ def test_more_devices_than_there_are_is_one_line(tmp_path: Path) -> None:
         (["devices=two"], "devices"),
     ],
 )
-def test_impossible_numbers_are_refused(words: list[str], wanted: str) -> None:
+def test_invalid_device_counts_are_refused(words: list[str], wanted: str) -> None:
     with pytest.raises(UserError) as caught:
         compose(["batch=16", *words])
     assert wanted in str(caught.value)

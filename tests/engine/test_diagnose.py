@@ -1,4 +1,4 @@
-"""``normbench diagnose``: what it measures, keeps, does not measure again, and refuses."""
+"""``normbench diagnose``: what it measures, stores, skips and refuses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHARED = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A store with two runs: one that was probed inside, one that was not. Not to be changed."""
+    """A store with two runs, one trained with probes and one without. Not to be changed."""
     root = tmp_path_factory.mktemp("diagnosed") / "runs"
 
     def config(*overrides):
@@ -72,8 +72,8 @@ def silent(line):
         ["optimizer", "norm.weight", "dataset", "probe.train_gap"],
     ),
 )
-def test_a_strangers_run_folder_runs_nothing(group, store, tmp_path, monkeypatch, capsys):
-    """Whatever reads a run folder imports nothing that only the folder names."""
+def test_untrusted_run_folder_executes_no_code(group, store, tmp_path, monkeypatch, capsys):
+    """Commands that read a run folder import nothing that only the folder names."""
     runs, probed, _ = store
     run = runs.run(probed)
     (tmp_path / "stranger.py").write_text(
@@ -86,10 +86,10 @@ def test_a_strangers_run_folder_runs_nothing(group, store, tmp_path, monkeypatch
     for key in group.split("."):
         options = options[key]
     options["_target_"] = "stranger.run"
-    (run.path / "summary.json").unlink()  # the run was cut off: it is resumed, too
+    (run.path / "summary.json").unlink()  # as if interrupted, so that it can be resumed
     (run.path / "config.yaml").write_text(yaml.safe_dump(tree))
     content = (run.path / "config.yaml").read_bytes()
-    # A stranger makes the checksums fit.
+    # An attacker adapts the checksums.
     seals = {"config.yaml": runrecords.digest(content)}
     run._write_json("meta.json", {**meta, "status": "interrupted"}, seals)
 
@@ -113,16 +113,18 @@ def test_a_strangers_run_folder_runs_nothing(group, store, tmp_path, monkeypatch
     assert files() == before
 
 
-def test_a_checkpoint_gives_what_the_run_measured(store):
-    """The same numbers from the last checkpoint as inside the run, to the last bit."""
+def test_diagnosis_of_a_checkpoint_equals_values_of_the_run(store):
+    """The values from the last checkpoint equal those measured during training, to the last bit."""
     runs, probed, _ = store
     outcome = diagnose(runs, [probed], PROBES, again=True, say=silent)
     assert outcome.exit_code == 0
     row = runs.run(probed).metrics()[-1]
-    found = {(line["probe"], line["checkpoint"]): line for line in runs.run(probed).diagnoses()}
-    assert set(found) == {(probe, each) for probe in PROBES for each in ("last", "best")}
+    diagnoses = {(line["probe"], line["checkpoint"]): line for line in runs.run(probed).diagnoses()}
+    assert set(diagnoses) == {
+        (probe, checkpoint) for probe in PROBES for checkpoint in ("last", "best")
+    }
     for probe in PROBES:
-        line = found[probe, "last"]
+        line = diagnoses[probe, "last"]
         inside = {
             key.split("/", 2)[2]: value
             for key, value in row.items()
@@ -131,15 +133,15 @@ def test_a_checkpoint_gives_what_the_run_measured(store):
         assert inside
         assert line["values"] == inside
         assert (line["epoch"], line["step"]) == (row["epoch"], row["step"])
-    assert set(found["train_gap", "last"]["options"]) == {"images"}
-    assert found["train_gap", "last"]["time"].endswith("Z")
+    assert set(diagnoses["train_gap", "last"]["options"]) == {"images"}
+    assert diagnoses["train_gap", "last"]["time"].endswith("Z")
 
 
-def test_what_is_known_is_not_measured_again(store):
+def test_known_values_are_not_measured_again(store):
     runs, probed, plain = store
     info = runs.run(probed).checkpoint_info(best=True)
     inside = diagnose(runs, [probed], ["train_gap"], say=silent)
-    assert inside.measured == 0  # the run did so after each epoch
+    assert inside.measured == 0  # the run measured it after each epoch
     assert not (runs.run(probed).path / "diagnosis.jsonl").exists()
     assert {line["epoch"] for line in inside.lines[probed]} == {3, info["epoch"]}
     first = diagnose(runs, [plain], ["train_gap"], say=silent)
@@ -154,7 +156,7 @@ def test_what_is_known_is_not_measured_again(store):
     assert diagnose(runs, [plain], ["train_gap"], again=True, say=silent).measured == 2
 
 
-def test_nothing_of_a_run_changes_but_its_diagnoses(store):
+def test_only_the_diagnoses_of_a_run_change(store):
     runs, _, plain = store
     folder = runs.run(plain).path
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
@@ -166,7 +168,7 @@ def test_nothing_of_a_run_changes_but_its_diagnoses(store):
             assert now[file] == content
 
 
-def test_the_report_sees_diagnoses(store):
+def test_report_includes_diagnoses(store):
     runs, probed, plain = store
     name = "probe/train_gap/loss_gap"
     before = load(runs).curves
@@ -185,7 +187,7 @@ def test_the_report_sees_diagnoses(store):
     assert list(measured) == inside
 
 
-def test_the_command_prints_values_for_a_pipe(store, capsys):
+def test_command_prints_values_for_a_pipe(store, capsys):
     runs, _, plain = store
     command = ["diagnose", plain, "--probe", "train_gap", "--store", str(runs.root)]
     assert main([*command, "probe.train_gap.images=64"]) == 0
@@ -199,7 +201,7 @@ def test_the_command_prints_values_for_a_pipe(store, capsys):
     assert lines[0].split("\t")[-1] == str(line["values"]["training_loss"])
 
 
-def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
+def test_page_has_a_table_for_the_network_and_one_for_its_layers(store):
     from rich.console import Console
 
     from normbench.cli.diagnose import page
@@ -230,7 +232,7 @@ def test_the_page_has_a_table_for_the_network_and_one_for_its_layers(store):
         (["RUN", "--probe", "activations", "probe.activations.layers=[hiden]"], "'hiden'"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(words, message, store, capsys):
+def test_invalid_command_is_one_line_and_exit_code_2(words, message, store, capsys):
     runs, _, plain = store
     words = [plain if word == "RUN" else word for word in words]
     assert main(["diagnose", *words, "--store", str(runs.root)]) == 2
@@ -241,7 +243,7 @@ def test_a_mistake_is_one_line_and_exit_2(words, message, store, capsys):
     assert not (runs.run(plain).path / "diagnosis.jsonl").exists()
 
 
-def test_a_run_without_checkpoint_is_refused(store, capsys):
+def test_run_without_checkpoint_is_refused(store, capsys):
     runs, probed, plain = store
     shutil.rmtree(runs.run(plain).path / "checkpoint")
     words = ["diagnose", probed, plain, "--store", str(runs.root), "--probe", "estimation_shift"]
@@ -250,7 +252,7 @@ def test_a_run_without_checkpoint_is_refused(store, capsys):
     assert not (runs.run(probed).path / "diagnosis.jsonl").exists()
 
 
-def test_a_damaged_checkpoint_fails_alone(store, capsys):
+def test_damaged_checkpoint_does_not_stop_other_runs(store, capsys):
     runs, probed, plain = store
     for file in (runs.run(plain).path / "checkpoint").iterdir():
         content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""A run's trained network as a Keras model: its logits here, in a bare process, in plain Keras."""
+"""A run's network as a Keras model: its logits here, in a subprocess and in plain Keras."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BARE = """
 import sys
 folder, plain = sys.argv[1], sys.argv[2] == "plain"
 if plain:
-    sys.modules["normbench"] = None  # to import it is an error
+    sys.modules["normbench"] = None  # importing it fails
 else:
     import normbench.norms
 import keras
@@ -93,8 +93,8 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def in_a_bare_process(folder, plain, *names):
-    """Load models in a process that imports `normbench.norms` at most, and return their logits."""
+def logits_in_a_subprocess(folder, plain, *names):
+    """Load models in a process that at most imports `normbench.norms`; return their logits."""
     done = subprocess.run(
         [sys.executable, "-c", BARE, str(folder), "plain" if plain else "", *names],
         capture_output=True,
@@ -110,7 +110,7 @@ def in_a_bare_process(folder, plain, *names):
 # --- in memory ------------------------------------------------------------------------------------
 
 
-def test_a_loaded_model_has_the_logits_of_the_run(trained):
+def test_loaded_model_has_the_logits_of_the_run(trained):
     of = trained("bn")
     model = normbench.load(of.run.path)
     assert_close(model.predict(of.images, verbose=0), of.logits)
@@ -120,7 +120,7 @@ def test_a_loaded_model_has_the_logits_of_the_run(trained):
     assert accuracy == pytest.approx(of.run.summary["test_acc"], abs=1e-9)
 
 
-def test_a_run_is_loaded_by_its_name_and_leaves_keras_as_it_was(trained, store, monkeypatch):
+def test_run_is_loaded_by_name_without_changing_keras_settings(trained, store, monkeypatch):
     of = trained("bn")
     signature = of.run.name.rpartition("-")[2]
     before = keras.config.dtype_policy().name
@@ -130,7 +130,7 @@ def test_a_run_is_loaded_by_its_name_and_leaves_keras_as_it_was(trained, store, 
     assert keras.config.dtype_policy().name == before
 
 
-def test_a_model_in_half_precision_computes_as_its_run_did(trained):
+def test_half_precision_model_has_the_logits_of_the_run(trained):
     of = trained("half")
     model = normbench.load(of.run.path)
     assert model.get_layer("images").dtype == "float32"
@@ -150,7 +150,7 @@ def test_importing_normbench_imports_no_framework():
 # --- in a file ------------------------------------------------------------------------------------
 
 
-def test_a_bare_process_computes_the_same_logits(trained, tmp_path, capsys):
+def test_subprocess_computes_the_same_logits(trained, tmp_path, capsys):
     of = trained("gn_ws")
     file = tmp_path / "gn_ws.keras"
     assert main(["export", str(of.run.path), "--model", str(file)]) == 0
@@ -161,7 +161,7 @@ def test_a_bare_process_computes_the_same_logits(trained, tmp_path, capsys):
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["gn_ws.keras"]
     np.save(tmp_path / "images.npy", of.images)
-    assert_close(in_a_bare_process(tmp_path, False, "gn_ws")["gn_ws"], of.logits)
+    assert_close(logits_in_a_subprocess(tmp_path, False, "gn_ws")["gn_ws"], of.logits)
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +172,11 @@ def plain_models(trained, tmp_path_factory):
         of = trained(name)
         export(of.run.path, folder / f"{name}.keras", plain=True, say=lambda line: None)
         np.save(folder / "images.npy", of.images)
-    return folder, in_a_bare_process(folder, True, *NORMS)
+    return folder, logits_in_a_subprocess(folder, True, *NORMS)
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_a_plain_model_computes_the_same_without_normbench(name, plain_models, trained):
+def test_plain_model_has_the_same_logits_without_normbench(name, plain_models, trained):
     folder, logits = plain_models
     assert_close(logits[name], trained(name).logits)
     with zipfile.ZipFile(folder / f"{name}.keras") as archive:
@@ -193,7 +193,7 @@ QUICK = NETWORKS[:1] if keras.backend.backend() == "jax" else NETWORKS[:2]
 
 
 @pytest.mark.parametrize("network", slow_except(QUICK, NETWORKS))
-def test_networks_of_other_layers_have_plain_equals(network):
+def test_networks_of_other_layers_convert_to_plain_models(network):
     model = build_model(compose(network.split()), (32, 32, 3), 10)
     rng = np.random.default_rng(0)
     for variable in model.variables:
@@ -218,7 +218,7 @@ def test_auxiliary_classifiers_are_left_out():
     assert "auxiliary" not in {layer.name for layer in copied.layers}
 
 
-def test_a_layer_without_an_equal_is_named(trained, tmp_path, capsys):
+def test_layer_without_a_plain_equivalent_is_named(trained, tmp_path, capsys):
     of = trained("frn")
     words = ["export", str(of.run.path), "--plain", "--model", str(tmp_path / "m.keras")]
     assert main(words) == 2
@@ -227,7 +227,7 @@ def test_a_layer_without_an_equal_is_named(trained, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_saved_model_computes_the_same(trained, tmp_path):
+def test_saved_model_has_the_same_logits(trained, tmp_path):
     tf = pytest.importorskip("tensorflow")
     of = trained("gn_ws")
     folder = export(of.run.path, tmp_path / "m", format="savedmodel", say=lambda line: None)
@@ -238,7 +238,7 @@ def test_a_saved_model_computes_the_same(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", slow_except(["gn_ws"], [*NORMS, "frn"]))
-def test_an_onnx_file_computes_the_same(name, trained, tmp_path):
+def test_onnx_file_has_the_same_logits(name, trained, tmp_path):
     pytest.importorskip("tf2onnx")
     runtime = pytest.importorskip("onnxruntime")
     of = trained(name)
@@ -258,7 +258,7 @@ def test_onnx_in_half_precision_is_refused(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_format_whose_library_is_missing_is_refused(trained, tmp_path, monkeypatch):
+def test_format_with_a_missing_library_is_refused(trained, tmp_path, monkeypatch):
     of = trained("bn")
     find_spec = __import__("importlib.util").util.find_spec
     monkeypatch.setattr(
@@ -271,7 +271,7 @@ def test_a_format_whose_library_is_missing_is_refused(trained, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("fails", ["save", "load"])
-def test_nothing_half_written_is_left(fails, trained, tmp_path, monkeypatch, capsys):
+def test_failed_export_leaves_no_partial_files(fails, trained, tmp_path, monkeypatch, capsys):
     of = trained("bn")
     file = tmp_path / "m.keras"
     file.write_text("the old one")
@@ -297,7 +297,7 @@ def test_nothing_half_written_is_left(fails, trained, tmp_path, monkeypatch, cap
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A store of this test's own with one finished run."""
+    """A store with one finished run, which the test may change."""
     run = trained("bn").run
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     return Store(tmp_path / "runs").run(run.name)
@@ -311,7 +311,7 @@ def refusal(capsys, run, *words):
     return line.removeprefix("normbench: ")
 
 
-def test_an_unknown_run_is_refused_with_the_nearest_name(copied, capsys):
+def test_unknown_run_is_refused_with_the_nearest_name(copied, capsys):
     near = copied.name.replace("bn", "bm")
     store = str(copied.path.parent)
     wanted = f"unknown run {near!r}: did you mean {copied.name!r}?"
@@ -320,7 +320,7 @@ def test_an_unknown_run_is_refused_with_the_nearest_name(copied, capsys):
     assert "has no runs" in refusal(capsys, copied.path.parent.parent / "nowhere" / "x")
 
 
-def test_a_run_without_final_weights_is_refused(copied, capsys):
+def test_run_without_final_weights_is_refused(copied, capsys):
     summary = (copied.path / "summary.json").read_bytes()
     (copied.path / "summary.json").unlink()
     copied.update_meta(status="interrupted")
@@ -335,7 +335,7 @@ def test_a_run_without_final_weights_is_refused(copied, capsys):
     assert "--again" in line
 
 
-def test_weights_that_were_not_tested_are_damage(copied, capsys):
+def test_weights_that_do_not_match_the_run_are_reported_as_damaged(copied, capsys):
     arrays, info = copied.load_checkpoint()
     name = next(name for name in arrays if name.startswith("model/"))
     copied.save_checkpoint({**arrays, name: arrays[name] + 1}, info)
@@ -359,7 +359,7 @@ def test_weights_that_were_not_tested_are_damage(copied, capsys):
         (["RUN", "--model", "."], "cannot write '.': there is a folder of this name"),
     ],
 )
-def test_a_mistake_in_the_command_is_one_line(words, message, copied, capsys, monkeypatch):
+def test_invalid_command_is_one_line(words, message, copied, capsys, monkeypatch):
     monkeypatch.chdir(copied.path.parent.parent)
     assert main(["export", *(str(copied.path) if w == "RUN" else w for w in words)]) == 2
     captured = capsys.readouterr()
@@ -368,7 +368,7 @@ def test_a_mistake_in_the_command_is_one_line(words, message, copied, capsys, mo
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
-def test_a_strangers_folder_runs_nothing(copied, tmp_path, monkeypatch, capsys):
+def test_untrusted_run_folder_executes_no_code(copied, tmp_path, monkeypatch, capsys):
     (tmp_path / "stranger.py").write_text(
         "import pathlib\npathlib.Path(__file__).with_name('imported').touch()\n"
     )
@@ -381,14 +381,14 @@ def test_a_strangers_folder_runs_nothing(copied, tmp_path, monkeypatch, capsys):
     tree["norm"]["_target_"] = "stranger.Layer"
     content = yaml.safe_dump(tree).encode()
     (copied.path / "config.yaml").write_bytes(content)
-    seals = {"config.yaml": records.digest(content)}  # a stranger makes the checksums fit
+    seals = {"config.yaml": records.digest(content)}  # an attacker adapts the checksums
     copied._write_json("meta.json", copied.meta, seals)
     line = refusal(capsys, copied.path)
     assert line.startswith(f"run {copied.name} names 'stranger.Layer' at norm, which no file")
     assert not (tmp_path / "imported").exists()
 
 
-def test_a_table_is_exported_as_before(copied, tmp_path, monkeypatch, capsys):
+def test_tables_are_still_exported(copied, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(copied.path.parent)]) == 0
     assert "export: runs.csv (1 cell)" in capsys.readouterr().out

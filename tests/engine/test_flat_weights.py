@@ -1,4 +1,4 @@
-"""Weights in vectors: laid out and taken apart without loss, and trained as one vector is."""
+"""Weights in vectors: packed and unpacked without loss, and trained like one vector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = [(2, 3), (5,), (4, 4), (), (3, 3, 2)]
     ("large", "sizes"),
     [(None, [46]), (100, [46]), (6, [6, 6, 16, 18]), (16, [12, 16, 18]), (1, [6, 5, 16, 1, 18])],
 )
-def test_nothing_is_lost_or_moved(large, sizes):
+def test_weights_survive_the_round_trip(large, sizes):
     random = np.random.default_rng(0)
     tensors = [random.normal(size=shape).astype(np.float32) for shape in SHAPES]
     layout = WeightVectors(SHAPES, large)
@@ -44,7 +44,7 @@ QUICK = [("clipped", "mixed_float16"), ("adamw", "float32")]
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one vector")
 @pytest.mark.parametrize(("optimizer", "precision"), slow_except(QUICK, CASES))
-def test_several_vectors_train_as_one(monkeypatch, optimizer, precision):
+def test_several_vectors_train_like_one(monkeypatch, optimizer, precision):
     rates, ends = np.full(3, 0.05, np.float32), []
     options = {"count": 48, "optimizer": OPTIMIZERS[optimizer]}
     for large in (10**9, 500, 1):
@@ -64,8 +64,8 @@ def test_several_vectors_train_as_one(monkeypatch, optimizer, precision):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has one vector")
-def test_a_state_goes_on_in_other_vectors(monkeypatch):
-    """As where a checkpoint is read that another machine wrote."""
+def test_state_is_restored_into_differently_split_vectors(monkeypatch):
+    """As when reading a checkpoint that another machine wrote."""
     rates, ends = np.full(1, 0.05, np.float32), []
     loops = []
     for large in (500, 10**9):

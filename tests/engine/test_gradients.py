@@ -1,4 +1,4 @@
-"""Gradients at given weights: what a step would take; no state changes."""
+"""Gradients at given weights: those of the next step, without changing any state."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def float32():
 
 
 @pytest.mark.parametrize("norm", slow_except(["bn", "gn_ws", "bn_sn"], NORMS))
-def test_the_gradient_is_what_a_step_takes(norm, shared_loop):
-    # The first step of momentum is that of none: its velocity is zero before.
+def test_gradient_is_that_of_the_next_step(norm, shared_loop):
+    # The first step with momentum equals one without: the velocity starts at zero.
     loop, split = shared_loop(f"norm={norm}", momentum=0.9)
     loss, gradient, steps, taken = gradient_and_step(loop, split)
     assert loss == pytest.approx(float(steps.loss[0]), rel=1e-5)
@@ -29,27 +29,27 @@ def test_the_gradient_is_what_a_step_takes(norm, shared_loop):
 
 
 @pytest.mark.parametrize("norm", slow_except(["bn", "bn_sn"], ["bn", "brn", "bn_sn"]))
-def test_a_gradient_changes_no_state(norm, shared_loop):
+def test_gradient_changes_no_state(norm, shared_loop):
     loop, split = shared_loop(f"norm={norm}", momentum=0.9)
     loop.begin_epoch(0)
     loop.train(0, np.full(1, 0.1, np.float32))
     before = loop.state()
-    elsewhere = loop.weights() * 0.9
+    other_weights = loop.weights() * 0.9
     pixels, labels = first_batch(split)
-    here = loop.gradients(pixels, labels)
-    there = loop.gradients(pixels, labels, elsewhere)
-    assert here[0] != there[0]
+    current = loop.gradients(pixels, labels)
+    other = loop.gradients(pixels, labels, other_weights)
+    assert current[0] != other[0]
     again = loop.gradients(pixels, labels)
-    assert again[0] == here[0]
-    np.testing.assert_array_equal(again[1], here[1])
+    assert again[0] == current[0]
+    np.testing.assert_array_equal(again[1], current[1])
     after = loop.state()
     assert list(before) == list(after)
     for name, value in before.items():
         np.testing.assert_array_equal(value, after[name], err_msg=name)
 
 
-def test_weights_elsewhere_give_the_gradient_there(shared_loop):
-    """The difference quotient of the loss along a direction is the gradient's part in it."""
+def test_gradient_at_other_weights_matches_difference_quotients(shared_loop):
+    """The difference quotient of the loss along the gradient is the gradient's norm."""
     loop, split = shared_loop("norm=gn", "norm.groups=2")
     loop.begin_epoch(0)
     pixels, labels = first_batch(split)
@@ -66,7 +66,7 @@ def test_weights_elsewhere_give_the_gradient_there(shared_loop):
     "precision", slow_except(["mixed_float16"], ["mixed_bfloat16", "mixed_float16"])
 )
 def test_half_precision(precision, shared_loop):
-    """Gradients of a scaled loss come unscaled, near those in float32."""
+    """Gradients of a scaled loss are returned unscaled, close to those in float32."""
     exact, split = shared_loop("norm=gn", "norm.groups=2")
     exact.begin_epoch(0)
     pixels, labels = first_batch(split)
@@ -80,8 +80,8 @@ def test_half_precision(precision, shared_loop):
 
 
 @pytest.mark.slow
-def test_auxiliary_classifiers_and_dropout_are_part_of_it():
-    """Two calls drop the same units, the ones that the next step drops."""
+def test_gradient_includes_auxiliary_classifiers_and_dropout():
+    """Two calls drop the same units as the next step."""
     loop, split = loop_of(
         "arch=googlenet", "arch.width=0.125", "arch.auxiliary_weight=0.3", "norm=bn", size=12
     )
@@ -94,7 +94,7 @@ def test_auxiliary_classifiers_and_dropout_are_part_of_it():
     assert first[0] == pytest.approx(float(steps.loss[0]), rel=1e-4)
 
 
-def test_a_step_that_the_loss_scale_leaves_out_is_none(shared_loop):
+def test_step_skipped_by_the_loss_scale_has_no_update(shared_loop):
     from normbench.engine.lookahead import lookahead
 
     loop, split = shared_loop("norm=gn", "norm.groups=2", "precision=mixed_float16")

@@ -45,7 +45,7 @@ def source(trained, tmp_path):
     return Store(tmp_path / "runs").run(trained.name)
 
 
-def started(source, *overrides):
+def config_from(source, *overrides):
     """Compose a run that starts from another one."""
     arch = [] if any(word.startswith("arch") for word in overrides) else TINY
     words = [*SHARED, *arch, "seed=1", "epochs=2", f"store={source.path.parent}"]
@@ -55,7 +55,7 @@ def started(source, *overrides):
 # --- the signature --------------------------------------------------------------------------------
 
 
-def test_the_signature_of_the_other_run_stands_for_its_weights():
+def test_only_the_signature_of_the_source_run_enters_the_signature():
     plain = compose(["dataset=digits"])
     forms = [NAME, "1234abcd", f"runs/{NAME}", f"/elsewhere/{NAME}/", "x/1234abcd"]
     signatures = {compose(["dataset=digits", f"init={form}"]).signature for form in forms}
@@ -67,12 +67,12 @@ def test_the_signature_of_the_other_run_stands_for_its_weights():
     assert compose(["dataset=digits", "init=", "init_head=trained"]).signature == plain.signature
 
 
-def test_a_signature_that_looks_like_a_number_is_a_text():
+def test_signature_that_looks_like_a_number_is_a_string():
     for text in ("12345678", "1e345678", "00000000"):
         assert compose([f"init={text}"]).init_signature == text
 
 
-def test_a_config_of_an_earlier_version_starts_from_drawn_weights():
+def test_config_of_an_earlier_version_starts_from_random_weights():
     tree = compose(["dataset=digits"]).to_dict()
     del tree["init"], tree["init_head"]
     assert Config.from_dict(tree) == compose(["dataset=digits"])
@@ -81,46 +81,48 @@ def test_a_config_of_an_earlier_version_starts_from_drawn_weights():
 # --- the weights ----------------------------------------------------------------------------------
 
 
-def test_a_run_starts_from_the_final_weights_of_another(source):
-    config = started(source)
+def test_run_starts_from_the_final_weights_of_another(source):
+    config = config_from(source)
     model = prepare(config, load_dataset(config), WarmState(), 1).model
     weights = final_weights(source)
     for variable, array in zip(model.variables, weights.values(), strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), array)
 
 
-def test_the_last_layer_may_start_anew(source):
-    config = started(source, "init_head=new")
-    model, drawn = (build_model(config, (8, 8, 1), 7) for _ in range(2))
+def test_head_can_be_reinitialized(source):
+    config = config_from(source, "init_head=new")
+    model, random_model = (build_model(config, (8, 8, 1), 7) for _ in range(2))
     start_from(model, config)
     by_path = {name.split("/", 2)[2]: array for name, array in final_weights(source).items()}
-    for variable, own in zip(model.variables, drawn.variables, strict=True):
+    for variable, initial in zip(model.variables, random_model.variables, strict=True):
         is_head = variable.path.startswith("logits/")
-        expected = keras.ops.convert_to_numpy(own) if is_head else by_path[variable.path]
+        expected = keras.ops.convert_to_numpy(initial) if is_head else by_path[variable.path]
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), expected)
 
 
-def test_another_normalization_takes_the_weights_that_it_has_a_place_for(source):
-    config = started(source, "norm=gn", "norm.groups=2")
+def test_other_normalization_takes_the_weights_that_it_has(source):
+    config = config_from(source, "norm=gn", "norm.groups=2")
     model = build_model(config, (8, 8, 1), 10)
     assert start_from(model, config)["run"] == source.name
     assert len(model.variables) < len(final_weights(source))
 
 
-def test_the_record_names_the_run_and_the_hash_of_its_weights(source, warm):
-    run = train(started(source), warm=warm).run
+def test_record_names_the_source_run_and_the_hash_of_its_weights(source, warm):
+    run = train(config_from(source), warm=warm).run
     assert run.meta["init"] == {
         "run": source.name,
         "weights_sha256": source.summary["weights_sha256"],
     }
     assert run.config["init"] == source.name
-    other = train(started(source, "seed=2", "init="), warm=warm).run
+    other = train(config_from(source, "seed=2", "init="), warm=warm).run
     assert "init" not in other.meta
 
 
-def test_a_run_goes_on_after_the_other_run_is_gone(source, tmp_path, warm):
-    config = started(source)
-    whole = train(started(source, f"init={source.path}", f"store={tmp_path / 'whole'}"), warm=warm)
+def test_run_resumes_after_the_source_run_is_deleted(source, tmp_path, warm):
+    config = config_from(source)
+    whole = train(
+        config_from(source, f"init={source.path}", f"store={tmp_path / 'whole'}"), warm=warm
+    )
     with pytest.raises(KeyboardInterrupt):
         train(config, observer=Interrupting(1), warm=warm)
     shutil.rmtree(source.path)
@@ -131,17 +133,17 @@ def test_a_run_goes_on_after_the_other_run_is_gone(source, tmp_path, warm):
     assert resumed.run.meta["init"] == whole.run.meta["init"]
 
 
-def test_a_reused_loop_starts_from_the_other_run_too(source, tmp_path):
+def test_reused_loop_also_starts_from_the_source_run(source, tmp_path):
     warm = WarmState()
-    train(started(source, "seed=3", "init="), warm=warm)
-    reused = train(started(source), warm=warm)
-    alone = train(started(source, f"init={source.path}"), Store(tmp_path / "alone"))
+    train(config_from(source, "seed=3", "init="), warm=warm)
+    reused = train(config_from(source), warm=warm)
+    alone = train(config_from(source, f"init={source.path}"), Store(tmp_path / "alone"))
     assert reused.summary["weights_sha256"] == alone.summary["weights_sha256"]
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_another_verifies(source, capsys):
-    run = train(started(source)).run
+def test_run_that_starts_from_another_can_be_verified(source, capsys):
+    run = train(config_from(source)).run
     words = ["verify", str(source.path.parent), "--where", "seed == 1"]
     assert main(words) == 0
     assert f"{run.name}: equal to the last bit" in capsys.readouterr().out
@@ -161,12 +163,12 @@ def test_a_run_that_starts_from_another_verifies(source, capsys):
         ([f"init={NAME}", "init_head=old"], "unknown init_head 'old'"),
     ],
 )
-def test_a_mistake_in_the_config_is_refused(words, message):
+def test_invalid_config_is_refused(words, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         compose(words)
 
 
-def refused(capsys, config, *words):
+def refusal_of(capsys, config, *words):
     tree = config.to_dict()
     command = [*SHARED, *TINY, "seed=1", "epochs=2", f"store={tree['store']}", *words]
     before = sorted(path.name for path in (Store(config.store).root).iterdir())
@@ -176,36 +178,36 @@ def refused(capsys, config, *words):
     return line.removeprefix("normbench: ")
 
 
-def test_an_unknown_run_is_refused_with_the_nearest_name(source, capsys):
+def test_unknown_run_is_refused_with_the_nearest_name(source, capsys):
     near = source.name.replace("bn", "bm")
-    line = refused(capsys, started(source), f"init={near}")
+    line = refusal_of(capsys, config_from(source), f"init={near}")
     assert line.startswith(f"unknown run {near!r}: did you mean {source.name!r}?")
 
 
-def test_a_layer_of_another_shape_is_named_with_both_shapes(source, capsys):
-    line = refused(capsys, started(source), f"init={source.name}", "arch.embedding=8")
+def test_mismatched_layer_is_named_with_both_shapes(source, capsys):
+    line = refusal_of(capsys, config_from(source), f"init={source.name}", "arch.embedding=8")
     assert line.startswith(f"init={source.name}: the kernel of the layer ")
     assert " here and " in line
     assert line.endswith("in that run")
-    config = started(source)
+    config = config_from(source)
     with pytest.raises(
         UserError, match=r"logits is 256×7 here and 256×10 in that run; init_head=new"
     ):
         start_from(build_model(config, (8, 8, 1), 7), config)
 
 
-def test_a_layer_that_the_other_run_lacks_is_named(source, capsys):
-    line = refused(capsys, started(source), f"init={source.name}", "arch.widths=[4,4]")
+def test_layer_missing_from_the_source_run_is_named(source, capsys):
+    line = refusal_of(capsys, config_from(source), f"init={source.name}", "arch.widths=[4,4]")
     assert line.endswith("here, but none in that run")
 
 
-def test_a_run_without_final_weights_is_refused(source, capsys):
+def test_run_without_final_weights_is_refused(source, capsys):
     shutil.rmtree(source.path / "checkpoint")
-    line = refused(capsys, started(source), f"init={source.name}")
+    line = refusal_of(capsys, config_from(source), f"init={source.name}")
     assert line.startswith(f"run {source.name} keeps no weights")
 
 
-def test_a_sweep_refuses_cells_that_cannot_start_before_the_others_train(source, capsys):
+def test_sweep_refuses_cells_that_cannot_start_before_training_others(source, capsys):
     store = source.path.parent
     words = [*SHARED, *TINY, "epochs=1", f"init={source.name}", "seed=1,2", "executor=inline"]
     words += ["arch.embedding=4,8", f"store={store}"]
@@ -216,14 +218,14 @@ def test_a_sweep_refuses_cells_that_cannot_start_before_the_others_train(source,
     assert "2 trained, 2 invalid" in capsys.readouterr().out
 
 
-def test_a_report_tells_runs_with_other_initial_weights_apart(source, warm):
+def test_report_separates_runs_with_different_initial_weights(source, warm):
     from normbench.report import load
 
-    train(started(source, f"init={source.path}"), warm=warm)
+    train(config_from(source, f"init={source.path}"), warm=warm)
     frame = load(source.path.parent).runs.set_index("name")
     signature = source.name.rpartition("-")[2]
     assert dict(frame["init"]) == {
         source.name: "",
-        started(source).run_name: signature,
+        config_from(source).run_name: signature,
     }
     assert json.loads((source.path / "summary.json").read_text())["status"] == "finished"

@@ -14,7 +14,7 @@ from normbench.store.run import Run
 from normbench.store.store import Store
 
 
-def press():
+def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -23,24 +23,24 @@ def test_ctrl_c_waits_for_the_end_of_the_block():
 
     def work():
         with delay_interrupts():
-            press()
+            press_ctrl_c()
             done.append("the rest of the block")
 
     with pytest.raises(KeyboardInterrupt):
         work()
     assert done
-    with pytest.raises(KeyboardInterrupt):  # the handler is back
-        press()
+    with pytest.raises(KeyboardInterrupt):  # the handler is restored
+        press_ctrl_c()
 
 
-def test_an_error_in_the_block_comes_first_and_the_handler_is_back():
+def test_error_in_the_block_propagates_and_the_handler_is_restored():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="no"), delay_interrupts():
         raise ValueError("no")
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_what_is_ignored_stays_ignored():
+def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with delay_interrupts():
@@ -50,15 +50,15 @@ def test_what_is_ignored_stays_ignored():
 
 
 class Finalized:
-    """Python drops what is raised while this runs."""
+    """Python discards exceptions raised in its finalizer."""
 
     def __del__(self):
-        press()
+        press_ctrl_c()
         len("the handler runs here")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_got_lost_is_raised_again():
+def test_lost_interrupt_is_raised_again():
     before = signal.getsignal(signal.SIGINT)
     with remember_interrupts():
         raise_remembered()
@@ -66,15 +66,15 @@ def test_an_interrupt_that_got_lost_is_raised_again():
         with pytest.raises(KeyboardInterrupt):
             raise_remembered()
     assert signal.getsignal(signal.SIGINT) is before
-    raise_remembered()  # what was before is over
+    raise_remembered()  # forgets earlier interrupts
 
 
-def test_a_handler_that_ends_nothing_is_left_at_that():
+def test_handler_that_does_not_raise_is_respected():
     seen = []
     before = signal.signal(signal.SIGINT, lambda *signalled: seen.append(signalled))
     try:
         with remember_interrupts():
-            press()
+            press_ctrl_c()
             raise_remembered()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -82,7 +82,7 @@ def test_a_handler_that_ends_nothing_is_left_at_that():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_ends_though_its_interrupt_got_lost(small, warm):
+def test_run_stops_although_its_interrupt_was_lost(small, warm):
     class Unlucky(Observer):
         def on_start(self, info):
             Finalized()
@@ -96,7 +96,7 @@ def test_a_run_ends_though_its_interrupt_got_lost(small, warm):
     assert train(config, warm=warm).summary["status"] == "finished"
 
 
-def test_another_thread_is_let_be():
+def test_other_threads_are_unaffected():
     seen = []
 
     def work():
@@ -110,14 +110,14 @@ def test_another_thread_is_let_be():
 
 
 @pytest.fixture
-def whole(small, warm, tmp_path):
-    """The result of the run that the tests below interrupt, trained without an interruption."""
-    return train(small("norm=bn"), Store(tmp_path / "whole"), warm=warm)
+def uninterrupted(small, warm, tmp_path):
+    """The result, without an interruption, of the run that the tests below interrupt."""
+    return train(small("norm=bn"), Store(tmp_path / "uninterrupted"), warm=warm)
 
 
 @pytest.mark.parametrize("press_at", [2, 3])
-def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
-    small, warm, whole, monkeypatch, press_at
+def test_run_interrupted_between_steps_resumes_to_the_same_bits(
+    small, warm, uninterrupted, monkeypatch, press_at
 ):
     config = small("norm=bn")
     calls, train_steps = [], TensorFlowLoop.train
@@ -127,8 +127,8 @@ def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
         if len(rates):
             calls.append(len(rates))
             if len(calls) == press_at:
-                press()  # the weights have changed, and nobody has counted the steps yet
-                sum(range(1000))  # as the rest of a compiled call: where Python would raise
+                press_ctrl_c()  # the weights have changed, but the steps are not counted yet
+                sum(range(1000))  # like the end of a compiled call, where Python would raise
         return steps
 
     with monkeypatch.context() as patch:
@@ -138,12 +138,12 @@ def test_a_run_interrupted_inside_its_steps_goes_on_to_the_same_bits(
     assert len(calls) == press_at
     outcome = train(config, warm=warm)
     assert len(outcome.run.meta["sessions"]) == 2
-    assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert outcome.summary["weights_sha256"] == uninterrupted.summary["weights_sha256"]
 
 
 @pytest.mark.parametrize("moment", ["validation", "row", "checkpoint"])
-def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
-    small, warm, whole, monkeypatch, moment
+def test_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
+    small, warm, uninterrupted, monkeypatch, moment
 ):
     config = small("norm=bn")
     owner, name = {
@@ -157,7 +157,7 @@ def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
         result = call(self, *arguments, **options)
         if not pressed.done:
             pressed.done = True
-            press()
+            press_ctrl_c()
         return result
 
     pressed.done = False
@@ -166,7 +166,7 @@ def test_a_run_interrupted_after_the_steps_of_an_epoch_keeps_them(
         with pytest.raises(KeyboardInterrupt):
             train(config, warm=warm)
     run = Store(config.store).run(config)
-    assert run.checkpoint_info()["step"] == 10  # the whole first epoch
+    assert run.checkpoint_info()["step"] == 10  # the complete first epoch
     assert len(run.metrics()) == (0 if moment == "validation" else 1)
     resumed = train(config, warm=warm)
-    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert resumed.summary["weights_sha256"] == uninterrupted.summary["weights_sha256"]

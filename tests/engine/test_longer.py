@@ -1,4 +1,4 @@
-"""More epochs for a finished run: the bits of training at once, or a new run that says why."""
+"""Extending a finished run: bit-identical to one long run, or a new run that says why."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def make(tmp_store):
     return config
 
 
-def asked_for_more(make, *overrides, warm=None, epochs=(2, 4)):
-    """Train a run, then one of more epochs; return the first folder, the result and the notes."""
+def train_then_extend(make, *overrides, warm=None, epochs=(2, 4)):
+    """Train a run, then one of more epochs; return the first run, the result and the notes."""
     fewer, more = (make(*overrides, f"epochs={count}") for count in epochs)
     first = train(fewer, warm=warm).run
     observer = Notes()
@@ -52,8 +52,8 @@ def asked_for_more(make, *overrides, warm=None, epochs=(2, 4)):
         ),
     ],
 )
-def test_more_epochs_give_the_bits_of_training_at_once(make, tmp_path, overrides):
-    first, result, notes = asked_for_more(make, *overrides)
+def test_extended_run_equals_uninterrupted_training_bit_for_bit(make, tmp_path, overrides):
+    first, result, notes = train_then_extend(make, *overrides)
     at_once = train(make(*overrides, "epochs=4", store=tmp_path / "at once"))
     run = result.run
     assert run.name == at_once.run.name != first.name
@@ -71,16 +71,16 @@ def test_more_epochs_give_the_bits_of_training_at_once(make, tmp_path, overrides
     assert "continues" not in at_once.run.meta
 
 
-def test_the_longest_of_several_runs_is_continued(make, warm):
+def test_longest_of_several_runs_is_continued(make, warm):
     train(make("epochs=1"), warm=warm)
-    second, result, _ = asked_for_more(make, warm=warm, epochs=(2, 3))
+    second, result, _ = train_then_extend(make, warm=warm, epochs=(2, 3))
     assert second.meta["continues"]["epochs"] == 1
     assert result.run.meta["continues"] == {"run": second.name, "epochs": 2}
 
 
-def test_probes_measure_in_the_epochs_in_which_they_are_due(make, warm, tmp_path):
+def test_probes_measure_in_the_same_epochs_when_extended(make, warm, tmp_path):
     probes = ("probe=[train_gap]", "probe.train_gap.every=3")
-    first, result, _ = asked_for_more(make, *probes, warm=warm)
+    first, result, _ = train_then_extend(make, *probes, warm=warm)
     at_once = train(make(*probes, "epochs=4", store=tmp_path / "at once"), warm=warm)
     assert any(key.startswith("probe/") for key in first.metrics()[-1])
     assert timeless(result.run.metrics()) == timeless(at_once.run.metrics())
@@ -96,8 +96,8 @@ def test_probes_measure_in_the_epochs_in_which_they_are_due(make, warm, tmp_path
         ),
     ],
 )
-def test_a_schedule_that_depends_on_all_epochs_makes_a_new_run(make, warm, overrides, reason):
-    first, result, notes = asked_for_more(make, *overrides, warm=warm, epochs=(1, 2))
+def test_schedule_that_depends_on_the_total_epochs_makes_a_new_run(make, warm, overrides, reason):
+    first, result, notes = train_then_extend(make, *overrides, warm=warm, epochs=(1, 2))
     (note,) = notes
     has = f"trains from the start, although {first.name} has 1 of these 2 epochs"
     assert note.startswith(f"{has}: {reason}")
@@ -105,7 +105,7 @@ def test_a_schedule_that_depends_on_all_epochs_makes_a_new_run(make, warm, overr
     assert [session["from_epoch"] for session in result.run.meta["sessions"]] == [0]
 
 
-def test_other_conditions_make_a_new_run(make, warm):
+def test_different_conditions_make_a_new_run(make, warm):
     first = train(make("epochs=1"), warm=warm).run
     first.update_meta(processor="another")
     observer = Notes()
@@ -114,7 +114,7 @@ def test_other_conditions_make_a_new_run(make, warm):
     assert "continues" not in result.run.meta
 
 
-def test_runs_that_differ_in_more_are_left_alone(make, warm):
+def test_only_shorter_runs_of_the_same_config_are_continued(make, warm):
     train(make("epochs=1", "optimizer.lr=0.05"), warm=warm)
     train(make("epochs=1", "seed=1"), warm=warm)
     train(make("epochs=4"), warm=warm)
@@ -132,7 +132,7 @@ def test_again_trains_from_the_first_step(make, warm):
     assert [session["from_epoch"] for session in result.run.meta["sessions"]] == [0]
 
 
-def test_a_kill_while_epochs_are_taken_over_loses_nothing(make, warm, tmp_path, monkeypatch):
+def test_interrupt_while_taking_over_epochs_loses_nothing(make, warm, tmp_path, monkeypatch):
     first = train(make("epochs=2"), warm=warm).run
 
     def killed(*args, **options):
@@ -150,7 +150,7 @@ def test_a_kill_while_epochs_are_taken_over_loses_nothing(make, warm, tmp_path, 
     assert result.summary["weights_sha256"] == at_once.summary["weights_sha256"]
 
 
-def test_a_shorter_run_without_weights_makes_a_new_run(make, warm):
+def test_shorter_run_without_weights_makes_a_new_run(make, warm):
     first = train(make("epochs=1"), warm=warm).run
     (first.path / "checkpoint" / "last.npz").unlink()
     observer = Notes()
@@ -158,13 +158,13 @@ def test_a_shorter_run_without_weights_makes_a_new_run(make, warm):
     assert "it keeps no weights" in observer.notes[0]
 
 
-def test_a_damaged_shorter_run_is_left_alone(make, warm):
+def test_damaged_shorter_run_is_not_continued(make, warm):
     first = train(make("epochs=1"), warm=warm).run
     (first.path / "summary.json").write_text("{}")
     assert longer.shorter_run(make("epochs=2"), Store(make().store)) is None
 
 
-def test_the_command_says_what_it_does(make, capsys):
+def test_command_reports_the_continuation(make, capsys):
     words = [*SHARED, f"store={make().store}"]
     assert main(["run", *words, "epochs=1"]) == 0
     capsys.readouterr()

@@ -31,11 +31,11 @@ def test_correct_counts_hits():
     assert int(correct(logits, ops.convert_to_tensor(np.array([1, 0, 0], np.int32)))) == 2
 
 
-def test_auxiliary_classifiers_add_their_share_to_what_is_minimized():
+def test_auxiliary_classifiers_add_their_weighted_losses():
     rng = np.random.default_rng(0)
     labels = ops.convert_to_tensor(rng.integers(0, 5, 7).astype(np.int32))
     outputs = [ops.convert_to_tensor(rng.normal(size=(7, 5)).astype(np.float32)) for _ in range(3)]
-    alone = [float(ops.mean(cross_entropy(each, labels, 0.1))) for each in outputs]
+    alone = [float(ops.mean(cross_entropy(logits, labels, 0.1))) for logits in outputs]
     got = float(objective(outputs, labels, 0.1, 0.3))
     assert got == pytest.approx(alone[0] + 0.3 * (alone[1] + alone[2]), rel=1e-6)
     assert float(objective(outputs[0], labels, 0.1, 0.3)) == pytest.approx(alone[0], rel=1e-6)

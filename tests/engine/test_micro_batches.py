@@ -43,7 +43,7 @@ def small(tmp_store):
 
 
 def limit_memory(monkeypatch, limit, from_epoch=0):
-    """Let steps find no memory where more than ``limit`` images go through the network at once."""
+    """Let steps run out of memory where more than ``limit`` images pass the network at once."""
     loop = backend.loop_class("tensorflow")
     train_steps = loop.train
     memory = {"limit": limit, "from_epoch": from_epoch, "epoch": 0}
@@ -55,7 +55,7 @@ def limit_memory(monkeypatch, limit, from_epoch=0):
     def step(self, first, rates):
         is_short = self.settings.micro_batch > memory["limit"]
         if len(rates) and is_short and memory["epoch"] >= memory["from_epoch"]:
-            tf.zeros([1 << 45])  # which no machine has: TensorFlow's own error
+            tf.zeros([1 << 45])  # no machine has this much: raises TensorFlow's own error
         return train_steps(self, first, rates)
 
     monkeypatch.setattr(loop, "train", step)
@@ -71,7 +71,7 @@ def short_of_memory(monkeypatch):
 
 @pytest.fixture(scope="module")
 def split_run(tmp_path_factory):
-    """The result and the notes of a run that finds memory for at most 4 images at once."""
+    """The result and notes of a run with memory for at most 4 images at once."""
     observer = Notes()
     with pytest.MonkeyPatch.context() as patch:
         limit_memory(patch, 4)
@@ -79,7 +79,7 @@ def split_run(tmp_path_factory):
         return train(config, observer=observer), observer.notes
 
 
-def test_a_run_is_split_as_far_as_needed_and_says_so(split_run):
+def test_run_is_split_as_far_as_needed_and_notes_it(split_run):
     outcome, notes = split_run
     assert outcome.summary["status"] == "finished"
     assert outcome.summary["micro_batches"] == 4
@@ -91,20 +91,18 @@ def test_a_run_is_split_as_far_as_needed_and_says_so(split_run):
     assert "as 4 micro-batches of 4" in outcome.run.log_path.read_text()
 
 
-def test_a_batch_split_from_the_start_gives_the_same_numbers_and_a_loop_for_the_next_run(
-    small, split_run
-):
+def test_fixed_micro_batches_give_the_same_numbers_and_a_reusable_loop(small, split_run):
     warm = WarmState()
     train(small("accumulate=4", "seed=1"), warm=warm)
     assert warm.has_loop_for(small("accumulate=4", "seed=3"), 4)
     assert not warm.has_loop_for(small("accumulate=2"), 2)
     split, _ = split_run
-    asked = train(small("accumulate=4", "seed=3"), warm=warm)
-    assert asked.run.name != split.run.name
-    assert asked.summary["weights_sha256"] == split.summary["weights_sha256"]
+    fixed = train(small("accumulate=4", "seed=3"), warm=warm)
+    assert fixed.run.name != split.run.name
+    assert fixed.summary["weights_sha256"] == split.summary["weights_sha256"]
 
 
-def test_where_memory_gets_short_later_the_run_goes_on_from_its_last_epoch(small, short_of_memory):
+def test_run_that_later_lacks_memory_resumes_from_its_last_epoch(small, short_of_memory):
     short_of_memory["from_epoch"] = 1
     outcome = train(small("accumulate=auto"))
     assert outcome.run.meta["micro_batches"] == [
@@ -114,18 +112,18 @@ def test_where_memory_gets_short_later_the_run_goes_on_from_its_last_epoch(small
     assert [row["epoch"] for row in outcome.run.metrics()] == [1, 2]
 
 
-def test_a_resumed_run_keeps_its_micro_batches(small, split_run, short_of_memory):
+def test_resumed_run_keeps_its_micro_batches(small, split_run, short_of_memory):
     short_of_memory["limit"] = 4
     config = small("accumulate=auto", "seed=3")
     with pytest.raises(KeyboardInterrupt):
         train(config, observer=Notes(interrupts_at=1))
-    short_of_memory["limit"] = 1000  # memory is there again: the numbers must not change
+    short_of_memory["limit"] = 1000  # memory is available again, but the numbers must not change
     outcome = train(config)
     assert outcome.summary["micro_batches"] == 4
     assert outcome.summary["weights_sha256"] == split_run[0].summary["weights_sha256"]
 
 
-def test_a_run_that_was_split_leaves_no_loop_to_the_next(small, short_of_memory):
+def test_split_run_leaves_no_loop_for_the_next_run(small, short_of_memory):
     warm = WarmState()
     assert train(small("accumulate=auto"), warm=warm).summary["micro_batches"] == 2
     assert not warm.has_loop_for(small("accumulate=auto", "seed=1"))
@@ -134,7 +132,7 @@ def test_a_run_that_was_split_leaves_no_loop_to_the_next(small, short_of_memory)
 
 
 @pytest.mark.parametrize("overrides", [(), ("accumulate=2",)])
-def test_without_being_asked_nothing_is_split(small, short_of_memory, overrides):
+def test_batches_are_not_split_without_accumulate_auto(small, short_of_memory, overrides):
     short_of_memory["limit"] = 4
     config = small(*overrides)
     with pytest.raises(tf.errors.ResourceExhaustedError):
@@ -144,23 +142,23 @@ def test_without_being_asked_nothing_is_split(small, short_of_memory, overrides)
     assert run.meta["micro_batches"] == [{"epoch": 0, "count": 2 if overrides else 1}]
 
 
-def test_a_sweep_may_forbid_it_for_a_first_try(small, short_of_memory):
+def test_sweep_may_forbid_splitting(small, short_of_memory):
     config = small("accumulate=auto")
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(config, may_split=False)
     assert train(config).summary["micro_batches"] == 2
 
 
-def test_a_micro_batch_of_one_image_is_the_end(small, short_of_memory):
+def test_splitting_stops_at_micro_batches_of_one_image(small, short_of_memory):
     short_of_memory["limit"] = 0
-    config = small("accumulate=auto", "norm=ln", "batch=4")  # BN takes no single image
+    config = small("accumulate=auto", "norm=ln", "batch=4")  # BN does not accept a single image
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(config)
     meta = json.loads((Store(config.store).run(config).path / "meta.json").read_text())
     assert meta["micro_batches"] == [{"epoch": 0, "count": 4}]
 
 
-def test_other_errors_split_nothing(small):
+def test_other_errors_do_not_split(small):
     micro_batches = MicroBatches(small("accumulate=auto"), None)
     assert not micro_batches.helps_against(RuntimeError("something else"))
     assert micro_batches.helps_against(MemoryError())
@@ -168,7 +166,7 @@ def test_other_errors_split_nothing(small):
     assert micro_batches.count == 2
 
 
-def test_the_next_count_divides_the_batch(small):
+def test_next_count_divides_the_batch(small):
     micro_batches = MicroBatches(small("batch=45", "accumulate=auto"), None)
     counts = []
     while micro_batches.helps_against(MemoryError()):
@@ -178,7 +176,7 @@ def test_the_next_count_divides_the_batch(small):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ("3", "accumulate=3 does not divide batch=16 (allowed: 1, 2, 4, 8, 16, auto)"),
         ("0", "accumulate must be at least 1, got 0"),
@@ -186,18 +184,18 @@ def test_the_next_count_divides_the_batch(small):
         ("1.5", "accumulate must be a whole number"),
     ],
 )
-def test_other_values_are_refused(small, value, says):
+def test_invalid_values_are_refused(small, value, message):
     with pytest.raises(UserError) as refusal:
         small(f"accumulate={value}")
-    assert says in str(refusal.value)
+    assert message in str(refusal.value)
 
 
-def test_the_signature_of_a_whole_batch_is_what_it_was(small):
+def test_accumulate_1_does_not_change_the_signature(small):
     assert small().signature == small("accumulate=1").signature
     assert len({small(f"accumulate={n}").signature for n in (1, 2, 4, "auto")}) == 4
 
 
-def test_memory_errors_are_told_from_others():
+def test_memory_errors_are_distinguished_from_others():
     with pytest.raises(tf.errors.ResourceExhaustedError) as spent:
         tf.zeros([1 << 45])
     later = RuntimeError("while training")

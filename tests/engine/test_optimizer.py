@@ -32,10 +32,10 @@ def problem():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_equals_torch(problem, nesterov):
+def test_sgd_matches_torch(problem, nesterov):
     torch = pytest.importorskip("torch")
     weights, gradients, _ = problem
-    parts = [torch.nn.Parameter(torch.tensor(each)) for each in np.split(weights, 2)]
+    parts = [torch.nn.Parameter(torch.tensor(section)) for section in np.split(weights, 2)]
     reference = torch.optim.SGD(
         [
             {"params": parts[:1], "weight_decay": 0.01},
@@ -46,11 +46,11 @@ def test_sgd_equals_torch(problem, nesterov):
         nesterov=nesterov,
     )
     for rate, gradient in zip(RATES, gradients, strict=True):
-        for group, part, given in zip(
+        for group, part, section in zip(
             reference.param_groups, parts, np.split(gradient, 2), strict=True
         ):
             group["lr"] = rate
-            part.grad = torch.tensor(given)
+            part.grad = torch.tensor(section)
         reference.step()
     got = run(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.01, agc=0.0), *problem)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""RandAugment and color jitter equal Pillow's operations on one image at a time."""
+"""RandAugment and color jitter match Pillow's operations on single images."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ ENHANCE = {
 
 
 def photos(shape, seed=0):
-    """Smooth images with some noise, of little contrast and other means in each channel."""
+    """Smooth images with some noise, low contrast and a different mean in each channel."""
     rng = np.random.default_rng(seed)
     count, height, width, channels = shape
     small = rng.uniform(20, 200, (count, 3, 3, channels))
@@ -67,7 +67,7 @@ def by_pillow(pixels, name, sign, magnitude):
 
 @pytest.mark.parametrize("magnitude", [3, 9, 30])
 @pytest.mark.parametrize("shape", [(6, 32, 32, 3), (4, 9, 12, 1)])
-def test_each_operation_equals_pillows(shape, magnitude):
+def test_each_operation_matches_pillow(shape, magnitude):
     pixels = photos(shape)
     pixels[1] = 77  # no contrast at all
     count = len(pixels)
@@ -79,17 +79,17 @@ def test_each_operation_equals_pillows(shape, magnitude):
             actual = ops.convert_to_numpy(changed).astype(int)
             expected = np.array([by_pillow(one, name, sign, magnitude) for one in pixels], int)
             if name in ("shear_x", "shear_y", "rotate"):
-                # A source position on the edge between two pixels falls on either side of it.
+                # A source position between two pixels may be rounded to either.
                 assert (actual == expected).mean() > 0.99, name
             elif name in ("translate_x", "translate_y", "posterize", "solarize", "equalize"):
                 np.testing.assert_array_equal(actual, expected, err_msg=name)
-            else:  # Pillow blends in floats and cuts off what is behind the point
+            else:  # Pillow blends in floats and truncates the result
                 assert np.abs(actual - expected).max() <= 1, name
             if name == "identity":
                 np.testing.assert_array_equal(actual, pixels)
 
 
-def test_images_of_a_batch_take_the_operations_that_their_words_say():
+def test_images_get_the_operations_drawn_for_them():
     pixels = photos((200, 16, 16, 3), seed=1)
     words = epoch_words(3, AUGMENT, 1, 200)
     drawn = [further_words(words, index)[0] for index in (16, 17)]
@@ -102,12 +102,13 @@ def test_images_of_a_batch_take_the_operations_that_their_words_say():
         for i, (operation, sign) in enumerate(zip(operations, signs, strict=True)):
             expected[i] = by_pillow(expected[i], OPERATIONS[operation], sign, 9)
     assert set(chosen) == set(range(len(OPERATIONS)))
-    different = np.abs(changed.astype(int) - expected) > 8  # a level's error may be equalized, too
+    # Not 1: equalizing may amplify an error of one level.
+    different = np.abs(changed.astype(int) - expected) > 8
     assert different.mean() < 0.01
     assert (different.mean((1, 2, 3)) > 0.1).sum() <= 2
 
 
-def test_jitter_equals_pillows_enhancements():
+def test_jitter_matches_pillows_enhancements():
     pixels = photos((300, 8, 8, 3), seed=2)
     word, _ = further_words(epoch_words(5, AUGMENT, 0, 300), 8)
     changed = ops.convert_to_numpy(jittered(ops.convert_to_tensor(pixels), word, 0.4))
@@ -123,7 +124,7 @@ def test_jitter_equals_pillows_enhancements():
         assert np.abs(np.asarray(image).astype(int) - after).max() <= 3
 
 
-def test_colors_change_after_the_crop_and_before_parts_are_hidden():
+def test_colors_change_after_cropping_and_before_parts_are_hidden():
     pixels = photos((40, 8, 8, 3), seed=3)
     words = epoch_words(4, AUGMENT, 2, 40)
     mean = np.float32([0.25, 0.5, 0.75])
@@ -141,7 +142,7 @@ def test_colors_change_after_the_crop_and_before_parts_are_hidden():
     assert (together != augmented(pixels, **moves, cutout=4)).mean() > 0.3
 
 
-def test_compiled_pass_gives_the_same_images():
+def test_compiled_code_gives_the_same_images():
     pixels = photos((64, 8, 8, 3), seed=4)
     words = epoch_words(4, AUGMENT, 2, 64)
     mean = np.float32([0.25, 0.5, 0.75])

@@ -20,7 +20,7 @@ def word(value):
 )
 def test_threefry_gives_the_published_words(key, counter, expected):
     words = threefry2x32(tuple(map(word, key)), tuple(map(word, counter)))
-    assert tuple(int(ops.convert_to_numpy(each)[0]) for each in words) == expected
+    assert tuple(int(ops.convert_to_numpy(word)[0]) for word in words) == expected
 
 
 def test_order_is_a_permutation_fixed_by_seed_and_epoch():
@@ -34,8 +34,8 @@ def test_order_is_a_permutation_fixed_by_seed_and_epoch():
     assert orders[0, 1] == tuple(ops.convert_to_numpy(epoch_order(0, 1, 500)).tolist())
 
 
-def test_order_of_ten_images_never_changes():
-    # Written down: another order would change the numbers of every run under an old signature.
+def test_order_of_ten_images_is_fixed():
+    # Hard-coded: another order would change the results of all runs under their old signatures.
     assert ops.convert_to_numpy(epoch_order(5, 3, 10)).tolist() == [4, 3, 5, 1, 8, 2, 6, 0, 7, 9]
 
 

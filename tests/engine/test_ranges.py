@@ -1,4 +1,4 @@
-"""Numbers out of their range are refused with the option's name, in every group of the config."""
+"""Numbers out of range are refused with the option's name, in every config group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normbench.sweep.preflight import refusal
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("dataset.crop_padding=-1", "dataset.crop_padding must be in 0..7 for images of 8×8, got"),
         ("dataset.crop_padding=8", "dataset.crop_padding must be in 0..7 for images of 8×8, got 8"),
@@ -64,11 +64,11 @@ from normbench.sweep.preflight import refusal
         ("seed=4294967296", "seed must be in 0..4294967295"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(override, says):
+def test_number_out_of_range_is_refused(override, message):
     base = ["dataset=digits", "arch=resnet8", "arch.width=8", "batch=16", "epochs=1"]
     try:
-        said = refusal(compose([*base, *override.split()]), WarmState(), {})
+        error_text = refusal(compose([*base, *override.split()]), WarmState(), {})
     except NormbenchError as error:
-        said = str(error)
-    assert re.search(re.escape(says), said)
-    assert "\n" not in said
+        error_text = str(error)
+    assert re.search(re.escape(message), error_text)
+    assert "\n" not in error_text

@@ -75,20 +75,20 @@ def composed(tmp_store, *overrides, config_dir=None):
 
 
 @pytest.mark.parametrize(("overrides", "says"), CASES)
-def test_a_run_is_refused_and_nothing_is_written(overrides, says, tmp_store):
+def test_run_is_refused_before_anything_is_written(overrides, says, tmp_store):
     with pytest.raises(UserError, match=re.escape(says)):
         train(composed(tmp_store, *overrides))
     assert list(tmp_store.iterdir()) == []
 
 
 @pytest.mark.parametrize(("overrides", "says"), CASES)
-def test_a_sweep_finds_the_same_without_weights(overrides, says, tmp_store):
+def test_sweep_refuses_the_same_without_initializing_weights(overrides, says, tmp_store):
     message = refusal(composed(tmp_store, *overrides), WarmState(), {})
     assert says in message
     assert "cannot be trained with batch=" in message
 
 
-def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, monkeypatch):
+def test_sweep_checks_equivalent_cells_once(tmp_store, monkeypatch):
     from normbench.sweep import preflight as check
 
     calls = []
@@ -104,7 +104,7 @@ def test_a_sweep_asks_once_for_what_differs_in_nothing_that_decides(tmp_store, m
 
 @pytest.fixture
 def picky(tmp_path, monkeypatch):
-    """A folder of configs with a layer of one's own that refuses large mini-batches."""
+    """A folder of configs with a custom layer that refuses large mini-batches."""
     (tmp_path / "picky_layers.py").write_text(MINE)
     (tmp_path / "conf" / "norm").mkdir(parents=True)
     (tmp_path / "conf" / "norm" / "picky.yaml").write_text(
@@ -115,7 +115,7 @@ def picky(tmp_path, monkeypatch):
     sys.modules.pop("picky_layers", None)
 
 
-def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_store):
+def test_error_of_a_custom_layer_is_reported_in_one_line(picky, tmp_store):
     config = composed(tmp_store, "norm=picky", config_dir=picky)
     says = (
         "norm=picky in arch=resnet8 cannot be trained with batch=16: "
@@ -131,7 +131,7 @@ def test_a_layer_of_ones_own_is_heard_with_all_lines_of_its_reason(picky, tmp_st
     assert list(tmp_store.iterdir()) == []
 
 
-def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_store):
+def test_batch_split_too_small_for_a_layer_is_a_failed_run(tmp_store):
     from normbench.engine.micro_batches import MicroBatches
     from normbench.engine.observer import Observer
     from normbench.engine.setup import load_dataset
@@ -151,14 +151,14 @@ def test_a_batch_that_memory_made_too_small_is_a_failed_run_and_no_mistake(tmp_s
     assert error.value.exit_code == 1
 
 
-def test_tracing_ahead_leaves_no_second_trace_and_no_change(tmp_store, monkeypatch):
+def test_tracing_in_advance_avoids_retracing_and_changes_no_state(tmp_store, monkeypatch):
     from normbench.engine.setup import load_dataset, prepare
     from normbench.norms.group import GroupNormalization
 
     calls = []
     call = GroupNormalization.call
 
-    @functools.wraps(call)  # Keras looks at its arguments
+    @functools.wraps(call)  # Keras inspects the signature
     def counted(self, *args, **kwargs):
         calls.append(self.name)
         return call(self, *args, **kwargs)

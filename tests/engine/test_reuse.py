@@ -1,4 +1,4 @@
-"""A loop that is used again gives the numbers of a fresh one."""
+"""A reused loop gives the numbers of a fresh one."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def timeless(rows):
 @pytest.mark.parametrize(
     "norm", slow_except(["bn_ws", "precise_bn"], ["bn_ws", "gn", "precise_bn"])
 )
-def test_a_reused_loop_trains_to_the_same_bits(small, tmp_path, norm):
+def test_reused_loop_trains_to_the_same_bits(small, tmp_path, norm):
     warm = WarmState()
     configs = [
         small(f"norm={norm}", "seed=0"),
@@ -37,7 +37,7 @@ def test_a_reused_loop_trains_to_the_same_bits(small, tmp_path, norm):
         assert timeless([reused.summary]) == timeless([alone.summary])
 
 
-def test_a_reused_loop_goes_on_with_an_interrupted_run(small, tmp_path):
+def test_reused_loop_resumes_an_interrupted_run(small, tmp_path):
     from tests.engine.test_train import Interrupting
 
     config, other = small("norm=bn"), small("norm=bn", "seed=5")
@@ -57,7 +57,7 @@ def test_a_reused_loop_goes_on_with_an_interrupted_run(small, tmp_path):
     ["batch=8", "norm.epsilon=0.01", "arch.embedding=8", "optimizer.momentum=0.8",
      "dataset.split_seed=1", "label_smoothing=0.1", "eval_batch=100"],
 )  # fmt: skip
-def test_what_is_compiled_in_makes_another_program(small, override):
+def test_compiled_in_options_make_another_program(small, override):
     assert program(small("norm=bn")) != program(small("norm=bn", override))
 
 
@@ -66,11 +66,11 @@ def test_what_is_compiled_in_makes_another_program(small, override):
     ["seed=3", "epochs=9", "optimizer.lr=1.0", "optimizer.scaling=none", "schedule=step",
      "store=elsewhere", "max_loss=10.0"],
 )  # fmt: skip
-def test_what_a_loop_is_handed_for_each_run_makes_the_same_program(small, override):
+def test_options_passed_per_run_keep_the_same_program(small, override):
     assert program(small("norm=bn")) == program(small("norm=bn", override))
 
 
-def test_another_program_gets_its_own_loop(small):
+def test_another_program_gets_a_new_loop(small):
     warm = WarmState()
     network = ("arch=mlp_sigmoid", "arch.layers=1", "norm=bn", "epochs=1")
     train(small(*network), warm=warm)

@@ -1,4 +1,4 @@
-"""A network's way through a batch in shards is that through the batch whole."""
+"""Running a network on shards of a batch equals running it on the full batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPE = (8, 8, 3)
 
 @keras.saving.register_keras_serializable("normbench_tests")
 class LessBatchMean(keras.layers.Layer):
-    """Anybody's layer, of which nothing is known: it looks at all images, and adds a loss."""
+    """A custom layer, unknown to the engine, that uses all images and adds a loss."""
 
     calls = 0
 
@@ -41,7 +41,7 @@ class LessBatchMean(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("normbench_tests")
 class OfFewImages(BatchNormalization):
-    """Derived from a layer that takes shards, but with a call of its own."""
+    """A subclass of a layer that supports shards, with its own call()."""
 
     def call(self, inputs, training=None):
         return super().call(inputs, training) / keras.ops.shape(inputs)[0]
@@ -52,7 +52,7 @@ def images_of(count, seed=0):
 
 
 def outcome(model, images, count, training=True):
-    """Outputs, gradients and the state left of a pass; the model is as it was afterwards."""
+    """Outputs, gradients and state after a pass; the model's state is restored."""
     before = [v.numpy() for v in model.variables]
     with tf.GradientTape() as tape:
         outputs = forward(model, images, count, training=training)
@@ -75,7 +75,7 @@ def assert_close(outcome, expected, tolerance=2e-5):
 
 
 def network():
-    """Branches, a layer that sees the batch, dropout, a state, two outputs and a regularizer."""
+    """Branches, a layer over the batch, dropout, state, two outputs and a regularizer."""
     inputs = keras.Input(SHAPE)
     x = WSConv2D(6, 3, padding="same", kernel_regularizer="l2")(inputs)
     x = BatchNormalization()(x)
@@ -91,7 +91,7 @@ def network():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("images", "count"), [(6, 2), (7, 3), (5, 4), (2, 4), (1, 2)])
-def test_outputs_gradients_losses_and_state_are_those_of_the_batch(images, count, training):
+def test_outputs_gradients_losses_and_state_match_the_full_batch(images, count, training):
     model, batch = network(), images_of(images)
     whole = outcome(model, batch, 1, training)
     LessBatchMean.calls = 0
@@ -99,7 +99,7 @@ def test_outputs_gradients_losses_and_state_are_those_of_the_batch(images, count
     assert LessBatchMean.calls == 1
 
 
-def test_a_number_of_images_that_only_the_graph_knows():
+def test_number_of_images_may_be_unknown_when_traced():
     model = network()
     traced = tf.function(
         lambda images: forward(model, images, 3, training=False),
@@ -111,21 +111,21 @@ def test_a_number_of_images_that_only_the_graph_knows():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_derived_layer_with_a_call_of_its_own_gets_its_batch():
+def test_subclass_with_its_own_call_gets_the_full_batch():
     inputs = keras.Input(SHAPE)
     model, batch = keras.Model(inputs, OfFewImages()(inputs)), images_of(4)
     assert_close(outcome(model, batch, 2), outcome(model, batch, 1))
 
 
-def test_shards_are_as_equal_as_can_be_and_lose_nothing():
+def test_shards_are_of_similar_size_and_lose_nothing():
     batch = tf.range(11)
     shards = Shards.of(batch, 4)
     assert [len(part) for part in shards.parts] == [2, 3, 3, 3]
     assert shards.joined().numpy().tolist() == list(range(11))
 
 
-def test_a_model_that_is_no_graph_of_layers_gets_its_batch():
-    class Own(keras.Model):
+def test_subclassed_model_gets_the_full_batch():
+    class Custom(keras.Model):
         def __init__(self):
             super().__init__()
             self.dense = keras.layers.Dense(2)
@@ -133,14 +133,14 @@ def test_a_model_that_is_no_graph_of_layers_gets_its_batch():
         def call(self, inputs):
             return self.dense(inputs - keras.ops.mean(inputs, axis=0))
 
-    model, batch = Own(), tf.constant([[1.0, 2.0], [5.0, 7.0]])
+    model, batch = Custom(), tf.constant([[1.0, 2.0], [5.0, 7.0]])
     np.testing.assert_array_equal(forward(model, batch, 2, training=True), model(batch))
 
 
 @pytest.mark.parametrize(
     "norm", slow_except(["bn", "gn_ws", "ghost_bn", "precise_bn"], group_options()["norm"])
 )
-def test_every_normalization(norm):
+def test_every_normalization_matches_the_full_batch(norm):
     config = compose(["arch=resnet8", "arch.width=8", f"norm={norm}", "batch=16"])
     try:
         model = build_model(config, SHAPE, 4)
@@ -150,11 +150,11 @@ def test_every_normalization(norm):
     split = random_split(1, 16, SHAPE, 4)
     initialize_from(model, split.images, scale)
     batch = scale.scale(tf.constant(split.images))
-    # A ReLU's unit that a rounding carries over 0 is a gradient more or less.
+    # Rounding may carry a ReLU's input over 0, which adds or removes a gradient.
     assert_close(outcome(model, batch, 2), outcome(model, batch, 1), 1e-3)
 
 
-def test_a_step_a_gradient_and_an_inspection_of_a_loop_in_shards():
+def test_loop_in_shards_matches_steps_gradients_and_inspections():
     results = []
     for shards in (1, 2):
         loop, split = loop_of("norm=bn", count=32, batch=16)
@@ -171,7 +171,7 @@ def test_a_step_a_gradient_and_an_inspection_of_a_loop_in_shards():
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_with_masks_gets_its_batch():
+def test_model_with_masks_gets_the_full_batch():
     inputs = keras.Input((6, 8))
     x = BatchNormalization()(keras.layers.Masking(0.0)(inputs))
     model = keras.Model(inputs, GroupNormalization(groups=2)(x))
@@ -179,7 +179,7 @@ def test_a_model_with_masks_gets_its_batch():
     values[1:, 3:] = 0
     values[2, 1:] = 0
     state = [np.array(v) for v in model.non_trainable_variables]
-    found = []
+    results = []
     for call in (
         lambda: forward(model, values, 2, training=True),
         lambda: model(values, training=True),
@@ -187,6 +187,6 @@ def test_a_model_with_masks_gets_its_batch():
         for variable, value in zip(model.non_trainable_variables, state, strict=True):
             variable.assign(value)
         outputs = np.array(call())
-        found.append([outputs, *(np.array(v) for v in model.non_trainable_variables)])
-    for one, two in zip(*found, strict=True):
-        np.testing.assert_array_equal(one, two)
+        results.append([outputs, *(np.array(v) for v in model.non_trainable_variables)])
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)

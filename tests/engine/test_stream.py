@@ -1,4 +1,4 @@
-"""Images that are read chunk by chunk give the bits of images that are all on the device."""
+"""Reading images chunk by chunk is bit-identical to keeping them all on the device."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ AUGMENTED = Images(
     np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32), 1, True, cutout=2, erasing=0.5
 )
 STEP = 16 * 8 * 8 * 3  # bytes of the images of a step
-#: Five steps of 16 images, and 10 images that fill no batch.
+#: Five steps of 16 images, and 10 images left over.
 OPTIONS: dict[str, Any] = {"count": 90, "images": AUGMENTED, "momentum": 0.9}
 CASES = {
-    # Chunks of one step, and of two: of three chunks, the last begins with a step of the second.
+    # Chunks of one step and of two: the last of three begins with a step of the second.
     "recomputed statistics": ([*TINY, "norm=precise_bn"], {}, (1, 2 * STEP + 5)),
     "micro-batches": ([*TINY, "norm=bn"], {"micro_batches": 2}, (3 * STEP,)),
 }
 
 
-def trained(loop: Any, *calls: int, epochs: int = 2) -> list[np.ndarray]:
-    """Train epochs with as many steps in each call, and return all numbers that come out."""
+def train_epochs(loop: Any, *calls: int, epochs: int = 2) -> list[np.ndarray]:
+    """Train epochs, with the given numbers of steps per call, and return all results."""
     numbers = []
     for epoch in range(epochs):
         loop.begin_epoch(epoch)
@@ -48,24 +48,24 @@ def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def readers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "normbench-read-ahead"]
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "normbench-read-ahead"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_streamed_loop_computes_the_bits_of_a_resident_one(case: str) -> None:
+def test_streamed_loop_is_bit_identical_to_a_resident_one(case: str) -> None:
     overrides, changes, sizes = CASES[case]
     resident, _ = loop_of(*overrides, **OPTIONS, **changes)
     initial = resident.state()
-    wanted = trained(resident, 5)
-    in_pieces = trained_from(resident, initial, 1, 3, 1)
+    wanted = train_epochs(resident, 5)
+    in_pieces = train_from(resident, initial, 1, 3, 1)
     for chunk_bytes in sizes:
         streamed, _ = loop_of(*overrides, **OPTIONS, **changes, chunk_bytes=chunk_bytes)
         streamed.trace()
         streamed.compile()
-        assert_equal(trained_from(streamed, initial, 5), wanted)
-        assert_equal(trained_from(streamed, initial, 1, 3, 1), in_pieces)
-        # From the middle of an epoch, as a run that was killed goes on.
+        assert_equal(train_from(streamed, initial, 5), wanted)
+        assert_equal(train_from(streamed, initial, 1, 3, 1), in_pieces)
+        # Resume in the middle of an epoch, like a killed run.
         load(streamed, initial)
         streamed.begin_epoch(1)
         streamed.train(0, np.full(3, 0.1, np.float32))
@@ -76,16 +76,16 @@ def test_a_streamed_loop_computes_the_bits_of_a_resident_one(case: str) -> None:
         again = streamed.train(3, np.full(2, 0.1, np.float32)).loss, *streamed.state().values()
         assert_equal(list(again), list(whole))
         streamed.close()
-        assert not readers()
+        assert not reader_threads()
 
 
 def load(loop: Any, state: dict[str, np.ndarray]) -> None:
     loop.load(dict(zip(loop.state(), state.values(), strict=True)))  # automatic names differ
 
 
-def trained_from(loop: Any, state: dict[str, np.ndarray], *calls: int) -> list[np.ndarray]:
+def train_from(loop: Any, state: dict[str, np.ndarray], *calls: int) -> list[np.ndarray]:
     load(loop, state)
-    return trained(loop, *calls)
+    return train_epochs(loop, *calls)
 
 
 # --- the stream itself ----------------------------------------------------------------------------
@@ -104,25 +104,25 @@ def stream_of(chunk_bytes: int, images: Any = None) -> tuple[ImageStream, Any]:
 
 @pytest.mark.parametrize("first", [0, 1, 4])
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
-def test_each_step_finds_its_images_labels_and_words_in_its_chunk(first: int, steps: int) -> None:
+def test_each_chunk_holds_the_images_labels_and_words_of_its_steps(first: int, steps: int) -> None:
     stream, (split, order) = stream_of(steps * STEP)
     rates = np.arange(first, 5, dtype=np.float32)
-    found = []
+    seen = []
     for chunk, start, chunk_rates in stream.training(first, rates):
         assert len(chunk.images) == len(chunk.labels) == stream.images == 16 * min(steps, 5)
         for index, rate in enumerate(chunk_rates):
-            taken = slice(16 * (start + index), 16 * (start + index + 1))
+            section = slice(16 * (start + index), 16 * (start + index + 1))
             step = int(rate)
-            found.append(step)
-            wanted = order[16 * step : 16 * (step + 1)]
-            np.testing.assert_array_equal(chunk.images[taken], split.images[wanted])
-            np.testing.assert_array_equal(chunk.labels[taken], split.labels[wanted])
+            seen.append(step)
+            chosen = order[16 * step : 16 * (step + 1)]
+            np.testing.assert_array_equal(chunk.images[section], split.images[chosen])
+            np.testing.assert_array_equal(chunk.labels[section], split.labels[chosen])
             for word in chunk.words:
-                np.testing.assert_array_equal(word[taken], np.arange(16 * step, 16 * (step + 1)))
-    assert found == list(range(first, 5))
+                np.testing.assert_array_equal(word[section], np.arange(16 * step, 16 * (step + 1)))
+    assert seen == list(range(first, 5))
 
 
-def test_images_that_cannot_be_read_end_the_training() -> None:
+def test_read_error_stops_the_training() -> None:
     class Broken(ImageView):
         def __getitem__(self, chosen: Any) -> np.ndarray:
             if len(reads) == 2:
@@ -137,15 +137,15 @@ def test_images_that_cannot_be_read_end_the_training() -> None:
     assert [next(taken)[0].first for _ in range(2)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(taken)
-    assert not readers()
+    assert not reader_threads()
 
 
-def test_the_next_is_made_while_one_is_in_use_and_no_more() -> None:
-    made: list[int] = []
+def test_exactly_one_item_is_read_ahead() -> None:
+    items: list[int] = []
     other = threading.Event()
 
     def make(index: int) -> int:
-        made.append(index)
+        items.append(index)
         if index == 1:
             other.set()
         return index * index
@@ -154,13 +154,13 @@ def test_the_next_is_made_while_one_is_in_use_and_no_more() -> None:
     assert next(ahead) == 0
     assert other.wait(10)
     time.sleep(0.02)
-    assert made == [0, 1]
+    assert items == [0, 1]
     assert list(ahead) == [1, 4, 9]
     assert list(read_ahead(make, [])) == []
-    assert not readers()
+    assert not reader_threads()
 
 
-def test_no_thread_outlives_the_one_that_reads() -> None:
+def test_closing_waits_for_the_reader_thread() -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     def make(index: int) -> int:
@@ -174,4 +174,4 @@ def test_no_thread_outlives_the_one_that_reads() -> None:
     assert begun.wait(10)
     threading.Timer(0.05, goes_on.set).start()
     ahead.close()
-    assert not readers()
+    assert not reader_threads()

@@ -1,4 +1,4 @@
-"""Whole runs with ``stream=true`` end in the bits of runs with ``stream=false``."""
+"""Runs with ``stream=true`` are bit-identical to runs with ``stream=false``."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.engine.tinyloop import TINY
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 160 + 40 images, and a cache of its own."""
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 160 + 40 images, with its own cache."""
     rng = np.random.default_rng(0)
     drawn: dict[str, Any] = {}
     for split, count in (("train", 200), ("test", 40)):
@@ -41,22 +41,22 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the cache be beside the file."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(mine.parent))
-    return mine.parent / "normbench" / "data"
+def cache_folder(image_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the cache next to the file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(image_file.parent))
+    return image_file.parent / "normbench" / "data"
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let chunks have three steps of 16 images."""
+    """Make each chunk hold three steps of 16 images."""
     monkeypatch.setattr(loop_stream, "CHUNK_BYTES", 3 * 16 * 64)
 
 
 @pytest.fixture
-def config(mine: Path, tmp_store: Path) -> Any:
+def config(image_file: Path, tmp_store: Path) -> Any:
     def make(*overrides: str) -> Config:
-        data = ["dataset=npz", f"dataset.path={mine}", "dataset.validation=40"]
+        data = ["dataset=npz", f"dataset.path={image_file}", "dataset.validation=40"]
         run = ["norm=bn", "batch=16", "eval_batch=16", "epochs=2", f"store={tmp_store}"]
         return compose([*data, *TINY, *run, *overrides])
 
@@ -77,24 +77,24 @@ def warm() -> WarmState:
 
 @pytest.fixture(scope="module")
 def resident(warm_resident: WarmState, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The result of a run with resident images, of as many epochs as asked."""
-    found: dict[int, Any] = {}
+    """The result of a run with resident images and the given number of epochs."""
+    results: dict[int, Any] = {}
 
     def result(config: Any, epochs: int = 2) -> Any:
-        if epochs not in found:
+        if epochs not in results:
             store = Store(tmp_path_factory.mktemp("resident"))
             chosen = config("stream=false", f"epochs={epochs}")
-            found[epochs] = train(chosen, store, warm=warm_resident)
-        return found[epochs]
+            results[epochs] = train(chosen, store, warm=warm_resident)
+        return results[epochs]
 
     return result
 
 
-def readers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "normbench-read-ahead"]
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "normbench-read-ahead"]
 
 
-def test_a_streamed_run_ends_in_the_weights_of_a_resident_one(
+def test_streamed_run_ends_with_the_weights_of_a_resident_one(
     config: Any, resident: Any, warm: WarmState
 ) -> None:
     streamed = train(config("stream=true"), warm=warm)
@@ -103,7 +103,7 @@ def test_a_streamed_run_ends_in_the_weights_of_a_resident_one(
     for key in ("weights_sha256", "test_acc", "test_loss", "val_loss", "train_loss"):
         assert streamed.summary[key] == whole.summary[key]
     assert (streamed.run.meta["streamed"], whole.run.meta["streamed"]) == (True, False)
-    assert not readers()
+    assert not reader_threads()
 
 
 def test_images_larger_than_half_of_memory_are_streamed(
@@ -125,14 +125,14 @@ def test_images_larger_than_half_of_memory_are_streamed(
 
 
 class Interrupted(Observer):
-    """Presses Ctrl-C after some step of the second epoch."""
+    """Presses Ctrl-C during the second epoch."""
 
     def on_progress(self, epoch: int, step: int, *others: Any) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_goes_on_within_the_epoch_to_the_same_bits(
+def test_interrupted_run_resumes_within_the_epoch_to_the_same_bits(
     config: Any, resident: Any, warm: WarmState
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -141,12 +141,12 @@ def test_an_interrupted_run_goes_on_within_the_epoch_to_the_same_bits(
     info = run.checkpoint_info()
     assert info is not None
     assert info["step"] % 10 == 1
-    assert not readers()
+    assert not reader_threads()
     resumed = train(config("stream=true"), warm=warm)
     assert resumed.summary["weights_sha256"] == resident(config).summary["weights_sha256"]
 
 
-def test_a_killed_run_goes_on_resident_to_the_same_bits(
+def test_killed_run_resumes_resident_to_the_same_bits(
     config: Any, resident: Any, warm_resident: WarmState
 ) -> None:
     chosen = config("stream=true", "epochs=40")
@@ -178,14 +178,14 @@ def test_a_killed_run_goes_on_resident_to_the_same_bits(
     assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 
-def test_a_damaged_file_of_the_cache_is_made_again(
-    config: Any, resident: Any, warm: WarmState, own_cache: Path
+def test_damaged_cache_file_is_recreated(
+    config: Any, resident: Any, warm: WarmState, cache_folder: Path
 ) -> None:
     wanted = resident(config).summary["weights_sha256"]
     chosen = config("stream=true")
-    file = own_cache / f"{chosen.dataset['content']}.arrays"
+    file = cache_folder / f"{chosen.dataset['content']}.arrays"
     data = file.read_bytes()
-    file.unlink()  # a run maps it: what is written in place would change under its feet
+    file.unlink()  # a run maps the file: writing in place would change its images
     file.write_bytes(data[:-1])
     warm.drop_all()
     assert train(chosen, warm=warm).summary["weights_sha256"] == wanted

@@ -29,7 +29,7 @@ def test_shards_divide_the_threads(count, shards):
     assert threads.shards(count) == shards
 
 
-def test_a_limit_in_the_environment_counts(monkeypatch):
+def test_limit_in_the_environment_applies(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
     assert threads.available() == 3
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "0")
@@ -49,13 +49,13 @@ def ask(count: int, first: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
 @pytest.mark.parametrize(("count", "settings"), [slow(1, "1 0 0"), (8, "8 2 4")])
-def test_tensorflow_gives_each_shard_its_threads(count, settings):
+def test_tensorflow_divides_its_threads_among_shards(count, settings):
     done = ask(count)
     assert done.stdout.split("\n")[0] == settings
     assert "in use before" not in done.stderr
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
-def test_a_warning_is_logged_where_tensorflow_was_in_use_already():
+def test_warning_is_logged_if_tensorflow_was_already_in_use():
     done = ask(2, "import tensorflow as tf\ntf.constant(1) + 1\n")
     assert "TensorFlow was in use before normbench: its threads cannot be divided" in done.stderr

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, how they go on after being cut off, how they end badly."""
+"""Complete runs: the files they write, how they resume after interrupts, and how they fail."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ class Interrupting(Observer):
     def __init__(self, epoch, step=None):
         self.epoch, self.step = epoch, step
 
-    def on_progress(self, epoch, step, *rest):
+    def on_progress(self, epoch, step, *others):
         if self.step is not None and epoch == self.epoch and step >= self.step:
             self.epoch = None
             raise KeyboardInterrupt
@@ -45,17 +45,17 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
-def test_a_run_leaves_its_evidence(small):
+def test_run_writes_all_record_files(small):
     config = small("arch=resnet8", "arch.width=4")
     outcome = train(config)
     run = outcome.run
     assert outcome.trained
     assert run.name == config.run_name
     assert run.status == "finished"
-    kept = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert kept.pop("signature") == config.signature
-    assert kept.pop("schema") == 1
-    assert kept == config.to_dict()
+    recorded = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert recorded.pop("signature") == config.signature
+    assert recorded.pop("schema") == 1
+    assert recorded == config.to_dict()
     meta = run.meta
     assert meta["engine"] == {
         "backend": "tensorflow",
@@ -80,19 +80,19 @@ def test_a_run_leaves_its_evidence(small):
     assert summary["wall_seconds"] >= summary["train_seconds"] > 0
 
 
-def test_the_same_command_twice_trains_once(small, warm):
+def test_same_command_twice_trains_once(small, warm):
     config = small()
     first = train(config, warm=warm)
     written = (first.run.path / "summary.json").stat().st_mtime_ns
     second = train(config)
     assert not second.trained
-    kept = json.loads((first.run.path / "summary.json").read_text())
-    assert kept.pop("checksums")
-    assert second.summary == kept
+    recorded = json.loads((first.run.path / "summary.json").read_text())
+    assert recorded.pop("checksums")
+    assert second.summary == recorded
     assert (first.run.path / "summary.json").stat().st_mtime_ns == written
 
 
-def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
+def test_rerun_is_bit_identical(small, tmp_path):
     config = small("norm=bn_ws")
     one = train(config)
     two = train(config, Store(tmp_path / "other"))
@@ -110,8 +110,8 @@ def test_a_rerun_is_equal_to_the_last_bit(small, tmp_path):
         ("gn_ws", (1, None)),
     ],
 )
-def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, where, monkeypatch):
-    # Looks at progress after every step, so that the interrupt falls inside the epoch.
+def test_interrupted_run_resumes_to_the_same_bits(small, tmp_path, norm, where, monkeypatch):
+    # Report progress after every step, so that the interrupt falls inside the epoch.
     monkeypatch.setattr("normbench.engine.train.CHUNK_SECONDS", 1e-9)
     config = small(f"norm={norm}")
     warm = WarmState()
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(small, tmp_path, norm, wher
         train(config, observer=Interrupting(*where), warm=warm)
     run = Store(config.store).run(config)
     assert run.status == "interrupted"
-    outcome = train(config)  # with a loop of its own, as in another process
+    outcome = train(config)  # with a new loop, as in another process
     assert outcome.trained
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
@@ -159,7 +159,7 @@ def wait_for(condition, seconds=120):
 
 
 @pytest.mark.parametrize("norm", slow_except(["bn_ws"], ["bn_ws", "bn", "gn", "gn_ws"]))
-def test_a_killed_run_goes_on_to_the_same_bits(small, tmp_path, norm):
+def test_killed_run_resumes_to_the_same_bits(small, tmp_path, norm):
     groups = ["norm.groups=2"] if norm[0] == "g" else []
     config = small(f"norm={norm}", "epochs=60")
     run = Store(config.store).run(config)
@@ -198,7 +198,7 @@ def test_two_processes_never_train_the_same_run(small):
     assert run.status == "interrupted"
 
 
-def test_divergence_is_kept_as_a_result(small):
+def test_divergence_is_recorded_as_a_result(small):
     config = small("norm=none", "optimizer.lr=1e6", "epochs=3")
     outcome = train(config)
     assert outcome.run.status == "diverged"
@@ -212,7 +212,7 @@ def test_divergence_is_kept_as_a_result(small):
     assert not train(config).trained
 
 
-def test_a_failure_is_recorded_and_can_be_resumed(small, warm, monkeypatch):
+def test_failed_run_is_recorded_and_can_be_resumed(small, warm, monkeypatch):
     config = small()
 
     def broken(self, split):
@@ -242,14 +242,14 @@ def test_a_failure_is_recorded_and_can_be_resumed(small, warm, monkeypatch):
         ("schedule.warmup=1", "schedule.warmup"),
     ],
 )
-def test_what_cannot_be_trained_leaves_no_folder(small, override, message):
+def test_refused_config_leaves_no_folder(small, override, message):
     config = small(override)
     with pytest.raises(UserError, match=message):
         train(config)
     assert not Store(config.store).run(config).path.exists()
 
 
-def test_resume_refuses_to_begin(small):
+def test_resume_refuses_a_run_that_does_not_exist(small):
     with pytest.raises(UserError, match="to resume"):
         train(small(), must_exist=True)
 
@@ -276,7 +276,7 @@ class Notes(Observer):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_half_precision_that_the_processor_lacks_is_noted(small, native, monkeypatch):
+def test_half_precision_without_native_support_is_noted(small, native, monkeypatch):
     monkeypatch.setattr("normbench.engine.train.is_native", lambda precision: native)
     observer = Notes()
     outcome = train(small("precision=mixed_bfloat16", "epochs=1"), observer=observer)
@@ -288,7 +288,7 @@ def test_half_precision_that_the_processor_lacks_is_noted(small, native, monkeyp
     assert (note in (outcome.run.path / "log.txt").read_text()) is not native
 
 
-def test_the_best_epoch_is_tested_beside_the_last(small, warm):
+def test_best_epoch_is_tested_in_addition_to_the_last(small, warm):
     config = small("epochs=6", "optimizer.lr=0.8", "schedule=constant")
     outcome = train(config, warm=warm)
     rows = outcome.run.metrics()
@@ -298,8 +298,8 @@ def test_the_best_epoch_is_tested_beside_the_last(small, warm):
 
 
 @pytest.mark.slow  # test_backends_agree.py compares the backends more closely
-def test_jax_trains_the_same_curve(small, tmp_path):
-    """Same weights at the start, same order of images: equal losses but for rounding."""
+def test_jax_gives_the_same_training_curve(small, tmp_path):
+    """Same initial weights and order of images: losses are equal up to rounding."""
     pytest.importorskip("jax")
     config = small("norm=bn_ws")
     reference = train(config).run.metrics()
@@ -308,19 +308,19 @@ def test_jax_trains_the_same_curve(small, tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     rows = Store(jax.store).run(jax).metrics()
-    # Twenty steps: rounding differs by 1e-7 a step and grows with each.
+    # Twenty steps: rounding differs by 1e-7 per step, and accumulates.
     for key in ("train_loss", "val_loss", "grad_norm"):
         np.testing.assert_allclose(
             [row[key] for row in rows], [row[key] for row in reference], rtol=2e-3
         )
 
 
-def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp_path):
-    """The kept statistics of the first layer equal those of all images through its kernel."""
+def test_precise_bn_evaluates_with_statistics_of_the_training_set(small, tmp_path):
+    """The stored statistics of the first layer equal those of all images through its kernel."""
     config = small("norm=precise_bn", "epochs=1", "norm.unbiased=false")
     whole = train(config, Store(tmp_path / "whole"))
     arrays, _ = whole.run.load_checkpoint()
-    kept = {n.split("/", 2)[2]: v for n, v in arrays.items() if n.startswith("model/")}
+    weights = {n.split("/", 2)[2]: v for n, v in arrays.items() if n.startswith("model/")}
 
     from normbench.components import target
     from normbench.data.split import load
@@ -328,20 +328,20 @@ def test_precise_bn_evaluates_with_the_statistics_of_the_training_set(small, tmp
     source = target(config.dataset["_target_"])()
     data = load(source, 100, config.dataset["split_seed"], 160)
     scaled = (data.train.images / 255.0 - data.mean) / data.std
-    kernel = kept["stage1_conv1/kernel"].astype(np.float64)
+    kernel = weights["stage1_conv1/kernel"].astype(np.float64)
     padded = np.pad(scaled, ((0, 0), (1, 1), (1, 1), (0, 0)))
     outputs = sum(
         padded[:, i : i + 8, j : j + 8, :] @ kernel[i, j] for i in range(3) for j in range(3)
     )
     np.testing.assert_allclose(
-        kept["stage1_norm1/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
+        weights["stage1_norm1/moving_mean"], outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-        kept["stage1_norm1/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4
+        weights["stage1_norm1/moving_variance"], outputs.var((0, 1, 2)), rtol=1e-4
     )
 
 
-def test_adaptive_clipping_trains_what_has_no_normalization(small):
+def test_adaptive_clipping_trains_a_network_without_normalization(small):
     outcome = train(small("norm=none_scaled_ws", "optimizer.agc=0.01", "epochs=3"))
     rows = outcome.run.metrics()
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]

@@ -1,4 +1,4 @@
-"""A loop of the backend that Keras runs on, over a few random images."""
+"""Loops of the current backend over a few random images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normbench.engine.loop import LoopSettings
 from normbench.engine.optimizer import SGD
 from normbench.network import build_model
 
-#: Four normalized convolutions: quick to trace, which is what most of a test's time goes to.
+#: Four normalized convolutions: quick to trace, which takes most of a test's time.
 SMALL = ("arch=conv_encoder", "arch.widths=[8]", "arch.halvings=1", "arch.embedding=8")
 
 #: Two normalized convolutions and an embedding, for whole runs.
@@ -22,10 +22,10 @@ TINY = ("arch=conv_encoder", "arch.widths=[4]", "arch.halvings=0", "arch.embeddi
 
 
 class SharedLoops:
-    """Loops by their options, so that tests that train alike compile once.
+    """Loops by their options, so that tests with equal options compile once.
 
-    A module has its own (fixture `shared_loop`): `keras.backend.clear_session()`, which other
-    modules' runs may call, leaves loops useless.
+    Each module has its own (fixture `shared_loop`), because runs of other modules may call
+    `keras.backend.clear_session()`, which makes loops unusable.
     """
 
     def __init__(self):
@@ -80,7 +80,7 @@ def first_batch(split, batch=16):
 
 
 def gradient_and_step(loop, split):
-    """The loss and gradient of the first mini-batch; the step taken on it, and what it took off."""
+    """The loss and gradient of the first mini-batch, the step taken on it, and its update."""
     loop.begin_epoch(0)
     pixels, labels = first_batch(split)
     before = loop.weights()
