@@ -45,14 +45,14 @@ def multirun(hydra_logging, tmp_store, monkeypatch, tmp_path):
     return call
 
 
-def trained(store):
+def trained_runs(store):
     return {run.name.rpartition("-")[0]: run.status for run in Store(store).runs()}
 
 
 def test_every_job_becomes_a_run_in_the_store(multirun, tmp_store, capfd):
     assert multirun("norm=bn,ln", "batch=16") == 0
     names = {f"digits-mlp_sigmoid-{norm}-b16-s0" for norm in ("bn", "ln")}
-    assert trained(tmp_store) == dict.fromkeys(names, "finished")
+    assert trained_runs(tmp_store) == dict.fromkeys(names, "finished")
     assert Store(tmp_store).foreign() == []
     one = Store(tmp_store).find("digits-mlp_sigmoid-bn-b16")
     assert one.meta["command"][:2] == ["normbench", "run"]
@@ -64,7 +64,7 @@ def test_every_job_becomes_a_run_in_the_store(multirun, tmp_store, capfd):
 
 def test_other_jobs_run_when_one_is_refused(multirun, tmp_store, capfd):
     assert multirun("norm=bn", "batch=161,32", "seed=0") == 2
-    assert trained(tmp_store) == {"digits-mlp_sigmoid-bn-b32-s0": "finished"}
+    assert trained_runs(tmp_store) == {"digits-mlp_sigmoid-bn-b32-s0": "finished"}
     assert "batch=161 is larger than the training set" in capfd.readouterr().err
 
 
@@ -86,7 +86,7 @@ def test_user_errors_are_one_line_before_any_job_starts(
     error = capfd.readouterr().err
     assert says in error
     assert error.count("\n") == 1
-    assert trained(tmp_store) == {}
+    assert trained_runs(tmp_store) == {}
 
 
 def test_user_config_groups_are_found(multirun, tmp_store, tmp_path):
@@ -94,7 +94,9 @@ def test_user_config_groups_are_found(multirun, tmp_store, tmp_path):
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults:\n  - ln\n  - _self_\nname: mine\nepsilon: 0.5\n")
     assert multirun("norm=mine,none", "batch=32", "--config-dir", str(folder.parent)) == 0
-    assert set(trained(tmp_store)) == {f"digits-mlp_sigmoid-{n}-b32-s0" for n in ("mine", "none")}
+    assert set(trained_runs(tmp_store)) == {
+        f"digits-mlp_sigmoid-{n}-b32-s0" for n in ("mine", "none")
+    }
 
 
 @pytest.mark.skipif(
@@ -105,6 +107,6 @@ def test_user_config_groups_are_found(multirun, tmp_store, tmp_path):
 def test_joblib_launcher_runs_the_jobs(multirun, tmp_store):
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert multirun("norm=bn,ln", "batch=32", *joblib) == 0
-    assert trained(tmp_store) == {
+    assert trained_runs(tmp_store) == {
         f"digits-mlp_sigmoid-{n}-b32-s0": "finished" for n in ("bn", "ln")
     }

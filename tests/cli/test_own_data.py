@@ -56,7 +56,7 @@ def folder_of_digits(root: Path) -> list[str]:
 FORMS = [npz_of_digits, folder_of_digits]
 
 
-def run_of(store: Path, *more: str) -> list[str]:
+def run_overrides(store: Path, *more: str) -> list[str]:
     return [
         *("arch=mlp_sigmoid", "arch.units=3", "batch=50", "epochs=1", f"store={store}"),
         *(f"backend={keras.backend.backend()}", *more),
@@ -68,7 +68,7 @@ def test_every_command_works_with_user_data(
     form: Callable[[Path], list[str]], tmp_path: Path, cache: Path, capsys: Any
 ) -> None:
     dataset, store = form(tmp_path), tmp_path / "runs"
-    run = [*run_of(store), *dataset]
+    run = [*run_overrides(store), *dataset]
 
     assert main(["show", *run]) == 0
     assert "logits\tDense\t\t\t\t10\t" in capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_user_error_is_one_line_and_nothing_is_written(
 ) -> None:
     npz_of_digits(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert main([command, *chosen, *run_of(tmp_path / "runs")]) == 2
+    assert main([command, *chosen, *run_overrides(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert message.format(root=tmp_path) in error
     assert error.count("\n") == 1
@@ -139,7 +139,7 @@ def test_user_error_is_one_line_and_nothing_is_written(
 
 
 def test_too_few_images_for_validation_are_refused(tmp_path: Path, capsys: Any) -> None:
-    run = [*run_of(tmp_path / "runs"), *npz_of_digits(tmp_path), "dataset.validation=5000"]
+    run = [*run_overrides(tmp_path / "runs"), *npz_of_digits(tmp_path), "dataset.validation=5000"]
     assert main(["run", *run]) == 2
     assert "validation 5000 is not possible: allowed 10..1427" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -152,7 +152,7 @@ def test_sweep_over_two_files_gives_two_rows_with_their_titles(tmp_path: Path, c
             name: 255 - array if name[0] == "x" else array for name, array in arrays.items()
         })  # fmt: skip
     files = f"dataset.path={tmp_path}/mine.npz,{tmp_path}/inverted.npz"
-    sweep = [*run_of(tmp_path / "runs"), "dataset=npz", files, "executor=inline"]
+    sweep = [*run_overrides(tmp_path / "runs"), "dataset=npz", files, "executor=inline"]
     assert main(["sweep", *sweep]) == 0
     assert set(load(tmp_path / "runs").runs["dataset"]) == {"mine", "inverted"}
     capsys.readouterr()

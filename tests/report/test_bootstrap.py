@@ -22,18 +22,18 @@ def tasks() -> tuple[list[np.ndarray], list[np.ndarray]]:
 def test_probability_is_the_mean_of_mann_whitney_u(
     tasks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
-    found = probability_of_improvement(*tasks)
+    estimate = probability_of_improvement(*tasks)
     known = [
         stats.mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(*tasks, strict=True)
     ]
-    assert found.probability == pytest.approx(np.mean(known))
-    assert found.tasks == 3
+    assert estimate.probability == pytest.approx(np.mean(known))
+    assert estimate.tasks == 3
 
 
 def test_interval_matches_naive_resampling_of_runs(
     tasks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
-    found = probability_of_improvement(*tasks, repetitions=4000)
+    estimate = probability_of_improvement(*tasks, repetitions=4000)
     rng = np.random.default_rng(5)
     drawn = []
     for _ in range(4000):
@@ -42,7 +42,9 @@ def test_interval_matches_naive_resampling_of_runs(
             a, b = rng.choice(x, len(x)), rng.choice(y, len(y))
             task_means.append(np.mean([(i > j) + 0.5 * (i == j) for i in a for j in b]))
         drawn.append(np.mean(task_means))
-    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.03)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        np.percentile(drawn, [2.5, 97.5]), abs=0.03
+    )
 
 
 def test_ties_count_half_and_both_directions_sum_to_one() -> None:
@@ -54,9 +56,9 @@ def test_ties_count_half_and_both_directions_sum_to_one() -> None:
 
 
 def test_task_with_one_run_has_no_interval() -> None:
-    found = probability_of_improvement([np.array([0.9]), np.array([0.9, 0.8])], [np.ones(2)] * 2)
-    assert found.probability == 0.0
-    assert math.isnan(found.low)
+    estimate = probability_of_improvement([np.array([0.9]), np.array([0.9, 0.8])], [np.ones(2)] * 2)
+    assert estimate.probability == 0.0
+    assert math.isnan(estimate.low)
 
 
 def test_interval_is_deterministic(
@@ -75,9 +77,9 @@ def test_profile_is_the_share_of_runs_above_each_threshold(
 ) -> None:
     scores = tasks[0]
     thresholds = np.linspace(0.85, 1.0, 31)
-    found = performance_profile(scores, thresholds)
+    profile = performance_profile(scores, thresholds)
     naive = [np.mean([np.mean([v > t for v in task]) for task in scores]) for t in thresholds]
-    assert found.share == pytest.approx(naive)
-    assert (np.diff(found.share) <= 0).all()
-    assert (found.low <= found.share + 1e-12).all()
-    assert (found.high >= found.share - 1e-12).all()
+    assert profile.share == pytest.approx(naive)
+    assert (np.diff(profile.share) <= 0).all()
+    assert (profile.low <= profile.share + 1e-12).all()
+    assert (profile.high >= profile.share - 1e-12).all()

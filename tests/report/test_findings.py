@@ -20,7 +20,7 @@ from normbench.report.tables import p_words
 UNTUNED = "The learning rate was the same for all rows, and not tuned."
 
 
-def find(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> list[Finding]:
+def find_in(root: Path, baseline: str | None = "bn", name: str = "test_acc") -> list[Finding]:
     (study,) = studies(load(root))
     grid = build(study, METRICS[name], baseline)
     return findings(grid)
@@ -31,15 +31,15 @@ def texts_of(found: list[Finding], strength: str) -> list[str]:
 
 
 @pytest.fixture
-def sure(grid: Callable[..., Path]) -> Path:
+def clear_difference(grid: Callable[..., Path]) -> Path:
     """A store with enough seeds for a difference at batch 16, and with none at 128."""
     return grid(norms=("bn", "gn_ws"), batches=(16, 128), seeds=10, epochs=3)
 
 
-def test_difference_is_reported_with_size_interval_and_p_value(sure: Path) -> None:
-    found = find(sure)
+def test_difference_is_reported_with_size_interval_and_p_value(clear_difference: Path) -> None:
+    found = find_in(clear_difference)
     (text,) = texts_of(found, "significant")
-    (study,) = studies(load(sure))
+    (study,) = studies(load(clear_difference))
     difference = build(study, METRICS["test_acc"], "bn").cells["gn_ws", 16].baseline
     assert text.startswith(
         f"GN+WS beats BN at batch size 16 by {100 * difference.mean:.2f} ± "
@@ -57,15 +57,15 @@ def test_difference_is_reported_with_size_interval_and_p_value(sure: Path) -> No
     assert next(f for f in found if f.strength == "significant").cells == (("gn_ws", 16),)
 
 
-def test_lower_error_is_better(sure: Path) -> None:
-    (text,) = texts_of(find(sure, name="test_err"), "significant")
+def test_lower_error_is_better(clear_difference: Path) -> None:
+    (text,) = texts_of(find_in(clear_difference, name="test_err"), "significant")
     assert text.startswith("GN+WS beats BN at batch size 16 by ")
-    (text,) = texts_of(find(sure, "gn_ws", "test_err"), "significant")
+    (text,) = texts_of(find_in(clear_difference, "gn_ws", "test_err"), "significant")
     assert text.startswith("BN falls behind GN+WS at batch size 16 by ")
 
 
 def test_three_seeds_support_few_claims_and_a_note_says_why(mixed_store: Path) -> None:
-    found = find(mixed_store)
+    found = find_in(mixed_store)
     assert texts_of(found, "significant") == []
     assert all("not after Holm's correction" in text for text in texts_of(found, "suggestive"))
     (note,) = texts_of(found, "note")
@@ -78,7 +78,7 @@ def test_three_seeds_support_few_claims_and_a_note_says_why(mixed_store: Path) -
 
 
 def test_divergence_and_single_seeds_are_reported(mixed_store: Path) -> None:
-    found = find(mixed_store)
+    found = find_in(mixed_store)
     (diverged,) = texts_of(found, "diverged")
     assert diverged == (
         "Diverged runs of No norm: 1 of 3 at batch size 16, 2 of 2 at batch size 512."
@@ -90,7 +90,7 @@ def test_divergence_and_single_seeds_are_reported(mixed_store: Path) -> None:
 
 def test_even_chance_is_inconclusive(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "bn_ws"), batches=(128, 256), seeds=4, epochs=3)
-    found = find(root)
+    found = find_in(root)
     (study,) = studies(load(root))
     chance = build(study, METRICS["test_acc"], "bn").improvements["bn_ws"]
     assert texts_of(found, "overall") == []
@@ -112,7 +112,7 @@ def test_complete_separation_is_tested_exactly(
     grid: Callable[..., Path], seeds: int, strength: str, end: str
 ) -> None:
     root = grid(norms=("bn", "none"), batches=(64, 128), seeds=seeds, epochs=3)
-    assert texts_of(find(root), strength) == [
+    assert texts_of(find_in(root), strength) == [
         f"Every run of No norm did worse than every run of BN at each of 2 batch sizes {end} "
         + UNTUNED
     ]
@@ -124,7 +124,7 @@ def test_rows_without_shared_seeds_are_reported(
     root = grid(norms=("bn",), batches=(16,), seeds=2, epochs=3)
     for seed in (2, 3):
         synth.write_run(root, synth.config("gn", 16, seed, epochs=3))
-    assert texts_of(find(root), "untested") == [
+    assert texts_of(find_in(root), "untested") == [
         "GN and BN share no seed at batch size 16: they were not compared."
     ]
 
@@ -150,16 +150,16 @@ def test_suggestive_difference_may_have_a_very_small_p_value(grid: Callable[...,
 @pytest.mark.parametrize("name", ["images_per_s", "train_seconds", "wall_seconds"])
 def test_times_are_not_tested(grid: Callable[..., Path], name: str) -> None:
     root = grid(norms=("bn", "none"), batches=(16, 64), seeds=5, epochs=3)
-    (only,) = find(root, name=name)
+    (only,) = find_in(root, name=name)
     assert only.strength == "note"
     assert "machine and its load" in only.text
 
 
 def test_without_a_baseline_nothing_is_tested(grid: Callable[..., Path]) -> None:
     root = grid(norms=("gn", "ln"), batches=(16,), seeds=2, epochs=3)
-    (only,) = texts_of(find(root, None), "note")
+    (only,) = texts_of(find_in(root, None), "note")
     assert "--baseline" in only
 
 
 def test_metric_without_direction_is_not_compared(mixed_store: Path) -> None:
-    assert {finding.strength for finding in find(mixed_store, name="parameters")} == {"diverged"}
+    assert {finding.strength for finding in find_in(mixed_store, name="parameters")} == {"diverged"}

@@ -46,97 +46,112 @@ def test_one_row_per_run_and_one_row_per_epoch(small: Path) -> None:
 
 
 def test_runs_in_every_state_are_loaded_and_the_rest_is_named(mixed_store: Path) -> None:
-    found = load(mixed_store)
-    states = found.runs["status"].value_counts().to_dict()
+    frames = load(mixed_store)
+    states = frames.runs["status"].value_counts().to_dict()
     assert states == {"finished": 57, "diverged": 3, "failed": 1, "interrupted": 2}
-    reasons = {item.path.name: item.reason for item in found.left_out}
+    reasons = {item.path.name: item.reason for item in frames.left_out}
     assert len(reasons) == 4
     assert "holiday-pictures" in reasons
     assert "notes.txt" in reasons
     assert sum("meta.json" in reason and "JSON" in reason for reason in reasons.values()) == 1
-    assert all("\n" not in str(item) for item in found.left_out)
-    torn = found.runs[(found.runs["norm"] == "in") & (found.runs["batch"] == 16)].iloc[0]
+    assert all("\n" not in str(item) for item in frames.left_out)
+    torn = frames.runs[(frames.runs["norm"] == "in") & (frames.runs["batch"] == 16)].iloc[0]
     assert torn["epochs_done"] == 5
-    failed = found.runs[found.runs["status"] == "failed"].iloc[0]
+    failed = frames.runs[frames.runs["status"] == "failed"].iloc[0]
     assert failed["error_type"] == "ResourceExhaustedError"
 
 
-def _in_meta(folder: Path, **changes: object) -> None:
+def change_meta(folder: Path, **changes: object) -> None:
     path = folder / "meta.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _in_summary(folder: Path, **changes: object) -> None:
+def change_summary(folder: Path, **changes: object) -> None:
     path = folder / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _in_lines(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+def change_lines(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
     path = folder / "metrics.jsonl"
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-def _diagnosed(folder: Path, **changes: object) -> None:
+def write_diagnosis(folder: Path, **changes: object) -> None:
     line = {"checkpoint": "last", "epoch": 5, "step": 9, "probe": "sharpness", "options": {}}
     line |= {"values": {"top": 1.0}, "time": "2026-11-01T10:00:00Z", "commit": None, **changes}
     (folder / "diagnosis.jsonl").write_text(json.dumps(line) + "\n")
 
 
-def _config(folder: Path) -> str:
+def read_config(folder: Path) -> str:
     return (folder / "config.yaml").read_text()
 
 
 DAMAGE = {
-    "an accuracy below 0": (lambda f: _in_summary(f, test_acc=-1), "summary.json: test_acc is -1"),
-    "an accuracy above 1": (lambda f: _in_summary(f, test_acc=9.61), "summary.json: test_acc"),
-    "no result": (lambda f: _in_summary(f, test_acc=None), "summary.json: test_acc is None"),
-    "a loss that is text": (lambda f: _in_summary(f, val_loss="x"), "summary.json: val_loss"),
-    "a time below 0": (lambda f: _in_summary(f, train_seconds=-1.0), "summary.json: train_seconds"),
-    "a count below 0": (lambda f: _in_summary(f, parameters=-4), "summary.json: parameters"),
-    "more epochs than lines": (lambda f: _in_summary(f, epochs=6), "metrics.jsonl: its last epoch"),
+    "an accuracy below 0": (
+        lambda f: change_summary(f, test_acc=-1),
+        "summary.json: test_acc is -1",
+    ),
+    "an accuracy above 1": (lambda f: change_summary(f, test_acc=9.61), "summary.json: test_acc"),
+    "no result": (lambda f: change_summary(f, test_acc=None), "summary.json: test_acc is None"),
+    "a loss that is text": (lambda f: change_summary(f, val_loss="x"), "summary.json: val_loss"),
+    "a time below 0": (
+        lambda f: change_summary(f, train_seconds=-1.0),
+        "summary.json: train_seconds",
+    ),
+    "a count below 0": (lambda f: change_summary(f, parameters=-4), "summary.json: parameters"),
+    "more epochs than lines": (
+        lambda f: change_summary(f, epochs=6),
+        "metrics.jsonl: its last epoch",
+    ),
     "an infinite loss": (
-        lambda f: _in_lines(f, lambda r: [r[0].replace('"lr": ', '"lr": 1e999, "x": '), *r[1:]]),
+        lambda f: change_lines(f, lambda r: [r[0].replace('"lr": ', '"lr": 1e999, "x": '), *r[1:]]),
         "metrics.jsonl: line 1: lr is inf",
     ),
-    "no first epoch": (lambda f: _in_lines(f, lambda r: r[1:]), "line 1 has epoch 2, not 1"),
-    "no third epoch": (lambda f: _in_lines(f, lambda r: r[:2] + r[3:]), "line 3 has epoch 4"),
+    "no first epoch": (lambda f: change_lines(f, lambda r: r[1:]), "line 1 has epoch 2, not 1"),
+    "no third epoch": (lambda f: change_lines(f, lambda r: r[:2] + r[3:]), "line 3 has epoch 4"),
     "no last epoch": (
-        lambda f: _in_lines(f, lambda r: r[:-1]),
+        lambda f: change_lines(f, lambda r: r[:-1]),
         "metrics.jsonl: its last epoch is 4",
     ),
-    "an epoch twice": (lambda f: _in_lines(f, lambda r: r[:3] + r[2:]), "line 4 has epoch 3"),
+    "an epoch twice": (lambda f: change_lines(f, lambda r: r[:3] + r[2:]), "line 4 has epoch 3"),
     "a broken line": (
-        lambda f: _in_lines(f, lambda r: [r[0][:30] + "\n", *r[1:]]),
+        lambda f: change_lines(f, lambda r: [r[0][:30] + "\n", *r[1:]]),
         "line 1 is not",
     ),
     "an edited config": (
-        lambda f: (f / "config.yaml").write_text(_config(f).replace("\nseed: 0", "\nseed: 7")),
+        lambda f: (f / "config.yaml").write_text(read_config(f).replace("\nseed: 0", "\nseed: 7")),
         "config.yaml: changed since the run began",
     ),
     "a foreign config": (
         lambda f: (f / "config.yaml").write_text(
-            re.sub("signature: .+", "signature: 0badc0de", _config(f))
+            re.sub("signature: .+", "signature: 0badc0de", read_config(f))
         ),
         "config.yaml: its signature is '0badc0de'",
     ),
     "micro-batches that are text": (
-        lambda f: _in_meta(f, micro_batches="x"),
+        lambda f: change_meta(f, micro_batches="x"),
         "meta.json: micro_batches is 'x', not a list",
     ),
-    "versions that are a list": (lambda f: _in_meta(f, versions=[1]), "meta.json: versions is [1]"),
+    "versions that are a list": (
+        lambda f: change_meta(f, versions=[1]),
+        "meta.json: versions is [1]",
+    ),
     "a lone surrogate": (
-        lambda f: _in_meta(f, host="\ud800"),
+        lambda f: change_meta(f, host="\ud800"),
         "meta.json: host is '\\ud800', not valid Unicode text",
     ),
     "measured values that are a list": (
-        lambda f: _diagnosed(f, values=[1.0]),
+        lambda f: write_diagnosis(f, values=[1.0]),
         "diagnosis.jsonl: line 1: values is [1.0], not a mapping",
     ),
     "a measured value that is text": (
-        lambda f: _diagnosed(f, values={"top": "x"}),
+        lambda f: write_diagnosis(f, values={"top": "x"}),
         "diagnosis.jsonl: line 1: values.top",
     ),
-    "no probe": (lambda f: _diagnosed(f, probe=None), "diagnosis.jsonl: line 1: probe is None"),
+    "no probe": (
+        lambda f: write_diagnosis(f, probe=None),
+        "diagnosis.jsonl: line 1: probe is None",
+    ),
     "deep nesting": (
         lambda f: (f / "meta.json").write_text('{"a": ' + "[" * 99_999),
         "meta.json: not JSON (nested too deeply)",
@@ -150,11 +165,11 @@ def test_run_with_a_damaged_file_is_named_and_left_out(small: Path, kind: str) -
     damage, reason = DAMAGE[kind]
     folder = next(path for path in sorted(small.iterdir()) if "-s0-" in path.name)
     damage(folder)
-    found = load(small)
-    assert folder.name not in set(found.runs["name"])
-    assert folder.name not in set(found.curves["run"])
-    assert len(found.runs) == 7
-    (item,) = found.left_out
+    frames = load(small)
+    assert folder.name not in set(frames.runs["name"])
+    assert folder.name not in set(frames.curves["run"])
+    assert len(frames.runs) == 7
+    (item,) = frames.left_out
     assert item.path == folder
     assert reason in item.reason
     assert "\n" not in item.reason
@@ -163,7 +178,7 @@ def test_run_with_a_damaged_file_is_named_and_left_out(small: Path, kind: str) -
 
 def test_valid_diagnosis_leaves_nothing_out(small: Path) -> None:
     folder = next(path for path in sorted(small.iterdir()) if "-s0-" in path.name)
-    _diagnosed(folder)
+    write_diagnosis(folder)
     assert load(small).left_out == ()
 
 
@@ -173,10 +188,10 @@ def test_added_and_removed_runs_are_noticed(small: Path, synth: SimpleNamespace)
     for path in sorted((small / names[0]).iterdir()):
         path.unlink()
     (small / names[0]).rmdir()
-    found = load(small)
-    assert len(found.runs) == 8
-    assert names[0] not in set(found.curves["run"])
-    assert (found.curves["run"].str.contains("-ln-")).sum() == 3
+    frames = load(small)
+    assert len(frames.runs) == 8
+    assert names[0] not in set(frames.curves["run"])
+    assert (frames.curves["run"].str.contains("-ln-")).sum() == 3
 
 
 def test_missing_keys_have_defaults_and_init_is_shown_by_signature(
@@ -204,26 +219,26 @@ def test_released_lock_is_noticed_without_any_file_change(
 
 
 def test_frames_are_written_and_read_back(small: Path, tmp_path: Path) -> None:
-    found = load(small)
-    files = found.write(tmp_path / "data")
+    frames = load(small)
+    files = frames.write(tmp_path / "data")
     assert {path.name for path in files} == {
         "runs.parquet",
         "runs.csv",
         "curves.parquet",
         "curves.csv",
     }
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "data/curves.parquet"), found.curves)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "data/curves.parquet"), frames.curves)
     back = pd.read_csv(tmp_path / "data/runs.csv")
-    assert list(back["test_acc"]) == list(found.runs["test_acc"])
-    assert list(back.columns) == list(found.runs.columns)
+    assert list(back["test_acc"]) == list(frames.runs["test_acc"])
+    assert list(back.columns) == list(frames.runs.columns)
 
 
 def test_empty_store_is_loaded_and_missing_store_is_refused(
     tmp_store: Path, tmp_path: Path
 ) -> None:
-    found = load(tmp_store)
-    assert len(found.runs) == 0
-    assert len(found.curves) == 0
+    frames = load(tmp_store)
+    assert len(frames.runs) == 0
+    assert len(frames.curves) == 0
     with pytest.raises(NormbenchError, match="no such folder"):
         load(tmp_path / "nowhere")
 

@@ -21,7 +21,7 @@ LAYERS = ("stem_conv", "stage1_conv", "logits")
 Values = Callable[[dict[str, Any], int, int, str], dict[str, Any]]
 
 
-def store(grid: Callable[..., Path], values: Values, **options: Any) -> Path:
+def write_store(grid: Callable[..., Path], values: Values, **options: Any) -> Path:
     """Write a store whose rows also have the result of ``values(row, seed, batch, norm)``."""
     chosen = {"norms": ("none", "bn"), "batches": (16, 32), "seeds": 2, "epochs": 3, **options}
     root = grid(**chosen)
@@ -40,7 +40,7 @@ def study_of(root: Path) -> Study:
     return study
 
 
-def by_layer(row, seed, batch, norm):
+def layer_values(row, seed, batch, norm):
     values = {}
     for depth, name in enumerate(LAYERS):
         size = 10.0 ** (depth - 2) * row["epoch"] * (4.0 if seed else 1.0) * batch
@@ -55,10 +55,10 @@ def by_layer(row, seed, batch, norm):
 
 @pytest.fixture
 def mapped(grid: Callable[..., Path]) -> Study:
-    return study_of(store(grid, by_layer))
+    return study_of(write_store(grid, layer_values))
 
 
-def maps(drawing):
+def map_axes(drawing):
     return [axis for axis in drawing.figure.axes if axis.get_title() and axis.get_visible()]
 
 
@@ -69,7 +69,7 @@ def test_each_layer_quantity_has_a_map_with_a_panel_per_cell(mapped):
         "layers-activations-dead",
         "layers-mine-how-far",
     }
-    titles = [axis.get_title() for axis in maps(drawings["layers-gradients-gradient-norm"])]
+    titles = [axis.get_title() for axis in map_axes(drawings["layers-gradients-gradient-norm"])]
     assert titles == [
         "No norm, batch size 16",
         "No norm, batch size 32",
@@ -81,7 +81,7 @@ def test_each_layer_quantity_has_a_map_with_a_panel_per_cell(mapped):
 def test_cells_are_geometric_means_on_one_logarithmic_scale(mapped):
     drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("gradient-norm"))
     scales = set()
-    for axis in maps(drawing):
+    for axis in map_axes(drawing):
         batch = int(axis.get_title().rsplit(" ", 1)[1])
         (image,) = axis.collections
         expected = np.outer([0.01, 0.1, 1.0], [1, 2, 3]) * 2.0 * batch
@@ -99,7 +99,7 @@ def test_cells_are_geometric_means_on_one_logarithmic_scale(mapped):
 
 def test_shares_are_percentages_from_zero_and_gaps_are_grey(mapped):
     drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("dead"))
-    for axis in maps(drawing):
+    for axis in map_axes(drawing):
         (image,) = axis.collections
         values = np.ma.asarray(image.get_array()).reshape(2, 3)
         assert list(values[0]) == [25.0] * 3
@@ -117,8 +117,8 @@ def test_scale_spans_at_most_six_decades(grid):
             for name, size in zip(LAYERS, (1e-20, 0.0, 10.0), strict=True)
         }
 
-    (drawing,) = layers.draw(study_of(store(grid, values)))
-    (image,) = maps(drawing)[0].collections
+    (drawing,) = layers.draw(study_of(write_store(grid, values)))
+    (image,) = map_axes(drawing)[0].collections
     assert (image.norm.vmin, image.norm.vmax) == (pytest.approx(1e-5), pytest.approx(10.0))
     assert "6 decades" in drawing.caption
 
@@ -128,22 +128,22 @@ def test_map_covers_epochs_between_measurements(grid):
         measured = row["epoch"] in (2, 4, 5)
         return {f"probe/mine/{n}/size": 1.0 if measured else None for n in LAYERS}
 
-    (drawing,) = layers.draw(study_of(store(grid, values, epochs=5)))
-    (image,) = maps(drawing)[0].collections
+    (drawing,) = layers.draw(study_of(write_store(grid, values, epochs=5)))
+    (image,) = map_axes(drawing)[0].collections
     coordinates = image.get_coordinates()
     assert list(coordinates[0, :, 0]) == [1.0, 3.0, 4.5, 5.5]
 
 
 def test_many_cells_are_split_into_figures(grid):
-    root = store(grid, by_layer, norms=("none", "bn", "gn", "ln", "in"), seeds=1)
+    root = write_store(grid, layer_values, norms=("none", "bn", "gn", "ln", "in"), seeds=1)
     parts = [d for d in layers.draw(study_of(root)) if "gradient-norm" in d.slug]
     assert [d.slug[-2:] for d in parts] == ["-1", "-2"]
-    assert [len(maps(d)) for d in parts] == [8, 2]
-    scales = {axis.collections[0].norm.vmax for d in parts for axis in maps(d)}
+    assert [len(map_axes(d)) for d in parts] == [8, 2]
+    scales = {axis.collections[0].norm.vmax for d in parts for axis in map_axes(d)}
     assert len(scales) == 1
 
 
-def along(row, seed, batch, norm):
+def network_values(row, seed, batch, norm):
     factor = 4.0 if seed else 1.0
     return {
         "probe/smoothness/loss_low": 0.5 * factor,
@@ -157,7 +157,7 @@ def along(row, seed, batch, norm):
 
 
 def test_smoothness_is_a_band_from_minimum_to_maximum(grid):
-    study = study_of(store(grid, along))
+    study = study_of(write_store(grid, network_values))
     (drawing,) = smoothness.draw(study)
     axes = drawing.figure.axes
     assert len(axes) == 6
@@ -177,7 +177,7 @@ def test_smoothness_is_a_band_from_minimum_to_maximum(grid):
 
 
 def test_whole_network_values_are_curves_in_the_report(grid):
-    frames = load(store(grid, along))
+    frames = load(write_store(grid, network_values))
     (section,), _ = sections(frames, Request())
     slugs = [drawing.slug for drawing in draw(section.grid)]
     assert {"sharpness-eigenvalue-curves", "gradients-angle-curves", "smoothness"} <= set(slugs)
@@ -193,7 +193,7 @@ def test_no_figures_without_probes(grid):
     assert batch_dependence.draw(study) == []
 
 
-def dependent(row, seed, batch, norm):
+def batch_dependence_values(row, seed, batch, norm):
     """Return what ``batch_dependence`` and ``train_gap`` measure, every second epoch."""
     if row["epoch"] == 2:
         return {}
@@ -208,7 +208,7 @@ def dependent(row, seed, batch, norm):
 
 
 def test_batch_dependence_is_drawn_against_batch_size(grid):
-    study = study_of(store(grid, dependent))
+    study = study_of(write_store(grid, batch_dependence_values))
     (drawing,) = batch_dependence.draw(study)
     axes = drawing.figure.axes
     assert [axis.get_title() for axis in axes] == ["Batch size 16", "Batch size 32"]
@@ -221,7 +221,7 @@ def test_batch_dependence_is_drawn_against_batch_size(grid):
 
 
 def test_mode_gap_and_changed_classes_are_curves(grid):
-    study = study_of(store(grid, dependent))
+    study = study_of(write_store(grid, batch_dependence_values))
     drawn = {drawing.slug: drawing for drawing in draw(build(study, study.metrics["test_acc"]))}
     gap = drawn["train_gap-loss_gap-curves"].figure.axes[0]
     assert gap.get_ylabel().replace("\n", " ") == "Loss gap of inference to training mode"

@@ -206,7 +206,7 @@ def components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User
         cache.cache_clear()
 
 
-def own_names(archive: Path) -> list[str]:
+def user_files(archive: Path) -> list[str]:
     with tarfile.open(archive) as opened:
         names = [name.removeprefix("paper/") for name in opened.getnames()]
         return [name for name in names if Path(name).suffix and name.startswith("own/")]
@@ -218,7 +218,7 @@ def test_only_user_files_that_runs_name_are_packed(
     components.run(store, synth)
     lines: list[str] = []
     archive = pack(store, tmp_path / "paper.tar.gz", say=lines.append, config_dir=components.conf)
-    assert own_names(archive) == [
+    assert user_files(archive) == [
         "own/conf/norm/scaled.yaml",
         "own/conf/norm/scaled_base.yaml",
         "own/my_pack_formula.py",
@@ -244,14 +244,14 @@ def test_user_config_of_a_shipped_component_is_packed_if_a_run_names_it(
     tree = synth.config("gn", 16, 5, norm__name="gn64")
     synth.write_run(store, tree)
     archive = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=components.conf)
-    assert own_names(archive) == ["own/conf/norm/gn64.yaml"]
+    assert user_files(archive) == ["own/conf/norm/gn64.yaml"]
 
 
 def test_nothing_is_added_without_user_components(
     store: Path, components: UserComponents, tmp_path: Path
 ) -> None:
     with_folder = pack(store, tmp_path / "paper.tar.gz", say=quiet, config_dir=components.conf)
-    assert own_names(with_folder) == []
+    assert user_files(with_folder) == []
     first = with_folder.read_bytes()
     assert pack(store, tmp_path / "paper.tar.gz", force=True, say=quiet).read_bytes() == first
 
@@ -277,7 +277,7 @@ def test_installed_package_is_named_and_not_packed(
     components.run(store, synth, **changes)
     lines: list[str] = []
     archive = pack(store, tmp_path / "paper.tar.gz", say=lines.append, config_dir=components.conf)
-    assert own_names(archive) == ["own/conf/norm/rich.yaml"]
+    assert user_files(archive) == ["own/conf/norm/rich.yaml"]
     (note,) = [line for line in lines if line.startswith("note: ")]
     assert re.fullmatch(r"note: rich==[\d.]+ is an installed package and not packed: .*", note)
     readme = (unpacked(archive, tmp_path / "out") / "README.md").read_text()

@@ -20,13 +20,13 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def store(synth: SimpleNamespace, root: Path, norm: str, batch: int, **changes: Any) -> Path:
+def write_store(synth: SimpleNamespace, root: Path, norm: str, batch: int, **changes: Any) -> Path:
     synth.write_run(root, synth.config(norm, batch, 0, **(PUBLISHED | changes)))
     return root
 
 
 def test_published_configuration_matches(synth: SimpleNamespace, tmp_store: Path) -> None:
-    (known,) = matching(load(store(synth, tmp_store, "bn", 128)).runs)
+    (known,) = matching(load(write_store(synth, tmp_store, "bn", 128)).runs)
     assert known.test_err == 0.0875
     assert "He et al. 2016" in known.text
 
@@ -49,4 +49,4 @@ def test_any_other_configuration_does_not_match(
     synth: SimpleNamespace, tmp_store: Path, change: dict[str, Any]
 ) -> None:
     options = {"norm": "bn", "batch": 128} | change
-    assert matching(load(store(synth, tmp_store, **options)).runs) == []
+    assert matching(load(write_store(synth, tmp_store, **options)).runs) == []

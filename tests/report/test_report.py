@@ -161,8 +161,8 @@ def test_confound_is_reported_everywhere_until_it_is_allowed(
     differences = "differ in epochs (BN 5, GN 2) and learning rate (BN 0.1, GN 0.02)"
     hint = "if that is intended, add --allow-confound epochs,optimizer.lr"
     assert sum(line.endswith(hint) for line in messages) == 1
-    assert f"Confounded: rows also {differences}." in flat("\n".join(messages))
-    assert f"Confounded: rows also {differences}." in flat(
+    assert f"Confounded: rows also {differences}." in join_lines("\n".join(messages))
+    assert f"Confounded: rows also {differences}." in join_lines(
         commands.text(commands.summary_table(root))
     )
     for name in ("test_acc", "test_acc-differences", "selection", "summary", "train_seconds"):
@@ -176,19 +176,19 @@ def test_confound_is_reported_everywhere_until_it_is_allowed(
     messages.clear()
     commands.report(root, out=out, say=messages.append, allow_confound="epochs,optimizer.lr")
     assert hint not in "\n".join(messages)
-    assert f"Rows also {differences}, as intended." in flat("\n".join(messages))
+    assert f"Rows also {differences}, as intended." in join_lines("\n".join(messages))
     page = (out / "index.html").read_text()
     assert '<li class="significant">' in page
     assert "--allow-confound epochs,optimizer.lr" in page  # the command of this report
 
 
-def flat(text: str) -> str:
+def join_lines(text: str) -> str:
     """Join the lines of a text."""
     return " ".join(text.split())
 
 
 def test_terminal_table_says_what_had_not_converged(grid: Callable[..., Path]) -> None:
-    shown = flat(commands.text(commands.summary_table(grid(norms=("bn", "gn"), epochs=1))))
+    shown = join_lines(commands.text(commands.summary_table(grid(norms=("bn", "gn"), epochs=1))))
     assert "In 36 of 36 runs the last epoch is the best on validation" in shown
     assert "none was tuned" in shown
 

@@ -61,7 +61,7 @@ def sides_of(*stores: Path, by: str = "store", metric: str = "test_acc") -> Side
     return compare(frames, by, metric)
 
 
-def only(sides: Sides) -> Comparison:
+def single_comparison(sides: Sides) -> Comparison:
     (item,) = sides.found
     return item
 
@@ -70,7 +70,7 @@ def test_equal_weights_are_equal_bits(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91, 2: 0.92}, weights="w")
     second = write("second", {1: 0.91, 2: 0.92, 3: 0.99}, weights="w")
     sides = sides_of(first, second)
-    item = only(sides)
+    item = single_comparison(sides)
     assert (item.verdict, item.remark) == ("equal", "of 2 shared seeds")
     assert (item.shared, item.equal, item.difference) == (2, 2, 0)
     assert sides.exit_code == 0
@@ -80,7 +80,7 @@ def test_equal_weights_are_equal_bits(write: Write) -> None:
 def test_equal_weights_with_other_results_are_different(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91}, weights="w")
     second = write("second", {0: 0.9, 1: 0.911}, weights="w")
-    item = only(sides_of(first, second))
+    item = single_comparison(sides_of(first, second))
     assert (item.verdict, item.remark) == ("different", "equal weights, different test_acc")
 
 
@@ -102,7 +102,7 @@ def test_means_are_compared_with_the_spread_over_seeds(
     sides = sides_of(
         write("first", dict(enumerate(first))), write("second", dict(enumerate(second, 5)))
     )
-    item = only(sides)
+    item = single_comparison(sides)
     assert item.verdict == verdict
     assert item.difference == pytest.approx(np.mean(second) - np.mean(first))
     assert math.isnan(item.half_width) == (verdict == "unknown")
@@ -125,7 +125,7 @@ def test_false_alarm_rate_is_controlled_over_all_configs(write: Write) -> None:
     values = {0: 0.9, 1: 0.91, 2: 0.92}
     first = write("first", values)
     second = write("second", {seed: value + 0.025 for seed, value in values.items()})
-    alone = only(sides_of(first, second))
+    alone = single_comparison(sides_of(first, second))
     assert alone.verdict == "different"
     for store in ("first", "second"):
         write(store, values, optimizer__lr=0.2)
@@ -139,7 +139,7 @@ def test_false_alarm_rate_is_controlled_over_all_configs(write: Write) -> None:
 def test_equal_bits_in_some_seeds_are_reported(write: Write) -> None:
     first = write("first", {0: 0.9, 1: 0.91}, weights="w")
     write("second", {0: 0.9}, weights="w")
-    item = only(sides_of(first, write("second", {1: 0.92})))
+    item = single_comparison(sides_of(first, write("second", {1: 0.92})))
     assert (item.verdict, item.remark) == ("within", "equal bits in 1 of 2 seeds")
 
 
@@ -153,7 +153,7 @@ def test_equal_bits_in_some_seeds_are_reported(write: Write) -> None:
 )
 def test_diverged_runs(write: Write, first: list, second: list, verdict: str, remark: str) -> None:
     stores = write("first", dict(enumerate(first))), write("second", dict(enumerate(second)))
-    item = only(sides_of(*stores))
+    item = single_comparison(sides_of(*stores))
     assert (item.verdict, item.remark) == (verdict, remark)
 
 
@@ -163,7 +163,7 @@ def test_configs_are_distinguished_and_one_sided_ones_counted(write: Write) -> N
     second = write("second", {0: 0.9}, label="another label")
     write("second", {0: 0.9}, optimizer__lr=0.3)
     sides = sides_of(first, second)
-    assert only(sides).name == "digits-resnet8-bn-b16"
+    assert single_comparison(sides).name == "digits-resnet8-bn-b16"
     assert sides.only == [(1, 3), (1, 1)]
     assert sides.summary == (
         "1 config in both: 1 within the spread; only in first: 1 config (3 runs); "
@@ -176,7 +176,7 @@ def test_two_commits_in_one_store(write: Write) -> None:
     write("runs", {2: 0.8, 3: 0.81}, commit=NEW)
     sides = sides_of(store, by="commit")
     assert sides.names == (OLD[:10], NEW[:10])
-    assert only(sides).verdict == "different"
+    assert single_comparison(sides).verdict == "different"
     write("runs", {4: 0.9}, commit="c3" * 20)
     with pytest.raises(UserError, match=r"of 3 commits, a1a1a1a1a1 \(2 runs\), .* choose two"):
         sides_of(store, by="commit")

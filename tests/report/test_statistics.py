@@ -23,13 +23,13 @@ VALUES = [
 
 @pytest.mark.parametrize("values", VALUES)
 def test_interval_matches_scipy(values: list[float]) -> None:
-    found = sample(values)
+    result = sample(values)
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    assert found.n == len(values)
-    assert found.mean == pytest.approx(np.mean(values), rel=1e-14)
-    assert found.sd == pytest.approx(stats.tstd(values), rel=1e-12)
-    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
-    assert found.half_width == pytest.approx((high - low) / 2, rel=1e-9)
+    assert result.n == len(values)
+    assert result.mean == pytest.approx(np.mean(values), rel=1e-14)
+    assert result.sd == pytest.approx(stats.tstd(values), rel=1e-12)
+    assert (result.low, result.high) == pytest.approx((low, high), rel=1e-12)
+    assert result.half_width == pytest.approx((high - low) / 2, rel=1e-9)
 
 
 def test_one_value_has_no_interval_and_no_values_have_no_mean() -> None:
@@ -44,22 +44,22 @@ def test_one_value_has_no_interval_and_no_values_have_no_mean() -> None:
 def test_paired_difference_matches_scipy(n: int) -> None:
     rng = np.random.default_rng(n)
     ours, theirs = rng.normal(0.92, 0.02, n), rng.normal(0.9, 0.02, n)
-    found = paired(dict(enumerate(ours)), dict(enumerate(theirs)))
+    result = paired(dict(enumerate(ours)), dict(enumerate(theirs)))
     known = stats.ttest_rel(ours, theirs)
-    assert found.p == pytest.approx(known.pvalue, rel=1e-10)
+    assert result.p == pytest.approx(known.pvalue, rel=1e-10)
     low, high = known.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-10)
+    assert (result.low, result.high) == pytest.approx((low, high), rel=1e-10)
     difference = ours - theirs
     exact = special.gamma((n - 1) / 2) / (math.sqrt((n - 1) / 2) * special.gamma((n - 2) / 2))
     cohen = difference.mean() / difference.std(ddof=1)
-    assert found.effect == pytest.approx(exact * cohen, rel=1e-10)
+    assert result.effect == pytest.approx(exact * cohen, rel=1e-10)
 
 
 def test_only_shared_seeds_are_compared_in_pairs() -> None:
-    found = paired({0: 0.9, 1: 0.8, 2: 0.7, 7: 0.1}, {2: 0.6, 1: 0.75, 0: 0.88, 9: 0.0})
-    assert found.n == 3
-    assert found.mean == pytest.approx((0.02 + 0.05 + 0.1) / 3)
-    assert found.tested
+    result = paired({0: 0.9, 1: 0.8, 2: 0.7, 7: 0.1}, {2: 0.6, 1: 0.75, 0: 0.88, 9: 0.0})
+    assert result.n == 3
+    assert result.mean == pytest.approx((0.02 + 0.05 + 0.1) / 3)
+    assert result.tested
 
 
 def test_untestable_difference_has_no_p_value() -> None:

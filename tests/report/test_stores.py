@@ -27,7 +27,7 @@ def set_weights(run: Path, checksum: str) -> None:
 
 
 @pytest.fixture
-def two(synth: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+def two_stores(synth: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     """Two stores: bn and gn with seeds 0 to 2, and bn at another commit with seeds 1 to 3."""
     first, second = tmp_path / "first", tmp_path / "second"
     for seed in range(3):
@@ -38,15 +38,15 @@ def two(synth: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(first=first, second=second, both=[first, second])
 
 
-def test_single_store_is_read_like_load(two: SimpleNamespace) -> None:
-    frames, notes = load_stores(str(two.first))
+def test_single_store_is_read_like_load(two_stores: SimpleNamespace) -> None:
+    frames, notes = load_stores(str(two_stores.first))
     assert not notes
     assert not frames.stores
-    assert frames.runs.equals(load(two.first).runs)
+    assert frames.runs.equals(load(two_stores.first).runs)
 
 
-def test_copies_of_a_run_count_once(two: SimpleNamespace) -> None:
-    frames, notes = load_stores(two.both)
+def test_copies_of_a_run_count_once(two_stores: SimpleNamespace) -> None:
+    frames, notes = load_stores(two_stores.both)
     assert notes == ["2 runs are in several stores and count once"]
     assert len(frames.runs) == 7
     assert frames.runs["name"].is_unique
@@ -55,10 +55,10 @@ def test_copies_of_a_run_count_once(two: SimpleNamespace) -> None:
     assert [(store.name, store.runs) for store in frames.stores] == [("first", 6), ("second", 3)]
 
 
-def test_first_store_counts_where_weights_differ(two: SimpleNamespace) -> None:
-    for run in two.second.iterdir():
+def test_first_store_counts_where_weights_differ(two_stores: SimpleNamespace) -> None:
+    for run in two_stores.second.iterdir():
         set_weights(run, "0" * 64)
-    for stores, name in ((two.both, "first"), (two.both[::-1], "second")):
+    for stores, name in ((two_stores.both, "first"), (two_stores.both[::-1], "second")):
         frames, (note,) = load_stores(stores)
         shared = frames.runs[(frames.runs["norm"] == "bn") & frames.runs["seed"].isin([1, 2])]
         assert list(shared["store"]) == [name, name]
@@ -66,10 +66,10 @@ def test_first_store_counts_where_weights_differ(two: SimpleNamespace) -> None:
         assert "named first on the command line counts" in note
 
 
-def test_complete_run_is_preferred_to_an_incomplete_one(two: SimpleNamespace) -> None:
-    (run,) = two.first.glob("*-bn-b16-s1-*")
+def test_complete_run_is_preferred_to_an_incomplete_one(two_stores: SimpleNamespace) -> None:
+    (run,) = two_stores.first.glob("*-bn-b16-s1-*")
     (run / "summary.json").unlink()
-    frames, notes = load_stores(two.both)
+    frames, notes = load_stores(two_stores.both)
     (row,) = frames.runs[(frames.runs["norm"] == "bn") & (frames.runs["seed"] == 1)].to_dict(
         "records"
     )
@@ -78,17 +78,19 @@ def test_complete_run_is_preferred_to_an_incomplete_one(two: SimpleNamespace) ->
 
 
 def test_diverged_runs_with_equal_results_are_copies(
-    synth: SimpleNamespace, two: SimpleNamespace
+    synth: SimpleNamespace, two_stores: SimpleNamespace
 ) -> None:
     tree = synth.config("none", 16, 0, epochs=4)
-    for root, stop in ((two.first, 2), (two.second, 2)):
+    for root, stop in ((two_stores.first, 2), (two_stores.second, 2)):
         set_weights(synth.write_run(root, tree, status="diverged", stop=stop), "")
-    assert load_stores(two.both)[1] == ["3 runs are in several stores and count once"]
+    assert load_stores(two_stores.both)[1] == ["3 runs are in several stores and count once"]
 
 
 @pytest.mark.parametrize(("by", "rows"), [("store", ["first", "second"]), ("commit", None)])
-def test_stores_and_commits_are_rows(two: SimpleNamespace, by: str, rows: list[str] | None) -> None:
-    frames, notes = load_stores(two.both, (by, "norm"))
+def test_stores_and_commits_are_rows(
+    two_stores: SimpleNamespace, by: str, rows: list[str] | None
+) -> None:
+    frames, notes = load_stores(two_stores.both, (by, "norm"))
     assert not notes
     assert len(frames.runs) == 9
     assert frames.runs["name"].is_unique
@@ -105,9 +107,9 @@ def test_stores_and_commits_are_rows(two: SimpleNamespace, by: str, rows: list[s
     assert (second.baseline.n, second.baseline.mean) == (2, 0.0)
 
 
-def test_stores_are_in_command_line_order(two: SimpleNamespace) -> None:
+def test_stores_are_in_command_line_order(two_stores: SimpleNamespace) -> None:
     by = ("store", "batch", "norm")
-    found = studies(load_stores(two.both[::-1], by)[0], by)
+    found = studies(load_stores(two_stores.both[::-1], by)[0], by)
     assert found[0].rows == ["second", "first"]
 
 
@@ -151,61 +153,69 @@ def test_tuning_choices_of_several_stores(synth: SimpleNamespace, tmp_path: Path
 
 @pytest.mark.usefixtures("one_figure")
 def test_report_of_two_stores(
-    two: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_stores: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (two.second / "notes.txt").write_text("do not forget")
+    (two_stores.second / "notes.txt").write_text("do not forget")
     out = tmp_path / "out"
-    words = ["report", str(two.first), "--by", "store,norm", str(two.second), "--out", str(out)]
+    words = [
+        "report",
+        str(two_stores.first),
+        "--by",
+        "store,norm",
+        str(two_stores.second),
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert f"first: 6 runs in {two.first}" in printed
+    assert f"first: 6 runs in {two_stores.first}" in printed
     assert "together: 9 runs: 9 finished" in printed
     assert "left out: second/notes.txt: a file" in printed
     assert "• second and first have equal values in each shared seed at norm BN." in printed
     assert "second" in (out / "tables" / "test_acc.md").read_text()
     page = (out / "index.html").read_text()
-    for run in two.second.glob("digits-*"):
+    for run in two_stores.second.glob("digits-*"):
         assert f'href="../second/{run.name}/config.yaml"' in page
-    assert f"normbench report {two.first} {two.second} --by store,norm" in page
+    assert f"normbench report {two_stores.first} {two_stores.second} --by store,norm" in page
 
 
 def test_verifications_of_each_store_are_counted(
-    two: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    two_stores: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {root: next(root.glob("*-bn-b16-s1-*")).name for root in two.both}
+    names = {root: next(root.glob("*-bn-b16-s1-*")).name for root in two_stores.both}
     monkeypatch.setattr(
         "normbench.report.origin.verification.newest",
         lambda store: {names[store.root]: {"verdict": "equal"}},
     )
-    frames, _ = load_stores(two.both, ("store",))
+    frames, _ = load_stores(two_stores.both, ("store",))
     assert "2 of 9 runs trained again: 2 equal" in commands.origin.verified(frames)[0]
 
 
 def test_user_errors_in_naming_stores(
-    two: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_stores: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "link").symlink_to(two.first)
+    (tmp_path / "link").symlink_to(two_stores.first)
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
-    shutil.copytree(two.second, broken)
+    shutil.copytree(two_stores.second, broken)
     for path in broken.glob("*/meta.json"):
         path.write_text("{")
     for second, says in (
-        (str(two.first), "is named twice"),
-        (str(tmp_path / "link"), f"is named twice, as {str(two.first)!r} and as"),
+        (str(two_stores.first), "is named twice"),
+        (str(tmp_path / "link"), f"is named twice, as {str(two_stores.first)!r} and as"),
         (str(tmp_path / "nowhere"), "no such folder"),
         (str(tmp_path / "empty"), "there are no runs in"),
         (str(broken), "that can be reported (left out: digits-"),
     ):
         out = tmp_path / "out"
-        assert main(["report", str(two.first), second, "--out", str(out)]) == 2
+        assert main(["report", str(two_stores.first), second, "--out", str(out)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
         assert not out.exists()
     for words in (["a", "b", "--store", "c"], ["a", "--store", "c"]):
         assert main(["report", *words]) == 2
         assert "two stores are named: 'a' and 'c'" in capsys.readouterr().err
-    assert main(["report", str(two.first), "--by", "comit"]) == 2
+    assert main(["report", str(two_stores.first), "--by", "comit"]) == 2
     assert "did you mean 'commit'?" in capsys.readouterr().err
     with pytest.raises(UserError, match="no store is named"):
         load_stores([])

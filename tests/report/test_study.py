@@ -28,13 +28,13 @@ def test_data_sets_and_rates_separate_studies(
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=2, epochs=3)
     synth.write_grid(root, ("bn",), (16,), 2, 8, dataset="mnist")
     synth.write_grid(root, ("bn", "gn"), (16,), 2, 3, optimizer__lr=0.5)
-    found = studies(load(root))
-    titles = [study.title for study in found]
+    found_studies = studies(load(root))
+    titles = [study.title for study in found_studies]
     # The data set already determines the epochs, so they are not part of the title.
-    assert len(found) == 3
+    assert len(found_studies) == 3
     assert titles[0] == "resnet8 on Digits, optimizer.lr 0.1"
-    assert sum(len(study.runs) for study in found) == 14
-    for study in found:
+    assert sum(len(study.runs) for study in found_studies) == 14
+    for study in found_studies:
         assert not study.runs.duplicated(["row", "column", "seed"]).any()
 
 
@@ -65,8 +65,8 @@ def test_rows_by_an_option_name_the_runs_without_it(
 
 def test_third_factor_separates_studies(grid: Callable[..., Path]) -> None:
     root = grid(norms=("bn", "gn"), batches=(16, 32), seeds=2, epochs=3)
-    found = studies(load(root), ("norm", "epochs", "batch"))
-    assert [study.context["batch"] for study in found] == [16, 32]
+    found_studies = studies(load(root), ("norm", "epochs", "batch"))
+    assert [study.context["batch"] for study in found_studies] == [16, 32]
 
 
 def test_one_factor_is_enough(grid: Callable[..., Path]) -> None:
@@ -107,11 +107,11 @@ def test_studies_with_similar_names_have_unique_titles_and_folders(
     for place, label in enumerate(ALIKE):
         change = {"label": label, "optimizer__lr": 0.05 + place / 100}
         synth.write_grid(tmp_store, ("bn",), (16,), 1, 2, **change)
-    found = studies(load(tmp_store), ("norm", "batch", "label"))
-    assert len({study.title for study in found}) == len(ALIKE)
-    slugs = {unicodedata.normalize("NFKC", study.slug.casefold()) for study in found}
+    found_studies = studies(load(tmp_store), ("norm", "batch", "label"))
+    assert len({study.title for study in found_studies}) == len(ALIKE)
+    slugs = {unicodedata.normalize("NFKC", study.slug.casefold()) for study in found_studies}
     assert len(slugs) == len(ALIKE)
-    for study in found:
+    for study in found_studies:
         assert len(study.slug.encode()) <= 100
         assert set(study.slug) - set("._-") <= {c for c in study.slug if c.isalnum()}
         assert study.slug[0].isalnum()
@@ -133,10 +133,10 @@ def test_numbers_differing_in_the_last_digit_separate_studies_and_rows(
         synth.write_grid(tmp_store, ("bn",), (16,), 1, 2, optimizer__lr=rate)
     for eps in (1e-5, 1.0000000000000003e-5):
         synth.write_grid(tmp_store, ("gn",), (16,), 1, 2, norm__epsilon=eps, optimizer__lr=0.3)
-    found = studies(load(tmp_store))
-    titles = {study.title.rpartition(" ")[2] for study in found}
+    found_studies = studies(load(tmp_store))
+    titles = {study.title.rpartition(" ")[2] for study in found_studies}
     assert titles == {"0.3", "0.30000000000000004"}
-    (rows,) = [study.rows for study in found if study.title.endswith(" 0.3")]
+    (rows,) = [study.rows for study in found_studies if study.title.endswith(" 0.3")]
     assert rows[1:] == ["gn (epsilon=1.0000000000000003e-05)", "gn (epsilon=1e-05)"]
 
 

@@ -39,28 +39,28 @@ def cell_of(markdown: str, row: str, column: int) -> str:
 
 
 def test_matrix_in_markdown(grid: Grid) -> None:
-    found = render.markdown(tables.matrix(grid))
+    output = render.markdown(tables.matrix(grid))
     sample = grid.cells["gn_ws", 16].sample
-    assert cell_of(found, "GN+WS", 1) == (
+    assert cell_of(output, "GN+WS", 1) == (
         f"**{100 * sample.mean:.2f} ± {100 * sample.half_width:.2f}**"
     )
-    assert cell_of(found, "No norm", 1) == "63.06 (1 of 3 diverged)"
-    assert cell_of(found, "No norm", 6) == "diverged (all 2 runs)"
-    assert cell_of(found, "LN", 3).endswith("(1 seed)")
-    assert cell_of(found, "LN", 4) == "– (1 not ended)"
-    assert cell_of(found, "LN", 1) == "–"
-    assert "†" in cell_of(found, "BN", 4)
-    assert "over 3 seeds" in found
-    assert "chance level" in found
+    assert cell_of(output, "No norm", 1) == "63.06 (1 of 3 diverged)"
+    assert cell_of(output, "No norm", 6) == "diverged (all 2 runs)"
+    assert cell_of(output, "LN", 3).endswith("(1 seed)")
+    assert cell_of(output, "LN", 4) == "– (1 not ended)"
+    assert cell_of(output, "LN", 1) == "–"
+    assert "†" in cell_of(output, "BN", 4)
+    assert "over 3 seeds" in output
+    assert "chance level" in output
 
 
 def test_differences_show_sign_and_star(grid: Grid) -> None:
-    found = render.markdown(tables.differences(grid))
+    output = render.markdown(tables.differences(grid))
     difference = grid.cells["gn", 16].baseline
-    assert cell_of(found, "GN", 1).startswith(f"{100 * difference.mean:+.2f} ± ")
-    assert "Holm" in found
-    assert "over the 12 comparisons of this table that can be tested" in found
-    assert "3 more comparisons cannot be tested" in found
+    assert cell_of(output, "GN", 1).startswith(f"{100 * difference.mean:+.2f} ± ")
+    assert "Holm" in output
+    assert "over the 12 comparisons of this table that can be tested" in output
+    assert "3 more comparisons cannot be tested" in output
 
 
 def test_table_without_tests_claims_no_significance(
@@ -69,23 +69,23 @@ def test_table_without_tests_claims_no_significance(
     for norm in ("bn", "gn"):
         synth.write_run(tmp_store, synth.config(norm, 16, 0, epochs=3))
     (study,) = studies(load(tmp_store))
-    found = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
-    assert "p < 0.05" not in found
-    assert "The one comparison cannot be tested: one seed, a diverged run, or no spread." in found
+    output = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
+    assert "p < 0.05" not in output
+    assert "The one comparison cannot be tested: one seed, a diverged run, or no spread." in output
     synth.write_run(tmp_store, synth.config("ln", 16, 0, epochs=3))
     (study,) = studies(load(tmp_store))
-    found = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
-    assert "2 comparisons cannot be tested" in found
+    output = render.markdown(tables.differences(build(study, METRICS["test_acc"], "bn")))
+    assert "2 comparisons cannot be tested" in output
 
 
 def test_times_have_no_significance_marks(grid: Grid) -> None:
     for name in ("images_per_s", "train_seconds"):
         timed = build(grid.study, METRICS[name], "bn")
         for table in (tables.matrix(timed), tables.differences(timed), tables.comparisons(timed)):
-            found = render.markdown(table)
-            assert "†" not in found
-            assert "p < 0.05" not in found
-            assert "no test is made" in found
+            output = render.markdown(table)
+            assert "†" not in output
+            assert "p < 0.05" not in output
+            assert "no test is made" in output
         assert not any(cell.baseline.tested for cell in timed.cells.values() if cell.baseline)
         assert any(cell.best for cell in timed.cells.values())  # which describes and claims nothing
 
@@ -118,9 +118,9 @@ def test_interval_is_clipped_to_possible_values() -> None:
     ],
 )
 def test_interval_of_differences_is_clipped_to_possible_ones(name, values, text, amount) -> None:
-    found = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-    assert METRICS[name].difference(found) == text
-    assert METRICS[name].difference(found, sign=False) == amount
+    difference = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    assert METRICS[name].difference(difference) == text
+    assert METRICS[name].difference(difference, sign=False) == amount
 
 
 def test_clipped_interval_is_explained(grid: Grid) -> None:
@@ -128,9 +128,9 @@ def test_clipped_interval_is_explained(grid: Grid) -> None:
     places = runs.index[(runs["norm"] == "bn") & (runs["batch"] == 16)]
     study = replace(grid.study, runs=runs.assign(steps_to_target=50.0))
     study.runs.loc[places, "steps_to_target"] = [10.0, 20.0, 120.0]
-    found = render.markdown(tables.matrix(build(study, METRICS["steps_to_target"])))
-    assert r"50 \[0, 201\]" in found
-    assert "an interval that is cut at 0" in found
+    output = render.markdown(tables.matrix(build(study, METRICS["steps_to_target"])))
+    assert r"50 \[0, 201\]" in output
+    assert "an interval that is cut at 0" in output
 
 
 def test_csv_has_unrounded_numbers(grid: Grid) -> None:
@@ -142,25 +142,25 @@ def test_csv_has_unrounded_numbers(grid: Grid) -> None:
 
 
 def test_comparisons_list_every_pair(grid: Grid) -> None:
-    found = tables.comparisons(grid)
-    assert len(found.rows) == 15
-    assert list(found.data["p"].dropna()) == [
+    table = tables.comparisons(grid)
+    assert len(table.rows) == 15
+    assert list(table.data["p"].dropna()) == [
         c.baseline.p for c in grid.cells.values() if c.baseline is not None and c.baseline.tested
     ]
 
 
 def test_improvement_says_what_cannot_be_resampled(grid: Grid) -> None:
-    found = render.markdown(tables.improvement(grid))
-    assert cell_of(found, "LN", 2) == "– (a task has 1 run)"
-    assert cell_of(found, "No norm", 2) == "– (all pairs agree)"
-    assert cell_of(found, "GN", 3) == "6"
+    output = render.markdown(tables.improvement(grid))
+    assert cell_of(output, "LN", 2) == "– (a task has 1 run)"
+    assert cell_of(output, "No norm", 2) == "– (all pairs agree)"
+    assert cell_of(output, "GN", 3) == "6"
 
 
 def test_selection_uses_only_validation(grid: Grid) -> None:
-    found = selection(grid.study)
-    assert found is not None
+    table = selection(grid.study)
+    assert table is not None
     runs = grid.study.runs
-    for line in found.data.itertuples():
+    for line in table.data.itertuples():
         row_runs = runs[(runs["norm"] == line.row) & (runs["status"] == "finished")]
         means = row_runs.groupby("batch")["val_acc"].mean()
         if line.row != "none":
@@ -171,9 +171,9 @@ def test_selection_uses_only_validation(grid: Grid) -> None:
 
 
 def test_summary_has_every_cell_and_run_list_every_run(grid: Grid, mixed_store: Path) -> None:
-    cells = summary(grid.study)
-    assert len(cells.rows) == len(grid.cells)
-    assert set(cells.data["runs"]) == {1, 2, 3}
+    table = summary(grid.study)
+    assert len(table.rows) == len(grid.cells)
+    assert set(table.data["runs"]) == {1, 2, 3}
     listed = run_list(load(mixed_store))
     assert len(listed.rows) == 63
 
@@ -199,21 +199,21 @@ def test_latex_is_balanced_and_escaped() -> None:
         pd.DataFrame(),
         "Batch",
     )
-    found = latex(awkward)
-    assert r"\textbf{$-$1.50 $\pm$ 0.20}" in found
-    assert r"50 \% of R\&D\_x" in found
-    assert r"bn \#1" in found
-    assert r"gn \textasciitilde{} \{x\}" in found
-    assert r"2\textsuperscript{\dag}\textsuperscript{a}" in found
-    assert r"\textsuperscript{a} 1 seed." in found
-    assert r"Costs \$5." in found
-    assert r"\multicolumn{2}{c}{Batch}" in found
-    assert found.count(r"\begin{") == found.count(r"\end{")
+    tex = latex(awkward)
+    assert r"\textbf{$-$1.50 $\pm$ 0.20}" in tex
+    assert r"50 \% of R\&D\_x" in tex
+    assert r"bn \#1" in tex
+    assert r"gn \textasciitilde{} \{x\}" in tex
+    assert r"2\textsuperscript{\dag}\textsuperscript{a}" in tex
+    assert r"\textsuperscript{a} 1 seed." in tex
+    assert r"Costs \$5." in tex
+    assert r"\multicolumn{2}{c}{Batch}" in tex
+    assert tex.count(r"\begin{") == tex.count(r"\end{")
     for rule in ("toprule", "midrule", "bottomrule"):
-        assert found.count(f"\\{rule}") == 1
+        assert tex.count(f"\\{rule}") == 1
     assert all(
         line.count("&") == 2
-        for line in found.splitlines()
+        for line in tex.splitlines()
         if line.endswith(r"} \\") and "multicolumn" not in line
     )
 
@@ -287,9 +287,9 @@ def test_latex_says_which_characters_need_another_engine() -> None:
 
 
 def test_long_names_in_latex_can_break() -> None:
-    found = latex(named("n" * 120))
-    assert r"\begin{tabular}{p{0.35\linewidth}r}" in found
-    assert r"n\allowbreak{}n" in found
+    tex = latex(named("n" * 120))
+    assert r"\begin{tabular}{p{0.35\linewidth}r}" in tex
+    assert r"n\allowbreak{}n" in tex
 
 
 def test_filter_in_markdown_is_always_code() -> None:
@@ -338,10 +338,12 @@ def test_shortened_names_stay_distinct() -> None:
 
 
 def test_markdown_is_escaped() -> None:
-    found = render.markdown(Table("x", "T", ["a|b", "c"], [[TableEntry("_x_"), TableEntry("<i>")]]))
-    assert r"a\|b" in found
-    assert r"\_x\_" in found
-    assert r"\<i\>" in found
+    output = render.markdown(
+        Table("x", "T", ["a|b", "c"], [[TableEntry("_x_"), TableEntry("<i>")]])
+    )
+    assert r"a\|b" in output
+    assert r"\_x\_" in output
+    assert r"\<i\>" in output
 
 
 def test_terminal_fits_eighty_columns(grid: Grid) -> None:

@@ -45,7 +45,7 @@ def epoch(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def begin(root: Path, epochs: int = 3) -> Run:
+def begin_run(root: Path, epochs: int = 3) -> Run:
     """Create an interrupted run."""
     run = Store(root).run(CONFIG)
     meta = {
@@ -65,7 +65,7 @@ def begin(root: Path, epochs: int = 3) -> Run:
     return run
 
 
-def finish(run: Run) -> Run:
+def finish_run(run: Run) -> Run:
     run.write_summary(SUMMARY)
     run.update_meta(status="finished", ended="2026-11-21T11:00:00Z")
     for checkpoint in ("last", "best"):
@@ -87,7 +87,7 @@ def _forget_runs_without_checksums() -> Iterator[None]:
 
 @pytest.fixture
 def finished(tmp_store: Path) -> Run:
-    return finish(begin(tmp_store))
+    return finish_run(begin_run(tmp_store))
 
 
 def without_checksums(run: Run) -> Run:
@@ -101,7 +101,7 @@ def without_checksums(run: Run) -> Run:
     return run
 
 
-def everything(run: Run) -> dict[str, Any]:
+def read_everything(run: Run) -> dict[str, Any]:
     """Return everything that any of the readers gets from a run."""
     return {
         "status": run.verify(),
@@ -149,7 +149,7 @@ def crash_can_leave(name: str, data: bytes, damaged: bytes) -> bool:
     )  # fmt: skip
 
 
-def complaint(run: Run) -> str:
+def error_of(run: Run) -> str:
     """Return the error message of a damaged run, or "" for an intact one."""
     try:
         run.verify()
@@ -160,21 +160,21 @@ def complaint(run: Run) -> str:
 
 def fuzz(run: Run, changed: Callable[[str, bytes], Iterator[tuple[str, bytes]]]) -> int:
     """Assert that every damaged file is named or reads as written; return their number."""
-    expected, tried = everything(run), 0
+    expected, tried = read_everything(run), 0
     for name in FILES:
         path = run.path / name
         data = path.read_bytes()
         for what, damaged in changed(name, data):
             tried += 1
             path.write_bytes(damaged)
-            message = complaint(run)
+            message = error_of(run)
             assert message == "" or f"{path}: " in message, (name, what, message)
             assert "\n" not in message
             if message or crash_can_leave(name, data, damaged):
                 continue
-            assert everything(run) == expected, (name, what)
+            assert read_everything(run) == expected, (name, what)
         path.write_bytes(data)
-    assert everything(run) == expected
+    assert read_everything(run) == expected
     return tried
 
 
@@ -232,35 +232,35 @@ def test_checksums_match_sha256sum(finished: Run) -> None:
 
 
 def test_reformatted_json_is_not_damage(finished: Run) -> None:
-    expected = everything(finished)
+    expected = read_everything(finished)
     for name in ("meta.json", "summary.json"):
         path = finished.path / name
         path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
-    assert everything(finished) == expected
+    assert read_everything(finished) == expected
 
 
 def test_interrupted_run_is_resumable_with_any_torn_last_line(tmp_store: Path) -> None:
-    run = begin(tmp_store, 2)
+    run = begin_run(tmp_store, 2)
     path = run.path / "metrics.jsonl"
-    whole = path.read_bytes()
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
+    content = path.read_bytes()
+    for cut in range(len(content) + 1):
+        path.write_bytes(content[:cut])
         assert run.verify() == "interrupted"
-    path.write_bytes(whole[whole.index(b"\n") + 1 :])
+    path.write_bytes(content[content.index(b"\n") + 1 :])
     with pytest.raises(StoreError, match=r"metrics\.jsonl: line 1 has epoch 2, not 1"):
         run.verify()
 
 
 def test_resuming_refuses_rows_changed_before_the_checkpoint(tmp_store: Path) -> None:
-    run = begin(tmp_store, 2)
+    run = begin_run(tmp_store, 2)
     checksum = run.metrics_checksum()
     run.append_metrics(epoch(3))  # after the checkpoint
     path = run.path / "metrics.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"0.125", b"0.126", 1))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0.125", b"0.126", 1))
     with pytest.raises(StoreError, match=r"metrics\.jsonl: changed since the last checkpoint"):
         run.truncate_metrics(2, checksum)
-    path.write_bytes(whole)
+    path.write_bytes(content)
     run.truncate_metrics(2, checksum)
     assert run.metrics_checksum() == checksum
 
@@ -270,15 +270,15 @@ def test_crash_between_two_writes_leaves_no_damage(tmp_store: Path, after: str) 
     """The writes come in this order, each durable before the next begins."""
     run = Store(tmp_store).run(CONFIG)
     if after == "config":
-        begin(tmp_store, 0)
+        begin_run(tmp_store, 0)
         (run.path / "meta.json").unlink()
         assert run.verify() == "missing"
-        begin(tmp_store, 3)
+        begin_run(tmp_store, 3)
     elif after == "meta":
-        assert begin(tmp_store, 0).verify() == "interrupted"
-        begin(tmp_store, 3)
+        assert begin_run(tmp_store, 0).verify() == "interrupted"
+        begin_run(tmp_store, 3)
     else:
-        begin(tmp_store, 3)
+        begin_run(tmp_store, 3)
     if after != "summary":
         assert run.verify() == "interrupted"
     run.write_summary(SUMMARY)
@@ -301,7 +301,7 @@ def test_lost_checksums_are_not_mistaken_for_an_older_version(
 
 def test_runs_without_checksums_are_read_and_noted_once(tmp_store: Path) -> None:
     assert note_on_checksums() == ""
-    run = without_checksums(finish(begin(tmp_store)))
+    run = without_checksums(finish_run(begin_run(tmp_store)))
     assert run.verify() == "finished"
     assert run.verify() == "finished"
     assert note_on_checksums() == (
@@ -327,7 +327,7 @@ def test_runs_without_checksums_are_read_and_noted_once(tmp_store: Path) -> None
 def test_without_checksums_ranges_and_consistency_are_checked(
     tmp_store: Path, name: str, old: str, new: str, reason: str
 ) -> None:
-    run = without_checksums(finish(begin(tmp_store)))
+    run = without_checksums(finish_run(begin_run(tmp_store)))
     path = run.path / name
     text = path.read_text()
     assert old in text
@@ -345,7 +345,7 @@ def test_renamed_run_folder_is_refused(finished: Run) -> None:
 
 
 def test_torn_line_of_a_complete_run_is_damage_even_without_checksums(tmp_store: Path) -> None:
-    run = without_checksums(finish(begin(tmp_store)))
+    run = without_checksums(finish_run(begin_run(tmp_store)))
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "tr')
     with pytest.raises(StoreError, match=r"metrics\.jsonl: its last line is torn"):
@@ -359,8 +359,8 @@ def test_started_run_without_config_is_damaged(finished: Run) -> None:
 
 
 def test_resuming_an_older_run_adds_checksums(tmp_store: Path) -> None:
-    without_checksums(begin(tmp_store, 1))
-    run = begin(tmp_store, 0)
+    without_checksums(begin_run(tmp_store, 1))
+    run = begin_run(tmp_store, 0)
     assert "checksums" in json.loads((run.path / "meta.json").read_text())
     path = run.path / "config.yaml"
     path.write_text(path.read_text().replace("label: été", "label: etc"))

@@ -478,8 +478,8 @@ def writers(run: Run) -> dict[str, Callable[[], None]]:
     }
 
 
-def filled(run: Run) -> dict[str, bytes]:
-    """Fill the run with an old version of every file, and return their bytes."""
+def write_all_files(run: Run) -> dict[str, bytes]:
+    """Write an old version of every file of the run, and return their bytes."""
     run.write_summary({"status": "finished", "epochs": 1})
     run.append_metrics(row(1))
     run.append_metrics(row(2))
@@ -492,7 +492,7 @@ def filled(run: Run) -> dict[str, bytes]:
 def test_full_disk_keeps_the_old_file_and_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    before = filled(run)
+    before = write_all_files(run)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -646,10 +646,10 @@ def test_torn_line_is_ignored_and_not_joined_to_the_next_append(run: Run) -> Non
     rows = [row(1, note="ä"), row(2), row(3)]
     for metrics in rows:
         run.append_metrics(metrics)
-    whole = path.read_bytes()
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
+    content = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    for cut in range(len(content) + 1):
+        path.write_bytes(content[:cut])
         # A line is complete with its closing brace, with or without the newline after it.
         complete = rows[: sum(cut >= end - 1 for end in ends)]
         assert run.metrics() == complete, cut
@@ -711,14 +711,14 @@ def test_truncate_metrics_keeps_lines_up_to_an_epoch_unchanged(run: Run) -> None
     assert not path.exists()
     for epoch in (1, 2, 3):
         run.append_metrics(row(epoch))
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"epoch": 4, "tr')
+    content = path.read_bytes()
+    path.write_bytes(content + b'{"epoch": 4, "tr')
     with pytest.raises(StoreError, match="ends after epoch 3, but the checkpoint is of epoch 4"):
         run.truncate_metrics(4)
     run.truncate_metrics(3)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     run.truncate_metrics(2)
-    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+    assert path.read_bytes() == b"".join(content.splitlines(keepends=True)[:2])
     run.append_metrics(row(3))
     run.truncate_metrics(0)
     assert run.metrics() == []
@@ -793,10 +793,10 @@ def test_every_truncation_and_flipped_byte_is_detected_or_harmless(run: Run) -> 
     info = {"epoch": 3}
     run.save_checkpoint(arrays, info)
     path = run.path / "checkpoint" / "last.npz"
-    whole = path.read_bytes()
-    for position in range(len(whole)):
+    content = path.read_bytes()
+    for position in range(len(content)):
         for flip in (0x01, 0x80, 0xFF):
-            damaged = bytearray(whole)
+            damaged = bytearray(content)
             damaged[position] ^= flip
             path.write_bytes(damaged)
             refused = ""
@@ -811,12 +811,12 @@ def test_every_truncation_and_flipped_byte_is_detected_or_harmless(run: Run) -> 
             else:  # damage to a time stamp, for example
                 assert_same(loaded[0], arrays)
                 assert loaded[1] == info
-        path.write_bytes(whole[:position])
+        path.write_bytes(content[:position])
         with pytest.raises(StoreError, match=r"last\.npz"):
             run.load_checkpoint()
-    data = whole.index(np.arange(5, dtype=np.float32).tobytes())
+    data = content.index(np.arange(5, dtype=np.float32).tobytes())
     for position in range(data, data + 20):  # damaged weights are never loaded
-        damaged = bytearray(whole)
+        damaged = bytearray(content)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match="corrupt"):
@@ -824,7 +824,7 @@ def test_every_truncation_and_flipped_byte_is_detected_or_harmless(run: Run) -> 
 
 
 def test_reset_removes_training_results(run: Run) -> None:
-    filled(run)
+    write_all_files(run)
     run.reset()
     assert run.status == "interrupted"
     assert run.metrics() == []

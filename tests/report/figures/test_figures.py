@@ -211,15 +211,15 @@ def test_nothing_is_cut_off_at_the_edges(
     if "gn" in norms:
         synth.write_grid(root, ("gn",), (16, 128), 2, 4, norm__groups=4)
     (study,) = studies(load(root))
-    whole = build(study, METRICS["test_acc"], "bn")
+    full_grid = build(study, METRICS["test_acc"], "bn")
     drawings = [
         batch.draw(grid),
         heatmap.draw(grid),
-        *([heatmap.draw(whole)] if len(study.rows) > 1 else []),
-        batch.draw(whole),
+        *([heatmap.draw(full_grid)] if len(study.rows) > 1 else []),
+        batch.draw(full_grid),
         curves.draw(study, METRICS["val_acc"]),
         rate.draw(study),
-        time.draw(whole, build(study, METRICS["train_seconds"])),
+        time.draw(full_grid, build(study, METRICS["train_seconds"])),
     ]
     for drawing in drawings:
         drawing.settle()
@@ -248,14 +248,14 @@ LONG = tuple("a_rather_long_label_that_goes_on_and_on_" * 3 + end for end in "xy
 HOSTILE = (r"$\bn$ plain", "costs $5 and $6", "_hidden", "<b> & --> x", "a\nb\x1b[31m")
 
 
-def labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
+def load_labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
     for index, name in enumerate(names):  # labels do not change the signature; rates do
         rate = 0.1 + index / 100
         synth.write_grid(root, ("bn", "gn"), (16, 64), 2, 4, label=name, optimizer__lr=rate)
     return load(root)
 
 
-def drawn(study: Study, baseline: str) -> list[style.Drawing]:
+def draw_figures(study: Study, baseline: str) -> list[style.Drawing]:
     grid = build(study, METRICS["test_acc"], baseline)
     return figures.draw(grid)
 
@@ -264,8 +264,8 @@ def drawn(study: Study, baseline: str) -> list[style.Drawing]:
 def test_long_names_leave_room_for_the_values(
     by: tuple[str, str], synth: SimpleNamespace, tmp_store: Path
 ) -> None:
-    study = studies(labelled(synth, tmp_store, LONG), by)[0]
-    drawings = drawn(study, study.rows[0])
+    study = studies(load_labelled(synth, tmp_store, LONG), by)[0]
+    drawings = draw_figures(study, study.rows[0])
     assert len(drawings) >= 8
     for drawing in drawings:
         drawing.settle()
@@ -287,8 +287,8 @@ def test_long_names_leave_room_for_the_values(
 def test_names_in_figures_are_drawn_literally(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path
 ) -> None:
-    study = studies(labelled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
-    for drawing in drawn(study, HOSTILE[0]):
+    study = studies(load_labelled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
+    for drawing in draw_figures(study, HOSTILE[0]):
         # As SVG: it parses math like the other formats, in a quarter of the time.
         style.save(drawing, tmp_path, ["svg"])
         assert not any(text.get_parse_math() for text in drawing.figure.findobj(Text))
@@ -355,8 +355,8 @@ def test_truncated_vertical_axis_is_marked(study: Study, grid: Grid) -> None:
         assert axis.get_ylim()[0] > 0
         assert [patch.get_label() for patch in axis.patches] == ["_cut"]
         assert drawing.caption.count("The vertical axis does not start at 0.") == 1
-    whole = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
-    assert "does not start at 0" not in whole.caption
+    throughput = batch.draw(build(study, METRICS["images_per_s"]), zero=True)
+    assert "does not start at 0" not in throughput.caption
 
 
 def test_heat_maps_color_only_significant_differences(
