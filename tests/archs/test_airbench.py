@@ -23,7 +23,7 @@ SMALL = {**WHOLE, "width": 0.125}
 
 
 def smooth_images(count=40, side=12, channels=3):
-    """Images whose neighbouring pixels and channels are correlated, with a mean."""
+    """Images with correlated neighboring pixels and channels and a nonzero mean."""
     noise = np.random.default_rng(0).standard_normal((count, side + 2, side + 2, channels))
     shifted = [noise[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
     smooth = np.sum(shifted, axis=0)

@@ -1,4 +1,4 @@
-"""Every catalogued normalization in every network: built, trained for a step, saved and loaded.
+"""Every normalization of the catalog in every network: built, trained for a step, saved and loaded.
 
 By default, some norms and networks are tested in one pair each, with the compiled step run op by
 op. ``pytest -m slow`` tests all pairs that way, and each norm and network once compiled.

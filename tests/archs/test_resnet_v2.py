@@ -103,7 +103,7 @@ def test_invalid_options_are_refused(bad, message):
         small(**bad)
 
 
-def test_images_too_small_are_refused():
+def test_small_images_are_refused():
     with pytest.raises(UserError, match="must be at least 3×3, these are 2×2"):
         small((2, 2, 1))
 

@@ -40,7 +40,7 @@ def test_order_of_ten_images_is_fixed():
 
 
 def test_words_are_uniform():
-    first, second = (ops.convert_to_numpy(each) for each in epoch_words(7, AUGMENT, 0, 20_000))
+    first, second = (ops.convert_to_numpy(word) for word in epoch_words(7, AUGMENT, 0, 20_000))
     for words in (first, second):
         for bit in (0, 15, 31):
             share = np.mean((words >> np.uint32(bit)) & np.uint32(1))

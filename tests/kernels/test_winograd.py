@@ -68,13 +68,15 @@ def run(convolve: Callable[[Any, Any], Any], *arrays: Any, graph: bool = True) -
     """Outputs and both gradients of a function of inputs and kernel."""
     import tensorflow as tf
 
-    def whole(x: Any, kernel: Any, dy: Any) -> Any:
+    def outputs_and_gradients(x: Any, kernel: Any, dy: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch([x, kernel])
             y = convolve(x, kernel)
         return [y, *tape.gradient(y, [x, kernel], dy)]
 
-    function = tf.function(whole, autograph=False) if graph else whole
+    function = (
+        tf.function(outputs_and_gradients, autograph=False) if graph else outputs_and_gradients
+    )
     return [result.numpy() for result in function(*map(tf.constant, arrays))]
 
 

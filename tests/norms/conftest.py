@@ -1,6 +1,6 @@
 """The reference harness: a layer's values and gradients against a float64 formula.
 
-References are plain NumPy, written from the papers without a look at the layers. They are
+References are plain NumPy, written from the papers, not from the layers. They are
 analytic wherever the layer is differentiable, so that their gradients come from complex steps,
 ∂f/∂x = Im f(x + ih)/h, which are exact in float64: no step length to tune, no cancellation.
 
@@ -10,7 +10,7 @@ Tolerances. A layer computes in float32 whatever its dtype, so its results may b
 * float32's own error: ``FLOAT32_ROUNDINGS`` units in the last place of the largest term of
   the sums behind it. For a gradient that term is dy·γ/σ, not the gradient, which may cancel.
 
-No factor |mean|/deviation is allowed for: keeping it out is what the layers' algorithm is for.
+No factor |mean|/deviation is allowed: the layers' algorithm is designed to avoid it.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class Checker:
         assert expected.shape == x.shape
         unit = FLOAT32_ROUNDINGS * EPSILON["float32"] * terms
         half = 0.0 if dtype == "float32" else EPSILON[dtype]
-        if dtype == "float16":  # has no number above 65504
+        if dtype == "float16":  # its largest number is 65504
             expected = np.where(np.abs(expected) > 65504, np.copysign(np.inf, expected), expected)
         finite = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
         self.close("outputs", got.outputs, expected, half, unit * finite)

@@ -271,7 +271,7 @@ def test_matches_pytorch_layer_with_unbiased_variance(run_layer):
 
 
 def linear_then_bn(weights, u, upstream, run_layer):
-    """Outputs of BN(uW), and their gradients to u and to W."""
+    """Outputs of BN(uW), and the gradients of u and W."""
     dense = keras.layers.Dense(weights.shape[1], use_bias=False)
     model = keras.Sequential([keras.Input(u.shape[1:]), dense, BatchNormalization(epsilon=0.0)])
     dense.kernel.assign(weights)

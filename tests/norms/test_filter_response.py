@@ -74,7 +74,7 @@ def test_scale_of_each_channel_is_cancelled(seed, powers, run_layer):
 
 
 @pytest.mark.parametrize("tlu", [True, False])
-def test_options_decide_the_weights(tlu):
+def test_weights_depend_on_the_options(tlu):
     layer = FilterResponseNormalization(tlu=tlu, center=False)
     layer.build((None, 4, 4, 2))
     names = {v.name for v in layer.weights}

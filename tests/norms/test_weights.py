@@ -154,13 +154,13 @@ def with_gradients(layer: Any, x: np.ndarray, weights: np.ndarray) -> tuple[Any,
     ("shape", "depthwise", "policy"), slow_except_on_jax((CASES[0], CASES[3], CASES[-1]), CASES)
 )
 @pytest.mark.parametrize("name", slow_except_on_jax(("WS", "WN", "SN"), NAMES))
-def test_outputs_and_gradients_are_those_of_the_formula(
+def test_outputs_and_gradients_match_the_formula(
     name: str, shape: tuple[int, ...], depthwise: bool, policy: str
 ) -> None:
     layer = make(name, shape, depthwise, dtype=policy)
     random = np.random.default_rng(1)
     x = random.normal(size=(1 if shape[2] == 130 else 2, 7, 6, shape[2])).astype("f4")
-    values = [np.asarray(each, "f8") for each in layer.trainable_variables]
+    values = [np.asarray(v, "f8") for v in layer.trainable_variables]
     mapped = reference(name, layer, depthwise)
     expected = convolve(x.astype("f8"), mapped(*values), depthwise)
     weights = random.normal(size=expected.shape).astype("f4")
