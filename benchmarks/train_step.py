@@ -63,6 +63,10 @@ def engine(arch: str, norm: str, batch: int, precision: str) -> Epoch:
 
 
 def keras_fit(arch: str, norm: str, batch: int, precision: str) -> Epoch:
+    from normbench.engine.backend import prepare
+
+    prepare(os.environ)  # oneDNN for the peer, too
+
     import keras
     import numpy as np
 

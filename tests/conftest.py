@@ -17,6 +17,7 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in a run, with which bits are compared
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at home says
 
 os.environ.pop("NORMBENCH_STORE", None)

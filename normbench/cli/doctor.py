@@ -71,9 +71,6 @@ EXTRAS: dict[str, tuple[str, str]] = {
 #: Instructions that decide how fast a CPU trains, as Linux names them.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 
-#: Instructions of the x86 processors on which TensorFlow enables oneDNN by default.
-_ONEDNN = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"}
-
 _STYLE = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
@@ -152,12 +149,6 @@ def _machine() -> Iterator[Check]:
         yield Check("machine", "instructions", "ok", text)
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
         text = "off, because TF_ENABLE_ONEDNN_OPTS=0: unset it for faster training on a CPU"
-        yield Check("machine", "oneDNN", "warn", text)
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" and not _ONEDNN & instructions():
-        text = (
-            "on, because TF_ENABLE_ONEDNN_OPTS=1: unset it, since TensorFlow leaves it off on such "
-            "processors, where training has crashed with it (docs/speed.md)"
-        )
         yield Check("machine", "oneDNN", "warn", text)
     import psutil
 

@@ -22,8 +22,8 @@ import numpy as np
 from normbench.config import Config
 from normbench.engine.backend import (
     native_messages_held,
+    prepare,
     refuse_missing,
-    take_gpu_memory_as_needed,
 )
 from normbench.engine.setup import load_dataset
 from normbench.engine.weights import final_weights
@@ -165,7 +165,7 @@ def _keras(config: Config) -> Iterator[None]:
         if backend in BACKENDS:
             refuse_missing(backend, instead="set KERAS_BACKEND={}")
         os.environ["KERAS_BACKEND"] = backend
-        take_gpu_memory_as_needed(os.environ)
+        prepare(os.environ)
         with native_messages_held():
             _import_keras()
     import keras

@@ -527,6 +527,8 @@ def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
             (key, engine.get(key), engine_here.get(key))
             for key in ("backend", "threads", "shards", "jit_compile")
         ),
+        # Earlier versions did not record it.
+        ("onednn", engine.get("onednn", engine_here.get("onednn")), engine_here.get("onednn")),
         ("devices", _kinds(recorded), _kinds(here)),
     ):
         if then != now:

@@ -46,6 +46,31 @@ def test_imported_packages_and_interactive_sessions_are_left_alone(statement, pa
 
 
 @pytest.mark.parametrize(
+    ("machine", "given", "setting"),
+    [
+        ("x86_64", {}, "1"),
+        ("AMD64", {}, "1"),
+        ("x86_64", {"TF_ENABLE_ONEDNN_OPTS": "0"}, "0"),
+        ("aarch64", {}, None),
+    ],
+)
+def test_tensorflow_uses_onednn_on_any_x86_processor(machine, given, setting, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    environment = dict(given)
+    backend.prepare(environment)
+    assert environment.get("TF_ENABLE_ONEDNN_OPTS") == setting
+    assert environment["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+
+
+def test_what_an_imported_tensorflow_uses_is_left_to_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", object())
+    environment = {}
+    backend.prepare(environment)
+    assert "TF_ENABLE_ONEDNN_OPTS" not in environment
+
+
+@pytest.mark.parametrize(
     ("missing", "message"),
     [
         (

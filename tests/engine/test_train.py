@@ -1,6 +1,7 @@
 """Complete runs: the files they write, how they resume after interrupts, and how they fail."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_run_writes_all_record_files(small):
         "deterministic": True,
         "threads": threads.available(),
         "shards": threads.shards(threads.available()),
+        "onednn": {"0": False, "1": True}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS", "")),
     }
     assert meta["devices"] == ["/device:CPU:0"]
     assert meta["sessions"][0]["from_epoch"] == 0

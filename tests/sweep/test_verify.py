@@ -177,6 +177,9 @@ def test_conditions_list_differences_that_may_change_rounding() -> None:
     assert conditions(meta, {**meta, "versions": {"numpy": "2"}, "host": "other"}) == []
     other = {**meta, "engine": {**engine, "threads": 4}, "versions": {"numpy": "3"}}
     assert conditions(meta, other) == ["threads 2 recorded, 4 here", "numpy 2 recorded, 3 here"]
+    off, on = ({**meta, "engine": {**engine, "onednn": setting}} for setting in (False, True))
+    assert conditions(off, on) == ["onednn False recorded, True here"]
+    assert conditions(meta, on) == []  # an earlier version's record does not say
     gpu = {**meta, "engine": {**engine, "deterministic": False}}
     assert conditions(gpu, gpu) == ["the device is not deterministic"]
     moved = {**meta, "sessions": [{"host": "a"}, {"host": "b"}]}
