@@ -65,7 +65,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "tfa": ("tensorflow-addons", "layers published in tensorflow-addons"),
     "tensorboard": ("tensorboard", "TensorBoard event files"),
     "mlflow": ("mlflow-skinny", "the MLflow logger"),
+    "wandb": ("wandb", "the Weights & Biases logger"),
     "optuna": ("optuna", "sweep --sampler"),
+    "onnx": ("tf2onnx", "export --model model.onnx"),
 }
 
 #: Instructions that decide how fast a CPU trains, as Linux names them.
