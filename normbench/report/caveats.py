@@ -38,19 +38,10 @@ _NAMES = (
     "host",
     "row",
     "column",
-<<<<<<< HEAD
 )  # identify runs but do not change results
-_ROUNDING = ("engine.threads", "engine.shards")  # change only the last bits of sums
+# Change only the last bits of sums.
+_ROUNDING = ("engine.threads", "engine.shards", "engine.onednn")
 _FOLLOW = {  # keys that are determined by another key
-=======
-)  # identify runs, but do not change results
-_ROUNDING = (
-    "engine.threads",
-    "engine.shards",
-    "engine.onednn",
-)  # change the last bits of sums only
-_FOLLOW = {  # keys that another key determines
->>>>>>> d413e82 (TensorFlow uses oneDNN on every x86 processor: up to twice as fast without AVX-512)
     "backend": ("engine.backend", "engine.jit_compile", "engine.deterministic"),
     "precision": ("engine.precision",),
     "accumulate": ("micro_batches",),
