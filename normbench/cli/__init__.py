@@ -214,11 +214,15 @@ def _unknown_option(word: str, parser: Parser) -> UserError:
     return UserError(f"unknown option {word!r}{hint} (see {parser.prog} --help)")
 
 
+_EMPTY_ALLOWED = ("--note",)
+"""Options with a meaning for an empty value: an empty note removes the note."""
+
+
 def _refuse_empty(argv: Sequence[str]) -> None:
     """Refuse an empty option or argument, which an unset shell variable leaves behind."""
     for before, word in zip(["", *argv], argv, strict=False):
         option = word[:-1] if word.startswith("--") and word.endswith("=") else before
-        if word and option == before:
+        if (word and option == before) or option in _EMPTY_ALLOWED:
             continue
         named = option if option.startswith("--") else "an argument"
         raise UserError(f"{named} is empty: give it a value or leave it out")

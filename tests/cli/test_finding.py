@@ -75,6 +75,15 @@ def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
     assert "did you mean 'tag.paper'" in error_line(capsys, "list", "--where", "tag.papr")
 
 
+@pytest.mark.parametrize("empty", [["--note", ""], ["--note="]])
+def test_an_empty_note_removes_the_note(store: Store, capsys: Any, empty: list[str]) -> None:
+    name = store.runs()[0].name
+    assert main(["tag", name, "--note", "figure 2"]) == 0
+    assert main(["tag", name, *empty]) == 0
+    assert capsys.readouterr().out.endswith(f"{name}: no tags\n")
+    assert [row["note"] for row in listed(capsys) if row["name"] == name] == [""]
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
