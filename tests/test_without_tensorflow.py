@@ -159,7 +159,7 @@ def test_trained_network_can_be_exported_and_diagnosed(
     line = installation_with_runs.refusal(
         "export", run.name, "--model", "model", "--format", "savedmodel"
     )
-    assert line.endswith("on jax with tensorflow: pip install tensorflow")
+    assert line.endswith("needs tensorflow to write the format savedmodel: pip install tensorflow")
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,9 @@ def test_format_with_a_missing_library_is_refused(trained, tmp_path, monkeypatch
         "importlib.util.find_spec",
         lambda name, *rest: None if name == "tf2onnx" else find_spec(name, *rest),
     )
-    with pytest.raises(UserError, match="with tensorflow and tf2onnx: pip install tf2onnx"):
+    with pytest.raises(
+        UserError, match="needs tensorflow and tf2onnx to write the format onnx: pip"
+    ):
         export(of.run.path, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -340,7 +342,7 @@ def test_weights_that_do_not_match_the_run_are_reported_as_damaged(copied, capsy
     name = next(name for name in arrays if name.startswith("model/"))
     copied.save_checkpoint({**arrays, name: arrays[name] + 1}, info)
     assert main(["export", str(copied.path), "--model", "m.keras"]) == 1
-    assert "does not hold the weights that the run was tested with" in capsys.readouterr().err
+    assert "does not have the weights that the run was tested with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_weights_that_do_not_match_the_run_are_reported_as_damaged(copied, capsy
         (["RUN", "--model", "m.kers"], "unknown format of a model 'kers': did you mean 'keras'?"),
         (["RUN", "--model", "m", "--format", "keras"], "a file that ends in .keras, not 'm'"),
         (["RUN", "--model", "m.keras", "--out", "x.csv"], "--out is for the table: --model FILE"),
-        (["--model", "m.keras"], "export --model needs a run: its name, signature"),
+        (["--model", "m.keras"], "export --model needs one run: its name, signature"),
         (["--plain"], "--plain is for a model: give --model FILE, too"),
         (["RUN", "--model", ""], "--model is empty"),
         (["RUN", "--model", "."], "cannot write '.': there is a folder of this name"),

@@ -58,4 +58,4 @@ def test_tensorflow_divides_its_threads_among_shards(count, settings):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="starts TensorFlow")
 def test_warning_is_logged_if_tensorflow_was_already_in_use():
     done = ask(2, "import tensorflow as tf\ntf.constant(1) + 1\n")
-    assert "TensorFlow was in use before normbench: its threads cannot be divided" in done.stderr
+    assert "before normbench, so its threads cannot be divided" in done.stderr

@@ -115,7 +115,7 @@ def test_damaged_description_is_named(probed: Path) -> None:
     [
         ("tset_acc", "did you mean 'test_acc'?"),
         ("grad_norm:maximum", "unknown value of grad_norm over epochs 'maximum'"),
-        ("test_acc:max", "metric test_acc has one value a run"),
+        ("test_acc:max", "metric test_acc has one value per run"),
         ("grad_norm:best", "use grad_norm:min or grad_norm:max"),
         ("mine/eec", "did you mean 'probe/mine/ece'?"),
         (":max", "unknown metric ''"),

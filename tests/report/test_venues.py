@@ -83,7 +83,7 @@ def test_help_names_every_style_and_format() -> None:
     parser = Parser(prog="report")
     add_arguments(parser)
     text = " ".join(parser.format_help().split())
-    listed = text[text.rindex("--style NAME") : text.rindex("--formats")]
+    listed = text[text.rindex("--style STYLE") : text.rindex("--formats")]
     assert all(name in listed for name in VENUES)
     assert parser.get_default("style") == DEFAULT
     assert all(format in text[text.rindex("--formats FORMAT") :] for format in FORMATS)

@@ -398,7 +398,7 @@ def test_status_shows_the_choice_and_its_alternatives(run_sweep, tmp_store):
     console = Console(file=Path(os.devnull).open("w"), width=150, record=True)  # noqa: SIM115
     assert show_status(Store(tmp_store), None, console) == 0
     text = console.export_text()
-    assert "optimizer.lr by validation accuracy (%), seed 1000; 3 epochs a trial" in text
+    assert "optimizer.lr by validation accuracy (%), seed 1000; 3 epochs per trial" in text
     for cell in result.tuned:
         assert f"optimizer.lr={cell.chosen['optimizer.lr']}" in text
         for values, mean in zip(cell.values, cell.means, strict=True):

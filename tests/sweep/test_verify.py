@@ -422,7 +422,7 @@ def test_same_command_resumes_after_interrupt_or_kill(store, faults, number) -> 
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number), output
-    assert (number == signal.SIGINT) == ("the same command goes on" in output)
+    assert (number == signal.SIGINT) == ("the same command resumes" in output)
     compared = len(verification.read(store))
     assert 0 < compared < 4
     assert len(scratch_folders(store)) == (number == signal.SIGKILL)

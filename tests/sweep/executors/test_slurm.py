@@ -61,7 +61,7 @@ def test_packed_job_trains_each_of_its_cells(grid, fake_jobs, run_on, tmp_store,
     store = Store(tmp_store)
     assert store.run(configs[1]).status == "failed"
     assert {store.run(config).status for config in configs[2:]} == {"finished"}
-    assert len(list((tmp_path / "submitit").glob("*_result.pkl"))) == 2  # two jobs
+    assert len(list((tmp_path / "submitit").glob("*_submitted.pkl"))) == 2  # two jobs
     assert list((tmp_path / "submitit").glob("cells-*/*/worker-cpu0.log"))
 
 
