@@ -33,34 +33,34 @@ _HALF = {
 
 def instructions() -> frozenset[str]:
     """Return Linux's names for the processor's instruction sets; empty on other systems."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip().lower() in ("flags", "features"):
-                    return frozenset(value.split())
-    except OSError:  # not Linux
-        pass
-    return frozenset()
+    return frozenset(_cpuinfo("flags", "features").split())
 
 
 def is_native(precision: str) -> bool:
     """Return whether the processor has instructions for a precision; True if unknown."""
+    if precision not in _HALF:
+        return True
     present = instructions()
-    return precision not in _HALF or not present or bool(_HALF[precision] & present)
+    return not present or bool(_HALF[precision] & present)
 
 
 def processor() -> str:
     """Return the processor's name as the system reports it, else its architecture."""
+    name = _cpuinfo("model name", "cpu model", "hardware")
+    return name or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*keys: str) -> str:
+    """Return the first value that Linux lists under one of the keys; empty if there is none."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 key, _, value = line.partition(":")
-                if key.strip().lower() in ("model name", "cpu model", "hardware") and value.strip():
+                if key.strip().lower() in keys and value.strip():
                     return value.strip()
     except OSError:  # not Linux
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def machine_memory() -> int:

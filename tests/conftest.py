@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from normbench.engine import backend
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # XLA compiles each of many small programs once: quick to compile is what is wanted.
@@ -17,8 +19,9 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in a run, with which bits are compared
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever a keras.json at home says
+
+backend.prepare(os.environ)  # as a run does, because tests compare bits with runs
 
 os.environ.pop("NORMBENCH_STORE", None)
 
@@ -36,7 +39,7 @@ def pytest_collection_finish() -> None:
     how TensorFlow's threads are divided, which is decided only once per process.
     """
     if "keras" in sys.modules:
-        from normbench.engine import backend, threads
+        from normbench.engine import threads
 
         record = backend.start(os.environ["KERAS_BACKEND"], "float32")
         assert threads.are_divided(record["shards"]), "a test module computes as it is imported"

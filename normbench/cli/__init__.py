@@ -161,7 +161,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         _words(arguments, word).append(word)
     if hasattr(arguments, "store"):
         arguments.store = _named_store(arguments)
-    _refuse_empty(argv)
+    _refuse_empty(argv, arguments.parser.may_be_empty)
     return arguments
 
 
@@ -214,15 +214,16 @@ def _unknown_option(word: str, parser: Parser) -> UserError:
     return UserError(f"unknown option {word!r}{hint} (see {parser.prog} --help)")
 
 
-_EMPTY_ALLOWED = ("--note",)
-"""Options with a meaning for an empty value: an empty note removes the note."""
+def _refuse_empty(argv: Sequence[str], allowed: Collection[str]) -> None:
+    """Refuse an empty option or argument, which an unset shell variable leaves behind.
 
-
-def _refuse_empty(argv: Sequence[str]) -> None:
-    """Refuse an empty option or argument, which an unset shell variable leaves behind."""
+    Args:
+        argv: The command line.
+        allowed: Options that may be empty.
+    """
     for before, word in zip(["", *argv], argv, strict=False):
         option = word[:-1] if word.startswith("--") and word.endswith("=") else before
-        if (word and option == before) or option in _EMPTY_ALLOWED:
+        if (word and option == before) or option in allowed:
             continue
         named = option if option.startswith("--") else "an argument"
         raise UserError(f"{named} is empty: give it a value or leave it out")

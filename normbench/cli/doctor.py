@@ -143,7 +143,8 @@ def _machine() -> Iterator[Check]:
     usable = threads.cores()
     text = str(cores) if usable == cores else f"{usable} of {cores} may be used"
     yield Check("machine", "cores", "ok", text)
-    present = [name for name in _INSTRUCTIONS if name in instructions()]
+    flags = instructions()
+    present = [name for name in _INSTRUCTIONS if name in flags]
     if present:
         slow = "in software, up to ten times as slow as float32"
         note = "in hardware" if is_native("mixed_bfloat16") else slow

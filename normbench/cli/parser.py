@@ -24,7 +24,11 @@ WHERE = "only the runs that match, as in 'norm in [bn, gn] and batch <= 64'"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with one-line errors that suggest the nearest correct word."""
+    """An ArgumentParser with one-line errors that suggest the nearest correct word.
+
+    Attributes:
+        may_be_empty: Options to which an empty value means something; elsewhere it is refused.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(
@@ -33,6 +37,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **kwargs,
         )
+        self.may_be_empty: set[str] = set()
         self._subparsers_action: Any = None
         self.set_defaults(parser=self)
 

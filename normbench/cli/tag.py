@@ -24,6 +24,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--add", metavar="TAG[,TAG...]", default="", help="tags to add")
     parser.add_argument("--remove", metavar="TAG[,TAG...]", default="", help="tags to remove")
     parser.add_argument("--note", metavar="TEXT", help="a note of your own; empty removes it")
+    parser.may_be_empty.add("--note")
     add_store(parser)
 
 

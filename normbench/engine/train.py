@@ -391,6 +391,7 @@ class Session:
         checkpoint with smaller micro-batches.
         """
         self._take_over()
+        self._note_slow_precision()
         while True:
             try:
                 return self._train_remaining()
@@ -433,6 +434,16 @@ class Session:
         log.info("%s", note)
         self.observer.on_note(note)
 
+    def _note_slow_precision(self) -> None:
+        precision = self.config.precision
+        if backend.on_cpu() and not is_native(precision):
+            note = (
+                f"this processor has no instructions for precision={precision}: it may take ten "
+                "times as long as float32"
+            )
+            log.warning("%s", note)
+            self.observer.on_note(note)
+
     def _train_remaining(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end of the run and return its summary."""
         from normbench.network import parameter_count
@@ -442,14 +453,6 @@ class Session:
         began = time.perf_counter()
         setup.loop.compile()
         log.info("compiled in %.1f s", time.perf_counter() - began)
-        precision = self.config.precision
-        if backend.on_cpu() and not is_native(precision):
-            note = (
-                f"this processor has no instructions for precision={precision}: it may take ten "
-                "times as long as float32"
-            )
-            log.warning("%s", note)
-            self.observer.on_note(note)
         if self._restore():
             self.meta["sessions"][-1]["from_epoch"] = self.epoch
             self.run.update_meta(sessions=self.meta["sessions"])

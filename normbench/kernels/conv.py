@@ -124,19 +124,19 @@ def _conv2d(x: Tensor, kernel: Tensor, **options: Any) -> Tensor:
     gradient (`docs/speed.md`).
     """
     strides = _strides_over(x, options["strides"], options["data_format"])
-    is_product = (
+    is_pointwise = (
         tuple(kernel.shape[:2]) == (1, 1)
         and options["data_format"] == "channels_last"
         and kernel.shape[2] == x.shape[-1]  # one group
         and on_cpu()
     )
     channels, filters = kernel.shape[2:]
-    if is_product and strides != (1, 1) and channels < _BLOCK:
+    if is_pointwise and strides != (1, 1) and channels < _BLOCK:
         # With AVX2 alone, the oneDNN of TensorFlow 2.21 writes past the end of its memory when it
         # computes the gradient of such a kernel.
         x = x[:, :: strides[0], :: strides[1]]
         strides = (1, 1)
-    if not is_product or strides != (1, 1):
+    if not is_pointwise or strides != (1, 1):
         return ops.conv(x, kernel, **{**options, "strides": strides})
     rows = ops.reshape(x, (-1, channels))
     y = ops.matmul(rows, ops.reshape(kernel, (channels, filters)))
