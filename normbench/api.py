@@ -159,7 +159,7 @@ class FinishedSweep:
     def __repr__(self) -> str:
         counts = self.cells["result"].replace("", "not started").value_counts()
         ended = ", ".join(f"{count} {result}" for result, count in counts.items())
-        return f"<sweep of {len(self.cells)} cells in {self.store}: {ended}>"
+        return f"<sweep of {len(self.cells)} runs in {self.store}: {ended}>"
 
     def __str__(self) -> str:
         from normbench.report.report import text

@@ -81,13 +81,13 @@ def test_sweep_returns_cells_runs_and_table(store):
     assert sweep.failed.empty
     assert "Test accuracy (%)" in str(sweep)
     assert "Test accuracy (%)" in sweep._repr_html_()
-    assert repr(sweep) == f"<sweep of 4 cells in {store}: 4 skipped>"
+    assert repr(sweep) == f"<sweep of 4 runs in {store}: 4 skipped>"
 
 
 def test_sweep_prints_the_same_as_the_command(store, capsys):
     normbench.sweep(f"norm=bn,gn {SMALL}", store=store)
     printed = capsys.readouterr().out
-    assert "2 cells: 2 skipped" in printed
+    assert "2 runs: 2 skipped" in printed
     assert "Test accuracy (%)" in printed
     assert f"normbench report {store} adds" in printed
 
@@ -102,7 +102,7 @@ def test_dry_run_of_a_sweep_trains_nothing(tmp_store):
 
 def test_invalid_cells_of_a_sweep_are_listed(store):
     words = f"norm=gn norm.groups=3,4 {SMALL}"
-    with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
+    with pytest.raises(UserError, match="1 run cannot be trained: --skip-invalid"):
         normbench.sweep(words, store=store, progress=False)
     sweep = normbench.sweep(words, store=store, dry_run=True, progress=False)
     [(_, row)] = sweep.failed.iterrows()

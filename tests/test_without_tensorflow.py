@@ -120,7 +120,7 @@ def train(installation: Installation) -> None:
     installation.normbench("run", *SMALL, "backend=jax", "norm=bn")
     words = ("norm=gn", "seed=0,1", "executor.workers=1")
     printed = installation.normbench("sweep", *SMALL, "backend=jax", *words)
-    assert "2 cells: 2 trained" in printed
+    assert "2 runs: 2 trained" in printed
 
 
 def check_results(installation: Installation) -> None:
@@ -179,7 +179,7 @@ def test_sweep_on_the_default_backend_is_refused_in_one_line(
     installed: Installation, executor: str
 ) -> None:
     line = installed.refusal("sweep", *SMALL, "norm=gn,bn", f"executor={executor}")
-    assert line == f"2 cells cannot be trained: {REFUSED}"
+    assert line == f"2 runs cannot be trained: {REFUSED}"
     assert not (installed.folder / "runs").exists()
 
 
@@ -202,7 +202,7 @@ def test_tensorflow_run_can_be_reported_and_exported_but_not_retrained(
     assert "export: model.keras" in without_tensorflow.normbench(*words, KERAS_BACKEND="jax")
     # An earlier run of the same network does not prove that it can be trained here.
     line = without_tensorflow.refusal("sweep", *SMALL, "norm=gn", "seed=1,2")
-    assert line == f"2 cells cannot be trained: {REFUSED}"
+    assert line == f"2 runs cannot be trained: {REFUSED}"
     done = without_tensorflow.execute("-m", "normbench", "verify", "runs")
     assert done.returncode == 1
     assert f"{name}: cannot be trained again: {needs} pip install normbench" in done.stdout

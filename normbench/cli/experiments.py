@@ -48,7 +48,7 @@ def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
                 {
                     "experiment": name,
                     "scale": scale,
-                    "cells": _cells(experiment, scale, config_dir),
+                    "runs": _runs(experiment, scale, config_dir),
                     "trials": _trials(experiment, scale, config_dir),
                     "minutes": experiment.minutes.get(scale),
                     "asks": experiment.title,
@@ -65,7 +65,7 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("experiment", "scale"):
         table.add_column(title, no_wrap=True)
-    for title in ("cells", "trials", "minutes"):
+    for title in ("runs", "trials", "minutes"):
         table.add_column(title, justify="right")
     table.add_column("asks")
     last = None
@@ -76,7 +76,7 @@ def page(config_dir: str | Path | None = None) -> RenderableType:
         table.add_row(
             Text(row["experiment"] if first else ""),
             Text(row["scale"]),
-            str(row["cells"]),
+            str(row["runs"]),
             str(row["trials"] or ""),
             minutes,
             Text(row["asks"] if first else ""),
@@ -99,13 +99,13 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
         lines += [f"scale={scale}", *(f"  {override}" for override in overrides)]
     if experiment.expected:
         lines += ["expected", f"  {experiment.expected}"]
-    lines.append("cells")
+    lines.append("runs")
     for scale in (FULL, *experiment.scales):
         minutes = experiment.minutes.get(scale)
         time = f", about {minutes:g} minutes on two CPU cores" if minutes else ""
         trials = _trials(experiment, scale, config_dir)
         before = f" after {trials:,} trials" if trials else ""
-        lines.append(f"  {scale}: {_cells(experiment, scale, config_dir)}{before}{time}")
+        lines.append(f"  {scale}: {_runs(experiment, scale, config_dir)}{before}{time}")
     return "\n".join(lines)
 
 
@@ -135,5 +135,5 @@ def _trials(experiment: Experiment, scale: str, config_dir: str | Path | None) -
     return len(tuner.trials()) + sum(map(tuner.unproposed, tuner.cells))
 
 
-def _cells(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:
+def _runs(experiment: Experiment, scale: str, config_dir: str | Path | None) -> int:
     return len(expand([f"+experiment={experiment.name}", f"scale={scale}"], config_dir))

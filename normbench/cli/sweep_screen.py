@@ -89,16 +89,11 @@ def running_table(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
 class SweepScreen(SweepView):
     """Show a sweep as it runs.
 
-    Attributes:
-        noun: The word for the cells in a progress line.
-
     Args:
         console: Console to write to; standard output by default.
         live: Keep a live table while cells train; by default only if the console can redraw.
             Without a table, a progress line is printed every minute.
     """
-
-    noun = "cells"
 
     def __init__(self, console: Console | None = None, live: bool | None = None) -> None:
         self.console = Console() if console is None else console
@@ -115,7 +110,7 @@ class SweepScreen(SweepView):
         """Show on a terminal that networks are being built; print nothing elsewhere."""
         if not can_redraw(self.console):
             return nullcontext()
-        noun = "cell" if cells == 1 else "cells"
+        noun = "run" if cells == 1 else "runs"
         return self.console.status(Text(f"checking {cells:,} {noun} …", "dim"))
 
     def phase(self, text: str, metric: TuneMetric | None = None) -> None:
@@ -228,7 +223,7 @@ class SweepScreen(SweepView):
 
     def _progress_line(self) -> str:
         """Return a progress line, for an output without a live table."""
-        done = f"{sum(self._results.values())} of {self._total} {self.noun} done"
+        done = f"{sum(self._results.values())} of {self._total} runs done"
         parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
         for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
             val = run.facts.get("val_acc")
@@ -315,8 +310,6 @@ class SweepScreen(SweepView):
 
 class VerifyScreen(SweepScreen):
     """Show the runs that ``normbench verify`` trains again; the line of each is its verdict."""
-
-    noun = "runs"
 
     def ended(self, cell: PlannedCell, result: CellResult) -> None:
         self._count(cell, result)

@@ -141,7 +141,7 @@ def show_all(store: Store, console: Console | None = None) -> int:
         Column("sweep", lambda status: status.record.name, right=False),
         Column("started", lambda status: status.record.head["started"], right=False, spare=1),
         Column("state", lambda status: _state(status, status.record.head), right=False),
-        wrapping("cells", lambda status: ", ".join(text for _, text in status.counted_states)),
+        wrapping("runs", lambda status: ", ".join(text for _, text in status.counted_states)),
     )
     console = Console() if console is None else console
     console.print(fitted_table(columns, found, console.width))
@@ -207,7 +207,7 @@ def render(status: Status, width: int) -> RenderableType:
         ),
         as_text(f"{_state(status, head)}, started {head['started']} on {head.get('host')}"),
     ]
-    line = Text(f"{counted(len(status.cells), 'cell')}: ")
+    line = Text(f"{counted(len(status.cells), 'run')}: ")
     for index, (state, text) in enumerate(status.counted_states):
         line.append(", " if index else "")
         line.append(text, STATUS_STYLE.get(state))

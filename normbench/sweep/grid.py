@@ -109,4 +109,4 @@ def _check_range(override: Any) -> None:
 def refuse_too_many(count: int) -> None:
     """Refuse a sweep of more than :data:`MOST_CELLS` cells."""
     if count > MOST_CELLS:
-        raise UserError(f"a sweep has at most {MOST_CELLS:,} cells, but this one has {count:,}")
+        raise UserError(f"a sweep has at most {MOST_CELLS:,} runs, but this one has {count:,}")

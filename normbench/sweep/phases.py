@@ -191,16 +191,16 @@ class Phases:
         If no cell can be trained, all for the same reason, that reason is the error.
         """
         invalid = planned.of_state("invalid")
-        cells = counted(len(invalid), "cell")
+        runs = counted(len(invalid), "run")
         reasons = {cell.reason for cell in invalid}
         if len(reasons) == 1 and not planned.todo and not self._skip_invalid:
-            raise UserError(f"{cells} cannot be trained: {reasons.pop()}")
+            raise UserError(f"{runs} cannot be trained: {reasons.pop()}")
         for cell in invalid[:LISTED]:
             self.view.line(f"invalid      {planned.described(cell.name)}  {cell.reason}")
         if len(invalid) > LISTED:
             self.view.line(f"invalid      and {len(invalid) - LISTED} more")
         if invalid and not self._skip_invalid:
-            raise UserError(f"{cells} cannot be trained: --skip-invalid trains the others")
+            raise UserError(f"{runs} cannot be trained: --skip-invalid trains the others")
 
     def record(self, planned: SweepPlan) -> Record:
         """Write the cells of a phase to the record, which the first phase creates."""

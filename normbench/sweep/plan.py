@@ -126,7 +126,7 @@ class SweepPlan:
         return f"about {duration(seconds)}{more}"
 
     def counted(self, results: Mapping[str, CellResult] | None = None) -> str:
-        """Count the cells in one line: started ones by result, the others by state.
+        """Count the runs in one line: started ones by result, the others by state.
 
         Args:
             results: Results of cells by name.
@@ -138,7 +138,7 @@ class SweepPlan:
         words = {"missing": "to train", "interrupted": "to resume"}
         counts = [f"{ended[result]} {result}" for result in RESULTS if ended[result]]
         counts += [f"{number} {words.get(state, state)}" for state, number in states.items()]
-        return f"{counted(len(self.cells), 'cell')}: " + ", ".join(counts)
+        return f"{counted(len(self.cells), 'run')}: " + ", ".join(counts)
 
 
 def plan(

@@ -178,7 +178,7 @@ class TunedPhases:
         tuner, phases = self._tuner, self._phases
         for cell in tuner.cells:
             self._view.line(chosen_line(cell, tuner))
-        self._train(phases.check(phases.plan(tuner.finals(chosen=True))), "final runs")
+        self._train(phases.check(phases.plan(tuner.finals(chosen=True))), "final")
 
     def _train(self, planned: SweepPlan, title: str, is_trial: bool = False) -> None:
         phases = self._phases

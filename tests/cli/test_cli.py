@@ -77,7 +77,7 @@ def small_run(tmp_store):
         (["sweep", "seed=range(3,0)"], "'seed=range(3,0)' has no values"),
         (["sweep", "seed=range(0,0)"], "'seed=range(0,0)' has no values"),
         (["sweep", "batch=range(16,32,0)"], "a step of 0 never leaves 16"),
-        (["sweep", "seed=range(0,999999999999)"], "at most 100,000 cells"),
+        (["sweep", "seed=range(0,999999999999)"], "at most 100,000 runs"),
         (["run", "batch=99999999999999", "accumulate=3"], "batch must be below 2147483648"),
         (["run", "dataset=digits", "epochs=99999999999999"], "epochs must be below 2147483648"),
     ],
@@ -139,9 +139,9 @@ def test_sweep_trains_each_cell_once_and_reports(
     assert main([*sweep, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("missing") == 2
     assert main(sweep) == 0
-    assert "2 cells: 2 trained" in capsys.readouterr().out
+    assert "2 runs: 2 trained" in capsys.readouterr().out
     assert main(sweep) == 0
-    assert "2 cells: 2 skipped" in capsys.readouterr().out
+    assert "2 runs: 2 skipped" in capsys.readouterr().out
     out = tmp_path / "report"
     assert main(["report", str(tmp_store), "--out", str(out)]) == 0
     assert (out / "index.html").is_file()
@@ -152,7 +152,7 @@ def test_invalid_cell_is_refused_before_any_cell_trains(small_run, tmp_store, ca
     assert main(sweep) == 2
     captured = capsys.readouterr()
     assert "groups=3 does not divide" in captured.out
-    assert "1 cell cannot be trained: --skip-invalid" in captured.err
+    assert "1 run cannot be trained: --skip-invalid" in captured.err
     assert not list(tmp_store.iterdir())
     assert main([*sweep, "--skip-invalid"]) == 0
     assert "1 trained, 1 invalid" in capsys.readouterr().out

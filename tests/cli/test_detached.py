@@ -23,7 +23,7 @@ def test_detached_sweep_trains_to_completion(tmp_path, capsys):
     assert f"normbench sweep status {name} " in output
     assert main(["sweep", "status", name, *store, "--watch"]) == 0  # waits for its end
     shown = capsys.readouterr().out
-    assert "2 cells: 2 finished" in shown
+    assert "2 runs: 2 finished" in shown
     assert "--detach" not in shown
     assert [run.status for run in Store(tmp_path).runs()] == ["finished", "finished"]
     [log] = (tmp_path / LOGS).iterdir()

@@ -18,8 +18,8 @@ from normbench.engine.weights import final_weights, start_from
 from normbench.errors import UserError
 from normbench.network import build_model
 from normbench.store.store import Store
-from tests.engine.test_train import Interrupting, timeless
-from tests.engine.tinyloop import TINY
+from tests.engine.test_train import Interrupting
+from tests.engine.tinyloop import TINY, without_times
 
 SHARED = [
     "dataset=digits",
@@ -129,7 +129,7 @@ def test_run_resumes_after_the_source_run_is_deleted(source, tmp_path, warm):
     resumed = train(config, warm=warm)
     assert resumed.run.name == whole.run.name
     assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
-    assert timeless(resumed.run.metrics()) == timeless(whole.run.metrics())
+    assert without_times(resumed.run.metrics()) == without_times(whole.run.metrics())
     assert resumed.run.meta["init"] == whole.run.meta["init"]
 
 
@@ -212,7 +212,7 @@ def test_sweep_refuses_cells_that_cannot_start_before_training_others(source, ca
     words = [*SHARED, *TINY, "epochs=1", f"init={source.name}", "seed=1,2", "executor=inline"]
     words += ["arch.embedding=4,8", f"store={store}"]
     assert main(["sweep", *words]) == 2
-    assert "2 cells cannot be trained" in capsys.readouterr().err
+    assert "2 runs cannot be trained" in capsys.readouterr().err
     assert [path.name for path in store.iterdir()] == [source.name]
     assert main(["sweep", *words, "--skip-invalid"]) == 0
     assert "2 trained, 2 invalid" in capsys.readouterr().out

@@ -10,8 +10,8 @@ from normbench.config import compose
 from normbench.engine import longer
 from normbench.engine.train import train
 from normbench.store.store import Store
-from tests.engine.test_train import Notes, timeless
-from tests.engine.tinyloop import TINY
+from tests.engine.test_train import Notes
+from tests.engine.tinyloop import TINY, without_times
 
 SHARED = [
     "dataset=digits",
@@ -62,8 +62,8 @@ def test_extended_run_equals_uninterrupted_training_bit_for_bit(make, tmp_path, 
     ]
     assert [session["from_epoch"] for session in run.meta["sessions"]] == [0, 2]
     assert run.meta["continues"] == {"run": first.name, "epochs": 2}
-    assert timeless(run.metrics()) == timeless(at_once.run.metrics())
-    assert timeless([run.summary]) == timeless([at_once.summary])
+    assert without_times(run.metrics()) == without_times(at_once.run.metrics())
+    assert without_times([run.summary]) == without_times([at_once.summary])
     assert run.summary["weights_sha256"] is not None
     assert run.metrics()[:2] == first.metrics()
     assert run.verify() == first.verify() == "finished"
@@ -83,7 +83,7 @@ def test_probes_measure_in_the_same_epochs_when_extended(make, warm, tmp_path):
     first, result, _ = train_then_extend(make, *probes, warm=warm)
     at_once = train(make(*probes, "epochs=4", store=tmp_path / "at once"), warm=warm)
     assert any(key.startswith("probe/") for key in first.metrics()[-1])
-    assert timeless(result.run.metrics()) == timeless(at_once.run.metrics())
+    assert without_times(result.run.metrics()) == without_times(at_once.run.metrics())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_interrupt_while_taking_over_epochs_loses_nothing(make, warm, tmp_path, 
     result = train(make("epochs=4"), warm=warm)
     at_once = train(make("epochs=4", store=tmp_path / "at once"), warm=warm)
     assert result.run.meta["continues"] == {"run": first.name, "epochs": 2}
-    assert timeless(result.run.metrics()) == timeless(at_once.run.metrics())
+    assert without_times(result.run.metrics()) == without_times(at_once.run.metrics())
     assert result.summary["weights_sha256"] == at_once.summary["weights_sha256"]
 
 

@@ -5,13 +5,8 @@ import pytest
 from normbench.engine.reuse import WarmState, program
 from normbench.engine.train import train
 from normbench.store.store import Store
+from tests.engine.tinyloop import without_times
 from tests.marks import slow_except
-
-CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -33,8 +28,8 @@ def test_reused_loop_trains_to_the_same_bits(small, tmp_path, norm):
         assert warm._loop[1] is loop
         alone = train(config, Store(tmp_path / "alone"))
         assert reused.summary["weights_sha256"] == alone.summary["weights_sha256"]
-        assert timeless(reused.run.metrics()) == timeless(alone.run.metrics())
-        assert timeless([reused.summary]) == timeless([alone.summary])
+        assert without_times(reused.run.metrics()) == without_times(alone.run.metrics())
+        assert without_times([reused.summary]) == without_times([alone.summary])
 
 
 def test_reused_loop_resumes_an_interrupted_run(small, tmp_path):

@@ -18,11 +18,10 @@ from normbench.engine.reuse import WarmState
 from normbench.engine.train import train
 from normbench.errors import UserError
 from normbench.store.store import RunLocked, Store
-from tests.engine.tinyloop import TINY
+from tests.engine.tinyloop import TINY, without_times
 from tests.marks import slow, slow_except
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CLOCK = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
 
 
 class Interrupting(Observer):
@@ -40,10 +39,6 @@ class Interrupting(Observer):
         if self.step is None and row["epoch"] == self.epoch:
             self.epoch = None
             raise KeyboardInterrupt
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 def test_run_writes_all_record_files(small):
@@ -99,7 +94,7 @@ def test_rerun_is_bit_identical(small, tmp_path):
     one = train(config)
     two = train(config, Store(tmp_path / "other"))
     assert one.summary["weights_sha256"] == two.summary["weights_sha256"]
-    assert timeless(one.run.metrics()) == timeless(two.run.metrics())
+    assert without_times(one.run.metrics()) == without_times(two.run.metrics())
 
 
 @pytest.mark.parametrize(
@@ -125,8 +120,8 @@ def test_interrupted_run_resumes_to_the_same_bits(small, tmp_path, norm, where, 
     outcome = train(config)  # with a new loop, as in another process
     assert outcome.trained
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
-    assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
-    assert timeless([outcome.summary]) == timeless([whole.summary])
+    assert without_times(outcome.run.metrics()) == without_times(whole.run.metrics())
+    assert without_times([outcome.summary]) == without_times([whole.summary])
     assert len(outcome.run.meta["sessions"]) == 2
 
 
@@ -182,7 +177,7 @@ def test_killed_run_resumes_to_the_same_bits(small, tmp_path, norm):
     assert outcome.run.meta["sessions"][1]["from_epoch"] >= killed_at - 1
     whole = train(config, Store(tmp_path / "whole"), warm=warm)
     assert outcome.summary["weights_sha256"] == whole.summary["weights_sha256"]
-    assert timeless(outcome.run.metrics()) == timeless(whole.run.metrics())
+    assert without_times(outcome.run.metrics()) == without_times(whole.run.metrics())
 
 
 def test_two_processes_never_train_the_same_run(small):

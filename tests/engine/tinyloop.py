@@ -20,6 +20,14 @@ SMALL = ("arch=conv_encoder", "arch.widths=[8]", "arch.halvings=1", "arch.embedd
 #: Two normalized convolutions and an embedding, for whole runs.
 TINY = ("arch=conv_encoder", "arch.widths=[4]", "arch.halvings=0", "arch.embedding=4")
 
+#: What a run measures with a clock.
+TIMES = {"time", "images_per_s", "train_seconds", "eval_seconds", "wall_seconds"}
+
+
+def without_times(rows):
+    """Return rows of metrics, or summaries, without what differs between equal runs."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
 
 class SharedLoops:
     """Loops by their options, so that tests with equal options compile once.

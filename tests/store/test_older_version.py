@@ -69,10 +69,10 @@ def test_sweep_is_complete(store: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["sweep", "status", "--store", str(store)]) == 0
     status = capsys.readouterr().out
     assert "complete" in status
-    assert "4 cells: 4 finished" in status
+    assert "4 runs: 4 finished" in status
     command = json.loads(next(store.glob("sweeps/*/sweep.json")).read_text())["command"]
     assert main([*command[1:-1], f"store={store}", "--dry-run"]) == 0
-    assert "4 cells: 4 skipped" in capsys.readouterr().out
+    assert "4 runs: 4 skipped" in capsys.readouterr().out
 
 
 def test_runs_are_reported(

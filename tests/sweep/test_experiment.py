@@ -163,7 +163,7 @@ def test_experiment_file_sets_the_tuning_protocol(tuning):
     assert "  trials: seed 7,8, 3 epochs\n  up to 2 further values in each cell" in shown
     assert "  full: 4 after 24 trials" in shown
     (row,) = [row for row in rows(folder) if row["experiment"] == "mine"]
-    assert (row["cells"], row["trials"]) == (4, 24)
+    assert (row["runs"], row["trials"]) == (4, 24)
 
 
 def test_key_with_a_typed_value_is_not_tuned(tuning):
@@ -219,11 +219,11 @@ def plan_of(tuning, tmp_store, capsys):
 @pytest.mark.parametrize(
     ("words", "together", "shown", "absent"),
     [
-        ([], "together: 8 cells", ["-s7-", "optimizer.lr=? seed=0,1"], ["-s1000-"]),
-        (["--tune", "optimizer.lr=0.1,0.2,0.3"], "together: 10 cells", ["-s7-"], ["lr=0.05"]),
-        (["--tune-seeds", "8,9"], "together: 12 cells", ["-s8-", "-s9-"], ["-s7-"]),
-        (["--extend", "1"], "together: 8 cells", ["--extend: up to 1 further value"], []),
-        (["optimizer.lr=0.3"], "4 cells: 4 to train", [], ["trials", "-s7-"]),
+        ([], "together: 8 runs", ["-s7-", "optimizer.lr=? seed=0,1"], ["-s1000-"]),
+        (["--tune", "optimizer.lr=0.1,0.2,0.3"], "together: 10 runs", ["-s7-"], ["lr=0.05"]),
+        (["--tune-seeds", "8,9"], "together: 12 runs", ["-s8-", "-s9-"], ["-s7-"]),
+        (["--extend", "1"], "together: 8 runs", ["--extend: up to 1 further value"], []),
+        (["optimizer.lr=0.3"], "4 runs: 4 to train", [], ["trials", "-s7-"]),
     ],
 )
 def test_plan_uses_trials_of_the_file_unless_the_command_line_overrides_them(
@@ -249,8 +249,8 @@ def test_list_shows_cell_counts_and_the_question_of_each_experiment(monkeypatch)
         "normbench.cli.experiments.group_options", lambda folder: {"experiment": names}
     )
     listed = {(row["experiment"], row["scale"]): row for row in rows()}
-    assert listed["quickstart", "full"]["cells"] == 27
-    assert listed["batch_sweep", "full"]["cells"] == 4 * 6 * 5
+    assert listed["quickstart", "full"]["runs"] == 27
+    assert listed["batch_sweep", "full"]["runs"] == 4 * 6 * 5
     assert all(row["asks"] for row in listed.values())
     assert not any(row["trials"] for row in listed.values())
 

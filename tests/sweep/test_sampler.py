@@ -182,10 +182,10 @@ def test_sampler_proposes_the_trials_of_each_cell(run_sweep, faults, tmp_store):
     store = Store(tmp_store)
     code, out = run_sweep()
     assert code == 0
-    assert "trials: 20 cells: 20 to train" in out
-    assert out.count("further trials: 2 cells: 2 to train") == 3
+    assert "trials: 20 runs: 20 to train" in out
+    assert out.count("further trials: 2 runs: 2 to train") == 3
     assert out.count("best of 13") == 2
-    assert "30 cells: 30 trained" in out
+    assert "30 runs: 30 trained" in out
     (tuning,) = tunings(store)
     assert tuning.sampler == {
         "name": "tpe", "trials": 13, "seed": 1000,
@@ -206,7 +206,7 @@ def test_sampler_proposes_the_trials_of_each_cell(run_sweep, faults, tmp_store):
     # The same command proposes the same values, and trains and records nothing.
     code, out = run_sweep()
     assert code == 0
-    assert "trials: 26 cells: 26 skipped" in out
+    assert "trials: 26 runs: 26 skipped" in out
     assert (epochs_trained(faults), len(records(store))) == (60, 1)
 
 
@@ -215,7 +215,7 @@ def test_more_trials_continue_from_those_in_the_store(run_sweep, faults, tmp_sto
     assert epochs_trained(faults) == 2 * (22 + 4)
     code, out = run_sweep(tune=(*TUNE, "--sampler", "tpe", "--trials", "12"))
     assert code == 0
-    assert "trials: 24 cells: 22 skipped, 2 to train" in out
+    assert "trials: 24 runs: 22 skipped, 2 to train" in out
 
 
 def test_again_retrains_the_same_proposals(run_sweep, tmp_store):
@@ -224,7 +224,7 @@ def test_again_retrains_the_same_proposals(run_sweep, tmp_store):
     before = values_of(Store(tmp_store))
     code, out = run_sweep("--again", tune=words)
     assert code == 0
-    assert "26 cells: 26 trained" in out
+    assert "26 runs: 26 trained" in out
     assert values_of(Store(tmp_store)) == before
 
 
@@ -232,7 +232,7 @@ def test_again_retrains_the_same_proposals(run_sweep, tmp_store):
 def test_sampler_that_ignores_results_trains_all_trials_in_one_round(run_sweep, sampler):
     code, out = run_sweep(tune=(*TUNE, "--sampler", sampler, "--trials", "12"))
     assert code == 0
-    assert "trials: 24 cells: 24 to train" in out
+    assert "trials: 24 runs: 24 to train" in out
     assert "further trials" not in out
 
 
@@ -240,7 +240,7 @@ def test_plan_counts_trials_that_are_not_proposed_yet(run_sweep, tmp_store):
     code, out = run_sweep("--dry-run")
     assert code == 0
     assert "--sampler tpe: 6 further trials, proposed one for each cell at a time" in out
-    assert "together: 30 cells: 30 to train" in out
+    assert "together: 30 runs: 30 to train" in out
     assert not list(tmp_store.iterdir())
 
 
@@ -250,7 +250,7 @@ def test_cell_with_a_failed_trial_waits_while_others_continue(run_sweep, faults,
     faults(broken, "raise")
     code, out = run_sweep()
     assert code == 1
-    assert out.count("further trials: 1 cell: 1 to train") == 3
+    assert out.count("further trials: 1 run: 1 to train") == 3
     assert f"1 trial has failed, the first is {broken}" in out
     code, out = run_sweep("--retry-failed")
     assert code == 0
@@ -267,7 +267,7 @@ def test_until_adds_seeds_to_cells_that_a_sampler_tuned(run_sweep, tmp_store):
     until = ("--until", "0.001", "--max-seeds", "4", "--baseline", "batch=16")
     code, out = run_sweep(*until, "--dry-run")
     assert code == 0
-    assert "at most 34 cells: 34 to train (26 trials and 8 final)" in out
+    assert "at most 34 runs: 34 to train (26 trials and 8 final)" in out
     code, out = run_sweep(*until)
     assert code == 0
     assert [len(cell.final) for cell in tuning_of(Store(tmp_store)).cells] == [4, 4]
@@ -287,7 +287,7 @@ def test_experiment_can_name_a_sampler(run_sweep, tmp_path, capsys):
     more = ("--config-dir", str(folder))
     code, out = run_sweep("--dry-run", *more, grid=["+experiment=mine"], tune=())
     assert code == 0
-    assert "together: 30 cells: 30 to train" in out
+    assert "together: 30 runs: 30 to train" in out
     assert main(["experiments", "mine", *more]) == 0
     shown = capsys.readouterr().out
     assert "13 values in each cell, proposed by the sampler tpe" in shown

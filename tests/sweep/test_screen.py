@@ -69,7 +69,7 @@ def test_log_has_a_line_per_minute_and_per_cell(sweep):
         screen.idle()
     (line,) = screen.console.file.getvalue().splitlines()
     assert line == (
-        "1:00 elapsed; 0 of 8 cells done; time left unknown; "
+        "1:00 elapsed; 0 of 8 runs done; time left unknown; "
         "gn_scaled_ws s0 optimizer.lr=0.1 (starting); "
         "gn_scaled_ws s0 optimizer.lr=0.05 (epoch 12/100, val acc 90.00%); "
         "gn_scaled_ws s1 optimizer.lr=0.1 (epoch 12/100, val acc 90.00%)"
@@ -90,7 +90,7 @@ def test_checking_is_shown_only_on_a_terminal(terminal):
     with pytest.raises(KeyboardInterrupt), SweepScreen(console).checking(54):
         raise KeyboardInterrupt
     written = console.file.getvalue()
-    assert ("checking 54 cells …" in written) == terminal
+    assert ("checking 54 runs …" in written) == terminal
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == int(terminal)
 
 

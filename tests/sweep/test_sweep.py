@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from normbench.store.store import Store
 from normbench.sweep.record import find, records
 from normbench.sweep.sweep import sweep
 from tests.marks import slow_except
+from tests.sweep.waiting import wait_until
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -56,8 +56,8 @@ def run_sweep(overrides, tmp_store, faults):
 def test_sweep_trains_records_and_skips(run_sweep, tmp_store):
     outcome, lines, screen = run_sweep("seed=range(0,3)", "executor.workers=2")
     assert outcome.exit_code == 0
-    assert lines[0].startswith("3 cells: 3 to train; duration unknown")
-    assert lines[-1] == "3 cells: 3 trained"
+    assert lines[0].startswith("3 runs: 3 to train; duration unknown")
+    assert lines[-1] == "3 runs: 3 trained"
     assert screen.count("trained") == 3
     assert "[3/3]" in screen
     (record,) = records(Store(tmp_store))
@@ -72,11 +72,11 @@ def test_sweep_trains_records_and_skips(run_sweep, tmp_store):
     }
     assert Store(tmp_store).foreign() == []
     again, lines, _ = run_sweep("seed=range(0,4)")
-    assert lines[-1] == "4 cells: 1 trained, 3 skipped"
-    assert lines[0].startswith("4 cells: 3 skipped, 1 to train; about ")
+    assert lines[-1] == "4 runs: 1 trained, 3 skipped"
+    assert lines[0].startswith("4 runs: 3 skipped, 1 to train; about ")
     assert again.exit_code == 0
     _, lines, _ = run_sweep("seed=range(0,4)")
-    assert lines == ["4 cells: 4 skipped"]
+    assert lines == ["4 runs: 4 skipped"]
     assert len(records(Store(tmp_store))) == 2  # a sweep with nothing to do is not recorded
 
 
@@ -90,13 +90,13 @@ def test_again_sets_all_cells_aside_and_retrains_them(run_sweep, tmp_store):
     assert not list(tmp_store.glob(".*replaced*"))
     outcome, lines, _ = run_sweep("seed=range(0,3)", again=True)
     assert f"2 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
-    assert lines[-1] == "3 cells: 3 trained"
+    assert lines[-1] == "3 runs: 3 trained"
     asides = list(tmp_store.glob(".*.replaced-*"))
     assert sorted(path.name[1:].partition(".replaced")[0] for path in asides) == sorted(before)
     assert all((path / "summary.json").is_file() for path in asides)
     assert store.foreign() == []
     _, lines, _ = run_sweep("seed=range(0,3)")
-    assert lines == ["3 cells: 3 skipped"]
+    assert lines == ["3 runs: 3 skipped"]
 
 
 def test_failed_cells_are_reported_and_retried_only_on_request(run_sweep, faults, tmp_store):
@@ -104,16 +104,16 @@ def test_failed_cells_are_reported_and_retried_only_on_request(run_sweep, faults
     faults(first, "raise")
     outcome, lines, screen = run_sweep("seed=range(0,2)")
     assert outcome.exit_code == 1
-    assert lines[-1] == "2 cells: 1 trained, 1 failed"
+    assert lines[-1] == "2 runs: 1 trained, 1 failed"
     assert "RuntimeError: something broke" in screen
     assert "in two lines" in screen  # the log's last lines
     assert "--retry-failed" in screen
     assert find(Store(tmp_store), None).head["result"] == "failed"
     outcome, lines, _ = run_sweep("seed=range(0,2)")
-    assert lines == ["2 cells: 1 skipped, 1 failed"]
+    assert lines == ["2 runs: 1 skipped, 1 failed"]
     assert outcome.exit_code == 1
     outcome, lines, _ = run_sweep("seed=range(0,2)", retry_failed=True)
-    assert lines[-1] == "2 cells: 1 trained, 1 skipped"
+    assert lines[-1] == "2 runs: 1 trained, 1 skipped"
     assert outcome.exit_code == 0
 
 
@@ -127,7 +127,7 @@ def test_damaged_run_is_set_aside_and_retrained_on_request(run_sweep, tmp_store)
     assert outcome.exit_code == 1
     assert "last.npz" in next(iter(outcome.failed.values())).error
     outcome, lines, _ = run_sweep("seed=0,1", retry_failed=True)
-    assert lines[-1] == "2 cells: 1 trained, 1 skipped"
+    assert lines[-1] == "2 runs: 1 trained, 1 skipped"
     assert run.summary["weights_sha256"] == expected
     aside = list(tmp_store.glob(".*.damaged-*"))
     assert len(aside) == 1
@@ -149,23 +149,23 @@ def test_damaged_run_without_a_recorded_failure_is_retrained_too(run_sweep, tmp_
 
 def test_invalid_cells_are_found_before_training_starts(run_sweep, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
-    with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
+    with pytest.raises(UserError, match="1 run cannot be trained: --skip-invalid"):
         run_sweep("batch=16,161")
     assert Store(tmp_store).runs() == []
     outcome, lines, _ = run_sweep("batch=16,161", skip_invalid=True)
     assert "batch=161 is larger than the training set" in lines[0]
-    assert lines[-1] == "2 cells: 1 trained, 1 invalid"
+    assert lines[-1] == "2 runs: 1 trained, 1 invalid"
     assert outcome.exit_code == 0
 
 
 def test_sweep_without_valid_cells_is_refused_in_one_line(run_sweep, tmp_store, monkeypatch):
     monkeypatch.setenv("FAKE_REFUSE", "1")
-    with pytest.raises(UserError, match=r"^2 cells cannot be trained: seed 1 is refused$"):
+    with pytest.raises(UserError, match=r"^2 runs cannot be trained: seed 1 is refused$"):
         run_sweep("batch=16,32", "seed=1")
     outcome, lines, _ = run_sweep("batch=16,32", "seed=1", skip_invalid=True)
     assert outcome.exit_code == 0
     assert [line.split()[0] for line in lines[:2]] == ["invalid", "invalid"]
-    assert lines[-1] == "2 cells: 2 invalid"
+    assert lines[-1] == "2 runs: 2 invalid"
 
 
 def test_dry_run_shows_states_and_time_and_writes_nothing(run_sweep, tmp_store):
@@ -180,7 +180,7 @@ def test_dry_run_shows_states_and_time_and_writes_nothing(run_sweep, tmp_store):
     assert "batch=161 is larger" in rows[1]
     assert rows[2].startswith("missing")
     assert "about" in rows[2]
-    assert rows[-1].startswith("4 cells: 1 skipped, ")
+    assert rows[-1].startswith("4 runs: 1 skipped, ")
     assert sorted(tmp_store.rglob("*")) == before
 
 
@@ -200,13 +200,6 @@ def start(overrides, *more, step_seconds=0.002):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]),
              "FAKE_STEP_SECONDS": str(step_seconds)},
     )  # fmt: skip
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def are_training(store, count=1):
@@ -266,7 +259,7 @@ def test_status_needs_only_the_store(overrides, faults, tmp_store, capsys, run_s
     assert show_status(store, None, console) == 0
     text = console.export_text()
     assert "in progress, started" in text
-    assert "4 cells: 1 running, 3 waiting" in text
+    assert "4 runs: 1 running, 3 waiting" in text
     assert "/400" in text
     process.kill()
     process.communicate()

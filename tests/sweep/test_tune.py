@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from normbench.sweep.axis import Axis
 from normbench.sweep.record import records
 from normbench.sweep.sweep import sweep
 from normbench.sweep.tune import TuneMetric, TuneOptions, Tuner
+from tests.sweep.waiting import wait_until
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -259,7 +259,7 @@ def test_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
     store = Store(tmp_store)
     result, lines = run_sweep()
     assert result.exit_code == 0
-    assert lines[0].startswith("trials: 6 cells: 6 to train; ")
+    assert lines[0].startswith("trials: 6 runs: 6 to train; ")
     assert [line for line in lines if line.startswith("chosen ")] == [
         f"chosen       {cell.name}  optimizer.lr={cell.chosen['optimizer.lr']}  "
         f"(validation accuracy {100 * max(cell.means):.2f} %, best of 3"
@@ -267,7 +267,7 @@ def test_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
            if cell.edges else ")")
         for cell in result.tuned
     ]  # fmt: skip
-    assert lines[-1] == "10 cells: 10 trained"
+    assert lines[-1] == "10 runs: 10 trained"
     # The record: values, trials with their numbers, the choice, the final runs.
     (tuning,) = tunings(store)
     assert (tuning.keys, tuning.metric, tuning.seeds) == (("optimizer.lr",), "val_acc", (1000,))
@@ -293,8 +293,8 @@ def test_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
     assert (len(head["cells"]), head["result"]) == (10, "complete")
     # Repeating the command trains and records nothing.
     _, lines = run_sweep()
-    assert lines[0] == "trials: 6 cells: 6 skipped"
-    assert lines[-1] == "10 cells: 10 skipped"
+    assert lines[0] == "trials: 6 runs: 6 skipped"
+    assert lines[-1] == "10 runs: 10 skipped"
     assert len(records(store)) == 1
     assert store.foreign() == []
 
@@ -302,7 +302,7 @@ def test_sweep_tunes_then_trains_the_final_runs(run_sweep, tmp_store):
 def test_more_final_seeds_use_the_same_trials(run_sweep, tmp_store):
     run_sweep()
     result, lines = run_sweep("norm=bn,gn", "seed=range(0,4)")
-    assert lines[-1] == "14 cells: 4 trained, 10 skipped"
+    assert lines[-1] == "14 runs: 4 trained, 10 skipped"
     assert [len(cell.final) for cell in tuning_of(Store(tmp_store)).cells] == [4, 4]
     assert len(result.final_names) == 8
 
@@ -312,13 +312,13 @@ def test_extension_proceeds_in_rounds(run_sweep, tmp_store):
     (cell,) = result.tuned
     lists = [values["optimizer.lr"] for values in cell.values]
     assert result.exit_code == 0
-    further = [line for line in lines if line.startswith("further trials: 1 cell: 1 to train")]
+    further = [line for line in lines if line.startswith("further trials: 1 run: 1 to train")]
     assert len(further) == len(cell.added) == len(lists) - 3
     assert not cell.edges or len(cell.added) == 4
     trained = len(records(Store(tmp_store))[0].results)
     assert trained == len(lists) + 1
     _, lines = run_sweep("norm=bn", "seed=0", tune=TuneOptions(TUNE.keys, extend=4))
-    assert lines[-1] == f"{trained} cells: {trained} skipped"
+    assert lines[-1] == f"{trained} runs: {trained} skipped"
 
 
 def test_plan_shows_trials_and_final_runs(run_sweep, tmp_store):
@@ -327,12 +327,12 @@ def test_plan_shows_trials_and_final_runs(run_sweep, tmp_store):
     assert lines[0] == "trials:"
     assert sum("-s1000-" in line for line in lines) == 6
     assert "missing      digits-resnet8-gn-b16  optimizer.lr=? seed=0,1" in lines
-    assert lines[-1].startswith("together: 10 cells: 10 to train; ")
+    assert lines[-1].startswith("together: 10 runs: 10 to train; ")
     assert not list(tmp_store.iterdir())
     run_sweep()
     _, lines = run_sweep("norm=bn,gn", "seed=0,1,2", dry_run=True)
     assert sum(line.startswith("finished ") for line in lines) == 10
-    assert lines[-1].startswith("together: 12 cells: 10 skipped, 2 to train; about ")
+    assert lines[-1].startswith("together: 12 runs: 10 skipped, 2 to train; about ")
 
 
 def test_failed_trial_leaves_its_cell_without_final_runs(run_sweep, faults, tmp_store):
@@ -348,7 +348,7 @@ def test_failed_trial_leaves_its_cell_without_final_runs(run_sweep, faults, tmp_
     assert result.exit_code == 1  # unchanged: failed trials are not retried
     result, lines = run_sweep(retry_failed=True)
     assert result.exit_code == 0
-    assert lines[-1] == "10 cells: 3 trained, 7 skipped"
+    assert lines[-1] == "10 runs: 3 trained, 7 skipped"
 
 
 def test_cell_whose_trials_all_diverge_is_not_chosen(run_sweep, tmp_store):
@@ -356,7 +356,7 @@ def test_cell_whose_trials_all_diverge_is_not_chosen(run_sweep, tmp_store):
     assert result.exit_code == 1
     assert lines[-2:] == [
         "not chosen   digits-resnet8-bn-b16  no value is left to choose: of 3 trials, 3 diverged",
-        "3 cells: 3 diverged",
+        "3 runs: 3 diverged",
     ]
 
 
@@ -365,7 +365,7 @@ def test_values_that_cannot_be_trained_can_be_skipped(run_sweep, tmp_store, monk
         return {c.name: "too fast" for c in cells if c.config.optimizer["lr"] == 0.2}
 
     monkeypatch.setattr("normbench.sweep.phases.problems", problems)
-    with pytest.raises(UserError, match="1 cell cannot be trained: --skip-invalid"):
+    with pytest.raises(UserError, match="1 run cannot be trained: --skip-invalid"):
         run_sweep("norm=bn", "seed=0")
     assert not list(tmp_store.iterdir())
     result, _ = run_sweep("norm=bn", "seed=0", skip_invalid=True)
@@ -381,14 +381,14 @@ def test_again_retrains_trials_and_final_runs(run_sweep, tmp_store):
     _, lines = run_sweep(again=True)
     assert f"6 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
     assert f"4 runs are set aside in {tmp_store}, as .NAME.replaced-TIME" in lines
-    assert lines[-1] == "10 cells: 10 trained"
+    assert lines[-1] == "10 runs: 10 trained"
 
 
 def test_choices_from_trials_of_a_plain_sweep_are_recorded(run_sweep, tmp_store):
     run_sweep("norm=bn", "seed=0,1000", "optimizer.lr=0.05,0.1,0.2", tune=None)
     assert tunings(Store(tmp_store)) == []
     _, lines = run_sweep("norm=bn", "seed=0")
-    assert lines[-1] == "4 cells: 4 skipped"
+    assert lines[-1] == "4 runs: 4 skipped"
     (cell,) = tuning_of(Store(tmp_store)).cells
     assert Store(tmp_store).run(cell.final[0]).meta["tuned"]["values"] == cell.chosen
 
@@ -413,8 +413,8 @@ def test_inline_sweep_tunes_on_digits_with_the_real_engine(tmp_store):
              "--tune", "optimizer.lr=0.001,0.2", "--tune-metric", "val_loss"]  # fmt: skip
     command = [sys.executable, "-m", "normbench", "sweep", *words]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "trials: 2 cells: 2 to train" in output
-    assert "final runs: 1 cell: 1 to train" in output
+    assert "trials: 2 runs: 2 to train" in output
+    assert "final: 1 run: 1 to train" in output
     (cell,) = tuning_of(Store(tmp_store)).cells
     losses = [Store(tmp_store).run(trial.run).summary["val_loss"] for trial in cell.trials]
     assert list(cell.means) == losses
@@ -482,7 +482,7 @@ def test_final_runs_of_an_earlier_choice_are_superseded(rechosen, tmp_store):
 def test_final_runs_of_a_restored_choice_count_again(rechosen, run_sweep, tmp_store):
     first, second, _ = rechosen
     third, lines = run_sweep("norm=bn", "seed=0,1")
-    assert lines[-1] == "5 cells: 5 skipped"
+    assert lines[-1] == "5 runs: 5 skipped"
     assert third.record is not None  # the choice changed, although nothing was trained
     tuning = tuning_of(Store(tmp_store))
     assert tuning.cells[0].final == first.tuned[0].final
@@ -548,7 +548,7 @@ def test_value_whose_final_runs_are_invalid_is_not_tried(run_sweep, tmp_store, m
 
     monkeypatch.setattr("normbench.sweep.phases.problems", problems)
     options = TuneOptions(TUNE.keys, epochs=1)
-    with pytest.raises(UserError, match="1 cell cannot be trained"):
+    with pytest.raises(UserError, match="1 run cannot be trained"):
         run_sweep("norm=bn", "seed=0", tune=options)
     result, lines = run_sweep("norm=bn", "seed=0", tune=options, skip_invalid=True)
     assert any("its final runs cannot be trained: too long" in line for line in lines)
@@ -567,13 +567,6 @@ def start_sweep(base, step_seconds, *options):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]),
              "FAKE_STEP_SECONDS": str(step_seconds)},
     )  # fmt: skip
-
-
-def wait_until(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("phase", ["trials", "final runs"])
@@ -632,7 +625,7 @@ def test_tuning_experiment_trains_the_same_runs_as_typed_options(run_sweep, tmp_
     first, _ = run_sweep()
     again, lines = run_sweep("+experiment=mine", tune=None, config_dir=folder)
     assert [cell.chosen for cell in again.tuned] == [cell.chosen for cell in first.tuned]
-    assert lines[-1] == "10 cells: 10 skipped"  # the runs are the same
+    assert lines[-1] == "10 runs: 10 skipped"  # the runs are the same
 
 
 # --- mistakes -------------------------------------------------------------------------------------

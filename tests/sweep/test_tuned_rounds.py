@@ -55,7 +55,7 @@ def test_trials_are_trained_once_and_seeds_are_added(run_rounds, tmp_store, faul
     store = Store(tmp_store)
     code, out = run_rounds()
     assert code == 0
-    assert "trials: 4 cells: 4 to train" in out
+    assert "trials: 4 runs: 4 to train" in out
     assert "round 3 of at most 3: 6 seeds" in out
     assert len(store.runs()) == 4 + 12
     assert len((faults.folder / "epochs.log").read_text().splitlines()) == 16
@@ -145,14 +145,14 @@ def test_plan_shows_trials_next_round_and_maximum(run_rounds, tmp_store):
     assert out.startswith("trials:\n")
     assert "missing      digits-resnet8-bn-b16  optimizer.lr=? seed=0,1,2" in out
     assert "round 1 of at most 3: looks after 3, 4, 6 seeds" in out
-    assert "at most 16 cells: 16 to train (4 trials and 12 final)" in out
+    assert "at most 16 runs: 16 to train (4 trials and 12 final)" in out
     assert not list(tmp_store.iterdir())
     run_rounds(until=("--until", "1000000", *UNTIL[2:]))
     code, out = run_rounds("--dry-run")
     assert code == 0
     assert "3 seeds: 0 of 1 intervals are narrower than ±0.001 points" in out
     assert "round 2 of at most 3: looks after 3, 4, 6 seeds" in out
-    assert "at most 16 cells: 10 skipped, 6 to train (4 trials and 12 final)" in out
+    assert "at most 16 runs: 10 skipped, 6 to train (4 trials and 12 final)" in out
     assert len(looks_of(Store(tmp_store))) == 1
 
 

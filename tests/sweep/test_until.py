@@ -125,9 +125,9 @@ def test_failed_run_stops_the_rounds(sweep_until, faults) -> None:
 def test_plan_shows_the_first_round_and_the_maximum(sweep_until) -> None:
     code, out = sweep_until("--until", "1", "--max-seeds", "6", *BASELINE, "--dry-run")
     assert code == 0
-    assert "6 cells: 6 to train" in out
+    assert "6 runs: 6 to train" in out
     assert "round 1 of at most 3: looks after 3, 4, 6 seeds" in out
-    assert "at most 12 cells: 12 to train" in out
+    assert "at most 12 runs: 12 to train" in out
     assert not sweep_until.store.runs()
 
 

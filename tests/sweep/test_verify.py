@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +30,7 @@ from normbench.sweep.executors.slots import Gpu
 from normbench.sweep.observer import SweepView
 from normbench.sweep.plan import plan
 from normbench.sweep.verify import conditions, verify
+from tests.sweep.waiting import wait_until
 
 
 @pytest.fixture
@@ -402,13 +402,6 @@ def start_verify(store: Store, seconds_per_step: float) -> subprocess.Popen[str]
         text=True,
         env=environment,
     )
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def scratch_folders(store: Store) -> list[Path]:
