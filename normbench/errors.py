@@ -6,6 +6,9 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
+MOST_LISTED = 60
+"""Maximum number of allowed names in an error; of more, only the most similar are listed."""
+
 LONGEST_REASON = 600
 """Maximum length of a displayed reason, in characters; the traceback has the full text."""
 
@@ -48,13 +51,30 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return folded[close[0]] if close else None
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that does not exist, with the nearest and all allowed names."""
+def unknown(kind: str, name: str, allowed: Iterable[str], see: str = "") -> UserError:
+    """Build the error for a name that does not exist, with the nearest and the allowed names.
+
+    Args:
+        kind: What the name should be the name of, such as ``"metric"``.
+        name: The name.
+        allowed: The names that exist.
+        see: A command that lists them, for the case that they are too many for an error.
+    """
     pool = sorted(allowed)
     close = nearest(name, pool)
     hint = f": did you mean {close!r}?" if close else ""
-    listing = f"(allowed: {', '.join(pool)})" if pool else "(none exist)"
-    return UserError(f"unknown {kind} {name!r}{hint} {listing}")
+    return UserError(f"unknown {kind} {name!r}{hint} {_listing(name, pool, see)}")
+
+
+def _listing(name: str, pool: list[str], see: str) -> str:
+    """List the allowed names in parentheses; of very many, the twelve most similar to ``name``."""
+    if not pool:
+        return "(none exist)"
+    if len(pool) <= MOST_LISTED:
+        return f"(allowed: {', '.join(pool)})"
+    similar = sorted(difflib.get_close_matches(name, pool, n=12, cutoff=0.0))
+    more = f"and {len(pool) - len(similar)} more" + (f", see `{see}`" if see else "")
+    return f"(allowed: {', '.join(similar)} {more})"
 
 
 def reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from normbench.errors import NormbenchError, UserError, details, reason, unwrapped, why
+from normbench.errors import NormbenchError, UserError, details, reason, unknown, unwrapped, why
 
 KERAS = (
     "Exception encountered when calling Mine.call().\n\n\x1b[1m{}\x1b[0m\n\n"
@@ -113,3 +113,17 @@ def test_why_omits_the_type_of_a_value_error():
     assert why(UserError("too small")) == "too small"
     assert why(ZeroDivisionError("division by zero")) == "ZeroDivisionError: division by zero"
     assert why(ValueError()) == "ValueError"
+
+
+def test_unknown_name_gets_the_nearest_and_all_allowed_names():
+    text = str(unknown("norm", "gm", ["in", "gn", "bn"]))
+    assert text == "unknown norm 'gm': did you mean 'gn'? (allowed: bn, gn, in)"
+    assert str(unknown("norm", "gm", [])) == "unknown norm 'gm' (none exist)"
+
+
+def test_of_very_many_allowed_names_only_the_most_similar_are_listed():
+    names = [f"norm.{letter}{digit}" for letter in "abcdefghij" for digit in range(10)]
+    text = str(unknown("key", "norm.c77", names, see="normbench explain"))
+    assert text.startswith("unknown key 'norm.c77': did you mean 'norm.c7'? (allowed: ")
+    assert text.endswith(" and 88 more, see `normbench explain`)")
+    assert text.count("norm.") == 2 + 12

@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from normbench.components import group_options
 from normbench.errors import UserError, nearest
 from normbench.formats import capitalized
 from normbench.report.venues import DEFAULT, VENUES
@@ -85,6 +86,9 @@ class Parser(argparse.ArgumentParser):
             names = [word.strip(" '") for word in allowed.split(",")]
             close = nearest(name, names)
             hint = f": did you mean {close!r}?" if close else ""
+            group = next((g for g in group_options() if name in (g, f"{g}s")), None)
+            if group is not None and "explain" in names:
+                hint = f": `normbench explain {group}` lists the choices of {group}="
             message = f"unknown command {name!r}{hint} (allowed: {', '.join(names)})"
         raise UserError(f"{message} (see {self.prog} --help)")
 

@@ -108,9 +108,10 @@ class RunScreen(Observer):
         self._steps = info.get("steps_per_epoch") or 0
         self._waits_since = time.monotonic()
         facts = [
-            f"{count(info.get('parameters'))} parameters",
-            f"{count(info.get('images'))} images",
-            f"{count(info.get('epochs'))} epochs of {count(info.get('steps_per_epoch'))} steps",
+            _number_of(info.get("parameters"), "parameter"),
+            _number_of(info.get("images"), "image"),
+            f"{_number_of(info.get('epochs'), 'epoch')} of "
+            + _number_of(info.get("steps_per_epoch"), "step"),
         ]
         if info.get("devices"):
             facts.append(
@@ -344,6 +345,11 @@ class RunScreen(Observer):
 
 
 # --- the table of epochs --------------------------------------------------------------------------
+
+
+def _number_of(number: float | None, noun: str) -> str:
+    """Write a count with its noun; an unknown one as a dash."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _epoch_seconds(row: Mapping[str, Any]) -> float | None:

@@ -345,7 +345,12 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
             # Keras only derives the signature of a model that has been called; this one has not.
             images = model.inputs[0]
             signature = [keras.InputSpec(images.dtype, images.shape, name=images.name)]
-            with as_if_exporting() if kind == "onnx" else nullcontext():
+            with (
+                as_if_exporting() if kind == "onnx" else nullcontext(),
+                warnings.catch_warnings(),
+            ):
+                # Keras looks up np.object for tf2onnx, which needs it.
+                warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
                 model.export(
                     str(written), format=FORMATS[kind], verbose=False, input_signature=signature
                 )

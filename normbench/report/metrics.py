@@ -398,7 +398,7 @@ def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str]
     present = set(columns)
     offered = [m.name for m in known.values() if not present or m.name in present]
     if base not in offered:
-        raise unknown("metric", base, offered)
+        raise unknown("metric", base, offered, see="normbench report --metrics")
     metric = known[base]
     if not colon and metric.of_run:
         return metric

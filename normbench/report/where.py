@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,8 @@ def parse(text: str) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        if re.search(r"(?<![=!<>])=(?!=)", text):
+            reason = "equality is written =="
         raise UserError(f"cannot read --where {text!r}: {reason}; {_HINT}") from None
 
 
@@ -163,9 +166,14 @@ class _Walker:
         name = _dotted(node)
         if name is None:
             raise self._refuse(node, "is not a column")
-        if name not in self.runs.columns:
-            raise unknown("column in --where", name, self.runs.columns)
-        return name
+        if name in self.runs.columns:
+            return name
+        if name in ("tag", "tags"):
+            raise self._refuse(node, "is not a column: a tag is written tag.NAME, as in tag.paper")
+        if name.startswith("tag."):
+            tags = [c.removeprefix("tag.") for c in self.runs.columns if c.startswith("tag.")]
+            raise unknown("tag in --where", name.removeprefix("tag."), tags)
+        raise unknown("column in --where", name, self.runs.columns)
 
     def _value(self, node: ast.expr, column: str) -> Any:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -29,6 +29,8 @@ def small_run(tmp_store):
     ("command", "message"),
     [
         (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
+        (["archs"], "unknown command 'archs': `normbench explain arch` lists the choices of arch="),
+        (["probe"], "unknown command 'probe': `normbench explain probe` lists the choices of"),
         (["run", "--resum"], "unknown option '--resum': did you mean --resume?"),
         (["run", "norm=gm"], "unknown norm 'gm': did you mean 'gn'?"),
         (["norms", "gn", "foo"], "norms cannot take 'foo' (see normbench norms --help)"),

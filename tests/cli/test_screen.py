@@ -162,6 +162,12 @@ def test_end_without_summary_numbers_shows_the_last_epoch() -> None:
     assert "  val accuracy  50.00%  loss 1.5000  best 75.00% at epoch 2" in file.getvalue()
 
 
+def test_one_epoch_of_one_step_is_singular() -> None:
+    screen, file = plain_screen()
+    screen.on_start({**INFO, "epochs": 1, "steps_per_epoch": 1})
+    assert "1 epoch of 1 step," in file.getvalue()
+
+
 def test_unknown_numbers_are_dashes() -> None:
     screen, file = plain_screen()
     screen.on_start({"name": "a"})
