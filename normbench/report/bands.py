@@ -23,8 +23,8 @@ class Band(NamedTuple):
 
 def joined(study: Study) -> pd.DataFrame:
     """Return the epochs of the finished and diverged runs, with their row and column."""
-    ended = study.runs[study.runs["status"].isin(["finished", "diverged"])]
-    places = ended[["name", "row", "column"]].rename(columns={"name": "run"})
+    runs = study.runs[study.runs["status"].isin(["finished", "diverged"])]
+    places = runs[["name", "row", "column"]].rename(columns={"name": "run"})
     return study.curves.merge(places, on="run")
 
 
@@ -37,8 +37,8 @@ def last_measured(study: Study, columns: Callable[[str], object]) -> tuple[pd.Da
     """
     curves = joined(study)
     names = [name for name in curves.columns if columns(name)]
-    known = curves[curves[names].notna().any(axis=1)] if names else curves.iloc[:0]
-    return known.sort_values("epoch").groupby("run", sort=False).tail(1), names
+    epochs = curves[curves[names].notna().any(axis=1)] if names else curves.iloc[:0]
+    return epochs.sort_values("epoch").groupby("run", sort=False).tail(1), names
 
 
 FEW = 3
@@ -57,13 +57,15 @@ def singles(curves: pd.DataFrame, name: str, x: str = "epoch") -> Singles:
         name: A column of numbers.
         x: The column of the horizontal axis.
     """
-    known = curves[curves[name].notna()]
-    found = {}
-    for key, cell in known.groupby(["row", "column"], sort=False):
+    epochs = curves[curves[name].notna()]
+    curves_by_cell = {}
+    for key, cell in epochs.groupby(["row", "column"], sort=False):
         runs = [run for _, run in cell.sort_values(x).groupby("run", sort=False)]
         if 1 < len(runs) <= FEW:
-            found[key] = [(run[x].to_numpy(float), run[name].to_numpy(float)) for run in runs]
-    return found
+            curves_by_cell[key] = [
+                (run[x].to_numpy(float), run[name].to_numpy(float)) for run in runs
+            ]
+    return curves_by_cell
 
 
 def around(
@@ -76,12 +78,12 @@ def around(
         few: The same for cells whose runs are drawn individually.
         log: Whether the bands are of the logarithm.
     """
-    cells = {key for drawn in found for key in drawn}
-    shown = {key for drawn in few for key in drawn}
+    cells = {key for panel in found for key in panel}
+    single_cells = {key for panel in few for key in panel}
     interval = "95 % t interval" + (" of the logarithm" if log else "")
-    if not shown:
+    if not single_cells:
         return f"Mean and {interval} over seeds."
-    if shown >= cells:
+    if single_cells >= cells:
         return "Mean over seeds; thin: single runs."
     return f"Mean over seeds; thin: single runs of cells with up to {FEW}, else the {interval}."
 
@@ -105,14 +107,14 @@ def bands(
     table = table[table["count"] > 0].reset_index()
     n = table["count"].to_numpy(float)
     factor = np.full(len(n), np.nan)
-    several = n > 1
-    factor[several] = t_quantile(0.5 + CONFIDENCE / 2, n[several] - 1) / np.sqrt(n[several])
+    mask = n > 1
+    factor[mask] = t_quantile(0.5 + CONFIDENCE / 2, n[mask] - 1) / np.sqrt(n[mask])
     half = factor * table["std"].to_numpy(float)
-    mean, along = table["mean"].to_numpy(float), table[x].to_numpy(float)
-    drawn = [mean, mean - half, mean + half]
+    mean, positions = table["mean"].to_numpy(float), table[x].to_numpy(float)
+    lines = [mean, mean - half, mean + half]
     if log:
-        drawn = [np.exp(line) for line in drawn]
+        lines = [np.exp(line) for line in lines]
     return {
-        (key[0], key[1]): Band(along[places], *(line[places] for line in drawn))
+        (key[0], key[1]): Band(positions[places], *(line[places] for line in lines))
         for key, places in table.groupby(["row", "column"], sort=False).indices.items()
     }

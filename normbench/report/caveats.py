@@ -141,8 +141,8 @@ def conditions(
         context: Keys that all runs of the study share.
         allowed: Keys, or groups of keys, in which rows may differ on purpose.
     """
-    ended = runs["status"].isin(ENDED).to_numpy()
-    inside = tuple(f"{name}." for name in factors if name in GROUPS)
+    has_ended = runs["status"].isin(ENDED).to_numpy()
+    prefixes = tuple(f"{name}." for name in factors if name in GROUPS)
     context = tuple(context)
     left_out = {*_NAMES, *factors, *context}
     if "commit" in left_out:  # a commit with uncommitted changes is a value of its own
@@ -150,21 +150,21 @@ def conditions(
     keys = [
         key
         for key in runs.columns
-        if _is_condition(key) and key not in left_out and not key.startswith(inside or "\0")
+        if _is_condition(key) and key not in left_out and not key.startswith(prefixes or "\0")
     ]
     if "backend" in runs and "jax" not in set(runs["backend"]):
         keys = [key for key in keys if key != "version.jax"]
-    found: dict[str, Condition] = {}
+    by_key: dict[str, Condition] = {}
     for key in sorted(keys, key=_order):
         values = _texts(runs, key)
-        if len(set(values[ended]) - {None}) < 2:
+        if len(set(values[has_ended]) - {None}) < 2:
             continue
-        rows, columns = _differs(runs[ended], values[ended])
+        rows, columns = _differs(runs[has_ended], values[has_ended])
         if not (rows or columns) or (key.endswith("seed") and _determines(runs["seed"], values)):
             continue
-        intended = is_allowed(key, allowed) or ("label" in factors and is_config(key))
-        found[key] = Condition(key, values, rows, columns, intended)
-    return [found[key] for key in found if not _repeats(found, key)]
+        is_intended = is_allowed(key, allowed) or ("label" in factors and is_config(key))
+        by_key[key] = Condition(key, values, rows, columns, is_intended)
+    return [by_key[key] for key in by_key if not _repeats(by_key, key)]
 
 
 def check_allowed(names: Sequence[str], runs: pd.DataFrame) -> None:
@@ -198,8 +198,8 @@ def allowing(keys: Sequence[str]) -> str:
     A key at which a shell or the option would split (``version.data of mine (path=a)``) is replaced
     by its group.
     """
-    plain = [key if re.fullmatch(r"[\w.]+", key) else key.partition(".")[0] for key in keys]
-    return ",".join(dict.fromkeys(plain))
+    names = [key if re.fullmatch(r"[\w.]+", key) else key.partition(".")[0] for key in keys]
+    return ",".join(dict.fromkeys(names))
 
 
 def join_names(names: Sequence[str]) -> str:
@@ -209,18 +209,18 @@ def join_names(names: Sequence[str]) -> str:
 
 def describe_values(values: Mapping[str, Sequence[str]]) -> str:
     """Format values by name, as ``BN 5, GN 2``; the most common value is for ``all others``."""
-    texts = {name: _several(found) for name, found in values.items() if found}
+    texts = {name: _several(entries) for name, entries in values.items() if entries}
     by_text: dict[str, list[str]] = {}
     for name, text in texts.items():
         by_text.setdefault(text, []).append(name)
-    most = max(by_text.values(), key=len)
-    gathered = most if len(most) > 2 and len(texts) > len(most) else []
+    majority = max(by_text.values(), key=len)
+    rest = majority if len(majority) > 2 and len(texts) > len(majority) else []
     colon = ":" if any(" " in name or name[-1:].isdigit() for name in texts) else ""
-    parts = [f"{name}{colon} {text}" for name, text in texts.items() if name not in gathered]
+    parts = [f"{name}{colon} {text}" for name, text in texts.items() if name not in rest]
     if len(parts) > _LISTED:
         return f"{len(by_text)} different values"
-    if gathered:
-        parts.append(f"all others{colon} {texts[gathered[0]]}")
+    if rest:
+        parts.append(f"all others{colon} {texts[rest[0]]}")
     return ", ".join(parts)
 
 
@@ -238,18 +238,18 @@ def _order(key: str) -> tuple[int, bool, str]:
 
 def _texts(runs: pd.DataFrame, key: str) -> np.ndarray:
     """Return a key's value in each run, as text; None if provenance was not recorded."""
-    found = np.empty(len(runs), object)
-    recorded = is_provenance(key) or key == "micro_batches"
+    texts = np.empty(len(runs), object)
+    is_recorded = is_provenance(key) or key == "micro_batches"
     for place, value in enumerate(runs[key].tolist()):
-        if value is None or value is pd.NA or value != value or (recorded and value == ""):
-            found[place] = None if recorded else "none"
+        if value is None or value is pd.NA or value != value or (is_recorded and value == ""):
+            texts[place] = None if is_recorded else "none"
         elif isinstance(value, bool):
-            found[place] = "yes" if value else "no"
+            texts[place] = "yes" if value else "no"
         elif key == "commit":
-            found[place] = str(value)[:10]
+            texts[place] = str(value)[:10]
         else:
-            found[place] = labels.value(key, value)
-    return found
+            texts[place] = labels.value(key, value)
+    return texts
 
 
 def _differs(runs: pd.DataFrame, values: np.ndarray) -> tuple[bool, bool]:
@@ -258,31 +258,32 @@ def _differs(runs: pd.DataFrame, values: np.ndarray) -> tuple[bool, bool]:
     for row, column, value in zip(runs["row"], runs["column"], values, strict=True):
         if value is not None:
             cells.setdefault((row, column), set()).add(value)
-    found = []
-    for shared in (1, 0):
+    differences = []
+    for axis in (1, 0):
         groups: dict[Any, list[set[str]]] = {}
-        for place, known in cells.items():
-            groups.setdefault(place[shared], []).append(known)
-        found.append(any(values != group[0] for group in groups.values() for values in group))
-    if not any(found):  # no two cells share a row or column, or all cells have the same values
-        every = list(cells.values())
-        found[0] = any(values != every[0] for values in every)
-    return found[0], found[1]
+        for place, cell_values in cells.items():
+            groups.setdefault(place[axis], []).append(cell_values)
+        differences.append(any(values != group[0] for group in groups.values() for values in group))
+    # No two cells share a row or column, or all cells have the same values.
+    if not any(differences):
+        all_values = list(cells.values())
+        differences[0] = any(values != all_values[0] for values in all_values)
+    return differences[0], differences[1]
 
 
 def _determines(first: pd.Series, second: np.ndarray) -> bool:
     """Return whether the first key determines the second."""
     pairs = set(zip(first, second, strict=True))
-    return len(pairs) == len({one for one, _ in pairs})
+    return len(pairs) == len({value for value, _ in pairs})
 
 
-def _repeats(found: Mapping[str, Condition], key: str) -> bool:
+def _repeats(by_key: Mapping[str, Condition], key: str) -> bool:
     """Return whether another condition determines this one, which makes it redundant."""
     group = key.partition(".")[0]
-    over = [name for name, keys in _FOLLOW.items() if key in keys]
+    leaders = [name for name, keys in _FOLLOW.items() if key in keys]
     if group in GROUPS and key not in (group, "optimizer.lr"):
-        over.append(group)
+        leaders.append(group)
     return any(
-        name in found and _determines(pd.Series(found[name].values), found[key].values)
-        for name in over
+        name in by_key and _determines(pd.Series(by_key[name].values), by_key[key].values)
+        for name in leaders
     )

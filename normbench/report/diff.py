@@ -80,10 +80,10 @@ def tables(pair: Pair) -> list[Table]:
 def _texts(pair: Pair, slug: str, title: str, keys: list[str]) -> Table:
     rows, data = [], []
     for key in keys:
-        ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
-        if ours != theirs:
-            rows.append([TableEntry(labels.plain(key)), TableEntry(ours), TableEntry(theirs)])
-            data.append({"key": key, "first": ours, "second": theirs})
+        first, second = (_shown(row, key) for row in (pair.first, pair.second))
+        if first != second:
+            rows.append([TableEntry(labels.plain(key)), TableEntry(first), TableEntry(second)])
+            data.append({"key": key, "first": first, "second": second})
     title = title if rows else title.replace("What", "Nothing")
     return Table(slug, title, ["Key", "First", "Second"], rows, [], pd.DataFrame(data))
 
@@ -91,21 +91,21 @@ def _texts(pair: Pair, slug: str, title: str, keys: list[str]) -> Table:
 def _results(pair: Pair) -> Table:
     rows, data = [], []
     for key in _ALSO:
-        ours, theirs = (_shown(row, key) for row in (pair.first, pair.second))
-        rows.append([TableEntry(key), TableEntry(_cut(ours)), TableEntry(_cut(theirs)), EMPTY])
-        data.append({"key": key, "first": ours, "second": theirs})
-    for shown in listed("diff"):
-        name = shown.name
-        ours, theirs = (number(row.get(name)) for row in (pair.first, pair.second))
-        if ours is None and theirs is None:
+        first, second = (_shown(row, key) for row in (pair.first, pair.second))
+        rows.append([TableEntry(key), TableEntry(_cut(first)), TableEntry(_cut(second)), EMPTY])
+        data.append({"key": key, "first": first, "second": second})
+    for metric in listed("diff"):
+        name = metric.name
+        first, second = (number(row.get(name)) for row in (pair.first, pair.second))
+        if first is None and second is None:
             continue
-        entries = [EMPTY if v is None else TableEntry(shown.show(v), v) for v in (ours, theirs)]
+        entries = [EMPTY if v is None else TableEntry(metric.show(v), v) for v in (first, second)]
         change = EMPTY
-        if ours is not None and theirs is not None:
-            text = f"{(theirs - ours) * shown.scale:+.{shown.digits}f}"
-            change = TableEntry(text, theirs - ours)
-        rows.append([TableEntry(shown.axis), *entries, change])
-        data.append({"key": name, "first": ours, "second": theirs})
+        if first is not None and second is not None:
+            text = f"{(second - first) * metric.scale:+.{metric.digits}f}"
+            change = TableEntry(text, second - first)
+        rows.append([TableEntry(metric.axis), *entries, change])
+        data.append({"key": name, "first": first, "second": second})
     headers = ["Result", "First", "Second", "Second − first"]
     return Table("results", "Results", headers, rows, [pair.verdict], pd.DataFrame(data))
 
@@ -115,14 +115,14 @@ def write(pair: Pair, drawing: Drawing, out: Path) -> list[Path]:
     from normbench.report.figures import style
 
     out.mkdir(parents=True, exist_ok=True)
-    written = style.save(drawing, out, FORMATS)
-    plain = markdown_text
-    lines = ["# Two runs", "", *(f"- {plain(name)}" for name in named(pair)), ""]
+    files = style.save(drawing, out, FORMATS)
+    escape = markdown_text
+    lines = ["# Two runs", "", *(f"- {escape(name)}" for name in named(pair)), ""]
     lines += [markdown(table) for table in tables(pair)]
-    lines += [f"![{plain(drawing.caption)}]({drawing.slug}.png)", ""]
+    lines += [f"![{escape(drawing.caption)}]({drawing.slug}.png)", ""]
     page = out / "diff.md"
     page.write_text("\n".join(lines), encoding="utf-8")
-    return [page, *written]
+    return [page, *files]
 
 
 def named(pair: Pair) -> list[str]:

@@ -52,48 +52,48 @@ class Finding:
 
 def findings(grid: Grid) -> list[Finding]:
     """Return the findings that the statistics of a grid support, in the order of STRENGTHS."""
-    found = _diverged(grid)
-    compared = grid.metric.higher_is_better is not None and len(grid.study.rows) > 1
+    sentences = _diverged(grid)
+    has_comparison = grid.metric.higher_is_better is not None and len(grid.study.rows) > 1
     if grid.metric.higher_is_better is not None and not grid.metric.timed:
-        found += cautions(grid.study)
-    found += tuned(grid.study)
-    if compared and grid.metric.timed:
-        found.append(Finding(TIMED, "note"))
-    elif compared and grid.baseline is not None:
+        sentences += cautions(grid.study)
+    sentences += tuned(grid.study)
+    if has_comparison and grid.metric.timed:
+        sentences.append(Finding(TIMED, "note"))
+    elif has_comparison and grid.baseline is not None:
         family = sum(1 for c in grid.cells.values() if c.baseline is not None and c.baseline.tested)
         for row in grid.study.rows:
             cells = [c for c in grid.cells.values() if c.row == row and c.baseline is not None]
-            found += _row(grid, row, cells, family)
-        found += _overall(grid)
-        found += _power(grid, family)
-    elif compared:
-        found.append(
+            sentences += _row(grid, row, cells, family)
+        sentences += _overall(grid)
+        sentences += _power(grid, family)
+    elif has_comparison:
+        sentences.append(
             Finding(
                 "No baseline among the rows, so nothing was tested: name one with --baseline.",
                 "note",
             )
         )
-    return sorted(found, key=lambda finding: STRENGTHS.index(finding.strength))
+    return sorted(sentences, key=lambda finding: STRENGTHS.index(finding.strength))
 
 
 def cautions(study: Study) -> list[Finding]:
     """Report rows whose training had not converged or whose learning rate was not tuned."""
-    found = []
+    texts = []
     training = study.training
     if training.unconverged:
-        found.append(_convergence(study))
+        texts.append(_convergence(study))
     if len(study.rows) > 1 and "optimizer.lr" not in study.by:
-        found += _tuning(study)
-    return [Finding(text, "caution") for text in found]
+        texts += _tuning(study)
+    return [Finding(text, "caution") for text in texts]
 
 
 def _convergence(study: Study) -> str:
     """Count the runs that were still improving at their last epoch."""
     training = study.training
-    known = [row for row, count in training.finished.items() if count]
-    if len(training.unconverged) == len(known):
+    rows = [row for row, count in training.finished.items() if count]
+    if len(training.unconverged) == len(rows):
         best, total = sum(training.last_best.values()), sum(training.finished.values())
-        where, whose = f"{best} of {total} run{'' if total == 1 else 's'}", "training"
+        where, noun = f"{best} of {total} run{'' if total == 1 else 's'}", "training"
     else:
         where = join_names(
             [
@@ -101,28 +101,28 @@ def _convergence(study: Study) -> str:
                 for row in training.unconverged
             ]
         )
-        whose = "its training" if len(training.unconverged) == 1 else "their training"
+        noun = "its training" if len(training.unconverged) == 1 else "their training"
     order = ", and the order may change" if len(study.groups) > 1 else ""
-    return f"In {where} the last epoch is the best on validation: {whose} had not converged{order}."
+    return f"In {where} the last epoch is the best on validation: {noun} had not converged{order}."
 
 
 def _tuning(study: Study) -> list[str]:
     """Name the rows that were trained at a single learning rate."""
-    chosen = any(c.key == "optimizer.lr" and c.intended for c in study.conditions)
+    is_chosen = any(c.key == "optimizer.lr" and c.intended for c in study.conditions)
     rates = _rates(study)
-    single = [study.row(row) for row, count in rates.items() if count == 1]
-    if chosen or not single:
+    single_rows = [study.row(row) for row, count in rates.items() if count == 1]
+    if is_chosen or not single_rows:
         return []
-    if len(single) == len(rates):
+    if len(single_rows) == len(rates):
         return [
             "Each row was trained at one learning rate; none was tuned, and rows may have "
             "different best rates."
         ]
-    tuned = [study.row(row) for row, count in rates.items() if count > 1]
-    was = "was" if len(single) == 1 else "were each"
+    tuned_rows = [study.row(row) for row, count in rates.items() if count > 1]
+    verb = "was" if len(single_rows) == 1 else "were each"
     return [
-        f"The store has several learning rates of {join_names(tuned)}; {join_names(single)} {was} "
-        "trained at one, which was not tuned."
+        f"The store has several learning rates of {join_names(tuned_rows)}; "
+        f"{join_names(single_rows)} {verb} trained at one, which was not tuned."
     ]
 
 
@@ -150,24 +150,26 @@ def tuned(study: Study) -> list[Finding]:
     if not study.tuned:
         return []
     cells = ordered(study)
-    found = []
+    sentences = []
     for key in tuned_keys(cells):
         name = words(key)
-        whose = [cell for cell in cells if key in cell.cell.keys]
-        chosen = [cell for cell in whose if cell.cell.chosen is not None]
+        key_cells = [cell for cell in cells if key in cell.cell.keys]
+        chosen_cells = [cell for cell in key_cells if cell.cell.chosen is not None]
         write = _value_of(key)
-        if chosen:
-            texts = _by_cell(study, chosen, write)
-            found.append(Finding(f"Chosen {name}: {texts}.", "tuned", _places(study, chosen)))
+        if chosen_cells:
+            texts = _by_cell(study, chosen_cells, write)
+            sentences.append(
+                Finding(f"Chosen {name}: {texts}.", "tuned", _places(study, chosen_cells))
+            )
         for end in ("largest", "smallest"):
-            edge = [cell for cell in chosen if cell.cell.edges.get(key) == end]
+            edge = [cell for cell in chosen_cells if cell.cell.edges.get(key) == end]
             if edge:
                 texts = _by_cell(study, edge, write)
-                sampled = all(cell.cell.sampler is not None for cell in edge)
+                is_sampled = all(cell.cell.sampler is not None for cell in edge)
                 remedy = (
-                    "Widen the range." if sampled else "Add values to the list, or --extend it."
+                    "Widen the range." if is_sampled else "Add values to the list, or --extend it."
                 )
-                found.append(
+                sentences.append(
                     Finding(
                         f"The best {name} is the {end} tried for {texts}: a better one may lie "
                         f"beyond it. {remedy}",
@@ -175,25 +177,25 @@ def tuned(study: Study) -> list[Finding]:
                         _places(study, edge),
                     )
                 )
-    nothing = [cell for cell in cells if cell.cell.chosen is None]
-    for cell in nothing:
+    open_cells = [cell for cell in cells if cell.cell.chosen is None]
+    for cell in open_cells:
         reason = cell.cell.problem or "its trials have not all ended"
         where = _by_cell(study, [cell], lambda _: "")
-        found.append(Finding(f"Nothing was chosen for {where}: {reason}.", "caution"))
-    wrong = [name for cell in cells for name in cell.contradicted]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        found.append(
+        sentences.append(Finding(f"Nothing was chosen for {where}: {reason}.", "caution"))
+    contradictions = [name for cell in cells for name in cell.contradicted]
+    if contradictions:
+        rest = f" and {len(contradictions) - 3} more" if len(contradictions) > 3 else ""
+        sentences.append(
             Finding(
                 "Trials whose runs no longer have the result by which their value was chosen: "
-                f"{', '.join(wrong[:3])}{more}.",
+                f"{', '.join(contradictions[:3])}{rest}.",
                 "caution",
             )
         )
     keys = join_names([words(key) for key in tuned_keys(cells)])
     rule = " ".join(rules(study))
-    found.insert(0, Finding(f"Tuned for each cell: {keys}, {_budget(cells)}. {rule}", "tuned"))
-    return found
+    sentences.insert(0, Finding(f"Tuned for each cell: {keys}, {_budget(cells)}. {rule}", "tuned"))
+    return sentences
 
 
 def _value_of(key: str) -> Callable[[CellTuning], str]:
@@ -203,13 +205,13 @@ def _value_of(key: str) -> Callable[[CellTuning], str]:
 def _budget(cells: Sequence[CellTuning]) -> str:
     """Return the number of values that the cells tried."""
     counts = sorted({len(cell.tried) for cell in cells})
-    added = sum(len(cell.cell.added) for cell in cells)
-    several = any(len(cell.cell.keys) > 1 for cell in cells)
-    noun = "combination" if several else "value"
+    added_count = sum(len(cell.cell.added) for cell in cells)
+    has_combinations = any(len(cell.cell.keys) > 1 for cell in cells)
+    noun = "combination" if has_combinations else "value"
     text = counted(counts[-1], noun)
     if len(counts) > 1:
         text = f"{counts[0]} to {text}"
-    return text + (f" ({added} of all cells' added by --extend)" if added else "")
+    return text + (f" ({added_count} of all cells' added by --extend)" if added_count else "")
 
 
 def _by_cell(study: Study, cells: Sequence[CellTuning], text: Callable[[CellTuning], str]) -> str:
@@ -228,38 +230,40 @@ def _places(study: Study, cells: Sequence[CellTuning]) -> tuple[tuple[Any, Any],
 
 
 def _row(grid: Grid, row: Any, cells: Sequence[GridCell], family: int) -> list[Finding]:
-    found = []
-    tested = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
-    claims = [(c, d) for c, d in tested if d.p < ALPHA or d.significant]
-    for confounded in (False, True):
-        part = [pair for pair in claims if _is_confounded(grid, row, pair[0]) == confounded]
-        sure = [(c, d) for c, d in part if d.significant]
-        if sure:
-            found.append(_significant(grid, row, sure, family))
-        maybe = [(c, d) for c, d in part if not d.significant]
-        if maybe:
-            found.append(_suggestive(grid, row, maybe, family))
-    nothing = [(c, d) for c, d in tested if d.p >= ALPHA and not d.significant]
-    if nothing:
-        found.append(_undetected(grid, row, nothing))
-    return found + _untested(grid, row, cells)
+    sentences = []
+    tested_pairs = [(c, c.baseline) for c in cells if c.baseline is not None and c.baseline.tested]
+    claims = [(c, d) for c, d in tested_pairs if d.p < ALPHA or d.significant]
+    for is_confounded in (False, True):
+        part = [pair for pair in claims if _is_confounded(grid, row, pair[0]) == is_confounded]
+        significant_pairs = [(c, d) for c, d in part if d.significant]
+        if significant_pairs:
+            sentences.append(_significant(grid, row, significant_pairs, family))
+        suggestive_pairs = [(c, d) for c, d in part if not d.significant]
+        if suggestive_pairs:
+            sentences.append(_suggestive(grid, row, suggestive_pairs, family))
+    undetected_pairs = [(c, d) for c, d in tested_pairs if d.p >= ALPHA and not d.significant]
+    if undetected_pairs:
+        sentences.append(_undetected(grid, row, undetected_pairs))
+    return sentences + _untested(grid, row, cells)
 
 
 def _significant(grid: Grid, row: Any, pairs: Pairs, family: int) -> Finding:
     """Write a sentence on where a row beats the baseline and where it falls behind."""
     name, base = _names(grid, row)
-    ahead = bool(grid.metric.higher_is_better)
-    better = [(c, d) for c, d in pairs if (d.mean > 0) == ahead]
-    worse = [(c, d) for c, d in pairs if (d.mean > 0) != ahead]
+    is_higher_better = bool(grid.metric.higher_is_better)
+    better_pairs = [(c, d) for c, d in pairs if (d.mean > 0) == is_higher_better]
+    worse_pairs = [(c, d) for c, d in pairs if (d.mean > 0) != is_higher_better]
     parts = []
-    if better:
-        parts.append(f"{name} beats {base} {_sizes(grid, better)}")
-    if worse:
-        parts.append(f"{'it' if better else name} falls behind {base} {_sizes(grid, worse)}")
+    if better_pairs:
+        parts.append(f"{name} beats {base} {_sizes(grid, better_pairs)}")
+    if worse_pairs:
+        parts.append(
+            f"{'it' if better_pairs else name} falls behind {base} {_sizes(grid, worse_pairs)}"
+        )
     largest = p_words(max(d.p_corrected for _, d in pairs))
     p = largest if len(pairs) == 1 else f"each {largest.replace('=', '≤')}"
-    corrected = f" after Holm's correction for {family} comparisons" if family > 1 else ""
-    text = f"{'; '.join(parts)} (95 % intervals, {_seeds(pairs)}; {p}{corrected})."
+    correction = f" after Holm's correction for {family} comparisons" if family > 1 else ""
+    text = f"{'; '.join(parts)} (95 % intervals, {_seeds(pairs)}; {p}{correction})."
     return _qualified(grid, row, pairs, text, "significant")
 
 
@@ -291,7 +295,7 @@ def _undetected(grid: Grid, row: Any, pairs: Pairs) -> Finding:
 def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
     """Name the cells whose difference from the baseline was not tested."""
     name, base = _names(grid, row)
-    single, apart, identical, equal = [], [], [], []
+    single_cells, apart_cells, identical_cells, equal_cells = [], [], [], []
     for cell in cells:
         against = grid.get(grid.baseline, cell.column)
         if cell.baseline is None or cell.baseline.tested or against is None:
@@ -299,33 +303,33 @@ def _untested(grid: Grid, row: Any, cells: Sequence[GridCell]) -> list[Finding]:
         if grid.metric.worst and (cell.diverged or against.diverged):
             continue
         if cell.baseline.n > 1 and cell.baseline.low == cell.baseline.high == 0:
-            identical.append(cell)
+            identical_cells.append(cell)
         elif cell.baseline.n > 1:
-            equal.append(cell)
+            equal_cells.append(cell)
         elif cell.baseline.n == 1:
-            single.append(cell)
+            single_cells.append(cell)
         elif cell.sample.n and against.sample.n:
-            apart.append(cell)
+            apart_cells.append(cell)
     texts = (
-        (single, f"{name} and {base} share one seed", ": no test is possible."),
-        (apart, f"{name} and {base} share no seed", ": they were not compared."),
-        (identical, f"{name} and {base} have equal values in each shared seed", "."),
-        (equal, f"{name} and {base} differ equally in each seed", ": no test is possible."),
+        (single_cells, f"{name} and {base} share one seed", ": no test is possible."),
+        (apart_cells, f"{name} and {base} share no seed", ": they were not compared."),
+        (identical_cells, f"{name} and {base} have equal values in each shared seed", "."),
+        (equal_cells, f"{name} and {base} differ equally in each seed", ": no test is possible."),
     )
     return [
-        Finding(f"{text} {_at(grid, found)}".rstrip() + end, "untested", _keys(found))
-        for found, text, end in ((cells, text, end) for cells, text, end in texts if cells)
+        Finding(f"{text} {_at(grid, group)}".rstrip() + end, "untested", _keys(group))
+        for group, text, end in ((cells, text, end) for cells, text, end in texts if cells)
     ]
 
 
 def _overall(grid: Grid) -> list[Finding]:
     """Write how likely, over all columns, a run of each row is to beat one of the baseline."""
-    found = []
+    sentences = []
     for row, result in grid.improvements.items():
         if result.tasks < 2 or math.isnan(result.low):
             continue
         name, base = _names(grid, row)
-        over = labels.several(grid.study.column_factor, result.tasks)
+        tasks = labels.several(grid.study.column_factor, result.tasks)
         cells = [
             cell
             for column in grid.study.columns
@@ -334,23 +338,23 @@ def _overall(grid: Grid) -> list[Finding]:
         if result.probability in (0.0, 1.0):
             p = _separation(grid, cells)
             side = "better" if result.probability else "worse"
-            sure = p < ALPHA
+            is_sure = p < ALPHA
             text = (
-                f"Every run of {name} did {side} than every run of {base} at each of {over} "
+                f"Every run of {name} did {side} than every run of {base} at each of {tasks} "
                 f"({p_words(p)}, exact test)"
-                f"{'' if sure else ': too few runs to exclude chance'}."
+                f"{'' if is_sure else ': too few runs to exclude chance'}."
             )
         else:
-            sure = not result.low <= 0.5 <= result.high
+            is_sure = not result.low <= 0.5 <= result.high
             side = "more" if result.probability > 0.5 else "less"
-            verdict = f"{name} is {side} likely to win" if sure else "no evidence either way"
+            verdict = f"{name} is {side} likely to win" if is_sure else "no evidence either way"
             text = (
                 f"P({name} beats {base}) = {result.probability:.2f} (95 % bootstrap interval "
-                f"{result.low:.2f} to {result.high:.2f}) over {over}: {verdict}."
+                f"{result.low:.2f} to {result.high:.2f}) over {tasks}: {verdict}."
             )
-        strength = "overall" if sure else "inconclusive"
-        found.append(_qualified(grid, row, [(cell, None) for cell in cells], text, strength))
-    return found
+        strength = "overall" if is_sure else "inconclusive"
+        sentences.append(_qualified(grid, row, [(cell, None) for cell in cells], text, strength))
+    return sentences
 
 
 def _separation(grid: Grid, cells: Sequence[GridCell]) -> float:
@@ -368,9 +372,9 @@ def _qualified(
 ) -> Finding:
     """Return a finding that names other differences of its runs; confounds lower its strength."""
     cells = [cell for cell, _ in pairs]
-    differing = grid.study.differing(row, grid.baseline, [cell.column for cell in cells])
-    confounds = [text for condition, text in differing if condition.confounds]
-    others = [text for condition, text in differing if condition.intended]
+    differences = grid.study.differing(row, grid.baseline, [cell.column for cell in cells])
+    confounds = [text for condition, text in differences if condition.confounds]
+    intended_texts = [text for condition, text in differences if condition.intended]
     if confounds:
         text += f" Confounded: the rows also differ in {join_names(confounds)}, "
         if strength in ("undetected", "inconclusive"):
@@ -379,19 +383,19 @@ def _qualified(
             text += f"so the difference cannot be attributed to the {grid.study.compared}."
         if strength in ("significant", "overall", "suggestive"):
             strength = "confounded"
-    if others:
-        text += f" The rows also differ in {join_names(others)}, as intended."
+    if intended_texts:
+        text += f" The rows also differ in {join_names(intended_texts)}, as intended."
     text += _untuned(grid.study)
     return Finding(text, strength, _keys(cells))
 
 
 def _is_confounded(grid: Grid, row: Any, cell: GridCell) -> bool:
-    differing = grid.study.differing(row, grid.baseline, [cell.column])
-    return any(condition.confounds for condition, _ in differing)
+    differences = grid.study.differing(row, grid.baseline, [cell.column])
+    return any(condition.confounds for condition, _ in differences)
 
 
 def _diverged(grid: Grid) -> list[Finding]:
-    found = []
+    sentences = []
     for row in grid.study.rows:
         cells = [c for c in grid.cells.values() if c.row == row and c.diverged]
         if not cells:
@@ -403,8 +407,8 @@ def _diverged(grid: Grid) -> list[Finding]:
             for c in cells
         )
         text = f"Diverged runs of {grid.study.in_words(row)}: {counts}."
-        found.append(Finding(text, "diverged", _keys(cells)))
-    return found
+        sentences.append(Finding(text, "diverged", _keys(cells)))
+    return sentences
 
 
 def _power(grid: Grid, family: int) -> list[Finding]:
@@ -414,11 +418,11 @@ def _power(grid: Grid, family: int) -> list[Finding]:
         return []
     n = max(set(counts), key=counts.count)
     looks = max(c.baseline.looks for c in grid.cells.values() if c.baseline and c.baseline.tested)
-    needed = float(t_quantile(1 - ALPHA / 2 / family / looks, n - 1)) / math.sqrt(n)
+    ratio = float(t_quantile(1 - ALPHA / 2 / family / looks, n - 1)) / math.sqrt(n)
     return [
         Finding(
             f"With {n} seeds and {family} comparison{'s' if family > 1 else ''}, only differences "
-            f"above {needed:.1f} standard deviations (of the difference between seeds) can be "
+            f"above {ratio:.1f} standard deviations (of the difference between seeds) can be "
             "significant.",
             "note",
         )

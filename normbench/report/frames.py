@@ -143,7 +143,7 @@ class Frames:
     def write(self, folder: Path) -> list[Path]:
         """Write both frames to ``folder`` as Parquet and as CSV; return the four files."""
         folder.mkdir(parents=True, exist_ok=True)
-        written = []
+        files = []
         for name, frame in (("runs", self.runs), ("curves", self.curves)):
             for suffix in ("parquet", "csv"):
                 path = folder / f"{name}.{suffix}"
@@ -152,8 +152,8 @@ class Frames:
                 else:
                     # Arrow's CSV writer is ten times as fast as pandas'.
                     csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
-                written.append(path)
-        return written
+                files.append(path)
+        return files
 
 
 def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
@@ -168,8 +168,8 @@ def load(store: Store | Path | str, *, epochs: bool = True) -> Frames:
         NormbenchError: The record of a tuned sweep is damaged, so trials cannot be identified.
     """
     store = as_store(store)
-    found = read_store(store, epochs)
-    return assemble(store.root, found, tuning_of(store))
+    store_rows = read_store(store, epochs)
+    return assemble(store.root, store_rows, tuning_of(store))
 
 
 @dataclass
@@ -199,22 +199,22 @@ def read_store(store: Store, epochs: bool = True) -> StoreRows:
     """
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
-    found = StoreRows(left_out=[LeftOut(path, reason) for path, reason in store.foreign()])
+    store_rows = StoreRows(left_out=[LeftOut(path, reason) for path, reason in store.foreign()])
     for run in store.runs():
         row, lines, problem = read(run)
         if row is None:
-            found.left_out.append(LeftOut(run.path, problem or "it cannot be read"))
+            store_rows.left_out.append(LeftOut(run.path, problem or "it cannot be read"))
             continue
-        found.rows.append(row)
+        store_rows.rows.append(row)
         if not epochs:
             continue
-        found.pieces.append(columns(run.name, lines))
-        if any(column.startswith("probe/") for column in found.pieces[-1]):
-            found.described |= _described(run)
+        store_rows.pieces.append(columns(run.name, lines))
+        if any(column.startswith("probe/") for column in store_rows.pieces[-1]):
+            store_rows.described |= _described(run)
     if looks := declared(store.root):
-        for row in found.rows:
+        for row in store_rows.rows:
             row["looks"] = " ".join(map(str, looks.get(row["name"], ())))
-    return found
+    return store_rows
 
 
 def assemble(root: Path, found: StoreRows, tuned: StoreTuning) -> Frames:
@@ -231,8 +231,12 @@ def assemble(root: Path, found: StoreRows, tuned: StoreTuning) -> Frames:
         runs["superseded"] = runs["name"].isin(tuned.superseded)
     runs.attrs["config"] = [column for column in runs.columns if is_config(column)]
     runs.attrs["provenance"] = [column for column in runs.columns if is_provenance(column)]
-    probed = [str(column) for column in curves.columns if str(column).startswith("probe/")]
-    metrics = known_metrics(probed, shipped_probe_values() | found.described) if probed else METRICS
+    probe_columns = [str(column) for column in curves.columns if str(column).startswith("probe/")]
+    metrics = (
+        known_metrics(probe_columns, shipped_probe_values() | found.described)
+        if probe_columns
+        else METRICS
+    )
     return Frames(root, runs, curves, tuple(found.left_out), tuned=tuned.cells, metrics=metrics)
 
 
@@ -291,10 +295,12 @@ def _typed(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
 def _one_type(column: pd.Series) -> pd.Series:
     """Convert a column of mixed values to one type, as Parquet requires."""
     values = [None if _missing(value) else value for value in column]
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, bool) for value in present):
+    present_values = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in present_values):
         return pd.Series(values, index=column.index, dtype="boolean")
-    if present and all(isinstance(v, int | float) and not isinstance(v, bool) for v in present):
+    if present_values and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in present_values
+    ):
         return pd.Series([np.nan if v is None else v for v in values], index=column.index).astype(
             float
         )
@@ -390,31 +396,31 @@ def chance(dataset: str, classes: float | None = None) -> float:
 
 def config_columns(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a resolved config: ``norm`` is its full name (``gn_ws``), options are dotted."""
-    flat: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     for key, value in tree.items():
         if key in _NOT_CONFIG:
             continue
         if isinstance(value, Mapping) and "name" in value:
-            flat[key] = norm_name(value) if key == "norm" else str(value["name"])
+            row[key] = norm_name(value) if key == "norm" else str(value["name"])
             if key == "dataset" and is_by_content(value):
-                flat[key] = str(value.get("title") or flat[key])
+                row[key] = str(value.get("title") or row[key])
                 value = {k: v for k, v in value.items() if k not in ("path", "title")}
-            _flatten(f"{key}.", value, flat)
+            _flatten(f"{key}.", value, row)
         elif isinstance(value, Mapping):
-            _flatten(f"{key}.", value, flat)
+            _flatten(f"{key}.", value, row)
         else:
-            flat[key] = _cell(value)
-    return flat
+            row[key] = _cell(value)
+    return row
 
 
-def _flatten(prefix: str, group: Mapping[str, Any], flat: dict[str, Any]) -> None:
+def _flatten(prefix: str, group: Mapping[str, Any], row: dict[str, Any]) -> None:
     for key, value in group.items():
         if key == "_target_" or (key == "name" and prefix.count(".") == 1):
             continue
         if isinstance(value, Mapping):
-            _flatten(f"{prefix}{key}.", value, flat)
+            _flatten(f"{prefix}{key}.", value, row)
         else:
-            flat[f"{prefix}{key}"] = _cell(value)
+            row[f"{prefix}{key}"] = _cell(value)
 
 
 def _cell(value: Any) -> Any:
@@ -461,20 +467,20 @@ def diagnosed(
     Values measured by the run itself take precedence; of several diagnoses of an epoch the last
     counts. A diagnosis of a mid-epoch checkpoint matches no row and is left out.
     """
-    found: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
+    probes: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
     for line in diagnoses:
-        found.setdefault((line["epoch"], line["step"]), {})[line["probe"]] = line["values"]
-    added = [
+        probes.setdefault((line["epoch"], line["step"]), {})[line["probe"]] = line["values"]
+    measurements = [
         {
             f"probe/{probe}/{key}": value
-            for probe, values in found.get((row.get("epoch"), row.get("step")), {}).items()
+            for probe, values in probes.get((row.get("epoch"), row.get("step")), {}).items()
             for key, value in values.items()
         }
         for row in epochs
     ]
     return [
-        {**row, **{k: v for k, v in more.items() if k not in row}}
-        for row, more in zip(epochs, added, strict=True)
+        {**row, **{k: v for k, v in measurement.items() if k not in row}}
+        for row, measurement in zip(epochs, measurements, strict=True)
     ]
 
 
@@ -491,10 +497,10 @@ def shipped_probe_values() -> dict[str, Any]:
 
 def _described(run: Run) -> dict[str, Any]:
     """Return how the values of a run's probes are displayed, as recorded by the run."""
-    described = dict((run.meta or {}).get("probe_values") or {})
+    displays = dict((run.meta or {}).get("probe_values") or {})
     for line in run.diagnoses():
-        described |= line.get("probe_values") or {}
-    return described
+        displays |= line.get("probe_values") or {}
+    return displays
 
 
 def _reason(error: NormbenchError, run: Run) -> str:
@@ -536,13 +542,13 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _user_versions(recorded: Any) -> dict[str, str]:
+def _user_versions(record: Any) -> dict[str, str]:
     """Return the versions of the user's own code and data used in a run, by name."""
-    if not isinstance(recorded, Mapping):
+    if not isinstance(record, Mapping):
         return {}
     return {
         f"version.{name}": " then ".join(str(version)[:10] for version in versions)
-        for name, versions in recorded.items()
+        for name, versions in record.items()
         if isinstance(versions, list)
     }
 

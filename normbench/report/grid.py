@@ -112,16 +112,16 @@ class Grid:
         """
         if self.baseline is None or self.metric.higher_is_better is None or self.metric.timed:
             return {}
-        found = {}
+        improvements = {}
         base = self._scores(self.baseline)
         for row in self.study.rows:
             scores = self._scores(row)
             tasks = [column for column in scores if column in base and row != self.baseline]
             if tasks:
-                found[row] = probability_of_improvement(
+                improvements[row] = probability_of_improvement(
                     [scores[column] for column in tasks], [base[column] for column in tasks]
                 )
-        return found
+        return improvements
 
     @cached_property
     def profiles(self) -> dict[Any, Profile]:
@@ -137,9 +137,9 @@ class Grid:
         scores = {row: tasks for row, tasks in scores.items() if set(tasks) == columns}
         if len(scores) < 2 or not columns:
             return {}
-        every = np.concatenate([task for tasks in scores.values() for task in tasks.values()])
-        margin = 0.02 * (every.max() - every.min()) or 1e-9
-        thresholds = np.linspace(every.min() - margin, every.max() + margin, _THRESHOLDS)
+        all_scores = np.concatenate([task for tasks in scores.values() for task in tasks.values()])
+        margin = 0.02 * (all_scores.max() - all_scores.min()) or 1e-9
+        thresholds = np.linspace(all_scores.min() - margin, all_scores.max() + margin, _THRESHOLDS)
         return {
             row: performance_profile(list(tasks.values()), thresholds)
             for row, tasks in scores.items()
@@ -189,40 +189,40 @@ def default_baseline(study: Study, asked: str | None) -> Any:
     Raises:
         UserError: The study has no row of that name.
     """
-    named = {str(row): row for row in study.rows}
+    rows_by_name = {str(row): row for row in study.rows}
     if asked is None and study.row_factor in ("store", "commit") and len(study.rows) > 1:
         return study.rows[0]
     if asked is None:
-        return named.get("bn")
-    if asked not in named:
-        raise unknown("baseline", asked, named)
-    return named[asked]
+        return rows_by_name.get("bn")
+    if asked not in rows_by_name:
+        raise unknown("baseline", asked, rows_by_name)
+    return rows_by_name[asked]
 
 
-def _cell(study: Study, row: Any, column: Any, known: np.ndarray, metric: Metric) -> GridCell:
-    places, mixed = study.groups[row, column]
+def _cell(study: Study, row: Any, column: Any, run_values: np.ndarray, metric: Metric) -> GridCell:
+    places, is_mixed = study.groups[row, column]
     runs = study.columns_of_runs
     status = runs["status"][places]
     values: dict[int, float] = {}
     for place, state in zip(places, status, strict=True):
-        value = float(known[place]) if state == "finished" else math.nan
+        value = float(run_values[place]) if state == "finished" else math.nan
         if state == "diverged" and metric.worst:
             guess = chance(str(runs["dataset"][place]), float(runs["classes"][place]))
             value = guess if metric.worst == "chance" else 1.0 - guess
         if not math.isnan(value):
             values[int(runs["seed"][place])] = value
-    diverged = int((status == "diverged").sum())
-    ended = int((status == "finished").sum()) + diverged
+    diverged_count = int((status == "diverged").sum())
+    ended_count = int((status == "finished").sum()) + diverged_count
     return GridCell(
         row,
         column,
         values,
         tuple(runs["name"][places]),
-        diverged,
-        len(places) - ended,
-        ended - len(values),
-        _sample(values, metric, diverged),
-        mixed,
+        diverged_count,
+        len(places) - ended_count,
+        ended_count - len(values),
+        _sample(values, metric, diverged_count),
+        is_mixed,
         _looks(study, places),
     )
 
@@ -235,12 +235,12 @@ def _looks(study: Study, places: np.ndarray) -> int:
     return max((len(text.split()) for text in texts if isinstance(text, str)), default=1) or 1
 
 
-def _sample(values: Mapping[int, float], metric: Metric, diverged: int) -> Sample:
+def _sample(values: Mapping[int, float], metric: Metric, diverged_count: int) -> Sample:
     """Describe the values; there is no t interval if a run counts at chance level."""
-    described = sample(list(values.values()))
-    if diverged and metric.worst:
-        return replace(described, low=math.nan, high=math.nan)
-    return metric.within(described)
+    estimate = sample(list(values.values()))
+    if diverged_count and metric.worst:
+        return replace(estimate, low=math.nan, high=math.nan)
+    return metric.within(estimate)
 
 
 def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
@@ -249,43 +249,41 @@ def _paired(first: GridCell, second: GridCell, metric: Metric) -> Difference:
     There is no interval and no test if a run counts at chance level. Times are not tested: they
     vary with the machine's load, which differs even for the same seed.
     """
-    found = paired(first.values, second.values, max(first.looks, second.looks))
+    difference = paired(first.values, second.values, max(first.looks, second.looks))
     if metric.timed:
-        return replace(found, effect=math.nan, p=math.nan)
+        return replace(difference, effect=math.nan, p=math.nan)
     if metric.worst and (first.diverged or second.diverged):
-        nothing = math.nan
-        return Difference(
-            found.n, found.mean, nothing, nothing, nothing, nothing, looks=found.looks
-        )
-    return found
+        nan = math.nan
+        return Difference(difference.n, difference.mean, nan, nan, nan, nan, looks=difference.looks)
+    return difference
 
 
 def _mark(cells: dict[tuple[Any, Any], GridCell], column: Any, metric: Metric) -> None:
     """Mark the best cell of a column, and the cells that are not significantly worse."""
     # Only complete cells compete: a mean over only the runs that have a value would be biased.
-    inside = [
+    candidates = [
         cell
         for cell in cells.values()
         if cell.column == column and cell.sample.n and not cell.unvalued and not cell.all_diverged
     ]
-    if metric.higher_is_better is None or len(inside) < 2:
+    if metric.higher_is_better is None or len(candidates) < 2:
         return
     sign = 1.0 if metric.higher_is_better else -1.0
-    top = max(inside, key=lambda cell: sign * cell.sample.mean)
-    others = [cell for cell in inside if cell is not top]
-    found = [_paired(top, cell, metric) for cell in others]
-    corrected = holm([difference.p for difference in found])
-    for cell, p in zip(others, corrected, strict=True):
-        equal = cell.sample.mean == top.sample.mean
-        tied = not equal and p >= ALPHA  # False without a test: p is NaN
-        cells[cell.row, column] = replace(cell, best=equal, tied=tied)
+    top = max(candidates, key=lambda cell: sign * cell.sample.mean)
+    other_cells = [cell for cell in candidates if cell is not top]
+    differences = [_paired(top, cell, metric) for cell in other_cells]
+    p_values = holm([difference.p for difference in differences])
+    for cell, p in zip(other_cells, p_values, strict=True):
+        is_equal = cell.sample.mean == top.sample.mean
+        is_tied = not is_equal and p >= ALPHA  # False without a test: p is NaN
+        cells[cell.row, column] = replace(cell, best=is_equal, tied=is_tied)
     cells[top.row, column] = replace(top, best=True)
 
 
 def _compare(cells: dict[tuple[Any, Any], GridCell], baseline: Any, metric: Metric) -> None:
     """Compare each cell with the baseline in its column; Holm's correction covers all cells."""
     keys = [key for key in cells if key[0] != baseline and (baseline, key[1]) in cells]
-    found = [_paired(cells[key], cells[baseline, key[1]], metric) for key in keys]
-    corrected = holm([difference.p for difference in found])
-    for key, difference, p in zip(keys, found, corrected, strict=True):
+    differences = [_paired(cells[key], cells[baseline, key[1]], metric) for key in keys]
+    p_values = holm([difference.p for difference in differences])
+    for key, difference, p in zip(keys, differences, p_values, strict=True):
         cells[key] = replace(cells[key], baseline=replace(difference, p_corrected=p))

@@ -27,15 +27,17 @@ def tables(frames: Frames) -> list[Table]:
     runs = frames.runs
     if "trial" in runs:
         runs = runs[~runs["trial"].fillna(False).astype(bool)]
-    unused = set() if runs.get("init", pd.Series("")).ne("").any() else {"init", "init_head"}
-    columns = [c for c in runs if is_config(c) and c not in _NOT_HYPERPARAMETERS | unused]
+    unused_columns = (
+        set() if runs.get("init", pd.Series("")).ne("").any() else {"init", "init_head"}
+    )
+    columns = [c for c in runs if is_config(c) and c not in _NOT_HYPERPARAMETERS | unused_columns]
     texts = runs[columns].map(_text)
-    shared = [column for column in columns if texts[column].nunique() == 1]
-    varying = [column for column in columns if column not in shared]
-    found = [_shared(texts.iloc[0][shared])]
-    if varying:
-        found.append(_varying(texts[varying], runs["seed"]))
-    return found
+    shared_columns = [column for column in columns if texts[column].nunique() == 1]
+    varying_columns = [column for column in columns if column not in shared_columns]
+    result = [_shared(texts.iloc[0][shared_columns])]
+    if varying_columns:
+        result.append(_varying(texts[varying_columns], runs["seed"]))
+    return result
 
 
 def _text(value: object) -> str:
@@ -44,13 +46,13 @@ def _text(value: object) -> str:
 
 
 def _shared(values: pd.Series) -> Table:
-    given = values[values != ""]
+    options = values[values != ""]
     return Table(
         "hyperparameters-shared",
         "Hyperparameters that all runs share",
         ("Hyperparameter", "Value"),
-        [[TableEntry(str(key)), TableEntry(text)] for key, text in given.items()],
-        data=pd.DataFrame({"hyperparameter": given.index, "value": given.to_numpy()}),
+        [[TableEntry(str(key)), TableEntry(text)] for key, text in options.items()],
+        data=pd.DataFrame({"hyperparameter": options.index, "value": options.to_numpy()}),
     )
 
 
@@ -58,8 +60,8 @@ def _varying(texts: pd.DataFrame, seeds: pd.Series) -> Table:
     columns = list(texts)
     groups = seeds.groupby([texts[column] for column in columns], sort=False)
     keys = [key if isinstance(key, tuple) else (key,) for key, _ in groups]
-    trained = [ranges(set(group)) for _, group in groups]
-    data = pd.DataFrame(keys, columns=pd.Index(columns)).assign(seeds=trained)
+    seed_texts = [ranges(set(group)) for _, group in groups]
+    data = pd.DataFrame(keys, columns=pd.Index(columns)).assign(seeds=seed_texts)
     rows = [[TableEntry(t) if t else EMPTY for t in row] for row in data.to_numpy().tolist()]
     return Table(
         "hyperparameters-varying",

@@ -51,8 +51,8 @@ def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
     label = "-".join(part for part in (study, table.slug) if part)
     layout = _fitted(table, venue) if venue.columns else _plain(table)
     kind = "table*" if layout.wide else "table"
-    needs = r" and \usepackage{graphicx}" if layout.squeezed else ""
-    lines = [rf"% needs \usepackage{{booktabs}}{needs}", rf"\begin{{{kind}}}", r"  \centering"]
+    packages = r" and \usepackage{graphicx}" if layout.squeezed else ""
+    lines = [rf"% needs \usepackage{{booktabs}}{packages}", rf"\begin{{{kind}}}", r"  \centering"]
     lines += [f"  {layout.size}"] if layout.size else []
     lines += [rf"  \setlength{{\tabcolsep}}{{{layout.gap:g}pt}}"] if layout.gap else []
     lines += [
@@ -66,12 +66,12 @@ def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
     if table.notes or remarks:
         lines += ["", r"  \smallskip", r"  \begin{minipage}{\linewidth}\footnotesize"]
         lines += [f"    {latex_text(note)}" for note in table.notes]
-        explained = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
-        lines += [f"    {'; '.join(explained)}."] if explained else []
+        explanations = [f"{_raised(sign)} {latex_text(text)}" for text, sign in remarks.items()]
+        lines += [f"    {'; '.join(explanations)}."] if explanations else []
         lines += [r"  \end{minipage}"]
     lines += [rf"\end{{{kind}}}", ""]
-    if foreign := _foreign(lines):
-        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {foreign}")
+    if letters := _foreign(lines):
+        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {letters}")
     return "\n".join(lines)
 
 
@@ -106,8 +106,8 @@ def _column(table: Table, place: int, layout: _Layout) -> str:
 def _heading(lines: Sequence[str]) -> str:
     if len(lines) == 1:
         return _latex_name(lines[0])
-    stacked = r" \\ ".join(map(latex_text, lines))
-    return rf"\shortstack{{{stacked}}}"
+    text = r" \\ ".join(map(latex_text, lines))
+    return rf"\shortstack{{{text}}}"
 
 
 # --- fitting a table to a template ----------------------------------------------------------------
@@ -136,14 +136,14 @@ def _fitted(table: Table, venue: Venue) -> _Layout:
             if sum(widths) <= _SPARE * line:
                 return layout
     places = range(len(table.headers))
-    keys, others = places[: table.keys], places[table.keys :]
+    keys, other_places = places[: table.keys], places[table.keys :]
     line = lines[-1]
     for size, share, gap in _SIZES[1:]:
         widths, layout = _widths(table, line, venue.text * share, gap)
         layout = replace(layout, size=size, gap=gap, wide=line != lines[0])
         room = _SPARE * line - sum(widths[place] for place in keys)
-        if all(widths[place] <= room for place in others):
-            parts = _parts(others, widths, room)
+        if all(widths[place] <= room for place in other_places):
+            parts = _parts(other_places, widths, room)
             return replace(layout, blocks=[[*keys, *part] for part in parts])
     return replace(layout, squeezed=True)
 
@@ -164,19 +164,19 @@ def _widths(table: Table, line: float, points: float, gap: float) -> tuple[list[
     Texts wider than a fraction of the line are wrapped, and headings wider than their column are
     broken between words.
     """
-    widths, headers, wrapped = [], [], []
+    widths, headers, wrapped_places = [], [], []
     for place, header in enumerate(table.headers):
         entries = [_entry_width(row[place], points) for row in table.rows]
         width = max(entries, default=0.0)
         if width > _NAMES * line and not (place and is_numeric(table, place)):
             width = _NAMES * line
-            wrapped.append(place)
-        broken = _broken(header, width, points)
-        headers.append(broken)
-        width = max(width, *(text_width(text, points) for text in broken))
+            wrapped_places.append(place)
+        header_lines = _broken(header, width, points)
+        headers.append(header_lines)
+        width = max(width, *(text_width(text, points) for text in header_lines))
         widths.append(width + 2 * gap / 72)
-    every = range(len(table.headers))
-    return widths, _Layout([every], headers, wrapped=frozenset(wrapped))
+    places = range(len(table.headers))
+    return widths, _Layout([places], headers, wrapped=frozenset(wrapped_places))
 
 
 def _entry_width(entry: TableEntry, points: float) -> float:
@@ -264,10 +264,10 @@ def _raised(sign: str) -> str:
 
 def latex_text(text: str) -> str:
     """Escape text for LaTeX; a hyphen before a number becomes a minus sign."""
-    apart = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
-    escaped = "".join(_LATEX.get(character, character) for character in apart)
-    escaped = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped)
-    return escaped.replace("\0", "{}")
+    split_text = re.sub("-(?=-)", "-\0", text)  # two hyphens would become a dash
+    escaped_text = "".join(_LATEX.get(character, character) for character in split_text)
+    escaped_text = re.sub(r"(?<![\w\0-])-(?=\d)", "$-$", escaped_text)
+    return escaped_text.replace("\0", "{}")
 
 
 _LATEX_LONG = 40  # maximum length of a name on one line

@@ -109,8 +109,8 @@ class Metric:
 
     def derive(self, values: Mapping[str, Any]) -> float | None:
         """Compute the metric from others, by name; None if one of them has no value."""
-        known = [values.get(name) for name in self.of]
-        return None if self.formula is None or None in known else self.formula(*known)
+        inputs = [values.get(name) for name in self.of]
+        return None if self.formula is None or None in inputs else self.formula(*inputs)
 
     @property
     def difference_unit(self) -> str:
@@ -170,8 +170,8 @@ class Metric:
 
     def ends(self, found: Difference) -> tuple[float, float]:
         """Return the interval of a difference, cut at the largest possible difference."""
-        most = self.high - self.low
-        return max(found.low, -most), min(found.high, most)
+        limit = self.high - self.low
+        return max(found.low, -limit), min(found.high, limit)
 
     def difference(self, found: Difference, sign: bool = True) -> str:
         """Format a difference with its interval, if there is one, as ``+1.20 ± 0.41``.
@@ -344,29 +344,29 @@ def known_metrics(
         described: Names, scales and drawing options of probe values, by column or by a pattern
             such as ``probe/activations/*/p50`` (:class:`normbench.engine.observer.ProbeValue`).
     """
-    found = dict(METRICS)
+    metrics = dict(METRICS)
     for column in columns:
-        if column.startswith("probe/") and column not in found:
-            found[column] = _of_probe(column, described)
-    return found
+        if column.startswith("probe/") and column not in metrics:
+            metrics[column] = _of_probe(column, described)
+    return metrics
 
 
-def _of_probe(column: str, described: Mapping[str, Mapping[str, Any]]) -> Metric:
-    facts = described.get(column)
+def _of_probe(column: str, displays: Mapping[str, Mapping[str, Any]]) -> Metric:
+    facts = displays.get(column)
     if facts is None:
-        matching = (described[pattern] for pattern in described if fnmatchcase(column, pattern))
-        facts = next(matching, None)
+        matches = (displays[pattern] for pattern in displays if fnmatchcase(column, pattern))
+        facts = next(matches, None)
     _, probe, name = column.split("/", 2)
     layer = name.rpartition("/")[0]
     if facts is None:
-        lists = any(pattern.startswith(f"probe/{probe}/") for pattern in described)
+        lists = any(pattern.startswith(f"probe/{probe}/") for pattern in displays)
         # Values of single layers are not drawn: there would be a figure for every layer.
         curve = "" if lists or layer else "linear"
         return _of_epoch(column, f"{name} ({probe})", digits=3, curve=curve)
     label, percent = facts["label"], facts.get("unit") == "%"
     return _of_epoch(
         column,
-        f"{label} of {layer}" if layer and column not in described else label,
+        f"{label} of {layer}" if layer and column not in displays else label,
         facts.get("unit", ""),
         scale=facts.get("scale", 1.0),
         digits=facts.get("digits", 3),
@@ -390,31 +390,33 @@ def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str]
         UserError: There is no such metric (the message suggests the nearest), or the best epoch is
             requested but neither direction is better.
     """
-    base, colon, over = name.rpartition(":")
+    base, colon, reduction = name.rpartition(":")
     if not colon:
-        base, over = name, ""
+        base, reduction = name, ""
     if base not in known and f"probe/{base}" in known:
         base = f"probe/{base}"
-    present = set(columns)
-    offered = [m.name for m in known.values() if not present or m.name in present]
-    if base not in offered:
-        raise unknown("metric", base, offered, see="normbench report --metrics")
+    column_names = set(columns)
+    options = [m.name for m in known.values() if not column_names or m.name in column_names]
+    if base not in options:
+        raise unknown("metric", base, options, see="normbench report --metrics")
     metric = known[base]
     if not colon and metric.of_run:
         return metric
-    over = over or "last"
-    if over not in OVER_EPOCHS:
-        raise unknown(f"value of {base} over epochs", over, OVER_EPOCHS)
+    reduction = reduction or "last"
+    if reduction not in OVER_EPOCHS:
+        raise unknown(f"value of {base} over epochs", reduction, OVER_EPOCHS)
     if not metric.epoch:
-        raise UserError(f"metric {base} has one value per run, not per epoch: leave out :{over}")
-    if over == "best" and metric.higher_is_better is None:
+        raise UserError(
+            f"metric {base} has one value per run, not per epoch: leave out :{reduction}"
+        )
+    if reduction == "best" and metric.higher_is_better is None:
         raise UserError(f"metric {base} has no better direction: use {base}:min or {base}:max")
     return replace(
         metric,
-        name=f"{base}:{over}",
-        label=_WORDS[over].format(metric.label),
+        name=f"{base}:{reduction}",
+        label=_WORDS[reduction].format(metric.label),
         source=base,
-        over=over,
+        over=reduction,
         epoch=False,
         summary=False,
         curve="",
@@ -426,10 +428,10 @@ def find_metric(name: str, known: Mapping[str, Metric], columns: Collection[str]
 def over_epochs(metric: Metric, curves: pd.DataFrame) -> pd.Series:
     """Return the value of a metric such as ``grad_norm:max`` for each run, by the run's name."""
     values = curves.groupby("run", sort=False)[metric.source]
-    over = metric.over
-    if over == "best":
-        over = "max" if metric.higher_is_better else "min"
-    return getattr(values, over)()  # these skip epochs without a value
+    reduction = metric.over
+    if reduction == "best":
+        reduction = "max" if metric.higher_is_better else "min"
+    return getattr(values, reduction)()  # these skip epochs without a value
 
 
 def metric(name: str) -> Metric:
@@ -438,7 +440,7 @@ def metric(name: str) -> Metric:
     Raises:
         UserError: There is no such metric; the message suggests the nearest.
     """
-    offered = [known.name for known in METRICS.values() if known.of_run]
-    if name not in offered:
-        raise unknown("metric", name, offered)
+    options = [candidate.name for candidate in METRICS.values() if candidate.of_run]
+    if name not in options:
+        raise unknown("metric", name, options)
     return METRICS[name]

@@ -156,9 +156,9 @@ def plain(raw: Any) -> str:
     if raw is None or raw != raw:
         return UNKNOWN
     if isinstance(raw, float):
-        short = f"{raw:g}"
-        if float(short) == raw:
-            return short
+        text = f"{raw:g}"
+        if float(text) == raw:
+            return text
         return f"{raw:.0f}" if raw.is_integer() and abs(raw) < 2**53 else repr(float(raw))
     return printable(str(raw)) or UNKNOWN
 
@@ -195,21 +195,23 @@ def slugs(texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
         texts: The texts.
         keys: A unique key for each text; None for the texts themselves.
     """
-    full = [_slug(text) for text in texts]
-    short = [slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in full]
-    counts = Counter(map(_folded, short))
-    taken: set[str] = set()
-    found = []
-    for slug, full_slug, key in zip(short, full, keys or texts, strict=True):
+    full_slugs = [_slug(text) for text in texts]
+    short_slugs = [
+        slug.encode()[:_SLUG].decode(errors="ignore").rstrip("._-") for slug in full_slugs
+    ]
+    counts = Counter(map(_folded, short_slugs))
+    folded_names: set[str] = set()
+    names = []
+    for slug, full_slug, key in zip(short_slugs, full_slugs, keys or texts, strict=True):
         name = slug
         if slug != full_slug or counts[_folded(slug)] > 1:
             name += f"-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:8]}"
         number = 2
-        while _folded(name) in taken:
+        while _folded(name) in folded_names:
             name, number = f"{slug}-{number}", number + 1
-        taken.add(_folded(name))
-        found.append(name)
-    return found
+        folded_names.add(_folded(name))
+        names.append(name)
+    return names
 
 
 def _slug(text: str) -> str:
@@ -243,11 +245,11 @@ def factor(name: str) -> str:
 
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:
     """Sort the values of a factor: norms as in NORMS, numbers by size, texts alphabetically."""
-    known = {key: place for place, key in enumerate(NORMS)}
+    places = {key: place for place, key in enumerate(NORMS)}
 
     def key(raw: Any) -> tuple[int, float, str]:
         if isinstance(raw, str):
-            place = known.get(raw.partition(" (")[0], len(known)) if name == "norm" else 0
+            place = places.get(raw.partition(" (")[0], len(places)) if name == "norm" else 0
             return 1, place, raw
         number = float(raw) if raw is not None else math.nan
         return (2, 0.0, "") if math.isnan(number) else (0, number, "")
@@ -260,19 +262,19 @@ def shortened(names: Sequence[str], most: int) -> list[str]:
 
     Different names stay different: names that would become equal get a number.
     """
-    short = [_shortened(name, most) for name in names]
-    alike: dict[str, list[str]] = {}
-    for text, name in zip(short, names, strict=True):
-        if name not in alike.setdefault(text, []):
-            alike[text].append(name)
+    texts = [_shortened(name, most) for name in names]
+    names_by_text: dict[str, list[str]] = {}
+    for text, name in zip(texts, names, strict=True):
+        if name not in names_by_text.setdefault(text, []):
+            names_by_text[text].append(name)
     return [
-        text if len(alike[text]) == 1 else f"{text} #{1 + alike[text].index(name)}"
-        for text, name in zip(short, names, strict=True)
+        text if len(names_by_text[text]) == 1 else f"{text} #{1 + names_by_text[text].index(name)}"
+        for text, name in zip(texts, names, strict=True)
     ]
 
 
-def _shortened(name: str, most: int) -> str:
-    if len(name) <= most:
+def _shortened(name: str, length: int) -> str:
+    if len(name) <= length:
         return name
-    tail = (most - 1) // 2
-    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"

@@ -83,7 +83,7 @@ def rows(network: Network) -> list[dict[str, Any]]:
     Bytes are for one image: ``activation_bytes`` for the layer's output, ``kept_bytes`` for what
     the backward pass needs from it.
     """
-    listed: list[dict[str, Any]] = [
+    layer_rows: list[dict[str, Any]] = [
         {
             "layer": layer.name,
             "kind": layer.kind,
@@ -98,10 +98,10 @@ def rows(network: Network) -> list[dict[str, Any]]:
         }
         for layer in network.layers
     ]
-    total = dict.fromkeys(listed[0]) | {"layer": "total"}
+    total = dict.fromkeys(layer_rows[0]) | {"layer": "total"}
     for key in ("parameters", "multiply_adds", "activation_bytes", "kept_bytes"):
-        total[key] = sum(row[key] for row in listed)
-    return [*listed, total]
+        total[key] = sum(row[key] for row in layer_rows)
+    return [*layer_rows, total]
 
 
 def totals(network: Network) -> list[tuple[str, str]]:
@@ -120,8 +120,8 @@ def totals(network: Network) -> list[tuple[str, str]]:
         ),
     ]
     pairs += [("normalization", text) for text in placed(network.layers)]
-    parametrized = Counter(layer.parametrization for layer in network.layers)
-    pairs += [("kernels", f"{n} × {name}") for name, n in parametrized.items() if name]
+    counts = Counter(layer.parametrization for layer in network.layers)
+    pairs += [("kernels", f"{n} × {name}") for name, n in counts.items() if name]
     return pairs
 
 
@@ -150,9 +150,9 @@ def norm_styles(
     """
     known = known or {}
     kinds = dict.fromkeys(layer.kind for layer in layers if layer.place)
-    others = (name for name in kinds if name not in known)
-    assigned = {name: styles[index % len(styles)] for index, name in enumerate(others)}
-    return {name: known.get(name) or assigned[name] for name in kinds}
+    other_kinds = (name for name in kinds if name not in known)
+    other_styles = {name: styles[index % len(styles)] for index, name in enumerate(other_kinds)}
+    return {name: known.get(name) or other_styles[name] for name in kinds}
 
 
 def kind(layer: LayerCost) -> str:

@@ -27,9 +27,9 @@ def counts(frames: Frames) -> str:
     """Count the runs by status, as ``63 runs: 57 finished, 3 diverged``."""
     if frames.runs.empty:
         return "0 runs"
-    found = frames.runs["status"].value_counts()
-    order = [*STATUSES, *sorted(set(found.index) - set(STATUSES))]
-    texts = [f"{found[status]} {status}" for status in order if status in found]
+    tally = frames.runs["status"].value_counts()
+    order = [*STATUSES, *sorted(set(tally.index) - set(STATUSES))]
+    texts = [f"{tally[status]} {status}" for status in order if status in tally]
     total = len(frames.runs)
     phases = {"trials of tuning": is_trial(frames.runs), "superseded": is_superseded(frames.runs)}
     asides = [f"{mask.sum()} of them {name}" for name, mask in phases.items() if mask.any()]
@@ -56,23 +56,27 @@ def unfinished(frames: Frames, named: int = _NAMED) -> list[str]:
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
     """Return a sentence for each way in which the origins of the runs differ."""
-    found = []
-    ended = runs[runs["status"].isin(["finished", "diverged"])]
-    if "commit" in ended:
+    sentences = []
+    ended_runs = runs[runs["status"].isin(["finished", "diverged"])]
+    if "commit" in ended_runs:
         # Runs made outside a git checkout have no commit, and a column of None has no .str.
-        _add(found, "commits", ended["commit"].dropna().astype(str).str.slice(0, 10))
-    if "dirty" in ended and ended["dirty"].fillna(False).astype(bool).any():
-        count = int(ended["dirty"].fillna(False).astype(bool).sum())
-        found.append(f"{count} of {len(ended)} runs were made with uncommitted changes")
-    for column in [c for c in ended.columns if c.startswith("version.")]:
-        _add(found, f"versions of {column.removeprefix('version.')}", ended[column])
+        _add(sentences, "commits", ended_runs["commit"].dropna().astype(str).str.slice(0, 10))
+    if "dirty" in ended_runs and ended_runs["dirty"].fillna(False).astype(bool).any():
+        count = int(ended_runs["dirty"].fillna(False).astype(bool).sum())
+        sentences.append(f"{count} of {len(ended_runs)} runs were made with uncommitted changes")
+    for column in [c for c in ended_runs.columns if c.startswith("version.")]:
+        _add(sentences, f"versions of {column.removeprefix('version.')}", ended_runs[column])
     for column, subject in (("processor", "processors"), ("hardware", "sets of devices")):
-        if column in ended:
-            _add(found, f"{subject} (times cannot be compared)", ended[column].replace("", "none"))
+        if column in ended_runs:
+            _add(
+                sentences,
+                f"{subject} (times cannot be compared)",
+                ended_runs[column].replace("", "none"),
+            )
     for column in ("engine.jit_compile", "engine.deterministic", "engine.threads"):
-        if column in ended:
-            _add(found, f"settings of {column}", ended[column])
-    return [*found, *_split(ended)]
+        if column in ended_runs:
+            _add(sentences, f"settings of {column}", ended_runs[column])
+    return [*sentences, *_split(ended_runs)]
 
 
 def _split(runs: pd.DataFrame) -> list[str]:
@@ -95,50 +99,50 @@ def _split(runs: pd.DataFrame) -> list[str]:
 
 def verified(frames: Frames) -> list[str]:
     """Return a sentence on the runs that ``normbench verify`` trained again, if there are any."""
-    ended = frames.runs[frames.runs["status"].isin(["finished", "diverged"])]
-    names = dict(zip(ended["path"], ended["name"], strict=True)) if "path" in ended else {}
-    known, found = {}, []
+    runs = frames.runs[frames.runs["status"].isin(["finished", "diverged"])]
+    names = dict(zip(runs["path"], runs["name"], strict=True)) if "path" in runs else {}
+    verdicts, sentences = {}, []
     for root in frames.roots:
         try:
-            newest = verification.newest(Store(root))
+            verifications = verification.newest(Store(root))
         except NormbenchError as error:
-            found.append(f"{error}: its verdicts are ignored")
+            sentences.append(f"{error}: its verdicts are ignored")
             continue
-        paths = {str(root / name): item for name, item in newest.items()}
-        known |= {names[path]: item for path, item in paths.items() if path in names}
-    if not known:
-        return found
-    differing = [name for name, item in known.items() if item["verdict"] == "differs"]
-    refuted = f" ({_listed(differing, _NAMED)})" if differing else ""
-    return [*found, f"{verification.counted(known, len(ended))}{refuted}"]
+        paths = {str(root / name): item for name, item in verifications.items()}
+        verdicts |= {names[path]: item for path, item in paths.items() if path in names}
+    if not verdicts:
+        return sentences
+    mismatches = [name for name, item in verdicts.items() if item["verdict"] == "differs"]
+    remark = f" ({_listed(mismatches, _NAMED)})" if mismatches else ""
+    return [*sentences, f"{verification.counted(verdicts, len(runs))}{remark}"]
 
 
 def environment(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return name and values of everything recorded about the environment, with counts."""
     columns = [c for c in runs.columns if c.startswith(("version.", "engine."))]
-    found = []
+    rows = []
     for column in ("commit", "host", "processor", "hardware", *columns):
         if column in runs and runs[column].notna().any():
             values = runs[column].dropna().astype(str).replace("", "none").value_counts()
-            several = len(values) > 1
+            is_mixed = len(values) > 1
             texts = [
-                f"{printable(value)} ({_runs(count)})" if several else printable(value)
+                f"{printable(value)} ({_runs(count)})" if is_mixed else printable(value)
                 for value, count in values.items()
             ]
-            found.append((printable(column.removeprefix("version.")), ", ".join(texts)))
-    return found
+            rows.append((printable(column.removeprefix("version.")), ", ".join(texts)))
+    return rows
 
 
-def _add(found: list[str], subject: str, values: pd.Series) -> None:
+def _add(sentences: list[str], subject: str, values: pd.Series) -> None:
     tally = values.dropna().astype(str).value_counts()
     if len(tally) > 1:
         texts = ", ".join(f"{printable(value)} ({_runs(count)})" for value, count in tally.items())
-        found.append(f"runs come from {len(tally)} {subject}: {texts}")
+        sentences.append(f"runs come from {len(tally)} {subject}: {texts}")
 
 
-def _listed(names: list[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+def _listed(names: list[str], limit: int) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{rest}"
 
 
 def _runs(count: int) -> str:
@@ -167,13 +171,15 @@ def commands(runs: pd.DataFrame) -> list[tuple[str, int]]:
     ``normbench run`` commands that form a full grid are replaced by the sweep that makes all their
     runs. The recorded command of each run is shown with the run.
     """
-    recorded = Counter(_short(tuple(json.loads(text))) for text in runs["command"] if text != "[]")
-    found = [
-        (shlex.join(command), sum(recorded[original] for original in originals))
-        for command, originals in _fewest(list(recorded))
+    run_counts = Counter(
+        _short(tuple(json.loads(text))) for text in runs["command"] if text != "[]"
+    )
+    rows = [
+        (shlex.join(command), sum(run_counts[original] for original in originals))
+        for command, originals in _fewest(list(run_counts))
     ]
-    others = sum(count for _, count in found[LISTED:])
-    return found[:LISTED] + ([("… and others", others)] if others else [])
+    other_runs = sum(count for _, count in rows[LISTED:])
+    return rows[:LISTED] + ([("… and others", other_runs)] if other_runs else [])
 
 
 def report_command(roots: Sequence[Path], asked: Request) -> str:
@@ -218,41 +224,45 @@ Command = tuple[str, ...]
 Replaced = list[tuple[Command, list[Command]]]  # commands, each with those that it replaces
 
 
-def _fewest(recorded: list[Command]) -> Replaced:
+def _fewest(run_commands: list[Command]) -> Replaced:
     """Return the shortest list of commands that makes the same runs as the recorded ones."""
-    single: Replaced = [(command, [command]) for command in recorded]
-    options = {command: _options(command) for command in recorded}
+    singles: Replaced = [(command, [command]) for command in run_commands]
+    options = {command: _options(command) for command in run_commands}
     first = next(iter(options.values()), None)
     if (
-        len(recorded) < 2
+        len(run_commands) < 2
         or first is None
-        or any(found is None or set(found) != set(first) for found in options.values())
+        or any(overrides is None or set(overrides) != set(first) for overrides in options.values())
     ):
-        return single
-    known = {command: found for command, found in options.items() if found is not None}
-    sweep = _grid(known)
+        return singles
+    run_options = {
+        command: overrides for command, overrides in options.items() if overrides is not None
+    }
+    sweep = _grid(run_options)
     if sweep is not None:
-        return [(sweep, recorded)]
-    return min((_by_key(known, key) for key in first), key=len, default=single)
+        return [(sweep, run_commands)]
+    return min((_by_key(run_options, key) for key in first), key=len, default=singles)
 
 
-def _by_key(known: dict[Command, dict[str, str]], key: str) -> Replaced:
+def _by_key(run_options: dict[Command, dict[str, str]], key: str) -> Replaced:
     """Group commands by the value of a key; values with the same other options share a sweep."""
     by_value: dict[str, list[Command]] = {}
-    for command, options in known.items():
+    for command, options in run_options.items():
         by_value.setdefault(options[key], []).append(command)
-    alike: dict[frozenset, list[Command]] = {}
+    groups: dict[frozenset, list[Command]] = {}
     for group in by_value.values():
-        others = frozenset(
-            tuple(sorted((k, v) for k, v in known[command].items() if k != key))
+        other_options = frozenset(
+            tuple(sorted((k, v) for k, v in run_options[command].items() if k != key))
             for command in group
         )
-        alike.setdefault(others, []).extend(group)
-    replaced: Replaced = []
-    for group in alike.values():
-        sweep = _grid({command: known[command] for command in group}) if len(group) > 1 else None
-        replaced += [(sweep, group)] if sweep else [(command, [command]) for command in group]
-    return replaced
+        groups.setdefault(other_options, []).extend(group)
+    replacements: Replaced = []
+    for group in groups.values():
+        sweep = (
+            _grid({command: run_options[command] for command in group}) if len(group) > 1 else None
+        )
+        replacements += [(sweep, group)] if sweep else [(command, [command]) for command in group]
+    return replacements
 
 
 def _options(command: Command) -> dict[str, str] | None:
@@ -269,12 +279,12 @@ def _options(command: Command) -> dict[str, str] | None:
     return {key: value for key, _, value in parts}
 
 
-def _grid(known: dict[Command, dict[str, str]]) -> Command | None:
+def _grid(run_options: dict[Command, dict[str, str]]) -> Command | None:
     """Return the sweep that makes the same runs as these commands, or None if there is none."""
-    keys = next(iter(known.values()))
-    values = {key: sorted({o[key] for o in known.values()}, key=_natural) for key in keys}
+    keys = next(iter(run_options.values()))
+    values = {key: sorted({o[key] for o in run_options.values()}, key=_natural) for key in keys}
     if math.prod(map(len, values.values())) != len(
-        {tuple(sorted(o.items())) for o in known.values()}
+        {tuple(sorted(o.items())) for o in run_options.values()}
     ):
         return None
     return ("normbench", "sweep", *(f"{key}={','.join(texts)}" for key, texts in values.items()))

@@ -83,19 +83,21 @@ def pack(
     name = _name(store, out, force)
     group_options(config_dir)  # refuse a missing folder before the runs are read
     runs = _runs(store, say)
-    own = _own(runs, config_dir, say)
+    components = _own(runs, config_dir, say)
     with tempfile.TemporaryDirectory(prefix="normbench-pack-") as folder:
-        packed: dict[str, Path | bytes] = {
+        contents: dict[str, Path | bytes] = {
             **_records(store, runs, checkpoints),
             **_environment(runs),
             **_report(store, Path(folder)),
-            **own.files,
+            **components.files,
         }
-        packed["README.md"] = _readme(name, runs, own, "requirements.lock" in packed).encode()
-        packed[MANIFEST] = _manifest(packed)
-        files.write_atomic(out, lambda file: _write(file, name, packed))
+        contents["README.md"] = _readme(
+            name, runs, components, "requirements.lock" in contents
+        ).encode()
+        contents[MANIFEST] = _manifest(contents)
+        files.write_atomic(out, lambda file: _write(file, name, contents))
     megabytes = out.stat().st_size / 1e6
-    say(f"pack: {out} ({counted(len(runs), 'run')}, {counted(len(packed), 'file')}, "
+    say(f"pack: {out} ({counted(len(runs), 'run')}, {counted(len(contents), 'file')}, "
         f"{megabytes:.1f} MB)")  # fmt: skip
     return out
 
@@ -121,7 +123,7 @@ def _name(store: Store, out: Path, force: bool) -> str:
 
 def _runs(store: Store, say: Say) -> list[Run]:
     """Return the runs to pack, and report those that are left out."""
-    found, statuses = [], []
+    runs, statuses = [], []
     for run in store.runs():
         try:
             status = run.verify()
@@ -131,27 +133,27 @@ def _runs(store: Store, say: Say) -> list[Run]:
         if status == "running":
             say(f"left out: {run.name}: it is being trained")
             continue
-        found.append(run)
+        runs.append(run)
         statuses.append(status)
     if not {"finished", "diverged"} & {*statuses}:
         raise UserError(f"no run in {store.root} is finished: there is nothing to pack")
-    return found
+    return runs
 
 
 def _records(store: Store, runs: list[Run], checkpoints: bool) -> dict[str, Path | bytes]:
     """Return the records of runs, sweeps and verifications by their names in the archive."""
-    found: dict[str, Path | bytes] = {}
+    contents: dict[str, Path | bytes] = {}
     for run in runs:
         for file in (*RUN_FILES, *(CHECKPOINTS if checkpoints else ())):
             if _is_plain(path := run.path / file):
-                found[f"runs/{run.name}/{file}"] = path
+                contents[f"runs/{run.name}/{file}"] = path
     for folder in sorted((store.root / SWEEPS).glob("*")):
         for file in SWEEP_FILES:
             if not folder.is_symlink() and _is_plain(path := folder / file):
-                found[f"runs/{SWEEPS}/{folder.name}/{file}"] = path
+                contents[f"runs/{SWEEPS}/{folder.name}/{file}"] = path
     if _is_plain(path := store.root / VERIFICATIONS):
-        found[f"runs/{VERIFICATIONS}"] = path
-    return found
+        contents[f"runs/{VERIFICATIONS}"] = path
+    return contents
 
 
 @dataclass
@@ -173,46 +175,52 @@ def _own(runs: list[Run], config_dir: Path | str | None, say: Say) -> _Own:
     Raises:
         UserError: A component has no config file in ``config_dir``, or no module is found for it.
     """
-    own = _Own()
-    known: set[tuple[str, Any, Any]] = set()
+    components = _Own()
+    keys: set[tuple[str, Any, Any]] = set()
     for run in runs:
         config = run.config or {}
         for path, (group, spec) in recorded_components(config, f"run {run.name}"):
             key = (group, spec.get("_target_"), spec.get("name"))
-            if spec and key not in known:
-                known.add(key)
-                _add(own, group, spec, f"run {run.name} names {key[1]!r} at {path}", config_dir)
-    own.packages = sorted(set(own.packages))
-    for line in _notes(runs, own.packages):
+            if spec and key not in keys:
+                keys.add(key)
+                _add(
+                    components,
+                    group,
+                    spec,
+                    f"run {run.name} names {key[1]!r} at {path}",
+                    config_dir,
+                )
+    components.packages = sorted(set(components.packages))
+    for line in _notes(runs, components.packages):
         say(f"note: {line}")
-    return own
+    return components
 
 
 def _add(
-    own: _Own, group: str, spec: Mapping[str, Any], where: str, config_dir: Path | str | None
+    components: _Own, group: str, spec: Mapping[str, Any], where: str, config_dir: Path | str | None
 ) -> None:
     """Add the config files and modules of a component.
 
     Args:
-        own: The object to extend.
+        components: The object to extend.
         group: Config group, such as ``norm`` or ``norm/weight``.
         spec: The keys of the component in the config of a run.
         where: A clause that names the component and the run, for errors.
         config_dir: Folder with the user's own config groups.
     """
     target = spec.get("_target_")
-    found = {} if config_dir is None else own_files(group, spec, config_dir)
-    for (within, name), file in found.items():
-        own.files[f"{OWN}/conf/{within}/{name}.yaml"] = file
+    config_files = {} if config_dir is None else own_files(group, spec, config_dir)
+    for (config_group, name), file in config_files.items():
+        components.files[f"{OWN}/conf/{config_group}/{name}.yaml"] = file
     if not isinstance(target, str) or not is_own(target):
         return
-    if not found:
+    if not config_files:
         folders = "conf/" if config_dir is None else f"conf/ or {config_dir}"
         hint = " (--config-dir adds a folder of your own)" if config_dir is None else ""
         raise UserError(f"{where}, which no file of {group} has in {folders}{hint}")
     if package := provenance.installed_package(target):
         if package.partition("==")[0] not in provenance.PACKAGES:  # their versions are in the lock
-            own.packages.append(package)
+            components.packages.append(package)
         return
     modules = provenance.code_files(target)
     if target.rpartition(".")[0] not in modules:
@@ -222,7 +230,7 @@ def _add(
         )
     for module, file in modules.items():
         parents = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
-        own.files["/".join([OWN, *parents, file.name])] = file
+        components.files["/".join([OWN, *parents, file.name])] = file
 
 
 def _notes(runs: list[Run], packages: list[str]) -> Iterator[str]:
@@ -230,9 +238,9 @@ def _notes(runs: list[Run], packages: list[str]) -> Iterator[str]:
     changes: Counter[str] = Counter()
     data: dict[str, None] = {}
     for run in runs:
-        recorded = (run.meta or {}).get("own") or {}
-        changes.update(provenance.own_changes(recorded, provenance.own_code(run.config or {})))
-        data |= dict.fromkeys(name for name in recorded if name.startswith("data of "))
+        record = (run.meta or {}).get("own") or {}
+        changes.update(provenance.own_changes(record, provenance.own_code(run.config or {})))
+        data |= dict.fromkeys(name for name in record if name.startswith("data of "))
     for line, count in changes.items():
         yield f"{counted(count, 'run')} cannot be verified: {line}"
     for name in data:
@@ -252,21 +260,21 @@ def _is_plain(path: Path) -> bool:
 def _environment(runs: list[Run]) -> dict[str, Path | bytes]:
     """Return the config groups and the version lock: of the checkout, else of the runs."""
     conf = conf_dir()
-    found: dict[str, Path | bytes] = {
+    contents: dict[str, Path | bytes] = {
         f"conf/{path.relative_to(conf).as_posix()}": path for path in conf.rglob("*.yaml")
     }
     lock = Path(normbench.__file__).parent.parent / "requirements.lock"
     if lock.is_file() and not (Path(normbench.__file__).parent / "conf").is_dir():
-        found["requirements.lock"] = lock
-        return found
+        contents["requirements.lock"] = lock
+        return contents
     versions = {
         f"{package}=={version}"
         for run in runs
         for package, version in ((run.meta or {}).get("versions") or {}).items()
         if package != "python"
     }
-    found["versions.txt"] = "".join(f"{line}\n" for line in sorted(versions)).encode()
-    return found
+    contents["versions.txt"] = "".join(f"{line}\n" for line in sorted(versions)).encode()
+    return contents
 
 
 def _report(store: Store, folder: Path) -> dict[str, Path | bytes]:
@@ -280,19 +288,19 @@ def _report(store: Store, folder: Path) -> dict[str, Path | bytes]:
     }
 
 
-def _readme(name: str, runs: list[Run], own: _Own, locked: bool) -> str:
+def _readme(name: str, runs: list[Run], components: _Own, has_lock: bool) -> str:
     install = (
         "pip install -r requirements.lock"
-        if locked
+        if has_lock
         else "pip install -r versions.txt   # if the runs name one version of each package"
     )
     verify = "normbench verify runs --sample 5"
     rows = ""
-    if own.files:
+    if components.files:
         verify = f"PYTHONPATH={OWN} {verify} --config-dir {OWN}/conf"
         rows = f"| `{OWN}/` | config files and modules of components that are not normbench's |\n"
-    if own.packages:
-        install += f"\n    pip install {' '.join(own.packages)}"
+    if components.packages:
+        install += f"\n    pip install {' '.join(components.packages)}"
     return f"""\
 # {name}
 
@@ -303,7 +311,7 @@ The records of {counted(len(runs), "run")} of normbench {normbench.__version__},
 | `report/index.html` | tables, figures and findings; `report/data/` has the numbers |
 | `runs/` | a folder for each run: config, provenance, metrics of each epoch, results, checksums |
 | `conf/` | the config groups that the commands name |
-{rows}| `{"requirements.lock" if locked else "versions.txt"}` | versions of all packages |
+{rows}| `{"requirements.lock" if has_lock else "versions.txt"}` | versions of all packages |
 | `{MANIFEST}` | checksums of all other files |
 
 In this folder, with normbench installed:
@@ -319,8 +327,8 @@ file to `runs/`, after which `{MANIFEST}` no longer lists all of them.
 """
 
 
-def _manifest(packed: dict[str, Path | bytes]) -> bytes:
-    lines = (f"{records.digest(_bytes(packed[name]))}  {name}\n" for name in sorted(packed))
+def _manifest(contents: dict[str, Path | bytes]) -> bytes:
+    lines = (f"{records.digest(_bytes(contents[name]))}  {name}\n" for name in sorted(contents))
     return "".join(lines).encode()
 
 
@@ -333,27 +341,27 @@ def _bytes(content: Path | bytes) -> bytes:
         raise files.store_error("read", content, error) from error
 
 
-def _write(file: BinaryIO, folder: str, packed: dict[str, Path | bytes]) -> None:
+def _write(file: BinaryIO, folder: str, contents: dict[str, Path | bytes]) -> None:
     """Write the compressed archive.
 
     The gzip header contains neither name nor time.
     """
     with (
-        gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0) as gzip_file,
+        tarfile.open(fileobj=gzip_file, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for directory in _folders(folder, packed):
+        for directory in _folders(folder, contents):
             archive.addfile(_entry(directory, tarfile.DIRTYPE, 0o755))
-        for name in sorted(packed):
-            data = _bytes(packed[name])
+        for name in sorted(contents):
+            data = _bytes(contents[name])
             entry = _entry(f"{folder}/{name}", tarfile.REGTYPE, 0o644)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
 
 
-def _folders(folder: str, packed: dict[str, Path | bytes]) -> Iterator[str]:
+def _folders(folder: str, contents: dict[str, Path | bytes]) -> Iterator[str]:
     """Yield the folders of the archive, each before those in it."""
-    parents = {parent.as_posix() for name in packed for parent in Path(folder, name).parents}
+    parents = {parent.as_posix() for name in contents for parent in Path(folder, name).parents}
     yield from sorted(parents - {".", "", os.sep})
 
 

@@ -39,12 +39,12 @@ def detects(seeds: int, ratio: float, alpha: float = ALPHA) -> float:
         alpha: Level of the test.
     """
     degrees = seeds - 1
-    critical = float(t_quantile(1 - alpha / 2, degrees))
+    threshold = float(t_quantile(1 - alpha / 2, degrees))
     shift = ratio * math.sqrt(seeds)
-    if shift > critical + 30:
+    if shift > threshold + 30:
         return 1.0
-    upper = 1.0 - float(special.nctdtr(degrees, shift, critical))
-    wrong_sign = float(special.nctdtr(degrees, shift, -critical))
+    upper = 1.0 - float(special.nctdtr(degrees, shift, threshold))
+    wrong_sign = float(special.nctdtr(degrees, shift, -threshold))
     if math.isnan(wrong_sign):  # SciPy's answer far out in the tail
         wrong_sign = 0.0
     return upper + wrong_sign
@@ -131,25 +131,25 @@ def power(
         UserError: An option is invalid, or no cell has two seeds.
     """
     _check(difference, probability, until, max_seeds)
-    asked = request(where, by, metric_name, baseline, None)
-    everything, _ = load_stores(store, asked.by)
-    frames, _ = choose(everything, asked)
-    source = "the stores" if everything.stores else everything.root
+    options = request(where, by, metric_name, baseline, None)
+    all_frames, _ = load_stores(store, options.by)
+    frames, _ = choose(all_frames, options)
+    source = "the stores" if all_frames.stores else all_frames.root
     if frames.runs.empty:
         raise UserError(f"there are no runs in {source} to estimate a spread from")
-    frames, shown = frames.with_metric(metric_name)
-    if shown.timed:
+    frames, metric = frames.with_metric(metric_name)
+    if metric.timed:
         raise UserError(f"{metric_name} is not tested: times depend on the machine and its load")
-    found = studies(frames, asked.by)
-    rows = {str(row) for study in found for row in study.rows}
+    study_list = studies(frames, options.by)
+    rows = {str(row) for study in study_list for row in study.rows}
     if baseline is not None and baseline not in rows:
         raise unknown("baseline", baseline, rows)
-    scale = shown.scale
+    scale = metric.scale
     tables = []
-    for study in found:
-        has = baseline is None or baseline in map(str, study.rows)
-        row = default_baseline(study, baseline) if has else None
-        grid = build(study, shown, row if len(study.rows) > 1 else None)
+    for study in study_list:
+        has_baseline = baseline is None or baseline in map(str, study.rows)
+        row = default_baseline(study, baseline) if has_baseline else None
+        grid = build(study, metric, row if len(study.rows) > 1 else None)
         spreads = _spreads(grid)
         if any(spread.seeds > 1 for spread in spreads):
             tables.append(
@@ -186,23 +186,23 @@ def _spreads(grid: Grid) -> list[_Spread]:
     Without a baseline, a cell is compared with a hypothetical independent cell of the same spread:
     the standard deviation of the difference is then √2 times that of a run.
     """
-    found = []
+    spreads = []
     for (row, column), cell in grid.cells.items():
         if grid.baseline is None:
             values = np.array(list(cell.values.values()), float)
-            factor, diverged = math.sqrt(2), cell.diverged
+            factor, diverged_count = math.sqrt(2), cell.diverged
         elif row == grid.baseline or (base := grid.get(grid.baseline, column)) is None:
             continue
         else:
-            shared = sorted(cell.values.keys() & base.values.keys())
-            values = np.array([cell.values[s] - base.values[s] for s in shared], float)
-            factor, diverged = 1.0, cell.diverged + base.diverged
-        if diverged and grid.metric.worst:
+            seeds = sorted(cell.values.keys() & base.values.keys())
+            values = np.array([cell.values[s] - base.values[s] for s in seeds], float)
+            factor, diverged_count = 1.0, cell.diverged + base.diverged
+        if diverged_count and grid.metric.worst:
             values = values[:0]  # chance level says nothing about the spread of runs that learn
         sd = factor * float(values.std(ddof=1)) if len(values) > 1 else math.nan
         largest = float(np.abs(list(cell.values.values())).max()) if cell.values else 0.0
-        found.append(_Spread(cell, len(values), 0.0 if sd <= _SPREAD * largest else sd))
-    return found
+        spreads.append(_Spread(cell, len(values), 0.0 if sd <= _SPREAD * largest else sd))
+    return spreads
 
 
 def _table(
@@ -214,9 +214,9 @@ def _table(
     max_seeds: int,
 ) -> Table:
     """Return the table of one study; ``difference`` and ``until`` are in stored units."""
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     family = sum(1 for spread in spreads if spread.sd > 0)
-    corrected = family > 1 and grid.baseline is not None
+    is_corrected = family > 1 and grid.baseline is not None
     rows, data = [], []
     for spread in spreads:
         line: dict[str, Any] = {
@@ -240,16 +240,16 @@ def _table(
             TableEntry(study.row(spread.cell.row), runs=spread.cell.runs),
             TableEntry(study.column(spread.cell.column), number(spread.cell.column)),
             TableEntry(str(spread.seeds), spread.seeds),
-            TableEntry("–" if math.isnan(spread.sd) else shown.show(spread.sd), number(spread.sd)),
+            TableEntry("–" if math.isnan(spread.sd) else metric.show(spread.sd), number(spread.sd)),
             _count(line["needed"]),
             _range(line["needed_low"], line["needed_high"]),
         ]
-        entries += [_count(line["needed_corrected"])] if corrected else []
+        entries += [_count(line["needed_corrected"])] if is_corrected else []
         if until is not None:
             entries.append(_count(line["until"], max_seeds))
         rows.append(entries)
-    unit = f" {shown.difference_unit}" if shown.difference_unit else ""
-    if unit == " points" and math.isclose(difference * shown.scale, 1.0):
+    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    if unit == " points" and math.isclose(difference * metric.scale, 1.0):
         unit = " point"
     headers = [
         labels.factor(study.row_factor),
@@ -259,18 +259,18 @@ def _table(
         "Seeds",
         "95 % interval",
     ]
-    headers += ["Corrected"] if corrected else []
-    headers += [] if until is None else [f"±{until * shown.scale:g}"]
-    compared = "two runs" if grid.baseline is None else study.in_words(grid.baseline)
+    headers += ["Corrected"] if is_corrected else []
+    headers += [] if until is None else [f"±{until * metric.scale:g}"]
+    reference = "two runs" if grid.baseline is None else study.in_words(grid.baseline)
     return Table(
         "power",
-        f"Seeds to detect a difference of {difference * shown.scale:g}{unit} of "
-        f"{shown.label.lower()} "
-        f"{'between' if grid.baseline is None else 'from'} {compared} with probability "
+        f"Seeds to detect a difference of {difference * metric.scale:g}{unit} of "
+        f"{metric.label.lower()} "
+        f"{'between' if grid.baseline is None else 'from'} {reference} with probability "
         f"{probability:g}: {study.title}",
         headers,
         rows,
-        _notes(grid, family if corrected else 1, until, max_seeds),
+        _notes(grid, family if is_corrected else 1, until, max_seeds),
         pd.DataFrame(data),
     )
 
@@ -291,7 +291,7 @@ def ends_at(ratio: float, first: int, most: int) -> int:
 
 
 def _notes(grid: Grid, family: int, until: float | None, max_seeds: int) -> list[str]:
-    paired = (
+    spread_note = (
         "SD: standard deviation of the difference from the baseline, paired by seed, over the n "
         "seeds that both have."
         if grid.baseline is not None
@@ -299,7 +299,7 @@ def _notes(grid: Grid, family: int, until: float | None, max_seeds: int) -> list
         "difference between independent runs."
     )
     notes = [
-        f"{paired} Seeds: per cell, for a two-sided paired t test at 5 % (noncentral t). The "
+        f"{spread_note} Seeds: per cell, for a two-sided paired t test at 5 % (noncentral t). The "
         "interval follows from that of the standard deviation (χ²), which is wide for few seeds."
     ]
     if family > 1:
@@ -314,10 +314,10 @@ def _notes(grid: Grid, family: int, until: float | None, max_seeds: int) -> list
     return notes
 
 
-def _count(value: int | None, most: int = MOST) -> TableEntry:
+def _count(value: int | None, limit: int = MOST) -> TableEntry:
     if value is None:
         return TableEntry("–")
-    return TableEntry(f"> {most:,}" if value > most else f"{value:,}", value)
+    return TableEntry(f"> {limit:,}" if value > limit else f"{value:,}", value)
 
 
 def _range(low: int | None, high: int | None) -> TableEntry:

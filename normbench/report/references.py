@@ -55,18 +55,20 @@ def matching(runs: pd.DataFrame) -> list[Reference]:
     A run must have the same data set (all training images, padded crop and flip), network, norm
     and batch size, no label smoothing, and at least 90 % of the published number of epochs.
     """
-    networks = {known.arch for known in REFERENCES}
+    networks = {reference.arch for reference in REFERENCES}
     candidates = (runs["status"] == "finished") & runs["arch"].isin(networks)
-    finished = runs[candidates].to_dict("records")
-    return [known for known in REFERENCES if any(_matches(known, run) for run in finished)]
+    records = runs[candidates].to_dict("records")
+    return [
+        reference for reference in REFERENCES if any(_matches(reference, run) for run in records)
+    ]
 
 
-def _matches(known: Reference, run: Mapping[Any, Any]) -> bool:
+def _matches(reference: Reference, run: Mapping[Any, Any]) -> bool:
     size = run.get("dataset.train_size")
     return (
-        all(run.get(key) == getattr(known, key) for key in ("dataset", "arch", "norm", "batch"))
+        all(run.get(key) == getattr(reference, key) for key in ("dataset", "arch", "norm", "batch"))
         and all(run.get(key) == value for key, value in _AUGMENTED.items())
         and bool(pd.isna(size))
         and float(run.get("label_smoothing") or 0.0) == 0.0
-        and float(run.get("epochs") or 0) >= 0.9 * known.epochs
+        and float(run.get("epochs") or 0) >= 0.9 * reference.epochs
     )

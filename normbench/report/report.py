@@ -99,8 +99,8 @@ def report(
         UserError: An option names something that does not exist, or no runs remain.
         NormbenchError: The store does not exist, or ``out`` cannot be written.
     """
-    named = None if against is None else str(as_store(against).root)
-    asked = request(
+    against_path = None if against is None else str(as_store(against).root)
+    options = request(
         where,
         by,
         metric,
@@ -110,55 +110,59 @@ def report(
         superseded,
         sort,
         reverse,
-        named,
+        against_path,
         rows,
         style,
         formats,
     )
     _check_folder(Path(out))
-    held = None if against is None else _held_against(store, against, asked)
-    everything, notes = load_stores(store, asked.by)
-    attrs, everything.runs.attrs = everything.runs.attrs, {}  # pandas copies them at every step
-    frames, more = choose(everything, asked)
-    notes += [*more, *origin.verified(frames)]
-    for line in _opening(everything, frames, asked.where, notes):
+    comparison = None if against is None else _held_against(store, against, options)
+    all_frames, notes = load_stores(store, options.by)
+    attrs, all_frames.runs.attrs = all_frames.runs.attrs, {}  # pandas copies them at every step
+    frames, more_notes = choose(all_frames, options)
+    notes += [*more_notes, *origin.verified(frames)]
+    for line in _opening(all_frames, frames, options.where, notes):
         say(line)
     if frames.runs.empty:
-        raise UserError(_nothing(everything, asked.where))
+        raise UserError(_nothing(all_frames, options.where))
     if shown_as is not None:
         frames = frames.moved(shown_as)
-    found, more = sections(frames, asked)
-    for note in more:
+    all_sections, more_notes = sections(frames, options)
+    for note in more_notes:
         say(f"note: {note}")
-    for section in found:
-        printed: set[str] = set()
+    for section in all_sections:
+        printed_notes: set[str] = set()
         for table in section.main:
-            fresh = replace(table, notes=[note for note in table.notes if note not in printed])
-            printed.update(table.notes)
-            say(text(terminal(fresh)) + "\n")
+            fresh_table = replace(
+                table, notes=[note for note in table.notes if note not in printed_notes]
+            )
+            printed_notes.update(table.notes)
+            say(text(terminal(fresh_table)) + "\n")
         for finding in section.findings:
             say(f"• {finding.text}")
-    if held is not None:
-        say(text(terminal(held.table)) + "\n")
-        say(f"• {held.lines[0]}")
-    drawn = found[:DRAWN]
-    if len(found) > len(drawn):
-        say(f"note: figures for the {DRAWN} largest of {len(found)} studies, tables for all")
-    for section in drawn:
-        section.drawings = draw(section.grid, asked.venue)
+    if comparison is not None:
+        say(text(terminal(comparison.table)) + "\n")
+        say(f"• {comparison.lines[0]}")
+    drawn_sections = all_sections[:DRAWN]
+    if len(all_sections) > len(drawn_sections):
+        say(f"note: figures for the {DRAWN} largest of {len(all_sections)} studies, tables for all")
+    for section in drawn_sections:
+        section.drawings = draw(section.grid, options.venue)
     frames.runs.attrs = attrs
-    for line in _boxes([drawing for section in drawn for drawing in section.drawings]):
+    for line in _boxes([drawing for section in drawn_sections for drawing in section.drawings]):
         say(line)
     try:
         linked_from = None if shown_as is None else Path(Path(out).name)
-        page = _write(Path(out), frames, found, asked, notes + more, held, linked_from)
+        page = _write(
+            Path(out), frames, all_sections, options, notes + more_notes, comparison, linked_from
+        )
     except OSError as error:
         raise NormbenchError(f"cannot write the report to {str(out)!r}: {error.strerror}") from None
     say(f"report: {page}")
     return page
 
 
-def _held_against(store: Stores, against: Store | Path | str, asked: Request) -> Published:
+def _held_against(store: Stores, against: Store | Path | str, options: Request) -> Published:
     """Compare a store with a published one.
 
     Raises:
@@ -169,10 +173,10 @@ def _held_against(store: Stores, against: Store | Path | str, asked: Request) ->
             raise UserError(f"--against compares one store, not {len(store)}: name one")
         store = store[0]
     frames, _ = load_stores([against, store], ("store",))
-    frames, _ = choose(frames, replace(asked, superseded=False))
+    frames, _ = choose(frames, replace(options, superseded=False))
     if frames.runs.empty:
-        raise UserError(_nothing(frames, asked.where))
-    return published(compare(frames, "store", asked.metric, same_science=True))
+        raise UserError(_nothing(frames, options.where))
+    return published(compare(frames, "store", options.metric, same_science=True))
 
 
 def summary_table(
@@ -198,19 +202,19 @@ def summary_table(
     from rich.console import Group
     from rich.text import Text
 
-    asked = request(None, by, metric, None, target, allow_confound)
-    frames, _ = choose(load(store), asked)
+    options = request(None, by, metric, None, target, allow_confound)
+    frames, _ = choose(load(store), options)
     if names is not None and not frames.runs.empty:
         frames = frames.select(frames.runs["name"].isin(names))
     if frames.runs.empty:
         raise UserError(_nothing(frames, None))
-    found, _ = sections(frames, asked)
-    shown: list[rich.console.RenderableType] = []
-    for section in found:
-        shown.append(terminal(section.main[0]))
+    all_sections, _ = sections(frames, options)
+    renderables: list[rich.console.RenderableType] = []
+    for section in all_sections:
+        renderables.append(terminal(section.main[0]))
         cautions = [f for f in section.findings if f.strength == "caution"]
-        shown += [Text(caution.text, "dim") for caution in cautions]
-    return Group(*shown)
+        renderables += [Text(caution.text, "dim") for caution in cautions]
+    return Group(*renderables)
 
 
 def diff(
@@ -251,12 +255,12 @@ def diff(
 
         try:
             drawing = overlay.draw(pair)
-            written = comparing.write(pair, drawing, Path(out))
+            paths = comparing.write(pair, drawing, Path(out))
         except OSError as error:
             raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
         for line in _boxes([drawing]):
             say(line)
-        say(f"diff: {written[0]}")
+        say(f"diff: {paths[0]}")
 
 
 def diff_sides(
@@ -289,29 +293,29 @@ def diff_sides(
 
     if by not in comparing.SIDES:
         raise unknown("side in --by", by, comparing.SIDES)
-    asked = request(where, (by,), metric, None, None)
+    options = request(where, (by,), metric, None, None)
     if out is not None:
         _check_folder(Path(out))
-    everything, notes = load_stores(stores, (by,))
-    frames, more = choose(everything, replace(asked, superseded=True))
+    all_frames, notes = load_stores(stores, (by,))
+    frames, more_notes = choose(all_frames, replace(options, superseded=True))
     if frames.runs.empty:
-        raise UserError(_nothing(everything, where))
-    found = comparing.compare(frames, by, metric)
-    lines = [f"left out: {item}" for item in everything.left_out]
-    lines += [f"note: {note}" for note in [*notes, *more]]
-    lines += [f"origin: {sentence}" for sentence in found.origin]
+        raise UserError(_nothing(all_frames, where))
+    sides = comparing.compare(frames, by, metric)
+    lines = [f"left out: {item}" for item in all_frames.left_out]
+    lines += [f"note: {note}" for note in [*notes, *more_notes]]
+    lines += [f"origin: {sentence}" for sentence in sides.origin]
     for line in lines:
         say(line)
-    table = comparing.table(found)
+    table = comparing.table(sides)
     say(text(terminal(table)) + "\n")
-    say(found.summary)
+    say(sides.summary)
     if out is not None:
         page = Path(out) / "diff.md"
-        head = [f"- {markdown_text(line)}" for line in [*lines, found.summary]]
+        head = [f"- {markdown_text(line)}" for line in [*lines, sides.summary]]
         try:
             write_table(table, Path(out), ("csv",))
             content = [
-                f"# {markdown_text(' and '.join(found.names))}",
+                f"# {markdown_text(' and '.join(sides.names))}",
                 "",
                 *head,
                 "",
@@ -321,7 +325,7 @@ def diff_sides(
         except OSError as error:
             raise NormbenchError(f"cannot write to {str(out)!r}: {error.strerror}") from None
         say(f"diff: {page}")
-    return found.exit_code
+    return sides.exit_code
 
 
 FORMATS = ("md", "csv", "tex", "parquet")
@@ -369,44 +373,44 @@ def export(
         raise unknown("format", kind, FORMATS)
     if kind == "parquet" and path is None:
         raise UserError("format parquet needs a file: name one with --out")
-    asked = request(where, by, "test_acc", None, None, superseded=superseded, style=style)
+    options = request(where, by, "test_acc", None, None, superseded=superseded, style=style)
     if path is not None:
         _check_folder(path.parent)
         if path.is_dir():
             raise UserError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
-    everything, notes = load_stores(store, asked.by)
-    frames, more = choose(everything, asked)
+    all_frames, notes = load_stores(store, options.by)
+    frames, more_notes = choose(all_frames, options)
     if frames.runs.empty:
-        raise UserError(_nothing(everything, where))
-    for note in [*notes, *more]:
+        raise UserError(_nothing(all_frames, where))
+    for note in [*notes, *more_notes]:
         say(f"note: {note}")
     if hyperparameters:
-        shown = hyperparameter_tables(frames)
+        all_tables = hyperparameter_tables(frames)
     else:
-        shown = [tables.summary(*studies(frames, asked.by))]
-    table = shown[-1]
+        all_tables = [tables.summary(*studies(frames, options.by))]
+    table = all_tables[-1]
     if path is None:
-        printed = [table] if kind == "csv" else shown
-        say("\n".join(_rendered(item, kind, venue=asked.venue) for item in printed).rstrip())
+        listing = [table] if kind == "csv" else all_tables
+        say("\n".join(_rendered(item, kind, venue=options.venue) for item in listing).rstrip())
         return None
-    parts = {path: shown}
+    parts = {path: all_tables}
     if kind in ("csv", "parquet"):  # one table per file
         parts = {path: [table]}
-        if len(shown) > 1:
-            parts[path.with_name(f"{path.stem}-shared{path.suffix}")] = shown[:-1]
+        if len(all_tables) > 1:
+            parts[path.with_name(f"{path.stem}-shared{path.suffix}")] = all_tables[:-1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, part in parts.items():
             if kind == "parquet":
                 part[0].data.to_parquet(file, index=False)
             else:
-                content = "\n".join(_rendered(item, kind, venue=asked.venue) for item in part)
+                content = "\n".join(_rendered(item, kind, venue=options.venue) for item in part)
                 file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
     rows = "cell"
     if hyperparameters:
-        rows = "combination" if len(shown) > 1 else "hyperparameter"
+        rows = "combination" if len(all_tables) > 1 else "hyperparameter"
     say(f"export: {path} ({counted(len(table.rows), rows)})")
     for file in list(parts)[1:]:
         say(f"export: {file} (shared by all runs)")
@@ -418,31 +422,31 @@ def text(renderable: object, width: int | None = None) -> str:
     from rich.console import Console
 
     console = Console(width=width, force_jupyter=False)  # a notebook would be shown an output
-    with console.capture() as captured:
+    with console.capture() as capture:
         console.print(renderable)
-    return captured.get().rstrip("\n")
+    return capture.get().rstrip("\n")
 
 
 def _boxes(drawings: Sequence[Drawing]) -> list[str]:
     """Return a note on characters that figures show as boxes, if there are any."""
     from normbench.report.figures import style
 
-    missing = style.lacking(drawings)
-    return [f"note: {missing}"] if missing else []
+    sentence = style.lacking(drawings)
+    return [f"note: {sentence}"] if sentence else []
 
 
 def _opening(
-    everything: Frames, frames: Frames, where: str | None, notes: Sequence[str]
+    all_frames: Frames, frames: Frames, where: str | None, notes: Sequence[str]
 ) -> list[str]:
     lines = [
-        f"{store.name}: {counted(store.runs, 'run')} in {store.root}" for store in everything.stores
+        f"{store.name}: {counted(store.runs, 'run')} in {store.root}" for store in all_frames.stores
     ]
-    subject = "together" if everything.stores else everything.root
-    lines.append(f"{subject}: {origin.counts(everything)}")
+    subject = "together" if all_frames.stores else all_frames.root
+    lines.append(f"{subject}: {origin.counts(all_frames)}")
     if where:
         lines.append(f"--where {where!r} keeps {origin.counts(frames)}")
     lines += origin.unfinished(frames)
-    lines += [f"left out: {item}" for item in everything.left_out]
+    lines += [f"left out: {item}" for item in all_frames.left_out]
     lines += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
     return lines + [f"note: {note}" for note in notes]
 
@@ -471,10 +475,10 @@ def _nothing(frames: Frames, where: str | None) -> str:
 def _write(
     out: Path,
     frames: Frames,
-    found: Sequence[Section],
-    asked: Request,
+    all_sections: Sequence[Section],
+    options: Request,
     notes: Sequence[str],
-    held: Published | None,
+    comparison: Published | None,
     linked_from: Path | None = None,
 ) -> Path:
     """Write all files of a report; the page's links start at ``linked_from``, else at ``out``."""
@@ -482,20 +486,25 @@ def _write(
     from normbench.report.page.build import build
 
     out.mkdir(parents=True, exist_ok=True)
-    written = frames.write(out / "data")
-    for section in found:
-        folder = section.study.slug if len(found) > 1 else ""
+    paths = frames.write(out / "data")
+    for section in all_sections:
+        folder = section.study.slug if len(all_sections) > 1 else ""
         for table in section.tables:
-            written += write_table(table, out / "tables" / folder, study=folder, venue=asked.venue)
+            paths += write_table(table, out / "tables" / folder, study=folder, venue=options.venue)
         for drawing in section.drawings:
-            written += style.save(drawing, out / "figures" / folder, asked.formats)
-    if held is not None:
-        written += write_table(held.table, out / "tables", venue=asked.venue)
-    written += write_table(tables.run_list(frames), out / "tables", ("md",))
+            paths += style.save(drawing, out / "figures" / folder, options.formats)
+    if comparison is not None:
+        paths += write_table(comparison.table, out / "tables", venue=options.venue)
+    paths += write_table(tables.run_list(frames), out / "tables", ("md",))
     markdown, page = out / "report.md", out / "index.html"
-    markdown.write_text(_markdown(frames, found, asked, notes, held), encoding="utf-8")
-    page.write_text(build(frames, found, asked, notes, linked_from or out, held), encoding="utf-8")
-    _remove_old(out, [*written, markdown, page])
+    markdown.write_text(
+        _markdown(frames, all_sections, options, notes, comparison), encoding="utf-8"
+    )
+    page.write_text(
+        build(frames, all_sections, options, notes, linked_from or out, comparison),
+        encoding="utf-8",
+    )
+    _remove_old(out, [*paths, markdown, page])
     return page
 
 
@@ -532,49 +541,49 @@ def _rendered(table: Table, kind: str, study: str = "", venue: Venue = VENUES[DE
 
 def _markdown(
     frames: Frames,
-    found: Sequence[Section],
-    asked: Request,
+    all_sections: Sequence[Section],
+    options: Request,
     notes: Sequence[str],
-    held: Published | None,
+    comparison: Published | None,
 ) -> str:
-    known = origin.unfinished(frames, named=len(frames.runs))
-    known += [f"left out: {item}" for item in frames.left_out]
-    known += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
-    plain = markdown_text
-    lines = ["# Report", "", f"{plain(origin.counts(frames))}.", ""]
-    lines += [f"- {plain(line)}" for line in [*known, *notes]]
-    if asked.where:
-        lines.append(f"- only runs with {markdown_code(asked.where)}")
-    for section in found:
-        part = f"{section.study.slug}/" if len(found) > 1 else ""
-        lines += ["", f"## {plain(section.study.title)}", ""]
-        lines += [f"- {plain(finding.text)}" for finding in section.findings]
+    origin_lines = origin.unfinished(frames, named=len(frames.runs))
+    origin_lines += [f"left out: {item}" for item in frames.left_out]
+    origin_lines += [f"origin: {sentence}" for sentence in origin.mixtures(frames.runs)]
+    escape = markdown_text
+    lines = ["# Report", "", f"{escape(origin.counts(frames))}.", ""]
+    lines += [f"- {escape(line)}" for line in [*origin_lines, *notes]]
+    if options.where:
+        lines.append(f"- only runs with {markdown_code(options.where)}")
+    for section in all_sections:
+        part = f"{section.study.slug}/" if len(all_sections) > 1 else ""
+        lines += ["", f"## {escape(section.study.title)}", ""]
+        lines += [f"- {escape(finding.text)}" for finding in section.findings]
         for drawing in section.drawings:
-            caption = plain(drawing.caption)
-            file = f"figures/{part}{drawing.slug}.{asked.formats[0]}"
+            caption = escape(drawing.caption)
+            file = f"figures/{part}{drawing.slug}.{options.formats[0]}"
             lines += ["", f"![{caption}]({file})", "", f"*{caption}*"]
         for table in section.tables:
             lines += ["", markdown(table, "###").rstrip()]
-    if held is not None:
-        lines += ["", f"## {plain(held.title)}", ""]
-        lines += [f"- {plain(line)}" for line in held.lines]
-        lines += ["", markdown(held.table, "###").rstrip()]
-    lines += ["", "## Rules", "", plain(DIVERGED_RULE), "", plain(CONFOUND_RULE), ""]
+    if comparison is not None:
+        lines += ["", f"## {escape(comparison.title)}", ""]
+        lines += [f"- {escape(line)}" for line in comparison.lines]
+        lines += ["", markdown(comparison.table, "###").rstrip()]
+    lines += ["", "## Rules", "", escape(DIVERGED_RULE), "", escape(CONFOUND_RULE), ""]
     return "\n".join(lines)
 
 
-def _remove_old(out: Path, written: Sequence[Path]) -> None:
+def _remove_old(out: Path, paths: Sequence[Path]) -> None:
     """Remove files that an earlier report wrote and this one did not; write the manifest."""
     manifest = out / MANIFEST
-    now = {path.relative_to(out).as_posix() for path in written}
+    names = {path.relative_to(out).as_posix() for path in paths}
     try:
-        listed = schema.parse(manifest.read_bytes())
-        schema.sequence(schema.text())(listed, MANIFEST)
-        before = set(listed)
+        manifest_names = schema.parse(manifest.read_bytes())
+        schema.sequence(schema.text())(manifest_names, MANIFEST)
+        old_names = set(manifest_names)
     except (OSError, ValueError):
-        before = set()
-    for name in before - now:
+        old_names = set()
+    for name in old_names - names:
         path = (out / name).resolve()
         if path.is_relative_to(out.resolve()):
             path.unlink(missing_ok=True)
-    manifest.write_text(json.dumps(sorted(now), indent=0), encoding="utf-8")
+    manifest.write_text(json.dumps(sorted(names), indent=0), encoding="utf-8")

@@ -62,14 +62,14 @@ class NarrowIntervals:
         if self._by[0] not in frames.runs:
             raise unknown("key of --baseline", self._by[0], filter(is_config, frames.runs))
         names: set[str] = set()
-        compared = False
+        has_comparison = False
         for study in self._studies(frames):
             row = self._baseline(study)
             if row is not None:
                 runs = study.runs
                 names |= {configs[int(n)].run_name for n in runs.loc[runs["row"] == row, "name"]}
-                compared |= len(study.rows) > 1
-        if not compared:
+                has_comparison |= len(study.rows) > 1
+        if not has_comparison:
             rows = sorted({str(row) for study in self._studies(frames) for row in study.rows})
             if self._row is not None and self._row not in rows:
                 raise unknown("baseline of --until", self._row, rows)
@@ -88,7 +88,7 @@ class NarrowIntervals:
         frames = load(store)
         frames = frames.select(frames.runs["name"].isin(names) & ~is_aside(frames.runs))
         frames.runs["looks"] = " ".join(map(str, looks))
-        found: list[dict[str, Any]] = []
+        comparisons: list[dict[str, Any]] = []
         for study in self._studies(frames):
             row = self._baseline(study)
             if row is None:
@@ -97,9 +97,9 @@ class NarrowIntervals:
                 if cell.baseline is None:
                     continue
                 # With a diverged run there is no interval, and more seeds would not change that.
-                diverged = math.isnan(cell.baseline.half_width)
+                is_diverged = math.isnan(cell.baseline.half_width)
                 spread = cell.baseline.tested
-                found.append(
+                comparisons.append(
                     {
                         "study": study.title,
                         "row": str(cell.row),
@@ -107,35 +107,35 @@ class NarrowIntervals:
                         "n": cell.baseline.n,
                         "difference": cell.baseline.mean * self._metric.scale,
                         "half_width": None
-                        if diverged or not spread
+                        if is_diverged or not spread
                         else cell.baseline.half_width * self._metric.scale,
-                        "diverged": diverged,
+                        "diverged": is_diverged,
                     }
                 )
-        return self._described(found)
+        return self._described(comparisons)
 
-    def _described(self, found: list[dict[str, Any]]) -> Look:
-        known = [line for line in found if line["half_width"] is not None]
-        waiting = [line for line in found if not line["diverged"]]
+    def _described(self, comparisons: list[dict[str, Any]]) -> Look:
+        intervals = [line for line in comparisons if line["half_width"] is not None]
+        open_comparisons = [line for line in comparisons if not line["diverged"]]
         wide = [
             line
-            for line in waiting
+            for line in open_comparisons
             if line["half_width"] is None or line["half_width"] >= self._width
         ]
         unit = f" {self._metric.difference_unit}".rstrip()
         texts = [
-            f"{len(waiting) - len(wide)} of {len(waiting)} intervals are narrower than "
-            f"±{self._width:g}{unit}"
+            f"{len(open_comparisons) - len(wide)} of {len(open_comparisons)} intervals are "
+            f"narrower than ±{self._width:g}{unit}"
         ]
-        if known:
-            widest = max(known, key=lambda line: line["half_width"])
+        if intervals:
+            widest = max(intervals, key=lambda line: line["half_width"])
             place = f"{widest['row']} {widest['column']}".strip()
             half = widest["half_width"]
-            most = (self._metric.high - self._metric.low) * self._metric.scale
-            size = f"wider than ±{most:g}" if half > most else f"±{half:.{self._metric.digits}f}"
+            limit = (self._metric.high - self._metric.low) * self._metric.scale
+            size = f"wider than ±{limit:g}" if half > limit else f"±{half:.{self._metric.digits}f}"
             texts.append(f"the widest is {size} ({place})")
-        if missing := len(found) - len(waiting):
-            texts.append(f"{missing} without an interval, because a run diverged")
+        if missing_count := len(comparisons) - len(open_comparisons):
+            texts.append(f"{missing_count} without an interval, because a run diverged")
         text = ", ".join(texts)
         facts = {
             "width": self._width,
@@ -143,7 +143,7 @@ class NarrowIntervals:
             "by": list(self._by),
             "metric": self._metric.name,
             "text": text,
-            "comparisons": found,
+            "comparisons": comparisons,
         }
         return Look(not wide, text, facts)
 

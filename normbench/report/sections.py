@@ -96,25 +96,25 @@ def request(
         parse_filter(where)
     if target is not None:
         tables.check_target(target)
-    by, intended, names = parse_by(by), parse_by(allowed), parse_rows(rows)
+    by, allowed_keys, names = parse_by(by), parse_by(allowed), parse_rows(rows)
     if names and (sort is not None or reverse):
-        other = "--sort" if sort is not None else "--reverse"
-        raise UserError(f"--rows gives the order of the rows: leave {other} out")
-    written = parse_formats(formats, find_venue(style))
+        option = "--sort" if sort is not None else "--reverse"
+        raise UserError(f"--rows gives the order of the rows: leave {option} out")
+    file_formats = parse_formats(formats, find_venue(style))
     return Request(
         where=where,
         by=by,
         metric=metric_name,
         baseline=baseline,
         target=target,
-        allowed=intended,
+        allowed=allowed_keys,
         superseded=superseded,
         sort=sort,
         reverse=reverse,
         against=against,
         rows=names,
         style=style,
-        formats=written,
+        formats=file_formats,
     )
 
 
@@ -131,9 +131,9 @@ def choose(frames: Frames, asked: Request) -> tuple[Frames, list[str]]:
     if asked.target is not None:
         frames = tables.add_target(frames, asked.target)
     if asked.where is not None:
-        found = where.select(asked.where, frames.runs)
-        notes += found.notes
-        frames = frames.select(found.mask)
+        selection = where.select(asked.where, frames.runs)
+        notes += selection.notes
+        frames = frames.select(selection.mask)
     if asked.superseded:
         frames = tuning.with_superseded(frames)
     return frames, notes + tuning.superseded_note(frames)
@@ -146,41 +146,41 @@ def sections(frames: Frames, asked: Request) -> tuple[list[Section], list[str]]:
         UserError: A column of ``by`` is unknown, no study has the baseline or one of the rows, or
             the metric needs a target.
     """
-    frames, shown = frames.with_metric(asked.metric)
-    found = studies(frames, asked.by, asked.allowed)
+    frames, metric = frames.with_metric(asked.metric)
+    study_list = studies(frames, asked.by, asked.allowed)
     if asked.sort is not None or asked.reverse:
-        found = [sort_rows(study, asked.sort, asked.reverse, shown) for study in found]
-    if asked.rows and found:
-        found = choose_rows(found, asked.rows)
+        study_list = [sort_rows(study, asked.sort, asked.reverse, metric) for study in study_list]
+    if asked.rows and study_list:
+        study_list = choose_rows(study_list, asked.rows)
     notes: list[str] = []
-    if asked.baseline is not None and found:
-        rows = {str(row) for study in found for row in study.rows}
+    if asked.baseline is not None and study_list:
+        rows = {str(row) for study in study_list for row in study.rows}
         if asked.baseline not in rows:
             raise unknown("baseline", asked.baseline, rows)
     result = []
     notes += _trials_alone(frames)
-    for study in found:
-        has = asked.baseline is None or asked.baseline in map(str, study.rows)
-        baseline = default_baseline(study, asked.baseline) if has else None
-        if not has:
+    for study in study_list:
+        has_baseline = asked.baseline is None or asked.baseline in map(str, study.rows)
+        baseline = default_baseline(study, asked.baseline) if has_baseline else None
+        if not has_baseline:
             notes.append(f"{study.title}: no run of the baseline {asked.baseline!r}")
-        result.append(_section(study, shown, baseline, asked.target))
+        result.append(_section(study, metric, baseline, asked.target))
         notes += _confounds(study)
     return result, notes
 
 
 def _trials_alone(frames: Frames) -> list[str]:
     """Return a note if only tuning trials and superseded runs are left to report."""
-    aside = tuning.is_aside(frames.runs)
-    if not frames.tuned or not len(aside) or not aside.all():
+    is_aside = tuning.is_aside(frames.runs)
+    if not frames.tuned or not len(is_aside) or not is_aside.all():
         return []
     superseded = tuning.is_superseded(frames.runs)
     kinds = "superseded" if superseded.all() else "trials of tuning"
     if superseded.any() and not superseded.all():
         kinds = "trials of tuning or superseded"
     return [
-        f"all {counted(len(aside), 'run')} are {kinds}, shown as ordinary runs: there are no final "
-        "runs"
+        f"all {counted(len(is_aside), 'run')} are {kinds}, shown as ordinary runs: there are no "
+        "final runs"
     ]
 
 
@@ -196,20 +196,22 @@ def _confounds(study: Study) -> list[str]:
     ]
 
 
-def _section(study: Study, shown: Metric, baseline: object, target: float | None) -> Section:
-    grid = build(study, shown, baseline)
+def _section(study: Study, metric: Metric, baseline: object, target: float | None) -> Section:
+    grid = build(study, metric, baseline)
     listing = [tuning_tables.with_chosen(tables.matrix(grid), study)]
-    if shown.at_best is not None:
-        listing.append(tables.matrix(build(study, shown.at_best, baseline)))
+    if metric.at_best is not None:
+        listing.append(tables.matrix(build(study, metric.at_best, baseline)))
     if baseline is not None and len(study.rows) > 1:
         listing += [tables.differences(grid), tables.comparisons(grid)]
         listing += [tables.improvement(grid)] if grid.improvements else []
     listing += tuning_tables.tables(study)
     selection = tables.selection(study)
     listing += [selection] if selection else []
-    for other in [*(listed("target") if target is not None else []), *listed("report")]:
-        if other is not shown and _present(study.runs, other.name):
-            listing.append(_titled(tables.matrix(build(study, other)), other.name, target))
+    for other_metric in [*(listed("target") if target is not None else []), *listed("report")]:
+        if other_metric is not metric and _present(study.runs, other_metric.name):
+            listing.append(
+                _titled(tables.matrix(build(study, other_metric)), other_metric.name, target)
+            )
     shifts = tables.estimation_shift(study)
     listing += [shifts] if shifts else []
     listing.append(tables.summary(study))

@@ -69,14 +69,14 @@ def declared(root: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         StoreError: The record of a sweep is damaged.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    looks_by_run: dict[str, tuple[int, ...]] = {}
     for head in sweeps.read_all(root):
         if "until" not in head:
             continue
         looks = tuple(head["until"]["looks"])
         for cell in head["cells"]:
-            found[cell["name"]] = max(found.get(cell["name"], ()), looks, key=len)
-    return found
+            looks_by_run[cell["name"]] = max(looks_by_run.get(cell["name"], ()), looks, key=len)
+    return looks_by_run
 
 
 def note(looks: tuple[int, ...]) -> str:

@@ -165,45 +165,47 @@ def compare(
     frames, metric = frames.with_metric(metric_name)
     if metric.timed:
         raise UserError(f"{metric_name} is not compared: times depend on the machine and its load")
-    every = frames.runs
-    every = every.assign(side=commits(every) if by == "commit" else every["store"])
+    all_runs = frames.runs
+    all_runs = all_runs.assign(side=commits(all_runs) if by == "commit" else all_runs["store"])
     if same_science:
-        every = every[~tuning.is_aside(every)]
-    runs = every[every["status"].isin(ENDED)]
+        all_runs = all_runs[~tuning.is_aside(all_runs)]
+    runs = all_runs[all_runs["status"].isin(ENDED)]
     names = _names(runs, frames, by)
     configs = {run["path"]: _config(run) for run in runs.to_dict("records")}
     keys = runs["path"].map(lambda path: configs[path][0])
-    pairs, alone = _matched([group for _, group in runs.groupby(keys, sort=False)], names)
+    pairs, unmatched_groups = _matched(
+        [group for _, group in runs.groupby(keys, sort=False)], names
+    )
     if same_science:
         science = _science(runs, configs, frames)
-        more, alone = _matched_across(alone, names, science)
-        pairs += more
-    found = [_comparison(pair, metric) for pair in pairs]
-    only = [
+        more_pairs, unmatched_groups = _matched_across(unmatched_groups, names, science)
+        pairs += more_pairs
+    comparisons = [_comparison(pair, metric) for pair in pairs]
+    counts = [
         (len(groups), sum(map(len, groups)))
-        for groups in ([g for g in alone if g["side"].iloc[0] == name] for name in names)
+        for groups in ([g for g in unmatched_groups if g["side"].iloc[0] == name] for name in names)
     ]
-    if not found:  # exit code 0 would tell a script that nothing has changed
+    if not comparisons:  # exit code 0 would tell a script that nothing has changed
         raise UserError(
             f"{names[0]} and {names[1]} have no config of which both have complete runs "
-            f"({counted(only[0][0], 'config')} and {counted(only[1][0], 'config')})"
+            f"({counted(counts[0][0], 'config')} and {counted(counts[1][0], 'config')})"
         )
-    trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in found]
-    for item, differs in zip(found, differences(trees), strict=True):
-        item.name = _described(item.runs[0].iloc[0], differs)
-        both = [configs[side["path"].iloc[0]][1] for side in item.runs]
-        changed = list(map(as_overrides, differences(both)))
-        item.differs = " and ".join(text or "the default" for text in changed if any(changed))
-    _judge_spread(found)
+    trees = [configs[item.runs[0]["path"].iloc[0]][1] for item in comparisons]
+    for item, difference in zip(comparisons, differences(trees), strict=True):
+        item.name = _described(item.runs[0].iloc[0], difference)
+        side_configs = [configs[side["path"].iloc[0]][1] for side in item.runs]
+        changes = list(map(as_overrides, differences(side_configs)))
+        item.differs = " and ".join(text or "the default" for text in changes if any(changes))
+    _judge_spread(comparisons)
     order = list(VERDICTS)
-    found.sort(key=lambda item: (order.index(item.verdict), item.name))
+    comparisons.sort(key=lambda item: (order.index(item.verdict), item.name))
     return Sides(
         names,
         metric,
-        found,
-        only,
+        comparisons,
+        counts,
         _origin(runs, names, by),
-        len(every) - len(runs),
+        len(all_runs) - len(runs),
     )
 
 
@@ -216,23 +218,23 @@ def _matched(
     groups: Sequence[pd.DataFrame], names: Sequence[str]
 ) -> tuple[list[Match], list[pd.DataFrame]]:
     """Divide configs into those that both sides have and those that only one has."""
-    pairs, alone = [], []
+    pairs, unmatched_groups = [], []
     for group in groups:
         first, second = (group[group["side"] == name] for name in names)
         if first.empty or second.empty:
-            alone.append(group)
+            unmatched_groups.append(group)
         else:
             pairs.append((first, second))
-    return pairs, alone
+    return pairs, unmatched_groups
 
 
 def _matched_across(
-    alone: Sequence[pd.DataFrame], names: Sequence[str], science: Mapping[str, str]
+    unmatched_groups: Sequence[pd.DataFrame], names: Sequence[str], science: Mapping[str, str]
 ) -> tuple[list[Match], list[pd.DataFrame]]:
     """Match configs that only one side has with configs of the other of the same science.
 
     Args:
-        alone: The unmatched configs of either side.
+        unmatched_groups: The unmatched configs of either side.
         names: The names of the sides.
         science: A hash for each run, by its path (:func:`_science`).
     """
@@ -241,32 +243,32 @@ def _matched_across(
         return science[group["path"].iloc[0]]
 
     firsts, seconds = (
-        [group for group in alone if group["side"].iloc[0] == name] for name in names
+        [group for group in unmatched_groups if group["side"].iloc[0] == name] for name in names
     )
     pairs = [(first, second) for first in firsts for second in seconds if key(first) == key(second)]
-    used = {key(first) for first, _ in pairs}
-    return pairs, [group for group in alone if key(group) not in used]
+    used_keys = {key(first) for first, _ in pairs}
+    return pairs, [group for group in unmatched_groups if key(group) not in used_keys]
 
 
 def _science(
     runs: pd.DataFrame, configs: Mapping[str, tuple[str, dict[str, Any]]], frames: Frames
 ) -> dict[str, str]:
     """Return a hash of each run's config without its seed, execution and tuned keys, by path."""
-    cells, seen = tuning.final_cells(frames), {}
-    found = {}
+    cells, first_values = tuning.final_cells(frames), {}
+    hashes = {}
     for run in runs.to_dict("records"):
         key, tree = configs[run["path"]]
         tree = copy.deepcopy(tree) | EXECUTION
         cell = cells.get(run["name"])
-        for tuned in () if cell is None else cell.keys:
-            group, name = branch(tree, tuned)
+        for tuned_key in () if cell is None else cell.keys:
+            group, name = branch(tree, tuned_key)
             # Replace all values by the first one seen, which the config is sure to accept.
-            group[name] = seen.setdefault(tuned, group.get(name))
+            group[name] = first_values.setdefault(tuned_key, group.get(name))
         try:
-            found[run["path"]] = signature_without_seed(tree)
+            hashes[run["path"]] = signature_without_seed(tree)
         except NormbenchError:
-            found[run["path"]] = key
-    return found
+            hashes[run["path"]] = key
+    return hashes
 
 
 def _names(runs: pd.DataFrame, frames: Frames, by: str) -> tuple[str, str]:
@@ -303,9 +305,9 @@ def _config(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return f"run {run.get('signature') or run['name']}", tree
 
 
-def _described(run: pd.Series, differs: Mapping[str, Any]) -> str:
+def _described(run: pd.Series, difference: Mapping[str, Any]) -> str:
     name = f"{run['dataset']}-{run['arch']}-{run['norm']}-b{run['batch']:g}"
-    return f"{name} {as_overrides(differs)}".rstrip()
+    return f"{name} {as_overrides(difference)}".rstrip()
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -323,25 +325,25 @@ def _comparison(runs: tuple[pd.DataFrame, pd.DataFrame], metric: Metric) -> Comp
     )
     item = Comparison(runs, (values[0], values[1]))
     by_seed = [{int(run["seed"]): run for run in side.to_dict("records")} for side in runs]
-    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
-    same = [seed for seed in shared if is_same(by_seed[0][seed], by_seed[1][seed])]
-    item.shared, item.equal = len(shared), len(same)
-    if not same:
+    shared_seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    equal_seeds = [seed for seed in shared_seeds if is_same(by_seed[0][seed], by_seed[1][seed])]
+    item.shared, item.equal = len(shared_seeds), len(equal_seeds)
+    if not equal_seeds:
         return item
     # Equal weights with different results: the evaluation has changed, which is not chance.
-    unequal = [seed for seed in same if not _is_close(item, seed)]
-    if unequal:
+    unequal_seeds = [seed for seed in equal_seeds if not _is_close(item, seed)]
+    if unequal_seeds:
         item.verdict, item.remark = "different", f"equal weights, different {metric.name}"
-    elif len(same) == len(shared):
+    elif len(equal_seeds) == len(shared_seeds):
         item.verdict = "equal"
         item.values = (
-            {seed: value for seed, value in item.values[0].items() if seed in same},
-            {seed: value for seed, value in item.values[1].items() if seed in same},
+            {seed: value for seed, value in item.values[0].items() if seed in equal_seeds},
+            {seed: value for seed, value in item.values[1].items() if seed in equal_seeds},
         )
-        if any(len(side) > len(same) for side in runs):
-            item.remark = f"of {counted(len(same), 'shared seed')}"
+        if any(len(side) > len(equal_seeds) for side in runs):
+            item.remark = f"of {counted(len(equal_seeds), 'shared seed')}"
     else:
-        item.remark = f"equal bits in {len(same)} of {len(shared)} seeds"
+        item.remark = f"equal bits in {len(equal_seeds)} of {len(shared_seeds)} seeds"
     return item
 
 
@@ -350,7 +352,7 @@ def _is_close(item: Comparison, seed: int) -> bool:
     return math.isclose(first, second, rel_tol=_SAME) or (math.isnan(first) and math.isnan(second))
 
 
-def _judge_spread(found: Sequence[Comparison]) -> None:
+def _judge_spread(comparisons: Sequence[Comparison]) -> None:
     """Give a verdict to the configs whose bits are not equal.
 
     The spread is over seeds, not over paired differences: the question is whether the two sides
@@ -358,24 +360,24 @@ def _judge_spread(found: Sequence[Comparison]) -> None:
     false alarm rate is for all configs together (union bound), since a comparison of many configs
     would otherwise almost always find one different.
     """
-    tested = []
-    for item in found:
+    tested_items = []
+    for item in comparisons:
         if item.verdict != "unknown":
             continue
-        diverged, counts = item.diverged, [len(side) for side in item.runs]
-        if any(diverged):
-            texts = [f"{n} of {count}" for n, count in zip(diverged, counts, strict=True)]
+        diverged_counts, counts = item.diverged, [len(side) for side in item.runs]
+        if any(diverged_counts):
+            texts = [f"{n} of {count}" for n, count in zip(diverged_counts, counts, strict=True)]
             item.remark = f"diverged: {texts[0]} and {texts[1]}"
-        if sorted(n / count for n, count in zip(diverged, counts, strict=True)) == [0, 1]:
+        if sorted(n / count for n, count in zip(diverged_counts, counts, strict=True)) == [0, 1]:
             item.verdict = "different"
-        elif not math.isnan(_half_width(item, 1)) and not any(diverged):
-            tested.append(item)
-    for item in tested:
-        item.half_width = _half_width(item, len(tested))
+        elif not math.isnan(_half_width(item, 1)) and not any(diverged_counts):
+            tested_items.append(item)
+    for item in tested_items:
+        item.half_width = _half_width(item, len(tested_items))
         # Values that are equal except for rounding have no spread to compare with.
         rounding = 1e-12 * max(map(abs, item.means))
-        inside = abs(item.difference) <= max(item.half_width, rounding)
-        item.verdict = "within" if inside else "different"
+        is_within = abs(item.difference) <= max(item.half_width, rounding)
+        item.verdict = "within" if is_within else "different"
 
 
 def _half_width(item: Comparison, tests: int) -> float:
@@ -385,7 +387,7 @@ def _half_width(item: Comparison, tests: int) -> float:
 
 def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
     """Return sentences on the versions and machines in which the two sides differ."""
-    found = []
+    sentences = []
     for key in filter(is_provenance, runs.columns):
         if by == "commit" and key in ("commit", "dirty"):
             continue
@@ -396,8 +398,8 @@ def _origin(runs: pd.DataFrame, names: Sequence[str], by: str) -> list[str]:
             name: sorted(texts[runs.loc[texts.index, "side"] == name].unique()) for name in names
         }
         if values[names[0]] != values[names[1]] and all(values.values()):
-            found.append(f"{words(key)}: {describe_values(values)}")
-    return found
+            sentences.append(f"{words(key)}: {describe_values(values)}")
+    return sentences
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ def table(sides: Sides, headers: tuple[str, str] = ("First", "Second")) -> Table
         data.append(
             {
                 "config": item.name,
-                **({"differs": item.differs} if any(one.differs for one in sides.found) else {}),
+                **({"differs": item.differs} if any(c.differs for c in sides.found) else {}),
                 **{f"runs_{n}": len(side) for n, side in enumerate(item.runs, 1)},
                 **{f"diverged_{n}": count for n, count in enumerate(item.diverged, 1)},
                 "shared_seeds": item.shared,
@@ -442,12 +444,12 @@ def table(sides: Sides, headers: tuple[str, str] = ("First", "Second")) -> Table
             }
         )
     tests = sum(not math.isnan(item.half_width) for item in sides.found)
-    together = f"; for {tests} configs together, each at level 1 − 0.05/{tests}"
-    known = {item.verdict for item in sides.found} | ({"within"} if tests else set())
+    correction = f"; for {tests} configs together, each at level 1 − 0.05/{tests}"
+    verdicts = {item.verdict for item in sides.found} | ({"within"} if tests else set())
     notes = [
-        rule.format(together=together if tests > 1 else "")
+        rule.format(together=correction if tests > 1 else "")
         for verdict, rule in RULES.items()
-        if verdict in known
+        if verdict in verdicts
     ]
     return Table(
         "configs",

@@ -77,12 +77,12 @@ def choose_rows(found: Sequence[Study], names: Sequence[str]) -> list[Study]:
     Raises:
         UserError: No study has a row of one of the names.
     """
-    known = dict.fromkeys(str(row) for study in found for row in study.rows)
+    row_names = dict.fromkeys(str(row) for study in found for row in study.rows)
     for name in names:
-        if not any(_is_named(name, row) for row in known):
-            raise unknown("row in --rows", name, known)
-    chosen = [_with_rows(study, names) for study in found]
-    return [study for study in chosen if study.rows]
+        if not any(_is_named(name, row) for row in row_names):
+            raise unknown("row in --rows", name, row_names)
+    selection = [_with_rows(study, names) for study in found]
+    return [study for study in selection if study.rows]
 
 
 def _is_named(name: str, row: str) -> bool:
@@ -90,26 +90,26 @@ def _is_named(name: str, row: str) -> bool:
 
 
 def _with_rows(study: Study, names: Sequence[str]) -> Study:
-    named = (row for name in names for row in study.rows if _is_named(name, str(row)))
-    rows = list(dict.fromkeys(named))
+    matches = (row for name in names for row in study.rows if _is_named(name, str(row)))
+    rows = list(dict.fromkeys(matches))
 
     def inside(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["row"].map(plain_value).isin(rows)].reset_index(drop=True)
 
     runs = inside(study.runs)
-    present = set(map(plain_value, runs["column"]))
-    tuned = tuple(cell for cell in study.tuned if cell.row in rows)
-    present |= {cell.column for cell in tuned}
-    trials = {trial.run for cell in tuned for trial in cell.cell.trials}
+    columns = set(map(plain_value, runs["column"]))
+    tuned_cells = tuple(cell for cell in study.tuned if cell.row in rows)
+    columns |= {cell.column for cell in tuned_cells}
+    trials = {trial.run for cell in tuned_cells for trial in cell.cell.trials}
     return replace(
         study,
         rows=rows,
-        columns=[column for column in study.columns if column in present],
+        columns=[column for column in study.columns if column in columns],
         runs=runs,
         curves=study.curves[study.curves["run"].isin(runs["name"])].reset_index(drop=True),
         marked=None if study.marked is None else inside(study.marked),
-        tuned=tuned,
-        trials=study.trials[study.trials["name"].isin(trials)] if tuned else study.trials[:0],
+        tuned=tuned_cells,
+        trials=study.trials[study.trials["name"].isin(trials)] if tuned_cells else study.trials[:0],
     )
 
 
@@ -148,8 +148,12 @@ def _values(study: Study, name: str, metric: Metric | None) -> list[Any]:
         }
         for row in study.rows
     }
-    shared = [c for c in study.columns if all(c in known for known in means.values())]
+    shared_columns = [
+        c for c in study.columns if all(c in row_means for row_means in means.values())
+    ]
     return [
-        float(np.mean([known[column] for column in shared or known])) if known else np.nan
-        for known in means.values()
+        float(np.mean([row_means[column] for column in shared_columns or row_means]))
+        if row_means
+        else np.nan
+        for row_means in means.values()
     ]

@@ -110,8 +110,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], looks: int =
     seeds = sorted(first.keys() & second.keys())
     pairs = np.array([(first[seed], second[seed]) for seed in seeds], dtype=float).reshape(-1, 2)
     differences = pairs[:, 0] - pairs[:, 1]
-    described = sample(differences)
-    n, mean, sd = described.n, described.mean, described.sd
+    estimate = sample(differences)
+    n, mean, sd = estimate.n, estimate.mean, estimate.sd
     half = _half_width(sd, n, looks) if n > 1 else math.nan
     low, high = mean - half, mean + half
     scale = float(np.abs(pairs).max(initial=0.0))
@@ -156,13 +156,13 @@ def _unbiased(degrees: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct a family of p-values (Holm 1979, step-down); NaN stays NaN and is not counted."""
-    tested = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
-    corrected = [math.nan] * len(p_values)
+    pairs = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
+    corrected_p = [math.nan] * len(p_values)
     largest = 0.0
-    for rank, (p, place) in enumerate(sorted(tested)):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        corrected[place] = largest
-    return corrected
+    for rank, (p, place) in enumerate(sorted(pairs)):
+        largest = max(largest, min(1.0, (len(pairs) - rank) * p))
+        corrected_p[place] = largest
+    return corrected_p
 
 
 # --- probability of improvement and performance profiles over several tasks -----------------------
@@ -215,18 +215,18 @@ def probability_of_improvement(
     if len(first) != len(second) or not first:
         raise ValueError("both methods need scores on the same tasks, at least one")
     rng = np.random.default_rng(_SEED)
-    point, drawn = [], np.zeros(repetitions)
-    for ours, theirs in zip(first, second, strict=True):
-        x, y = np.asarray(ours, float), np.asarray(theirs, float)
+    point, samples = [], np.zeros(repetitions)
+    for first_scores, second_scores in zip(first, second, strict=True):
+        x, y = np.asarray(first_scores, float), np.asarray(second_scores, float)
         wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
         point.append(wins.mean())
         # Drawing runs with replacement is the same as giving each a multinomial weight.
         a = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), repetitions) / len(x)
         b = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), repetitions) / len(y)
-        drawn += np.einsum("ri,ij,rj->r", a, wins, b)
+        samples += np.einsum("ri,ij,rj->r", a, wins, b)
     low, high = math.nan, math.nan
     if min(len(scores) for scores in (*first, *second)) > 1:
-        low, high = np.percentile(drawn / len(first), _PERCENT)
+        low, high = np.percentile(samples / len(first), _PERCENT)
     return Improvement(float(np.mean(point)), float(low), float(high), len(first))
 
 
@@ -244,14 +244,14 @@ def performance_profile(
         raise ValueError("a profile needs at least one task")
     rng = np.random.default_rng(_SEED)
     thresholds = np.asarray(thresholds, float)
-    share, drawn = np.zeros(len(thresholds)), np.zeros((repetitions, len(thresholds)))
+    share, samples = np.zeros(len(thresholds)), np.zeros((repetitions, len(thresholds)))
     for task in scores:
         x = np.asarray(task, float)
         above = (x[:, None] > thresholds[None, :]).astype(float)
         share += above.mean(axis=0)
         weights = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), repetitions) / len(x)
-        drawn += weights @ above
+        samples += weights @ above
     low = high = np.full(len(thresholds), math.nan)
     if min(len(task) for task in scores) > 1:
-        low, high = np.percentile(drawn / len(scores), _PERCENT, axis=0)
+        low, high = np.percentile(samples / len(scores), _PERCENT, axis=0)
     return Profile(thresholds, share / len(scores), low, high)

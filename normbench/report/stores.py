@@ -63,45 +63,45 @@ def load_stores(
         UserError: A folder does not exist, has no reportable run, or is named twice.
         NormbenchError: The record of a tuned sweep is damaged.
     """
-    found = _listed(stores)
-    if len(found) == 1:
-        return load(found[0], epochs=epochs), []
-    _refuse_repeated(found)
-    names = store_names([store.root for store in found])
+    store_list = _listed(stores)
+    if len(store_list) == 1:
+        return load(store_list[0], epochs=epochs), []
+    _refuse_repeated(store_list)
+    names = store_names([store.root for store in store_list])
     parts = [
         _named(read_store(store, epochs), name, store)
-        for store, name in zip(found, names, strict=True)
+        for store, name in zip(store_list, names, strict=True)
     ]
     folders = tuple(
         StoreFolder(name, store.root, len(part.rows))
-        for name, store, part in zip(names, found, parts, strict=True)
+        for name, store, part in zip(names, store_list, parts, strict=True)
     )
-    renamed, notes = _without_copies(parts, by)
+    new_names, notes = _without_copies(parts, by)
     records = [
-        [_renamed(tuning, name, renamed) for tuning in tunings(store)]
-        for store, name in zip(found, names, strict=True)
+        [_renamed(tuning, name, new_names) for tuning in tunings(store)]
+        for store, name in zip(store_list, names, strict=True)
     ]
-    frames = assemble(found[0].root, _joined(parts), _tuning(records, by))
+    frames = assemble(store_list[0].root, _joined(parts), _tuning(records, by))
     return replace(frames, stores=folders), notes
 
 
 def _listed(stores: Stores) -> list[Store]:
-    several = [stores] if isinstance(stores, Store | Path | str) else stores
-    if not several:
+    store_list = [stores] if isinstance(stores, Store | Path | str) else stores
+    if not store_list:
         raise UserError("no store is named: name a folder of runs")
-    return [as_store(store) for store in several]
+    return [as_store(store) for store in store_list]
 
 
 def _refuse_repeated(stores: Sequence[Store]) -> None:
     """Refuse a folder that is named twice: each of its runs would count twice."""
-    seen: dict[Path, Path] = {}
+    roots_by_path: dict[Path, Path] = {}
     for store in stores:
         path = store.root.resolve()
-        if path in seen:
-            other = seen[path]
-            also = "" if other == store.root else f", as {str(other)!r} and as {str(store.root)!r}"
-            raise UserError(f"the store {str(store.root)!r} is named twice{also}")
-        seen[path] = store.root
+        if path in roots_by_path:
+            root = roots_by_path[path]
+            clause = "" if root == store.root else f", as {str(root)!r} and as {str(store.root)!r}"
+            raise UserError(f"the store {str(store.root)!r} is named twice{clause}")
+        roots_by_path[path] = store.root
 
 
 def store_names(roots: Sequence[Path]) -> list[str]:
@@ -140,7 +140,7 @@ def _joined(parts: Sequence[StoreRows]) -> StoreRows:
         [rows[place] for place in order],
         [pieces[place] for place in order] if pieces else [],
         [item for part in parts for item in part.left_out],
-        {name: shown for part in parts for name, shown in part.described.items()},
+        {name: display for part in parts for name, display in part.described.items()},
     )
 
 
@@ -170,46 +170,55 @@ def _without_copies(
             key += (place,) if "store" in by else ()
             key += (row.get("commit"), row.get("dirty")) if "commit" in by else ()
             groups.setdefault(key, {}).setdefault(place, []).append(row)
-    removed: dict[int, dict[str, Any]] = {}  # by the id of a row, the row that counts instead
-    same: list[str] = []
-    other: list[str] = []
-    unequal: list[str] = []
+    replacements: dict[int, dict[str, Any]] = {}  # by the id of a row, the row that counts instead
+    equal_runs: list[str] = []
+    different_runs: list[str] = []
+    incomplete_runs: list[str] = []
     for group in groups.values():
         if len(group) == 1:  # runs of one store: a folder copied by hand is kept
             continue
-        found = {place: rows[0] for place, rows in group.items()}
-        best = min(found, key=lambda place: (found[place]["status"] not in _COMPLETE, place))
-        removed |= {
-            id(row): found[best] for place, rows in group.items() if place != best for row in rows
+        candidates = {place: rows[0] for place, rows in group.items()}
+        best = min(
+            candidates, key=lambda place: (candidates[place]["status"] not in _COMPLETE, place)
+        )
+        replacements |= {
+            id(row): candidates[best]
+            for place, rows in group.items()
+            if place != best
+            for row in rows
         }
-        complete = [row for row in found.values() if row["status"] in _COMPLETE]
-        if any(not is_same(complete[0], row) for row in complete[1:]):
-            other.append(found[best]["name"])
+        complete_rows = [row for row in candidates.values() if row["status"] in _COMPLETE]
+        if any(not is_same(complete_rows[0], row) for row in complete_rows[1:]):
+            different_runs.append(candidates[best]["name"])
         else:
-            (unequal if 0 < len(complete) < len(found) else same).append(found[best]["name"])
-    before = {id(row): (row["store"], row["name"]) for part in parts for row in part.rows}
-    kept = [row for part in parts for row in part.rows if id(row) not in removed]
-    again = Counter(row["name"] for row in kept)
-    for row in kept:
-        if again[row["name"]] > 1:
+            (incomplete_runs if 0 < len(complete_rows) < len(candidates) else equal_runs).append(
+                candidates[best]["name"]
+            )
+    old_names = {id(row): (row["store"], row["name"]) for part in parts for row in part.rows}
+    remaining_rows = [row for part in parts for row in part.rows if id(row) not in replacements]
+    name_counts = Counter(row["name"] for row in remaining_rows)
+    for row in remaining_rows:
+        if name_counts[row["name"]] > 1:
             row["name"] = f"{row['store']}/{row['name']}"
-    renamed = {
-        before[id(row)]: removed.get(id(row), row)["name"] for part in parts for row in part.rows
+    new_names = {
+        old_names[id(row)]: replacements.get(id(row), row)["name"]
+        for part in parts
+        for row in part.rows
     }
     for part in parts:
-        _keep(part, removed)
-    return renamed, _notes(same, other, unequal)
+        _keep(part, replacements)
+    return new_names, _notes(equal_runs, different_runs, incomplete_runs)
 
 
-def _keep(part: StoreRows, removed: Mapping[int, Any]) -> None:
+def _keep(part: StoreRows, replacements: Mapping[int, Any]) -> None:
     """Remove rows, by id, and their epochs; give the remaining epochs the name of their row."""
     pieces = part.pieces
     part.pieces = [
         {**piece, "run": np.full(len(piece["run"]), row["name"], object)}
         for row, piece in zip(part.rows, pieces, strict=bool(pieces))
-        if id(row) not in removed
+        if id(row) not in replacements
     ]
-    part.rows = [row for row in part.rows if id(row) not in removed]
+    part.rows = [row for row in part.rows if id(row) not in replacements]
 
 
 def is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -221,33 +230,36 @@ def is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
         first, second: Their rows of the runs frame.
     """
     weights = [row.get("weights_sha256") for row in (first, second)]
-    if any(isinstance(found, str) and found for found in weights):
+    if any(isinstance(digest, str) and digest for digest in weights):
         return weights[0] == weights[1]
     pairs = [(first.get(key), second.get(key)) for key in ("status", *_RESULTS)]
-    return all(one == other or (pd.isna(one) and pd.isna(other)) for one, other in pairs)
+    return all(a == b or (pd.isna(a) and pd.isna(b)) for a, b in pairs)
 
 
-def _notes(same: Sequence[str], other: Sequence[str], unequal: Sequence[str]) -> list[str]:
-    found = []
-    if same:
-        verbs = "is in several stores and counts" if len(same) == 1 else (
+def _notes(
+    equal_runs: Sequence[str], different_runs: Sequence[str], incomplete_runs: Sequence[str]
+) -> list[str]:
+    notes = []
+    if equal_runs:
+        verbs = "is in several stores and counts" if len(equal_runs) == 1 else (
             "are in several stores and count")  # fmt: skip
-        found.append(f"{counted(len(same), 'run')} {verbs} once")
-    if unequal:
-        verb = "is" if len(unequal) == 1 else "are"
-        found.append(
-            f"{counted(len(unequal), 'run')} {verb} complete in one store and not in another: the "
-            "complete one counts"
+        notes.append(f"{counted(len(equal_runs), 'run')} {verbs} once")
+    if incomplete_runs:
+        verb = "is" if len(incomplete_runs) == 1 else "are"
+        notes.append(
+            f"{counted(len(incomplete_runs), 'run')} {verb} complete in one store and not in "
+            "another: the complete one counts"
         )
-    if other:
-        verb = "has" if len(other) == 1 else "have"
-        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-        found.append(
-            f"{counted(len(other), 'run')} {verb} different weights in different stores "
-            f"({', '.join(other[:_NAMED])}{more}): only the one in the store named first on the "
-            "command line counts; --by store shows all, normbench diff compares two stores"
+    if different_runs:
+        verb = "has" if len(different_runs) == 1 else "have"
+        rest = f" and {len(different_runs) - _NAMED} more" if len(different_runs) > _NAMED else ""
+        notes.append(
+            f"{counted(len(different_runs), 'run')} {verb} different weights in different stores "
+            f"({', '.join(different_runs[:_NAMED])}{rest}): only the one in the store named "
+            "first on the command line counts; --by store shows all, normbench diff compares two "
+            "stores"
         )
-    return found
+    return notes
 
 
 # --- tuning ---------------------------------------------------------------------------------------
@@ -273,10 +285,14 @@ def _tuning(records: Sequence[Sequence[Tuning]], by: Iterable[str]) -> StoreTuni
     whichever store it was made in. Reported separately, each store keeps its own choices.
     """
     if not {"store", "commit"}.intersection(by):
-        every = [tuning for found in records for tuning in found]
-        return combined(sorted(every, key=lambda tuning: tuning.sweep))
-    each = [combined(found) for found in records]
-    final = frozenset(name for one in each for cell in one.cells for name in cell.final)
-    trials = frozenset[str]().union(*(one.trials for one in each)) - final
-    superseded = frozenset[str]().union(*(one.superseded for one in each)) - final - trials
-    return StoreTuning(tuple(cell for one in each for cell in one.cells), trials, superseded)
+        all_records = [tuning for store_records in records for tuning in store_records]
+        return combined(sorted(all_records, key=lambda tuning: tuning.sweep))
+    parts = [combined(store_records) for store_records in records]
+    final_runs = frozenset(name for part in parts for cell in part.cells for name in cell.final)
+    trials = frozenset[str]().union(*(part.trials for part in parts)) - final_runs
+    superseded_runs = (
+        frozenset[str]().union(*(part.superseded for part in parts)) - final_runs - trials
+    )
+    return StoreTuning(
+        tuple(cell for part in parts for cell in part.cells), trials, superseded_runs
+    )

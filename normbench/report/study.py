@@ -95,15 +95,15 @@ class Study:
     @cached_property
     def groups(self) -> dict[tuple[Any, Any], Group]:
         """The runs of each (row, column) that has any."""
-        ended = self.runs["status"].isin(ENDED).to_numpy()
+        has_ended = self.runs["status"].isin(ENDED).to_numpy()
         origin = self.runs.groupby(_origin(self.runs), dropna=False).ngroup().to_numpy()
         order = self.runs.sort_values(["seed", "name"], kind="stable")
-        found = {}
+        groups = {}
         for key, part in order.groupby(["row", "column"], sort=False):
             places = part.index.to_numpy()
-            mixed = len(set(origin[places[ended[places]]])) > 1
-            found[plain_value(key[0]), plain_value(key[1])] = Group(places, mixed)
-        return found
+            is_mixed = len(set(origin[places[has_ended[places]]])) > 1
+            groups[plain_value(key[0]), plain_value(key[1])] = Group(places, is_mixed)
+        return groups
 
     @cached_property
     def columns_of_runs(self) -> dict[str, np.ndarray]:
@@ -131,34 +131,36 @@ class Study:
     @cached_property
     def training(self) -> Training:
         """How many runs had converged, and how many learning rates were tried."""
-        known = self.runs[(self.runs["status"] == "finished") & self.runs["best_val_epoch"].notna()]
-        last = known["best_val_epoch"] >= known["epochs_done"]
-        finished = {row: int((known["row"] == row).sum()) for row in self.rows}
-        best = {row: int((known.loc[last, "row"] == row).sum()) for row in self.rows}
-        return Training(best, finished, self.rates)
+        runs = self.runs[(self.runs["status"] == "finished") & self.runs["best_val_epoch"].notna()]
+        is_last = runs["best_val_epoch"] >= runs["epochs_done"]
+        finished_counts = {row: int((runs["row"] == row).sum()) for row in self.rows}
+        best_counts = {row: int((runs.loc[is_last, "row"] == row).sum()) for row in self.rows}
+        return Training(best_counts, finished_counts, self.rates)
 
     @cached_property
     def notes(self) -> list[str]:
         """The notes under each table: conditions in which rows or columns differ, unequal seeds."""
-        found = []
+        notes = []
         if self.confounds:
-            found.append(
+            notes.append(
                 f"Confounded: rows also differ in {self._with_values(self.confounds)}. Differences "
                 f"between rows cannot be attributed to the {self.compared} alone."
             )
         rows = [condition for condition in self.conditions if condition.rows]
-        intended = [condition for condition in rows if condition.intended]
-        if intended:
-            found.append(f"Rows also differ in {self._with_values(intended)}, as intended.")
+        intended_conditions = [condition for condition in rows if condition.intended]
+        if intended_conditions:
+            notes.append(
+                f"Rows also differ in {self._with_values(intended_conditions)}, as intended."
+            )
         rounding = [c for c in rows if not c.intended and not c.confounds]
         if rounding:
-            found.append(
+            notes.append(
                 f"Rows also differ in {self._with_values(rounding)}, which only affects rounding."
             )
         columns = [c for c in self.conditions if c.columns and not c.rows]
         if columns:
-            found.append(f"Columns also differ in {self._with_values(columns)}.")
-        return found + self._tuning() + self._seeds()
+            notes.append(f"Columns also differ in {self._with_values(columns)}.")
+        return notes + self._tuning() + self._seeds()
 
     def _tuning(self) -> list[str]:
         """Note the keys that were tuned for each cell, and so may differ between cells."""
@@ -181,33 +183,34 @@ class Study:
         """The title and the conditions, for the caption of a figure."""
         parts = [self.title]
         for by_row, name in ((True, "rows"), (False, "columns")):
-            found = [condition for condition in self.conditions if condition.rows == by_row]
-            if not found:
+            matches = [condition for condition in self.conditions if condition.rows == by_row]
+            if not matches:
                 continue
-            text = self._with_values(found)
+            text = self._with_values(matches)
             if len(text) > _CAPTION:  # the notes below tables have the values
-                text = join_names([condition.words for condition in found])
+                text = join_names([condition.words for condition in matches])
             parts.append(f"{name} also differ in {text}")
         if self.tuned:
             keys = join_names([words(key) for key in tuning.tuned_keys(self.tuned)])
             parts.append(f"{keys} tuned for each cell")
         return "; ".join(parts)
 
-    def _with_values(self, found: Sequence[Condition]) -> str:
+    def _with_values(self, selection: Sequence[Condition]) -> str:
         """Return conditions with their values by row, or by column if rows do not differ."""
         return join_names(
-            [f"{c.words} ({describe_values(self._values(c, c.rows))})" for c in found]
+            [f"{c.words} ({describe_values(self._values(c, c.rows))})" for c in selection]
         )
 
     def _values(self, condition: Condition, by_row: bool) -> dict[str, list[str]]:
         keys = self.runs["row" if by_row else "column"].map(plain_value).to_numpy()
-        ended = self.runs["status"].isin(ENDED).to_numpy()
+        has_ended = self.runs["status"].isin(ENDED).to_numpy()
         names = {
             key: self.row(key) if by_row else self.column(key)
             for key in (self.rows if by_row else self.columns)
         }
         return {
-            name: _distinct(condition.values[ended & (keys == key)]) for key, name in names.items()
+            name: _distinct(condition.values[has_ended & (keys == key)])
+            for key, name in names.items()
         }
 
     def differing(
@@ -219,39 +222,43 @@ class Study:
         ``learning rate (BN 0.1, GN 0.02)``, ``other`` first.
         """
         columns = list(columns)
-        found = []
+        result = []
         for condition in self.conditions:
             values = {name: [] for name in (other, row)}
-            differs = False
+            is_different = False
             for column in columns:
                 pair = [self._by_seed(condition, name, column) for name in (other, row)]
-                differs |= any(pair[0][seed] != pair[1][seed] for seed in pair[0].keys() & pair[1])
-                for name, known in zip((other, row), pair, strict=True):
-                    values[name] += known.values()
-            if differs:
-                named = {self.row(name): _distinct(known) for name, known in values.items()}
-                found.append((condition, f"{condition.words} ({describe_values(named)})"))
-        return found
+                is_different |= any(
+                    pair[0][seed] != pair[1][seed] for seed in pair[0].keys() & pair[1]
+                )
+                for name, by_seed in zip((other, row), pair, strict=True):
+                    values[name] += by_seed.values()
+            if is_different:
+                texts_by_row = {self.row(name): _distinct(texts) for name, texts in values.items()}
+                result.append((condition, f"{condition.words} ({describe_values(texts_by_row)})"))
+        return result
 
     def _by_seed(self, condition: Condition, row: Any, column: Any) -> dict[int, str]:
         if (row, column) not in self.groups:
             return {}
         places = self.groups[row, column].places
-        known = self.columns_of_runs
+        columns = self.columns_of_runs
         return {
-            int(known["seed"][place]): str(condition.values[place])
+            int(columns["seed"][place]): str(condition.values[place])
             for place in places
-            if known["status"][place] in ENDED and condition.values[place] is not None
+            if columns["status"][place] in ENDED and condition.values[place] is not None
         }
 
     def _seeds(self) -> list[str]:
         """Note that rows have runs of different seeds, if they do."""
-        ended = self.runs[self.runs["status"].isin(ENDED)]
-        found = {row: set(ended.loc[ended["row"] == row, "seed"]) for row in self.rows}
-        found = {row: seeds for row, seeds in found.items() if seeds}
-        if len({frozenset(seeds) for seeds in found.values()}) < 2:
+        ended_runs = self.runs[self.runs["status"].isin(ENDED)]
+        seeds_by_row = {
+            row: set(ended_runs.loc[ended_runs["row"] == row, "seed"]) for row in self.rows
+        }
+        seeds_by_row = {row: seeds for row, seeds in seeds_by_row.items() if seeds}
+        if len({frozenset(seeds) for seeds in seeds_by_row.values()}) < 2:
             return []
-        texts = {self.row(row): [ranges(map(int, seeds))] for row, seeds in found.items()}
+        texts = {self.row(row): [ranges(map(int, seeds))] for row, seeds in seeds_by_row.items()}
         return [
             f"Rows have different seeds ({describe_values(texts)}): means are over all seeds of a "
             "cell, differences over the seeds that both cells have."
@@ -324,20 +331,20 @@ def studies(
         UserError: ``by`` has an unknown or repeated column, or ``allowed`` an unknown key.
     """
     factors = list(parse_by(by))
-    offered = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
-    offered += [column for column in ("commit",) if column in frames.runs.columns]
+    options = [column for column in frames.runs.columns if is_config(column) and column != "seed"]
+    options += [column for column in ("commit",) if column in frames.runs.columns]
     if not factors:
         raise UserError("--by needs at least one column, as --by norm,batch")
     for place, name in enumerate(factors):
-        if name not in offered:
-            raise unknown("column in --by", name, offered)
+        if name not in options:
+            raise unknown("column in --by", name, options)
         if name in factors[:place]:
             raise UserError(f"--by names {name!r} twice")
     check_allowed(allowed, frames.runs)
     if frames.runs.empty:
         return []
     first, second = factors[0], factors[1] if len(factors) > 1 else ""
-    runs, aside = frames.runs.copy(), tuning.is_aside(frames.runs)
+    runs, is_aside = frames.runs.copy(), tuning.is_aside(frames.runs)
     runs.attrs = {}  # pandas copies these at every step
     order = {}
     if frames.stores:
@@ -345,21 +352,21 @@ def studies(
     if "commit" in factors:
         runs["commit"] = commits(runs)
         order["commit"] = by_age(runs)
-    tuned = bool(frames.tuned) and not aside.all()  # trials alone are ordinary runs
-    marked = tuning.marked(runs, frames, factors) if tuned else runs
-    row, column = _variants(marked, first), _variants(marked, second) if second else ""
-    for frame in (runs, marked):
+    has_tuning = bool(frames.tuned) and not is_aside.all()  # trials alone are ordinary runs
+    marked_runs = tuning.marked(runs, frames, factors) if has_tuning else runs
+    row, column = _variants(marked_runs, first), _variants(marked_runs, second) if second else ""
+    for frame in (runs, marked_runs):
         frame["row"], frame["column"] = row, column
-    results = marked[~aside] if tuned else marked
+    results = marked_runs[~is_aside] if has_tuning else marked_runs
     keys = _context(results, factors)
     rates = _rates(runs, frames.whole, factors[:2])
-    found = []
+    study_list = []
     parts = results.groupby(keys, dropna=False, sort=True) if keys else [((), results)]
     for values, part in parts:
-        shown = part.reset_index(drop=True)
+        marked_part = part.reset_index(drop=True)
         part = runs.loc[part.index]
         curves = frames.curves[frames.curves["run"].isin(part["name"])]
-        found.append(
+        study_list.append(
             Study(
                 tuple(factors[:2]),
                 dict(zip(keys, map(plain_value, values), strict=True)),
@@ -371,47 +378,51 @@ def studies(
                 slug="",
                 allowed=tuple(allowed),
                 rates=_by_row(part, rates),
-                marked=shown if tuned else None,
+                marked=marked_part if has_tuning else None,
                 metrics=frames.metrics,
             )
         )
-    found.sort(key=lambda study: -len(study.runs))
-    return _named(_with_tuning(found, frames, marked) if tuned else found)
+    study_list.sort(key=lambda study: -len(study.runs))
+    return _named(_with_tuning(study_list, frames, marked_runs) if has_tuning else study_list)
 
 
-def _with_tuning(found: Sequence[Study], frames: Frames, marked: pd.DataFrame) -> list[Study]:
+def _with_tuning(
+    study_list: Sequence[Study], frames: Frames, marked_runs: pd.DataFrame
+) -> list[Study]:
     """Give each study the tuned cells of its runs, and matching cells without final runs.
 
     A cell has no final runs while its trials are running, or if all of them diverged. It belongs to
     the first study whose context its trials share.
     """
-    names = {name: place for place, study in enumerate(found) for name in study.runs["name"]}
-    stored = set(frames.whole["name"])
-    records = {record["name"]: record for record in marked.to_dict("records")}
-    cells: list[list[CellTuning]] = [[] for _ in found]
+    names = {name: place for place, study in enumerate(study_list) for name in study.runs["name"]}
+    stored_names = set(frames.whole["name"])
+    records = {record["name"]: record for record in marked_runs.to_dict("records")}
+    cells: list[list[CellTuning]] = [[] for _ in study_list]
     for cell in frames.tuned:
-        known = [name for name in cell.final if name in names]
-        if known:
-            place = names[known[0]]
-            record = records[known[0]]
-        elif stored.intersection(cell.final):  # the report's filter leaves the cell out
+        final_names = [name for name in cell.final if name in names]
+        if final_names:
+            place = names[final_names[0]]
+            record = records[final_names[0]]
+        elif stored_names.intersection(cell.final):  # the report's filter leaves the cell out
             continue
         else:
             trials = [records[trial.run] for trial in cell.trials if trial.run in records]
-            places = [i for i, study in enumerate(found) if _is_of(study, cell, trials)]
+            places = [i for i, study in enumerate(study_list) if _is_of(study, cell, trials)]
             if not places:
                 continue
             place, record = places[0], trials[0]
         row, column = plain_value(record["row"]), plain_value(record["column"])
         cells[place].append(tuning.cell_tuning(cell, row, column, frames.whole))
-    whole = frames.whole
+    all_runs = frames.whole
     return [
         replace(
             study,
-            tuned=tuple(tuned),
-            trials=whole[whole["name"].isin({t.run for c in tuned for t in c.cell.trials})],
+            tuned=tuple(cell_tunings),
+            trials=all_runs[
+                all_runs["name"].isin({t.run for c in cell_tunings for t in c.cell.trials})
+            ],
         )
-        for study, tuned in zip(found, cells, strict=True)
+        for study, cell_tunings in zip(study_list, cells, strict=True)
     ]
 
 
@@ -419,21 +430,21 @@ def _is_of(study: Study, cell: TunedCell, trials: Sequence[Mapping[str, Any]]) -
     """Return whether a cell without final runs has the values that all runs of a study share."""
     if not trials:
         return False
-    known = {key: plain_value(trials[0].get(key)) for key in study.context}
-    if "epochs" in known:
-        known["epochs"] = cell.epochs
-    return all(known[key] == value for key, value in study.context.items())
+    values = {key: plain_value(trials[0].get(key)) for key in study.context}
+    if "epochs" in values:
+        values["epochs"] = cell.epochs
+    return all(values[key] == value for key, value in study.context.items())
 
 
-def _named(found: Sequence[Study]) -> list[Study]:
+def _named(study_list: Sequence[Study]) -> list[Study]:
     """Give each study a unique title and slug."""
-    texts = ["-".join(map(labels.plain, study.context.values())) for study in found]
-    slugs = labels.slugs(texts, [repr(study.context) for study in found])
-    titles = [_title(study.context) for study in found]
+    texts = ["-".join(map(labels.plain, study.context.values())) for study in study_list]
+    slugs = labels.slugs(texts, [repr(study.context) for study in study_list])
+    titles = [_title(study.context) for study in study_list]
     counts = Counter(titles)
     return [
         replace(study, title=title if counts[title] == 1 else f"{title} ({slug})", slug=slug)
-        for study, title, slug in zip(found, titles, slugs, strict=True)
+        for study, title, slug in zip(study_list, titles, slugs, strict=True)
     ]
 
 
@@ -461,18 +472,18 @@ def _variants(runs: pd.DataFrame, factor: str) -> pd.Series:
     """Return the values of a factor; a group's options are added if they vary for one name."""
     values = runs[factor]
     if factor not in GROUPS:
-        missing = values.isna()
-        return values.astype(object).where(~missing, "–") if missing.any() else values
+        is_missing = values.isna()
+        return values.astype(object).where(~is_missing, "–") if is_missing.any() else values
     result = values.astype(object)
     options = [column for column in runs.columns if column.startswith(f"{factor}.")]
     for name, part in runs.groupby(factor):
-        varying = [column for column in options if part[column].nunique(dropna=False) > 1]
-        if factor == "norm" and "norm.weight.name" in varying:
-            varying.remove("norm.weight.name")
-        if varying:
+        varying_columns = [column for column in options if part[column].nunique(dropna=False) > 1]
+        if factor == "norm" and "norm.weight.name" in varying_columns:
+            varying_columns.remove("norm.weight.name")
+        if varying_columns:
             result.loc[part.index] = [
-                f"{name} ({', '.join(_option(factor, row, c) for c in varying)})"
-                for _, row in part[varying].iterrows()
+                f"{name} ({', '.join(_option(factor, row, c) for c in varying_columns)})"
+                for _, row in part[varying_columns].iterrows()
             ]
     return result
 
@@ -486,10 +497,10 @@ def commits(runs: pd.DataFrame) -> pd.Series:
 
     Code with uncommitted changes differs from its commit, so it has its own name.
     """
-    known = runs["commit"].notna()
+    has_commit = runs["commit"].notna()
     names = runs["commit"].astype(object).map(lambda commit: str(commit)[:10])
-    dirty = runs["dirty"].fillna(False).astype(bool) if "dirty" in runs else ~known
-    return names.where(~dirty, names + " with changes").where(known, "–")
+    is_dirty = runs["dirty"].fillna(False).astype(bool) if "dirty" in runs else ~has_commit
+    return names.where(~is_dirty, names + " with changes").where(has_commit, "–")
 
 
 def by_age(runs: pd.DataFrame) -> list[str]:
@@ -498,22 +509,22 @@ def by_age(runs: pd.DataFrame) -> list[str]:
     return list(first.sort_values(kind="stable").index)
 
 
-def _ordered(name: str, values: pd.Series, known: Mapping[str, Sequence[Any]]) -> list[Any]:
-    """Return the values of a factor in the order of tables, which ``known`` may set."""
-    found = labels.ordered(name, map(plain_value, values.unique()))
-    places = {value: place for place, value in enumerate(known.get(name, ()))}
-    return sorted(found, key=lambda value: places.get(value, len(places)))
+def _ordered(name: str, values: pd.Series, orders: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Return the values of a factor in the order of tables, which ``orders`` may set."""
+    ordered_values = labels.ordered(name, map(plain_value, values.unique()))
+    places = {value: place for place, value in enumerate(orders.get(name, ()))}
+    return sorted(ordered_values, key=lambda value: places.get(value, len(places)))
 
 
 def _context(runs: pd.DataFrame, by: Sequence[str]) -> list[str]:
     """Return the keys that split the runs: those that vary within a cell."""
-    inside = tuple(f"{name}." for name in by[:2] if name in GROUPS)
+    prefixes = tuple(f"{name}." for name in by[:2] if name in GROUPS)
     config = [
         column
         for column in runs.columns
         if is_config(column)
         and column not in (*by[:2], *_FREE, "row", "column")
-        and not column.startswith(inside or ("\0",))
+        and not column.startswith(prefixes or ("\0",))
     ]
     keys = [key for key in ("dataset", "arch") if key in config]
     keys += [name for name in by[2:] if name not in keys]
@@ -535,42 +546,42 @@ def _origin(runs: pd.DataFrame) -> list[str]:
     return [column for column in runs.columns if is_origin(column)]
 
 
-def _rates(runs: pd.DataFrame, whole: pd.DataFrame, factors: Sequence[str]) -> dict[str, int]:
+def _rates(runs: pd.DataFrame, all_runs: pd.DataFrame, factors: Sequence[str]) -> dict[str, int]:
     """Return by run name the number of learning rates at which the store has runs of its cell.
 
     Here, runs of a cell share factors, data set, architecture, optimizer and batch size, but not
-    the number of epochs: a rate may have been chosen in shorter runs. ``whole`` is the store before
-    filtering.
+    the number of epochs: a rate may have been chosen in shorter runs. ``all_runs`` is the store
+    before filtering.
     """
-    if "optimizer.lr" not in whole:
+    if "optimizer.lr" not in all_runs:
         return dict.fromkeys(runs["name"], 0)
-    inside = tuple(f"{name}." for name in factors if name in GROUPS)
+    prefixes = tuple(f"{name}." for name in factors if name in GROUPS)
     keys = [
         column
-        for column in whole.columns
+        for column in all_runs.columns
         if column != "optimizer.lr"
         and (
             column in (*factors, "dataset", "arch", "optimizer", "batch")
-            or column.startswith(inside or "\0")
+            or column.startswith(prefixes or "\0")
         )
     ]
     cells = {
         name: tuple(map(str, values))
-        for name, values in zip(whole["name"], whole[keys].to_numpy(object), strict=True)
+        for name, values in zip(all_runs["name"], all_runs[keys].to_numpy(object), strict=True)
     }
-    found: dict[tuple[str, ...], set[float]] = {}
-    ended = whole[whole["status"].isin(ENDED)]
-    for name, rate in zip(ended["name"], ended["optimizer.lr"], strict=True):
-        found.setdefault(cells[name], set()).add(rate)
-    return {name: len(found.get(cells[name], ())) for name in runs["name"]}
+    rates: dict[tuple[str, ...], set[float]] = {}
+    ended_runs = all_runs[all_runs["status"].isin(ENDED)]
+    for name, rate in zip(ended_runs["name"], ended_runs["optimizer.lr"], strict=True):
+        rates.setdefault(cells[name], set()).add(rate)
+    return {name: len(rates.get(cells[name], ())) for name in runs["name"]}
 
 
 def _by_row(runs: pd.DataFrame, rates: Mapping[str, int]) -> dict[Any, int]:
     """Return the largest number of learning rates among the runs of each row."""
-    found: dict[Any, int] = {}
+    counts: dict[Any, int] = {}
     for name, row in zip(runs["name"], map(plain_value, runs["row"]), strict=True):
-        found[row] = max(found.get(row, 0), rates[name])
-    return found
+        counts[row] = max(counts.get(row, 0), rates[name])
+    return counts
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:

@@ -93,8 +93,8 @@ def entry(cell: GridCell | None, metric: Metric, usual: int) -> TableEntry:
     if n == 0:
         if cell.unvalued and metric.name.endswith("_to_target"):
             return TableEntry("not reached", remark=f"by {_all_of(total)}", runs=cell.runs)
-        waiting = f"{cell.pending} not ended" if cell.pending else "no value"
-        return TableEntry("–", remark=waiting, runs=cell.runs)
+        reason = f"{cell.pending} not ended" if cell.pending else "no value"
+        return TableEntry("–", remark=reason, runs=cell.runs)
     text = metric.estimate(cell.sample)
     remarks = []
     if cell.diverged:
@@ -206,9 +206,9 @@ class _Terminal:
         # Blocks with equal numbers of columns are easier to read, if they fit as well.
         size = -(-(len(self.headers) - 1) // len(blocks))
         places = range(1, len(self.headers))
-        even = [[0, *places[start : start + size]] for start in range(0, len(places), size or 1)]
-        fits = all(self._fits(block, width) for block in even)
-        return even if even and len(even) == len(blocks) and fits else blocks
+        layout = [[0, *places[start : start + size]] for start in range(0, len(places), size or 1)]
+        is_fitting = all(self._fits(block, width) for block in layout)
+        return layout if layout and len(layout) == len(blocks) and is_fitting else blocks
 
     def _fits(self, places: list[int], width: int) -> bool:
         return sum(self._least(place) + _GAP for place in places) - _GAP <= width
@@ -222,22 +222,22 @@ class _Terminal:
         widths[0] = max(4, min(widths[0], width - sum(widths[p] + _GAP for p in places[1:])))
         # Of the remaining width, names are served first; the other headers share the rest.
         room = width - sum(column + _GAP for column in widths.values()) + _GAP
-        more = max(0, min(room, self._wanted(0) - widths[0]))
-        widths[0] += more
-        room -= more
-        while room > 0 and (short := [p for p in places if widths[p] < self._wanted(p)]):
-            widths[min(short, key=lambda place: widths[place])] += 1
+        extra = max(0, min(room, self._wanted(0) - widths[0]))
+        widths[0] += extra
+        room -= extra
+        while room > 0 and (narrow_places := [p for p in places if widths[p] < self._wanted(p)]):
+            widths[min(narrow_places, key=lambda place: widths[place])] += 1
             room -= 1
-        shown = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
         for place in places:
-            shown.add_column(
+            rich_table.add_column(
                 Text(self.headers[place]),
                 justify="right" if place and self.numeric[place] else "left",
                 width=widths[place],
                 overflow="fold",
             )
         for index, row in enumerate(self.table.rows):
-            shown.add_row(
+            rich_table.add_row(
                 *(
                     Text.assemble(
                         (self.columns[place][index], "bold green" if row[place].best else ""),
@@ -247,7 +247,7 @@ class _Terminal:
                     for place in places
                 )
             )
-        return shown
+        return rich_table
 
 
 def _titled(table: Table) -> str:
@@ -270,8 +270,8 @@ def markdown(table: Table, heading: str = "##") -> str:
         for place, width in enumerate(widths)
     ]
     for cells in (headers, rule, *body):
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"| {' | '.join(padded)} |")
+        padded_cells = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"| {' | '.join(padded_cells)} |")
     if table.notes:
         lines += ["", *(f"{markdown_text(note)}  " for note in table.notes)]
     return "\n".join(lines) + "\n"
@@ -286,11 +286,11 @@ def _markdown_entry(entry: TableEntry) -> str:
 
 def markdown_text(text: str) -> str:
     """Escape text for Markdown: no emphasis, links, HTML, entities, math or emoji codes."""
-    escaped = re.sub(r"([\\|_*`<>\[\]$~&])", r"\\\1", text)
-    escaped = re.sub(r":(?=[\w+-]+:)", r"\:", escaped)
+    escaped_text = re.sub(r"([\\|_*`<>\[\]$~&])", r"\\\1", text)
+    escaped_text = re.sub(r":(?=[\w+-]+:)", r"\:", escaped_text)
     # At the start of a line these would begin a list, a heading or a rule.
-    escaped = re.sub(r"^([#+-]+)(?=\s|$)", r"\\\1", escaped)
-    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
+    escaped_text = re.sub(r"^([#+-]+)(?=\s|$)", r"\\\1", escaped_text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped_text)
 
 
 def markdown_code(text: str) -> str:

@@ -63,7 +63,7 @@ def differences(grid: Grid) -> Table:
         entries = [_difference(grid.get(row, column), grid.metric) for column in grid.study.columns]
         rows.append([TableEntry(grid.study.row(row)), *entries])
     unit = grid.metric.difference_unit
-    what = f"{grid.metric.label}, difference from {base}" + (f" ({unit})" if unit else "")
+    subject = f"{grid.metric.label}, difference from {base}" + (f" ({unit})" if unit else "")
     notes = [
         *grid.study.notes,
         "Mean of the differences paired by seed ± half of their 95 % t interval.",
@@ -73,7 +73,7 @@ def differences(grid: Grid) -> Table:
     ]
     return Table(
         f"{grid.metric.slug}-differences",
-        f"{what}: {grid.study.title}",
+        f"{subject}: {grid.study.title}",
         [labels.factor(grid.study.row_factor), *map(grid.study.column, grid.study.columns)],
         rows,
         notes,
@@ -87,27 +87,29 @@ def comparisons(grid: Grid) -> Table:
     unit = grid.metric.difference_unit
     rows = []
     for (row, column), cell in grid.cells.items():
-        found = cell.baseline
-        if found is None or not found.n:
+        difference = cell.baseline
+        if difference is None or not difference.n:
             continue
         show = grid.metric.show
-        single = math.isnan(found.low)
-        interval = "–" if single else " to ".join(map(show, grid.metric.ends(found)))
+        is_single = math.isnan(difference.low)
+        interval = "–" if is_single else " to ".join(map(show, grid.metric.ends(difference)))
         rows.append(
             [
                 TableEntry(grid.study.row(row)),
                 TableEntry(grid.study.column(column), number(column)),
-                TableEntry(str(found.n), found.n),
+                TableEntry(str(difference.n), difference.n),
                 TableEntry(
-                    f"{found.mean * grid.metric.scale:+.{grid.metric.digits}f}",
-                    found.mean,
+                    f"{difference.mean * grid.metric.scale:+.{grid.metric.digits}f}",
+                    difference.mean,
                     runs=cell.runs,
                 ),
-                TableEntry(interval, None if single else found.low),
-                _numeric(found.effect, "+.2f"),
-                TableEntry(p_text(found.p), number(found.p)),
+                TableEntry(interval, None if is_single else difference.low),
+                _numeric(difference.effect, "+.2f"),
+                TableEntry(p_text(difference.p), number(difference.p)),
                 TableEntry(
-                    p_text(found.p_corrected), number(found.p_corrected), best=found.significant
+                    p_text(difference.p_corrected),
+                    number(difference.p_corrected),
+                    best=difference.significant,
                 ),
             ]
         )
@@ -236,16 +238,19 @@ def p_words(p: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def _difference(cell: GridCell | None, shown: Metric) -> TableEntry:
+def _difference(cell: GridCell | None, metric: Metric) -> TableEntry:
     if cell is None or cell.baseline is None or not cell.baseline.n:
         return EMPTY
-    found = cell.baseline
-    text = shown.difference(found)
-    remark = "1 seed" if found.n == 1 else ""
+    difference = cell.baseline
+    text = metric.difference(difference)
+    remark = "1 seed" if difference.n == 1 else ""
     if cell.diverged:
         remark = f"{cell.diverged} of {cell.sample.n + cell.unvalued} diverged"
     return TableEntry(
-        text + (" *" if found.significant else ""), found.mean, remark=remark, runs=cell.runs
+        text + (" *" if difference.significant else ""),
+        difference.mean,
+        remark=remark,
+        runs=cell.runs,
     )
 
 
@@ -255,13 +260,15 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
         notes.append(f"Mean ± half of the 95 % t interval over {usual} seeds unless noted.")
     elif usual == 1:
         notes.append("One seed per cell: there is no interval, and differences cannot be tested.")
-    marked = list(grid.cells.values())
-    cut = [cell for cell in marked if grid.metric.cuts(cell.sample)]
-    if cut and grid.metric.unit == "%":
-        wide = any(grid.metric.by_ends(cell.sample.mean, cell.sample.half_width) for cell in cut)
-        more = " [low, high]: an interval wider than the full scale." if wide else ""
-        notes.append(f"Intervals are cut at 0 and 100 %.{more}")
-    elif cut:
+    cells = list(grid.cells.values())
+    cut_cells = [cell for cell in cells if grid.metric.cuts(cell.sample)]
+    if cut_cells and grid.metric.unit == "%":
+        wide = any(
+            grid.metric.by_ends(cell.sample.mean, cell.sample.half_width) for cell in cut_cells
+        )
+        remark = " [low, high]: an interval wider than the full scale." if wide else ""
+        notes.append(f"Intervals are cut at 0 and 100 %.{remark}")
+    elif cut_cells:
         limits = " or ".join(
             f"{limit * grid.metric.scale:g}"
             for limit in (grid.metric.low, grid.metric.high)
@@ -270,58 +277,58 @@ def _matrix_notes(grid: Grid, usual: int) -> list[str]:
         notes.append(f"[low, high]: an interval that is cut at {limits}.")
     if grid.metric.timed:
         notes.append(TIMED)
-    if any(cell.best for cell in marked):
+    if any(cell.best for cell in cells):
         direction = "highest" if grid.metric.higher_is_better else "lowest"
         notes.append(f"Bold: {direction} mean of its column.")
-    if any(cell.tied for cell in marked):
+    if any(cell.tied for cell in cells):
         notes.append(
             "†: not significantly worse than the best of its column (paired t test by seed, Holm "
             "within the column, 0.05). Few seeds detect few differences: † does not mean equal."
         )
-    if any(cell.diverged for cell in marked):
+    if any(cell.diverged for cell in cells):
         notes.append(
             "Diverged runs count at chance level; such cells have no interval and are not tested."
             if grid.metric.worst
             else "Diverged runs have no value here and are left out of the mean."
         )
-    if any(cell.mixed for cell in marked):
+    if any(cell.mixed for cell in cells):
         notes.append("Mixed versions: the runs of the cell come from different code or libraries.")
     return notes
 
 
 def _cut(grid: Grid) -> list[str]:
     """Return the note on intervals that exceed the largest possible difference, if any do."""
-    found = [cell.baseline for cell in grid.cells.values() if cell.baseline]
-    if all(grid.metric.ends(d) == (d.low, d.high) or math.isnan(d.low) for d in found):
+    all_differences = [cell.baseline for cell in grid.cells.values() if cell.baseline]
+    if all(grid.metric.ends(d) == (d.low, d.high) or math.isnan(d.low) for d in all_differences):
         return []
-    most = f"{(grid.metric.high - grid.metric.low) * grid.metric.scale:g}"
-    return [f"Intervals are cut at ±{most} {grid.metric.difference_unit}."]
+    limit = f"{(grid.metric.high - grid.metric.low) * grid.metric.scale:g}"
+    return [f"Intervals are cut at ±{limit} {grid.metric.difference_unit}."]
 
 
 def _looks(grid: Grid) -> list[str]:
     """Return the note on differences that may be examined several times, if there are any."""
-    several = any(cell.baseline and cell.baseline.looks > 1 for cell in grid.cells.values())
-    return [sequential.note(grid.study.looks)] if several and not grid.metric.timed else []
+    is_sequential = any(cell.baseline and cell.baseline.looks > 1 for cell in grid.cells.values())
+    return [sequential.note(grid.study.looks)] if is_sequential and not grid.metric.timed else []
 
 
 def _tests(grid: Grid) -> list[str]:
     """Return notes on the differences that were tested, and why others were not."""
     if grid.metric.timed:
         return [TIMED]
-    compared = [c.baseline for c in grid.cells.values() if c.baseline and c.baseline.n]
-    tested = sum(difference.tested for difference in compared)
-    untested = len(compared) - tested
+    all_differences = [c.baseline for c in grid.cells.values() if c.baseline and c.baseline.n]
+    tests = sum(difference.tested for difference in all_differences)
+    rest = len(all_differences) - tests
     notes = []
-    if tested:
-        over = (
-            f", corrected by Holm's method over the {tested} comparisons of this table that can be "
+    if tests:
+        correction = (
+            f", corrected by Holm's method over the {tests} comparisons of this table that can be "
             "tested"
         )
-        notes.append(f"* p < 0.05, two-sided paired t test{over if tested > 1 else ''}.")
-    if untested:
-        which = f"{untested} more" if tested else f"{untested}" if untested > 1 else "The one"
-        word = "comparison" if untested == 1 else "comparisons"
-        notes.append(f"{which} {word} cannot be tested: one seed, a diverged run, or no spread.")
+        notes.append(f"* p < 0.05, two-sided paired t test{correction if tests > 1 else ''}.")
+    if rest:
+        subject = f"{rest} more" if tests else f"{rest}" if rest > 1 else "The one"
+        word = "comparison" if rest == 1 else "comparisons"
+        notes.append(f"{subject} {word} cannot be tested: one seed, a diverged run, or no spread.")
     return notes
 
 
@@ -340,18 +347,20 @@ def selection(study: Study) -> Table | None:
     test, at_best = build(study, METRICS["test_acc"]), build(study, METRICS["best_val_test_acc"])
     rows, data = [], []
     for row in study.rows:
-        known = [c for c in validation.cells.values() if c.row == row and c.sample.n]
-        known = [c for c in known if not c.all_diverged]
-        if not known:
+        cells = [c for c in validation.cells.values() if c.row == row and c.sample.n]
+        cells = [c for c in cells if not c.all_diverged]
+        if not cells:
             continue
-        chosen = max(known, key=lambda cell: cell.sample.mean)
+        best_cell = max(cells, key=lambda cell: cell.sample.mean)
         usual = usual_count(validation)
-        place = (row, chosen.column)
+        place = (row, best_cell.column)
         rows.append(
             [
                 TableEntry(study.row(row)),
-                TableEntry(study.column(chosen.column), number(chosen.column), runs=chosen.runs),
-                entry(_unmarked(chosen), validation.metric, usual),
+                TableEntry(
+                    study.column(best_cell.column), number(best_cell.column), runs=best_cell.runs
+                ),
+                entry(_unmarked(best_cell), validation.metric, usual),
                 entry(_unmarked(test.cells[place]), test.metric, usual),
                 entry(_unmarked(at_best.cells[place]), at_best.metric, usual),
             ]
@@ -359,8 +368,8 @@ def selection(study: Study) -> Table | None:
         data.append(
             {
                 "row": row,
-                "column": chosen.column,
-                "val_acc": chosen.sample.mean,
+                "column": best_cell.column,
+                "val_acc": best_cell.sample.mean,
                 "test_acc": test.cells[place].sample.mean,
                 "best_val_test_acc": at_best.cells[place].sample.mean,
             }
@@ -390,8 +399,12 @@ def summary(*studies: Study) -> Table:
     The first columns are the keys that split the studies (the data set, the network, a learning
     rate), then the config keys that differ between the cells of a study.
     """
-    several = len(studies) > 1
-    keys = list(dict.fromkeys(key for study in studies for key in study.context)) if several else []
+    is_multiple = len(studies) > 1
+    keys = (
+        list(dict.fromkeys(key for study in studies for key in study.context))
+        if is_multiple
+        else []
+    )
     keys = [key for key in keys if len({str(study.context.get(key)) for study in studies}) > 1]
     keys += dict.fromkeys(
         condition.key
@@ -400,9 +413,9 @@ def summary(*studies: Study) -> Table:
         if is_config(condition.key) and condition.key not in keys
     )
     keys = list(dict.fromkeys([*keys, *(k for s in studies for k in tuned_keys(s.tuned))]))
-    found = [_summary_lines(study, keys) for study in studies]
-    lines = [line for rows, _ in found for line in rows]
-    data = pd.DataFrame([values for _, data in found for values in data])
+    summaries = [_summary_lines(study, keys) for study in studies]
+    lines = [line for rows, _ in summaries for line in rows]
+    data = pd.DataFrame([values for _, data in summaries for values in data])
     first = studies[0]
     headers = [
         *map(labels.factor, keys),
@@ -418,7 +431,7 @@ def summary(*studies: Study) -> Table:
         lines = [[*line[:place], *line[place + 1 :]] for line in lines]
     return Table(
         "summary",
-        "All cells" if several else f"All cells: {first.title}",
+        "All cells" if is_multiple else f"All cells: {first.title}",
         headers,
         lines,
         [
@@ -445,18 +458,18 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]
     grids = {metric.name: build(study, metric) for metric in listed("cells")}
     rows, data = [], []
     for place, cell in grids["test_acc"].cells.items():
-        inside = study.runs.iloc[study.groups[place].places]
-        seeds = sorted(int(seed) for seed in inside["seed"])
-        counts = inside["status"].value_counts()
+        cell_runs = study.runs.iloc[study.groups[place].places]
+        seeds = sorted(int(seed) for seed in cell_runs["seed"])
+        counts = cell_runs["status"].value_counts()
         state = ", ".join(f"{count} {status}" for status, count in counts.items())
         cells = {name: grid.cells[place] for name, grid in grids.items()}
         usual = cell.sample.n
-        known = {key: _shared(inside, key) for key in keys}
+        key_values = {key: _shared(cell_runs, key) for key in keys}
         rows.append(
             [
                 *(
                     TableEntry(labels.value(key, value), number(value))
-                    for key, value in known.items()
+                    for key, value in key_values.items()
                 ),
                 TableEntry(study.row(place[0])),
                 TableEntry(study.column(place[1]), number(place[1])),
@@ -465,11 +478,11 @@ def _summary_lines(study: Study, keys: list[str]) -> tuple[list[list[TableEntry]
                 *(entry(_unmarked(cell), METRICS[name], usual) for name, cell in cells.items()),
             ]
         )
-        line: dict[str, Any] = dict(study.context) | known
+        line: dict[str, Any] = dict(study.context) | key_values
         line[study.row_factor] = place[0]
         if study.column_factor:
             line[study.column_factor] = place[1]
-        line |= {"seeds": " ".join(map(str, seeds)), "runs": len(inside), "status": state}
+        line |= {"seeds": " ".join(map(str, seeds)), "runs": len(cell_runs), "status": state}
         for name, cell in cells.items():
             line |= {f"{name}_{key}": getattr(cell.sample, key) for key in _SAMPLE}
         data.append(line)
@@ -528,9 +541,9 @@ def _unmarked(cell: GridCell) -> GridCell:
     )
 
 
-def _numeric_metric(value: Any, shown: Metric) -> TableEntry:
-    found = number(value)
-    return EMPTY if found is None else TableEntry(shown.show(found), found)
+def _numeric_metric(value: Any, metric: Metric) -> TableEntry:
+    measure = number(value)
+    return EMPTY if measure is None else TableEntry(metric.show(measure), measure)
 
 
 # --- values of probes -----------------------------------------------------------------------------
@@ -553,34 +566,36 @@ def estimation_shift(study: Study) -> Table | None:
     Values are from the last epoch that the probe ``estimation_shift`` measured in each run. None if
     no run has this probe.
     """
-    last, _ = last_measured(study, lambda name: name.startswith(_PREFIX))
-    if last.empty:
+    last_epochs, _ = last_measured(study, lambda name: name.startswith(_PREFIX))
+    if last_epochs.empty:
         return None
     rows, data = [], []
     for row in study.rows:
         for column in study.columns:
-            measured = last[(last["row"] == row) & (last["column"] == column)]
-            if measured.empty:
+            cell_epochs = last_epochs[
+                (last_epochs["row"] == row) & (last_epochs["column"] == column)
+            ]
+            if cell_epochs.empty:
                 continue
-            found = {key: _sample(measured, key) for key in _SHOWN}
+            samples = {key: _sample(cell_epochs, key) for key in _SHOWN}
             rows.append(
                 [
                     TableEntry(study.row(row), number(row)),
                     TableEntry(study.column(column), number(column)),
-                    TableEntry(str(len(measured)), len(measured)),
-                    *(_entry(found[key], key, tuple(measured["run"])) for key in _SHOWN),
+                    TableEntry(str(len(cell_epochs)), len(cell_epochs)),
+                    *(_entry(samples[key], key, tuple(cell_epochs["run"])) for key in _SHOWN),
                 ]
             )
             data += [
-                {"row": row, "column": column, "value": key, **vars(described)}
-                for key, described in found.items()
+                {"row": row, "column": column, "value": key, **vars(estimate)}
+                for key, estimate in samples.items()
             ]
-    epochs = sorted({int(epoch) for epoch in last["epoch"]})
-    when = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
+    epochs = sorted({int(epoch) for epoch in last_epochs["epoch"]})
+    epoch_text = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
     return Table(
         "estimation-shift",
         "Validation accuracy with the statistics stored for inference, with recomputed ones and "
-        f"with those of mini-batches, {when}: {study.title}",
+        f"with those of mini-batches, {epoch_text}: {study.title}",
         [
             labels.factor(study.row_factor),
             labels.factor(study.column_factor) if study.column_factor else "",
@@ -607,16 +622,16 @@ def _sample(runs: pd.DataFrame, key: str) -> Sample:
     return sample(values)
 
 
-def _entry(found: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
+def _entry(estimate: Sample, key: str, runs: tuple[str, ...]) -> TableEntry:
     _, scale, digits = _SHOWN[key]
-    if not found.n:
+    if not estimate.n:
         return TableEntry("–", runs=runs)
     if key.endswith("_acc"):
-        return TableEntry(METRICS["val_acc"].estimate(found), found.mean, runs=runs)
-    text = f"{found.mean * scale:.{digits}f}"
-    if not math.isnan(found.half_width):
-        text += f" ± {found.half_width * scale:.{digits}f}"
-    return TableEntry(text, found.mean, runs=runs)
+        return TableEntry(METRICS["val_acc"].estimate(estimate), estimate.mean, runs=runs)
+    text = f"{estimate.mean * scale:.{digits}f}"
+    if not math.isnan(estimate.half_width):
+        text += f" ± {estimate.half_width * scale:.{digits}f}"
+    return TableEntry(text, estimate.mean, runs=runs)
 
 
 # --- steps and time to a target accuracy, as in the Batch Normalization paper ---------------------
@@ -648,7 +663,7 @@ def add_target(frames: Frames, target: float) -> Frames:
     """
     check_target(target)
     curves = frames.curves.assign(seconds=frames.curves.groupby("run")["train_seconds"].cumsum())
-    reached = curves[curves["val_acc"] >= target].drop_duplicates("run").set_index("run")
+    first_epochs = curves[curves["val_acc"] >= target].drop_duplicates("run").set_index("run")
     runs = frames.runs.copy()
     attrs = frames.runs.attrs
     for column, source in (
@@ -656,6 +671,6 @@ def add_target(frames: Frames, target: float) -> Frames:
         ("epochs_to_target", "epoch"),
         ("seconds_to_target", "seconds"),
     ):
-        runs[column] = runs["name"].map(reached[source]).astype(np.float64)
+        runs[column] = runs["name"].map(first_epochs[source]).astype(np.float64)
     runs.attrs = attrs
     return replace(frames, runs=pd.DataFrame(runs))

@@ -60,8 +60,8 @@ class Tried:
     def mean(self) -> float:
         """The mean over tuning seeds; NaN if a trial has no score, which rules the value out."""
         scores = self.scores
-        complete = len(scores) == len(self.trials) > 0
-        return float(np.mean(scores)) if complete else math.nan
+        is_complete = len(scores) == len(self.trials) > 0
+        return float(np.mean(scores)) if is_complete else math.nan
 
 
 class NearRange(NamedTuple):
@@ -113,8 +113,12 @@ class CellTuning:
         """The chosen values; if none were chosen yet, those with the best mean so far."""
         if self.cell.chosen is not None:
             return self.cell.chosen
-        known = [tried for tried in self.tried if not math.isnan(tried.mean)]
-        return max(known, key=lambda tried: self.sign * tried.mean).values if known else None
+        candidates = [candidate for candidate in self.tried if not math.isnan(candidate.mean)]
+        return (
+            max(candidates, key=lambda candidate: self.sign * candidate.mean).values
+            if candidates
+            else None
+        )
 
     @property
     def scattered(self) -> bool:
@@ -126,15 +130,17 @@ class CellTuning:
 
         Scattered values are all returned, sorted by this key; other keys vary with it.
         """
-        others = [other for other in self.cell.keys if other != key]
-        if not others:
+        other_keys = [other for other in self.cell.keys if other != key]
+        if not other_keys:
             return list(self.tried)
         if self.scattered:
-            return sorted(self.tried, key=lambda one: _order(one.values[key]))
+            return sorted(self.tried, key=lambda candidate: _order(candidate.values[key]))
         base = self.base
         if base is None:
             return []
-        return [t for t in self.tried if all(t.values[other] == base[other] for other in others)]
+        return [
+            t for t in self.tried if all(t.values[other] == base[other] for other in other_keys)
+        ]
 
     def near(self, key: str) -> NearRange | None:
         """Return the range of a numeric key within :data:`NEAR` of the best mean.
@@ -144,8 +150,8 @@ class CellTuning:
         """
         if self.scattered:
             return None
-        tried = self.along(key)
-        means = np.array([self.sign * one.mean for one in tried])
+        candidates = self.along(key)
+        means = np.array([self.sign * candidate.mean for candidate in candidates])
         if not len(means) or np.isnan(means).all():
             return None
         best = int(np.nanargmax(means))
@@ -156,7 +162,9 @@ class CellTuning:
         while high < len(means) - 1 and means[high + 1] >= limit - 1e-12:
             high += 1
         is_open = low == 0 or high == len(means) - 1
-        return NearRange(float(tried[low].values[key]), float(tried[high].values[key]), is_open)
+        return NearRange(
+            float(candidates[low].values[key]), float(candidates[high].values[key]), is_open
+        )
 
     def expected_best(self) -> list[float]:
         """Return the expected best mean after 1, 2, … values; empty before all trials ended.
@@ -166,17 +174,24 @@ class CellTuning:
         """
         if self.cell.sampler is not None and self.cell.sampler["name"] not in ("qmc", "random"):
             return []
-        if any(t.status not in ("finished", "diverged") for one in self.tried for t in one.trials):
+        if any(
+            t.status not in ("finished", "diverged")
+            for candidate in self.tried
+            for t in candidate.trials
+        ):
             return []
-        known = [one.mean for one in self.tried if not math.isnan(one.mean)]
-        if not known:
+        means = [candidate.mean for candidate in self.tried if not math.isnan(candidate.mean)]
+        if not means:
             return []
-        lost = min(self.sign * value for value in known)
+        penalty = min(self.sign * value for value in means)
         if self.metric.worst == "chance":
-            lost = self.chance
+            penalty = self.chance
         elif self.metric.worst:
-            lost = -(1.0 - self.chance)
-        scores = [lost if math.isnan(one.mean) else self.sign * one.mean for one in self.tried]
+            penalty = -(1.0 - self.chance)
+        scores = [
+            penalty if math.isnan(candidate.mean) else self.sign * candidate.mean
+            for candidate in self.tried
+        ]
         return [self.sign * value for value in expected_maximum(scores)]
 
 
@@ -187,10 +202,10 @@ def expected_maximum(scores: Sequence[float]) -> list[float]:
     performance of Dodge et al. (2019), who draw with replacement, in the unbiased form of Tang et
     al. (2020): each value of a list is tried once.
     """
-    ordered = sorted(scores)
-    total = len(ordered)
+    order = sorted(scores)
+    total = len(order)
     return [
-        sum(math.comb(k, n - 1) * value for k, value in enumerate(ordered)) / math.comb(total, n)
+        sum(math.comb(k, n - 1) * value for k, value in enumerate(order)) / math.comb(total, n)
         for n in range(1, total + 1)
     ]
 
@@ -235,22 +250,22 @@ def superseded_note(frames: Frames) -> list[str]:
     if not left_out or is_aside(frames.runs).all():
         return []
     cells = [
-        (cell, old)
+        (cell, choice)
         for cell in frames.tuned
-        for old in cell.superseded
-        if left_out.intersection(old.runs)
+        for choice in cell.superseded
+        if left_out.intersection(choice.runs)
     ]
     texts = [
-        f"{cell.described} {as_overrides(old.values)}, now {as_overrides(cell.chosen or {})}"
-        for cell, old in cells[:_NAMED]
+        f"{cell.described} {as_overrides(choice.values)}, now {as_overrides(cell.chosen or {})}"
+        for cell, choice in cells[:_NAMED]
     ]
-    more = f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
+    rest = f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
     count = len(left_out)
     runs = (
         "1 final run is superseded and" if count == 1 else f"{count} final runs are superseded and"
     )
     return [
-        f"{runs} left out, because a later sweep chose other values ({'; '.join(texts)}{more}): "
+        f"{runs} left out, because a later sweep chose other values ({'; '.join(texts)}{rest}): "
         "--superseded shows them"
     ]
 
@@ -275,14 +290,14 @@ def marked(runs: pd.DataFrame, frames: Frames, factors: Sequence[str]) -> pd.Dat
     if not frames.tuned:
         return runs
     trials = {trial.run: cell for cell in frames.tuned for trial in cell.trials}
-    superseded = set(runs["name"][is_superseded(runs)])
-    earlier = {
+    superseded_names = set(runs["name"][is_superseded(runs)])
+    earlier_owners = {
         name: cell
         for cell in frames.tuned
-        for old in cell.superseded
-        for name in superseded.intersection(old.runs)
+        for choice in cell.superseded
+        for name in superseded_names.intersection(choice.runs)
     }
-    owners = trials | earlier | final_cells(frames)
+    owners = trials | earlier_owners | final_cells(frames)
     cells = [owners.get(name) for name in runs["name"]]
     texts = _texts([cell for cell in cells if cell is not None])
     runs = runs.copy()
@@ -306,8 +321,8 @@ def _protocol(cell: TunedCell) -> tuple[Any, ...]:
     if cell.sampler is not None:
         space = json.dumps(cell.sampler, sort_keys=True)
         return cell.keys, (space,), cell.seeds, cell.trial_epochs, cell.metric
-    listed = [value for value in cell.values if value not in cell.added]
-    values = tuple(json.dumps(value, sort_keys=True) for value in listed)
+    initial_values = [value for value in cell.values if value not in cell.added]
+    values = tuple(json.dumps(value, sort_keys=True) for value in initial_values)
     return cell.keys, values, cell.seeds, cell.trial_epochs, cell.metric
 
 
@@ -323,8 +338,8 @@ def _texts(cells: Sequence[TunedCell]) -> dict[tuple[Any, ...], str]:
             f"{TUNED} over {counted(count, 'value')} with "
             f"{counted(len(cell.seeds), 'seed')} of {counted(cell.trial_epochs, 'epoch')}"
         )
-        same = sum(known.startswith(text) for known in texts.values())
-        texts[protocol] = f"{text} (protocol {same + 1})" if same else text
+        same_count = sum(other_text.startswith(text) for other_text in texts.values())
+        texts[protocol] = f"{text} (protocol {same_count + 1})" if same_count else text
     return texts
 
 
@@ -340,29 +355,29 @@ def cell_tuning(cell: TunedCell, row: Any, column: Any, whole: pd.DataFrame) -> 
     """
     names = {trial.run for trial in cell.trials}
     runs = whole[whole["name"].isin(names)]
-    known = {run["name"]: run for run in runs.to_dict("records")}
-    contradicted = []
-    found: dict[str, tuple[Mapping[str, Any], list[Trial]]] = {}
+    runs_by_name = {run["name"]: run for run in runs.to_dict("records")}
+    contradictions = []
+    trials_by_values: dict[str, tuple[Mapping[str, Any], list[Trial]]] = {}
     for trial in cell.trials:
-        run = known.get(trial.run)
-        current = trial
+        run = runs_by_name.get(trial.run)
+        current_trial = trial
         if run is not None and run["status"] in ("finished", "diverged"):
             value = run.get(cell.metric)
             metric = None if value is None or value != value else float(value)
             status = trial.status if trial.status == "invalid" else str(run["status"])
             metric = metric if status == "finished" else None
-            current = Trial(trial.run, trial.values, trial.seed, status, metric)
+            current_trial = Trial(trial.run, trial.values, trial.seed, status, metric)
             if trial.metric is not None and (
                 metric is None or abs(metric - trial.metric) > 1e-9 * max(1.0, abs(trial.metric))
             ):
-                contradicted.append(trial.run)
+                contradictions.append(trial.run)
         key = json.dumps(trial.values, sort_keys=True)
-        found.setdefault(key, (trial.values, []))[1].append(current)
-    tried = [Tried(values, tuple(trials)) for values, trials in found.values()]
-    tried.sort(key=lambda one: [_order(one.values[key]) for key in cell.keys])
-    classes = [run.get("classes") for run in known.values()]
+        trials_by_values.setdefault(key, (trial.values, []))[1].append(current_trial)
+    candidates = [Tried(values, tuple(trials)) for values, trials in trials_by_values.values()]
+    candidates.sort(key=lambda candidate: [_order(candidate.values[key]) for key in cell.keys])
+    classes = [run.get("classes") for run in runs_by_name.values()]
     guess = chance(cell.dataset, next((c for c in classes if c is not None and c == c), None))
-    return CellTuning(row, column, cell, tuple(tried), guess, tuple(contradicted))
+    return CellTuning(row, column, cell, tuple(candidates), guess, tuple(contradictions))
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -385,12 +400,12 @@ def tuned_keys(cells: Sequence[CellTuning]) -> list[str]:
 
 def values_of(cells: Sequence[CellTuning], key: str) -> list[Any]:
     """Return the values of a key tried in any cell: sorted numbers, then sorted texts."""
-    found: dict[str, Any] = {}
+    values_by_text: dict[str, Any] = {}
     for cell in cells:
-        for one in cell.tried:
-            if key in one.values:
-                found.setdefault(json.dumps(one.values[key]), one.values[key])
-    return sorted(found.values(), key=_order)
+        for candidate in cell.tried:
+            if key in candidate.values:
+                values_by_text.setdefault(json.dumps(candidate.values[key]), candidate.values[key])
+    return sorted(values_by_text.values(), key=_order)
 
 
 def is_numeric(values: Sequence[Any]) -> bool:

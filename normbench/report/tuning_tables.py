@@ -77,29 +77,31 @@ def chosen(study: Study) -> Table:
     """Return for each cell the values tried, the one chosen, and its metric."""
     keys = tuning.tuned_keys(study.tuned)
     cells = ordered(study)
-    final = build(study, METRICS["test_acc"])
-    usual = usual_count(final)
+    final_grid = build(study, METRICS["test_acc"])
+    usual = usual_count(final_grid)
     rows, data = [], []
     for cell in cells:
         record, metric = cell.cell, cell.metric
-        best = next((one for one in cell.tried if one.values == record.chosen), None)
+        best = next(
+            (candidate for candidate in cell.tried if candidate.values == record.chosen), None
+        )
         scores = sample(best.scores if best is not None else [])
-        shown = metric.estimate(scores) if scores.n else "–"
-        result = final.get(cell.row, cell.column)
+        score_text = metric.estimate(scores) if scores.n else "–"
+        result = final_grid.get(cell.row, cell.column)
         rows.append(
             [
                 TableEntry(study.row(cell.row)),
                 TableEntry(study.column(cell.column), number(cell.column)),
                 *(_chosen(cell, key) for key in keys),
-                TableEntry(shown, scores.mean if scores.n else None),
+                TableEntry(score_text, scores.mean if scores.n else None),
                 # Marks belong in the table of results, which compares columns.
-                replace(entry(result, final.metric, usual), best=False, tied=False),
+                replace(entry(result, final_grid.metric, usual), best=False, tied=False),
                 TableEntry(_tried(cell), len(cell.tried), remark=_added(cell)),
                 _trials(cell),
             ]
         )
         data += _chosen_data(study, cell)
-    shared = _one_metric(cells)
+    common_metric = _one_metric(cells)
     return Table(
         "tuning",
         f"Values chosen by validation, and the results at them: {study.title}",
@@ -107,7 +109,7 @@ def chosen(study: Study) -> Table:
             labels.factor(study.row_factor),
             labels.factor(study.column_factor) if study.column_factor else "",
             *(capitalized(words(key)) for key in keys),
-            f"{shared.axis if shared else 'Metric'} of trials",
+            f"{common_metric.axis if common_metric else 'Metric'} of trials",
             "Test (%)",
             "Values tried",
             "Trials",
@@ -125,15 +127,15 @@ def rules(study: Study) -> list[str]:
     for cell in study.tuned:
         record = cell.cell
         sampler = record.sampler
-        proposed = ""
+        proposal = ""
         if sampler is not None:
-            proposed = (
+            proposal = (
                 f" Values proposed by the sampler {sampler['name']} of Optuna "
                 f"{sampler['optuna']} with seed {sampler['seed']}, "
                 f"{counted(sampler['trials'], 'value')} in each cell, from {space_of(sampler)}."
             )
         seeds = f"{counted(len(record.seeds), 'tuning seed')} ({', '.join(map(str, record.seeds))})"
-        which = "highest" if record.higher_is_better else "lowest"
+        direction = "highest" if record.higher_is_better else "lowest"
         length = f"{counted(record.trial_epochs, 'epoch')} each, "
         length += (
             "as many as final runs have"
@@ -141,8 +143,9 @@ def rules(study: Study) -> list[str]:
             else f"where final runs have {record.epochs}"
         )
         texts.append(
-            f"Chosen: the value with the {which} mean {cell.metric.label.lower()} over {seeds}, "
-            f"in trials of {length}. A value with a diverged trial is not chosen.{proposed}"
+            f"Chosen: the value with the {direction} mean {cell.metric.label.lower()} over "
+            f"{seeds}, in trials of {length}. A value with a diverged trial is not "
+            f"chosen.{proposal}"
         )
     return list(dict.fromkeys(texts))
 
@@ -159,10 +162,10 @@ def _chosen(cell: CellTuning, key: str) -> TableEntry:
 
 
 def _tried(cell: CellTuning) -> str:
-    key, *others = cell.cell.keys
-    if others:
+    key, *other_keys = cell.cell.keys
+    if other_keys:
         return counted(len(cell.tried), "combination")
-    values = [one.values[key] for one in cell.tried]
+    values = [candidate.values[key] for candidate in cell.tried]
     texts = [tuning.value_text(value) for value in values]
     if not tuning.is_numeric(values) or len(values) < 3:
         return ", ".join(texts)
@@ -175,7 +178,7 @@ def _added(cell: CellTuning) -> str:
 
 
 def _trials(cell: CellTuning) -> TableEntry:
-    states = [trial.status for one in cell.tried for trial in one.trials]
+    states = [trial.status for candidate in cell.tried for trial in candidate.trials]
     remarks = [
         f"{states.count(status)} {status}"
         for status in dict.fromkeys(states)
@@ -186,14 +189,18 @@ def _trials(cell: CellTuning) -> TableEntry:
 
 def _chosen_data(study: Study, cell: CellTuning) -> list[dict[str, Any]]:
     lines = []
-    for one in cell.tried:
+    for candidate in cell.tried:
         line: dict[str, Any] = {study.row_factor: cell.row}
         if study.column_factor:
             line[study.column_factor] = cell.column
-        line |= {key: tuning.value_text(value) for key, value in one.values.items()}
-        line |= {"metric": cell.cell.metric, "mean": one.mean, "trials": len(one.trials)}
-        line |= {"diverged": one.diverged, "chosen": one.values == cell.cell.chosen}
-        lines.append(line | {"added": one.values in cell.cell.added})
+        line |= {key: tuning.value_text(value) for key, value in candidate.values.items()}
+        line |= {
+            "metric": cell.cell.metric,
+            "mean": candidate.mean,
+            "trials": len(candidate.trials),
+        }
+        line |= {"diverged": candidate.diverged, "chosen": candidate.values == cell.cell.chosen}
+        lines.append(line | {"added": candidate.values in cell.cell.added})
     return lines
 
 
@@ -209,9 +216,9 @@ def near_best(study: Study, key: str) -> Table | None:
     values = tuning.values_of(cells, key)
     if not tuning.is_numeric(values):
         return None
-    found = {(cell.row, cell.column): (cell, cell.near(key)) for cell in cells}
-    found = {place: pair for place, pair in found.items() if pair[1] is not None}
-    if not found:
+    ranges_by_cell = {(cell.row, cell.column): (cell, cell.near(key)) for cell in cells}
+    ranges_by_cell = {place: pair for place, pair in ranges_by_cell.items() if pair[1] is not None}
+    if not ranges_by_cell:
         return None
     log = tuning.on_log_scale(cells, key)
     decades = log and values[-1] >= _DECADES * values[0]
@@ -221,37 +228,37 @@ def near_best(study: Study, key: str) -> Table | None:
     for row in rows_of(study):
         entries = []
         for column in columns:
-            cell, near = found.get((row, column), (None, None))
-            if cell is None or near is None:
+            cell, span = ranges_by_cell.get((row, column), (None, None))
+            if cell is None or span is None:
                 entries.append(EMPTY)
                 continue
-            width = _width(near, log, decades)
-            entries.append(_range(cell, near, width))
+            width = _width(span, log, decades)
+            entries.append(_range(cell, span, width))
             data.append(
                 {
                     study.row_factor: row,
                     **({study.column_factor: column} if study.column_factor else {}),
                     "key": key,
-                    **near._asdict(),
+                    **span._asdict(),
                     "width": width,
                     "unit": unit,
                 }
             )
         rows.append([TableEntry(study.row(row)), *entries])
     metric = cells[0].metric
-    near = "1 point" if metric.unit == "%" else "1 %"
-    several = len(tuning.tuned_keys(study.tuned)) > 1
+    margin = "1 point" if metric.unit == "%" else "1 %"
+    has_other_keys = len(tuning.tuned_keys(study.tuned)) > 1
     notes = [
         f"Width of the range of adjacent values tried whose mean {metric.label.lower()} is within "
-        f"{near} of the cell's best, in {unit}, with the range in brackets. The true range may "
+        f"{margin} of the cell's best, in {unit}, with the range in brackets. The true range may "
         "extend up to the next value tried on either side. ≥: the range reaches the end of the "
         "list, so it may be wider.",
     ]
-    if several:
+    if has_other_keys:
         notes.append("Other tuned keys have their chosen values.")
     return Table(
-        "tuning-range" + (f"-{tuning.short(key)}" if several else ""),
-        f"How forgiving: range of the {words(key)} within {near} of the best, in {unit}: "
+        "tuning-range" + (f"-{tuning.short(key)}" if has_other_keys else ""),
+        f"How forgiving: range of the {words(key)} within {margin} of the best, in {unit}: "
         f"{study.title}",
         [labels.factor(study.row_factor), *map(study.column, columns)],
         rows,
@@ -261,20 +268,20 @@ def near_best(study: Study, key: str) -> Table | None:
     )
 
 
-def _width(near: NearRange, log: bool, decades: bool) -> float:
+def _width(span: NearRange, log: bool, decades: bool) -> float:
     if not log:
-        return near.high - near.low
-    return math.log10(near.high / near.low) if decades else math.log2(near.high / near.low)
+        return span.high - span.low
+    return math.log10(span.high / span.low) if decades else math.log2(span.high / span.low)
 
 
-def _range(cell: CellTuning, near: NearRange, width: float) -> TableEntry:
-    low, high = tuning.value_text(near.low), tuning.value_text(near.high)
+def _range(cell: CellTuning, span: NearRange, width: float) -> TableEntry:
+    low, high = tuning.value_text(span.low), tuning.value_text(span.high)
     text = f"{width:.1f}" if width < 100 else f"{width:.0f}"
     if 0 < width < 0.05:
         text = f"{width:.2g}"
-    which = f"{low} to {high}" if low != high else f"{low} alone"
+    interval = f"{low} to {high}" if low != high else f"{low} alone"
     runs = cell.cell.final
-    return TableEntry(("≥ " if near.open else "") + text, width, remark=which, runs=runs)
+    return TableEntry(("≥ " if span.open else "") + text, width, remark=interval, runs=runs)
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -296,7 +303,7 @@ def cost(study: Study) -> Table:
     rows, data = [], []
     for name, parts in lines:
         sums = {phase: _sums(runs) for phase, runs in parts.items()}
-        hours = {phase: found[2] for phase, found in sums.items()}
+        hours = {phase: costs[2] for phase, costs in sums.items()}
         total = sum(hours.values())
         share = hours["tuning"] / total if total else math.nan
         rows.append(
@@ -307,18 +314,20 @@ def cost(study: Study) -> Table:
             ]
         )
         data += [
-            {"row": name, "phase": phase, "runs": found[0], "images": found[1], "hours": found[2]}
-            for phase, found in sums.items()
+            {"row": name, "phase": phase, "runs": costs[0], "images": costs[1], "hours": costs[2]}
+            for phase, costs in sums.items()
         ]
-    gone = len(owner) - len(trials)
+    missing_count = len(owner) - len(trials)
     notes = [
         "Images: training images seen. Hours: total wall time of the runs that ended; concurrent "
         "runs on one machine take less time together."
     ]
-    if gone:
-        are = "trial is" if gone == 1 else "trials are"
-        notes.append(f"{gone} {are} not in the store, and so not counted.")
-    heads = [f"{what}, {phase}" for phase in _PHASES for what in ("Runs", "Images (M)", "Hours")]
+    if missing_count:
+        subject = "trial is" if missing_count == 1 else "trials are"
+        notes.append(f"{missing_count} {subject} not in the store, and so not counted.")
+    heads = [
+        f"{quantity}, {phase}" for phase in _PHASES for quantity in ("Runs", "Images (M)", "Hours")
+    ]
     return Table(
         "tuning-cost",
         f"Cost of tuning and of the final runs: {study.title}",
@@ -340,17 +349,17 @@ def _sums(runs: pd.DataFrame) -> tuple[int, float, float]:
 def _amount(value: float, place: int) -> TableEntry:
     if place == 0:
         return TableEntry(f"{value:,}", float(value))
-    shown = value / 1e6 if place == 1 else value
-    text = f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
-    if 0 < shown < 0.001:
+    amount = value / 1e6 if place == 1 else value
+    text = f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+    if 0 < amount < 0.001:
         text = "< 0.001"
     return TableEntry(text, value)
 
 
 def heading(cells: Sequence[CellTuning]) -> str:
     """Return the axis label, with unit, of the metric by which values were chosen."""
-    shared = _one_metric(cells)
-    return shared.axis if shared else "Metric of trials"
+    common_metric = _one_metric(cells)
+    return common_metric.axis if common_metric else "Metric of trials"
 
 
 def _one_metric(cells: Sequence[CellTuning]) -> Metric | None:

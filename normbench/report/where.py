@@ -116,18 +116,18 @@ class _Walker:
 
     def _pair(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
         if not isinstance(left, ast.Name | ast.Attribute):
-            turned = _turned(op)
-            if turned is None or not isinstance(right, ast.Name | ast.Attribute):
+            turned_op = _turned(op)
+            if turned_op is None or not isinstance(right, ast.Name | ast.Attribute):
                 raise self._refuse(left, "is not a column")
-            left, op, right = right, turned, left
+            left, op, right = right, turned_op, left
         name = self._column(left)
         column = self.runs[name]
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.List | ast.Tuple | ast.Set):
                 raise self._refuse(right, "is not a list such as [bn, gn]")
-            asked = [self._value(item, name) for item in right.elts]
+            values = [self._value(item, name) for item in right.elts]
             mask = pd.Series(False, index=self.runs.index)
-            for value in asked:
+            for value in values:
                 mask |= self._equal(name, value)
             return mask if isinstance(op, ast.In) else ~mask
         if type(op) not in _COMPARE:
@@ -155,9 +155,9 @@ class _Walker:
             value = str(value)
             if name == "commit" and len(value) >= _COMMIT:
                 column = column.where(~column.str.startswith(value).fillna(False), value)
-            present = column.dropna().unique()
-            if value not in present:
-                close = nearest(value, present)
+            column_values = column.dropna().unique()
+            if value not in column_values:
+                close = nearest(value, column_values)
                 hint = f" (did you mean {close!r}?)" if close else ""
                 self.notes.append(f"no run has {name} {value!r}{hint}")
         return (column == value).fillna(False).astype(bool)
@@ -192,10 +192,10 @@ class _Walker:
             return name.lower() == "true"
         if name.lower() in ("none", "null"):
             return self._text_of(column, node)
-        other = self.runs[name] if name in self.runs.columns else None
+        other_column = self.runs[name] if name in self.runs.columns else None
         numbers = pd.api.types.is_numeric_dtype
-        if other is not None and numbers(other) and numbers(self.runs[column]):
-            return other
+        if other_column is not None and numbers(other_column) and numbers(self.runs[column]):
+            return other_column
         return name
 
     def _text_of(self, column: str, node: ast.expr) -> str | None:
@@ -203,17 +203,17 @@ class _Walker:
         text = ast.unparse(node).lower()
         return text if column == "norm" or (self.runs[column] == text).any() else None
 
-    def _refuse(self, node: ast.expr, why: str) -> UserError:
+    def _refuse(self, node: ast.expr, reason: str) -> UserError:
         part = ast.get_source_segment(self.text.strip(), node) or ast.unparse(node)
-        return UserError(f"cannot read --where {self.text!r}: {part!r} {why}; {_HINT}")
+        return UserError(f"cannot read --where {self.text!r}: {part!r} {reason}; {_HINT}")
 
 
 def _dotted(node: ast.expr) -> str | None:
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        inside = _dotted(node.value)
-        return None if inside is None else f"{inside}.{node.attr}"
+        prefix = _dotted(node.value)
+        return None if prefix is None else f"{prefix}.{node.attr}"
     return None
 
 

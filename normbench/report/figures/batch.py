@@ -20,8 +20,8 @@ from normbench.report.references import Reference, matching
 
 def figures(grid: Grid) -> list[style.Drawing]:
     """Draw the metric, with published results of a test accuracy or error."""
-    known = grid.metric.name in ("test_acc", "test_err")
-    return [draw(grid, matching(grid.study.runs) if known else [])]
+    has_references = grid.metric.name in ("test_acc", "test_err")
+    return [draw(grid, matching(grid.study.runs) if has_references else [])]
 
 
 @style.styled
@@ -35,43 +35,47 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     the edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
     hollow stars with a dotted line.
     """
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     low, high = _limits(grid, references)
     limits = (0.0 if zero else low, high)
-    present = [row for row in study.rows if _any([grid.get(row, c) for c in study.columns])]
-    panels = [[row] for row in present] if len(present) >= style.MANY else [study.rows]
+    rows_with_runs = [row for row in study.rows if _any([grid.get(row, c) for c in study.columns])]
+    panels = (
+        [[row] for row in rows_with_runs] if len(rows_with_runs) >= style.MANY else [study.rows]
+    )
     wide = style.panels_beside(len(panels))
     tall = -(-len(panels) // wide)
     room = 2.6 if wide == 1 else style.page() / wide - 0.4
     names = _ticks(grid, room)
     figure, axes, handles = _figure(grid, panels, wide, tall, names, bool(references))
-    points, crossed = [], False
+    points, has_cross = [], False
     for axis, rows in zip(axes.ravel(), panels, strict=False):
         if len(panels) > 1:
-            _draw_others(axis, grid, [row for row in present if row not in rows])
+            _draw_others(axis, grid, [row for row in rows_with_runs if row not in rows])
             axis.set_title(style.wrap(study.row(rows[0]), style.page() / wide - 0.3, size=7.5))
         for row in rows:
-            drawn, away = _draw_row(axis, grid, row, limits, len(rows) if len(rows) > 1 else 1)
-            points += drawn
-            crossed |= away
-        _draw_references(axis, references, shown.scale, shown.name)
+            row_points, is_away = _draw_row(
+                axis, grid, row, limits, len(rows) if len(rows) > 1 else 1
+            )
+            points += row_points
+            has_cross |= is_away
+        _draw_references(axis, references, metric.scale, metric.name)
         if math.isfinite(limits[0]) and limits[1] > limits[0]:
             axis.set_ylim(*limits)
         _column_axis(axis, grid, names, room)
-    is_cut = shown.unit == "%" and limits[0] > 0
-    said = style.outer(axes, len(panels), cut=is_cut)
-    for axis in said.left:
-        axis.set_ylabel(shown.axis if tall == 1 else style.wrap(shown.axis, 1.3, size=7.5))
-    handles += [_published(known) for known in references[:1]]
+    is_cut = metric.unit == "%" and limits[0] > 0
+    outer = style.outer(axes, len(panels), cut=is_cut)
+    for axis in outer.left:
+        axis.set_ylabel(metric.axis if tall == 1 else style.wrap(metric.axis, 1.3, size=7.5))
+    handles += [_published(reference) for reference in references[:1]]
     style.legend(figure, handles, title=study.legend_title if len(panels) == 1 else "")
     factor = labels.factor(study.column_factor).lower() if study.column_factor else "all runs"
     return style.Drawing(
-        f"{shown.slug}-by-{study.column_factor or 'all'}",
-        f"{shown.label} against {factor}: {study.heading}. {_band(grid)}"
+        f"{metric.slug}-by-{study.column_factor or 'all'}",
+        f"{metric.label} against {factor}: {study.heading}. {_band(grid)}"
         + (" Grey: the other rows." if len(panels) > 1 else "")
-        + (" Cross (div.): with diverged runs, beyond the axis." if crossed else "")
-        + said.caption
-        + "".join(f" Star: {known.text}." for known in references),
+        + (" Cross (div.): with diverged runs, beyond the axis." if has_cross else "")
+        + outer.caption
+        + "".join(f" Star: {reference.text}." for reference in references),
         figure,
         points,
         wide=len(panels) > 1,
@@ -84,17 +88,17 @@ def _figure(
     wide: int,
     tall: int,
     names: style.NameTicks | None,
-    published: bool,
+    has_references: bool,
 ) -> tuple[Any, Any, list[Line2D]]:
     """Return a figure with room for its legend, its axes, and the legend entries."""
     study = grid.study
     below = names.height if names else 0.0
     if len(panels) > 1:
-        height = 1.3 * tall + 0.5 + below + 0.3 * published
+        height = 1.3 * tall + 0.5 + below + 0.3 * has_references
         figure, axes = style.new(style.page(), height, tall, wide, sharex=True, sharey=True)
         return figure, axes, []
     height = 2.3 + style.legend_height([study.row(row) for row in study.rows])
-    figure, axes = style.new(style.column(), height + 0.3 * published + below)
+    figure, axes = style.new(style.column(), height + 0.3 * has_references + below)
     handles = [
         style.handle(
             style.look(study.row_factor, row, study.rows),
@@ -128,15 +132,15 @@ def _draw_row(
         limits: The y limits.
         count: Number of rows in the axes.
     """
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     low, high = limits
     place = _places(grid)
     look = style.look(study.row_factor, row, study.rows)
     cells = [grid.get(row, column) for column in study.columns]
     x = np.array([place[column] for column in study.columns])
-    mean, lower, upper = _lines(cells, shown.scale)
-    outside = ~((mean >= low) & (mean <= high))
-    inside = np.where(outside, np.nan, mean)
+    mean, lower, upper = _lines(cells, metric.scale)
+    is_outside = ~((mean >= low) & (mean <= high))
+    mean_in_range = np.where(is_outside, np.nan, mean)
     if not study.numeric_columns:  # nothing lies between names, so place rows side by side
         x = x + _aside(study.rows.index(row) if count > 1 else 0, count)
     if _is_few(grid):
@@ -145,7 +149,7 @@ def _draw_row(
             # Place the dots of rows side by side, a small fraction of an octave apart.
             positions = x * 2 ** (0.3 * _aside(study.rows.index(row) if count > 1 else 0, count))
         for where, cell in zip(positions, cells, strict=True):
-            values = [] if cell is None else [shown.scale * v for v in cell.values.values()]
+            values = [] if cell is None else [metric.scale * v for v in cell.values.values()]
             values = [value for value in values if low <= value <= high]
             if len(values) > 1:
                 axis.plot(
@@ -162,8 +166,8 @@ def _draw_row(
     elif study.numeric_columns:
         axis.fill_between(
             x,
-            np.where(outside, np.nan, lower),
-            np.where(outside, np.nan, upper),
+            np.where(is_outside, np.nan, lower),
+            np.where(is_outside, np.nan, upper),
             facecolor=to_rgba(look.color, 0.13 if count < 5 else 0.08),
             edgecolor=to_rgba(look.color, 0.45),
             linewidth=0.4,
@@ -171,17 +175,17 @@ def _draw_row(
     else:
         axis.vlines(x, lower, upper, color=look.color, linewidth=0.8)
     dashes = look.dashes if study.numeric_columns else "none"
-    axis.plot(x, inside, color=look.color, linestyle=dashes, **style.mark(look))
-    points, crossed = [], False
-    edge = low if shown.higher_is_better is not False else high
-    for where, cell, away in zip(x, cells, outside, strict=True):
+    axis.plot(x, mean_in_range, color=look.color, linestyle=dashes, **style.mark(look))
+    points, has_cross = [], False
+    edge = low if metric.higher_is_better is not False else high
+    for where, cell, is_away in zip(x, cells, is_outside, strict=True):
         if cell is None or not (cell.sample.n or cell.all_diverged):
             continue
-        y = edge if away else cell.sample.mean * shown.scale
-        if away and shown.worst is None:
+        y = edge if is_away else cell.sample.mean * metric.scale
+        if is_away and metric.worst is None:
             continue
-        if away:
-            crossed = True
+        if is_away:
+            has_cross = True
             axis.plot(where, y, marker="x", color=look.color, clip_on=False, zorder=5)
             axis.annotate(
                 "div.",
@@ -193,21 +197,21 @@ def _draw_row(
                 color=look.color,
             )
         points.append(style.Point(axis, float(where), y, hover(grid, cell), (row, cell.column)))
-    return points, crossed
+    return points, has_cross
 
 
 def hover(grid: Grid, cell: GridCell) -> str:
     """Return the tooltip of a cell: names, mean, interval, number of seeds."""
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     where = f"{labels.factor(study.column_factor).lower()} " if study.column_factor else ""
     text = f"{study.row(cell.row)}, {where}{study.column(cell.column)}: "
     if cell.all_diverged:
         return text + "all runs diverged"
-    unit = f" {shown.unit}" if shown.unit else ""
-    text += shown.estimate(cell.sample)
+    unit = f" {metric.unit}" if metric.unit else ""
+    text += metric.estimate(cell.sample)
     seeds = f"{cell.sample.n} seeds" if cell.sample.n > 1 else "1 seed"
-    diverged = f", {cell.diverged} diverged" if cell.diverged else ""
-    return f"{text}{unit} ({seeds}{diverged})"
+    note = f", {cell.diverged} diverged" if cell.diverged else ""
+    return f"{text}{unit} ({seeds}{note})"
 
 
 def _aside(place: int, count: int) -> float:
@@ -251,25 +255,32 @@ def _column_axis(axis: Axes, grid: Grid, names: style.NameTicks | None, room: fl
 def _lines(
     cells: Sequence[GridCell | None], scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    found = [(c.sample.mean, c.sample.low, c.sample.high) if c else (math.nan,) * 3 for c in cells]
-    mean, low, high = (scale * np.array(values) for values in zip(*found, strict=True))
+    estimates = [
+        (c.sample.mean, c.sample.low, c.sample.high) if c else (math.nan,) * 3 for c in cells
+    ]
+    mean, low, high = (scale * np.array(values) for values in zip(*estimates, strict=True))
     return mean, low, high
 
 
 def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
     """Return y limits that include all cells without diverged runs but may cut wide intervals."""
-    every = [cell for cell in grid.cells.values() if cell.sample.n and not cell.all_diverged]
-    clean = [cell for cell in every if not cell.diverged] or every
-    if not clean:
+    cells = [cell for cell in grid.cells.values() if cell.sample.n and not cell.all_diverged]
+    clean_cells = [cell for cell in cells if not cell.diverged] or cells
+    if not clean_cells:
         return math.nan, math.nan
     scale = grid.metric.scale
-    means = [scale * cell.sample.mean for cell in clean]
-    means += [scale * _value(known, grid.metric.name) for known in references]
+    means = [scale * cell.sample.mean for cell in clean_cells]
+    means += [scale * _value(reference, grid.metric.name) for reference in references]
     span = (max(means) - min(means)) or 0.05 * abs(means[0]) or 1.0
     if _is_few(grid):
-        ends = [scale * value for cell in clean for value in cell.values.values()]
+        ends = [scale * value for cell in clean_cells for value in cell.values.values()]
     else:
-        ends = [scale * e for c in clean for e in (c.sample.low, c.sample.high) if math.isfinite(e)]
+        ends = [
+            scale * e
+            for c in clean_cells
+            for e in (c.sample.low, c.sample.high)
+            if math.isfinite(e)
+        ]
     low = max(min([*means, *ends]), min(means) - 0.6 * span) - 0.06 * span
     high = min(max([*means, *ends]), max(means) + 0.6 * span) + 0.06 * span
     if grid.metric.unit == "%":
@@ -278,16 +289,16 @@ def _limits(grid: Grid, references: Sequence[Reference]) -> tuple[float, float]:
 
 
 def _draw_references(axis: Axes, references: Sequence[Reference], scale: float, name: str) -> None:
-    for known in references:
-        y = scale * _value(known, name)
+    for reference in references:
+        y = scale * _value(reference, name)
         axis.axhline(y, color=style.INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
-        star = _published(known)
-        star.set_data([known.batch], [y])
+        star = _published(reference)
+        star.set_data([reference.batch], [y])
         star.set_zorder(6)
         axis.add_line(star)
 
 
-def _published(known: Reference) -> Line2D:
+def _published(reference: Reference) -> Line2D:
     return Line2D(
         [],
         [],
@@ -296,12 +307,12 @@ def _published(known: Reference) -> Line2D:
         markerfacecolor="none",
         markeredgecolor=style.INK,
         linestyle="none",
-        label=f"published ({labels.norm(known.norm)})",
+        label=f"published ({labels.norm(reference.norm)})",
     )
 
 
-def _value(known: Reference, name: str) -> float:
-    return known.test_err if name.endswith("err") else 1.0 - known.test_err
+def _value(reference: Reference, name: str) -> float:
+    return reference.test_err if name.endswith("err") else 1.0 - reference.test_err
 
 
 def _is_few(grid: Grid) -> bool:

@@ -38,14 +38,14 @@ def draw(study: Study) -> list[style.Drawing]:
     """
     values = over_sizes(study)
     modes = {mode: values[values["mode"] == mode] for mode in ("training", "inference")}
-    found = {mode: bands(part, "value", "size") for mode, part in modes.items()}
+    mode_bands = {mode: bands(part, "value", "size") for mode, part in modes.items()}
     runs = {mode: singles(part, "value", "size") for mode, part in modes.items()}
-    if not found["training"]:
+    if not mode_bands["training"]:
         return []
-    columns = [c for c in study.columns if any(key[1] == c for key in found["training"])]
+    columns = [c for c in study.columns if any(key[1] == c for key in mode_bands["training"])]
     parts = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
     return [
-        _drawing(study, found, runs, part, f"-{number}" if len(parts) > 1 else "")
+        _drawing(study, mode_bands, runs, part, f"-{number}" if len(parts) > 1 else "")
         for number, part in enumerate(parts, start=1)
     ]
 
@@ -57,41 +57,41 @@ def over_sizes(study: Study) -> pd.DataFrame:
         Columns ``run``, ``row``, ``column``, ``mode``, ``size``, and ``value``: the mean absolute
         difference of logits from those in the largest mini-batch.
     """
-    last, measured = last_measured(study, _DIFFERENCE.match)
-    lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
+    epochs, columns = last_measured(study, _DIFFERENCE.match)
+    lines = epochs.melt(["run", "row", "column"], columns, "name", "value").dropna(subset="value")
     lines = lines.drop(columns="name").join(lines["name"].str.extract(_DIFFERENCE))
     return lines.assign(size=lines["size"].astype(float))
 
 
 def _drawing(
     study: Study,
-    found: dict[str, dict[tuple[Any, Any], Band]],
+    mode_bands: dict[str, dict[tuple[Any, Any], Band]],
     runs: dict[str, Singles],
     columns: list[Any],
     number: str,
 ) -> style.Drawing:
-    rows = [row for row in study.rows if any(key[0] == row for key in found["training"])]
-    varying = {key for key, band in found["inference"].items() if np.any(band.mean > 0)}
+    rows = [row for row in study.rows if any(key[0] == row for key in mode_bands["training"])]
+    varying_keys = {key for key, band in mode_bands["inference"].items() if np.any(band.mean > 0)}
     wide = len(columns) > 1
     width = style.page() if wide else style.column()
     titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
     titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
     handles = style.row_handles(study, rows)
-    if varying:
+    if varying_keys:
         for dashes, label in (("-", "training mode"), (style.DOTTED, "inference mode")):
             handles.append(style.handle(style.Look(style.INK, "", dashes), label, marker=False))
-    named = [str(handle.get_label()) for handle in handles]
-    height = 2.0 + style.legend_height(named, width, 8) + style.more_lines(titles)
+    names = [str(handle.get_label()) for handle in handles]
+    height = 2.0 + style.legend_height(names, width, 8) + style.more_lines(titles)
     figure, grid = style.new(width, height, 1, len(columns), sharex=True, sharey=True)
     points = []
-    sizes = sorted({float(x) for band in found["training"].values() for x in band.x})
+    sizes = sorted({float(x) for band in mode_bands["training"].values() for x in band.x})
     for axis, column, title in zip(grid.ravel(), columns, titles, strict=True):
         for row in rows:
             key = (row, column)
-            for mode, drawn in (("training", found["training"]), ("inference", varying)):
-                if key in drawn:
-                    few = runs[mode].get(key, [])
-                    points += _line(axis, study, key, found[mode][key], mode, few)
+            for mode, keys in (("training", mode_bands["training"]), ("inference", varying_keys)):
+                if key in keys:
+                    single_runs = runs[mode].get(key, [])
+                    points += _line(axis, study, key, mode_bands[mode][key], mode, single_runs)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_locator(FixedLocator(sizes))
         axis.xaxis.set_minor_locator(NullLocator())
@@ -104,15 +104,15 @@ def _drawing(
             axis.set_title(title)
     grid.ravel()[0].set_ylabel("Mean difference of logits")
     style.legend(figure, handles, 8, study.legend_title)
-    none = [study.row(row) for row in rows if all(
-        not np.any(band.mean > 0) for key, band in found["training"].items() if key[0] == row
+    exact_rows = [study.row(row) for row in rows if all(
+        not np.any(band.mean > 0) for key, band in mode_bands["training"].items() if key[0] == row
     )]  # fmt: skip
-    exact = f" {', '.join(none)}: exactly 0." if none else ""
+    note = f" {', '.join(exact_rows)}: exactly 0." if exact_rows else ""
     return style.Drawing(
         f"batch-dependence{number}",
         "Change of an image's logits when the rest of its mini-batch changes, in the last epoch "
         f"measured: {study.heading}. Mean absolute difference from the logits in the largest "
-        f"mini-batch, on validation images. {around(found.values(), runs.values())}{exact}",
+        f"mini-batch, on validation images. {around(mode_bands.values(), runs.values())}{note}",
         figure,
         points,
         wide=wide,

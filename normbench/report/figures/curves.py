@@ -83,12 +83,12 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     """
     log, second = shown.curve == "log", shown.in_training
     curves = joined(study)
-    found = bands(curves, shown.column, x, log=log)
-    thin = bands(curves, second.column, x, log=log) if second else {}
-    how = _How(shown, x, found, thin, singles(curves, shown.column, x))
-    present = {row for row, _ in found}
-    rows = [row for row in study.rows if row in present]
-    columns = [c for c in study.columns if any(column == c for _, column in found)]
+    curve_bands = bands(curves, shown.column, x, log=log)
+    training_bands = bands(curves, second.column, x, log=log) if second else {}
+    how = _How(shown, x, curve_bands, training_bands, singles(curves, shown.column, x))
+    band_rows = {row for row, _ in curve_bands}
+    rows = [row for row in study.rows if row in band_rows]
+    columns = [c for c in study.columns if any(column == c for _, column in curve_bands)]
     by_row = len(rows) >= style.MANY  # many rows in one panel would be indistinguishable
     panels = rows if by_row else columns
     count = max(len(panels), 1)
@@ -100,39 +100,39 @@ def draw(study: Study, shown: Metric, x: str = "epoch") -> style.Drawing:
     height = ((1.35 if by_row else 1.75) + style.more_lines(titles)) * tall + 0.5
     lines = columns if by_row else rows
     handles = _handles(study, lines, second is not None, by_row)
-    named = [str(handle.get_label()) for handle in handles]
-    height += max(0.0, style.legend_height(named, width, 8) - 0.4)
+    names = [str(handle.get_label()) for handle in handles]
+    height += max(0.0, style.legend_height(names, width, 8) - 0.4)
     figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
     axes = grid.ravel()[: len(panels)]
     points = []
     for axis, panel, title in zip(axes, panels, titles, strict=True):
         for place, line in enumerate(lines):
             key = (panel, line) if by_row else (line, panel)
-            if key in found:
+            if key in curve_bands:
                 points += _series(axis, study, key, how, _look(study, line, lines, by_row), place)
         if title:
             axis.set_title(title)
         axis.set_xlabel(_X[x][0])
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    ends = {float(band.x[place]) * _X[x][1] for band in found.values() for place in (0, -1)}
+    ends = {float(band.x[place]) * _X[x][1] for band in curve_bands.values() for place in (0, -1)}
     if len(ends) == 1:
         middle = ends.pop()
         axes[0].set_xlim(0.5 * middle, 1.5 * middle)  # applies to all panels, which share the axis
         axes[0].xaxis.set_major_locator(FixedLocator([middle]))
-    _scale(axes, [*found.values(), *thin.values()], shown, log)
-    cut = bool(len(axes)) and shown.worst is not None and axes[0].get_ylim()[0] > 0
-    said = style.outer(grid, len(panels), cut=cut)
-    for axis in said.left:
+    _scale(axes, [*curve_bands.values(), *training_bands.values()], shown, log)
+    is_cut = bool(len(axes)) and shown.worst is not None and axes[0].get_ylim()[0] > 0
+    outer = style.outer(grid, len(panels), cut=is_cut)
+    for axis in outer.left:
         axis.set_ylabel(style.wrap(headed(shown.axis), 1.3 if by_row else _LABEL, size=8))
     title = labels.factor(study.column_factor) if by_row else study.legend_title
     style.legend(figure, handles, 8, title)
-    what = headed(shown.label)
-    what += " on validation (solid or dashed) and training (dotted) images" if second else ""
+    subject = headed(shown.label)
+    subject += " on validation (solid or dashed) and training (dotted) images" if second else ""
     return style.Drawing(
         f"{shown.slug}-curves",
-        f"{what} against {_X[x][0].lower()}: {study.heading}. "
-        f"{around([found], [how.singles], log=log)} A diverged run counts until it diverges."
-        f"{said.caption}",
+        f"{subject} against {_X[x][0].lower()}: {study.heading}. "
+        f"{around([curve_bands], [how.singles], log=log)} A diverged run counts until it diverges."
+        f"{outer.caption}",
         figure,
         points,
         wide=count > 1,
@@ -162,7 +162,7 @@ def _series(
     axis: Axes, study: Study, key: tuple[Any, Any], how: _How, look: style.Look, place: int
 ) -> list[style.Point]:
     """Draw a curve, the ``place``-th of its panel; return its points for the page."""
-    band, thin = how.found[key], how.thin.get(key)
+    band, training_band = how.found[key], how.thin.get(key)
     factor, scale = _X[how.x][1], how.shown.scale
     low = np.maximum(band.low, how.shown.low) * scale
     high = np.minimum(band.high, how.shown.high) * scale
@@ -174,33 +174,39 @@ def _series(
     else:
         style.spread(axis, band.x * factor, low, high, look.color, runs)
     axis.plot(band.x * factor, band.mean * scale, linestyle=look.dashes, **line, **markers)
-    if thin is not None:
+    if training_band is not None:
         line |= {"linewidth": 0.8}
-        line |= {**markers, "markerfacecolor": "none"} if len(thin.x) == 1 else {}
-        axis.plot(thin.x * factor, thin.mean * scale, linestyle=style.DOTTED, **line)
-    picked = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
-    named = f"{study.cell(key)}, {how.x.replace('_', ' ')}"
+        line |= {**markers, "markerfacecolor": "none"} if len(training_band.x) == 1 else {}
+        axis.plot(
+            training_band.x * factor, training_band.mean * scale, linestyle=style.DOTTED, **line
+        )
+    places = np.unique(np.linspace(0, len(band.x) - 1, _HOVERED).round().astype(int))
+    prefix = f"{study.cell(key)}, {how.x.replace('_', ' ')}"
     points = []
-    for place in picked:
+    for place in places:
         x, mean = float(band.x[place]), float(band.mean[place])
         half = float(band.high[place] - band.low[place]) / 2
-        text = f"{named} {x:g}: {how.shown.around(mean, half)} {how.shown.unit}".rstrip()
+        text = f"{prefix} {x:g}: {how.shown.around(mean, half)} {how.shown.unit}".rstrip()
         points.append(style.Point(axis, x * factor, mean * scale, text, key))
     return points
 
 
-def _scale(axes: Any, drawn: Sequence[Band], shown: Metric, log: bool) -> None:
+def _scale(axes: Any, curve_bands: Sequence[Band], metric: Metric, log: bool) -> None:
     """Set the y range from the means; for accuracies, from the later part of the curves."""
-    if not drawn or not (log or shown.worst):  # only an accuracy has a worst value
+    if not curve_bands or not (log or metric.worst):  # only an accuracy has a worst value
         return
-    means = np.concatenate([band.mean for band in drawn]) * shown.scale
+    means = np.concatenate([band.mean for band in curve_bands]) * metric.scale
     if log:
         low, high = means.min() / 1.25, means.max() * 1.25
     else:
-        start = _LATE * max(band.x.max() for band in drawn)
-        late = np.concatenate([band.mean[band.x >= start] for band in drawn]) * shown.scale
-        last = min(band.mean[-1] for band in drawn if band.x[-1] >= start) * shown.scale
-        low, high = min(np.quantile(late, 0.05), last), late.max()
+        start = _LATE * max(band.x.max() for band in curve_bands)
+        late_means = (
+            np.concatenate([band.mean[band.x >= start] for band in curve_bands]) * metric.scale
+        )
+        lowest_end = (
+            min(band.mean[-1] for band in curve_bands if band.x[-1] >= start) * metric.scale
+        )
+        low, high = min(np.quantile(late_means, 0.05), lowest_end), late_means.max()
         # Extend the range by half below, for the early epochs and the worst curves.
         span = high - low
         low, high = max(low - 0.5 * span, 0.0), min(high + 0.06 * span, 101.0)

@@ -38,17 +38,19 @@ def draw(study: Study) -> list[style.Drawing]:
     """
     values = over_depth(study)
     parts = {quantity: values[values["quantity"] == quantity] for quantity in DRAWN}
-    found = {q: bands(part, "value", "depth", log=True) for q, part in parts.items()}
+    quantity_bands = {q: bands(part, "value", "depth", log=True) for q, part in parts.items()}
     runs = {q: singles(part, "value", "depth") for q, part in parts.items()}
-    found = {quantity: drawn for quantity, drawn in found.items() if drawn}
-    if not found:
+    quantity_bands = {
+        quantity: cell_bands for quantity, cell_bands in quantity_bands.items() if cell_bands
+    }
+    if not quantity_bands:
         return []
-    keys = {key for drawn in found.values() for key in drawn}
+    keys = {key for cell_bands in quantity_bands.values() for key in cell_bands}
     columns = [column for column in study.columns if any(key[1] == column for key in keys)]
     rows = [row for row in study.rows if any(key[0] == row for key in keys)]
     pages = [columns[start : start + PANELS] for start in range(0, len(columns), PANELS)]
     return [
-        _drawing(study, found, runs, rows, page, f"-{number}" if len(pages) > 1 else "")
+        _drawing(study, quantity_bands, runs, rows, page, f"-{number}" if len(pages) > 1 else "")
         for number, page in enumerate(pages, start=1)
     ]
 
@@ -60,8 +62,8 @@ def over_depth(study: Study) -> pd.DataFrame:
         Columns ``run``, ``row``, ``column``, ``depth``, ``quantity``, ``value``: the mean over the
         layers if a run has several at one depth.
     """
-    last, measured = last_measured(study, _SHIFT.match)
-    lines = last.melt(["run", "row", "column"], measured, "name", "value").dropna(subset="value")
+    epochs, columns = last_measured(study, _SHIFT.match)
+    lines = epochs.melt(["run", "row", "column"], columns, "name", "value").dropna(subset="value")
     parts = lines["name"].str.extract(_SHIFT)
     lines = lines.drop(columns="name").join(parts)
     depths = lines[lines["quantity"] == "depth"].rename(columns={"value": "depth"})
@@ -73,7 +75,7 @@ def over_depth(study: Study) -> pd.DataFrame:
 
 def _drawing(
     study: Study,
-    found: dict[str, dict[tuple[Any, Any], Band]],
+    quantity_bands: dict[str, dict[tuple[Any, Any], Band]],
     runs: dict[str, Singles],
     rows: list[Any],
     columns: list[Any],
@@ -84,21 +86,28 @@ def _drawing(
     width = style.page() if wide else style.column()
     titles = [f"{labels.factor(study.column_factor)} {study.column(c)}" for c in columns]
     titles = style.wrapped(titles, width / len(columns) - 0.45, size=7.5)
-    height = 1.7 * len(found) + 0.35 + style.legend_height(names, width, 8)
+    height = 1.7 * len(quantity_bands) + 0.35 + style.legend_height(names, width, 8)
     height += style.more_lines(titles)
-    figure, grid = style.new(width, height, len(found), len(columns), sharex=True, sharey="row")
+    figure, grid = style.new(
+        width, height, len(quantity_bands), len(columns), sharex=True, sharey="row"
+    )
     points = []
-    for place, (quantity, drawn) in enumerate(found.items()):
+    for place, (quantity, cell_bands) in enumerate(quantity_bands.items()):
         for axis, column in zip(grid[place], columns, strict=True):
             for row in rows:
                 key = (row, column)
-                if key in drawn:
-                    few = runs[quantity].get(key, [])
-                    points += _line(axis, study, key, drawn[key], quantity, few)
+                if key in cell_bands:
+                    single_runs = runs[quantity].get(key, [])
+                    points += _line(axis, study, key, cell_bands[key], quantity, single_runs)
             axis.set_yscale("log")
-        shown = [drawn[row, column] for row in rows for column in columns if (row, column) in drawn]
-        few = [y for cell in runs[quantity].values() for _, y in cell if len(y)]
-        values = np.concatenate([*(band.mean for band in shown), *few])
+        panel_bands = [
+            cell_bands[row, column]
+            for row in rows
+            for column in columns
+            if (row, column) in cell_bands
+        ]
+        single_values = [y for cell in runs[quantity].values() for _, y in cell if len(y)]
+        values = np.concatenate([*(band.mean for band in panel_bands), *single_values])
         values = values[values > 0]
         low, high = values.min() / 1.3, values.max() * 1.3
         for axis in grid[place]:
@@ -113,15 +122,17 @@ def _drawing(
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     handles = style.row_handles(study, rows)
     style.legend(figure, handles, 8, study.legend_title)
-    absent = [study.row(row) for row in study.rows if row not in rows]
-    without = f" {', '.join(absent)}: no such statistics, or not measured." if absent else ""
+    absent_rows = [study.row(row) for row in study.rows if row not in rows]
+    absent_note = (
+        f" {', '.join(absent_rows)}: no such statistics, or not measured." if absent_rows else ""
+    )
     return style.Drawing(
         f"estimation-shift{number}",
         "Estimation shift against depth, in the last epoch measured: "
         f"{study.heading}. Distance between the mean and deviation that a layer stores for "
         "inference and those of its input in inference on training images, over the norm of the "
         "input's deviation (after Huang et al. 2022). "
-        f"{around(found.values(), runs.values(), log=True)}{without}",
+        f"{around(quantity_bands.values(), runs.values(), log=True)}{absent_note}",
         figure,
         points,
         wide=wide,

@@ -30,20 +30,20 @@ def draw(grid: Grid) -> style.Drawing:
     diverged runs read ``div.``; cells that cannot be compared are empty. The color scale ends at
     the largest difference between cells without diverged runs.
     """
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     rows = [row for row in study.rows if row != grid.baseline and _compared(grid, row)]
     values = np.full((len(rows), len(study.columns)), np.nan)
-    clean = []
+    clean_values = []
     for i, row in enumerate(rows):
         for j, column in enumerate(study.columns):
             cell = grid.get(row, column)
             if cell is not None and cell.baseline is not None and cell.baseline.n:
-                values[i, j] = cell.baseline.mean * shown.scale
+                values[i, j] = cell.baseline.mean * metric.scale
                 if not cell.diverged:
-                    clean.append(abs(values[i, j]))
-    limit = max(clean, default=0.0) or 1.0
+                    clean_values.append(abs(values[i, j]))
+    limit = max(clean_values, default=0.0) or 1.0
     width = style.column() if len(study.columns) <= 6 else style.page()
-    unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
+    unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
     names = style.wrapped([study.row(row) for row in rows], 1.1)
     ticks = style.name_ticks(
         [study.column(column) for column in study.columns],
@@ -55,18 +55,22 @@ def draw(grid: Grid) -> style.Drawing:
     height = max(0.85 + tall * len(rows) + ticks.height, 0.5 + ticks.height + _widest([legend]))
     figure, axes = style.new(width, height)
     axis = axes[0, 0]
-    colors = mpl.colormaps["BrBG" if shown.higher_is_better else "BrBG_r"]
+    colors = mpl.colormaps["BrBG" if metric.higher_is_better else "BrBG_r"]
     norm = Normalize(-limit, limit)
-    colored = np.full_like(values, np.nan)
-    neutral = np.full_like(values, np.nan)
+    colored_values = np.full_like(values, np.nan)
+    neutral_values = np.full_like(values, np.nan)
     for i, row in enumerate(rows):
         for j, column in enumerate(study.columns):
             cell = grid.get(row, column)
-            known = cell is not None and cell.baseline is not None and cell.baseline.significant
-            (colored if known else neutral)[i, j] = values[i, j]
+            is_significant = (
+                cell is not None and cell.baseline is not None and cell.baseline.significant
+            )
+            (colored_values if is_significant else neutral_values)[i, j] = values[i, j]
     edges: dict[str, Any] = {"edgecolors": style.PAPER, "linewidth": 1.0}
-    axis.pcolormesh(np.ma.masked_invalid(0 * neutral), cmap=ListedColormap([style.GRID]), **edges)
-    image = axis.pcolormesh(np.ma.masked_invalid(colored), cmap=colors, norm=norm, **edges)
+    axis.pcolormesh(
+        np.ma.masked_invalid(0 * neutral_values), cmap=ListedColormap([style.GRID]), **edges
+    )
+    image = axis.pcolormesh(np.ma.masked_invalid(colored_values), cmap=colors, norm=norm, **edges)
     points = []
     for i, row in enumerate(rows):
         for j, column in enumerate(study.columns):
@@ -86,10 +90,10 @@ def draw(grid: Grid) -> style.Drawing:
                 ha="center",
                 va="center",
                 fontsize=style.points(6),
-                color=style.INK if math.isnan(colored[i, j]) else _DARK if dark else _LIGHT,
+                color=style.INK if math.isnan(colored_values[i, j]) else _DARK if dark else _LIGHT,
             )
-            hovered = _hover(grid, row, column)
-            points.append(style.Point(axis, j + 0.5, i + 0.5, hovered, (row, column)))
+            tooltip = _hover(grid, row, column)
+            points.append(style.Point(axis, j + 0.5, i + 0.5, tooltip, (row, column)))
     axis.set_yticks(np.arange(len(rows)) + 0.5, names)
     axis.set_xticks(np.arange(len(study.columns)) + 0.5, ticks.names, rotation=ticks.rotation)
     axis.tick_params(length=0)
@@ -104,8 +108,8 @@ def draw(grid: Grid) -> style.Drawing:
     bar.outline.set_visible(False)
     bar.set_label(legend)
     return style.Drawing(
-        f"{shown.slug}-heatmap",
-        f"{shown.label}, difference from {study.in_words(grid.baseline)}{unit}: {study.heading}. "
+        f"{metric.slug}-heatmap",
+        f"{metric.label}, difference from {study.in_words(grid.baseline)}{unit}: {study.heading}. "
         "Green-blue is better, brown worse, p < 0.05 after Holm's correction (*). Grey: not "
         "significant, or not tested; div.: with diverged runs.",
         figure,
@@ -132,13 +136,13 @@ def _digits(limit: float) -> int:
 
 def _hover(grid: Grid, row: object, column: object) -> str:
     cell = grid.cells[row, column]
-    found, shown = cell.baseline, grid.metric
-    assert found is not None
+    difference, metric = cell.baseline, grid.metric
+    assert difference is not None
     text = f"{grid.study.row(row)} − {grid.study.in_words(grid.baseline)}"
     if grid.study.column_factor:
         text += f" at {grid.study.column(column)}"
-    text += f": {shown.difference(found)}"
-    text += f" {shown.difference_unit}".rstrip()
-    if found.tested:
-        text += f", p = {found.p:.3g}, corrected {found.p_corrected:.3g}"
+    text += f": {metric.difference(difference)}"
+    text += f" {metric.difference_unit}".rstrip()
+    if difference.tested:
+        text += f", p = {difference.p:.3g}, corrected {difference.p_corrected:.3g}"
     return text

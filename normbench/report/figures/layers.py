@@ -70,19 +70,19 @@ def draw(study: Study) -> list[style.Drawing]:
     color scale is logarithmic; all panels share one scale.
     """
     curves = joined(study)
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    columns_by_quantity: dict[tuple[str, str], dict[str, str]] = {}
     for column in curves.columns:
         match = _LAYER.match(column)
         if match and curves[column].notna().any():
-            elsewhere = _ELSEWHERE.get(match["probe"])
-            if elsewhere is None or not elsewhere.fullmatch(match["quantity"]):
-                names = found.setdefault((match["probe"], match["quantity"]), {})
+            pattern = _ELSEWHERE.get(match["probe"])
+            if pattern is None or not pattern.fullmatch(match["quantity"]):
+                names = columns_by_quantity.setdefault((match["probe"], match["quantity"]), {})
                 names[match["layer"]] = column
-    known = [key for key in _KNOWN if key in found]
+    known_keys = [key for key in _KNOWN if key in columns_by_quantity]
     drawings = []
-    for key in [*known, *(key for key in found if key not in known)]:
-        if len(found[key]) > 1:
-            drawings += _drawings(study, curves, key, found[key])
+    for key in [*known_keys, *(key for key in columns_by_quantity if key not in known_keys)]:
+        if len(columns_by_quantity[key]) > 1:
+            drawings += _drawings(study, curves, key, columns_by_quantity[key])
     return drawings
 
 
@@ -92,19 +92,21 @@ def _drawings(
     """Draw one quantity, in several figures if there are too many panels for one."""
     quantity = _quantity(curves, key, columns)
     grids = _grids(curves, quantity, columns)
-    drawn = [value for values, _ in grids.values() for value in values.ravel()]
-    norm, under = _scale(np.array(drawn)[np.isfinite(drawn)], quantity)
+    all_values = [value for values, _ in grids.values() for value in values.ravel()]
+    norm, is_cut = _scale(np.array(all_values)[np.isfinite(all_values)], quantity)
     rows = [row for row in study.rows if any((row, c) in grids for c in study.columns)]
-    shown = [column for column in study.columns if any((row, column) in grids for row in rows)]
-    if len(shown) == 1:  # panels side by side
+    study_columns = [
+        column for column in study.columns if any((row, column) in grids for row in rows)
+    ]
+    if len(study_columns) == 1:  # panels side by side
         lines: list[list[Key]] = [
-            [(row, shown[0]) for row in rows[start : start + _WIDE]]
+            [(row, study_columns[0]) for row in rows[start : start + _WIDE]]
             for start in range(0, len(rows), _WIDE)
         ]
     else:
         lines = [
-            [(row, column) for column in shown[start : start + _WIDE]]
-            for start in range(0, len(shown), _WIDE)
+            [(row, column) for column in study_columns[start : start + _WIDE]]
+            for start in range(0, len(study_columns), _WIDE)
             for row in rows
         ]
     parts = [lines[start : start + _TALL] for start in range(0, len(lines), _TALL)]
@@ -115,7 +117,7 @@ def _drawings(
             list(columns),
             {key: grids[key] for line in part for key in line if key in grids},
             part,
-            (norm, under),
+            (norm, is_cut),
             f"-{number}" if len(parts) > 1 else "",
         )
         for number, part in enumerate(parts, start=1)
@@ -135,11 +137,11 @@ def _grids(
     curves: pd.DataFrame, quantity: _Quantity, columns: dict[str, str]
 ) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
     """Return for each row and column the means over seeds, (layers, epochs), and the epochs."""
-    wanted = list(columns.values())
-    values = curves[["row", "column", "epoch", *wanted]].dropna(subset=wanted, how="all")
+    names = list(columns.values())
+    values = curves[["row", "column", "epoch", *names]].dropna(subset=names, how="all")
     if quantity.log:
-        values[wanted] = np.log(values[wanted].where(values[wanted] > 0))
-    means = values.groupby(["row", "column", "epoch"], sort=True)[wanted].mean()
+        values[names] = np.log(values[names].where(values[names] > 0))
+    means = values.groupby(["row", "column", "epoch"], sort=True)[names].mean()
     grids = {}
     for key, part in means.groupby(level=["row", "column"], sort=False):
         table = part.to_numpy(float).T
@@ -150,8 +152,8 @@ def _grids(
     return grids
 
 
-def _plain(raw: Any) -> Any:
-    return raw.item() if hasattr(raw, "item") else raw
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
 
 
 def _scale(values: np.ndarray, quantity: _Quantity) -> tuple[Normalize, bool]:
@@ -209,8 +211,8 @@ def _drawing(
     bar.outline.set_visible(False)  # pyright: ignore
     bar.set_label(style.wrap(quantity.label, 0.9 * height, size=7.5))
     if quantity.log:
-        short = scale[0].vmax < 50 * scale[0].vmin  # pyright: ignore
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
+        is_short = scale[0].vmax < 50 * scale[0].vmin  # pyright: ignore
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
     mean = "geometric mean" if quantity.log else "mean"
@@ -270,7 +272,7 @@ def _points(
     epochs: np.ndarray,
 ) -> list[style.Point]:
     title = _title(study, key)
-    named = np.unique(np.linspace(0, len(epochs) - 1, _HOVERED).round().astype(int))
+    places = np.unique(np.linspace(0, len(epochs) - 1, _HOVERED).round().astype(int))
     return [
         style.Point(
             axis,
@@ -280,6 +282,6 @@ def _points(
             key,
         )
         for layer in range(len(layers))
-        for place in named
+        for place in places
         if np.isfinite(values[layer, place])
     ]

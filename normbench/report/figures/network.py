@@ -79,8 +79,8 @@ def check_file(path: str | Path) -> Path:
     """
     file = Path(path)
     if file.suffix.lower() not in KINDS:
-        near = nearest(file.suffix.lower(), KINDS) if file.suffix else None
-        hint = f": did you mean {near!r}?" if near else ""
+        suffix = nearest(file.suffix.lower(), KINDS) if file.suffix else None
+        hint = f": did you mean {suffix!r}?" if suffix else ""
         raise UserError(f"--plot {str(path)!r} must end in {', '.join(KINDS)}{hint}")
     if not file.parent.is_dir():
         raise UserError(f"--plot {str(path)!r}: there is no folder {str(file.parent)!r}")
@@ -115,14 +115,14 @@ def draw(network: Network) -> Figure:
     on the right. Each kind of normalization has a color and is labeled with its place; layers with
     a weight parametrization also have a color.
     """
-    arranged = arrange(network.layers)
+    block_rows = arrange(network.layers)
     colors = norm_styles(network.layers, OTHERS, COLOURS)
-    widths = [_widths(row) for row in arranged]
+    widths = [_widths(row) for row in block_rows]
     inner = max(sum(columns) + _GAP * len(columns) for columns in widths)
     legend = _legend(network, colors)
     top = 0.62 + 0.2 * len(legend)
     width = _TITLE + 2 * _GAP + inner + _SAYS
-    lanes = [_lanes(row) for row in arranged]
+    lanes = [_lanes(row) for row in block_rows]
     heights = [edges[-1] + 2 * _PAD for edges in lanes]
     height = top + sum(heights) + _BETWEEN * len(heights)
     figure = Figure(figsize=(width, height))
@@ -132,18 +132,18 @@ def draw(network: Network) -> Figure:
     _head(axes, network, legend)
     y = top
     end: tuple[float, float] | None = None
-    for row, columns, edges, tall in zip(arranged, widths, lanes, heights, strict=True):
+    for row, columns, edges, tall in zip(block_rows, widths, lanes, heights, strict=True):
         axes.add_patch(_box(0.08, y, width - 0.16, tall, _SHADE, "none", 0.08))
         middles = [y + _PAD + (above + below) / 2 for above, below in pairwise(edges)]
         places = _places(row, columns, middles)
-        begin = (_TITLE, middles[0])
+        start = (_TITLE, middles[0])
         if end is not None and not row.origins:
             middle = y - _BETWEEN / 2
             right = _TITLE + _GAP + inner + 0.12
-            turns = [end, (right, end[1]), (right, middle), (begin[0], middle), begin]
+            turns = [end, (right, end[1]), (right, middle), (start[0], middle), start]
             _line(axes, turns, arrow=False, color="#a9abb0")
         for wire in row.wires:
-            _wire(axes, row, places, wire, begin, middles)
+            _wire(axes, row, places, wire, start, middles)
         for cell, place in zip(row.cells, places, strict=True):
             _cell(axes, cell.layer, place, colors)
         _words(axes, row, y, tall, width)
@@ -154,10 +154,10 @@ def draw(network: Network) -> Figure:
 
 def _lanes(row: Row) -> list[float]:
     """Return the edges of the lanes, starting with the upper edge of the first."""
-    full = {cell.lane for cell in row.cells}
+    cell_lanes = {cell.lane for cell in row.cells}
     edges = [0.0]
     for lane in range(row.lanes):
-        edges.append(edges[-1] + (_LANE if lane in full else _WIRES))
+        edges.append(edges[-1] + (_LANE if lane in cell_lanes else _WIRES))
     return edges
 
 
@@ -178,13 +178,13 @@ def _width(layer: LayerCost) -> float:
 
 
 def _places(row: Row, columns: Sequence[float], middles: Sequence[float]) -> list[_Place]:
-    left, x = [], _TITLE + _GAP
+    left_edges, x = [], _TITLE + _GAP
     for width in columns:
-        left.append(x)
+        left_edges.append(x)
         x += width + _GAP
     return [
         _Place(
-            left[cell.column] + columns[cell.column] / 2,
+            left_edges[cell.column] + columns[cell.column] / 2,
             middles[cell.lane],
             _width(cell.layer),
         )
@@ -197,13 +197,13 @@ def _wire(
     row: Row,
     places: Sequence[_Place],
     wire: Wire,
-    begin: tuple[float, float],
+    start: tuple[float, float],
     middles: Sequence[float],
 ) -> None:
     """Draw the path of a tensor: along its lane, then into the goal from the left or below."""
     goal, lane = places[wire.goal], middles[wire.lane]
     if wire.source is None:
-        turns = [begin, (begin[0], lane)]
+        turns = [start, (start[0], lane)]
     else:
         source = places[wire.source]
         turns = [(source.x + source.width / 2, source.y)]
@@ -251,9 +251,9 @@ def _cell(axes: Any, layer: LayerCost, place: _Place, colors: Mapping[str, str])
         fill = edge = colors[layer.kind]
     elif not layer.multiply_adds:
         fill, edge = "#e6e7ea", "none"
-    left, top = place.x - place.width / 2, place.y - _HEIGHT / 2
-    axes.add_patch(_box(left, top, place.width, _HEIGHT, fill, edge, 0.05))
-    dark = sum(part * of for part, of in zip(to_rgb(fill), (0.30, 0.59, 0.11), strict=True)) < 0.6
+    x, y = place.x - place.width / 2, place.y - _HEIGHT / 2
+    axes.add_patch(_box(x, y, place.width, _HEIGHT, fill, edge, 0.05))
+    dark = sum(part * w for part, w in zip(to_rgb(fill), (0.30, 0.59, 0.11), strict=True)) < 0.6
     lines = [
         style.wrap(printable(line), place.width + _GAP, 1, 6.5)
         for line in _label(layer).split("\n")
@@ -334,8 +334,8 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
     for index, (text, color) in enumerate(legend):
         y = 0.64 + 0.2 * index
         axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, color, color, 0.03))
-        shown = style.wrap(printable(text), right - 0.6, 1, 7.5)
-        _text(axes, 0.48, y, shown, 7.5, style.INK, align="left")
+        label = style.wrap(printable(text), right - 0.6, 1, 7.5)
+        _text(axes, 0.48, y, label, 7.5, style.INK, align="left")
 
 
 def _legend(network: Network, colors: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -457,14 +457,14 @@ def arrange(layers: Sequence[LayerCost]) -> list[Row]:
     rows: list[Row] = []
     for index, (name, members) in enumerate(blocks):
         names = {layer.name for layer in members}
-        outside = {home[name] for layer in members for name in layer.inputs if name not in names}
+        origins = {home[name] for layer in members for name in layer.inputs if name not in names}
         row = _row(members)
         row = Row(
             (name,) if name else (),
             row.cells,
             row.wires,
-            tuple(blocks[at][0] or blocks[at][1][-1].name for at in sorted(outside))
-            if outside - {index - 1}
+            tuple(blocks[at][0] or blocks[at][1][-1].name for at in sorted(origins))
+            if origins - {index - 1}
             else (),
         )
         if rows and name and _alike(rows[-1], row):
@@ -481,35 +481,35 @@ def _blocks(layers: Sequence[LayerCost]) -> list[tuple[str, list[LayerCost]]]:
     """
 
     def name_of(layer: LayerCost) -> str:
-        found = _BLOCK.match(layer.name)
-        return found[1] if found else layer.name
+        match = _BLOCK.match(layer.name)
+        return match[1] if match else layer.name
 
     blocks: list[tuple[str, list[LayerCost]]] = []
-    single = [layer for layer in layers if not layer.inputs]
-    for name, grouped in groupby((layer for layer in layers if layer.inputs), name_of):
-        members = list(grouped)
+    single_layers = [layer for layer in layers if not layer.inputs]
+    for name, group in groupby((layer for layer in layers if layer.inputs), name_of):
+        members = list(group)
         if len(members) == 1:
-            single += members
-        elif any(layer.parameters for layer in single):
-            blocks += [("", single), (name, members)]
-            single = []
+            single_layers += members
+        elif any(layer.parameters for layer in single_layers):
+            blocks += [("", single_layers), (name, members)]
+            single_layers = []
         else:
-            blocks.append((name, single + members))
-            single = []
-    return [*blocks, ("", single)] if single else blocks
+            blocks.append((name, single_layers + members))
+            single_layers = []
+    return [*blocks, ("", single_layers)] if single_layers else blocks
 
 
 def _row(layers: Sequence[LayerCost]) -> Row:
     cells: list[PlacedLayer] = []
     at: dict[str, int] = {}
-    goes_on: set[str] = set()  # layers whose lane a later layer has taken over
+    predecessors: set[str] = set()  # layers whose lane a later layer has taken over
     lanes = 0
     for layer in layers:
-        inside = [name for name in layer.inputs if name in at]
-        column = 1 + max((cells[at[name]].column for name in inside), default=-1)
-        if inside and inside[0] not in goes_on:
-            lane = cells[at[inside[0]]].lane
-            goes_on.add(inside[0])
+        inputs = [name for name in layer.inputs if name in at]
+        column = 1 + max((cells[at[name]].column for name in inputs), default=-1)
+        if inputs and inputs[0] not in predecessors:
+            lane = cells[at[inputs[0]]].lane
+            predecessors.add(inputs[0])
         else:
             lane, lanes = lanes, lanes + 1
         at[layer.name] = len(cells)

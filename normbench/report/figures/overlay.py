@@ -48,16 +48,16 @@ def draw(pair: Pair) -> style.Drawing:
     return style.Drawing("curves", caption, figure, wide=True)
 
 
-def _line(axis: Axes, curve: dict[str, np.ndarray], shown: Metric, look: style.Look) -> None:
+def _line(axis: Axes, curve: dict[str, np.ndarray], curve_metric: Metric, look: style.Look) -> None:
     for metric, dashes, width in (
-        (shown, look.dashes, 1.2),
-        (shown.in_training, style.DOTTED, 0.9),
+        (curve_metric, look.dashes, 1.2),
+        (curve_metric.in_training, style.DOTTED, 0.9),
     ):
         column = metric.column if metric is not None else ""
         if column in curve and np.isfinite(curve[column].astype(float)).any():
             axis.plot(
                 curve["epoch"].astype(float),
-                curve[column].astype(float) * shown.scale,
+                curve[column].astype(float) * curve_metric.scale,
                 color=look.color,
                 linestyle=dashes,
                 linewidth=width,

@@ -35,23 +35,23 @@ def draw(study: Study) -> list[style.Drawing]:
     evenly spread over depth. The list is empty if no run has the probe ``activations``.
     """
     curves = joined(study)
-    found = [
+    medians = [
         (column, match)
         for column in curves.columns
         if (match := _MEDIAN.match(column)) and curves[column].notna().any()
     ]
-    layers = list(dict.fromkeys(match["layer"] for _, match in found))
+    layers = list(dict.fromkeys(match["layer"] for _, match in medians))
     spread = np.linspace(0, len(layers) - 1, min(_LAYERS, len(layers))).round().astype(int)
-    drawn = {layers[place] for place in spread}
+    selection = {layers[place] for place in spread}
     return [
         _drawing(study, curves, column.removesuffix("50"), match, len(layers))
-        for column, match in found
-        if match["layer"] in drawn
+        for column, match in medians
+        if match["layer"] in selection
     ]
 
 
 def _drawing(
-    study: Study, curves: Any, prefix: str, match: re.Match[str], measured: int
+    study: Study, curves: Any, prefix: str, match: re.Match[str], layer_count: int
 ) -> style.Drawing:
     low, middle, high = (bands(curves, f"{prefix}{at}", "step") for at in (15, 50, 85))
     order = [(row, column) for column in study.columns for row in study.rows]
@@ -60,8 +60,8 @@ def _drawing(
     tall = -(-len(cells) // wide)
     width = style.column() if len(cells) <= 2 else style.page()
     titles = [_title(study, key) for key in cells]
-    shown = style.wrapped(titles, width / wide - 0.45, size=7.5)
-    height = (1.7 + style.more_lines(shown)) * tall + 0.3
+    wrapped_titles = style.wrapped(titles, width / wide - 0.45, size=7.5)
+    height = (1.7 + style.more_lines(wrapped_titles)) * tall + 0.3
     figure, grid = style.new(width, height, tall, wide, sharex=True, sharey=True)
     points = []
     for place, (axis, key) in enumerate(zip(grid.ravel(), cells, strict=False)):
@@ -73,30 +73,30 @@ def _drawing(
         for band, weight in ((low[key], 0.6), (middle[key], 1.3), (high[key], 0.6)):
             axis.plot(x, band.mean, color=look.color, linewidth=weight)
         title = titles[place]
-        axis.set_title(shown[place])
+        axis.set_title(wrapped_titles[place])
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if place % wide == 0:
             axis.set_ylabel("Input")
         if place + wide >= len(cells):
             axis.set_xlabel("Step")
             axis.tick_params(labelbottom=True)
-        last = [float(band.mean[-1]) for band in (low[key], middle[key], high[key])]
-        text = f"{title}, step {x[-1]:g}: {last[0]:.3g} / {last[1]:.3g} / {last[2]:.3g}"
-        points.append(style.Point(axis, float(x[-1]), last[1], text, key))
+        ends = [float(band.mean[-1]) for band in (low[key], middle[key], high[key])]
+        text = f"{title}, step {x[-1]:g}: {ends[0]:.3g} / {ends[1]:.3g} / {ends[2]:.3g}"
+        points.append(style.Point(axis, float(x[-1]), ends[1], text, key))
     for axis in grid.ravel()[len(cells) :]:
         axis.set_visible(False)
     unit = match["unit"]
-    others = (
-        f" Of {measured} layers measured, {_LAYERS} are drawn, from the first to the last; the "
+    note = (
+        f" Of {layer_count} layers measured, {_LAYERS} are drawn, from the first to the last; the "
         "exported curves have all."
-        if measured > _LAYERS
+        if layer_count > _LAYERS
         else ""
     )
-    whose = f"unit {unit} of {match['layer']}" if unit else f"all units of {match['layer']}"
+    units = f"unit {unit} of {match['layer']}" if unit else f"all units of {match['layer']}"
     return style.Drawing(
         re.sub(r"[^a-z0-9]+", "-", f"percentiles-{match['layer']}-{unit or 'all'}".lower()),
-        f"15th, 50th and 85th percentiles of the input of {whose} against steps: {study.heading}. "
-        f"On validation images in inference mode; mean over seeds.{others}",
+        f"15th, 50th and 85th percentiles of the input of {units} against steps: {study.heading}. "
+        f"On validation images in inference mode; mean over seeds.{note}",
         figure,
         points,
         wide=len(cells) > 2,

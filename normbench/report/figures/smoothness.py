@@ -54,9 +54,11 @@ def draw(study: Study) -> list[style.Drawing]:
     curves = joined(study)
     names = {name for panel in PANELS for name in (panel.low, panel.high)}
     names = {name for name in names if f"{_PREFIX}{name}" in curves.columns}
-    found = {name: bands(curves, f"{_PREFIX}{name}", "step", log=True) for name in sorted(names)}
-    few = {key for name in names for key in singles(curves, f"{_PREFIX}{name}", "step")}
-    keys = {key for drawn in found.values() for key in drawn}
+    name_bands = {
+        name: bands(curves, f"{_PREFIX}{name}", "step", log=True) for name in sorted(names)
+    }
+    single_cells = {key for name in names for key in singles(curves, f"{_PREFIX}{name}", "step")}
+    keys = {key for cell_bands in name_bands.values() for key in cell_bands}
     rows = [row for row in study.rows if any(key[0] == row for key in keys)]
     columns = [column for column in study.columns if any(key[1] == column for key in keys)]
     parts = [
@@ -65,35 +67,37 @@ def draw(study: Study) -> list[style.Drawing]:
         for j in range(0, len(columns), _TALL)
     ]
     return [
-        _drawing(study, found, few, *part, f"-{number}" if len(parts) > 1 else "")
+        _drawing(study, name_bands, single_cells, *part, f"-{number}" if len(parts) > 1 else "")
         for number, part in enumerate(parts, start=1)
     ]
 
 
 def _drawing(
     study: Study,
-    found: dict[str, dict[Key, Band]],
-    few: set[Key],
+    name_bands: dict[str, dict[Key, Band]],
+    single_cells: set[Key],
     rows: list[Any],
     columns: list[Any],
     number: str,
 ) -> style.Drawing:
-    keys = {key for drawn in found.values() for key in drawn}
+    keys = {key for cell_bands in name_bands.values() for key in cell_bands}
     height = 1.65 * len(columns) + 0.3
     height += style.legend_height([study.row(row) for row in rows], style.page(), 8)
     figure, grid = style.new(style.page(), height, len(columns), len(PANELS), sharex="row")
     points = []
     for index, panel in enumerate(PANELS):
-        shown = []
+        curves = []
         for line, column in enumerate(columns):
             axis = grid[line][index]
             for row in rows:
                 key = (row, column)
-                if all(key in found.get(name, {}) for name in (panel.low, panel.high)):
-                    low, high = _shared(found[panel.low][key], found[panel.high][key])
-                    shown += [low.mean, high.mean]
-                    points += _series(axis, study, key, panel, low, high, rim=key not in few)
-        _ranges([line[index] for line in grid], shown)
+                if all(key in name_bands.get(name, {}) for name in (panel.low, panel.high)):
+                    low, high = _shared(name_bands[panel.low][key], name_bands[panel.high][key])
+                    curves += [low.mean, high.mean]
+                    points += _series(
+                        axis, study, key, panel, low, high, rim=key not in single_cells
+                    )
+        _ranges([line[index] for line in grid], curves)
         grid[0][index].set_title(panel.label)
     for line, column in enumerate(columns):
         if study.column_factor:
@@ -109,8 +113,8 @@ def _drawing(
         "the gradient of a training mini-batch, and effective β-smoothness, the largest change of "
         f"the gradient over the distance moved, against steps of training: {study.heading}. As in "
         "figure 4 of Santurkar et al. 2018. Geometric means over seeds"
-        + (", paler: 95 % t intervals of the logarithm." if keys - few else ".")
-        + (f" Cells with up to {FEW} runs have no interval." if few else ""),
+        + (", paler: 95 % t intervals of the logarithm." if keys - single_cells else ".")
+        + (f" Cells with up to {FEW} runs have no interval." if single_cells else ""),
         figure,
         points,
         wide=True,
@@ -119,8 +123,8 @@ def _drawing(
 
 def _shared(low: Band, high: Band) -> tuple[Band, Band]:
     """Return both bands, restricted to the steps that both have."""
-    both = np.intersect1d(low.x, high.x)
-    masks = [np.isin(band.x, both) for band in (low, high)]
+    steps = np.intersect1d(low.x, high.x)
+    masks = [np.isin(band.x, steps) for band in (low, high)]
     first, second = (
         Band(*(values[places] for values in band))
         for band, places in zip((low, high), masks, strict=True)
@@ -154,9 +158,9 @@ def _series(
                 linewidth=0.8,
                 **markers,
             )
-    picked = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
+    places = np.unique(np.linspace(0, len(low.x) - 1, _HOVERED).round().astype(int))
     points = []
-    for place in picked:
+    for place in places:
         x, least, most = (float(v[place]) for v in (low.x, low.mean, high.mean))
         values = f"{least:.3g}" if panel.low == panel.high else f"{least:.3g} to {most:.3g}"
         text = f"{study.cell(key)}, step {x:g}: {panel.label.lower()} {values}"
@@ -164,9 +168,9 @@ def _series(
     return points
 
 
-def _ranges(axes: list[Axes], shown: list[np.ndarray]) -> None:
+def _ranges(axes: list[Axes], curves: list[np.ndarray]) -> None:
     """Set one logarithmic range for a quantity in all columns of the study."""
-    values = np.concatenate(shown) if shown else np.array([])
+    values = np.concatenate(curves) if curves else np.array([])
     values = values[np.isfinite(values) & (values > 0)]
     for axis in axes:
         axis.set_yscale("log")

@@ -183,17 +183,17 @@ def _scale() -> float:
     return _venue.size / _SIZE
 
 
-def _settings(chosen: Venue) -> Any:
+def _settings(target_venue: Venue) -> Any:
     """Return Matplotlib's settings for a venue."""
-    scale = chosen.size / _SIZE
-    scaled = {name: scale * value for name, value in _SCALED.items()}
-    return {**_RC, **scaled, "font.family": [_family(chosen)]}
+    scale = target_venue.size / _SIZE
+    sizes = {name: scale * value for name, value in _SCALED.items()}
+    return {**_RC, **sizes, "font.family": [_family(target_venue)]}
 
 
 @functools.lru_cache(maxsize=len(VENUES))
-def _family(chosen: Venue) -> str:
+def _family(target_venue: Venue) -> str:
     """Return the first of a venue's font families that is installed."""
-    return next(family for family in chosen.fonts if family in _entries())
+    return next(family for family in target_venue.fonts if family in _entries())
 
 
 P = ParamSpec("P")
@@ -261,11 +261,11 @@ class Drawing:
         """
         settings = _settings(self.venue)
         with mpl.rc_context(settings):  # finding texts creates ticks, in the current style
-            found = [text for text in self.figure.findobj(Text) if isinstance(text, Text)]
-        for text in found:
+            texts = [text for text in self.figure.findobj(Text) if isinstance(text, Text)]
+        for text in texts:
             if families := _further_fonts(text.get_text(), _family(self.venue)):
                 text.set_fontfamily([_family(self.venue), *families])
-        return found
+        return texts
 
     def settle(self) -> None:
         """Compute the layout once, so that it is the same in every file and on the page."""
@@ -296,9 +296,9 @@ class Drawing:
     def svg(self) -> str:
         """Return the figure as an SVG document."""
         if not self._svg:
-            raw = StringIO()
-            self._save(raw, format="svg", metadata={"Date": None})
-            self._svg = raw.getvalue()
+            buffer = StringIO()
+            self._save(buffer, format="svg", metadata={"Date": None})
+            self._svg = buffer.getvalue()
         return self._svg
 
     def write(self, path: Path, dpi: int = 300) -> None:
@@ -319,11 +319,11 @@ class Drawing:
         """Return the positions of the points in the figure."""
         self.settle()
         width, height = self.figure.get_size_inches() * self.figure.dpi
-        found = []
+        hits = []
         for point in self.points:
             x, y = point.axes.transData.transform((point.x, point.y))
-            found.append(Hit(x / width, 1 - y / height, point.text, point.key))
-        return found
+            hits.append(Hit(x / width, 1 - y / height, point.text, point.key))
+        return hits
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -345,13 +345,15 @@ def lacking(drawings: Iterable[Drawing]) -> str:
         for text in drawing.texts
         for letter in text.get_text()
     }
-    found = {
-        letter for letter, own in letters if not _is_in(letter, own) and not _fonts_with(letter)
+    boxes = {
+        letter
+        for letter, family in letters
+        if not _is_in(letter, family) and not _fonts_with(letter)
     }
-    if not found:
+    if not boxes:
         return ""
-    shown = " ".join(sorted(found))
-    return f"figures show boxes for {shown}: no installed font has these characters"
+    listing = " ".join(sorted(boxes))
+    return f"figures show boxes for {listing}: no installed font has these characters"
 
 
 def _thicken(artists: Iterable[Any], scale: float) -> None:
@@ -368,16 +370,16 @@ def _thicken(artists: Iterable[Any], scale: float) -> None:
 @functools.lru_cache(maxsize=4096)
 def _further_fonts(text: str, family: str) -> tuple[str, ...]:
     """Return the installed font families that have the characters of a text ``family`` lacks."""
-    found: list[str] = []
-    wanted = {c for c in text if not _is_in(c, family)}
-    while wanted:
-        offered = Counter(family for c in sorted(wanted) for family in _fonts_with(c))
-        if not offered:
+    families: list[str] = []
+    letters = {c for c in text if not _is_in(c, family)}
+    while letters:
+        counts = Counter(family for c in sorted(letters) for family in _fonts_with(c))
+        if not counts:
             break
-        best = max(offered, key=lambda family: (offered[family], "sans" in family.lower()))
-        found.append(best)
-        wanted = {c for c in wanted if best not in _fonts_with(c)}
-    return tuple(found)
+        best = max(counts, key=lambda family: (counts[family], "sans" in family.lower()))
+        families.append(best)
+        letters = {c for c in letters if best not in _fonts_with(c)}
+    return tuple(families)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -397,13 +399,13 @@ def _fonts_with(character: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=1)
 def _entries() -> dict[str, FontEntry]:
     """Return the upright regular font of each installed family, by name."""
-    found: dict[str, FontEntry] = {}
+    entries: dict[str, FontEntry] = {}
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
         if entry.style == "normal" and entry.name != "Last Resort High-Efficiency":
-            known = found.get(entry.name)
-            if known is None or _heaviness(entry) < _heaviness(known):
-                found[entry.name] = entry
-    return found
+            other_entry = entries.get(entry.name)
+            if other_entry is None or _heaviness(entry) < _heaviness(other_entry):
+                entries[entry.name] = entry
+    return entries
 
 
 def _heaviness(entry: FontEntry) -> int:
@@ -444,30 +446,31 @@ def look(factor: str, value: Any, values: Sequence[Any] = ()) -> Look:
 @functools.lru_cache(maxsize=256)
 def _looks(factor: str, names: tuple[str, ...]) -> dict[str, Look]:
     """Return the look of each name; no two share both marker and dashes."""
-    found: dict[str, Look] = {}
-    taken: set[tuple[str, Any]] = set()
+    looks: dict[str, Look] = {}
+    pairs: set[tuple[str, Any]] = set()
     for name in names:
-        own = _look(factor, name)
-        first = MARKERS.index(own.marker)
+        default = _look(factor, name)
+        first = MARKERS.index(default.marker)
         markers = MARKERS[first:] + MARKERS[:first]
-        free = [
-            Look(own.color, marker, dashes)
+        options = [
+            Look(default.color, marker, dashes)
             for marker in markers
-            for dashes in (own.dashes, *DASHES)
-            if (marker, dashes) not in taken
+            for dashes in (default.dashes, *DASHES)
+            if (marker, dashes) not in pairs
         ]
-        found[name] = free[0] if free else own  # with more than 48 names some must look alike
-        taken.add((found[name].marker, found[name].dashes))
-    return found
+        # With more than 48 names some must look alike.
+        looks[name] = options[0] if options else default
+        pairs.add((looks[name].marker, looks[name].dashes))
+    return looks
 
 
 def _look(factor: str, name: str) -> Look:
     """Return the look of a single name; norms of one color have different dashes."""
-    known = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
-    if factor == "norm" and known is not None and known.color:
-        family = [key for key, norm in labels.NORMS.items() if norm.color == known.color]
+    entry = labels.NORMS.get(name) or labels.UNNORMALIZED.get(name)
+    if factor == "norm" and entry is not None and entry.color:
+        family = [key for key, norm in labels.NORMS.items() if norm.color == entry.color]
         place = family.index(name) if name in family else len(family)
-        return Look(PALETTE[known.color], known.marker, DASHES[place % len(DASHES)])
+        return Look(PALETTE[entry.color], entry.marker, DASHES[place % len(DASHES)])
     number = zlib.crc32(name.encode())
     color = COLOURS[number % len(COLOURS)]
     marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
@@ -547,7 +550,7 @@ def outer(axes: Any, count: int, *, cut: bool = False) -> Outer:
         cut: Whether to mark the vertical axis as not starting at 0.
     """
     wide = axes.shape[1]
-    left, caption = [], ""
+    left_axes, caption = [], ""
     for place, axis in enumerate(axes.ravel()):
         axis.set_visible(place < count)
         if place >= count:
@@ -557,10 +560,10 @@ def outer(axes: Any, count: int, *, cut: bool = False) -> Outer:
         if not below:
             axis.set_xlabel("")
         if place % wide == 0:
-            left.append(axis)
+            left_axes.append(axis)
             if cut:
                 caption = mark_cut(axis)
-    return Outer(left, caption)
+    return Outer(left_axes, caption)
 
 
 def spread(
@@ -574,18 +577,20 @@ def spread(
     """Draw the spread around a mean curve: a band, or a thin line for each run if there are few."""
     if singles:
         lines = [np.column_stack(line) for line in singles]
-        thin = LineCollection(lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run")
-        axes.add_collection(thin, autolim=False)
+        collection = LineCollection(
+            lines, colors=to_rgba(color, 0.45), linewidths=0.4, label="_run"
+        )
+        axes.add_collection(collection, autolim=False)
         axes.update_datalim(np.concatenate(lines))
     else:
         # fill_between() would recompute the limits of all panels that share an axis for each band.
-        known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
-        parts = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+        places = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+        parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
         below, above = np.column_stack([x, low]), np.column_stack([x, high])
         shapes = [np.concatenate([below[part], above[part[::-1]]]) for part in parts if len(part)]
         face = to_rgba(color, 0.15)
         axes.add_collection(PolyCollection(shapes, facecolor=face, linewidth=0), autolim=False)
-        axes.update_datalim(np.concatenate([below[known], above[known]]))
+        axes.update_datalim(np.concatenate([below[places], above[places]]))
 
 
 def text_width(text: str, size: float = 7.0) -> float:
@@ -620,14 +625,14 @@ def wrapped(
         lines: Maximum number of lines per name.
         size: Font size, in points.
     """
-    most = max(map(len, names), default=0)
+    length = max(map(len, names), default=0)
     while True:
-        short = labels.shortened(names, most)
-        found = [_wrap(name, inches, size) for name in short]
-        if most <= 8 or all(len(name) <= lines for name in found):
-            return ["\n".join(name) for name in found]
-        too_many = max(map(len, found))
-        most = max(8, min(most - 1, int(most * (lines + 0.5) / too_many)))
+        short_names = labels.shortened(names, length)
+        wrapped_names = [_wrap(name, inches, size) for name in short_names]
+        if length <= 8 or all(len(name) <= lines for name in wrapped_names):
+            return ["\n".join(name) for name in wrapped_names]
+        too_many = max(map(len, wrapped_names))
+        length = max(8, min(length - 1, int(length * (lines + 0.5) / too_many)))
 
 
 def wrap(text: str, inches: float, lines: int = LINES, size: float = 7.0) -> str:
@@ -669,16 +674,16 @@ class NameTicks(NamedTuple):
 
 def name_ticks(names: Sequence[str], inches: float) -> NameTicks:
     """Fit names below an axis with ``inches`` for each; ``height`` excludes the first line."""
-    short = [name for name in names if text_width(name) <= inches]
-    if len(short) == len(names):
+    short_names = [name for name in names if text_width(name) <= inches]
+    if len(short_names) == len(names):
         return NameTicks(list(names), 0.0, 0.0)
     words = [word for name in names for word in re.split(r"\s+", name)]
     level = wrapped(names, inches)
     if max(map(text_width, words)) <= inches and "…" not in "".join(level):
         return NameTicks(level, 0.0, more_lines(level))
-    turned = wrapped(names, 1.2, max(1, min(LINES, int(inches / LINE))))
-    height = max(text_width(line) for name in turned for line in name.split("\n"))
-    return NameTicks(turned, 90.0, height)
+    turned_names = wrapped(names, 1.2, max(1, min(LINES, int(inches / LINE))))
+    height = max(text_width(line) for name in turned_names for line in name.split("\n"))
+    return NameTicks(turned_names, 90.0, height)
 
 
 def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = "") -> None:
@@ -697,9 +702,9 @@ def legend(figure: Figure, handles: Sequence[Any], width: int = 4, title: str = 
 
 def handle(look: Look, label: str, *, line: bool = True, marker: bool = True) -> Line2D:
     """Return a legend entry."""
-    drawn = mark(look) if marker else {}
+    options = mark(look) if marker else {}
     return Line2D(
-        [], [], color=look.color, linestyle=look.dashes if line else "none", label=label, **drawn
+        [], [], color=look.color, linestyle=look.dashes if line else "none", label=label, **options
     )
 
 
@@ -710,8 +715,8 @@ def row_handles(study: Study, rows: Sequence[Any]) -> list[Line2D]:
 
 def plain_log(axis: Any, low: float, high: float) -> None:
     """Label a logarithmic axis with plain numbers: decades, plus 2 and 5 in a short range."""
-    short = high < 50 * low
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,)))
+    is_short = high < 50 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -725,8 +730,8 @@ def legend_height(names: Sequence[str], inches: float = 0.0, width: int = 4) -> 
         width: Maximum number of columns of the legend.
     """
     inches = inches or column()
-    columns, shown = _legend_layout(names, inches, width)
-    rows = [shown[first : first + columns] for first in range(0, len(shown), columns)]
+    columns, legend_names = _legend_layout(names, inches, width)
+    rows = [legend_names[first : first + columns] for first in range(0, len(legend_names), columns)]
     return 0.08 + sum(0.16 + more_lines(row) for row in rows)
 
 
@@ -735,8 +740,8 @@ def _legend_layout(names: Sequence[str], inches: float, width: int) -> tuple[int
     widths = [text_width(name) + _HANDLE for name in names]
     for lines in range(1, len(names) + 1):
         columns = -(-len(names) // lines)
-        needed = sum(max(widths[first::columns]) + _SPACE for first in range(columns)) - _SPACE
-        if columns <= width and needed <= inches:
+        total = sum(max(widths[first::columns]) + _SPACE for first in range(columns)) - _SPACE
+        if columns <= width and total <= inches:
             return columns, list(names)
     return 1, wrapped(names, inches - _HANDLE - _SPACE)
 
@@ -753,7 +758,7 @@ def save(drawing: Drawing, folder: Path, kinds: Sequence[str]) -> list[Path]:
     letters, so that it looks the same everywhere; a PDF has searchable text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{drawing.slug}.{kind}" for kind in kinds]
-    for path in written:
+    files = [folder / f"{drawing.slug}.{kind}" for kind in kinds]
+    for path in files:
         drawing.write(path)
-    return written
+    return files

@@ -19,8 +19,8 @@ def figures(grid: Grid) -> list[style.Drawing]:
     """Draw the metric against training time, and throughput, if they were measured."""
     drawings = []
     seconds = build(grid.study, METRICS["train_seconds"])
-    timed = any(cell.sample.n for cell in seconds.cells.values())
-    if timed and grid.metric.name != "train_seconds":
+    has_times = any(cell.sample.n for cell in seconds.cells.values())
+    if has_times and grid.metric.name != "train_seconds":
         drawings.append(draw(grid, seconds))
     if grid.study.runs["images_per_s"].notna().any() and grid.metric.name != "images_per_s":
         throughput = build(grid.study, METRICS["images_per_s"])
@@ -36,7 +36,7 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         grid: The metric.
         seconds: ``train_seconds`` of the same study.
     """
-    study, shown = grid.study, grid.metric
+    study, metric = grid.study, grid.metric
     figure, axes = style.new(
         style.column(), 2.4 + style.legend_height([study.row(row) for row in study.rows])
     )
@@ -45,18 +45,18 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     for row in study.rows:
         look = style.look(study.row_factor, row, study.rows)
         pairs = [_pair(grid, seconds, row, column) for column in study.columns]
-        known = [pair for pair in pairs if pair is not None]
-        if not known:
+        complete_pairs = [pair for pair in pairs if pair is not None]
+        if not complete_pairs:
             continue
-        x = [time.sample.mean for _, time in known]
-        y = [cell.sample.mean * shown.scale for cell, _ in known]
+        x = [time.sample.mean for _, time in complete_pairs]
+        y = [cell.sample.mean * metric.scale for cell, _ in complete_pairs]
         if study.numeric_columns:
             axis.plot(x, y, color=look.color, linewidth=0.7, alpha=0.5)
         axis.errorbar(
             x,
             y,
-            xerr=_bars([time.sample for _, time in known]),
-            yerr=shown.scale * _bars([cell.sample for cell, _ in known]),
+            xerr=_bars([time.sample for _, time in complete_pairs]),
+            yerr=metric.scale * _bars([cell.sample for cell, _ in complete_pairs]),
             color=look.color,
             linestyle="none",
             elinewidth=0.6,
@@ -65,11 +65,11 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
         handles.append(style.handle(look, study.row(row), line=False))
         times += x
         heights += y
-        for (cell, time), across, up in zip(known, x, y, strict=True):
+        for (cell, time), across, up in zip(complete_pairs, x, y, strict=True):
             text = f"{batch.hover(grid, cell)}, {time.sample.mean:.1f} s of training"
             points.append(style.Point(axis, across, up, text, (row, cell.column)))
-        if study.column_factor and len(known) > 1:
-            names = labels.shortened([study.column(cell.column) for cell, _ in known], 14)
+        if study.column_factor and len(complete_pairs) > 1:
+            names = labels.shortened([study.column(cell.column) for cell, _ in complete_pairs], 14)
             ends += [(x[i], y[i], names[i], look.color, 3.0 if i == 0 else -7.5) for i in (0, -1)]
     if times and max(times) > 4 * min(times):
         axis.set_xscale("log")
@@ -80,22 +80,22 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
     if heights and min(heights) >= 0 and axis.get_ylim()[0] < 0:
         axis.set_ylim(bottom=0)
     _label(axis, ends)
-    is_cut = shown.unit == "%" and bool(heights) and axis.get_ylim()[0] > 0
-    cut = style.mark_cut(axis) if is_cut else ""
+    is_cut = metric.unit == "%" and bool(heights) and axis.get_ylim()[0] > 0
+    cut_note = style.mark_cut(axis) if is_cut else ""
     axis.set_xlabel("Training time (s)")
-    axis.set_ylabel(shown.axis)
+    axis.set_ylabel(metric.axis)
     style.legend(figure, handles, title=study.legend_title)
-    joined = study.column_factor and study.numeric_columns
-    factor = labels.factor(study.column_factor).lower() if joined else ""
+    is_joined = study.column_factor and study.numeric_columns
+    factor = labels.factor(study.column_factor).lower() if is_joined else ""
     order = (
         f" Points are joined in order of {factor}; the ends are labeled if there is room."
         if factor
         else ""
     )
     return style.Drawing(
-        f"{shown.slug}-by-time",
-        f"{shown.label} against training time, evaluation left out: {study.heading}. Bars: 95 % t "
-        f"intervals.{order} Cells with diverged runs are left out.{cut}",
+        f"{metric.slug}-by-time",
+        f"{metric.label} against training time, evaluation left out: {study.heading}. Bars: 95 % t "
+        f"intervals.{order} Cells with diverged runs are left out.{cut_note}",
         figure,
         points,
     )
@@ -104,12 +104,12 @@ def draw(grid: Grid, seconds: Grid) -> style.Drawing:
 def _label(axis: Axes, ends: list[tuple[float, float, str, str, float]]) -> None:
     """Write the column next to the ends of each row, unless labels would overlap."""
     axis.autoscale_view()
-    taken: list[tuple[float, float]] = []
+    places: list[tuple[float, float]] = []
     for x, y, text, color, lift in ends:
         across, up = axis.transData.transform((x, y))
-        if any(abs(across - a) < 16 and abs(up - b) < 9 for a, b in taken):
+        if any(abs(across - a) < 16 and abs(up - b) < 9 for a, b in places):
             continue
-        taken.append((across, up))
+        places.append((across, up))
         axis.annotate(
             text,
             (x, y),

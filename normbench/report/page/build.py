@@ -97,9 +97,9 @@ def build(
     )
 
 
-def _names(found: Sequence[Section]) -> Names:
+def _names(sections: Sequence[Section]) -> Names:
     names = Names({}, {}, {}, {})
-    for i, section in enumerate(found):
+    for i, section in enumerate(sections):
         for j, (key, cell) in enumerate(section.grid.cells.items()):
             name = f"c{i}-{j}"
             names.by_key[i, key[0], key[1]] = name
@@ -110,7 +110,7 @@ def _names(found: Sequence[Section]) -> Names:
             if study.column_factor:
                 factor = labels.factor(study.column_factor).lower()
                 where += f", {factor} {study.column(cell.column)}"
-            names.titles[name] = where + (f" ({study.title})" if len(found) > 1 else "")
+            names.titles[name] = where + (f" ({study.title})" if len(sections) > 1 else "")
     return names
 
 
@@ -169,49 +169,51 @@ def _table(table: Table, href: str) -> dict[str, Any]:
 
 def _runs(frames: Frames, names: Names, out: Path) -> dict[str, Any]:
     """Return the list of runs, sorted by cell; the first run of a cell has the cell's id."""
-    listed = run_list(frames)
+    listing = run_list(frames)
     order = {name: place for place, name in enumerate(names.titles)}
     rows = []
-    seen: set[str] = set()
+    seen_cells: set[str] = set()
     paths = dict(zip(frames.runs["name"], frames.runs["path"], strict=True))
-    keyed = [(names.of_run.get(row[0].text, ""), row) for row in listed.rows]
-    for cell, row in sorted(keyed, key=lambda pair: order.get(pair[0], len(order))):
+    pairs = [(names.of_run.get(row[0].text, ""), row) for row in listing.rows]
+    for cell, row in sorted(pairs, key=lambda pair: order.get(pair[0], len(order))):
         folder = os.path.relpath(paths[row[0].text], out)
         rows.append(
             {
                 "cell": cell,
-                "id": cell if cell and cell not in seen else "",
+                "id": cell if cell and cell not in seen_cells else "",
                 "name": row[0].text,
                 "href": quote(Path(folder).as_posix()),
                 "entries": row[1:],
             }
         )
-        seen.add(cell)
-    table = _table(listed, "tables/runs")
-    return {"headers": listed.headers, "rows": rows, "numeric": table["numeric"]}
+        seen_cells.add(cell)
+    table = _table(listing, "tables/runs")
+    return {"headers": listing.headers, "rows": rows, "numeric": table["numeric"]}
 
 
 def _details(frames: Frames, names: Names) -> dict[str, Any]:
     """Return the details of each run, which the page shows on demand."""
     runs = frames.runs
-    varying = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) > 1]
-    columns = [*varying, "commit", "host", "started", "ended", "signature", "weights_sha256"]
+    varying_keys = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) > 1]
+    columns = [*varying_keys, "commit", "host", "started", "ended", "signature", "weights_sha256"]
     columns += [c for c in ("diverged_epoch", "error_type", "error_message") if c in runs]
-    found = {}
+    details = {}
     for record in runs.to_dict("records"):
         facts = {c: labels.plain(record[c]) for c in columns if c in record and _known(record[c])}
-        found[record["name"]] = {
+        details[record["name"]] = {
             "facts": facts,
             "command": shlex.join(json.loads(record["command"])),
         }
-    return {"runs": found, "cells": names.titles}
+    return {"runs": details, "cells": names.titles}
 
 
 def _common(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the config keys that all runs share."""
-    shared = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) == 1]
+    shared_keys = [c for c in runs.columns if is_config(c) and runs[c].nunique(dropna=False) == 1]
     return [
-        (labels.plain(c), labels.plain(runs[c].iloc[0])) for c in shared if _known(runs[c].iloc[0])
+        (labels.plain(c), labels.plain(runs[c].iloc[0]))
+        for c in shared_keys
+        if _known(runs[c].iloc[0])
     ]
 
 

@@ -86,13 +86,13 @@
       return;
     }
     button.setAttribute("aria-expanded", "true");
-    const known = details.runs[row.dataset.run];
+    const run = details.runs[row.dataset.run];
     const box = document.createElement("tr");
     box.className = "detail";
     const data = box.insertCell();
     data.colSpan = row.cells.length;
     const facts = document.createElement("dl");
-    for (const [key, value] of Object.entries({ ...known.facts, command: known.command })) {
+    for (const [key, value] of Object.entries({ ...run.facts, command: run.command })) {
       const term = document.createElement("dt");
       const text = document.createElement("dd");
       term.textContent = key;

@@ -52,7 +52,7 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    text = _COLORS.sub(lambda found: f"var({_VARIABLES[found[0].lower()]})", text)
+    text = _COLORS.sub(lambda match: f"var({_VARIABLES[match[0].lower()]})", text)
     width, height = _size(text)
     head = (
         f'<svg class="figure" viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -72,7 +72,7 @@ def inline(drawing: style.Drawing, prefix: str, target: Callable[[Any], str]) ->
 
 
 def _size(text: str) -> tuple[float, float]:
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    if found is None:
+    match = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    if match is None:
         raise ValueError("Matplotlib wrote an SVG without a viewBox")
-    return float(found[1]), float(found[2])
+    return float(match[1]), float(match[2])
