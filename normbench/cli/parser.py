@@ -90,6 +90,9 @@ class Parser(argparse.ArgumentParser):
             if group is not None and "explain" in names:
                 hint = f": `normbench explain {group}` lists the choices of {group}="
             message = f"unknown command {name!r}{hint} (allowed: {', '.join(names)})"
+        missing = re.match(r"the following arguments are required: (.*)", message)
+        if missing:
+            message = f"{missing[1]} {'are' if ',' in missing[1] else 'is'} required"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

@@ -5,6 +5,7 @@ A new venue is one entry.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from normbench.errors import UserError, unknown
@@ -27,6 +28,8 @@ class Venue:
         formats: Default formats of figures. The page of a report always includes the SVG.
         columns: Number of text columns in the venue's template; 0 if tables need not fit.
         text: Font size of the template's text in points, for tables.
+        tallest: Height in inches that a taller figure is reduced to, by at most a quarter, so that
+            its panels stay readable.
     """
 
     column: float
@@ -36,6 +39,7 @@ class Venue:
     formats: tuple[str, ...] = ("png", "svg")
     columns: int = 0
     text: float = 10.0
+    tallest: float = math.inf
 
 
 _TIMES = ("STIXGeneral",)  # Times-like, and ships with Matplotlib
@@ -55,7 +59,8 @@ VENUES = {
     # "Nature: formatting guide", figures: 89 mm and 183 mm wide, sans-serif letters of 5 to 7 pt.
     "nature": Venue(89 * _MM, 183 * _MM, 7.0, _SANS, FORMATS, columns=2),
     # A slide of 13.33 × 7.5 in (16:9) with margins: one wide figure, or two narrow ones.
-    "slides": Venue(6.2, 12.6, 14.0),
+    # The title of a slide leaves about 6.3 in for a figure.
+    "slides": Venue(6.2, 12.6, 14.0, tallest=6.3),
 }
 """The venues, by the name given to ``--style``."""
 

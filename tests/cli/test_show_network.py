@@ -61,7 +61,7 @@ def test_overrides_may_follow_options(capsys, tmp_path):
         ([*NETWORK, "norm.bfn.groups=3"], "does not divide"),
         (["a", "b"], "show takes one run, got a, b"),
         (["a", "--plot", "x.png"], "--plot is for a network"),
-        ([], "the following arguments are required"),
+        ([], "RUN|KEY=VALUE is required"),
     ],
 )
 def test_user_error_is_one_line_with_exit_code_2(command, message, capsys, tmp_path, monkeypatch):

@@ -28,6 +28,15 @@ def grid_of_seven(tmp_path_factory: pytest.TempPathFactory, synth: SimpleNamespa
     return build(study, METRICS["test_acc"], "bn")
 
 
+@pytest.mark.parametrize(
+    ("inches", "drawn"), [(3.0, 5.6), (4.0, 6.3), (6.0, 8.4)], ids=["fits", "reduced", "too tall"]
+)
+def test_panels_shrink_by_up_to_a_quarter_to_fit_a_slide(inches: float, drawn: float) -> None:
+    with style.made_for(VENUES["slides"]):
+        figure, _ = style.new(style.page(), inches)
+    assert figure.get_size_inches() == pytest.approx([12.6, drawn])
+
+
 @pytest.mark.parametrize("name", VENUES)
 def test_figures_have_the_width_of_the_venue_and_readable_text(
     name: str, grid_of_seven: Grid

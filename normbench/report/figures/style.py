@@ -2,7 +2,8 @@
 
 Figures are laid out in inches and points for the default venue, in which labels have 7.5 points;
 :func:`new` and :func:`points` scale them for the venue that :func:`made_for` sets. A figure for
-slides, with 14-point labels, is proportionally taller, and as wide as the slide.
+slides, with 14-point labels, is as wide as the slide and proportionally taller, but its panels
+shrink if it does not fit.
 
 Colors are those of Okabe & Ito (2008) and of Tol's "muted" set, both designed for color-blind
 readers. A norm has the same color and marker in every figure of every store: known names have them
@@ -479,7 +480,10 @@ def _look(factor: str, name: str) -> Look:
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
     """Return a figure and its axes in an array of ``rows`` × ``columns``."""
-    figure = Figure(figsize=(width * _scale(), height * _scale()), layout="constrained")
+    inches = height * _scale()
+    if inches > _venue.tallest:
+        inches = max(_venue.tallest, 0.75 * inches)
+    figure = Figure(figsize=(width * _scale(), inches), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
