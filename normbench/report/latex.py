@@ -1,7 +1,8 @@
-"""LaTeX tables: :func:`latex` renders a table and fits it to the columns of a venue's template."""
+"""LaTeX tables: :func:`latex` renders a table and fits it to the pages of a venue's template."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ _SIZES = (("", 1.0, 6.0), (r"\small", 0.9, 4.0), (r"\footnotesize", 0.8, 3.0))
 
 _NAMES = 0.35  # maximum width of a text column, as a fraction of the line
 _SPARE = 0.98  # fraction of the line that a table may fill, since widths are estimated
+_SPARE_LINES = 5  # lines of text that a float leaves free, for the space around the caption
+_HEAD_LINES = 2.5  # height of a tabular's rules and of the space above it, in lines
 
 
 @dataclass(frozen=True)
@@ -46,23 +49,27 @@ def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
         table: The table.
         study: The slug of its study if the report has several; becomes part of the label.
         venue: The venue whose template the table must fit. A table too wide for a column gets a
-            smaller font, then spans both columns of a page, then is split into parts.
+            smaller font, then spans both columns of a page, then is split into parts. A table too
+            high for a page continues in further floats with the same number.
     """
     label = "-".join(part for part in (study, table.slug) if part)
     layout = _fitted(table, venue) if venue.columns else _plain(table)
     kind = "table*" if layout.wide else "table"
-    packages = r" and \usepackage{graphicx}" if layout.squeezed else ""
-    lines = [rf"% needs \usepackage{{booktabs}}{packages}", rf"\begin{{{kind}}}", r"  \centering"]
-    lines += [f"  {layout.size}"] if layout.size else []
-    lines += [rf"  \setlength{{\tabcolsep}}{{{layout.gap:g}pt}}"] if layout.gap else []
-    lines += [
-        rf"  \caption{{{latex_text(table.title)}.}}",
-        rf"  \label{{tab:{_latex_label(label)}}}",
-    ]
+    lines: list[str] = []
     remarks: dict[str, str] = {}
-    for number, places in enumerate(layout.blocks):
-        lines += ["", r"  \medskip"] if number else []
-        lines += _tabular(table, layout, places, remarks)
+    for number, parts in enumerate(_floats(table, layout, venue)):
+        lines += [rf"\end{{{kind}}}", ""] if number else []
+        lines += [rf"\begin{{{kind}}}", r"  \centering"]
+        lines += [f"  {layout.size}"] if layout.size else []
+        lines += [rf"  \setlength{{\tabcolsep}}{{{layout.gap:g}pt}}"] if layout.gap else []
+        title = latex_text(table.title)
+        if number:
+            lines += [r"  \addtocounter{table}{-1}", rf"  \caption[]{{{title} (continued).}}"]
+        else:
+            lines += [rf"  \caption{{{title}.}}", rf"  \label{{tab:{_latex_label(label)}}}"]
+        for place, (columns, rows) in enumerate(parts):
+            lines += ["", r"  \medskip"] if place else []
+            lines += _tabular(table, layout, columns, rows, remarks)
     if table.notes or remarks:
         lines += ["", r"  \smallskip", r"  \begin{minipage}{\linewidth}\footnotesize"]
         lines += [f"    {latex_text(note)}" for note in table.notes]
@@ -70,15 +77,22 @@ def latex(table: Table, study: str = "", venue: Venue = VENUES[DEFAULT]) -> str:
         lines += [f"    {'; '.join(explanations)}."] if explanations else []
         lines += [r"  \end{minipage}"]
     lines += [rf"\end{{{kind}}}", ""]
+    packages = r" and \usepackage{graphicx}" if layout.squeezed else ""
+    packages += r" and \usepackage[T1]{fontenc}" if _IN_T1 & {*"".join(lines)} else ""
+    needs = [rf"% needs \usepackage{{booktabs}}{packages}"]
     if letters := _foreign(lines):
-        lines.insert(1, f"% needs XeLaTeX or LuaLaTeX and a font that has {letters}")
-    return "\n".join(lines)
+        needs.append(f"% needs XeLaTeX or LuaLaTeX and a font that has {letters}")
+    return "\n".join([*needs, *lines])
 
 
 def _tabular(
-    table: Table, layout: _Layout, places: Sequence[int], remarks: dict[str, str]
+    table: Table,
+    layout: _Layout,
+    places: Sequence[int],
+    rows: Sequence[int],
+    remarks: dict[str, str],
 ) -> list[str]:
-    """Return the lines of a tabular with some of the columns; collect remarks to explain."""
+    """Return the lines of a tabular with some columns and rows; collect remarks to explain."""
     columns = "".join(_column(table, place, layout) for place in places)
     lines = [r"  \resizebox{\linewidth}{!}{%"] if layout.squeezed else []
     lines += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
@@ -90,7 +104,7 @@ def _tabular(
         ]
     lines.append(rf"    {' & '.join(_heading(layout.headers[p]) for p in places)} \\")
     lines.append(r"    \midrule")
-    for row in table.rows:
+    for row in (table.rows[number] for number in rows):
         entries = [_latex_entry(row[p], remarks, p in layout.wrapped) for p in places]
         lines.append(rf"    {' & '.join(entries)} \\")
     lines += [r"    \bottomrule", r"  \end{tabular}" + "}" * layout.squeezed]
@@ -158,6 +172,56 @@ def _parts(places: Sequence[int], widths: Sequence[float], room: float) -> list[
     return [[place] for place in places]
 
 
+def _floats(
+    table: Table, layout: _Layout, venue: Venue
+) -> list[list[tuple[Sequence[int], Sequence[int]]]]:
+    """Distribute a table over as many floats as its height needs.
+
+    Returns:
+        For each float its parts, which are placed below each other, each as columns and rows.
+    """
+    all_rows = range(len(table.rows))
+    if not venue.columns or not all_rows:
+        return [[(columns, all_rows) for columns in layout.blocks]]
+    line = venue.page if layout.wide or venue.columns == 1 else venue.column
+    points = venue.text * next(share for size, share, _ in _SIZES if size == layout.size)
+    notes = [*table.notes, *{entry.remark for row in table.rows for entry in row if entry.remark}]
+    spare = _SPARE_LINES + _lines(table.title, line, venue.text)
+    room = venue.text_height - _inches(spare, venue.text)
+    room -= _inches(sum(_lines(note, line, 0.8 * venue.text) for note in notes), 0.8 * venue.text)
+    floats: list[list[tuple[Sequence[int], Sequence[int]]]] = [[]]
+    left = room
+    for columns in layout.blocks:
+        head = _HEAD_LINES + max(len(layout.headers[place]) for place in columns)
+        start = 0
+        while start < len(all_rows):
+            end, left = start, left - _inches(head, points)
+            while end < len(all_rows):
+                wrapped_texts = [table.rows[end][p].text for p in columns if p in layout.wrapped]
+                counts = [_lines(text, _NAMES * line, points) for text in wrapped_texts]
+                left -= _inches(max(counts, default=1), points)
+                if left < 0 and (end > start or floats[-1]):
+                    break
+                end += 1
+            if end > start:
+                floats[-1].append((columns, all_rows[start:end]))
+                start = end
+            if start < len(all_rows):
+                floats.append([])
+                left = room
+    return floats
+
+
+def _lines(text: str, width: float, points: float) -> int:
+    """Estimate the number of lines of a paragraph of ``width`` inches."""
+    return math.ceil(1.1 * text_width(text, points) / width)  # words do not fill lines
+
+
+def _inches(lines: float, points: float) -> float:
+    """Return the height of lines of text in inches."""
+    return 1.2 * points * lines / 72
+
+
 def _widths(table: Table, line: float, points: float, gap: float) -> tuple[list[float], _Layout]:
     """Estimate the width of each column in inches, for a typeface like Times.
 
@@ -207,6 +271,45 @@ def text_width(text: str, points: float) -> float:
 
 # --- entries --------------------------------------------------------------------------------------
 
+_MATH = {
+    "°": r"^{\circ}",
+    "²": "^2",
+    "³": "^3",
+    "⁸": "^8",
+    "⁻": "^{-}",
+    "ᵀ": r"^{\top}",
+    "µ": r"\mu",
+    "·": r"\cdot",
+    "≥": r"\geq",
+    "≤": r"\leq",
+    "≠": r"\neq",
+    "≈": r"\approx",
+    "→": r"\rightarrow",
+    "←": r"\leftarrow",
+    "√": r"\surd",
+    "∇": r"\nabla",
+    "∞": r"\infty",
+    "‖": r"\|",
+    "Δ": r"\Delta",
+    "Σ": r"\Sigma",
+    "α": r"\alpha",
+    "β": r"\beta",
+    "γ": r"\gamma",
+    "ε": r"\varepsilon",
+    "η": r"\eta",
+    "κ": r"\kappa",
+    "λ": r"\lambda",
+    "μ": r"\mu",
+    "ν": r"\nu",
+    "σ": r"\sigma",
+    "τ": r"\tau",
+    "χ": r"\chi",
+}
+"""Signs of metrics, keys and findings, which pdfLaTeX only sets as mathematics."""
+
+_IN_T1 = frozenset("«»ÐÞðþĄąĐđĘęĮįŊŋŲų")
+"""Letters that pdfLaTeX sets with the encoding T1 but not with its default."""
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -229,6 +332,7 @@ _LATEX = {
     "`": r"\textasciigrave{}",
     "−": "$-$",
     "…": r"\dots{}",
+    **{sign: f"${command}$" for sign, command in _MATH.items()},
     "[": "{[}",  # not an option of the line break before it
     "]": "{]}",
 }
@@ -286,6 +390,11 @@ def _latex_name(text: str, breakable: bool = False) -> str:
     return r"\allowbreak{}".join(map(latex_text, parts))
 
 
+_PUNCTUATION = "‐‑‒–—‘’“”‡•⁄€"  # beyond the Latin letters, but known to pdfLaTeX
+_LACKING = "ĦħĸĿŀŉŦŧſ"  # of the Latin letters up to U+017F
+
+
 def _foreign(lines: Sequence[str]) -> str:
     """Return the characters that pdfLaTeX cannot set, each once."""
-    return "".join(dict.fromkeys(c for c in "".join(lines) if ord(c) > 0x24F))
+    letters = (c for c in "".join(lines) if not c.isascii() and c not in _PUNCTUATION)
+    return "".join(dict.fromkeys(c for c in letters if ord(c) > 0x17F or c in _LACKING))

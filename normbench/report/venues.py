@@ -28,6 +28,7 @@ class Venue:
         formats: Default formats of figures. The page of a report always includes the SVG.
         columns: Number of text columns in the venue's template; 0 if tables need not fit.
         text: Font size of the template's text in points, for tables.
+        text_height: Height of the template's text in inches, which no table exceeds.
         tallest: Height in inches that a taller figure is reduced to, by at most a quarter, so that
             its panels stay readable.
     """
@@ -39,6 +40,7 @@ class Venue:
     formats: tuple[str, ...] = ("png", "svg")
     columns: int = 0
     text: float = 10.0
+    text_height: float = 9.0
     tallest: float = math.inf
 
 
@@ -49,13 +51,14 @@ _MM = 1 / 25.4
 VENUES = {
     # A4 or letter paper with any template: the default style of reports.
     "paper": Venue(3.4, 7.0),
-    # neurips_2024.sty: \textwidth 5.5 in, one column, \normalsize 10 pt, Times (ptm).
+    # neurips_2024.sty: \textwidth 5.5 in, \textheight 9 in, one column, \normalsize 10 pt, Times.
     "neurips": Venue(3.4, 5.5, 8.0, _TIMES, FORMATS, columns=1),
-    # icml2024.sty: \textwidth 6.75 in, \columnsep 0.25 in, so columns of 3.25 in; Times, 10 pt.
+    # icml2024.sty: \textwidth 6.75 in, \textheight 9 in, \columnsep 0.25 in, so columns of 3.25 in;
+    # Times, 10 pt.
     "icml": Venue(3.25, 6.75, 8.0, _TIMES, FORMATS, columns=2),
-    # cvpr.sty: \textwidth 6.875 in, \columnsep 0.3125 in, so columns of 3.28 in, which the
-    # instructions round to 3 1/4 in; Times, 10 pt.
-    "cvpr": Venue(3.25, 6.875, 8.0, _TIMES, FORMATS, columns=2),
+    # cvpr.sty: \textwidth 6.875 in, \textheight 8.875 in, \columnsep 0.3125 in, so columns of
+    # 3.28 in, which the instructions round to 3 1/4 in; Times, 10 pt.
+    "cvpr": Venue(3.25, 6.875, 8.0, _TIMES, FORMATS, columns=2, text_height=8.875),
     # "Nature: formatting guide", figures: 89 mm and 183 mm wide, sans-serif letters of 5 to 7 pt.
     "nature": Venue(89 * _MM, 183 * _MM, 7.0, _SANS, FORMATS, columns=2),
     # A slide of 13.33 × 7.5 in (16:9) with margins: one wide figure, or two narrow ones.

@@ -14,7 +14,7 @@ import pytest
 
 from normbench.report import load
 from normbench.report import report as commands
-from normbench.report.latex import latex, text_width
+from normbench.report.latex import latex, latex_text, text_width
 from normbench.report.sections import Request, sections
 from normbench.report.table import Table, TableEntry
 from normbench.report.venues import VENUES, Venue
@@ -113,6 +113,38 @@ def test_wide_table_is_split_and_each_part_repeats_the_row_names() -> None:
         assert tex.count(r"\label") == tex.count(r"\caption") == 1
 
 
+def test_table_higher_than_a_page_continues_with_the_same_number() -> None:
+    rows = [[TableEntry(f"Row {place}."), TableEntry("1.0", 1.0)] for place in range(150)]
+    table = Table("x", "Results", ["Norm", "Value"], rows, notes=["A note."])
+    for name in TEMPLATES:
+        floats = latex(table, venue=VENUES[name]).split(r"\begin{table}")[1:]
+        assert len(floats) > 2
+        heights = [text.count(r" \\") for text in floats]
+        assert max(heights) < VENUES[name].text_height * 72 / (1.2 * 8)
+        assert floats[0].count(r"\caption{Results.}") == floats[0].count(r"\label{tab:x}") == 1
+        for text in floats[1:]:
+            assert r"\addtocounter{table}{-1}" in text
+            assert r"\caption[]{Results (continued).}" in text
+            assert r"\label" not in text
+        assert [text.count("A note.") for text in floats] == [0] * (len(floats) - 1) + [1]
+        shown = re.findall(r"Row (\d+)\.", "".join(floats))
+        assert shown == [str(place) for place in range(150)]
+    assert latex(table).count(r"\begin{table}") == 1  # the default style knows no page
+
+
+def test_signs_of_metrics_need_no_unicode_font(tables: list[Table]) -> None:
+    assert latex_text("≥ 2, ‖∇f‖ · 10⁻⁸, λ °") == (
+        r"$\geq$ 2, $\|$$\nabla$f$\|$ $\cdot$ 10$^{-}$$^8$, $\lambda$ $^{\circ}$"
+    )
+    assert not any("XeLaTeX" in latex(table, venue=VENUES["icml"]) for table in tables)
+
+
+def test_letters_that_need_another_encoding_or_engine_are_named() -> None:
+    first, second, *_ = latex(Table("x", "«Æther» 実 – “ł”", ["a"], [])).splitlines()
+    assert first == r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"
+    assert second == "% needs XeLaTeX or LuaLaTeX and a font that has 実"
+
+
 def test_table_that_cannot_fit_is_scaled_and_names_its_packages() -> None:
     entry = TableEntry("1.0" * 60, 1.0)
     tex = latex(Table("x", "x", ["Norm", "Value"], [[TableEntry("BN"), entry]]), "", VENUES["cvpr"])
@@ -152,6 +184,7 @@ def test_tables_compile_without_overfull_lines(
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+    assert "Float too large" not in done.stdout
 
 
 def document(venue: Venue, tables: list[Table]) -> str:
@@ -162,6 +195,7 @@ def document(venue: Venue, tables: list[Table]) -> str:
         rf"\documentclass[10pt,{columns}]{{article}}",
         r"\usepackage{booktabs,graphicx,times}",
         rf"\setlength{{\textwidth}}{{{venue.page:.3f}in}}",
+        rf"\setlength{{\textheight}}{{{venue.text_height:.3f}in}}",
         rf"\setlength{{\columnsep}}{{{gap:.3f}in}}",
         r"\begin{document}",
     ]
